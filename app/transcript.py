@@ -1,0 +1,189 @@
+"""What happened in an OpenCode session, as values.
+
+    Transcript                  one session
+      session: Session          its facts: title, directory, times
+      turns:   Turn ...         one user message and the answers to it
+        messages: User | Assistant ...
+          parts: Text | Reasoning | Tool | File | Other ...
+            Tool.child: Transcript      a subagent's session, under the call that started it
+
+`parse` is the only door from JSON to these values; nothing inward of it sees OpenCode's dictionaries.
+A content field (marked so below) is None when it is absent or was withheld by the policy.
+Shapes and traps were measured on OpenCode 1.18.33.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class TranscriptError(ValueError):
+    """A snapshot that cannot be read. The message names the place and the rule, never transcript text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The facts of a session that do not change with every turn (no totals, no update time)."""
+
+    id: str
+    parent_id: str | None
+    version: str | None
+    """OpenCode's version when the session was created."""
+    created_ms: int
+    updated_ms: int
+    archived_ms: int | None
+    title: str | None
+    """Content."""
+    directory: str | None
+    """Content: where OpenCode worked. Its last element names the project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    id: str
+    text: str | None
+    """Content."""
+    synthetic: bool
+    """Written by OpenCode (an expanded file, a shell notice), not by the person."""
+    start_ms: int | None
+    end_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    id: str
+    text: str | None
+    """Content."""
+    start_ms: int | None
+    end_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    id: str
+    mime: str | None
+    """Content."""
+    name: str | None
+    """Content."""
+    size_bytes: int | None
+    """Of what a data: URL holds; None for a reference. The bytes themselves are never kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    id: str
+    call_id: str
+    name: str
+    status: str
+    """`pending`, `running`, `completed` or `error`; the last two are final."""
+    input: Json
+    """Content; None when withheld."""
+    output: str | None
+    """Content."""
+    error: str | None
+    """Content."""
+    title: str | None
+    """Content."""
+    exit_code: int | None
+    truncated: bool
+    start_ms: int | None
+    end_ms: int | None
+    child: Transcript | None
+    """The subagent's session, under the first call (in order) that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A part that leaves no content of its own (step-start, patch, compaction, agent, unknown kinds)."""
+
+    id: str
+    type: str
+
+
+Part: TypeAlias = Text | Reasoning | File | Tool | Other
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    id: str
+    index: int
+    """Position by (time.created, id) in its session, from 0: the n of `msg-<n>`."""
+    created_ms: int
+    agent: str | None
+    system: str | None
+    """Content: the caller's extra system text."""
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """As OpenCode counts: input excludes cache_read, output excludes reasoning."""
+
+    input: int
+    output: int
+    reasoning: int
+    cache_read: int
+    cache_write: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The error of an assistant message."""
+
+    name: str
+    message: str | None
+    """Content."""
+    status: int | None
+    """The provider's HTTP status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """One LLM call, or a `/shell` command (tool parts, no finish, no error: see `is_llm_call`)."""
+
+    id: str
+    index: int
+    parent_id: str
+    created_ms: int
+    completed_ms: int | None
+    agent: str | None
+    mode: str | None
+    provider_id: str
+    model_id: str
+    cost_usd: float
+    tokens: Tokens | None
+    """None when the provider reported no usage."""
+    finish: str | None
+    summary: bool
+    """A compaction's summary."""
+    failure: Failure | None
+    parts: tuple[Part, ...]
+
+
+Message: TypeAlias = User | Assistant
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One user message and the assistant messages whose parent it is, tool parts and subagents included."""
+
+    session: Session
+    id: str
+    """The user message's id, also when that message is gone."""
+    messages: tuple[Message, ...]
+    final: bool
+    """Every assistant completed or failed, every tool ended, subagents included, and at least one answer."""
+    facts_ms: int
+    """The latest time found in the turn."""
+    digest: str
+    """SHA-256 (hex) of the turn as OpenCode holds it, in canonical form: the policy-free half of the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    session: Session
+    turns: tuple[Turn, ...]
+    """In order of their first message. Copies that a fork brought along (older than the session) are left out."""
