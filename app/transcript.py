@@ -7,17 +7,19 @@
           parts: Text | Reasoning | Tool | File | Other ...
             Tool.child: Transcript      a subagent's session, under the call that started it
 
-`parse` is the only door from JSON to these values; nothing inward of it sees OpenCode's dictionaries.
+`app.parse` is the only door from JSON to these values; nothing inward of it sees OpenCode's dictionaries.
 A content field (marked so below) is None when it is absent or was withheld by the policy.
 Shapes and traps were measured on OpenCode 1.18.33.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TypeAlias
 
-Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
 
 class TranscriptError(ValueError):
@@ -187,3 +189,28 @@ class Transcript:
     session: Session
     turns: tuple[Turn, ...]
     """In order of their first message. Copies that a fork brought along (older than the session) are left out."""
+
+
+def session_digest(session: Session) -> str:
+    """SHA-256 (hex) of what the session's own record holds: the policy-free half of that record's key."""
+    facts = {
+        "id": session.id,
+        "parent": session.parent_id,
+        "title": session.title,
+        "directory": session.directory,
+        "version": session.version,
+        "created_ms": session.created_ms,
+        "archived_ms": session.archived_ms,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def key(digest: str, policy_digest: str) -> str:
+    """SHA-256 (hex): what a job is known by. The same turn under another policy is another export."""
+    return hashlib.sha256(f"{digest}\n{policy_digest}".encode("ascii")).hexdigest()
+
+
+def is_llm_call(message: Assistant) -> bool:
+    """False for a `/shell` command: tool parts alone, without the step-start, finish or tokens of a call."""
+    called = message.finish is not None or message.failure is not None or message.tokens is not None
+    return called or not message.parts or not all(isinstance(part, Tool) for part in message.parts)

@@ -1,0 +1,46 @@
+# Everything runs in .venv, which sets itself up; nothing outside of this folder is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types walls wheel check bench lock clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv (once, under a minute) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: .venv/ready  ## Play a recorded session through hook, queue and worker into a local receiver
+	@$(BIN)/python -m tests.demo
+
+test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
+	@$(BIN)/python -m pytest
+
+lint: .venv/ready  ## Style
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/ready  ## Types, strict
+	@$(BIN)/mypy
+
+walls: .venv/ready  ## Which module may import which
+	@$(BIN)/lint-imports
+
+wheel: .venv/ready  ## Build the wheel and try it in a clean environment
+	@$(BIN)/python -m tests.wheel
+
+check: lint types walls test wheel  ## All of these
+
+bench: .venv/ready  ## Measure; prints figures, judges nothing
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra receiver --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
+
+clean:  ## Remove what was made, OpenCode's cache included
+	rm -rf .venv .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,199 @@
+r"""Secrets known by their name: `password=…`, `"apiKey": "…"`, `--token …`, `SECRET_KEY = '…'`.
+
+    export DB_PASSWORD=…          redacted: a word after an environment variable's `=`
+    "token": "…"                  redacted: whatever stands in the quotes
+    password = get_password()     left: code
+    token: string                 left: a type
+    max_tokens: 8192              left: `tokens` is no such name
+
+A quoted value is taken for a secret unless it is a placeholder. A bare one may be code: `_is_code` weighs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import re2
+
+from app.undress import LINE_MARK
+
+
+def _compiled(pattern: bytes) -> Any:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.case_sensitive = False
+    options.log_errors = False
+    return re2.compile(pattern, options)
+
+
+_PASSWORD = rb"passw(?:or)?d|passphrase|passcode|pwd"
+_NAME = (
+    rb"(?:" + _PASSWORD + rb"|secret|token|api[ _-]?key"
+    rb"|(?:access|secret|private|account|auth|signing|encryption|master|shared|license)[ _-]?(?:access[ _-]?)?key"
+    rb"|secret_key_base)(?:[_-]?[0-9]+)?"
+)
+_IS_NAMED = _compiled(rb"(?:" + _NAME + rb"|^(?:proxy-)?authorization|^(?:set-)?cookie)$")
+_HAS_NAME = _compiled(_NAME)
+_IS_PASSWORD = _compiled(rb"^(?:" + _PASSWORD + rb")")
+
+_OPENER = rb"(?:[bfru@$]{0,2}(\\*[\"'`]))?"
+# After `:` may stand a type, but only before a quoted value: `password: str = "…"`. Else base64's own `=` would end it.
+ASSIGNMENT = (
+    _NAME + rb"(\\*[\"'`]?\]?)(?:"
+    rb"[!?]?:[ \t]*[a-z_][a-z0-9_.<>\[\]| ?]{0,60}=[ \t]*[bfru@$]{0,2}(\\*[\"'`])"
+    rb"|[ \t]*(:=|=>|=|:)[ \t]*" + _OPENER + rb")"
+    rb"|--[a-z0-9-]*" + _NAME + rb"([ \t]+)" + _OPENER
+)
+_CLOSED, _TYPED_QUOTE, _SIGN, _QUOTE, _GAP, _OPTION_QUOTE = range(1, 7)
+
+_TO_QUOTE = {
+    b'"': _compiled(rb'(?:[^"\\\r\n]|\\[^\r\n])*'),
+    b"'": _compiled(rb"(?:[^'\\\r\n]|\\[^\r\n])*"),
+    b"`": _compiled(rb"[^`]*"),
+}
+_TO_ESCAPED_QUOTE = _compiled(rb"[^\"'`\r\n]*")
+_BARE = _compiled(rb"[^\s\"'`\\=:>,;)\]}](?:[^\s\"'`\\]|\\[^\snrt\"'`\\u])*")
+_WORD = _compiled(rb"[^,;)\]}&|<>]*")
+_HEAD_MAX = 200
+"""So much of a bare value decides whether it is code."""
+_PIN_MIN, _TOKEN_MIN, _LETTERS_MIN, _OPTION_MIN, _DIGITS_MIN = 4, 8, 16, 5, 3
+
+# What stands before the name on its line where the line is one assignment: `.env`, YAML, ini, Dockerfile, shell.
+_LINE_START = _compiled(
+    rb"^(?:[ \t]*" + LINE_MARK + rb")?[ \t]*(?:[+-][ \t]*)?(?:(?:export|set|env|arg|-e|--env|-d|\$env:)[ \t]*)?$"
+)
+_LINE_LOOKBACK = 200
+_NAME_LOOKBACK = 64
+_NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+_LEADING_NAME = _compiled(rb"[a-z0-9_-]*")
+
+_PLACEHOLDER = _compiled(
+    rb"^(?:<[^<>]*>|\[[^\[\]]*\]|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?|\$[a-z_]*|%[a-z_]*%|%\(?[a-z_]*\)?[sdr]?"
+    rb"|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|[*.x\xe2\x80\xa2\xa6#-]+|\.\.\.|your[ _-].*)$"
+)
+_PLAIN_WORD = _compiled(
+    rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"
+    rb"|object|unknown|never|void|self|this|optional|required|text|password|default|empty|yes|no|not|in|is|if|or|and"
+    rb"|new|await|async|typeof|lambda|function|return)$"
+)
+_REFERENCE = _compiled(
+    rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
+    rb"|^[*&!|>#(\[{]|^[a-z_$]{1,2}[+*/-]"
+)
+_IDENTIFIER = _compiled(rb"^[*&!]*[a-z_$][a-z0-9_$]*$")
+_NUMBER = _compiled(rb"^-?[0-9][0-9_.,]*[a-z%]?$")
+
+
+def is_named(key: str) -> bool:
+    """Whether a value under this JSON key is a secret by its name: `apiKey`, `db_password`, `X-Api-Key`, `Cookie`."""
+    return _IS_NAMED.search(key.encode("utf-8", "replace")) is not None
+
+
+def assigned(data: bytes, found: Any) -> tuple[int, int] | None:
+    """The secret that a match of ASSIGNMENT assigns; None when it is code, a type or a placeholder."""
+    quote = found.group(_TYPED_QUOTE) or found.group(_QUOTE) or found.group(_OPTION_QUOTE)
+    start = found.end()
+    span = _quoted(data, start, quote, found) if quote else _bare(data, found)
+    if span is None or _is_directory(data[found.start() : found.start() + 3], data[span[0] : span[0] + 2]):
+        return None
+    return span
+
+
+def _is_directory(name: bytes, value: bytes) -> bool:
+    """`PWD=/home/…` in what `env` prints is no password."""
+    return name.lower() == b"pwd" and (value[:1] in {b"/", b"~", b"."} or value[1:] == b":")
+
+
+def _quoted(data: bytes, start: int, quote: bytes, found: Any) -> tuple[int, int] | None:
+    measure = _TO_QUOTE[quote] if len(quote) == 1 else _TO_ESCAPED_QUOTE
+    value = measure.match(data, start).group().rstrip(b"\\" if len(quote) > 1 else b"")
+    # In `input("Password: ")` the quote closes: what follows it is code.
+    if not value or value[:1] in b",;)]}: \t" or _PLACEHOLDER.search(value):
+        return None
+    if found.group(_SIGN) == b":" and not found.group(_CLOSED) and value[:1] in b"+.%<>=\\|&?":
+        return None
+    return start, start + len(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bare:
+    """A value without quotes, and where it stands."""
+
+    word: bytes
+    """Up to the first character that ends an expression."""
+    rest: bytes
+    """What follows the word without a space between."""
+    of_password: bool
+    named_in_capitals: bool
+    tight: bool
+    """No space around the sign, as in `.env` files and on command lines."""
+    fills_line: bool
+
+
+def _bare(data: bytes, found: Any) -> tuple[int, int] | None:
+    value = _BARE.match(data, found.end())
+    if value is None:
+        return None
+    start, head = value.start(), value.group()[:_HEAD_MAX]
+    word = _WORD.match(head).group()
+    name = _full_name(data, found)
+    fills_line = _fills_line(data, found, value.end())
+    bare = _Bare(
+        word=word,
+        rest=head[len(word) :],
+        of_password=_IS_PASSWORD.search(found.group()) is not None,
+        named_in_capitals=name == name.upper(),
+        tight=data[start - 1 : start] == b"=" and not data[start - 2 : start - 1].isspace(),
+        fills_line=fills_line,
+    )
+    if _is_code(bare, option=found.group(_GAP) is not None):
+        return None
+    return start, value.end() if fills_line or not bare.rest else start + len(word)
+
+
+def _is_code(bare: _Bare, *, option: bool) -> bool:
+    word = bare.word
+    if not word or _PLACEHOLDER.search(word + bare.rest) or _PLACEHOLDER.search(word) or _PLAIN_WORD.search(word):
+        return True
+    if bare.tight and bare.fills_line and (bare.named_in_capitals or bare.of_password):
+        return _HAS_NAME.search(word) is not None and not bare.named_in_capitals
+    if _NUMBER.search(word):
+        return not bare.of_password or len(word) < _PIN_MIN
+    if _REFERENCE.search(word + bare.rest):
+        return not _is_random(word)
+    if not _IDENTIFIER.search(word):
+        return not bare.of_password and len(word) < _TOKEN_MIN
+    if _HAS_NAME.search(word):
+        return True
+    if not word.isalpha() and not word.replace(b"_", b"").isalpha():
+        return not bare.of_password and len(word) < _TOKEN_MIN
+    # Letters alone: a password that fills its line or is an option's value, or else a variable.
+    if not (bare.fills_line or option) or word[:1].isupper():
+        return True
+    return len(word) < (_OPTION_MIN if bare.of_password and option else 1 if bare.of_password else _LETTERS_MIN)
+
+
+def _is_random(word: bytes) -> bool:
+    return len(word) >= _LETTERS_MIN and sum(byte in b"0123456789" for byte in word) >= _DIGITS_MIN
+
+
+def _fills_line(data: bytes, found: Any, end: int) -> bool:
+    """Whether the line is this one assignment, as in a file of settings."""
+    rest = data[end : end + 3].lstrip(b" \t")
+    if rest and rest[:1] not in b"\r\n#":
+        return False
+    begin = found.start() - len(_left_of(data, found))
+    line = data.rfind(b"\n", max(0, begin - _LINE_LOOKBACK), begin) + 1
+    return _LINE_START.search(data[max(line, begin - _LINE_LOOKBACK, 0) : begin]) is not None
+
+
+def _full_name(data: bytes, found: Any) -> bytes:
+    own: bytes = _LEADING_NAME.match(found.group()).group()
+    return _left_of(data, found) + own
+
+
+def _left_of(data: bytes, found: Any) -> bytes:
+    """The part of the name before the word that gives it away: `DB_` of `DB_PASSWORD`."""
+    before = data[max(0, found.start() - _NAME_LOOKBACK) : found.start()]
+    return before[len(before.rstrip(_NAME_BYTES)) :]

@@ -1,0 +1,33 @@
+"""How a folder's sessions are captured: settings become a policy and compiled rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from app.enqueue import Capture
+from app.known import known_values
+from app.policy import Policy
+from app.redact import Redaction
+from app.settings import Settings
+
+
+def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
+    """Raises redact.PatternError for a pattern that does not compile: nothing may be exported with it left out."""
+    return Capture(
+        policy=Policy(
+            mode=settings.export_mode,
+            patterns=settings.redact_patterns,
+            redact_secrets=settings.redact_secrets,
+            prefix=settings.session_path_prefix,
+        ),
+        redaction=Redaction.compile(settings.redact_patterns, secrets=settings.redact_secrets, known_values=known),
+        user_id=settings.user_id or "",
+    )
+
+
+def secrets_of_this_machine(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Values that must never leave: of the environment, and of OpenCode's own `auth.json`. In memory only."""
+    data = environ.get("XDG_DATA_HOME")
+    share = Path(data) if data else Path(environ.get("HOME", "/")) / ".local" / "share"
+    return known_values(environ, share / "opencode" / "auth.json")

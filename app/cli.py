@@ -1,0 +1,365 @@
+"""The command line: arguments in, text or JSON out, an exit code. What is true stands elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import traceback
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from platformdirs import user_data_path
+
+from app import __version__, clock, install, screen
+from app.db import SchemaError, migrations, open_ledger
+from app.endpoint import EndpointError
+from app.flush import flush
+from app.folders import effective
+from app.helicone import ClientError
+from app.importing import Imported, import_files
+from app.ledger import LedgerError
+from app.opencode import File
+from app.preview import Previewed, preview
+from app.redact import PatternError
+from app.settings import SettingsError, shown
+from app.sources import Sources, typed, unattended
+from app.status import read_status
+from app.worker import Worker
+
+PROGRAM = "opencode-helicone"
+DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
+"""Exit codes: all is well; something is not, and was named; arguments or settings are wrong; interrupted."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Exports OpenCode sessions to Helicone through a durable queue.",
+)
+config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Settings.")
+app.add_typer(config, name="config")
+
+EnvFile = Annotated[
+    Path | None, typer.Option("--env-file", metavar="PATH", help="Read this instead of .env in the current folder.")
+]
+SpoolDirectory = Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the job queue.")]
+Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")]
+ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Written by opencode export; - is standard input.")]
+Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
+Project = Annotated[
+    Path | None, typer.Option("--project", metavar="DIR", help="For one project only; made to be committed.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+def main() -> NoReturn:
+    """The process. Every expected failure is one line on stderr; a bug is one line without any transcript text."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name need not be valid UTF-8, and a terminal need not be able to show all of Unicode.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # it is a TextIOWrapper
+    try:
+        try:
+            app(prog_name=PROGRAM)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has read enough; what is still in the buffer must not complain at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PROBLEM)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+    except (SettingsError, PatternError, EndpointError, ClientError) as error:
+        _complain(str(error))
+        sys.exit(USAGE)
+    except (OSError, sqlite3.Error, SchemaError, LedgerError, install.InstallError) as error:
+        _complain(f"the queue, ledger.db: {error}" if isinstance(error, sqlite3.Error) else str(error))
+        sys.exit(PROBLEM)
+    except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        _complain(f"internal error, please report it: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
+        sys.exit(PROBLEM)
+    sys.exit(DONE)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("hook")
+def _hook() -> None:
+    """Take sessions from OpenCode's plugin.
+
+    On standard input, until it ends. The plugin starts this.
+    """
+    from app.hook import main as serve  # noqa: PLC0415 - normally __main__ has done this, without a command line
+
+    serve()
+
+
+@app.command("import")
+def _import(
+    files: Files,
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    export_mode: ExportMode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue sessions of opencode export.
+
+    All files are one set: subagents find their parents in it. A turn that never ended counts as interrupted. A second
+    import of the same changes nothing. No worker is started.
+    """
+    sources = _sources(env_file, spool_directory, endpoint, export_mode)
+    opened = _files(files)
+    with screen.progress(opened) as step:
+        results = list(import_files(opened, sources, on_read=step))
+    if as_json:
+        numbers = ("new", "known", "superseded", "off", "shut")
+        jobs = {name: sum(getattr(one, name) for one in results) for name in numbers}
+        _print_json({"jobs": jobs, "files": [one.as_json() for one in results]})
+    else:
+        for result in results:
+            _print_lines(screen.import_lines(result), failed=_is_failed(result))
+    raise typer.Exit(PROBLEM if any(_is_failed(result) for result in results) else DONE)
+
+
+@app.command("preview")
+def _preview(
+    files: Files,
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    export_mode: ExportMode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print exactly what would leave.
+
+    And what the redaction takes out of it. Nothing is sent, and nothing is queued.
+    """
+    sources = _sources(env_file, spool_directory, endpoint, export_mode)
+    for name in files:
+        if name.startswith("ses_") and not Path(name).exists():
+            _complain(
+                f"{name} is a session id, and OpenCode's own store is not read: opencode export {name} > session.json,"
+                " then name that file"
+            )
+            raise typer.Exit(USAGE)
+    failed = False
+    told: list[dict[str, object]] = []
+    for result in preview(_files(files), sources):
+        failed = failed or _is_failed(result)
+        if as_json:
+            told.append(result.as_json())
+        else:
+            _print_lines(screen.preview_lines(result), failed=_is_failed(result))
+    if as_json:
+        _print_json({"sessions": told})
+    raise typer.Exit(PROBLEM if failed else DONE)
+
+
+@app.command("worker")
+def _worker(
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False,
+) -> None:
+    """Deliver until told to stop.
+
+    By SIGTERM or SIGINT; what is being posted then is finished. The same as huey_consumer app.worker.huey.
+    """
+    sources = unattended(os.environ) if automatic else _sources(env_file, spool_directory, endpoint)
+    Worker(sources, automatic=automatic).run()
+
+
+@app.command("flush")
+def _flush(
+    *,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up after this time.")] = 30,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Deliver what waits, now.
+
+    Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
+    """
+    sources = _sources(env_file, spool_directory, endpoint)
+    with screen.spinner("delivering"):
+        flushed = flush(sources, timeout)
+    if as_json:
+        _print_json(asdict(flushed))
+    else:
+        _print_lines(screen.flush_lines(flushed))
+    raise typer.Exit(STOPPED if flushed.was_stopped else DONE if flushed.is_done else PROBLEM)
+
+
+@app.command("status")
+def _status(
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what waits, and why."""
+    now_ms = clock.now_ms()
+    status = read_status(_sources(env_file, spool_directory, endpoint).load(), now_ms)
+    if as_json:
+        _print_json(asdict(status))
+    else:
+        _print_lines(screen.status_lines(status, now_ms))
+
+
+@config.command("show")
+def _config_show(
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    export_mode: ExportMode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the settings and their origins.
+
+    As they are in force in the current folder. The API key is not printed.
+    """
+    sources = _sources(env_file, spool_directory, endpoint, export_mode)
+    with closing(open_ledger(sources.load().spool_directory)) as db:
+        settings = shown(effective(db, sources, Path.cwd()))
+    if as_json:
+        _print_json({"settings": [asdict(one) for one in settings]})
+    else:
+        _print_lines(screen.setting_line(one) for one in settings)
+
+
+@app.command("migrate")
+def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None) -> None:
+    """Make the queue, or bring it up to date.
+
+    Every other command does so, too.
+    """
+    spool = _sources(env_file, spool_directory).load().spool_directory
+    open_ledger(spool).close()
+    _print_lines([screen.visible(f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}")])
+
+
+@app.command("receiver")
+def _receiver(
+    *,
+    host: Annotated[str, typer.Option(help="A loopback address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8686,
+    store: Annotated[Path | None, typer.Option(metavar="FILE", help="What it keeps; made when missing.")] = None,
+    faults: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON: what goes wrong first.")] = None,
+) -> None:
+    """Run a Helicone-compatible server here.
+
+    To try the program without Helicone, on this machine only.
+    """
+    try:
+        from app import receiver, shelf  # noqa: PLC0415 - an extra: everything else works without it
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("app"):
+            raise
+        _complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
+        raise typer.Exit(PROBLEM) from None
+    kept = store or user_data_path(f"{PROGRAM}-receiver", appauthor=False) / "store.db"
+    try:
+        receiver.serve(
+            host=host,
+            port=port,
+            store_path=kept,
+            faults_path=faults,
+            on_listening=lambda url: _print_lines([screen.visible(f"listening on {url}, keeping {kept}")]),
+        )
+    except (receiver.ReceiverError, shelf.ShelfError) as error:
+        _complain(str(error))
+        raise typer.Exit(PROBLEM) from None
+
+
+@app.command("install-plugin")
+def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
+    """Put the plugin where OpenCode finds it.
+
+    A second time it changes nothing. A file that is not ours is left alone.
+    """
+    done = install.install(_scope(project, everywhere=everywhere), python=sys.executable, dry_run=dry_run)
+    _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
+
+
+@app.command("uninstall-plugin")
+def _uninstall_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
+    """Take the plugin away again.
+
+    What is in the queue stays.
+    """
+    done = install.uninstall(_scope(project, everywhere=everywhere), dry_run=dry_run)
+    _print_installed(done, "removed" if done.changed else "is not installed", dry_run=dry_run)
+
+
+def _scope(project: Path | None, *, everywhere: bool) -> install.Global | install.Project:
+    if project is None:
+        return install.Global(install.config_directory(os.environ))
+    if everywhere:
+        raise typer.BadParameter("--global and --project exclude each other")
+    return install.Project(project)
+
+
+def _print_installed(done: install.Installed, what: str, *, dry_run: bool) -> None:
+    would = "would be " if dry_run and done.changed else ""
+    _print_lines([screen.visible(f"{done.path}: {would}{what}")])
+
+
+def _sources(
+    env_file: Path | None, spool_directory: str | None, endpoint: str | None = None, export_mode: str | None = None
+) -> Sources:
+    given = {"spool_directory": spool_directory, "endpoint": endpoint, "export_mode": export_mode}
+    return typed(os.environ, Path.cwd(), env_file=env_file, command_line=given)
+
+
+def _files(names: Iterable[str]) -> list[File]:
+    return [File(name, sys.stdin.buffer.read() if name == "-" else None) for name in names]
+
+
+def _is_failed(result: Imported | Previewed) -> bool:
+    return isinstance(result, Imported) and result.outcome == "failed"
+
+
+def _complain(message: str) -> None:
+    typer.echo(screen.visible(f"{PROGRAM}: {message}").replace("\n", " "), err=True)
+
+
+def _print_json(value: object) -> None:
+    # ASCII, so that it is the same JSON whatever the terminal or the pipe can take.
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _print_lines(lines: Iterable[str], *, failed: bool = False) -> None:
+    for line in lines:
+        typer.echo(line, err=failed)

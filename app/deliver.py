@@ -1,0 +1,113 @@
+"""Out: a claimed job's records are posted, acknowledged one by one, and the job is finished.
+
+claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
+           │
+           ├─ retry      ─▶ due later, charged; dead when its retries are used up
+           ├─ wait       ─▶ due at once, uncharged; the destination pauses
+           ├─ refused    ─▶ the same: it is the destination's fault, not the job's
+           └─ permanent  ─▶ dead
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app import destination, ledger
+from app.ledger import Body, Claim, LedgerError
+from app.retry import Outcome, Policy, delay_ms
+
+LEASE_MS = 60_000
+"""Renewed by each acknowledgement; one POST takes 30 s at the most."""
+PAUSE_MS_MAX = 5 * 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Courier:
+    """Who delivers, to where, and by which means."""
+
+    destination_id: int
+    worker: str
+    policy: Policy
+    post: Callable[[Body], Outcome]
+    clock: Callable[[], int]
+    """Milliseconds UTC."""
+    dice: Callable[[], float]
+    """From 0 up to 1."""
+    stopping: Callable[[], bool]
+    """True when the worker was told to end: what is in flight is finished, nothing new is begun."""
+
+
+def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
+    """Deliver the oldest due job of the session that `key` belongs to; the key to ring next, or None.
+
+    A ring for something that is delivered, leased or not due does nothing.
+    Raises sqlite3.Error; the lease then runs out and the job is found again.
+    """
+    if courier.stopping():
+        return None
+    held = ledger.claim(
+        db, courier.destination_id, key, worker=courier.worker, now_ms=courier.clock(), lease_ms=LEASE_MS
+    )
+    if held is None:
+        return None
+    _carry(db, held, courier)
+    return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
+
+
+def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> None:
+    failures = held.failures
+    try:
+        for body in ledger.unacknowledged(db, held):
+            if courier.stopping():
+                ledger.give_back(db, held, due_ms=courier.clock())
+                return
+            if not ledger.is_current(db, held):
+                break
+            outcome = courier.post(body)
+            if outcome.kind != "accepted":
+                _settle(db, held, outcome, failures, courier)
+                return
+            failures = 0
+            if held.paused:
+                destination.resume(db, courier.destination_id)
+            if not ledger.acknowledge(db, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
+                break
+    except LedgerError as error:
+        ledger.bury(db, held, courier.clock(), str(error))
+        return
+    if not ledger.complete(db, held, courier.clock()):
+        ledger.abandon(db, held)
+
+
+def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, failures: int, courier: Courier) -> None:
+    """`failures` counts the charged attempts since a record was last acknowledged, without this one."""
+    now_ms = courier.clock()
+    policy = courier.policy
+    match outcome.kind:
+        case "permanent":
+            settled = ledger.bury(db, held, now_ms, outcome.reason)
+        case "retry" if failures >= policy.max_retries:
+            settled = ledger.bury(db, held, now_ms, f"{outcome.reason} (after {policy.max_retries} retries)")
+        case "retry":
+            backoff_ms = delay_ms(failures + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=courier.dice())
+            due_ms = now_ms + max(backoff_ms, outcome.retry_after_ms or 0)
+            settled = ledger.retry(db, held, due_ms=due_ms, error=outcome.reason)
+        case _:
+            count = held.pause_count + 1
+            backoff_ms = delay_ms(count, base_ms=policy.base_ms, cap_ms=PAUSE_MS_MAX, dice=courier.dice())
+            destination.pause(
+                db,
+                courier.destination_id,
+                reason=outcome.reason,
+                count=count,
+                probe_ms=now_ms + max(backoff_ms, outcome.retry_after_ms or 0),
+                now_ms=now_ms,
+            )
+            settled = ledger.give_back(db, held, due_ms=now_ms, error=outcome.reason)
+    if outcome.kind in {"retry", "permanent"} and held.paused:
+        # It answered, about this job: the destination itself is there again.
+        destination.resume(db, courier.destination_id)
+    if not settled:
+        ledger.abandon(db, held)

@@ -1,0 +1,225 @@
+"""In: a session's transcript becomes export jobs.
+
+The embedded API. A program that has a transcript and an open ledger exports it with
+
+    from app.db import open_ledger
+    from app.enqueue import Capture, enqueue
+    from app.parse import parse
+
+    done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, ring=bell.ring)
+
+Nothing unredacted is written: a turn is redacted and encoded first, and what is stored are the bytes to be posted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+
+from app import ledger
+from app.ledger import Body, Standing, Version
+from app.policy import Policy
+from app.record import Frame, Record, encode_session, encode_turn, session_name
+from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
+from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, key, session_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """How sessions of one project folder are captured."""
+
+    policy: Policy
+    redaction: Redaction
+    user_id: str
+    """'' for none. A session keeps the one of its first record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where jobs go: which destination, and which project folder (a salted hash) they come from."""
+
+    destination_id: int
+    folder: str
+
+
+@dataclass(slots=True)
+class Enqueued:
+    """What became of a transcript's turns and its session record, in numbers."""
+
+    new: int = 0
+    known: int = 0
+    superseded: int = 0
+    off: int = 0
+    """Captured without a body, because export is switched off."""
+    shut: int = 0
+    """Not taken: the turn was captured while export was off, or its session was deleted."""
+    waiting: list[Turn] = field(default_factory=list)
+    """Not final yet: the snapshot that completes the turn will bring it."""
+    keys: list[str] = field(default_factory=list)
+    """Of the new jobs, in order."""
+    under: str | None = None
+    """The session is a subagent of this one and is exported with it; nothing was taken."""
+
+
+def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
+    db: sqlite3.Connection,
+    transcript: Transcript,
+    capture: Capture,
+    place: Place,
+    *,
+    now_ms: int,
+    ring: Callable[[str], None],
+    abandoned: bool = False,
+    reopen: Collection[str] = (),
+) -> Enqueued:
+    """Put every final turn, and the session's own record, into the ledger; ring once for what is new.
+
+    Idempotent by (destination, key) under any number of processes. A turn that is not final is taken as interrupted
+    when a later user message follows it, or when the session is `abandoned` (nobody will complete it); otherwise it
+    waits. `reopen` names reasons of dropped jobs that the caller asks to have back.
+    Raises sqlite3.Error when the ledger cannot be written.
+    """
+    done = Enqueued()
+    session = transcript.session
+    known = ledger.frozen(db, place.destination_id, session.id)
+    if known is not None and known[0] != session.id:
+        done.under = known[0]
+        return done
+    user_id = known[1] if known is not None else _first_user_id(db, transcript, capture, place)
+    for export in _exports(transcript, capture, user_id, abandoned=abandoned):
+        if isinstance(export, Turn):
+            done.waiting.append(export)
+            continue
+        version = Version(
+            session=session.id,
+            root=session.id,
+            turn=export.turn,
+            key=key(export.digest, capture.policy.digest(user_id)),
+            facts_ms=export.facts_ms,
+            user_id=user_id,
+            folder=place.folder,
+        )
+        for child in export.children:
+            ledger.place_under(db, place.destination_id, child, version, now_ms)
+        _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen)
+    if done.keys:
+        ring(done.keys[0])
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """One job to be: the parts of its key, and how its records are made if the ledger wants them."""
+
+    turn: str
+    digest: str
+    facts_ms: int
+    children: tuple[str, ...]
+    encode: Callable[[], tuple[Record, ...]]
+
+
+def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
+    db: sqlite3.Connection,
+    version: Version,
+    export: _Export,
+    capture: Capture,
+    place: Place,
+    done: Enqueued,
+    *,
+    now_ms: int,
+    reopen: Collection[str],
+) -> None:
+    off = capture.policy.mode == "off"
+    standing = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
+    if standing is Standing.KNOWN:
+        ledger.see_again(db, place.destination_id, version)
+    elif standing is not Standing.SHUT:
+        wanted = standing in {Standing.NEW, Standing.REOPENED} and not off
+        bodies = [Body(uuid.UUID(record.request_id), record.body) for record in export.encode()] if wanted else []
+        # Asked again inside the transaction: another process may have been faster.
+        standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, reopen=reopen, off=off)
+    match standing:
+        case Standing.NEW | Standing.REOPENED if off:
+            done.off += 1
+        case Standing.NEW | Standing.REOPENED:
+            done.new += 1
+            done.keys.append(version.key)
+        case Standing.KNOWN:
+            done.known += 1
+        case Standing.SUPERSEDED:
+            done.superseded += 1
+        case Standing.SHUT:
+            done.shut += 1
+
+
+def _first_user_id(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> str:
+    """A subagent exported before its root has frozen its user id already; the root takes it over."""
+    for turn in transcript.turns:
+        for child in children(turn):
+            known = ledger.frozen(db, place.destination_id, child)
+            if known is not None:
+                return known[1]
+    return capture.user_id
+
+
+def _exports(transcript: Transcript, capture: Capture, user_id: str, *, abandoned: bool) -> Iterator[_Export | Turn]:
+    """The session's record, then its turns in order; a bare turn is one that waits."""
+    session = transcript.session
+    # Without a turn of its own a session says nothing yet.
+    if transcript.turns:
+        yield _session_export(session, capture, user_id)
+    asked = [position for position, turn in enumerate(transcript.turns) if isinstance(turn.messages[0], User)]
+    last_asked = asked[-1] if asked else -1
+    for position, turn in enumerate(transcript.turns):
+        if turn.final:
+            yield _turn_export(turn, capture, user_id, interrupted=False)
+        elif abandoned or position < last_asked:
+            yield _turn_export(turn, capture, user_id, interrupted=True)
+        else:
+            yield turn
+
+
+def _session_export(session: Session, capture: Capture, user_id: str) -> _Export:
+    def encode() -> tuple[Record, ...]:
+        shown = _session_to_leave(session, capture)
+        return (encode_session(shown, _frame(shown, capture, user_id, interrupted=False)),)
+
+    return _Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), encode)
+
+
+def _turn_export(turn: Turn, capture: Capture, user_id: str, *, interrupted: bool) -> _Export:
+    def encode() -> tuple[Record, ...]:
+        withheld = capture.policy.mode == "metadata_only"
+        shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
+        return encode_turn(shown, _frame(shown.session, capture, user_id, interrupted=interrupted))
+
+    return _Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), encode)
+
+
+def _session_to_leave(session: Session, capture: Capture) -> Session:
+    if capture.policy.mode == "metadata_only":
+        return withhold_session(session)
+    return redact_session(session, capture.redaction)
+
+
+def _frame(shown: Session, capture: Capture, user_id: str, *, interrupted: bool) -> Frame:
+    return Frame(
+        root_session_id=shown.id,
+        session_name=session_name(shown),
+        prefix=capture.policy.prefix,
+        user_id=user_id,
+        interrupted=interrupted,
+    )
+
+
+def children(turn: Turn) -> Iterator[str]:
+    """The ids of the subagent sessions inside a turn, depth first."""
+    for message in turn.messages:
+        if isinstance(message, Assistant):
+            for part in message.parts:
+                if isinstance(part, Tool) and part.child is not None:
+                    yield part.child.session.id
+                    for inner in part.child.turns:
+                        yield from children(inner)

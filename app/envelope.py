@@ -1,0 +1,208 @@
+"""One Helicone log as the body of a POST to its manual logger.
+
+    {…request…,                                              the request's fields once more: the cloud worker
+                                                             takes the whole body for the request
+     "providerRequest":  {"url", "json": {…request…}, "meta": {"Helicone-…": "…"}},
+     "providerResponse": {"status", "headers", "json": {…response…}},
+     "timing": {"startTime": {"seconds", "milliseconds"}, "endTime": {…}, "timeToFirstToken"},
+     "provider": "CUSTOM"}
+
+All of Helicone's headers travel in `meta`. The bytes follow from the values alone: no clock, no program version.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from urllib.parse import quote
+
+from app.transcript import Json
+
+PROVIDER = "CUSTOM"
+BODY_BYTES_MAX = 19 * 2**19
+"""9.5 MiB, under the servers' 10 MiB. The worker counts UTF-16 units, of which a text never has more than bytes."""
+META_CHARACTERS_MAX = 1024
+STEP_CHARACTERS_MAX = 128
+"""Of one step of a session path."""
+KEPT_CHARACTERS_MIN = 1024
+"""A string is not shortened below this, so that ids, names and roles always stay whole."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_LATIN_1 = re.compile("[^ -$&-~\u00a0-\u00ff]")
+"""Control characters, DEL and what is beyond Latin-1; `%`, so that the escapes can be undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What one log says, before it is bytes. Neither top level may hold the keys of the envelope."""
+
+    request: dict[str, Json]
+    response: dict[str, Json]
+    status: int
+    meta: dict[str, str]
+    start_ms: int
+    end_ms: int
+    first_token_ms: int | None
+    """After `start_ms`; None when there was none, or nobody knows."""
+
+
+def latin1(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
+    """The value as Helicone takes it in `meta`: other characters percent-encoded, and no longer than may be."""
+    escaped: list[str] = []
+    room = characters_max
+    for character in value[:characters_max]:
+        escaped.append(_escaped(character) if _NOT_LATIN_1.match(character) else character)
+        room -= len(escaped[-1])
+        if room < 0:
+            escaped.pop()
+            break
+    return "".join(escaped)
+
+
+def below(path: str, *steps: str) -> str:
+    """The session path of `steps` under `path`, safe for `meta` as it is."""
+    whole = "/".join([path, *(latin1(step, STEP_CHARACTERS_MAX).replace("/", "%2F") for step in steps)])
+    # Only subagents of subagents of subagents come so far; an escape is not cut in two.
+    return whole if len(whole) <= META_CHARACTERS_MAX else re.sub("%.?$", "", whole[:META_CHARACTERS_MAX])
+
+
+def _escaped(character: str) -> str:
+    return quote(_LONE_SURROGATE.sub("\ufffd", character), safe="")
+
+
+def encode(log: Log, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+    """The body, in UTF-8. One over `bytes_max` is shortened first, the longest strings before the others."""
+    body = _dumped(_union(log))
+    if len(body) > bytes_max:
+        log = _strings_cut(log, len(body) - bytes_max)
+        body = _dumped(_union(log))
+    while len(body) > bytes_max:
+        log = _lists_cut(log)
+        body = _dumped(_union(log))
+    return body
+
+
+def _union(log: Log) -> dict[str, Json]:
+    timing: dict[str, Json] = {"startTime": _moment(log.start_ms), "endTime": _moment(log.end_ms)}
+    if log.first_token_ms is not None:
+        timing["timeToFirstToken"] = log.first_token_ms
+    meta: dict[str, Json] = dict(log.meta)
+    return {
+        **log.request,
+        "providerRequest": {"url": "custom-model-nopath", "json": log.request, "meta": meta},
+        "providerResponse": {"status": log.status, "headers": {}, "json": log.response},
+        "timing": timing,
+        "provider": PROVIDER,
+    }
+
+
+def _moment(time_ms: int) -> dict[str, Json]:
+    seconds, milliseconds = divmod(time_ms, 1000)
+    return {"seconds": seconds, "milliseconds": milliseconds}
+
+
+def _dumped(value: Json) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub("\ufffd", text).encode()
+
+
+_Path = tuple[str | int, ...]
+
+
+def _strings_cut(log: Log, excess_bytes: int) -> Log:
+    """The longest strings cut until `excess_bytes` are saved, or all are at the least that is kept."""
+    tree: dict[str, Json] = {"request": log.request, "response": log.response}
+    found = [(len(_dumped(text)) * _copies(path), path, text) for path, text in _strings(tree, ())]
+    cuts: dict[_Path, str] = {}
+    for size, path, text in sorted(found, key=lambda item: -item[0]):
+        if excess_bytes <= 0:
+            break
+        shorter = _cut(text, (size - excess_bytes) // _copies(path))
+        if len(shorter) < len(text):
+            cuts[path] = shorter
+            excess_bytes -= size - len(_dumped(shorter)) * _copies(path)
+    return replace(log, request=_with(log.request, cuts, "request"), response=_with(log.response, cuts, "response"))
+
+
+def _copies(path: _Path) -> int:
+    """How often a string stands in the body: the request does twice."""
+    return 2 if path[0] == "request" else 1
+
+
+def _cut(text: str, size_bytes: int) -> str:
+    """As much of the head as fits `size_bytes` of JSON with the marker, but never less than is kept."""
+    room = size_bytes - len(_dumped(_marker(len(text), "characters")))
+    kept = bisect_right(range(len(text)), room, key=lambda length: len(_dumped(text[:length]))) - 1
+    kept = max(kept, KEPT_CHARACTERS_MIN)
+    return text[:kept] + _marker(len(text) - kept, "characters")
+
+
+def _marker(count: int, what: str) -> str:
+    return f"…[{count} {what} cut by opencode-helicone]"
+
+
+def _strings(value: Json, path: _Path) -> Iterator[tuple[_Path, str]]:
+    if isinstance(value, str):
+        if len(value) > KEPT_CHARACTERS_MIN:
+            yield path, value
+        return
+    for step, item in _items(value):
+        yield from _strings(item, (*path, step))
+
+
+def _items(value: Json) -> list[tuple[str | int, Json]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, list) else []
+
+
+def _with(fields: dict[str, Json], cuts: dict[_Path, str], side: str) -> dict[str, Json]:
+    def rebuilt(value: Json, path: _Path) -> Json:
+        if isinstance(value, dict):
+            return {name: rebuilt(item, (*path, name)) for name, item in value.items()}
+        if isinstance(value, list):
+            return [rebuilt(item, (*path, index)) for index, item in enumerate(value)]
+        return cuts.get(path, value)
+
+    return {name: rebuilt(value, (side, name)) for name, value in fields.items()}
+
+
+def _lists_cut(log: Log) -> Log:
+    """The longest lists and objects halved: what is left to do when it is their number that makes a log too large."""
+    longest = max(_lengths(log.request) + _lengths(log.response))
+    return replace(log, request=_halved(log.request, longest), response=_halved(log.response, longest))
+
+
+def _lengths(fields: dict[str, Json]) -> list[int]:
+    """The lengths of all lists and objects below the fields themselves."""
+    below: list[int] = [0]
+    level = list(fields.values())
+    while level:
+        below += [len(_items(value)) for value in level]
+        level = [item for value in level for _, item in _items(value)]
+    return below
+
+
+def _halved(fields: dict[str, Json], longest: int) -> dict[str, Json]:
+    gone = 0
+
+    def rebuilt(value: Json) -> Json:
+        nonlocal gone
+        items = _items(value)
+        if 2 * len(items) > longest:
+            gone += len(items) - len(items) // 2
+            items = items[: len(items) // 2]
+        if isinstance(value, dict):
+            return {str(name): rebuilt(item) for name, item in items}
+        return [rebuilt(item) for _, item in items] if isinstance(value, list) else value
+
+    kept = {name: rebuilt(value) for name, value in fields.items() if name != "cut"}
+    before = fields.get("cut")
+    already = int(re.sub(r"\D", "", before)) if isinstance(before, str) else 0
+    return {**kept, "cut": _marker(gone + already, "items")} if gone + already else kept

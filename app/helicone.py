@@ -1,0 +1,293 @@
+"""The wire to Helicone: post one record, say what the answer means, read a session back.
+
+    bytes ─ Client.post ─▶ status, headers, at most 64 KiB ─ classify ─▶ Outcome
+
+A 200 is no acknowledgement: the worker answers 200 with an error body, jawn answers 200 and may store nothing. What
+each answer means was measured on Helicone's own code; the two tables of `classify` are those tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import httpx
+
+from app.endpoint import EndpointError, Route, RouteKind, kind_of, normalise, read_back_url, routes
+from app.retry import Kind, Outcome, retry_after_ms
+from app.transport import Transport, within
+
+__all__ = [
+    "Client",
+    "ClientError",
+    "EndpointError",
+    "ReadBackError",
+    "Route",
+    "classify",
+    "normalise",
+    "read_back_url",
+    "routes",
+]
+
+ANSWER_BYTES_MAX = 64 * 1024
+READ_BACK_BYTES_MAX = 64 * 1024 * 1024
+READ_BACK_PAGE = 100
+REASON_CHARS_MAX = 200
+ERROR_CHARS_MAX = 120
+
+# Shorter runs of equal characters are chance ("provider"), longer ones are an echo of what was sent.
+_ECHO_CHARS = 16
+_WAIT = frozenset({408, 425, 429})
+_PERMANENT = frozenset({400, 413, 414, 415, 422, 431})
+_KEY = re.compile(r"[!-~]+")
+
+_Row: TypeAlias = dict[str, Any]
+
+
+class ClientError(ValueError):
+    """A client that cannot be built. Names the setting, never the key."""
+
+
+class ReadBackError(RuntimeError):
+    """Stored requests could not be read. Says the status or the failed phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    """Cut at the limit that was asked for."""
+
+
+class Client:
+    """One pool of connections to Helicone under one API key, shared by the worker's threads.
+
+    Honours HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE; loopback is always direct. Never follows a
+    redirect, never retries, never compresses, reads no .netrc, keeps no cookies. Raises ClientError.
+    """
+
+    def __init__(self, api_key: str, *, deadline_s: float = 30.0) -> None:
+        if not _KEY.fullmatch(api_key):
+            raise ClientError("the API key is empty or holds a character that cannot stand in an HTTP header")
+        self._key = api_key
+        self._deadline_s = deadline_s
+        self._http = httpx.Client(transport=Transport(_trust()), trust_env=False, follow_redirects=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def post(self, url: str, body: bytes, request_id: str, now_ms: int) -> Outcome:
+        """Send one record's bytes to a log URL, within the deadline. A Retry-After date counts from `now_ms`."""
+        try:
+            answer = self._send(url, body, ANSWER_BYTES_MAX)
+        except httpx.TransportError as error:
+            return _unreached(error, self._deadline_s)
+        said = answer.body.replace(self._key.encode(), b"[key]")
+        outcome = classify(kind_of(url), answer.status, answer.headers, said, request_id, now_ms)
+        if outcome.kind != "accepted" and _echoes(outcome.reason, body):
+            return replace(outcome, reason=f"{answer.status}: the answer's text repeats the record and is withheld")
+        return outcome
+
+    def read_back(self, url: str, session_id: str, *, since_ms: int) -> Iterator[_Row]:
+        """Every stored request of a session that started after `since_ms`, oldest first; `url` as of `read_back_url`.
+
+        Raises ReadBackError.
+        """
+        offset = 0
+        while True:
+            page = self._read_page(url, _session_query(session_id, since_ms, offset))
+            yield from page
+            offset += len(page)
+            if len(page) < READ_BACK_PAGE:
+                return
+
+    def _read_page(self, url: str, query: _Row) -> list[_Row]:
+        try:
+            answer = self._send(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX)
+        except httpx.TransportError as error:
+            raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
+        try:
+            rows = json.loads(answer.body)["data"] if answer.status in (200, 201) else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            rows = None
+        if not isinstance(rows, list):
+            raise ReadBackError(f"reading back was answered with {answer.status}: {_describe(answer.body)}")
+        return rows
+
+    def _send(self, url: str, body: bytes, bytes_max: int) -> _Answer:
+        """Raises httpx.TransportError."""
+        # Built by hand, so that none of the client's own headers, cookies and encodings come along.
+        request = httpx.Request(
+            "POST",
+            url,
+            headers={
+                "Authorization": f"Bearer {self._key}",
+                "Content-Type": "application/json",
+                # Helicone's edge turns requests without one away as bots.
+                "User-Agent": "opencode-helicone",
+            },
+            content=body,
+            extensions={"timeout": httpx.Timeout(self._deadline_s).as_dict()},
+        )
+        with within(self._deadline_s):
+            response = self._http.send(request, stream=True, auth=None)
+            try:
+                return _Answer(response.status_code, response.headers, _first(response.iter_raw(), bytes_max))
+            finally:
+                response.close()
+
+
+def classify(
+    kind: RouteKind, status: int, headers: Mapping[str, str], body: bytes, request_id: str, now_ms: int
+) -> Outcome:
+    """What an answer means. `headers` by lower-case name; `body` may be cut.
+
+    The reason holds the status, the kind of body and at most 120 characters of a JSON `error`.
+    """
+    said = _describe(body)
+    meaning: tuple[Kind, str]
+    if status == 200:  # noqa: PLR2004 - HTTP's own numbers read better than names here
+        meaning = _worker_200(headers, body, request_id) if kind == "worker" else _jawn_200(body)
+    elif status in _WAIT:
+        meaning = ("wait", said)
+    elif status >= 500:  # noqa: PLR2004
+        meaning = ("permanent" if kind == "jawn" and _is_the_body_at_fault(body) else "retry", said)
+    elif status in _PERMANENT and not (kind == "jawn" and body.strip() == b"Invalid token."):
+        meaning = ("permanent", said)
+    else:
+        meaning = ("refused", said)
+    return Outcome(
+        kind=meaning[0],
+        reason=f"{status}: {meaning[1]}"[:REASON_CHARS_MAX],
+        status=status,
+        retry_after_ms=retry_after_ms(headers.get("retry-after", ""), now_ms),
+    )
+
+
+def _worker_200(headers: Mapping[str, str], body: bytes, request_id: str) -> tuple[Kind, str]:
+    if body.strip() == b"ok":
+        echoed = headers.get("helicone-id")
+        if echoed is None:
+            return "refused", "ok, but without helicone-id: this is not Helicone's worker"
+        if echoed.lower() != request_id.lower():
+            # Sent again it would be stored once more, under yet another id.
+            return "permanent", "Helicone replaced our request id, so it is malformed; please report this"
+        return "accepted", "ok"
+    error = _fields(body).get("error")
+    if not isinstance(error, str):
+        return "refused", f"not an answer of Helicone's worker ({_describe(body)})"
+    # An unknown key is "Auth failed! …"; every other error is an exception behind the worker.
+    return ("refused" if "auth" in error.lower() else "retry"), _describe(body)
+
+
+def _jawn_200(body: bytes) -> tuple[Kind, str]:
+    if not body:
+        return "accepted", "stored, unverified"
+    return "refused", f"not an answer of Helicone's API server ({_describe(body)})"
+
+
+def _is_the_body_at_fault(body: bytes) -> bool:
+    """jawn answers 500, not 4xx, when its parser stumbles over a body that is too large or malformed."""
+    texts = [text for text in _fields(body).values() if isinstance(text, str)]
+    return any("request entity too large" in text or "Unexpected end of JSON" in text for text in texts)
+
+
+def _fields(body: bytes) -> _Row:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _describe(body: bytes) -> str:
+    """The kind of body, and what a JSON `error` says: nothing else of an answer is worth the risk of keeping it."""
+    start = body.lstrip()[:1]
+    if not start:
+        return "empty body"
+    if start == b"<":
+        return "HTML"
+    error = _fields(body).get("error")
+    if isinstance(error, dict):
+        error = error.get("message")
+    if isinstance(error, str):
+        return "error " + "".join(char if char.isprintable() else " " for char in error[:ERROR_CHARS_MAX])
+    return "JSON" if start in b"{[" else "text"
+
+
+def _echoes(reason: str, body: bytes) -> bool:
+    runs = (reason[at : at + _ECHO_CHARS] for at in range(len(reason) - _ECHO_CHARS + 1))
+    return any(run.encode("utf-8", "replace") in body for run in runs)
+
+
+def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        if len(held) >= bytes_max:
+            break
+    return bytes(held[:bytes_max])
+
+
+def _unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:
+    """What it means that no whole answer came. Texts of the other side are left out: they may quote what was sent."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see SSL_CERT_FILE"
+            return Outcome("refused", untrusted[:REASON_CHARS_MAX])
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return Outcome("refused", f"{error}; see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"[:REASON_CHARS_MAX])
+    if isinstance(error, httpx.ProxyError):
+        status = re.match(r"4[0-9]{2}(?= |$)", str(error))
+        if status:
+            return Outcome("refused", f"the proxy refused with {status[0]}; see HTTPS_PROXY and NO_PROXY")
+    if isinstance(error, httpx.TimeoutException):
+        return Outcome("wait", f"{type(error).__name__}: no complete answer within {deadline_s:g} s")
+    details = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
+    return Outcome("wait", ": ".join([type(error).__name__, *details[-1:]])[:REASON_CHARS_MAX])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what lies beneath it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        # httpcore's pool raises `from None`, which leaves only the context.
+        cause = cause.__cause__ or cause.__context__
+
+
+def _session_query(session_id: str, since_ms: int, offset: int) -> _Row:
+    since = datetime.fromtimestamp(since_ms / 1000, UTC).isoformat()
+    return {
+        "filter": {
+            "left": {"request_response_rmt": {"properties": {"Helicone-Session-Id": {"equals": session_id}}}},
+            "operator": "and",
+            "right": {"request_response_rmt": {"request_created_at": {"gt": since}}},
+        },
+        "offset": offset,
+        "limit": READ_BACK_PAGE,
+        "sort": {"created_at": "asc"},
+        "isCached": False,
+    }
+
+
+def _trust() -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise ClientError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error.strerror or error}") from error

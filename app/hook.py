@@ -1,0 +1,320 @@
+"""The plugin's other end: one process for one OpenCode, NDJSON on stdin, jobs in the ledger.
+
+    stdin ─▶ Inbox (a thread) ─▶ one line at a time: parse ▶ enqueue ▶ ring
+                                 beside the lines: make sure that a worker runs
+
+It reads until EOF, ignores the signals of OpenCode's terminal, and no line can end it: a line that cannot be used is
+one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the full
+inbox is then felt by the plugin as a pipe that does not drain, and it holds snapshots back, of which the newest is
+all that matters.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app import clock, destination, ledger, log
+from app.bell import Bell
+from app.capture import capture, secrets_of_this_machine
+from app.db import SchemaError, open_ledger
+from app.enqueue import Capture, Place, enqueue
+from app.inbox import Inbox, Line, LineError, read_line
+from app.parse import parse
+from app.presence import Announced, Only, is_taken, present
+from app.redact import PatternError
+from app.settings import Plugin, Settings, SettingsError, capture_options, delivery_options, to_record
+from app.sources import Sources, unattended
+from app.spool import Spool, folder, target, worker_signature
+from app.transcript import Transcript, TranscriptError
+
+CARE_S = 2.0
+"""How often the hook looks whether its worker lives."""
+STARTING_S = 30.0
+"""How long a worker that was started may take until it holds its lock."""
+TRY_AGAIN_S = 1.0
+LAST_TRIES = 60
+"""How often a line is tried on a ledger that cannot be written, after OpenCode has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """Turns of a session that were not final, and how to export them should nobody complete them."""
+
+    transcript: Transcript
+    capture: Capture
+    place: Place
+
+
+class Hook:
+    """What one hook knows: its spool and destination from the first line on, and the turns that wait."""
+
+    def __init__(self, sources: Sources, first: Line, settings: Settings) -> None:
+        self._sources = sources
+        self._known = secrets_of_this_machine(sources.environ)
+        self._pinned_spool = first.spool
+        self.spool = Spool(settings.spool_directory)
+        self.db = open_ledger(self.spool.path)
+        self.target = target(self.db, settings, clock.now_ms())
+        self.bell = Bell(self.spool.path, self.target.id)
+        self._announced = Announced(self.spool.hooks)
+        self._sessions: set[str] = set()
+        self._captures: dict[str, tuple[Mapping[str, object], Capture | None]] = {}
+        self._unfinished: dict[str, _Unfinished] = {}
+        self._settings = settings
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._starting = Only(self.spool.automatic_worker(self.target.id).with_suffix(".starting"))
+        self._cared_s = 0.0
+        self._started_s = 0.0
+
+    def take(self, line: Line) -> None:
+        """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again."""
+        match line.type:
+            case "open":
+                self._open(line)
+            case "snapshot":
+                self._snapshot(line)
+            case "deleted":
+                self._unfinished.pop(line.session, None)
+                dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
+                if dropped:
+                    self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
+            case "refused":
+                reason = line.message.get("reason")
+                raise LineError(f"by the plugin: {reason if reason == 'too large' else 'unknown'}")
+            case _:
+                raise LineError("unknown type")
+
+    def _open(self, line: Line) -> None:
+        self._sessions.add(line.session)
+        self._settings = load(self._sources, line, self._pinned_spool)
+        self._capture(line)
+        brought = to_record(self._settings, delivery_options(self._settings))
+        destination.remember_delivery_options(self.db, self.target.id, brought)
+        destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
+        self.care()
+
+    def _snapshot(self, line: Line) -> None:
+        capturing = self._capture(line)
+        if capturing is None:
+            return
+        try:
+            transcript = parse(line.message)  # type: ignore[arg-type]  # JSON, as read
+        except TranscriptError as error:
+            self.log(f"snapshot: {error}")
+            raise LineError("snapshot that cannot be read") from None
+        session = transcript.session.id
+        self._sessions.add(session)
+        self._adopt(session)
+        place = Place(self.target.id, folder(self.db, line.directory))
+        whole = self._with_unfinished(transcript)
+        done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
+        self._unfinished.pop(session, None)
+        if done.waiting:
+            left = replace(whole, turns=tuple(done.waiting))
+            self._unfinished[session] = _Unfinished(left, capturing, place)
+
+    def _adopt(self, session: str) -> None:
+        """What this session left behind while no key was known goes where it goes now."""
+        for one in destination.destinations(self.db) if self.target.key_fingerprint else []:
+            if not one.key_fingerprint:
+                ledger.adopt(self.db, one.id, self.target.id, now_ms=clock.now_ms(), session=session)
+
+    def _with_unfinished(self, transcript: Transcript) -> Transcript:
+        """The snapshot's turns and those that waited and that it does not bring again, in order."""
+        unfinished = self._unfinished.get(transcript.session.id)
+        if unfinished is None:
+            return transcript
+        brought = {turn.id for turn in transcript.turns}
+        waited = [turn for turn in unfinished.transcript.turns if turn.id not in brought]
+        turns = sorted((*waited, *transcript.turns), key=lambda turn: turn.messages[0].index)
+        return replace(transcript, turns=tuple(turns))
+
+    def _capture(self, line: Line) -> Capture | None:
+        """How this line's folder is captured, recorded for later commands; None where `enable` is false."""
+        seen = self._captures.get(line.directory)
+        if seen is not None and seen[0] == line.options:
+            return seen[1]
+        settings = load(self._sources, line, self._pinned_spool)
+        made = capture(settings, self._known) if settings.enable else None
+        options = to_record(settings, capture_options(settings))
+        destination.remember_folder(self.db, folder(self.db, line.directory), options, clock.now_ms())
+        self._captures[line.directory] = (line.options, made)
+        return made
+
+    def finish(self) -> None:
+        """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
+        elsewhere: set[object] = set()
+        for other in present(self.spool.hooks):
+            sessions = other.says.get("sessions")
+            if other.name != self._announced.name and isinstance(sessions, list):
+                elsewhere.update(sessions)
+        for session, left in list(self._unfinished.items()):
+            if session not in elsewhere:
+                enqueue(
+                    self.db,
+                    left.transcript,
+                    left.capture,
+                    left.place,
+                    now_ms=clock.now_ms(),
+                    ring=self.bell.ring,
+                    abandoned=True,
+                )
+            del self._unfinished[session]
+
+    # --- beside the lines
+
+    def announce(self, backlog: int) -> None:
+        self._announced.say({"destination": self.target.id, "sessions": sorted(self._sessions), "backlog": backlog})
+
+    def care(self) -> None:
+        """Make sure that one worker runs, if that is ours to do. Cheap: looks every CARE_S at the most."""
+        if self._worker is not None and self._worker.poll() is not None:
+            self._worker = None
+        if time.monotonic() - self._cared_s < CARE_S:
+            return
+        self._cared_s = time.monotonic()
+        settings = self._settings
+        if not settings.enable or settings.worker != "auto" or settings.api_key is None:
+            return
+        if is_taken(self.spool.automatic_worker(self.target.id)) or self._another_worker():
+            self._starting.release()
+        elif self._cared_s - self._started_s > STARTING_S or self._worker is None:
+            # Whoever holds this lock is starting one already.
+            self._starting.release()
+            if self._starting.take():
+                self._start_worker()
+
+    def _another_worker(self) -> bool:
+        return any(worker.says.get("destination") == self.target.id for worker in present(self.spool.workers))
+
+    def _start_worker(self) -> None:
+        self._started_s = time.monotonic()
+        # Isolated (-I) and outside of the project: its own `app`, `.env` and PYTHONPATH are not ours to run.
+        self._worker = subprocess.Popen(
+            [sys.executable, "-I", "-m", "app", "worker", "--automatic"],
+            cwd=self.spool.path,
+            env={**self._sources.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.spool.path)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def log(self, message: str) -> None:
+        log.append(self.spool.hook_log, message, clock.now_ms())
+
+    def close(self) -> None:
+        self._announced.withdraw()
+        self._starting.release()
+        self.bell.close()
+        self.db.close()
+
+
+def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
+    """The settings for a line's folder. The spool stays the one that the plugin named first."""
+    options = {name: value for name, value in line.options.items() if name != "spoolDirectory"}
+    if pinned_spool is not None:
+        options["spoolDirectory"] = pinned_spool
+    return sources.load(Plugin(options))
+
+
+class Desk:
+    """Hands the inbox's lines to the hook, and answers for those that it cannot take."""
+
+    def __init__(self, inbox: Inbox, sources: Sources) -> None:
+        self._inbox = inbox
+        self._sources = sources
+        self._hook: Hook | None = None
+        self._spool: Spool | None = None
+
+    def serve(self) -> None:
+        """Until EOF."""
+        while True:
+            try:
+                data = self._inbox.next(CARE_S)
+            except EOFError:
+                break
+            if data is not None:
+                self._attend(data)
+            hook = self._hook
+            if hook is not None:
+                with suppress(sqlite3.Error, OSError):  # the next look does it
+                    hook.announce(len(self._inbox))
+                    hook.care()
+        if self._hook is not None:
+            self._patiently(self._hook.finish)
+            self._hook.close()
+
+    def _attend(self, data: bytes | LineError) -> None:
+        try:
+            if isinstance(data, LineError):
+                raise data
+            line = read_line(data)
+        except LineError as error:
+            self._refuse(str(error))
+            return
+        self._patiently(lambda: self._take(line))
+
+    def _take(self, line: Line) -> None:
+        if self._hook is None:
+            # Where to complain, should the settings themselves be what is wrong.
+            self._spool = Spool(Path(line.spool)) if line.spool else self._spool
+            settings = load(self._sources, line, line.spool)
+            if not settings.enable:
+                return
+            self._spool = Spool(settings.spool_directory)
+            self._hook = Hook(self._sources, line, settings)
+        self._hook.announce(len(self._inbox) + 1)
+        self._hook.take(line)
+
+    def _patiently(self, act: Callable[[], None]) -> None:
+        """Do it; try again for as long as the disk or the ledger refuse and OpenCode lives, then LAST_TRIES times."""
+        failed = 0
+        while True:
+            try:
+                act()
+            except LineError as error:
+                self._refuse(str(error))
+            except (SettingsError, PatternError, SchemaError) as error:
+                self._refuse(type(error).__name__, str(error))
+            except (sqlite3.Error, OSError) as error:
+                failed += 1
+                if failed == 1:
+                    self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}")
+                if failed <= LAST_TRIES or not self._inbox.ended:
+                    time.sleep(TRY_AGAIN_S)
+                    continue
+                self._refuse("the spool could not be written", f"lost with it: {len(self._inbox)} more line(s)")
+            except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                self._refuse(f"internal error {type(error).__name__}", f"{Path(place.filename).name}:{place.lineno}")
+            return
+
+    def _refuse(self, reason: str, detail: str = "") -> None:
+        """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""
+        self._log(f"refused a line: {reason}{detail and f': {detail}'}")
+        if self._hook is not None:
+            with suppress(sqlite3.Error):
+                destination.refuse(self._hook.db, reason, clock.now_ms())
+
+    def _log(self, message: str) -> None:
+        spool = self._spool or Spool(Settings().spool_directory)
+        log.append(spool.hook_log, message, clock.now_ms())
+
+
+def main() -> None:
+    """The process: `python -I -m app hook`, started by the plugin."""
+    # They belong to OpenCode's terminal: the hook reads on until the pipe ends.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Desk(Inbox(sys.stdin.fileno()), unattended(dict(os.environ))).serve()

@@ -1,0 +1,155 @@
+"""Sessions that a person hands over as files of `opencode export`: examined, put together, and enqueued.
+
+    files ─ examine ─▶ families ─ each ─▶ settings of its folder ▶ parse ▶ enqueue ─▶ one `Imported` per file
+
+A file that cannot be used costs itself and, where its session is the root of others, those.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from app import clock
+from app.bell import Bell
+from app.db import open_ledger
+from app.destination import Destination
+from app.enqueue import Enqueued, Place, enqueue
+from app.folders import Folders
+from app.opencode import Export, ExportError, File, examine, families, snapshot
+from app.parse import parse
+from app.settings import Settings
+from app.sources import Sources
+from app.spool import folder, target
+from app.transcript import TranscriptError
+
+ASKED_BACK = ("age", "size", "policy")
+"""Why jobs were dropped that an import takes back, as a person asks for them. What was `off` or `deleted` stays so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What became of one file: the turns of its session and the session's own record, in numbers of jobs."""
+
+    file: str
+    session: str | None
+    """None when the file could not be read."""
+    outcome: Literal["imported", "inside", "doubled", "disabled", "failed"]
+    reason: str = ""
+    """Of every outcome but `imported`, for a person."""
+    new: int = 0
+    known: int = 0
+    superseded: int = 0
+    """Older than what the ledger has."""
+    off: int = 0
+    """Noted without content, because the export mode is off."""
+    shut: int = 0
+    """Not taken: captured earlier while export was off, or deleted in OpenCode."""
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def import_files(
+    files: Sequence[File], sources: Sources, *, on_read: Callable[[], None] = lambda: None
+) -> Iterator[Imported]:
+    """One result for each file, as they come. `on_read` is called once for each file examined and each one taken.
+
+    Raises SettingsError, PatternError, OSError, sqlite3.Error when nothing more can be imported.
+    """
+    settings = sources.load()
+    with closing(open_ledger(settings.spool_directory)) as db:
+        ours = target(db, settings, clock.now_ms())
+        with closing(Bell(settings.spool_directory, ours.id)) as bell:
+            exports: list[Export] = []
+            for result in examined(files):
+                on_read()
+                if isinstance(result, Export):
+                    exports.append(result)
+                else:
+                    yield result
+            folders = Folders(db, sources)
+            for family in families(exports):
+                yield from _imported(db, family, folders, ours, bell.ring)
+                for _ in family:
+                    on_read()
+
+
+def examined(files: Sequence[File]) -> Iterator[Export | Imported]:
+    """Each session once, from the file that is newest, as they are known; what cannot be used as a result."""
+    newest: dict[str, Export] = {}
+    for file in files:
+        try:
+            export = examine(file)
+        except (OSError, ExportError, TranscriptError) as error:
+            yield Imported(file.name, None, "failed", why(error))
+            continue
+        other = newest.get(export.session)
+        if other is None:
+            newest[export.session] = export
+            continue
+        older, newer = sorted((other, export), key=lambda one: one.updated_ms)
+        newest[export.session] = newer
+        yield Imported(older.file.name, older.session, "doubled", f"{newer.file.name} holds the same session")
+    yield from newest.values()
+
+
+def why(error: OSError | ExportError | TranscriptError) -> str:
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+
+
+def _imported(
+    db: sqlite3.Connection, family: tuple[Export, ...], folders: Folders, ours: Destination, ring: Callable[[str], None]
+) -> Iterator[Imported]:
+    root, *others = family
+    result = _root(db, family, folders, ours, ring)
+    yield result
+    for export in others:
+        if result.outcome == "imported":
+            yield Imported(export.file.name, export.session, "inside", f"a subagent of {root.session}")
+        else:
+            yield replace(result, file=export.file.name, session=export.session)
+
+
+def _root(
+    db: sqlite3.Connection, family: tuple[Export, ...], folders: Folders, ours: Destination, ring: Callable[[str], None]
+) -> Imported:
+    root = family[0]
+    settings, capturing = folders.find(root.directory)
+    if capturing is None:
+        return Imported(root.file.name, root.session, "disabled", f"enable is false ({settings.origin('enable')})")
+    try:
+        transcript = parse(snapshot(family))
+    except (OSError, ExportError, TranscriptError) as error:
+        return Imported(root.file.name, root.session, "failed", why(error))
+    done = enqueue(
+        db,
+        transcript,
+        capturing,
+        Place(ours.id, folder(db, root.directory)),
+        now_ms=clock.now_ms(),
+        ring=ring,
+        abandoned=True,
+        reopen=ASKED_BACK,
+    )
+    return _told(root, done, settings)
+
+
+def _told(root: Export, done: Enqueued, settings: Settings) -> Imported:
+    if done.under is not None:
+        reason = f"a subagent of {done.under}: import that session's file to export it again"
+        return Imported(root.file.name, root.session, "inside", reason)
+    return Imported(
+        file=root.file.name,
+        session=root.session,
+        outcome="imported",
+        reason=f"export mode is off ({settings.origin('export_mode')})" if done.off else "",
+        new=done.new,
+        known=done.known,
+        superseded=done.superseded,
+        off=done.off,
+        shut=done.shut,
+    )

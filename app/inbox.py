@@ -1,0 +1,121 @@
+"""The plugin's lines, as they come out of the pipe: split, bounded, and read as messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PROTOCOL = 1
+LINE_BYTES_MAX = 64 << 20
+QUEUE_BYTES_MAX = 64 << 20
+CHUNK_BYTES = 1 << 20
+
+
+class LineError(ValueError):
+    """A line that cannot be used. The message is a reason without any of its text."""
+
+
+class Inbox:
+    """Lines of a pipe, read by a thread of its own so that the pipe is empty even while a line is worked on."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: deque[bytes | LineError] = deque()
+        self._bytes = 0
+        self._ended = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @property
+    def ended(self) -> bool:
+        """The other end is gone: what is here is all that will come."""
+        return self._ended
+
+    def next(self, timeout_s: float) -> bytes | LineError | None:
+        """The next line; None when none came in time. Raises EOFError after the last one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._ended, timeout_s)
+            if not self._lines:
+                if self._ended:
+                    raise EOFError
+                return None
+            line = self._lines.popleft()
+            self._bytes -= len(line) if isinstance(line, bytes) else 0
+            self._changed.notify_all()
+            return line
+
+    def _read(self) -> None:
+        held = bytearray()
+        too_long = False
+        while chunk := os.read(self._descriptor, CHUNK_BYTES):
+            *ended, rest = chunk.split(b"\n")
+            for piece in ended:
+                self._put(LineError("too long") if too_long else bytes(held) + piece)
+                held.clear()
+                too_long = False
+            if too_long or len(held) + len(rest) > LINE_BYTES_MAX:
+                too_long = True
+                held.clear()
+            else:
+                held += rest
+        if held or too_long:
+            # OpenCode was killed while it wrote; what it meant to say is in its own store.
+            self._put(LineError("cut off"))
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _put(self, line: bytes | LineError) -> None:
+        size = len(line) if isinstance(line, bytes) else 0
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes == 0 or self._bytes + size <= QUEUE_BYTES_MAX)
+            self._lines.append(line)
+            self._bytes += size
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One message of the plugin, as far as the hook itself must understand it."""
+
+    type: str
+    directory: str
+    options: Mapping[str, object]
+    session: str
+    spool: str | None
+    message: Mapping[str, object]
+
+
+def read_line(data: bytes) -> Line:
+    """Raises LineError. Python's own parser: it takes lone surrogates, which real transcripts hold."""
+    try:
+        message = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise LineError("not JSON") from None
+    if not isinstance(message, dict):
+        raise LineError("not an object")
+    if message.get("v") != PROTOCOL:
+        raise LineError("unknown version")
+    fields = {"type": message.get("type"), "directory": message.get("directory", "")}
+    fields["session"] = message.get("root") if fields["type"] == "snapshot" else message.get("session")
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            raise LineError(f"no {name}")
+    options = message.get("options") or {}
+    spool = message.get("spool")
+    if not isinstance(options, dict):
+        raise LineError("options are no object")
+    if spool is not None and not isinstance(spool, str):
+        raise LineError("spool is no path")
+    return Line(**fields, options=options, spool=spool, message=message)  # type: ignore[arg-type]  # checked above
+
+
+def _no_constant(_: str) -> None:
+    raise ValueError

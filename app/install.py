@@ -1,0 +1,150 @@
+"""Puts the plugin where OpenCode loads plugins from, and takes it away again.
+
+    everywhere    <OpenCode's config directory>/plugin/opencode-helicone.js    starts this installation's Python
+    one project   <project>/.opencode/plugin/opencode-helicone.js              finds `opencode-helicone` by PATH
+
+The project's file is made to be committed: it holds no absolute path. OpenCode 1.18.33 loads `plugin/*.js` and
+`plugins/*.js` of `~/.config/opencode`, of `$OPENCODE_CONFIG_DIR` and of `.opencode`; all six were tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+MARKER = "// opencode-helicone plugin"
+"""How the head line of our file begins. A file without it is somebody else's."""
+FILE_NAME = "opencode-helicone.js"
+SOURCE = Path(__file__).parent / "plugin" / "helicone.js"
+COMMAND_BY_PATH = ("opencode-helicone", "hook")
+FILE_MODE = 0o644
+
+
+class InstallError(Exception):
+    """The file cannot be put there or taken away. The message names the path and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """Every project of this user."""
+
+    config_directory: Path
+    """OpenCode's: see `config_directory`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    path: Path
+    changed: bool
+    """False when everything was already as asked for. In a dry run: whether it would change."""
+
+
+def config_directory(environ: Mapping[str, str]) -> Path:
+    """OpenCode's directory for a user's configuration, on Linux and macOS alike. Raises InstallError."""
+    for name, below in (("OPENCODE_CONFIG_DIR", "."), ("XDG_CONFIG_HOME", "opencode"), ("HOME", ".config/opencode")):
+        value = environ.get(name)
+        if not value:
+            continue
+        if not Path(value).is_absolute():
+            raise InstallError(f"{name} is {value!r}: set it to an absolute path")
+        return Path(value) / below
+    raise InstallError("HOME is not set: set it, or OPENCODE_CONFIG_DIR, to an absolute path")
+
+
+def install(scope: Global | Project, *, python: str, dry_run: bool = False) -> Installed:
+    """Write the plugin, for `python` (absolute; not used for a project). Raises InstallError and OSError."""
+    path = _path(scope)
+    source = SOURCE.read_text(encoding="utf-8")
+    if isinstance(scope, Global):
+        if not Path(python).is_absolute():
+            raise InstallError(f"the Python to start is {python!r}: an absolute path is needed")
+        content = render(source, (python, "-I", "-m", "app", "hook"))
+    else:
+        if not scope.directory.is_dir():
+            raise InstallError(f"{scope.directory} is not a directory: name the project's")
+        content = render(source, COMMAND_BY_PATH)
+    changed = _own_content(path) != content
+    if changed and not dry_run:
+        _write(path, content)
+    return Installed(path, changed)
+
+
+def uninstall(scope: Global | Project, *, dry_run: bool = False) -> Installed:
+    """Remove the plugin if it is there. Raises InstallError and OSError."""
+    path = _path(scope)
+    changed = _own_content(path) is not None
+    if changed and not dry_run:
+        path.unlink()
+        _sync_directory(path.parent)
+    return Installed(path, changed)
+
+
+def render(source: str, command: tuple[str, ...]) -> str:
+    """The plugin's text with the command that starts the hook."""
+    line = f"const COMMAND = {json.dumps(command)}"
+    content, count = re.subn(r"^const COMMAND = .*$", lambda _: line, source, flags=re.MULTILINE)
+    if count != 1:
+        raise ValueError(f"the plugin has {count} lines for its command, not 1")
+    return content
+
+
+def _path(scope: Global | Project) -> Path:
+    if isinstance(scope, Global):
+        return scope.config_directory / "plugin" / FILE_NAME
+    folder = scope.directory / ".opencode" / "plugin"
+    for part in (folder.parent, folder):
+        # A repository can bring these links along: following one would write outside of it.
+        if part.is_symlink():
+            raise InstallError(f"{part} is a symbolic link: replace it by a directory")
+    return folder / FILE_NAME
+
+
+def _own_content(path: Path) -> str | None:
+    """What our file holds, None when there is none. Raises InstallError for anything that is not ours."""
+    if path.is_symlink():
+        raise InstallError(f"{path} is a symbolic link: remove it first")
+    try:
+        content = path.read_bytes().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise InstallError(f"{path} is a directory: remove it first") from None
+    if not content.startswith(MARKER):
+        raise InstallError(f"{path} was not written by opencode-helicone: move it away first")
+    return content
+
+
+def _write(path: Path, content: str) -> None:
+    """All or nothing: OpenCode may start at any moment and must never load half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The ending keeps OpenCode from loading it: it takes hidden files too.
+    descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(descriptor, FILE_MODE)
+            os.fsync(descriptor)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,32 @@
+"""The policy: what decides which bytes may leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["full", "metadata_only", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Versions of the program and of its rule set are no part of it: an upgrade sends nothing again by itself."""
+
+    mode: Mode
+    patterns: tuple[str, ...]
+    redact_secrets: bool
+    prefix: str
+
+    def digest(self, user_id: str) -> str:
+        """SHA-256 (hex) of the policy; one half of a job's key. `user_id` is '' for none."""
+        facts = {
+            "mode": self.mode,
+            # Under metadata_only no text leaves, so the patterns decide nothing.
+            "patterns": sorted(self.patterns) if self.mode == "full" else [],
+            "redact_secrets": self.redact_secrets if self.mode == "full" else True,
+            "prefix": self.prefix,
+            "user_id": user_id,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

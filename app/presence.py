@@ -1,0 +1,128 @@
+"""Who is alive: each process holds a locked file for as long as it lives.
+
+The lock is the truth and ends with its process, however that ends. Process ids are not asked: they recycle, and in
+a container they mean something else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.db import PRIVATE_FILE, private_directory
+
+SUFFIX = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A process that is alive now: the name of its file and what it says about itself."""
+
+    name: str
+    says: Mapping[str, object]
+
+
+class Announced:
+    """The file of this very process; `say` replaces what it tells the others."""
+
+    def __init__(self, folder: Path) -> None:
+        private_directory(folder)
+        self.name = uuid.uuid4().hex
+        path = folder / f"{self.name}{SUFFIX}"
+        # Locked before it gets its name: a file under its final name that is not locked belongs to a dead process.
+        draft = path.with_suffix(".draft")
+        self._descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        draft.rename(path)
+        self._path = path
+
+    def say(self, facts: Mapping[str, object]) -> None:
+        data = json.dumps(facts, sort_keys=True).encode()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, data, 0)
+
+    def withdraw(self) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def present(folder: Path) -> list[Presence]:
+    """Everybody alive in `folder`; files of the dead are removed on the way."""
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []:
+        says = _ask(path)
+        if says is not None:
+            found.append(Presence(path.stem, says))
+    return found
+
+
+def _ask(path: Path) -> Mapping[str, object] | None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _parse(os.pread(descriptor, 1 << 20, 0))
+        path.unlink(missing_ok=True)
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _parse(data: bytes) -> Mapping[str, object]:
+    try:
+        says = json.loads(data)
+    except ValueError:  # read in the middle of a `say`, or before the first
+        return {}
+    return says if isinstance(says, dict) else {}
+
+
+class Only:
+    """A lock that one process at a time can hold: `take` and `release` as often as wanted."""
+
+    def __init__(self, path: Path) -> None:
+        private_directory(path.parent)
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self) -> bool:
+        """False when somebody else has it."""
+        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        taken = self.take()
+        try:
+            yield taken
+        finally:
+            if taken:
+                self.release()
+
+
+def is_taken(path: Path) -> bool:
+    """Whether somebody holds the `Only` lock of this path."""
+    if not path.exists():
+        return False
+    with Only(path).held() as free:
+        return not free

@@ -1,0 +1,131 @@
+"""Exactly what would leave of the sessions in some files, and what the redaction took out of them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from app import ledger
+from app.db import open_ledger
+from app.enqueue import Capture, Place, _exports, _first_user_id
+from app.folders import Folders
+from app.importing import Imported, examined, why
+from app.opencode import Export, ExportError, File, families, snapshot
+from app.parse import parse
+from app.record import Record
+from app.redact import identity_hits, redact_session, redact_turn
+from app.settings import Settings
+from app.sources import Sources
+from app.spool import folder
+from app.status import find_target
+from app.transcript import Transcript, TranscriptError, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    """One root session with its subagents."""
+
+    file: str
+    session: str
+    outcome: Literal["previewed"]
+    mode: str
+    records: tuple[Record, ...]
+    hits: Mapping[str, int]
+    """How often each rule or pattern matched, by its name; nothing under metadata_only, where no text leaves."""
+    identity_hits: Mapping[str, int]
+    """User patterns that match an id, a provider, a model or a tool name: these leave as they are."""
+
+    def as_json(self) -> dict[str, object]:
+        """Its fields, with each body as JSON."""
+        records = [
+            {
+                "request_id": record.request_id,
+                "kind": record.kind,
+                "path": record.path,
+                "bytes": len(record.body),
+                "body": json.loads(record.body),
+            }
+            for record in self.records
+        ]
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "records": records}
+
+
+def preview(files: Sequence[File], sources: Sources) -> Iterator[Previewed | Imported]:
+    """One result for each family of files that would leave, and one for each that would not, with the reason.
+
+    Raises SettingsError, PatternError, OSError, sqlite3.Error, SchemaError.
+    """
+    settings = sources.load()
+    with closing(open_ledger(settings.spool_directory)) as db:
+        folders = Folders(db, sources)
+        ours = find_target(db, settings)
+        exports = []
+        for result in examined(files):
+            if isinstance(result, Export):
+                exports.append(result)
+            else:
+                yield result
+        for family in families(exports):
+            yield _family(db, family, folders, -1 if ours is None else ours.id)
+
+
+def _family(
+    db: sqlite3.Connection, family: tuple[Export, ...], folders: Folders, destination_id: int
+) -> Previewed | Imported:
+    root = family[0]
+    settings, capturing = folders.find(root.directory)
+    reason = _reason_to_stay(settings)
+    known = ledger.frozen(db, destination_id, root.session)
+    if known is not None and known[0] != root.session:
+        reason = f"a subagent of {known[0]}: it leaves with that session"
+    if capturing is None or reason:
+        return Imported(root.file.name, root.session, "disabled", reason)
+    try:
+        transcript = parse(snapshot(family))
+    except (OSError, ExportError, TranscriptError) as error:
+        return Imported(root.file.name, root.session, "failed", why(error))
+    place = Place(destination_id, folder(db, root.directory))
+    user_id = known[1] if known is not None else _first_user_id(db, transcript, capturing, place)
+    hits, of_identity = _hits(transcript, capturing)
+    return Previewed(
+        file=root.file.name,
+        session=root.session,
+        outcome="previewed",
+        mode=capturing.policy.mode,
+        records=tuple(
+            record
+            for export in _exports(transcript, capturing, user_id, abandoned=True)
+            if not isinstance(export, Turn)
+            for record in export.encode()
+        ),
+        hits=dict(hits),
+        identity_hits=dict(of_identity),
+    )
+
+
+def _reason_to_stay(settings: Settings) -> str:
+    if not settings.enable:
+        return f"enable is false ({settings.origin('enable')})"
+    if settings.export_mode == "off":
+        return f"export mode is off ({settings.origin('export_mode')})"
+    return ""
+
+
+def _hits(transcript: Transcript, capturing: Capture) -> tuple[Counter[str], Counter[str]]:
+    """Of the texts, and of the identity."""
+    of_session: Counter[str] = Counter()
+    of_turns: Counter[str] = Counter()
+    of_identity: Counter[str] = Counter()
+    if capturing.policy.mode == "full":
+        redact_session(transcript.session, capturing.redaction, of_session)
+        for turn in transcript.turns:
+            redact_turn(turn, capturing.redaction, of_turns)
+            of_turns -= of_session  # every turn carries its session
+    for turn in transcript.turns:
+        of_identity += identity_hits(turn, capturing.redaction)
+    return of_session + of_turns, of_identity

@@ -1,0 +1,313 @@
+"""A local Helicone-compatible receiver, for trying the program out, for the demo and for tests.
+
+    POST /custom/v1/log, /oai|anthropic|googleapis/v1/log       as the cloud's worker
+    POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
+    POST /v1/request/query-clickhouse, /v1/session/query        read back
+    POST /_faults                                               script what goes wrong next (see app/faults.py)
+    GET  /_sends                                                every POST that arrived, in order
+
+It listens on this machine only and accepts any well-formed key unless told otherwise; what was sent under one key is
+read back only with it. Unlike Helicone's, its read-back also shows rows that share a request id, because such rows are
+the mistake that one looks for here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from app import faults, intake, shelf
+from app.endpoint import RouteKind, is_loopback
+from app.faults import Fault, FaultError, Script
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+READ_LIMIT_MAX = 1_000
+
+_WORKER_PROVIDERS = {"custom": "CUSTOM", "oai": "OPENAI", "anthropic": "ANTHROPIC", "googleapis": "GOOGLE"}
+_JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
+_SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNORECASE)
+
+_Object: TypeAlias = dict[str, Any]
+
+
+class ReceiverError(ValueError):
+    """The receiver cannot start as asked."""
+
+
+def create(
+    store_path: Path,
+    *,
+    keys: frozenset[str] | None = None,
+    script: Iterable[Fault] = (),
+    on_ready: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """The receiver as an ASGI application. It opens its store when it starts, in the thread that serves it.
+
+    `keys`: the API keys that it knows; None: every well-formed one. `on_ready` is called once it can answer.
+    """
+    desk = _Desk(keys, Script(script))
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        with shelf.opened(store_path) as db:
+            desk.db = db
+            on_ready()
+            yield
+
+    worker_paths = [f"/{name}/v1/log" for name in _WORKER_PROVIDERS]
+    app = Starlette(
+        lifespan=lifespan,
+        exception_handlers={404: _not_found},
+        routes=[
+            *(Route(path, desk.log, methods=["POST"]) for path in (*worker_paths, *_JAWN_PATHS)),
+            Route("/v1/request/query-clickhouse", desk.query, methods=["POST"]),
+            Route("/v1/session/query", desk.query_sessions, methods=["POST"]),
+            Route("/_faults", desk.script, methods=["POST"]),
+            Route("/_sends", desk.show_sends, methods=["GET"]),
+        ],
+    )
+    app.router.redirect_slashes = False  # neither of the real servers does
+    return app
+
+
+def serve(
+    *,
+    host: str,
+    port: int,
+    store_path: Path,
+    faults_path: Path | None = None,
+    on_listening: Callable[[str], None] = lambda _url: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM. Port 0 takes a free one; `on_listening` gets the address.
+
+    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError, all ValueErrors.
+    """
+    script = () if faults_path is None else faults.read(faults_path)
+    with shelf.opened(store_path):
+        pass  # refuse a wrong file here: once it runs, the server could only log it
+    with listening(host, port) as bound:
+        url = address(bound)
+        app = create(store_path, script=script, on_ready=lambda: on_listening(url))
+        with suppress(KeyboardInterrupt):
+            server(app).run(sockets=[bound])
+
+
+def server(app: Starlette) -> uvicorn.Server:
+    """The web server that the receiver is made for; `run(sockets=[listening(...)])` starts it."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A listening socket on loopback. Raises ReceiverError."""
+    if not is_loopback(host):
+        raise ReceiverError(f"the receiver keeps transcripts and has no users: {host} is not a loopback address")
+    # asyncio turns Nagle's delay off only for sockets that say TCP; without that, each answer takes 40 ms.
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host.strip("[]"), port))
+        bound.listen(128)
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise ReceiverError(f"cannot listen on {host} port {port}: {error}") from error
+    return bound
+
+
+def address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Desk:
+    """The handlers, and what they share. All run in one thread, the event loop's."""
+
+    db: sqlite3.Connection
+
+    def __init__(self, keys: frozenset[str] | None, script: Script) -> None:
+        self._keys = keys
+        self._script = script
+
+    async def log(self, request: Request) -> Response:
+        raw = await _read(request)
+        kind: RouteKind = "jawn" if request.url.path in _JAWN_PATHS else "worker"
+        key = intake.bearer(request.headers.get("authorization"))
+        owner = shelf.organisation(self.db, key)
+        n = shelf.arrived(self.db, request.url.path, owner, _sent_id(request, raw), raw, _now_ms())
+        fault = self._script.take(kind)
+        await asyncio.sleep(fault.delay_ms / 1000)
+        if fault.reset:
+            return _BrokenOff()
+        if fault.status is not None:
+            reply = intake.Reply(fault.status, fault.body.encode(), dict(fault.headers))
+        else:
+            reply = self._reply(kind, request, raw)
+            if reply.log is not None and owner is not None:
+                shelf.put(self.db, owner, reply.log)
+        if fault.drop_after_store:
+            return _BrokenOff()
+        shelf.answered(self.db, n, reply.status)
+        return _response(reply)
+
+    def _reply(self, kind: RouteKind, request: Request, raw: bytes) -> intake.Reply:
+        headers, fresh_id = dict(request.headers), str(uuid.uuid4())
+        if kind == "jawn":
+            return intake.jawn_reply(headers, raw, self._keys, _now_ms(), fresh_id)
+        provider = _WORKER_PROVIDERS[request.url.path.split("/")[1]]
+        return intake.worker_reply(provider, headers, raw, self._keys, _now_ms(), fresh_id)
+
+    async def query(self, request: Request) -> Response:
+        owner, query = await self._asked(request)
+        if isinstance(query, Response):
+            return query
+        try:
+            wanted = shelf.compiled(query.get("filter", "all"))
+        except shelf.ShelfError as error:
+            return JSONResponse({"data": None, "error": str(error)}, status_code=400)
+        newest_first = (query.get("sort") or {}).get("created_at", "desc") == "desc"
+        limit = min(int(query.get("limit") or 10), READ_LIMIT_MAX)
+        rows = shelf.select(
+            self.db, owner, wanted, newest_first=newest_first, limit=limit, offset=int(query.get("offset") or 0)
+        )
+        # Measured: this one query answers 201.
+        return JSONResponse({"data": [_shown(row) for row in rows], "error": None}, status_code=201)
+
+    async def query_sessions(self, request: Request) -> Response:
+        owner, query = await self._asked(request)
+        if isinstance(query, Response):
+            return query
+        span = query.get("timeFilter") or {}
+        start_ms, end_ms = span.get("startTimeUnixMs", 0), span.get("endTimeUnixMs", _now_ms())
+        return JSONResponse({"data": shelf.sessions(self.db, owner, int(start_ms), int(end_ms)), "error": None})
+
+    async def _asked(self, request: Request) -> tuple[str, _Object | Response]:
+        """The organisation that asks and its question, or the answer that turns it away."""
+        raw = await _read(request)
+        refusal = intake.jawn_refusal(request.headers, self._keys)
+        if refusal is not None:
+            return "", _response(refusal)
+        query = _parsed(raw)
+        if not isinstance(query, dict):
+            return "", Response(status_code=500)
+        key = intake.bearer(request.headers.get("authorization"))
+        return shelf.organisation(self.db, key) or "", query
+
+    async def script(self, request: Request) -> Response:
+        # A web page cannot send this type to another origin without asking first, and nobody here says yes.
+        if request.headers.get("content-type", "").split(";")[0] != "application/json":
+            return JSONResponse({"error": "send application/json"}, status_code=415)
+        try:
+            script = faults.parse(_parsed(await _read(request)))
+        except FaultError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        self._script = Script(script)
+        return JSONResponse({"faults": len(script)})
+
+    async def show_sends(self, _request: Request) -> Response:
+        return JSONResponse({"sends": [asdict(send) for send in shelf.sends(self.db)]})
+
+
+class _BrokenOff(Response):
+    """An answer whose end never comes: the server closes the connection when less was sent than was announced."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+
+
+async def _not_found(_request: Request, _error: Exception) -> Response:
+    return PlainTextResponse("invalid path", status_code=404)
+
+
+async def _read(request: Request) -> bytes:
+    held = bytearray()
+    async for chunk in request.stream():
+        held += chunk
+        if len(held) > BODY_BYTES_MAX:
+            raise HTTPException(413)
+    return bytes(held)
+
+
+def _parsed(raw: bytes) -> object:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _response(reply: intake.Reply) -> Response:
+    is_json = reply.body[:1] in (b"{", b"[")
+    headers = {"content-type": "application/json" if is_json else "text/plain"} | {
+        name.lower(): value for name, value in reply.headers.items()
+    }
+    return Response(reply.body, reply.status, headers)
+
+
+def _sent_id(request: Request, raw: bytes) -> str | None:
+    found = _SENT_ID.search(raw)
+    in_body = found[1].decode("utf-8", "replace") if found else None
+    return request.headers.get("helicone-request-id", in_body)
+
+
+def _shown(row: shelf.Stored) -> _Object:
+    """A row with the names of Helicone's own answer."""
+    log = row.log
+    return {
+        "request_id": log.request_id,
+        "request_created_at": _iso(log.created_ms),
+        "request_model": log.model,
+        "request_user_id": log.user_id,
+        "request_properties": dict(log.properties),
+        "request_body": _parsed(log.request_body.encode()),
+        "response_id": log.request_id,
+        "response_created_at": _iso(log.ended_ms),
+        "response_status": log.status,
+        "response_body": _parsed(log.response_body.encode()) or log.response_body,
+        "provider": log.provider,
+        "delay_ms": log.latency_ms,
+        "time_to_first_token": log.ttft_ms,
+        "total_tokens": log.prompt_tokens + log.completion_tokens,
+        "prompt_tokens": log.prompt_tokens,
+        "prompt_cache_read_tokens": log.cache_read_tokens,
+        "prompt_cache_write_tokens": log.cache_write_tokens,
+        "completion_tokens": log.completion_tokens,
+        "cost": log.cost_usd,
+        "storage_location": "clickhouse",
+    }
+
+
+def _iso(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,257 @@
+"""A turn becomes Helicone logs, one per thing that happened, in the order in which it happened.
+
+    session              /opencode/ses_…
+      user message       /opencode/ses_…/msg-0
+      assistant message  /opencode/ses_…/msg-1                     one LLM call
+        tool part        /opencode/ses_…/msg-1/tool-bash
+        subagent         /opencode/ses_…/msg-1/tool-task/ses_…     its session, then its messages below that
+
+Request id, provider, model, user id and start time are what Helicone replaces a log by: they follow from facts that
+never change. Content that is None was withheld, and leaves no field behind.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from app import chat
+from app.envelope import PROVIDER, Log, below, encode, latin1
+from app.transcript import (
+    Assistant,
+    File,
+    Json,
+    Message,
+    Other,
+    Session,
+    Text,
+    Tool,
+    Transcript,
+    Turn,
+    User,
+    is_llm_call,
+)
+
+REQUEST_IDS = uuid.UUID("496e8d88-fce8-5dd9-afa3-7328a1253d4d")
+"""Namespace of all request ids. Another one would double every log that Helicone already holds."""
+
+Kind = Literal["session", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What the records of one root session have in common."""
+
+    root_session_id: str
+    session_name: str
+    """Frozen with the session's first record: Helicone groups by id and name."""
+    prefix: str
+    """Of all session paths, `/opencode` unless set otherwise."""
+    user_id: str
+    """'' for none. Frozen with the session's first record."""
+    interrupted: bool
+    """Nobody will complete what is unfinished: OpenCode has ended, or the person went on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Helicone log."""
+
+    request_id: str
+    kind: Kind
+    path: str
+    provider: str
+    model: str
+    """As Helicone derives it from the body."""
+    user_id: str
+    start_ms: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a record stands, and who it is there."""
+
+    frame: Frame
+    session: Session
+    message: Message | None
+    """None for a session's own record."""
+    path: str
+
+
+def project_name(session: Session) -> str | None:
+    """The last element of the session's directory; None when there is none, or it was withheld."""
+    return re.split(r"[/\\]", (session.directory or "").rstrip("/\\"))[-1] or None
+
+
+def session_name(session: Session) -> str:
+    """What Helicone's list shows. Not the title: that changes, and a changed name splits the session in two."""
+    project = project_name(session)
+    return f"opencode: {project}" if project else "opencode"
+
+
+def encode_session(session: Session, frame: Frame) -> Record:
+    """The record of a root session."""
+    return _session(_Spot(frame, session, None, _root_path(frame)))
+
+
+def encode_turn(turn: Turn, frame: Frame) -> tuple[Record, ...]:
+    """The turn's records, each subagent's after the tool call that started it."""
+    return tuple(_turn(turn, frame, _root_path(frame)))
+
+
+def _root_path(frame: Frame) -> str:
+    return below("", *filter(None, frame.prefix.split("/")), frame.root_session_id)
+
+
+def _turn(turn: Turn, frame: Frame, session_path: str) -> Iterator[Record]:
+    news: list[Json] = []
+    for message in turn.messages:
+        spot = _Spot(frame, turn.session, message, below(session_path, f"msg-{message.index}"))
+        if isinstance(message, User):
+            yield _user(spot, message)
+            news += chat.prompt(message)
+        elif is_llm_call(message):
+            log = chat.log(message, news, interrupted=frame.interrupted)
+            yield _record(spot, "assistant", "assistant", chat.model(message), log)
+            news = []
+        for part in message.parts:
+            if isinstance(part, Tool):
+                yield from _tool(replace(spot, path=below(spot.path, f"tool-{part.name}")), message, part)
+                news += chat.result(part)
+
+
+def _subagent(child: Transcript, frame: Frame, path: str) -> Iterator[Record]:
+    yield _session(_Spot(frame, child.session, None, path))
+    for turn in child.turns:
+        yield from _turn(turn, frame, path)
+
+
+def _session(spot: _Spot) -> Record:
+    session = spot.session
+    facts: dict[str, Json] = {
+        "title": session.title,
+        "project": project_name(session),
+        "opencode_version": session.version,
+        "parent": session.parent_id,
+        "archived_ms": session.archived_ms,
+    }
+    return _data(spot, "session", facts, session.created_ms)
+
+
+def _user(spot: _Spot, message: User) -> Record:
+    texts = [part for part in message.parts if isinstance(part, Text) and part.text is not None]
+    files = [part for part in message.parts if isinstance(part, File) and (part.name or part.mime)]
+    facts: dict[str, Json] = {
+        "text": [{"text": part.text, **({"synthetic": True} if part.synthetic else {})} for part in texts] or None,
+        "files": [_known({"name": part.name, "type": part.mime, "bytes": part.size_bytes}) for part in files] or None,
+        "agent": message.agent,
+        "system": message.system,
+        "flag": _flag(message),
+        "parts": chat.part_counts(message.parts),
+    }
+    return _data(spot, "user", facts, message.created_ms)
+
+
+def _data(spot: _Spot, kind: Literal["session", "user"], facts: dict[str, Json], start_ms: int) -> Record:
+    head: dict[str, Json] = {"_type": "data", "name": f"opencode.{kind}"}
+    request: dict[str, Json] = {**head, **_known(facts)}
+    response: dict[str, Json] = {**head, "status": "success"}
+    return _record(spot, kind, kind, f"data:opencode.{kind}", Log(request, response, 200, {}, start_ms, start_ms, None))
+
+
+def _tool(spot: _Spot, message: Message, tool: Tool) -> Iterator[Record]:
+    head: dict[str, Json] = {"_type": "tool", "toolName": tool.name}
+    status, told = _ending(tool, spot.frame)
+    response: dict[str, Json] = {**head, "status": status}
+    if told is not None:
+        response["message"] = told
+    if told is not None and status != "success":
+        response["error"] = {"message": told}
+    response["metadata"] = _known(
+        {
+            "call_id": tool.call_id,
+            "title": tool.title or None,
+            "exit": tool.exit_code,
+            "truncated": tool.truncated,
+            "duration_ms": _duration_ms(tool),
+        }
+    )
+    # Its own start, when it had one: Helicone takes a log with another start for another log.
+    start_ms = message.created_ms if tool.start_ms is None else tool.start_ms
+    end_ms = start_ms + (_duration_ms(tool) or 0)
+    request: dict[str, Json] = {**head, "input": {} if tool.input is None else tool.input}
+    http_status = 200 if status == "success" else 500
+    log = Log(request, response, http_status, {}, start_ms, end_ms, None)
+    yield _record(spot, "tool", tool.id, f"tool:{tool.name}", log)
+    if tool.child is not None:
+        yield from _subagent(tool.child, spot.frame, below(spot.path, tool.child.session.id))
+
+
+def _ending(tool: Tool, frame: Frame) -> tuple[str, str | None]:
+    """Status and output or error. A shell command that exits with 3 has succeeded as a tool call."""
+    if tool.status == "completed":
+        return "success", tool.output
+    if tool.status == "error":
+        return "error", tool.error
+    if frame.interrupted:
+        return "interrupted", "interrupted: OpenCode ended before the tool was done"
+    return "unfinished", "unfinished: the tool was not done when it was read"
+
+
+def _duration_ms(tool: Tool) -> int | None:
+    if tool.start_ms is None or tool.end_ms is None:
+        return None
+    return max(0, tool.end_ms - tool.start_ms)
+
+
+def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
+    """`leaf` is what makes the id one's own within the message: the part's id, or the kind."""
+    frame = spot.frame
+    steps = [spot.session.id, leaf] if spot.message is None else [spot.session.id, spot.message.id, leaf]
+    request_id = str(uuid.uuid5(REQUEST_IDS, "/".join(steps)))
+    meta = {
+        "Helicone-Request-Id": request_id,
+        "Helicone-Session-Id": latin1(frame.root_session_id),
+        "Helicone-Session-Name": latin1(frame.session_name),
+        "Helicone-Session-Path": spot.path,
+        "Helicone-User-Id": latin1(frame.user_id),
+    }
+    properties = {
+        "agent": spot.message.agent if spot.message is not None else None,
+        "mode": spot.message.mode if isinstance(spot.message, Assistant) else None,
+        "finish": spot.message.finish if isinstance(spot.message, Assistant) and kind == "assistant" else None,
+        "flag": _flag(spot.message) if kind != "tool" else None,
+        "project": project_name(spot.session),
+        "message_id": spot.message.id if spot.message is not None else None,
+    }
+    meta |= {f"Helicone-Property-{name}": latin1(value) for name, value in properties.items() if value}
+    return Record(
+        request_id=request_id,
+        kind=kind,
+        path=spot.path,
+        provider=PROVIDER,
+        model=model,
+        user_id=frame.user_id,
+        start_ms=log.start_ms,
+        body=encode(replace(log, meta={name: value for name, value in meta.items() if value})),
+    )
+
+
+def _flag(message: Message | None) -> str | None:
+    """`compaction` (asked for, or its summary), or `synthetic` for a message that nobody wrote."""
+    if isinstance(message, Assistant):
+        return "compaction" if message.summary else None
+    if message is None:
+        return None
+    if any(isinstance(part, Other) and part.type == "compaction" for part in message.parts):
+        return "compaction"
+    texts = [part for part in message.parts if isinstance(part, Text)]
+    return "synthetic" if texts and all(part.synthetic for part in texts) else None
+
+
+def _known(facts: dict[str, Json]) -> dict[str, Json]:
+    return {name: fact for name, fact in facts.items() if fact is not None}

@@ -1,0 +1,328 @@
+"""What may leave: every text with its secrets taken out, or (metadata_only) no text at all.
+
+    text ▶ blobs described ▶ known values ▶ built-in rules ▶ user patterns ▶ "… [REDACTED] …"
+
+`redact_turn` and `redact_session` go over every string that would leave. Identity stays: the ids, provider, model and
+tool name that Helicone tells records apart by; `identity_hits` says which patterns would have hit it.
+`withhold_turn` and `withhold_session` build new values out of what is allowed, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import Any
+
+import re2
+
+from app.assignment import is_named
+from app.attachment import strip_blobs
+from app.known import search_for
+from app.rule import RULES, secrets
+from app.transcript import (
+    Assistant,
+    Failure,
+    File,
+    Json,
+    Message,
+    Other,
+    Part,
+    Reasoning,
+    Session,
+    Text,
+    Tool,
+    Transcript,
+    Turn,
+    User,
+)
+from app.undress import View, joined, layers, unpacked
+from app.withhold import withhold_session, withhold_turn
+
+__all__ = [
+    "PatternError",
+    "Redaction",
+    "identity_hits",
+    "redact_session",
+    "redact_turn",
+    "withhold_session",
+    "withhold_turn",
+]
+
+REDACTED = "[REDACTED]"
+KNOWN = "known"
+NAMED = "named value"
+_Span = tuple[int, int]
+
+
+class PatternError(ValueError):
+    """A user pattern that cannot be used. The message holds its number, its text, and what is wrong where."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    name: str
+    """`pattern 1`: its number in the settings, from 1."""
+    regex: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """Compiled rules. Holds known values: never printed (`repr=False`), never stored."""
+
+    patterns: tuple[_Pattern, ...]
+    secrets: bool
+    known: Any = field(repr=False)
+    """A compiled search for the known values in all their forms, or None."""
+
+    @staticmethod
+    def compile(patterns: Sequence[str], *, secrets: bool = True, known_values: Sequence[str] = ()) -> Redaction:
+        """`secrets`: whether the built-in rules apply; known values are masked in any case. Raises PatternError."""
+        compiled = tuple(_compiled(number, pattern) for number, pattern in enumerate(patterns, start=1))
+        return Redaction(compiled, secrets, search_for(known_values))
+
+    def text(self, value: str, hits: Counter[str] | None = None) -> str:
+        """The value with all that matches as `[REDACTED]`. Lone surrogates become U+FFFD, as UTF-8 has none."""
+        data = _encoded(strip_blobs(value))
+        return _replaced(data, self._found(data), hits).decode("utf-8", "replace")
+
+    def json(self, value: Json, hits: Counter[str] | None = None) -> Json:
+        """Keys and values, recursively. All that stands under a key named like a secret goes, whatever it is."""
+        if isinstance(value, str):
+            return self.text(value, hits)
+        if isinstance(value, dict):
+            made: dict[str, Json] = {}
+            for key, inner in value.items():
+                shown = self.text(key, hits)
+                while shown in made:
+                    shown += "'"
+                made[shown] = (self._emptied if self.secrets and is_named(key) else self.json)(inner, hits)
+            return made
+        if isinstance(value, list):
+            return [self.json(inner, hits) for inner in value]
+        if isinstance(value, bool) or value is None:
+            return value
+        digits = json.dumps(value)
+        shown = self.text(digits, hits)
+        return value if shown == digits else shown
+
+    def _emptied(self, value: Json, hits: Counter[str] | None) -> Json:
+        if isinstance(value, dict):
+            return {self.text(key, hits): self._emptied(inner, hits) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._emptied(inner, hits) for inner in value]
+        if isinstance(value, bool) or value in {None, ""}:
+            return value
+        if hits is not None:
+            hits[NAMED] += 1
+        return REDACTED
+
+    def _found(self, data: bytes) -> dict[str, list[_Span]]:
+        """Ranges of the text by the name of what found them, the most certain first."""
+        found: dict[str, list[_Span]] = {KNOWN: []}
+        found.update((rule.name, []) for rule in RULES)
+        bare = layers(View(data))
+        whole = joined(bare[-1])
+        for view in bare:
+            self._look(view, found)
+        for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
+            for view in layers(packed):
+                self._look(view, found)
+        if whole:
+            self._look_over_line_ends(whole, found)
+        for pattern in self.patterns:
+            found[pattern.name] = [view.source(*span) for view in bare for span in _ranges(pattern.regex, view)]
+        return found
+
+    def _look(self, view: View, found: dict[str, list[_Span]]) -> None:
+        if self.known is not None:
+            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+        if self.secrets:
+            for rule, start, end in secrets(view):
+                found[rule.name].append(view.source(start, end))
+
+    def _look_over_line_ends(self, view: View, found: dict[str, list[_Span]]) -> None:
+        if self.known is not None:
+            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+        if self.secrets:
+            begun = {(name, start) for name, spans in found.items() for start, _ in spans}
+            for rule, start, end in secrets(view, view.starts):
+                span = view.source(start, end)
+                # What is known by its place alone must be so without the line that seems to be its rest.
+                if rule.is_key or (rule.name, span[0]) in begun:
+                    found[rule.name].append(span)
+
+
+def _encoded(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _ranges(regex: Any, view: View) -> Iterator[_Span]:
+    for found in regex.finditer(view.data):
+        if found.end() > found.start():
+            yield found.span()
+
+
+def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | None) -> bytes:
+    """Counts for each name what no name before it has covered."""
+    covered: list[_Span] = []
+    for name, spans in found.items():
+        fresh = [span for span in _merged(spans) if not _is_within(span, covered)]
+        if fresh and hits is not None:
+            hits[name] += len(fresh)
+        covered = _merged([*covered, *fresh]) if fresh else covered
+    pieces: list[bytes] = []
+    at = 0
+    for start, end in covered:
+        pieces += (data[at:start], REDACTED.encode())
+        at = end
+    return b"".join((*pieces, data[at:]))
+
+
+def _merged(spans: list[_Span]) -> list[_Span]:
+    made: list[_Span] = []
+    for start, end in sorted(spans):
+        if made and start <= made[-1][1]:
+            made[-1] = (made[-1][0], max(end, made[-1][1]))
+        else:
+            made.append((start, end))
+    return made
+
+
+def _is_within(span: _Span, covered: list[_Span]) -> bool:
+    at = bisect_right(covered, span[0], key=itemgetter(0)) - 1
+    return at >= 0 and span[1] <= covered[at][1]
+
+
+def _compiled(number: int, pattern: str) -> _Pattern:
+    options = re2.Options()
+    options.case_sensitive = False
+    options.log_errors = False
+    try:
+        regex = re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0].decode("utf-8", "replace")
+        place = _place(pattern, reason)
+        raise PatternError(f"redaction pattern {number} does not compile at character {place}: {reason}") from None
+    except UnicodeEncodeError as error:
+        raise PatternError(f"redaction pattern {number} has half a character at {error.start}: {pattern!r}") from None
+    if any(found.start() == found.end() for probe in ("", "a", "a b", "1\n-") for found in regex.finditer(probe)):
+        raise PatternError(f"redaction pattern {number} matches the empty text, so it says nothing: {pattern!r}")
+    return _Pattern(f"pattern {number}", regex)
+
+
+def _place(pattern: str, reason: str) -> int:
+    """Where RE2's reason applies, from 0. It names the fragment, and for a parenthesis the whole pattern."""
+    fragment = reason.rpartition(": ")[2]
+    if fragment != pattern:
+        return max(pattern.find(fragment), 0) if fragment in pattern else len(pattern) - 1
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            re.compile(pattern)
+    except re.error as error:
+        return error.pos or 0
+    return 0
+
+
+def redact_session(session: Session, redaction: Redaction, hits: Counter[str] | None = None) -> Session:
+    return replace(
+        session,
+        version=_shown(session.version, redaction, hits),
+        title=_shown(session.title, redaction, hits),
+        directory=_shown(session.directory, redaction, hits),
+    )
+
+
+def redact_turn(turn: Turn, redaction: Redaction, hits: Counter[str] | None = None) -> Turn:
+    return replace(
+        turn,
+        session=redact_session(turn.session, redaction, hits),
+        messages=tuple(_message(message, redaction, hits) for message in turn.messages),
+    )
+
+
+def _transcript(transcript: Transcript, redaction: Redaction, hits: Counter[str] | None) -> Transcript:
+    return Transcript(
+        session=redact_session(transcript.session, redaction, hits),
+        turns=tuple(redact_turn(turn, redaction, hits) for turn in transcript.turns),
+    )
+
+
+def _message(message: Message, redaction: Redaction, hits: Counter[str] | None) -> Message:
+    parts = tuple(_part(part, redaction, hits) for part in message.parts)
+    agent = _shown(message.agent, redaction, hits)
+    if isinstance(message, User):
+        return replace(message, agent=agent, system=_shown(message.system, redaction, hits), parts=parts)
+    return replace(
+        message,
+        agent=agent,
+        mode=_shown(message.mode, redaction, hits),
+        finish=_shown(message.finish, redaction, hits),
+        failure=_failure(message.failure, redaction, hits),
+        parts=parts,
+    )
+
+
+def _failure(failure: Failure | None, redaction: Redaction, hits: Counter[str] | None) -> Failure | None:
+    if failure is None:
+        return None
+    name = redaction.text(failure.name, hits)
+    return replace(failure, name=name, message=_shown(failure.message, redaction, hits))
+
+
+def _part(part: Part, redaction: Redaction, hits: Counter[str] | None) -> Part:
+    match part:
+        case Text() | Reasoning():
+            return replace(part, text=_shown(part.text, redaction, hits))
+        case File():
+            return replace(part, mime=_shown(part.mime, redaction, hits), name=_shown(part.name, redaction, hits))
+        case Tool():
+            return replace(
+                part,
+                input=redaction.json(part.input, hits),
+                output=_shown(part.output, redaction, hits),
+                error=_shown(part.error, redaction, hits),
+                title=_shown(part.title, redaction, hits),
+                child=None if part.child is None else _transcript(part.child, redaction, hits),
+            )
+        case Other():
+            return part
+
+
+def _shown(value: str | None, redaction: Redaction, hits: Counter[str] | None) -> str | None:
+    return None if value is None else redaction.text(value, hits)
+
+
+def identity_hits(turn: Turn, redaction: Redaction) -> Counter[str]:
+    """How often each user pattern matches what is not redacted, because Helicone tells records apart by it."""
+    hits: Counter[str] = Counter()
+    for text in set(_identity(turn)):
+        for pattern in redaction.patterns:
+            hits[pattern.name] += sum(1 for _ in _ranges(pattern.regex, View(_encoded(text))))
+    return +hits
+
+
+def _identity(turn: Turn) -> Iterator[str]:
+    yield turn.session.id
+    yield turn.session.parent_id or ""
+    yield turn.id
+    for message in turn.messages:
+        yield message.id
+        if isinstance(message, Assistant):
+            yield from (message.parent_id, message.provider_id, message.model_id)
+        for part in message.parts:
+            yield part.id
+            if isinstance(part, Tool):
+                yield from (part.call_id, part.name)
+                for inner in part.child.turns if part.child else ():
+                    yield from _identity(inner)
+
+

@@ -1,0 +1,158 @@
+"""What a person sees: facts as lines of text, and on a terminal what is going on meanwhile.
+
+The same facts for programs are the dataclasses themselves, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from app.flush import Flushed
+from app.importing import Imported
+from app.opencode import File
+from app.preview import Previewed
+from app.settings import Shown
+from app.status import DestinationStatus, Jobs, Status, named
+
+LONG_FILES = 20
+LONG_BYTES = 20_000_000
+"""Work on so much is long enough for a progress bar."""
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text without what would steer a terminal: it may come from a file name, an answer or a transcript."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def import_lines(result: Imported) -> Iterator[str]:
+    numbers = {
+        "new": result.new,
+        "known": result.known,
+        "older than what is known": result.superseded,
+        "noted without content": result.off,
+        "not taken (captured while off, or deleted)": result.shut,
+    }
+    told = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
+    if result.outcome == "imported":
+        told = "; ".join(filter(None, [told or "nothing to export", result.reason]))
+    else:
+        told = f"{result.outcome}: {result.reason}"
+    yield visible(": ".join(filter(None, [result.file, result.session, told])))
+
+
+def status_lines(status: Status, now_ms: int) -> Iterator[str]:
+    held = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for undelivered bodies"
+    yield f"opencode-helicone {status.version}, SQLite {status.sqlite}"
+    yield visible(f"spool: {status.spool}{' (made now)' if status.is_new else ''}, {_size(status.spool_bytes)}, {held}")
+    yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
+    for one in status.destinations:
+        yield from _destination_lines(one, now_ms)
+    backlog = sum(hook.backlog for hook in status.hooks)
+    sessions = sum(hook.sessions for hook in status.hooks)
+    automatic = sum(worker.automatic for worker in status.workers)
+    yield f"live hooks: {len(status.hooks)}" + (f" ({sessions} sessions, {backlog} lines)" if status.hooks else "")
+    yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
+    for refused in status.refused:
+        yield visible(f"refused: {refused.count} lines, the last at {_moment(refused.last_ms)}: {refused.reason}")
+    yield from waiting_lines(status.waiting)
+
+
+def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
+    for reason in waiting:
+        yield visible(f"waiting: {reason}")
+
+
+def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
+    yield visible(f"{'this' if one.current else 'other'} destination: {named(one)}")
+    yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} to be tried again"
+    if one.oldest_pending_ms is not None:
+        yield f"  the oldest waits for {(now_ms - one.oldest_pending_ms) // 1000} s"
+    if one.route is not None:
+        yield visible(f"  route: {one.route}")
+    if one.pause_reason is not None:
+        yield visible(f"  paused until {_moment(one.next_probe_ms or 0)}: {one.pause_reason}")
+    for failing in one.errors:
+        yield visible(f"  {failing.jobs} {failing.state}: {failing.error}")
+
+
+def flush_lines(flushed: Flushed) -> Iterator[str]:
+    yield _jobs(flushed.jobs)
+    if flushed.backlog:
+        yield f"{flushed.backlog} lines of live hooks are not worked off"
+    yield from waiting_lines(flushed.waiting)
+
+
+def preview_lines(result: Previewed | Imported) -> Iterator[str]:
+    if isinstance(result, Imported):
+        yield from import_lines(result)
+        return
+    yield visible(f"{result.file}: {result.session}: {len(result.records)} records, {result.mode}")
+    for record in result.records:
+        yield visible(f"--- {record.path} ({record.kind}, {record.request_id}, {len(record.body)} bytes)")
+        yield visible(json.dumps(json.loads(record.body), ensure_ascii=False, indent=2))
+    for name, number in sorted(result.hits.items()):
+        yield visible(f"redacted: {name}: {number}")
+    for name, number in sorted(result.identity_hits.items()):
+        yield visible(f"NOT redacted, matches an id or a name: {name}: {number}")
+
+
+def setting_line(setting: Shown) -> str:
+    value = setting.value if isinstance(setting.value, str) else json.dumps(setting.value, ensure_ascii=False)
+    unit = f" {setting.unit}" if setting.unit else ""
+    return visible(f"{setting.name} = {value}{unit}  [{setting.origin}]")
+
+
+@contextmanager
+def progress(files: Sequence[File]) -> Iterator[Callable[[], None]]:
+    """A bar for long work that somebody watches. Each file is one step when it is read and one when it is taken."""
+    stored = [Path(file.name) for file in files if file.data is None]
+    size = sum(path.stat().st_size for path in stored if path.is_file())
+    if not sys.stderr.isatty() or (len(files) < LONG_FILES and size < LONG_BYTES):
+        yield lambda: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("importing", total=2 * len(files))
+        yield lambda: bar.advance(task)
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _jobs(jobs: Jobs) -> str:
+    return (
+        f"{jobs.pending} pending, {jobs.delivered} delivered, {jobs.dead} dead, {jobs.superseded} superseded,"
+        f" {jobs.dropped} dropped"
+    )
+
+
+def _reasons(numbers: Mapping[str, int]) -> str:
+    told = ", ".join(f"{number} {reason}" for reason, number in sorted(numbers.items()))
+    return f" ({told})" if told else ""
+
+
+def _size(number: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= factor:
+            return f"{number / factor:.1f} {unit}"
+    return f"{number} bytes"
+
+
+def _moment(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")

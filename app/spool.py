@@ -1,0 +1,68 @@
+"""The spool directory: where each file lies, and whose jobs the present settings mean.
+
+    <spool>/ledger.db            the truth
+            queue.db             Huey's, may be deleted at any time
+            hooks/*.lock         one for each live hook, held by it
+            workers/*.lock       one for each live worker
+            worker-<n>.lock      the automatic worker of destination n
+            logs/                plugin.log, hook.log, worker.log
+
+Directories have mode 0700, files 0600.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from app import __version__, destination
+from app.destination import Destination
+from app.endpoint import normalise
+from app.settings import Settings, delivery_options
+
+
+@dataclass(frozen=True, slots=True)
+class Spool:
+    path: Path
+
+    @property
+    def hooks(self) -> Path:
+        return self.path / "hooks"
+
+    @property
+    def workers(self) -> Path:
+        return self.path / "workers"
+
+    @property
+    def hook_log(self) -> Path:
+        return self.path / "logs" / "hook.log"
+
+    @property
+    def worker_log(self) -> Path:
+        return self.path / "logs" / "worker.log"
+
+    def automatic_worker(self, destination_id: int) -> Path:
+        """The lock that the one automatic worker of a destination holds."""
+        return self.path / f"worker-{destination_id}.lock"
+
+
+def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destination:
+    """The destination that these settings mean; made when it is new.
+
+    Without a key and without a chosen endpoint it is the one destination that any first key may take over.
+    """
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    chosen = key or "endpoint" in settings.origins
+    endpoint = normalise(settings.endpoint) if chosen else ""
+    return destination.destination(db, endpoint, destination.fingerprint(db, key), now_ms)
+
+
+def worker_signature(settings: Settings) -> str:
+    """Which automatic worker should run: one with another version or other delivery settings is replaced."""
+    return f"{__version__} {sorted(delivery_options(settings).items())}"
+
+
+def folder(db: sqlite3.Connection, directory: str | None) -> str:
+    """What the ledger knows a project folder by: a salted hash, '' for none."""
+    return destination.fingerprint(db, directory or "")

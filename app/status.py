@@ -1,0 +1,262 @@
+"""What `status` tells: the spool, its destinations and who is alive, read off the ledger without writing to it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+
+from app import __version__, destination, ledger
+from app.db import open_ledger
+from app.destination import Destination
+from app.endpoint import normalise
+from app.ledger import Counts
+from app.presence import present
+from app.settings import Settings
+from app.spool import Spool
+
+KEY_CHARACTERS = 8
+"""Of a key's fingerprint: enough to tell two keys apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    pending: int
+    delivered: int
+    dead: int
+    superseded: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """Jobs that are dead or wait, by the error of their last attempt."""
+
+    state: str
+    error: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    id: int | None
+    """None: the present settings mean it, and nothing was ever captured for it."""
+    current: bool
+    """The present settings mean this one."""
+    endpoint: str
+    """'' where no endpoint was chosen and no key is known."""
+    key: str | None
+    """The beginning of the API key's fingerprint; None without a key."""
+    route: str | None
+    pause_reason: str | None
+    next_probe_ms: int | None
+    jobs: Jobs
+    in_flight: int
+    retrying: int
+    oldest_pending_ms: int | None
+    errors: tuple[Failing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveHook:
+    destination: int | None
+    """None until it has said so."""
+    sessions: int
+    """OpenCode sessions that it owns."""
+    backlog: int
+    """Lines that it has read and not worked off."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWorker:
+    destination: int | None
+    automatic: bool
+    """Started by a hook."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Lines that a hook could not use."""
+
+    reason: str
+    count: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    version: str
+    sqlite: str
+    spool: str
+    is_new: bool
+    """There was no ledger before."""
+    spool_bytes: int
+    held_bytes: int
+    """Of bodies not delivered, compressed; `maxSpoolSize` bounds them."""
+    held_bytes_max: int
+    jobs: Jobs
+    """Of all destinations."""
+    dropped_by_reason: Mapping[str, int]
+    destinations: tuple[DestinationStatus, ...]
+    hooks: tuple[LiveHook, ...]
+    workers: tuple[LiveWorker, ...]
+    refused: tuple[Refused, ...]
+    waiting: tuple[str, ...]
+    """Why jobs wait, for a person."""
+
+
+def read_status(settings: Settings, now_ms: int) -> Status:
+    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError."""
+    spool = Spool(settings.spool_directory)
+    is_new = not (spool.path / "ledger.db").exists()
+    with closing(open_ledger(spool.path)) as db:
+        total = ledger.counts(db)
+        destinations = read_destinations(db, settings)
+        workers = read_workers(spool)
+        return Status(
+            version=__version__,
+            sqlite=sqlite3.sqlite_version,
+            spool=str(spool.path),
+            is_new=is_new,
+            spool_bytes=_bytes_under(spool),
+            held_bytes=total.body_bytes,
+            held_bytes_max=settings.max_spool_bytes,
+            jobs=_jobs(total),
+            dropped_by_reason=dict(total.dropped_by_reason),
+            destinations=destinations,
+            hooks=read_hooks(spool),
+            workers=workers,
+            refused=tuple(Refused(*row) for row in destination.refusals(db)),
+            waiting=waiting(destinations, workers, now_ms),
+        )
+
+
+def read_destinations(db: sqlite3.Connection, settings: Settings) -> tuple[DestinationStatus, ...]:
+    """The one that the settings mean first."""
+    ours = find_target(db, settings)
+    found = [_destination(db, one, current=one == ours) for one in destination.destinations(db)]
+    if ours is None:
+        found.append(_unknown(*_meant(db, settings)))
+    return tuple(sorted(found, key=lambda one: not one.current))
+
+
+def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
+    """The destination that the settings mean, None when nothing was ever captured for it."""
+    meant = _meant(db, settings)
+    return next((one for one in destination.destinations(db) if (one.endpoint, one.key_fingerprint) == meant), None)
+
+
+def _meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
+    """As `spool.target`, which would make a destination that is not there."""
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    chosen = key or "endpoint" in settings.origins
+    return (normalise(settings.endpoint) if chosen else ""), destination.fingerprint(db, key)
+
+
+def _destination(db: sqlite3.Connection, one: Destination, *, current: bool) -> DestinationStatus:
+    counts = ledger.counts(db, one.id)
+    return DestinationStatus(
+        id=one.id,
+        current=current,
+        endpoint=one.endpoint,
+        key=one.key_fingerprint[:KEY_CHARACTERS] or None,
+        route=one.route,
+        pause_reason=one.pause_reason,
+        next_probe_ms=one.probe_ms,
+        jobs=_jobs(counts),
+        in_flight=counts.in_flight,
+        retrying=counts.retrying,
+        oldest_pending_ms=counts.oldest_pending_ms,
+        errors=tuple(Failing(*row) for row in ledger.errors(db, one.id)),
+    )
+
+
+def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
+    return DestinationStatus(
+        id=None,
+        current=True,
+        endpoint=endpoint,
+        key=fingerprint[:KEY_CHARACTERS] or None,
+        route=None,
+        pause_reason=None,
+        next_probe_ms=None,
+        jobs=Jobs(0, 0, 0, 0, 0),
+        in_flight=0,
+        retrying=0,
+        oldest_pending_ms=None,
+        errors=(),
+    )
+
+
+def _jobs(counts: Counts) -> Jobs:
+    return Jobs(**{field.name: getattr(counts, field.name) for field in fields(Jobs)})
+
+
+def read_hooks(spool: Spool) -> tuple[LiveHook, ...]:
+    return tuple(
+        LiveHook(
+            _number(hook.says.get("destination")),
+            len(sessions) if isinstance(sessions := hook.says.get("sessions"), list) else 0,
+            _number(hook.says.get("backlog")) or 0,
+        )
+        for hook in present(spool.hooks)
+    )
+
+
+def read_workers(spool: Spool) -> tuple[LiveWorker, ...]:
+    return tuple(
+        LiveWorker(_number(worker.says.get("destination")), worker.says.get("automatic") is True)
+        for worker in present(spool.workers)
+    )
+
+
+def _number(said: object) -> int | None:
+    """With care: a process of another version may say something else."""
+    return said if isinstance(said, int) else None
+
+
+def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWorker], now_ms: int) -> tuple[str, ...]:
+    """Why jobs wait, one sentence for each reason; nothing when none does."""
+    found = []
+    for one in destinations:
+        if one.jobs.pending:
+            served = any(worker.destination == one.id for worker in workers)
+            found.append(f"{_counted(one.jobs.pending)} for {named(one)}: {_reason(one, now_ms, served=served)}")
+        if one.retrying:
+            found.append(f"{_counted(one.retrying)} of them failed before and will be tried again")
+    return tuple(found)
+
+
+def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
+    if one.key is None and one.current:
+        return "no HELICONE_API_KEY is set"
+    if one.key is None:
+        return "captured without a key; a worker that has the only key for that endpoint takes them over as it starts"
+    if not one.current:
+        return "another destination than that of the present settings"
+    if not served:
+        return "no worker runs (opencode-helicone worker, or flush)"
+    if one.pause_reason is not None:
+        until_s = max(0, (one.next_probe_ms or 0) - now_ms + 999) // 1000
+        return f"paused, next try in {until_s} s: {one.pause_reason}"
+    return "a worker is at it"
+
+
+def _counted(jobs: int) -> str:
+    return f"{jobs} job{'' if jobs == 1 else 's'}"
+
+
+def named(one: DestinationStatus) -> str:
+    return f"{one.endpoint or 'any endpoint'} ({f'key {one.key}…' if one.key else 'no key'})"
+
+
+def _bytes_under(spool: Spool) -> int:
+    """Of all files, as far as they stay: logs turn over, and SQLite removes its own beside a database."""
+    total = 0
+    for path in spool.path.rglob("*"):
+        try:
+            total += path.lstat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total

@@ -1,0 +1,209 @@
+r"""A text as it reads once its dress is taken off, and the way back to where each piece of it stands.
+
+    b"\x1b[32mpassword\x1b[0m%3Dabc"        layer 0: the text itself
+    b"password=abc"                         layer 1: colours, JSON and URL escapes undone once
+    b"...eyJhbGci\n12: OiJIUzI1..."         joined: line ends and line numbers inside a word taken out
+    b"...cGFzc3dvcmQ9YWJj..."               unpacked: what its runs of base64 hold
+
+Rules look at every view; `View.source` says which bytes of the text a finding stands for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from binascii import a2b_base64
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import re2
+
+LAYERS_MAX = 4
+"""Escaped twice, coloured inside, and one to spare; `%252525…` ends here."""
+
+LINE_MARK = rb"(?:[0-9]{1,7}(?:[:|\t]|\xe2\x86\x92)|Line [0-9]{1,7}:|[+-])"
+"""What tools put before a line: `12: ` (read), `00012| `, `12\t` (cat -n), `Line 12: ` (grep), `+` (diff)."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    data: bytes
+    below: View | None = None
+    """What this was made from; None for the text itself."""
+    starts: Sequence[int] = ()
+    """Where each piece begins in `data`."""
+    pieces: Sequence[tuple[int, int, bool]] = ()
+    """Per piece: start and end in `below`, and whether it is a copy (else it stands for the whole range)."""
+
+    def source(self, start: int, end: int) -> tuple[int, int]:
+        """The range of the text itself that `data[start:end]` (not empty) stands for."""
+        if self.below is None:
+            return start, end
+        first, last = bisect_right(self.starts, start) - 1, bisect_left(self.starts, end) - 1
+        begin, _, copied = self.pieces[first]
+        if copied:
+            begin += start - self.starts[first]
+        last_begin, finish, copied = self.pieces[last]
+        if copied:
+            finish = last_begin + end - self.starts[last]
+        return self.below.source(begin, finish)
+
+    def is_seam(self, position: int) -> bool:
+        """Whether something was taken out just before this position: the byte before it is no neighbour."""
+        if self.below is None:
+            return False
+        at = bisect_right(self.starts, position) - 1
+        begin, _, copied = self.pieces[at]
+        if self.starts[at] == position and (at == 0 or self.pieces[at - 1][1] != begin):
+            return True
+        return self.below.is_seam(begin + position - self.starts[at] if copied else begin)
+
+
+@dataclass(slots=True)
+class _Assembly:
+    """A view being made, piece by piece, in order."""
+
+    below: View
+    data: list[bytes] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    pieces: list[tuple[int, int, bool]] = field(default_factory=list)
+    length: int = 0
+
+    def put(self, piece: bytes, start: int, end: int, *, copied: bool) -> None:
+        if piece:
+            self.data.append(piece)
+            self.starts.append(self.length)
+            self.pieces.append((start, end, copied))
+            self.length += len(piece)
+
+    def copy(self, start: int, end: int) -> None:
+        self.put(self.below.data[start:end], start, end, copied=True)
+
+    def view(self) -> View:
+        return View(b"".join(self.data), self.below, self.starts, self.pieces)
+
+
+# Each alternative is decided by its first two bytes, so that the search is linear.
+_ESCAPE = re.compile(
+    rb"\x1b\[[0-9;:?]*[ -/]*[@-~]"
+    rb"|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)?"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\[\"'`/\\bfnrt]"
+    rb"|%[0-9a-fA-F]{2}"
+)
+_LETTERS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+
+
+def layers(view: View) -> list[View]:
+    """The view itself, then each time with one more layer of escapes undone, while there is any."""
+    found = [view]
+    while len(found) <= LAYERS_MAX and (inner := unescaped(found[-1])):
+        found.append(inner)
+    return found
+
+
+def unescaped(view: View) -> View | None:
+    """None when there is nothing to undo."""
+    made, at = _Assembly(view), 0
+    for escape in _ESCAPE.finditer(view.data):
+        made.copy(at, escape.start())
+        made.put(_meaning(escape[0]), escape.start(), escape.end(), copied=False)
+        at = escape.end()
+    if not at:
+        return None
+    made.copy(at, len(view.data))
+    return made.view()
+
+
+def _meaning(escape: bytes) -> bytes:
+    if escape[:1] == b"\x1b":
+        return b""
+    if escape[:1] == b"%" or escape[1:2] == b"x":
+        return bytes([int(escape[-2:], 16)])
+    if escape[1:2] == b"u":
+        character: str = json.loads(b'"%b"' % escape)
+        return character.encode("utf-8", "replace")
+    return _LETTERS.get(escape[1:], escape[1:])
+
+
+def _latin1() -> re2.Options:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    return options
+
+
+_WORD = rb"[A-Za-z0-9+/=_.~-]"
+_BREAK = re2.compile(
+    _WORD + rb"(\\?[ \t]*\r?\n)((?:[ \t]*" + LINE_MARK + rb")?[ \t]*)" + _WORD,
+    _latin1(),
+)
+_MARK_AT_START = re.compile(rb"[ \t]*" + LINE_MARK)
+_LINE_LOOKBACK = 400
+"""A line whose start is further back than this is taken to have no number."""
+
+
+def joined(view: View) -> View | None:
+    """The view without the line ends that stand inside a word; None when there are none.
+
+    A line number or diff sign is taken out with the line end when the line before has one of its kind.
+    """
+    made, at = _Assembly(view), 0
+    for found in _BREAK.finditer(view.data):
+        start, end = found.span(1)
+        mark = found.group(2)
+        if _mark_kind(mark) == _mark_kind(_mark_before(view.data, start)):
+            end += len(mark)
+        else:
+            end += len(mark) - len(mark.lstrip())
+        made.copy(at, start)
+        at = end
+    if not at:
+        return None
+    made.copy(at, len(view.data))
+    return made.view()
+
+
+def _mark_before(data: bytes, position: int) -> bytes:
+    lookback = max(0, position - _LINE_LOOKBACK)
+    line = data.rfind(b"\n", lookback, position) + 1
+    found = _MARK_AT_START.match(data, line) if line or not lookback else None
+    return found[0] if found else b""
+
+
+def _mark_kind(mark: bytes) -> bytes:
+    sign = mark.strip()[:1]
+    return b"1" if sign.isdigit() else sign
+
+
+_BASE64 = re2.compile(rb"[A-Za-z0-9+/_-]{20,}", _latin1())
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_NO_TEXT = b"\x00\n\x00"
+"""Between two runs: nothing that a rule looks for goes across it."""
+
+
+def unpacked(view: View, seams: Sequence[int] = ()) -> Iterator[View]:
+    """What the runs of base64 in the view hold, at each of the four places where one may really begin.
+
+    A finding stands for its whole run, or where the run has seams, for the stretches that it touches.
+    """
+    runs = [found.span() for found in _BASE64.finditer(view.data)]
+    for shift in range(4 if runs else 0):
+        made = _Assembly(view)
+        for start, end in runs:
+            held = _decoded(view.data[start + shift : end])
+            cuts = seams[bisect_right(seams, start + shift) : bisect_left(seams, end)]
+            done, begin = 0, start
+            for cut in (*cuts, end):
+                upto = len(held) if cut == end else (cut - start - shift) * 3 // 4
+                made.put(held[done:upto], begin, cut, copied=False)
+                done, begin = upto, cut
+            made.put(_NO_TEXT, end, end, copied=False)
+        yield made.view()
+
+
+def _decoded(run: bytes) -> bytes:
+    usable = run[: len(run) - 1] if len(run) % 4 == 1 else run
+    return a2b_base64(usable.translate(_URL_SAFE) + b"=" * (-len(usable) % 4))
+

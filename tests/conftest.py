@@ -1,0 +1,77 @@
+"""Fixtures that most tests need: a spool directory, and a migrated ledger in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from app.db import open_ledger
+
+# Deterministic where a failure must be seen again by everybody; locally each run tries something new.
+settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile("local", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_report_header() -> str:
+    return f"SQLite {sqlite3.sqlite_version}"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    """Where a spool would be; nothing is there yet."""
+    return tmp_path / "spool"
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spool whose ledger was just made: to copy, because making one waits for the disk several times."""
+    spool = tmp_path_factory.mktemp("migrated")
+    open_ledger(spool).close()
+    return spool
+
+
+@pytest.fixture
+def db(spool: Path, migrated: Path) -> Iterator[sqlite3.Connection]:
+    """A migrated ledger in a real file: WAL and second connections behave otherwise in memory."""
+    shutil.copytree(migrated, spool)
+    connection = open_ledger(spool)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def at_once() -> Callable[[str, int, list[str]], None]:
+    """Run a script in many processes that begin together: each prints a line when it is ready and then reads one."""
+
+    def run(script: str, processes: int, arguments: list[str]) -> None:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(processes)
+        ]
+        for process in started:
+            assert process.stdout is not None
+            process.stdout.readline()
+        # Only now, when all of them have started, do they get their input.
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        ends = [process.communicate(timeout=60)[1] for process in started]
+        assert [process.returncode for process in started] == [0] * processes, "\n".join(ends)
+
+    return run

@@ -1,0 +1,236 @@
+"""Drives the real OpenCode: installed from npm into a cache folder, in a home of its own, against a scripted provider.
+
+    @pytest.mark.opencode
+    def test_...(opencode: OpenCode, tmp_path: Path) -> None:
+        project = opencode.project(tmp_path / "project", plugin=[["/path/helicone.js", {"redactPatterns": []}]])
+        finished = opencode.run(project, "[[script:hello]] hi")
+        with opencode.serve(project) as server:
+            session = server.new_session()
+            server.prompt(session, "[[script:tools]] work")
+
+A module that wants the fixture says `pytest_plugins = ["tests.opencode"]`. One home serves the whole test run: the
+first start in a new one takes many seconds, because OpenCode installs its own plugin package there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.fake_llm import fake_llm
+
+VERSION = "1.18.33"
+ROOT = Path(__file__).parent.parent
+INSTALL_S_MAX = 600
+RUN_S_MAX = 120
+MODEL = {"providerID": "fake", "modelID": "fake-large"}
+
+
+def unavailable(reason: str) -> None:
+    """Skip, saying why; in continuous integration a test that did not run is a failure."""
+    message = f"the real OpenCode {VERSION} is not available: {reason}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def install_opencode() -> Path:
+    """The binary, installed from npm unless the cache folder holds it already. Skips when that cannot be."""
+    cache = Path(os.environ.get("OPENCODE_HELICONE_TEST_CACHE") or ROOT / ".cache" / "opencode").absolute()
+    binary = cache / "node_modules" / ".bin" / "opencode"
+    package = cache / "node_modules" / "opencode-ai" / "package.json"
+    if binary.exists() and json.loads(package.read_text())["version"] == VERSION:
+        return binary
+    npm = shutil.which("npm")
+    if npm is None:
+        unavailable("npm is not installed")
+    cache.mkdir(parents=True, exist_ok=True)
+    command = ["npm", "install", "--prefix", str(cache), "--no-audit", "--no-fund", f"opencode-ai@{VERSION}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S_MAX, check=False)
+    except subprocess.TimeoutExpired:
+        unavailable(f"npm install took more than {INSTALL_S_MAX} s")
+    if done.returncode != 0:
+        unavailable(f"npm install failed: {done.stderr.strip()[-500:]}")
+    return binary
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    exit_code: int
+    output: str
+    errors: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCode:
+    binary: Path
+    home: Path
+    environ: Mapping[str, str]
+
+    @property
+    def config_directory(self) -> Path:
+        return self.home / ".config" / "opencode"
+
+    def project(self, directory: Path, *, plugin: list[Any] | None = None) -> Path:
+        """A git repository with a README and a configuration that names `plugin`."""
+        directory.mkdir(parents=True)
+        (directory / "README.md").write_text("# demo project\n\nhello\n")
+        (directory / "opencode.json").write_text(json.dumps({"plugin": plugin or []}))
+        author = ["-c", "user.email=dev@example.com", "-c", "user.name=dev"]
+        for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-qm", "start"]):
+            subprocess.run(["git", *arguments], cwd=directory, env=self.environ, check=True)
+        return directory
+
+    def start(self, project: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """`opencode ARGUMENTS…` in the project, its output in pipes."""
+        # OpenCode takes the directory from PWD before it asks for the working directory.
+        env = {**self.environ, "PWD": str(project), **(environ or {})}
+        command = [str(self.binary), *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=project, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def run(self, project: Path, prompt: str, *arguments: str, environ: Mapping[str, str] | None = None) -> Finished:
+        """`opencode run PROMPT` to its end."""
+        with self.start(project, "run", *arguments, prompt, environ=environ) as process:
+            try:
+                output, errors = process.communicate(timeout=RUN_S_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return Finished(process.returncode, output, errors)
+
+    @contextmanager
+    def serve(self, project: Path, *, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
+        """`opencode serve` until the block ends."""
+        arguments = ("serve", "--port", "0", "--hostname", "127.0.0.1")
+        with self.start(project, *arguments, environ=environ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            found = None
+            lines: list[str] = []
+            while found is None:
+                line = process.stdout.readline()
+                assert line, f"the server ended: {lines} {process.stderr.read()}"
+                lines.append(line)
+                found = re.search(r"listening on (http://\S+)", line)
+            drains = [threading.Thread(target=stream.read) for stream in (process.stdout, process.stderr)]
+            for drain in drains:
+                drain.start()
+            try:
+                yield Server(found[1], project, process)
+            finally:
+                process.terminate()
+                process.wait(30)
+                for drain in drains:
+                    drain.join()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    url: str
+    project: Path
+    process: subprocess.Popen[str] = field(repr=False)
+
+    def request(self, method: str, path: str, body: Any = None, *, directory: Path | None = None) -> Any:
+        """The answer's JSON, None when it has none. Raises HTTPError."""
+        query = urlencode({"directory": str(directory or self.project)})
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}?{query}", data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=RUN_S_MAX) as response:
+                answer = response.read()
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise
+        return json.loads(answer) if answer else None
+
+    def new_session(self, **facts: Any) -> str:
+        session: str = self.request("POST", "/session", facts)["id"]
+        return session
+
+    def prompt(self, session: str, text: str, **more: Any) -> Any:
+        """Returns when the answer is complete."""
+        body = {"model": MODEL, "parts": [{"type": "text", "text": text}], **more}
+        return self.request("POST", f"/session/{session}/message", body)
+
+    def prompt_async(self, session: str, text: str) -> None:
+        body = {"model": MODEL, "parts": [{"type": "text", "text": text}]}
+        self.request("POST", f"/session/{session}/prompt_async", body)
+
+    def abort(self, session: str) -> None:
+        self.request("POST", f"/session/{session}/abort")
+
+    def messages(self, session: str) -> Any:
+        return self.request("GET", f"/session/{session}/message")
+
+
+def configuration(llm_url: str) -> dict[str, Any]:
+    """OpenCode's user configuration: one provider, which costs something and knows tools."""
+    large = {
+        "name": "Fake Large",
+        "tool_call": True,
+        "reasoning": True,
+        "attachment": True,
+        "cost": {"input": 3, "output": 15, "cache_read": 0.3, "cache_write": 3.75},
+        "limit": {"context": 200000, "output": 8192},
+        "modalities": {"input": ["text", "image"], "output": ["text"]},
+    }
+    small = {"name": "Fake Small", "tool_call": True, "limit": {"context": 100000, "output": 4096}}
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "Fake LLM",
+        "options": {"baseURL": llm_url, "apiKey": "placeholder"},
+        "models": {"fake-large": large, "fake-small": small},
+    }
+    return {
+        "model": "fake/fake-large",
+        "small_model": "fake/fake-small",
+        "autoupdate": False,
+        "share": "disabled",
+        "provider": {"fake": provider},
+    }
+
+
+def isolated(home: Path) -> dict[str, str]:
+    """The environment: nothing of the user's OpenCode, Helicone or Python settings, no download at start."""
+    foreign = re.compile(r"OPENCODE|HELICONE|XDG_|PYTHON|OLDPWD$|PWD$")
+    environ = {name: value for name, value in os.environ.items() if not foreign.match(name)}
+    folders = {"CONFIG": ".config", "DATA": ".local/share", "STATE": ".local/state", "CACHE": ".cache"}
+    environ |= {f"XDG_{kind}_HOME": str(home / folder) for kind, folder in folders.items()}
+    switches = ("MODELS_FETCH", "AUTOUPDATE", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "SHARE")
+    environ |= {f"OPENCODE_DISABLE_{switch}": "1" for switch in switches}
+    return {**environ, "HOME": str(home)}
+
+
+@pytest.fixture(scope="session")
+def opencode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenCode]:
+    """The real OpenCode, started once so that its own first-start installation is behind it."""
+    binary = install_opencode()
+    base = tmp_path_factory.mktemp("opencode")
+    home = base / "home"
+    config = home / ".config" / "opencode"
+    config.mkdir(parents=True)
+    with fake_llm() as llm_url:
+        (config / "opencode.json").write_text(json.dumps(configuration(llm_url)))
+        driver = OpenCode(binary, home, isolated(home))
+        finished = driver.run(driver.project(base / "warm-up"), "[[script:hello]] warm up")
+        assert finished.exit_code == 0, finished.errors
+        yield driver

@@ -1,0 +1,164 @@
+"""Our processes as they really run: a hook, `huey_consumer` as in the Procfile, an automatic worker, commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app import destination, ledger
+from app.db import open_ledger
+from app.presence import present
+from tests.servers import api_key
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parent.parent
+PROJECT = "/home/dev/project"
+"""The folder that the recordings come from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """One person's machine: a home, a spool, a key and an endpoint. Every process of a test gets its environment."""
+
+    home: Path
+    endpoint: str
+    key: str = field(default_factory=api_key, repr=False)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def spool(self) -> Path:
+        return self.home / "spool"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "TMPDIR"}}
+        own = {
+            "HOME": str(self.home),
+            "XDG_CONFIG_HOME": str(self.home / "config"),
+            "XDG_DATA_HOME": str(self.home / "data"),
+            "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.spool),
+            "OPENCODE_HELICONE_WORKER": "external",
+            "HELICONE_ENDPOINT": self.endpoint,
+            "HELICONE_API_KEY": self.key,
+        }
+        return {name: value for name, value in {**kept, **own, **self.variables}.items() if value}
+
+    @contextmanager
+    def ledger(self) -> Iterator[sqlite3.Connection]:
+        with closing(open_ledger(self.spool)) as db:
+            yield db
+
+    def counts(self) -> ledger.Counts:
+        with self.ledger() as db:
+            return ledger.counts(db)
+
+    def delivered(self, jobs: int) -> bool:
+        """Whether so many jobs are delivered and nothing is left to do."""
+        counts = self.counts()
+        return (counts.delivered, counts.pending) == (jobs, 0)
+
+    def text(self, log: str) -> str:
+        path = self.spool / "logs" / log
+        return path.read_text("utf-8") if path.exists() else ""
+
+    def run(self, *arguments: str, stdin: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """A command that a person types."""
+        return subprocess.run(
+            [sys.executable, "-m", "app", *arguments],
+            env=self.environ,
+            cwd=self.home,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+
+@dataclass(slots=True)
+class HookProcess:
+    """A live hook and its standard input."""
+
+    process: subprocess.Popen[bytes]
+
+    def say(self, type: str, **message: Any) -> None:  # noqa: A002 - the protocol's word
+        self.raw(json.dumps({"v": 1, "type": type, "directory": PROJECT, "options": {}, **message}).encode())
+
+    def raw(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def show(self, snapshot: dict[str, Any], **message: Any) -> None:
+        """An `open` line and a snapshot of the session, as the plugin sends them."""
+        self.say("open", session=snapshot["root"], spool=None, **message)
+        self.say("snapshot", **snapshot, **message)
+
+    def end(self) -> int:
+        """OpenCode ends: EOF. The exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(60)
+
+
+@contextmanager
+def hook(station: Station, **options: Any) -> Iterator[HookProcess]:
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-m", "app", "hook"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=station.environ,
+        **options,
+    )
+    try:
+        yield HookProcess(process)
+    finally:
+        if process.stdin is not None and not process.stdin.closed:
+            process.stdin.close()
+        process.kill()
+        process.wait()
+
+
+def procfile_command() -> list[str]:
+    """The worker's command line, as a process manager would run it."""
+    _, command = (ROOT / "Procfile").read_text("utf-8").strip().split(":", 1)
+    program, *arguments = shlex.split(command)
+    return [str(Path(sys.executable).parent / program), *arguments]
+
+
+@contextmanager
+def worker(station: Station, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A real `huey_consumer`, as in the Procfile; returns when it is ready to deliver."""
+    with (station.home / "consumer.log").open("ab") as output:
+        process = subprocess.Popen(
+            procfile_command(), env=station.environ, cwd=station.home, stdout=output, stderr=output, **options
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_automatic_workers(station: Station) -> None:
+    """Have the workers that a hook started end: they are nobody's children."""
+    with station.ledger() as db:
+        for one in destination.destinations(db):
+            destination.want_worker(db, one.id, "none")
+    wait_until(lambda: not present(station.spool / "workers"), 30)

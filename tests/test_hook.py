@@ -1,0 +1,341 @@
+"""The hook as a process: lines on its standard input, jobs in a real ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import destination, ledger
+from app.inbox import LINE_BYTES_MAX
+from app.presence import present
+from tests.processes import PROJECT, Station, hook
+from tests.recorded import EMAILS, SECRETS, export
+from tests.waiting import wait_until
+
+NOWHERE = "http://127.0.0.1:9"
+SIMPLE = "a_simple"
+JOBS = 2
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Station:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Station(home, NOWHERE)
+
+
+def refusals(station: Station) -> dict[str, int]:
+    with station.ledger() as db:
+        return {reason: count for reason, count, _ in destination.refusals(db)}
+
+
+def test_a_snapshot_becomes_jobs_and_the_same_one_again_becomes_none(station: Station) -> None:
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        process.show(export(SIMPLE))
+        assert process.end() == 0
+    assert station.counts().pending == JOBS
+
+
+RUBBISH = {
+    "no JSON": b"{",
+    "no object": b"[1]",
+    "empty": b"",
+    "no UTF-8": b"\xff\xfe",
+    "unknown version": b'{"v":2,"type":"open"}',
+    "no type": b'{"v":1}',
+    "unknown type": b'{"v":1,"type":"party","directory":"/p","session":"ses_1"}',
+    "no root": b'{"v":1,"type":"snapshot","directory":"/p"}',
+    "NaN": b'{"v":1,"type":"open","session":NaN}',
+    "deep": b'{"v":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "options no object": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","options":3}',
+    "unknown option": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","options":{"nonsense":1}}',
+    "no sessions": b'{"v":1,"type":"snapshot","directory":"/p","root":"ses_1","sessions":7}',
+    "spool no path": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","spool":7}',
+}
+
+
+def test_every_line_that_cannot_be_used_is_counted_and_costs_nothing_else(station: Station) -> None:
+    with hook(station) as process:
+        process.say("open", session="ses_1", spool=None)
+        for line in RUBBISH.values():
+            process.raw(line)
+        process.show(export(SIMPLE))
+        assert process.end() == 0
+    assert sum(refusals(station).values()) == len(RUBBISH)
+    assert station.text("hook.log").count("refused a line") == len(RUBBISH)
+    assert station.counts().pending == JOBS
+
+
+def test_rubbish_before_the_first_good_line_is_survived(station: Station) -> None:
+    with hook(station) as process:
+        for line in RUBBISH.values():
+            process.raw(line)
+        process.show(export(SIMPLE))
+        assert process.end() == 0
+    assert station.counts().pending == JOBS
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800 alone", "nul \u0000 inside", "line\u2028separator", "\r carriage"], ids=ascii
+)
+def test_odd_characters_survive(station: Station, text: str) -> None:
+    snapshot = export(SIMPLE)
+    snapshot["sessions"][0]["messages"][0]["parts"][0]["text"] = text
+    with hook(station) as process:
+        process.show(snapshot)
+        assert process.end() == 0
+    assert refusals(station) == {}
+    assert station.counts().pending == JOBS
+
+
+def test_a_line_of_50_mb_is_taken_and_a_longer_one_than_allowed_is_refused(station: Station) -> None:
+    snapshot = export(SIMPLE)
+    snapshot["sessions"][0]["messages"][0]["parts"][0]["text"] = "word " * 10_000_000
+    with hook(station) as process:
+        process.show(snapshot)
+        process.raw(b'{"v":1,"x":"' + b"x" * LINE_BYTES_MAX + b'"}')
+        process.show(export("b_tools"))
+        assert process.end() == 0
+    assert refusals(station) == {"too long": 1}
+    assert station.counts().pending == 2 * JOBS
+
+
+def test_a_line_that_opencode_died_in_is_counted(station: Station) -> None:
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        assert process.process.stdin is not None
+        process.process.stdin.write(b'{"v":1,"type":"snap')
+        assert process.end() == 0
+    assert refusals(station) == {"cut off": 1}
+
+
+def test_the_signals_of_the_terminal_do_not_end_it(station: Station) -> None:
+    with hook(station) as process:
+        process.say("open", session="ses_1", spool=None)
+        wait_until(lambda: present(station.spool / "hooks"))
+        process.process.send_signal(signal.SIGHUP)
+        process.process.send_signal(signal.SIGINT)
+        process.show(export(SIMPLE))
+        assert process.end() == 0
+    assert station.counts().pending == JOBS
+
+
+def test_it_says_which_sessions_it_owns_while_it_lives(station: Station) -> None:
+    with hook(station) as process:
+        process.say("open", session="ses_1", spool=None)
+        process.say("open", session="ses_2", spool=None)
+        wait_until(lambda: [one.says.get("sessions") for one in present(station.spool / "hooks")] == [["ses_1", "ses_2"]])
+        process.end()
+    assert present(station.spool / "hooks") == []
+
+
+def unfinished(name: str) -> dict[str, Any]:
+    """The recording with its last answer still being written."""
+    snapshot = export(name)
+    info = snapshot["sessions"][0]["messages"][-1]["info"]
+    del info["time"]["completed"]
+    info.pop("finish", None)
+    return snapshot
+
+
+def turns_and_states(station: Station) -> list[tuple[str, str]]:
+    with station.ledger() as db:
+        rows = db.execute("select t.name, j.state from job j join turn t on t.id = j.turn_id order by j.id").fetchall()
+    return [(row["name"], row["state"]) for row in rows if row["name"] != ledger.SESSION_RECORD]
+
+
+def test_an_unfinished_turn_waits_for_the_snapshot_that_completes_it(station: Station) -> None:
+    with hook(station) as process:
+        process.show(unfinished(SIMPLE))
+        process.say("open", session="ses_later", spool=None)
+        wait_until(lambda: "ses_later" in str([one.says for one in present(station.spool / "hooks")]))
+        assert turns_and_states(station) == []
+        process.say("snapshot", **export(SIMPLE))
+        process.end()
+    assert [state for _, state in turns_and_states(station)] == ["pending"]
+
+
+def test_an_unfinished_turn_is_exported_as_interrupted_when_the_next_question_comes(station: Station) -> None:
+    both = export("c_second_prompt")
+    messages = both["sessions"][0]["messages"]
+    first = {**both, "sessions": [{**both["sessions"][0], "messages": messages[:2]}]}
+    del first["sessions"][0]["messages"][1]["info"]["time"]["completed"]
+    # Only what was touched since: the plugin does not send the first turn again.
+    second = {**both, "sessions": [{**both["sessions"][0], "messages": messages[2:], "first_index": 2}]}
+    with hook(station) as process:
+        process.show(first)
+        process.say("snapshot", **second)
+        wait_until(lambda: len(turns_and_states(station)) == 2)
+        process.end()
+
+
+def test_an_unfinished_turn_is_exported_as_interrupted_when_opencode_has_ended(station: Station) -> None:
+    with hook(station) as process:
+        process.show(unfinished(SIMPLE))
+        process.end()
+    assert [state for _, state in turns_and_states(station)] == ["pending"]
+
+
+def test_an_unfinished_turn_is_left_to_another_opencode_that_has_the_session_open(station: Station) -> None:
+    with hook(station) as other, hook(station) as process:
+        other.say("open", session=export(SIMPLE)["root"], spool=None)
+        wait_until(lambda: "ses_" in str([one.says for one in present(station.spool / "hooks")]))
+        process.show(unfinished(SIMPLE))
+        process.end()
+        assert turns_and_states(station) == []
+
+
+def test_undelivered_jobs_of_a_deleted_session_are_dropped(station: Station) -> None:
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        process.say("deleted", session=export(SIMPLE)["root"])
+        process.show(export(SIMPLE))
+        process.end()
+    counts = station.counts()
+    assert (counts.pending, counts.dropped_by_reason) == (0, {"deleted": JOBS})
+
+
+def test_off_keeps_a_row_and_no_body_and_nothing_is_sent_later(station: Station) -> None:
+    off = replace(station, variables={"OPENCODE_HELICONE_EXPORT_MODE": "off"})
+    with hook(off) as process:
+        process.show(export(SIMPLE))
+        process.end()
+    assert station.counts().dropped_by_reason == {"off": JOBS}
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        process.end()
+    counts = station.counts()
+    assert (counts.pending, counts.dropped_by_reason) == (0, {"off": JOBS})
+
+
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [({"enable": False}, {}), ({}, {"OPENCODE_HELICONE_ENABLE": "false"})],
+    ids=["option", "variable"],
+)
+def test_switched_off_nothing_is_written(
+    station: Station, options: dict[str, object], variables: dict[str, str]
+) -> None:
+    station = replace(station, variables=variables)
+    with hook(station) as process:
+        process.show(export(SIMPLE), options=options)
+        assert process.end() == 0
+    assert not station.spool.exists()
+
+
+def test_a_pattern_that_does_not_compile_stops_the_export_and_is_named(station: Station) -> None:
+    with hook(station) as process:
+        process.show(export(SIMPLE), options={"redactPatterns": ["fine", "broken("]})
+        process.show(export("b_tools"), options={"redactPatterns": ["fine"]}, directory="/home/dev/elsewhere")
+        process.end()
+    assert "broken(" in station.text("hook.log")
+    assert refusals(station) == {"PatternError": 2}
+    assert station.counts().pending == JOBS
+
+
+def test_no_secret_of_a_recording_is_in_any_byte_of_the_spool(station: Station) -> None:
+    station = replace(station, variables={"OPENCODE_HELICONE_REDACT_PATTERNS": json.dumps([r"[\w.]+@example\.com"])})
+    with hook(station) as process:
+        process.show(export("j_unicode_secrets"))
+        wait_until(lambda: station.counts().pending == JOBS)
+        # Alive, so that the WAL is still there.
+        everything = b"".join(path.read_bytes() for path in station.spool.rglob("*") if path.is_file())
+        with station.ledger() as db:
+            bodies = b"".join(body.body for row in db.execute("select id, key from job").fetchall()
+                              for body in ledger._bodies(db, row["id"], row["key"]))
+        process.end()
+    assert b"REDACTED" in bodies
+    for secret in (*SECRETS.values(), *EMAILS):
+        assert secret.encode() not in everything
+        assert secret.encode() not in bodies
+
+
+def test_a_known_value_of_the_environment_is_masked_and_nowhere_in_the_spool(station: Station) -> None:
+    secret = "correct-horse-battery"
+    station = replace(station, variables={"MY_SERVICE_TOKEN": secret})
+    snapshot = export(SIMPLE)
+    snapshot["sessions"][0]["messages"][0]["parts"][0]["text"] = f"it is {secret}, is it not"
+    with hook(station) as process:
+        process.show(snapshot)
+        process.end()
+    with station.ledger() as db:
+        bodies = b"".join(body.body for row in db.execute("select id, key from job").fetchall()
+                          for body in ledger._bodies(db, row["id"], row["key"]))
+    assert secret.encode() not in bodies
+    assert b"it is [REDACTED], is it not" in bodies
+
+
+def test_a_project_of_that_name_and_a_hostile_env_file_redirect_nothing(station: Station, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    (project / "app").mkdir(parents=True)
+    for name in ("__init__", "hook", "worker", "__main__"):
+        (project / "app" / f"{name}.py").write_text(f"open({str(tmp_path / 'trapped')!r}, 'w')\n")
+    (project / ".env").write_text("HELICONE_ENDPOINT=http://127.0.0.1:1\nOPENCODE_HELICONE_ENABLE=false\n")
+    station = replace(station, variables={"PYTHONPATH": "."})
+    with hook(station, cwd=project) as process:
+        process.show(export(SIMPLE))
+        process.end()
+    assert not (tmp_path / "trapped").exists()
+    with station.ledger() as db:
+        assert [one.endpoint for one in destination.destinations(db)] == [NOWHERE]
+
+
+def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station) -> None:
+    options = {"maxRetries": 2, "redactPatterns": ["abc"], "sessionPathPrefix": "/work"}
+    with hook(station) as process:
+        process.show(export(SIMPLE), options=options)
+        process.end()
+    with station.ledger() as db:
+        (one,) = destination.destinations(db)
+        assert one.delivery_options == {"maxRetries": 2}
+        recorded = destination.folder_options(db, destination.fingerprint(db, PROJECT))
+    assert recorded == {"redactPatterns": ["abc"], "sessionPathPrefix": "/work"}
+
+
+def test_a_ledger_that_is_locked_for_a_while_loses_nothing(station: Station) -> None:
+    with station.ledger() as db:
+        db.execute("begin immediate")
+        with hook(station) as process:
+            process.show(export(SIMPLE))
+            wait_until(lambda: "trying again" in station.text("hook.log"), 30)
+            db.execute("rollback")
+            assert process.end() == 0
+    assert station.counts().pending == JOBS
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_spool_that_cannot_be_written_ends_with_a_refusal_and_no_hang(station: Station) -> None:
+    station.spool.mkdir()
+    station.spool.chmod(0o500)
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        process.process.wait(120)
+
+
+def test_nothing_is_printed(station: Station) -> None:
+    line = json.dumps({"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}, **export(SIMPLE)})
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "app", "hook"],
+        input=f"rubbish\n{line}\n".encode(),
+        env=station.environ,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_is_left(station: Station) -> Iterator[None]:
+    yield
+    assert present(station.spool / "workers") == []

@@ -1,0 +1,213 @@
+"""The plugin's file: where it goes, what it says, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.install import (
+    FILE_NAME,
+    MARKER,
+    SOURCE,
+    Global,
+    InstallError,
+    Project,
+    config_directory,
+    install,
+    render,
+    uninstall,
+)
+
+PYTHON = '/opt/a "quoted" venv/bin/python'
+
+
+@pytest.fixture
+def everywhere(tmp_path: Path) -> Global:
+    return Global(tmp_path / "config" / "opencode")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    directory = tmp_path / "project"
+    directory.mkdir()
+    return Project(directory)
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+def command_of(file: Path) -> list[str]:
+    found = re.findall(r"^const COMMAND = (.*)$", file.read_text(), re.MULTILINE)
+    assert len(found) == 1
+    command: list[str] = json.loads(found[0])
+    return command
+
+
+def test_global_install_starts_the_given_python_isolated(everywhere: Global) -> None:
+    installed = install(everywhere, python=PYTHON)
+    assert installed.path == everywhere.config_directory / "plugin" / FILE_NAME
+    assert installed.changed
+    assert command_of(installed.path) == [PYTHON, "-I", "-m", "app", "hook"]
+
+
+def test_project_install_holds_no_absolute_path(project: Project) -> None:
+    installed = install(project, python=PYTHON)
+    assert installed.path == project.directory / ".opencode" / "plugin" / FILE_NAME
+    assert command_of(installed.path) == ["opencode-helicone", "hook"]
+    assert str(project.directory) not in installed.path.read_text()
+    assert installed.path.read_text() == render(SOURCE.read_text(), ("opencode-helicone", "hook"))
+
+
+def test_rendering_changes_the_command_and_nothing_else() -> None:
+    source = SOURCE.read_text()
+    changed = [
+        (old, new)
+        for old, new in zip(source.split("\n"), render(source, ("x",)).split("\n"), strict=True)
+        if old != new
+    ]
+    assert changed == [('const COMMAND = ["opencode-helicone", "hook"]', 'const COMMAND = ["x"]')]
+
+
+def test_source_carries_the_marker() -> None:
+    assert SOURCE.read_text().startswith(MARKER)
+
+
+def test_second_install_changes_nothing(everywhere: Global) -> None:
+    path = install(everywhere, python=PYTHON).path
+    before = path.stat()
+    assert not install(everywhere, python=PYTHON).changed
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_install_replaces_an_older_version_of_itself(everywhere: Global) -> None:
+    path = install(everywhere, python=PYTHON).path
+    path.write_text(f"{MARKER}, of another version\nconst COMMAND = []\n")
+    assert install(everywhere, python=PYTHON).changed
+    assert command_of(path)[0] == PYTHON
+
+
+def test_install_leaves_no_temporary_file_and_a_readable_one(everywhere: Global) -> None:
+    path = install(everywhere, python=PYTHON).path
+    assert names_in(path.parent) == [FILE_NAME]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_failed_install_leaves_the_old_file_and_nothing_else(everywhere: Global) -> None:
+    path = install(everywhere, python=PYTHON).path
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            install(everywhere, python="/another/python")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert names_in(path.parent) == [FILE_NAME]
+
+
+def install_here(scope: Global | Project) -> None:
+    install(scope, python=PYTHON)
+
+
+def uninstall_here(scope: Global | Project) -> None:
+    uninstall(scope)
+
+
+@pytest.mark.parametrize("act", [install_here, uninstall_here], ids=["install", "uninstall"])
+@pytest.mark.parametrize("content", [b"export default {}\n", b"", b"\xff\xfe"], ids=["plugin", "empty", "binary"])
+def test_foreign_file_is_refused_and_kept(
+    project: Project, act: Callable[[Global | Project], None], content: bytes
+) -> None:
+    path = project.directory / ".opencode" / "plugin" / FILE_NAME
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    with pytest.raises(InstallError, match=r"opencode-helicone\.js was not written by opencode-helicone"):
+        act(project)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("link", [".opencode", ".opencode/plugin", f".opencode/plugin/{FILE_NAME}"])
+def test_symbolic_link_in_a_project_is_refused(project: Project, tmp_path: Path, link: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    path = project.directory / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        elsewhere.write_text(f"{MARKER}\n")
+    else:
+        elsewhere.mkdir()
+    path.symlink_to(elsewhere)
+    with pytest.raises(InstallError, match="symbolic link"):
+        install(project, python=PYTHON)
+    with pytest.raises(InstallError, match="symbolic link"):
+        uninstall(project)
+    assert path.is_symlink()
+    assert elsewhere.read_text() == f"{MARKER}\n" if elsewhere.is_file() else not names_in(elsewhere)
+
+
+def test_linked_configuration_directory_is_followed(tmp_path: Path) -> None:
+    """People keep their configuration in a repository and link it."""
+    (tmp_path / "dotfiles").mkdir()
+    (tmp_path / "opencode").symlink_to(tmp_path / "dotfiles")
+    assert install(Global(tmp_path / "opencode"), python=PYTHON).changed
+    assert (tmp_path / "dotfiles" / "plugin" / FILE_NAME).is_file()
+
+
+def test_directory_in_the_files_place_is_refused(everywhere: Global) -> None:
+    (everywhere.config_directory / "plugin" / FILE_NAME).mkdir(parents=True)
+    with pytest.raises(InstallError, match="is a directory"):
+        install(everywhere, python=PYTHON)
+
+
+def test_dry_run_says_what_would_change_and_writes_nothing(everywhere: Global, tmp_path: Path) -> None:
+    assert install(everywhere, python=PYTHON, dry_run=True).changed
+    assert not list(tmp_path.iterdir())
+    install(everywhere, python=PYTHON)
+    assert not install(everywhere, python=PYTHON, dry_run=True).changed
+    gone = uninstall(everywhere, dry_run=True)
+    assert gone.changed
+    assert gone.path.exists()
+
+
+def test_uninstall_removes_the_file_once(everywhere: Global) -> None:
+    path = install(everywhere, python=PYTHON).path
+    assert uninstall(everywhere).changed
+    assert not path.exists()
+    assert not uninstall(everywhere).changed
+
+
+def test_relative_python_is_refused(everywhere: Global) -> None:
+    with pytest.raises(InstallError, match="'bin/python': an absolute path is needed"):
+        install(everywhere, python="bin/python")
+
+
+def test_missing_project_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InstallError, match="is not a directory"):
+        install(Project(tmp_path / "missing"), python=PYTHON)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"HOME": "/home/me"}, "/home/me/.config/opencode"),
+        ({"HOME": "/home/me", "XDG_CONFIG_HOME": "/x"}, "/x/opencode"),
+        ({"HOME": "/home/me", "XDG_CONFIG_HOME": "/x", "OPENCODE_CONFIG_DIR": "/oc"}, "/oc"),
+        ({"HOME": "/home/me", "XDG_CONFIG_HOME": "", "OPENCODE_CONFIG_DIR": ""}, "/home/me/.config/opencode"),
+    ],
+    ids=["home", "xdg", "opencode", "empty"],
+)
+def test_config_directory_is_the_one_that_opencode_reads(environ: dict[str, str], expected: str) -> None:
+    assert config_directory(environ) == Path(expected)
+
+
+@pytest.mark.parametrize("environ", [{}, {"OPENCODE_CONFIG_DIR": "oc"}, {"XDG_CONFIG_HOME": "x"}], ids=str)
+def test_config_directory_that_is_not_absolute_is_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(InstallError, match="absolute path"):
+        config_directory(environ)

@@ -1,0 +1,862 @@
+"""The plugin, with a stand-in for the hook that writes down what it is told.
+
+The first half runs the plugin alone, under node and under the runtime inside OpenCode, with a scripted OpenCode around
+it; the second half runs it in the real OpenCode.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.install import SOURCE, Global, Project, install, render, uninstall
+from tests.fake_llm import HELLO
+from tests.opencode import OpenCode, Server, install_opencode, unavailable
+from tests.waiting import wait_until
+
+pytest_plugins = ["tests.opencode"]
+
+MEBIBYTE = 1024 * 1024
+
+STAND_IN = f"""#!{sys.executable} -I
+import json, os, signal, sys
+folder = os.path.dirname(os.path.abspath(__file__))
+variables = {{name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "OPENCODE_HELICONE"))}}
+start = {{"pid": os.getpid(), "leads": os.getsid(0) == os.getpid(), "cwd": os.getcwd(), "variables": variables}}
+start["arguments"] = sys.argv[1:]
+with open(folder + "/starts", "a") as starts:
+    starts.write(json.dumps(start) + "\\n")
+with open(folder + "/mode") as file:
+    mode = file.read()
+if mode == "stop":
+    os.kill(os.getpid(), signal.SIGSTOP)
+with open(folder + "/lines", "ab") as lines:
+    while chunk := os.read(0, 65536):
+        lines.write(chunk)
+        lines.flush()
+        if mode == "die":
+            sys.exit(7)
+open(folder + "/eof", "w").close()
+"""
+
+DRIVER = """
+import { createInterface } from "node:readline"
+const sessions = {}
+const loads = []
+const logged = []
+const answer = (value) =>
+  value ? { data: structuredClone(value), response: { status: 200 } } : { error: {}, response: { status: 404 } }
+const client = {
+  session: {
+    get: async ({ path }) => answer(sessions[path.id]?.info),
+    messages: async ({ path }) => answer(sessions[path.id]?.messages),
+  },
+  app: { log: async ({ body }) => void logged.push(body.message) },
+}
+const commands = {
+  load: async ({ file, directory, options }) => {
+    const { default: plugin } = await import(file)
+    loads.push(await plugin.server({ client, directory }, options))
+    return loads.length - 1
+  },
+  have: ({ session, value }) => { sessions[session] = value },
+  lose: ({ session }) => { delete sessions[session] },
+  tell: ({ events, targets }) =>
+    events.flatMap((event) => (targets ?? loads.map((_, i) => i)).map((i) => typeof loads[i].event({ event }))),
+  delta: () => {
+    const look = (target, name) => {
+      if (name !== "type") throw new Error(`looked at ${name}`)
+      return "message.part.delta"
+    }
+    return loads.map((load) => typeof load.event({ event: new Proxy({}, { get: look }) }))
+  },
+  dispose: async ({ load }) => void (await loads[load].dispose()),
+  logged: () => logged,
+  rss: () => (globalThis.Bun ? Bun.gc(true) : globalThis.gc?.(), process.memoryUsage().rss),
+}
+for await (const line of createInterface({ input: process.stdin })) {
+  const { id, command, ...values } = JSON.parse(line)
+  Promise.resolve(commands[command](values)).then((value) => console.log(JSON.stringify({ id, value: value ?? null })))
+}
+process.exit(0)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """The hook's double: a program in a folder, and what it wrote there."""
+
+    folder: Path
+
+    @property
+    def program(self) -> Path:
+        return self.folder / "opencode-helicone"
+
+    def behave(self, mode: str) -> None:
+        """`record`; `stop`: stop at the start, until continued; `die`: end with code 7 at the first words."""
+        (self.folder / "mode").write_text(mode)
+
+    def plugin(self, name: str = "helicone.js") -> Path:
+        """A copy of the plugin that starts this program."""
+        path = self.folder / name
+        path.write_text(render(SOURCE.read_text(), (str(self.program), "hook")))
+        return path
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        return read_lines(self.folder / "starts")
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return read_lines(self.folder / "lines")
+
+    @property
+    def has_ended(self) -> bool:
+        return (self.folder / "eof").exists()
+
+    def opened(self) -> list[str]:
+        return [line["session"] for line in self.lines if line["type"] == "open"]
+
+    def snapshots(self, root: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["type"] == "snapshot" and line["root"] == root]
+
+    def signal(self, number: signal.Signals) -> None:
+        for start in self.starts:
+            with suppress(ProcessLookupError):
+                os.kill(start["pid"], number)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines so far; one that is still being written does not count."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> Iterator[StandIn]:
+    stand_in = StandIn(tmp_path / "hook")
+    stand_in.folder.mkdir()
+    stand_in.program.write_text(STAND_IN)
+    stand_in.program.chmod(0o755)
+    stand_in.behave("record")
+    yield stand_in
+    if not stand_in.has_ended:
+        stand_in.signal(signal.SIGKILL)
+
+
+# ---- the plugin alone -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    command: tuple[str, ...]
+    environ: Mapping[str, str]
+
+
+@pytest.fixture(params=["node", pytest.param("bun", marks=pytest.mark.opencode)])
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    """`bun` is the one that OpenCode is made of: its binary acts as a plain Bun when asked to."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OPENCODE", "XDG_DATA"))}
+    if request.param == "bun":
+        return Runtime((str(install_opencode()),), {**environ, "BUN_BE_BUN": "1"})
+    node = shutil.which("node")
+    if node is None:
+        unavailable("node is not installed")
+        raise AssertionError
+    return Runtime((node, "--expose-gc"), environ)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A process that loads plugins as OpenCode does and plays it to them."""
+
+    process: subprocess.Popen[str]
+    project: Path
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def send(self, command: str, **values: Any) -> int:
+        assert self.process.stdin is not None
+        number = next(self.numbers)
+        self.process.stdin.write(json.dumps({"id": number, "command": command, **values}) + "\n")
+        self.process.stdin.flush()
+        return number
+
+    def receive(self, number: int) -> Any:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            reply = json.loads(line)
+            if reply["id"] == number:
+                return reply["value"]
+        raise AssertionError("the host ended")
+
+    def call(self, command: str, **values: Any) -> Any:
+        return self.receive(self.send(command, **values))
+
+    def load(self, file: Path, options: Mapping[str, Any] | None = None, directory: Path | None = None) -> int:
+        number: int = self.call("load", file=str(file), directory=str(directory or self.project), options=options)
+        return number
+
+    def have(self, session: dict[str, Any]) -> None:
+        self.call("have", session=session["info"]["id"], value=session)
+
+    def tell(self, *events: dict[str, Any], targets: list[int] | None = None) -> None:
+        answers = self.call("tell", events=list(events), targets=targets)
+        assert set(answers) == {"undefined"}
+
+
+Hosting = Callable[..., Host]
+
+
+@pytest.fixture
+def hosting(runtime: Runtime, tmp_path: Path) -> Iterator[Hosting]:
+    """Starts hosts; their ends are ended with the test."""
+    project = tmp_path / "project"
+    project.mkdir()
+    driver = tmp_path / "driver.mjs"
+    driver.write_text(DRIVER)
+    hosts: list[Host] = []
+
+    def start(**environ: str) -> Host:
+        env = {**runtime.environ, "HOME": str(tmp_path / "home"), **environ}
+        command = [*runtime.command, str(driver)]
+        pipe = subprocess.PIPE
+        hosts.append(Host(subprocess.Popen(command, cwd=project, env=env, stdin=pipe, stdout=pipe, text=True), project))
+        return hosts[-1]
+
+    yield start
+    for host in hosts:
+        host.process.kill()
+        host.process.communicate()
+
+
+@pytest.fixture
+def host(hosting: Hosting) -> Host:
+    return hosting()
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+def session(name: str, *messages: dict[str, Any], **facts: Any) -> dict[str, Any]:
+    return {"info": {"id": name, "title": "a title", "time": {"created": 1}, **facts}, "messages": list(messages)}
+
+
+def user(number: int, text: str = "a question") -> dict[str, Any]:
+    info = {"id": f"msg_{number:04}", "role": "user", "time": {"created": number}}
+    return {"info": info, "parts": [{"id": f"prt_{number:04}", "type": "text", "text": text}]}
+
+
+def assistant(number: int, parent: int, *, subagent: str | None = None, text: str = "an answer") -> dict[str, Any]:
+    info = {
+        "id": f"msg_{number:04}",
+        "role": "assistant",
+        "parentID": f"msg_{parent:04}",
+        "time": {"created": number, "completed": number},
+    }
+    parts: list[dict[str, Any]] = [{"id": f"prt_{number:04}", "type": "text", "text": text}]
+    if subagent:
+        state = {"status": "completed", "metadata": {"sessionId": subagent}}
+        parts.append({"id": f"prt_{number:04}b", "type": "tool", "tool": "task", "state": state})
+    return {"info": info, "parts": parts}
+
+
+EVENT_NUMBERS = itertools.count()
+
+
+def event(type_: str, session_: str, **properties: Any) -> dict[str, Any]:
+    properties = {"sessionID": session_, **properties}
+    return {"id": f"evt_{next(EVENT_NUMBERS):06}", "type": type_, "properties": properties}
+
+
+def created(session_: dict[str, Any]) -> dict[str, Any]:
+    return event("session.created", session_["info"]["id"], info=session_["info"])
+
+
+def updated(session_: dict[str, Any]) -> dict[str, Any]:
+    return event("session.updated", session_["info"]["id"], info=session_["info"])
+
+
+def busy(session_: str) -> dict[str, Any]:
+    return event("session.status", session_, status={"type": "busy"})
+
+
+def idle(session_: str) -> dict[str, Any]:
+    return event("session.idle", session_)
+
+
+def told(session_: str, message: dict[str, Any]) -> dict[str, Any]:
+    return event("message.updated", session_, info=message["info"])
+
+
+def positions(snapshot: dict[str, Any]) -> list[tuple[str, int, list[str]]]:
+    """Per session: its name, the first position, and the last four digits of the messages carried."""
+    return [
+        (one["info"]["id"], one["first_index"], [message["info"]["id"][-4:] for message in one["messages"]])
+        for one in snapshot["sessions"]
+    ]
+
+
+def prompted(host: Host, root: dict[str, Any], *messages: dict[str, Any]) -> dict[str, Any]:
+    """OpenCode adds messages to a session and goes idle; returns the session as it is now."""
+    name = root["info"]["id"]
+    now = {**root, "messages": [*root["messages"], *messages]}
+    host.have(now)
+    host.tell(updated(now), *(told(name, message) for message in messages[:1]), busy(name))
+    host.tell(*(told(name, message) for message in messages[1:]), idle(name))
+    return now
+
+
+def test_first_snapshot_is_whole_and_later_ones_begin_at_the_first_touched_turn(
+    host: Host, hook: StandIn, spool: Path
+) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool), "redactPatterns": ["a"]})
+    root = session("ses_a", user(1), assistant(2, 1))
+    root = prompted(host, root, user(3), assistant(4, 3))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    root = prompted(host, root, user(5), assistant(6, 5))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    first, second = hook.snapshots("ses_a")
+    assert positions(first) == [("ses_a", 0, ["0001", "0002", "0003", "0004"])]
+    assert positions(second) == [("ses_a", 4, ["0005", "0006"])]
+    opened = hook.lines[0]
+    options = {"spoolDirectory": str(spool), "redactPatterns": ["a"]}
+    shared = {"v": 1, "directory": str(host.project), "options": options}
+    assert opened == {**shared, "type": "open", "session": "ses_a", "spool": str(spool)}
+    assert {name: second[name] for name in shared} == shared
+    assert second["sessions"][0]["info"] == root["info"]
+    assert second["sessions"][0]["messages"] == root["messages"][4:]
+    assert hook.opened() == ["ses_a"]
+
+
+def test_hook_starts_at_the_first_busy_session_and_not_before(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = session("ses_a")
+    host.have(root)
+    host.tell(created(root), updated(root), told("ses_a", user(1)))
+    assert not spool.exists()
+    host.tell(busy("ses_a"))
+    wait_until(lambda: hook.opened() == ["ses_a"])
+    [start] = hook.starts
+    assert start["cwd"] == str(spool)
+    assert start["leads"], "a signal to OpenCode's terminal must not reach the hook"
+    assert stat.S_IMODE(spool.stat().st_mode) == 0o700
+
+
+def test_messages_are_sent_in_order_of_creation(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    prompted(host, session("ses_a"), user(7), assistant(9, 7), assistant(8, 7))
+    wait_until(lambda: hook.snapshots("ses_a"))
+    assert positions(hook.snapshots("ses_a")[0]) == [("ses_a", 0, ["0007", "0008", "0009"])]
+
+
+def test_answer_that_is_finished_after_idle_is_sent(host: Host, hook: StandIn, spool: Path) -> None:
+    """After an abort or an error OpenCode goes idle first and finishes the message then."""
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    unfinished = assistant(2, 1)
+    del unfinished["info"]["time"]["completed"]
+    root = prompted(host, session("ses_a"), user(1), unfinished)
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    host.have({**root, "messages": [user(1), assistant(2, 1)]})
+    host.tell(told("ses_a", unfinished), told("ses_a", assistant(2, 1)))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    assert "completed" not in hook.snapshots("ses_a")[0]["sessions"][0]["messages"][1]["info"]["time"]
+    assert "completed" in hook.snapshots("ses_a")[1]["sessions"][0]["messages"][1]["info"]["time"]
+
+
+def test_change_of_an_earlier_turn_sends_everything_from_its_question_on(
+    host: Host, hook: StandIn, spool: Path
+) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), *(user(1), assistant(2, 1), user(3), assistant(4, 3), assistant(5, 3)))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    part = {"id": "prt_x", "messageID": "msg_0005", "sessionID": "ses_a", "type": "tool"}
+    host.tell(event("message.part.updated", "ses_a", part=part))
+    prompted(host, root, user(6), assistant(7, 6))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    assert positions(hook.snapshots("ses_a")[1]) == [("ses_a", 2, ["0003", "0004", "0005", "0006", "0007"])]
+
+
+def test_diffs_that_opencode_tells_anew_touch_no_turn(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    summarised = user(1)
+    summarised["info"]["summary"] = {"diffs": []}
+    host.tell(told("ses_a", summarised))
+    prompted(host, root, user(3), assistant(4, 3))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    assert positions(hook.snapshots("ses_a")[1]) == [("ses_a", 2, ["0003", "0004"])]
+
+
+@pytest.mark.parametrize("what", ["message.removed", "message.part.removed", "revert"])
+def test_snapshot_after_a_removal_or_revert_is_whole(host: Host, hook: StandIn, spool: Path, what: str) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1), user(3), assistant(4, 3))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    if what == "revert":
+        root["info"]["revert"] = {"messageID": "msg_0003"}
+        host.tell(updated(root))
+    else:
+        root["messages"] = root["messages"][:2]
+        host.tell(event(what, "ses_a", messageID="msg_0003", partID="prt_0003"))
+    root = prompted(host, root, user(5), assistant(6, 5))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    expected = [message["info"]["id"][-4:] for message in root["messages"]]
+    assert positions(hook.snapshots("ses_a")[1]) == [("ses_a", 0, expected)]
+
+
+def test_subagents_are_sent_whole_below_their_root_and_each_once(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    deeper = session("ses_deeper", user(5), assistant(6, 5), parentID="ses_child")
+    child = session("ses_child", user(3), assistant(4, 3, subagent="ses_deeper"), parentID="ses_a")
+    for one in (child, deeper):
+        host.have(one)
+        host.tell(created(one), busy(one["info"]["id"]), *(told(one["info"]["id"], m) for m in one["messages"]))
+        host.tell(idle(one["info"]["id"]))
+    calls = (assistant(2, 1, subagent="ses_child"), assistant(7, 1, subagent="ses_child"))
+    prompted(host, session("ses_a"), user(1), *calls)
+    wait_until(lambda: hook.snapshots("ses_a"))
+    assert [line["type"] for line in hook.lines] == ["open", "snapshot"], "a subagent's own events trigger nothing"
+    assert positions(hook.snapshots("ses_a")[0]) == [
+        ("ses_a", 0, ["0001", "0002", "0007"]),
+        ("ses_child", 0, ["0003", "0004"]),
+        ("ses_deeper", 0, ["0005", "0006"]),
+    ]
+
+
+def test_subagent_that_is_gone_is_left_out(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    prompted(host, session("ses_a"), user(1), assistant(2, 1, subagent="ses_gone"))
+    wait_until(lambda: hook.snapshots("ses_a"))
+    assert positions(hook.snapshots("ses_a")[0]) == [("ses_a", 0, ["0001", "0002"])]
+
+
+@pytest.mark.parametrize("how", ["called again", "changed"])
+def test_turn_that_first_named_a_subagent_is_sent_again_when_the_subagent_is(
+    host: Host, hook: StandIn, spool: Path, how: str
+) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    child = session("ses_child", user(3), assistant(4, 3), parentID="ses_a")
+    host.have(child)
+    root = session("ses_a", user(1), assistant(2, 1), user(5))
+    root = prompted(host, root, assistant(6, 5, subagent="ses_child"), user(7), assistant(8, 7))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    if how == "changed":
+        host.tell(created(child), told("ses_child", assistant(9, 3)))
+    prompted(host, root, user(10), assistant(11, 10, subagent="ses_child" if how == "called again" else None))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    own, subagent = positions(hook.snapshots("ses_a")[1])
+    assert own == ("ses_a", 2, ["0005", "0006", "0007", "0008", "0010", "0011"])
+    assert subagent == ("ses_child", 0, ["0003", "0004"])
+
+
+def test_session_whose_kind_no_event_told_is_asked_for(host: Host, hook: StandIn, spool: Path) -> None:
+    """A session that an earlier process began can be busy before anything else is told about it."""
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    host.have(session("ses_child", user(1), parentID="ses_a"))
+    host.have(session("ses_a", user(1), assistant(2, 1)))
+    host.tell(busy("ses_child"), idle("ses_child"), busy("ses_gone"), idle("ses_gone"), busy("ses_a"), idle("ses_a"))
+    wait_until(lambda: hook.snapshots("ses_a"))
+    assert [(line["type"], line.get("session", "ses_a")) for line in hook.lines] == [
+        ("open", "ses_a"),
+        ("snapshot", "ses_a"),
+    ]
+
+
+def test_dispose_sends_what_changed_since_and_waits_for_it(host: Host, hook: StandIn, spool: Path) -> None:
+    load = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    host.have(session("ses_a", *root["messages"], user(3), title="another title"))
+    host.tell(busy("ses_a"), told("ses_a", user(3)))
+    host.call("dispose", load=load)
+    host.process.kill()
+    wait_until(lambda: hook.has_ended)
+    assert positions(hook.snapshots("ses_a")[1]) == [("ses_a", 2, ["0003"])]
+
+
+def test_renamed_session_is_sent_at_dispose_with_its_last_turn(host: Host, hook: StandIn, spool: Path) -> None:
+    load = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1), user(3), assistant(4, 3))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    renamed = session("ses_a", *root["messages"], title="another title")
+    host.have(renamed)
+    host.tell(updated(renamed))
+    host.call("dispose", load=load)
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    assert positions(hook.snapshots("ses_a")[1]) == [("ses_a", 2, ["0003", "0004"])]
+    assert hook.snapshots("ses_a")[1]["sessions"][0]["info"]["title"] == "another title"
+
+
+def test_dispose_with_nothing_new_sends_nothing(host: Host, hook: StandIn, spool: Path) -> None:
+    load = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    host.tell(updated(root))
+    wait_until(lambda: hook.snapshots("ses_a"))
+    host.call("dispose", load=load)
+    host.process.kill()
+    wait_until(lambda: hook.has_ended)
+    assert len(hook.snapshots("ses_a")) == 1
+
+
+@pytest.mark.parametrize("bare", [0, 1], ids=["bare one first", "bare one second"])
+def test_plugin_loaded_twice_works_once_with_the_options_of_the_load_that_has_some(
+    host: Host, hook: StandIn, spool: Path, bare: int
+) -> None:
+    options: list[dict[str, Any] | None] = [{"spoolDirectory": str(spool)}, {"spoolDirectory": str(spool)}]
+    options[bare] = None
+    for number, one in enumerate(options):
+        host.load(hook.plugin(f"copy{number}.mjs"), one)
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 1)
+    host.tell(event("session.deleted", "ses_a", info=root["info"]))
+    wait_until(lambda: hook.lines[-1]["type"] == "deleted")
+    assert [line["type"] for line in hook.lines] == ["open", "snapshot", "deleted"]
+    assert {line["options"]["spoolDirectory"] for line in hook.lines} == {str(spool)}
+    assert len(hook.starts) == 1
+
+
+def test_directories_of_one_process_share_a_hook(host: Host, hook: StandIn, spool: Path, tmp_path: Path) -> None:
+    plugin = hook.plugin()
+    first = host.load(plugin, {"spoolDirectory": str(spool), "redactPatterns": ["1"]})
+    second = host.load(plugin, {"spoolDirectory": str(spool)}, tmp_path / "other")
+    for name, load in (("ses_a", first), ("ses_b", second)):
+        host.have(session(name, user(1), assistant(2, 1)))
+        host.tell(busy(name), idle(name), targets=[load])
+    wait_until(lambda: hook.snapshots("ses_a") and hook.snapshots("ses_b"))
+    host.call("dispose", load=first)
+    host.tell(idle("ses_b"), targets=[second])
+    wait_until(lambda: len(hook.snapshots("ses_b")) == 2)
+    assert hook.snapshots("ses_a")[0]["options"]["redactPatterns"] == ["1"]
+    assert hook.snapshots("ses_b")[0]["directory"] == str(tmp_path / "other")
+    assert len(hook.starts) == 1
+
+
+def test_directories_with_spools_of_their_own_have_hooks_of_their_own(
+    host: Host, hook: StandIn, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        load = host.load(hook.plugin(), {"spoolDirectory": "spool"}, tmp_path / name)
+        host.have(session(f"ses_{name}", user(1), assistant(2, 1)))
+        host.tell(busy(f"ses_{name}"), idle(f"ses_{name}"), targets=[load])
+    wait_until(lambda: hook.snapshots("ses_a") and hook.snapshots("ses_b"))
+    assert {start["cwd"] for start in hook.starts} == {str(tmp_path / name / "spool") for name in ("a", "b")}
+
+
+def test_instance_made_anew_goes_on_where_the_old_one_ended(host: Host, hook: StandIn, spool: Path) -> None:
+    options = {"spoolDirectory": str(spool)}
+    old = host.load(hook.plugin(), options)
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    host.call("dispose", load=old)
+    new = host.load(hook.plugin(), {**options, "redactPatterns": ["new"]})
+    now = session("ses_a", *root["messages"], user(3), assistant(4, 3))
+    host.have(now)
+    host.tell(busy("ses_a"), told("ses_a", user(3)), idle("ses_a"), targets=[new])
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    assert positions(hook.snapshots("ses_a")[1]) == [("ses_a", 2, ["0003", "0004"])]
+    assert hook.snapshots("ses_a")[1]["options"]["redactPatterns"] == ["new"]
+    assert len(hook.starts) == 1
+
+
+def test_instance_made_anew_in_the_middle_of_a_slow_dispose_works(host: Host, hook: StandIn, spool: Path) -> None:
+    hook.behave("stop")
+    old = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    prompted(host, session("ses_a"), user(1), assistant(2, 1, text="x" * MEBIBYTE))
+    wait_until(lambda: hook.starts)
+    disposing = host.send("dispose", load=old)
+    new = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    host.have(session("ses_b", user(1), assistant(2, 1)))
+    host.tell(busy("ses_b"), idle("ses_b"), targets=[new])
+    hook.signal(signal.SIGCONT)
+    host.receive(disposing)
+    wait_until(lambda: hook.snapshots("ses_b"))
+    assert len(hook.snapshots("ses_a")) == 1
+    assert len(hook.starts) == 1
+
+
+def test_deleted_session_is_passed_on_and_no_more_sent(host: Host, hook: StandIn, spool: Path) -> None:
+    load = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    wait_until(lambda: hook.snapshots("ses_a"))
+    host.call("lose", session="ses_a")
+    host.tell(busy("ses_a"), event("session.deleted", "ses_a", info=root["info"]))
+    host.call("dispose", load=load)
+    wait_until(lambda: hook.lines[-1]["type"] == "deleted")
+    assert hook.lines[-1]["session"] == "ses_a"
+    assert hook.lines[-1]["directory"] == str(host.project)
+
+
+def test_deletion_starts_a_hook_only_where_a_spool_could_hold_jobs(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = session("ses_old")
+    host.tell(event("session.deleted", "ses_old", info=root["info"]))
+    assert not spool.exists()
+    spool.mkdir()
+    host.tell(event("session.deleted", "ses_older", info={**root["info"], "id": "ses_older"}))
+    wait_until(lambda: hook.lines)
+    assert [(line["type"], line["session"], line["spool"]) for line in hook.lines] == [
+        ("deleted", "ses_older", str(spool))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"),
+    [
+        ({"enable": False}, {}),
+        ({}, {"OPENCODE_HELICONE_ENABLE": "false"}),
+        ({"enable": True}, {"OPENCODE_HELICONE_ENABLE": "0"}),
+    ],
+    ids=["option", "variable", "variable before option"],
+)
+def test_nothing_starts_and_nothing_is_written_when_disabled(
+    hosting: Hosting, hook: StandIn, spool: Path, options: dict[str, Any], environ: dict[str, str]
+) -> None:
+    host = hosting(**environ)
+    load = host.load(hook.plugin(), {"spoolDirectory": str(spool), **options})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    host.tell(event("session.deleted", "ses_a", info=root["info"]))
+    host.call("dispose", load=load)
+    assert not spool.exists()
+    assert not hook.starts
+
+
+def test_variable_enables_what_an_option_disabled(hosting: Hosting, hook: StandIn, spool: Path) -> None:
+    host = hosting(OPENCODE_HELICONE_ENABLE="true")
+    host.load(hook.plugin(), {"spoolDirectory": str(spool), "enable": False})
+    prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    wait_until(lambda: hook.snapshots("ses_a"))
+
+
+DEFAULT_SPOOL = "import platformdirs; print(platformdirs.user_data_dir('opencode-helicone', appauthor=False))"
+
+
+@pytest.mark.parametrize("data_home", [None, "", "relative", "data"], ids=["unset", "empty", "relative", "absolute"])
+def test_default_spool_is_the_one_of_the_python_side(
+    hosting: Hosting, hook: StandIn, tmp_path: Path, data_home: str | None
+) -> None:
+    environ = {"HOME": str(tmp_path / "home")}
+    if data_home is not None:
+        environ["XDG_DATA_HOME"] = str(tmp_path / data_home) if data_home == "data" else data_home
+    expected = subprocess.check_output([sys.executable, "-c", DEFAULT_SPOOL], env=environ, text=True).strip()
+    host = hosting(**environ)
+    host.load(hook.plugin())
+    host.have(session("ses_a", user(1)))
+    host.tell(busy("ses_a"))
+    wait_until(lambda: hook.opened())
+    assert hook.starts[0]["cwd"] == expected
+    assert hook.lines[0]["spool"] is None
+    assert hook.lines[0]["options"] == {}
+
+
+@pytest.mark.parametrize("value", ["absolute", "relative"])
+def test_spool_of_the_environment_wins_and_reaches_the_hook_absolute(
+    hosting: Hosting, hook: StandIn, spool: Path, tmp_path: Path, value: str
+) -> None:
+    host = hosting(OPENCODE_HELICONE_SPOOL_DIRECTORY=str(spool) if value == "absolute" else "../spool")
+    host.load(hook.plugin(), {"spoolDirectory": str(tmp_path / "unused")})
+    host.have(session("ses_a", user(1)))
+    host.tell(busy("ses_a"))
+    wait_until(lambda: hook.opened())
+    assert hook.lines[0]["spool"] == str(spool)
+    assert hook.starts[0]["variables"]["OPENCODE_HELICONE_SPOOL_DIRECTORY"] == str(spool)
+
+
+def test_command_is_found_by_path_and_the_project_cannot_put_itself_before_it(
+    hosting: Hosting, hook: StandIn, spool: Path
+) -> None:
+    hook.behave("record")
+    path = os.pathsep.join(["", ".", "bin", str(hook.folder), os.environ["PATH"]])
+    host = hosting(PATH=path, PYTHONPATH=".", PYTHONHOME="/nowhere", PYTHONSTARTUP="x.py")
+    for folder in (host.project, host.project / "bin"):
+        folder.mkdir(exist_ok=True)
+        (folder / "opencode-helicone").write_text("#!/bin/sh\ntouch tricked\n")
+        (folder / "opencode-helicone").chmod(0o755)
+    host.load(install(Project(host.project), python="").path, {"spoolDirectory": str(spool)})
+    host.have(session("ses_a", user(1)))
+    host.tell(busy("ses_a"))
+    wait_until(lambda: hook.opened())
+    assert hook.starts[0]["arguments"] == ["hook"]
+    assert hook.starts[0]["variables"] == {}
+    assert not [*host.project.rglob("tricked"), *spool.rglob("tricked")]
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("/nowhere/python", "hook"), "ENOENT"),
+        (("/etc/passwd", "hook"), "EACCES"),
+        (("no-such-command-anywhere", "hook"), "not found on PATH"),
+    ],
+    ids=["missing", "not executable", "not on PATH"],
+)
+def test_hook_that_cannot_start_is_one_line_in_the_log(
+    host: Host, hook: StandIn, spool: Path, command: tuple[str, ...], reason: str
+) -> None:
+    plugin = hook.folder / "broken.mjs"
+    plugin.write_text(render(SOURCE.read_text(), command))
+    load = host.load(plugin, {"spoolDirectory": str(spool)})
+    log = spool / "logs" / "plugin.log"
+    root = prompted(host, session("ses_a"), user(1, "a secret question"), assistant(2, 1))
+    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+    for number in (3, 5, 7):
+        root = prompted(host, root, user(number), assistant(number + 1, number))
+    host.call("dispose", load=load)
+    [line] = log.read_text().splitlines()
+    assert line.endswith(f"Z hook did not start: {reason}; command {json.dumps(command, separators=(',', ':'))}")
+    assert host.call("logged") == [line.partition(" ")[2]]
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert stat.S_IMODE(log.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(spool.stat().st_mode) == 0o700
+
+
+def test_log_grows_by_at_most_one_line_an_hour_over_all_processes(hosting: Hosting, hook: StandIn, spool: Path) -> None:
+    plugin = hook.folder / "broken.mjs"
+    plugin.write_text(render(SOURCE.read_text(), ("/nowhere/python",)))
+    log = spool / "logs" / "plugin.log"
+
+    def fail() -> int:
+        host = hosting()
+        host.load(plugin, {"spoolDirectory": str(spool)})
+        host.tell(busy("ses_a"))
+        wait_until(lambda: host.call("logged"))
+        return len(log.read_text().splitlines())
+
+    assert fail() == 1
+    assert fail() == 1
+    an_hour_ago = log.stat().st_mtime - 3601
+    os.utime(log, (an_hour_ago, an_hour_ago))
+    assert fail() == 2
+
+
+def test_log_that_is_a_link_is_not_followed(host: Host, hook: StandIn, spool: Path, tmp_path: Path) -> None:
+    plugin = hook.folder / "broken.mjs"
+    plugin.write_text(render(SOURCE.read_text(), ("/nowhere/python",)))
+    (spool / "logs").mkdir(parents=True)
+    (spool / "logs" / "plugin.log").symlink_to(tmp_path / "elsewhere")
+    host.load(plugin, {"spoolDirectory": str(spool)})
+    host.tell(busy("ses_a"))
+    wait_until(lambda: host.call("logged"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_hook_that_died_is_started_again_and_told_everything(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    prompted(host, session("ses_b"), user(1), assistant(2, 1))
+    wait_until(lambda: hook.snapshots("ses_a") and hook.snapshots("ses_b"))
+    hook.signal(signal.SIGKILL)
+    wait_until(lambda: len(hook.snapshots("ses_a")) == len(hook.snapshots("ses_b")) == 2)
+    assert sorted(hook.opened()) == ["ses_a", "ses_a", "ses_b", "ses_b"]
+    assert [positions(snapshot)[0][1] for snapshot in hook.snapshots("ses_a")] == [0, 0]
+    log = (spool / "logs" / "plugin.log").read_text()
+    assert "hook ended: SIGKILL; command" in log
+
+
+def test_hook_that_keeps_dying_is_not_started_for_every_event(host: Host, hook: StandIn, spool: Path) -> None:
+    hook.behave("die")
+    load = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    wait_until(lambda: len(hook.starts) == 2)  # the first restart
+    for number in range(3, 43, 2):
+        root = prompted(host, root, user(number), assistant(number + 1, number))
+    host.call("dispose", load=load)
+    assert len(hook.starts) == 2
+    assert "hook ended: exit code 7; command" in (spool / "logs" / "plugin.log").read_text()
+
+
+def test_stopped_hook_costs_no_memory_and_gets_the_newest_state_when_it_goes_on(
+    host: Host, hook: StandIn, spool: Path
+) -> None:
+    hook.behave("stop")
+    load = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    text = "x" * (MEBIBYTE // 2)
+    root = prompted(host, session("ses_a"), user(1), assistant(2, 1, text=text))
+    wait_until(lambda: hook.starts)
+    before = host.call("rss")
+    for number in range(3, 123, 2):
+        last = assistant(number + 1, number, text=text + str(number))
+        host.have(session("ses_a", *root["messages"], user(number), last))
+        host.tell(busy("ses_a"), told("ses_a", user(number)), told("ses_a", last), idle("ses_a"))
+    host.call("dispose", load=load)
+    assert host.call("rss") - before < 32 * MEBIBYTE
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    hook.signal(signal.SIGCONT)
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    own = hook.snapshots("ses_a")[1]["sessions"][0]
+    assert own["messages"][-1]["parts"][0]["text"] == text + "121"
+
+
+def test_long_session_is_cut_between_turns_into_several_lines(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    text = "x" * (3 * MEBIBYTE)
+    host.have(session("ses_child", user(7), assistant(8, 7, text=text), parentID="ses_a"))
+    messages = [user(1), assistant(2, 1, text=text), user(3), assistant(4, 3, text=text)]
+    messages += [user(5), assistant(6, 5, text=text, subagent="ses_child"), user(9), assistant(10, 9)]
+    prompted(host, session("ses_a"), *messages)
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
+    assert [positions(snapshot) for snapshot in hook.snapshots("ses_a")] == [
+        [("ses_a", 0, ["0001", "0002", "0003", "0004"])],
+        [("ses_a", 4, ["0005", "0006", "0009", "0010"]), ("ses_child", 0, ["0007", "0008"])],
+    ]
+
+
+def test_turn_that_is_too_long_is_refused_and_the_others_are_sent(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    messages = [user(1), assistant(2, 1), user(3), assistant(4, 3, text="é" * (9 * MEBIBYTE)), user(5)]
+    prompted(host, session("ses_a"), *messages)
+    wait_until(lambda: len(hook.lines) == 4)
+    opened, first, refused, last = hook.lines
+    assert opened["type"] == "open"
+    assert positions(first) == [("ses_a", 0, ["0001", "0002"])]
+    assert positions(last) == [("ses_a", 4, ["0005"])]
+    assert refused.pop("bytes") > 18 * MEBIBYTE
+    assert refused == {"v": 1, "type": "refused", "session": "ses_a", "reason": "too large"}
+
+
+def test_text_arrives_as_it_is(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    text = "Grüße 🌍 \u2028 \x00 \x1b[1m \ud83d lone\n"
+    root = prompted(host, session("ses_a"), user(1, text), assistant(2, 1))
+    wait_until(lambda: hook.snapshots("ses_a"))
+    assert hook.snapshots("ses_a")[0]["sessions"][0]["messages"] == root["messages"]
+
+
+def test_events_of_unknown_shape_and_streamed_text_are_passed_over(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    strange = [{"id": "evt_x", "type": type_, "properties": {}} for type_ in ("session.status", "message.updated")]
+    host.tell(*strange, {"type": "session.idle"}, {}, {"type": "toString", "properties": {}})
+    assert host.call("delta") == ["undefined"]
+    assert not hook.starts
+    prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    wait_until(lambda: hook.snapshots("ses_a"))
+
+
+# ---- in the real OpenCode -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    server: Server
+    hook: StandIn
+    spool: Path
+
+
+@contextmanager
+def silent_stand_in(folder: Path) -> Iterator[StandIn]:
+    raise NotImplementedError

@@ -1,0 +1,457 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.parse import SUBAGENT_DEPTH_MAX, parse
+from app.shape import DEPTH_MAX
+from app.transcript import Assistant, Text, Tool, Transcript, TranscriptError, Turn, key, session_digest
+from tests import recorded
+from tests.snapshots import (
+    CREATED_MS,
+    Fields,
+    assistant,
+    entry,
+    snapshot,
+    task,
+    text,
+    tool,
+    unfinished,
+    user,
+)
+
+
+def only_turn(*messages: Fields, others: tuple[Fields, ...] = ()) -> Turn:
+    (turn,) = parse(snapshot(entry(*messages), *others)).turns
+    return turn
+
+
+def children_of(turn: Turn) -> list[Transcript]:
+    return [part.child for message in turn.messages for part in message.parts if isinstance(part, Tool) and part.child]
+
+
+def child(*messages: Fields, name: str = "ses_child", parent: str = "ses_root", **info: Any) -> Fields:
+    return entry(*messages, name=name, parentID=parent, **info)
+
+
+# Turns and order
+
+
+def test_messages_stand_in_order_of_creation_and_then_of_id() -> None:
+    turn = only_turn(assistant("msg_c", 2_000_000), assistant("msg_b", 2_000_000), user("msg_1", 1_500_000))
+    assert [(message.id, message.index) for message in turn.messages] == [("msg_1", 0), ("msg_b", 1), ("msg_c", 2)]
+
+
+def test_parts_stand_in_order_of_id() -> None:
+    turn = only_turn(user("msg_1", 1_500_000, text(name="prt_2"), text(name="prt_1")))
+    assert [part.id for part in turn.messages[0].parts] == ["prt_1", "prt_2"]
+
+
+def test_first_index_is_where_the_positions_begin() -> None:
+    suffix = entry(user(), assistant()) | {"first_index": 40}
+    (turn,) = parse(snapshot(suffix)).turns
+    assert [message.index for message in turn.messages] == [40, 41]
+
+
+def test_assistants_without_their_user_message_form_a_turn_named_by_it() -> None:
+    first, second = parse(snapshot(entry(assistant(parent="msg_gone"), user("msg_3", 3_000_000)))).turns
+    assert (first.id, len(first.messages)) == ("msg_gone", 1)
+    assert second.id == "msg_3"
+
+
+def test_copies_in_a_fork_count_as_positions_but_make_no_turn() -> None:
+    copies = [user("msg_1", CREATED_MS - 20), assistant("msg_2", CREATED_MS - 10)]
+    (turn,) = parse(snapshot(entry(*copies, user("msg_3"), assistant("msg_4", parent="msg_3")))).turns
+    assert [(message.id, message.index) for message in turn.messages] == [("msg_3", 2), ("msg_4", 3)]
+
+
+def test_recorded_fork_has_no_turn() -> None:
+    sessions = recorded.replayed("g_admin").values()
+    fork = next(value for value in sessions if "fork" in value["sessions"][0]["info"]["title"])
+    assert len(fork["sessions"][0]["messages"]) == 7
+    assert parse(fork).turns == ()
+
+
+# Final or not
+
+
+@pytest.mark.parametrize(
+    ("messages", "final"),
+    [
+        pytest.param([user(), assistant()], True, id="answered"),
+        pytest.param([user()], False, id="unanswered"),
+        pytest.param([user(), unfinished()], False, id="answer unfinished"),
+        pytest.param([user(), assistant(), unfinished("msg_3", 2_000_000)], False, id="second answer unfinished"),
+        pytest.param([user(), unfinished(error={"name": "APIError", "data": {}})], True, id="failed"),
+        pytest.param([user(), assistant("msg_2", 2_000_000, tool())], True, id="tool completed"),
+        pytest.param([user(), assistant("msg_2", 2_000_000, tool(status="error"))], True, id="tool failed"),
+        pytest.param([user(), assistant("msg_2", 2_000_000, tool(status="running"))], False, id="tool runs"),
+        pytest.param([user(), assistant("msg_2", 2_000_000, tool(status="pending"))], False, id="tool pending"),
+        pytest.param([user(), assistant("msg_2", 2_000_000, tool(status="parked"))], False, id="unknown status"),
+        pytest.param([user(), assistant("msg_2", 2_000_000, task("ses_absent"))], True, id="child not carried"),
+    ],
+)
+def test_turn_is_final_when_nothing_in_it_can_change(messages: list[Fields], final: bool) -> None:  # noqa: FBT001
+    assert only_turn(*messages).final is final
+
+
+def test_unfinished_subagent_keeps_the_turn_open() -> None:
+    messages = [user(), assistant("msg_2", 2_000_000, task("ses_child"))]
+    assert only_turn(*messages, others=(child(user(), assistant()),)).final
+    assert not only_turn(*messages, others=(child(user(), unfinished()),)).final
+    working = child(user(), assistant("msg_2", 2_000_000, tool(status="running")))
+    assert not only_turn(*messages, others=(working,)).final
+
+
+# Subagents
+
+
+def test_child_hangs_under_the_first_call_that_names_it() -> None:
+    root = entry(
+        user(),
+        assistant("msg_2", 2_000_000, task("ses_child", "prt_b"), task("ses_child", "prt_a")),
+        assistant("msg_3", 3_000_000, task("ses_child")),
+    )
+    first, second, third = [
+        part
+        for message in parse(snapshot(child(user(), assistant()), root) | {"root": "ses_root"}).turns[0].messages
+        for part in message.parts
+        if isinstance(part, Tool)
+    ]
+    assert first.child is not None
+    assert (first.id, first.child.session.id) == ("prt_a", "ses_child")
+    assert (second.child, third.child) == (None, None)
+
+
+def test_grandchild_belongs_to_the_child_even_if_the_root_names_it_later() -> None:
+    turn = only_turn(
+        user(),
+        assistant("msg_2", 2_000_000, task("ses_child")),
+        assistant("msg_3", 3_000_000, task("ses_grandchild")),
+        others=(
+            child(user(), assistant()) | {"messages": [user(), assistant("msg_2", 2_000_000, task("ses_grandchild"))]},
+            child(user(), assistant(), name="ses_grandchild", parent="ses_child"),
+        ),
+    )
+    (only_child,) = children_of(turn)
+    assert [inner.session.id for inner in children_of(only_child.turns[0])] == ["ses_grandchild"]
+
+
+def test_sessions_that_name_each_other_end() -> None:
+    turn = only_turn(
+        user(),
+        assistant("msg_2", 2_000_000, task("ses_root", "prt_1"), task("ses_child", "prt_2")),
+        others=(child(user(), assistant("msg_2", 2_000_000, task("ses_root", "prt_3"), task("ses_child", "prt_4"))),),
+    )
+    (only_child,) = children_of(turn)
+    assert only_child.session.id == "ses_child"
+    assert children_of(only_child.turns[0]) == []
+
+
+def test_fork_does_not_take_over_the_subagent_of_its_origin() -> None:
+    messages = [user(), assistant("msg_2", 2_000_000, task("ses_child"))]
+    turn = only_turn(*messages, others=(child(user(), assistant(), parent="ses_origin"),))
+    assert children_of(turn) == []
+
+
+def test_copies_in_a_fork_claim_no_subagent() -> None:
+    copied = assistant("msg_0", CREATED_MS - 10, task("ses_child"))
+    turn = only_turn(copied, user(), assistant("msg_2", 2_000_000, task("ses_child")), others=(child(user()),))
+    assert len(children_of(turn)) == 1
+
+
+def test_subagents_nested_too_deeply_are_refused() -> None:
+    depth = SUBAGENT_DEPTH_MAX + 2
+    sessions = [
+        entry(user(), assistant("msg_2", 2_000_000, task(f"ses_{level + 1}")), name=f"ses_{level}")
+        for level in range(depth)
+    ]
+    with pytest.raises(TranscriptError, match="nested deeper than"):
+        parse(snapshot(*sessions))
+    assert parse(snapshot(*sessions[: SUBAGENT_DEPTH_MAX + 1])).turns
+
+
+# Values
+
+
+def test_zeros_mean_that_the_provider_reported_no_usage() -> None:
+    tokens = {"input": 1, "output": 2, "reasoning": 3, "cache": {"read": 4, "write": 5}}
+    silent, told = only_turn(user(), assistant(), assistant("msg_3", tokens=tokens)).messages[1:]
+    assert isinstance(silent, Assistant)
+    assert isinstance(told, Assistant)
+    assert silent.tokens is None
+    assert told.tokens is not None
+    assert (told.tokens.input, told.tokens.cache_read, told.tokens.cache_write) == (1, 4, 5)
+
+
+def test_what_is_missing_is_none() -> None:
+    message_info = {"id": "msg_2", "role": "assistant", "time": {"created": 2_000_000}}
+    session_info = {"id": "s", "time": {"created": 1}}
+    bare: Fields = {
+        "root": "s",
+        "sessions": [{"info": session_info, "messages": [{"info": message_info, "parts": []}]}],
+    }
+    transcript = parse(bare)
+    session, message = transcript.session, transcript.turns[0].messages[0]
+    assert (session.title, session.directory, session.version, session.parent_id) == (None, None, None, None)
+    assert isinstance(message, Assistant)
+    assert (message.agent, message.mode, message.finish, message.tokens, message.failure) == (None,) * 5
+    assert transcript.turns[0].id == "msg_2"
+
+
+def test_a_tools_own_metadata_may_hold_anything() -> None:
+    odd = {"exit": "three", "truncated": "yes", "sessionId": {"not": "an id"}}
+    call = assistant("msg_2", 2_000_000, tool(metadata=odd), tool("prt_z", metadata=[1]))
+    first, second = only_turn(user(), call).messages[1].parts
+    assert isinstance(first, Tool)
+    assert isinstance(second, Tool)
+    assert (first.exit_code, first.truncated, first.child) == (None, False, None)
+    assert (second.exit_code, second.truncated, second.child) == (None, False, None)
+
+
+def test_lone_surrogates_and_nul_survive() -> None:
+    odd = "a\ud800b\x00c"
+    part = only_turn(user("msg_1", 2_000_000, text(odd))).messages[0].parts[0]
+    assert isinstance(part, Text)
+    assert part.text == odd
+
+
+# What makes two captures the same export
+
+
+def digest_after(change: Callable[[Fields], object], name: str = "f_subagent") -> tuple[str, str]:
+    before = recorded.export(name)
+    after = copy.deepcopy(before)
+    change(after)
+    return parse(before).turns[0].digest, parse(after).turns[0].digest
+
+
+def root_message(value: Fields, index: int) -> Fields:
+    message: Fields = value["sessions"][0]["messages"][index]
+    return message
+
+
+def tool_state(value: Fields) -> Fields:
+    state: Fields = next(part["state"] for part in root_message(value, 1)["parts"] if part["type"] == "tool")
+    return state
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda value: value["sessions"].reverse(), id="order of sessions"),
+        pytest.param(lambda value: value["sessions"][0]["messages"].reverse(), id="order of messages"),
+        pytest.param(lambda value: root_message(value, 1)["parts"].reverse(), id="order of parts"),
+        pytest.param(lambda value: value["sessions"][0].update(first_index=7), id="position in the session"),
+        pytest.param(lambda value: value["sessions"][0]["info"].update(title="new", version="9"), id="root's title"),
+        pytest.param(lambda value: value["sessions"][1]["info"]["time"].update(updated=9**14), id="update time"),
+        pytest.param(lambda value: value["sessions"][1]["info"].update(cost=1, tokens={}), id="child's totals"),
+        pytest.param(lambda value: root_message(value, 0)["info"].update(summary={"diffs": [1]}), id="late diffs"),
+        pytest.param(lambda value: tool_state(value)["time"].update(compacted=9**14), id="output pruned"),
+        pytest.param(lambda value: root_message(value, 0).update(seen=True), id="unknown key beside info and parts"),
+        pytest.param(lambda value: value["sessions"].append(child(user(), name="ses_other")), id="unnamed session"),
+    ],
+)
+def test_digest_stands_still_when_the_turn_does(change: Callable[[Fields], object]) -> None:
+    before, after = digest_after(change)
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda value: root_message(value, 0)["parts"][0].update(text="other"), id="text"),
+        pytest.param(lambda value: root_message(value, 1)["info"].update(summary=True), id="a compaction's mark"),
+        pytest.param(lambda value: root_message(value, 1)["info"].update(whatever=1), id="unknown field of a message"),
+        pytest.param(lambda value: tool_state(value).update(output="other"), id="tool output"),
+        pytest.param(lambda value: value["sessions"][1]["info"].update(title="other"), id="child's title"),
+        pytest.param(lambda value: value["sessions"][1]["messages"][0]["parts"][0].update(text="x"), id="child's text"),
+        pytest.param(lambda value: value["sessions"].pop(), id="child gone"),
+    ],
+)
+def test_digest_moves_with_the_turn(change: Callable[[Fields], object]) -> None:
+    before, after = digest_after(change)
+    assert before != after
+
+
+def test_turns_of_a_suffix_have_the_digests_of_the_whole() -> None:
+    whole = recorded.export("i_long_session")
+    suffix = copy.deepcopy(whole)
+    suffix["sessions"][0]["messages"] = suffix["sessions"][0]["messages"][190:]
+    suffix["sessions"][0]["first_index"] = 190
+    assert parse(suffix).turns == parse(whole).turns[95:]
+
+
+@pytest.mark.parametrize("name", recorded.exported())
+def test_events_build_up_what_the_export_says(name: str) -> None:
+    exported = parse(recorded.export(name))
+    replayed = parse(recorded.replayed(name)[exported.session.id])
+    assert [turn.digest for turn in replayed.turns] == [turn.digest for turn in exported.turns]
+    assert session_digest(replayed.session) == session_digest(exported.session)
+    assert replayed == exported
+
+
+def test_facts_ms_is_the_latest_time_of_the_turn_and_its_subagents() -> None:
+    late = tool(time={"start": 2_000_000, "end": 6_000_000, "compacted": 9_000_000})
+    messages = [user(), assistant("msg_2", 2_000_000, task("ses_child"))]
+    assert only_turn(*messages).facts_ms == 2_000_100
+    assert only_turn(*messages, others=(child(user(), assistant("msg_2", 2_000_000, late)),)).facts_ms == 6_000_000
+
+
+def test_session_digest_is_of_the_record_alone() -> None:
+    session = parse(recorded.export("a_simple")).session
+    assert session_digest(replace(session, updated_ms=1)) == session_digest(session)
+    assert session_digest(replace(session, title="renamed")) != session_digest(session)
+    assert session_digest(replace(session, archived_ms=1)) != session_digest(session)
+
+
+def test_key_depends_on_turn_and_policy() -> None:
+    assert key("a", "b") == key("a", "b")
+    assert len({key("a", "b"), key("a", "c"), key("c", "b"), key("b", "a")}) == 4
+
+
+# What is refused
+
+SECRET = "CANARY"
+
+
+def broken(path: tuple[str | int, ...], value: Any) -> Fields:
+    """A small snapshot with `value` at `path`; `...` takes what stands there away."""
+    whole = snapshot(entry(user("msg_1", 2_000_000, text(SECRET)), assistant("msg_2", 3_000_000, tool(output=SECRET))))
+    target: Any = whole
+    for step in path[:-1]:
+        target = target[step]
+    if value is ...:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = value
+    return whole
+
+
+ROOT = ("sessions", 0)
+USER = (*ROOT, "messages", 0)
+CALL = (*ROOT, "messages", 1)
+STATE = (*CALL, "parts", 0, "state")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place"),
+    [
+        pytest.param(("root",), ..., "root", id="no root"),
+        pytest.param(("root",), "ses_other", "root", id="root not among the sessions"),
+        pytest.param(("sessions",), {}, "sessions", id="sessions not a list"),
+        pytest.param((*ROOT, "messages"), {"a": 1}, "sessions[0].messages", id="messages not a list"),
+        pytest.param((*ROOT, "messages"), ..., "sessions[0].messages", id="no messages"),
+        pytest.param((*ROOT, "first_index"), -1, "sessions[0].first_index", id="negative position"),
+        pytest.param((*ROOT, "info", "time"), ..., "sessions[0].info.time", id="session without time"),
+        pytest.param(USER, SECRET, "sessions[0].messages[0]", id="message not an object"),
+        pytest.param((*USER, "info", "id"), ..., "sessions[0].messages[0].info.id", id="no id"),
+        pytest.param((*USER, "info", "id"), "x" * 600, "sessions[0].messages[0].info.id", id="huge id"),
+        pytest.param((*USER, "info", "role"), ..., "sessions[0].messages[0].info.role", id="no role"),
+        pytest.param((*USER, "info", "role"), SECRET, "sessions[0].messages[0].info.role", id="unknown role"),
+        pytest.param((*USER, "info", "time"), SECRET, "sessions[0].messages[0].info.time", id="time a string"),
+        pytest.param((*USER, "info", "time", "created"), ..., "messages[0].info.time.created", id="no creation time"),
+        pytest.param((*USER, "parts"), None, "sessions[0].messages[0].parts", id="parts null"),
+        pytest.param((*USER, "parts", 0, "type"), ..., "messages[0].parts[0].type", id="part without type"),
+        pytest.param((*USER, "parts", 0, "id"), ..., "messages[0].parts[0].id", id="part without id"),
+        pytest.param((*USER, "parts", 0, "text"), [SECRET], "messages[0].parts[0].text", id="text a list"),
+        pytest.param((*STATE, "status"), ..., "messages[1].parts[0].state.status", id="tool without status"),
+        pytest.param((*STATE, "output"), {SECRET: 1}, "messages[1].parts[0].state.output", id="output an object"),
+        pytest.param((*STATE, "time", "end"), SECRET, "messages[1].parts[0].state.time.end", id="end a string"),
+        pytest.param((*CALL, "info", "cost"), math.nan, "sessions[0].messages[1].info.cost", id="cost not a number"),
+        pytest.param((*CALL, "info", "tokens", "input"), True, "messages[1].info.tokens.input", id="tokens true"),
+        pytest.param((*CALL, "info", "summary"), "yes", "sessions[0].messages[1].info.summary", id="flag a string"),
+        pytest.param((*CALL, "info", "id"), "msg_1", "sessions[0].messages", id="same id, other time"),
+        pytest.param((*STATE, "input"), {"n": math.inf}, "sessions[0].messages[1]", id="infinity inside an input"),
+    ],
+)
+def test_refusal_names_the_place_and_no_content(path: tuple[str | int, ...], value: Any, place: str) -> None:
+    with pytest.raises(TranscriptError) as refusal:
+        parse(broken(path, value))
+    assert place in str(refusal.value).split(": ")[0]
+    assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 3, True], ids=repr)
+def test_what_is_no_object_is_refused(value: Any) -> None:
+    with pytest.raises(TranscriptError):
+        parse(value)
+
+
+@pytest.mark.parametrize("value", [True, -1, 1.5, 2**53, math.nan, math.inf, "12", [], {}], ids=repr)
+def test_time_must_be_a_whole_number_of_milliseconds(value: Any) -> None:
+    with pytest.raises(TranscriptError, match=r"messages\[0\]\.info\.time\.created"):
+        parse(broken((*USER, "info", "time", "created"), value))
+
+
+def test_integral_floats_are_times() -> None:
+    turn = parse(broken((*USER, "info", "time", "created"), 2_000_000.0)).turns[0]
+    assert turn.messages[0].created_ms == 2_000_000
+    assert isinstance(turn.messages[0].created_ms, int)
+
+
+@pytest.mark.parametrize(
+    "doubled",
+    [
+        pytest.param(snapshot(entry(user()), entry(user())), id="session"),
+        pytest.param(snapshot(entry(user(), user())), id="message"),
+        pytest.param(snapshot(entry(user("msg_1", 2_000_000, text(), text()))), id="part"),
+    ],
+)
+def test_what_stands_there_twice_is_refused(doubled: Fields) -> None:
+    with pytest.raises(TranscriptError, match="twice"):
+        parse(doubled)
+
+
+@pytest.mark.parametrize("depth", [DEPTH_MAX, 5_000, 200_000])
+def test_deep_nesting_is_refused(depth: int) -> None:
+    nested: Any = {}
+    for _ in range(depth):
+        nested = [nested]
+    with pytest.raises(TranscriptError, match=r"sessions\[0\]\.messages\[1\]: nested deeper than"):
+        parse(broken((*STATE, "input"), nested))
+
+
+# Robustness
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(SECRET),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+SMALL = [json.dumps(recorded.export(name)) for name in ("b_tools", "f_subagent", "g_admin", "k_attachment")]
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    steps: list[tuple[str | int, Any]] = []
+    if isinstance(value, dict):
+        steps = list(value.items())
+    elif isinstance(value, list):
+        steps = list(enumerate(value))
+    return [inner for step, item in steps for inner in [(*path, step), *places(item, (*path, step))]]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_no_mutation_gives_anything_but_a_transcript_or_a_refusal(data: st.DataObject) -> None:
+    value = json.loads(data.draw(st.sampled_from(SMALL)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(places(value)))
+        target = value
+        for step in path[:-1]:
+            target = target[step]
+        target[path[-1]] = data.draw(JSON)
+    try:
+        transcript = parse(value)
+    except TranscriptError as refusal:
+        assert SECRET not in str(refusal)  # noqa: PT017 - both ways are fine
+    else:
+        assert parse(value) == transcript
