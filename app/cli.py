@@ -25,7 +25,7 @@ from app.helicone import ClientError
 from app.importing import Imported, import_files
 from app.ledger import LedgerError
 from app.opencode import File
-from app.preview import Previewed, preview
+from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
 from app.settings import SettingsError, shown
 from app.sources import Sources, typed, unattended
@@ -53,7 +53,7 @@ SpoolDirectory = Annotated[str | None, typer.Option(metavar="DIR", help="The fol
 Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")]
 ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Written by opencode export; - is standard input.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]
 Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
 Project = Annotated[
     Path | None, typer.Option("--project", metavar="DIR", help="For one project only; made to be committed.")
@@ -85,7 +85,8 @@ def main() -> NoReturn:
         sys.exit(PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
         place = traceback.extract_tb(error.__traceback__)[-1]
-        _complain(f"internal error, please report it: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        _complain(f"internal error, please report it: {type(error).__name__} at {where}")
         sys.exit(PROBLEM)
     sys.exit(DONE)
 
@@ -125,7 +126,7 @@ def _import(
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
     export_mode: ExportMode = None,
-    as_json: AsJson = False,
+    json_wanted: AsJson = False,
 ) -> None:
     """Queue sessions of opencode export.
 
@@ -136,10 +137,10 @@ def _import(
     opened = _files(files)
     with screen.progress(opened) as step:
         results = list(import_files(opened, sources, on_read=step))
-    if as_json:
+    if json_wanted:
         numbers = ("new", "known", "superseded", "off", "shut")
         jobs = {name: sum(getattr(one, name) for one in results) for name in numbers}
-        _print_json({"jobs": jobs, "files": [one.as_json() for one in results]})
+        _print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
     else:
         for result in results:
             _print_lines(screen.import_lines(result), failed=_is_failed(result))
@@ -154,7 +155,7 @@ def _preview(
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
     export_mode: ExportMode = None,
-    as_json: AsJson = False,
+    json_wanted: AsJson = False,
 ) -> None:
     """Print exactly what would leave.
 
@@ -172,11 +173,11 @@ def _preview(
     told: list[dict[str, object]] = []
     for result in preview(_files(files), sources):
         failed = failed or _is_failed(result)
-        if as_json:
-            told.append(result.as_json())
+        if json_wanted:
+            told.append(as_json(result))
         else:
             _print_lines(screen.preview_lines(result), failed=_is_failed(result))
-    if as_json:
+    if json_wanted:
         _print_json({"sessions": told})
     raise typer.Exit(PROBLEM if failed else DONE)
 
@@ -204,7 +205,7 @@ def _flush(
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
-    as_json: AsJson = False,
+    json_wanted: AsJson = False,
 ) -> None:
     """Deliver what waits, now.
 
@@ -213,7 +214,7 @@ def _flush(
     sources = _sources(env_file, spool_directory, endpoint)
     with screen.spinner("delivering"):
         flushed = flush(sources, timeout)
-    if as_json:
+    if json_wanted:
         _print_json(asdict(flushed))
     else:
         _print_lines(screen.flush_lines(flushed))
@@ -226,12 +227,12 @@ def _status(
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
-    as_json: AsJson = False,
+    json_wanted: AsJson = False,
 ) -> None:
     """Say what waits, and why."""
     now_ms = clock.now_ms()
     status = read_status(_sources(env_file, spool_directory, endpoint).load(), now_ms)
-    if as_json:
+    if json_wanted:
         _print_json(asdict(status))
     else:
         _print_lines(screen.status_lines(status, now_ms))
@@ -244,7 +245,7 @@ def _config_show(
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
     export_mode: ExportMode = None,
-    as_json: AsJson = False,
+    json_wanted: AsJson = False,
 ) -> None:
     """Print the settings and their origins.
 
@@ -253,7 +254,7 @@ def _config_show(
     sources = _sources(env_file, spool_directory, endpoint, export_mode)
     with closing(open_ledger(sources.load().spool_directory)) as db:
         settings = shown(effective(db, sources, Path.cwd()))
-    if as_json:
+    if json_wanted:
         _print_json({"settings": [asdict(one) for one in settings]})
     else:
         _print_lines(screen.setting_line(one) for one in settings)
@@ -273,8 +274,8 @@ def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None
 @app.command("receiver")
 def _receiver(
     *,
-    host: Annotated[str, typer.Option(help="A loopback address.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8686,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="A loopback address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8686,
     store: Annotated[Path | None, typer.Option(metavar="FILE", help="What it keeps; made when missing.")] = None,
     faults: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON: what goes wrong first.")] = None,
 ) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import quote
@@ -138,7 +137,11 @@ def _copies(path: _Path) -> int:
 def _cut(text: str, size_bytes: int) -> str:
     """As much of the head as fits `size_bytes` of JSON with the marker, but never less than is kept."""
     room = size_bytes - len(_dumped(_marker(len(text), "characters")))
-    kept = bisect_right(range(len(text)), room, key=lambda length: len(_dumped(text[:length]))) - 1
+    kept = 0
+    for step in (2**16, 2**8, 1):
+        while kept < len(text) and (taken := len(_dumped(text[kept : kept + step])) - len('""')) <= room:
+            kept += step
+            room -= taken
     kept = max(kept, KEPT_CHARACTERS_MIN)
     return text[:kept] + _marker(len(text) - kept, "characters")
 

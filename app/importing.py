@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from app import clock
@@ -48,9 +48,6 @@ class Imported:
     """Noted without content, because the export mode is off."""
     shut: int = 0
     """Not taken: captured earlier while export was off, or deleted in OpenCode."""
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def import_files(

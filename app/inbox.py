@@ -57,6 +57,7 @@ class Inbox:
         while chunk := os.read(self._descriptor, CHUNK_BYTES):
             *ended, rest = chunk.split(b"\n")
             for piece in ended:
+                too_long = too_long or len(held) + len(piece) > LINE_BYTES_MAX
                 self._put(LineError("too long") if too_long else bytes(held) + piece)
                 held.clear()
                 too_long = False

@@ -40,20 +40,6 @@ class Previewed:
     identity_hits: Mapping[str, int]
     """User patterns that match an id, a provider, a model or a tool name: these leave as they are."""
 
-    def as_json(self) -> dict[str, object]:
-        """Its fields, with each body as JSON."""
-        records = [
-            {
-                "request_id": record.request_id,
-                "kind": record.kind,
-                "path": record.path,
-                "bytes": len(record.body),
-                "body": json.loads(record.body),
-            }
-            for record in self.records
-        ]
-        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "records": records}
-
 
 def preview(files: Sequence[File], sources: Sources) -> Iterator[Previewed | Imported]:
     """One result for each family of files that would leave, and one for each that would not, with the reason.
@@ -72,6 +58,23 @@ def preview(files: Sequence[File], sources: Sources) -> Iterator[Previewed | Imp
                 yield result
         for family in families(exports):
             yield _family(db, family, folders, -1 if ours is None else ours.id)
+
+
+def as_json(result: Previewed | Imported) -> dict[str, object]:
+    """The result's fields, with each body as JSON; of what would not leave the reason only."""
+    if isinstance(result, Imported):
+        return {name: getattr(result, name) for name in ("file", "session", "outcome", "reason")}
+    records = [
+        {
+            "request_id": record.request_id,
+            "kind": record.kind,
+            "path": record.path,
+            "bytes": len(record.body),
+            "body": json.loads(record.body),
+        }
+        for record in result.records
+    ]
+    return {**{field.name: getattr(result, field.name) for field in fields(result)}, "records": records}
 
 
 def _family(

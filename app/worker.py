@@ -177,6 +177,7 @@ class Worker:
 
     def _first_look(self) -> int:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
+        self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         destination.probe_now(self.db, self.target.id, clock.now_ms())
         take_over_keyless(self.db, self.target, clock.now_ms())
         return self._look()

@@ -8,8 +8,9 @@
             session = server.new_session()
             server.prompt(session, "[[script:tools]] work")
 
-A module that wants the fixture says `pytest_plugins = ["tests.opencode"]`. One home serves the whole test run: the
-first start in a new one takes many seconds, because OpenCode installs its own plugin package there.
+A module that wants the fixture says `pytest_plugins = ["tests.opencode"]`; it may import names from here as well,
+which PYTEST_DONT_REWRITE makes possible in any order. One home serves the whole test run: the first start in a new one
+takes many seconds, because OpenCode installs its own plugin package there.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -311,15 +310,6 @@ def test_a_ledger_that_is_locked_for_a_while_loses_nothing(station: Station) -> 
             db.execute("rollback")
             assert process.end() == 0
     assert station.counts().pending == JOBS
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_spool_that_cannot_be_written_ends_with_a_refusal_and_no_hang(station: Station) -> None:
-    station.spool.mkdir()
-    station.spool.chmod(0o500)
-    with hook(station) as process:
-        process.show(export(SIMPLE))
-        process.process.wait(120)
 
 
 def test_nothing_is_printed(station: Station) -> None:
