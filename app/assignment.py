@@ -50,7 +50,7 @@ _CLOSED, _TYPED_QUOTE, _SIGN, _QUOTE, _GAP, _OPTION_QUOTE = range(1, 7)
 _TO_QUOTE = {
     b'"': _compiled(rb'(?:[^"\\\r\n]|\\[^\r\n])*'),
     b"'": _compiled(rb"(?:[^'\\\r\n]|\\[^\r\n])*"),
-    b"`": _compiled(rb"[^`]*"),
+    b"`": _compiled(rb"[^`\r\n]*"),
 }
 _TO_ESCAPED_QUOTE = _compiled(rb"[^\"'`\r\n]*")
 _BARE = _compiled(rb"[^\s\"'`\\=:>,;)\]}](?:[^\s\"'`\\]|\\[^\snrt\"'`\\u])*")
@@ -132,10 +132,11 @@ class _Bare:
 
 
 def _bare(data: bytes, found: Any) -> tuple[int, int] | None:
-    value = _BARE.match(data, found.end())
+    start = found.end()
+    value = _BARE.match(data, start, start + _HEAD_MAX)
     if value is None:
         return None
-    start, head = value.start(), value.group()[:_HEAD_MAX]
+    head = value.group()
     word = _WORD.match(head).group()
     name = _full_name(data, found)
     fills_line = _fills_line(data, found, value.end())
@@ -149,7 +150,8 @@ def _bare(data: bytes, found: Any) -> tuple[int, int] | None:
     )
     if _is_code(bare, option=found.group(_GAP) is not None):
         return None
-    return start, value.end() if fills_line or not bare.rest else start + len(word)
+    end = start + len(word) if bare.rest and not fills_line else _BARE.match(data, start).end()
+    return start, end
 
 
 def _is_code(bare: _Bare, *, option: bool) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import re2
@@ -29,18 +29,20 @@ def _compiled(pattern: bytes) -> Any:
     return re2.compile(pattern, options)
 
 
-_Judge = Callable[[bytes, Any], tuple[int, int] | None]
-"""The secret's range in a match; None when it is none after all."""
+_Judge = Callable[[View, Any], tuple[int, int] | None]
+"""The secret's range where the rule's search has found something; None when it is none after all.
+
+What a judge reads before it says no is bounded: the search goes on one byte further, so that no text takes long.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     name: str
-    pattern: bytes
+    gate: bytes
+    """A pattern without which the rule finds nothing."""
     regex: Any
     judge: _Judge
-    is_word: bool
-    """Never the tail of a longer word: `sk-` is no key in `task-…`."""
     is_key: bool
     """Known by its own letters, so that it is also found where a line end breaks it."""
     length: int
@@ -48,12 +50,12 @@ class Rule:
 
 
 def find(rule: Rule, view: View, seams: Sequence[int] = ()) -> Iterator[tuple[int, int]]:
-    """The ranges that are secret. `seams`: where line ends were taken out of the view."""
+    """The ranges that are secret. `seams`: where line ends were taken out of the view; then those that cross one."""
     at = 0
     while (found := rule.regex.search(view.data, at)) is not None:
-        span = rule.judge(view.data, found)
-        if span is None or (rule.is_word and _is_glued(view, span[0])):
-            at = found.start() + 1
+        at = found.start() + 1
+        span = rule.judge(view, found)
+        if span is None:
             continue
         start, end = span
         cuts = seams[bisect_right(seams, start) : bisect_left(seams, end)]
@@ -62,11 +64,7 @@ def find(rule: Rule, view: View, seams: Sequence[int] = ()) -> Iterator[tuple[in
         # What no line end breaks is found in the view that still has them.
         if not seams or (cuts and end > cuts[0]):
             yield start, end
-        at = max(end, found.start() + 1)
-
-
-def _is_glued(view: View, start: int) -> bool:
-    return start > 0 and view.data[start - 1 : start].isalnum() and not view.is_seam(start)
+        at = max(at, end)
 
 
 def _end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence[int]) -> int:
@@ -97,44 +95,45 @@ def _is_random(word: bytes, length_min: int) -> bool:
     return len(word) >= length_min and any(byte in b"0123456789" for byte in word) and word.upper() != word.lower()
 
 
-def _first_group(_: bytes, found: Any) -> tuple[int, int]:
+def _group(_: View, found: Any) -> tuple[int, int]:
     spans = (found.span(group) for group in range(1, found.re.groups + 1))
     span: tuple[int, int] = next((span for span in spans if span[0] >= 0), found.span())
     return span
 
 
-def _with_digit(data: bytes, found: Any) -> tuple[int, int] | None:
-    """For beginnings that words have too: `npm_config_…`, `sk-fading-circle-…`."""
-    start, end = _first_group(data, found)
-    return (start, end) if any(byte in b"0123456789" for byte in data[start + 4 : end]) else None
+def _place(name: str, pattern: bytes, judge: _Judge = _group) -> Rule:
+    return Rule(name, pattern, _compiled(pattern), judge, is_key=False, length=0)
 
 
-def _place(name: str, pattern: bytes, judge: _Judge = _first_group) -> Rule:
-    return Rule(name, pattern, _compiled(pattern), judge, is_word=False, is_key=False, length=0)
-
-
-def _key(name: str, pattern: bytes, judge: _Judge = _first_group) -> Rule:
-    return Rule(name, pattern, _compiled(pattern), judge, is_word=False, is_key=True, length=0)
-
-
-def _token(name: str, prefix: bytes, body: bytes, least: int, length: int = 0) -> Rule:
-    """Known by its beginning, with at least so many letters of a body after it."""
-    pattern = _token_pattern(prefix, body, least)
-    return Rule(name, pattern, _compiled(pattern), _first_group, is_word=False, is_key=True, length=length)
-
-
-def _word_token(name: str, prefix: bytes, body: bytes, least: int, length: int = 0) -> Rule:
-    """A token whose beginning is short, or could be that of a word."""
-    pattern = _token_pattern(prefix, body, least)
-    return Rule(name, pattern, _compiled(pattern), _with_digit, is_word=True, is_key=True, length=length)
+def _key(name: str, pattern: bytes, judge: _Judge = _group) -> Rule:
+    return Rule(name, pattern, _compiled(pattern), judge, is_key=True, length=0)
 
 
 _CUT_OFF = rb"\s*(?:\z|\.\.\.|\xe2\x80\xa6)"
 """Where a tool's output was cut short: the beginning of a key is one too."""
 
 
-def _token_pattern(prefix: bytes, body: bytes, least: int) -> bytes:
-    return rb"((?:%b)%b{%d,})|((?:%b)%b{4,})%b" % (prefix, body, least, prefix, body, _CUT_OFF)
+def _token(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
+    """Known by its beginning, with at least so many letters of a body after it."""
+    rest = _compiled(rb"(%b{%d,})|(%b{4,})%b" % (body, least, body, _CUT_OFF))
+
+    def judge(view: View, found: Any) -> tuple[int, int] | None:
+        after = rest.match(view.data, found.end())
+        return None if after is None else (found.start(), max(after.end(1), after.end(2)))
+
+    return Rule(name, rb"(?:%b)%b{4}" % (beginning, body), _compiled(beginning), judge, is_key=True, length=length)
+
+
+def _word_token(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
+    """A token whose beginning words have too: `task-…`, `npm_config_…`. It begins no later in one, and has a digit."""
+    token, digit = _token(name, beginning, body, least, length), _compiled(body + rb"{0,60}?[0-9]")
+
+    def judge(view: View, found: Any) -> tuple[int, int] | None:
+        start = found.start()
+        glued = start > 0 and view.data[start - 1 : start].isalnum() and not view.is_seam(start)
+        return None if glued or digit.match(view.data, found.end()) is None else token.judge(view, found)
+
+    return replace(token, judge=judge)
 
 
 _LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n[ \t]*(?:" + LINE_MARK + rb")?[ \t\"'`+(]*)+"
@@ -153,27 +152,40 @@ _SIGN = (
     rb"(?:\\*[\"'`]\]?[ \t]*(?:=>|[:=,])|[ \t]*(?:=>|[:=]))"  # a comma only after a quote: `setHeader("Cookie", …)`
     rb"[ \t]*(?:[bfru@$]{0,2}\\*[\"'`])?[ \t]*"
 )
-_SCHEME = _compiled(rb"(?i)^(?:bearer|basic|token|digest|negotiate|apikey|api-key|aws4-hmac-sha256)[ \t]+")
+_SCHEME = _compiled(rb"(?i)(?:bearer|basic|token|digest|negotiate|apikey|api-key|aws4-hmac-sha256)[ \t]+")
+_HEADER_VALUE = _compiled(rb"[^\r\n\"'`]*")
+_HEADER_HEAD_MAX = 200
+_LONG_TOKEN = _compiled(rb"[A-Za-z0-9._~+/-]{0,60}?[0-9]")
 
 
-def _header(data: bytes, found: Any) -> tuple[int, int] | None:
+def _header(view: View, found: Any) -> tuple[int, int] | None:
     """A header's value after its scheme; not a variable, a template or a type in its place."""
-    start, end = found.span(1)
-    scheme = _SCHEME.search(data[start:end])
-    start += scheme.end() if scheme else 0
-    value = data[start:end].rstrip(b"\\ \t")
-    if not value.strip(b"*.x") or value[:1] in b"{$<%[(,;:)]}&|+.=!>":
+    scheme = _SCHEME.match(view.data, found.end())
+    start: int = scheme.end() if scheme else found.end()
+    head = _HEADER_VALUE.match(view.data, start, start + _HEADER_HEAD_MAX).group()
+    if not head.strip(b"*.x\\ \t") or head[:1] in b"{$<%[(,;:)]}&|+.=!>":
         return None
-    word = value.split(None, 1)[0]
+    word = head.split(None, 1)[0]
     is_code = b"(" in word or b"[" in word or word.strip(b",;:)}").translate(None, b"._-").isalpha()
-    return None if scheme is None and is_code else (start, start + len(value))
+    if scheme is None and is_code:
+        return None
+    value = _HEADER_VALUE.match(view.data, start).group().rstrip(b"\\ \t")
+    return start, start + len(value)
 
 
-def _url_password(data: bytes, found: Any) -> tuple[int, int] | None:
-    start, end = _first_group(data, found)
-    value = data[start:end]
+def _bearer(view: View, found: Any) -> tuple[int, int] | None:
+    return _group(view, found) if _LONG_TOKEN.match(view.data, found.start(1)) else None
+
+
+def _url_password(view: View, found: Any) -> tuple[int, int] | None:
+    start, end = _group(view, found)
+    value = view.data[start:end]
     is_template = value[:1] in b"{$<%[(" and (value[-1:] in b"}>])s" or value[1:].replace(b"_", b"").isalpha())
     return None if is_template or value.isdigit() else (start, end)
+
+
+def _assignment(view: View, found: Any) -> tuple[int, int] | None:
+    return assigned(view.data, found)
 
 
 _KEYS = (
@@ -209,18 +221,18 @@ _KEYS = (
     _word_token("pypi", rb"pypi-", rb"[A-Za-z0-9_-]", 30),
     _word_token("huggingface", rb"hf_", rb"[A-Za-z0-9]", 20, length=37),
     _key("jwt", rb"eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){0,4}"),
-    _key("authorization", rb"(?i)\bbearer[ \t]+([a-z0-9._~+/=-]{16,})", _with_digit),
+    _key("authorization", rb"(?i)\bbearer[ \t]+([a-z0-9._~+/=-]{16,})", _bearer),
     _key("url-password", rb"[a-z0-9]://[^\s/:@\"'`<>]*:([^\s/\"'`<>]+)@", _url_password),
     _key("url-password", rb"[a-z0-9]://([A-Za-z0-9_-]{20,})@"),
 )
 _PLACES = (
-    _place("authorization", rb"(?i)authorization" + _SIGN + rb"([^\r\n\"'`]+)", _header),
+    _place("authorization", rb"(?i)authorization" + _SIGN, _header),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=(?:\"[^\"\r\n]*\"|[^\"'`\r\n])*)"),
     _place("url-password", rb"[a-z0-9]://[^\s/:@\"'`<>]*:([^\s/:@\"'`<>]+)" + _CUT_OFF, _url_password),
-    _place("assignment", rb"(?i)" + ASSIGNMENT, assigned),
+    _place("assignment", rb"(?i)" + ASSIGNMENT, _assignment),
 )
 RULES = _KEYS + _PLACES
-_ANY_KEY = _compiled(b"|".join(rb"(?:%b)" % rule.pattern for rule in _KEYS))
+_ANY_KEY = _compiled(b"|".join(rb"(?:%b)" % rule.gate for rule in _KEYS))
 
 
 def secrets(view: View, seams: Sequence[int] = ()) -> Iterator[tuple[Rule, int, int]]:

@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from app.flush import Flushed
 from app.importing import Imported
 from app.opencode import File
@@ -121,6 +118,9 @@ def progress(files: Sequence[File]) -> Iterator[Callable[[], None]]:
     if not sys.stderr.isatty() or (len(files) < LONG_FILES and size < LONG_BYTES):
         yield lambda: None
         return
+    from rich.console import Console  # noqa: PLC0415 - costs 50 ms, and mostly nobody watches
+    from rich.progress import Progress  # noqa: PLC0415 - the same
+
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("importing", total=2 * len(files))
         yield lambda: bar.advance(task)
@@ -131,6 +131,8 @@ def spinner(text: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
+    from rich.console import Console  # noqa: PLC0415 - as above
+
     with Console(stderr=True).status(text):
         yield
 

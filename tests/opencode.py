@@ -19,12 +19,13 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,16 @@ class OpenCode:
         env = {**self.environ, "PWD": str(project), **(environ or {})}
         command = [str(self.binary), *arguments]
         pipe = subprocess.PIPE
+        # A session of its own, so that a test can signal its terminal's processes as one.
         return subprocess.Popen(
-            command, cwd=project, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+            command,
+            cwd=project,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,
         )
 
     def run(self, project: Path, prompt: str, *arguments: str, environ: Mapping[str, str] | None = None) -> Finished:
@@ -112,10 +121,32 @@ class OpenCode:
         with self.start(project, "run", *arguments, prompt, environ=environ) as process:
             try:
                 output, errors = process.communicate(timeout=RUN_S_MAX)
-            except subprocess.TimeoutExpired:
+            except BaseException:
                 process.kill()
                 raise
         return Finished(process.returncode, output, errors)
+
+    def stored(self, session: str) -> list[dict[str, Any]]:
+        """The session's messages with their parts, in order, as OpenCode's own database holds them."""
+        path = self.home / ".local" / "share" / "opencode" / "opencode.db"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            messages = db.execute(
+                "select id, data from message where session_id = ? order by time_created, id", [session]
+            ).fetchall()
+            parts = db.execute(
+                "select id, message_id, data from part where session_id = ? order by id", [session]
+            ).fetchall()
+        return [
+            {
+                "info": {**json.loads(data), "id": message, "sessionID": session},
+                "parts": [
+                    {**json.loads(part_data), "id": part, "messageID": message, "sessionID": session}
+                    for part, of_message, part_data in parts
+                    if of_message == message
+                ],
+            }
+            for message, data in messages
+        ]
 
     @contextmanager
     def serve(self, project: Path, *, environ: Mapping[str, str] | None = None) -> Iterator[Server]:

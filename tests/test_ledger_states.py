@@ -5,11 +5,10 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from app import destination, ledger
 from app.ledger import KILLS_MAX, RING_AGAIN_MS, Body, Claim, Standing, Version
@@ -78,12 +77,16 @@ def records(session: str, turn: str, content: str, count: int) -> list[Body]:
     return [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{session} {turn} {n}"), texts[n].encode()) for n in range(count)]
 
 
-class Histories(RuleBasedStateMachine):
-    claims: Any = Bundle("claims")
+def is_any_claim(histories: Histories) -> bool:
+    return bool(histories.claims)
 
+
+class Histories(RuleBasedStateMachine):
     def __init__(self, db: sqlite3.Connection) -> None:
         super().__init__()
         self.db = db
+        self.claims: list[Claim] = []
+        """The last few that were made, stale ones included."""
         for table in ("record", "acknowledgement", "job", "turn", "session", "destination"):
             db.execute(f"delete from {table}")  # noqa: S608 - names from the line above
         self.destination = destination.destination(db, "https://example.invalid", "fingerprint", 0).id
@@ -102,8 +105,8 @@ class Histories(RuleBasedStateMachine):
         content=CONTENTS,
         facts=FACTS,
         count=st.integers(1, 2),
-        off=st.sampled_from([False, False, False, True]),
-        reopen=st.sampled_from([(), (), ("off",), ("deleted", "size", "age")]),
+        off=st.sampled_from([False] * 7 + [True]),
+        reopen=st.sampled_from([(), ("off",), ("deleted", "size", "age")]),
     )
     def insert(
         self, *, session: str, turn: str, content: str, facts: int, count: int, off: bool, reopen: tuple[str, ...]
@@ -167,24 +170,29 @@ class Histories(RuleBasedStateMachine):
 
     # --- jobs go out
 
-    @rule(target=claims, session=SESSIONS, turn=TURNS, content=CONTENTS)
-    def claim(self, session: str, turn: str, content: str) -> Claim | None:
-        key = self.key(session, turn, content)
+    @rule(data=st.data())
+    @precondition(lambda self: self.model.jobs)
+    def claim(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.model.jobs)))
         given = ledger.claim(self.db, self.destination, key, worker="w", now_ms=self.now_ms, lease_ms=LEASE_MS)
-        of_session = self.model.of_session(session)
+        of_session = self.model.of_session(self.model.jobs[key].session)
         due = [
             (job.number, name) for name, job in of_session if job.state == "pending" and job.due_ms <= self.now_ms
         ]
-        if key not in self.model.jobs or not due or any(job.lease_until_ms is not None for _, job in of_session):
+        if not due or any(job.lease_until_ms is not None for _, job in of_session):
             assert given is None
-            return None
+            return
         assert given is not None
         _, name = min(due)
         job = self.model.jobs[name]
         job.attempt += 1
         job.lease_until_ms = self.now_ms + LEASE_MS
         assert (given.key, given.attempt, given.failures) == (name, job.attempt, job.failures)
-        return given
+        self.claims = [*self.claims[-3:], given]
+
+    def some_claim(self, data: st.DataObject) -> Claim:
+        """Mostly the newest."""
+        return data.draw(st.sampled_from([*[self.claims[-1]] * 3, *self.claims]))
 
     def standing_job(self, held: Claim) -> Job | None:
         """The claim's job, if the claim still stands."""
@@ -193,10 +201,12 @@ class Histories(RuleBasedStateMachine):
         assert ledger.is_current(self.db, held) is stands
         return job if stands else None
 
-    @rule(held=claims, position=st.integers(0, 1))
-    def acknowledge(self, held: Claim | None, position: int) -> None:
-        if held is None:
-            return
+    @rule(data=st.data(), position=st.sampled_from([0, 0, 1]))
+    @precondition(is_any_claim)
+    def acknowledge(self, data: st.DataObject, position: int) -> None:
+        self._acknowledge(self.some_claim(data), position)
+
+    def _acknowledge(self, held: Claim, position: int) -> None:
         job = self.model.jobs[held.key]
         current = self.standing_job(held)
         left = list(ledger.unacknowledged(self.db, held))
@@ -211,10 +221,12 @@ class Histories(RuleBasedStateMachine):
         if current is not None:
             current.failures, current.lease_until_ms = 0, self.now_ms + LEASE_MS
 
-    @rule(held=claims)
-    def complete(self, held: Claim | None) -> None:
-        if held is None:
-            return
+    @rule(data=st.data())
+    @precondition(is_any_claim)
+    def complete(self, data: st.DataObject) -> None:
+        self._complete(self.some_claim(data))
+
+    def _complete(self, held: Claim) -> None:
         job = self.standing_job(held)
         may = job is not None and not self.model.missing(job)
         assert ledger.complete(self.db, held, self.now_ms) is may
@@ -222,10 +234,18 @@ class Histories(RuleBasedStateMachine):
             end(job, "delivered")
             let_go(job)
 
-    @rule(held=consumes(claims), delay_ms=st.integers(0, 3), charge=st.booleans())
-    def let_go_of(self, held: Claim | None, delay_ms: int, *, charge: bool) -> None:
-        if held is None:
-            return
+    @rule(data=st.data())
+    @precondition(is_any_claim)
+    def carry_to_its_end(self, data: st.DataObject) -> None:
+        held = self.some_claim(data)
+        while list(ledger.unacknowledged(self.db, held)):
+            self._acknowledge(held, 0)
+        self._complete(held)
+
+    @rule(data=st.data(), delay_ms=st.integers(0, 3), charge=st.booleans())
+    @precondition(is_any_claim)
+    def let_go_of(self, data: st.DataObject, delay_ms: int, *, charge: bool) -> None:
+        held = self.some_claim(data)
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
         if charge:
@@ -238,20 +258,20 @@ class Histories(RuleBasedStateMachine):
             job.due_ms, job.rung_ms = due_ms, None
             let_go(job)
 
-    @rule(held=claims)
-    def bury(self, held: Claim | None) -> None:
-        if held is None:
-            return
+    @rule(data=st.data())
+    @precondition(is_any_claim)
+    def bury(self, data: st.DataObject) -> None:
+        held = self.some_claim(data)
         job = self.standing_job(held)
         assert ledger.bury(self.db, held, self.now_ms, "400") is (job is not None)
         if job is not None:
             job.state = "dead"
             let_go(job)
 
-    @rule(held=claims)
-    def abandon(self, held: Claim | None) -> None:
-        if held is None:
-            return
+    @rule(data=st.data())
+    @precondition(is_any_claim)
+    def abandon(self, data: st.DataObject) -> None:
+        held = self.some_claim(data)
         job = self.model.jobs[held.key]
         may = job.state != "pending" and job.attempt == held.attempt and job.lease_until_ms is not None
         assert ledger.abandon(self.db, held) is may
@@ -260,7 +280,7 @@ class Histories(RuleBasedStateMachine):
 
     # --- time passes, workers die, room is made
 
-    @rule(passed_ms=st.sampled_from([1, 2, LEASE_MS, RING_AGAIN_MS]))
+    @rule(passed_ms=st.sampled_from([1, 2, 3, LEASE_MS, RING_AGAIN_MS]))
     def wait(self, passed_ms: int) -> None:
         self.now_ms += passed_ms
 
@@ -294,15 +314,15 @@ class Histories(RuleBasedStateMachine):
                 expected.add(next(key for key, job in self.model.jobs.items() if job is oldest))
         assert set(ledger.to_ring(self.db, self.destination, self.now_ms, 10)) == expected
 
-    @rule(session=SESSIONS)
-    def drop_session(self, session: str) -> None:
-        open_jobs = [job for _, job in self.model.of_session(session) if job.state in {"pending", "dead"}]
-        assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(open_jobs)
-        for job in open_jobs:
-            end(job, "dropped", "deleted")
-
-    @rule(bytes_max=st.integers(0, 60))
-    def drop_oversize(self, bytes_max: int) -> None:
+    @rule(bytes_max=st.sampled_from([*range(0, 60, 10), None]), session=SESSIONS)
+    def drop(self, bytes_max: int | None, session: str) -> None:
+        """Prune by size, or a session that was deleted."""
+        if bytes_max is None:
+            open_jobs = [job for _, job in self.model.of_session(session) if job.state in {"pending", "dead"}]
+            assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(open_jobs)
+            for job in open_jobs:
+                end(job, "dropped", "deleted")
+            return
         excess = sum(job.size for job in self.model.jobs.values()) - bytes_max
         age = {row["key"]: (row["enqueued_ms"], row["id"]) for row in self.db.execute("select * from job")}
         dropped = 0

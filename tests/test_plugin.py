@@ -15,7 +15,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 
 from app.install import SOURCE, Global, Project, install, render, uninstall
-from tests.fake_llm import HELLO
-from tests.opencode import OpenCode, Server, install_opencode, unavailable
+from tests.opencode import MODEL, Finished, OpenCode, Server, install_opencode, unavailable
 from tests.waiting import wait_until
 
 pytest_plugins = ["tests.opencode"]
@@ -150,16 +149,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
+def stand_in(folder: Path) -> StandIn:
+    hook = StandIn(folder)
+    folder.mkdir()
+    hook.program.write_text(STAND_IN)
+    hook.program.chmod(0o755)
+    hook.behave("record")
+    return hook
+
+
 @pytest.fixture
 def hook(tmp_path: Path) -> Iterator[StandIn]:
-    stand_in = StandIn(tmp_path / "hook")
-    stand_in.folder.mkdir()
-    stand_in.program.write_text(STAND_IN)
-    stand_in.program.chmod(0o755)
-    stand_in.behave("record")
-    yield stand_in
-    if not stand_in.has_ended:
-        stand_in.signal(signal.SIGKILL)
+    hook = stand_in(tmp_path / "hook")
+    yield hook
+    if not hook.has_ended:
+        hook.signal(signal.SIGKILL)
 
 
 # ---- the plugin alone -----------------------------------------------------------------------------------------------
@@ -667,7 +671,7 @@ def test_default_spool_is_the_one_of_the_python_side(
     host.load(hook.plugin())
     host.have(session("ses_a", user(1)))
     host.tell(busy("ses_a"))
-    wait_until(lambda: hook.opened())
+    wait_until(hook.opened)
     assert hook.starts[0]["cwd"] == expected
     assert hook.lines[0]["spool"] is None
     assert hook.lines[0]["options"] == {}
@@ -681,7 +685,7 @@ def test_spool_of_the_environment_wins_and_reaches_the_hook_absolute(
     host.load(hook.plugin(), {"spoolDirectory": str(tmp_path / "unused")})
     host.have(session("ses_a", user(1)))
     host.tell(busy("ses_a"))
-    wait_until(lambda: hook.opened())
+    wait_until(hook.opened)
     assert hook.lines[0]["spool"] == str(spool)
     assert hook.starts[0]["variables"]["OPENCODE_HELICONE_SPOOL_DIRECTORY"] == str(spool)
 
@@ -700,7 +704,7 @@ def test_command_is_found_by_path_and_the_project_cannot_put_itself_before_it(
     host.load(install(Project(host.project), python="").path, {"spoolDirectory": str(spool)})
     host.have(session("ses_a", user(1)))
     host.tell(busy("ses_a"))
-    wait_until(lambda: hook.opened())
+    wait_until(hook.opened)
     assert hook.starts[0]["arguments"] == ["hook"]
     assert hook.starts[0]["variables"] == {}
     assert not [*host.project.rglob("tricked"), *spool.rglob("tricked")]
@@ -856,7 +860,9 @@ def test_text_arrives_as_it_is(host: Host, hook: StandIn, spool: Path) -> None:
 
 def test_events_of_unknown_shape_and_streamed_text_are_passed_over(host: Host, hook: StandIn, spool: Path) -> None:
     host.load(hook.plugin(), {"spoolDirectory": str(spool)})
-    strange = [{"id": "evt_x", "type": type_, "properties": {}} for type_ in ("session.status", "message.updated")]
+    strange: list[dict[str, Any]] = [
+        {"id": "evt_x", "type": type_, "properties": {}} for type_ in ("session.status", "message.updated")
+    ]
     host.tell(*strange, {"type": "session.idle"}, {}, {"type": "toString", "properties": {}})
     assert host.call("delta") == ["undefined"]
     assert not hook.starts
@@ -865,3 +871,198 @@ def test_events_of_unknown_shape_and_streamed_text_are_passed_over(host: Host, h
 
 
 # ---- in the real OpenCode -------------------------------------------------------------------------------------------
+
+REAL_S_MAX = 90.0
+"""How long the real OpenCode may take for one step; it starts in seconds, on a busy machine in many."""
+
+
+def use(hook: StandIn, spool: Path) -> list[Any]:
+    """OpenCode's configuration of the plugin."""
+    return [[str(hook.plugin()), {"spoolDirectory": str(spool)}]]
+
+
+def settled(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the diffs, which OpenCode still writes after a turn has ended."""
+    return [
+        {**message, "info": {name: value for name, value in message["info"].items() if name != "summary"}}
+        for message in messages
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(opencode: OpenCode, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A run without the plugin."""
+    return opencode.run(opencode.project(tmp_path_factory.mktemp("plain") / "project"), "[[script:hello]] hi")
+
+
+@pytest.mark.opencode
+@pytest.mark.parametrize("script", ["hello", "tools", "http401", "task", "big_tool"])
+def test_everything_of_a_run_arrives(
+    opencode: OpenCode, hook: StandIn, spool: Path, tmp_path: Path, script: str
+) -> None:
+    project = opencode.project(tmp_path / "project", plugin=use(hook, spool))
+    finished = opencode.run(project, f"[[script:{script}]] do it")
+    assert finished.exit_code == (1 if script == "http401" else 0)
+    wait_until(lambda: hook.has_ended, REAL_S_MAX)
+    [root] = hook.opened()
+    last = hook.snapshots(root)[-1]
+    assert len(last["sessions"]) == (2 if script == "task" else 1)
+    for one in last["sessions"]:
+        assert one["first_index"] == 0
+        assert settled(one["messages"]) == settled(opencode.stored(one["info"]["id"]))
+    assert all("completed" in m["info"]["time"] for m in last["sessions"][0]["messages"] if m["info"]["role"] != "user")
+    assert len(hook.starts) == 1
+    assert not (spool / "logs").exists()
+
+
+@pytest.mark.opencode
+@pytest.mark.parametrize("trouble", ["missing", "stop", "die"])
+def test_run_is_the_same_with_a_hook_that_does_not_work(
+    opencode: OpenCode, hook: StandIn, spool: Path, tmp_path: Path, plain: Finished, trouble: str
+) -> None:
+    if trouble == "missing":
+        hook.program.unlink()
+    else:
+        hook.behave(trouble)
+    project = opencode.project(tmp_path / "project", plugin=use(hook, spool))
+    # What a stopped hook leaves in the pipe must be more than the pipe takes.
+    finished = opencode.run(
+        project, "[[script:hello]] hi" + "x" * 100_000 if trouble == "stop" else "[[script:hello]] hi"
+    )
+    assert finished == plain
+    if trouble == "stop":
+        assert hook.starts
+        assert not hook.lines
+    else:
+        [line] = (spool / "logs" / "plugin.log").read_text().splitlines()
+        assert ("hook did not start: ENOENT" if trouble == "missing" else "hook ended: exit code 7") in line
+
+
+@pytest.mark.opencode
+def test_installed_and_configured_plugin_works_once_and_not_after_it_was_uninstalled(
+    opencode: OpenCode, hook: StandIn, spool: Path, tmp_path: Path
+) -> None:
+    everywhere = Global(opencode.config_directory)
+    configured = opencode.project(tmp_path / "configured", plugin=use(hook, spool))
+    bare = opencode.project(tmp_path / "bare")
+    install(everywhere, python=str(hook.program))
+    try:
+        opencode.run(configured, "[[script:hello]] hi")
+        wait_until(lambda: hook.has_ended, REAL_S_MAX)
+        assert [line["type"] for line in hook.lines] == ["open", "snapshot"]
+        assert hook.lines[1]["options"] == {"spoolDirectory": str(spool)}
+        environ = {"OPENCODE_HELICONE_SPOOL_DIRECTORY": str(spool)}
+        opencode.run(bare, "[[script:hello]] hi", environ=environ)
+        wait_until(lambda: len(hook.lines) == 4, REAL_S_MAX)
+        assert hook.starts[1]["arguments"] == ["-I", "-m", "app", "hook"]
+    finally:
+        uninstall(everywhere)
+    opencode.run(bare, "[[script:hello]] hi", environ=environ)
+    assert len(hook.starts) == 2
+
+
+@pytest.mark.opencode
+def test_project_install_is_loaded_and_finds_its_command_by_path(
+    opencode: OpenCode, hook: StandIn, spool: Path, tmp_path: Path
+) -> None:
+    project = opencode.project(tmp_path / "project")
+    install(Project(project), python="")
+    for name in ("package.json", "package-lock.json", "node_modules"):
+        # What OpenCode would install from npm beside every plugin.
+        (project / ".opencode" / name).symlink_to(opencode.config_directory / name)
+    path = os.pathsep.join([str(hook.folder), opencode.environ["PATH"]])
+    opencode.run(
+        project, "[[script:hello]] hi", environ={"PATH": path, "XDG_DATA_HOME": opencode.environ["XDG_DATA_HOME"]}
+    )
+    wait_until(lambda: hook.has_ended, REAL_S_MAX)
+    assert [line["type"] for line in hook.lines] == ["open", "snapshot"]
+
+
+@pytest.mark.opencode
+def test_hook_outlives_the_terminal_and_keeps_what_was_written(
+    opencode: OpenCode, hook: StandIn, spool: Path, tmp_path: Path
+) -> None:
+    project = opencode.project(tmp_path / "project", plugin=use(hook, spool))
+    with opencode.start(project, "run", "[[script:slow:2000]] hi") as process:
+        wait_until(hook.opened, REAL_S_MAX)
+        os.killpg(process.pid, signal.SIGHUP)
+        process.communicate()
+    wait_until(lambda: hook.has_ended, REAL_S_MAX)
+    assert len(hook.opened()) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    server: Server
+    hook: StandIn
+    other_project: Path
+
+
+@pytest.fixture(scope="module")
+def serving(opencode: OpenCode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One `opencode serve` for several tests, with two projects that share a spool."""
+    base = tmp_path_factory.mktemp("serving")
+    hook = stand_in(base / "hook")
+    plugin = use(hook, base / "spool")
+    projects = [opencode.project(base / name, plugin=plugin) for name in ("project", "other")]
+    with opencode.serve(projects[0]) as server:
+        yield Serving(server, hook, projects[1])
+    wait_until(lambda: hook.has_ended, REAL_S_MAX)
+    assert len(hook.starts) == 1
+
+
+@pytest.mark.opencode
+def test_second_prompt_of_a_served_session_sends_only_its_turn(serving: Serving) -> None:
+    server, hook = serving.server, serving.hook
+    root = server.new_session()
+    server.prompt(root, "[[script:hello]] one")
+    wait_until(lambda: hook.snapshots(root), REAL_S_MAX)
+    server.prompt(root, "[[script:second]] two")
+    wait_until(lambda: hook.snapshots(root)[-1]["sessions"][0]["first_index"] == 2, REAL_S_MAX)
+    assert hook.snapshots(root)[0]["sessions"][0]["first_index"] == 0
+    assert settled(hook.snapshots(root)[-1]["sessions"][0]["messages"]) == settled(server.messages(root)[2:])
+    assert hook.opened().count(root) == 1
+
+
+@pytest.mark.opencode
+def test_aborted_answer_arrives_with_its_end(serving: Serving) -> None:
+    server, hook = serving.server, serving.hook
+    root = server.new_session()
+    server.prompt_async(root, "[[script:slow:2000]] long")
+    wait_until(lambda: [part for part in parts_of(server.messages(root)) if part["type"] == "step-start"], REAL_S_MAX)
+    server.abort(root)
+    wait_until(lambda: [one for one in hook.snapshots(root) if is_aborted(one)], REAL_S_MAX)
+
+
+def parts_of(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [part for message in messages for part in message["parts"]]
+
+
+def is_aborted(snapshot: dict[str, Any]) -> bool:
+    info = snapshot["sessions"][0]["messages"][-1]["info"]
+    return "completed" in info["time"] and info["error"]["name"] == "MessageAbortedError"
+
+
+@pytest.mark.opencode
+def test_session_goes_on_after_its_instance_was_disposed_of(serving: Serving) -> None:
+    server, hook = serving.server, serving.hook
+    root = server.new_session()
+    server.prompt(root, "[[script:hello]] one")
+    server.request("POST", "/instance/dispose")
+    assert [positions(one)[0][1] for one in hook.snapshots(root)] == [0], "dispose waits for the snapshot"
+    server.prompt(root, "[[script:second]] two")
+    wait_until(lambda: hook.snapshots(root)[-1]["sessions"][0]["first_index"] == 2, REAL_S_MAX)
+
+
+@pytest.mark.opencode
+def test_sessions_of_another_directory_go_to_the_same_hook(serving: Serving) -> None:
+    server, hook, other = serving.server, serving.hook, serving.other_project
+    root = server.request("POST", "/session", {}, directory=other)["id"]
+    server.request("POST", f"/session/{root}/message", {"model": MODEL, "parts": [TEXT]}, directory=other)
+    wait_until(lambda: hook.snapshots(root), REAL_S_MAX)
+    assert hook.snapshots(root)[0]["directory"] == str(other)
+    server.request("DELETE", f"/session/{root}", directory=other)
+    wait_until(lambda: root in [line["session"] for line in hook.lines if line["type"] == "deleted"], REAL_S_MAX)
+
+
+TEXT = {"type": "text", "text": "[[script:hello]] hi"}

@@ -16,7 +16,7 @@ import path from "node:path"
 
 const LINE_BYTES_MAX = 8 * 1024 * 1024 // a longer snapshot is sent as several lines, cut between turns
 const TURN_BYTES_MAX = 16 * 1024 * 1024 // a longer turn is refused
-const SLICE_BYTES = 64 * 1024 // what one write hands over: bounds what the runtime buffers for a hook that stopped reading
+const SLICE_BYTES = 64 * 1024 // of one write: bounds what the runtime holds for a hook that stopped reading
 const DISPOSE_MS_MAX = 2_000
 const RESTART_PAUSES_MS = [1_000, 10_000, 60_000] // after the first, second, third death in a row; then one an hour
 const HOUR_MS = 3_600_000
@@ -99,6 +99,28 @@ function hookOf(spool) {
   return hooks.get(spool)
 }
 
+/** Starts a process that outlives us: {pid, write}. `write` settles when the operating system has the bytes, or cannot
+    take them. `ended` is told the reason when it did not start or ended. The command line and the TUI run in Bun, where
+    only Bun's own flush() waits for the system (node's callback comes early); OpenCode's desktop program runs in Node. */
+function launch(file, options, ended) {
+  const exited = (code, signal) => ended(`hook ended: ${signal ?? `exit code ${code}`}`)
+  if (globalThis.Bun) {
+    const onExit = (_, code, signal) => exited(code, signal)
+    const pipes = { stdin: "pipe", stdout: "ignore", stderr: "ignore" }
+    const child = Bun.spawn([file, ...COMMAND.slice(1)], { ...options, ...pipes, onExit })
+    child.unref()
+    return { pid: child.pid, write: async (bytes) => Promise.all([child.stdin.write(bytes), child.stdin.flush()]) }
+  }
+  const child = spawn(file, COMMAND.slice(1), { ...options, stdio: ["pipe", "ignore", "ignore"] })
+  child.on("error", (error) => ended(`hook did not start: ${error.code}`))
+  child.on("exit", exited)
+  child.stdin?.on("error", () => {}) // told by the write's callback too
+  child.unref()
+  const write = (bytes) =>
+    new Promise((resolve, reject) => child.stdin.write(bytes, (error) => (error ? reject(error) : resolve())))
+  return { pid: child.pid, write }
+}
+
 /** True when the hook can be written to. Starts it unless it died too recently. */
 function running(hook) {
   if (hook.child) return hook.child.pid !== undefined
@@ -107,12 +129,8 @@ function running(hook) {
   try {
     fs.mkdirSync(hook.spool, { recursive: true, mode: 0o700 })
     if (!file) throw new Error("not found on PATH")
-    const options = { cwd: hook.spool, env: environment(hook.spool), stdio: ["pipe", "ignore", "ignore"], detached: true }
-    const child = spawn(file, COMMAND.slice(1), options)
-    child.on("error", (error) => lost(hook, child, `hook did not start: ${error.code}`))
-    child.on("exit", (code, signal) => lost(hook, child, `hook ended: ${signal ?? `exit code ${code}`}`))
-    child.stdin?.on("error", () => {}) // told by the write's callback too
-    child.unref()
+    const options = { cwd: hook.spool, env: environment(hook.spool), detached: true }
+    const child = launch(file, options, (reason) => lost(hook, child, reason))
     hook.child = child
     hook.startedMs = Date.now()
   } catch (error) {
@@ -167,10 +185,9 @@ async function write(hook, bytes) {
   const { child } = hook
   hook.movedMs = Date.now()
   for (let at = 0; at < bytes.length; at += SLICE_BYTES) {
-    const taken = await new Promise((resolve) => {
-      hook.abandon = () => resolve(false)
-      child.stdin.write(bytes.subarray(at, at + SLICE_BYTES), (error) => resolve(!error))
-    }).catch(() => false)
+    const gone = new Promise((resolve) => (hook.abandon = () => resolve(false)))
+    const slice = child.write(bytes.subarray(at, at + SLICE_BYTES)).then(() => true)
+    const taken = await Promise.race([slice, gone]).catch(() => false)
     hook.abandon = null
     if (!taken) {
       await new Promise((resolve) => setTimeout(resolve, EXIT_MS_MAX).unref())

@@ -1,0 +1,104 @@
+"""`make demo`: a recorded OpenCode session through hook, ledger, Huey queue and worker into a local receiver.
+
+No key, no OpenCode and no network is needed. Everything runs as it does for a user, and in a folder that is gone
+afterwards.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from app import shelf
+from app.presence import present
+from tests.processes import Station, hook, worker
+from tests.recorded import export
+from tests.waiting import wait_until
+
+RECORDING = "f_subagent"
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def receiver(home: Path) -> Iterator[str]:
+    """The receiver as the command that people type; its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "receiver", "--port", "0", "--store", str(home / "receiver.db")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=home,
+    )
+    try:
+        assert process.stdout is not None
+        words = process.stdout.readline().split()
+        yield next(word.rstrip(",") for word in words if word.startswith("http://"))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def tree(rows: tuple[shelf.Stored, ...]) -> Iterator[str]:
+    """One line per record: its place in the session, and what Helicone shows beside it."""
+    width = max(len(label(row)) for row in rows)
+    for row in rows:
+        log = row.log
+        read = log.prompt_tokens + log.cache_read_tokens
+        tokens = f"{read} + {log.completion_tokens} tokens" if read or log.completion_tokens else ""
+        cost = f"${log.cost_usd:.5f}" if log.cost_usd else ""
+        yield f"   {label(row):<{width}}  {log.model:<21} {log.latency_ms:>5} ms  {tokens:>16}  {cost:>8}".rstrip()
+
+
+def label(row: shelf.Stored) -> str:
+    *above, name = row.path.strip("/").split("/")
+    return "  " * len(above) + name
+
+
+def run(home: Path) -> int:
+    snapshot = export(RECORDING)
+    with ExitStack() as running:
+        say("1. a local receiver, compatible with Helicone")
+        url = running.enter_context(receiver(home))
+        station = Station(home, url)
+        say(f"   {url}")
+        say("2. a worker: huey_consumer app.worker.huey")
+        running.enter_context(worker(station))
+        wait_until(lambda: present(station.spool / "workers"), 60)
+        say("3. a hook, fed with what OpenCode's plugin sends: a session with a subagent")
+        process = running.enter_context(hook(station))
+        process.show(snapshot)
+        process.end()
+        say("4. opencode-helicone flush")
+        flushed = station.run("flush", "--timeout", "60")
+        say(indented(flushed.stdout + flushed.stderr))
+        if flushed.returncode != 0:
+            return flushed.returncode
+        say("5. the session, as Helicone shows it")
+        say("\n".join(tree(shelf.session_tree(home / "receiver.db", snapshot["root"]))))
+        say("6. opencode-helicone status")
+        status = station.run("status")
+        say(indented(status.stdout + status.stderr))
+        return status.returncode
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"   {line}" for line in text.rstrip().split("\n"))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="opencode-helicone-demo-") as folder:
+        sys.exit(run(Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
