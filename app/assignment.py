@@ -27,15 +27,16 @@ def _compiled(pattern: bytes) -> Any:
     return re2.compile(pattern, options)
 
 
-_PASSWORD = rb"passw(?:or)?d|passphrase|passcode|pwd"
+_PASSWORD = rb"passw(?:or)?d|passphrase|passcode|pwd|[_-]pass"
+_KEY_OF = rb"access|secret|private|account|auth|signing|encryption|master|shared|license"
 _NAME = (
-    rb"(?:" + _PASSWORD + rb"|secret|token|api[ _-]?key"
-    rb"|(?:access|secret|private|account|auth|signing|encryption|master|shared|license)[ _-]?(?:access[ _-]?)?key"
-    rb"|secret_key_base)(?:[_-]?[0-9]+)?"
+    rb"(?:" + _PASSWORD + rb"|secret|token|api[ _-]?key|(?:" + _KEY_OF + rb")[ _-]?(?:access[ _-]?)?key"
+    rb"|secret_key_base|:_auth)(?:[_-]?[0-9]+)?"
 )
 _IS_NAMED = _compiled(rb"(?:" + _NAME + rb"|^(?:proxy-)?authorization|^(?:set-)?cookie)$")
 _HAS_NAME = _compiled(_NAME)
 _IS_PASSWORD = _compiled(rb"^(?:" + _PASSWORD + rb")")
+_IS_SHORT = _compiled(rb"^(?:" + _PASSWORD + rb"|secret)")
 
 _OPENER = rb"(?:[bfru@$]{0,2}(\\*[\"'`]))?"
 # After `:` may stand a type, but only before a quoted value: `password: str = "…"`. Else base64's own `=` would end it.
@@ -79,9 +80,9 @@ _PLAIN_WORD = _compiled(
 )
 _REFERENCE = _compiled(
     rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
-    rb"|^[*&!|>#(\[{]|^[a-z_$]{1,2}[+*/-]"
+    rb"|^[(\[{]|^[|>][+-]?$|^#[a-z]*$|^[*&!]+[a-z_$]+$|^[a-z_$]{1,2}[+*/-]"
 )
-_IDENTIFIER = _compiled(rb"^[*&!]*[a-z_$][a-z0-9_$]*$")
+_IDENTIFIER = _compiled(rb"^[a-z_$][a-z0-9_$]*$")
 _NUMBER = _compiled(rb"^-?[0-9][0-9_.,]*[a-z%]?$")
 
 
@@ -120,15 +121,16 @@ def _quoted(data: bytes, start: int, quote: bytes, found: Any) -> tuple[int, int
 class _Bare:
     """A value without quotes, and where it stands."""
 
+    head: bytes
     word: bytes
-    """Up to the first character that ends an expression."""
-    rest: bytes
-    """What follows the word without a space between."""
+    """The head up to the first character that ends an expression."""
     of_password: bool
-    named_in_capitals: bool
-    tight: bool
-    """No space around the sign, as in `.env` files and on command lines."""
+    may_be_short: bool
+    """A password or a secret; a token or key of less than 8 letters is a variable."""
+    is_option: bool
+    """`--password …`"""
     fills_line: bool
+    """The line is this one assignment, as in a file of settings."""
 
 
 def _bare(data: bytes, found: Any) -> tuple[int, int] | None:
@@ -136,44 +138,55 @@ def _bare(data: bytes, found: Any) -> tuple[int, int] | None:
     value = _BARE.match(data, start, start + _HEAD_MAX)
     if value is None:
         return None
-    head = value.group()
-    word = _WORD.match(head).group()
-    name = _full_name(data, found)
-    fills_line = _fills_line(data, found, value.end())
-    bare = _Bare(
-        word=word,
-        rest=head[len(word) :],
-        of_password=_IS_PASSWORD.search(found.group()) is not None,
-        named_in_capitals=name == name.upper(),
-        tight=data[start - 1 : start] == b"=" and not data[start - 2 : start - 1].isspace(),
-        fills_line=fills_line,
-    )
-    if _is_code(bare, option=found.group(_GAP) is not None):
+    head: bytes = value.group()
+    word: bytes = _WORD.match(head).group()
+    if not word or _PLAIN_WORD.search(word) or _PLACEHOLDER.search(head) or _PLACEHOLDER.search(word):
         return None
-    end = start + len(word) if bare.rest and not fills_line else _BARE.match(data, start).end()
-    return start, end
+    bare = _Bare(
+        head=head,
+        word=word,
+        of_password=_IS_PASSWORD.search(found.group()) is not None,
+        may_be_short=_IS_SHORT.search(found.group()) is not None,
+        is_option=found.group(_GAP) is not None,
+        fills_line=_fills_line(data, found, value.end()),
+    )
+    if not _is_setting(data, found, bare) and _is_code(data, found, bare):
+        return None
+    if len(word) < len(head) and not bare.fills_line:
+        return start, start + len(word)
+    return start, _BARE.match(data, start).end()
 
 
-def _is_code(bare: _Bare, *, option: bool) -> bool:
+def _is_setting(data: bytes, found: Any, bare: _Bare) -> bool:
+    """`DB_PASSWORD=…` in a `.env` file or before a command: then anything is meant as it stands."""
+    if not _is_tight(data, found):
+        return False
+    name = _left_of(data, found) + _LEADING_NAME.match(found.group()).group()
+    if name == name.upper():
+        return bare.fills_line or bare.word == bare.head
+    calls = b"(" in bare.head or b"[" in bare.head
+    return bare.fills_line and bare.of_password and not calls and _HAS_NAME.search(bare.word) is None
+
+
+def _is_tight(data: bytes, found: Any) -> bool:
+    """No space around the `=`, as in files of settings and on command lines."""
+    return data[found.end() - 1 : found.end()] == b"=" and not data[found.end() - 2 : found.end() - 1].isspace()
+
+
+def _is_code(data: bytes, found: Any, bare: _Bare) -> bool:
     word = bare.word
-    if not word or _PLACEHOLDER.search(word + bare.rest) or _PLACEHOLDER.search(word) or _PLAIN_WORD.search(word):
-        return True
-    if bare.tight and bare.fills_line and (bare.named_in_capitals or bare.of_password):
-        return _HAS_NAME.search(word) is not None and not bare.named_in_capitals
     if _NUMBER.search(word):
         return not bare.of_password or len(word) < _PIN_MIN
-    if _REFERENCE.search(word + bare.rest):
+    if _REFERENCE.search(bare.head):
         return not _is_random(word)
-    if not _IDENTIFIER.search(word):
-        return not bare.of_password and len(word) < _TOKEN_MIN
-    if _HAS_NAME.search(word):
+    if _IDENTIFIER.search(word) and _HAS_NAME.search(word):
         return True
-    if not word.isalpha() and not word.replace(b"_", b"").isalpha():
-        return not bare.of_password and len(word) < _TOKEN_MIN
-    # Letters alone: a password that fills its line or is an option's value, or else a variable.
-    if not (bare.fills_line or option) or word[:1].isupper():
-        return True
-    return len(word) < (_OPTION_MIN if bare.of_password and option else 1 if bare.of_password else _LETTERS_MIN)
+    if not word.translate(None, b"_").isalpha():
+        return not bare.may_be_short and len(word) < _TOKEN_MIN
+    # Letters alone are a variable, unless there is no code around for them to belong to.
+    alone = bare.fills_line or bare.is_option or (_is_tight(data, found) and word == bare.head)
+    letters_min = _LETTERS_MIN if not bare.of_password else _OPTION_MIN if bare.is_option else 1
+    return not alone or word[:1].isupper() or len(word) < letters_min
 
 
 def _is_random(word: bytes) -> bool:
@@ -181,18 +194,12 @@ def _is_random(word: bytes) -> bool:
 
 
 def _fills_line(data: bytes, found: Any, end: int) -> bool:
-    """Whether the line is this one assignment, as in a file of settings."""
     rest = data[end : end + 3].lstrip(b" \t")
     if rest and rest[:1] not in b"\r\n#":
         return False
     begin = found.start() - len(_left_of(data, found))
     line = data.rfind(b"\n", max(0, begin - _LINE_LOOKBACK), begin) + 1
     return _LINE_START.search(data[max(line, begin - _LINE_LOOKBACK, 0) : begin]) is not None
-
-
-def _full_name(data: bytes, found: Any) -> bytes:
-    own: bytes = _LEADING_NAME.match(found.group()).group()
-    return _left_of(data, found) + own
 
 
 def _left_of(data: bytes, found: Any) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from platformdirs import user_data_path
@@ -19,9 +19,7 @@ from platformdirs import user_data_path
 from app import __version__, clock, install, screen
 from app.db import SchemaError, migrations, open_ledger
 from app.endpoint import EndpointError
-from app.flush import flush
 from app.folders import effective
-from app.helicone import ClientError
 from app.importing import Imported, import_files
 from app.ledger import LedgerError
 from app.opencode import File
@@ -30,7 +28,6 @@ from app.redact import PatternError
 from app.settings import SettingsError, shown
 from app.sources import Sources, typed, unattended
 from app.status import read_status
-from app.worker import Worker
 
 PROGRAM = "opencode-helicone"
 DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
@@ -61,23 +58,16 @@ Project = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
-def main() -> NoReturn:
+def main() -> None:
     """The process. Every expected failure is one line on stderr; a bug is one line without any transcript text."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None when it was closed before we came
         # A file name need not be valid UTF-8, and a terminal need not be able to show all of Unicode.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # it is a TextIOWrapper
     try:
-        try:
-            app(prog_name=PROGRAM)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read has read enough; what is still in the buffer must not complain at the end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(PROBLEM)
-    except KeyboardInterrupt:
-        sys.exit(STOPPED)
-    except (SettingsError, PatternError, EndpointError, ClientError) as error:
+        app(
+            prog_name=PROGRAM
+        )  # ends the process; also, with STOPPED, on Ctrl-C, and quietly when nobody reads any more
+    except (SettingsError, PatternError, EndpointError) as error:
         _complain(str(error))
         sys.exit(USAGE)
     except (OSError, sqlite3.Error, SchemaError, LedgerError, install.InstallError) as error:
@@ -88,7 +78,6 @@ def main() -> NoReturn:
         where = f"{Path(place.filename).name}:{place.lineno}"
         _complain(f"internal error, please report it: {type(error).__name__} at {where}")
         sys.exit(PROBLEM)
-    sys.exit(DONE)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
@@ -194,8 +183,14 @@ def _worker(
 
     By SIGTERM or SIGINT; what is being posted then is finished. The same as huey_consumer app.worker.huey.
     """
+    from app.helicone import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
+    from app.worker import Worker  # noqa: PLC0415 - the same
+
     sources = unattended(os.environ) if automatic else _sources(env_file, spool_directory, endpoint)
-    Worker(sources, automatic=automatic).run()
+    try:
+        Worker(sources, automatic=automatic).run()
+    except ClientError as error:
+        raise SettingsError([str(error)]) from None
 
 
 @app.command("flush")
@@ -211,9 +206,15 @@ def _flush(
 
     Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
     """
+    from app.flush import flush  # noqa: PLC0415 - as in `_worker`
+    from app.helicone import ClientError  # noqa: PLC0415 - the same
+
     sources = _sources(env_file, spool_directory, endpoint)
-    with screen.spinner("delivering"):
-        flushed = flush(sources, timeout)
+    try:
+        with screen.spinner("delivering"):
+            flushed = flush(sources, timeout)
+    except ClientError as error:
+        raise SettingsError([str(error)]) from None
     if json_wanted:
         _print_json(asdict(flushed))
     else:

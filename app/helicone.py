@@ -38,6 +38,7 @@ __all__ = [
 ANSWER_BYTES_MAX = 64 * 1024
 READ_BACK_BYTES_MAX = 64 * 1024 * 1024
 READ_BACK_PAGE = 100
+READ_BACK_ROWS_MAX = 20_000
 REASON_CHARS_MAX = 200
 ERROR_CHARS_MAX = 120
 
@@ -108,13 +109,12 @@ class Client:
 
         Raises ReadBackError.
         """
-        offset = 0
-        while True:
+        for offset in range(0, READ_BACK_ROWS_MAX, READ_BACK_PAGE):
             page = self._read_page(url, _session_query(session_id, since_ms, offset))
             yield from page
-            offset += len(page)
             if len(page) < READ_BACK_PAGE:
                 return
+        raise ReadBackError(f"the session has more than {READ_BACK_ROWS_MAX} requests")
 
     def _read_page(self, url: str, query: _Row) -> list[_Row]:
         try:

@@ -97,7 +97,9 @@ def serve(
     faults_path: Path | None = None,
     on_listening: Callable[[str], None] = lambda _url: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Port 0 takes a free one; `on_listening` gets the address.
+    """Serve until SIGINT, then return; SIGTERM ends the process once everything is closed.
+
+    Port 0 takes a free one; `on_listening` gets the address.
 
     `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError, all ValueErrors.
     """

@@ -10,8 +10,6 @@ tool name that Helicone tells records apart by; `identity_hits` says which patte
 from __future__ import annotations
 
 import json
-import re
-import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,12 +17,11 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-import re2
-
 from app.assignment import is_named
 from app.attachment import strip_blobs
 from app.known import search_for
-from app.rule import RULES, secrets
+from app.pattern import Pattern, PatternError, compile_pattern
+from app.rule import RULES, broken_secrets, secrets
 from app.transcript import (
     Assistant,
     Failure,
@@ -60,22 +57,11 @@ NAMED = "named value"
 _Span = tuple[int, int]
 
 
-class PatternError(ValueError):
-    """A user pattern that cannot be used. The message holds its number, its text, and what is wrong where."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Pattern:
-    name: str
-    """`pattern 1`: its number in the settings, from 1."""
-    regex: Any
-
-
 @dataclass(frozen=True, slots=True)
 class Redaction:
     """Compiled rules. Holds known values: never printed (`repr=False`), never stored."""
 
-    patterns: tuple[_Pattern, ...]
+    patterns: tuple[Pattern, ...]
     secrets: bool
     known: Any = field(repr=False)
     """A compiled search for the known values in all their forms, or None."""
@@ -83,8 +69,8 @@ class Redaction:
     @staticmethod
     def compile(patterns: Sequence[str], *, secrets: bool = True, known_values: Sequence[str] = ()) -> Redaction:
         """`secrets`: whether the built-in rules apply; known values are masked in any case. Raises PatternError."""
-        compiled = tuple(_compiled(number, pattern) for number, pattern in enumerate(patterns, start=1))
-        return Redaction(compiled, secrets, search_for(known_values))
+        numbered = tuple(compile_pattern(number, pattern) for number, pattern in enumerate(patterns, start=1))
+        return Redaction(numbered, secrets, search_for(known_values))
 
     def text(self, value: str, hits: Counter[str] | None = None) -> str:
         """The value with all that matches as `[REDACTED]`. Lone surrogates become U+FFFD, as UTF-8 has none."""
@@ -128,34 +114,29 @@ class Redaction:
         found.update((rule.name, []) for rule in RULES)
         bare = layers(View(data))
         whole = joined(bare[-1])
-        for view in bare:
-            self._look(view, found)
+        self._look(bare, found)
         for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
-            for view in layers(packed):
-                self._look(view, found)
+            self._look(layers(packed), found)
         if whole:
             self._look_over_line_ends(whole, found)
         for pattern in self.patterns:
             found[pattern.name] = [view.source(*span) for view in bare for span in _ranges(pattern.regex, view)]
         return found
 
-    def _look(self, view: View, found: dict[str, list[_Span]]) -> None:
-        if self.known is not None:
-            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
-        if self.secrets:
-            for rule, start, end in secrets(view):
-                found[rule.name].append(view.source(start, end))
+    def _look(self, views: Sequence[View], found: dict[str, list[_Span]]) -> None:
+        for view in views:
+            if self.known is not None:
+                found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+            for name, start, end in secrets(view) if self.secrets else ():
+                found[name].append(view.source(start, end))
 
     def _look_over_line_ends(self, view: View, found: dict[str, list[_Span]]) -> None:
         if self.known is not None:
             found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
         if self.secrets:
             begun = {(name, start) for name, spans in found.items() for start, _ in spans}
-            for rule, start, end in secrets(view, view.starts):
-                span = view.source(start, end)
-                # What is known by its place alone must be so without the line that seems to be its rest.
-                if rule.is_key or (rule.name, span[0]) in begun:
-                    found[rule.name].append(span)
+            for name, start, end in broken_secrets(view, begun):
+                found[name].append(view.source(start, end))
 
 
 def _encoded(value: str) -> bytes:
@@ -200,36 +181,6 @@ def _merged(spans: list[_Span]) -> list[_Span]:
 def _is_within(span: _Span, covered: list[_Span]) -> bool:
     at = bisect_right(covered, span[0], key=itemgetter(0)) - 1
     return at >= 0 and span[1] <= covered[at][1]
-
-
-def _compiled(number: int, pattern: str) -> _Pattern:
-    options = re2.Options()
-    options.case_sensitive = False
-    options.log_errors = False
-    try:
-        regex = re2.compile(pattern, options)
-    except re2.error as error:
-        reason = error.args[0].decode("utf-8", "replace")
-        place = _place(pattern, reason)
-        raise PatternError(f"redaction pattern {number} does not compile at character {place}: {reason}") from None
-    except UnicodeEncodeError as error:
-        raise PatternError(f"redaction pattern {number} has half a character at {error.start}: {pattern!r}") from None
-    if any(found.start() == found.end() for probe in ("", "a", "a b", "1\n-") for found in regex.finditer(probe)):
-        raise PatternError(f"redaction pattern {number} matches the empty text, so it says nothing: {pattern!r}")
-    return _Pattern(f"pattern {number}", regex)
-
-
-def _place(pattern: str, reason: str) -> int:
-    """Where RE2's reason applies, from 0. It names the fragment, and for a parenthesis the whole pattern."""
-    fragment = reason.rpartition(": ")[2]
-    if fragment != pattern:
-        return max(pattern.find(fragment), 0) if fragment in pattern else len(pattern) - 1
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            re.compile(pattern)
-    except re.error as error:
-        return error.pos or 0
-    return 0
 
 
 def redact_session(session: Session, redaction: Redaction, hits: Counter[str] | None = None) -> Session:

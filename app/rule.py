@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,8 +40,6 @@ What a judge reads before it says no is bounded: the search goes on one byte fur
 @dataclass(frozen=True, slots=True)
 class Rule:
     name: str
-    gate: bytes
-    """A pattern without which the rule finds nothing."""
     regex: Any
     judge: _Judge
     is_key: bool
@@ -95,37 +94,40 @@ def _is_random(word: bytes, length_min: int) -> bool:
     return len(word) >= length_min and any(byte in b"0123456789" for byte in word) and word.upper() != word.lower()
 
 
-def _group(_: View, found: Any) -> tuple[int, int]:
-    spans = (found.span(group) for group in range(1, found.re.groups + 1))
-    span: tuple[int, int] = next((span for span in spans if span[0] >= 0), found.span())
-    return span
-
-
-def _place(name: str, pattern: bytes, judge: _Judge = _group) -> Rule:
-    return Rule(name, pattern, _compiled(pattern), judge, is_key=False, length=0)
-
-
-def _key(name: str, pattern: bytes, judge: _Judge = _group) -> Rule:
-    return Rule(name, pattern, _compiled(pattern), judge, is_key=True, length=0)
-
-
 _CUT_OFF = rb"\s*(?:\z|\.\.\.|\xe2\x80\xa6)"
 """Where a tool's output was cut short: the beginning of a key is one too."""
+_IS_CUT_OFF = _compiled(_CUT_OFF)
+_CUT_MIN, _KEY_MAX = 4, 8192
+
+
+def _key(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
+    """At least so many letters of a body after a beginning; the beginning is no part of the secret."""
+    letters = _compiled(body + rb"{%d,}" % min(least, _CUT_MIN))
+
+    def judge(view: View, found: Any) -> tuple[int, int] | None:
+        start = found.end()
+        matched = letters.match(view.data, start, start + _KEY_MAX)
+        if matched is None:
+            return None
+        end: int = matched.end()
+        return (start, end) if end - start >= least or _IS_CUT_OFF.match(view.data, end) else None
+
+    return Rule(name, _compiled(beginning), judge, is_key=True, length=length)
 
 
 def _token(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
-    """Known by its beginning, with at least so many letters of a body after it."""
-    rest = _compiled(rb"(%b{%d,})|(%b{4,})%b" % (body, least, body, _CUT_OFF))
+    """The same, where the beginning is the first part of the secret."""
+    key = _key(name, beginning, body, least, length)
 
     def judge(view: View, found: Any) -> tuple[int, int] | None:
-        after = rest.match(view.data, found.end())
-        return None if after is None else (found.start(), max(after.end(1), after.end(2)))
+        span = key.judge(view, found)
+        return None if span is None else (found.start(), span[1])
 
-    return Rule(name, rb"(?:%b)%b{4}" % (beginning, body), _compiled(beginning), judge, is_key=True, length=length)
+    return replace(key, judge=judge)
 
 
 def _word_token(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
-    """A token whose beginning words have too: `task-…`, `npm_config_…`. It begins no later in one, and has a digit."""
+    """A token whose beginning words have too: `task-…`, `npm_config_…`. It is no tail of a word, and has a digit."""
     token, digit = _token(name, beginning, body, least, length), _compiled(body + rb"{0,60}?[0-9]")
 
     def judge(view: View, found: Any) -> tuple[int, int] | None:
@@ -134,6 +136,15 @@ def _word_token(name: str, beginning: bytes, body: bytes, least: int, length: in
         return None if glued or digit.match(view.data, found.end()) is None else token.judge(view, found)
 
     return replace(token, judge=judge)
+
+
+def _place(name: str, pattern: bytes, judge: _Judge) -> Rule:
+    return Rule(name, _compiled(pattern), judge, is_key=False, length=0)
+
+
+def _whole(_: View, found: Any) -> tuple[int, int]:
+    span: tuple[int, int] = found.span()
+    return span
 
 
 _LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n[ \t]*(?:" + LINE_MARK + rb")?[ \t\"'`+(]*)+"
@@ -155,7 +166,6 @@ _SIGN = (
 _SCHEME = _compiled(rb"(?i)(?:bearer|basic|token|digest|negotiate|apikey|api-key|aws4-hmac-sha256)[ \t]+")
 _HEADER_VALUE = _compiled(rb"[^\r\n\"'`]*")
 _HEADER_HEAD_MAX = 200
-_LONG_TOKEN = _compiled(rb"[A-Za-z0-9._~+/-]{0,60}?[0-9]")
 
 
 def _header(view: View, found: Any) -> tuple[int, int] | None:
@@ -173,31 +183,37 @@ def _header(view: View, found: Any) -> tuple[int, int] | None:
     return start, start + len(value)
 
 
-def _bearer(view: View, found: Any) -> tuple[int, int] | None:
-    return _group(view, found) if _LONG_TOKEN.match(view.data, found.start(1)) else None
+_COOKIES = _compiled(rb"(?:\"[^\"\r\n]*\"|[^\"'`\r\n])*")
+
+
+def _cookie(view: View, found: Any) -> tuple[int, int]:
+    """All of the header: a value stands among names and attributes."""
+    return found.start(1), _COOKIES.match(view.data, found.end()).end()
+
+
+_URL_PASSWORD = rb"(?:[^\s/:@\"'`<>]*:([^\s/\"'`<>]+)@|([A-Za-z0-9_-]{20,})@)"
 
 
 def _url_password(view: View, found: Any) -> tuple[int, int] | None:
-    start, end = _group(view, found)
-    value = view.data[start:end]
-    is_template = value[:1] in b"{$<%[(" and (value[-1:] in b"}>])s" or value[1:].replace(b"_", b"").isalpha())
-    return None if is_template or value.isdigit() else (start, end)
+    """Not `{name}`, `${NAME}`, `<name>` or `%s` in its place, and no port before another `@`."""
+    start, end = found.span(1) if found.start(1) >= 0 else found.span(2)
+    password = view.data[start:end]
+    name = password.strip(b"{}()<>[]$%")
+    is_template = not name or (name != password and name.translate(None, b"_.").isalpha())
+    return None if is_template or password.isdigit() else (start, end)
 
 
 def _assignment(view: View, found: Any) -> tuple[int, int] | None:
     return assigned(view.data, found)
 
 
+_BASE64, _URL_SAFE = rb"[A-Za-z0-9+/=]", rb"[A-Za-z0-9_-]"
 _KEYS = (
-    # The private keys of Google's service accounts are PEM; their ids go with them.
-    _place("pem", _PEM),
-    _place("pem", _PEM_WITHOUT_BEGIN),
-    _key("gcp", rb"private_key_id[\"'\\]*\s*[:=]\s*[\"'\\]*([0-9a-f]{8,})"),
-    _token("anthropic", rb"sk-ant-", rb"[A-Za-z0-9_-]", 16),
+    _token("anthropic", rb"sk-ant-", _URL_SAFE, 16),
     _token("helicone", rb"[sp]k-helicone-", rb"[A-Za-z0-9-]", 10),
-    _token("openrouter", rb"sk-or-", rb"[A-Za-z0-9_-]", 16, length=73),
-    _token("openai", rb"sk-(?:proj|svcacct|admin|service|None)-", rb"[A-Za-z0-9_-]", 16),
-    _word_token("openai", rb"sk-|sess-", rb"[A-Za-z0-9_-]", 20),
+    _token("openrouter", rb"sk-or-", _URL_SAFE, 16, length=73),
+    _token("openai", rb"sk-(?:proj|svcacct|admin|service|None)-", _URL_SAFE, 16),
+    _word_token("openai", rb"sk-|sess-", _URL_SAFE, 20),
     _word_token("groq", rb"gsk_", rb"[A-Za-z0-9]", 20, length=56),
     _word_token("xai", rb"xai-", rb"[A-Za-z0-9]", 20, length=84),
     _token("github", rb"gh[pou]_", rb"[A-Za-z0-9_]", 20, length=40),
@@ -205,39 +221,56 @@ _KEYS = (
     _token("github", rb"github_pat_", rb"[A-Za-z0-9_]", 20, length=93),
     _token("gitlab", rb"gl(?:pat|oas|dt|rt|rtr|cbt|ptt|ft|imt|agent|soat|ffct|wt)-", rb"[A-Za-z0-9_.=-]", 16),
     _word_token("aws", rb"AKIA|ASIA|ABIA|ACCA", rb"[A-Z0-9]", 16, length=20),
-    _key("aws", rb"A[KS]IA[A-Z0-9]{16}[\s,;:|\"']{1,8}(?:([A-Za-z0-9/+]{40})|([A-Za-z0-9/+]{4,})" + _CUT_OFF + rb")"),
-    _key("aws", rb"(?i)secret_?access_?key[^a-z0-9/+]{1,20}([a-z0-9/+]{20,})"),
-    _key("aws", rb"(?i)session_?token[^a-z0-9/+]{1,20}([a-z0-9/+=]{60,})"),
-    _token("google", rb"AIza", rb"[A-Za-z0-9_-]", 30, length=39),
-    _token("google", rb"ya29\.|GOCSPX-|1//0", rb"[A-Za-z0-9_-]", 20),
-    _key("azure", rb"(?i)(?:Account|SharedAccess)Key=([a-z0-9+/=]{8,})"),
-    _key("azure", rb"[?&;]sig=([A-Za-z0-9%+/=_-]{8,})"),
-    _key("azure", rb"[A-Za-z0-9_~.-]{3}[78]Q~[A-Za-z0-9_~.-]{8,}"),
+    _key("aws", rb"A[KS]IA[A-Z0-9]{16}[\s,;:|\"']{1,8}", rb"[A-Za-z0-9/+]", 40),
+    _key("aws", rb"(?i)secret_?access_?key[^a-z0-9/+]{1,20}", rb"[A-Za-z0-9/+]", 20),
+    _key("aws", rb"(?i)session_?token[^a-z0-9/+]{1,20}", _BASE64, 60),
+    # The private keys of Google's service accounts are PEM; their ids go with them.
+    _key("gcp", rb"private_key_id[\"'\\]*\s*[:=]\s*[\"'\\]*", rb"[0-9a-f]", 8),
+    _token("google", rb"AIza", _URL_SAFE, 30, length=39),
+    _token("google", rb"ya29\.|GOCSPX-|1//0", _URL_SAFE, 20),
+    _key("azure", rb"(?i)(?:Account|SharedAccess)Key=", _BASE64, 8),
+    _key("azure", rb"[?&;]sig=", rb"[A-Za-z0-9%+/=_-]", 8),
+    _token("azure", rb"[A-Za-z0-9_~.-]{3}[78]Q~", rb"[A-Za-z0-9_~.-]", 8),
     _token("slack", rb"xox[abeoprs]-|xoxe\.xox[bp]-|xapp-[0-9]-", rb"[A-Za-z0-9-]", 10),
-    _key("slack", rb"hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/([A-Za-z0-9/_-]{8,})"),
+    _key("slack", rb"hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/", rb"[A-Za-z0-9/_-]", 8),
     _token("stripe", rb"[rs]k_(?:live|test)_", rb"[A-Za-z0-9]", 10),
-    _token("stripe", rb"whsec_", rb"[A-Za-z0-9+/=]", 16),
+    _token("stripe", rb"whsec_", _BASE64, 16),
     _word_token("npm", rb"npm_", rb"[A-Za-z0-9]", 30, length=40),
-    _word_token("pypi", rb"pypi-", rb"[A-Za-z0-9_-]", 30),
+    _word_token("pypi", rb"pypi-", _URL_SAFE, 30),
     _word_token("huggingface", rb"hf_", rb"[A-Za-z0-9]", 20, length=37),
-    _key("jwt", rb"eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){0,4}"),
-    _key("authorization", rb"(?i)\bbearer[ \t]+([a-z0-9._~+/=-]{16,})", _bearer),
-    _key("url-password", rb"[a-z0-9]://[^\s/:@\"'`<>]*:([^\s/\"'`<>]+)@", _url_password),
-    _key("url-password", rb"[a-z0-9]://([A-Za-z0-9_-]{20,})@"),
+    _token("jwt", rb"eyJ[A-Za-z0-9_-]{6,}\.", rb"[A-Za-z0-9_.-]", 4),
+    _word_token("authorization", rb"(?i)bearer[ \t]+", rb"[A-Za-z0-9._~+/=-]", 16),
 )
 _PLACES = (
+    _place("pem", _PEM, _whole),
+    _place("pem", _PEM_WITHOUT_BEGIN, _whole),
     _place("authorization", rb"(?i)authorization" + _SIGN, _header),
-    _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=(?:\"[^\"\r\n]*\"|[^\"'`\r\n])*)"),
+    _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie),
+    replace(_place("url-password", rb"[a-z0-9]://" + _URL_PASSWORD, _url_password), is_key=True),
     _place("url-password", rb"[a-z0-9]://[^\s/:@\"'`<>]*:([^\s/:@\"'`<>]+)" + _CUT_OFF, _url_password),
     _place("assignment", rb"(?i)" + ASSIGNMENT, _assignment),
 )
 RULES = _KEYS + _PLACES
-_ANY_KEY = _compiled(b"|".join(rb"(?:%b)" % rule.gate for rule in _KEYS))
+_ANY_KEY = _compiled(b"|".join(rb"(?:%b)" % rule.regex.pattern for rule in _KEYS))
 
 
-def secrets(view: View, seams: Sequence[int] = ()) -> Iterator[tuple[Rule, int, int]]:
-    """Each rule with a range that it finds. `seams`: where line ends were taken out of the view."""
-    # One search for all of them together tells that most texts hold none of the keys.
+def secrets(view: View) -> Iterator[tuple[str, int, int]]:
+    """The name of each rule, with a range that it finds."""
+    # One search for all beginnings together tells that most texts hold no key.
     for rule in RULES if _ANY_KEY.search(view.data) else _PLACES:
-        for start, end in find(rule, view, seams):
-            yield rule, start, end
+        for start, end in find(rule, view):
+            yield rule.name, start, end
+
+
+def broken_secrets(view: View, begun: AbstractSet[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
+    """The same in a view whose line ends were taken out: what goes over one.
+
+    What is known by its place alone must have `begun` (rule and start in the text) in the line before: it is a secret
+    without the next line, too.
+    """
+    names = {name for name, _ in begun}
+    for rule in RULES if _ANY_KEY.search(view.data) else _PLACES:
+        if rule.is_key or rule.name in names:
+            for start, end in find(rule, view, view.starts):
+                if rule.is_key or (rule.name, view.source(start, end)[0]) in begun:
+                    yield rule.name, start, end

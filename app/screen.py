@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.flush import Flushed
 from app.importing import Imported
 from app.opencode import File
 from app.preview import Previewed
 from app.settings import Shown
 from app.status import DestinationStatus, Jobs, Status, named
+
+if TYPE_CHECKING:
+    from app.flush import Flushed  # brings the HTTP client along
 
 LONG_FILES = 20
 LONG_BYTES = 20_000_000

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from app.db import open_ledger
+from tests.desk import Desk
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -46,6 +47,12 @@ def db(spool: Path, migrated: Path) -> Iterator[sqlite3.Connection]:
     connection = open_ledger(spool)
     yield connection
     connection.close()
+
+
+@pytest.fixture
+def desk(db: sqlite3.Connection) -> Desk:
+    db.execute("pragma synchronous = off")  # nobody cuts the power here, and it saves most of the time
+    return Desk(db)
 
 
 @pytest.fixture

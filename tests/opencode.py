@@ -26,7 +26,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -83,10 +83,8 @@ class OpenCode:
     binary: Path
     home: Path
     environ: Mapping[str, str]
-
-    @property
-    def config_directory(self) -> Path:
-        return self.home / ".config" / "opencode"
+    plain: Finished | None = None
+    """How `[[script:hello]]` ended without a plugin."""
 
     def project(self, directory: Path, *, plugin: list[Any] | None = None) -> Path:
         """A git repository with a README and a configuration that names `plugin`."""
@@ -147,6 +145,11 @@ class OpenCode:
             }
             for message, data in messages
         ]
+
+    def spare_installation(self, directory: Path) -> None:
+        """Links into a folder of plugins what OpenCode would otherwise install there from npm at its first start."""
+        for name in ("package.json", "package-lock.json", "node_modules"):
+            (directory / name).symlink_to(self.home / ".config" / "opencode" / name)
 
     @contextmanager
     def serve(self, project: Path, *, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
@@ -265,4 +268,4 @@ def opencode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenCode]:
         driver = OpenCode(binary, home, isolated(home))
         finished = driver.run(driver.project(base / "warm-up"), "[[script:hello]] warm up")
         assert finished.exit_code == 0, finished.errors
-        yield driver
+        yield replace(driver, plain=finished)

@@ -163,6 +163,8 @@ def scripted(*acts: Act, certificate: Path | None = None) -> Iterator[Scripted]:
             return next(turn, last[0])
 
     with closing(socket.create_server(("127.0.0.1", 0), backlog=64)) as listener:
+        # Small, so that a slow reader is felt by the sender before megabytes lie in between.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
         scheme = "http" if certificate is None else "https"
         server = Scripted(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}")
 
@@ -273,7 +275,7 @@ def drip(data: bytes, *, interval_s: float = 0.05) -> Act:
     return act
 
 
-def sip(data: bytes, *, bytes_each: int = 2048, interval_s: float = 0.02) -> Act:
+def sip(data: bytes, *, bytes_each: int, interval_s: float) -> Act:
     """Reads the request in small sips, then answers `data`: a slow upload."""
 
     def act(exchange: Exchange) -> None:

@@ -27,7 +27,7 @@ from app.endpoint import normalise
 from app.presence import Announced, present
 from app.spool import Spool, folder
 from app.worker import CONSUMER
-from tests.processes import PROJECT, ROOT, Station
+from tests.processes import PROJECT, ROOT, Station, worker
 from tests.recorded import export, export_files
 from tests.servers import Receiver, answer, nobody, receiving, scripted
 from tests.snapshots import assistant, session, text, unfinished, user
@@ -319,8 +319,8 @@ def test_a_file_that_cannot_be_used_is_named_and_the_others_are_imported(station
     assert process.returncode == 1
     lines = process.stderr.splitlines()
     assert [line.split(": ")[0] for line in lines] == [*names, str(tmp_path)]
-    assert "pipe" in lines[3]
-    assert "pipe" not in lines[2]
+    assert "when it goes to a pipe" in lines[3]
+    assert "when it goes to a pipe" not in lines[2]
     assert CANARY not in process.stdout + process.stderr
     assert "Traceback" not in process.stderr
     assert station.counts().pending == JOBS
@@ -512,13 +512,16 @@ def test_flush_gives_up_in_time_and_says_what_is_left(station: Station) -> None:
 
 def test_flush_has_a_paused_destination_tried_at_once(station: Station, receiver: Receiver) -> None:
     here = replace(station, endpoint=receiver.url)
-    assert here.run("import", *files(SIMPLE)).returncode == 0
-    with here.ledger() as db:
-        (ours,) = destination.destinations(db)
-        later_ms = clock.now_ms() + 3_600_000
-        destination.pause(db, ours.id, reason="401: error", count=1, probe_ms=later_ms, now_ms=clock.now_ms())
-    assert here.run("flush").returncode == 0
-    assert here.delivered(JOBS)
+    with worker(here):
+        assert here.run("import", *files(SIMPLE)).returncode == 0
+        wait_until(lambda: here.delivered(JOBS))
+        with here.ledger() as db:
+            (ours,) = destination.destinations(db)
+            now_ms = clock.now_ms()
+            destination.pause(db, ours.id, reason="401: error", count=1, probe_ms=now_ms + 3_600_000, now_ms=now_ms)
+        assert here.run("import", *files("b_tools")).returncode == 0
+        assert here.run("flush").returncode == 0
+        assert here.delivered(2 * JOBS)
 
 
 def test_flush_waits_for_what_a_live_hook_has_not_worked_off(station: Station) -> None:
@@ -584,10 +587,10 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         ledger.retry(db, held, due_ms=clock.now_ms() + 3_600_000, error="500: empty body")
         destination.pause(db, ours.id, reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1)
         destination.refuse(db, "not JSON", 1_000)
-    hook, worker = Announced(spool.hooks), Announced(spool.workers)
+    hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
         hook.say({"destination": ours.id, "sessions": ["ses_1", "ses_2"], "backlog": 0})
-        worker.say({"destination": ours.id, "automatic": True, "version": "x"})
+        other.say({"destination": ours.id, "automatic": True, "version": "x"})
         with station.ledger() as db:
             before = "\n".join(db.iterdump())
             told = said(station.run("status", "--json"))
@@ -595,7 +598,7 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
             assert "\n".join(db.iterdump()) == before
     finally:
         hook.withdraw()
-        worker.withdraw()
+        other.withdraw()
     assert shape(told) == shape(example("status"))
     assert told["jobs"] == {"pending": 2 * JOBS, "delivered": 0, "dead": 0, "superseded": 0, "dropped": 0}
     assert told["held_bytes"] > 0

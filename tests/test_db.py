@@ -195,7 +195,9 @@ def test_locks_of_an_open_connection_survive_a_second_opening_in_the_same_proces
         first.execute("insert into meta values ('before', '')")
         open_ledger(spool).close()
         private_file(spool / "ledger.db")
-        look = "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); print(d.execute('select * from meta').fetchall())"
+        look = (
+            "import sqlite3, sys; d = sqlite3.connect(sys.argv[1]); print(d.execute('select * from meta').fetchall())"
+        )
         subprocess.run([sys.executable, "-c", look, str(spool / "ledger.db")], check=True, stdout=subprocess.DEVNULL)
         first.execute("insert into meta values ('after', '')")
         seen = subprocess.run(

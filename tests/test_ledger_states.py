@@ -77,10 +77,6 @@ def records(session: str, turn: str, content: str, count: int) -> list[Body]:
     return [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{session} {turn} {n}"), texts[n].encode()) for n in range(count)]
 
 
-def is_any_claim(histories: Histories) -> bool:
-    return bool(histories.claims)
-
-
 class Histories(RuleBasedStateMachine):
     def __init__(self, db: sqlite3.Connection) -> None:
         super().__init__()
@@ -115,9 +111,7 @@ class Histories(RuleBasedStateMachine):
         version = Version(session, session, turn, key, facts, "", "")
         made = records(session, turn, content, count)
         expected = self.expect(version, off=off, reopen=reopen)
-        given = ledger.insert(
-            self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen, off=off
-        )
+        given = ledger.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen, off=off)
         assert given is expected
         current_key, current = self.model.current(session, turn)
         if expected in {Standing.KNOWN, Standing.SHUT}:
@@ -176,9 +170,7 @@ class Histories(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.model.jobs)))
         given = ledger.claim(self.db, self.destination, key, worker="w", now_ms=self.now_ms, lease_ms=LEASE_MS)
         of_session = self.model.of_session(self.model.jobs[key].session)
-        due = [
-            (job.number, name) for name, job in of_session if job.state == "pending" and job.due_ms <= self.now_ms
-        ]
+        due = [(job.number, name) for name, job in of_session if job.state == "pending" and job.due_ms <= self.now_ms]
         if not due or any(job.lease_until_ms is not None for _, job in of_session):
             assert given is None
             return
@@ -190,9 +182,30 @@ class Histories(RuleBasedStateMachine):
         assert (given.key, given.attempt, given.failures) == (name, job.attempt, job.failures)
         self.claims = [*self.claims[-3:], given]
 
-    def some_claim(self, data: st.DataObject) -> Claim:
-        """Mostly the newest."""
-        return data.draw(st.sampled_from([*[self.claims[-1]] * 3, *self.claims]))
+    @rule(
+        step=st.sampled_from(["acknowledge", "carry", "carry", "complete", "retry", "give_back", "bury", "abandon"]),
+        data=st.data(),
+        delay_ms=st.integers(0, 3),
+    )
+    @precondition(lambda self: self.claims)
+    def go_on_with_a_claim(self, step: str, data: st.DataObject, delay_ms: int) -> None:
+        # Mostly with the newest.
+        held = data.draw(st.sampled_from([*[self.claims[-1]] * 3, *self.claims]))
+        match step:
+            case "acknowledge":
+                self.acknowledge(held)
+            case "carry":
+                while list(ledger.unacknowledged(self.db, held)):
+                    self.acknowledge(held)
+                self.complete(held)
+            case "complete":
+                self.complete(held)
+            case "retry" | "give_back":
+                self.let_go_of(held, delay_ms, charge=step == "retry")
+            case "bury":
+                self.bury(held)
+            case "abandon":
+                self.abandon(held)
 
     def standing_job(self, held: Claim) -> Job | None:
         """The claim's job, if the claim still stands."""
@@ -201,32 +214,22 @@ class Histories(RuleBasedStateMachine):
         assert ledger.is_current(self.db, held) is stands
         return job if stands else None
 
-    @rule(data=st.data(), position=st.sampled_from([0, 0, 1]))
-    @precondition(is_any_claim)
-    def acknowledge(self, data: st.DataObject, position: int) -> None:
-        self._acknowledge(self.some_claim(data), position)
-
-    def _acknowledge(self, held: Claim, position: int) -> None:
+    def acknowledge(self, held: Claim) -> None:
         job = self.model.jobs[held.key]
         current = self.standing_job(held)
         left = list(ledger.unacknowledged(self.db, held))
         if current is not None:
             assert {body.request_id for body in left} == self.model.missing(job)
-        if position >= len(left):
+        if not left:
             return
-        body = left[position]
+        body = left[-1]  # in any order
         given = ledger.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
         assert given is (current is not None)
         self.model.acknowledged.setdefault((job.session, job.turn), {})[body.request_id] = body.digest
         if current is not None:
             current.failures, current.lease_until_ms = 0, self.now_ms + LEASE_MS
 
-    @rule(data=st.data())
-    @precondition(is_any_claim)
-    def complete(self, data: st.DataObject) -> None:
-        self._complete(self.some_claim(data))
-
-    def _complete(self, held: Claim) -> None:
+    def complete(self, held: Claim) -> None:
         job = self.standing_job(held)
         may = job is not None and not self.model.missing(job)
         assert ledger.complete(self.db, held, self.now_ms) is may
@@ -234,18 +237,7 @@ class Histories(RuleBasedStateMachine):
             end(job, "delivered")
             let_go(job)
 
-    @rule(data=st.data())
-    @precondition(is_any_claim)
-    def carry_to_its_end(self, data: st.DataObject) -> None:
-        held = self.some_claim(data)
-        while list(ledger.unacknowledged(self.db, held)):
-            self._acknowledge(held, 0)
-        self._complete(held)
-
-    @rule(data=st.data(), delay_ms=st.integers(0, 3), charge=st.booleans())
-    @precondition(is_any_claim)
-    def let_go_of(self, data: st.DataObject, delay_ms: int, *, charge: bool) -> None:
-        held = self.some_claim(data)
+    def let_go_of(self, held: Claim, delay_ms: int, *, charge: bool) -> None:
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
         if charge:
@@ -258,20 +250,14 @@ class Histories(RuleBasedStateMachine):
             job.due_ms, job.rung_ms = due_ms, None
             let_go(job)
 
-    @rule(data=st.data())
-    @precondition(is_any_claim)
-    def bury(self, data: st.DataObject) -> None:
-        held = self.some_claim(data)
+    def bury(self, held: Claim) -> None:
         job = self.standing_job(held)
         assert ledger.bury(self.db, held, self.now_ms, "400") is (job is not None)
         if job is not None:
             job.state = "dead"
             let_go(job)
 
-    @rule(data=st.data())
-    @precondition(is_any_claim)
-    def abandon(self, data: st.DataObject) -> None:
-        held = self.some_claim(data)
+    def abandon(self, held: Claim) -> None:
         job = self.model.jobs[held.key]
         may = job.state != "pending" and job.attempt == held.attempt and job.lease_until_ms is not None
         assert ledger.abandon(self.db, held) is may
@@ -280,11 +266,27 @@ class Histories(RuleBasedStateMachine):
 
     # --- time passes, workers die, room is made
 
-    @rule(passed_ms=st.sampled_from([1, 2, 3, LEASE_MS, RING_AGAIN_MS]))
-    def wait(self, passed_ms: int) -> None:
-        self.now_ms += passed_ms
+    @rule(
+        step=st.sampled_from(["wait", "wait", "expire", "recover", "die", "ring", "size", "deleted"]),
+        session=SESSIONS,
+        amount=st.integers(0, 4),
+    )
+    @precondition(lambda self: self.model.jobs)
+    def pass_time_or_clean_up(self, step: str, session: str, amount: int) -> None:
+        match step:
+            case "wait":
+                self.now_ms += 1 + amount
+            case "expire":
+                self.now_ms += RING_AGAIN_MS
+            case "recover" | "die":
+                self.recover(died=step == "die")
+            case "ring":
+                self.ring()
+            case "size":
+                self.drop_oversize(15 * amount)
+            case "deleted" if amount == 0:
+                self.drop_session(session)
 
-    @rule(died=st.booleans())
     def recover(self, *, died: bool) -> None:
         orphans = [
             job
@@ -301,7 +303,6 @@ class Histories(RuleBasedStateMachine):
             if job.state != "dead":
                 job.rung_ms = None
 
-    @rule()
     def ring(self) -> None:
         expected = set()
         for session in ("ses_1", "ses_2"):
@@ -314,15 +315,13 @@ class Histories(RuleBasedStateMachine):
                 expected.add(next(key for key, job in self.model.jobs.items() if job is oldest))
         assert set(ledger.to_ring(self.db, self.destination, self.now_ms, 10)) == expected
 
-    @rule(bytes_max=st.sampled_from([*range(0, 60, 10), None]), session=SESSIONS)
-    def drop(self, bytes_max: int | None, session: str) -> None:
-        """Prune by size, or a session that was deleted."""
-        if bytes_max is None:
-            open_jobs = [job for _, job in self.model.of_session(session) if job.state in {"pending", "dead"}]
-            assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(open_jobs)
-            for job in open_jobs:
-                end(job, "dropped", "deleted")
-            return
+    def drop_session(self, session: str) -> None:
+        open_jobs = [job for _, job in self.model.of_session(session) if job.state in {"pending", "dead"}]
+        assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(open_jobs)
+        for job in open_jobs:
+            end(job, "dropped", "deleted")
+
+    def drop_oversize(self, bytes_max: int) -> None:
         excess = sum(job.size for job in self.model.jobs.values()) - bytes_max
         age = {row["key"]: (row["enqueued_ms"], row["id"]) for row in self.db.execute("select * from job")}
         dropped = 0
@@ -414,6 +413,9 @@ class Histories(RuleBasedStateMachine):
 
 def test_ledger_does_what_its_model_does(db: sqlite3.Connection) -> None:
     db.execute("pragma synchronous = off")  # nobody cuts the power here
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]  # hypothesis leaves it untyped
-        lambda: Histories(db), settings=settings(max_examples=80, stateful_step_count=40)
-    )
+
+    class OnThisLedger(Histories):
+        def __init__(self) -> None:
+            super().__init__(db)
+
+    run_state_machine_as_test(OnThisLedger, settings=settings(max_examples=100, stateful_step_count=50))

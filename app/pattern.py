@@ -1,0 +1,52 @@
+"""The user's own patterns: RE2, whatever the case."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import re2
+
+
+class PatternError(ValueError):
+    """A pattern that cannot be used. The message holds its number and text, and what is wrong with it and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    name: str
+    """`pattern 1`: its number in the settings, from 1."""
+    regex: Any
+
+
+def compile_pattern(number: int, pattern: str) -> Pattern:
+    """Raises PatternError; also for a pattern that matches nothing at all, between any two letters."""
+    options = re2.Options()
+    options.case_sensitive = False
+    options.log_errors = False
+    named = f"redaction pattern {number}, {pattern if pattern.isprintable() else ascii(pattern)}"
+    try:
+        regex = re2.compile(pattern, options)
+    except re2.error as error:
+        reason = error.args[0].decode("utf-8", "replace")
+        raise PatternError(f"{named}: at character {_place(pattern, reason)}, RE2 says: {reason}") from None
+    except UnicodeEncodeError as error:
+        raise PatternError(f"{named}: half a character at {error.start}") from None
+    if any(found.start() == found.end() for probe in ("", "a", "a b", "1\n-") for found in regex.finditer(probe)):
+        raise PatternError(f"{named}: it matches the empty text, so it must ask for one letter at least")
+    return Pattern(f"pattern {number}", regex)
+
+
+def _place(pattern: str, reason: str) -> int:
+    """Where RE2's reason applies, from 0. RE2 names a fragment; for a parenthesis that is the whole pattern."""
+    fragment = reason.rpartition(": ")[2]
+    if fragment != pattern:
+        return pattern.find(fragment) if fragment in pattern else len(pattern) - 1
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            re.compile(pattern)
+    except re.error as error:
+        return error.pos or 0
+    return 0

@@ -1,0 +1,164 @@
+"""The real OpenCode at one end, a Helicone-compatible server at the other, and our real processes between them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import install
+from app.shelf import Stored
+from tests.opencode import OpenCode
+from tests.processes import Station, end_automatic_workers, worker
+from tests.servers import Receiver, receiving
+from tests.waiting import wait_until
+
+pytest_plugins = ["tests.opencode"]
+pytestmark = pytest.mark.opencode
+
+DELIVERY_S = 60
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    with receiving(tmp_path / "receiver" / "store.db") as running:
+        yield running
+
+
+@pytest.fixture
+def station(tmp_path: Path, receiver: Receiver) -> Station:
+    (tmp_path / "station").mkdir()
+    return Station(tmp_path / "station", receiver.url)
+
+
+def project_with_plugin(opencode: OpenCode, directory: Path) -> Path:
+    project = opencode.project(directory)
+    install.install(install.Project(project), python=sys.executable)
+    return project
+
+
+def for_opencode(station: Station) -> dict[str, str]:
+    """What a person exports before starting OpenCode. The plugin of a project finds its command by PATH."""
+    ours = {name: value for name, value in station.environ.items() if "HELICONE" in name}
+    return {**ours, "PATH": f"{Path(sys.executable).parent}:{station.environ['PATH']}"}
+
+
+def sessions(opencode: OpenCode, project: Path) -> list[dict[str, Any]]:
+    """OpenCode's own sessions of a project, oldest first."""
+    path = opencode.home / ".local" / "share" / "opencode" / "opencode.db"
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        db.row_factory = sqlite3.Row
+        rows = db.execute("select * from session where directory = ? order by time_created", (str(project),))
+        return [dict(row) for row in rows]
+
+
+def arrived(receiver: Receiver, root: str) -> list[Stored]:
+    """What a search for the session's path finds."""
+    prefix = f"/opencode/{root}"
+    return [row for row in receiver.rows() if row.path == prefix or row.path.startswith(prefix + "/")]
+
+
+def expect_delivered(opencode: OpenCode, project: Path, station: Station, receiver: Receiver) -> list[Stored]:
+    """Everything of the project's sessions arrives, once, with OpenCode's own tokens and cost."""
+    wait_until(lambda: station.counts().delivered and station.counts().pending == 0, DELIVERY_S)
+    own = sessions(opencode, project)
+    (root,) = [one["id"] for one in own if one["parent_id"] is None]
+    messages = [message for one in own for message in opencode.stored(one["id"])]
+    calls = [one["info"] for one in messages if one["info"]["role"] == "assistant"]
+    tools = [part for one in messages for part in one["parts"] if part["type"] == "tool"]
+    expected = len(own) + len(messages) + len(tools)
+    wait_until(lambda: len(arrived(receiver, root)) >= expected and station.counts().pending == 0, DELIVERY_S)
+    rows = arrived(receiver, root)
+    assert len(rows) == len(receiver.rows()) == expected
+    assert {row.log.properties["Helicone-Session-Id"] for row in rows} == {root}
+    answers = [row.log for row in rows if row.log.model == "fake/fake-large"]
+    assert len(answers) == len(calls)
+    assert sum(log.cost_usd for log in answers) == pytest.approx(sum(call["cost"] for call in calls))
+    assert sum(log.prompt_tokens + log.cache_read_tokens for log in answers) == sum(
+        call["tokens"]["input"] + call["tokens"]["cache"]["read"] for call in calls
+    )
+    assert sum(log.completion_tokens for log in answers) == sum(
+        call["tokens"]["output"] + call["tokens"]["reasoning"] for call in calls
+    )
+    return rows
+
+
+@pytest.mark.parametrize("script", ["hello", "tools", "http401", "task"])
+def test_a_run_of_opencode_is_delivered_whole(
+    opencode: OpenCode, station: Station, receiver: Receiver, tmp_path: Path, script: str
+) -> None:
+    project = project_with_plugin(opencode, tmp_path / "project")
+    with worker(station):
+        opencode.run(project, f"[[script:{script}]] do it", environ=for_opencode(station))
+        rows = expect_delivered(opencode, project, station, receiver)
+    statuses = {row.log.status for row in rows if row.log.model == "fake/fake-large"}
+    assert statuses == ({401} if script == "http401" else {200})
+    if script == "task":
+        assert any("/tool-task/ses_" in row.path for row in rows)
+
+
+def test_an_abort_and_two_prompts_of_one_session_are_delivered_whole(
+    opencode: OpenCode, station: Station, receiver: Receiver, tmp_path: Path
+) -> None:
+    project = project_with_plugin(opencode, tmp_path / "project")
+    with worker(station), opencode.serve(project, environ=for_opencode(station)) as server:
+        session = server.new_session()
+        server.prompt(session, "[[script:hello]] one")
+        server.prompt(session, "[[script:second]] two")
+        server.prompt_async(session, "[[script:slow:200]] three")
+        wait_until(lambda: len(server.messages(session)) == 6 and server.messages(session)[-1]["parts"], 60)
+        server.abort(session)
+        wait_until(lambda: "error" in server.messages(session)[-1]["info"], 60)
+        rows = expect_delivered(opencode, project, station, receiver)
+    answers = {row.path.rsplit("/", 1)[1]: row.log for row in rows if row.log.model == "fake/fake-large"}
+    assert {name: log.status for name, log in answers.items()} == {"msg-1": 200, "msg-3": 200, "msg-5": 500}
+    assert json.loads(answers["msg-5"].response_body)["error"]["message"]
+
+
+def output_without_our_plugin(opencode: OpenCode, directory: Path) -> tuple[int, str]:
+    finished = opencode.run(opencode.project(directory), "[[script:hello]] do it")
+    return finished.exit_code, finished.output
+
+
+def test_without_a_worker_and_with_nobody_listening_opencode_is_the_same_and_nothing_is_lost(
+    opencode: OpenCode, station: Station, receiver: Receiver, tmp_path: Path
+) -> None:
+    project = project_with_plugin(opencode, tmp_path / "project")
+    away = replace(station, endpoint="http://127.0.0.1:9")
+    # First nobody to deliver, then nobody to deliver to.
+    for current in (station, away):
+        finished = opencode.run(project, "[[script:hello]] do it", environ=for_opencode(current))
+        assert (finished.exit_code, finished.output) == output_without_our_plugin(
+            opencode, tmp_path / f"plain-{current.endpoint.rsplit(':', 1)[1]}"
+        )
+    wait_until(lambda: station.counts().pending == 4)
+    with worker(station):
+        wait_until(lambda: station.counts().delivered == 2, DELIVERY_S)
+    assert len(receiver.rows()) == 3
+    assert station.counts().pending == 2
+
+
+def test_a_project_with_its_own_app_package_and_env_file_redirects_nothing(
+    opencode: OpenCode, station: Station, receiver: Receiver, tmp_path: Path
+) -> None:
+    project = project_with_plugin(opencode, tmp_path / "project")
+    trap = tmp_path / "trapped"
+    (project / "app").mkdir()
+    for name in ("__init__", "__main__", "hook", "worker"):
+        (project / "app" / f"{name}.py").write_text(f"open({str(trap)!r}, 'w')\n")
+    (project / ".env").write_text(f"HELICONE_ENDPOINT=http://127.0.0.1:9\nOPENCODE_HELICONE_SPOOL_DIRECTORY={trap}\n")
+    station = replace(station, variables={"OPENCODE_HELICONE_WORKER": "auto"})
+    environ = {**for_opencode(station), "PYTHONPATH": ".", "PYTHONSTARTUP": "app/__init__.py"}
+    try:
+        opencode.run(project, "[[script:hello]] do it", environ=environ)
+        expect_delivered(opencode, project, station, receiver)
+    finally:
+        end_automatic_workers(station)
+    assert not trap.exists()

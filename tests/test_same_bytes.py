@@ -1,0 +1,200 @@
+"""One session, two ways in: what OpenCode's events built up, through a hook; and its export, through an import.
+
+Both must come to the same jobs: the same keys, the same request ids, the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import ledger
+from app.parse import parse
+from app.transcript import Turn
+from tests import recorded
+from tests.processes import Station, hook
+from tests.recorded import Snapshot
+
+RECORDS = 297
+"""Of all exports."""
+POLICIES: dict[str, dict[str, str]] = {
+    "full": {},
+    "metadata_only": {"OPENCODE_HELICONE_EXPORT_MODE": "metadata_only"},
+    "patterns, prefix and user": {
+        "OPENCODE_HELICONE_REDACT_PATTERNS": json.dumps([r"[\w.]+@example\.com", "hello"]),
+        "OPENCODE_HELICONE_SESSION_PATH_PREFIX": "/team/work",
+        "OPENCODE_HELICONE_USER_ID": "ada",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    state: str
+    facts_ms: int
+    bodies: tuple[ledger.Body, ...]
+
+
+Jobs = dict[tuple[str, str], tuple[str, Job]]
+"""(session, turn) -> key and job, of the version that counts."""
+
+
+def machine(home: Path, **variables: str) -> Station:
+    home.mkdir()
+    return Station(home, "http://127.0.0.1:9", variables=variables)
+
+
+def jobs(station: Station) -> Jobs:
+    with station.ledger() as db:
+        rows = db.execute(
+            "select j.id, s.name as session, t.name as turn, j.key, j.state, j.facts_ms from job j"
+            " join turn t on t.id = j.turn_id join session s on s.id = t.session_id where j.state <> 'superseded'"
+        ).fetchall()
+        return {
+            (row["session"], row["turn"]): (
+                row["key"],
+                Job(row["state"], row["facts_ms"], tuple(ledger._bodies(db, row["id"], row["key"]))),
+            )
+            for row in rows
+        }
+
+
+def from_events() -> list[Snapshot]:
+    """Of each recording that has an export, the session that was exported."""
+    return [recorded.replayed(name)[recorded.export(name)["root"]] for name in recorded.exported()]
+
+
+def captured(station: Station, snapshots: list[Snapshot]) -> Jobs:
+    with hook(station) as process:
+        for snapshot in snapshots:
+            process.show(snapshot)
+        assert process.end() == 0
+    assert station.text("hook.log") == ""
+    return jobs(station)
+
+
+def imported(station: Station) -> Jobs:
+    files = []
+    for path in sorted(recorded.FOLDER.glob("*.export.json")):
+        files.append(station.home / path.name)
+        files[-1].write_text(recorded.filled(path.read_text("utf-8")), "utf-8")
+    done = station.run("import", *map(str, files))
+    assert done.returncode == 0, done.stderr
+    return jobs(station)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Jobs]:
+    """What a hook made of all recordings under a policy; each policy's is made once."""
+
+    @cache
+    def made(policy: str) -> Jobs:
+        return captured(machine(tmp_path_factory.mktemp("live") / "home", **POLICIES[policy]), from_events())
+
+    return made
+
+
+def assert_same(found: Jobs, expected: Jobs) -> None:
+    """One by one, so that a failure names the turn and prints no megabytes."""
+    assert found.keys() == expected.keys()
+    for turn, told in expected.items():
+        assert found[turn] == told
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_events_through_the_hook_and_exports_through_import_give_the_same_bytes(
+    tmp_path: Path, live: Callable[[str], Jobs], policy: str
+) -> None:
+    later = imported(machine(tmp_path / "home", **POLICIES[policy]))
+    assert len({session for session, _ in later}) == len(recorded.exported())
+    assert sum(len(job.bodies) for _, job in later.values()) == RECORDS
+    assert_same(live(policy), later)
+
+
+# --- as the plugin cuts it -------------------------------------------------------------------------------------------
+
+
+def turn_of(message: dict[str, Any]) -> str:
+    info = message["info"]
+    return str(info["id"] if info["role"] == "user" else info.get("parentID", info["id"]))
+
+
+def subagents_of(message: dict[str, Any]) -> list[str]:
+    found = [part.get("state", {}).get("metadata", {}).get("sessionId") for part in message["parts"]]
+    return [session for session in found if session]
+
+
+def cuts(messages: list[dict[str, Any]]) -> list[int]:
+    """Positions from which on no message belongs to a turn that begins before, as in the plugin."""
+    first: dict[str, int] = {}
+    for index, message in enumerate(messages):
+        first.setdefault(turn_of(message), index)
+    reach = [first[turn_of(message)] for message in messages]
+    return [index for index in range(len(messages)) if min(reach[index:]) >= index]
+
+
+def ordered(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """The root's messages."""
+    return sorted(
+        snapshot["sessions"][0]["messages"], key=lambda one: (one["info"]["time"]["created"], one["info"]["id"])
+    )
+
+
+def piece(snapshot: Snapshot, start: int, end: int) -> Snapshot:
+    """What the plugin sends of the messages from `start` to before `end`: with them the subagents that they name."""
+    root, *others = snapshot["sessions"]
+    messages = ordered(snapshot)[start:end]
+    named = {session for message in messages for session in subagents_of(message)}
+    taken = [entry for entry in others if entry["info"]["id"] in named]
+    own = {"info": root["info"], "messages": messages, "first_index": start}
+    return {"root": snapshot["root"], "sessions": [own, *taken]}
+
+
+def growing(snapshot: Snapshot) -> Iterator[Snapshot]:
+    """One snapshot for each turn: the first whole, the later ones with what was touched since. Then it gets a title."""
+    messages = ordered(snapshot)
+    for start, end in pairwise([*cuts(messages), len(messages)]):
+        part = piece(snapshot, start, end)
+        info = part["sessions"][0]["info"]
+        if end < len(messages):
+            untold = {"title": "New session", "time": {**info["time"], "updated": info["time"]["created"]}}
+            part["sessions"][0]["info"] = {**info, **untold}
+        yield part
+
+
+def test_snapshots_cut_as_the_plugin_cuts_them_give_the_same_jobs_as_the_whole(
+    tmp_path: Path, live: Callable[[str], Jobs]
+) -> None:
+    snapshots = from_events()
+    pieces = [part for snapshot in snapshots for part in growing(snapshot)]
+    assert len(pieces) > len(snapshots) + 100
+    assert_same(captured(machine(tmp_path / "home"), pieces), live("full"))
+
+
+SHAPES = {name: recorded.export(name) for name in recorded.exported()}
+
+
+@settings(max_examples=50)
+@given(name=st.sampled_from(sorted(SHAPES)), dice=st.randoms(use_true_random=False))
+def test_a_turn_is_the_same_value_whatever_came_with_it(name: str, dice: Any) -> None:
+    snapshot = SHAPES[name]
+    messages = ordered(snapshot)
+    start = dice.choice(cuts(messages))
+    end = dice.choice([*(at for at in cuts(messages) if at > start), len(messages)])
+    part = piece(snapshot, start, end)
+    for entry in part["sessions"]:
+        # OpenCode promises no order.
+        entry["messages"] = dice.sample(entry["messages"], len(entry["messages"]))
+    turns: dict[str, Turn] = {turn.id: turn for turn in parse(snapshot).turns}
+    carried = parse(part).turns
+    assert carried
+    assert all(turns[turn.id] == turn for turn in carried)
