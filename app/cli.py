@@ -62,11 +62,10 @@ def main() -> None:
     """The process. Every expected failure is one line on stderr; a bug is one line without any transcript text."""
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None when it was closed before we came
         # A file name need not be valid UTF-8, and a terminal need not be able to show all of Unicode.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # it is a TextIOWrapper
+        stream.reconfigure(errors="backslashreplace")
     try:
-        app(
-            prog_name=PROGRAM
-        )  # ends the process; also, with STOPPED, on Ctrl-C, and quietly when nobody reads any more
+        # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
+        app(prog_name=PROGRAM)
     except (SettingsError, PatternError, EndpointError) as error:
         _complain(str(error))
         sys.exit(USAGE)

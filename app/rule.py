@@ -87,7 +87,7 @@ def _end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence
 
 
 _WORD = _compiled(rb"[A-Za-z0-9+/_.~-]*={0,2}")
-_KEY_REST_MIN, _REST_MIN = 3, 8
+_KEY_REST_MIN, _REST_MIN, _LONG_REST_MIN = 3, 8, 20
 
 
 def _is_random(word: bytes, length_min: int) -> bool:
@@ -266,11 +266,10 @@ def broken_secrets(view: View, begun: AbstractSet[tuple[str, int]]) -> Iterator[
     """The same in a view whose line ends were taken out: what goes over one.
 
     What is known by its place alone must have `begun` (rule and start in the text) in the line before: it is a secret
-    without the next line, too.
+    without the next line, too. Only a next line that is long and random as a key needs no such beginning.
     """
-    names = {name for name, _ in begun}
     for rule in RULES if _ANY_KEY.search(view.data) else _PLACES:
-        if rule.is_key or rule.name in names:
-            for start, end in find(rule, view, view.starts):
-                if rule.is_key or (rule.name, view.source(start, end)[0]) in begun:
-                    yield rule.name, start, end
+        for start, end in find(rule, view, view.starts):
+            rest = end - view.starts[bisect_right(view.starts, start)]
+            if rule.is_key or rest >= _LONG_REST_MIN or (rule.name, view.source(start, end)[0]) in begun:
+                yield rule.name, start, end

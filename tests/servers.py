@@ -280,7 +280,10 @@ def sip(data: bytes, *, bytes_each: int, interval_s: float) -> Act:
 
     def act(exchange: Exchange) -> None:
         while exchange.body_bytes_left > 0 and not exchange.stopped.wait(interval_s):
-            exchange.body_bytes_left -= len(exchange.connection.recv(bytes_each)) or exchange.body_bytes_left
+            chunk = exchange.connection.recv(bytes_each)
+            if not chunk:
+                raise ConnectionAbortedError("the client hung up")
+            exchange.body_bytes_left -= len(chunk)
         exchange.send(data)
 
     return act

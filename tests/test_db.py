@@ -220,9 +220,13 @@ def test_private_file_keeps_what_is_in_the_file(tmp_path: Path) -> None:
 
 
 def test_transaction_rolls_back_on_any_exception(db: sqlite3.Connection) -> None:
-    with pytest.raises(KeyboardInterrupt), transaction(db):
-        db.execute("insert into meta values ('a', 'b')")
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with transaction(db):
+            db.execute("insert into meta values ('a', 'b')")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert not db.in_transaction
     assert db.execute("select count(*) from meta where name = 'a'").fetchone()[0] == 0
 

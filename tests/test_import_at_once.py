@@ -67,10 +67,10 @@ def test_a_second_import_finds_everything_known_before_and_after_delivery(statio
     assert [row.sends for row in receiver.rows()] == [1] * (RECORDS + 3)
 
 
-def test_eight_imports_at_once_make_one_job_of_each_turn_and_two_workers_post_it_once(
+def test_eight_imports_at_once_make_one_job_of_each_turn_and_a_worker_posts_it_once(
     station: Station, receiver: Receiver, at_once: Callable[[str, int, list[str]], None]
 ) -> None:
-    with worker(station), worker(station):
+    with worker(station):
         at_once(IMPORT, PROCESSES, [json.dumps(station.environ), *files()])
         wait_until(lambda: station.delivered(JOBS))
     with station.ledger() as db:

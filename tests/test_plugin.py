@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from app.install import SOURCE, Global, Project, install, render, uninstall
+from app.install import SOURCE, Global, Project, install, render
 from tests.opencode import MODEL, Finished, OpenCode, Server, install_opencode, unavailable
 from tests.waiting import wait_until
 
@@ -802,21 +802,28 @@ def test_hook_that_keeps_dying_is_not_started_for_every_event(host: Host, hook: 
     assert "hook ended: exit code 7; command" in (spool / "logs" / "plugin.log").read_text()
 
 
-@in_both_runtimes
-def test_stopped_hook_costs_no_memory_and_gets_the_newest_state_when_it_goes_on(
-    host: Host, hook: StandIn, spool: Path
-) -> None:
-    hook.behave("stop")
-    load = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
-    before = host.call("held")
+def held_after_many_prompts(host: Host, load: int) -> int:
+    """What the process holds, in bytes, after 40 answers of 2 MiB, each the only one of its session."""
     for number in range(1, 81, 2):
         messages = (user(number), assistant(number + 1, number, text=f"answer {number} "))
         host.call("have", session="ses_a", value=session("ses_a", *messages), grow=2 * MEBIBYTE)
         host.tell(busy("ses_a"), *(told("ses_a", message) for message in messages), idle("ses_a"))
         host.call("nap")
     host.call("dispose", load=load)
-    assert host.call("held") - before < 32 * MEBIBYTE
-    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    held: int = host.call("held")
+    return held
+
+
+@in_both_runtimes
+def test_stopped_hook_costs_no_memory_and_gets_the_newest_state_when_it_goes_on(
+    hosting: Hosting, hook: StandIn, spool: Path
+) -> None:
+    hook.behave("stop")
+    options = {"spoolDirectory": str(spool)}
+    disabled, host = hosting(), hosting()
+    without = held_after_many_prompts(disabled, disabled.load(hook.plugin(), {"enable": False}))
+    assert held_after_many_prompts(host, host.load(hook.plugin(), options)) - without < 16 * MEBIBYTE
+    host.load(hook.plugin(), options)
     hook.signal(signal.SIGCONT)
     wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
     own = hook.snapshots("ses_a")[1]["sessions"][0]

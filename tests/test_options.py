@@ -1,0 +1,251 @@
+"""Each option from each source changes what happens: captured by a hook's desk, delivered by a worker's own objects.
+
+    default < config file < plugin options < .env < environment < command line
+
+Not that a value arrives, which is for the settings' own tests, but that somebody obeys it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from app import clock, ledger
+from app.db import open_ledger
+from app.hook import Desk
+from app.inbox import Inbox
+from app.settings import SettingsError
+from app.sources import Sources, unattended
+from app.worker import CONSUMER, LOOK_MS, Worker
+from tests.processes import PROJECT, Station, hook, worker
+from tests.recorded import export, export_files
+from tests.servers import Scripted, answer, api_key, receiving, scripted
+from tests.waiting import wait_until
+
+JOBS = 2
+SEED = 7
+BASES_MS = (1_000, 60_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One machine, and what is told to the program there."""
+
+    home: Path
+    sources: Sources
+    plugin: dict[str, object]
+    server: Scripted
+
+    @property
+    def spool(self) -> Path:
+        return self.home / "spool"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    variable: str
+    field: str
+    value: object
+    """Another one than the default."""
+    observe: Callable[[Place], object]
+    by_default: object
+    changed: object
+
+
+def capture(place: Place) -> None:
+    """A hook's whole work, in this process: the lines of an OpenCode that was asked one question."""
+    line = {"v": 1, "directory": PROJECT, "options": place.plugin, "spool": place.plugin.get("spoolDirectory")}
+    session = export("a_simple")
+    lines = [{**line, "type": "open", "session": session["root"]}, {**line, "type": "snapshot", **session}]
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as pipe:
+        inbox = Inbox(pipe.fileno())
+        with open(writer, "wb") as other_end:
+            other_end.writelines(json.dumps(one).encode() + b"\n" for one in lines)
+        Desk(inbox, place.sources).serve()
+
+
+@contextmanager
+def delivering(place: Place) -> Iterator[Worker]:
+    """A worker that was started apart from the hook, without its threads: a test takes its steps."""
+    made = Worker(place.sources)
+    try:
+        made.huey.create_consumer(**CONSUMER)
+        yield made
+    finally:
+        made.close()
+        made.bell.close()
+        made.db.close()
+
+
+def attempt(made: Worker) -> None:
+    """Try the oldest job, as if its time had come."""
+    made.db.execute("update job set due_ms = 1 where state = 'pending'")
+    made._answer(made.db.execute("select key from job order by id").fetchone()[0])
+
+
+def text_of_bodies(spool: Path) -> str:
+    with closing(open_ledger(spool)) as db:
+        jobs = db.execute("select id, key from job").fetchall()
+        return "\n".join(body.body.decode() for job in jobs for body in ledger._bodies(db, job["id"], job["key"]))
+
+
+# --- what each option decides ----------------------------------------------------------------------------------------
+
+
+def something_is_written(place: Place) -> bool:
+    capture(place)
+    return place.spool.exists()
+
+
+def ledgers(place: Place) -> list[str]:
+    capture(place)
+    return [path.parent.name for path in place.home.rglob("ledger.db")]
+
+
+def paths(place: Place) -> set[str]:
+    capture(place)
+    metas = [json.loads(body)["providerRequest"]["meta"] for body in text_of_bodies(place.spool).split("\n")]
+    return {meta["Helicone-Session-Path"].split("/ses_")[0] for meta in metas}
+
+
+def tells_of_the_title(place: Place) -> bool:
+    capture(place)
+    return "Fake Generated" in text_of_bodies(place.spool)
+
+
+def pause_between_looks_ms(place: Place) -> int:
+    capture(place)
+    with delivering(place) as made:
+        return made._look()
+
+
+def dropped_by_a_look(place: Place) -> dict[str, int]:
+    capture(place)
+    with delivering(place) as made:
+        for _ in range(JOBS):
+            attempt(made)
+        made._look()
+        return dict(ledger.counts(made.db).dropped_by_reason)
+
+
+def posts_before_a_job_is_dead(place: Place) -> int:
+    capture(place)
+    with delivering(place) as made:
+        while ledger.counts(made.db).dead == 0:
+            attempt(made)
+    return len(place.server.requests)
+
+
+def base_of_the_first_delay_ms(place: Place) -> list[int]:
+    """The first retry comes `dice * base` after the attempt: which base that was, by dice that are known."""
+    capture(place)
+    dice = random.Random(SEED).random()
+    with delivering(place) as made:
+        random.seed(SEED)
+        before_ms = clock.now_ms()
+        attempt(made)
+        after_ms = clock.now_ms()
+        due_ms = made.db.execute("select due_ms from job where failures = 1").fetchone()[0]
+    return [base for base in BASES_MS if before_ms <= due_ms - int(dice * base) <= after_ms]
+
+
+OPTIONS = {
+    "enable": Option("ENABLE", "enable", False, something_is_written, True, False),
+    "spoolDirectory": Option("SPOOL_DIRECTORY", "spool_directory", "elsewhere", ledgers, ["spool"], ["elsewhere"]),
+    "sessionPathPrefix": Option("SESSION_PATH_PREFIX", "session_path_prefix", "/team", paths, {"/opencode"}, {"/team"}),
+    "redactPatterns": Option("REDACT_PATTERNS", "redact_patterns", ["fake gen"], tells_of_the_title, True, False),
+    "flushInterval": Option("FLUSH_INTERVAL", "flush_interval_ms", 50, pause_between_looks_ms, LOOK_MS, 50),
+    "maxSpoolSize": Option("MAX_SPOOL_SIZE", "max_spool_bytes", 1, dropped_by_a_look, {}, {"size": JOBS}),
+    "maxSpoolAge": Option("MAX_SPOOL_AGE", "max_spool_age_ms", 1, dropped_by_a_look, {}, {"age": JOBS}),
+    "maxRetries": Option("MAX_RETRIES", "max_retries", 1, posts_before_a_job_is_dead, 6, 2),
+    "retryBaseDelay": Option(
+        "RETRY_BASE_DELAY", "retry_base_delay_ms", BASES_MS[1], base_of_the_first_delay_ms, [BASES_MS[0]], [BASES_MS[1]]
+    ),
+}
+SOURCES = ("command line", "environment", ".env", "plugin", "config file")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Nothing is set but where to send, and the spool by the source that all others overrule."""
+    home = tmp_path / "home"
+    config = home / "config" / "opencode-helicone"
+    config.mkdir(parents=True)
+    # Where the user's config folder is, is asked of the system.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    (config / "config.toml").write_text(f"spoolDirectory = {json.dumps(str(home / 'spool'))}\n", "utf-8")
+    with scripted(answer(503)) as server:
+        environ = {
+            "HOME": str(home),
+            "HELICONE_ENDPOINT": server.url,
+            "HELICONE_API_KEY": api_key(),
+            "OPENCODE_HELICONE_WORKER": "external",
+        }
+        yield Place(home, unattended(environ), {}, server)
+
+
+def told(place: Place, source: str, name: str) -> Place:
+    """The same place, with one option set in one source."""
+    option = OPTIONS[name]
+    value = str(place.home / str(option.value)) if name == "spoolDirectory" else option.value
+    variable, text = f"OPENCODE_HELICONE_{option.variable}", value if isinstance(value, str) else json.dumps(value)
+    config = place.home / "config" / "opencode-helicone"
+    environ = place.sources.environ
+    match source:
+        case "command line":
+            return replace(place, sources=replace(place.sources, command_line={option.field: value}))
+        case "environment":
+            environ = {**environ, variable: text}
+        case ".env":
+            (config / ".env").write_text(f"{variable}={text}\n", "utf-8")
+        case "plugin":
+            return replace(place, plugin={name: value})
+        case _:
+            lines = (config / "config.toml").read_text("utf-8").splitlines()
+            kept = [line for line in lines if not line.startswith(f"{name} ")]
+            (config / "config.toml").write_text("\n".join([*kept, f"{name} = {json.dumps(value)}", ""]), "utf-8")
+    return replace(place, sources=unattended(environ))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_happens_by_default(place: Place, name: str) -> None:
+    assert OPTIONS[name].observe(place) == OPTIONS[name].by_default
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_changes_what_happens(place: Place, name: str, source: str) -> None:
+    option = OPTIONS[name]
+    assert option.changed != option.by_default
+    assert option.observe(told(place, source, name)) == option.changed
+
+
+# --- the same, between processes -------------------------------------------------------------------------------------
+
+
+def test_a_consumer_started_apart_obeys_the_delivery_options_that_a_plugin_brought(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with receiving(tmp_path / "store.db") as receiver:
+        station = Station(tmp_path / "home", receiver.url)
+        receiver.fault({"status": 503, "times": 1_000})
+        with hook(station) as process:
+            process.show(export("a_simple"), options={"maxRetries": 1, "retryBaseDelay": 1})
+            assert process.end() == 0
+        with worker(station):
+            wait_until(lambda: station.counts().dead == JOBS)
+        assert len(receiver.sends()) == 2 * JOBS
+
+
+def test_the_command_line_says_where_the_spool_is(tmp_path: Path) -> None:
+    station = Station(tmp_path, "http://127.0.0.1:9")
+    done = station.run("import", "--spool-directory", str(tmp_path / "elsewhere"), str(*export_files("a_simple")))
+    assert done.returncode == 0, done.stderr
+    assert [path.parent.name for path in tmp_path.rglob("ledger.db")] == ["elsewhere"]
