@@ -70,7 +70,7 @@ _NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-
 _LEADING_NAME = _compiled(rb"[a-z0-9_-]*")
 
 _PLACEHOLDER = _compiled(
-    rb"^(?:<[^<>]*>|\[[^\[\]]*\]|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?|\$[a-z_]*|%[a-z_]*%|%\(?[a-z_]*\)?[sdr]?"
+    rb"^(?:<[^<>]*>|\[[^\[\]]*\]|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?|\$[a-z_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
     rb"|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|[*.x\xe2\x80\xa2\xa6#-]+|\.\.\.|your[ _-].*)$"
 )
 _PLAIN_WORD = _compiled(

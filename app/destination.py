@@ -56,6 +56,13 @@ def _destination(db: sqlite3.Connection, endpoint: str, key_fingerprint: str) ->
     return None if row is None else _read_destination(row)
 
 
+def is_used(db: sqlite3.Connection, destination_id: int) -> bool:
+    """Whether a session was ever captured for it."""
+    return (
+        db.execute("select 1 from session where destination_id = ? limit 1", (destination_id,)).fetchone() is not None
+    )
+
+
 def by_id(db: sqlite3.Connection, destination_id: int) -> Destination:
     return _read_destination(db.execute("select * from destination where id = ?", (destination_id,)).fetchone())
 
@@ -122,9 +129,7 @@ def refuse(db: sqlite3.Connection, reason: str, now_ms: int) -> None:
     )
 
 
-def pause(  # noqa: PLR0913 - one row's columns
-    db: sqlite3.Connection, destination_id: int, *, reason: str, count: int, probe_ms: int, now_ms: int
-) -> None:
+def pause(db: sqlite3.Connection, destination_id: int, *, reason: str, count: int, probe_ms: int, now_ms: int) -> None:
     """fine or paused -> paused: nothing is claimed before `probe_ms`, and then one job at a time.
 
     `count` is the number of probes failed in a row, as the attempt knew it that now ends: of a dozen jobs that were in

@@ -87,8 +87,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
     if known is not None and known[0] != session.id:
         done.under = known[0]
         return done
-    user_id = known[1] if known is not None else _first_user_id(db, transcript, capture, place)
-    for export in _exports(transcript, capture, user_id, abandoned=abandoned):
+    user_id = known[1] if known is not None else first_user_id(db, transcript, capture, place)
+    for export in exports(transcript, capture, user_id, abandoned=abandoned):
         if isinstance(export, Turn):
             done.waiting.append(export)
             continue
@@ -110,7 +110,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
 
 
 @dataclass(frozen=True, slots=True)
-class _Export:
+class Export:
     """One job to be: the parts of its key, and how its records are made if the ledger wants them."""
 
     turn: str
@@ -123,7 +123,7 @@ class _Export:
 def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
     db: sqlite3.Connection,
     version: Version,
-    export: _Export,
+    export: Export,
     capture: Capture,
     place: Place,
     done: Enqueued,
@@ -154,7 +154,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
             done.shut += 1
 
 
-def _first_user_id(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> str:
+def first_user_id(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> str:
     """A subagent exported before its root has frozen its user id already; the root takes it over."""
     for turn in transcript.turns:
         for child in children(turn):
@@ -164,7 +164,7 @@ def _first_user_id(db: sqlite3.Connection, transcript: Transcript, capture: Capt
     return capture.user_id
 
 
-def _exports(transcript: Transcript, capture: Capture, user_id: str, *, abandoned: bool) -> Iterator[_Export | Turn]:
+def exports(transcript: Transcript, capture: Capture, user_id: str, *, abandoned: bool) -> Iterator[Export | Turn]:
     """The session's record, then its turns in order; a bare turn is one that waits."""
     session = transcript.session
     # Without a turn of its own a session says nothing yet.
@@ -181,21 +181,21 @@ def _exports(transcript: Transcript, capture: Capture, user_id: str, *, abandone
             yield turn
 
 
-def _session_export(session: Session, capture: Capture, user_id: str) -> _Export:
+def _session_export(session: Session, capture: Capture, user_id: str) -> Export:
     def encode() -> tuple[Record, ...]:
         shown = _session_to_leave(session, capture)
         return (encode_session(shown, _frame(shown, capture, user_id, interrupted=False)),)
 
-    return _Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), encode)
+    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), encode)
 
 
-def _turn_export(turn: Turn, capture: Capture, user_id: str, *, interrupted: bool) -> _Export:
+def _turn_export(turn: Turn, capture: Capture, user_id: str, *, interrupted: bool) -> Export:
     def encode() -> tuple[Record, ...]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
         return encode_turn(shown, _frame(shown.session, capture, user_id, interrupted=interrupted))
 
-    return _Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), encode)
+    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), encode)
 
 
 def _session_to_leave(session: Session, capture: Capture) -> Session:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from app.status import Jobs, read_destinations, read_hooks, read_workers, waitin
 from app.worker import Worker, take_over_keyless
 
 LOOK_S = 0.1
-EVER_MS = 1 << 62
-"""Later than all times of the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +48,13 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
         end_s = time.monotonic() + timeout_s
 
         def is_over() -> bool:
-            return time.monotonic() >= end_s or not (_is_pending(db, ours.id) or _backlog(spool, ours.id))
+            return time.monotonic() >= end_s or not (ledger.is_pending(db, ours.id) or _backlog(spool, ours.id))
 
         was_stopped = False
         while not is_over() and not was_stopped:
             if not ours.key_fingerprint and not _backlog(spool, ours.id):
                 break  # nothing is sent without a key, however long one waits
-            if ours.key_fingerprint and _is_pending(db, ours.id) and not _is_served(spool, ours.id):
+            if ours.key_fingerprint and ledger.is_pending(db, ours.id) and not _is_served(spool, ours.id):
                 was_stopped = not Worker(sources).run_until(is_over)
             else:
                 time.sleep(LOOK_S)
@@ -69,11 +66,6 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
             waiting=waiting([current], workers, clock.now_ms()),
             was_stopped=was_stopped,
         )
-
-
-def _is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
-    """Whether there will ever be something to send: also in backoff, also when the destination is paused for now."""
-    return ledger.sendable(db, destination_id, EVER_MS)
 
 
 def _is_served(spool: Spool, destination_id: int) -> bool:

@@ -115,7 +115,7 @@ def read_line(data: bytes) -> Line:
         raise LineError("options are no object")
     if spool is not None and not isinstance(spool, str):
         raise LineError("spool is no path")
-    return Line(**fields, options=options, spool=spool, message=message)  # type: ignore[arg-type]  # checked above
+    return Line(**fields, options=options, spool=spool, message=message)
 
 
 def _no_constant(_: str) -> None:

@@ -726,6 +726,14 @@ def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[
     return [(row["state"], row["error"], row["jobs"]) for row in rows]
 
 
+def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
+    """Whether anything waits, however long it will have to."""
+    row = db.execute(
+        "select 1 from job where destination_id = ? and state = 'pending' limit 1", (destination_id,)
+    ).fetchone()
+    return row is not None
+
+
 def sendable(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
     """Whether a worker has something to do now or soon: a pending job at a destination that is not paused."""
     row = db.execute(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from pathlib import Path
 from app.db import PRIVATE_FILE, private_directory
 
 SUFFIX = ".lock"
+TAKE_AGAIN_S = (0.001, 0.002, 0.004, 0.008, 0.016)
+"""Pauses between tries to take a lock: whoever only looks at it (`is_taken`) holds it for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,10 @@ class Announced:
         self._path = path
 
     def say(self, facts: Mapping[str, object]) -> None:
-        data = json.dumps(facts, sort_keys=True).encode()
-        os.ftruncate(self._descriptor, 0)
+        data = json.dumps(facts, sort_keys=True).encode() + b"\n"
+        # The first line counts, and it is whole at any moment: what is left of a longer one goes only afterwards.
         os.pwrite(self._descriptor, data, 0)
+        os.ftruncate(self._descriptor, len(data))
 
     def withdraw(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -80,8 +84,8 @@ def _ask(path: Path) -> Mapping[str, object] | None:
 
 def _parse(data: bytes) -> Mapping[str, object]:
     try:
-        says = json.loads(data)
-    except ValueError:  # read in the middle of a `say`, or before the first
+        says = json.loads(data.partition(b"\n")[0])
+    except ValueError:  # before the first `say`
         return {}
     return says if isinstance(says, dict) else {}
 
@@ -97,13 +101,16 @@ class Only:
     def take(self) -> bool:
         """False when somebody else has it."""
         descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        self._descriptor = descriptor
-        return True
+        for pause_s in TAKE_AGAIN_S:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(pause_s)
+            else:
+                self._descriptor = descriptor
+                return True
+        os.close(descriptor)
+        return False
 
     def release(self) -> None:
         if self._descriptor is not None:
@@ -121,8 +128,16 @@ class Only:
 
 
 def is_taken(path: Path) -> bool:
-    """Whether somebody holds the `Only` lock of this path."""
-    if not path.exists():
+    """Whether somebody holds the `Only` lock of this path. Those who look do not take each other for a holder."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    with Only(path).held() as free:
-        return not free
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)

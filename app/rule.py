@@ -152,11 +152,9 @@ _PEM_HEADER = rb"(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset):[^\r\n]*"
 _PEM_BEGIN = rb"-----BEGIN[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
 _PEM_END = rb"-----END[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
 # The end may be missing or cut. Where spaces stand for line ends, a body of 16 and more is no word of a sentence.
-_PEM = (
-    _PEM_BEGIN
-    + rb"(?:" + _LINE_END + rb"(?:" + _PEM_HEADER + rb"|[A-Za-z0-9+/=]+)|[ \t]+[A-Za-z0-9+/=]{16,})*"
-    + rb"(?:(?:" + _LINE_END + rb"|[ \t]+(?:[A-Za-z0-9+/=]+[ \t]+)?)?-----END[A-Z0-9 +]*-{0,5})?"
-)
+_PEM_LINE = _LINE_END + rb"(?:" + _PEM_HEADER + rb"|[A-Za-z0-9+/=]+)|[ \t]+[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]+"
+_PEM_GAP = rb"(?:" + _LINE_END + rb"|[ \t]+(?:[A-Za-z0-9+/=]+[ \t]+)?)"
+_PEM = _PEM_BEGIN + rb"(?:" + _PEM_LINE + rb")*(?:" + _PEM_GAP + rb"?-----END[A-Z0-9 +]*-{0,5})?"
 _PEM_WITHOUT_BEGIN = rb"(?:[A-Za-z0-9+/=]{16,}" + _LINE_END + rb")+(?:[A-Za-z0-9+/=]+" + _LINE_END + rb")?" + _PEM_END
 
 _SIGN = (
@@ -242,7 +240,7 @@ _KEYS = (
     _word_token("authorization", rb"(?i)bearer[ \t]+", rb"[A-Za-z0-9._~+/=-]", 16),
 )
 _PLACES = (
-    _place("pem", _PEM, _whole),
+    replace(_place("pem", _PEM, _whole), is_key=True),
     _place("pem", _PEM_WITHOUT_BEGIN, _whole),
     _place("authorization", rb"(?i)authorization" + _SIGN, _header),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie),

@@ -52,10 +52,14 @@ def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destinati
 
     Without a key and without a chosen endpoint it is the one destination that any first key may take over.
     """
+    return destination.destination(db, *meant(db, settings), now_ms)
+
+
+def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
+    """(endpoint, key fingerprint): what tells that destination from others."""
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     chosen = key or "endpoint" in settings.origins
-    endpoint = normalise(settings.endpoint) if chosen else ""
-    return destination.destination(db, endpoint, destination.fingerprint(db, key), now_ms)
+    return (normalise(settings.endpoint) if chosen else ""), destination.fingerprint(db, key)
 
 
 def worker_signature(settings: Settings) -> str:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, fields
 from app import __version__, destination, ledger
 from app.db import open_ledger
 from app.destination import Destination
-from app.endpoint import normalise
 from app.ledger import Counts
 from app.presence import present
 from app.settings import Settings
-from app.spool import Spool
+from app.spool import Spool, meant
 
 KEY_CHARACTERS = 8
 """Of a key's fingerprint: enough to tell two keys apart."""
@@ -137,21 +136,14 @@ def read_destinations(db: sqlite3.Connection, settings: Settings) -> tuple[Desti
     ours = find_target(db, settings)
     found = [_destination(db, one, current=one == ours) for one in destination.destinations(db)]
     if ours is None:
-        found.append(_unknown(*_meant(db, settings)))
+        found.append(_unknown(*meant(db, settings)))
     return tuple(sorted(found, key=lambda one: not one.current))
 
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
     """The destination that the settings mean, None when nothing was ever captured for it."""
-    meant = _meant(db, settings)
-    return next((one for one in destination.destinations(db) if (one.endpoint, one.key_fingerprint) == meant), None)
-
-
-def _meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
-    """As `spool.target`, which would make a destination that is not there."""
-    key = settings.api_key.get_secret_value() if settings.api_key else ""
-    chosen = key or "endpoint" in settings.origins
-    return (normalise(settings.endpoint) if chosen else ""), destination.fingerprint(db, key)
+    ours = meant(db, settings)
+    return next((one for one in destination.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
 
 
 def _destination(db: sqlite3.Connection, one: Destination, *, current: bool) -> DestinationStatus:

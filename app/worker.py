@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
 import sys
 import threading
@@ -24,8 +25,8 @@ from app.bell import Bell
 from app.db import SchemaError, open_ledger
 from app.deliver import Courier, deliver
 from app.destination import Destination
-from app.endpoint import Route, routes
-from app.helicone import Client
+from app.endpoint import EndpointError, Route, routes
+from app.helicone import Client, ClientError
 from app.ledger import Body
 from app.presence import Announced, Only, present
 from app.retry import Outcome
@@ -179,7 +180,8 @@ class Worker:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         destination.probe_now(self.db, self.target.id, clock.now_ms())
-        take_over_keyless(self.db, self.target, clock.now_ms())
+        while take_over_keyless(self.db, self.target, clock.now_ms()):
+            pass  # it moves a bounded number at a time
         return self._look()
 
     def _look(self) -> int:
@@ -245,7 +247,10 @@ class Worker:
         if self.automatic and not self._only.take():
             return False
         try:
-            self.huey.create_consumer(**CONSUMER).run()
+            consumer = self.huey.create_consumer(**CONSUMER)
+            # Huey would start anew by sys.argv, which loses `-I -m app`; a terminal that closes means the end.
+            consumer._signal_actions[signal.SIGHUP] = (False, True)  # noqa: SLF001 - (restart, graceful)
+            consumer.run()
         finally:
             self.close()
         return True
@@ -280,14 +285,17 @@ class Worker:
 def take_over_keyless(db: sqlite3.Connection, ours: Destination, now_ms: int) -> int:
     """Adopt what was captured before any key was known, if it can only be meant for this destination.
 
-    That is so while no other key is known to the ledger for the same endpoint: with two of them, a session of one
-    project might end up in the other's Helicone. Then it waits until its project is captured again with a key.
+    That is so while nothing was captured for another key that it might be meant for as well: a session of one project
+    must not end up in the other's Helicone. Then it waits until its project is captured again with a key.
     """
     everyone = destination.destinations(db)
-    if not ours.key_fingerprint or any(other.key_fingerprint and other.id != ours.id for other in everyone):
-        return 0
-    keyless = [one for one in everyone if not one.key_fingerprint and one.endpoint in {"", ours.endpoint}]
-    return sum(ledger.adopt(db, one.id, ours.id, now_ms=now_ms) for one in keyless)
+    others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destination.is_used(db, one.id)]
+    moved = 0
+    for one in everyone if ours.key_fingerprint else []:
+        is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
+        if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
+            moved += ledger.adopt(db, one.id, ours.id, now_ms=now_ms)
+    return moved
 
 
 def __getattr__(name: str) -> Any:
@@ -296,5 +304,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     try:
         return Worker(typed(os.environ, Path.cwd())).huey
-    except (SettingsError, SchemaError, OSError, sqlite3.Error) as error:
+    except (SettingsError, EndpointError, ClientError, SchemaError, OSError, sqlite3.Error) as error:
         sys.exit(f"opencode-helicone: {error}")

@@ -42,11 +42,11 @@ def _key(rule: str, case: str, prefix: tuple[str, ...], alphabet: str, length: i
     return Sample(rule, case, f"the key is {secret} for now", secret)
 
 
-def pem(kind: str = "RSA ", lines: int = 8) -> str:
+def pem(kind: str, lines: int = 8, headers: str = "") -> str:
     body = noise("pem" + kind, _BASE64, 64 * lines - 20)
     wrapped = [body[at : at + 64] for at in range(0, len(body), 64)]
-    name = kind + "PRIV" + "ATE KEY"
-    return "\n".join((f"-----BEGIN {name}-----", *wrapped, f"-----END {name}-----"))
+    name = kind.replace("KEY", f"{'PRIV'}ATE KEY")
+    return "\n".join((f"-----BEGIN {name}-----", *headers.splitlines(), *wrapped, f"-----END {name}-----"))
 
 
 def jwt() -> str:
@@ -111,12 +111,12 @@ PLACES = (
     Sample("aws", "credentials", f"aws_secret_access_key = {_AWS}", _AWS),
     Sample("aws", "json", f'"SecretAccessKey": "{_AWS}"', _AWS),
     Sample("aws", "csv", f"{_ID},{_AWS}", _AWS),
-    Sample("azure", "storage", f"DefaultEndpointsProtocol=https;AccountName=x;Account" f"Key={_AZURE};", _AZURE),
-    Sample("azure", "bus", f"Endpoint=sb://x.example.com/;SharedAccess" f"Key={_AZURE}", _AZURE),
+    Sample("azure", "storage", f"DefaultEndpointsProtocol=https;AccountName=x;{'Account'}Key={_AZURE};", _AZURE),
+    Sample("azure", "bus", f"Endpoint=sb://x.example.com/;{'SharedAccess'}Key={_AZURE}", _AZURE),
     Sample("azure", "sas", f"https://x.example.com/c?sv=2024-01-01&sig={_SAS}&se=2030", _SAS),
     Sample("azure", "client", f"the client secret value is {_AZURE_CLIENT} there", _AZURE_CLIENT),
     Sample("slack", "webhook", f"https://hooks.slack.com/services/T00000000/B00000000/{_HOOK}", _HOOK),
-    Sample("gcp", "key-id", f'"private_key' f'_id": "{noise("gcp", _HEX, 40)}",', noise("gcp", _HEX, 40)),
+    Sample("gcp", "key-id", f'"{"private"}_key_id": "{noise("gcp", _HEX, 40)}",', noise("gcp", _HEX, 40)),
     Sample("url-password", "database", f"postgres://app:{_STRONG}@db.example.com:5432/app", _STRONG),
     Sample("url-password", "no-user", f"redis://:{_OPAQUE}@cache.example.com:6379", _OPAQUE),
     Sample("url-password", "user-only", f"https://{_OPAQUE}@git.example.com/a.git", _OPAQUE),
@@ -145,4 +145,18 @@ PLACES = (
     Sample("assignment", "passphrase", f'passphrase: "correct horse {_WORD} staple"', _WORD),
 )
 
-SAMPLES = KEYS + PLACES
+_PGP_HEADERS = "Version: GnuPG v2\n\n"
+_RSA_HEADERS = f"Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,{noise('iv', _HEX, 32).upper()}\n\n"
+PEMS = tuple(
+    Sample("pem", case, block, block)
+    for case, block in {
+        "rsa": pem("RSA KEY"),
+        "pkcs8": pem("KEY"),
+        "ec": pem("EC KEY", lines=2),
+        "openssh": pem("OPENSSH KEY"),
+        "encrypted": pem("RSA KEY", headers=_RSA_HEADERS),
+        "pgp": pem("PGP KEY BLOCK", headers=_PGP_HEADERS),
+        "in-code": pem("KEY").replace("\n", '\\n" +\n  "'),
+    }.items()
+)
+SAMPLES = KEYS + PLACES + PEMS

@@ -21,7 +21,6 @@ from app import clock, ledger
 from app.db import open_ledger
 from app.hook import Desk
 from app.inbox import Inbox
-from app.settings import SettingsError
 from app.sources import Sources, unattended
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
@@ -52,9 +51,9 @@ class Place:
 class Option:
     variable: str
     field: str
+    observe: Callable[[Place], object]
     value: object
     """Another one than the default."""
-    observe: Callable[[Place], object]
     by_default: object
     changed: object
 
@@ -65,10 +64,10 @@ def capture(place: Place) -> None:
     session = export("a_simple")
     lines = [{**line, "type": "open", "session": session["root"]}, {**line, "type": "snapshot", **session}]
     reader, writer = os.pipe()
-    with open(reader, "rb", buffering=0) as pipe:
+    with os.fdopen(reader) as pipe:
         inbox = Inbox(pipe.fileno())
-        with open(writer, "wb") as other_end:
-            other_end.writelines(json.dumps(one).encode() + b"\n" for one in lines)
+        with os.fdopen(writer, "w") as other_end:
+            other_end.writelines(json.dumps(one) + "\n" for one in lines)
         Desk(inbox, place.sources).serve()
 
 
@@ -86,9 +85,8 @@ def delivering(place: Place) -> Iterator[Worker]:
 
 
 def attempt(made: Worker) -> None:
-    """Try the oldest job, as if its time had come."""
-    made.db.execute("update job set due_ms = 1 where state = 'pending'")
-    made._answer(made.db.execute("select key from job order by id").fetchone()[0])
+    """Try the oldest job that is due."""
+    made._answer(made.db.execute("select key from job").fetchone()[0])
 
 
 def text_of_bodies(spool: Path) -> str:
@@ -140,6 +138,8 @@ def posts_before_a_job_is_dead(place: Place) -> int:
     capture(place)
     with delivering(place) as made:
         while ledger.counts(made.db).dead == 0:
+            # As if its time had come.
+            made.db.execute("update job set due_ms = 1 where state = 'pending'")
             attempt(made)
     return len(place.server.requests)
 
@@ -147,7 +147,7 @@ def posts_before_a_job_is_dead(place: Place) -> int:
 def base_of_the_first_delay_ms(place: Place) -> list[int]:
     """The first retry comes `dice * base` after the attempt: which base that was, by dice that are known."""
     capture(place)
-    dice = random.Random(SEED).random()
+    dice = random.Random(SEED).random()  # noqa: S311 - nothing to protect
     with delivering(place) as made:
         random.seed(SEED)
         before_ms = clock.now_ms()
@@ -158,16 +158,33 @@ def base_of_the_first_delay_ms(place: Place) -> list[int]:
 
 
 OPTIONS = {
-    "enable": Option("ENABLE", "enable", False, something_is_written, True, False),
-    "spoolDirectory": Option("SPOOL_DIRECTORY", "spool_directory", "elsewhere", ledgers, ["spool"], ["elsewhere"]),
-    "sessionPathPrefix": Option("SESSION_PATH_PREFIX", "session_path_prefix", "/team", paths, {"/opencode"}, {"/team"}),
-    "redactPatterns": Option("REDACT_PATTERNS", "redact_patterns", ["fake gen"], tells_of_the_title, True, False),
-    "flushInterval": Option("FLUSH_INTERVAL", "flush_interval_ms", 50, pause_between_looks_ms, LOOK_MS, 50),
-    "maxSpoolSize": Option("MAX_SPOOL_SIZE", "max_spool_bytes", 1, dropped_by_a_look, {}, {"size": JOBS}),
-    "maxSpoolAge": Option("MAX_SPOOL_AGE", "max_spool_age_ms", 1, dropped_by_a_look, {}, {"age": JOBS}),
-    "maxRetries": Option("MAX_RETRIES", "max_retries", 1, posts_before_a_job_is_dead, 6, 2),
+    "enable": Option("ENABLE", "enable", something_is_written, value=False, by_default=True, changed=False),
+    "spoolDirectory": Option(
+        "SPOOL_DIRECTORY", "spool_directory", ledgers, value="elsewhere", by_default=["spool"], changed=["elsewhere"]
+    ),
+    "sessionPathPrefix": Option(
+        "SESSION_PATH_PREFIX", "session_path_prefix", paths, value="/team", by_default={"/opencode"}, changed={"/team"}
+    ),
+    "redactPatterns": Option(
+        "REDACT_PATTERNS", "redact_patterns", tells_of_the_title, value=["fake gen"], by_default=True, changed=False
+    ),
+    "flushInterval": Option(
+        "FLUSH_INTERVAL", "flush_interval_ms", pause_between_looks_ms, value=50, by_default=LOOK_MS, changed=50
+    ),
+    "maxSpoolSize": Option(
+        "MAX_SPOOL_SIZE", "max_spool_bytes", dropped_by_a_look, value=1, by_default={}, changed={"size": JOBS}
+    ),
+    "maxSpoolAge": Option(
+        "MAX_SPOOL_AGE", "max_spool_age_ms", dropped_by_a_look, value=1, by_default={}, changed={"age": JOBS}
+    ),
+    "maxRetries": Option("MAX_RETRIES", "max_retries", posts_before_a_job_is_dead, value=1, by_default=6, changed=2),
     "retryBaseDelay": Option(
-        "RETRY_BASE_DELAY", "retry_base_delay_ms", BASES_MS[1], base_of_the_first_delay_ms, [BASES_MS[0]], [BASES_MS[1]]
+        "RETRY_BASE_DELAY",
+        "retry_base_delay_ms",
+        base_of_the_first_delay_ms,
+        value=BASES_MS[1],
+        by_default=[BASES_MS[0]],
+        changed=[BASES_MS[1]],
     ),
 }
 SOURCES = ("command line", "environment", ".env", "plugin", "config file")

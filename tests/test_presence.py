@@ -163,7 +163,9 @@ def test_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
 def test_who_only_looks_does_not_keep_a_lock_from_being_taken(tmp_path: Path) -> None:
     # Fifty hooks look whether a worker runs while one starts: none of them may be taken for that worker.
     path = tmp_path / "worker.lock"
-    Only(path).take()
+    only = Only(path)
+    assert only.take()
+    only.release()
     stop = threading.Event()
 
     def look() -> None:
@@ -173,7 +175,6 @@ def test_who_only_looks_does_not_keep_a_lock_from_being_taken(tmp_path: Path) ->
     lookers = [threading.Thread(target=look) for _ in range(3)]
     for looker in lookers:
         looker.start()
-    only = Only(path)
     taken = []
     for _ in range(300):
         taken.append(only.take())

@@ -352,3 +352,29 @@ def test_the_ledger_is_whole_after_all_of_that(station: Station) -> None:
         assert db.execute("pragma integrity_check").fetchone()[0] == "ok"
         assert db.execute("select count(*) from record").fetchone()[0] == 0
     db.close()
+
+
+def test_a_closed_terminal_ends_a_worker_that_was_started_by_hand(station: Station) -> None:
+    captured(station, SIMPLE)
+    process = subprocess.Popen([sys.executable, "-I", "-m", "app", "worker"], env=station.environ, cwd=station.home)
+    try:
+        wait_until(lambda: station.delivered(JOBS))
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(40) == 0
+        assert present(station.spool / "workers") == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_key_that_nothing_was_captured_for_does_not_stand_in_the_way_of_the_first_one(
+    station: Station, receiver: Receiver
+) -> None:
+    captured(replace(station, key=""), SIMPLE)
+    elsewhere = replace(station, key=api_key("z"), endpoint="http://127.0.0.1:9")
+    assert elsewhere.run("status").returncode == 0
+    with station.ledger() as db:
+        destination.destination(db, "http://127.0.0.1:9", "fingerprint", 1)
+    with worker(station):
+        wait_until(lambda: station.delivered(JOBS))
+    assert len(receiver.rows()) == RECORDS
