@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app import destination, ledger
 from app.ledger import Body, Claim, LedgerError
@@ -57,7 +57,6 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
 
 
 def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> None:
-    failures = held.failures
     try:
         for body in ledger.unacknowledged(db, held):
             if courier.stopping():
@@ -67,31 +66,32 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> None:
                 break
             outcome = courier.post(body)
             if outcome.kind != "accepted":
-                _settle(db, held, outcome, failures, courier)
+                _settle(db, held, outcome, courier)
                 return
-            failures = 0
             if held.paused:
                 destination.resume(db, courier.destination_id)
+            # It got through: whatever fails from here on is a first failure, of the job and of the destination.
+            held = replace(held, failures=0, paused=False, pause_count=0)
             if not ledger.acknowledge(db, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
                 break
     except LedgerError as error:
         ledger.bury(db, held, courier.clock(), str(error))
         return
-    if not ledger.complete(db, held, courier.clock()):
-        ledger.abandon(db, held)
+    if not ledger.complete(db, held, courier.clock()) and not ledger.abandon(db, held):
+        # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
+        ledger.give_back(db, held, due_ms=courier.clock())
 
 
-def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, failures: int, courier: Courier) -> None:
-    """`failures` counts the charged attempts since a record was last acknowledged, without this one."""
+def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
     now_ms = courier.clock()
     policy = courier.policy
     match outcome.kind:
         case "permanent":
             settled = ledger.bury(db, held, now_ms, outcome.reason)
-        case "retry" if failures >= policy.max_retries:
+        case "retry" if held.failures >= policy.max_retries:
             settled = ledger.bury(db, held, now_ms, f"{outcome.reason} (after {policy.max_retries} retries)")
         case "retry":
-            backoff_ms = delay_ms(failures + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=courier.dice())
+            backoff_ms = delay_ms(held.failures + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=courier.dice())
             due_ms = now_ms + max(backoff_ms, outcome.retry_after_ms or 0)
             settled = ledger.retry(db, held, due_ms=due_ms, error=outcome.reason)
         case _:

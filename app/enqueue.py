@@ -136,9 +136,10 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
     if standing is Standing.KNOWN:
         ledger.see_again(db, place.destination_id, version)
     elif standing is not Standing.SHUT:
-        wanted = standing in {Standing.NEW, Standing.REOPENED} and not off
-        bodies = [Body(uuid.UUID(record.request_id), record.body) for record in export.encode()] if wanted else []
-        # Asked again inside the transaction: another process may have been faster.
+        # Also for what looks superseded: asked again inside the transaction, where another process may have been
+        # faster, it may turn out to be wanted after all.
+        records = () if off else export.encode()
+        bodies = [Body(uuid.UUID(record.request_id), record.body) for record in records]
         standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, reopen=reopen, off=off)
     match standing:
         case Standing.NEW | Standing.REOPENED if off:

@@ -41,6 +41,8 @@ CARE_S = 2.0
 """How often the hook looks whether its worker lives."""
 STARTING_S = 30.0
 """How long a worker that was started may take until it holds its lock."""
+START_PAUSE_S_MAX = 300.0
+"""Between two starts of a worker that ends again and again; the pause doubles up to this."""
 TRY_AGAIN_S = 1.0
 LAST_TRIES = 60
 """How often a line is tried on a ledger that cannot be written, after OpenCode has ended."""
@@ -74,7 +76,8 @@ class Hook:
         self._worker: subprocess.Popen[bytes] | None = None
         self._starting = Only(self.spool.automatic_worker(self.target.id).with_suffix(".starting"))
         self._cared_s = 0.0
-        self._started_s = 0.0
+        self._start_s = 0.0
+        self._start_pause_s = CARE_S
 
     def take(self, line: Line) -> None:
         """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again."""
@@ -179,6 +182,8 @@ class Hook:
     def care(self) -> None:
         """Make sure that one worker runs, if that is ours to do. Cheap: looks every CARE_S at the most."""
         if self._worker is not None and self._worker.poll() is not None:
+            if self._worker.returncode != 0:
+                self.log(f"the worker ended with exit code {self._worker.returncode}, see worker.log")
             self._worker = None
         if time.monotonic() - self._cared_s < CARE_S:
             return
@@ -188,7 +193,8 @@ class Hook:
             return
         if is_taken(self.spool.automatic_worker(self.target.id)) or self._another_worker():
             self._starting.release()
-        elif self._cared_s - self._started_s > STARTING_S or self._worker is None:
+            self._start_pause_s = CARE_S
+        elif self._cared_s >= self._start_s + (STARTING_S if self._worker else 0):
             # Whoever holds this lock is starting one already.
             self._starting.release()
             if self._starting.take():
@@ -198,17 +204,19 @@ class Hook:
         return any(worker.says.get("destination") == self.target.id for worker in present(self.spool.workers))
 
     def _start_worker(self) -> None:
-        self._started_s = time.monotonic()
+        self._start_s = time.monotonic() + self._start_pause_s
+        self._start_pause_s = min(2 * self._start_pause_s, START_PAUSE_S_MAX)
         # Isolated (-I) and outside of the project: its own `app`, `.env` and PYTHONPATH are not ours to run.
-        self._worker = subprocess.Popen(
-            [sys.executable, "-I", "-m", "app", "worker", "--automatic"],
-            cwd=self.spool.path,
-            env={**self._sources.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.spool.path)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with log.opened(self.spool.worker_log) as output:
+            self._worker = subprocess.Popen(
+                [sys.executable, "-I", "-m", "app", "worker", "--automatic"],
+                cwd=self.spool.path,
+                env={**self._sources.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.spool.path)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
 
     def log(self, message: str) -> None:
         log.append(self.spool.hook_log, message, clock.now_ms())

@@ -38,9 +38,9 @@ def known_values(environ: Mapping[str, str], auth_file: Path) -> tuple[str, ...]
     runs without a file.
     """
     found = {value for name, value in environ.items() if _NAME.search(name)}
-    found.update(_credentials(_json(environ.get("OPENCODE_AUTH_CONTENT", ""))))
+    found |= _credentials(environ.get("OPENCODE_AUTH_CONTENT", ""))
     with contextlib.suppress(OSError):
-        found.update(_credentials(_json(auth_file.read_bytes())))
+        found |= _credentials(auth_file.read_bytes())
     long = {value.strip() for value in found if len(value.strip()) >= LENGTH_MIN}
     return tuple(sorted(long, key=lambda value: (-len(value), value)))
 
@@ -50,14 +50,15 @@ def search_for(values: Iterable[str]) -> Any | None:
 
     JSON and URL escapes are not among the forms: they are undone before (app.undress).
     """
-    forms = {form for value in values for piece in _pieces(value) for form in _forms(piece)}
+    forms: set[bytes] = {form for value in values for piece in _pieces(value) for form in _forms(piece)}
     if not forms:
         return None
+    longest_first: list[bytes] = sorted(forms, key=lambda form: (-len(form), form))
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     options.log_errors = False
     options.max_mem = _PROGRAM_BYTES_MAX
-    return re2.compile(b"|".join(sorted(forms, key=lambda form: (-len(form), form))), options)
+    return re2.compile(b"|".join(longest_first), options)
 
 
 def _pieces(value: str) -> Iterator[str]:
@@ -85,20 +86,21 @@ def _forms(value: str) -> Iterator[bytes]:
             yield _DIGIT + re2.escape(form) + _DIGIT if shift else re2.escape(form) + _DIGIT
 
 
-def _json(text: str | bytes) -> Any:
+def _credentials(text: str | bytes) -> set[str]:
+    """What a text in the form of `auth.json` holds. One that is broken holds nothing; why is not said, nor kept."""
     try:
-        return json.loads(text)
+        return set(_strings(json.loads(text)))
     except (ValueError, RecursionError):
-        return None
+        return set()
 
 
-def _credentials(value: Any, field: str = "") -> Iterator[str]:
+def _strings(value: Any, field: str = "") -> Iterator[str]:
     """Every string but what is plainly public: the kind of login, the address of its server."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _credentials(inner, name)
+            yield from _strings(inner, name)
     elif isinstance(value, list):
         for inner in value:
-            yield from _credentials(inner, field)
+            yield from _strings(inner, field)
     elif isinstance(value, str) and not _PUBLIC_FIELD.search(field) and not _PUBLIC_VALUE.match(value):
         yield value

@@ -29,7 +29,7 @@ SESSION_RECORD = "session"
 
 
 class LedgerError(RuntimeError):
-    """A row holds what it must not hold: a body that does not match its checksum."""
+    """A row holds what it must not hold: a body that does not match its checksum, a key of another turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Claim:
     session: str
     attempt: int
     failures: int
+    """Charged attempts since a record was last acknowledged."""
     paused: bool
     """The destination was paused: this attempt is its probe."""
     pause_count: int
@@ -112,7 +113,8 @@ def standing(
         return Standing.REOPENED if current["drop_reason"] in reopen else Standing.KNOWN
     if current is not None and current["drop_reason"] in {"off", "deleted"} and current["drop_reason"] not in reopen:
         return Standing.SHUT
-    if off and current is not None and version.facts_ms <= current["facts_ms"]:
+    # OpenCode's update time moves on with every turn: it does not make the session's own record a newer one.
+    if off and current is not None and (version.turn == SESSION_RECORD or version.facts_ms <= current["facts_ms"]):
         return Standing.KNOWN
     exists = db.execute(
         "select 1 from job where destination_id = ? and key = ?", (destination_id, version.key)
@@ -143,6 +145,7 @@ def insert(
     """(nothing) -> pending, superseded -> pending or dropped -> pending, in one transaction; idempotent by key.
 
     The version that was current becomes superseded. With `off` the job is born dropped, without bodies.
+    Raises LedgerError for a key that another turn has.
     """
     with transaction(db):
         verdict = standing(db, destination_id, version, reopen=reopen, off=off)
@@ -223,7 +226,7 @@ def _write(  # noqa: PLR0913 - one row's columns
         # The attempt number moves on: a worker that still posts the old version must not finish this one.
         " attempt = attempt + 1, lease_until_ms = null, worker = null,"
         " failures = 0, kills = 0, attempted_ms = null, rung_ms = null, error = null"
-        " where state in ('superseded', 'dropped') returning id",
+        " where state in ('superseded', 'dropped') and turn_id = excluded.turn_id returning id",
         (
             destination_id,
             session_id,
@@ -240,7 +243,7 @@ def _write(  # noqa: PLR0913 - one row's columns
         ),
     ).fetchone()
     if row is None:
-        raise LedgerError(f"job {version.key[:12]} changed its state within one transaction")
+        raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
     db.executemany(
         "insert into record (job_id, position, request_id, digest, body) values (?, ?, ?, ?, ?)",
         [
@@ -324,7 +327,8 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         bodies = _bodies(db, row["id"], row["key"])
     except LedgerError as error:
         db.execute(
-            "update job set state = 'dead', due_ms = null, finished_ms = ?, error = ? where id = ? and state = 'pending'",
+            "update job set state = 'dead', due_ms = null, finished_ms = ?, error = ?"
+            " where id = ? and state = 'pending'",
             (now_ms, str(error), row["id"]),
         )
         return

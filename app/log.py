@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,14 +23,18 @@ def append(path: Path, message: str, now_ms: int) -> None:
     """
     stamp = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds")
     line = f"{stamp} {message[:LINE_MAX]}".replace("\r", " ").replace("\n", " ") + "\n"
+    with suppress(OSError), opened(path) as descriptor:
+        os.write(descriptor, line.encode("utf-8", "replace"))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """The log's descriptor, for appending; a full log is put aside first. Raises OSError."""
+    private_directory(path.parent)
+    if path.exists() and path.stat().st_size > BYTES_MAX:
+        path.replace(path.with_name(path.name + ".1"))
+    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE)
     try:
-        private_directory(path.parent)
-        if path.exists() and path.stat().st_size > BYTES_MAX:
-            path.replace(path.with_name(path.name + ".1"))
-        descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE)
-        try:
-            os.write(descriptor, line.encode("utf-8", "replace"))
-        finally:
-            os.close(descriptor)
-    except OSError:
-        return
+        yield descriptor
+    finally:
+        os.close(descriptor)

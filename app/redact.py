@@ -53,7 +53,7 @@ __all__ = [
 
 REDACTED = "[REDACTED]"
 KNOWN = "known"
-NAMED = "named value"
+_DEPTH_MAX = 64
 _Span = tuple[int, int]
 
 
@@ -78,35 +78,33 @@ class Redaction:
         return _replaced(data, self._found(data), hits).decode("utf-8", "replace")
 
     def json(self, value: Json, hits: Counter[str] | None = None) -> Json:
-        """Keys and values, recursively. All that stands under a key named like a secret goes, whatever it is."""
+        """Keys and values, recursively. What stands under a key named like a secret is replaced whole."""
+        return self._json(value, hits, 0)
+
+    def _json(self, value: Json, hits: Counter[str] | None, depth: int) -> Json:
         if isinstance(value, str):
             return self.text(value, hits)
-        if isinstance(value, dict):
-            made: dict[str, Json] = {}
-            for key, inner in value.items():
-                shown = self.text(key, hits)
-                while shown in made:
-                    shown += "'"
-                made[shown] = (self._emptied if self.secrets and is_named(key) else self.json)(inner, hits)
-            return made
-        if isinstance(value, list):
-            return [self.json(inner, hits) for inner in value]
         if isinstance(value, bool) or value is None:
             return value
+        if depth > _DEPTH_MAX:
+            return _masked("nested too deep", hits)
+        if isinstance(value, list):
+            return [self._json(inner, hits, depth + 1) for inner in value]
+        if isinstance(value, dict):
+            return self._object(value, hits, depth)
         digits = json.dumps(value)
         shown = self.text(digits, hits)
         return value if shown == digits else shown
 
-    def _emptied(self, value: Json, hits: Counter[str] | None) -> Json:
-        if isinstance(value, dict):
-            return {self.text(key, hits): self._emptied(inner, hits) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [self._emptied(inner, hits) for inner in value]
-        if isinstance(value, bool) or value in {None, ""}:
-            return value
-        if hits is not None:
-            hits[NAMED] += 1
-        return REDACTED
+    def _object(self, value: dict[str, Json], hits: Counter[str] | None, depth: int) -> dict[str, Json]:
+        made: dict[str, Json] = {}
+        for number, (key, inner) in enumerate(value.items()):
+            is_secret = self.secrets and inner and not isinstance(inner, bool) and is_named(key)
+            shown = self.text(key, hits)
+            # Two keys may look alike now; neither takes the other's place.
+            unique = f"{shown} {number}" if shown in made else shown
+            made[unique] = _masked("named value", hits) if is_secret else self._json(inner, hits, depth + 1)
+        return made
 
     def _found(self, data: bytes) -> dict[str, list[_Span]]:
         """Ranges of the text by the name of what found them, the most certain first."""
@@ -137,6 +135,12 @@ class Redaction:
             begun = {(name, start) for name, spans in found.items() for start, _ in spans}
             for name, start, end in broken_secrets(view, begun):
                 found[name].append(view.source(start, end))
+
+
+def _masked(why: str, hits: Counter[str] | None) -> str:
+    if hits is not None:
+        hits[why] += 1
+    return REDACTED
 
 
 def _encoded(value: str) -> bytes:

@@ -142,20 +142,29 @@ def _place(name: str, pattern: bytes, judge: _Judge) -> Rule:
     return Rule(name, _compiled(pattern), judge, is_key=False, length=0)
 
 
-def _whole(_: View, found: Any) -> tuple[int, int]:
-    span: tuple[int, int] = found.span()
-    return span
-
-
 _LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n[ \t]*(?:" + LINE_MARK + rb")?[ \t\"'`+(]*)+"
 _PEM_HEADER = rb"(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset):[^\r\n]*"
 _PEM_BEGIN = rb"-----BEGIN[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
 _PEM_END = rb"-----END[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
-# The end may be missing or cut. Where spaces stand for line ends, a body of 16 and more is no word of a sentence.
-_PEM_LINE = _LINE_END + rb"(?:" + _PEM_HEADER + rb"|[A-Za-z0-9+/=]+)|[ \t]+[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]+"
-_PEM_GAP = rb"(?:" + _LINE_END + rb"|[ \t]+(?:[A-Za-z0-9+/=]+[ \t]+)?)"
+# The end may be missing or cut. Where spaces stand for line ends, less than 16 letters are a word of a sentence, but
+# for a line of the key that is broken or cut.
+_PEM_LINE = (
+    _LINE_END + rb"(?:" + _PEM_HEADER + rb"|[A-Za-z0-9+/=]+)|[ \t]+[A-Za-z0-9+/=]{16,}|[A-Za-z0-9+/=]+"
+    rb"|[ \t]+[A-Za-z0-9+/=]{1,15}(?:" + _LINE_END + rb"[A-Za-z0-9+/=]{16,}|" + _CUT_OFF + rb")"
+)
+_PEM_GAP = rb"(?:" + _LINE_END + rb"|[ \t]+)"
 _PEM = _PEM_BEGIN + rb"(?:" + _PEM_LINE + rb")*(?:" + _PEM_GAP + rb"?-----END[A-Z0-9 +]*-{0,5})?"
 _PEM_WITHOUT_BEGIN = rb"(?:[A-Za-z0-9+/=]{16,}" + _LINE_END + rb")+(?:[A-Za-z0-9+/=]+" + _LINE_END + rb")?" + _PEM_END
+
+_PEM_LAST = _compiled(rb"\s+(?:" + LINE_MARK + rb")?[ \t]*[A-Za-z0-9+/=]{1,15}$")
+
+
+def _pem(view: View, found: Any) -> tuple[int, int]:
+    """Without the first word of the line after a key that has no end."""
+    start, end = found.span()
+    prose = view.data[end : end + 1] == b" " and _PEM_LAST.search(view.data[start:end])
+    return start, start + prose.start() if prose else end
+
 
 _SIGN = (
     rb"(?:\\*[\"'`]\]?[ \t]*(?:=>|[:=,])|[ \t]*(?:=>|[:=]))"  # a comma only after a quote: `setHeader("Cookie", …)`
@@ -240,8 +249,8 @@ _KEYS = (
     _word_token("authorization", rb"(?i)bearer[ \t]+", rb"[A-Za-z0-9._~+/=-]", 16),
 )
 _PLACES = (
-    replace(_place("pem", _PEM, _whole), is_key=True),
-    _place("pem", _PEM_WITHOUT_BEGIN, _whole),
+    replace(_place("pem", _PEM, _pem), is_key=True),
+    _place("pem", _PEM_WITHOUT_BEGIN, _pem),
     _place("authorization", rb"(?i)authorization" + _SIGN, _header),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie),
     replace(_place("url-password", rb"[a-z0-9]://" + _URL_PASSWORD, _url_password), is_key=True),

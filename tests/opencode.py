@@ -84,7 +84,7 @@ class OpenCode:
     home: Path
     environ: Mapping[str, str]
     plain: Finished | None = None
-    """How `[[script:hello]]` ended without a plugin."""
+    """How `[[script:hello]]` ended with a plugin that does nothing."""
 
     def project(self, directory: Path, *, plugin: list[Any] | None = None) -> Path:
         """A git repository with a README and a configuration that names `plugin`."""
@@ -266,6 +266,9 @@ def opencode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenCode]:
     with fake_llm() as llm_url:
         (config / "opencode.json").write_text(json.dumps(configuration(llm_url)))
         driver = OpenCode(binary, home, isolated(home))
-        finished = driver.run(driver.project(base / "warm-up"), "[[script:hello]] warm up")
+        # It installs its plugin package only when there is a plugin to load.
+        (base / "idle.js").write_text('export default { id: "idle", server: async () => ({}) }\n')
+        project = driver.project(base / "warm-up", plugin=[str(base / "idle.js")])
+        finished = driver.run(project, "[[script:hello]] warm up")
         assert finished.exit_code == 0, finished.errors
         yield replace(driver, plain=finished)

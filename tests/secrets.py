@@ -22,6 +22,9 @@ class Sample:
     case: str
     text: str
     secret: str
+    """What dresses break, colour and cut."""
+    body: str = ""
+    """What must not be read again, where that is less than the whole: a PEM's marks may stay."""
 
     @property
     def id(self) -> str:
@@ -40,13 +43,6 @@ def noise(seed: str, alphabet: str, length: int) -> str:
 def _key(rule: str, case: str, prefix: tuple[str, ...], alphabet: str, length: int) -> Sample:
     secret = "".join(prefix) + noise(rule + case, alphabet, length)
     return Sample(rule, case, f"the key is {secret} for now", secret)
-
-
-def pem(kind: str, lines: int = 8, headers: str = "") -> str:
-    body = noise("pem" + kind, _BASE64, 64 * lines - 20)
-    wrapped = [body[at : at + 64] for at in range(0, len(body), 64)]
-    name = kind.replace("KEY", f"{'PRIV'}ATE KEY")
-    return "\n".join((f"-----BEGIN {name}-----", *headers.splitlines(), *wrapped, f"-----END {name}-----"))
 
 
 def jwt() -> str:
@@ -145,18 +141,23 @@ PLACES = (
     Sample("assignment", "passphrase", f'passphrase: "correct horse {_WORD} staple"', _WORD),
 )
 
-_PGP_HEADERS = "Version: GnuPG v2\n\n"
-_RSA_HEADERS = f"Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,{noise('iv', _HEX, 32).upper()}\n\n"
-PEMS = tuple(
-    Sample("pem", case, block, block)
-    for case, block in {
-        "rsa": pem("RSA KEY"),
-        "pkcs8": pem("KEY"),
-        "ec": pem("EC KEY", lines=2),
-        "openssh": pem("OPENSSH KEY"),
-        "encrypted": pem("RSA KEY", headers=_RSA_HEADERS),
-        "pgp": pem("PGP KEY BLOCK", headers=_PGP_HEADERS),
-        "in-code": pem("KEY").replace("\n", '\\n" +\n  "'),
-    }.items()
+def _pem(case: str, name: str, *headers: str, lines: int = 8, line_end: str = "\n") -> Sample:
+    body = noise(f"pem {case}", _BASE64, 64 * lines - 20)
+    wrapped = (body[at : at + 64] for at in range(0, len(body), 64))
+    mark = name.replace("KEY", f"{'PRIV'}ATE KEY")
+    block = line_end.join((f"-----BEGIN {mark}-----", *headers, *wrapped, f"-----END {mark}-----"))
+    return Sample("pem", case, block, block, body)
+
+
+PEMS = (
+    _pem("rsa", "RSA KEY"),
+    _pem("pkcs8", "KEY"),
+    _pem("ec", "EC KEY", lines=2),
+    _pem("openssh", "OPENSSH KEY"),
+    _pem("encrypted", "RSA KEY", "Proc-Type: 4,ENCRYPTED", "DEK-Info: AES-128-CBC,0123456789ABCDEF", ""),
+    _pem("pgp", "PGP KEY BLOCK", "Version: GnuPG v2", ""),
+    _pem("in-code", "KEY", line_end='\\n" +\n  "'),
+    _pem("on-one-line", "KEY", line_end=" "),
 )
+
 SAMPLES = KEYS + PLACES + PEMS

@@ -84,9 +84,7 @@ def test_rubbish_before_the_first_good_line_is_survived(station: Station) -> Non
     assert station.counts().pending == JOBS
 
 
-@pytest.mark.parametrize(
-    "text", ["\ud800 alone", "nul \u0000 inside", "line\u2028separator", "\r carriage"], ids=ascii
-)
+@pytest.mark.parametrize("text", ["\ud800 alone", "nul \u0000 inside", "line\u2028separator", "\r carriage"], ids=ascii)
 def test_odd_characters_survive(station: Station, text: str) -> None:
     snapshot = export(SIMPLE)
     snapshot["sessions"][0]["messages"][0]["parts"][0]["text"] = text
@@ -133,7 +131,9 @@ def test_it_says_which_sessions_it_owns_while_it_lives(station: Station) -> None
     with hook(station) as process:
         process.say("open", session="ses_1", spool=None)
         process.say("open", session="ses_2", spool=None)
-        wait_until(lambda: [one.says.get("sessions") for one in present(station.spool / "hooks")] == [["ses_1", "ses_2"]])
+        wait_until(
+            lambda: [one.says.get("sessions") for one in present(station.spool / "hooks")] == [["ses_1", "ses_2"]]
+        )
         process.end()
     assert present(station.spool / "hooks") == []
 
@@ -250,8 +250,11 @@ def test_no_secret_of_a_recording_is_in_any_byte_of_the_spool(station: Station) 
         # Alive, so that the WAL is still there.
         everything = b"".join(path.read_bytes() for path in station.spool.rglob("*") if path.is_file())
         with station.ledger() as db:
-            bodies = b"".join(body.body for row in db.execute("select id, key from job").fetchall()
-                              for body in ledger._bodies(db, row["id"], row["key"]))
+            bodies = b"".join(
+                body.body
+                for row in db.execute("select id, key from job").fetchall()
+                for body in ledger._bodies(db, row["id"], row["key"])
+            )
         process.end()
     assert b"REDACTED" in bodies
     for secret in (*SECRETS.values(), *EMAILS):
@@ -268,8 +271,11 @@ def test_a_known_value_of_the_environment_is_masked_and_nowhere_in_the_spool(sta
         process.show(snapshot)
         process.end()
     with station.ledger() as db:
-        bodies = b"".join(body.body for row in db.execute("select id, key from job").fetchall()
-                          for body in ledger._bodies(db, row["id"], row["key"]))
+        bodies = b"".join(
+            body.body
+            for row in db.execute("select id, key from job").fetchall()
+            for body in ledger._bodies(db, row["id"], row["key"])
+        )
     assert secret.encode() not in bodies
     assert b"it is [REDACTED], is it not" in bodies
 
@@ -329,3 +335,15 @@ def test_nothing_is_printed(station: Station) -> None:
 def _no_worker_is_left(station: Station) -> Iterator[None]:
     yield
     assert present(station.spool / "workers") == []
+
+
+def test_a_worker_that_cannot_start_is_tried_again_with_growing_pauses_and_said_so(station: Station) -> None:
+    station = replace(
+        station, variables={"OPENCODE_HELICONE_WORKER": "auto", "SSL_CERT_FILE": str(station.home / "missing.pem")}
+    )
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        wait_until(lambda: "the worker ended with exit code" in station.text("hook.log"), 40)
+        process.end()
+    assert "SSL_CERT_FILE" in station.text("worker.log")
+    assert station.counts().pending == JOBS

@@ -14,7 +14,6 @@ from app.db import connect
 from app.ledger import BATCH, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
-
 # --- insert
 
 
@@ -176,6 +175,17 @@ def test_failed_insert_leaves_nothing_behind(desk: Desk) -> None:
     assert desk.state(version(content="a")) == "pending"
     assert desk.records(version(content="a")) == 1
     assert desk.db.execute("select count(*) from job").fetchone()[0] == 1
+
+
+@pytest.mark.parametrize("state", ["pending", "superseded"])
+def test_key_of_another_turn_is_refused(desk: Desk, state: str) -> None:
+    desk.put(version("t1"))
+    if state == "superseded":
+        desk.put(version("t1", content="newer", facts_ms=200))
+    before = [tuple(row) for row in desk.db.execute("select * from job")]
+    with pytest.raises(LedgerError, match="another turn than t2"):
+        desk.put(replace(version("t2"), key=version("t1").key))
+    assert [tuple(row) for row in desk.db.execute("select * from job")] == before
 
 
 # --- off and deleted

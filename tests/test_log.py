@@ -66,9 +66,7 @@ for n in range(200):
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "a.log"), letter]) for letter in "abcd"
-    ]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "a.log"), letter]) for letter in "abcd"]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
     lines = (tmp_path / "a.log").read_text().splitlines()
     assert len(lines) == 800

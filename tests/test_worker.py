@@ -161,7 +161,9 @@ def test_a_refused_key_pauses_and_charges_nobody_and_a_restart_tries_at_once(
         wait_until(lambda: receiver.sends())
         wait_until(lambda: paused(station) is not None)
     with station.ledger() as db:
-        assert [tuple(row) for row in db.execute("select failures, kills, state from job")] == [(0, 0, "pending")] * JOBS
+        assert [tuple(row) for row in db.execute("select failures, kills, state from job")] == [
+            (0, 0, "pending")
+        ] * JOBS
         # However long the pause would be.
         db.execute("update destination set probe_ms = probe_ms + 3600000")
     receiver.fault()
@@ -209,7 +211,9 @@ def test_without_a_key_jobs_wait_and_the_first_key_takes_them(station: Station, 
         wait_until(lambda: station.delivered(JOBS))
 
 
-@pytest.mark.parametrize("order", list(permutations(["hook a", "hook b", "worker a", "worker b"], 4))[::5], ids="-".join)
+@pytest.mark.parametrize(
+    "order", list(permutations(["hook a", "hook b", "worker a", "worker b"], 4))[::5], ids="-".join
+)
 def test_two_projects_with_two_keys_never_meet(tmp_path: Path, order: tuple[str, ...]) -> None:
     with receiving(tmp_path / "a" / "store.db") as first, receiving(tmp_path / "b" / "store.db") as second:
         (tmp_path / "home").mkdir()

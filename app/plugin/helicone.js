@@ -180,9 +180,10 @@ function report(hook, reason) {
   }
 }
 
-/** Hands bytes over slice by slice; true when the operating system has them all. */
+/** Hands bytes over slice by slice; true when the operating system has them all, false when the hook is lost. */
 async function write(hook, bytes) {
   const { child } = hook
+  if (!child) return false // lost while the bytes were made
   hook.movedMs = Date.now()
   for (let at = 0; at < bytes.length; at += SLICE_BYTES) {
     const gone = new Promise((resolve) => (hook.abandon = () => resolve(false)))
@@ -229,13 +230,14 @@ async function perform(hook, { kind, place, root }) {
   const { life } = hook
   if (kind === "open") {
     const { directory, options, spool } = place
-    if (await write(hook, encode({ v: 1, type: "open", session: root.id, directory, options, spool }))) root.opened = life
+    const line = { v: 1, type: "open", session: root.id, directory, options, spool }
+    if (await write(hook, encode(line))) root.opened = life
     return
   }
   const { line, next } = await snapshot(place, root, root.sent !== life)
-  if (!line || !(await write(hook, line))) return
-  root.sent = life
-  if (next) Object.assign(root, { next, due: true })
+  if (!line) return
+  if (await write(hook, line)) Object.assign(root, { sent: life }, next && { next, due: true })
+  else root.due = true // for the hook's next life
 }
 
 /** Sends until nothing is left to send or the hook is gone; resolves then. One runs at a time for a hook. */
@@ -466,6 +468,7 @@ function removed(place, { sessionID, messageID }) {
 }
 
 const EVENTS = {
+  __proto__: null,
   "session.created": learn,
   "session.updated": learn,
   "session.deleted": (place, { sessionID, info }) => forget(place, sessionID ?? info.id),

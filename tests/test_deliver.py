@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import pytest
+
+from app import deliver as deliver_module
+from app import destination, ledger
+from app.deliver import LEASE_MS, PAUSE_MS_MAX, Courier, deliver
+from app.destination import Destination
+from app.ledger import Body
+from app.retry import Kind, Outcome, Policy
+from tests.desk import Desk, version
+
+MAX_RETRIES = 3
+BASE_MS = 1_000
+
+
+def outcome(kind: Kind, retry_after_ms: int | None = None) -> Outcome:
+    return Outcome(kind, f"it was {kind}", None if kind == "wait" else 500, retry_after_ms)
+
+
+@dataclass
+class Shop:
+    """A desk and a courier whose answers are written down beforehand; unwritten ones are `accepted`."""
+
+    desk: Desk
+    answers: list[Outcome] = field(default_factory=list)
+    posted: list[Body] = field(default_factory=list)
+    dice: float = 1.0
+    stopping: Callable[[], bool] = lambda: False
+    before_answer: Callable[[], object] = lambda: None
+    """Happens while a POST is under way."""
+
+    def post(self, body: Body) -> Outcome:
+        self.posted.append(body)
+        answer = self.answers.pop(0) if self.answers else outcome("accepted")
+        self.before_answer()
+        return answer
+
+    @property
+    def courier(self) -> Courier:
+        return Courier(
+            destination_id=self.desk.destination,
+            worker="worker-a",
+            policy=Policy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=60_000),
+            post=self.post,
+            clock=lambda: self.desk.now_ms,
+            dice=lambda: self.dice,
+            stopping=self.stopping,
+        )
+
+    def deliver(self, *answers: Outcome, session: str = "ses_1") -> str | None:
+        self.answers = list(answers)
+        return deliver(self.desk.db, version(session=session).key, self.courier)
+
+    @property
+    def destination(self) -> Destination:
+        return destination.by_id(self.desk.db, self.desk.destination)
+
+    def numbers(self) -> list[int]:
+        """Which records were posted, in order."""
+        return [int(body.body.split()[2]) for body in self.posted]
+
+    def facts(self) -> tuple[object, ...]:
+        row = self.desk.row()
+        return row["state"], row["failures"], row["lease_until_ms"]
+
+
+@pytest.fixture
+def shop(desk: Desk) -> Shop:
+    return Shop(desk)
+
+
+Where = Literal["first", "middle", "last"]
+AT: dict[Where, int] = {"first": 0, "middle": 1, "last": 2}
+
+
+# --- each answer, at each record
+
+
+def test_all_records_are_posted_in_order_and_the_job_is_delivered(shop: Shop) -> None:
+    shop.desk.put(version(), records=3)
+    assert shop.deliver() is None
+    assert shop.numbers() == [0, 1, 2]
+    assert shop.facts() == ("delivered", 0, None)
+    assert not shop.destination.pause_reason
+
+
+@pytest.mark.parametrize("where", AT)
+def test_retry_is_charged_once_and_due_after_its_backoff(shop: Shop, where: Where) -> None:
+    shop.desk.put(version(), records=3)
+    shop.deliver(*[outcome("accepted")] * AT[where], outcome("retry"))
+    assert shop.facts() == ("pending", 1, None)
+    assert (shop.desk.row()["due_ms"], shop.desk.row()["error"]) == (1_000 + BASE_MS, "it was retry")
+    assert shop.destination.pause_reason is None
+    shop.desk.now_ms += BASE_MS
+    shop.posted.clear()
+    shop.deliver()
+    assert shop.numbers() == [0, 1, 2][AT[where] :]
+    assert shop.desk.state() == "delivered"
+
+
+@pytest.mark.parametrize("kind", ["wait", "refused"])
+@pytest.mark.parametrize("where", AT)
+def test_wait_and_refused_pause_the_destination_and_charge_nobody(shop: Shop, where: Where, kind: Kind) -> None:
+    shop.desk.put(version(), records=3)
+    shop.deliver(*[outcome("accepted")] * AT[where], outcome(kind))
+    assert shop.facts() == ("pending", 0, None)
+    assert (shop.desk.row()["due_ms"], shop.desk.row()["error"]) == (1_000, f"it was {kind}")
+    assert (shop.destination.pause_reason, shop.destination.pause_count) == (f"it was {kind}", 1)
+    assert shop.destination.probe_ms == 1_000 + BASE_MS
+    shop.posted.clear()
+    assert shop.deliver() is None
+    assert shop.posted == []
+    shop.desk.now_ms += BASE_MS
+    shop.deliver()
+    assert shop.numbers() == [0, 1, 2][AT[where] :]
+    assert (shop.desk.state(), shop.destination.pause_reason) == ("delivered", None)
+
+
+@pytest.mark.parametrize("where", AT)
+def test_permanent_is_dead_at_once(shop: Shop, where: Where) -> None:
+    shop.desk.put(version(), records=3)
+    shop.deliver(*[outcome("accepted")] * AT[where], outcome("permanent"))
+    assert shop.desk.state() == "dead"
+    assert shop.desk.row()["error"] == "it was permanent"
+    assert len(shop.posted) == AT[where] + 1
+    assert shop.destination.pause_reason is None
+
+
+# --- retries
+
+
+def test_retries_used_up_are_a_dead_letter(shop: Shop) -> None:
+    shop.desk.put(version())
+    for _ in range(MAX_RETRIES):
+        shop.deliver(outcome("retry"))
+        assert shop.desk.state() == "pending"
+        shop.desk.now_ms = shop.desk.row()["due_ms"]
+    shop.deliver(outcome("retry"))
+    assert shop.desk.state() == "dead"
+    assert shop.desk.row()["error"] == "it was retry (after 3 retries)"
+    assert len(shop.posted) == 1 + MAX_RETRIES
+
+
+def test_attempt_that_got_a_record_through_starts_the_count_anew(shop: Shop) -> None:
+    shop.desk.put(version(), records=2)
+    for _ in range(MAX_RETRIES):
+        shop.deliver(outcome("retry"))
+        shop.desk.now_ms = shop.desk.row()["due_ms"]
+    shop.deliver(outcome("accepted"), outcome("retry"))
+    assert shop.facts() == ("pending", 1, None)
+    assert shop.desk.row()["due_ms"] == shop.desk.now_ms + BASE_MS
+
+
+def test_backoff_doubles_with_each_failure_and_is_diced(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.dice = 0.5
+    waits = []
+    for _ in range(MAX_RETRIES):
+        shop.deliver(outcome("retry"))
+        waits.append(shop.desk.row()["due_ms"] - shop.desk.now_ms)
+        shop.desk.now_ms = shop.desk.row()["due_ms"]
+    assert waits == [500, 1_000, 2_000]
+
+
+@pytest.mark.parametrize(("asked_ms", "waited_ms"), [(20_000, 20_000), (10, BASE_MS)], ids=["longer", "shorter"])
+def test_retry_after_is_honoured_when_it_is_longer_than_the_backoff(shop: Shop, asked_ms: int, waited_ms: int) -> None:
+    shop.desk.put(version())
+    shop.deliver(outcome("retry", asked_ms))
+    assert shop.desk.row()["due_ms"] == 1_000 + waited_ms
+
+
+def test_retry_after_of_the_destination_delays_its_probe(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.deliver(outcome("wait", 20_000))
+    assert shop.destination.probe_ms == 21_000
+    assert shop.desk.row()["due_ms"] == 1_000
+
+
+# --- pause and probe
+
+
+def test_pause_grows_with_each_failed_probe_up_to_its_bound(shop: Shop) -> None:
+    shop.desk.put(version())
+    pauses = []
+    for _ in range(12):
+        shop.deliver(outcome("wait"))
+        assert shop.destination.probe_ms is not None
+        pauses.append(shop.destination.probe_ms - shop.desk.now_ms)
+        shop.desk.now_ms = shop.destination.probe_ms
+    assert pauses[:4] == [1_000, 2_000, 4_000, 8_000]
+    assert pauses[-1] == PAUSE_MS_MAX
+    assert shop.facts() == ("pending", 0, None)
+
+
+def test_jobs_that_fail_together_are_one_failure_of_the_destination(shop: Shop) -> None:
+    # A dozen POSTs are in flight when the other side goes away: the first probe comes soon all the same.
+    sessions = [f"ses_{n}" for n in range(12)]
+    for session in sessions:
+        shop.desk.put(version(session=session))
+    first = sessions.pop()
+
+    def others_fail_too() -> None:
+        if sessions:
+            shop.deliver(outcome("wait"), session=sessions.pop())
+
+    shop.before_answer = others_fail_too
+    shop.deliver(outcome("wait"), session=first)
+    assert (len(shop.posted), shop.destination.pause_count) == (12, 1)
+    shop.before_answer = lambda: None
+    assert shop.destination.probe_ms is not None
+    shop.desk.now_ms = shop.destination.probe_ms
+    shop.deliver(outcome("wait"))
+    assert (shop.destination.pause_count, shop.destination.probe_ms) == (2, shop.desk.now_ms + 2 * BASE_MS)
+
+
+def test_one_probe_at_a_time(shop: Shop) -> None:
+    for session in ("ses_1", "ses_2"):
+        shop.desk.put(version(session=session))
+    shop.deliver(outcome("wait"))
+    shop.desk.now_ms = 5_000
+    shop.posted.clear()
+
+    def others_try() -> None:
+        shop.before_answer = lambda: None
+        deliver(shop.desk.db, version(session="ses_2").key, shop.courier)
+
+    shop.before_answer = others_try
+    shop.deliver(outcome("wait"))
+    assert len(shop.posted) == 1
+
+
+@pytest.mark.parametrize("kind", ["retry", "permanent"])
+def test_probe_answered_about_its_job_ends_the_pause(shop: Shop, kind: Kind) -> None:
+    shop.desk.put(version())
+    shop.deliver(outcome("wait"))
+    shop.desk.now_ms = 5_000
+    shop.deliver(outcome(kind))
+    assert (shop.destination.pause_reason, shop.destination.pause_count) == (None, 0)
+
+
+def test_probe_that_got_a_record_through_and_then_failed_is_a_first_failure(shop: Shop) -> None:
+    shop.desk.put(version(), records=2)
+    for _ in range(5):
+        shop.deliver(outcome("wait"))
+        assert shop.destination.probe_ms is not None
+        shop.desk.now_ms = shop.destination.probe_ms
+    shop.deliver(outcome("accepted"), outcome("wait"))
+    assert shop.destination.pause_count == 1
+    assert shop.destination.probe_ms == shop.desk.now_ms + BASE_MS
+
+
+def test_probe_now_lets_the_next_one_through_at_once(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.deliver(outcome("refused"))
+    assert destination.probe_now(shop.desk.db, shop.desk.destination, 1_000)
+    shop.deliver()
+    assert shop.desk.state() == "delivered"
+
+
+# --- what happens meanwhile
+
+
+def test_job_superseded_between_records_stops_and_the_newer_one_follows(shop: Shop) -> None:
+    old, new = version(content="a"), version(content="b", facts_ms=200)
+    shop.desk.put(old, records=3)
+
+    def supersede() -> None:
+        shop.before_answer = lambda: None
+        shop.desk.put(new, records=3)
+
+    shop.before_answer = supersede
+    assert shop.deliver() == new.key
+    assert len(shop.posted) == 1
+    assert (shop.desk.state(old), shop.desk.row(old)["lease_until_ms"]) == ("superseded", None)
+    assert deliver(shop.desk.db, new.key, shop.courier) is None
+    assert shop.desk.state(new) == "delivered"
+
+
+@pytest.mark.parametrize("kind", ["retry", "wait", "refused", "permanent"])
+def test_job_superseded_while_its_post_fails_lets_go_of_its_lease(shop: Shop, kind: Kind) -> None:
+    old, new = version(content="a"), version(content="b", facts_ms=200)
+    shop.desk.put(old)
+    shop.before_answer = lambda: shop.desk.put(new)
+    shop.deliver(outcome(kind))
+    assert (shop.desk.state(old), shop.desk.row(old)["lease_until_ms"]) == ("superseded", None)
+    assert shop.desk.state(new) == "pending"
+
+
+def test_session_deleted_meanwhile_stops_its_job(shop: Shop) -> None:
+    shop.desk.put(version(), records=3)
+    shop.before_answer = lambda: ledger.drop_session(shop.desk.db, shop.desk.destination, "ses_1", 1_000)
+    assert shop.deliver() is None
+    assert len(shop.posted) == 1
+    assert (shop.desk.state(), shop.desk.row()["lease_until_ms"]) == ("dropped (deleted)", None)
+
+
+def test_version_that_came_back_meanwhile_is_finished_by_the_next_attempt(shop: Shop) -> None:
+    first, second = version(content="a"), version(content="b")
+    shop.desk.put(first, records=2)
+
+    def there_and_back() -> None:
+        shop.before_answer = lambda: None
+        shop.desk.put(second, records=2)
+        shop.desk.put(first, records=2)
+
+    shop.before_answer = there_and_back
+    assert shop.deliver() == first.key
+    assert (shop.desk.state(first), shop.desk.row(first)["lease_until_ms"]) == ("pending", None)
+    shop.deliver()
+    assert shop.desk.state(first) == "delivered"
+    assert shop.numbers() == [0, 1]
+
+
+def test_job_taken_over_after_its_lease_ran_out_is_left_to_the_other(shop: Shop) -> None:
+    shop.desk.put(version(), records=2)
+
+    def overslept() -> None:
+        shop.before_answer = lambda: None
+        shop.desk.now_ms += LEASE_MS
+        ledger.recover(shop.desk.db, shop.desk.now_ms)
+        shop.desk.held(worker="worker-b")
+
+    shop.before_answer = overslept
+    shop.deliver()
+    assert shop.numbers() == [0]
+    row = shop.desk.row()
+    assert (row["state"], row["worker"], row["attempt"]) == ("pending", "worker-b", 2)
+
+
+def test_record_that_an_older_attempt_overwrote_is_posted_again(shop: Shop) -> None:
+    # The older attempt's POST arrived after ours: Helicone holds its bytes now.
+    shop.desk.put(version(), records=2)
+    stale = shop.desk.held()
+    first = shop.desk.left(stale)[0]
+    ledger.give_back(shop.desk.db, stale, due_ms=1_000)
+
+    def late_note() -> None:
+        if len(shop.posted) == 2:
+            assert not shop.desk.acknowledge(stale, replace(first, body=b"older bytes"))
+
+    shop.before_answer = late_note
+    assert shop.deliver() == version().key
+    assert shop.facts() == ("pending", 0, None)
+    assert shop.desk.row()["kills"] == 0
+    shop.before_answer = lambda: None
+    shop.deliver()
+    assert shop.desk.state() == "delivered"
+    assert shop.numbers() == [0, 1, 0]
+
+
+def test_worker_told_to_stop_begins_nothing(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.stopping = lambda: True
+    assert shop.deliver() is None
+    assert (shop.posted, shop.desk.row()["attempt"]) == ([], 0)
+
+
+def test_worker_told_to_stop_finishes_its_post_and_gives_the_rest_back(shop: Shop) -> None:
+    shop.desk.put(version(), records=3)
+    shop.stopping = lambda: bool(shop.posted)
+    shop.deliver()
+    assert shop.numbers() == [0]
+    assert shop.facts() == ("pending", 0, None)
+    assert shop.desk.row()["kills"] == 0
+    shop.stopping = lambda: False
+    shop.deliver()
+    assert shop.numbers() == [0, 1, 2]
+    assert shop.desk.state() == "delivered"
+
+
+def test_damaged_record_buries_the_job_and_its_session_goes_on(shop: Shop) -> None:
+    shop.desk.put(version("t1"), records=2)
+    shop.desk.put(version("t2"))
+    shop.desk.db.execute("update record set body = x'00' where position = 1")
+    assert shop.deliver() == version("t2").key
+    assert shop.numbers() == [0]
+    assert shop.desk.state(version("t1")) == "dead"
+    assert "damaged" in shop.desk.row(version("t1"))["error"]
+
+
+def test_ledger_that_cannot_be_written_leaves_the_job_to_its_lease(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.before_answer = lambda: shop.desk.db.execute("pragma query_only = on")
+    with pytest.raises(sqlite3.OperationalError):
+        shop.deliver()
+    shop.desk.db.execute("pragma query_only = off")
+    assert shop.desk.state() == "pending"
+    assert ledger.recover(shop.desk.db, 1_000 + LEASE_MS) == 1
+
+
+# --- what is rung next
+
+
+def test_next_of_the_session_follows(shop: Shop) -> None:
+    shop.desk.put(version("t1"))
+    shop.desk.put(version("t2"))
+    shop.desk.put(version("t1", session="ses_2"))
+    assert shop.deliver() == version("t2").key
+    assert deliver(shop.desk.db, version("t2").key, shop.courier) is None
+
+
+def test_ring_for_what_is_done_does_nothing(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.deliver()
+    shop.posted.clear()
+    assert shop.deliver() is None
+    assert deliver(shop.desk.db, "0" * 64, shop.courier) is None
+    assert shop.posted == []
+
+
+def test_job_in_backoff_lets_its_successor_pass(shop: Shop) -> None:
+    shop.desk.put(version("t1"))
+    shop.desk.put(version("t2"))
+    assert shop.deliver(outcome("retry")) == version("t2").key
+    deliver(shop.desk.db, version("t2").key, shop.courier)
+    assert (shop.desk.state(version("t1")), shop.desk.state(version("t2"))) == ("pending", "delivered")
+
+
+def test_every_kind_of_outcome_is_settled(shop: Shop) -> None:
+    # Whatever is added to the kinds later must be settled too.
+    kinds: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]  # a Literal's
+    for n, kind in enumerate(kinds):
+        shop.desk.put(version(session=f"ses_{n}"))
+        destination.resume(shop.desk.db, shop.desk.destination)
+        shop.deliver(outcome(kind), session=f"ses_{n}")
+        assert shop.desk.row(version(session=f"ses_{n}"))["lease_until_ms"] is None, kind
+
+
+def test_lease_outlasts_the_longest_post() -> None:
+    post_ms_max = 30_000
+    assert 2 * post_ms_max <= deliver_module.LEASE_MS

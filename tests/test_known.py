@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from base64 import b64encode, urlsafe_b64encode
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+import pytest
+
+from app.known import known_values
+from app.redact import REDACTED, Redaction
+from tests.dress import added, in_base64, in_json, in_json_twice, in_lines, in_url, leaks, numbered
+from tests.secrets import noise
+
+# No rule knows this: letters, a space, marks that JSON and URLs escape, and letters beyond ASCII.
+ODD = 'zw"olf \\ bo/xk+ämp & fer?'
+VALUE = noise("known", "abcdefghijkmnopqrstuvwxyz", 24)
+REDACTION = Redaction.compile([], secrets=False, known_values=[VALUE, ODD])
+
+
+@pytest.mark.parametrize("value", [VALUE, ODD], ids=["letters", "odd"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        str,
+        in_lines,
+        numbered,
+        added,
+        in_json,
+        in_json_twice,
+        lambda value: json.dumps(value, ensure_ascii=False),
+        in_url,
+        lambda value: in_json(in_url(value)),
+        quote,
+        quote_plus,
+        lambda value: value.encode().hex(),
+        lambda value: value.encode().hex().upper(),
+        in_base64,
+        lambda value: in_base64(value, 1),
+        lambda value: in_base64(value, 2),
+        lambda value: in_base64(in_json(value)),
+        lambda value: b64encode(b"\xff\xfe" + value.encode() + b"\x80").decode(),
+        lambda value: b64encode(b"\xff" + value.encode() + b"\x80").decode(),
+        lambda value: urlsafe_b64encode(b"\xff\xfe\xfd" + value.encode() + b"\x80\x81").decode(),
+        lambda value: f"\x1b[32m{value[:5]}\x1b[1;31m{value[5:]}\x1b[0m",
+        lambda value: f"{value[:13]}\n{value[13:]}",
+        lambda value: numbered(f"{value[:13]}\n{value[13:]}"),
+    ],
+    ids=[
+        "plain",
+        "lines",
+        "numbered",
+        "added",
+        "json",
+        "json-twice",
+        "json-unicode",
+        "url",
+        "url-in-json",
+        "quoted",
+        "form",
+        "hex",
+        "hex-upper",
+        "base64",
+        "base64-shift-1",
+        "base64-shift-2",
+        "json-in-base64",
+        "base64-binary",
+        "base64-binary-shift-1",
+        "base64-url-safe",
+        "coloured",
+        "broken",
+        "broken-numbered",
+    ],
+)
+def test_a_known_value_is_masked_in_every_form(value: str, form: Callable[[str], str]) -> None:
+    hits: Counter[str] = Counter()
+    text = REDACTION.text(form(value), hits)
+    assert not leaks(text, value)
+    assert REDACTED in text
+    assert hits == {"known": 1}
+
+
+def test_the_text_around_a_known_value_stays() -> None:
+    assert REDACTION.text(f"a {VALUE} b") == f"a {REDACTED} b"
+    assert REDACTION.text(VALUE[:-1]) == VALUE[:-1]
+
+
+def test_the_longer_of_two_known_values_goes_whole() -> None:
+    redaction = Redaction.compile([], known_values=[VALUE[:10], VALUE])
+    assert redaction.text(f"a {VALUE} b {VALUE[:10]} c") == f"a {REDACTED} b {REDACTED} c"
+
+
+def test_known_values_go_even_when_the_rules_rest() -> None:
+    assert Redaction.compile([], secrets=False, known_values=[VALUE]).text(VALUE) == REDACTED
+
+
+def test_a_value_of_many_lines_goes_with_numbers_between_them() -> None:
+    lines = [noise(f"line {number}", "abcdefghijkm", 40) for number in range(3)]
+    redaction = Redaction.compile([], secrets=False, known_values=["\n".join(lines)])
+    assert not any(leaks(redaction.text(numbered("\n".join(lines))), line) for line in lines)
+
+
+def test_a_very_long_value_goes_to_its_end() -> None:
+    value = noise("long", "abcdefghijkm", 3000)
+    text = Redaction.compile([], secrets=False, known_values=[value]).text(f"a {value} b")
+    assert text == f"a {REDACTED} b"
+
+
+def test_a_redaction_does_not_show_its_known_values() -> None:
+    assert VALUE not in repr(REDACTION)
+
+
+@pytest.mark.parametrize(
+    "name", ["API_KEY", "GITHUB_TOKEN", "CLIENT_SECRET", "DB_PASSWORD_OLD", "pgpassword", "npm_token", "TOKEN"]
+)
+def test_variables_named_as_secrets_are_known(name: str, tmp_path: Path) -> None:
+    assert known_values({name: "0123456789"}, tmp_path / "none") == ("0123456789",)
+
+
+@pytest.mark.parametrize("name", ["PATH", "KEYBOARD", "TOKENS", "MONKEY", "SECRETARY"])
+def test_other_variables_are_not(name: str, tmp_path: Path) -> None:
+    assert known_values({name: "0123456789"}, tmp_path / "none") == ()
+
+
+def test_values_of_less_than_eight_characters_are_not_known(tmp_path: Path) -> None:
+    assert known_values({"A_KEY": "1234567", "B_KEY": " 1234567 \n", "C_KEY": "12345678"}, tmp_path / "none") == (
+        "12345678",
+    )
+
+
+AUTH = {
+    "anthropic": {"type": "oauth-login", "access": "access-12345", "refresh": "refresh-12345", "expires": 179534377},
+    "openai": {"type": "api-key-login", "key": "key-1234567"},
+    "https://opencode.example.com": {"type": "wellknown", "key": "COMPANY_TOKEN", "token": "token-12345"},
+    "copilot": {"type": "oauth-login", "enterpriseUrl": "git.example.com", "other": ["https://example.com", "x" * 8]},
+}
+AUTH_VALUES = {"access-12345", "refresh-12345", "key-1234567", "COMPANY_TOKEN", "token-12345", "x" * 8}
+
+
+def test_what_opencode_logs_in_with_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "auth.json"
+    file.write_text(json.dumps(AUTH))
+    assert set(known_values({}, file)) == AUTH_VALUES
+
+
+def test_logins_in_the_environment_are_known(tmp_path: Path) -> None:
+    assert set(known_values({"OPENCODE_AUTH_CONTENT": json.dumps(AUTH)}, tmp_path / "none")) == AUTH_VALUES
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"null", b'"a string alone"'[:3], b"[" * 100_000, b'{"a": {"b": ' * 400, b"12345678"],
+    ids=["empty", "cut", "no-utf-8", "null", "half-a-string", "deep", "deep-and-cut", "number"],
+)
+def test_a_broken_login_file_says_nothing(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "auth.json"
+    file.write_bytes(content)
+    assert known_values({"A_KEY": "0123456789"}, file) == ("0123456789",)
+
+
+def test_a_folder_in_its_place_says_nothing(tmp_path: Path) -> None:
+    assert known_values({}, tmp_path) == ()

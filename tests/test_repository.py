@@ -1,0 +1,151 @@
+"""What is committed: no secrets, nothing of one machine, and what people read says what the program does."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from app.attachment import strip_blobs
+from app.redact import REDACTED, Redaction
+from app.settings import _NAMES, Settings
+from tests.processes import ROOT
+from tests.secrets import KEYS, Sample
+
+MADE_BY_OTHERS = ("tests/recordings/", "tests/golden/", "requirements.lock")
+"""What a program wrote."""
+
+KNOWN_HOSTS = re.compile(
+    r"(.+\.)?(helicone\.ai|opencode\.ai|sqlite\.org|semver\.org|keepachangelog\.com|slack\.com|ahelicone\.ai"
+    r"|example\.(com|org)|invalid|test|localhost)"
+)
+"""Public ones that a reader or the program needs, and reserved names."""
+
+
+@cache
+def texts() -> dict[str, str]:
+    """By path, what is committed and what would be with the next commit."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    files = [path for path in paths if path.is_file() and not path.is_symlink()]
+    return {str(path.relative_to(ROOT)): path.read_text("utf-8") for path in files}
+
+
+def found(pattern: str, *, besides: tuple[str, ...] = ()) -> list[str]:
+    """`path: what` for each match in a file that is not `besides`."""
+    compiled = re.compile(pattern)
+    return [
+        f"{name}: {match[0]}"
+        for name, text in texts().items()
+        if not name.startswith(besides)
+        for match in compiled.finditer(text)
+    ]
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+RULES = Redaction.compile(())
+RUN = re.compile(r"[A-Za-z0-9+_-]{16,}")
+
+
+def is_random(value: str) -> bool:
+    """Long letters and digits: neither a word, a variable nor a pattern stands where a secret would."""
+    return any(re.search("[0-9]", run) and re.search("[A-Za-z]", run) for run in RUN.findall(value))
+
+
+def secrets_in(text: str) -> list[str]:
+    """What the program's own rules take out of a text, as far as it looks like the real thing."""
+    data = strip_blobs(text.replace(REDACTED, "[-]"))
+    first, *pieces = RULES.text(data).split(REDACTED)
+    taken = []
+    at = len(first)
+    for piece in pieces:
+        start = data.index(piece, at) if piece else len(data)
+        taken.append(data[at:start])
+        at = start + len(piece)
+    return [value for value in taken if is_random(value)]
+
+
+def test_no_file_holds_what_looks_like_a_secret() -> None:
+    assert len(texts()) > 100
+    assert {name: secrets for name, text in texts().items() if (secrets := secrets_in(text))} == {}
+
+
+@pytest.mark.parametrize("sample", KEYS, ids=lambda sample: sample.id)
+def test_that_scan_would_find_a_key(sample: Sample) -> None:
+    assert secrets_in(f"def f():\n    return {sample.text!r}\n")
+
+
+def test_no_env_file_is_committed() -> None:
+    assert [name for name in texts() if Path(name).name == ".env"] == []
+
+
+# --- one machine -----------------------------------------------------------------------------------------------------
+
+
+def test_no_path_of_anybodys_machine_is_named() -> None:
+    assert found(r"(?<![\w.$}])/(home|Users)/(?!(dev|me)\b)[\w.-]+|/root/\w+") == []
+    if len(ROOT.parts) > 2:  # a checkout right under / has the name of a word
+        assert found(rf"{re.escape(str(ROOT))}\b") == []
+
+
+def test_no_package_index_is_named() -> None:
+    assert found(r"--(extra-index-url|index-url|find-links|registry)[ =]") == []
+    assert "://" not in texts()["requirements.lock"]
+
+
+def test_every_host_is_a_known_one() -> None:
+    hosts = {
+        match.lower() for text in texts().values() for match in re.findall(r"[a-z]+://([\w-]+(?:\.[\w-]+)+)", text)
+    }
+    named = {host for host in hosts if not re.fullmatch(r"[\d.]+", host)}
+    assert {host for host in named if not KNOWN_HOSTS.fullmatch(host)} == set()
+
+
+def test_no_comment_needs_a_tracker_to_be_understood() -> None:
+    assert found(r"(?i)\bissues?[ #]*\d+", besides=MADE_BY_OTHERS) == []
+
+
+# --- what people read ------------------------------------------------------------------------------------------------
+
+
+def test_what_a_checkout_must_have_is_there() -> None:
+    for name in ("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "Procfile", ".env.example", ".ci/run"):
+        assert name in texts(), name
+    assert texts()["LICENSE"].startswith("MIT License")
+    assert re.fullmatch(r"worker: huey_consumer app\.worker\.huey [^\n]*\n", texts()["Procfile"])
+
+
+def test_migrations_are_inside_the_package() -> None:
+    inside = sorted(item.name for item in (resources.files("app") / "migrations").iterdir())
+    assert inside == sorted(path.name for path in (ROOT / "migrations").iterdir())
+    assert (ROOT / "app" / "migrations").readlink() == Path("../migrations")
+
+
+def default(field: str) -> str:
+    """As the README writes it."""
+    if field == "spool_directory":
+        return "per user"
+    value = getattr(Settings(), field)
+    if value is None:
+        return ""
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def test_the_readme_has_every_setting_with_its_variable_and_default() -> None:
+    rows = re.findall(r"^\| (`\w+` )?\| `([A-Z_]+)` \| ([^|]*)\|", texts()["README.md"], re.MULTILINE)
+    told = {(option.strip("` "), variable, value.strip()) for option, variable, value in rows}
+    meant = {(name.option if name.plugin else "", name.variable, default(field)) for field, name in _NAMES.items()}
+    assert told == meant | {("", "OPENCODE_HELICONE_REDACT_REGEX", "")}
+    assert len(rows) == len(told)
