@@ -70,8 +70,9 @@ _NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-
 _LEADING_NAME = _compiled(rb"[a-z0-9_-]*")
 
 _PLACEHOLDER = _compiled(
-    rb"^(?:<[^<>]*>|\[[^\[\]]*\]|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?|\$[a-z_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
-    rb"|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
+    rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?"
+    rb"|(?-i:\$[A-Z0-9_]*)|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
+    rb"|[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
 )
 _PLAIN_WORD = _compiled(
     rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"

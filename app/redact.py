@@ -279,5 +279,3 @@ def _identity(turn: Turn) -> Iterator[str]:
                 yield from (part.call_id, part.name)
                 for inner in part.child.turns if part.child else ():
                     yield from _identity(inner)
-
-

@@ -6,7 +6,7 @@ r"""What a secret looks like: the built-in rules.
     password = "…"                      assignments, known by their name (app.assignment)
 
 A rule looks at one view of a text (app.undress) and says which ranges of it are secret. All searching is RE2's, in
-linear time. The forms are those that the vendors document for their keys.
+linear time. The forms are those that vendors give their keys.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ _SIGN = (
     rb"[ \t]*(?:[bfru@$]{0,2}\\*[\"'`])?[ \t]*"
 )
 _SCHEME = _compiled(rb"(?i)(?:bearer|basic|token|digest|negotiate|apikey|api-key|aws4-hmac-sha256)[ \t]+")
-_HEADER_VALUE = _compiled(rb"[^\r\n\"'`]*")
+# Quoted parts belong to it, `Digest username="…", response="…"`; the quote in `"Cookie: a=" + value` ends it.
+_HEADER_VALUE = _compiled(rb"(?:=\\*\"(?:[^\"\r\n ;,)][^\"\r\n]*)?\"|=\\*\"[^\"\r\n ;,)][^\"\r\n]*|[^\r\n\"'`])*")
 _HEADER_HEAD_MAX = 200
 
 
@@ -190,12 +191,9 @@ def _header(view: View, found: Any) -> tuple[int, int] | None:
     return start, start + len(value)
 
 
-_COOKIES = _compiled(rb"(?:\"[^\"\r\n]*\"|[^\"'`\r\n])*")
-
-
 def _cookie(view: View, found: Any) -> tuple[int, int]:
     """All of the header: a value stands among names and attributes."""
-    return found.start(1), _COOKIES.match(view.data, found.end()).end()
+    return found.start(1), _HEADER_VALUE.match(view.data, found.end() - 1).end()
 
 
 _URL_PASSWORD = rb"(?:[^\s/:@\"'`<>]*:([^\s/\"'`<>]+)@|([A-Za-z0-9_-]{20,})@)"

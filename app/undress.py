@@ -206,4 +206,3 @@ def unpacked(view: View, seams: Sequence[int] = ()) -> Iterator[View]:
 def _decoded(run: bytes) -> bytes:
     usable = run[: len(run) - 1] if len(run) % 4 == 1 else run
     return a2b_base64(usable.translate(_URL_SAFE) + b"=" * (-len(usable) % 4))
-

@@ -17,6 +17,7 @@ from typing import Any
 
 from app import destination, ledger
 from app.db import open_ledger
+from app.ledger import Counts
 from app.presence import present
 from tests.servers import api_key
 from tests.waiting import wait_until
@@ -58,7 +59,7 @@ class Station:
         with closing(open_ledger(self.spool)) as db:
             yield db
 
-    def counts(self) -> ledger.Counts:
+    def counts(self) -> Counts:
         with self.ledger() as db:
             return ledger.counts(db)
 

@@ -121,9 +121,11 @@ PLACES = (
     Sample("authorization", "json", f'"Authorization": "Bearer {_OPAQUE}"', _OPAQUE),
     Sample("authorization", "basic", f"authorization: Basic {_BASIC}", _BASIC),
     Sample("authorization", "call", f'req.setHeader("Authorization", "Bearer {_OPAQUE}")', _OPAQUE),
+    Sample("authorization", "digest", f'Authorization: Digest username="x", response="{_OPAQUE}"', _OPAQUE),
     Sample("authorization", "prose", f"I sent bearer {_OPAQUE} along", _OPAQUE),
     Sample("cookie", "request", f"Cookie: theme=dark; session={_OPAQUE}", _OPAQUE),
     Sample("cookie", "response", f"< set-cookie: sid={_OPAQUE}; Path=/; HttpOnly", _OPAQUE),
+    Sample("cookie", "quoted", f'Cookie: a="x y"; session="{_OPAQUE}"; b=c', _OPAQUE),
     Sample("cookie", "json", f'"cookie": "sid={_OPAQUE}"', _OPAQUE),
     Sample("assignment", "environment", f"DB_PASSWORD={_WORD}", _WORD),
     Sample("assignment", "export", f"export SERVICE_TOKEN={_OPAQUE}", _OPAQUE),
@@ -140,6 +142,7 @@ PLACES = (
     Sample("assignment", "connection", f"Server=x;User Id=app;Password={_STRONG};Encrypt=true", _STRONG),
     Sample("assignment", "passphrase", f'passphrase: "correct horse {_WORD} staple"', _WORD),
 )
+
 
 def _pem(case: str, name: str, *headers: str, lines: int = 8, line_end: str = "\n") -> Sample:
     body = noise(f"pem {case}", _BASE64, 64 * lines - 20)

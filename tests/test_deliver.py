@@ -282,6 +282,21 @@ def test_job_superseded_between_records_stops_and_the_newer_one_follows(shop: Sh
     assert shop.desk.state(new) == "delivered"
 
 
+def test_job_superseded_before_its_first_post_is_not_posted(shop: Shop) -> None:
+    old, new = version(content="a"), version(content="b", facts_ms=200)
+    shop.desk.put(old)
+
+    def claimed_and_superseded() -> bool:
+        if shop.desk.row(old)["attempt"]:
+            shop.desk.put(new)
+        return False
+
+    shop.stopping = claimed_and_superseded
+    assert shop.deliver() == new.key
+    assert shop.posted == []
+    assert (shop.desk.state(old), shop.desk.row(old)["lease_until_ms"]) == ("superseded", None)
+
+
 @pytest.mark.parametrize("kind", ["retry", "wait", "refused", "permanent"])
 def test_job_superseded_while_its_post_fails_lets_go_of_its_lease(shop: Shop, kind: Kind) -> None:
     old, new = version(content="a"), version(content="b", facts_ms=200)

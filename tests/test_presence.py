@@ -160,7 +160,7 @@ def test_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
     assert not is_taken(tmp_path / "lock")
 
 
-def test_who_only_looks_does_not_keep_a_lock_from_being_taken(tmp_path: Path) -> None:
+def test_who_only_looks_neither_keeps_a_lock_from_being_taken_nor_seems_to_hold_it(tmp_path: Path) -> None:
     # Fifty hooks look whether a worker runs while one starts: none of them may be taken for that worker.
     path = tmp_path / "worker.lock"
     only = Only(path)
@@ -175,6 +175,7 @@ def test_who_only_looks_does_not_keep_a_lock_from_being_taken(tmp_path: Path) ->
     lookers = [threading.Thread(target=look) for _ in range(3)]
     for looker in lookers:
         looker.start()
+    seen = [is_taken(path) for _ in range(2_000)]
     taken = []
     for _ in range(300):
         taken.append(only.take())
@@ -182,4 +183,5 @@ def test_who_only_looks_does_not_keep_a_lock_from_being_taken(tmp_path: Path) ->
     stop.set()
     for looker in lookers:
         looker.join()
+    assert seen == [False] * 2_000
     assert taken == [True] * 300

@@ -16,8 +16,6 @@ from tests import recorded
 from tests.dress import in_json, in_lines, in_url
 from tests.secrets import KEYS, SAMPLES
 
-# --- user patterns ----------------------------------------------------------------------------------------------------
-
 EMAIL = r"[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}"
 
 
@@ -43,7 +41,7 @@ def test_what_matches_a_pattern_goes(pattern: str, text: str, expected: str) -> 
 def test_a_pattern_sees_through_escapes(wear: Any) -> None:
     text = Redaction.compile([EMAIL]).text(wear("bob@example.com"))
     assert REDACTED in text
-    assert "example" not in text
+    assert "bob" not in text
 
 
 @pytest.mark.parametrize(
@@ -81,9 +79,6 @@ def test_half_a_character_is_no_pattern() -> None:
         Redaction.compile(["a\ud800"])
 
 
-# --- texts ------------------------------------------------------------------------------------------------------------
-
-
 def test_rules_come_before_patterns_and_known_values_before_rules() -> None:
     key = KEYS[0].secret
     hits: Counter[str] = Counter()
@@ -108,7 +103,20 @@ def test_a_redacted_text_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "\x00", "a\u2028b\u2029c", "é" * 7, "👨‍👩‍👧‍👦", "\x1b", "\\", "%", "\\u12", "a\r\nb", "\x7f\x80\xff", "\\ud83d"],
+    [
+        "",
+        "\x00",
+        "a\u2028b\u2029c",
+        "éé",
+        "👨\u200d👩",
+        "\x1b",
+        "\\",
+        "%",
+        "\\u12",
+        "a\r\nb",
+        "\x7f\x80\xff",
+        "\\ud83d",
+    ],
 )
 def test_an_innocent_text_stays_as_it_is(text: str) -> None:
     assert Redaction.compile([EMAIL], known_values=["0123456789"]).text(text) == text
@@ -121,10 +129,8 @@ def test_half_a_character_becomes_a_replacement_character() -> None:
 
 
 def test_a_blob_is_described_before_anything_else() -> None:
-    assert Redaction.compile(["QUJD"]).text("data:text/plain;base64,QUJDQUJD QUJD") == f"[text/plain, 6 bytes] {REDACTED}"
-
-
-# --- JSON -------------------------------------------------------------------------------------------------------------
+    text = Redaction.compile(["QUJD"]).text("data:text/plain;base64,QUJDQUJD QUJD")
+    assert text == f"[text/plain, 6 bytes] {REDACTED}"
 
 
 def test_keys_and_values_of_json_are_redacted_at_every_depth() -> None:
@@ -174,8 +180,6 @@ def test_json_nested_without_end_is_cut() -> None:
     assert REDACTED in text
     assert "deep" not in text
 
-
-# --- transcripts ------------------------------------------------------------------------------------------------------
 
 TEXTS = {
     Session: {"version", "title", "directory"},
@@ -267,7 +271,8 @@ def strings(value: Any) -> Iterator[tuple[type, str, Any]]:
 
 def test_every_string_of_a_turn_is_redacted_or_named_as_one_that_stays() -> None:
     hits: Counter[str] = Counter()
-    kept, redacted = set(), set()
+    kept: set[tuple[type, str]] = set()
+    redacted: set[tuple[type, str]] = set()
     for kind, name, value in strings(redact_turn(turn(), Redaction.compile(["canary"]), hits)):
         (kept if "canary" in json.dumps(value) else redacted).add((kind, name))
     assert redacted == {(kind, name) for kind, names in TEXTS.items() for name in names}
@@ -328,7 +333,9 @@ def test_metadata_only_keeps_a_name_only_if_it_is_a_plain_one(name: str, shown: 
     told = turn()
     user = dataclasses.replace(told.messages[0], agent=name)
     assert isinstance(told.messages[1], Assistant)
-    tool = dataclasses.replace(told.messages[1].parts[0], name=name, call_id=name)
+    tool = told.messages[1].parts[0]
+    assert isinstance(tool, Tool)
+    tool = dataclasses.replace(tool, name=name, call_id=name)
     answer = dataclasses.replace(
         told.messages[1],
         agent=name,

@@ -57,6 +57,12 @@ def test_the_line_after_a_key_stays(sample: Sample, line: str) -> None:
     assert RULES_ONLY.text(f"{sample.secret}\n{line}\nend") == f"{REDACTED}\n{line}\nend"
 
 
+def test_a_colour_before_a_key_ends_the_word_before_it() -> None:
+    key = next(sample.secret for sample in KEYS if sample.rule == "npm")
+    assert RULES_ONLY.text(f"my{key}") == f"my{key}"
+    assert RULES_ONLY.text(f"my\x1b[1;31m{key}\x1b[0m") == f"my\x1b[1;31m{REDACTED}\x1b[0m"
+
+
 def test_the_text_around_a_secret_stays() -> None:
     key = KEYS[0].secret
     assert RULES_ONLY.text(f'before "{key}", after') == f'before "{REDACTED}", after'
@@ -72,10 +78,12 @@ SECRETS = [
     "helm install --set auth.password=swordfish --wait",
     "SMTP_PASS=swordfish",
     "spring.datasource.password=swordfish",
-    "//npm.example.com/:_auth=bm90IG15IHBhc3M=",
+    "//npm.example.com/:_auth=<24>",
     "secret: s3cr3t!",
     "and with password=#abc1 here",
     "(password=hunter2)",
+    'password: "$ecret"',
+    'password: "[abc]"',
     "password:hunter2",
     "Password: hunter2",
     "passwd = hunter2",
@@ -85,16 +93,16 @@ SECRETS = [
     "'password' => 'hunter2',",
     'os.environ["API_TOKEN"] = "abc"',
     '\\"password\\":\\"hunter2\\"',
-    'token := "abcdefgh12345678"',
+    'token := "<24>"',
     'const string password = "hunter2";',
     "password='say \"hi\"'",
-    "api key: 0123456789abcdef",
+    "api key: <24>",
     'X-Api-Key: "abc"',
-    "auth_token=abc123def456,next=1",
-    "secret_key_base: 0123456789abcdef0123456789abcdef",
-    "--token=abc123def456",
-    "--api-key abc123def456",
-    "access_token=abc123def456&page=2",
+    "auth_token=<24>,next=1",
+    "secret_key_base: <24>",
+    "--token=<24>",
+    "--api-key <24>",
+    "access_token=<24>&page=2",
     "Proxy-Authorization: Basic dTpw",
     "postgres://user:p@ss@host/db",
 ]
@@ -102,7 +110,8 @@ SECRETS = [
 
 @pytest.mark.parametrize("line", SECRETS)
 def test_a_value_named_as_a_secret_goes(line: str) -> None:
-    assert REDACTED in RULES_ONLY.text(f"first\n{line}\nlast")
+    filled = line.replace("<24>", noise("value", "abcdefghijkm0123456789", 24))
+    assert REDACTED in RULES_ONLY.text(f"first\n{filled}\nlast")
 
 
 CODE = [

@@ -75,7 +75,7 @@ def test_a_worker_killed_in_the_middle_of_a_post_is_replaced_and_the_record_arri
     captured(station, SIMPLE)
     receiver.fault({"delay_ms": 60_000, "times": 1})
     with worker(station) as first:
-        wait_until(lambda: receiver.sends())
+        wait_until(receiver.sends)
         first.send_signal(signal.SIGKILL)
         first.wait()
     with worker(station):
@@ -91,7 +91,7 @@ def test_sigterm_lets_the_post_finish(station: Station, receiver: Receiver) -> N
     captured(station, SIMPLE)
     receiver.fault({"delay_ms": 1_500, "times": 1})
     with worker(station) as process:
-        wait_until(lambda: receiver.sends())
+        wait_until(receiver.sends)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     first = receiver.sends()[0]
@@ -158,7 +158,7 @@ def test_a_refused_key_pauses_and_charges_nobody_and_a_restart_tries_at_once(
     captured(station, SIMPLE)
     receiver.fault({"status": 401, "times": 1_000})
     with worker(station):
-        wait_until(lambda: receiver.sends())
+        wait_until(receiver.sends)
         wait_until(lambda: paused(station) is not None)
     with station.ledger() as db:
         assert [tuple(row) for row in db.execute("select failures, kills, state from job")] == [
