@@ -121,7 +121,7 @@ def _assistant(info: Place, index: int, parts: tuple[Part, ...]) -> Assistant:
     return Assistant(
         id=info.identity("id"),
         index=index,
-        parent_id=info.name("parentID") or info.identity("id"),
+        parent_id=info.identity("parentID" if info.text("parentID") else "id"),
         created_ms=time.need_moment("created"),
         completed_ms=time.moment("completed"),
         agent=info.name("agent"),

@@ -198,14 +198,17 @@ def _cookie(view: View, found: Any) -> tuple[int, int]:
 
 _URL_PASSWORD = rb"(?:[^\s/:@\"'`<>]*:([^\s/\"'`<>]+)@|([A-Za-z0-9_-]{20,})@)"
 
+# A number alone would be a port.
+_CUT_URL_PASSWORD = rb"[^\s/:@\"'`<>]*:([0-9]*[^\s/:@\"'`<>0-9][^\s/:@\"'`<>]*)"
+
 
 def _url_password(view: View, found: Any) -> tuple[int, int] | None:
-    """Not `{name}`, `${NAME}`, `<name>` or `%s` in its place, and no port before another `@`."""
+    """Not `{name}`, `${NAME}`, `<name>` or `%s` in its place."""
     start, end = found.span(1) if found.start(1) >= 0 else found.span(2)
     password = view.data[start:end]
     name = password.strip(b"{}()<>[]$%")
     is_template = not name or (name != password and name.translate(None, b"_.").isalpha())
-    return None if is_template or password.isdigit() else (start, end)
+    return None if is_template else (start, end)
 
 
 def _assignment(view: View, found: Any) -> tuple[int, int] | None:
@@ -252,7 +255,7 @@ _PLACES = (
     _place("authorization", rb"(?i)authorization" + _SIGN, _header),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie),
     replace(_place("url-password", rb"[a-z0-9]://" + _URL_PASSWORD, _url_password), is_key=True),
-    _place("url-password", rb"[a-z0-9]://[^\s/:@\"'`<>]*:([^\s/:@\"'`<>]+)" + _CUT_OFF, _url_password),
+    _place("url-password", rb"[a-z0-9]://" + _CUT_URL_PASSWORD + _CUT_OFF, _url_password),
     _place("assignment", rb"(?i)" + ASSIGNMENT, _assignment),
 )
 RULES = _KEYS + _PLACES

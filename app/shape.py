@@ -10,6 +10,7 @@ names that stand in this program and of positions, so that a refusal never carri
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -21,6 +22,8 @@ IDENTITY_CHARACTERS_MAX = 512
 """Ids and names that go into paths and headers whole. OpenCode's own ids have 30, tool names at most 64."""
 DEPTH_MAX = 100
 """Nesting of one message. OpenCode's own is under 10; the rest is a tool's input."""
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def refuse(path: str, rule: str) -> NoReturn:
@@ -58,8 +61,9 @@ class Place:
         return value
 
     def identity(self, key: str) -> str:
-        """A name that must be there."""
-        return self.name(key) or refuse(self.at(key), "missing or empty")
+        """A name that must be there, and that a database and UTF-8 can hold."""
+        value = self.name(key) or refuse(self.at(key), "missing or empty")
+        return value if _LONE_SURROGATE.search(value) is None else refuse(self.at(key), "holds half a character")
 
     def count(self, key: str) -> int | None:
         value = self.fields.get(key)

@@ -61,11 +61,11 @@ def events(name: str) -> list[Snapshot]:
     return [json.loads(line)["payload"] for line in lines if line]
 
 
-def replayed(name: str) -> dict[str, Snapshot]:
-    """What the events build up: root session id -> snapshot, of the sessions that exist in the end."""
+def replayed(name: str, events_max: int | None = None) -> dict[str, Snapshot]:
+    """What the events, or the first of them, build up: root session id -> snapshot, of the sessions that exist then."""
     sessions: dict[str, Any] = {}
     messages: dict[str, dict[str, Any]] = {}
-    for event in events(name):
+    for event in events(name)[:events_max]:
         told = event["properties"]
         session = told["sessionID"]
         held = messages.setdefault(session, {})

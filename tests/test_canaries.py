@@ -27,9 +27,9 @@ from app.enqueue import Capture, Place, enqueue
 from app.parse import parse
 from app.policy import Policy
 from app.presence import present
-from app.record import Frame, encode_session, encode_turn
+from app.record import Frame, Record, encode_session, encode_turn
 from app.redact import Redaction
-from app.transcript import TranscriptError
+from app.transcript import Transcript, TranscriptError
 from app.withhold import withhold_session, withhold_turn
 from tests import recorded
 from tests.processes import Station, hook
@@ -288,9 +288,9 @@ def test_under_metadata_only_a_body_has_the_allowed_fields_and_no_others() -> No
     found: dict[str, set[str]] = {side: set() for side in ALLOWED}
     for snapshot in recordings():
         transcript = parse(snapshot)
-        frame = Frame(transcript.session.id, "opencode", "/opencode", "", interrupted=True)
-        turns = [encode_turn(withhold_turn(turn), frame) for turn in transcript.turns]
-        for record in (encode_session(withhold_session(transcript.session), frame), *chain(*turns)):
+        for record in records(
+            Transcript(withhold_session(transcript.session), tuple(map(withhold_turn, transcript.turns)))
+        ):
             body = json.loads(record.body)
             request, response = body.pop("providerRequest"), body.pop("providerResponse")
             sides = {"request": request["json"], "response": response["json"], "meta": request["meta"]}
@@ -328,6 +328,7 @@ def damaged(snapshot: Snapshot, at: tuple[Any, ...], damage: Any) -> Iterator[Sn
 DAMAGES = {
     "text": "CANARY1",
     "long text": "CANARY1 " * 100,
+    "half a character": "CANARY1 \ud800",
     "list": ["CANARY1"],
     "object": {"CANARY1": "CANARY1"},
     "number": NUMBER,
@@ -338,15 +339,25 @@ DAMAGES = {
 
 
 def refusal(snapshot: Snapshot) -> str:
+    """Why it is refused; '' when it is not: then it can be encoded."""
     try:
-        parse(snapshot)
+        transcript = parse(snapshot)
     except TranscriptError as error:
         return str(error)
+    assert records(transcript)
+    for turn in transcript.turns:
+        assert turn.id.encode()  # a column of the ledger
     return ""
 
 
+def records(transcript: Transcript) -> list[Record]:
+    frame = Frame(transcript.session.id, "opencode", "/opencode", "", interrupted=True)
+    turns = [encode_turn(turn, frame) for turn in transcript.turns]
+    return [encode_session(transcript.session, frame), *chain(*turns)]
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_the_refusal_of_a_damaged_snapshot_quotes_nothing(damage: Any) -> None:
+def test_a_damaged_snapshot_is_refused_without_quoting_it_or_can_be_encoded(damage: Any) -> None:
     refusals = []
     for name in ("b_tools", "d_error_401", "k_attachment"):
         whole = Sower().snapshot(SHAPES[name])

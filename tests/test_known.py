@@ -82,6 +82,22 @@ def test_a_known_value_is_masked_in_every_form(value: str, form: Callable[[str],
     assert hits == {"known": 1}
 
 
+def test_base64_of_a_short_known_value_is_masked_where_nothing_is_long_enough_to_be_read() -> None:
+    value = "~~~>>>??"
+    redaction = Redaction.compile([], secrets=False, known_values=[value])
+    for before, kept in (("", ""), ("a", "Y"), ("ab", "YW")):
+        for encode in (b64encode, urlsafe_b64encode):
+            packed = encode(f"{before}{value}".encode()).decode().rstrip("=")
+            assert redaction.text(f"x {packed} y") == f"x {kept}{REDACTED} y"
+
+
+def test_a_line_that_begins_with_a_sign_of_its_own_keeps_it() -> None:
+    value = "abcdefghij" + "+klmnopqrst"
+    redaction = Redaction.compile([], secrets=False, known_values=[value])
+    assert redaction.text("x\nabcdefghij\n+klmnopqrst\ny") == f"x\n{REDACTED}\ny"
+    assert redaction.text("+x\n+abcdefghij\n++klmnopqrst\n+y") == f"+x\n+{REDACTED}\n+y"
+
+
 def test_the_text_around_a_known_value_stays() -> None:
     assert REDACTION.text(f"a {VALUE} b") == f"a {REDACTED} b"
     assert REDACTION.text(VALUE[:-1]) == VALUE[:-1]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sysconfig
+import textwrap
+from base64 import b64encode
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from app.redact import REDACTED, Redaction
 from app.rule import RULES
-from tests.dress import DRESSES, in_lines, leaks
+from tests.dress import DRESSES, in_base64, in_lines, leaks
 from tests.secrets import KEYS, SAMPLES, Sample, noise
 
 RULES_ONLY = Redaction.compile([])
@@ -82,6 +84,10 @@ SECRETS = [
     "secret: s3cr3t!",
     "and with password=#abc1 here",
     "(password=hunter2)",
+    "password: 12345678",
+    "API_TOKEN=swordfish",
+    "API_TOKEN=swordfish psql -h db",
+    "API_TOKEN=foo.bar(baz)",
     'password: "$ecret"',
     'password: "[abc]"',
     "password:hunter2",
@@ -105,6 +111,7 @@ SECRETS = [
     "access_token=<24>&page=2",
     "Proxy-Authorization: Basic dTpw",
     "postgres://user:p@ss@host/db",
+    "postgres://user:123456@host/db",
 ]
 
 
@@ -144,6 +151,10 @@ CODE = [
     "token = tokens[i]",
     "f(password=password, token=token)",
     "access_token=access_token",
+    "password=user_password",
+    "        token=oauth2_token,",
+    "connect(password=value, port=1)",
+    "token: 1700000000",
     "password=None",
     '"password": null,',
     "password: true",
@@ -170,6 +181,7 @@ CODE = [
     "Cookie: string",
     'cookie: Cookies.get("x")',
     "http://localhost:4096/path@2x.png",
+    "see http://localhost:4096",
     "postgres://${USER}:${PASS}@host",
     'f"postgres://{user}:{password}@{host}"',
     "git@github.com:org/repo.git",
@@ -194,6 +206,28 @@ def test_real_code_has_few_false_hits() -> None:
         for file in sorted((library / folder).glob("*.py")):
             RULES_ONLY.text(file.read_text(encoding="utf-8", errors="replace"), hits)
     assert hits.total() <= 30
+
+
+def test_base64_that_goes_on_from_another_word_is_read_all_the_same() -> None:
+    key = KEYS[0].secret
+    packed = in_base64(f"{key}\n{key}").split()[2]
+    for before in ("", "a", "ab", "abc", "/path/to/"):
+        assert not leaks(RULES_ONLY.text(f"see {before}{packed}"), key)
+
+
+def test_of_wrapped_base64_only_the_lines_of_the_secret_go() -> None:
+    innocent = "nothing to see here, and nothing there either. " * 9
+    packed = textwrap.wrap(b64encode(f"{innocent}{KEYS[0].secret}{innocent}".encode()).decode(), 76)
+    shown = RULES_ONLY.text("\n".join(packed)).split("\n")
+    assert shown[:5] == packed[:5]
+    assert shown[-5:] == packed[-5:]
+    assert shown.count(REDACTED) == 1
+
+
+def test_what_follows_the_rest_of_a_broken_value_stays() -> None:
+    first, rest = (noise(part, "abcdefghijkm0123456789", 20) for part in ("first", "rest"))
+    assert RULES_ONLY.text(f"X-Api-Key: {first}\n{rest} and more") == f"X-Api-Key: {REDACTED} and more"
+    assert RULES_ONLY.text(f"Authorization: {first}\n{rest} and more") == f"Authorization: {REDACTED} and more"
 
 
 def test_a_private_key_without_its_end_takes_no_prose_along() -> None:

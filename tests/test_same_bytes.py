@@ -6,6 +6,7 @@ Both must come to the same jobs: the same keys, the same request ids, the same b
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,13 +18,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import ledger
+from app import destination, ledger
+from app.enqueue import Capture, Place, enqueue
 from app.parse import parse
+from app.policy import Policy
+from app.redact import Redaction
 from app.transcript import Turn
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot
 
+FULL = Capture(Policy("full", (), redact_secrets=True, prefix="/opencode"), Redaction.compile(()), user_id="")
 RECORDS = 297
 """Of all exports."""
 POLICIES: dict[str, dict[str, str]] = {
@@ -178,6 +183,34 @@ def test_snapshots_cut_as_the_plugin_cuts_them_give_the_same_jobs_as_the_whole(
     pieces = [part for snapshot in snapshots for part in growing(snapshot)]
     assert len(pieces) > len(snapshots) + 100
     assert_same(captured(machine(tmp_path / "home"), pieces), live("full"))
+
+
+def at_each_idle(name: str) -> Iterator[dict[str, Snapshot]]:
+    """What stood there whenever OpenCode said that it was done; and at the end."""
+    for index, event in enumerate(recorded.events(name), start=1):
+        if event["type"] == "session.idle":
+            yield recorded.replayed(name, index)
+    yield recorded.replayed(name)
+
+
+# Of the others one has no idle, because OpenCode was killed, and one a hundred that are like the first.
+WITH_IDLES = [name for name in recorded.exported() if name not in {"e_sigint_run", "i_long_session"}]
+
+
+@pytest.mark.parametrize("name", WITH_IDLES)
+def test_what_was_captured_at_an_idle_is_not_captured_again(
+    db: sqlite3.Connection, live: Callable[[str], Jobs], name: str
+) -> None:
+    root = recorded.export(name)["root"]
+    place = Place(destination.destination(db, "", "", 0).id, "")
+    for now_ms, snapshots in enumerate(at_each_idle(name)):
+        if root in snapshots:
+            enqueue(db, parse(snapshots[root]), FULL, place, now_ms=now_ms, ring=lambda _: None)
+    rows = db.execute("select t.name, j.key from job j join turn t on t.id = j.turn_id order by j.id").fetchall()
+    final = {turn: key for (session, turn), (key, _) in live("full").items() if session == root}
+    # The session of g_admin was renamed and archived, and a message was removed from it.
+    assert len(rows) - len(final) == (3 if name == "g_admin" else 0)
+    assert {row["name"]: row["key"] for row in rows} == final
 
 
 SHAPES = {name: recorded.export(name) for name in recorded.exported()}
