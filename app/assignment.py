@@ -16,7 +16,7 @@ from typing import Any
 
 import re2
 
-from app.undress import LINE_MARK
+from app.undress import LINE_MARKS
 
 
 def _compiled(pattern: bytes) -> Any:
@@ -62,7 +62,7 @@ _PIN_MIN, _TOKEN_MIN, _LETTERS_MIN, _OPTION_MIN, _DIGITS_MIN = 4, 8, 16, 5, 3
 
 # What stands before the name on its line where the line is one assignment: `.env`, YAML, ini, Dockerfile, shell.
 _LINE_START = _compiled(
-    rb"^(?:[ \t]*" + LINE_MARK + rb")?[ \t]*(?:[+-][ \t]*)?(?:(?:export|set|env|arg|-e|--env|-d|\$env:)[ \t]*)?$"
+    rb"^" + LINE_MARKS + rb"[ \t]*(?:-[ \t]*)?(?:(?:export|set|env|arg|-e|--env|-d|\$env:)[ \t]*)?$"
 )
 _LINE_LOOKBACK = 200
 _NAME_LOOKBACK = 64

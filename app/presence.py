@@ -11,14 +11,15 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.db import PRIVATE_FILE, private_directory
 
 SUFFIX = ".lock"
+READ_AGAIN = 1_000
 TAKE_AGAIN_S = (0.001, 0.002, 0.004, 0.008, 0.016)
 """Pauses between tries to take a lock: whoever only looks at it (`is_taken`) holds it for an instant."""
 
@@ -47,7 +48,7 @@ class Announced:
 
     def say(self, facts: Mapping[str, object]) -> None:
         data = json.dumps(facts, sort_keys=True).encode() + b"\n"
-        # The first line counts, and it is whole at any moment: what is left of a longer one goes only afterwards.
+        # The first line counts; what is left of a longer one before it goes only afterwards.
         os.pwrite(self._descriptor, data, 0)
         os.ftruncate(self._descriptor, len(data))
 
@@ -75,19 +76,25 @@ def _ask(path: Path) -> Mapping[str, object] | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _parse(os.pread(descriptor, 1 << 20, 0))
+            return _hear(descriptor)
         path.unlink(missing_ok=True)
         return None
     finally:
         os.close(descriptor)
 
 
-def _parse(data: bytes) -> Mapping[str, object]:
-    try:
-        says = json.loads(data.partition(b"\n")[0])
-    except ValueError:  # before the first `say`
-        return {}
-    return says if isinstance(says, dict) else {}
+def _hear(descriptor: int) -> Mapping[str, object]:
+    """What the other one says; nothing before its first `say`."""
+    for _ in range(READ_AGAIN):
+        line, end, _rest = os.pread(descriptor, 1 << 20, 0).partition(b"\n")
+        if not line:
+            break
+        with suppress(ValueError):
+            says = json.loads(line) if end else None
+            if isinstance(says, dict):
+                return says
+        # In the middle of a `say`, which ends within microseconds.
+    return {}
 
 
 class Only:
@@ -98,14 +105,14 @@ class Only:
         self._path = path
         self._descriptor: int | None = None
 
-    def take(self) -> bool:
+    def take(self, sleep: Callable[[float], object] = time.sleep) -> bool:
         """False when somebody else has it."""
         descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
         for pause_s in TAKE_AGAIN_S:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(pause_s)
+                sleep(pause_s)
             else:
                 self._descriptor = descriptor
                 return True

@@ -20,7 +20,7 @@ from typing import Any
 import re2
 
 from app.assignment import ASSIGNMENT, assigned
-from app.undress import LINE_MARK, View
+from app.undress import LINE_MARKS, View
 
 
 def _compiled(pattern: bytes) -> Any:
@@ -142,7 +142,7 @@ def _place(name: str, pattern: bytes, judge: _Judge) -> Rule:
     return Rule(name, _compiled(pattern), judge, is_key=False, length=0)
 
 
-_LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n[ \t]*(?:" + LINE_MARK + rb")?[ \t\"'`+(]*)+"
+_LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n" + LINE_MARKS + rb"[ \t\"'`+(]*)+"
 _PEM_HEADER = rb"(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset):[^\r\n]*"
 _PEM_BEGIN = rb"-----BEGIN[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
 _PEM_END = rb"-----END[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
@@ -156,7 +156,7 @@ _PEM_GAP = rb"(?:" + _LINE_END + rb"|[ \t]+)"
 _PEM = _PEM_BEGIN + rb"(?:" + _PEM_LINE + rb")*(?:" + _PEM_GAP + rb"?-----END[A-Z0-9 +]*-{0,5})?"
 _PEM_WITHOUT_BEGIN = rb"(?:[A-Za-z0-9+/=]{16,}" + _LINE_END + rb")+(?:[A-Za-z0-9+/=]+" + _LINE_END + rb")?" + _PEM_END
 
-_PEM_LAST = _compiled(rb"\s+(?:" + LINE_MARK + rb")?[ \t]*[A-Za-z0-9+/=]{1,15}$")
+_PEM_LAST = _compiled(rb"\s+" + LINE_MARKS + rb"[ \t]*[A-Za-z0-9+/=]{1,15}$")
 
 
 def _pem(view: View, found: Any) -> tuple[int, int]:

@@ -24,6 +24,8 @@ LAYERS_MAX = 4
 
 LINE_MARK = rb"(?:[0-9]{1,7}(?:[:|\t]|\xe2\x86\x92)|Line [0-9]{1,7}:|[+-])"
 """What tools put before a line: `12: ` (read), `00012| `, `12\t` (cat -n), `Line 12: ` (grep), `+` (diff)."""
+LINE_MARKS = rb"(?:[ \t]*" + LINE_MARK + rb"){0,2}"
+"""The same, also of a file that holds such a file."""
 
 
 @dataclass(frozen=True, slots=True)

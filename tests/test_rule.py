@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import sysconfig
 import textwrap
 from base64 import b64encode
@@ -10,7 +11,17 @@ import pytest
 
 from app.redact import REDACTED, Redaction
 from app.rule import RULES
-from tests.dress import DRESSES, in_base64, in_lines, leaks
+from tests.dress import (
+    DRESSES,
+    added,
+    in_base64,
+    in_json,
+    in_lines,
+    in_url,
+    in_wrapped_base64,
+    leaks,
+    numbered,
+)
 from tests.secrets import KEYS, SAMPLES, Sample, noise
 
 RULES_ONLY = Redaction.compile([])
@@ -206,6 +217,13 @@ def test_real_code_has_few_false_hits() -> None:
         for file in sorted((library / folder).glob("*.py")):
             RULES_ONLY.text(file.read_text(encoding="utf-8", errors="replace"), hits)
     assert hits.total() <= 30
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)
+def test_a_secret_is_found_in_a_dress_over_another(sample: Sample) -> None:
+    wears = (in_lines, numbered, added, in_json, in_url, in_base64, in_wrapped_base64)
+    for inner, outer in itertools.product(wears, wears):
+        assert not leaks(RULES_ONLY.text(outer(inner(sample.text))), sample.body or sample.secret)
 
 
 def test_base64_that_goes_on_from_another_word_is_read_all_the_same() -> None:
