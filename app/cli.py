@@ -25,7 +25,7 @@ from app.ledger import LedgerError
 from app.opencode import File
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
-from app.settings import SettingsError, shown
+from app.settings import SettingsError, from_arguments, shown
 from app.sources import Sources, typed, unattended
 from app.status import read_status
 
@@ -49,6 +49,9 @@ EnvFile = Annotated[
 SpoolDirectory = Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the job queue.")]
 Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")]
 ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
+Chosen = Annotated[
+    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any setting by its name: maxRetries=2.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]
 Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
@@ -114,6 +117,7 @@ def _import(
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
     export_mode: ExportMode = None,
+    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Queue sessions of opencode export.
@@ -121,7 +125,7 @@ def _import(
     All files are one set: subagents find their parents in it. A turn that never ended counts as interrupted. A second
     import of the same changes nothing. No worker is started.
     """
-    sources = _sources(env_file, spool_directory, endpoint, export_mode)
+    sources = _sources(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     opened = _files(files)
     with screen.progress(opened) as step:
         results = list(import_files(opened, sources, on_read=step))
@@ -143,13 +147,14 @@ def _preview(
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
     export_mode: ExportMode = None,
+    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Print exactly what would leave.
 
     And what the redaction takes out of it. Nothing is sent, and nothing is queued.
     """
-    sources = _sources(env_file, spool_directory, endpoint, export_mode)
+    sources = _sources(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     for name in files:
         if name.startswith("ses_") and not Path(name).exists():
             _complain(
@@ -176,6 +181,7 @@ def _worker(
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
+    chosen: Chosen = None,
     automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False,
 ) -> None:
     """Deliver until told to stop.
@@ -185,7 +191,7 @@ def _worker(
     from app.helicone import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
     from app.worker import Worker  # noqa: PLC0415 - the same
 
-    sources = unattended(os.environ) if automatic else _sources(env_file, spool_directory, endpoint)
+    sources = unattended(os.environ) if automatic else _sources(env_file, spool_directory, endpoint, chosen=chosen)
     try:
         Worker(sources, automatic=automatic).run()
     except ClientError as error:
@@ -199,6 +205,7 @@ def _flush(
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
+    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Deliver what waits, now.
@@ -208,7 +215,7 @@ def _flush(
     from app.flush import flush  # noqa: PLC0415 - as in `_worker`
     from app.helicone import ClientError  # noqa: PLC0415 - the same
 
-    sources = _sources(env_file, spool_directory, endpoint)
+    sources = _sources(env_file, spool_directory, endpoint, chosen=chosen)
     try:
         with screen.spinner("delivering"):
             flushed = flush(sources, timeout)
@@ -227,11 +234,12 @@ def _status(
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
+    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Say what waits, and why."""
     now_ms = clock.now_ms()
-    status = read_status(_sources(env_file, spool_directory, endpoint).load(), now_ms)
+    status = read_status(_sources(env_file, spool_directory, endpoint, chosen=chosen).load(), now_ms)
     if json_wanted:
         _print_json(asdict(status))
     else:
@@ -245,13 +253,14 @@ def _config_show(
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
     export_mode: ExportMode = None,
+    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Print the settings and their origins.
 
     As they are in force in the current folder. The API key is not printed.
     """
-    sources = _sources(env_file, spool_directory, endpoint, export_mode)
+    sources = _sources(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     with closing(open_ledger(sources.load().spool_directory)) as db:
         settings = shown(effective(db, sources, Path.cwd()))
     if json_wanted:
@@ -338,9 +347,15 @@ def _print_installed(done: install.Installed, what: str, *, dry_run: bool) -> No
 
 
 def _sources(
-    env_file: Path | None, spool_directory: str | None, endpoint: str | None = None, export_mode: str | None = None
+    env_file: Path | None,
+    spool_directory: str | None,
+    endpoint: str | None = None,
+    export_mode: str | None = None,
+    *,
+    chosen: Iterable[str] | None = None,
 ) -> Sources:
-    given = {"spool_directory": spool_directory, "endpoint": endpoint, "export_mode": export_mode}
+    named = {"spool_directory": spool_directory, "endpoint": endpoint, "export_mode": export_mode}
+    given = from_arguments(chosen or ()) | {name: value for name, value in named.items() if value is not None}
     return typed(os.environ, Path.cwd(), env_file=env_file, command_line=given)
 
 

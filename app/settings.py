@@ -360,6 +360,24 @@ def _from_options(
     }
 
 
+def from_arguments(arguments: Iterable[str]) -> dict[str, object]:
+    """What `option=value` arguments say, by field name, for the command line's layer. Raises SettingsError."""
+    values: dict[str, object] = {}
+    problems = []
+    for argument in arguments:
+        option, equals, text = argument.partition("=")
+        if option not in _IN_CONFIG_FILE:
+            problems.append(_refusal(option, _IN_CONFIG_FILE, Origin("command line", "command line")))
+        elif not equals:
+            problems.append(f"{option} from command line: give a value, {option}=...")
+        else:
+            field_name = _IN_CONFIG_FILE[option]
+            values[field_name] = _NAMES[field_name].read(text)
+    if problems:
+        raise SettingsError(problems)
+    return values
+
+
 def _refusal(option: str, known: Mapping[str, str], origin: Origin) -> str:
     name = f"{json.dumps(option[:_EXCERPT_MAX])} from {origin.text}"
     if re.sub("[^a-z]", "", option.lower()).endswith("apikey"):

@@ -714,3 +714,14 @@ def test_plugin_of_a_project_is_installed_there(station: Station) -> None:
     assert (project / ".opencode" / "plugin" / "opencode-helicone.js").exists()
     assert station.run("uninstall-plugin", "--project", str(project), "--global").returncode == 2
     assert "nowhere" in complaint(station.run("install-plugin", "--project", "nowhere"), 1)
+
+
+def test_set_outranks_the_environment_and_refuses_what_it_does_not_know(station: Station) -> None:
+    station = replace(station, variables={"OPENCODE_HELICONE_MAX_RETRIES": "7"})
+    settings = said(station.run("config", "show", "--json", "--set", "maxRetries=2"))["settings"]
+    (shown_,) = [one for one in settings if one["name"] == "maxRetries"]
+    assert (shown_["value"], shown_["origin"]) == (2, "command line")
+    for argument in ("nonsense=1", "maxRetries", "maxRetries=two", "apiKey=x"):
+        done = station.run("status", "--set", argument)
+        assert done.returncode == 2, argument
+        assert done.stderr.startswith("opencode-helicone:"), argument

@@ -21,6 +21,7 @@ from app import clock, ledger
 from app.db import open_ledger
 from app.hook import Desk
 from app.inbox import Inbox
+from app.settings import from_arguments
 from app.sources import Sources, unattended
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
@@ -218,7 +219,8 @@ def told(place: Place, source: str, name: str) -> Place:
     environ = place.sources.environ
     match source:
         case "command line":
-            return replace(place, sources=replace(place.sources, command_line={option.field: value}))
+            given = from_arguments([f"{name}={text}"])  # --set
+            return replace(place, sources=replace(place.sources, command_line=given))
         case "environment":
             environ = {**environ, variable: text}
         case ".env":
