@@ -51,7 +51,6 @@ class Place:
 @dataclass(frozen=True, slots=True)
 class Option:
     variable: str
-    field: str
     observe: Callable[[Place], object]
     value: object
     """Another one than the default."""
@@ -159,29 +158,20 @@ def base_of_the_first_delay_ms(place: Place) -> list[int]:
 
 
 OPTIONS = {
-    "enable": Option("ENABLE", "enable", something_is_written, value=False, by_default=True, changed=False),
+    "enable": Option("ENABLE", something_is_written, value=False, by_default=True, changed=False),
     "spoolDirectory": Option(
-        "SPOOL_DIRECTORY", "spool_directory", ledgers, value="elsewhere", by_default=["spool"], changed=["elsewhere"]
+        "SPOOL_DIRECTORY", ledgers, value="elsewhere", by_default=["spool"], changed=["elsewhere"]
     ),
     "sessionPathPrefix": Option(
-        "SESSION_PATH_PREFIX", "session_path_prefix", paths, value="/team", by_default={"/opencode"}, changed={"/team"}
+        "SESSION_PATH_PREFIX", paths, value="/team", by_default={"/opencode"}, changed={"/team"}
     ),
-    "redactPatterns": Option(
-        "REDACT_PATTERNS", "redact_patterns", tells_of_the_title, value=["fake gen"], by_default=True, changed=False
-    ),
-    "flushInterval": Option(
-        "FLUSH_INTERVAL", "flush_interval_ms", pause_between_looks_ms, value=50, by_default=LOOK_MS, changed=50
-    ),
-    "maxSpoolSize": Option(
-        "MAX_SPOOL_SIZE", "max_spool_bytes", dropped_by_a_look, value=1, by_default={}, changed={"size": JOBS}
-    ),
-    "maxSpoolAge": Option(
-        "MAX_SPOOL_AGE", "max_spool_age_ms", dropped_by_a_look, value=1, by_default={}, changed={"age": JOBS}
-    ),
-    "maxRetries": Option("MAX_RETRIES", "max_retries", posts_before_a_job_is_dead, value=1, by_default=6, changed=2),
+    "redactPatterns": Option("REDACT_PATTERNS", tells_of_the_title, value=["fake gen"], by_default=True, changed=False),
+    "flushInterval": Option("FLUSH_INTERVAL", pause_between_looks_ms, value=50, by_default=LOOK_MS, changed=50),
+    "maxSpoolSize": Option("MAX_SPOOL_SIZE", dropped_by_a_look, value=1, by_default={}, changed={"size": JOBS}),
+    "maxSpoolAge": Option("MAX_SPOOL_AGE", dropped_by_a_look, value=1, by_default={}, changed={"age": JOBS}),
+    "maxRetries": Option("MAX_RETRIES", posts_before_a_job_is_dead, value=1, by_default=6, changed=2),
     "retryBaseDelay": Option(
         "RETRY_BASE_DELAY",
-        "retry_base_delay_ms",
         base_of_the_first_delay_ms,
         value=BASES_MS[1],
         by_default=[BASES_MS[0]],
