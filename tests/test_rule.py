@@ -210,13 +210,13 @@ def test_what_only_talks_of_secrets_stays(line: str) -> None:
 
 
 def test_real_code_has_few_false_hits() -> None:
-    """Seven million letters of Python. On 3.11 eleven hits: cookies and passwords of the docstrings, and a `%s:%s`."""
+    """Seven million letters of Python. On 3.11 nine hits, all read: cookies and passwords in docstrings, one quote."""
     library = Path(sysconfig.get_paths()["stdlib"])
     hits: Counter[str] = Counter()
     for folder in (".", "asyncio", "email", "http", "json", "urllib", "xml/etree", "idlelib"):
         for file in sorted((library / folder).glob("*.py")):
             RULES_ONLY.text(file.read_text(encoding="utf-8", errors="replace"), hits)
-    assert hits.total() <= 30
+    assert hits.total() <= 25
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.id)
