@@ -22,12 +22,13 @@ from app.endpoint import EndpointError
 from app.folders import effective
 from app.importing import Imported, import_files
 from app.ledger import LedgerError
-from app.opencode import File
+from app.opencode import ExportError, File
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
 from app.settings import SettingsError, from_arguments, shown
 from app.sources import Sources, typed, unattended
 from app.status import read_status
+from app.store import store_file, stored
 
 PROGRAM = "opencode-helicone"
 DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
@@ -54,6 +55,12 @@ Chosen = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]
+FilesOrSessions = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE|SESSION", help="Written by opencode export, or the id of a session in OpenCode's own store."
+    ),
+]
 Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
 Project = Annotated[
     Path | None, typer.Option("--project", metavar="DIR", help="For one project only; made to be committed.")
@@ -72,7 +79,7 @@ def main() -> None:
     except (SettingsError, PatternError, EndpointError) as error:
         _complain(str(error))
         sys.exit(USAGE)
-    except (OSError, sqlite3.Error, SchemaError, LedgerError, install.InstallError) as error:
+    except (OSError, sqlite3.Error, SchemaError, LedgerError, ExportError, install.InstallError) as error:
         _complain(f"the queue, ledger.db: {error}" if isinstance(error, sqlite3.Error) else str(error))
         sys.exit(PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
@@ -141,7 +148,7 @@ def _import(
 
 @app.command("preview")
 def _preview(
-    files: Files,
+    files: FilesOrSessions,
     *,
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
@@ -155,16 +162,9 @@ def _preview(
     And what the redaction takes out of it. Nothing is sent, and nothing is queued.
     """
     sources = _sources(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
-    for name in files:
-        if name.startswith("ses_") and not Path(name).exists():
-            _complain(
-                f"{name} is a session id, and OpenCode's own store is not read: opencode export {name} > session.json,"
-                " then name that file"
-            )
-            raise typer.Exit(USAGE)
     failed = False
     told: list[dict[str, object]] = []
-    for result in preview(_files(files), sources):
+    for result in preview(_files_or_sessions(files), sources):
         failed = failed or _is_failed(result)
         if json_wanted:
             told.append(as_json(result))
@@ -361,6 +361,15 @@ def _sources(
 
 def _files(names: Iterable[str]) -> list[File]:
     return [File(name, sys.stdin.buffer.read() if name == "-" else None) for name in names]
+
+
+def _files_or_sessions(names: Iterable[str]) -> list[File]:
+    """A name that looks like a session's id, and is no file, is looked up in OpenCode's own store."""
+    found = []
+    for name in names:
+        is_session = name.startswith("ses_") and not Path(name).exists()
+        found += stored(store_file(os.environ), name) if is_session else _files([name])
+    return found
 
 
 def _is_failed(result: Imported | Previewed) -> bool:

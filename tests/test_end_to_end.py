@@ -102,6 +102,16 @@ def test_a_run_of_opencode_is_delivered_whole(
     assert statuses == ({401} if script == "http401" else {200})
     if script == "task":
         assert any("/tool-task/ses_" in row.path for row in rows)
+        expect_previewed(opencode, station, rows)
+
+
+def expect_previewed(opencode: OpenCode, station: Station, rows: list[Stored]) -> None:
+    """`preview SESSION`, out of OpenCode's own store, shows what arrived."""
+    root = rows[0].log.properties["Helicone-Session-Id"]
+    at_home = replace(station, variables={"XDG_DATA_HOME": str(opencode.home / ".local" / "share")})
+    (previewed,) = json.loads(at_home.run("preview", "--json", root).stdout)["sessions"]
+    ids = {record["request_id"] for record in previewed["records"]}
+    assert ids == {row.log.request_id for row in rows}
 
 
 def test_an_abort_and_two_prompts_of_one_session_are_delivered_whole(
