@@ -193,7 +193,10 @@ def _worker(
 
     sources = unattended(os.environ) if automatic else _sources(env_file, spool_directory, endpoint, chosen=chosen)
     try:
-        Worker(sources, automatic=automatic).run()
+        worker = Worker(sources, automatic=automatic)
+        if not automatic:
+            _print_lines(screen.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
+        worker.run()
     except ClientError as error:
         raise SettingsError([str(error)]) from None
 
@@ -294,6 +297,7 @@ def _receiver(
     """
     try:
         from app import receiver, shelf  # noqa: PLC0415 - an extra: everything else works without it
+        from app.faults import FaultError  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("app"):
             raise
@@ -306,9 +310,9 @@ def _receiver(
             port=port,
             store_path=kept,
             faults_path=faults,
-            on_listening=lambda url: _print_lines([screen.visible(f"listening on {url}, keeping {kept}")]),
+            on_listening=lambda url: _print_lines(screen.receiver_lines(url, str(kept))),
         )
-    except (receiver.ReceiverError, shelf.ShelfError) as error:
+    except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
         _complain(str(error))
         raise typer.Exit(PROBLEM) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,7 +26,11 @@ def private_directory(path: Path) -> Path:
     if not path.parent.exists():
         private_directory(path.parent)
     path.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-    if path.stat().st_mode & 0o077:
+    mode = path.stat().st_mode
+    if mode & stat.S_ISVTX:
+        # Such as /tmp: to close it would lock everybody else out.
+        raise PermissionError(f"{path} is shared by all users: name a folder of its own")
+    if mode & 0o077:
         path.chmod(PRIVATE_DIRECTORY)
     return path
 

@@ -52,22 +52,27 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     )
     if held is None:
         return None
-    _carry(db, held, courier)
+    if not _carry(db, held, courier) and held.paused:
+        # The probe found nothing to post: the next job may ask in its place.
+        destination.probe_now(db, courier.destination_id, courier.clock())
     return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
 
 
-def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> None:
+def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
+    """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
+    asked = False
     try:
         for body in ledger.unacknowledged(db, held):
             if courier.stopping():
                 ledger.give_back(db, held, due_ms=courier.clock())
-                return
+                return asked
             if not ledger.is_current(db, held):
                 break
             outcome = courier.post(body)
+            asked = True
             if outcome.kind != "accepted":
                 _settle(db, held, outcome, courier)
-                return
+                return asked
             if held.paused:
                 destination.resume(db, courier.destination_id)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
@@ -76,10 +81,11 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> None:
                 break
     except LedgerError as error:
         ledger.bury(db, held, courier.clock(), str(error))
-        return
+        return asked
     if not ledger.complete(db, held, courier.clock()) and not ledger.abandon(db, held):
         # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
         ledger.give_back(db, held, due_ms=courier.clock())
+    return asked
 
 
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:

@@ -10,7 +10,7 @@ from app import clock, destination, ledger
 from app.db import open_ledger
 from app.sources import Sources
 from app.spool import Spool, target
-from app.status import Jobs, read_destinations, read_hooks, read_workers, waiting
+from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
 from app.worker import Worker, take_over_keyless
 
 LOOK_S = 0.1
@@ -25,6 +25,8 @@ class Flushed:
     """Lines that live hooks have not worked off."""
     waiting: tuple[str, ...]
     """Why jobs wait, for a person."""
+    errors: tuple[Failing, ...]
+    """Why jobs are dead, or failed and are tried again."""
     was_stopped: bool
     """Somebody interrupted it."""
 
@@ -64,6 +66,7 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
             jobs=current.jobs,
             backlog=_backlog(spool, ours.id),
             waiting=waiting([current], workers, clock.now_ms()),
+            errors=current.errors,
             was_stopped=was_stopped,
         )
 

@@ -14,8 +14,7 @@ from app.capture import capture, secrets_of_this_machine
 from app.enqueue import Capture
 from app.settings import Recorded, Settings
 from app.sources import Sources
-from app.spool import folder
-from app.status import find_target
+from app.spool import find_target, folder
 
 
 class Folders:

@@ -19,21 +19,9 @@ from typing import Any, Self, TypeAlias
 
 import httpx
 
-from app.endpoint import EndpointError, Route, RouteKind, kind_of, normalise, read_back_url, routes
+from app.endpoint import RouteKind, kind_of
 from app.retry import Kind, Outcome, retry_after_ms
 from app.transport import Transport, within
-
-__all__ = [
-    "Client",
-    "ClientError",
-    "EndpointError",
-    "ReadBackError",
-    "Route",
-    "classify",
-    "normalise",
-    "read_back_url",
-    "routes",
-]
 
 ANSWER_BYTES_MAX = 64 * 1024
 READ_BACK_BYTES_MAX = 64 * 1024 * 1024
@@ -92,12 +80,13 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def post(self, url: str, body: bytes, request_id: str, now_ms: int) -> Outcome:
+    def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
         """Send one record's bytes to a log URL, within the deadline. A Retry-After date counts from `now_ms`."""
+        allowed_s = self._deadline_s if deadline_s is None else min(deadline_s, self._deadline_s)
         try:
-            answer = self._send(url, body, ANSWER_BYTES_MAX)
+            answer = self._send(url, body, ANSWER_BYTES_MAX, allowed_s)
         except httpx.TransportError as error:
-            return _unreached(error, self._deadline_s)
+            return _unreached(error, allowed_s)
         said = answer.body.replace(self._key.encode(), b"[key]")
         outcome = classify(kind_of(url), answer.status, answer.headers, said, request_id, now_ms)
         if outcome.kind != "accepted" and _echoes(outcome.reason, body):
@@ -118,7 +107,7 @@ class Client:
 
     def _read_page(self, url: str, query: _Row) -> list[_Row]:
         try:
-            answer = self._send(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX)
+            answer = self._send(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
         except httpx.TransportError as error:
             raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
         try:
@@ -129,7 +118,7 @@ class Client:
             raise ReadBackError(f"reading back was answered with {answer.status}: {_describe(answer.body)}")
         return rows
 
-    def _send(self, url: str, body: bytes, bytes_max: int) -> _Answer:
+    def _send(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> _Answer:
         """Raises httpx.TransportError."""
         # Built by hand, so that none of the client's own headers, cookies and encodings come along.
         request = httpx.Request(
@@ -142,9 +131,9 @@ class Client:
                 "User-Agent": "opencode-helicone",
             },
             content=body,
-            extensions={"timeout": httpx.Timeout(self._deadline_s).as_dict()},
+            extensions={"timeout": httpx.Timeout(max(deadline_s, 0.001)).as_dict()},
         )
-        with within(self._deadline_s):
+        with within(deadline_s):
             response = self._http.send(request, stream=True, auth=None)
             try:
                 return _Answer(response.status_code, response.headers, _first(response.iter_raw(), bytes_max))

@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -311,9 +311,13 @@ class Desk:
     def _refuse(self, reason: str, detail: str = "") -> None:
         """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""
         self._log(f"refused a line: {reason}{detail and f': {detail}'}")
-        if self._hook is not None:
-            with suppress(sqlite3.Error):
+        with suppress(sqlite3.Error, OSError, SchemaError):
+            if self._hook is not None:
                 destination.refuse(self._hook.db, reason, clock.now_ms())
+            elif self._spool is not None:
+                # The settings themselves are wrong: `status` must not look as if all were well.
+                with closing(open_ledger(self._spool.path)) as db:
+                    destination.refuse(db, reason, clock.now_ms())
 
     def _log(self, message: str) -> None:
         spool = self._spool or Spool(Settings().spool_directory)

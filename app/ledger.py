@@ -195,13 +195,17 @@ def _supersede(db: sqlite3.Connection, turn_id: int, key: str, now_ms: int) -> N
 
     A lease stays: until its worker lets go, nothing else of the session may be in flight.
     """
-    row = db.execute(
-        "update job set state = 'superseded', drop_reason = null, due_ms = null, finished_ms = ?, body_bytes = 0"
-        " where turn_id = ? and state <> 'superseded' and key <> ? returning id",
-        (now_ms, turn_id, key),
-    ).fetchone()
-    if row is not None:
-        db.execute("delete from record where job_id = ?", (row["id"],))
+    _supersede_where(db, "turn_id = :turn and key <> :key", {"turn": turn_id, "key": key}, now_ms)
+
+
+def _supersede_where(db: sqlite3.Connection, condition: str, arguments: dict[str, object], now_ms: int) -> int:
+    rows = db.execute(
+        "update job set state = 'superseded', drop_reason = null, due_ms = null, finished_ms = :now, body_bytes = 0"
+        f" where {condition} and state <> 'superseded' returning id",
+        {**arguments, "now": now_ms},
+    ).fetchall()
+    db.executemany("delete from record where job_id = ?", [(row["id"],) for row in rows])
+    return len(rows)
 
 
 def _write(  # noqa: PLR0913 - one row's columns
@@ -267,13 +271,7 @@ def place_under(db: sqlite3.Connection, destination_id: int, child: str, parent:
             " on conflict (destination_id, name) do update set root_name = excluded.root_name returning id",
             (destination_id, child, parent.root, parent.user_id, parent.folder),
         ).fetchone()
-        jobs = db.execute(
-            "update job set state = 'superseded', drop_reason = null, due_ms = null, finished_ms = ?, body_bytes = 0"
-            " where session_id = ? and state <> 'superseded' returning id",
-            (now_ms, row["id"]),
-        ).fetchall()
-        db.executemany("delete from record where job_id = ?", [(job["id"],) for job in jobs])
-    return len(jobs)
+        return _supersede_where(db, "session_id = :session", {"session": row["id"]}, now_ms)
 
 
 def adopt(
@@ -334,12 +332,7 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         return
     insert(db, destination_id, version, bodies, now_ms=now_ms)
     with transaction(db):
-        db.execute(
-            "update job set state = 'superseded', due_ms = null, finished_ms = ?, body_bytes = 0"
-            " where id = ? and state = 'pending'",
-            (now_ms, row["id"]),
-        )
-        db.execute("delete from record where job_id = ?", (row["id"],))
+        _supersede_where(db, "id = :job", {"job": row["id"]}, now_ms)
 
 
 def _bodies(db: sqlite3.Connection, job_id: int, key: str) -> list[Body]:

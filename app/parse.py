@@ -222,7 +222,7 @@ def _turn(session: Session, name: str, messages: list[tuple[Place, Message]]) ->
         messages=values,
         final=answered and all(_ended(value) for value in values),
         facts_ms=max(latest_ms + [turn.facts_ms for child in children for turn in child.turns]),
-        digest=_digest([message for message, _ in messages], children),
+        digest=_digest(session, name, [message for message, _ in messages], children),
     )
 
 
@@ -236,10 +236,11 @@ def _ended(message: Message) -> bool:
     )
 
 
-def _digest(messages: list[Place], children: list[Transcript]) -> str:
+def _digest(session: Session, name: str, messages: list[Place], children: list[Transcript]) -> str:
     told: list[Json] = [[session_digest(child.session), *(turn.digest for turn in child.turns)] for child in children]
     told_messages = ",".join(canonical(_settled(message), message.path) for message in messages)
-    whole_turn = f'{{"messages":[{told_messages}],"subagents":{canonical(told, "sessions")}}}'
+    names = canonical([session.id, name], "turn")
+    whole_turn = f'{{"messages":[{told_messages}],"subagents":{canonical(told, "sessions")},"turn":{names}}}'
     return hashlib.sha256(whole_turn.encode("ascii")).hexdigest()
 
 

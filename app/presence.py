@@ -11,8 +11,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,15 +123,6 @@ class Only:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-    @contextmanager
-    def held(self) -> Iterator[bool]:
-        taken = self.take()
-        try:
-            yield taken
-        finally:
-            if taken:
-                self.release()
 
 
 def is_taken(path: Path) -> bool:

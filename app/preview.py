@@ -21,8 +21,7 @@ from app.record import Record
 from app.redact import identity_hits, redact_session, redact_turn
 from app.settings import Settings
 from app.sources import Sources
-from app.spool import folder
-from app.status import find_target
+from app.spool import find_target, folder
 from app.transcript import Transcript, TranscriptError, Turn
 
 

@@ -10,10 +10,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.destination import Destination
 from app.importing import Imported
 from app.opencode import File
 from app.preview import Previewed
@@ -57,6 +59,8 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     yield visible(f"spool: {status.spool}{' (made now)' if status.is_new else ''}, {_size(status.spool_bytes)}, {held}")
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
+        if not (one.current or one.pause_reason or any(asdict(one.jobs).values())):
+            continue  # a key or endpoint that was tried once and never used
         yield from _destination_lines(one, now_ms)
     backlog = sum(hook.backlog for hook in status.hooks)
     sessions = sum(hook.sessions for hook in status.hooks)
@@ -64,7 +68,8 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     yield f"live hooks: {len(status.hooks)}" + (f" ({sessions} sessions, {backlog} lines)" if status.hooks else "")
     yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
     for refused in status.refused:
-        yield visible(f"refused: {refused.count} lines, the last at {_moment(refused.last_ms)}: {refused.reason}")
+        when = _moment(refused.last_ms)
+        yield visible(f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log")
     yield from waiting_lines(status.waiting)
 
 
@@ -75,13 +80,14 @@ def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
 
 def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
     yield visible(f"{'this' if one.current else 'other'} destination: {named(one)}")
-    yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} to be tried again"
+    yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} failed before"
     if one.oldest_pending_ms is not None:
         yield f"  the oldest waits for {(now_ms - one.oldest_pending_ms) // 1000} s"
     if one.route is not None:
         yield visible(f"  route: {one.route}")
     if one.pause_reason is not None:
-        yield visible(f"  paused until {_moment(one.next_probe_ms or 0)}: {one.pause_reason}")
+        is_ahead = one.next_probe_ms is not None and one.next_probe_ms > now_ms
+        yield visible(f"  paused{f' until {_moment(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}")
     for failing in one.errors:
         yield visible(f"  {failing.jobs} {failing.state}: {failing.error}")
 
@@ -90,6 +96,8 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
     yield _jobs(flushed.jobs)
     if flushed.backlog:
         yield f"{flushed.backlog} lines of live hooks are not worked off"
+    for failing in flushed.errors:
+        yield visible(f"{failing.jobs} {failing.state}: {failing.error}")
     yield from waiting_lines(flushed.waiting)
 
 
@@ -161,3 +169,16 @@ def _size(number: int) -> str:
 
 def _moment(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def worker_lines(target: Destination, log: str) -> Iterator[str]:
+    if target.key_fingerprint:
+        yield visible(f"delivering to {target.endpoint} until stopped; log: {log}")
+    else:
+        yield visible(f"no HELICONE_API_KEY is set: jobs wait; log: {log}")
+
+
+def receiver_lines(url: str, store: str) -> Iterator[str]:
+    key = "-".join(["sk", "helicone", *["example"] * 4])  # any that is well formed
+    yield visible(f"listening on {url}, keeping {store}")
+    yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"

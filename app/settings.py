@@ -19,18 +19,17 @@ from io import StringIO
 from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from dotenv.parser import parse_stream
 from platformdirs import user_config_path, user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from app.endpoint import EndpointError, normalise
+
 _PROGRAM = "opencode-helicone"
 _FILE_BYTES_MAX = 1_000_000
 _EXCERPT_MAX = 80
-_LABEL = "[a-z0-9_][a-z0-9_-]{0,62}"
-_HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?|[0-9a-f]*:[0-9a-f:.]+")  # a name, IPv4, or IPv6
 
 T = TypeVar("T")
 
@@ -105,15 +104,11 @@ def _key(secret: SecretStr) -> SecretStr:
 
 
 def _url(text: str) -> str:
-    """The endpoint in one spelling, because it is part of a destination's identity."""
     try:
-        parts = urlsplit(text)
-        usable = bool(parts.scheme in ("http", "https") and _HOST.fullmatch(parts.hostname or "") and parts.port != 0)
-    except ValueError:  # its words may quote a password
-        usable = False
-    if not usable or not text.isprintable() or re.search(r"[\s\\@?#]", text):
-        raise ValueError("it should be http(s)://host[:port][/path], without user, password, query or fragment")
-    return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path.rstrip("/"), "", ""))
+        return normalise(text)
+    except EndpointError:
+        words = "it should be http(s)://host[:port][/path], without user, password, query or fragment"
+        raise ValueError(words) from None
 
 
 _Truth: TypeAlias = Annotated[bool, Strict()]

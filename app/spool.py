@@ -62,6 +62,13 @@ def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
     return (normalise(settings.endpoint) if chosen else ""), destination.fingerprint(db, key)
 
 
+def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
+    """As `target`, for those who only look: None when there is no such destination yet."""
+    """The destination that the settings mean, None when nothing was ever captured for it."""
+    ours = meant(db, settings)
+    return next((one for one in destination.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
+
+
 def worker_signature(settings: Settings) -> str:
     """Which automatic worker should run: one with another version or other delivery settings is replaced."""
     return f"{__version__} {sorted(delivery_options(settings).items())}"

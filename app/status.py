@@ -13,7 +13,7 @@ from app.destination import Destination
 from app.ledger import Counts
 from app.presence import present
 from app.settings import Settings
-from app.spool import Spool, meant
+from app.spool import Spool, find_target, meant
 
 KEY_CHARACTERS = 8
 """Of a key's fingerprint: enough to tell two keys apart."""
@@ -140,12 +140,6 @@ def read_destinations(db: sqlite3.Connection, settings: Settings) -> tuple[Desti
     return tuple(sorted(found, key=lambda one: not one.current))
 
 
-def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
-    """The destination that the settings mean, None when nothing was ever captured for it."""
-    ours = meant(db, settings)
-    return next((one for one in destination.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
-
-
 def _destination(db: sqlite3.Connection, one: Destination, *, current: bool) -> DestinationStatus:
     counts = ledger.counts(db, one.id)
     return DestinationStatus(
@@ -227,11 +221,12 @@ def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
         return "captured without a key; a worker that has the only key for that endpoint takes them over as it starts"
     if not one.current:
         return "another destination than that of the present settings"
-    if not served:
-        return "no worker runs (opencode-helicone worker, or flush)"
     if one.pause_reason is not None:
         until_s = max(0, (one.next_probe_ms or 0) - now_ms + 999) // 1000
-        return f"paused, next try in {until_s} s: {one.pause_reason}"
+        when = f"next try in {until_s} s" if served else "no worker runs"
+        return f"paused, {when}: {one.pause_reason}"
+    if not served:
+        return "no worker runs (opencode-helicone worker, or flush)"
     return "a worker is at it"
 
 

@@ -193,5 +193,8 @@ def _addresses(host: str, port: int, look_up: _Lookup) -> list[str]:
     except queue.Empty:
         raise httpcore.ConnectTimeout(f"no address for {host} in time") from None
     if isinstance(answer, Exception):
-        raise httpcore.ConnectError(str(answer)) from answer
+        # By hand: the pool raises it anew `from None`, and only the context survives that.
+        error = httpcore.ConnectError(str(answer))
+        error.__context__ = answer
+        raise error
     return answer

@@ -12,6 +12,8 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ CONSUMER = {
     "shutdown_timeout": 20,
 }
 """What the Procfile's command line says, for the worker that starts without one."""
+POST_S_MAX = 30.0
+"""For one record in all, whichever routes are tried: well within the lease."""
 NOT_FOUND = 404
 LOOK_MS = 500
 """How often the watch looks into the ledger at least; `flushInterval` makes it more often when it is shorter."""
@@ -136,8 +140,10 @@ class Worker:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
         assert self._client is not None  # noqa: S101 - `_answer` asked
         outcome: Outcome | None = None
+        ends_s = time.monotonic() + POST_S_MAX
         for route in sorted(self._routes, key=lambda route: route.url != self._route):
-            outcome = self._client.post(route.url, body.body, str(body.request_id), clock.now_ms())
+            left_s = ends_s - time.monotonic()
+            outcome = self._client.post(route.url, body.body, str(body.request_id), clock.now_ms(), left_s)
             if outcome.status is not None and outcome.status != NOT_FOUND and route.url != self._route:
                 destination.remember_route(self.db, self.target.id, route.url)
                 self._route = route.url
@@ -174,6 +180,10 @@ class Worker:
                 look = self._look
             except (sqlite3.Error, OSError) as error:
                 self._log(f"watch: {error}")
+                pause_ms = LOOK_MS
+            except Exception as error:  # noqa: BLE001 - a worker whose watch has died looks alive and retries nothing
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                self._log(f"watch: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
                 pause_ms = LOOK_MS
 
     def _first_look(self) -> int:

@@ -7,10 +7,11 @@
 --
 --   (insert) ─▶ pending ─▶ delivered         every record acknowledged
 --                  │  ├──▶ dead              refused for good, retries used up, or it killed ten workers
---                  │  └──▶ dropped           age, size, deleted, off, policy: bodies gone, key kept
+--                  │  └──▶ dropped           age, size, deleted, off: bodies gone, key kept (policy is reserved)
 --                  └─────▶ superseded        a newer version of the same turn became current
 --   superseded ─▶ pending                    the same version came back as the newest (A, B, A)
---   dropped, dead ─▶ pending                 only when somebody asks
+--   dropped ─▶ pending                       only when somebody asks
+--   dead ─▶ superseded                       by a newer version of its turn; otherwise it stays
 --
 -- "In flight", "waiting for a retry" and "paused" are no states: they are read off lease_until_ms, due_ms and the
 -- destination. All times are integer milliseconds UTC.
@@ -31,7 +32,7 @@ create table destination (
     pause_reason text,                           -- null: fine
     pause_count integer not null default 0,      -- probes failed in a row
     probe_ms integer,                            -- while paused: when one job may try again
-    probed_ms integer,                           -- the last attempt that said something about the destination
+    probed_ms integer,                           -- the last attempt that failed because of the destination
     delivery_options text not null default '{}', -- as last brought by a plugin, JSON
     worker_wanted text not null default '',      -- version and settings of the worker that should run
     created_ms integer not null,

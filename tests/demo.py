@@ -6,6 +6,7 @@ afterwards.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -96,8 +97,14 @@ def indented(text: str) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="opencode-helicone-demo-") as folder:
-        sys.exit(run(Path(folder)))
+    try:
+        with tempfile.TemporaryDirectory(prefix="opencode-helicone-demo-") as folder:
+            sys.exit(run(Path(folder)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -724,3 +724,13 @@ def test_set_outranks_the_environment_and_refuses_what_it_does_not_know(station:
         done = station.run("status", "--set", argument)
         assert done.returncode == 2, argument
         assert done.stderr.startswith("opencode-helicone:"), argument
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["401", "nobody listens"])
+def test_flush_says_why_nothing_went(station: Station, receiver: Receiver, *, refused: bool) -> None:
+    station = replace(station, endpoint=receiver.url if refused else "http://127.0.0.1:9")
+    receiver.fault({"status": 401, "times": 1_000})
+    station.run("import", *files(SIMPLE))
+    done = station.run("flush", "--timeout", "3")
+    assert done.returncode == 1
+    assert ("401" if refused else "refused") in done.stdout

@@ -282,3 +282,12 @@ def test_eight_processes_open_missing_spools_at_once(
             assert db.execute("select count(*) from meta").fetchone()[0] == 1 + 8
             assert pragma(db, "integrity_check") == "ok"
         assert sorted(path.name for path in spool.iterdir()) == ["ledger.db"]
+
+
+def test_a_folder_that_all_users_share_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    with pytest.raises(PermissionError, match="folder of its own"):
+        open_ledger(shared)
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777

@@ -7,12 +7,12 @@ from typing import Literal
 
 import pytest
 
-from app import deliver as deliver_module
 from app import destination, ledger
 from app.deliver import LEASE_MS, PAUSE_MS_MAX, Courier, deliver
 from app.destination import Destination
 from app.ledger import Body
 from app.retry import Kind, Outcome, Policy
+from app.worker import POST_S_MAX
 from tests.desk import Desk, version
 
 MAX_RETRIES = 3
@@ -448,5 +448,20 @@ def test_every_kind_of_outcome_is_settled(shop: Shop) -> None:
 
 
 def test_lease_outlasts_the_longest_post() -> None:
-    post_ms_max = 30_000
-    assert 2 * post_ms_max <= deliver_module.LEASE_MS
+    assert 2 * POST_S_MAX * 1000 <= LEASE_MS
+
+
+def test_a_probe_that_found_nothing_to_post_leaves_the_probe_to_the_next(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.deliver(outcome("accepted"))
+    # The same records again, as another version: all of them are acknowledged already.
+    shop.desk.put(version(content="b", facts_ms=200), text=version().key)
+    shop.desk.put(version("t2"))
+    destination.pause(
+        shop.desk.db, shop.desk.destination, reason="away", count=1, probe_ms=shop.desk.now_ms, now_ms=shop.desk.now_ms
+    )
+    posted = len(shop.posted)
+    shop.deliver()
+    assert len(shop.posted) == posted
+    shop.deliver()
+    assert len(shop.posted) == posted + 1

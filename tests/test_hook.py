@@ -347,3 +347,11 @@ def test_a_worker_that_cannot_start_is_tried_again_with_growing_pauses_and_said_
         process.end()
     assert "SSL_CERT_FILE" in station.text("worker.log")
     assert station.counts().pending == JOBS
+
+
+def test_settings_that_are_wrong_are_counted_where_status_looks(station: Station) -> None:
+    with hook(station) as process:
+        process.say("open", session="ses_1", spool=str(station.spool), options={"maxRetries": "x"})
+        process.end()
+    assert refusals(station) == {"SettingsError": 1}
+    assert "maxRetries" in station.text("hook.log")

@@ -14,6 +14,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -240,6 +241,7 @@ class Host:
 
 
 Hosting = Callable[..., Host]
+HOST_S_MAX = 120.0
 
 
 @pytest.fixture
@@ -250,15 +252,22 @@ def hosting(runtime: Runtime, tmp_path: Path) -> Iterator[Hosting]:
     driver = tmp_path / "driver.mjs"
     driver.write_text(DRIVER)
     hosts: list[Host] = []
+    watches: list[threading.Timer] = []
 
     def start(**environ: str) -> Host:
         env = {**runtime.environ, "HOME": str(tmp_path / "home"), **environ}
         command = [*runtime.command, str(driver)]
         pipe = subprocess.PIPE
         hosts.append(Host(subprocess.Popen(command, cwd=project, env=env, stdin=pipe, stdout=pipe, text=True), project))
+        # One that hangs fails its test instead of holding up all of them.
+        watches.append(threading.Timer(HOST_S_MAX, hosts[-1].process.kill))
+        watches[-1].start()
         return hosts[-1]
 
     yield start
+    for watch in watches:
+        watch.cancel()
+        watch.join()
     for host in hosts:
         host.process.kill()
         host.process.communicate()

@@ -154,11 +154,6 @@ def test_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
     assert second.take()
     assert not first.take()
     second.release()
-    with first.held() as taken:
-        assert taken
-        with second.held() as taken_too:
-            assert not taken_too
-        assert is_taken(tmp_path / "lock")
     assert not is_taken(tmp_path / "lock")
 
 

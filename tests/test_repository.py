@@ -149,3 +149,9 @@ def test_the_readme_has_every_setting_with_its_variable_and_default() -> None:
     meant = {(name.option if name.plugin else "", name.variable, default(field)) for field, name in _NAMES.items()}
     assert told == meant | {("", "OPENCODE_HELICONE_REDACT_REGEX", "")}
     assert len(rows) == len(told)
+
+
+def test_the_map_of_the_modules_names_each_of_them() -> None:
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    modules = {path.stem for path in (ROOT / "app").glob("*.py")} - {"__init__", "__main__"}
+    assert {name for name in modules if f"`{name}`" not in page} == set()

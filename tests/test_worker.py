@@ -402,3 +402,21 @@ def test_a_key_that_nothing_was_captured_for_does_not_stand_in_the_way_of_the_fi
     with worker(station):
         wait_until(lambda: station.delivered(JOBS))
     assert len(receiver.rows()) == RECORDS
+
+
+def test_the_watch_survives_a_bug_of_ours(station: Station, receiver: Receiver) -> None:
+    captured(station, SIMPLE)
+    worker_ = Worker(unattended(station.environ))
+    look = worker_._look
+    looks: list[int] = []
+
+    def fails_first() -> int:
+        looks.append(1)
+        if len(looks) < 3:
+            raise KeyError("a bug")
+        return look()
+
+    worker_._look = fails_first  # type: ignore[method-assign]
+    assert worker_.run_until(lambda: station.delivered(JOBS))
+    assert "KeyError at test_worker.py" in station.text("worker.log")
+    assert len(receiver.rows()) == RECORDS
