@@ -57,8 +57,11 @@ import { createInterface } from "node:readline"
 const sessions = {}
 const loads = []
 const logged = []
-const answer = (value) =>
-  value ? { data: structuredClone(value), response: { status: 200 } } : { error: {}, response: { status: 404 } }
+let asked = 0
+const answer = (value) => {
+  asked += 1
+  return value ? { data: structuredClone(value), response: { status: 200 } } : { error: {}, response: { status: 404 } }
+}
 const client = {
   session: {
     get: async ({ path }) => answer(sessions[path.id]?.info),
@@ -88,6 +91,7 @@ const commands = {
   },
   dispose: async ({ load }) => void (await loads[load].dispose()),
   logged: () => logged,
+  asked: () => asked,
   nap: () => new Promise((resolve) => setTimeout(resolve, 20)),
   held: () => {
     globalThis.Bun ? Bun.gc(true) : globalThis.gc()
@@ -195,7 +199,6 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
     node = shutil.which("node")
     if node is None:
         unavailable("node is not installed")
-        raise AssertionError
     return Runtime((node, "--expose-gc"), environ)
 
 
@@ -609,14 +612,28 @@ def test_instance_made_anew_in_the_middle_of_a_slow_dispose_works(host: Host, ho
     prompted(host, session("ses_a"), user(1), assistant(2, 1, text="x" * MEBIBYTE))
     wait_until(lambda: hook.starts)
     disposing = host.send("dispose", load=old)
-    new = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    new = host.load(hook.plugin(), {"spoolDirectory": str(spool), "redactPatterns": ["new"]})
     host.have(session("ses_b", user(1), assistant(2, 1)))
     host.tell(busy("ses_b"), idle("ses_b"), targets=[new])
     hook.signal(signal.SIGCONT)
     host.receive(disposing)
     wait_until(lambda: hook.snapshots("ses_b"))
+    assert hook.snapshots("ses_b")[0]["options"]["redactPatterns"] == ["new"]
     assert len(hook.snapshots("ses_a")) == 1
     assert len(hook.starts) == 1
+
+
+def test_directory_without_an_instance_is_not_asked_for_its_sessions(host: Host, hook: StandIn, spool: Path) -> None:
+    """OpenCode would make the instance anew to answer."""
+    old = host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    host.call("dispose", load=old)
+    before = host.call("asked")
+    host.tell(idle("ses_a"), targets=[old])
+    assert host.call("asked") == before
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    host.tell(busy("ses_a"))
+    wait_until(lambda: len(hook.snapshots("ses_a")) == 2)
 
 
 def test_deleted_session_is_passed_on_and_no_more_sent(host: Host, hook: StandIn, spool: Path) -> None:
