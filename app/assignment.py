@@ -44,7 +44,7 @@ ASSIGNMENT = (
     _NAME + rb"(\\*[\"'`]?\]?)(?:"
     rb"[!?]?:[ \t]*[a-z_][a-z0-9_.<>\[\]| ?]{0,60}=[ \t]*[bfru@$]{0,2}(\\*[\"'`])"
     rb"|[ \t]*(:=|=>|=|:)[ \t]*" + _OPENER + rb")"
-    rb"|--[a-z0-9-]*" + _NAME + rb"([ \t]+)" + _OPENER
+    rb"|--[a-z0-9-]{0,64}" + _NAME + rb"([ \t]+)" + _OPENER
 )
 _CLOSED, _TYPED_QUOTE, _SIGN, _QUOTE, _GAP, _OPTION_QUOTE = range(1, 7)
 

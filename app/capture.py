@@ -14,6 +14,7 @@ from app.settings import Settings
 
 def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
     """Raises redact.PatternError for a pattern that does not compile: nothing may be exported with it left out."""
+    own = (settings.api_key.get_secret_value(),) if settings.api_key else ()
     return Capture(
         policy=Policy(
             mode=settings.export_mode,
@@ -21,7 +22,9 @@ def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
             redact_secrets=settings.redact_secrets,
             prefix=settings.session_path_prefix,
         ),
-        redaction=Redaction.compile(settings.redact_patterns, secrets=settings.redact_secrets, known_values=known),
+        redaction=Redaction.compile(
+            settings.redact_patterns, secrets=settings.redact_secrets, known_values=(*known, *own)
+        ),
         user_id=settings.user_id or "",
     )
 

@@ -44,8 +44,9 @@ STARTING_S = 30.0
 START_PAUSE_S_MAX = 300.0
 """Between two starts of a worker that ends again and again; the pause doubles up to this."""
 TRY_AGAIN_S = 1.0
+UNCOUNTED_MAX = 1_000
 LAST_TRIES = 60
-"""How often a line is tried on a ledger that cannot be written, after OpenCode has ended."""
+"""How often, in all, what is left is tried on a ledger that cannot be written, after OpenCode has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Hook:
         self._sessions: set[str] = set()
         self._captures: dict[str, tuple[Mapping[str, object], Capture | None]] = {}
         self._unfinished: dict[str, _Unfinished] = {}
+        self._deleted: set[str] = set()
         self._settings = settings
         self._worker: subprocess.Popen[bytes] | None = None
         self._starting = Only(self.spool.automatic_worker(self.target.id).with_suffix(".starting"))
@@ -88,6 +90,8 @@ class Hook:
                 self._snapshot(line)
             case "deleted":
                 self._unfinished.pop(line.session, None)
+                self._deleted.add(line.session)
+                self._adopt(line.session)
                 dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
                 if dropped:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
@@ -116,12 +120,16 @@ class Hook:
             self.log(f"snapshot: {error}")
             raise LineError("snapshot that cannot be read") from None
         session = transcript.session.id
+        if session in self._deleted:
+            return  # it was on its way when the session was deleted
         self._sessions.add(session)
         self._adopt(session)
         place = Place(self.target.id, folder(self.db, line.directory))
         whole = self._with_unfinished(transcript)
         done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
         self._unfinished.pop(session, None)
+        if done.keys:
+            self._bound()
         if done.waiting:
             left = replace(whole, turns=tuple(done.waiting))
             self._unfinished[session] = _Unfinished(left, capturing, place)
@@ -131,6 +139,12 @@ class Hook:
         for one in destination.destinations(self.db) if self.target.key_fingerprint else []:
             if not one.key_fingerprint:
                 ledger.adopt(self.db, one.id, self.target.id, now_ms=clock.now_ms(), session=session)
+
+    def _bound(self) -> None:
+        """Keep the spool within its size also where no worker runs, which would do it."""
+        dropped = ledger.drop_oversize(self.db, clock.now_ms(), self._settings.max_spool_bytes)
+        if dropped:
+            self.log(f"dropped {dropped} job(s) by size (maxSpoolSize)")
 
     def _with_unfinished(self, transcript: Transcript) -> Transcript:
         """The snapshot's turns and those that waited and that it does not bring again, in order."""
@@ -244,6 +258,9 @@ class Desk:
         self._sources = sources
         self._hook: Hook | None = None
         self._spool: Spool | None = None
+        self._tries_left = LAST_TRIES
+        self._uncounted: list[str] = []
+        """Reasons of refusals before it was known where the ledger is."""
 
     def serve(self) -> None:
         """Until EOF."""
@@ -282,11 +299,14 @@ class Desk:
                 return
             self._spool = Spool(settings.spool_directory)
             self._hook = Hook(self._sources, line, settings)
+            for reason in self._uncounted:
+                destination.refuse(self._hook.db, reason, clock.now_ms())
+            self._uncounted.clear()
         self._hook.announce(len(self._inbox) + 1)
         self._hook.take(line)
 
     def _patiently(self, act: Callable[[], None]) -> None:
-        """Do it; try again for as long as the disk or the ledger refuse and OpenCode lives, then LAST_TRIES times."""
+        """Do it; try again for as long as the disk or the ledger refuse and OpenCode lives, and a while after."""
         failed = 0
         while True:
             try:
@@ -299,10 +319,12 @@ class Desk:
                 failed += 1
                 if failed == 1:
                     self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}")
-                if failed <= LAST_TRIES or not self._inbox.ended:
+                if self._inbox.ended:
+                    self._tries_left -= 1
+                if self._tries_left > 0:
                     time.sleep(TRY_AGAIN_S)
                     continue
-                self._refuse("the spool could not be written", f"lost with it: {len(self._inbox)} more line(s)")
+                self._refuse("the spool could not be written", f"{type(error).__name__}: {error}")
             except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 self._refuse(f"internal error {type(error).__name__}", f"{Path(place.filename).name}:{place.lineno}")
@@ -311,17 +333,26 @@ class Desk:
     def _refuse(self, reason: str, detail: str = "") -> None:
         """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""
         self._log(f"refused a line: {reason}{detail and f': {detail}'}")
-        with suppress(sqlite3.Error, OSError, SchemaError):
+        with suppress(sqlite3.Error, OSError, SchemaError, ValueError):
             if self._hook is not None:
                 destination.refuse(self._hook.db, reason, clock.now_ms())
             elif self._spool is not None:
                 # The settings themselves are wrong: `status` must not look as if all were well.
                 with closing(open_ledger(self._spool.path)) as db:
                     destination.refuse(db, reason, clock.now_ms())
+            elif len(self._uncounted) < UNCOUNTED_MAX:
+                self._uncounted.append(reason)
 
     def _log(self, message: str) -> None:
-        spool = self._spool or Spool(Settings().spool_directory)
+        spool = self._spool or Spool(self._usual_spool())
         log.append(spool.hook_log, message, clock.now_ms())
+
+    def _usual_spool(self) -> Path:
+        """Where to complain before a line has named the spool."""
+        try:
+            return self._sources.load().spool_directory
+        except SettingsError:
+            return Settings().spool_directory
 
 
 def main() -> None:

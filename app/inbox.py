@@ -52,9 +52,18 @@ class Inbox:
             return line
 
     def _read(self) -> None:
+        try:
+            self._read_lines()
+        finally:
+            # Also when the descriptor is no pipe any more: a terminal that was closed.
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _read_lines(self) -> None:
         held = bytearray()
         too_long = False
-        while chunk := os.read(self._descriptor, CHUNK_BYTES):
+        while chunk := self._chunk():
             *ended, rest = chunk.split(b"\n")
             for piece in ended:
                 too_long = too_long or len(held) + len(piece) > LINE_BYTES_MAX
@@ -69,9 +78,12 @@ class Inbox:
         if held or too_long:
             # OpenCode was killed while it wrote; what it meant to say is in its own store.
             self._put(LineError("cut off"))
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+
+    def _chunk(self) -> bytes:
+        try:
+            return os.read(self._descriptor, CHUNK_BYTES)
+        except OSError:
+            return b""
 
     def _put(self, line: bytes | LineError) -> None:
         size = len(line) if isinstance(line, bytes) else 0
@@ -109,13 +121,20 @@ def read_line(data: bytes) -> Line:
     for name, value in fields.items():
         if not isinstance(value, str):
             raise LineError(f"no {name}")
+        if name != "directory" and _has_half_a_character(value):
+            raise LineError(f"{name} holds half a character")
     options = message.get("options") or {}
     spool = message.get("spool")
     if not isinstance(options, dict):
         raise LineError("options are no object")
-    if spool is not None and not isinstance(spool, str):
+    if spool is not None and (not isinstance(spool, str) or "\0" in spool or _has_half_a_character(spool)):
         raise LineError("spool is no path")
     return Line(**fields, options=options, spool=spool, message=message)
+
+
+def _has_half_a_character(text: str) -> bool:
+    """Lone surrogates, which JSON can carry and no file name or database can."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _no_constant(_: str) -> None:

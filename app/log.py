@@ -23,7 +23,7 @@ def append(path: Path, message: str, now_ms: int) -> None:
     """
     stamp = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds")
     line = f"{stamp} {message[:LINE_MAX]}".replace("\r", " ").replace("\n", " ") + "\n"
-    with suppress(OSError), opened(path) as descriptor:
+    with suppress(OSError, ValueError), opened(path) as descriptor:
         os.write(descriptor, line.encode("utf-8", "replace"))
 
 

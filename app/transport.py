@@ -79,7 +79,10 @@ class Transport(httpx.BaseTransport):
             if proxy not in self._pools:
                 self._pools[proxy] = self._pool(proxy)
             pool = self._pools[proxy]
-        return pool.handle_request(request)
+        response = pool.handle_request(request)
+        # No redirect is followed, and httpx would refuse the whole answer for an address that it cannot read.
+        response.headers.pop("location", None)
+        return response
 
     def close(self) -> None:
         for pool in self._pools.values():

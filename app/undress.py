@@ -141,7 +141,8 @@ _BREAK = re2.compile(
     _WORD + rb"(\\?[ \t]*\r?\n)((?:[ \t]*" + LINE_MARK + rb")?[ \t]*)" + _WORD,
     _latin1(),
 )
-_MARK_AT_START = re.compile(rb"[ \t]*" + LINE_MARK)
+# The quote is that of a JSON string whose first line has a number.
+_MARK_AT_START = re.compile(rb"[ \t]*[\"'`]?(" + LINE_MARK + rb")")
 _LINE_LOOKBACK = 400
 """A line whose start is further back than this is taken to have no number."""
 
@@ -171,7 +172,7 @@ def _mark_before(data: bytes, position: int) -> bytes:
     lookback = max(0, position - _LINE_LOOKBACK)
     line = data.rfind(b"\n", lookback, position) + 1
     found = _MARK_AT_START.match(data, line) if line or not lookback else None
-    return found[0] if found else b""
+    return found[1] if found else b""
 
 
 def _mark_kind(mark: bytes) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from app import install
+from app.helicone import Client
 from app.shelf import Stored
 from tests.opencode import OpenCode
 from tests.processes import Station, end_automatic_workers, worker
@@ -76,6 +77,9 @@ def expect_delivered(opencode: OpenCode, project: Path, station: Station, receiv
     expected = len(own) + len(messages) + len(tools)
     wait_until(lambda: len(arrived(receiver, root)) >= expected and station.counts().pending == 0, DELIVERY_S)
     rows = arrived(receiver, root)
+    with Client(station.key) as client:
+        read_back = client.read_back(f"{receiver.url}/v1/request/query-clickhouse", root, since_ms=0)
+        assert {row["request_id"] for row in read_back} == {row.log.request_id for row in rows}
     assert len(rows) == len(receiver.rows()) == expected
     assert {row.log.properties["Helicone-Session-Id"] for row in rows} == {root}
     answers = [row.log for row in rows if row.log.model == "fake/fake-large"]

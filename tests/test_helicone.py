@@ -501,3 +501,9 @@ def test_reading_back_says_why_it_failed(client: Client, act: servers.Act) -> No
     with scripted(act) as server, pytest.raises(ReadBackError) as caught:
         list(client.read_back(server.url + READ_BACK, "ses_1", since_ms=0))
     assert api_key() not in str(caught.value)
+
+
+def test_a_redirect_to_an_address_that_nobody_can_read_is_still_a_redirect() -> None:
+    with scripted(answer(302, headers={"Location": "http://[::bad"})) as server, Client(api_key()) as client:
+        outcome = client.post(f"{server.url}/custom/v1/log", b"{}", "id", 0)
+    assert (outcome.kind, outcome.status) == ("refused", 302)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.inbox import LINE_BYTES_MAX
+from app.hook import Desk
+from app.inbox import LINE_BYTES_MAX, Inbox
 from app.presence import present
+from app.sources import unattended
 from tests.processes import PROJECT, Station, hook
 from tests.recorded import EMAILS, SECRETS, export
+from tests.servers import api_key
 from tests.waiting import wait_until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -355,3 +359,106 @@ def test_settings_that_are_wrong_are_counted_where_status_looks(station: Station
         process.end()
     assert refusals(station) == {"SettingsError": 1}
     assert "maxRetries" in station.text("hook.log")
+
+
+@pytest.mark.parametrize("spool", ["/nul/\0", "/half/\ud800"], ids=["nul", "half a character"])
+def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spool: str) -> None:
+    with hook(station) as process:
+        process.say("open", session="ses_1", spool=spool)
+        process.say("deleted", session="ses_\ud800")
+        process.show(export(SIMPLE))
+        assert process.end() == 0
+    assert sum(refusals(station).values()) == 2
+    assert station.counts().pending == JOBS
+
+
+def test_a_snapshot_that_was_on_its_way_when_its_session_was_deleted_is_not_taken(station: Station) -> None:
+    whole = export("c_second_prompt")
+    entry = whole["sessions"][0]
+    with hook(station) as process:
+        process.show({**whole, "sessions": [{**entry, "messages": entry["messages"][:2]}]})
+        process.say("deleted", session=whole["root"])
+        process.say("snapshot", **whole)
+        process.end()
+    assert station.counts().pending == 0
+
+
+def test_what_a_deleted_session_left_without_a_key_is_dropped_too(station: Station) -> None:
+    with hook(replace(station, key="")) as process:
+        process.show(export(SIMPLE))
+        process.end()
+    with hook(station) as process:
+        process.say("open", session="ses_other", spool=None)
+        process.say("deleted", session=export(SIMPLE)["root"])
+        process.end()
+    counts = station.counts()
+    assert (counts.pending, counts.dropped_by_reason) == (0, {"deleted": JOBS})
+
+
+def test_a_session_captured_again_with_a_key_moves_to_it_even_where_two_keys_are_known(station: Station) -> None:
+    other = replace(station, key=api_key("z"))
+    with hook(other) as process:
+        process.show(export("b_tools"))
+        process.end()
+    for current in (replace(station, key=""), station):
+        with hook(current) as process:
+            process.show(export(SIMPLE))
+            process.end()
+    with station.ledger() as db:
+        pending = {one.key_fingerprint: ledger.counts(db, one.id).pending for one in destination.destinations(db)}
+        assert pending == {
+            destination.fingerprint(db, other.key): JOBS,
+            "": 0,
+            destination.fingerprint(db, station.key): JOBS,
+        }
+
+
+def test_the_spool_is_bounded_also_where_no_worker_runs(station: Station) -> None:
+    station = replace(station, variables={"OPENCODE_HELICONE_MAX_SPOOL_SIZE": "1500"})
+    with hook(station) as process:
+        for name in (SIMPLE, "b_tools", "f_subagent"):
+            process.show(export(name))
+        process.end()
+    counts = station.counts()
+    assert counts.body_bytes <= 1500
+    assert counts.dropped_by_reason["size"] > 0
+    assert "maxSpoolSize" in station.text("hook.log")
+
+
+def test_the_key_itself_is_masked_wherever_it_was_read_from(station: Station) -> None:
+    key = "an-odd-key-of-" + "somebody"
+    folder = station.home / "config" / "opencode-helicone"
+    folder.mkdir(parents=True)
+    (folder / ".env").write_text(f"HELICONE_API_KEY={key}\n")
+    snapshot = export(SIMPLE)
+    snapshot["sessions"][0]["messages"][0]["parts"][0]["text"] = f"is {key} my key?"
+    with hook(replace(station, key="")) as process:
+        process.show(snapshot)
+        process.end()
+    with station.ledger() as db:
+        jobs = db.execute("select id, key from job").fetchall()
+        bodies = b"".join(body.body for row in jobs for body in ledger._bodies(db, row["id"], row["key"]))
+    assert b"is [REDACTED] my key?" in bodies
+
+
+def test_a_spool_that_cannot_be_written_is_given_up_once_for_all_lines(station: Station) -> None:
+    reader, writer = os.pipe()
+    line = {"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}, "spool": "/proc/nowhere", **export(SIMPLE)}
+    os.write(writer, (json.dumps(line) + "\n").encode() * 3)
+    os.close(writer)
+    sources = unattended({**station.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
+    inbox = Inbox(reader)
+    wait_until(lambda: inbox.ended)
+    desk = Desk(inbox, sources)
+    desk._tries_left = 1
+    desk.serve()
+    assert desk._tries_left <= 0
+    os.close(reader)
+
+
+def test_it_ends_when_its_terminal_is_closed(station: Station) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen([sys.executable, "-I", "-m", "app", "hook"], stdin=theirs, env=station.environ)
+    os.close(theirs)
+    os.close(ours)
+    assert process.wait(60) == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sysconfig
 import textwrap
 from base64 import b64encode
@@ -277,3 +278,27 @@ def test_a_text_made_to_be_slow_is_redacted_all_the_same(unit: str) -> None:
     """Were a rule to read on to the end after each of its beginnings, this would not end for a long time."""
     key = KEYS[0].secret
     assert not leaks(RULES_ONLY.text(unit * (80_000 // len(unit)) + f"\n\n {key} \n"), key)
+
+
+SLOW = {
+    "dashes before a name": lambda n: "-" * n + "token x ",
+    "beginnings of a token": lambda n: "eyJ" * n + ". x",
+    "names": lambda n: "password=" * n,
+    "schemes": lambda n: "a://" * n,
+    "cookies": lambda n: "cookie: a=" * n,
+    "quotes": lambda n: 'token "' * n,
+    "spaces": lambda n: "token" + " " * n + "x",
+    "backslashes": lambda n: "token=" + "\\" * n,
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_text_that_is_made_to_be_slow_is_read_through(name: str) -> None:
+    # Where the time grew with the square of the length, this would take hours.
+    Redaction.compile([]).text(SLOW[name](60_000))
+
+
+def test_a_key_broken_over_numbered_lines_is_found_inside_a_json_string_too() -> None:
+    key = next(sample.secret for sample in KEYS if sample.rule == "github")
+    text = json.dumps(f"12: abc {key[:20]}\n13: {key[20:]}\n14: done")
+    assert key[24:34] not in Redaction.compile([]).text(text)
