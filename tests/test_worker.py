@@ -93,6 +93,8 @@ def test_sigterm_lets_the_post_finish(station: Station, receiver: Receiver) -> N
     receiver.fault({"delay_ms": 1_500, "times": 1})
     with worker(station) as process:
         wait_until(receiver.sends)
+        # Huey's threads are at work before it has set its signal handlers.
+        wait_until(lambda: catches(process, signal.SIGTERM))
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     first = receiver.sends()[0]
@@ -103,6 +105,14 @@ def test_sigterm_lets_the_post_finish(station: Station, receiver: Receiver) -> N
     with worker(station):
         wait_until(lambda: station.delivered(JOBS))
     assert all(row.sends == 1 for row in receiver.rows())
+
+
+def catches(process: subprocess.Popen[bytes], signum: signal.Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():  # not Linux: hope
+        return True
+    (mask,) = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
 def test_a_job_refused_twice_is_delivered_by_its_third_attempt(station: Station, receiver: Receiver) -> None:
