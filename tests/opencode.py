@@ -15,6 +15,7 @@ takes many seconds, because OpenCode installs its own plugin package there.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -53,6 +54,13 @@ def unavailable(reason: str) -> NoReturn:
 def install_opencode() -> Path:
     """The binary, installed from npm unless the cache folder holds it already. Skips when that cannot be."""
     cache = Path(os.environ.get("OPENCODE_HELICONE_TEST_CACHE") or ROOT / ".cache" / "opencode").absolute()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests run in several processes
+        return _installed(cache)
+
+
+def _installed(cache: Path) -> Path:
     binary = cache / "node_modules" / ".bin" / "opencode"
     package = cache / "node_modules" / "opencode-ai" / "package.json"
     if binary.exists() and json.loads(package.read_text())["version"] == VERSION:
@@ -60,7 +68,6 @@ def install_opencode() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         unavailable("npm is not installed")
-    cache.mkdir(parents=True, exist_ok=True)
     command = ["npm", "install", "--prefix", str(cache), "--no-audit", "--no-fund", f"opencode-ai@{VERSION}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S_MAX, check=False)
