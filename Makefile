@@ -36,7 +36,7 @@ wheel: .venv/ready  ## Build the wheel and try it in a clean environment
 
 check: lint types walls test wheel  ## All of these
 
-bench: .venv/ready  ## Measure; prints figures, judges nothing
+bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
