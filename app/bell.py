@@ -48,13 +48,15 @@ class Bell:
         answer: Callable[[str], None] | None = None,
         huey_class: type[SqliteHuey] = SqliteHuey,
     ) -> None:
-        self.huey = huey_class(
-            name=f"deliver-{destination_id}",
-            filename=str(private_file(private_directory(spool) / "queue.db")),
-            serializer=JsonSerializer(),
-            results=False,
-            timeout=2,
-        )
+        try:
+            self.huey = _queue(spool, destination_id, huey_class)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            # No database any more, or a damaged one: nothing in it is worth keeping.
+            for path in spool.glob("queue.db*"):
+                path.unlink(missing_ok=True)
+            self.huey = _queue(spool, destination_id, huey_class)
 
         def deliver(key: str) -> None:
             if answer is not None:
@@ -74,3 +76,14 @@ class Bell:
 
     def close(self) -> None:
         self.huey.storage.close()
+
+
+def _queue(spool: Path, destination_id: int, huey_class: type[SqliteHuey]) -> SqliteHuey:
+    """Raises sqlite3.DatabaseError for a file that is none, sqlite3.OperationalError for one that is locked."""
+    return huey_class(
+        name=f"deliver-{destination_id}",
+        filename=str(private_file(private_directory(spool) / "queue.db")),
+        serializer=JsonSerializer(),
+        results=False,
+        timeout=2,
+    )

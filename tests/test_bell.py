@@ -169,3 +169,12 @@ def test_damaged_queue_loses_the_ring_without_a_word(opened: Opened, spool: Path
     bell.huey.storage.close()
     (spool / "queue.db").write_bytes(b"no database" * 1_000)
     bell.ring("lost")
+
+
+def test_damaged_queue_is_made_anew_by_the_next_bell(opened: Opened, spool: Path) -> None:
+    spool.mkdir(mode=0o700)
+    (spool / "queue.db").write_bytes(b"no database " * 1000)
+    bell = opened.bell()
+    bell.ring("a" * 64)
+    assert answer(bell)
+    assert opened.heard == ["a" * 64]
