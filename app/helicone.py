@@ -127,7 +127,7 @@ class Client:
             headers={
                 "Authorization": f"Bearer {self._key}",
                 "Content-Type": "application/json",
-                # Helicone's edge turns requests without one away as bots.
+                # Says who asks; servers at an edge are known to distrust requests without one (not tried here).
                 "User-Agent": "opencode-helicone",
             },
             content=body,
