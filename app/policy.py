@@ -19,8 +19,8 @@ class Policy:
     redact_secrets: bool
     prefix: str
 
-    def digest(self, user_id: str) -> str:
-        """SHA-256 (hex) of the policy; one half of a job's key. `user_id` is '' for none."""
+    def facts(self, user_id: str) -> str:
+        """The policy as JSON, equal for equal policies. `user_id` is '' for none."""
         facts = {
             "mode": self.mode,
             # Under metadata_only no text leaves, so the patterns decide nothing.
@@ -29,4 +29,8 @@ class Policy:
             "prefix": self.prefix,
             "user_id": user_id,
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return json.dumps(facts, sort_keys=True)
+
+    def digest(self, user_id: str) -> str:
+        """SHA-256 (hex) of the policy; one half of a job's key."""
+        return hashlib.sha256(self.facts(user_id).encode()).hexdigest()

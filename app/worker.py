@@ -56,7 +56,6 @@ PRUNE_MS = 60_000
 RINGS_PER_LOOK = 24
 IDLE_MS = 3 * 60_000
 """An automatic worker ends when no hook was alive and nothing could be sent for so long."""
-BACKOFF_MS_MAX = 10 * 60_000
 
 
 class _Huey(SqliteHuey):  # type: ignore[misc]  # huey ships no types
@@ -117,11 +116,7 @@ class Worker:
         courier = Courier(
             destination_id=self.target.id,
             worker=self._announced.name,
-            policy=retry.Policy(
-                max_retries=self.settings.max_retries,
-                base_ms=self.settings.retry_base_delay_ms,
-                cap_ms=BACKOFF_MS_MAX,
-            ),
+            policy=retry.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             post=self._post,
             clock=clock.now_ms,
             dice=random.random,

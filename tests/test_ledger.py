@@ -116,8 +116,8 @@ def test_worker_of_a_version_that_came_back_cannot_finish_it(desk: Desk) -> None
     assert not ledger.is_current(desk.db, stale)
     assert not desk.acknowledge(stale, posted[0])
     assert not desk.complete(stale)
-    assert not ledger.bury(desk.db, stale, 1_000, "late")
-    assert not ledger.retry(desk.db, stale, due_ms=1_000, error="late")
+    assert not desk.bury(stale, 1_000, "late")
+    assert not desk.set_back(stale, due_ms=1_000, error="late")
     assert desk.state(first) == "pending"
     # What it posted was posted all the same: the next attempt sends only the rest.
     fresh = desk.held(first)
@@ -128,7 +128,7 @@ def test_worker_of_a_version_that_came_back_cannot_finish_it(desk: Desk) -> None
 def test_reopened_version_starts_its_counts_anew(desk: Desk) -> None:
     first = version(content="a")
     desk.put(first)
-    ledger.retry(desk.db, desk.held(first), due_ms=1_000, error="500")
+    desk.set_back(desk.held(first), due_ms=1_000, error="500")
     desk.put(version(content="b"))
     desk.put(first)
     row = desk.row(first)
@@ -311,14 +311,14 @@ def test_superseded_job_in_flight_keeps_its_session_to_itself_until_it_lets_go(d
 def test_job_in_backoff_does_not_block_its_successors(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))
-    ledger.retry(desk.db, desk.held(version("t1")), due_ms=5_000, error="500")
+    desk.set_back(desk.held(version("t1")), due_ms=5_000, error="500")
     assert desk.held(version("t1")).key == version("t2").key
 
 
 def test_dead_job_does_not_block_its_successors(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))
-    ledger.bury(desk.db, desk.held(version("t1")), 1_000, "400")
+    desk.bury(desk.held(version("t1")), 1_000, "400")
     assert desk.held(version("t1")).key == version("t2").key
 
 
@@ -377,7 +377,7 @@ def test_eight_processes_that_claim_at_once_claim_each_job_once(
 
 def test_acknowledge_renews_the_lease_and_starts_the_count_of_failures_anew(desk: Desk) -> None:
     desk.put(version(), records=2)
-    ledger.retry(desk.db, desk.held(), due_ms=1_000, error="500")
+    desk.set_back(desk.held(), due_ms=1_000, error="500")
     held = desk.held()
     assert held.failures == 1
     desk.now_ms = 20_000
@@ -437,8 +437,8 @@ def test_stale_attempt_cannot_finish_in_any_way(desk: Desk, *, taken_over: bool)
         desk.held(worker="worker-b")
     before = tuple(desk.row())
     assert not ledger.is_current(desk.db, stale)
-    assert not ledger.bury(desk.db, stale, desk.now_ms, "late")
-    assert not ledger.retry(desk.db, stale, due_ms=9, error="late")
+    assert not desk.bury(stale, desk.now_ms, "late")
+    assert not desk.set_back(stale, due_ms=9, error="late")
     assert not ledger.give_back(desk.db, stale, due_ms=9)
     assert not ledger.abandon(desk.db, stale)
     assert not desk.acknowledge(stale, body)
@@ -448,7 +448,7 @@ def test_stale_attempt_cannot_finish_in_any_way(desk: Desk, *, taken_over: bool)
 
 def test_bury_keeps_the_records_and_says_why(desk: Desk) -> None:
     desk.put(version(), records=2)
-    assert ledger.bury(desk.db, desk.held(), 1_500, "400 bad request")
+    assert desk.bury(desk.held(), 1_500, "400 bad request")
     row = desk.row()
     assert (row["state"], row["error"], row["finished_ms"]) == ("dead", "400 bad request", 1_500)
     assert (desk.records(), row["lease_until_ms"]) == (2, None)
@@ -457,7 +457,7 @@ def test_bury_keeps_the_records_and_says_why(desk: Desk) -> None:
 
 def test_retry_is_charged_and_due_later(desk: Desk) -> None:
     desk.put(version())
-    assert ledger.retry(desk.db, desk.held(), due_ms=7_000, error="500")
+    assert desk.set_back(desk.held(), due_ms=7_000, error="500")
     row = desk.row()
     assert (row["state"], row["failures"], row["due_ms"], row["error"]) == ("pending", 1, 7_000, "500")
     assert row["lease_until_ms"] is None
@@ -465,7 +465,7 @@ def test_retry_is_charged_and_due_later(desk: Desk) -> None:
 
 def test_give_back_is_not_charged_and_keeps_the_last_error(desk: Desk) -> None:
     desk.put(version())
-    ledger.retry(desk.db, desk.held(), due_ms=1_000, error="500")
+    desk.set_back(desk.held(), due_ms=1_000, error="500")
     assert ledger.give_back(desk.db, desk.held(), due_ms=1_000)
     row = desk.row()
     assert (row["failures"], row["due_ms"], row["error"], row["lease_until_ms"]) == (1, 1_000, "500", None)
@@ -525,7 +525,7 @@ def in_state(desk: Desk, state: str) -> Claim:
             desk.acknowledge(held, desk.left(held)[0])
             desk.complete(held)
         case "dead":
-            ledger.bury(desk.db, held, 1_000, "400")
+            desk.bury(held, 1_000, "400")
         case "superseded" | "superseded leased":
             desk.put(version(content="newer", facts_ms=200))
             if state == "superseded":
@@ -539,12 +539,14 @@ def in_state(desk: Desk, state: str) -> Claim:
 FINISHES: dict[str, tuple[Callable[[Desk, Claim], object], dict[str, str]]] = {
     "claim": (lambda desk, _: desk.claim(), {"pending": "pending"}),
     "acknowledge": (
-        lambda desk, held: ledger.acknowledge(desk.db, held, bodies("x")[0], now_ms=1_500, lease_ms=LEASE_MS),
+        lambda desk, held: ledger.acknowledge(
+            desk.db, desk.destination, held, bodies("x")[0], now_ms=1_500, lease_ms=LEASE_MS
+        ),
         {"leased": "pending"},
     ),
     "complete": (lambda desk, held: desk.complete(held), {"leased": "delivered"}),
-    "bury": (lambda desk, held: ledger.bury(desk.db, held, 2_000, "400"), {"leased": "dead"}),
-    "retry": (lambda desk, held: ledger.retry(desk.db, held, due_ms=9_000, error="500"), {"leased": "pending"}),
+    "bury": (lambda desk, held: desk.bury(held, 2_000, "400"), {"leased": "dead"}),
+    "set_back": (lambda desk, held: desk.set_back(held, due_ms=9_000, error="500"), {"leased": "pending"}),
     "give_back": (lambda desk, held: ledger.give_back(desk.db, held, due_ms=9_000), {"leased": "pending"}),
     "abandon": (lambda desk, held: ledger.abandon(desk.db, held), {"superseded leased": "superseded"}),
     "give_back_all": (
@@ -706,7 +708,7 @@ def test_session_in_flight_is_not_rung(desk: Desk) -> None:
 def test_job_given_back_or_retried_is_rung_again_when_due(desk: Desk) -> None:
     desk.put(version())
     desk.ring()
-    ledger.retry(desk.db, desk.held(), due_ms=1_500, error="500")
+    desk.set_back(desk.held(), due_ms=1_500, error="500")
     assert desk.ring() == []
     desk.now_ms = 1_500
     assert desk.ring() == [version().key]
@@ -738,7 +740,7 @@ def test_paused_destination_is_rung_once_when_its_probe_is_due(desk: Desk) -> No
 def test_next_due_is_the_earliest_job_in_backoff(desk: Desk) -> None:
     for n, due_ms in enumerate((9_000, 7_000)):
         desk.put(version(session=f"ses_{n}"))
-        ledger.retry(desk.db, desk.held(version(session=f"ses_{n}")), due_ms=due_ms, error="500")
+        desk.set_back(desk.held(version(session=f"ses_{n}")), due_ms=due_ms, error="500")
     desk.put(version(session="ses_due"))
     assert ledger.next_due_ms(desk.db, desk.destination, 1_000) == 7_000
     assert ledger.next_due_ms(desk.db, desk.destination, 9_000) is None
@@ -748,7 +750,7 @@ def test_next_of_session_is_its_oldest_due_job(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))
     desk.put(version("t0", session="ses_2"))
-    ledger.retry(desk.db, desk.held(), due_ms=9_000, error="500")
+    desk.set_back(desk.held(), due_ms=9_000, error="500")
     assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000) == version("t2").key
     assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 9_000) == version("t1").key
     assert ledger.next_of_session(desk.db, desk.destination, "ses_9", 9_000) is None
@@ -764,7 +766,7 @@ def test_paused_destination_lets_one_probe_through_when_it_is_due(desk: Desk) ->
     assert desk.claim(version(session="ses_1")) is None
     desk.now_ms = 5_000
     held = desk.held(version(session="ses_1"))
-    assert (held.paused, held.pause_count) == (True, 1)
+    assert (held.is_probe, held.pause_count) == (True, 1)
     assert desk.claim(version(session="ses_2")) is None
     # The probe was lost with its worker: the next may try when that one's lease has run out.
     desk.now_ms += LEASE_MS
@@ -773,7 +775,7 @@ def test_paused_destination_lets_one_probe_through_when_it_is_due(desk: Desk) ->
 
 def test_destination_that_is_fine_is_claimed_from_without_a_probe(desk: Desk) -> None:
     desk.put(version())
-    assert (desk.held().paused, desk.row()["error"]) == (False, None)
+    assert (desk.held().is_probe, desk.row()["error"]) == (False, None)
 
 
 def test_nothing_is_sendable_while_paused_until_the_probe(desk: Desk) -> None:
@@ -817,7 +819,7 @@ def test_young_leased_delivered_and_dead_jobs_are_not_dropped_by_age(desk: Desk)
     desk.put(version(session="young"))
     desk.held(version(session="leased"))
     desk.deliver(version(session="delivered"))
-    ledger.bury(desk.db, desk.held(version(session="dead")), 50_000, "400")
+    desk.bury(desk.held(version(session="dead")), 50_000, "400")
     ledger.give_back(desk.db, desk.held(version(session="young")), due_ms=50_000)
     assert ledger.drop_aged(desk.db, 55_000, AGE_MS) == 0
 
@@ -833,7 +835,7 @@ def put_sized(desk: Desk, session: str) -> int:
 def test_oversize_drops_the_oldest_until_the_rest_fits(desk: Desk) -> None:
     names = ["ses_0", "ses_1", "ses_2", "ses_3"]
     size = max([put_sized(desk, name) for name in names])
-    ledger.bury(desk.db, desk.held(version(session="ses_0")), desk.now_ms, "400")
+    desk.bury(desk.held(version(session="ses_0")), desk.now_ms, "400")
     assert ledger.drop_oversize(desk.db, 5_000, 4 * size) == 0
     assert ledger.drop_oversize(desk.db, 5_000, 3 * size - 1) == 2
     assert [desk.state(version(session=name)) for name in names] == ["dropped (size)"] * 2 + ["pending"] * 2
@@ -967,8 +969,8 @@ def test_counts_tell_states_reasons_and_readings_apart(desk: Desk) -> None:
     for n in range(6):
         desk.put(version(session=f"ses_{n}"))
     desk.deliver(version(session="ses_0"))
-    ledger.bury(desk.db, desk.held(version(session="ses_1")), 1_000, "400")
-    ledger.retry(desk.db, desk.held(version(session="ses_2")), due_ms=9_000, error="500")
+    desk.bury(desk.held(version(session="ses_1")), 1_000, "400")
+    desk.set_back(desk.held(version(session="ses_2")), due_ms=9_000, error="500")
     desk.held(version(session="ses_3"))
     ledger.drop_session(desk.db, desk.destination, "ses_4", 1_000)
     desk.put(version(session="ses_5", content="newer", facts_ms=200))
@@ -991,9 +993,9 @@ def test_counts_of_an_empty_ledger_are_zero(desk: Desk) -> None:
 def test_errors_are_grouped_most_frequent_first(desk: Desk) -> None:
     for n, error in enumerate(("500", "400", "500")):
         desk.put(version(session=f"ses_{n}"))
-        ledger.retry(desk.db, desk.held(version(session=f"ses_{n}")), due_ms=9_000, error=error)
+        desk.set_back(desk.held(version(session=f"ses_{n}")), due_ms=9_000, error=error)
     desk.put(version(session="ses_9"))
-    ledger.bury(desk.db, desk.held(version(session="ses_9")), 1_000, "413")
+    desk.bury(desk.held(version(session="ses_9")), 1_000, "413")
     assert ledger.errors(desk.db, desk.destination) == [
         ("pending", "500", 2),
         ("pending", "400", 1),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from app import destination, ledger
-from app.ledger import KILLS_MAX, RING_AGAIN_MS, Body, Claim, Standing, Version
+from app.ledger import KILLS_MAX, RING_AGAIN_MS, Body, Claim, Failure, Standing, Version
 
 LEASE_MS = 1_000
 
@@ -83,7 +83,7 @@ class Histories(RuleBasedStateMachine):
         self.db = db
         self.claims: list[Claim] = []
         """The last few that were made, stale ones included."""
-        for table in ("record", "acknowledgement", "job", "turn", "session", "destination"):
+        for table in ("attempt", "record", "acknowledgement", "job", "turn", "session", "destination"):
             db.execute(f"delete from {table}")  # noqa: S608 - names from the line above
         self.destination = destination.destination(db, "https://example.invalid", "fingerprint", 0).id
         self.now_ms = 100_000
@@ -223,7 +223,7 @@ class Histories(RuleBasedStateMachine):
         if not left:
             return
         body = left[-1]  # in any order
-        given = ledger.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        given = ledger.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
         assert given is (current is not None)
         self.model.acknowledged.setdefault((job.session, job.turn), {})[body.request_id] = body.digest
         if current is not None:
@@ -241,7 +241,9 @@ class Histories(RuleBasedStateMachine):
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
         if charge:
-            given = ledger.retry(self.db, held, due_ms=due_ms, error="500")
+            given = ledger.set_back(
+                self.db, held, now_ms=self.now_ms, due_ms=due_ms, failure=Failure("500"), passes=0, charged=True
+            )
         else:
             given = ledger.give_back(self.db, held, due_ms=due_ms)
         assert given is (job is not None)
@@ -252,7 +254,7 @@ class Histories(RuleBasedStateMachine):
 
     def bury(self, held: Claim) -> None:
         job = self.standing_job(held)
-        assert ledger.bury(self.db, held, self.now_ms, "400") is (job is not None)
+        assert ledger.bury(self.db, held, self.now_ms, Failure("400")) is (job is not None)
         if job is not None:
             job.state = "dead"
             let_go(job)
