@@ -124,3 +124,10 @@ alter table folder add column destination_id integer references destination (id)
 
 -- Acknowledgements are forgotten when they are old.
 create index acknowledgement_age on acknowledgement (acknowledged_ms);
+
+-- What went wrong beside jobs and lines: the clock, the disk, the ledger itself.
+create table incident (
+    what text primary key,
+    count integer not null,
+    last_ms integer not null
+) strict;
