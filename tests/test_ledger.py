@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -20,7 +21,7 @@ from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 def test_new_version_becomes_a_pending_job_with_its_bodies(desk: Desk) -> None:
     assert desk.put(version(), records=3) is Standing.NEW
     row = desk.row()
-    stored = desk.db.execute("select sum(length(body)) from record where job_id = ?", (row["id"],)).fetchone()[0]
+    stored = desk.db.execute("select length(bodies) from bundle where job_id = ?", (row["id"],)).fetchone()[0]
     assert (row["state"], row["due_ms"], row["enqueued_ms"], row["attempt"]) == ("pending", 1_000, 1_000, 0)
     assert (row["record_count"], row["body_bytes"], desk.records()) == (3, stored, 3)
 
@@ -486,23 +487,36 @@ def test_give_back_all_lets_go_of_everything_that_the_worker_holds_and_of_nothin
 
 @pytest.mark.parametrize(
     "spoil",
-    ["update record set body = x'00'", "update record set digest = zeroblob(16)", "update record set body = x''"],
-    ids=["not zlib", "another digest", "empty"],
+    [
+        "update bundle set bodies = x'00'",
+        "update record set digest = zeroblob(16)",
+        "update bundle set bodies = x''",
+        "update bundle set bodies = substr(bodies, 1, length(bodies) / 2)",
+        "update record set body_bytes = body_bytes + 1",
+        "delete from bundle",
+    ],
+    ids=["no stream", "another digest", "empty", "cut", "too short", "lost"],
 )
-def test_damaged_body_is_a_ledger_error_without_any_text(desk: Desk, spoil: str) -> None:
-    desk.put(version(), text="transcript text")
+@pytest.mark.parametrize("length", [1, 1_000], ids=["small", "large"])
+def test_damaged_body_is_a_ledger_error_without_any_text(desk: Desk, spoil: str, length: int) -> None:
+    desk.put(version(), text="transcript text" * length)
     desk.db.execute(spoil)
     with pytest.raises(LedgerError, match=r"^record [0-9a-f-]{36} of job \w{12} ") as caught:
         desk.left(desk.held())
     assert "transcript" not in str(caught.value)
 
 
-def test_reading_stops_when_the_job_is_superseded_meanwhile(desk: Desk) -> None:
-    desk.put(version(content="a"), records=3)
-    reading = ledger.unacknowledged(desk.db, desk.held(version(content="a")))
-    next(reading)
-    desk.put(version(content="b", facts_ms=200))
-    assert list(reading) == []
+def test_bodies_from_before_there_were_bundles_are_read_as_they_are(desk: Desk) -> None:
+    desk.put(version(), records=3)
+    made = desk.left(desk.held())
+    for body in made:
+        desk.db.execute(
+            "update record set body = ?, body_bytes = null where request_id = ?",
+            (zlib.compress(body.body), body.request_id.bytes),
+        )
+    desk.db.execute("delete from bundle")
+    row = desk.row()
+    assert list(ledger.bodies(desk.db, row["id"], row["key"])) == made
 
 
 # --- every function on every state
@@ -613,6 +627,8 @@ def test_every_state_of_the_schema_is_in_the_matrix(desk: Desk) -> None:
     seen = set()
     for state in STATES:
         desk.db.execute("delete from record")
+        desk.db.execute("delete from bundle")
+        desk.db.execute("delete from attempt")
         desk.db.execute("delete from acknowledgement")
         desk.db.execute("delete from job")
         in_state(desk, state)
@@ -1086,7 +1102,7 @@ def test_adopting_takes_more_than_a_batch(desk: Desk, keyless: Desk) -> None:
 def test_damaged_waiting_job_does_not_keep_the_others_from_moving(desk: Desk, keyless: Desk) -> None:
     desk.put(version("t0"))
     keyless.put(version("t1"))
-    desk.db.execute("update record set body = x'00' where job_id = (select max(id) from job)")
+    desk.db.execute("update bundle set bodies = x'00' where job_id = (select max(id) from job)")
     keyless.put(version("t2"))
     assert adopt(desk, keyless) == 2
     assert (desk.state(version("t1")), desk.row(version("t1"))["error"] is not None) == ("dead", True)
@@ -1111,7 +1127,7 @@ def test_counts_tell_states_reasons_and_readings_apart(desk: Desk) -> None:
     assert (counts.pending, counts.delivered, counts.dead, counts.superseded, counts.dropped) == (3, 1, 1, 1, 2)
     assert counts.dropped_by_reason == {"deleted": 1, "off": 1}
     assert (counts.in_flight, counts.retrying, counts.oldest_pending_ms) == (1, 1, 1_000)
-    stored = desk.db.execute("select sum(length(body)) from record").fetchone()[0]
+    stored = desk.db.execute("select sum(length(bodies)) from bundle").fetchone()[0]
     assert counts.body_bytes == stored
     assert ledger.counts(desk.db) == counts
 

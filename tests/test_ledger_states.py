@@ -84,7 +84,7 @@ class Histories(RuleBasedStateMachine):
         self.db = db
         self.claims: list[Claim] = []
         """The last few that were made, stale ones included."""
-        for table in ("attempt", "record", "acknowledgement", "job", "turn", "session", "destination"):
+        for table in ("attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "destination"):
             db.execute(f"delete from {table}")  # noqa: S608 - names from the line above
         self.destination = destination.destination(db, "https://example.invalid", "fingerprint", 0).id
         self.now_ms = 100_000
@@ -158,7 +158,7 @@ class Histories(RuleBasedStateMachine):
 
     def stored(self, key: str) -> int:
         row = self.db.execute(
-            "select coalesce(sum(length(body)), 0) from record where job_id = (select id from job where key = ?)",
+            "select coalesce(sum(length(bodies)), 0) from bundle where job_id = (select id from job where key = ?)",
             (key,),
         ).fetchone()
         return int(row[0])
@@ -408,7 +408,7 @@ class Histories(RuleBasedStateMachine):
     def bodies_are_there_exactly_while_they_may_still_be_sent(self) -> None:
         rows = self.db.execute(
             "select j.state, j.body_bytes, j.record_count, count(r.position) as held,"
-            " coalesce(sum(length(r.body)), 0) as stored"
+            " coalesce((select length(bodies) from bundle b where b.job_id = j.id), 0) as stored"
             " from job j left join record r on r.job_id = j.id group by j.id"
         ).fetchall()
         for row in rows:
