@@ -191,7 +191,7 @@ class Worker:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         destination.probe_now(self.db, self.target.id, clock.now_ms())
-        take_over(self.db, self.target, clock.now_ms())
+        ledger.take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
@@ -219,7 +219,7 @@ class Worker:
             self._log(f"took back {recovered} job(s) of a worker that died or hung")
 
     def _prune(self, now_ms: int) -> None:
-        take_over(self.db, self.target, now_ms)
+        ledger.take_over(self.db, self.target, now_ms)
         is_steady = ledger.is_steady(self.db, now_ms)
         aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, self.settings.max_spool_bytes)
@@ -295,23 +295,6 @@ class Worker:
             self._announced.withdraw()
         if self._client is not None:
             self._client.close()
-
-
-def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
-    """Adopt what waits elsewhere and can only be meant for this destination.
-
-    What was captured before any key was known: while nothing was captured for another key that it might be meant for as
-    well. A session of one project must not end up in the other's Helicone: then it waits until its project is captured
-    again with a key. What was captured under a key that is refused by now: if its own folder has our key since.
-    """
-    everyone = destination.destinations(db)
-    others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destination.is_used(db, one.id)]
-    for one in everyone if ours.key_fingerprint else []:
-        is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
-        if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
-            ledger.adopt(db, one.id, ours.id, now_ms=now_ms)
-    for from_id, folder in destination.rotated(db, ours) if ours.key_fingerprint else []:
-        ledger.adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
 
 
 def __getattr__(name: str) -> Any:

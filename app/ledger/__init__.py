@@ -11,7 +11,7 @@ Functions take the connection first; those that need several statements open the
 not be inside one. Times come in as milliseconds UTC: nothing here reads a clock.
 """
 
-from app.ledger.adoption import adopt
+from app.ledger.adoption import adopt, adopt_rotated, take_over
 from app.ledger.claims import (
     ATTEMPTS_KEPT,
     ISOLATED_KILLS,
@@ -64,6 +64,7 @@ __all__ = [
     "abandon",
     "acknowledge",
     "adopt",
+    "adopt_rotated",
     "bodies",
     "bury",
     "claim",
@@ -92,6 +93,7 @@ __all__ = [
     "set_back",
     "shrink",
     "standing",
+    "take_over",
     "to_ring",
     "unacknowledged",
     "unwarp",
