@@ -17,7 +17,7 @@ import tempfile
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -238,9 +238,9 @@ Happening: TypeAlias = tuple[int, Callable[[], None]]
 class Coming:
     """What will happen, one by one."""
 
-    def __init__(self, happenings: Iterator[Happening] = iter(())) -> None:
-        self._happenings = happenings
-        self.next: Happening | None = next(happenings, None)
+    def __init__(self, happenings: Iterable[Happening] = ()) -> None:
+        self._happenings = iter(happenings)
+        self.next: Happening | None = next(self._happenings, None)
 
     def happen(self, now_ms: int) -> None:
         if self.next is not None and self.next[0] <= now_ms:
