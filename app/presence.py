@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.db import PRIVATE_FILE, private_directory
+from app.place import PRIVATE_FILE, private_directory
 
 SUFFIX = ".lock"
 READ_AGAIN = 1_000
