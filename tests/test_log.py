@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import stat
 import subprocess
@@ -90,6 +91,17 @@ def test_writers_that_find_a_log_full_at_once_lose_nothing_of_it(tmp_path: Path)
     assert len(lines) == len(set(lines)) == 4 * 450
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.log", "a.log.1"]
     assert path.with_name("a.log.1").stat().st_size <= BYTES_MAX + 4 * LINE_MAX
+
+
+def test_a_writer_that_comes_late_to_a_full_log_leaves_the_new_one_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("x" * (BYTES_MAX + 1))
+    late = log._open(path)
+    append(path, "by the first", NOON_MS)
+    log._put_aside(path, late)
+    os.close(late)
+    assert "by the first" in path.read_text()
+    assert path.with_name("a.log.1").read_text().startswith("x")
 
 
 # --- repeats
