@@ -167,7 +167,6 @@ def _write(path: Path, content: str) -> None:
     path.parent.parent.mkdir(parents=True, exist_ok=True)
     if not path.parent.exists():
         path.parent.mkdir(mode=FOLDER_MODE)
-        path.parent.chmod(path.parent.stat().st_mode & ~0o022)  # a default ACL can outdo the mode
     # The ending keeps OpenCode from loading it: it takes hidden files too.
     descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", suffix=".tmp", dir=path.parent)
     try:

@@ -24,6 +24,7 @@ from app.place import (
     private_spool,
     shared_type,
 )
+from tests.mounts import MOUNTS, mounted
 from tests.processes import Station
 
 
@@ -32,15 +33,6 @@ def mode(path: Path) -> int:
 
 
 # --- the file system
-
-
-def mounted(*mounts: tuple[str, str]) -> str:
-    """A mountinfo of these (mount point as it stands there, type), below an ext4 root."""
-    lines = [
-        f"{36 + number} 35 98:{number} / {point} rw,noatime shared:{number} master:1 - {kind} /dev/a b rw,c - d\n"
-        for number, (point, kind) in enumerate((("/", "ext4"), *mounts))
-    ]
-    return "".join(lines)
 
 
 REFUSED = ["nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "drvfs", "virtiofs", "fuse", "fuse.sshfs", "fuseblk", "lustre"]
@@ -54,21 +46,6 @@ def test_a_file_system_that_others_write_to_is_recognised(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "autofs", "fusectl", "nfsd"])
 def test_a_file_system_of_this_machine_is_none_of_these(kind: str) -> None:
     assert shared_type("/mnt/c/spool", mounted(("/mnt/c", kind))) is None
-
-
-MOUNTS = {
-    "the mount point itself": ("/srv", [("/srv", "nfs")], "nfs"),
-    "only the beginning of a name": ("/srvs/x", [("/srv", "nfs")], None),
-    "a local one inside of it": ("/srv/me/x", [("/srv", "nfs"), ("/srv/me", "ext4")], None),
-    "in any order": ("/srv/me/x", [("/srv/me", "ext4"), ("/srv", "nfs")], None),
-    "the later of two at one point": ("/srv/x", [("/srv", "autofs"), ("/srv", "nfs4")], "nfs4"),
-    "a blank in it": ("/mnt/my disk/x", [(r"/mnt/my\040disk", "cifs")], "cifs"),
-    "a tab, a line end, a backslash": ("/a\tb\nc\\d/x", [(r"/a\011b\012c\134d", "cifs")], "cifs"),
-    "no escape": (r"/mnt/my\040disk/x", [(r"/mnt/my\040disk", "cifs")], None),
-    "a guest whose only disk is the host's": ("/srv/x", [("/", "virtiofs")], None),
-    "a container on FUSE": ("/srv/x", [("/", "fuse.fuse-overlayfs")], None),
-    "a machine without a disk": ("/srv/x", [("/", "nfs4")], "nfs4"),
-}
 
 
 @pytest.mark.parametrize(("path", "mounts", "kind"), MOUNTS.values(), ids=MOUNTS.keys())
