@@ -226,3 +226,20 @@ def test_a_worker_ends_when_its_spool_is_removed(station: Station) -> None:
         shutil.rmtree(station.spool)
         assert process.wait(30) == 0
     assert "ends: the spool was removed or replaced" in station.text("worker.log")
+
+
+def test_what_huey_says_of_a_damaged_queue_is_a_few_lines_and_nothing_on_standard_error(station: Station) -> None:
+    errors = station.home / "errors"
+    with errors.open("wb") as output:
+        command = [sys.executable, "-m", "app", "worker", "--automatic"]
+        process = subprocess.Popen(command, env=station.environ, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: "starts" in station.text("worker.log"))
+        for path in station.spool.glob("queue.db*"):
+            path.write_bytes(b"x" * path.stat().st_size)
+        wait_until(lambda: "Error reading from queue" in station.text("worker.log"))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert errors.read_bytes() == b""
+    assert station.text("worker.log").count("Error reading from queue: DatabaseError") <= 2

@@ -327,6 +327,7 @@ def test_a_ledger_that_is_locked_for_a_while_loses_nothing(station: Station) -> 
             db.execute("rollback")
             assert process.end() == 0
     assert station.counts().pending == JOBS
+    assert "the spool can be written again" in station.text("hook.log")
 
 
 def test_nothing_is_printed(station: Station) -> None:

@@ -826,6 +826,10 @@ def test_log_grows_by_at_most_one_line_an_hour_over_all_processes(hosting: Hosti
     an_hour_ago = log.stat().st_mtime - 3601
     os.utime(log, (an_hour_ago, an_hour_ago))
     assert fail() == 2
+    log.write_bytes(b"x" * 1024 * 1024 + b"\n")  # full: it begins anew
+    os.utime(log, (an_hour_ago, an_hour_ago))
+    assert fail() == 1
+    assert log.stat().st_size < 1_000
 
 
 def test_log_that_is_a_link_is_not_followed(host: Host, hook: StandIn, spool: Path, tmp_path: Path) -> None:
