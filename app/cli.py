@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import sys
@@ -73,6 +74,7 @@ def main() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None when it was closed before we came
         # A file name need not be valid UTF-8, and a terminal need not be able to show all of Unicode.
         stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
     try:
         # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
         app(prog_name=PROGRAM)

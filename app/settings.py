@@ -25,7 +25,8 @@ from platformdirs import user_config_path, user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.endpoint import EndpointError, normalise
+from app.endpoint import EndpointError, is_unprotected, normalise
+from app.place import default_spool
 
 _PROGRAM = "opencode-helicone"
 _FILE_BYTES_MAX = 1_000_000
@@ -125,7 +126,7 @@ _Url: TypeAlias = Annotated[str, Field(strict=True, max_length=2000), AfterValid
 
 
 def _default_spool() -> Path:
-    return user_data_path(_PROGRAM, appauthor=False)
+    return default_spool(user_data_path(_PROGRAM, appauthor=False))
 
 
 class Settings(BaseSettings):
@@ -139,6 +140,8 @@ class Settings(BaseSettings):
     """None: jobs wait."""
     endpoint: _Url = "https://api.worker.helicone.ai"
     """Without a slash at its end."""
+    allow_http: _Truth = False
+    """True: an endpoint on another machine may be http://, where everybody on the way reads along."""
     export_mode: Literal["full", "metadata_only", "off"] = "full"
     redact_patterns: _Patterns = ()
     """Regular expressions, not compiled here: whether they compile is for the redaction to say."""
@@ -229,6 +232,7 @@ _NAMES = {
     "enable": _Name("enable", "OPENCODE_HELICONE_ENABLE", _read_truth),
     "api_key": _Name("apiKey", "HELICONE_API_KEY", SecretStr, plugin=False),
     "endpoint": _Name("endpoint", "HELICONE_ENDPOINT", plugin=False),
+    "allow_http": _Name("allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", _read_truth, plugin=False),
     "export_mode": _Name("exportMode", "OPENCODE_HELICONE_EXPORT_MODE", plugin=False),
     "redact_patterns": _Name("redactPatterns", "OPENCODE_HELICONE_REDACT_PATTERNS", _read_list),
     "redact_secrets": _Name("redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", _read_truth, plugin=False),
@@ -324,6 +328,12 @@ def _validated(layers: Sequence[_Layer], base: Path, problems: list[str]) -> Set
     except RuntimeError as error:  # `~name` of nobody
         problems.append(_problem("spool_directory", winning["spool_directory"], str(error), ()))
         return None
+    if is_unprotected(settings.endpoint) and not settings.allow_http:
+        words = (
+            "to another machine, http:// shows the key and your sessions to everybody on the way: use https://,"
+            " or allow it with OPENCODE_HELICONE_ALLOW_HTTP=true"
+        )
+        problems.append(_problem("endpoint", winning["endpoint"], words, ()))
     return settings.model_copy(update={"spool_directory": spool})
 
 

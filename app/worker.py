@@ -30,6 +30,7 @@ from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import Client, ClientError
 from app.ledger import Body
+from app.place import identity
 from app.presence import Announced, Only, present
 from app.retry import Outcome
 from app.settings import Recorded, SettingsError
@@ -78,6 +79,8 @@ class Worker:
         self.spool = Spool(settings.spool_directory)
         self.automatic = automatic
         self._local = threading.local()
+        log.carry_warnings(self.spool.worker_log)
+        self._ledger_file: tuple[int, int] | None = None
         self.target: Destination = target(self.db, settings, clock.now_ms())
         # What a plugin brought, for a worker that was started without it.
         recorded = Recorded(self.target.delivery_options, "plugin options, recorded by its hook")
@@ -106,6 +109,7 @@ class Worker:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = open_ledger(self.spool.path)
+            self._ledger_file = self._ledger_file or identity(self.spool.path / "ledger.db")
         return db
 
     # --- one ring
@@ -196,6 +200,10 @@ class Worker:
 
     def _look(self) -> int:
         """Do what is to be done now; the milliseconds until the next look."""
+        if identity(self.spool.path / "ledger.db") != self._ledger_file:
+            self._log("ends: the spool was removed or replaced")
+            self._end()
+            return LOOK_MS
         now_ms = clock.now_ms()
         if mended := ledger.unwarp(self.db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")

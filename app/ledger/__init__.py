@@ -28,7 +28,7 @@ from app.ledger.claims import (
     unacknowledged,
 )
 from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, Failure, LedgerError, Standing, Version, bodies
-from app.ledger.readings import Counts, counts, errors, is_pending, sendable
+from app.ledger.readings import Counts, counts, errors, is_pending, pending_keys, sendable
 from app.ledger.upkeep import (
     KILLS_MAX,
     RING_AGAIN_MS,
@@ -86,6 +86,7 @@ __all__ = [
     "leasing_workers",
     "next_due_ms",
     "next_of_session",
+    "pending_keys",
     "place_under",
     "recover",
     "see_again",

@@ -55,6 +55,11 @@ def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[
     return [(row["state"], row["error"], row["jobs"]) for row in rows]
 
 
+def pending_keys(db: sqlite3.Connection) -> set[str]:
+    """Of all destinations."""
+    return {row["key"] for row in db.execute("select key from job where state = 'pending'")}
+
+
 def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
     """Whether anything waits, however long it will have to."""
     row = db.execute(
