@@ -1,7 +1,6 @@
 """Recordings that were broken in some way: lines for a hook, files for `import`, and what must have become of them.
 
-    make fuzz                                         50,000 of them, others each time
-    python -m tests.mutants --seed 7 --count 1000     the same ones again
+`make fuzz` (`fuzz.py`) feeds 50,000 of them, `test_mutants.py` a few.
 
 Nothing may vanish: of every line it is known beforehand which refusal is counted for it, or which jobs it leaves.
 """
@@ -33,10 +32,10 @@ from app.transcript import Transcript, TranscriptError, key
 from tests import recorded
 from tests.processes import PROJECT
 
-Path_: TypeAlias = tuple[str | int, ...]
+Steps: TypeAlias = tuple[str | int, ...]
 
 LARGE_BYTES = 60_000
-LARGE_SHARE = 0.03
+LARGE_SHARE = 0.005
 """How often a large recording is the one: they take most of the time and break no other way."""
 
 ODD: tuple[Any, ...] = (
@@ -47,17 +46,22 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 IDS = ("session", "user", "assistant", "a/b", "/", "..", "nobody")
 """Of those that an id must not be, or might be."""
-RAW = ("1e999", "-1e999", "NaN", "Infinity", "-0", "1E400", "9" * 5_000, "[" * 150 + "]" * 150, '{"a":' * 101 + "1" + "}" * 101,
-       "[" * 3_000 + "]" * 3_000, '"\\ud83c"', '"\\u0000"', "1.0000000000000000000001", '{"a":1,"a":{"a":2}}', "0x10", "'x'")  # fmt: skip
+RAW = (
+    "1e999", "-1e999", "NaN", "Infinity", "-0", "1E400", "9" * 5_000, "1.0000000000000000000001", "0x10", "'x'",
+    "[" * 150 + "]" * 150, "[" * 3_000 + "]" * 3_000, '{"a":' * 101 + "1" + "}" * 101, '{"a":1,"a":{"a":2}}',
+    '"\\ud83c"', '"\\u0000"',
+)  # fmt: skip
 """JSON texts, and some that are none, which Python's own writer would not write."""
-BYTES = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\0", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\r", b"\t", b"\n",
-         b"\\", b'"', b"{", b"]", b"\\u", b"\x1b[2J", b'"id":"ses_x",', b'"time":{},')  # fmt: skip
+BYTES = (
+    b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\0", b"\xe2\x80\xa8", b"\xef\xbb\xbf", b"\r", b"\t",
+    b"\n", b"\\", b'"', b"{", b"]", b"\\u", b"\x1b[2J", b'"id":"ses_x",', b'"time":{},',
+)  # fmt: skip
 
 
 # --- how a recording is broken ---------------------------------------------------------------------------------------
 
 
-def places(value: Any, path: Path_ = ()) -> Iterator[Path_]:
+def places(value: Any, path: Steps = ()) -> Iterator[Steps]:
     """All paths into a JSON value."""
     steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for step, inner in steps:
@@ -65,13 +69,13 @@ def places(value: Any, path: Path_ = ()) -> Iterator[Path_]:
         yield from places(inner, (*path, step))
 
 
-def _parent(value: Any, path: Path_) -> Any:
+def _parent(value: Any, path: Steps) -> Any:
     for step in path[:-1]:
         value = value[step]
     return value
 
 
-def _somewhere(dice: random.Random, value: Any, wanted: Callable[[Path_, Any], bool]) -> tuple[Any, Any] | None:
+def _somewhere(dice: random.Random, value: Any, wanted: Callable[[Steps, Any], bool]) -> tuple[Any, Any] | None:
     """(what holds it, key or position) of one of the places that are wanted."""
     found = [path for path in places(value) if wanted(path, _parent(value, path)[path[-1]])]
     if not found:
@@ -80,7 +84,7 @@ def _somewhere(dice: random.Random, value: Any, wanted: Callable[[Path_, Any], b
     return _parent(value, path), path[-1]
 
 
-def _is_id(path: Path_, value: Any) -> bool:
+def _is_id(path: Steps, value: Any) -> bool:
     return isinstance(value, str) and str(path[-1]).lower().endswith(("id", "root", "session"))
 
 
@@ -88,7 +92,7 @@ def _odd(dice: random.Random) -> Any:
     return f"@RAW{dice.randrange(len(RAW))}@" if dice.random() < 0.25 else dice.choice(ODD)
 
 
-def _change(wanted: Callable[[Path_, Any], bool]) -> Callable[[random.Random, Any], None]:
+def _change(wanted: Callable[[Steps, Any], bool]) -> Callable[[random.Random, Any], None]:
     def change(dice: random.Random, value: Any) -> None:
         spot = _somewhere(dice, value, wanted)
         if spot is not None:
@@ -232,7 +236,7 @@ def broken(dice: random.Random, value: Any) -> bytes:
 
 
 @cache
-def _recordings() -> tuple[list[str], list[str]]:
+def recordings() -> tuple[list[str], list[str]]:
     """The snapshots of all recordings as JSON: small ones, large ones."""
     told = [json.dumps(snapshot) for name in recorded.names() for snapshot in recorded.replayed(name).values()]
     return [one for one in told if len(one) < LARGE_BYTES], [one for one in told if len(one) >= LARGE_BYTES]
@@ -240,7 +244,7 @@ def _recordings() -> tuple[list[str], list[str]]:
 
 def _recording(dice: random.Random) -> Any:
     """A snapshot; every other one of a session that nothing else is about."""
-    small, large = _recordings()
+    small, large = recordings()
     text = dice.choice(large if dice.random() < LARGE_SHARE else small)
     snapshot = json.loads(text)
     if dice.random() < 0.5:
@@ -257,20 +261,19 @@ def line(dice: random.Random) -> bytes:
     head: dict[str, Any] = {"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}}
     match dice.randrange(40):
         case 0:
-            return b""
-        case 1:
-            return dice.randbytes(dice.randrange(1, 200))
-        case 2 | 3:
-            return broken(dice, {**head, "type": "open", "session": snapshot["root"], "spool": None})
+            return dice.choice((b"", dice.randbytes(dice.randrange(1, 200))))
+        case 1 | 2:
+            said = {**head, "type": "open", "session": snapshot["root"], "spool": None}
+        case 3:
+            said = {**head, "type": "deleted", "session": snapshot["root"] + "gone"}
         case 4:
-            return broken(dice, {**head, "type": "deleted", "session": snapshot["root"] + "gone"})
+            said = {**head, "type": "refused", "session": snapshot["root"], "reason": "too large"}
         case 5:
-            return broken(dice, {**head, "type": "refused", "session": snapshot["root"], "reason": "too large"})
-        case 6:
             options = {"redactPatterns": ["abc", "d+"], "maxRetries": 3, "sessionPathPrefix": "/x", "flushInterval": 5}
-            return broken(dice, {**head, "options": options, **snapshot})
+            said = {**head, "options": options, **snapshot}
         case _:
-            return broken(dice, {**head, **snapshot})
+            said = {**head, **snapshot}
+    return broken(dice, said)
 
 
 def giant(dice: random.Random) -> bytes:
@@ -336,7 +339,9 @@ class Expected:
                     raise LineError("snapshot that cannot be read") from None
                 self.snapshots += 1
                 if transcript.session.id not in self.deleted:
-                    told = [one for one in exports(transcript, capturing, "", abandoned=False) if isinstance(one, Export)]
+                    told = [
+                        one for one in exports(transcript, capturing, "", abandoned=False) if isinstance(one, Export)
+                    ]
                     self.jobs |= {key(one.digest, capturing.policy.digest("")): transcript.session.id for one in told}
             case _:
                 raise LineError("unknown type")

@@ -125,14 +125,15 @@ def test_short_lines_without_end_are_held_back_too() -> None:
     reader, writer = os.pipe()
     lines = 2 * QUEUE_BYTES_MAX // LINE_COST_BYTES
     inbox = Inbox(reader)
-    with os.fdopen(writer, "wb") as other_end:
-        feeding = threading.Thread(target=lambda: (other_end.write(b"\n" * lines), other_end.close()))
-        feeding.start()
-        wait_until(lambda: len(inbox) == lines // 2)
-        waiting = [len(inbox) for _ in range(lines) if inbox.next(20) == b""]
-        feeding.join(20)
+    feeding = threading.Thread(target=os.write, args=(writer, b"\n" * lines))
+    feeding.start()
+    wait_until(lambda: len(inbox) == lines // 2)
+    waiting = [len(inbox) for _ in range(lines) if inbox.next(20) == b""]
+    feeding.join(20)
     assert (len(waiting), len(inbox)) == (lines, 0)
     assert max(waiting) <= lines // 2
+    os.close(writer)
+    wait_until(lambda: inbox.ended)
     os.close(reader)
 
 
