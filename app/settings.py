@@ -374,7 +374,9 @@ def from_arguments(arguments: Iterable[str]) -> dict[str, object]:
 
 
 def _refusal(option: str, known: Mapping[str, str], origin: Origin) -> str:
-    name = f"{json.dumps(option[:_EXCERPT_MAX])} from {origin.text}"
+    # What is no word may be the key itself, written where a name should stand.
+    shown = json.dumps(option) if re.fullmatch("[A-Za-z_-]{1,30}", option) else "a name (not shown)"
+    name = f"{shown} from {origin.text}"
     if re.sub("[^a-z]", "", option.lower()).endswith("apikey"):
         return f"{name}: the API key is read from HELICONE_API_KEY alone, in the environment or in an .env file"
     if option in _BY_OPTION:

@@ -38,7 +38,7 @@ FILES_EACH = 50
 HOOK_MIB_MAX = 768
 """About 400 with a line of 50 MB and one of more than is allowed; under 100 with recordings of the usual size."""
 COMMAND_MIB_MAX = 256
-HOOK_S_MAX = 300
+HOOK_S_MAX = 900
 SAMPLE_S = 0.02
 
 
