@@ -21,6 +21,10 @@ PIPE_BYTES = 64 * 1024
 """`opencode export` may cut its output at a multiple of this when it goes to a pipe (OpenCode 1.18.33)."""
 
 
+FILE_BYTES_MAX = 512 << 20
+"""Of one export. A session of years has a few; without a bound a wrong name (a device, a disk image) takes all memory."""
+
+
 class ExportError(ValueError):
     """A file that is no export. The message says why, without any of its text."""
 
@@ -104,7 +108,9 @@ def _taken(root: Export, left: dict[str, Export]) -> list[Export]:
 
 
 def _entry(file: File) -> dict[str, Json]:
-    data = Path(file.name).read_bytes() if file.data is None else file.data
+    data = _read(file.name) if file.data is None else file.data
+    if len(data) > FILE_BYTES_MAX:
+        raise ExportError(f"it is larger than {FILE_BYTES_MAX >> 20} MiB")
     if not data:
         raise ExportError("it is empty")
     try:
@@ -118,6 +124,12 @@ def _entry(file: File) -> dict[str, Json]:
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list) or "info" not in value:
         raise ExportError("it is JSON, but not of opencode export: an object with info and messages")
     return {"info": value["info"], "messages": value["messages"]}
+
+
+def _read(name: str) -> bytes:
+    """A little more than allowed of a file that is too large."""
+    with Path(name).open("rb") as opened:
+        return opened.read(FILE_BYTES_MAX + 1)
 
 
 def _snapshot(entries: list[dict[str, Json]]) -> dict[str, Json]:

@@ -14,7 +14,7 @@ import pytest
 from app.hook import Desk
 from app.importing import import_files
 from app.inbox import Inbox
-from app.opencode import File
+from app.opencode import FILE_BYTES_MAX, File
 from tests import mutants
 from tests.fuzz import compare, compare_import, first_line, machine, sources
 from tests.mutants import Expected
@@ -66,3 +66,11 @@ def test_of_broken_files_each_is_named_or_leaves_all_of_its_jobs(dice: random.Ra
     assert became["file imported"] > FILES // 5
     with station.ledger() as db:
         mutants.audit(db)
+
+
+def test_a_file_larger_than_any_export_is_refused_without_being_parsed(tmp_path: Path, station: Station) -> None:
+    large = tmp_path / "disk.img"
+    with large.open("wb") as file:
+        file.truncate(FILE_BYTES_MAX + 1)
+    (result,) = import_files([File(str(large))], sources(station))
+    assert (result.outcome, result.reason) == ("failed", "it is larger than 512 MiB")
