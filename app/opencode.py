@@ -9,6 +9,7 @@ in the same set: together they are a family, and a family is one snapshot. Only 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ PIPE_BYTES = 64 * 1024
 
 
 FILE_BYTES_MAX = 512 << 20
-"""Of one export. A session of years has a few; without a bound a wrong name (a device, a disk image) takes all memory."""
+"""Of one export; the longest sessions have a few. A wrong name (a device, a disk image) must not take all memory."""
+TOO_LARGE = f"it is larger than {FILE_BYTES_MAX >> 20} MiB"
 
 
 class ExportError(ValueError):
@@ -110,7 +112,7 @@ def _taken(root: Export, left: dict[str, Export]) -> list[Export]:
 def _entry(file: File) -> dict[str, Json]:
     data = _read(file.name) if file.data is None else file.data
     if len(data) > FILE_BYTES_MAX:
-        raise ExportError(f"it is larger than {FILE_BYTES_MAX >> 20} MiB")
+        raise ExportError(TOO_LARGE)
     if not data:
         raise ExportError("it is empty")
     try:
@@ -127,9 +129,10 @@ def _entry(file: File) -> dict[str, Json]:
 
 
 def _read(name: str) -> bytes:
-    """A little more than allowed of a file that is too large."""
     with Path(name).open("rb") as opened:
-        return opened.read(FILE_BYTES_MAX + 1)
+        if os.fstat(opened.fileno()).st_size > FILE_BYTES_MAX:
+            raise ExportError(TOO_LARGE)
+        return opened.read(FILE_BYTES_MAX + 1)  # a device has no size
 
 
 def _snapshot(entries: list[dict[str, Json]]) -> dict[str, Json]:
