@@ -29,6 +29,7 @@ from app.endpoint import EndpointError, normalise
 
 _PROGRAM = "opencode-helicone"
 _FILE_BYTES_MAX = 1_000_000
+_NAME_MAX = 30
 _EXCERPT_MAX = 80
 
 T = TypeVar("T")
@@ -374,8 +375,8 @@ def from_arguments(arguments: Iterable[str]) -> dict[str, object]:
 
 
 def _refusal(option: str, known: Mapping[str, str], origin: Origin) -> str:
-    # What is no word may be the key itself, written where a name should stand.
-    shown = json.dumps(option) if re.fullmatch("[A-Za-z_-]{1,30}", option) else "a name (not shown)"
+    # What is longer than any name may be the key itself, written where a name should stand.
+    shown = json.dumps(option) if len(option) <= _NAME_MAX else "a name (not shown)"
     name = f"{shown} from {origin.text}"
     if re.sub("[^a-z]", "", option.lower()).endswith("apikey"):
         return f"{name}: the API key is read from HELICONE_API_KEY alone, in the environment or in an .env file"
