@@ -23,7 +23,7 @@ from app.endpoint import EndpointError
 from app.folders import effective
 from app.importing import Imported, import_files
 from app.ledger import LedgerError
-from app.opencode import ExportError, File
+from app.opencode import FILE_BYTES_MAX, ExportError, File
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
 from app.settings import SettingsError, from_arguments, shown
@@ -366,7 +366,7 @@ def _sources(
 
 
 def _files(names: Iterable[str]) -> list[File]:
-    return [File(name, sys.stdin.buffer.read() if name == "-" else None) for name in names]
+    return [File(name, sys.stdin.buffer.read(FILE_BYTES_MAX + 1) if name == "-" else None) for name in names]
 
 
 def _files_or_sessions(names: Iterable[str]) -> list[File]:

@@ -30,6 +30,7 @@ from app.place import default_spool
 
 _PROGRAM = "opencode-helicone"
 _FILE_BYTES_MAX = 1_000_000
+_NAME_MAX = 30
 _EXCERPT_MAX = 80
 
 T = TypeVar("T")
@@ -384,7 +385,9 @@ def from_arguments(arguments: Iterable[str]) -> dict[str, object]:
 
 
 def _refusal(option: str, known: Mapping[str, str], origin: Origin) -> str:
-    name = f"{json.dumps(option[:_EXCERPT_MAX])} from {origin.text}"
+    # What is longer than any name may be the key itself, written where a name should stand.
+    shown = json.dumps(option) if len(option) <= _NAME_MAX else "a name (not shown)"
+    name = f"{shown} from {origin.text}"
     if re.sub("[^a-z]", "", option.lower()).endswith("apikey"):
         return f"{name}: the API key is read from HELICONE_API_KEY alone, in the environment or in an .env file"
     if option in _BY_OPTION:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 
 from app import destination, ledger
 from app.hook import Desk
-from app.inbox import LINE_BYTES_MAX, Inbox
+from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.presence import present
 from app.sources import unattended
 from tests.processes import PROJECT, Station, hook
@@ -125,6 +126,22 @@ def test_a_line_that_opencode_died_in_is_counted(station: Station) -> None:
         process.process.stdin.write(b'{"v":1,"type":"snap')
         assert process.end() == 0
     assert refusals(station) == {"cut off": 1}
+
+
+def test_short_lines_without_end_are_held_back_too() -> None:
+    reader, writer = os.pipe()
+    lines = 2 * QUEUE_BYTES_MAX // LINE_COST_BYTES
+    inbox = Inbox(reader)
+    feeding = threading.Thread(target=os.write, args=(writer, b"\n" * lines))
+    feeding.start()
+    wait_until(lambda: len(inbox) == lines // 2)
+    waiting = [len(inbox) for _ in range(lines) if inbox.next(20) == b""]
+    feeding.join(20)
+    assert (len(waiting), len(inbox)) == (lines, 0)
+    assert max(waiting) <= lines // 2
+    os.close(writer)
+    wait_until(lambda: inbox.ended)
+    os.close(reader)
 
 
 def test_the_signals_of_the_terminal_do_not_end_it(station: Station) -> None:
