@@ -124,3 +124,13 @@ alter table folder add column destination_id integer references destination (id)
 
 -- Acknowledgements are forgotten when they are old.
 create index acknowledgement_age on acknowledgement (acknowledged_ms);
+
+-- How reading back goes at a destination: for status, and for all its workers alike.
+create table confirmation (
+    destination_id integer primary key references destination (id),
+    failure text,                                -- why the last reading back came to nothing; null: it did not
+    failures integer not null default 0,         -- in a row: how long to wait
+    retry_ms integer,                            -- not tried before
+    given_up integer not null default 0,         -- jobs whose bodies went before they were confirmed
+    check ((failure is null) = (retry_ms is null))
+) strict;
