@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 from app import destination, ledger
 from app.endpoint import is_cloud, kind_of, read_back_url
-from app.envelope import start_ms_of
+from app.envelope import latin1, start_ms_of
 from app.ledger import Unconfirmed
 from app.retry import pause_ms
 
@@ -166,6 +166,7 @@ def confirm(
 @dataclass(frozen=True, slots=True)
 class _Query:
     session: str
+    """As its records name it."""
     since_ms: int
     jobs: tuple[Unconfirmed, ...]
 
@@ -173,7 +174,7 @@ class _Query:
 def _queries(db: sqlite3.Connection, due: Sequence[Unconfirmed]) -> Iterator[_Query]:
     sessions: dict[str, list[Unconfirmed]] = {}
     for job in due:
-        sessions.setdefault(job.root, []).append(job)
+        sessions.setdefault(latin1(job.root), []).append(job)
     for session, jobs in list(sessions.items())[:SESSIONS_MAX]:
         batch: list[Unconfirmed] = []
         since_ms = size = 0
@@ -206,7 +207,7 @@ def _settle(
             destination.within_quota(db, destination_id)
     elif ledger.note_body_not_stored(db, job, now_ms) and destination.exceed_quota(db, destination_id):
         # Where only samples are looked at, what came since the last one may have lost its bodies, too.
-        ledger.look_back(db, destination_id, now_ms, SAMPLE_MS)
+        ledger.look_back(db, destination_id, now_ms)
 
 
 def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int, causes: Sequence[str]) -> None:

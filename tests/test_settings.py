@@ -61,11 +61,13 @@ SEED = (
     Row("max_spool_age_ms", "maxSpoolAge", "OPENCODE_HELICONE_MAX_SPOOL_AGE", 1, 86_400_000, 604_800_000),
     Row("max_retries", "maxRetries", "OPENCODE_HELICONE_MAX_RETRIES", 0, 50, 5),
     Row("retry_base_delay_ms", "retryBaseDelay", "OPENCODE_HELICONE_RETRY_BASE_DELAY", 1, 250, 1000),
+    Row("confirm", "confirm", "OPENCODE_HELICONE_CONFIRM", "on", "off", "auto"),
     Row("redact_patterns", "redactPatterns", "OPENCODE_HELICONE_REDACT_PATTERNS", ["a\\s{1,2}#", "é"], ["b"], ()),
 )
 WORKER = Row("worker", "worker", "OPENCODE_HELICONE_WORKER", "external", "auto", "auto")
 NOT_PLUGIN = (
     Row("endpoint", "endpoint", "HELICONE_ENDPOINT", "http://a:1", "https://b/c", "https://api.worker.helicone.ai"),
+    Row("readback_url", "readbackUrl", "HELICONE_READBACK_URL", "http://a:1", "https://b/c", None),
     Row("export_mode", "exportMode", "OPENCODE_HELICONE_EXPORT_MODE", "off", "metadata_only", "full"),
     Row("user_id", "userId", "OPENCODE_HELICONE_USER_ID", "one", "two", None),
     Row("redact_secrets", "redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", value=False, other=True, default=True),
@@ -252,6 +254,7 @@ def test_what_is_recorded_gives_the_same_options_later() -> None:
         "retryBaseDelay": 6,
         "maxSpoolSize": 7,
         "maxSpoolAge": 8,
+        "confirm": "on",
     }
     variables = {
         "OPENCODE_HELICONE_EXPORT_MODE": "metadata_only",

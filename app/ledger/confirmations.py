@@ -171,18 +171,20 @@ def _disbelieve(db: sqlite3.Connection, due: Unconfirmed) -> None:
     )
 
 
-def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int, span_ms: int) -> int:
-    """delivered -> delivered, to be confirmed now: what was delivered in the last `span_ms` and was never looked for.
+def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
+    """delivered -> delivered, to be confirmed now: what was never looked for, since bodies were last seen.
 
-    When bodies are found missing, others may be missing as well. Theirs are not held any more, and their request ids
-    are known by what was acknowledged. At most BATCH, the latest.
+    When bodies are found missing, those of others may be missing as well. They are not held any more, and their
+    request ids are known by what was acknowledged. At most BATCH, the latest.
     """
     return db.execute(
         "update job set confirm_ms = :now where id in (select j.id from job j where j.destination_id = :destination"
-        " and j.state = 'delivered' and j.confirm_ms is null and j.confirmed_ms is null and j.finished_ms > :since"
+        " and j.state = 'delivered' and j.confirm_ms is null and j.confirmed_ms is null"
+        " and j.finished_ms > (select coalesce(max(c.finished_ms), 0) from job c where c.destination_id = :destination"
+        "  and c.state = 'delivered' and c.confirmed_ms is not null and not c.body_not_stored)"
         " and exists (select 1 from acknowledgement a where a.turn_id = j.turn_id)"
         " order by j.finished_ms desc limit :limit) and state = 'delivered' and confirm_ms is null",
-        {"now": now_ms, "destination": destination_id, "since": now_ms - span_ms, "limit": BATCH},
+        {"now": now_ms, "destination": destination_id, "limit": BATCH},
     ).rowcount
 
 
@@ -194,14 +196,14 @@ def give_up_confirmations(db: sqlite3.Connection, now_ms: int, *, bytes_max: int
 
     These bodies are the first to go: they were accepted already. Counted for status. Returns the number of jobs.
     """
-    given_up = _give_up(db, "finished_ms < :before", {"before": now_ms - age_ms_max})
-    while (excess := _held_bytes(db) - bytes_max) > 0 and (
-        batch := _give_up(
-            db,
-            "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"
-            " from job where confirm_ms is not null and body_bytes > 0) where older < :excess)",
-            {"excess": excess},
-        )
+    given_up = 0
+    while batch := _give_up(db, "finished_ms < :before", {"before": now_ms - age_ms_max}):
+        given_up += batch
+    while batch := _give_up(
+        db,
+        "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"
+        " from job where confirm_ms is not null and body_bytes > 0) where older < :excess)",
+        {"excess": _held_bytes(db) - bytes_max},
     ):
         given_up += batch
     return given_up
@@ -209,7 +211,10 @@ def give_up_confirmations(db: sqlite3.Connection, now_ms: int, *, bytes_max: int
 
 def stop_confirming(db: sqlite3.Connection, destination_id: int) -> int:
     """delivered, to be confirmed -> delivered: nobody will read back at this destination. Counted for status."""
-    return _give_up(db, "destination_id = :destination", {"destination": destination_id})
+    given_up = 0
+    while batch := _give_up(db, "destination_id = :destination", {"destination": destination_id}):
+        given_up += batch
+    return given_up
 
 
 def forget_session(db: sqlite3.Connection, destination_id: int, session: str) -> None:
@@ -227,22 +232,21 @@ def _held_bytes(db: sqlite3.Connection) -> int:
 
 
 def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object]) -> int:
-    """In batches, each in a transaction of its own."""
-    given_up = 0
-    # Most of the time there is nothing to be given up, and no reason to lock the ledger.
+    """At most BATCH of those that wait to be confirmed, oldest first."""
     wanted = f"select id from job where confirm_ms is not null and {condition} order by finished_ms, id limit {BATCH}"
-    while db.execute(f"select exists ({wanted})", arguments).fetchone()[0]:
-        with transaction(db):
-            rows = db.execute(
-                f"update job set confirm_ms = null, body_bytes = 0 where id in ({wanted}) and state = 'delivered'"
-                " and confirm_ms is not null returning id, destination_id",
-                arguments,
-            ).fetchall()
-            forget_contents(db, [row["id"] for row in rows])
-            for row in rows:
-                _count_given_up(db, row["destination_id"], 1)
-        given_up += len(rows)
-    return given_up
+    # Most of the time there is nothing to be given up, and no reason to lock the ledger.
+    if not db.execute(f"select exists ({wanted})", arguments).fetchone()[0]:
+        return 0
+    with transaction(db):
+        rows = db.execute(
+            f"update job set confirm_ms = null, body_bytes = 0 where id in ({wanted}) and state = 'delivered'"
+            " and confirm_ms is not null returning id, destination_id",
+            arguments,
+        ).fetchall()
+        forget_contents(db, [row["id"] for row in rows])
+        for row in rows:
+            _count_given_up(db, row["destination_id"], 1)
+    return len(rows)
 
 
 def _count_given_up(db: sqlite3.Connection, destination_id: int, jobs: int) -> None:
