@@ -26,7 +26,8 @@ from app.retry import pause_ms
 SAMPLE_MS = 3_600_000
 """On the cloud one job is read back in so long a time."""
 LOOKS_MS = {"jawn": (2_000, 15_000, 60_000), "worker": (60_000, 600_000, 3_600_000, 21_600_000)}
-"""When a job is looked for, after its delivery. jawn stores before it answers; the worker puts into a queue first."""
+"""When a job is looked for, after its delivery. A self-hosted jawn stores before it answers; the worker puts into
+a queue first, and so may anything on the cloud."""
 GROWTH = 4
 """Each round of looks after another sending is so many times as long: before a job is dead, the other side had 16
 minutes, or the four days of the longest outage that Helicone's queue is known to have had."""
@@ -82,7 +83,7 @@ def looks_ms(route: str | None, resends: int) -> tuple[int, ...]:
     >>> looks_ms("http://127.0.0.1:8585/v1/trace/custom/log", 1)
     (8000, 60000, 240000)
     """
-    kind = "worker" if route is None else kind_of(route)
+    kind = "worker" if route is None or is_cloud(route) else kind_of(route)
     return tuple(look_ms * GROWTH**resends for look_ms in LOOKS_MS[kind])
 
 

@@ -54,7 +54,7 @@ NOT_FOUND = 404
 LOOK_MS = 500
 """How often the watch looks into the ledger at least; `flushInterval` makes it more often when it is shorter."""
 PRUNE_MS = 60_000
-CONFIRM_MS = 1_000
+CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
 RINGS_PER_LOOK = 24
 IDLE_MS = 3 * 60_000
