@@ -11,6 +11,7 @@ import pytest
 
 from app.envelope import Log, encode, start_ms_of
 from app.helicone import Client, ReadBackError
+from app.transcript import Json
 from tests.servers import answer, api_key, receiving, scripted
 
 READ_BACK = "/v1/request/query-clickhouse"
@@ -73,7 +74,7 @@ def test_the_start_of_an_encoded_log_is_read_off_its_end(text: str) -> None:
 
 
 def test_the_start_is_the_logs_own_also_where_its_content_has_such_keys() -> None:
-    inner = {"timing": {"startTime": {"seconds": 1, "milliseconds": 2}}}
+    inner: dict[str, Json] = {"timing": {"startTime": {"seconds": 1, "milliseconds": 2}}}
     for first_token_ms in (None, 5):
         made = Log({"input": inner}, {"output": inner}, 200, {}, START_MS, START_MS, first_token_ms)
         assert start_ms_of(encode(made)) == START_MS
