@@ -34,6 +34,8 @@ class Courier:
     """From 0 up to 1."""
     stopping: Callable[[], bool]
     """True when the worker was told to end: what is in flight is finished, nothing new is begun."""
+    when_to_confirm: Callable[[], int | None] = lambda: None
+    """Asked as a job is delivered: when it is to be read back, None for never."""
 
 
 def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
@@ -81,7 +83,8 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
     except LedgerError as error:
         ledger.bury(db, held, courier.clock(), Failure(str(error)))
         return asked
-    if not ledger.complete(db, held, courier.clock()) and not ledger.abandon(db, held):
+    done = ledger.complete(db, held, courier.clock(), confirm_ms=courier.when_to_confirm())
+    if not done and not ledger.abandon(db, held):
         # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
         ledger.give_back(db, held, due_ms=courier.clock())
     return asked

@@ -251,6 +251,29 @@ def passed(db: sqlite3.Connection, destination_id: int) -> int:
     return int(row["passes"])
 
 
+def exceed_quota(db: sqlite3.Connection, destination_id: int) -> bool:
+    """fine -> quota: Helicone goes on to take logs, and keeps their numbers only."""
+    updated = db.execute("update destination set health = 'quota' where id = ? and health = 'fine'", (destination_id,))
+    return updated.rowcount == 1
+
+
+def within_quota(db: sqlite3.Connection, destination_id: int) -> bool:
+    """quota -> fine: a log was stored with its bodies."""
+    updated = db.execute("update destination set health = 'fine' where id = ? and health = 'quota'", (destination_id,))
+    return updated.rowcount == 1
+
+
+def take_sample(db: sqlite3.Connection, destination_id: int, *, now_ms: int, every_ms: int) -> bool:
+    """Whether the job that is delivered now is the one of its time that is to be confirmed."""
+    updated = db.execute(
+        "update destination set sampled_ms = :now where id = :id"
+        # A sample from the future was taken before the clock was set back.
+        " and (sampled_ms is null or sampled_ms <= :before or sampled_ms > :now)",
+        {"id": destination_id, "now": now_ms, "before": now_ms - every_ms},
+    )
+    return updated.rowcount == 1
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known about a destination when one of its jobs has failed."""

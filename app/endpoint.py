@@ -79,11 +79,14 @@ def kind_of(log_url: str) -> RouteKind:
     return "jawn" if _JAWN_LOG.search(urlsplit(log_url).path) else "worker"
 
 
-def read_back_url(endpoint: str, api_key: str = "") -> str | None:
+def read_back_url(endpoint: str, api_key: str = "", chosen: str | None = None) -> str | None:
     """Where stored requests can be queried: always jawn, and in the region of the key or host. Raises EndpointError.
 
-    None for a worker's full log URL outside of Helicone's cloud: nothing says where its jawn is.
+    `chosen` is what somebody says instead: jawn's base URL, or the full one of its queries. None for a worker's full
+    log URL outside of Helicone's cloud: nothing says where its jawn is.
     """
+    if chosen is not None:
+        return normalise(chosen).removesuffix(_READ_BACK_PATH) + _READ_BACK_PATH
     base = normalise(endpoint)
     parts = urlsplit(base)
     host = parts.hostname or ""
@@ -93,6 +96,11 @@ def read_back_url(endpoint: str, api_key: str = "") -> str | None:
     if _WORKER_LOG.search(parts.path) and kind_of(base) == "worker":
         return None
     return _JAWN_LOG.sub("", base) + _READ_BACK_PATH
+
+
+def is_cloud(endpoint: str) -> bool:
+    """Whether it is Helicone's own. Raises EndpointError."""
+    return _is_cloud(urlsplit(normalise(endpoint)).hostname or "")
 
 
 def is_loopback(host: str) -> bool:

@@ -29,6 +29,7 @@ STEP_CHARACTERS_MAX = 128
 KEPT_CHARACTERS_MIN = 1024
 """A string is not shortened below this, so that ids, names and roles always stay whole."""
 
+_START = re.compile(rb'"timing":\{"startTime":\{"seconds":([0-9]{1,15}),"milliseconds":([0-9]{1,3})\}')
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_LATIN_1 = re.compile("[^ -$&-~\u00a0-\u00ff]")
 """Control characters, DEL and what is beyond Latin-1; `%`, so that the escapes can be undone."""
@@ -82,6 +83,12 @@ def encode(log: Log, bytes_max: int = BODY_BYTES_MAX) -> bytes:
         log = _lists_cut(log)
         body = _dumped(_union(log))
     return body
+
+
+def start_ms_of(body: bytes) -> int | None:
+    """When the log that `encode` made starts; None for any other body. It is not parsed: it may be large, or deep."""
+    found = _START.match(body, max(0, body.rfind(b'"timing":{')))
+    return int(found[1]) * 1000 + int(found[2]) if found else None
 
 
 def _union(log: Log) -> dict[str, Json]:

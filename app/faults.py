@@ -33,6 +33,10 @@ class Fault:
     """Store nothing, and break the connection off in the middle of the answer."""
     drop_after_store: bool = False
     """Store, then break off: the sender cannot know."""
+    unstored: bool = False
+    """Answer as if it were stored, and store nothing."""
+    over_quota: bool = False
+    """Store its numbers without its bodies, as Helicone does beyond its free tier."""
     route: RouteKind | None = None
     """Only POSTs to this server's routes; others pass by."""
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import ssl
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -37,6 +38,14 @@ _PERMANENT = frozenset({400, 413, 414, 415, 422, 431})
 _KEY = re.compile(r"[!-~]+")
 
 _Row: TypeAlias = dict[str, Any]
+
+NOT_STORED_CAUSES = (
+    "REQUEST_CACHE_KEY (64 hex characters) is not set for jawn",
+    "ClickHouse's tables were not created",
+    "jawn cannot reach its S3 endpoint or the bucket is missing",
+    "the key's user is no member of its organisation",
+)
+"""Why a self-hosted Helicone answers 200 and stores nothing, as far as is known."""
 
 
 class ClientError(ValueError):
@@ -104,6 +113,21 @@ class Client:
             if len(page) < READ_BACK_PAGE:
                 return
         raise ReadBackError(f"the session has more than {READ_BACK_ROWS_MAX} requests")
+
+    def stored(
+        self, url: str, session_id: str, *, since_ms: int, request_ids: Sequence[uuid.UUID]
+    ) -> dict[uuid.UUID, bool]:
+        """Which of these requests of a session are stored, and whether with their bodies. Raises ReadBackError.
+
+        At most READ_BACK_PAGE ids; their bodies come along and are thrown away, READ_BACK_BYTES_MAX in all.
+        """
+        found = {}
+        for row in self._read_page(url, _session_query(session_id, since_ms, 0, request_ids)):
+            place = row.get("storage_location") if isinstance(row, dict) else None
+            for request_id in request_ids:
+                if isinstance(row, dict) and str(row.get("request_id")).lower() == str(request_id):
+                    found[request_id] = not str(place).startswith("not_stored")
+        return found
 
     def _read_page(self, url: str, query: _Row) -> list[_Row]:
         try:
@@ -260,19 +284,31 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _session_query(session_id: str, since_ms: int, offset: int) -> _Row:
+def _session_query(session_id: str, since_ms: int, offset: int, request_ids: Sequence[uuid.UUID] = ()) -> _Row:
+    """All of the session's requests, or those of them that are named."""
     since = datetime.fromtimestamp(since_ms / 1000, UTC).isoformat()
+    wanted: _Row = {
+        "left": {"request_response_rmt": {"properties": {"Helicone-Session-Id": {"equals": session_id}}}},
+        "operator": "and",
+        "right": {"request_response_rmt": {"request_created_at": {"gt": since}}},
+    }
+    if request_ids:
+        wanted = {"left": wanted, "operator": "and", "right": _one_of(request_ids)}
     return {
-        "filter": {
-            "left": {"request_response_rmt": {"properties": {"Helicone-Session-Id": {"equals": session_id}}}},
-            "operator": "and",
-            "right": {"request_response_rmt": {"request_created_at": {"gt": since}}},
-        },
+        "filter": wanted,
         "offset": offset,
         "limit": READ_BACK_PAGE,
         "sort": {"created_at": "asc"},
         "isCached": False,
     }
+
+
+def _one_of(request_ids: Sequence[uuid.UUID]) -> _Row:
+    """As a balanced tree: Helicone knows no list of values, and walks the tree recursively."""
+    if len(request_ids) == 1:
+        return {"request_response_rmt": {"request_id": {"equals": str(request_ids[0])}}}
+    middle = len(request_ids) // 2
+    return {"left": _one_of(request_ids[:middle]), "operator": "or", "right": _one_of(request_ids[middle:])}
 
 
 def _trust() -> ssl.SSLContext:

@@ -178,7 +178,10 @@ class Hook:
 
     def _bound(self) -> None:
         """Keep the spool within its size also where no worker runs, which would do it."""
-        dropped = ledger.drop_oversize(self.db, clock.now_ms(), self._settings.max_spool_bytes)
+        now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
+        age_ms_max = self._settings.max_spool_age_ms
+        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+        dropped = ledger.drop_oversize(self.db, now_ms, bytes_max)
         if dropped:
             self.log(f"dropped {dropped} job(s) by size (maxSpoolSize)")
 

@@ -26,8 +26,9 @@ from app.sources import Sources
 from app.spool import folder, target
 from app.transcript import TranscriptError
 
-ASKED_BACK = ("age", "size")
-"""Why jobs were dropped that an import takes back, as a person asks for them. What was `off` or `deleted` stays so."""
+ASKED_BACK = ("age", "size", "body_not_stored")
+"""Why an import takes jobs back, as a person asks for them: dropped for these, or stored without their bodies. What
+was `off` or `deleted` stays so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -174,8 +174,9 @@ class _Desk:
             reply = intake.Reply(fault.status, fault.body.encode(), dict(fault.headers))
         else:
             reply = self._reply(kind, request, raw)
-            if reply.log is not None and owner is not None:
-                shelf.put(self.db, owner, reply.log)
+            if reply.log is not None and owner is not None and not fault.unstored:
+                log = replace(reply.log, request_body="", response_body="") if fault.over_quota else reply.log
+                shelf.put(self.db, owner, log)
         if fault.drop_after_store:
             return _BrokenOff()
         shelf.answered(self.db, n, reply.status)
@@ -303,7 +304,8 @@ def _shown(row: shelf.Stored) -> _Object:
         "prompt_cache_write_tokens": log.cache_write_tokens,
         "completion_tokens": log.completion_tokens,
         "cost": log.cost_usd,
-        "storage_location": "clickhouse",
+        # A body is never empty otherwise.
+        "storage_location": "clickhouse" if log.request_body else "not_stored_exceeded_free",
     }
 
 

@@ -90,6 +90,12 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
         yield visible(f"  paused{f' until {_moment(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}")
     for failing in one.errors:
         yield visible(f"  {failing.jobs} {failing.state}: {failing.error}")
+    read = one.confirmation
+    told = f"{read.confirmed} confirmed, {read.waiting} to be confirmed"
+    told += f", {read.body_not_stored} stored without body" if read.body_not_stored else ""
+    told += f", {read.given_up} given up" if read.given_up else ""
+    if any((read.confirmed, read.waiting, read.body_not_stored, read.given_up, read.notes)):
+        yield visible("; ".join([f"  read back: {told}", *read.notes]))
 
 
 def flush_lines(flushed: Flushed) -> Iterator[str]:

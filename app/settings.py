@@ -159,6 +159,10 @@ class Settings(BaseSettings):
     flush_interval_ms: _Milliseconds = 30_000
     max_retries: _Count = 5
     retry_base_delay_ms: _Milliseconds = 1000
+    confirm: Literal["auto", "on", "off"] = "auto"
+    """auto: what is delivered to a self-hosted Helicone is read back, and one job an hour on the cloud. on: all."""
+    readback_url: _Url | None = None
+    """Where to read back; None: as the endpoint says."""
 
     origins: dict[str, Origin] = Field(default_factory=dict, repr=False)
     """By field. A field that is not in it has its default."""
@@ -246,12 +250,22 @@ _NAMES = {
     "flush_interval_ms": _Name("flushInterval", "OPENCODE_HELICONE_FLUSH_INTERVAL", _read_whole, "milliseconds"),
     "max_retries": _Name("maxRetries", "OPENCODE_HELICONE_MAX_RETRIES", _read_whole, "retries"),
     "retry_base_delay_ms": _Name("retryBaseDelay", "OPENCODE_HELICONE_RETRY_BASE_DELAY", _read_whole, "milliseconds"),
+    "confirm": _Name("confirm", "OPENCODE_HELICONE_CONFIRM"),
+    # It gets the API key: a project's own file must not say where that goes.
+    "readback_url": _Name("readbackUrl", "HELICONE_READBACK_URL", plugin=False),
 }
 _VARIABLES = [(name.variable, field_name, name.read) for field_name, name in _NAMES.items()]
 _VARIABLES.append(("OPENCODE_HELICONE_REDACT_REGEX", "redact_patterns", _read_alias))
 
 _CAPTURE = ("enable", "export_mode", "redact_patterns", "redact_secrets", "session_path_prefix", "user_id")
-_DELIVERY = ("flush_interval_ms", "max_retries", "retry_base_delay_ms", "max_spool_bytes", "max_spool_age_ms")
+_DELIVERY = (
+    "flush_interval_ms",
+    "max_retries",
+    "retry_base_delay_ms",
+    "max_spool_bytes",
+    "max_spool_age_ms",
+    "confirm",
+)
 
 _DEFAULT = Origin("default", "default")
 _BY_OPTION = {name.option: field_name for field_name, name in _NAMES.items()}
@@ -329,12 +343,13 @@ def _validated(layers: Sequence[_Layer], base: Path, problems: list[str]) -> Set
     except RuntimeError as error:  # `~name` of nobody
         problems.append(_problem("spool_directory", winning["spool_directory"], str(error), ()))
         return None
-    if is_unprotected(settings.endpoint) and not settings.allow_http:
-        words = (
-            "to another machine, http:// shows the key and your sessions to everybody on the way: use https://,"
-            " or allow it with OPENCODE_HELICONE_ALLOW_HTTP=true"
-        )
-        problems.append(_problem("endpoint", winning["endpoint"], words, ()))
+    for name, url in (("endpoint", settings.endpoint), ("readback_url", settings.readback_url)):
+        if url is not None and is_unprotected(url) and not settings.allow_http:
+            words = (
+                "to another machine, http:// shows the key and your sessions to everybody on the way: use https://,"
+                " or allow it with OPENCODE_HELICONE_ALLOW_HTTP=true"
+            )
+            problems.append(_problem(name, winning[name], words, ()))
     return settings.model_copy(update={"spool_directory": spool})
 
 
@@ -344,7 +359,7 @@ def _problem(name: str, given: _Given, message: str, secrets: Iterable[str]) -> 
     if (
         name == "api_key"
         or any(secret in text for secret in secrets)
-        or (name == "endpoint" and re.search("[@?#]", text))
+        or (name in {"endpoint", "readback_url"} and re.search("[@?#]", text))
     ):
         text = "(not shown)"
     elif len(text) > _EXCERPT_MAX:
@@ -487,7 +502,7 @@ def _existing(path: Path) -> Path | None:
 # What others need of the settings
 
 
-def delivery_options(settings: Settings) -> dict[str, int]:
+def delivery_options(settings: Settings) -> dict[str, object]:
     """By plugin name, the values in force of what decides about delivery."""
     return {_NAMES[name].option: getattr(settings, name) for name in _DELIVERY}
 

@@ -71,7 +71,8 @@ def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | Non
 
 def worker_signature(settings: Settings) -> str:
     """Which automatic worker should run: one with another version or other delivery settings is replaced."""
-    return f"{__version__} {sorted(delivery_options(settings).items())}"
+    options = delivery_options(settings) | {"readbackUrl": settings.readback_url}
+    return f"{__version__} {sorted(options.items())}"
 
 
 def folder(db: sqlite3.Connection, directory: str | None) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 
-from app import __version__, destination, ledger
+from app import __version__, confirm, destination, ledger
+from app.confirm import Plan
 from app.db import open_ledger
 from app.destination import Destination
+from app.endpoint import normalise
 from app.ledger import Counts
 from app.presence import present
 from app.settings import Settings
@@ -38,6 +40,20 @@ class Failing:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What was read back of delivered jobs, in numbers of jobs; what was not found in the end is dead."""
+
+    confirmed: int
+    waiting: int
+    """To be read back."""
+    body_not_stored: int
+    given_up: int
+    """Their bodies went unconfirmed: no room, too old, or switched off."""
+    notes: tuple[str, ...]
+    """Why it is off or does not work, and what Helicone does not keep, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
 class DestinationStatus:
     id: int | None
     """None: the present settings mean it, and nothing was ever captured for it."""
@@ -55,6 +71,7 @@ class DestinationStatus:
     retrying: int
     oldest_pending_ms: int | None
     errors: tuple[Failing, ...]
+    confirmation: Confirmation
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +151,14 @@ def read_status(settings: Settings, now_ms: int) -> Status:
 def read_destinations(db: sqlite3.Connection, settings: Settings) -> tuple[DestinationStatus, ...]:
     """The one that the settings mean first."""
     ours = find_target(db, settings)
-    found = [_destination(db, one, current=one == ours) for one in destination.destinations(db)]
+    plan = confirm.plan(settings.confirm, normalise(settings.endpoint), "", settings.readback_url)
+    found = [_destination(db, one, plan, current=one == ours) for one in destination.destinations(db)]
     if ours is None:
         found.append(_unknown(*meant(db, settings)))
     return tuple(sorted(found, key=lambda one: not one.current))
 
 
-def _destination(db: sqlite3.Connection, one: Destination, *, current: bool) -> DestinationStatus:
+def _destination(db: sqlite3.Connection, one: Destination, plan: Plan, *, current: bool) -> DestinationStatus:
     counts = ledger.counts(db, one.id)
     return DestinationStatus(
         id=one.id,
@@ -155,7 +173,22 @@ def _destination(db: sqlite3.Connection, one: Destination, *, current: bool) -> 
         retrying=counts.retrying,
         oldest_pending_ms=counts.oldest_pending_ms,
         errors=tuple(Failing(*row) for row in ledger.errors(db, one.id)),
+        confirmation=_confirmation(db, one, plan.off_reason if current else ""),
     )
+
+
+def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
+    going = ledger.confirmations(db, one.id)
+    notes = []
+    if off_reason:
+        notes.append(f"off: {off_reason}")
+    elif going.failure is not None:
+        notes.append(f"paused: {going.failure}; if jawn is elsewhere, set readbackUrl")
+    if one.health == "quota":
+        notes.append("the quota is exceeded: Helicone keeps numbers without bodies")
+    if going.body_not_stored:
+        notes.append("`import` sends again what was stored without its body")
+    return Confirmation(going.confirmed, going.waiting, going.body_not_stored, going.given_up, tuple(notes))
 
 
 def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
@@ -172,6 +205,7 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
         retrying=0,
         oldest_pending_ms=None,
         errors=(),
+        confirmation=Confirmation(0, 0, 0, 0, ()),
     )
 
 

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, destination, ledger, log, retry
+from app import __version__, clock, confirm, destination, ledger, log, retry
 from app.bell import Bell
 from app.db import SchemaError, open_ledger
 from app.deliver import Courier, deliver
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
-from app.helicone import Client, ClientError
+from app.helicone import NOT_STORED_CAUSES, Client, ClientError, ReadBackError
 from app.ledger import Body
 from app.place import identity
 from app.presence import Announced, Only, present
@@ -54,6 +55,8 @@ NOT_FOUND = 404
 LOOK_MS = 500
 """How often the watch looks into the ledger at least; `flushInterval` makes it more often when it is shorter."""
 PRUNE_MS = 60_000
+CONFIRM_MS = 500
+"""How often delivered jobs that are due to be read back are looked for."""
 RINGS_PER_LOOK = 24
 IDLE_MS = 3 * 60_000
 """An automatic worker ends when no hook was alive and nothing could be sent for so long."""
@@ -89,6 +92,7 @@ class Worker:
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
         self._route = self.target.route
+        self._plan = confirm.plan(self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url)
         self._client = Client(self._key) if self._key else None
         self._announced: Announced | None = None
         self._only = Only(self.spool.automatic_worker(self.target.id))
@@ -125,6 +129,7 @@ class Worker:
             clock=clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
+            when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
         try:
             following = deliver(self.db, key, courier)
@@ -175,6 +180,8 @@ class Worker:
         """Huey calls this in each of its threads; the first one starts the watch."""
         if self._watching.acquire(blocking=False):
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            # Apart from the watch, so that reading back, however slow, delays nothing.
+            threading.Thread(target=self._confirm, name="confirm", daemon=True).start()
 
     def _watch(self) -> None:
         look = self._first_look
@@ -227,6 +234,12 @@ class Worker:
             self._log(f"took back {recovered} job(s) of a worker that died or hung")
 
     def _prune(self, now_ms: int) -> None:
+        bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
+        given_up = ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+        if given_up:
+            self._log(
+                f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
+            )
         ledger.take_over(self.db, self.target, now_ms)
         is_steady = ledger.is_steady(self.db, now_ms)
         aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms) if is_steady else 0
@@ -235,6 +248,58 @@ class Worker:
         ledger.shrink(self.db)
         if aged or oversize:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge), {oversize} by size (maxSpoolSize)")
+
+    # --- reading back
+
+    def _confirm(self) -> None:
+        allowance = confirm.Allowance(self._plan.queries_per_minute, 1, clock.now_ms())
+        look = self._first_confirmation
+        while not self._stop.wait(CONFIRM_MS / 1000):
+            try:
+                if not look(allowance):
+                    return
+                look = self._confirm_due
+            except (sqlite3.Error, OSError) as error:
+                self._log(f"confirm: {error}")
+            except Exception as error:  # noqa: BLE001 - as of the watch
+                if self._stop.is_set():
+                    return  # the client is closed under its hands
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                self._log(f"confirm: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
+
+    def _first_confirmation(self, allowance: confirm.Allowance) -> bool:
+        if self._plan.url is None:
+            given_up = ledger.stop_confirming(self.db, self.target.id)
+            self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
+            return False
+        ledger.resume_read_back(self.db, self.target.id)
+        return self._confirm_due(allowance)
+
+    def _confirm_due(self, allowance: confirm.Allowance) -> bool:
+        failure = confirm.confirm(
+            self.db,
+            self.target.id,
+            self._stored,
+            clock.now_ms(),
+            allowance=allowance,
+            causes=NOT_STORED_CAUSES,
+            dice=random.random,
+        )
+        if failure is not None:
+            self._log(f"delivered jobs cannot be confirmed: {failure}")
+        return True
+
+    def _stored(
+        self, session: str, since_ms: int, request_ids: Sequence[uuid.UUID]
+    ) -> dict[uuid.UUID, bool] | confirm.Unread:
+        assert self._client is not None  # noqa: S101 - without a key nothing was delivered
+        assert self._plan.url is not None  # noqa: S101 - nor is anything read back without an address
+        try:
+            return self._client.stored(self._plan.url, session, since_ms=since_ms, request_ids=request_ids)
+        except ReadBackError as error:
+            return confirm.Unread(str(error))
+
+    # --- the end
 
     def _consider_ending(self, now_ms: int) -> None:
         """An automatic worker ends when another is wanted, or when nobody needs it any more."""

@@ -154,3 +154,13 @@ create table incident (
     count integer not null,
     last_ms integer not null
 ) strict;
+
+-- How reading back goes at a destination: for status, and for all its workers alike.
+create table confirmation (
+    destination_id integer primary key references destination (id),
+    failure text,                                -- why the last reading back came to nothing; null: it did not
+    failures integer not null default 0,         -- in a row: how long to wait
+    retry_ms integer,                            -- not tried before
+    given_up integer not null default 0,         -- jobs whose bodies went before they were confirmed
+    check ((failure is null) = (retry_ms is null))
+) strict;

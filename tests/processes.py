@@ -49,6 +49,8 @@ class Station:
             "XDG_DATA_HOME": str(self.home / "data"),
             "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.spool),
             "OPENCODE_HELICONE_WORKER": "external",
+            # Reading back is a matter of its own tests: others count requests and held bodies.
+            "OPENCODE_HELICONE_CONFIRM": "off",
             "HELICONE_ENDPOINT": self.endpoint,
             "HELICONE_API_KEY": self.key,
         }

@@ -330,7 +330,7 @@ def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station)
         process.end()
     with station.ledger() as db:
         (one,) = destination.destinations(db)
-        assert one.delivery_options == {"maxRetries": 2}
+        assert one.delivery_options == {"confirm": "off", "maxRetries": 2}
         recorded = destination.folder_options(db, destination.fingerprint(db, PROJECT))
     assert recorded == {"redactPatterns": ["abc"], "sessionPathPrefix": "/work"}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import clock, confirm, ledger
 from app.db import open_ledger
 from app.hook import Desk
 from app.inbox import Inbox
@@ -157,6 +157,12 @@ def base_of_the_first_delay_ms(place: Place) -> list[int]:
     return [base for base in BASES_MS if before_ms <= due_ms - int(dice * base) <= after_ms]
 
 
+def is_read_back(place: Place) -> bool:
+    """A job that is delivered now, to a server that is not Helicone's cloud."""
+    with delivering(place) as made:
+        return confirm.when(made.db, made.target.id, made._plan, clock.now_ms()) is not None
+
+
 OPTIONS = {
     "enable": Option("ENABLE", something_is_written, value=False, by_default=True, changed=False),
     "spoolDirectory": Option(
@@ -177,6 +183,7 @@ OPTIONS = {
         by_default=[BASES_MS[0]],
         changed=[BASES_MS[1]],
     ),
+    "confirm": Option("CONFIRM", is_read_back, value="off", by_default=True, changed=False),
 }
 SOURCES = ("command line", "environment", ".env", "plugin", "config file")
 

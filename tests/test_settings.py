@@ -61,12 +61,14 @@ SEED = (
     Row("max_spool_age_ms", "maxSpoolAge", "OPENCODE_HELICONE_MAX_SPOOL_AGE", 1, 86_400_000, 604_800_000),
     Row("max_retries", "maxRetries", "OPENCODE_HELICONE_MAX_RETRIES", 0, 50, 5),
     Row("retry_base_delay_ms", "retryBaseDelay", "OPENCODE_HELICONE_RETRY_BASE_DELAY", 1, 250, 1000),
+    Row("confirm", "confirm", "OPENCODE_HELICONE_CONFIRM", "on", "off", "auto"),
     Row("redact_patterns", "redactPatterns", "OPENCODE_HELICONE_REDACT_PATTERNS", ["a\\s{1,2}#", "é"], ["b"], ()),
 )
 WORKER = Row("worker", "worker", "OPENCODE_HELICONE_WORKER", "external", "auto", "auto")
 NOT_PLUGIN = (
     Row("endpoint", "endpoint", "HELICONE_ENDPOINT", "http://[::1]:1", "https://b/c", "https://api.worker.helicone.ai"),
     Row("allow_http", "allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", value=True, other=False, default=False),
+    Row("readback_url", "readbackUrl", "HELICONE_READBACK_URL", "http://[::1]:1", "https://b/c", None),
     Row("export_mode", "exportMode", "OPENCODE_HELICONE_EXPORT_MODE", "off", "metadata_only", "full"),
     Row("user_id", "userId", "OPENCODE_HELICONE_USER_ID", "one", "two", None),
     Row("redact_secrets", "redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", value=False, other=True, default=True),
@@ -253,6 +255,7 @@ def test_what_is_recorded_gives_the_same_options_later() -> None:
         "retryBaseDelay": 6,
         "maxSpoolSize": 7,
         "maxSpoolAge": 8,
+        "confirm": "on",
     }
     variables = {
         "OPENCODE_HELICONE_EXPORT_MODE": "metadata_only",
@@ -418,13 +421,15 @@ def test_endpoint_that_is_no_plain_http_url_is_refused(text: str) -> None:
     assert "word" not in problem.split(": it should")[0]
 
 
-@pytest.mark.parametrize("endpoint", ["http://host:8585", "http://10.0.0.7", "http://localhost.example.org/a"])
-def test_plain_http_to_another_machine_needs_to_be_allowed(endpoint: str) -> None:
-    (problem,) = problems_of(environ={"HELICONE_ENDPOINT": endpoint})
-    assert problem.startswith(f'endpoint = "{endpoint}" from environment HELICONE_ENDPOINT: ')
+@pytest.mark.parametrize("variable", ["HELICONE_ENDPOINT", "HELICONE_READBACK_URL"])
+@pytest.mark.parametrize("url", ["http://host:8585", "http://10.0.0.7", "http://localhost.example.org/a"])
+def test_plain_http_to_another_machine_needs_to_be_allowed(url: str, variable: str) -> None:
+    (problem,) = problems_of(environ={variable: url})
+    assert f' = "{url}" from environment {variable}: ' in problem
     assert problem.endswith("use https://, or allow it with OPENCODE_HELICONE_ALLOW_HTTP=true")
-    allowed = load_variables(HELICONE_ENDPOINT=endpoint, OPENCODE_HELICONE_ALLOW_HTTP="true")
-    assert (allowed.endpoint, allowed.allow_http) == (endpoint, True)
+    allowed = load_variables(**{variable: url, "OPENCODE_HELICONE_ALLOW_HTTP": "true"})
+    assert allowed.allow_http
+    assert url in {allowed.endpoint, allowed.readback_url}
 
 
 @pytest.mark.parametrize(

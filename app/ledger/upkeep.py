@@ -9,6 +9,7 @@ from collections.abc import Collection
 from app import destination
 from app.db import transaction
 from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.confirmations import forget_session
 from app.ledger.job import BATCH
 from app.ledger.versions import forget_contents
 
@@ -169,9 +170,14 @@ def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> int:
 def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
     """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
 
-    What is in flight stays, and others go in its place.
+    What is in flight stays, and others go in its place. Delivered bodies, which are held to be confirmed, are not
+    counted: `give_up_confirmations` goes before.
     """
-    held = int(db.execute("select coalesce(sum(body_bytes), 0) from job where body_bytes > 0").fetchone()[0])
+    held = int(
+        db.execute(
+            "select coalesce(sum(body_bytes), 0) from job where body_bytes > 0 and state in ('pending', 'dead')"
+        ).fetchone()[0]
+    )
     if held <= bytes_max:
         return 0
     return _drop(
@@ -179,13 +185,18 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
         "size",
         now_ms,
         "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
-        " from job where body_bytes > 0 and lease_until_ms is null) where older < :excess)",
+        " from job where body_bytes > 0 and state in ('pending', 'dead') and lease_until_ms is null)"
+        " where older < :excess)",
         {"excess": held - bytes_max},
     )
 
 
 def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
-    """pending or dead -> dropped (deleted): the session was deleted in OpenCode before it was delivered."""
+    """pending or dead -> dropped (deleted): the session was deleted in OpenCode before it was delivered.
+
+    What is delivered and waits to be confirmed is not sent again.
+    """
+    forget_session(db, destination_id, session)
     dropped = 0
     while batch := _drop(
         db,

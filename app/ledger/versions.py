@@ -23,11 +23,13 @@ def standing(
 ) -> Standing:
     """What `insert` would do with this version now; a cheap look before its bodies are made.
 
-    `reopen` names the reasons of dropped jobs that the caller asks to have back. With `off` (export is switched off)
+    `reopen` names the reasons of dropped jobs that the caller asks to have back; `body_not_stored` asks for delivered
+    ones of which Helicone kept the numbers only. With `off` (export is switched off)
     a version says nothing about a turn that the ledger has already, unless it is newer.
     """
     current = db.execute(
-        "select j.key, j.state, j.drop_reason, j.facts_ms from session s"
+        "select j.key, j.state, iif(j.body_not_stored, 'body_not_stored', j.drop_reason) as drop_reason, j.facts_ms"
+        " from session s"
         " join turn t on t.session_id = s.id and t.name = ?"
         " join job j on j.turn_id = t.id and j.state <> 'superseded'"
         " where s.destination_id = ? and s.name = ?",
@@ -162,7 +164,8 @@ def _write(  # noqa: PLR0913 - one row's columns
         " attempt = attempt + 1, lease_until_ms = null, worker = null,"
         " setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null, rung_ms = null, error = null,"
         " confirm_ms = null, confirmed_ms = null, resends = 0, body_not_stored = 0"
-        " where state in ('superseded', 'dropped') and turn_id = excluded.turn_id returning id",
+        " where (state in ('superseded', 'dropped') or state = 'delivered' and body_not_stored)"
+        " and turn_id = excluded.turn_id returning id",
         (
             destination_id,
             session_id,

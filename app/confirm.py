@@ -1,0 +1,224 @@
+"""Stored, not just accepted: delivered jobs are read back at Helicone, one record of each.
+
+    found                  confirmed: its bodies go
+    found without bodies   the quota is exceeded: marked, and can be sent again later
+    not found              looked for again, sent again, and in the end dead: accepted but not stored
+
+A 200 is no proof: a self-hosted Helicone that lacks a variable answers 200 and stores nothing, for ever. So there every
+job is read back. On the cloud one an hour is, which is enough to notice; while its quota is exceeded all are, to mark
+them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from app import destination, ledger
+from app.endpoint import is_cloud, kind_of, read_back_url
+from app.envelope import latin1, start_ms_of
+from app.ledger import Unconfirmed
+from app.retry import pause_ms
+
+SAMPLE_MS = 3_600_000
+"""On the cloud one job is read back in so long a time."""
+LOOKS_MS = {"jawn": (2_000, 15_000, 60_000), "worker": (60_000, 600_000, 3_600_000, 21_600_000)}
+"""When a job is looked for, after its delivery. A self-hosted jawn stores before it answers; the worker puts into
+a queue first, and so may anything on the cloud."""
+GROWTH = 4
+"""Each round of looks after another sending is so many times as long: before a job is dead, the other side had 16
+minutes, or the four days of the longest outage that Helicone's queue is known to have had."""
+RESENDS_MAX = 2
+PAUSE_BASE_MS = 10_000
+PAUSE_CAP_MS = 3_600_000
+
+JOBS_MAX = 200
+SESSIONS_MAX = 50
+"""In one pass."""
+IDS_MAX = 25
+"""In one query."""
+BYTES_MAX = 16 * 2**20
+"""Of bodies that one query asks for: the answer has them, whether they are wanted or not."""
+BYTES_UNKNOWN = 2**20
+QUERIES_PER_MINUTE = {"cloud": 30, "self-hosted": 600}
+"""The cloud's API allows 200 a minute to a whole organisation on the free tier; a self-hosted one 20,000, if any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is read back at a destination, and where."""
+
+    url: str | None
+    """None: nothing is."""
+    off_reason: str
+    """Why nothing is; '' otherwise."""
+    is_sampled: bool
+    """One job an hour; otherwise every one."""
+    queries_per_minute: int
+
+
+def plan(setting: Literal["auto", "on", "off"], endpoint: str, api_key: str, chosen_url: str | None) -> Plan:
+    """`endpoint` as of `endpoint.normalise`; the key tells the region of the cloud."""
+    cloud = is_cloud(endpoint)
+    url = None if setting == "off" else read_back_url(endpoint, api_key, chosen_url)
+    reason = ""
+    if setting == "off":
+        reason = "confirm is off"
+    elif url is None:
+        reason = "where this endpoint can be read back is not known; set readbackUrl (HELICONE_READBACK_URL)"
+    return Plan(
+        url=url,
+        off_reason=reason,
+        is_sampled=cloud and setting == "auto",
+        queries_per_minute=QUERIES_PER_MINUTE["cloud" if cloud else "self-hosted"],
+    )
+
+
+def looks_ms(route: str | None, resends: int) -> tuple[int, ...]:
+    """When a job is looked for, in milliseconds after its delivery by the log URL `route`.
+
+    >>> looks_ms("http://127.0.0.1:8585/v1/trace/custom/log", 1)
+    (8000, 60000, 240000)
+    """
+    kind = "worker" if route is None or is_cloud(route) else kind_of(route)
+    return tuple(look_ms * GROWTH**resends for look_ms in LOOKS_MS[kind])
+
+
+def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -> int | None:
+    """When a job that is delivered now is to be read back; None: not at all."""
+    if plan.url is None:
+        return None
+    one = destination.by_id(db, destination_id)
+    if (
+        plan.is_sampled
+        and one.health != "quota"
+        and not destination.take_sample(db, destination_id, now_ms=now_ms, every_ms=SAMPLE_MS)
+    ):
+        return None
+    return now_ms + looks_ms(one.route, 0)[0]
+
+
+@dataclass(slots=True)
+class Allowance:
+    """Queries that may be made: so many in a minute, and what was not used in the last one."""
+
+    per_minute: int
+    left: float
+    counted_ms: int
+
+    def take(self, now_ms: int) -> bool:
+        # A clock that was set back gives nothing for a while, and one that jumped ahead no more than a minute's worth.
+        earned = self.per_minute * max(0, now_ms - self.counted_ms) / 60_000
+        self.left = min(self.per_minute, self.left + earned)
+        self.counted_ms = now_ms
+        if self.left < 1:
+            return False
+        self.left -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Nothing could be read back."""
+
+    reason: str
+    """Status and class: no text of a transcript."""
+
+
+Reader: TypeAlias = Callable[[str, int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool] | Unread]
+"""(session, since when in ms, wanted request ids) -> those that are stored, and whether with their bodies."""
+
+
+def confirm(
+    db: sqlite3.Connection,
+    destination_id: int,
+    reader: Reader,
+    now_ms: int,
+    *,
+    allowance: Allowance,
+    causes: Sequence[str],
+    dice: Callable[[], float],
+) -> str | None:
+    """One pass over what is due. Returns why reading back failed: then the next pass waits, and delivery does not.
+
+    `causes` are why something that was accepted may not be stored, for the dead letters; `dice` is uniform in 0..1.
+    """
+    failures = ledger.read_back_failures(db, destination_id, now_ms)
+    if failures is None:
+        return None
+    due = ledger.due_for_confirmation(db, destination_id, now_ms, JOBS_MAX)
+    for query in _queries(db, due):
+        if not allowance.take(now_ms):
+            return None
+        found = reader(query.session, query.since_ms, [job.request_id for job in query.jobs])
+        if isinstance(found, Unread):
+            delay_ms = pause_ms(failures + 1, base_ms=PAUSE_BASE_MS, cap_ms=PAUSE_CAP_MS, dice=dice())
+            ledger.pause_read_back(db, destination_id, found.reason, now_ms + delay_ms)
+            return found.reason
+        ledger.resume_read_back(db, destination_id)
+        for job in query.jobs:
+            _settle(db, destination_id, job, found.get(job.request_id), now_ms, causes)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    session: str
+    """As its records name it."""
+    since_ms: int
+    jobs: tuple[Unconfirmed, ...]
+
+
+def _queries(db: sqlite3.Connection, due: Sequence[Unconfirmed]) -> Iterator[_Query]:
+    sessions: dict[str, list[Unconfirmed]] = {}
+    for job in due:
+        sessions.setdefault(latin1(job.root), []).append(job)
+    for session, jobs in list(sessions.items())[:SESSIONS_MAX]:
+        batch: list[Unconfirmed] = []
+        since_ms = size = 0
+        for job in jobs:
+            body = ledger.last_body(db, job)
+            job_bytes = BYTES_UNKNOWN if body is None else len(body)
+            if batch and (len(batch) == IDS_MAX or size + job_bytes > BYTES_MAX):
+                yield _Query(session, since_ms, tuple(batch))
+                batch, size = [], 0
+            # The filter is `later than`.
+            start_ms = max(0, (start_ms_of(body) or 1) - 1) if body is not None else 0
+            since_ms = min(since_ms, start_ms) if batch else start_ms
+            batch.append(job)
+            size += job_bytes
+        yield _Query(session, since_ms, tuple(batch))
+
+
+def _settle(
+    db: sqlite3.Connection,
+    destination_id: int,
+    job: Unconfirmed,
+    has_body: bool | None,  # noqa: FBT001 - one of the reader's answers, None for none
+    now_ms: int,
+    causes: Sequence[str],
+) -> None:
+    if has_body is None:
+        _miss(db, destination_id, job, now_ms, causes)
+    elif has_body:
+        if ledger.confirmed(db, job, now_ms):
+            destination.within_quota(db, destination_id)
+    elif ledger.note_body_not_stored(db, job, now_ms) and destination.exceed_quota(db, destination_id):
+        # Where only samples are looked at, what came since the last one may have lost its bodies, too.
+        ledger.look_back(db, destination_id, now_ms)
+
+
+def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int, causes: Sequence[str]) -> None:
+    route = destination.by_id(db, destination_id).route
+    later = [at_ms for look in looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
+    if later:
+        ledger.not_found_yet(db, job, later[0])
+    elif not job.is_held:
+        ledger.give_up_confirmation(db, destination_id, job)
+    elif job.resends < RESENDS_MAX:
+        ledger.send_again(db, job, now_ms)
+    else:
+        ledger.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(causes)}")

@@ -1,0 +1,321 @@
+"""Stored, not just accepted: what becomes of delivered jobs that are read back at Helicone.
+
+    delivered, to be confirmed ─▶ delivered      confirmed, note_body_not_stored, given up: the bodies go
+                               ─▶ delivered      not_found_yet: looked for again later
+                               ─▶ pending        send_again
+                               ─▶ dead           bury_unstored
+
+An acknowledgement that turned out to mean nothing is deleted: its record is posted again with whatever version of the
+turn comes next.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from dataclasses import dataclass
+
+from app.db import transaction
+from app.ledger.job import BATCH, LedgerError, bodies
+from app.ledger.versions import forget_contents
+
+AHEAD_MS_MAX = 5 * 24 * 3_600_000
+"""Nothing is put off for longer: a later time was set by a clock that was wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """A delivered job whose time to be read back has come."""
+
+    job_id: int
+    turn_id: int
+    key: str
+    attempt: int
+    """Fences every transition: a job that was sent again meanwhile has another one."""
+    root: str
+    """The session at Helicone."""
+    request_id: uuid.UUID
+    """Of its last record."""
+    delivered_ms: int
+    resends: int
+    is_held: bool
+    """Its bodies are here still, so it could be sent again."""
+
+
+def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[Unconfirmed]:
+    """Those that wait for the longest time first."""
+    rows = db.execute(
+        "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends, s.root_name,"
+        " j.body_bytes > 0 as held,"
+        " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
+        "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
+        "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
+        " from job j join session s on s.id = j.session_id where j.destination_id = :destination"
+        " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest))"
+        " where request_id is not null order by confirm_ms, id limit :limit",
+        {"destination": destination_id, "now": now_ms, "latest": now_ms + AHEAD_MS_MAX, "limit": limit},
+    ).fetchall()
+    return [
+        Unconfirmed(
+            job_id=row["id"],
+            turn_id=row["turn_id"],
+            key=row["key"],
+            attempt=row["attempt"],
+            root=row["root_name"],
+            request_id=uuid.UUID(bytes=row["request_id"]),
+            delivered_ms=row["finished_ms"],
+            resends=row["resends"],
+            is_held=bool(row["held"]),
+        )
+        for row in rows
+    ]
+
+
+def last_body(db: sqlite3.Connection, due: Unconfirmed) -> bytes | None:
+    """Of its last record; None where it is not held, or damaged (who posts it again finds that out)."""
+    try:
+        held = list(bodies(db, due.job_id, due.key, lambda row: row["request_id"] == due.request_id.bytes))
+    except LedgerError:
+        return None
+    return held[-1].body if held else None
+
+
+def confirmed(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
+    """delivered, to be confirmed -> delivered: it is there. Its bodies go."""
+    return _close(db, due, "confirmed_ms = :now, body_not_stored = 0", {"now": now_ms})
+
+
+def note_body_not_stored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
+    """delivered, to be confirmed -> delivered, marked: its numbers are there and its bodies are not.
+
+    Whoever brings the turn again, as a newer version or because somebody asks, sends all of it.
+    """
+    with transaction(db):
+        changed = _update(
+            db, due, "confirm_ms = null, body_bytes = 0, confirmed_ms = :now, body_not_stored = 1", {"now": now_ms}
+        )
+        if changed:
+            db.execute("delete from acknowledgement where turn_id = ?", (due.turn_id,))
+            forget_contents(db, [due.job_id])
+    return changed
+
+
+def not_found_yet(db: sqlite3.Connection, due: Unconfirmed, confirm_ms: int) -> bool:
+    """delivered, to be confirmed -> the same, to be looked for again at `confirm_ms`."""
+    with transaction(db):
+        return _update(db, due, "confirm_ms = :confirm", {"confirm": confirm_ms})
+
+
+def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
+    """delivered, to be confirmed -> pending, due now: the same records under the same request ids."""
+    with transaction(db):
+        changed = _update(
+            db,
+            due,
+            # The attempt number moves on: whoever else looks at the same job must not settle it, too.
+            "state = 'pending', due_ms = :now, finished_ms = null, confirm_ms = null, rung_ms = null,"
+            " attempt = attempt + 1, resends = resends + 1, setbacks = 0, failures = 0, passes_seen = null",
+            {"now": now_ms},
+        )
+        if changed:
+            _disbelieve(db, due)
+    return changed
+
+
+def bury_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
+    """delivered, to be confirmed -> dead. Its records stay, to be sent again once the other side is mended."""
+    with transaction(db):
+        changed = _update(
+            db,
+            due,
+            "state = 'dead', confirm_ms = null, finished_ms = :now, error = :error",
+            {"now": now_ms, "error": error},
+        )
+        if changed:
+            _disbelieve(db, due)
+    return changed
+
+
+def give_up_confirmation(db: sqlite3.Connection, destination_id: int, due: Unconfirmed) -> bool:
+    """delivered, to be confirmed -> delivered: nothing is left to send again. Counted."""
+    changed = _close(db, due, "confirmed_ms = null", {})
+    if changed:
+        _count_given_up(db, destination_id, 1)
+    return changed
+
+
+def _close(db: sqlite3.Connection, due: Unconfirmed, changes: str, arguments: dict[str, object]) -> bool:
+    with transaction(db):
+        changed = _update(db, due, f"confirm_ms = null, body_bytes = 0, {changes}", arguments)
+        if changed:
+            forget_contents(db, [due.job_id])
+    return changed
+
+
+def _update(db: sqlite3.Connection, due: Unconfirmed, changes: str, arguments: dict[str, object]) -> bool:
+    updated = db.execute(
+        f"update job set {changes} where id = :job and attempt = :attempt and state = 'delivered'"
+        " and confirm_ms is not null",
+        {**arguments, "job": due.job_id, "attempt": due.attempt},
+    )
+    return updated.rowcount == 1
+
+
+def _disbelieve(db: sqlite3.Connection, due: Unconfirmed) -> None:
+    db.execute(
+        "delete from acknowledgement where turn_id = ? and request_id in"
+        " (select request_id from record where job_id = ?)",
+        (due.turn_id, due.job_id),
+    )
+
+
+def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
+    """delivered -> delivered, to be confirmed now: what was never looked for, since bodies were last seen.
+
+    When bodies are found missing, those of others may be missing as well. They are not held any more, and their
+    request ids are known by what was acknowledged. At most BATCH, the latest.
+    """
+    return db.execute(
+        "update job set confirm_ms = :now where id in (select j.id from job j where j.destination_id = :destination"
+        " and j.state = 'delivered' and j.confirm_ms is null and j.confirmed_ms is null"
+        " and j.finished_ms > (select coalesce(max(c.finished_ms), 0) from job c where c.destination_id = :destination"
+        "  and c.state = 'delivered' and c.confirmed_ms is not null and not c.body_not_stored)"
+        " and exists (select 1 from acknowledgement a where a.turn_id = j.turn_id)"
+        " order by j.finished_ms desc limit :limit) and state = 'delivered' and confirm_ms is null",
+        {"now": now_ms, "destination": destination_id, "limit": BATCH},
+    ).rowcount
+
+
+# --- giving up -------------------------------------------------------------------------------------------------------
+
+
+def give_up_confirmations(db: sqlite3.Connection, now_ms: int, *, bytes_max: int, age_ms_max: int) -> int:
+    """delivered, to be confirmed -> delivered, oldest first, until all held bodies fit into `bytes_max`; and the aged.
+
+    These bodies are the first to go: they were accepted already. Counted for status. Returns the number of jobs.
+    """
+    given_up = 0
+    while batch := _give_up(db, "finished_ms < :before", {"before": now_ms - age_ms_max}):
+        given_up += batch
+    while batch := _give_up(
+        db,
+        "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"
+        " from job where confirm_ms is not null and body_bytes > 0) where older < :excess)",
+        {"excess": _held_bytes(db) - bytes_max},
+    ):
+        given_up += batch
+    return given_up
+
+
+def stop_confirming(db: sqlite3.Connection, destination_id: int) -> int:
+    """delivered, to be confirmed -> delivered: nobody will read back at this destination. Counted for status."""
+    given_up = 0
+    while batch := _give_up(db, "destination_id = :destination", {"destination": destination_id}):
+        given_up += batch
+    return given_up
+
+
+def forget_session(db: sqlite3.Connection, destination_id: int, session: str) -> None:
+    """delivered, to be confirmed -> delivered: the session was deleted in OpenCode, so nothing is sent again."""
+    rows = db.execute(
+        "update job set confirm_ms = null, body_bytes = 0 where state = 'delivered' and confirm_ms is not null"
+        " and session_id in (select id from session where destination_id = ? and name = ?) returning id",
+        (destination_id, session),
+    ).fetchall()
+    forget_contents(db, [row["id"] for row in rows])
+
+
+def _held_bytes(db: sqlite3.Connection) -> int:
+    return int(db.execute("select coalesce(sum(body_bytes), 0) from job where body_bytes > 0").fetchone()[0])
+
+
+def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object]) -> int:
+    """At most BATCH of those that wait to be confirmed, oldest first."""
+    wanted = f"select id from job where confirm_ms is not null and {condition} order by finished_ms, id limit {BATCH}"
+    # Most of the time there is nothing to be given up, and no reason to lock the ledger.
+    if not db.execute(f"select exists ({wanted})", arguments).fetchone()[0]:
+        return 0
+    with transaction(db):
+        rows = db.execute(
+            f"update job set confirm_ms = null, body_bytes = 0 where id in ({wanted}) and state = 'delivered'"
+            " and confirm_ms is not null returning id, destination_id",
+            arguments,
+        ).fetchall()
+        forget_contents(db, [row["id"] for row in rows])
+        for row in rows:
+            _count_given_up(db, row["destination_id"], 1)
+    return len(rows)
+
+
+def _count_given_up(db: sqlite3.Connection, destination_id: int, jobs: int) -> None:
+    db.execute(
+        "insert into confirmation (destination_id, given_up) values (?, ?)"
+        " on conflict do update set given_up = given_up + excluded.given_up",
+        (destination_id, jobs),
+    )
+
+
+# --- how reading back goes -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmations:
+    """How far the reading back of one destination's jobs is. Numbers are of jobs."""
+
+    confirmed: int = 0
+    """Seen at Helicone, with their bodies."""
+    waiting: int = 0
+    """To be read back."""
+    body_not_stored: int = 0
+    """Seen without their bodies."""
+    given_up: int = 0
+    """Their bodies went before they were seen: no room, too old, or switched off."""
+    failure: str | None = None
+    """Why reading back came to nothing the last time."""
+    failures: int = 0
+    """In a row."""
+    retry_ms: int | None = None
+
+
+def confirmations(db: sqlite3.Connection, destination_id: int) -> Confirmations:
+    jobs = db.execute(
+        "select count(*) filter (where confirmed_ms is not null and not body_not_stored and state = 'delivered'),"
+        " count(confirm_ms), count(*) filter (where body_not_stored and state = 'delivered')"
+        " from job where destination_id = ?",
+        (destination_id,),
+    ).fetchone()
+    going = db.execute(
+        "select given_up, failure, failures, retry_ms from confirmation where destination_id = ?", (destination_id,)
+    ).fetchone()
+    return Confirmations(*jobs, *(going or ()))
+
+
+def read_back_failures(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
+    """How often in a row reading back failed; None: it may not be tried again yet."""
+    row = db.execute(
+        "select failures, coalesce(retry_ms > ? and retry_ms <= ?, 0) as waits from confirmation"
+        " where destination_id = ?",
+        (now_ms, now_ms + AHEAD_MS_MAX, destination_id),
+    ).fetchone()
+    if row is None:
+        return 0
+    return None if row["waits"] else int(row["failures"])
+
+
+def pause_read_back(db: sqlite3.Connection, destination_id: int, failure: str, retry_ms: int) -> None:
+    """Reading back failed. Delivery goes on."""
+    db.execute(
+        "insert into confirmation (destination_id, failure, failures, retry_ms) values (?, ?, 1, ?)"
+        " on conflict do update set failure = excluded.failure, failures = failures + 1, retry_ms = excluded.retry_ms",
+        (destination_id, failure, retry_ms),
+    )
+
+
+def resume_read_back(db: sqlite3.Connection, destination_id: int) -> bool:
+    """It works again; or a worker has started, maybe with another address, and may try at once."""
+    updated = db.execute(
+        "update confirmation set failure = null, failures = 0, retry_ms = null"
+        " where destination_id = ? and failure is not null",
+        (destination_id,),
+    )
+    return updated.rowcount == 1
