@@ -29,12 +29,17 @@ from app.deliver import Courier, deliver
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import Client, ClientError
-from app.ledger import Body
+from app.ledger import Body, Claim
+from app.permit import Permits
+from app.policy import Permit
 from app.presence import Announced, Only, present
+from app.remake import Remaking
 from app.retry import Outcome
 from app.settings import Recorded, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
+from app.store import store_file
+from app.tightening import Tightening
 
 CONSUMER = {
     "workers": 12,
@@ -87,6 +92,9 @@ class Worker:
         self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
         self._route = self.target.route
         self._client = Client(self._key) if self._key else None
+        self._permits = Permits(sources)
+        remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
+        self._tightening = Tightening(self._permits, remaking, self.target.id, self._log)
         self._announced: Announced | None = None
         self._only = Only(self.spool.automatic_worker(self.target.id))
         self._watching = threading.Lock()
@@ -117,6 +125,7 @@ class Worker:
             destination_id=self.target.id,
             worker=self._announced.name,
             policy=retry.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
+            permit=self._permit,
             post=self._post,
             clock=clock.now_ms,
             dice=random.random,
@@ -130,6 +139,9 @@ class Worker:
             return
         if following is not None and not self._stopping():
             self.bell.ring(following)
+
+    def _permit(self, held: Claim) -> Permit:
+        return self._permits.permit(self.db, held.folder, held.policy)
 
     def _post(self, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
@@ -193,6 +205,7 @@ class Worker:
         """Do what is to be done now; the milliseconds until the next look."""
         now_ms = clock.now_ms()
         self._recover(now_ms)
+        is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
         if self._client is not None:
             for key in ledger.to_ring(self.db, self.target.id, now_ms, RINGS_PER_LOOK):
                 self.bell.ring(key)
@@ -201,6 +214,8 @@ class Worker:
             self._prune(now_ms)
         if self.automatic:
             self._consider_ending(now_ms)
+        if is_remaking:
+            return 1
         due_ms = ledger.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
 

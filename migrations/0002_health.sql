@@ -124,3 +124,7 @@ alter table folder add column destination_id integer references destination (id)
 
 -- Acknowledgements are forgotten when they are old.
 create index acknowledgement_age on acknowledgement (acknowledged_ms);
+
+-- Why a pending job must not be sent by the settings in force; due_ms says when that is looked at again at the latest.
+alter table job add column hold_reason text;
+create index job_lost on job (destination_id) where drop_reason = 'policy';

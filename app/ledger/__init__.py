@@ -3,6 +3,7 @@
     versions    in: a turn's version becomes a job, or supersedes one
     claims      out: a job is claimed, acknowledged record by record, finished
     upkeep      what no ring brings: orphans, rings, pruning
+    policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
     readings    numbers, for people
 
@@ -28,6 +29,18 @@ from app.ledger.claims import (
     unacknowledged,
 )
 from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, Failure, LedgerError, Standing, Version, bodies
+from app.ledger.policies import (
+    Missing,
+    drop_for_policy,
+    drop_looser,
+    held,
+    held_folders,
+    hold,
+    hold_folder,
+    made_under,
+    missing,
+    release_folder,
+)
 from app.ledger.readings import Counts, counts, errors, is_pending, sendable
 from app.ledger.upkeep import (
     KILLS_MAX,
@@ -58,6 +71,7 @@ __all__ = [
     "Counts",
     "Failure",
     "LedgerError",
+    "Missing",
     "Standing",
     "Version",
     "abandon",
@@ -69,6 +83,8 @@ __all__ = [
     "complete",
     "counts",
     "drop_aged",
+    "drop_for_policy",
+    "drop_looser",
     "drop_oversize",
     "drop_session",
     "errors",
@@ -76,15 +92,22 @@ __all__ = [
     "frozen",
     "give_back",
     "give_back_all",
+    "held",
+    "held_folders",
+    "hold",
+    "hold_folder",
     "insert",
     "is_alone",
     "is_current",
     "is_pending",
     "leasing_workers",
+    "made_under",
+    "missing",
     "next_due_ms",
     "next_of_session",
     "place_under",
     "recover",
+    "release_folder",
     "see_again",
     "sendable",
     "set_back",
