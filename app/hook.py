@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +32,11 @@ from app.inbox import Inbox, Line, LineError, read_line
 from app.parse import parse
 from app.presence import Announced, Only, is_taken, present
 from app.redact import PatternError
+from app.remake import Remaking
 from app.settings import Plugin, Settings, SettingsError, capture_options, delivery_options, to_record
 from app.sources import Sources, unattended
 from app.spool import Spool, folder, target, worker_signature
+from app.store import store_file
 from app.transcript import Transcript, TranscriptError
 
 CARE_S = 2.0
@@ -58,6 +60,18 @@ class _Unfinished:
     place: Place
 
 
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """How a folder is captured, and what that follows from."""
+
+    line: Line
+    """The last one that brought other options, without its message."""
+    texts: object
+    folder: str
+    capture: Capture | None
+    """None where `enable` is false."""
+
+
 class Hook:
     """What one hook knows: its spool and destination from the first line on, and the turns that wait."""
 
@@ -70,8 +84,9 @@ class Hook:
         self.target = target(self.db, settings, clock.now_ms())
         self.bell = Bell(self.spool.path, self.target.id)
         self._announced = Announced(self.spool.hooks)
+        self._remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
         self._sessions: set[str] = set()
-        self._captures: dict[str, tuple[Mapping[str, object], Capture | None]] = {}
+        self._captures: dict[str, _Captured] = {}
         self._unfinished: dict[str, _Unfinished] = {}
         self._deleted: set[str] = set()
         self._settings = settings
@@ -159,15 +174,27 @@ class Hook:
     def _capture(self, line: Line) -> Capture | None:
         """How this line's folder is captured, recorded for later commands; None where `enable` is false."""
         seen = self._captures.get(line.directory)
-        if seen is not None and seen[0] == line.options:
-            return seen[1]
+        texts = self._sources.texts()
+        if seen is not None and (seen.line.options, seen.texts) == (line.options, texts):
+            return seen.capture
         settings = load(self._sources, line, self._pinned_spool)
         made = capture(settings, self._known) if settings.enable else None
         options = to_record(settings, capture_options(settings))
         place = folder(self.db, line.directory)
         destination.remember_folder(self.db, place, self.target.id, options, clock.now_ms())
-        self._captures[line.directory] = (line.options, made)
+        self._captures[line.directory] = _Captured(replace(line, message={}), texts, place, made)
         return made
+
+    def _capture_again(self) -> None:
+        """What lost its bodies to a stricter policy, of the folders that this OpenCode has open."""
+        for seen in list(self._captures.values()):
+            with suppress(SettingsError, PatternError):  # said when the next snapshot comes
+                self._capture(seen.line)
+        current = {seen.folder: seen.capture for seen in self._captures.values()}
+        while self._remaking.step(
+            self.db, current.get, folders=tuple(current), now_ms=clock.now_ms(), ring=self.bell.ring
+        ):
+            pass
 
     def finish(self) -> None:
         """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
@@ -203,6 +230,7 @@ class Hook:
         if time.monotonic() - self._cared_s < CARE_S:
             return
         self._cared_s = time.monotonic()
+        self._capture_again()
         settings = self._settings
         if not settings.enable or settings.worker != "auto" or settings.api_key is None:
             return
@@ -251,6 +279,17 @@ def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
     return sources.load(Plugin(options))
 
 
+def note_disabled(settings: Settings, line: Line) -> bool:
+    """`enable` is false: a worker that still runs must see it. False where nothing ever ran: nothing is made then."""
+    is_used = (settings.spool_directory / "ledger.db").exists()
+    if is_used:
+        with closing(open_ledger(settings.spool_directory)) as db:
+            ours = target(db, settings, clock.now_ms())
+            options = to_record(settings, capture_options(settings))
+            destination.remember_folder(db, folder(db, line.directory), ours.id, options, clock.now_ms())
+    return is_used
+
+
 class Desk:
     """Hands the inbox's lines to the hook, and answers for those that it cannot take."""
 
@@ -260,6 +299,7 @@ class Desk:
         self._hook: Hook | None = None
         self._spool: Spool | None = None
         self._tries_left = LAST_TRIES
+        self._is_done = False
         self._uncounted: list[str] = []
         """Reasons of refusals before it was known where the ledger is."""
 
@@ -272,6 +312,8 @@ class Desk:
                 break
             if data is not None:
                 self._attend(data)
+            if self._is_done and self._hook is None and not len(self._inbox):
+                return
             hook = self._hook
             if hook is not None:
                 with suppress(sqlite3.Error, OSError):  # the next look does it
@@ -297,6 +339,8 @@ class Desk:
             self._spool = Spool(Path(line.spool)) if line.spool else self._spool
             settings = load(self._sources, line, line.spool)
             if not settings.enable:
+                # Nobody needs this process any more, and what else comes starts another one.
+                self._is_done = note_disabled(settings, line)
                 return
             self._spool = Spool(settings.spool_directory)
             self._hook = Hook(self._sources, line, settings)
