@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.policy import Policy, is_as_strict
@@ -16,23 +16,27 @@ policies = st.builds(
 facts = st.one_of(st.just(""), st.builds(Policy.facts, policies, st.sampled_from(("", "somebody"))))
 
 
+@settings(max_examples=50)
 @given(facts)
 def test_every_policy_is_as_strict_as_itself(one: str) -> None:
     assert is_as_strict(one, one)
 
 
+@settings(max_examples=50)
 @given(facts, facts, facts)
 def test_as_strict_as_is_transitive(one: str, two: str, three: str) -> None:
     assert is_as_strict(one, three) or not (is_as_strict(one, two) and is_as_strict(two, three))
 
 
-@given(policies, st.text(min_size=1).filter(lambda text: text not in PATTERNS))
+@settings(max_examples=50)
+@given(policies, st.sampled_from(("d", "[a-c]", "a|b")))
 def test_nothing_made_in_full_is_as_strict_as_one_more_pattern(one: Policy, pattern: str) -> None:
     more = Policy(one.mode, (*one.patterns, pattern), one.redact_secrets, one.prefix)
     assert is_as_strict(one.facts(""), more.facts("")) == (one.mode != "full")
     assert is_as_strict(more.facts(""), one.facts(""))
 
 
+@settings(max_examples=50)
 @given(policies, policies)
 def test_a_stricter_mode_withholds_whatever_the_rest_says(one: Policy, other: Policy) -> None:
     order = ("full", "metadata_only", "off")
@@ -41,6 +45,7 @@ def test_a_stricter_mode_withholds_whatever_the_rest_says(one: Policy, other: Po
         assert is_as_strict(one.facts(""), other.facts("")) == stricter
 
 
+@settings(max_examples=50)
 @given(policies)
 def test_prefix_and_user_id_withhold_nothing(one: Policy) -> None:
     other = Policy(one.mode, one.patterns, one.redact_secrets, "/elsewhere")

@@ -22,11 +22,12 @@ from app.remake import Remaking
 from app.retry import Kind, Outcome
 from app.retry import Policy as RetryPolicy
 from app.sources import Sources
+from app.status import read_destinations, waiting
 from app.store import store_file
 from app.tightening import Tightening
 from tests.processes import PROJECT, Station, hook, worker
 from tests.servers import Exchange, nobody, ok, receiving, request_id_of, scripted, whole
-from tests.snapshots import Fields, assistant, entry, snapshot, text, user
+from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, user
 from tests.test_store import built
 from tests.waiting import wait_until
 
@@ -144,29 +145,27 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
     def held(word: str) -> bool:
         with station.ledger() as db:
             reasons = ledger.held(db, 1)
-        return [jobs for reason, jobs in reasons if word in reason] == [2]
+        return [jobs for reason, jobs in reasons if word in reason] == [1]
 
-    with scripted(switch_off, disable, ok()) as server:
-        station = replace(station, endpoint=server.url)
+    # The session's own record, then the three of its turn.
+    with scripted(ok(), switch_off, disable, ok()) as server:
+        station = replace(station, endpoint=f"{server.url}/custom/v1/log")
         with hook(station) as process:
-            process.show(talk(turns=1))
+            process.show(snapshot(entry(user(), assistant("msg_2", CREATED_MS + 20, text(), tool()))))
             wait_until(lambda: station.counts().pending == 2)
             process.end()
         with worker(station):
             wait_until(lambda: held("export mode is off"))
-            assert len(server.requests) == 1
-            told = station.run("status").stdout
-            assert "2 jobs for" in told
-            assert f"export is switched off: export mode is off (config file {own / 'config.toml'})" in told
+            assert len(server.requests) == 2
             configure(own)
             wait_until(lambda: held("enable is false"))
-            assert len(server.requests) == 2
+            assert len(server.requests) == 3
             assert not present(station.spool / "hooks")
             with hook(station) as process:
                 process.say("open", session="ses_root", spool=None)
                 wait_until(lambda: station.delivered(2))
                 process.end()
-        assert len(server.requests) == 3
+        assert len(server.requests) == 4
 
 
 # --- one process, real files
@@ -355,6 +354,11 @@ def test_while_export_is_off_jobs_wait_uncharged_and_are_not_claimed(bench: Benc
     bench.sweep()
     assert ledger.to_ring(bench.db, bench.destination, 3_000, 10) == []
     assert not ledger.sendable(bench.db, bench.destination, 3_000)
+    told = waiting(read_destinations(bench.db, bench.permits._sources.load()), (), 3_000)
+    assert [line.partition(": ")[2] for line in told] == [
+        f"export is switched off: enable is false (config file {bench.own / 'config.toml'})"
+    ]
+    assert told[0].startswith("3 jobs for ")
     configure(bench.own)
     bench.sweep()
     assert ledger.held(bench.db, bench.destination) == []
