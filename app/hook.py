@@ -117,9 +117,12 @@ class Hook:
                 raise LineError("unknown type")
 
     def _open(self, line: Line) -> None:
-        self._sessions.add(line.session)
-        self._settings = load(self._sources, line, self._pinned_spool)
+        settings = load(self._sources, line, self._pinned_spool)
         self._capture(line)
+        if not settings.enable:
+            return  # noted for a worker that still runs; the other folders go on
+        self._sessions.add(line.session)
+        self._settings = settings
         brought = to_record(self._settings, delivery_options(self._settings))
         destination.remember_delivery_options(self.db, self.target.id, brought)
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))

@@ -10,6 +10,8 @@
 --   delivered, to be confirmed ─▶ pending        not found there: sent again, a bounded number of times
 --   delivered, to be confirmed ─▶ dead           accepted but not stored
 --   dead ─▶ pending                              somebody says so
+--   pending, dead ─▶ dropped (policy)            made under a looser policy than the one in force; captured again it
+--                                                is superseded by the new version, or pending under its old key
 --
 -- Rebuilding a table is the only way to change its constraints; foreign keys are checked after it.
 
