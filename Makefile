@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types walls wheel check bench lock clean
+.PHONY: help demo test outage years lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,6 +30,12 @@ types: .venv/ready  ## Types, strict
 
 walls: .venv/ready  ## Which module may import which
 	@$(BIN)/lint-imports
+
+outage: .venv/ready  ## Four days without Helicone, a refused key, 20 machines, on a clock of their own (minutes)
+	@$(BIN)/python -m tests.outage
+
+years: .venv/ready  ## Three years of use, simulated: the size of the spool (minutes)
+	@$(BIN)/python -m tests.years
 
 wheel: .venv/ready  ## Build the wheel and try it in a clean environment
 	@$(BIN)/python -m tests.wheel

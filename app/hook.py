@@ -185,6 +185,8 @@ class Hook:
         options = to_record(settings, capture_options(settings))
         place = folder(self.db, line.directory)
         destination.remember_folder(self.db, place, self.target.id, options, clock.now_ms())
+        # Before anything new of these sessions: older turns go first.
+        ledger.adopt_rotated(self.db, self.target, clock.now_ms())
         self._captures[line.directory] = _Captured(replace(line, message={}), texts, place, made)
         return made
 

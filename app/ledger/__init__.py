@@ -12,7 +12,7 @@ Functions take the connection first; those that need several statements open the
 not be inside one. Times come in as milliseconds UTC: nothing here reads a clock.
 """
 
-from app.ledger.adoption import adopt
+from app.ledger.adoption import adopt, adopt_rotated, take_over
 from app.ledger.claims import (
     ATTEMPTS_KEPT,
     ISOLATED_KILLS,
@@ -49,6 +49,7 @@ from app.ledger.upkeep import (
     drop_oversize,
     drop_session,
     forget_acknowledgements,
+    is_steady,
     leasing_workers,
     next_due_ms,
     next_of_session,
@@ -77,6 +78,7 @@ __all__ = [
     "abandon",
     "acknowledge",
     "adopt",
+    "adopt_rotated",
     "bodies",
     "bury",
     "claim",
@@ -100,6 +102,7 @@ __all__ = [
     "is_alone",
     "is_current",
     "is_pending",
+    "is_steady",
     "leasing_workers",
     "made_under",
     "missing",
@@ -113,6 +116,7 @@ __all__ = [
     "set_back",
     "shrink",
     "standing",
+    "take_over",
     "to_ring",
     "unacknowledged",
     "unwarp",
