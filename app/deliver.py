@@ -3,6 +3,8 @@
 claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            │
            └─ not accepted ─▶ health.judge ─▶ bury | set_back | pause and give_back
+
+Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from dataclasses import dataclass, replace
 from app import destination, ledger
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
 from app.ledger import Body, Claim, Failure, LedgerError
+from app.policy import Hold, Permit, Remake
 from app.retry import Outcome, Policy
 
 LEASE_MS = 60_000
 """Renewed by each acknowledgement; one POST takes 30 s at the most."""
+HOLD_MS = 3_600_000
+"""A change of settings ends a hold; this does where the change was missed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Courier:
     destination_id: int
     worker: str
     policy: Policy
+    permit: Callable[[Claim], Permit]
+    """What the settings in force say to this job, now."""
     post: Callable[[Body], Outcome]
     clock: Callable[[], int]
     """Milliseconds UTC."""
@@ -67,6 +74,10 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
                 return asked
             if not ledger.is_current(db, held):
                 break
+            permit = courier.permit(held)
+            if isinstance(permit, Hold | Remake):
+                _withhold(db, held, permit, courier.clock())
+                return asked
             outcome = courier.post(body)
             asked = True
             if outcome.kind != "accepted":
@@ -88,6 +99,16 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
         # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
         ledger.give_back(db, held, due_ms=courier.clock())
     return asked
+
+
+def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms: int) -> None:
+    match permit:
+        case Hold(reason):
+            withheld = ledger.hold(db, held, due_ms=now_ms + HOLD_MS, reason=reason)
+        case Remake():
+            withheld = ledger.drop_for_policy(db, held, now_ms)
+    if not withheld:
+        ledger.abandon(db, held)
 
 
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:

@@ -137,6 +137,11 @@ def folder_options(db: sqlite3.Connection, folder: str) -> dict[str, object] | N
     return None if row is None else dict(json.loads(row[0]))
 
 
+def all_folder_options(db: sqlite3.Connection) -> dict[str, str]:
+    """The capture options last seen, as JSON, by folder."""
+    return {row["hash"]: row["capture_options"] for row in db.execute("select hash, capture_options from folder")}
+
+
 def refuse(db: sqlite3.Connection, reason: str, now_ms: int, *, times: int = 1) -> None:
     """Count lines that the hook could not use, or what else was lost before it became a job."""
     db.execute(

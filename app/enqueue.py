@@ -73,12 +73,13 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
     ring: Callable[[str], None],
     abandoned: bool = False,
     reopen: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> Enqueued:
     """Put every final turn, and the session's own record, into the ledger; ring once for what is new.
 
     Idempotent by (destination, key) under any number of processes. A turn that is not final is taken as interrupted
     when a later user message follows it, or when the session is `abandoned` (nobody will complete it); otherwise it
-    waits. `reopen` names reasons of dropped jobs that the caller asks to have back.
+    waits. `reopen` names reasons of dropped jobs that the caller asks to have back; `only`, the turns to be taken.
     Raises sqlite3.Error when the ledger cannot be written.
     """
     done = Enqueued()
@@ -91,6 +92,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
     for export in exports(transcript, capture, user_id, abandoned=abandoned):
         if isinstance(export, Turn):
             done.waiting.append(export)
+            continue
+        if only is not None and export.turn not in only:
             continue
         version = Version(
             session=session.id,

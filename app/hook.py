@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,9 +34,11 @@ from app.parse import parse
 from app.place import PlaceError, identity
 from app.presence import Announced, Only, is_taken, present
 from app.redact import PatternError
+from app.remake import Remaking
 from app.settings import Plugin, Settings, SettingsError, capture_options, delivery_options, to_record
 from app.sources import Sources, unattended
 from app.spool import Spool, folder, target, worker_signature
+from app.store import store_file
 from app.transcript import Transcript, TranscriptError
 
 CARE_S = 2.0
@@ -58,6 +60,18 @@ class _Unfinished:
     transcript: Transcript
     capture: Capture
     place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """How a folder is captured, and what that follows from."""
+
+    line: Line
+    """The last one that brought other options, without its message."""
+    texts: object
+    folder: str
+    capture: Capture | None
+    """None where `enable` is false."""
 
 
 class Hook:
@@ -90,7 +104,8 @@ class Hook:
             self._announced = Announced(self.spool.hooks)
             stack.pop_all()  # `close` does it from here on
         self.db, self._ledger_file, self.target, self.bell, self._starting = db, opened, ours, bell, starting
-        self._captures: dict[str, tuple[Mapping[str, object], Capture | None]] = {}
+        self._remaking = Remaking(store_file(self._sources.environ), ours.id, self.spool.hooks)
+        self._captures: dict[str, _Captured] = {}
 
     def _settle_anew(self) -> None:
         """Where the spool was removed or replaced: go on in the one that is there now, made if need be.
@@ -134,9 +149,12 @@ class Hook:
                 raise LineError("unknown type")
 
     def _open(self, line: Line) -> None:
-        self._sessions.add(line.session)
-        self._settings = load(self._sources, line, self._pinned_spool)
+        settings = load(self._sources, line, self._pinned_spool)
         self._capture(line)
+        if not settings.enable:
+            return  # noted for a worker that still runs; the other folders go on
+        self._sessions.add(line.session)
+        self._settings = settings
         self._introduce()
         self.care()
 
@@ -198,8 +216,9 @@ class Hook:
     def _capture(self, line: Line) -> Capture | None:
         """How this line's folder is captured, recorded for later commands; None where `enable` is false."""
         seen = self._captures.get(line.directory)
-        if seen is not None and seen[0] == line.options:
-            return seen[1]
+        texts = self._sources.texts()
+        if seen is not None and (seen.line.options, seen.texts) == (line.options, texts):
+            return seen.capture
         settings = load(self._sources, line, self._pinned_spool)
         made = capture(settings, self._known) if settings.enable else None
         options = to_record(settings, capture_options(settings))
@@ -207,8 +226,19 @@ class Hook:
         destination.remember_folder(self.db, place, self.target.id, options, clock.now_ms())
         # Before anything new of these sessions: older turns go first.
         ledger.adopt_rotated(self.db, self.target, clock.now_ms())
-        self._captures[line.directory] = (line.options, made)
+        self._captures[line.directory] = _Captured(replace(line, message={}), texts, place, made)
         return made
+
+    def _capture_again(self) -> None:
+        """What lost its bodies to a stricter policy, of the folders that this OpenCode has open."""
+        for seen in list(self._captures.values()):
+            with suppress(SettingsError, PatternError):  # said when the next snapshot comes
+                self._capture(seen.line)
+        current = {seen.folder: seen.capture for seen in self._captures.values()}
+        while self._remaking.step(
+            self.db, current.get, folders=tuple(current), now_ms=clock.now_ms(), ring=self.bell.ring
+        ):
+            pass
 
     def finish(self) -> None:
         """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
@@ -245,6 +275,7 @@ class Hook:
         if time.monotonic() - self._cared_s < CARE_S:
             return
         self._cared_s = time.monotonic()
+        self._capture_again()
         settings = self._settings
         if not settings.enable or settings.worker != "auto" or settings.api_key is None:
             return
@@ -297,6 +328,17 @@ def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
     return sources.load(Plugin(options))
 
 
+def note_disabled(settings: Settings, line: Line) -> bool:
+    """`enable` is false: a worker that still runs must see it. False where nothing ever ran: nothing is made then."""
+    is_used = (settings.spool_directory / "ledger.db").exists()
+    if is_used:
+        with closing(open_ledger(settings.spool_directory)) as db:
+            ours = target(db, settings, clock.now_ms())
+            options = to_record(settings, capture_options(settings))
+            destination.remember_folder(db, folder(db, line.directory), ours.id, options, clock.now_ms())
+    return is_used
+
+
 class Desk:
     """Hands the inbox's lines to the hook, and answers for those that it cannot take."""
 
@@ -306,6 +348,7 @@ class Desk:
         self._hook: Hook | None = None
         self._spool: Spool | None = None
         self._tries_left = LAST_TRIES
+        self._is_done = False
         self._uncounted: Counter[str] = Counter()
         """Refusals by reason that no ledger has counted yet: nobody has named it, or it cannot be written."""
 
@@ -318,6 +361,8 @@ class Desk:
                 break
             if data is not None:
                 self._attend(data)
+            if self._is_done and self._hook is None and not len(self._inbox):
+                return
             hook = self._hook
             if hook is not None:
                 self._count()
@@ -345,6 +390,8 @@ class Desk:
             self._spool = Spool(Path(line.spool)) if line.spool else self._spool
             settings = load(self._sources, line, line.spool)
             if not settings.enable:
+                # Nobody needs this process any more, and what else comes starts another one.
+                self._is_done = note_disabled(settings, line)
                 return
             self._spool = Spool(settings.spool_directory)
             self._hook = Hook(self._sources, line, settings)

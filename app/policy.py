@@ -1,13 +1,14 @@
-"""The policy: what decides which bytes may leave."""
+"""The policy: what decides which bytes may leave, and whether bytes that were made may still be posted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 Mode = Literal["full", "metadata_only", "off"]
+"""From the loosest to the strictest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,59 @@ class Policy:
             "prefix": self.prefix,
             "user_id": user_id,
         }
+
+
+def strictest(one: Mode, other: Mode) -> Mode:
+    return max(one, other, key=get_args(Mode).index)
+
+
+def is_as_strict(made_under: str, now: str) -> bool:
+    """Whether bytes made under one policy withhold all that another one would. Both as `Policy.facts` says them.
+
+    '' (from before it was kept) counts as what the program does by default: full, without patterns. Path prefix and
+    user id withhold nothing: a change of them stops nothing.
+    """
+    made, wanted = _withheld(made_under), _withheld(now)
+    if made.mode != wanted.mode:
+        return strictest(made.mode, wanted.mode) == made.mode
+    return made.mode != "full" or (
+        wanted.patterns <= made.patterns and (made.redact_secrets or not wanted.redact_secrets)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Withheld:
+    mode: Mode
+    patterns: frozenset[str]
+    redact_secrets: bool
+
+
+def _withheld(facts: str) -> _Withheld:
+    if not facts:
+        return _Withheld("full", frozenset(), redact_secrets=True)
+    told = json.loads(facts)
+    return _Withheld(told["mode"], frozenset(told["patterns"]), told["redact_secrets"])
+
+
+# What the settings in force say to a job that is about to be posted.
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Its bytes withhold enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Nothing of its folder may leave now."""
+
+    reason: str
+    """For a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remake:
+    """Its bytes were made under a looser policy: they must not leave."""
+
+
+Permit: TypeAlias = Post | Hold | Remake

@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     enable: _Truth = True
-    """False: no process starts, nothing is written."""
+    """False: nothing is captured and nothing is sent."""
     api_key: _Key | None = None
     """None: jobs wait."""
     endpoint: _Url = "https://api.worker.helicone.ai"

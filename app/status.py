@@ -54,6 +54,14 @@ class Confirmation:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Jobs that the settings in force keep from being sent."""
+
+    reason: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
 class DestinationStatus:
     id: int | None
     """None: the present settings mean it, and nothing was ever captured for it."""
@@ -72,6 +80,8 @@ class DestinationStatus:
     oldest_pending_ms: int | None
     errors: tuple[Failing, ...]
     confirmation: Confirmation
+    held: tuple[Held, ...]
+    """As far as a worker has seen it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +184,7 @@ def _destination(db: sqlite3.Connection, one: Destination, plan: Plan, *, curren
         oldest_pending_ms=counts.oldest_pending_ms,
         errors=tuple(Failing(*row) for row in ledger.errors(db, one.id)),
         confirmation=_confirmation(db, one, plan.off_reason if current else ""),
+        held=tuple(Held(*row) for row in ledger.held(db, one.id)),
     )
 
 
@@ -206,6 +217,7 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
         oldest_pending_ms=None,
         errors=(),
         confirmation=Confirmation(0, 0, 0, 0, ()),
+        held=(),
     )
 
 
@@ -240,9 +252,11 @@ def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWor
     """Why jobs wait, one sentence for each reason; nothing when none does."""
     found = []
     for one in destinations:
-        if one.jobs.pending:
+        others = one.jobs.pending - sum(held.jobs for held in one.held)
+        found += [f"{_counted(held.jobs)} for {named(one)}: {held.reason}" for held in one.held]
+        if others:
             served = any(worker.destination == one.id for worker in workers)
-            found.append(f"{_counted(one.jobs.pending)} for {named(one)}: {_reason(one, now_ms, served=served)}")
+            found.append(f"{_counted(others)} for {named(one)}: {_reason(one, now_ms, served=served)}")
         if one.retrying:
             found.append(f"{_counted(one.retrying)} of them failed before and will be tried again")
     return tuple(found)

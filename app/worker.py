@@ -30,13 +30,18 @@ from app.deliver import Courier, deliver
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import NOT_STORED_CAUSES, Client, ClientError, ReadBackError
-from app.ledger import Body
+from app.ledger import Body, Claim
+from app.permit import Permits
 from app.place import identity
+from app.policy import Permit
 from app.presence import Announced, Only, present
+from app.remake import Remaking
 from app.retry import Outcome
 from app.settings import Recorded, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
+from app.store import store_file
+from app.tightening import Tightening
 
 CONSUMER = {
     "workers": 12,
@@ -94,6 +99,9 @@ class Worker:
         self._route = self.target.route
         self._plan = confirm.plan(self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url)
         self._client = Client(self._key) if self._key else None
+        self._permits = Permits(sources)
+        remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
+        self._tightening = Tightening(self._permits, remaking, self.target.id, self._log)
         self._announced: Announced | None = None
         self._only = Only(self.spool.automatic_worker(self.target.id))
         self._watching = threading.Lock()
@@ -125,6 +133,7 @@ class Worker:
             destination_id=self.target.id,
             worker=self._announced.name,
             policy=retry.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
+            permit=self._permit,
             post=self._post,
             clock=clock.now_ms,
             dice=random.random,
@@ -145,6 +154,9 @@ class Worker:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
             for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2):
                 self.bell.ring(ringing)
+
+    def _permit(self, held: Claim) -> Permit:
+        return self._permits.permit(self.db, held.folder, held.policy)
 
     def _post(self, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
@@ -215,6 +227,7 @@ class Worker:
         if mended := ledger.unwarp(self.db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._recover(now_ms)
+        is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
         if self._client is not None:
             for key in ledger.to_ring(self.db, self.target.id, now_ms, RINGS_PER_LOOK):
                 self.bell.ring(key)
@@ -223,6 +236,8 @@ class Worker:
             self._prune(now_ms)
         if self.automatic:
             self._consider_ending(now_ms)
+        if is_remaking:
+            return 1
         due_ms = ledger.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
 

@@ -10,6 +10,8 @@
 --   delivered, to be confirmed ─▶ pending        not found there: sent again, a bounded number of times
 --   delivered, to be confirmed ─▶ dead           accepted but not stored
 --   dead ─▶ pending                              somebody says so
+--   pending, dead ─▶ dropped (policy)            made under a looser policy than the one in force; captured again it
+--                                                is superseded by the new version, or pending under its old key
 --
 -- Rebuilding a table is the only way to change its constraints; foreign keys are checked after it.
 
@@ -164,3 +166,7 @@ create table confirmation (
     given_up integer not null default 0,         -- jobs whose bodies went before they were confirmed
     check ((failure is null) = (retry_ms is null))
 ) strict;
+
+-- Why a pending job must not be sent by the settings in force; due_ms says when that is looked at again at the latest.
+alter table job add column hold_reason text;
+create index job_lost on job (destination_id) where drop_reason = 'policy';

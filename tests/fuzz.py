@@ -48,7 +48,7 @@ def machine(home: Path) -> Station:
 
 def sources(station: Station) -> Sources:
     """What the station's environment says, and nothing of the machine that this runs on."""
-    return Sources(station.environ, Path("/"), (), None)
+    return Sources(station.environ, Path("/"), station.home)
 
 
 def refusals(db: sqlite3.Connection) -> Counter[str]:

@@ -28,6 +28,7 @@ from app import destination, ledger
 from app.db import open_ledger
 from app.deliver import Courier, deliver
 from app.ledger import Body, Version
+from app.policy import Post
 from app.retry import Outcome, Policy
 from app.settings import Settings
 from app.worker import CONSUMER, RINGS_PER_LOOK
@@ -195,6 +196,7 @@ class Machine:
             destination_id=self.destination.id,
             worker="worker",
             policy=Policy.of(DEFAULTS.max_retries, DEFAULTS.retry_base_delay_ms),
+            permit=lambda _: Post(),
             post=self.world.post,
             clock=lambda: self.world.now_ms,
             dice=self.dice.random,

@@ -37,7 +37,7 @@ class Place:
 
     @property
     def sources(self) -> Sources:
-        return Sources(self.station.environ, self.station.home, (), None)
+        return Sources(self.station.environ, self.station.home, self.station.home)
 
     @property
     def session(self) -> str:

@@ -11,6 +11,7 @@ from app import destination, ledger
 from app.deliver import LEASE_MS, Courier, deliver
 from app.destination import Destination
 from app.ledger import Body
+from app.policy import Post
 from app.retry import Kind, Outcome, Policy
 from app.worker import POST_S_MAX
 from tests.desk import Desk, version
@@ -50,6 +51,7 @@ class Shop:
             destination_id=self.desk.destination,
             worker="worker-a",
             policy=Policy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=CAP_MS),
+            permit=lambda _: Post(),
             post=self.post,
             clock=lambda: self.desk.now_ms,
             dice=lambda: self.dice,

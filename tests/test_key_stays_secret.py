@@ -80,7 +80,10 @@ def station(tmp_path: Path) -> Station:
 
 def place(station: Station, server: Scripted, **plugin: object) -> Place:
     return Place(
-        station.home, Sources({**station.environ, "HELICONE_ENDPOINT": server.url}, Path("/"), (), None), plugin, server
+        station.home,
+        Sources({**station.environ, "HELICONE_ENDPOINT": server.url}, Path("/"), station.home),
+        plugin,
+        server,
     )
 
 

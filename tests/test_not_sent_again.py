@@ -15,7 +15,7 @@ from app.deliver import Courier, deliver
 from app.enqueue import Capture, Place, enqueue
 from app.ledger import Body
 from app.parse import parse
-from app.policy import Policy
+from app.policy import Policy, Post
 from app.redact import Redaction
 from app.retry import Outcome
 from app.retry import Policy as Patience
@@ -45,7 +45,16 @@ def sent(desk: Desk, snapshot: Snapshot) -> list[str]:
         )
         return Outcome("accepted", "ok", 200)
 
-    courier = Courier(desk.destination, "w", Patience(5, 1, 1), post, lambda: desk.now_ms, lambda: 0.5, lambda: False)
+    courier = Courier(
+        destination_id=desk.destination,
+        worker="w",
+        policy=Patience(5, 1, 1),
+        permit=lambda _: Post(),
+        post=post,
+        clock=lambda: desk.now_ms,
+        dice=lambda: 0.5,
+        stopping=lambda: False,
+    )
     while waiting := keys(desk.db, "pending"):
         for one in waiting:
             deliver(desk.db, one, courier)

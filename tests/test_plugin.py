@@ -685,6 +685,22 @@ def test_nothing_starts_and_nothing_is_written_when_disabled(
     assert not hook.starts
 
 
+def test_a_spool_that_is_there_is_told_once_that_it_is_disabled(hosting: Hosting, hook: StandIn, spool: Path) -> None:
+    spool.mkdir()
+    (spool / "ledger.db").touch()
+    host = hosting()
+    options = {"spoolDirectory": str(spool), "enable": False}
+    host.load(hook.plugin(), options)
+    host.load(hook.plugin("again.js"), options)
+    wait_until(lambda: hook.lines)
+    hook.signal(signal.SIGKILL)  # as it ends by itself: nothing is said about it, and no other one starts
+    prompted(host, session("ses_a"), user(1), assistant(2, 1))
+    host.call("dispose", load=0)
+    assert [(line["type"], line["options"]) for line in hook.lines] == [("open", options)]
+    assert len(hook.starts) == 1
+    assert not (spool / "logs").exists()
+
+
 def test_variable_enables_what_an_option_disabled(hosting: Hosting, hook: StandIn, spool: Path) -> None:
     host = hosting(OPENCODE_HELICONE_ENABLE="true")
     host.load(hook.plugin(), {"spoolDirectory": str(spool), "enable": False})

@@ -4,6 +4,7 @@
     claims      out: a job is claimed, acknowledged record by record, finished
     confirmations  delivered jobs are read back, sent again, given up
     upkeep      what no ring brings: orphans, rings, pruning
+    policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
     readings    numbers, for people
 
@@ -48,6 +49,18 @@ from app.ledger.confirmations import (
     stop_confirming,
 )
 from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, Failure, LedgerError, Standing, Version, bodies
+from app.ledger.policies import (
+    Missing,
+    drop_for_policy,
+    drop_looser,
+    held,
+    held_folders,
+    hold,
+    hold_folder,
+    made_under,
+    missing,
+    release_folder,
+)
 from app.ledger.readings import Counts, counts, errors, is_pending, pending_keys, sendable
 from app.ledger.upkeep import (
     KILLS_MAX,
@@ -80,6 +93,7 @@ __all__ = [
     "Counts",
     "Failure",
     "LedgerError",
+    "Missing",
     "Standing",
     "Unconfirmed",
     "Version",
@@ -96,6 +110,8 @@ __all__ = [
     "confirmed",
     "counts",
     "drop_aged",
+    "drop_for_policy",
+    "drop_looser",
     "drop_oversize",
     "drop_session",
     "due_for_confirmation",
@@ -106,6 +122,10 @@ __all__ = [
     "give_back_all",
     "give_up_confirmation",
     "give_up_confirmations",
+    "held",
+    "held_folders",
+    "hold",
+    "hold_folder",
     "insert",
     "is_alone",
     "is_current",
@@ -114,6 +134,8 @@ __all__ = [
     "last_body",
     "leasing_workers",
     "look_back",
+    "made_under",
+    "missing",
     "next_due_ms",
     "next_of_session",
     "not_found_yet",
@@ -123,6 +145,7 @@ __all__ = [
     "place_under",
     "read_back_failures",
     "recover",
+    "release_folder",
     "resume_read_back",
     "see_again",
     "send_again",

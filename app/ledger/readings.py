@@ -69,10 +69,10 @@ def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
 
 
 def sendable(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
-    """Whether a worker has something to do now or soon: a pending job at a destination that is not paused."""
+    """Whether a worker has something to do now or soon: a pending job, not held, at a destination not paused."""
     row = db.execute(
         "select 1 from job j join destination d on d.id = j.destination_id where j.destination_id = ?"
-        " and j.state = 'pending' and (d.pause_reason is null or d.probe_ms <= ?) limit 1",
+        " and j.state = 'pending' and j.hold_reason is null and (d.pause_reason is null or d.probe_ms <= ?) limit 1",
         (destination_id, now_ms),
     ).fetchone()
     return row is not None

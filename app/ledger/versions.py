@@ -36,7 +36,8 @@ def standing(
         (version.turn, destination_id, version.session),
     ).fetchone()
     if current is not None and current["key"] == version.key:
-        return Standing.REOPENED if current["drop_reason"] in reopen else Standing.KNOWN
+        # Whoever captures it under the very policy that was too loose once does so because it no longer is.
+        return Standing.REOPENED if current["drop_reason"] in {"policy", *reopen} else Standing.KNOWN
     if current is not None and current["drop_reason"] in {"off", "deleted"} and current["drop_reason"] not in reopen:
         return Standing.SHUT
     # OpenCode's update time moves on with every turn: it does not make the session's own record a newer one.
@@ -163,7 +164,7 @@ def _write(  # noqa: PLR0913 - one row's columns
         # The attempt number moves on: a worker that still posts the old version must not finish this one.
         " attempt = attempt + 1, lease_until_ms = null, worker = null,"
         " setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null, rung_ms = null, error = null,"
-        " confirm_ms = null, confirmed_ms = null, resends = 0, body_not_stored = 0"
+        " confirm_ms = null, confirmed_ms = null, resends = 0, body_not_stored = 0, hold_reason = null"
         " where (state in ('superseded', 'dropped') or state = 'delivered' and body_not_stored)"
         " and turn_id = excluded.turn_id returning id",
         (

@@ -124,7 +124,7 @@ function hookOf(spool) {
       pumping: null, // promise of the pump's end while it runs
       abandon: null, // ends the wait for the write in flight
       movedMs: 0, // when the hook last took something, or was last offered something after a pause
-      deleted: [], // lines not yet sent
+      lines: [], // not yet sent, beside what is made when it is sent
       reportedMs: 0,
     })
   }
@@ -184,7 +184,8 @@ function lost(hook, child, reason) {
   hook.abandon?.()
   for (const place of placesOf(hook)) for (const root of place.roots.values()) root.due = root.active
   setTimeout(() => pump(hook), pauseMs + 10).unref()
-  report(hook, reason)
+  // One that was only told that nothing is wanted ends by itself.
+  if (placesOf(hook).some((place) => isEnabled(place.options))) report(hook, reason)
 }
 
 /** One dated line in the log and in OpenCode's, at most one an hour whichever process writes it. */
@@ -241,7 +242,7 @@ const clientOf = (place) => [...place.loads].at(-1)?.client ?? null
 
 /** The next thing to send, or null: deletions, then sessions to announce, then sessions to send. */
 function nextWork(hook) {
-  if (hook.deleted.length) return { kind: "deleted" }
+  if (hook.lines.length) return { kind: "line" }
   const live = placesOf(hook).filter(clientOf)
   for (const kind of ["open", "snapshot"]) {
     for (const place of live) {
@@ -254,8 +255,8 @@ function nextWork(hook) {
 }
 
 async function perform(hook, { kind, place, root }) {
-  if (kind === "deleted") {
-    if (await write(hook, encode(hook.deleted[0]))) hook.deleted.shift()
+  if (kind === "line") {
+    if (await write(hook, encode(hook.lines[0]))) hook.lines.shift()
     return
   }
   if (!(await verify(place, root))) return
@@ -290,7 +291,7 @@ function pump(hook) {
 
 /** A session that could not be read waits, to be sent whole, for its next event or its directory's next instance. */
 function setAside(hook, { place, root }, error) {
-  if (!root) return void hook.deleted.shift() // a line that cannot even be written as JSON
+  if (!root) return void hook.lines.shift() // a line that cannot even be written as JSON
   Object.assign(root, { due: !clientOf(place), active: root.verified, whole: true })
   if (clientOf(place)) report(hook, `session not read: ${error?.name}`)
 }
@@ -490,7 +491,7 @@ function forget(place, session) {
   const { hook, directory, options, spool } = place
   // Without a spool there is no undelivered job that the deletion could concern.
   if (!hook.child && !fs.existsSync(hook.spool)) return
-  if (hook.deleted.length < DELETED_MAX) hook.deleted.push({ v: 1, type: "deleted", session, directory, options, spool })
+  if (hook.lines.length < DELETED_MAX) hook.lines.push({ v: 1, type: "deleted", session, directory, options, spool })
   pump(hook)
 }
 
@@ -565,6 +566,17 @@ function configure(place) {
   place.options = [...place.loads].findLast(({ options }) => Object.keys(options).length)?.options ?? {}
   place.spool = chosenSpool(place.options, place.directory)
   place.hook = hookOf(place.spool ?? defaultSpool())
+  const isRetired = !isEnabled(place.options)
+  if (isRetired && !place.isRetired) retire(place)
+  place.isRetired = isRetired
+}
+
+/** `enable` is false: nothing starts where nothing ever ran. Elsewhere a worker may still be at it, and has to stop:
+    a hook notes it in the ledger, and ends. */
+function retire({ directory, options, spool, hook }) {
+  if (!fs.existsSync(path.join(hook.spool, "ledger.db"))) return
+  hook.lines.push({ v: 1, type: "open", session: "", directory, options, spool })
+  pump(hook)
 }
 
 function see(place, { id, type, properties }) {
