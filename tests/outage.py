@@ -36,7 +36,7 @@ from app.worker import CONSUMER, RINGS_PER_LOOK
 SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
 POST_MS = 200
 DEFAULTS = Settings()
-ENDPOINT = "https://helicone.example"
+ENDPOINT = "https://example.invalid"
 
 Answer: TypeAlias = Callable[[], Outcome]
 

@@ -49,7 +49,7 @@ def main(turns: int = TURNS) -> int:
 def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> None:
     dice = random.Random(1)  # noqa: S311 - the scenario
     settings = Settings()
-    ours = destination.destination(db, "https://helicone.example", "key", 0).id
+    ours = destination.destination(db, "https://example.invalid", "key", 0).id
     for turn in range(turns):
         now_ms = turn * DAY_MS // TURNS_A_DAY
         bodies = [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{turn} {n}"), dice.randbytes(1_000)) for n in range(RECORDS)]
