@@ -107,24 +107,39 @@ def statements(sql: str) -> Iterator[str]:
 def migrate(db: sqlite3.Connection, scripts: list[tuple[int, str]]) -> int:
     """Bring the schema to the last of `scripts` and return its version; safe to run from many processes at once.
 
-    Each script and the record of it (`pragma user_version`) are one transaction.
-    Raises SchemaError for a schema from the future and leaves the file as it is.
+    Each script and the record of it (`pragma user_version`) are one transaction. A script may make tables anew: foreign
+    keys are not enforced while it runs, and all of them are checked before the commit.
+    Raises SchemaError for a schema from the future, or when a script leaves a reference to nothing; the file stays as
+    it is then.
     """
-    for version, sql in scripts:
-        if _version(db) >= version:
-            continue
-        with transaction(db):
-            if _version(db) >= version:  # somebody else was faster
-                continue
-            for statement in statements(sql):
-                db.execute(statement)
-            db.execute(f"pragma user_version = {version}")
     newest = scripts[-1][0]
+    if _version(db) < newest:
+        # Has no effect inside a transaction, so it cannot be part of a script.
+        db.execute("pragma foreign_keys = off")
+        try:
+            for version, sql in scripts:
+                _apply(db, version, sql)
+        finally:
+            db.execute("pragma foreign_keys = on")
     if _version(db) > newest:
         raise SchemaError(
             f"the ledger has schema {_version(db)}, this program knows up to {newest}: install the newer version again"
         )
     return newest
+
+
+def _apply(db: sqlite3.Connection, version: int, sql: str) -> None:
+    if _version(db) >= version:
+        return
+    with transaction(db):
+        if _version(db) >= version:  # somebody else was faster
+            return
+        for statement in statements(sql):
+            db.execute(statement)
+        broken = db.execute("pragma foreign_key_check").fetchall()
+        if broken:
+            raise SchemaError(f"migration {version} leaves {len(broken)} row(s) of {broken[0]['table']} without parent")
+        db.execute(f"pragma user_version = {version}")
 
 
 def _version(db: sqlite3.Connection) -> int:

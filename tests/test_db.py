@@ -92,6 +92,37 @@ def test_rerun_after_a_failure_applies_each_migration_once(empty: sqlite3.Connec
     assert tables(empty) == {"a", "b"}
 
 
+FAMILY = """
+create table parent (id integer primary key, name text) strict;
+create table child (id integer primary key, parent_id integer not null references parent (id) on delete cascade) strict;
+insert into parent values (1, 'a'), (2, 'b');
+insert into child values (10, 1), (20, 2);
+"""
+
+
+def test_a_migration_may_make_a_table_anew_that_others_refer_to(empty: sqlite3.Connection) -> None:
+    rebuild = """
+create table parent_new (id integer primary key, name text not null, age integer not null default 0) strict;
+insert into parent_new (id, name) select id, name from parent;
+drop table parent;
+alter table parent_new rename to parent;
+"""
+    migrate(empty, [(1, FAMILY), (2, rebuild)])
+    assert [tuple(row) for row in empty.execute("select * from parent")] == [(1, "a", 0), (2, "b", 0)]
+    assert [tuple(row) for row in empty.execute("select * from child")] == [(10, 1), (20, 2)]
+    assert pragma(empty, "foreign_keys") == 1
+    empty.execute("delete from parent where id = 1")
+    assert [tuple(row) for row in empty.execute("select * from child")] == [(20, 2)]
+
+
+def test_a_migration_that_orphans_rows_is_rolled_back(empty: sqlite3.Connection) -> None:
+    with pytest.raises(SchemaError, match=r"migration 2 leaves 1 row\(s\) of child without parent"):
+        migrate(empty, [(1, FAMILY), (2, "delete from parent where id = 1;\n")])
+    assert [row["id"] for row in empty.execute("select id from parent")] == [1, 2]
+    assert pragma(empty, "user_version") == 1
+    assert pragma(empty, "foreign_keys") == 1
+
+
 def test_newer_schema_is_refused_and_the_file_stays_as_it_is(spool: Path) -> None:
     with closing(open_ledger(spool)) as db:
         db.execute(f"pragma user_version = {HEAD + 1}")
