@@ -301,18 +301,17 @@ def open_ledger(spool: Path) -> Ledger:
 
 
 def heal(db: Ledger, error: Exception) -> bool:
-    """Whether a statement failed because the ledger is damaged or was replaced: then it is whole now, to be opened anew.
+    """Whether a statement failed because the ledger is damaged or was replaced. Then it is whole now: open it anew.
 
-    Closes `db` in that case. Raises what `open_ledger` raises.
+    Raises what `open_ledger` raises; the next call goes on with it.
     """
-    if not isinstance(error, Replaced) and not _tells_damage(error) and not _has_lost_its_schema(db, error):
+    if isinstance(error, Replaced):
+        return True
+    if not _tells_damage(error) and not _has_lost_its_schema(db, error):
         return False
-    is_ours = db.is_current()
-    db.close()
-    if is_ours:
-        with salvage.exclusive(db.path):
-            if db.is_current() and not salvage.is_unfinished(db.path):
-                salvage.recover(db.path, _open_new, _now_ms())
+    with salvage.exclusive(db.path):
+        if db.is_current():  # nobody was faster
+            salvage.recover(db.path, _open_new, _now_ms())
     return True
 
 

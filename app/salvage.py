@@ -12,6 +12,7 @@ It is written over tables and columns, not over what they mean. What is lost is 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shutil
 import sqlite3
@@ -26,8 +27,8 @@ OPEN_S_MAX = 60.0
 KEPT = 2
 KEPT_BYTES_MAX = 32_000_000
 """Of files set aside and of backups, each: the newest stay as far as they fit."""
-KEYS_TRIED_MAX = 200_000
-"""In the gap between what can be read from the beginning and from the end of a table."""
+KEYS_MISSED_MAX = 5_000
+"""In a row, in the gap between what can be read from the beginning and from the end of a table."""
 VALUE_BYTES_MAX = 100_000_000
 FILES = ("", "-wal", "-shm")
 PRIVATE_FILE = 0o600
@@ -283,18 +284,20 @@ def _rows(
         else:
             return
     low, high = ends
-    if not isinstance(low, int | None) or not isinstance(high, int | None):
-        return
-    first = 0 if low is None else low
-    last_tried = min(first + KEYS_TRIED_MAX, first + KEYS_TRIED_MAX if high is None else high)
-    for value in range(first, last_tried + 1):
-        for order in ("asc", "desc"):
-            try:
-                yield from source.execute(f"{read} where {key} = ? order by {key} {order}", (value,))
-            except (sqlite3.DatabaseError, MemoryError):
-                continue
-            else:
-                break
+    if isinstance(low, int) and isinstance(high, int | None):
+        yield from _rows_between(source, f"{read} where {key} = ?", low, high)
+
+
+def _rows_between(source: sqlite3.Connection, read: str, low: int, high: int | None) -> Iterator[tuple[object, ...]]:
+    """One key at a time, until the gap ends or nothing has been found for long."""
+    found = low
+    for value in itertools.count(low):
+        if value - found > KEYS_MISSED_MAX or (high is not None and value > high):
+            return
+        with suppress(sqlite3.DatabaseError, MemoryError):
+            for row in source.execute(read, (value,)):
+                found = value
+                yield row
 
 
 # --- the WAL ---------------------------------------------------------------------------------------------------------
