@@ -300,6 +300,21 @@ def open_ledger(spool: Path) -> Ledger:
         return db
 
 
+def open_whole(spool: Path) -> Ledger:
+    """As `open_ledger`, and nothing in the ledger is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
+    db = open_ledger(spool)
+    try:
+        inspect(db)
+    except sqlite3.Error as error:
+        try:
+            if not heal(db, error):
+                raise
+        finally:
+            db.close()
+        return open_ledger(spool)
+    return db
+
+
 def heal(db: Ledger, error: Exception) -> bool:
     """Whether a statement failed because the ledger is damaged or was replaced. Then it is whole now: open it anew.
 
@@ -318,7 +333,7 @@ def heal(db: Ledger, error: Exception) -> bool:
 def inspect(db: Ledger) -> None:
     """Raises sqlite3.DatabaseError, for `heal`, when the file is damaged where no statement has noticed it yet.
 
-    Takes 1 ms for each MB.
+    Takes 1 to 3 ms for each MB.
     """
     _look_at_schema(db)
     (found,) = db.execute("pragma integrity_check(1)").fetchone()

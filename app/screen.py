@@ -19,6 +19,7 @@ from app.destination import Destination
 from app.importing import Imported
 from app.opencode import File
 from app.preview import Previewed
+from app.salvage import REASON
 from app.settings import Shown
 from app.status import DestinationStatus, Jobs, Status, named
 
@@ -55,7 +56,8 @@ def import_lines(result: Imported) -> Iterator[str]:
 
 def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     held = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for undelivered bodies"
-    yield f"opencode-helicone {status.version}, SQLite {status.sqlite}"
+    known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
+    yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
     yield visible(f"spool: {status.spool}{' (made now)' if status.is_new else ''}, {_size(status.spool_bytes)}, {held}")
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
@@ -69,6 +71,9 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
     for refused in status.refused:
         when = _moment(refused.last_ms)
+        if refused.reason.startswith(f"{REASON}: "):
+            yield visible(f"damaged {refused.reason}: {refused.count}, the last at {when}")
+            continue
         yield visible(f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log")
     yield from waiting_lines(status.waiting)
 

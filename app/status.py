@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 
 from app import __version__, destination, ledger
-from app.db import open_ledger
+from app.db import open_whole, wal_reset_bug
 from app.destination import Destination
 from app.ledger import Counts
 from app.presence import present
@@ -87,6 +87,8 @@ class Refused:
 class Status:
     version: str
     sqlite: str
+    has_wal_reset_bug: bool
+    """This SQLite has it; the ledger's checkpoints are made so that it cannot happen."""
     spool: str
     is_new: bool
     """There was no ledger before."""
@@ -109,13 +111,14 @@ def read_status(settings: Settings, now_ms: int) -> Status:
     """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError."""
     spool = Spool(settings.spool_directory)
     is_new = not (spool.path / "ledger.db").exists()
-    with closing(open_ledger(spool.path)) as db:
+    with closing(open_whole(spool.path)) as db:
         total = ledger.counts(db)
         destinations = read_destinations(db, settings)
         workers = read_workers(spool)
         return Status(
             version=__version__,
             sqlite=sqlite3.sqlite_version,
+            has_wal_reset_bug=wal_reset_bug(sqlite3.sqlite_version),
             spool=str(spool.path),
             is_new=is_new,
             spool_bytes=_bytes_under(spool),

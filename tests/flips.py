@@ -67,7 +67,7 @@ def fault(dice: random.Random, spool: Path) -> Fault:
     return Fault(file, dice.choice(("flip", "cut")), dice.randrange(end), dice.randrange(8))
 
 
-def populate(spool: Path, scratch: Path) -> set[str]:
+def populate(spool: Path, scratch: Path, sessions: int = SESSIONS) -> set[str]:
     """A spool as killed processes leave it: half in the database, half in the WAL. The keys of its jobs."""
     keys = set()
     text = random.Random(1)  # noqa: S311 - bodies that do not compress to nothing
@@ -76,7 +76,7 @@ def populate(spool: Path, scratch: Path) -> set[str]:
         db.execute("pragma synchronous = off")
         one = destination.destination(db, "https://example.invalid", "fingerprint", NOW_MS)
         courier = _courier(one.id, lambda: NOW_MS)
-        for session in range(SESSIONS):
+        for session in range(sessions):
             for turn in range(half * TURNS // 2, (half + 1) * TURNS // 2):
                 made = version(f"msg_{turn}", facts_ms=turn, session=f"ses_{session}")
                 keys.add(made.key)
