@@ -2,10 +2,7 @@
 
 claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            │
-           ├─ retry      ─▶ due later, charged; dead when its retries are used up
-           ├─ wait       ─▶ due at once, uncharged; the destination pauses
-           ├─ refused    ─▶ the same: it is the destination's fault, not the job's
-           └─ permanent  ─▶ dead
+           └─ not accepted ─▶ health.judge ─▶ bury | set_back | pause and give_back
 """
 
 from __future__ import annotations
@@ -15,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from app import destination, ledger
-from app.ledger import Body, Claim, LedgerError
-from app.retry import Outcome, Policy, delay_ms
+from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
+from app.ledger import Body, Claim, Failure, LedgerError
+from app.retry import Outcome, Policy
 
 LEASE_MS = 60_000
 """Renewed by each acknowledgement; one POST takes 30 s at the most."""
-PAUSE_MS_MAX = 5 * 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     )
     if held is None:
         return None
-    if not _carry(db, held, courier) and held.paused:
+    if not _carry(db, held, courier) and held.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
         destination.probe_now(db, courier.destination_id, courier.clock())
     return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
@@ -73,14 +70,16 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
             if outcome.kind != "accepted":
                 _settle(db, held, outcome, courier)
                 return asked
-            if held.paused:
+            if held.is_probe:
                 destination.resume(db, courier.destination_id)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
-            held = replace(held, failures=0, paused=False, pause_count=0)
-            if not ledger.acknowledge(db, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
+            held = replace(held, setbacks=0, failures=0, is_probe=False, pause_count=0)
+            if not ledger.acknowledge(
+                db, courier.destination_id, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS
+            ):
                 break
     except LedgerError as error:
-        ledger.bury(db, held, courier.clock(), str(error))
+        ledger.bury(db, held, courier.clock(), Failure(str(error)))
         return asked
     if not ledger.complete(db, held, courier.clock()) and not ledger.abandon(db, held):
         # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
@@ -90,30 +89,53 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
 
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
     now_ms = courier.clock()
-    policy = courier.policy
-    match outcome.kind:
-        case "permanent":
-            settled = ledger.bury(db, held, now_ms, outcome.reason)
-        case "retry" if held.failures >= policy.max_retries:
-            settled = ledger.bury(db, held, now_ms, f"{outcome.reason} (after {policy.max_retries} retries)")
-        case "retry":
-            backoff_ms = delay_ms(held.failures + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=courier.dice())
-            due_ms = now_ms + max(backoff_ms, outcome.retry_after_ms or 0)
-            settled = ledger.retry(db, held, due_ms=due_ms, error=outcome.reason)
-        case _:
-            count = held.pause_count + 1
-            backoff_ms = delay_ms(count, base_ms=policy.base_ms, cap_ms=PAUSE_MS_MAX, dice=courier.dice())
+    known = destination.evidence(db, courier.destination_id, held.job_id)
+    at = Situation(
+        setbacks=held.setbacks,
+        failures=held.failures,
+        is_probe=held.is_probe,
+        pause_count=held.pause_count,
+        is_paused=known.is_paused,
+        others_passed=known.others_passed,
+        other_is_suspect=known.other_is_suspect,
+        is_alone=ledger.is_alone(db, courier.destination_id, held),
+    )
+    failure = Failure(outcome.reason, outcome.status, outcome.answer)
+    match judge(outcome, at, courier.policy, courier.dice()):
+        case Bury(error):
+            settled = ledger.bury(db, held, now_ms, replace(failure, error=error))
+            if held.is_probe and outcome.kind == "permanent":
+                # It answered, about this job: the destination itself is there again.
+                destination.resume(db, courier.destination_id)
+        case SetBack(delay_ms, charged):
+            destination.suspect(db, courier.destination_id, held.job_id)
+            settled = ledger.set_back(
+                db,
+                held,
+                now_ms=now_ms,
+                due_ms=now_ms + delay_ms,
+                failure=failure,
+                passes=known.passes,
+                charged=charged,
+            )
+        case Pause(health, count, delay_ms, charged):
             destination.pause(
                 db,
                 courier.destination_id,
+                health=health,
                 reason=outcome.reason,
                 count=count,
-                probe_ms=now_ms + max(backoff_ms, outcome.retry_after_ms or 0),
+                probe_ms=now_ms + delay_ms,
                 now_ms=now_ms,
             )
-            settled = ledger.give_back(db, held, due_ms=now_ms, error=outcome.reason)
-    if outcome.kind in {"retry", "permanent"} and held.paused:
-        # It answered, about this job: the destination itself is there again.
-        destination.resume(db, courier.destination_id)
+            settled = (
+                ledger.set_back(
+                    db, held, now_ms=now_ms, due_ms=now_ms, failure=failure, passes=known.passes, charged=True
+                )
+                if charged
+                else ledger.give_back(db, held, due_ms=now_ms, failure=failure)
+            )
+        case GiveBack():
+            settled = ledger.give_back(db, held, due_ms=now_ms, failure=failure)
     if not settled:
         ledger.abandon(db, held)

@@ -1,9 +1,10 @@
 """Destinations, and what the spool remembers beside its jobs: folders' options, refusals, its salt.
 
-    fine  ── pause ──▶  paused  ── resume ──▶  fine
+    fine, quota  ── pause ──▶  down, refused  ── resume ──▶  fine  ── exceed_quota ──▶  quota
 
-A destination is an endpoint and a fingerprint of the API key; the key itself is never stored. While it is paused its
-jobs wait and are charged nothing; one of them at a time tries again when the probe is due.
+A destination is an endpoint and a fingerprint of the API key; the key itself is never stored. Its health is here, so
+that all workers share it. While it is paused (down or refused) its jobs wait and are charged nothing; one of them at a
+time tries again when the probe is due. After a pause one job is in flight at first, then two, four, eight.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ import json
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Paused: TypeAlias = Literal["down", "refused"]
+
+CONCURRENCY_MAX = 16
+"""From here on a destination that was paused takes as many jobs at once as there are threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +28,13 @@ class Destination:
     endpoint: str
     key_fingerprint: str
     route: str | None
+    health: str
+    """fine; down: it cannot be asked; refused: it will not take anything; quota: it takes numbers without bodies."""
     pause_reason: str | None
     pause_count: int
     probe_ms: int | None
+    concurrency: int | None
+    """How many jobs may be in flight soon after a pause; None: as many as there are threads."""
     delivery_options: Mapping[str, object]
     worker_wanted: str
 
@@ -77,9 +88,11 @@ def _read_destination(row: sqlite3.Row) -> Destination:
         endpoint=row["endpoint"],
         key_fingerprint=row["key_fingerprint"],
         route=row["route"],
+        health=row["health"],
         pause_reason=row["pause_reason"],
         pause_count=row["pause_count"],
         probe_ms=row["probe_ms"],
+        concurrency=row["concurrency"],
         delivery_options=json.loads(row["delivery_options"]),
         worker_wanted=row["worker_wanted"],
     )
@@ -105,12 +118,16 @@ def want_worker(db: sqlite3.Connection, destination_id: int, worker: str) -> Non
     )
 
 
-def remember_folder(db: sqlite3.Connection, folder: str, capture_options: Mapping[str, object], now_ms: int) -> None:
+def remember_folder(
+    db: sqlite3.Connection, folder: str, destination_id: int, capture_options: Mapping[str, object], now_ms: int
+) -> None:
+    """Note how a folder is captured, and for which destination."""
     db.execute(
-        "insert into folder (hash, capture_options, seen_ms) values (?, ?, ?) on conflict (hash) do update"
-        " set capture_options = excluded.capture_options, seen_ms = excluded.seen_ms"
-        " where capture_options <> excluded.capture_options",
-        (folder, json.dumps(capture_options, sort_keys=True), now_ms),
+        "insert into folder (hash, destination_id, capture_options, seen_ms) values (?, ?, ?, ?)"
+        " on conflict (hash) do update set destination_id = excluded.destination_id,"
+        " capture_options = excluded.capture_options, seen_ms = excluded.seen_ms"
+        " where capture_options <> excluded.capture_options or destination_id is not excluded.destination_id",
+        (folder, destination_id, json.dumps(capture_options, sort_keys=True), now_ms),
     )
 
 
@@ -129,27 +146,136 @@ def refuse(db: sqlite3.Connection, reason: str, now_ms: int) -> None:
     )
 
 
-def pause(db: sqlite3.Connection, destination_id: int, *, reason: str, count: int, probe_ms: int, now_ms: int) -> None:
-    """fine or paused -> paused: nothing is claimed before `probe_ms`, and then one job at a time.
+def note(db: sqlite3.Connection, incident: str, now_ms: int, count: int = 1) -> None:
+    """Count something that went wrong and that no job tells of; `incident` is one of few sentences."""
+    db.execute(
+        "insert into incident (what, count, last_ms) values (?, ?, ?) on conflict (what) do update"
+        " set count = count + excluded.count, last_ms = excluded.last_ms",
+        (incident, count, now_ms),
+    )
+
+
+def incidents(db: sqlite3.Connection, limit: int = 20) -> list[tuple[str, int, int]]:
+    """(what, count, last time in ms), most recent first."""
+    rows = db.execute("select what, count, last_ms from incident order by last_ms desc limit ?", (limit,)).fetchall()
+    return [(row["what"], row["count"], row["last_ms"]) for row in rows]
+
+
+def rotated(db: sqlite3.Connection, ours: Destination) -> list[tuple[int, str]]:
+    """(destination, folder) of what waits for a key that is refused and that its folder has replaced by ours.
+
+    Only the folder tells: what was captured in another one may be meant for somebody else's Helicone.
+    """
+    rows = db.execute(
+        "select distinct d.id, s.folder from destination d join session s on s.destination_id = d.id"
+        " join folder f on f.hash = s.folder and f.destination_id = :ours"
+        " where d.id <> :ours and d.endpoint = :endpoint and d.key_fingerprint <> '' and d.health = 'refused'",
+        {"ours": ours.id, "endpoint": ours.endpoint},
+    ).fetchall()
+    return [(row["id"], row["folder"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a job may be claimed now."""
+
+    is_probe: bool
+    pause_count: int
+    room: int | None
+    """How many jobs may be claimed; None: as many as there are threads."""
+
+
+def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | None:
+    """None: nothing may be claimed now."""
+    row = db.execute(
+        "select probe_ms, pause_count, concurrency,"
+        " (select count(*) from job where lease_until_ms is not null and destination_id = destination.id) as leased"
+        " from destination where id = ? and (probe_ms is null or probe_ms <= ?)",
+        (destination_id, now_ms),
+    ).fetchone()
+    if row is None:
+        return None
+    if row["probe_ms"] is not None:
+        return Terms(is_probe=True, pause_count=row["pause_count"], room=1)
+    room = None if row["concurrency"] is None else row["concurrency"] - row["leased"]
+    return None if room is not None and room <= 0 else Terms(is_probe=False, pause_count=0, room=room)
+
+
+def await_probe(db: sqlite3.Connection, destination_id: int, until_ms: int) -> None:
+    """paused -> paused: a probe is under way, and the next one waits for it."""
+    db.execute("update destination set probe_ms = ? where id = ? and probe_ms is not null", (until_ms, destination_id))
+
+
+def pause(
+    db: sqlite3.Connection,
+    destination_id: int,
+    *,
+    health: Paused,
+    reason: str,
+    count: int,
+    probe_ms: int,
+    now_ms: int,
+) -> None:
+    """fine, quota or paused -> paused: nothing is claimed before `probe_ms`, and then one job at a time.
 
     `count` is the number of probes failed in a row, as the attempt knew it that now ends: of a dozen jobs that were in
     flight when the other side went away each says 1, and together they are no reason to wait longer.
     """
     db.execute(
-        "update destination set pause_reason = ?, pause_count = max(pause_count, ?), probe_ms = ?, probed_ms = ?"
-        " where id = ?",
-        (reason, count, probe_ms, now_ms, destination_id),
+        "update destination set health = ?, pause_reason = ?, pause_count = max(pause_count, ?), probe_ms = ?,"
+        " probed_ms = ?, suspect_job_id = null where id = ?",
+        (health, reason, count, probe_ms, now_ms, destination_id),
     )
 
 
 def resume(db: sqlite3.Connection, destination_id: int) -> bool:
-    """paused -> fine."""
+    """paused -> fine, one job at a time to begin with."""
     updated = db.execute(
-        "update destination set pause_reason = null, pause_count = 0, probe_ms = null"
-        " where id = ? and pause_reason is not null",
+        "update destination set health = 'fine', pause_reason = null, pause_count = 0, probe_ms = null,"
+        " concurrency = 1, concurrency_passes = 0 where id = ? and pause_reason is not null",
         (destination_id,),
     )
     return updated.rowcount == 1
+
+
+def passed(db: sqlite3.Connection, destination_id: int) -> int:
+    """A record was accepted; returns how many were so far. Concurrency doubles when as many passed as it allows."""
+    row = db.execute(
+        "update destination set passes = passes + 1, suspect_job_id = null,"
+        " concurrency_passes = iif(concurrency_passes + 1 >= concurrency, 0, concurrency_passes + 1),"
+        " concurrency = case when concurrency_passes + 1 < concurrency then concurrency"
+        "  when concurrency * 2 < ? then concurrency * 2 else null end"
+        " where id = ? returning passes",
+        (CONCURRENCY_MAX, destination_id),
+    ).fetchone()
+    return int(row["passes"])
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known about a destination when one of its jobs has failed."""
+
+    is_paused: bool
+    passes: int
+    """Records accepted so far."""
+    others_passed: bool
+    """A record was accepted since the job's last setback, or ever where this is its first."""
+    other_is_suspect: bool
+    """Another job has failed, and nothing has passed since."""
+
+
+def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Evidence:
+    row = db.execute(
+        "select d.pause_reason is not null as is_paused, d.passes, d.passes > coalesce(j.passes_seen, 0) as passed,"
+        " coalesce(d.suspect_job_id <> j.id, 0) as suspected from destination d join job j on j.id = ? where d.id = ?",
+        (job_id, destination_id),
+    ).fetchone()
+    return Evidence(bool(row["is_paused"]), row["passes"], bool(row["passed"]), bool(row["suspected"]))
+
+
+def suspect(db: sqlite3.Connection, destination_id: int, job_id: int) -> None:
+    """Note whose failure it is that the next one may explain."""
+    db.execute("update destination set suspect_job_id = ? where id = ?", (job_id, destination_id))
 
 
 def probe_now(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:

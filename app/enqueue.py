@@ -100,6 +100,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
             facts_ms=export.facts_ms,
             user_id=user_id,
             folder=place.folder,
+            policy=capture.policy.facts(user_id),
         )
         for child in export.children:
             ledger.place_under(db, place.destination_id, child, version, now_ms)

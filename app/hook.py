@@ -164,7 +164,8 @@ class Hook:
         settings = load(self._sources, line, self._pinned_spool)
         made = capture(settings, self._known) if settings.enable else None
         options = to_record(settings, capture_options(settings))
-        destination.remember_folder(self.db, folder(self.db, line.directory), options, clock.now_ms())
+        place = folder(self.db, line.directory)
+        destination.remember_folder(self.db, place, self.target.id, options, clock.now_ms())
         self._captures[line.directory] = (line.options, made)
         return made
 

@@ -1,12 +1,12 @@
 """What an answer means for a job, and how long to wait before the next attempt. Pure: clock and dice are arguments.
 
     accepted    the record is acknowledged
-    retry       this job failed: charged one attempt, tried again after `delay_ms`
+    retry       a 5xx: the job's fault or the destination's
     wait        the other side could not be asked (connection, timeout, rate limit): nobody is charged
     refused     the destination is wrong, not the job (key, address, redirect, unexpected answer): it is paused
     permanent   this record can never succeed: dead letter at once
 
-Only `retry` counts against the job. Deciding is `app.helicone`'s part, acting on it the ledger's.
+Which of these an answer is, is `app.helicone`'s part; whose fault it is, `app.health`'s.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ Kind: TypeAlias = Literal["accepted", "retry", "wait", "refused", "permanent"]
 
 RETRY_AFTER_MS_MAX = 3_600_000
 """A server may ask for days; by then somebody should have looked."""
+
+CAP_MS_MAX = 300_000
 
 _DOUBLINGS_MAX = 60
 _SECONDS = re.compile(r"[+-]?[0-9]+")
@@ -37,6 +39,8 @@ class Outcome:
     """Of Helicone's answer; None when none arrived."""
     retry_after_ms: int | None = None
     """What the server asked for, from now, already capped."""
+    answer: str = ""
+    """How Helicone's answer began, as far as it may be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,12 @@ class Policy:
     base_ms: int
     """Upper bound of the first delay."""
     cap_ms: int
-    """Upper bound of every delay."""
+    """Upper bound of every delay, of a job's as of a destination's."""
+
+    @classmethod
+    def of(cls, max_retries: int, base_ms: int) -> Policy:
+        """As far apart as five minutes, or 300 times the base where that is less."""
+        return cls(max_retries, base_ms, max(base_ms, min(300 * base_ms, CAP_MS_MAX)))
 
 
 def delay_ms(failures: int, *, base_ms: int, cap_ms: int, dice: float) -> int:
@@ -61,8 +70,31 @@ def delay_ms(failures: int, *, base_ms: int, cap_ms: int, dice: float) -> int:
     >>> delay_ms(3, base_ms=1_000, cap_ms=60_000, dice=0.5)
     2000
     """
-    doublings = min(max(failures, 1) - 1, _DOUBLINGS_MAX)
-    return int(dice * min(cap_ms, base_ms << doublings))
+    return int(dice * _bound_ms(failures, base_ms, cap_ms))
+
+
+def pause_ms(failures: int, *, base_ms: int, cap_ms: int, dice: float) -> int:
+    """Milliseconds before the next probe: as `delay_ms`, but never less than three quarters of the bound.
+
+    Probes come one at a time, so there is nothing to spread but those of different machines.
+
+    >>> [pause_ms(n, base_ms=1_000, cap_ms=60_000, dice=0.0) for n in (1, 2, 10)]
+    [750, 1500, 45000]
+    """
+    return int((0.75 + 0.25 * dice) * _bound_ms(failures, base_ms, cap_ms))
+
+
+def is_full(failures: int, *, base_ms: int, cap_ms: int) -> bool:
+    """Whether the delay after so many failures has come to its full length.
+
+    >>> [is_full(n, base_ms=1_000, cap_ms=4_000) for n in (1, 2, 3, 100)]
+    [False, False, True, True]
+    """
+    return _bound_ms(failures, base_ms, cap_ms) == cap_ms
+
+
+def _bound_ms(failures: int, base_ms: int, cap_ms: int) -> int:
+    return min(cap_ms, base_ms << min(max(failures, 1) - 1, _DOUBLINGS_MAX))
 
 
 def retry_after_ms(header: str, now_ms: int) -> int | None:

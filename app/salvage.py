@@ -34,8 +34,8 @@ FILES = ("", "-wal", "-shm")
 PRIVATE_FILE = 0o600
 WAL_HEADER = 32
 FRAME_HEADER = 24
-REASON = "ledger"
-"""How the reasons begin under which losses are counted among the refusals."""
+NOTE = "ledger"
+"""How the incidents begin under which losses are counted."""
 
 Make = Callable[[Path, sqlite3.Connection | None], sqlite3.Connection]
 """Makes a new ledger at a path, of the version that the given damaged one seems to be."""
@@ -73,12 +73,14 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _count(db: sqlite3.Connection, what: str, now_ms: int, count: int = 1) -> None:
-    """Among the refusals, which `status` shows."""
+def _note(db: sqlite3.Connection, what: str, now_ms: int, count: int = 1) -> None:
+    """Among the incidents, which `status` shows; in a ledger from before there were any, among the refusals."""
+    known = db.execute("select 1 from sqlite_master where name = 'incident'").fetchone()
+    table, column = ("incident", "what") if known else ("refusal", "reason")
     db.execute(
-        "insert into refusal (reason, count, last_ms) values (?, ?, ?)"
-        " on conflict (reason) do update set count = count + excluded.count, last_ms = excluded.last_ms",
-        (f"{REASON}: {what}", count, now_ms),
+        f"insert into {table} ({column}, count, last_ms) values (?, ?, ?)"
+        f" on conflict ({column}) do update set count = count + excluded.count, last_ms = excluded.last_ms",
+        (f"{NOTE}: {what}", count, now_ms),
     )
 
 
@@ -129,10 +131,10 @@ def _rebuild(broken: Path, draft: Path, make: Make, now_ms: int) -> None:
     with _readable(broken, draft, make) as source, closing(make(draft, source)) as db:
         db.execute("pragma synchronous = off")  # a draft: it is flushed when it is whole
         db.execute("begin immediate")
-        _count(db, "damaged, set aside and recovered", now_ms)
+        _note(db, "damaged, set aside and recovered", now_ms)
         for table, count in _copy(source, db).items():
             if count:
-                _count(db, f"rows of {table} that could not be read", now_ms, count)
+                _note(db, f"rows of {table} that could not be read", now_ms, count)
         db.execute("commit")
 
 
@@ -329,7 +331,7 @@ def count_torn_transactions(path: Path, now_ms: int) -> None:
         damaged = _beside(path, f".damaged-wal-{now_ms}")
         with os.fdopen(os.open(damaged, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE), "wb") as file:
             file.write(data)
-        _count(db, "transactions lost from a damaged WAL", now_ms, torn)
+        _note(db, "transactions lost from a damaged WAL", now_ms, torn)
         # Pages that were in the file already may be newer than what is left of the WAL.
         if db.execute("pragma integrity_check(1)").fetchone()[0] != "ok":
             error = sqlite3.DatabaseError("the WAL is damaged")

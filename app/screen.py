@@ -19,7 +19,6 @@ from app.destination import Destination
 from app.importing import Imported
 from app.opencode import File
 from app.preview import Previewed
-from app.salvage import REASON
 from app.settings import Shown
 from app.status import DestinationStatus, Jobs, Status, named
 
@@ -71,10 +70,9 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
     for refused in status.refused:
         when = _moment(refused.last_ms)
-        if refused.reason.startswith(f"{REASON}: "):
-            yield visible(f"damaged {refused.reason}: {refused.count}, the last at {when}")
-            continue
         yield visible(f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log")
+    for incident in status.incidents:
+        yield visible(f"noted: {incident.what}: {incident.count}, the last at {_moment(incident.last_ms)}")
     yield from waiting_lines(status.waiting)
 
 

@@ -84,6 +84,15 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """What went wrong beside jobs and lines, such as rows lost with a damaged ledger."""
+
+    what: str
+    count: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     version: str
     sqlite: str
@@ -103,6 +112,7 @@ class Status:
     hooks: tuple[LiveHook, ...]
     workers: tuple[LiveWorker, ...]
     refused: tuple[Refused, ...]
+    incidents: tuple[Incident, ...]
     waiting: tuple[str, ...]
     """Why jobs wait, for a person."""
 
@@ -130,6 +140,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             hooks=read_hooks(spool),
             workers=workers,
             refused=tuple(Refused(*row) for row in destination.refusals(db)),
+            incidents=tuple(Incident(*row) for row in destination.incidents(db)),
             waiting=waiting(destinations, workers, now_ms),
         )
 

@@ -56,7 +56,6 @@ PRUNE_MS = 60_000
 RINGS_PER_LOOK = 24
 IDLE_MS = 3 * 60_000
 """An automatic worker ends when no hook was alive and nothing could be sent for so long."""
-BACKOFF_MS_MAX = 10 * 60_000
 
 
 class _Huey(SqliteHuey):  # type: ignore[misc]  # huey ships no types
@@ -131,11 +130,7 @@ class Worker:
         courier = Courier(
             destination_id=self.target.id,
             worker=self._announced.name,
-            policy=retry.Policy(
-                max_retries=self.settings.max_retries,
-                base_ms=self.settings.retry_base_delay_ms,
-                cap_ms=BACKOFF_MS_MAX,
-            ),
+            policy=retry.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             post=self._post,
             clock=clock.now_ms,
             dice=random.random,
@@ -148,8 +143,14 @@ class Worker:
             self._log(f"ledger: {error}")
             self._heal(error)
             return
-        if following is not None and not self._stopping():
+        if self._stopping():
+            return
+        if following is not None:
             self.bell.ring(following)
+        elif destination.by_id(self.db, self.target.id).concurrency is not None:
+            # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
+            for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2):
+                self.bell.ring(ringing)
 
     def _post(self, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
@@ -207,8 +208,7 @@ class Worker:
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         inspect(self.db)
         destination.probe_now(self.db, self.target.id, clock.now_ms())
-        while take_over_keyless(self.db, self.target, clock.now_ms()):
-            pass  # it moves a bounded number at a time
+        take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
@@ -216,6 +216,8 @@ class Worker:
         now_ms = clock.now_ms()
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
+        if mended := ledger.unwarp(self.db, now_ms):
+            self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._recover(now_ms)
         if self._client is not None:
             for key in ledger.to_ring(self.db, self.target.id, now_ms, RINGS_PER_LOOK):
@@ -236,8 +238,11 @@ class Worker:
             self._log(f"took back {recovered} job(s) of a worker that died or hung")
 
     def _prune(self, now_ms: int) -> None:
-        aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms)
+        take_over(self.db, self.target, now_ms)
+        is_steady = ledger.is_steady(self.db, now_ms)
+        aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, self.settings.max_spool_bytes)
+        ledger.forget_acknowledgements(self.db, now_ms)
         ledger.shrink(self.db)
         if aged or oversize:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge), {oversize} by size (maxSpoolSize)")
@@ -311,20 +316,21 @@ class Worker:
             self._client.close()
 
 
-def take_over_keyless(db: sqlite3.Connection, ours: Destination, now_ms: int) -> int:
-    """Adopt what was captured before any key was known, if it can only be meant for this destination.
+def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
+    """Adopt what waits elsewhere and can only be meant for this destination.
 
-    That is so while nothing was captured for another key that it might be meant for as well: a session of one project
-    must not end up in the other's Helicone. Then it waits until its project is captured again with a key.
+    What was captured before any key was known: while nothing was captured for another key that it might be meant for as
+    well. A session of one project must not end up in the other's Helicone: then it waits until its project is captured
+    again with a key. What was captured under a key that is refused by now: if its own folder has our key since.
     """
     everyone = destination.destinations(db)
     others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destination.is_used(db, one.id)]
-    moved = 0
     for one in everyone if ours.key_fingerprint else []:
         is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
         if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
-            moved += ledger.adopt(db, one.id, ours.id, now_ms=now_ms)
-    return moved
+            ledger.adopt(db, one.id, ours.id, now_ms=now_ms)
+    for from_id, folder in destination.rotated(db, ours) if ours.key_fingerprint else []:
+        ledger.adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
 
 
 def __getattr__(name: str) -> Any:

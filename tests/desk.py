@@ -6,7 +6,7 @@ import sqlite3
 import uuid
 
 from app import destination, ledger
-from app.ledger import Body, Claim, Standing, Version
+from app.ledger import Body, Claim, Failure, Standing, Version
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -69,13 +69,27 @@ class Desk:
         return claimed
 
     def acknowledge(self, held: Claim, body: Body) -> bool:
-        return ledger.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        return ledger.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
 
     def left(self, held: Claim) -> list[Body]:
         return list(ledger.unacknowledged(self.db, held))
 
     def complete(self, held: Claim) -> bool:
         return ledger.complete(self.db, held, self.now_ms)
+
+    def set_back(self, held: Claim, *, due_ms: int, error: str = "500", charged: bool = True, passes: int = 0) -> bool:
+        return ledger.set_back(
+            self.db,
+            held,
+            now_ms=self.now_ms,
+            due_ms=due_ms,
+            failure=Failure(error, 500),
+            passes=passes,
+            charged=charged,
+        )
+
+    def bury(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
+        return ledger.bury(self.db, held, now_ms, Failure(error, 400))
 
     def deliver(self, wanted: Version) -> Claim:
         held = self.held(wanted)
@@ -88,7 +102,9 @@ class Desk:
         return ledger.to_ring(self.db, self.destination, self.now_ms, limit)
 
     def pause(self, probe_ms: int) -> None:
-        destination.pause(self.db, self.destination, reason="503", count=1, probe_ms=probe_ms, now_ms=self.now_ms)
+        destination.pause(
+            self.db, self.destination, health="down", reason="503", count=1, probe_ms=probe_ms, now_ms=self.now_ms
+        )
 
     def row(self, wanted: Version | None = None) -> sqlite3.Row:
         found = self.db.execute("select * from job where key = ?", ((wanted or version()).key,)).fetchone()

@@ -188,10 +188,10 @@ def look(spool: Path, keys: set[str], status: Status) -> Found:
     there = {row["key"]: row["state"] for row in rows}
     assert set(there.values()) <= FINAL | {"pending"}
     assert all(row["error"] for row in rows if row["state"] == "dead")
-    damage = [one for one in status.refused if one.reason.startswith("ledger: ")]
+    damage = [one for one in status.incidents if one.what.startswith("ledger: ")]
     return Found(
         missing=len(keys - set(there)),
-        counted=sum(one.count for one in damage if "set aside" not in one.reason),
+        counted=sum(one.count for one in damage if "set aside" not in one.what),
         stuck=sum(state == "pending" for state in there.values()),
         is_noticed=bool(damage),
     )

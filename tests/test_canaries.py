@@ -173,7 +173,7 @@ def bodies(spool: Path) -> list[bytes]:
     """What would leave."""
     with closing(open_ledger(spool)) as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return [body.body for job in jobs for body in ledger._bodies(db, job["id"], job["key"])]
+        return [body.body for job in jobs for body in ledger.bodies(db, job["id"], job["key"])]
 
 
 def every_byte(spool: Path) -> bytes:

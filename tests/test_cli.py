@@ -24,6 +24,7 @@ from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
 from app import cli, clock, destination, ledger
 from app.endpoint import normalise
+from app.ledger import Failure
 from app.presence import Announced, present
 from app.spool import Spool, folder
 from app.worker import CONSUMER
@@ -368,8 +369,9 @@ def test_off_notes_turns_without_content_and_a_later_import_does_not_take_them(s
 def test_the_options_last_seen_for_a_folder_count(station: Station) -> None:
     """What live capture of the folder would not have sent, import does not send either."""
     with station.ledger() as db:
-        destination.remember_folder(db, folder(db, PROJECT), {"enable": False}, 1)
-        destination.remember_folder(db, folder(db, "/home/dev/other"), {"exportMode": "metadata_only"}, 1)
+        there = destination.destination(db, "https://example.invalid", "other", 1).id
+        destination.remember_folder(db, folder(db, PROJECT), there, {"enable": False}, 1)
+        destination.remember_folder(db, folder(db, "/home/dev/other"), there, {"exportMode": "metadata_only"}, 1)
     disabled = station.run("import", *files(SIMPLE))
     assert disabled.returncode == 0
     assert "enable is false" in disabled.stdout
@@ -517,7 +519,9 @@ def test_flush_has_a_paused_destination_tried_at_once(station: Station, receiver
         with here.ledger() as db:
             (ours,) = destination.destinations(db)
             now_ms = clock.now_ms()
-            destination.pause(db, ours.id, reason="401: error", count=1, probe_ms=now_ms + 3_600_000, now_ms=now_ms)
+            destination.pause(
+                db, ours.id, health="refused", reason="401: error", count=1, probe_ms=now_ms + 3_600_000, now_ms=now_ms
+            )
         assert here.run("import", *files("b_tools")).returncode == 0
         assert here.run("flush").returncode == 0
         assert here.delivered(2 * JOBS)
@@ -583,8 +587,12 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         (ours,) = destination.destinations(db)
         held = ledger.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
         assert held is not None
-        ledger.retry(db, held, due_ms=clock.now_ms() + 3_600_000, error="500: empty body")
-        destination.pause(db, ours.id, reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1)
+        due_ms = clock.now_ms() + 3_600_000
+        failure = Failure("500: empty body", 500)
+        ledger.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
+        destination.pause(
+            db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
+        )
         destination.refuse(db, "not JSON", 1_000)
     hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
@@ -641,7 +649,8 @@ def test_status_names_why_jobs_wait(station: Station) -> None:
 def test_config_show_names_each_origin_and_never_the_key(station: Station) -> None:
     (station.home / ".env").write_text("OPENCODE_HELICONE_MAX_RETRIES=7\n")
     with station.ledger() as db:
-        destination.remember_folder(db, folder(db, str(station.home)), {"redactPatterns": ["x+"]}, 1)
+        there = destination.destination(db, "https://example.invalid", "other", 1).id
+        destination.remember_folder(db, folder(db, str(station.home)), there, {"redactPatterns": ["x+"]}, 1)
         fingerprint = destination.fingerprint(db, station.key)
         ours = destination.destination(db, normalise(station.endpoint), fingerprint, 1)
         destination.remember_delivery_options(db, ours.id, {"flushInterval": 5})

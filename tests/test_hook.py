@@ -257,7 +257,7 @@ def test_no_secret_of_a_recording_is_in_any_byte_of_the_spool(station: Station) 
             bodies = b"".join(
                 body.body
                 for row in db.execute("select id, key from job").fetchall()
-                for body in ledger._bodies(db, row["id"], row["key"])
+                for body in ledger.bodies(db, row["id"], row["key"])
             )
         process.end()
     assert b"REDACTED" in bodies
@@ -278,7 +278,7 @@ def test_a_known_value_of_the_environment_is_masked_and_nowhere_in_the_spool(sta
         bodies = b"".join(
             body.body
             for row in db.execute("select id, key from job").fetchall()
-            for body in ledger._bodies(db, row["id"], row["key"])
+            for body in ledger.bodies(db, row["id"], row["key"])
         )
     assert secret.encode() not in bodies
     assert b"it is [REDACTED], is it not" in bodies
@@ -437,7 +437,7 @@ def test_the_key_itself_is_masked_wherever_it_was_read_from(station: Station) ->
         process.end()
     with station.ledger() as db:
         jobs = db.execute("select id, key from job").fetchall()
-        bodies = b"".join(body.body for row in jobs for body in ledger._bodies(db, row["id"], row["key"]))
+        bodies = b"".join(body.body for row in jobs for body in ledger.bodies(db, row["id"], row["key"]))
     assert b"is [REDACTED] my key?" in bodies
 
 

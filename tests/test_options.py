@@ -92,7 +92,7 @@ def attempt(made: Worker) -> None:
 def text_of_bodies(spool: Path) -> str:
     with closing(open_ledger(spool)) as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return "\n".join(body.body.decode() for job in jobs for body in ledger._bodies(db, job["id"], job["key"]))
+        return "\n".join(body.body.decode() for job in jobs for body in ledger.bodies(db, job["id"], job["key"]))
 
 
 # --- what each option decides ----------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def leaf_pages(path: Path, root: int) -> list[int]:
     return [int.from_bytes(data[start + one : start + one + 4], "big") for one in (*at, 8)]
 
 
-def refused(db: sqlite3.Connection) -> dict[str, int]:
-    return {reason: count for reason, count, _ in destination.refusals(db)}
+def noted(db: sqlite3.Connection) -> dict[str, int]:
+    return {what: count for what, count, _ in destination.incidents(db)}
 
 
 def names(spool: Path, pattern: str) -> list[str]:
@@ -76,8 +76,8 @@ def test_a_ledger_that_is_no_database_is_set_aside_and_counted(spool: Path) -> N
     spool.mkdir(mode=0o700)
     (spool / "ledger.db").write_bytes(b"no database " * 1_000)
     with closing(open_ledger(spool)) as db:
-        assert refused(db)["ledger: damaged, set aside and recovered"] == 1
-        assert refused(db)["ledger: rows of job that could not be read"] == 1
+        assert noted(db)["ledger: damaged, set aside and recovered"] == 1
+        assert noted(db)["ledger: rows of job that could not be read"] == 1
     (kept,) = names(spool, "*.damaged-*")
     assert (spool / kept).read_bytes() == b"no database " * 1_000
     assert (spool / kept).stat().st_mode & 0o777 == 0o600
@@ -89,7 +89,7 @@ def test_everything_is_recovered_when_only_the_first_page_is_lost(spool: Path) -
     overwrite(spool / "ledger.db", 0, bytes(PAGE_BYTES))
     with closing(open_ledger(spool)) as db:
         assert job_keys(db) == set(keys)
-        assert refused(db) == {"ledger: damaged, set aside and recovered": 1}
+        assert noted(db) == {"ledger: damaged, set aside and recovered": 1}
         assert db.execute("select count(*) from record").fetchone()[0] == 2 * JOBS
         inspect(db)
 
@@ -102,7 +102,7 @@ def test_rows_before_and_behind_a_lost_page_are_recovered_and_the_others_counted
     with closing(open_whole(spool)) as db:
         found = job_keys(db)
         assert {keys[0], keys[-1]} <= found < set(keys)
-        assert refused(db)["ledger: rows of job that could not be read"] == len(keys) - len(found)
+        assert noted(db)["ledger: rows of job that could not be read"] == len(keys) - len(found)
 
 
 def test_damage_that_no_statement_has_met_is_found_by_an_inspection(spool: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_schema_that_belies_its_version_is_damage(spool: Path) -> None:
         db.execute("pragma user_version = 0")
     with closing(open_ledger(spool)) as db:
         assert job_keys(db) == set(keys)
-        assert "ledger: damaged, set aside and recovered" in refused(db)
+        assert "ledger: damaged, set aside and recovered" in noted(db)
 
 
 @pytest.mark.parametrize("left", [("",), ("", "-wal"), ("", "-wal", "-shm")], ids=len)
@@ -150,7 +150,7 @@ def test_a_recovery_that_was_killed_at_its_very_end_does_not_begin_again(spool: 
     (spool / "ledger.db.broken").write_bytes(b"was read before")
     with closing(open_ledger(spool)) as db:
         assert len(job_keys(db)) == JOBS
-        assert refused(db) == {}
+        assert noted(db) == {}
     assert len(names(spool, "*.damaged-*Z")) == 1
 
 
@@ -173,7 +173,7 @@ def test_of_many_processes_one_recovers_and_all_go_on(
     overwrite(spool / "ledger.db", 0, bytes(PAGE_BYTES))
     at_once(RECOVERER, 4, [str(spool)])
     with closing(open_ledger(spool)) as db:
-        assert refused(db) == {"ledger: damaged, set aside and recovered": 1}
+        assert noted(db) == {"ledger: damaged, set aside and recovered": 1}
         assert job_keys(db) == set(keys)
         assert db.execute("select count(*) from meta").fetchone()[0] == 1 + 4
     assert len(names(spool, "*.damaged-*")) == 1
@@ -258,7 +258,7 @@ def test_a_wal_of_a_killed_process_is_no_damage(spool: Path) -> None:
     keys = killed_with_wal(spool, 5)
     with closing(open_ledger(spool)) as db:
         assert job_keys(db) == set(keys)
-        assert refused(db) == {}
+        assert noted(db) == {}
 
 
 def test_a_write_that_a_kill_cut_off_is_no_damage(spool: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_write_that_a_kill_cut_off_is_no_damage(spool: Path) -> None:
         wal.write(header + bytes(100))
     with closing(open_ledger(spool)) as db:
         assert job_keys(db) == set(keys)
-        assert refused(db) == {}
+        assert noted(db) == {}
 
 
 def test_transactions_behind_a_flipped_bit_in_the_wal_are_counted(spool: Path) -> None:
@@ -280,7 +280,7 @@ def test_transactions_behind_a_flipped_bit_in_the_wal_are_counted(spool: Path) -
     overwrite(wal, half, bytes([wal.read_bytes()[half] ^ 1]))
     with closing(open_ledger(spool)) as db:
         lost = set(keys) - job_keys(db)
-        assert 0 < len(lost) <= refused(db)["ledger: transactions lost from a damaged WAL"]
+        assert 0 < len(lost) <= noted(db)["ledger: transactions lost from a damaged WAL"]
     assert len(names(spool, "*.damaged-wal-*")) == 1
 
 
@@ -302,7 +302,7 @@ def courier(desk: Desk) -> Courier:
 def test_a_flipped_bit_in_a_body_on_the_disk_is_a_dead_letter(spool: Path) -> None:
     (wanted,) = filled(spool, 1)
     with closing(open_ledger(spool)) as db:
-        (body,) = db.execute("select body from record where position = 1").fetchone()
+        (body,) = db.execute("select bodies from bundle").fetchone()
     path = spool / "ledger.db"
     at = path.read_bytes().index(body[:200]) + 100
     overwrite(path, at, bytes([path.read_bytes()[at] ^ 8]))

@@ -67,7 +67,7 @@ def jobs(station: Station) -> Jobs:
         return {
             (row["session"], row["turn"]): (
                 row["key"],
-                Job(row["state"], row["facts_ms"], tuple(ledger._bodies(db, row["id"], row["key"]))),
+                Job(row["state"], row["facts_ms"], tuple(ledger.bodies(db, row["id"], row["key"]))),
             )
             for row in rows
         }

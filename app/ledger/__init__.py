@@ -1,0 +1,98 @@
+"""The ledger: every rule about jobs, one function per transition, the state it leaves named in the WHERE.
+
+    versions    in: a turn's version becomes a job, or supersedes one
+    claims      out: a job is claimed, acknowledged record by record, finished
+    upkeep      what no ring brings: orphans, rings, pruning
+    adoption    jobs that change their destination
+    readings    numbers, for people
+
+The picture of the states stands at the head of migrations/0001_initial.sql, and what came to it in 0002_health.sql.
+Functions take the connection first; those that need several statements open their own transaction, so the caller must
+not be inside one. Times come in as milliseconds UTC: nothing here reads a clock.
+"""
+
+from app.ledger.adoption import adopt
+from app.ledger.claims import (
+    ATTEMPTS_KEPT,
+    ISOLATED_KILLS,
+    abandon,
+    acknowledge,
+    bury,
+    claim,
+    complete,
+    give_back,
+    give_back_all,
+    is_alone,
+    is_current,
+    set_back,
+    unacknowledged,
+)
+from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, Failure, LedgerError, Standing, Version, bodies
+from app.ledger.readings import Counts, counts, errors, is_pending, sendable
+from app.ledger.upkeep import (
+    KILLS_MAX,
+    RING_AGAIN_MS,
+    drop_aged,
+    drop_oversize,
+    drop_session,
+    forget_acknowledgements,
+    is_steady,
+    leasing_workers,
+    next_due_ms,
+    next_of_session,
+    recover,
+    shrink,
+    to_ring,
+    unwarp,
+)
+from app.ledger.versions import frozen, insert, place_under, see_again, standing
+
+__all__ = [
+    "ATTEMPTS_KEPT",
+    "BATCH",
+    "ISOLATED_KILLS",
+    "KILLS_MAX",
+    "RING_AGAIN_MS",
+    "SESSION_RECORD",
+    "Body",
+    "Claim",
+    "Counts",
+    "Failure",
+    "LedgerError",
+    "Standing",
+    "Version",
+    "abandon",
+    "acknowledge",
+    "adopt",
+    "bodies",
+    "bury",
+    "claim",
+    "complete",
+    "counts",
+    "drop_aged",
+    "drop_oversize",
+    "drop_session",
+    "errors",
+    "forget_acknowledgements",
+    "frozen",
+    "give_back",
+    "give_back_all",
+    "insert",
+    "is_alone",
+    "is_current",
+    "is_pending",
+    "is_steady",
+    "leasing_workers",
+    "next_due_ms",
+    "next_of_session",
+    "place_under",
+    "recover",
+    "see_again",
+    "sendable",
+    "set_back",
+    "shrink",
+    "standing",
+    "to_ring",
+    "unacknowledged",
+    "unwarp",
+]

@@ -1,0 +1,78 @@
+"""Jobs change their destination: a key became known, or took another's place."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from app.db import transaction
+from app.ledger.job import BATCH, LedgerError, Version, bodies
+from app.ledger.versions import insert, supersede_where
+
+
+def adopt(
+    db: sqlite3.Connection,
+    from_id: int,
+    destination_id: int,
+    *,
+    now_ms: int,
+    session: str | None = None,
+    folder: str | None = None,
+) -> int:
+    """Give what waits at one destination to another; returns the number of jobs.
+
+    Of one session only, of one project folder only, or of all.
+
+    Sessions that the destination does not know move whole. Of the others the waiting jobs move, as versions like any
+    other: one that is older than what the destination has becomes superseded there. A damaged job is buried where it
+    is: where it waits nobody would ever claim it and find out.
+    """
+    with transaction(db):
+        rows = db.execute(
+            "update session set destination_id = ? where destination_id = ? and not exists"
+            " (select 1 from session o where o.destination_id = ? and o.name = session.name)"
+            " and (? is null or root_name = ?) and (? is null or folder = ?) returning id",
+            (destination_id, from_id, destination_id, session, session, folder, folder),
+        ).fetchall()
+        moved = 0
+        for row in rows:
+            moved += db.execute(
+                "update job set destination_id = ? where session_id = ?", (destination_id, row["id"])
+            ).rowcount
+    while waiting := db.execute(
+        "select j.id, j.key, j.facts_ms, t.name as turn, s.name as session, s.root_name, s.user_id, s.folder,"
+        " coalesce(p.facts, '') as policy from job j join turn t on t.id = j.turn_id"
+        " join session s on s.id = j.session_id left join policy p on p.id = j.policy_id"
+        " where j.destination_id = ? and j.state = 'pending' and j.lease_until_ms is null"
+        " and (? is null or s.root_name = ?) and (? is null or s.folder = ?) order by j.id limit ?",
+        (from_id, session, session, folder, folder, BATCH),
+    ).fetchall():
+        for row in waiting:
+            _adopt_job(db, destination_id, row, now_ms)
+        moved += len(waiting)
+    return moved
+
+
+def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, now_ms: int) -> None:
+    """pending -> superseded, once the destination has it; or pending -> dead, when it is damaged."""
+    version = Version(
+        session=row["session"],
+        root=row["root_name"],
+        turn=row["turn"],
+        key=row["key"],
+        facts_ms=row["facts_ms"],
+        user_id=row["user_id"],
+        folder=row["folder"],
+        policy=row["policy"],
+    )
+    try:
+        held = list(bodies(db, row["id"], row["key"]))
+    except LedgerError as error:
+        db.execute(
+            "update job set state = 'dead', due_ms = null, finished_ms = ?, error = ?"
+            " where id = ? and state = 'pending'",
+            (now_ms, str(error), row["id"]),
+        )
+        return
+    insert(db, destination_id, version, held, now_ms=now_ms)
+    with transaction(db):
+        supersede_where(db, "id = :job", {"job": row["id"]}, now_ms)

@@ -1,0 +1,121 @@
+"""What the ledger's functions take and give: bodies, versions, claims."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from sqlite3 import Connection, Row
+
+from app.ledger.bundle import BundleError, unpack
+
+BATCH = 500
+"""Rows that one maintenance call touches at the most."""
+SESSION_RECORD = "session"
+"""The turn name of a session's own root record."""
+
+
+class LedgerError(RuntimeError):
+    """A row holds what it must not hold: a body that does not match its checksum, a key of another turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """One record as it is kept: the bytes to post and who they are at Helicone."""
+
+    request_id: uuid.UUID
+    body: bytes
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.body).digest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of one turn, before it is known whether the ledger wants it."""
+
+    session: str
+    root: str
+    turn: str
+    key: str
+    facts_ms: int
+    user_id: str
+    folder: str
+    policy: str = ""
+    """What its bodies are made under, as `Policy.facts` says it; '' where that was not kept."""
+
+
+class Standing(Enum):
+    """What the ledger would do with a version, and what it did."""
+
+    NEW = "new"
+    REOPENED = "reopened"
+    KNOWN = "known"
+    SUPERSEDED = "superseded"
+    """Older than what the ledger has."""
+    SHUT = "shut"
+    """The turn was dropped as `off` or `deleted`: it stays so until somebody asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    job_id: int
+    turn_id: int
+    key: str
+    session: str
+    folder: str
+    """Where its session was captured, as the ledger knows folders."""
+    policy: str
+    """What its bodies were made under; '' where that was not kept."""
+    attempt: int
+    setbacks: int
+    """Failures since a record was last acknowledged, whoever's they were."""
+    failures: int
+    """Those of them that were the job's own."""
+    is_probe: bool
+    """The destination was paused: this attempt asks whether it is there again."""
+    pause_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an attempt ended that did not end well."""
+
+    error: str
+    """Status and class: no text of a transcript."""
+    status: int | None = None
+    """Of Helicone's answer; None when there was none."""
+    answer: str = ""
+    """How it began, redacted."""
+
+
+def bodies(db: Connection, job_id: int, key: str, wanted: Callable[[Row], bool] = lambda _: True) -> Iterator[Body]:
+    """The bodies of a job in order, one in memory at a time; those of its record rows that are `wanted`.
+
+    Raises LedgerError for a body that does not match its checksum.
+    """
+    rows = db.execute(
+        "select position, request_id, digest, body_bytes, body from record where job_id = ? order by position",
+        (job_id,),
+    ).fetchall()
+    bundle = db.execute("select bodies from bundle where job_id = ?", (job_id,)).fetchone()
+    packed = unpack(bundle["bodies"], [row["body_bytes"] for row in rows]) if bundle else map(_from_before, rows)
+    for row in rows:
+        request_id = uuid.UUID(bytes=row["request_id"])
+        try:
+            body = Body(request_id, next(packed))
+        except (BundleError, zlib.error, TypeError) as error:
+            raise LedgerError(f"record {request_id} of job {key[:12]} is damaged") from error
+        if body.digest != row["digest"]:
+            raise LedgerError(f"record {request_id} of job {key[:12]} does not match its checksum")
+        if wanted(row):
+            yield body
+
+
+def _from_before(row: Row) -> bytes:
+    """Of a job that was captured before there were bundles. Raises TypeError when its bundle is lost."""
+    return zlib.decompress(row["body"])

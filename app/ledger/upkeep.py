@@ -1,0 +1,242 @@
+"""What no ring brings: orphans, what is due, and what there is no room for."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection
+
+from app import destination
+from app.db import transaction
+from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.job import BATCH
+from app.ledger.versions import forget_contents
+
+KILLS_MAX = 5
+"""Attempts that may end with their worker's death before the job is taken for the killer."""
+RING_AGAIN_MS = 15_000
+"""After this a ring that brought no claim is taken for lost."""
+AHEAD_MS_MAX = 2 * 3_600_000
+"""Nothing is put off for longer: a server may ask for an hour."""
+LEASE_AHEAD_MS_MAX = 600_000
+JUMP_MS = 600_000
+"""The clock is noted every minute while a worker runs."""
+STEADY_MS = 3_600_000
+"""Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
+ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
+"""A turn that changes later than this is sent again whole, under the same ids."""
+
+
+def leasing_workers(db: sqlite3.Connection) -> list[str]:
+    rows = db.execute("select distinct worker from job where lease_until_ms is not null limit ?", (BATCH,)).fetchall()
+    return [row["worker"] for row in rows]
+
+
+def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] = ()) -> int:
+    """leased, but the lease ran out or its worker is dead -> due again, or dead after KILLS_MAX of these.
+
+    A job that is suspected of being the reason waits longer each time, so that its neighbours flow meanwhile.
+    """
+    workers = json.dumps(sorted(dead_workers))
+    orphaned = (
+        "lease_until_ms is not null and (lease_until_ms <= :now or worker in (select value from json_each(:workers)))"
+    )
+    arguments = {"now": now_ms, "workers": workers, "kills": KILLS_MAX - 1, "limit": BATCH, "isolated": ISOLATED_KILLS}
+    if db.execute(f"select 1 from job where {orphaned} limit 1", arguments).fetchone() is None:
+        return 0
+    with transaction(db):
+        buried = db.execute(
+            "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
+            f" kills = kills + 1, error = 'its worker was killed {KILLS_MAX} times'"
+            f" where id in (select id from job where {orphaned} limit :limit)"
+            " and +state = 'pending' and kills >= :kills",  # the plus: by id, not among all that is pending
+            arguments,
+        ).rowcount
+        freed = db.execute(
+            "update job set lease_until_ms = null, worker = null, rung_ms = null, kills = kills + (state = 'pending'),"
+            " due_ms = iif(state = 'pending', :now + iif(kills + 1 < :isolated, 0, 1000 << (kills + 1 - :isolated)),"
+            f" null) where id in (select id from job where {orphaned} limit :limit)",
+            arguments,
+        ).rowcount
+    return buried + freed
+
+
+_AHEAD = (
+    ("job", "due_ms", "due_ms > :ahead and state = 'pending'"),
+    ("job", "lease_until_ms", "lease_until_ms > :lease_ahead"),
+    ("destination", "probe_ms", "probe_ms > :ahead"),
+)
+
+
+def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
+    """Times that only a clock which was wrong can have set -> now: due, lease and probe far ahead.
+
+    Returns the number of rows mended.
+    """
+    arguments = {"now": now_ms, "ahead": now_ms + AHEAD_MS_MAX, "lease_ahead": now_ms + LEASE_AHEAD_MS_MAX}
+    mended = 0
+    for table, column, is_ahead in _AHEAD:
+        # Looked first: an update would take the write lock each time, for nothing.
+        if db.execute(f"select 1 from {table} where {is_ahead} limit 1", arguments).fetchone():
+            mended += db.execute(f"update {table} set {column} = :now where {is_ahead}", arguments).rowcount
+    return mended
+
+
+def is_steady(db: sqlite3.Connection, now_ms: int) -> bool:
+    """Note what the clock says; whether it has gone on without a jump for long enough to call anything too old.
+
+    A jump is a step back, or a time in which nobody noted anything: the machine slept, or no worker ran.
+    """
+    known = db.execute("select name, value from meta where name in ('clock_seen_ms', 'clock_steady_ms')").fetchall()
+    times_ms = {row["name"]: int(row["value"]) for row in known}
+    seen_ms = times_ms.get("clock_seen_ms", now_ms)
+    steady_ms = times_ms.get("clock_steady_ms", now_ms)
+    if not seen_ms - JUMP_MS <= now_ms <= seen_ms + JUMP_MS:
+        steady_ms = now_ms
+    with transaction(db):
+        db.executemany(
+            "insert into meta (name, value) values (?, ?) on conflict (name) do update set value = excluded.value",
+            [("clock_seen_ms", str(now_ms)), ("clock_steady_ms", str(steady_ms))],
+        )
+        if now_ms < seen_ms - JUMP_MS:
+            destination.note(db, "the clock was set back", now_ms)
+    return now_ms - steady_ms >= STEADY_MS
+
+
+def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[str]:
+    """Keys of due jobs, one per session, of sessions that no ring is under way for; marks them as rung.
+
+    No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
+    """
+    terms = destination.terms(db, destination_id, now_ms)
+    if terms is None:
+        return []
+    arguments = {"destination": destination_id, "now": now_ms, "again": now_ms - RING_AGAIN_MS}
+    # A ring from the future was made before the clock was set back: it is not under way.
+    found = db.execute(
+        "select min(id) from job where destination_id = :destination and state = 'pending' and due_ms <= :now"
+        " and not exists (select 1 from job l where l.session_id = job.session_id and l.lease_until_ms is not null)"
+        # While a job that must be alone is due, the others would find nothing to claim.
+        " and (kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
+        "  and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
+        " group by session_id having not max(coalesce(rung_ms > :again and rung_ms <= :now, 0)) limit :limit",
+        {**arguments, "isolated": ISOLATED_KILLS, "limit": limit if terms.room is None else min(limit, terms.room)},
+    ).fetchall()
+    if not found:
+        return []
+    rows = db.execute(
+        "update job set rung_ms = :now where id in (select value from json_each(:jobs))"
+        " and +state = 'pending' and (rung_ms is null or rung_ms <= :again or rung_ms > :now) returning key",
+        {**arguments, "jobs": json.dumps([row[0] for row in found])},
+    ).fetchall()
+    return [row["key"] for row in rows]
+
+
+def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
+    """When the next job in backoff becomes due, None when none waits for a time."""
+    row = db.execute(
+        "select min(due_ms) from job where destination_id = ? and state = 'pending' and due_ms > ?",
+        (destination_id, now_ms),
+    ).fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def next_of_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> str | None:
+    """The key of the session's oldest due job."""
+    row = db.execute(
+        "select j.key from session s join job j on j.session_id = s.id and j.state = 'pending' and j.due_ms <= ?"
+        " where s.destination_id = ? and s.name = ? order by j.id limit 1",
+        (now_ms, destination_id, session),
+    ).fetchone()
+    return None if row is None else str(row["key"])
+
+
+def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> int:
+    """pending -> dropped (age), at most BATCH: enqueued longer than `age_ms_max` ago and tried since it came of age.
+
+    A laptop that slept for a month must try once before it gives up.
+    """
+    return _drop(
+        db,
+        "age",
+        now_ms,
+        "state = 'pending' and enqueued_ms < :before and enqueued_ms + :age <= max(coalesce(attempted_ms, 0),"
+        " (select coalesce(d.probed_ms, 0) from destination d where d.id = job.destination_id))",
+        {"before": now_ms - age_ms_max, "age": age_ms_max},
+    )
+
+
+def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
+    """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
+
+    What is in flight stays, and others go in its place.
+    """
+    held = int(db.execute("select coalesce(sum(body_bytes), 0) from job where body_bytes > 0").fetchone()[0])
+    if held <= bytes_max:
+        return 0
+    return _drop(
+        db,
+        "size",
+        now_ms,
+        "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
+        " from job where body_bytes > 0 and lease_until_ms is null) where older < :excess)",
+        {"excess": held - bytes_max},
+    )
+
+
+def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
+    """pending or dead -> dropped (deleted): the session was deleted in OpenCode before it was delivered."""
+    dropped = 0
+    while batch := _drop(
+        db,
+        "deleted",
+        now_ms,
+        "state in ('pending', 'dead') and session_id in"
+        " (select id from session where destination_id = :destination and name = :session)",
+        {"destination": destination_id, "session": session},
+        leased_too=True,
+    ):
+        dropped += batch
+    return dropped
+
+
+def _drop(
+    db: sqlite3.Connection,
+    reason: str,
+    now_ms: int,
+    condition: str,
+    arguments: dict[str, object],
+    *,
+    leased_too: bool = False,
+) -> int:
+    free = "1" if leased_too else "lease_until_ms is null"
+    with transaction(db):
+        rows = db.execute(
+            "update job set state = 'dropped', drop_reason = :reason, due_ms = null, finished_ms = :now, body_bytes = 0"
+            f" where id in (select id from job where ({condition}) and {free} order by enqueued_ms, id limit :limit)"
+            # The plus keeps SQLite from looking for them among all that is pending.
+            " and +state in ('pending', 'dead') returning id",
+            {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
+        ).fetchall()
+        forget_contents(db, [row["id"] for row in rows])
+    return len(rows)
+
+
+def forget_acknowledgements(db: sqlite3.Connection, now_ms: int) -> int:
+    """Those of delivered turns that are too old to change; at most BATCH turns' worth a time.
+
+    They tell what need not be sent again when a turn comes in a newer version, and are what would grow for ever.
+    """
+    before_ms = now_ms - ACKNOWLEDGEMENT_AGE_MS_MAX
+    return db.execute(
+        "delete from acknowledgement where (turn_id, request_id) in (select a.turn_id, a.request_id"
+        " from acknowledgement a where a.acknowledged_ms < ? and not exists (select 1 from job j"
+        "  where j.turn_id = a.turn_id and j.state in ('pending', 'dead')) limit ?)",
+        (before_ms, 20 * BATCH),
+    ).rowcount
+
+
+def shrink(db: sqlite3.Connection) -> None:
+    """Give pages of deleted bodies back to the file system, a bounded number at a time."""
+    # `execute` would step only once, and each step frees one page.
+    db.executescript("pragma incremental_vacuum(1000)")

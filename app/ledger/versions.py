@@ -1,0 +1,216 @@
+"""In: versions of turns become jobs; a newer one supersedes an older one, and never the other way."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Sequence
+
+from app.db import transaction
+from app.ledger.bundle import pack
+from app.ledger.job import SESSION_RECORD, Body, LedgerError, Standing, Version
+
+
+def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, str] | None:
+    """(root name, user id) that the session's first record was made with, None for a session not seen."""
+    row = db.execute(
+        "select root_name, user_id from session where destination_id = ? and name = ?", (destination_id, session)
+    ).fetchone()
+    return None if row is None else (row["root_name"], row["user_id"])
+
+
+def standing(
+    db: sqlite3.Connection, destination_id: int, version: Version, *, reopen: Collection[str] = (), off: bool = False
+) -> Standing:
+    """What `insert` would do with this version now; a cheap look before its bodies are made.
+
+    `reopen` names the reasons of dropped jobs that the caller asks to have back. With `off` (export is switched off)
+    a version says nothing about a turn that the ledger has already, unless it is newer.
+    """
+    current = db.execute(
+        "select j.key, j.state, j.drop_reason, j.facts_ms from session s"
+        " join turn t on t.session_id = s.id and t.name = ?"
+        " join job j on j.turn_id = t.id and j.state <> 'superseded'"
+        " where s.destination_id = ? and s.name = ?",
+        (version.turn, destination_id, version.session),
+    ).fetchone()
+    if current is not None and current["key"] == version.key:
+        return Standing.REOPENED if current["drop_reason"] in reopen else Standing.KNOWN
+    if current is not None and current["drop_reason"] in {"off", "deleted"} and current["drop_reason"] not in reopen:
+        return Standing.SHUT
+    # OpenCode's update time moves on with every turn: it does not make the session's own record a newer one.
+    if off and current is not None and (version.turn == SESSION_RECORD or version.facts_ms <= current["facts_ms"]):
+        return Standing.KNOWN
+    exists = db.execute(
+        "select 1 from job where destination_id = ? and key = ?", (destination_id, version.key)
+    ).fetchone()
+    if current is not None and version.facts_ms < current["facts_ms"]:
+        return Standing.KNOWN if exists else Standing.SUPERSEDED
+    return Standing.REOPENED if exists else Standing.NEW
+
+
+def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> None:
+    """The same facts seen later: keep their latest time, so that an older version stays older."""
+    db.execute(
+        "update job set facts_ms = ? where destination_id = ? and key = ? and state <> 'superseded' and facts_ms < ?",
+        (version.facts_ms, destination_id, version.key, version.facts_ms),
+    )
+
+
+def insert(
+    db: sqlite3.Connection,
+    destination_id: int,
+    version: Version,
+    bodies: Sequence[Body],
+    *,
+    now_ms: int,
+    reopen: Collection[str] = (),
+    off: bool = False,
+) -> Standing:
+    """(nothing) -> pending, superseded -> pending or dropped -> pending, in one transaction; idempotent by key.
+
+    The version that was current becomes superseded. With `off` the job is born dropped, without bodies.
+    Raises LedgerError for a key that another turn has.
+    """
+    with transaction(db):
+        verdict = standing(db, destination_id, version, reopen=reopen, off=off)
+        if verdict in {Standing.KNOWN, Standing.SHUT}:
+            see_again(db, destination_id, version)
+            return verdict
+        session_id, turn_id = _place(db, destination_id, version)
+        if verdict is Standing.SUPERSEDED:
+            _write(db, destination_id, session_id, turn_id, version, (), now_ms, "superseded", None)
+            return verdict
+        _supersede(db, turn_id, version.key, now_ms)
+        state = "dropped" if off else "pending"
+        _write(
+            db,
+            destination_id,
+            session_id,
+            turn_id,
+            version,
+            () if off else bodies,
+            now_ms,
+            state,
+            "off" if off else None,
+        )
+        return verdict
+
+
+def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tuple[int, int]:
+    db.execute(
+        "insert into session (destination_id, name, root_name, user_id, folder) values (?, ?, ?, ?, ?)"
+        " on conflict do nothing",
+        (destination_id, version.session, version.root, version.user_id, version.folder),
+    )
+    session_id = int(
+        db.execute(
+            "select id from session where destination_id = ? and name = ?", (destination_id, version.session)
+        ).fetchone()[0]
+    )
+    db.execute("insert into turn (session_id, name) values (?, ?) on conflict do nothing", (session_id, version.turn))
+    turn_id = int(
+        db.execute("select id from turn where session_id = ? and name = ?", (session_id, version.turn)).fetchone()[0]
+    )
+    return session_id, turn_id
+
+
+def _supersede(db: sqlite3.Connection, turn_id: int, key: str, now_ms: int) -> None:
+    """pending, delivered, dead or dropped -> superseded, for the version of this turn that is current so far.
+
+    A lease stays: until its worker lets go, nothing else of the session may be in flight.
+    """
+    supersede_where(db, "turn_id = :turn and key <> :key", {"turn": turn_id, "key": key}, now_ms)
+
+
+def supersede_where(db: sqlite3.Connection, condition: str, arguments: dict[str, object], now_ms: int) -> int:
+    rows = db.execute(
+        "update job set state = 'superseded', drop_reason = null, due_ms = null, finished_ms = :now, confirm_ms = null,"
+        f" body_bytes = 0 where {condition} and state <> 'superseded' returning id",
+        {**arguments, "now": now_ms},
+    ).fetchall()
+    forget_contents(db, [row["id"] for row in rows])
+    return len(rows)
+
+
+def forget_contents(db: sqlite3.Connection, job_ids: Sequence[int]) -> None:
+    """The bodies of jobs that nobody will post any more, and what their attempts came to."""
+    for table in ("record", "bundle", "attempt"):
+        db.executemany(f"delete from {table} where job_id = ?", [(job_id,) for job_id in job_ids])
+
+
+def _write(  # noqa: PLR0913 - one row's columns
+    db: sqlite3.Connection,
+    destination_id: int,
+    session_id: int,
+    turn_id: int,
+    version: Version,
+    bodies: Sequence[Body],
+    now_ms: int,
+    state: str,
+    drop_reason: str | None,
+) -> None:
+    bundle = pack([body.body for body in bodies]) if bodies else b""
+    pending = state == "pending"
+    row = db.execute(
+        "insert into job (destination_id, session_id, turn_id, policy_id, key, state, drop_reason, facts_ms,"
+        " enqueued_ms, due_ms, finished_ms, record_count, body_bytes) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " on conflict (destination_id, key) do update set state = excluded.state, drop_reason = excluded.drop_reason,"
+        " policy_id = excluded.policy_id,"
+        " facts_ms = excluded.facts_ms, enqueued_ms = excluded.enqueued_ms, due_ms = excluded.due_ms,"
+        " finished_ms = excluded.finished_ms, record_count = excluded.record_count, body_bytes = excluded.body_bytes,"
+        # The attempt number moves on: a worker that still posts the old version must not finish this one.
+        " attempt = attempt + 1, lease_until_ms = null, worker = null,"
+        " setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null, rung_ms = null, error = null,"
+        " confirm_ms = null, confirmed_ms = null, resends = 0, body_not_stored = 0"
+        " where state in ('superseded', 'dropped') and turn_id = excluded.turn_id returning id",
+        (
+            destination_id,
+            session_id,
+            turn_id,
+            _policy_id(db, version.policy),
+            version.key,
+            state,
+            drop_reason,
+            version.facts_ms,
+            now_ms,
+            now_ms if pending else None,
+            None if pending else now_ms,
+            len(bodies),
+            len(bundle),
+        ),
+    ).fetchone()
+    if row is None:
+        raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
+    db.executemany(
+        "insert into record (job_id, position, request_id, digest, body_bytes) values (?, ?, ?, ?, ?)",
+        [
+            (row["id"], position, body.request_id.bytes, body.digest, len(body.body))
+            for position, body in enumerate(bodies)
+        ],
+    )
+    if bodies:
+        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], bundle))
+
+
+def _policy_id(db: sqlite3.Connection, facts: str) -> int | None:
+    if not facts:
+        return None
+    db.execute("insert into policy (facts) values (?) on conflict do nothing", (facts,))
+    return int(db.execute("select id from policy where facts = ?", (facts,)).fetchone()[0])
+
+
+def place_under(db: sqlite3.Connection, destination_id: int, child: str, parent: Version, now_ms: int) -> int:
+    """Note that session `child` is shown inside `parent.root`; what it exported as its own root is superseded.
+
+    Its records come again, under the same request ids, with the root's turn. Returns the number of jobs superseded.
+    """
+    known = frozen(db, destination_id, child)
+    if known is not None and known[0] == parent.root:
+        return 0
+    with transaction(db):
+        row = db.execute(
+            "insert into session (destination_id, name, root_name, user_id, folder) values (?, ?, ?, ?, ?)"
+            " on conflict (destination_id, name) do update set root_name = excluded.root_name returning id",
+            (destination_id, child, parent.root, parent.user_id, parent.folder),
+        ).fetchone()
+        return supersede_where(db, "session_id = :session", {"session": row["id"]}, now_ms)
