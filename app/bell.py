@@ -117,8 +117,9 @@ def _queue(path: Path, destination_id: int, huey_class: type[SqliteHuey]) -> Sql
 
 def _is_worthless(error: sqlite3.Error) -> bool:
     """Whether the file is damaged, and not only locked, full or out of reach: nothing in it is worth keeping."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+    code = getattr(error, "sqlite_errorcode", 0)
+    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+    return code & 0xFF in damage or code == sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 def _remove(path: Path) -> None:

@@ -117,6 +117,8 @@ def connect(path: Path) -> Ledger:
     try:
         db.hold(path)
         db.row_factory = sqlite3.Row
+        # A damaged character must not stop whoever only looks.
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
         db.execute("pragma foreign_keys = on")
         # A commit must survive power loss: the hook says "stored" only once.
         db.execute("pragma synchronous = full")
@@ -353,8 +355,13 @@ def _has_lost_its_schema(db: Ledger, error: Exception) -> bool:
 
 
 def _tells_damage(error: BaseException) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return isinstance(error, Damaged) or code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+    code = getattr(error, "sqlite_errorcode", 0)
+    return (
+        # Python cannot even say what SQLite says: it quotes a table that has bytes in it which are no text.
+        isinstance(error, Damaged | UnicodeDecodeError)
+        or code & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+        or code == sqlite3.SQLITE_IOERR_SHORT_READ  # the file ends before it should
+    )
 
 
 def _open(path: Path, *, alone: bool) -> Ledger | None:
@@ -367,7 +374,7 @@ def _open(path: Path, *, alone: bool) -> Ledger | None:
     except BaseException as error:
         if db is not None:
             db.close()
-        if isinstance(error, sqlite3.Error) and (_tells_damage(error) or _says_what_is_not_so(path, error)):
+        if _tells_damage(error) or _says_what_is_not_so(path, error):
             return None
         raise
     try:
@@ -395,7 +402,7 @@ def _update(db: Ledger, version: int, *, alone: bool) -> bool:
     return True
 
 
-def _says_what_is_not_so(path: Path, error: sqlite3.Error) -> bool:
+def _says_what_is_not_so(path: Path, error: BaseException) -> bool:
     """Whether a damaged header has SQLite take a fine file for one that is written by a future SQLite, or read-only."""
     code = getattr(error, "sqlite_errorcode", None)
     is_writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)

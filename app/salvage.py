@@ -37,6 +37,9 @@ FRAME_HEADER = 24
 NOTE = "ledger"
 """How the incidents begin under which losses are counted."""
 
+_UNREADABLE = (sqlite3.DatabaseError, MemoryError, UnicodeDecodeError)
+"""A damaged length asks for too much memory; a damaged text is quoted in SQLite's message, and is no text."""
+
 Make = Callable[[Path, sqlite3.Connection | None], sqlite3.Connection]
 """Makes a new ledger at a path, of the version that the given damaged one seems to be."""
 
@@ -140,21 +143,24 @@ def _rebuild(broken: Path, draft: Path, make: Make, now_ms: int) -> None:
 
 @contextmanager
 def _readable(broken: Path, draft: Path, make: Make) -> Iterator[sqlite3.Connection | None]:
-    """The damaged ledger; where its first page cannot be read, with that of a new one. None when that fails, too."""
-    graft = _beside(broken, ".graft")
+    """A copy of the damaged ledger; where its first page cannot be read, with that of a new one, or None.
+
+    A copy, because those who still have it open hold locks on it, and an index of a WAL that may be another by now.
+    """
+    copy = _beside(broken, ".copy")
     try:
-        with closing(_connect(broken)) as source:
+        for suffix in ("-wal", ""):
+            if _beside(broken, suffix).exists():
+                shutil.copyfile(_beside(broken, suffix), _beside(copy, suffix))
+        with closing(_connect(copy)) as source:
             if _has_tables(source, draft, make):
                 yield source
                 return
-        for suffix in ("", "-wal"):
-            if _beside(broken, suffix).exists():
-                shutil.copyfile(_beside(broken, suffix), _beside(graft, suffix))
-        _graft(graft, draft, make)
-        with closing(_connect(graft)) as source:
+        _graft(copy, draft, make)
+        with closing(_connect(copy)) as source:
             yield source if _has_tables(source, draft, make) else None
     finally:
-        _remove(graft)
+        _remove(copy)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -177,7 +183,7 @@ def _has_tables(source: sqlite3.Connection, draft: Path, make: Make) -> bool:
             )
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError:
+    except _UNREADABLE:
         return False
     finally:
         _remove(draft)
@@ -241,8 +247,8 @@ def _copy_table(source: sqlite3.Connection, db: sqlite3.Connection, table: str) 
     keys = [row[1] for row in sorted(info, key=lambda row: row[5]) if row[5]]
     (is_without_rowid,) = db.execute("select wr from pragma_table_list where name = ?", (table,)).fetchone()
     key = keys[0] if is_without_rowid else "rowid"
-    expected = _expected(source, db, table)
     names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+    count, indexed = (0, {}) if is_without_rowid else _indexed(source, db, table)
     kept = refused = 0
     breaks: list[str] = []
     for row in _rows(source, table, key, names, breaks):
@@ -255,17 +261,30 @@ def _copy_table(source: sqlite3.Connection, db: sqlite3.Connection, table: str) 
                 sqlite3.SQLITE_CONSTRAINT_ROWID,
             }
             refused += not is_twice
-    return max(expected - kept, refused, 1 if breaks else 0)
+        else:
+            for of, values in indexed.items():
+                values.discard(tuple(row[1 + columns.index(column)] for column in of))
+    unmatched = max((len(values) for values in indexed.values()), default=0)
+    return max(count - kept, unmatched, refused, 1 if breaks else 0)
 
 
-def _expected(source: sqlite3.Connection, db: sqlite3.Connection, table: str) -> int:
-    """How many rows there should be: an index lies on other pages than its table."""
+def _indexed(
+    source: sqlite3.Connection, db: sqlite3.Connection, table: str
+) -> tuple[int, dict[tuple[str, ...], set[tuple[object, ...]]]]:
+    """How many rows there should be, and the values of unique columns: an index lies on other pages than its table."""
     counts = [0]
+    values = {}
     for row in db.execute(f"pragma index_list({table})").fetchall():
-        if not row[4]:  # not of a part only
-            with suppress(sqlite3.DatabaseError):
-                counts += source.execute(f"select count(*) from {table} indexed by {row[1]}").fetchone()
-    return max(counts)
+        name, is_unique, is_partial = row[1], row[2], row[4]
+        if is_partial:
+            continue
+        of = tuple(column[2] for column in db.execute(f"pragma index_info({name})"))
+        with suppress(*_UNREADABLE):
+            found = source.execute(f"select {', '.join(of)} from {table} indexed by {name}").fetchall()
+            counts.append(len(found))
+            if is_unique:
+                values[of] = set(found)
+    return max(counts), values
 
 
 def _rows(
@@ -280,7 +299,7 @@ def _rows(
             for row in source.execute(f"{read} order by {key} {order}"):
                 last = row[0]
                 yield row
-        except (sqlite3.DatabaseError, MemoryError):
+        except _UNREADABLE:
             breaks.append(order)
             ends.append(last)
         else:
@@ -296,7 +315,7 @@ def _rows_between(source: sqlite3.Connection, read: str, low: int, high: int | N
     for value in itertools.count(low):
         if value - found > KEYS_MISSED_MAX or (high is not None and value > high):
             return
-        with suppress(sqlite3.DatabaseError, MemoryError):
+        with suppress(*_UNREADABLE):
             for row in source.execute(read, (value,)):
                 found = value
                 yield row
