@@ -324,7 +324,7 @@ def heal(db: Ledger, error: Exception) -> bool:
     """
     if isinstance(error, Replaced):
         return True
-    if not _tells_damage(error) and not _has_lost_its_schema(db, error):
+    if not (_tells_damage(error) or _has_lost_its_schema(db, error) or _is_read_only_for_no_reason(db.path, error)):
         return False
     with salvage.exclusive(db.path):
         if db.is_current():  # nobody was faster
@@ -374,7 +374,8 @@ def _open(path: Path, *, alone: bool) -> Ledger | None:
     except BaseException as error:
         if db is not None:
             db.close()
-        if _tells_damage(error) or _says_what_is_not_so(path, error):
+        is_unknown_format = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+        if _tells_damage(error) or is_unknown_format or _is_read_only_for_no_reason(path, error):
             return None
         raise
     try:
@@ -402,11 +403,10 @@ def _update(db: Ledger, version: int, *, alone: bool) -> bool:
     return True
 
 
-def _says_what_is_not_so(path: Path, error: BaseException) -> bool:
-    """Whether a damaged header has SQLite take a fine file for one that is written by a future SQLite, or read-only."""
-    code = getattr(error, "sqlite_errorcode", None)
+def _is_read_only_for_no_reason(path: Path, error: BaseException) -> bool:
+    """Whether a damaged header has SQLite take the file for one that a future SQLite has written."""
     is_writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
-    return code == sqlite3.SQLITE_ERROR or (code == sqlite3.SQLITE_READONLY and is_writable)
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY and is_writable
 
 
 def _open_new(path: Path, damaged: sqlite3.Connection | None = None) -> Ledger:

@@ -174,17 +174,20 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _has_tables(source: sqlite3.Connection, draft: Path, make: Make) -> bool:
     """Whether the damaged ledger still knows every table and column that a ledger of its version has."""
+    with suppress(*_UNREADABLE):
+        source.execute("select type, name, sql from sqlite_master").fetchall()
+        wanted = _columns(draft, make, source)
+        return all(
+            {row[1] for row in source.execute(f"pragma table_info({table})")} >= columns
+            for table, columns in wanted.items()
+        )
+    return False
+
+
+def _columns(draft: Path, make: Make, source: sqlite3.Connection) -> dict[str, set[str]]:
     try:
         with closing(make(draft, source)) as db:
-            return all(
-                {row[1] for row in source.execute(f"pragma table_info({table})")}
-                >= {row[1] for row in db.execute(f"pragma table_info({table})")}
-                for table in _tables(db)
-            )
-    except sqlite3.OperationalError:
-        raise
-    except _UNREADABLE:
-        return False
+            return {table: {row[1] for row in db.execute(f"pragma table_info({table})")} for table in _tables(db)}
     finally:
         _remove(draft)
 

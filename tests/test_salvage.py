@@ -94,6 +94,38 @@ def test_everything_is_recovered_when_only_the_first_page_is_lost(spool: Path) -
         inspect(db)
 
 
+@pytest.mark.parametrize(
+    ("offset", "byte"),
+    [
+        (0, 0),
+        (16, 0),
+        (18, 0x82),
+        (19, 0x42),
+        (20, 8),
+        (44, 0x44),
+        (47, 0x44),
+        (56, 0x80),
+        (59, 3),
+        (60, 0x40),
+        (63, 0),
+    ],
+    ids=lambda value: f"{value:#x}",
+)
+def test_a_damaged_byte_of_the_header_costs_nothing(spool: Path, offset: int, byte: int) -> None:
+    keys = filled(spool, 3)
+    overwrite(spool / "ledger.db", offset, bytes([byte]))
+    wanted = version(session="after it")
+    with closing(open_whole(spool)) as db:
+        try:
+            Desk(db).put(wanted)
+        except sqlite3.Error as error:
+            assert heal(db, error)
+    with closing(open_whole(spool)) as db:
+        Desk(db).put(wanted)
+        assert job_keys(db) == {*keys, wanted.key}
+        assert set(noted(db)) <= {"ledger: damaged, set aside and recovered"}
+
+
 def test_rows_before_and_behind_a_lost_page_are_recovered_and_the_others_counted(spool: Path) -> None:
     keys = filled(spool, 150)
     path = spool / "ledger.db"
