@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types walls wheel check bench lock clean
+.PHONY: help demo test lint types walls wheel check bench flips lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ check: lint types walls test wheel  ## All of these
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+flips: .venv/ready  ## 500 random faults in the files of a spool; FAULTS and SEED change that
+	@$(BIN)/python -m tests.flips $(or $(FAULTS),500) $(SEED)
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra receiver --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
