@@ -382,7 +382,7 @@ db.execute("pragma synchronous = off")
 print("ready", flush=True)
 sys.stdin.readline()
 wal = Path(sys.argv[1]) / "ledger.db-wal"
-for _ in range(120):
+for _ in range(60):
     with transaction(db):
         db.execute("insert into meta values (hex(randomblob(16)), ?)", ("x" * 100_000,))
     assert wal.stat().st_size < 16 * 1024 * 1024
@@ -396,7 +396,7 @@ def test_the_wal_stays_short_under_many_writers_and_everything_is_kept(
     open_ledger(spool).close()
     at_once(WRITER, 4, [str(spool)])
     with closing(open_ledger(spool)) as db:
-        assert db.execute("select count(*) from meta").fetchone()[0] == 1 + 4 * 120
+        assert db.execute("select count(*) from meta").fetchone()[0] == 1 + 4 * 60
         assert pragma(db, "integrity_check") == "ok"
 
 

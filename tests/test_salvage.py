@@ -370,7 +370,7 @@ def test_a_job_whose_record_was_lost_is_a_dead_letter_and_not_delivered(db: Ledg
 def test_random_faults_lose_nothing_silently(tmp_path: Path) -> None:
     keys = flips.populate(tmp_path / "template", tmp_path / "scratch", sessions=4)
     dice = random.Random(3)  # noqa: S311
-    for _ in range(15):
+    for _ in range(10):
         one = flips.fault(dice, tmp_path / "template")
         found = flips.play(tmp_path / "template", keys, tmp_path, one)
         assert isinstance(found, flips.Found), f"{one}: {found}"
