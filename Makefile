@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test outage years fuzz lint types walls wheel check bench lock clean
+.PHONY: help demo test outage years fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ bench: .venv/ready  ## Measure; fails where a goal is missed
 
 fuzz: .venv/ready  ## 50,000 broken recordings through hook and import (several minutes)
 	@$(BIN)/python -m tests.fuzz
+
+flips: .venv/ready  ## 500 random faults in the files of a spool; FAULTS and SEED change that
+	@$(BIN)/python -m tests.flips $(or $(FAULTS),500) $(SEED)
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra receiver --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"

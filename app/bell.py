@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -48,15 +49,16 @@ class Bell:
         answer: Callable[[str], None] | None = None,
         huey_class: type[SqliteHuey] = SqliteHuey,
     ) -> None:
+        self._path = private_directory(spool) / "queue.db"
+        self._mending = threading.Lock()
         try:
-            self.huey = _queue(spool, destination_id, huey_class)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            # No database any more, or a damaged one: nothing in it is worth keeping.
-            for path in spool.glob("queue.db*"):
-                path.unlink(missing_ok=True)
-            self.huey = _queue(spool, destination_id, huey_class)
+            self.huey = _queue(self._path, destination_id, huey_class)
+        except sqlite3.Error as error:
+            if not _is_worthless(error):
+                raise
+            _remove(self._path)
+            self.huey = _queue(self._path, destination_id, huey_class)
+        self._file = self._path.stat().st_ino
 
         def deliver(key: str) -> None:
             if answer is not None:
@@ -68,22 +70,58 @@ class Bell:
     def ring(self, key: str) -> None:
         """Wake a worker for this key, unless the queue is full of rings already.
 
-        A queue that is locked or damaged loses the ring, and the job is found by the next look of the watch.
+        A queue that is locked loses the ring, and the job is found by the next look of the watch.
         """
-        with suppress(sqlite3.Error):
+        with suppress(sqlite3.Error, OSError):
+            self.mend()
             if self.huey.pending_count() < RINGS_MAX:
                 self._task(key)
+
+    def mend(self) -> bool:
+        """Make the queue anew where it is damaged, open it anew where somebody else did so; whether it was so.
+
+        Cheap: the file is small. The threads of a consumer go on with the new one. Raises OSError, sqlite3.Error.
+        """
+        with self._mending:
+            storage = self.huey.storage
+            try:
+                if self._path.stat().st_ino == self._file:
+                    if storage.sql("pragma quick_check(1)", results=True) == [("ok",)]:
+                        storage.sql("select 1 from task limit 1")
+                        return False
+                    _remove(self._path)
+            except FileNotFoundError:
+                pass
+            except sqlite3.Error as error:
+                if not _is_worthless(error):
+                    raise
+                _remove(self._path)
+            self._file = private_file(self._path).stat().st_ino
+            storage.close()
+            storage.initialize_schema()
+        return True
 
     def close(self) -> None:
         self.huey.storage.close()
 
 
-def _queue(spool: Path, destination_id: int, huey_class: type[SqliteHuey]) -> SqliteHuey:
-    """Raises sqlite3.DatabaseError for a file that is none, sqlite3.OperationalError for one that is locked."""
+def _queue(path: Path, destination_id: int, huey_class: type[SqliteHuey]) -> SqliteHuey:
     return huey_class(
         name=f"deliver-{destination_id}",
-        filename=str(private_file(private_directory(spool) / "queue.db")),
+        filename=str(private_file(path)),
         serializer=JsonSerializer(),
         results=False,
         timeout=2,
     )
+
+
+def _is_worthless(error: sqlite3.Error) -> bool:
+    """Whether the file is damaged, and not only locked, full or out of reach: nothing in it is worth keeping."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+    return code & 0xFF in damage or code == sqlite3.SQLITE_IOERR_SHORT_READ
+
+
+def _remove(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from app import clock, destination, ledger
-from app.db import open_ledger
+from app.db import open_whole
 from app.sources import Sources
 from app.spool import Spool, target
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
@@ -42,7 +42,7 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
     """
     settings = sources.load()
     spool = Spool(settings.spool_directory)
-    with closing(open_ledger(spool.path)) as db:
+    with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
         destination.probe_now(db, ours.id, clock.now_ms())
         ledger.take_over(db, ours, clock.now_ms())

@@ -27,7 +27,7 @@ from pathlib import Path
 from app import clock, destination, ledger, log
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
-from app.db import SchemaError, open_ledger
+from app.db import SchemaError, heal, open_ledger
 from app.enqueue import Capture, Place, enqueue
 from app.inbox import Inbox, Line, LineError, read_line
 from app.parse import parse
@@ -263,6 +263,15 @@ class Hook:
 
     # --- beside the lines
 
+    def heal(self, error: Exception) -> None:
+        """After a failed statement: where the ledger was damaged and is recovered, go on with the new one."""
+        if heal(self.db, error):
+            damaged, self.db = self.db, open_ledger(self.spool.path)
+            damaged.close()
+            self.target = target(self.db, self._settings, clock.now_ms())
+            self._captures.clear()  # the new ledger may have lost what was noted of them
+            self.log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
+
     def announce(self, backlog: int) -> None:
         self._announced.say({"destination": self.target.id, "sessions": sorted(self._sessions), "backlog": backlog})
 
@@ -410,6 +419,7 @@ class Desk:
             if self._tries_left <= 0:
                 self._refuse("the spool could not be written", f"{type(error).__name__}: {error}")
                 return
+            self._heal(error)
             time.sleep(TRY_AGAIN_S)
         if failed:
             self._log(f"the spool can be written again, at try {failed + 1}")
@@ -432,6 +442,11 @@ class Desk:
             place = traceback.extract_tb(error.__traceback__)[-1]
             self._refuse(f"internal error {type(error).__name__}", f"{Path(place.filename).name}:{place.lineno}")
         return None
+
+    def _heal(self, error: Exception) -> None:
+        if self._hook is not None:
+            with suppress(sqlite3.Error, OSError, SchemaError):  # the next try does it
+                self._hook.heal(error)
 
     def _refuse(self, reason: str, detail: str = "") -> None:
         """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 from app import clock
 from app.bell import Bell
-from app.db import open_ledger
+from app.db import open_whole
 from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
 from app.folders import Folders
@@ -59,7 +59,7 @@ def import_files(
     Raises SettingsError, PatternError, OSError, sqlite3.Error when nothing more can be imported.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_whole(settings.spool_directory)) as db:
         ours = target(db, settings, clock.now_ms())
         with closing(Bell(settings.spool_directory, ours.id)) as bell:
             exports: list[Export] = []

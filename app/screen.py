@@ -55,7 +55,8 @@ def import_lines(result: Imported) -> Iterator[str]:
 
 def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     held = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for undelivered bodies"
-    yield f"opencode-helicone {status.version}, SQLite {status.sqlite}"
+    known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
+    yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
     yield visible(f"spool: {status.spool}{' (made now)' if status.is_new else ''}, {_size(status.spool_bytes)}, {held}")
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
@@ -70,6 +71,8 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     for refused in status.refused:
         when = _moment(refused.last_ms)
         yield visible(f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log")
+    for incident in status.incidents:
+        yield visible(f"noted: {incident.what}: {incident.count}, the last at {_moment(incident.last_ms)}")
     yield from waiting_lines(status.waiting)
 
 

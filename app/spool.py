@@ -1,6 +1,8 @@
 """The spool directory: where each file lies, and whose jobs the present settings mean.
 
     <spool>/ledger.db            the truth
+            ledger.db.damaged-*  what was set aside after a recovery; ledger.db.before-* the copy before a migration
+            recover.lock         shared by those who open the ledger, exclusive while it is recovered
             queue.db             Huey's, may be deleted at any time
             hooks/*.lock         one for each live hook, held by it
             workers/*.lock       one for each live worker

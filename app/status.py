@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from app import __version__, confirm, destination, ledger
 from app.confirm import Plan
-from app.db import open_ledger
+from app.db import open_whole, wal_reset_bug
 from app.destination import Destination
 from app.endpoint import normalise
 from app.ledger import Counts
@@ -111,9 +111,20 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Incident:
+    """What went wrong beside jobs and lines, such as rows lost with a damaged ledger."""
+
+    what: str
+    count: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     version: str
     sqlite: str
+    has_wal_reset_bug: bool
+    """This SQLite has it; the ledger's checkpoints are made so that it cannot happen."""
     spool: str
     is_new: bool
     """There was no ledger before."""
@@ -128,6 +139,7 @@ class Status:
     hooks: tuple[LiveHook, ...]
     workers: tuple[LiveWorker, ...]
     refused: tuple[Refused, ...]
+    incidents: tuple[Incident, ...]
     waiting: tuple[str, ...]
     """Why jobs wait, for a person."""
 
@@ -136,13 +148,14 @@ def read_status(settings: Settings, now_ms: int) -> Status:
     """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError."""
     spool = Spool(settings.spool_directory)
     is_new = not (spool.path / "ledger.db").exists()
-    with closing(open_ledger(spool.path)) as db:
+    with closing(open_whole(spool.path)) as db:
         total = ledger.counts(db)
         destinations = read_destinations(db, settings)
         workers = read_workers(spool)
         return Status(
             version=__version__,
             sqlite=sqlite3.sqlite_version,
+            has_wal_reset_bug=wal_reset_bug(sqlite3.sqlite_version),
             spool=str(spool.path),
             is_new=is_new,
             spool_bytes=_bytes_under(spool),
@@ -154,6 +167,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             hooks=read_hooks(spool),
             workers=workers,
             refused=tuple(Refused(*row) for row in destination.refusals(db)),
+            incidents=tuple(Incident(*row) for row in destination.incidents(db)),
             waiting=waiting(destinations, workers, now_ms),
         )
 

@@ -25,7 +25,7 @@ from huey.signals import SIGNAL_INTERRUPTED
 
 from app import __version__, clock, confirm, destination, ledger, log, retry
 from app.bell import Bell
-from app.db import SchemaError, open_ledger
+from app.db import Ledger, SchemaError, heal, inspect, open_ledger
 from app.deliver import Courier, deliver
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
@@ -117,12 +117,26 @@ class Worker:
     # --- a thread's own ledger connection
 
     @property
-    def db(self) -> sqlite3.Connection:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+    def db(self) -> Ledger:
+        db: Ledger | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = open_ledger(self.spool.path)
             self._ledger_file = self._ledger_file or identity(self.spool.path / "ledger.db")
         return db
+
+    def _heal(self, error: Exception) -> None:
+        """After a failed statement: where the ledger was damaged and is recovered, this thread takes the new one."""
+        db: Ledger | None = getattr(self._local, "db", None)
+        try:
+            if db is None or not heal(db, error):
+                return
+            self._local.db = None
+            db.close()
+            self._log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
+            if target(self.db, self.settings, clock.now_ms()).id != self.target.id:
+                self._end()  # the new ledger knows this destination by another number
+        except (sqlite3.Error, OSError, SchemaError) as another:
+            self._log(f"the damaged ledger is not recovered yet: {another}")
 
     # --- one ring
 
@@ -145,6 +159,7 @@ class Worker:
         except sqlite3.Error as error:
             # The lease runs out or is released by the next look; the job is where it was.
             self._log(f"ledger: {error}")
+            self._heal(error)
             return
         if self._stopping():
             return
@@ -204,6 +219,7 @@ class Worker:
                 look = self._look
             except (sqlite3.Error, OSError) as error:
                 self._log(f"watch: {error}")
+                self._heal(error)
                 pause_ms = LOOK_MS
             except Exception as error:  # noqa: BLE001 - a worker whose watch has died looks alive and retries nothing
                 place = traceback.extract_tb(error.__traceback__)[-1]
@@ -213,6 +229,7 @@ class Worker:
     def _first_look(self) -> int:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
+        inspect(self.db)
         destination.probe_now(self.db, self.target.id, clock.now_ms())
         ledger.take_over(self.db, self.target, clock.now_ms())
         return self._look()
@@ -224,6 +241,8 @@ class Worker:
             self._end()
             return LOOK_MS
         now_ms = clock.now_ms()
+        if self.bell.mend():
+            self._log("the queue was damaged or deleted and is made anew")
         if mended := ledger.unwarp(self.db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._recover(now_ms)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from app.db import open_ledger
+from app.db import Ledger, open_ledger
 from tests.desk import Desk
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.
@@ -41,7 +41,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def db(spool: Path, migrated: Path) -> Iterator[sqlite3.Connection]:
+def db(spool: Path, migrated: Path) -> Iterator[Ledger]:
     """A migrated ledger in a real file: WAL and second connections behave otherwise in memory."""
     shutil.copytree(migrated, spool)
     connection = open_ledger(spool)

@@ -178,3 +178,35 @@ def test_damaged_queue_is_made_anew_by_the_next_bell(opened: Opened, spool: Path
     bell.ring("a" * 64)
     assert answer(bell)
     assert opened.heard == ["a" * 64]
+
+
+def test_a_queue_damaged_under_an_open_bell_is_made_anew_by_the_next_ring(opened: Opened, spool: Path) -> None:
+    bell = opened.bell()
+    bell.ring("before")
+    bell.huey.storage.close()  # it is opened again by whoever needs it
+    (spool / "queue.db").write_bytes(b"no database" * 1_000)
+    bell.ring("heard")
+    assert answer(bell)
+    assert opened.heard == ["heard"]
+
+
+def test_bells_find_each_other_again_after_one_has_made_the_queue_anew(opened: Opened, spool: Path) -> None:
+    ringing, answering = opened.bell(), opened.bell()
+    ringing.ring("before")
+    for path in spool.glob("queue.db*"):
+        path.unlink()
+    ringing.ring("after")
+    assert answering.mend()
+    assert not answering.mend()
+    assert answer(answering)
+    assert opened.heard == ["after"]
+
+
+def test_a_locked_queue_is_not_taken_for_a_damaged_one(opened: Opened, spool: Path) -> None:
+    bell = opened.bell()
+    file = (spool / "queue.db").stat().st_ino
+    with closing(sqlite3.connect(spool / "queue.db", isolation_level=None)) as db:
+        db.execute("begin exclusive")
+        assert not bell.mend()
+        db.execute("rollback")
+    assert (spool / "queue.db").stat().st_ino == file

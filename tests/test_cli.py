@@ -595,6 +595,7 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )
         destination.refuse(db, "not JSON", 1_000)
+        destination.note(db, "ledger: damaged, set aside and recovered", 1_000)
     hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
         hook.say({"destination": ours.id, "sessions": ["ses_1", "ses_2"], "backlog": 0})
@@ -608,6 +609,7 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         hook.withdraw()
         other.withdraw()
     assert shape(told) == shape(example("status"))
+    assert "noted: ledger: damaged, set aside and recovered: 1" in lines
     assert told["jobs"] == {"pending": 2 * JOBS, "delivered": 0, "dead": 0, "superseded": 0, "dropped": 0}
     assert told["held_bytes"] > 0
     assert told["spool_bytes"] > told["held_bytes"]

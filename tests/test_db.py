@@ -12,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from app.db import (
+    WAL_BYTES,
+    Ledger,
     SchemaError,
+    checkpoint,
     connect,
     migrate,
     migrations,
     open_ledger,
     statements,
     transaction,
+    wal_reset_bug,
 )
 from app.ledger import shrink
 from app.place import private_directory, private_file
@@ -129,6 +133,7 @@ def test_newer_schema_is_refused_and_the_file_stays_as_it_is(spool: Path) -> Non
     with pytest.raises(SchemaError, match=rf"schema {HEAD + 1}.*up to {HEAD}.*install the newer version"):
         open_ledger(spool)
     assert (spool / "ledger.db").read_bytes() == before
+    assert sorted(path.name for path in spool.iterdir()) == [".gitignore", "ledger.db", "recover.lock"]
 
 
 def test_statements_survive_comments_semicolons_in_text_and_triggers() -> None:
@@ -158,6 +163,58 @@ def test_script_that_ends_within_a_statement_is_refused(empty: sqlite3.Connectio
     with pytest.raises(SchemaError, match="middle of a statement"):
         migrate(empty, [(1, "create table a (x);\ncreate table b (x)\n")])
     assert tables(empty) == set()
+
+
+def old_ledger(spool: Path) -> bytes:
+    """A ledger of the version before, with a row in it; its bytes."""
+    path = private_directory(spool) / "ledger.db"
+    with closing(connect(private_file(path))) as db:
+        db.execute("pragma auto_vacuum = incremental")
+        db.execute("pragma journal_mode = wal")
+        migrate(db, migrations()[:-1])
+        db.execute("insert into meta values ('old', ?)", ("x" * 300_000,))
+    return path.read_bytes()
+
+
+needs_two_versions = pytest.mark.skipif(HEAD < 2, reason="there is no older schema")
+
+
+@needs_two_versions
+def test_an_older_ledger_is_migrated_and_a_backup_of_it_kept(spool: Path) -> None:
+    old_ledger(spool)
+    (spool / "ledger.db.before-0").write_bytes(b"an older backup")
+    with closing(open_ledger(spool)) as db:
+        assert pragma(db, "user_version") == HEAD
+    backup = spool / f"ledger.db.before-{HEAD - 1}"
+    assert [path.name for path in spool.glob("*before*")] == [backup.name]
+    assert mode(backup) == 0o600
+    with closing(connect(backup)) as db:
+        assert pragma(db, "user_version") == HEAD - 1
+        assert db.execute("select 1 from meta where name = 'old'").fetchone() is not None
+
+
+@needs_two_versions
+def test_many_processes_migrate_at_once_with_one_backup(
+    spool: Path, at_once: Callable[[str, int, list[str]], None]
+) -> None:
+    old_ledger(spool)
+    at_once(OPENER, 4, [str(spool)])
+    with closing(open_ledger(spool)) as db:
+        assert db.execute("select count(*) from meta").fetchone()[0] == 2 + 4
+    assert [path.name for path in spool.glob("*before*")] == [f"ledger.db.before-{HEAD - 1}"]
+
+
+@needs_two_versions
+def test_without_room_for_the_backup_nothing_is_migrated(spool: Path) -> None:
+    before = old_ledger(spool)
+    code = (
+        "import resource, sys; from pathlib import Path; from app.db import open_ledger;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); open_ledger(Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(spool)], check=False, capture_output=True, text=True)
+    assert "OperationalError: no backup could be made before the migration, nothing changed" in done.stderr
+    assert (spool / "ledger.db").read_bytes() == before
+    assert [path.name for path in spool.iterdir() if "ledger" in path.name] == ["ledger.db"]
 
 
 # --- how the file is opened
@@ -191,6 +248,7 @@ def test_directory_and_all_three_files_are_private_under_a_permissive_umask(tmp_
         assert mode(spool) == 0o700
         assert {path.name: mode(path) for path in spool.iterdir()} == {
             ".gitignore": 0o600,
+            "recover.lock": 0o600,
             "ledger.db": 0o600,
             "ledger.db-shm": 0o600,
             "ledger.db-wal": 0o600,
@@ -286,6 +344,83 @@ def test_second_writer_waits_for_the_first(db: sqlite3.Connection, spool: Path) 
             other.execute("insert into meta values ('a', 'b')")
 
 
+# --- checkpoints
+
+
+def test_a_short_wal_is_left_alone_and_a_long_one_copied(db: Ledger, spool: Path) -> None:
+    wal = spool / "ledger.db-wal"
+    before = (spool / "ledger.db").stat().st_size
+    with transaction(db):
+        db.execute("insert into meta values ('short', 'x')")
+    assert (spool / "ledger.db").stat().st_size == before
+    with transaction(db):
+        db.execute("insert into meta values ('long', ?)", ("x" * 6_000_000,))
+    assert (spool / "ledger.db").stat().st_size > before + 6_000_000
+    with transaction(db):
+        db.execute("insert into meta values ('next', 'x')")
+    assert wal.stat().st_size <= WAL_BYTES
+
+
+def test_no_checkpoint_runs_while_somebody_else_writes(db: Ledger, spool: Path) -> None:
+    with closing(connect(spool / "ledger.db")) as other:
+        before = (spool / "ledger.db").stat().st_size
+        db.execute("insert into meta values ('long', ?)", ("x" * 6_000_000,))
+        with transaction(other):
+            db.execute("pragma busy_timeout = 0")
+            checkpoint(db)
+            assert (spool / "ledger.db").stat().st_size == before
+    checkpoint(db)
+    assert (spool / "ledger.db").stat().st_size > before + 6_000_000
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from app.db import open_ledger, transaction
+db = open_ledger(Path(sys.argv[1]))
+db.execute("pragma synchronous = off")
+print("ready", flush=True)
+sys.stdin.readline()
+wal = Path(sys.argv[1]) / "ledger.db-wal"
+for _ in range(60):
+    with transaction(db):
+        db.execute("insert into meta values (hex(randomblob(16)), ?)", ("x" * 100_000,))
+    assert wal.stat().st_size < 16 * 1024 * 1024
+db.close()
+"""
+
+
+def test_the_wal_stays_short_under_many_writers_and_everything_is_kept(
+    spool: Path, at_once: Callable[[str, int, list[str]], None]
+) -> None:
+    open_ledger(spool).close()
+    at_once(WRITER, 4, [str(spool)])
+    with closing(open_ledger(spool)) as db:
+        assert db.execute("select count(*) from meta").fetchone()[0] == 1 + 4 * 60
+        assert pragma(db, "integrity_check") == "ok"
+
+
+@pytest.mark.parametrize(
+    ("sqlite", "has_it"),
+    [
+        ("3.6.23", False),
+        ("3.7.0", True),
+        ("3.40.1", True),
+        ("3.44.5", True),
+        ("3.44.6", False),
+        ("3.45.0", True),
+        ("3.50.6", True),
+        ("3.50.7", False),
+        ("3.51.2", True),
+        ("3.51.3", False),
+        ("3.53", False),
+        ("4.0.0", False),
+    ],
+)
+def test_versions_with_the_wal_reset_bug(sqlite: str, has_it: bool) -> None:  # noqa: FBT001 - a table's column
+    assert wal_reset_bug(sqlite) is has_it
+
+
 # --- many processes
 
 OPENER = """
@@ -312,7 +447,7 @@ def test_eight_processes_open_missing_spools_at_once(
             assert pragma(db, "journal_mode") == "wal"
             assert db.execute("select count(*) from meta").fetchone()[0] == 1 + 8
             assert pragma(db, "integrity_check") == "ok"
-        assert sorted(path.name for path in spool.iterdir()) == [".gitignore", "ledger.db"]
+        assert sorted(path.name for path in spool.iterdir()) == [".gitignore", "ledger.db", "recover.lock"]
 
 
 def test_a_folder_that_all_users_share_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

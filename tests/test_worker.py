@@ -447,3 +447,41 @@ def test_the_watch_survives_a_bug_of_ours(station: Station, receiver: Receiver) 
     assert worker_.run_until(lambda: station.delivered(JOBS))
     assert "KeyError at test_worker.py" in station.text("worker.log")
     assert len(receiver.rows()) == RECORDS
+
+
+def test_a_queue_damaged_under_a_running_consumer_is_made_anew_and_rings_arrive_again(
+    station: Station, receiver: Receiver
+) -> None:
+    with worker(station):
+        captured(station, SIMPLE)
+        wait_until(lambda: station.delivered(JOBS))
+        for name in ("queue.db", "queue.db-wal"):
+            (station.spool / name).write_bytes(b"no database " * 1_000)
+        # Whoever has its pages in memory does not see it: the hook does.
+        captured(station, "b_tools")
+        wait_until(lambda: "the queue was damaged or deleted and is made anew" in station.text("worker.log"))
+        bell = Bell(station.spool, 1)
+        bell.ring("0" * 64)
+        wait_until(lambda: bell.huey.pending_count() == 0)
+        bell.close()
+        wait_until(lambda: station.delivered(2 * JOBS))
+    assert all(row.sends == 1 for row in receiver.rows())
+
+
+def test_a_ledger_damaged_under_a_live_hook_and_a_live_worker_is_recovered_and_both_go_on(
+    station: Station,
+) -> None:
+    with worker(station), hook(station) as process:
+        process.show(export(SIMPLE))
+        wait_until(lambda: station.delivered(JOBS))
+        ledger_file = station.spool / "ledger.db"
+        before = ledger_file.stat().st_ino
+        with ledger_file.open("r+b") as file:  # this process has no connection to it
+            file.truncate(3 * 4096)
+        (station.spool / "ledger.db-wal").write_bytes(b"")
+        process.show(export("b_tools"))
+        wait_until(lambda: ledger_file.exists() and ledger_file.stat().st_ino != before)
+        process.show(export("c_second_prompt"))
+        wait_until(lambda: station.counts().delivered >= JOBS and station.counts().pending == 0)
+        assert process.end() == 0
+    assert "damaged, set aside and recovered" in station.run("status").stdout

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from app import destination
 from app.db import transaction
-from app.ledger.job import Body, Claim, Failure, bodies
+from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
 from app.ledger.versions import forget_contents
 
 ISOLATED_KILLS = 2
@@ -97,8 +97,14 @@ def unacknowledged(db: sqlite3.Connection, held: Claim) -> Iterator[Body]:
     """The records of a claimed job that Helicone has not said yes to, in order, one in memory at a time.
 
     A record equal to the last acknowledged one under its request id is done already, whichever job posted it.
-    Raises LedgerError when a body does not match its checksum.
+    Raises LedgerError when a body does not match its checksum, or when records are missing.
     """
+    (missing,) = db.execute(
+        "select record_count - (select count(*) from record where job_id = job.id) from job where id = ?",
+        (held.job_id,),
+    ).fetchone()
+    if missing > 0 and is_current(db, held):
+        raise LedgerError(f"{missing} record(s) of job {held.key[:12]} are missing")
     positions = db.execute(
         "select r.position from record r where r.job_id = ? and not exists (select 1 from acknowledgement a"
         " where a.turn_id = ? and a.request_id = r.request_id and a.digest = r.digest)",
