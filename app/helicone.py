@@ -30,6 +30,15 @@ READ_BACK_ROWS_MAX = 20_000
 REASON_CHARS_MAX = 200
 ERROR_CHARS_MAX = 120
 
+NOT_STORED_CAUSES: tuple[str, ...] = (
+    "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
+    "ClickHouse has no tables: clickhouse-migrate stops at a question when it has no terminal;"
+    " run ch_hcone.py --upgrade --skip-confirmation",
+    "jawn does not reach the S3 endpoint, or the bucket request-response-storage is missing there",
+    "the API key's user is no member of its organisation (a row of organization_member)",
+)
+"""Why a log that was accepted may not appear, on a Helicone that somebody hosts: jawn answers 200 all the same."""
+
 # Shorter runs of equal characters are chance ("provider"), longer ones are an echo of what was sent.
 _ECHO_CHARS = 16
 _WAIT = frozenset({408, 425, 429})
