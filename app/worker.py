@@ -24,6 +24,7 @@ from huey.signals import SIGNAL_INTERRUPTED
 
 from app import __version__, clock, destination, ledger, log, retry
 from app.bell import Bell
+from app.capture import capture, secrets_of_this_machine
 from app.db import SchemaError, open_ledger
 from app.deliver import Courier, deliver
 from app.destination import Destination
@@ -31,8 +32,9 @@ from app.endpoint import EndpointError, Route, routes
 from app.helicone import Client, ClientError
 from app.ledger import Body
 from app.presence import Announced, Only, present
+from app.redact import PatternError
 from app.retry import Outcome
-from app.settings import Recorded, SettingsError
+from app.settings import Recorded, Settings, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
 
@@ -86,7 +88,7 @@ class Worker:
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
         self._route = self.target.route
-        self._client = Client(self._key) if self._key else None
+        self._client = Client(self._key, redact=_redact(self.settings, sources)) if self._key else None
         self._announced: Announced | None = None
         self._only = Only(self.spool.automatic_worker(self.target.id))
         self._watching = threading.Lock()
@@ -285,6 +287,14 @@ class Worker:
             self._announced.withdraw()
         if self._client is not None:
             self._client.close()
+
+
+def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None:
+    """For the answers that are kept. None, so that none is, while a pattern does not compile."""
+    try:
+        return capture(settings, secrets_of_this_machine(sources.environ)).redaction.text
+    except PatternError:
+        return None
 
 
 def take_over_keyless(db: sqlite3.Connection, ours: Destination, now_ms: int) -> int:
