@@ -33,8 +33,7 @@ ERROR_CHARS_MAX = 120
 
 NOT_STORED_CAUSES: tuple[str, ...] = (
     "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
-    "ClickHouse has no tables: clickhouse-migrate stops at a question when it has no terminal;"
-    " run ch_hcone.py --upgrade --skip-confirmation",
+    "ClickHouse has no tables: clickhouse-migrate stops at a question without a terminal; give it --skip-confirmation",
     "jawn does not reach the S3 endpoint, or the bucket request-response-storage is missing there",
     "the API key's user is no member of its organisation (a row of organization_member)",
 )

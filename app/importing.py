@@ -26,7 +26,7 @@ from app.sources import Sources
 from app.spool import folder, target
 from app.transcript import TranscriptError
 
-ASKED_BACK = ("age", "size")
+ASKED_BACK = ("age", "size", "purged")
 """Why jobs were dropped that an import takes back, as a person asks for them. What was `off` or `deleted` stays so."""
 
 

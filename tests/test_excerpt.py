@@ -20,13 +20,14 @@ from tests.secrets import KEYS, noise
 from tests.servers import answer, api_key, scripted
 
 ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "a record"))
-SAID = 'the canary "sings"\n\tin Пещера 9 at <night> & 100%: ' + "y" * 20
+SAID = 'the canary "sings"\n\tin 洞窟 9 at <night> & 100%: ' + "y" * 20
+OTHER = "日本語の文章は短くても多くを語ることができる"
 KNOWN = noise("known", "abcdefghijkmnpqrstuvwxyz23456789", 30)
 RECORD = json.dumps(
     {
         "providerRequest": {
             "url": "custom-model-nopath",
-            "json": {"input": {"a key as long as a word": SAID}, "said": ["first", "Ще не вмерла України і слава"]},
+            "json": {"input": {"a key as long as a word": SAID}, "said": ["first", OTHER]},
             "meta": {"Helicone-Request-Id": ID},
         },
         "providerResponse": {"status": 200, "headers": {}, "json": {}},
@@ -78,14 +79,14 @@ def test_a_client_that_cannot_redact_keeps_no_answer() -> None:
 ECHOES = {
     "as it was sent": RECORD.decode()[90:150],
     "decoded": SAID,
-    "another language": "«Ще не вмерла України і слава»",
+    "another language": f"«{OTHER}»",
     "a key of what a tool was asked": "what is 'a key as long as a word'?",
     "in JSON": json.dumps({"error": SAID}),
-    "in JSON with escapes": json.dumps({"error": "near Ще не вмерла України і слава"}),
+    "in JSON with escapes": json.dumps({"error": f"near {OTHER}"}),
     "in JSON in JSON": json.dumps({"error": json.dumps({"text": SAID})}),
     "in a URL": quote(SAID),
     "in HTML": html.escape("<p>" + SAID),
-    "with other spaces": "the   canary\n'sings' in\tПещера 9 at night",
+    "with other spaces": "the   canary\n'sings' in\t洞窟 9 at night",
 }
 
 
@@ -95,7 +96,7 @@ def test_an_answer_that_repeats_the_record_is_withheld(client: Client, said: str
 
 
 def test_a_reason_that_repeats_the_record_in_escapes_is_withheld(client: Client) -> None:
-    outcome = post(client, json.dumps({"error": "near Ще не вмерла України і слава"}).encode(), 400)
+    outcome = post(client, json.dumps({"error": f"near {OTHER}"}).encode(), 400)
     assert outcome.reason == "400: the answer's text repeats the record and is withheld"
 
 

@@ -4,6 +4,7 @@
     claims      out: a job is claimed, acknowledged record by record, finished
     upkeep      what no ring brings: orphans, rings, pruning
     adoption    jobs that change their destination
+    letters     what is dead or dropped, for who looks into it; dead ones come back or go for good
     readings    numbers, for people
 
 The picture of the states stands at the head of migrations/0001_initial.sql, and what came to it in 0002_health.sql.
@@ -28,6 +29,20 @@ from app.ledger.claims import (
     unacknowledged,
 )
 from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, Failure, LedgerError, Standing, Version, bodies
+from app.ledger.letters import (
+    Attempt,
+    Choice,
+    Group,
+    Letter,
+    attempts,
+    dead_groups,
+    dead_letters,
+    dropped_groups,
+    dropped_letters,
+    letters_of,
+    purge_dead,
+    retry_dead,
+)
 from app.ledger.readings import Counts, counts, errors, is_pending, sendable
 from app.ledger.upkeep import (
     KILLS_MAX,
@@ -53,24 +68,33 @@ __all__ = [
     "KILLS_MAX",
     "RING_AGAIN_MS",
     "SESSION_RECORD",
+    "Attempt",
     "Body",
+    "Choice",
     "Claim",
     "Counts",
     "Failure",
+    "Group",
     "LedgerError",
+    "Letter",
     "Standing",
     "Version",
     "abandon",
     "acknowledge",
     "adopt",
+    "attempts",
     "bodies",
     "bury",
     "claim",
     "complete",
     "counts",
+    "dead_groups",
+    "dead_letters",
     "drop_aged",
     "drop_oversize",
     "drop_session",
+    "dropped_groups",
+    "dropped_letters",
     "errors",
     "forget_acknowledgements",
     "frozen",
@@ -81,10 +105,13 @@ __all__ = [
     "is_current",
     "is_pending",
     "leasing_workers",
+    "letters_of",
     "next_due_ms",
     "next_of_session",
     "place_under",
+    "purge_dead",
     "recover",
+    "retry_dead",
     "see_again",
     "sendable",
     "set_back",
