@@ -36,6 +36,7 @@ from app.ledger.letters import (
     Letter,
     attempts,
     dead_groups,
+    dead_keys,
     dead_letters,
     dropped_groups,
     dropped_letters,
@@ -43,7 +44,7 @@ from app.ledger.letters import (
     purge_dead,
     retry_dead,
 )
-from app.ledger.readings import Counts, counts, errors, is_pending, sendable
+from app.ledger.readings import Conditions, Counts, conditions, counts, errors, is_pending, sendable
 from app.ledger.upkeep import (
     KILLS_MAX,
     RING_AGAIN_MS,
@@ -72,6 +73,7 @@ __all__ = [
     "Body",
     "Choice",
     "Claim",
+    "Conditions",
     "Counts",
     "Failure",
     "Group",
@@ -87,8 +89,10 @@ __all__ = [
     "bury",
     "claim",
     "complete",
+    "conditions",
     "counts",
     "dead_groups",
+    "dead_keys",
     "dead_letters",
     "drop_aged",
     "drop_oversize",

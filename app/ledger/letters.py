@@ -146,6 +146,13 @@ def dropped_letters(db: sqlite3.Connection, since_ms: int = 0, limit: int = BATC
     return [_read(row) for row in rows]
 
 
+def dead_keys(db: sqlite3.Connection, choice: Choice) -> list[str]:
+    """To be retried or purged in batches: what dies meanwhile is not among them."""
+    return [
+        row[0] for row in db.execute(f"select distinct key from job where {_CHOSEN} order by key", _bound(db, choice))
+    ]
+
+
 def letters_of(db: sqlite3.Connection, prefix: str, state: Literal["dead", "dropped"], limit: int = 10) -> list[Letter]:
     """Those whose key begins so. One key may be dead at several destinations."""
     rows = db.execute(
@@ -184,14 +191,14 @@ def attempts(db: sqlite3.Connection, job_id: int) -> list[Attempt]:
 
 
 def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tuple[int, str]]:
-    """dead -> pending, due now and as if it were new, at most BATCH; (destination, key) of each, to be rung.
+    """dead -> pending, due now and as if it were new; (destination, key) of each, to be rung.
 
     No newer version can be in the way: it would have superseded the dead one. Its age counts from now on. What was
     acknowledged need not be sent again, unless it was looked for at Helicone and not found.
     """
     with transaction(db):
         arguments = {**_bound(db, choice), "now": now_ms}
-        ids = [row[0] for row in db.execute(f"select id from job where {_CHOSEN} limit {BATCH}", arguments)]
+        ids = [row[0] for row in db.execute(f"select id from job where {_CHOSEN}", arguments)]
         arguments["jobs"] = json.dumps(ids)
         db.execute(
             "delete from acknowledgement where (turn_id, request_id) in (select j.turn_id, r.request_id from job j"
@@ -209,11 +216,11 @@ def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tupl
 
 
 def purge_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
-    """dead -> dropped (purged), at most BATCH: bodies and attempts go, the key stays known."""
+    """dead -> dropped (purged): bodies and attempts go, the key stays known."""
     with transaction(db):
         rows = db.execute(
             "update job set state = 'dropped', drop_reason = 'purged', finished_ms = :now, body_bytes = 0"
-            f" where id in (select id from job where {_CHOSEN} limit {BATCH}) and state = 'dead' returning id",
+            f" where id in (select id from job where {_CHOSEN}) and state = 'dead' returning id",
             {**_bound(db, choice), "now": now_ms},
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from app.ledger.claims import ISOLATED_KILLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,33 @@ def counts(db: sqlite3.Connection, destination_id: int | None = None) -> Counts:
         oldest_pending_ms=pending["oldest_ms"] if pending else None,
         body_bytes=sum(row["body_bytes"] for row in rows),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Of one destination's jobs, what their states do not say."""
+
+    in_backoff: int
+    """Pending, but not to be tried before a time that is still to come."""
+    isolated: int
+    """Pending, and suspected of killing workers: tried alone."""
+    to_confirm: int
+    """Delivered, and still to be read back at Helicone."""
+    confirmed: int
+    """Delivered, and seen there."""
+    bodies_not_stored: int
+    """Delivered, but Helicone kept their numbers only."""
+
+
+def conditions(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Conditions:
+    row = db.execute(
+        "select total(state = 'pending' and due_ms > :now) as in_backoff,"
+        " total(state = 'pending' and kills >= :isolated) as isolated, count(confirm_ms) as to_confirm,"
+        " count(confirmed_ms) as confirmed, total(body_not_stored) as bodies_not_stored"
+        " from job where destination_id = :destination and state in ('pending', 'delivered')",
+        {"now": now_ms, "isolated": ISOLATED_KILLS, "destination": destination_id},
+    ).fetchone()
+    return Conditions(**{field.name: int(row[field.name]) for field in fields(Conditions)})
 
 
 def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[tuple[str, str, int]]:
