@@ -38,5 +38,5 @@ def typed(station: Station, *arguments: str, stdin: TextIO | None = None) -> sub
         except SystemExit as end:
             code = end.code
     assert isinstance(code, int)
-    texts = [stream.buffer.getvalue().decode("utf-8") for stream in (out, err)]  # type: ignore[attr-defined]  # BytesIO
+    texts = [stream.buffer.getvalue().decode("utf-8") for stream in (out, err)]
     return subprocess.CompletedProcess(arguments, code, *texts)
