@@ -33,6 +33,8 @@ class Destination:
     pause_reason: str | None
     pause_count: int
     probe_ms: int | None
+    concurrency: int | None
+    """How many jobs may be in flight soon after a pause; None: as many as there are threads."""
     delivery_options: Mapping[str, object]
     worker_wanted: str
 
@@ -90,6 +92,7 @@ def _read_destination(row: sqlite3.Row) -> Destination:
         pause_reason=row["pause_reason"],
         pause_count=row["pause_count"],
         probe_ms=row["probe_ms"],
+        concurrency=row["concurrency"],
         delivery_options=json.loads(row["delivery_options"]),
         worker_wanted=row["worker_wanted"],
     )
@@ -141,6 +144,35 @@ def refuse(db: sqlite3.Connection, reason: str, now_ms: int) -> None:
         " on conflict (reason) do update set count = count + 1, last_ms = excluded.last_ms",
         (reason, now_ms),
     )
+
+
+def note(db: sqlite3.Connection, incident: str, now_ms: int, count: int = 1) -> None:
+    """Count something that went wrong and that no job tells of; `incident` is one of few sentences."""
+    db.execute(
+        "insert into incident (what, count, last_ms) values (?, ?, ?) on conflict (what) do update"
+        " set count = count + excluded.count, last_ms = excluded.last_ms",
+        (incident, count, now_ms),
+    )
+
+
+def incidents(db: sqlite3.Connection, limit: int = 20) -> list[tuple[str, int, int]]:
+    """(what, count, last time in ms), most recent first."""
+    rows = db.execute("select what, count, last_ms from incident order by last_ms desc limit ?", (limit,)).fetchall()
+    return [(row["what"], row["count"], row["last_ms"]) for row in rows]
+
+
+def rotated(db: sqlite3.Connection, ours: Destination) -> list[tuple[int, str]]:
+    """(destination, folder) of what waits for a key that is refused and that its folder has replaced by ours.
+
+    Only the folder tells: what was captured in another one may be meant for somebody else's Helicone.
+    """
+    rows = db.execute(
+        "select distinct d.id, s.folder from destination d join session s on s.destination_id = d.id"
+        " join folder f on f.hash = s.folder and f.destination_id = :ours"
+        " where d.id <> :ours and d.endpoint = :endpoint and d.key_fingerprint <> '' and d.health = 'refused'",
+        {"ours": ours.id, "endpoint": ours.endpoint},
+    ).fetchall()
+    return [(row["id"], row["folder"]) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from app.db import open_ledger
 from app.sources import Sources
 from app.spool import Spool, target
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
-from app.worker import Worker, take_over_keyless
+from app.worker import Worker, take_over
 
 LOOK_S = 0.1
 
@@ -45,8 +45,7 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
     with closing(open_ledger(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
         destination.probe_now(db, ours.id, clock.now_ms())
-        while take_over_keyless(db, ours, clock.now_ms()):
-            pass  # it moves a bounded number at a time
+        take_over(db, ours, clock.now_ms())
         end_s = time.monotonic() + timeout_s
 
         def is_over() -> bool:

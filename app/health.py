@@ -100,10 +100,10 @@ def _is_of_the_destination(outcome: Outcome, at: Situation) -> bool:
 
 def _is_own(at: Situation, policy: Policy) -> bool:
     """Whether a 5xx is held against the job."""
-    if at.is_alone:
-        asked = at.pause_count if at.is_probe else at.setbacks
-        return is_full(asked + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms)
-    return at.others_passed and not (at.is_probe or at.is_paused or at.other_is_suspect)
+    if at.others_passed and not (at.is_probe or at.is_paused or at.other_is_suspect):
+        return True
+    asked = at.pause_count if at.is_probe else at.setbacks
+    return at.is_alone and is_full(asked + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms)
 
 
 def _pause(outcome: Outcome, at: Situation, policy: Policy, dice: float, *, charged: bool) -> Pause:

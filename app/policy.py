@@ -20,17 +20,27 @@ class Policy:
     prefix: str
 
     def facts(self, user_id: str) -> str:
-        """The policy as JSON, equal for equal policies. `user_id` is '' for none."""
-        facts = {
+        """The policy as JSON to be kept with a job, equal for equal policies. `user_id` is '' for none.
+
+        Patterns are short hashes: somebody may have written the very secret down as a pattern.
+        """
+        marks = sorted(
+            hashlib.sha256(pattern.encode("utf-8", "surrogatepass")).hexdigest()[:12] for pattern in self.patterns
+        )
+        return json.dumps(self._facts(user_id, marks), sort_keys=True)
+
+    def digest(self, user_id: str) -> str:
+        """SHA-256 (hex) of the policy; one half of a job's key."""
+        return hashlib.sha256(
+            json.dumps(self._facts(user_id, sorted(self.patterns)), sort_keys=True).encode()
+        ).hexdigest()
+
+    def _facts(self, user_id: str, patterns: list[str]) -> dict[str, object]:
+        return {
             "mode": self.mode,
             # Under metadata_only no text leaves, so the patterns decide nothing.
-            "patterns": sorted(self.patterns) if self.mode == "full" else [],
+            "patterns": patterns if self.mode == "full" else [],
             "redact_secrets": self.redact_secrets if self.mode == "full" else True,
             "prefix": self.prefix,
             "user_id": user_id,
         }
-        return json.dumps(facts, sort_keys=True)
-
-    def digest(self, user_id: str) -> str:
-        """SHA-256 (hex) of the policy; one half of a job's key."""
-        return hashlib.sha256(self.facts(user_id).encode()).hexdigest()

@@ -90,10 +90,6 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
     yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} failed before, {at.in_backoff} in backoff"
     if at.isolated:
         yield f"  {at.isolated} tried alone, because workers died with them"
-    if at.to_confirm or at.confirmed:
-        yield f"  {at.confirmed} confirmed at Helicone, {at.to_confirm} to be confirmed"
-    if at.bodies_not_stored:
-        yield f"  {at.bodies_not_stored} stored without their bodies (Helicone's quota)"
     if one.oldest_pending_ms is not None:
         yield f"  the oldest waits for {(now_ms - one.oldest_pending_ms) // 1000} s"
     if one.route is not None:

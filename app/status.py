@@ -186,7 +186,7 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
         jobs=Jobs(0, 0, 0, 0, 0),
         in_flight=0,
         retrying=0,
-        conditions=Conditions(0, 0, 0, 0, 0),
+        conditions=Conditions(0, 0),
         oldest_pending_ms=None,
         errors=(),
         dead_letters=(),

@@ -130,8 +130,14 @@ class Worker:
             # The lease runs out or is released by the next look; the job is where it was.
             self._log(f"ledger: {error}")
             return
-        if following is not None and not self._stopping():
+        if self._stopping():
+            return
+        if following is not None:
             self.bell.ring(following)
+        elif destination.by_id(self.db, self.target.id).concurrency is not None:
+            # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
+            for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2):
+                self.bell.ring(ringing)
 
     def _post(self, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
@@ -187,13 +193,14 @@ class Worker:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         destination.probe_now(self.db, self.target.id, clock.now_ms())
-        while take_over_keyless(self.db, self.target, clock.now_ms()):
-            pass  # it moves a bounded number at a time
+        take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
         """Do what is to be done now; the milliseconds until the next look."""
         now_ms = clock.now_ms()
+        if mended := ledger.unwarp(self.db, now_ms):
+            self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._recover(now_ms)
         if self._client is not None:
             for key in ledger.to_ring(self.db, self.target.id, now_ms, RINGS_PER_LOOK):
@@ -214,8 +221,11 @@ class Worker:
             self._log(f"took back {recovered} job(s) of a worker that died or hung")
 
     def _prune(self, now_ms: int) -> None:
-        aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms)
+        take_over(self.db, self.target, now_ms)
+        is_steady = ledger.is_steady(self.db, now_ms)
+        aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, self.settings.max_spool_bytes)
+        ledger.forget_acknowledgements(self.db, now_ms)
         ledger.shrink(self.db)
         if aged or oversize:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge), {oversize} by size (maxSpoolSize)")
@@ -297,20 +307,21 @@ def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None
         return None
 
 
-def take_over_keyless(db: sqlite3.Connection, ours: Destination, now_ms: int) -> int:
-    """Adopt what was captured before any key was known, if it can only be meant for this destination.
+def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
+    """Adopt what waits elsewhere and can only be meant for this destination.
 
-    That is so while nothing was captured for another key that it might be meant for as well: a session of one project
-    must not end up in the other's Helicone. Then it waits until its project is captured again with a key.
+    What was captured before any key was known: while nothing was captured for another key that it might be meant for as
+    well. A session of one project must not end up in the other's Helicone: then it waits until its project is captured
+    again with a key. What was captured under a key that is refused by now: if its own folder has our key since.
     """
     everyone = destination.destinations(db)
     others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destination.is_used(db, one.id)]
-    moved = 0
     for one in everyone if ours.key_fingerprint else []:
         is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
         if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
-            moved += ledger.adopt(db, one.id, ours.id, now_ms=now_ms)
-    return moved
+            ledger.adopt(db, one.id, ours.id, now_ms=now_ms)
+    for from_id, folder in destination.rotated(db, ours) if ours.key_fingerprint else []:
+        ledger.adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -108,6 +108,29 @@ create index job_state on job (state, destination_id);
 create index job_confirm on job (destination_id, confirm_ms) where confirm_ms is not null;
 create index job_isolated on job (destination_id) where kills >= 2 and state = 'pending';
 
+create table record_new (
+    job_id integer not null references job (id) on delete cascade,
+    position integer not null,
+    request_id blob not null check (length(request_id) = 16),
+    digest blob not null check (length(digest) = 16),  -- of the uncompressed body: first half of its SHA-256
+    body_bytes integer,                                -- uncompressed, in the bundle; null: the body is here
+    body blob,                                         -- zlib; only of jobs from before there were bundles
+    primary key (job_id, position),
+    check ((body is null) = (body_bytes is not null))
+) strict, without rowid;
+
+insert into record_new (job_id, position, request_id, digest, body)
+select job_id, position, request_id, digest, body from record;
+
+drop table record;
+alter table record_new rename to record;
+
+-- The bodies of all records of a job, one compressed stream.
+create table bundle (
+    job_id integer primary key references job (id) on delete cascade,
+    bodies blob not null
+) strict;
+
 -- Every claim; the last few of a job are kept, and none of one that is delivered.
 create table attempt (
     job_id integer not null references job (id) on delete cascade,
@@ -125,3 +148,10 @@ alter table folder add column destination_id integer references destination (id)
 
 -- Acknowledgements are forgotten when they are old.
 create index acknowledgement_age on acknowledgement (acknowledged_ms);
+
+-- What went wrong beside jobs and lines: the clock, the disk, the ledger itself.
+create table incident (
+    what text primary key,
+    count integer not null,
+    last_ms integer not null
+) strict;

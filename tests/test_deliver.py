@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from app import destination, ledger
-from app.deliver import LEASE_MS, PAUSE_MS_MAX, Courier, deliver
+from app.deliver import LEASE_MS, Courier, deliver
 from app.destination import Destination
 from app.ledger import Body
 from app.retry import Kind, Outcome, Policy
@@ -17,9 +17,11 @@ from tests.desk import Desk, version
 
 MAX_RETRIES = 3
 BASE_MS = 1_000
+CAP_MS = 60_000
 
 
 def outcome(kind: Kind, retry_after_ms: int | None = None) -> Outcome:
+    """Whatever `wait` stands for here, no answer came."""
     return Outcome(kind, f"it was {kind}", None if kind == "wait" else 500, retry_after_ms)
 
 
@@ -32,6 +34,7 @@ class Shop:
     posted: list[Body] = field(default_factory=list)
     dice: float = 1.0
     stopping: Callable[[], bool] = lambda: False
+    neighbours: int = 0
     before_answer: Callable[[], object] = lambda: None
     """Happens while a POST is under way."""
 
@@ -46,7 +49,7 @@ class Shop:
         return Courier(
             destination_id=self.desk.destination,
             worker="worker-a",
-            policy=Policy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=60_000),
+            policy=Policy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=CAP_MS),
             post=self.post,
             clock=lambda: self.desk.now_ms,
             dice=lambda: self.dice,
@@ -56,6 +59,20 @@ class Shop:
     def deliver(self, *answers: Outcome, session: str = "ses_1") -> str | None:
         self.answers = list(answers)
         return deliver(self.desk.db, version(session=session).key, self.courier)
+
+    def neighbour_passes(self) -> None:
+        """A job of another session is delivered: the destination is there."""
+        self.neighbours += 1
+        other = version(f"t{self.neighbours}", session="ses_neighbour")
+        self.desk.put(other)
+        assert deliver(self.desk.db, other.key, self.courier) is None
+        assert self.desk.state(other) == "delivered"
+
+    def neighbour_waits(self) -> None:
+        """A job of another session waits, and is not due."""
+        other = version(session="ses_waiting")
+        self.desk.put(other)
+        self.desk.db.execute("update job set due_ms = 1 << 50 where key = ?", (other.key,))
 
     @property
     def destination(self) -> Destination:
@@ -91,11 +108,12 @@ def test_all_records_are_posted_in_order_and_the_job_is_delivered(shop: Shop) ->
 
 
 @pytest.mark.parametrize("where", AT)
-def test_retry_is_charged_once_and_due_after_its_backoff(shop: Shop, where: Where) -> None:
+def test_failed_job_waits_out_its_backoff_and_goes_on_where_it_was(shop: Shop, where: Where) -> None:
     shop.desk.put(version(), records=3)
     shop.deliver(*[outcome("accepted")] * AT[where], outcome("retry"))
-    assert shop.facts() == ("pending", 1, None)
-    assert (shop.desk.row()["due_ms"], shop.desk.row()["error"]) == (1_000 + BASE_MS, "it was retry")
+    row = shop.desk.row()
+    assert (row["state"], row["setbacks"], row["lease_until_ms"]) == ("pending", 1, None)
+    assert (row["due_ms"], row["error"]) == (1_000 + BASE_MS, "it was retry")
     assert shop.destination.pause_reason is None
     shop.desk.now_ms += BASE_MS
     shop.posted.clear()
@@ -135,26 +153,155 @@ def test_permanent_is_dead_at_once(shop: Shop, where: Where) -> None:
 # --- retries
 
 
-def test_retries_used_up_are_a_dead_letter(shop: Shop) -> None:
+def test_job_that_fails_while_others_pass_is_dead_after_its_retries(shop: Shop) -> None:
     shop.desk.put(version())
-    for _ in range(MAX_RETRIES):
-        shop.deliver(outcome("retry"))
+    for tries in range(1, MAX_RETRIES + 2):
         assert shop.desk.state() == "pending"
-        shop.desk.now_ms = shop.desk.row()["due_ms"]
-    shop.deliver(outcome("retry"))
+        shop.neighbour_passes()
+        shop.posted.clear()
+        shop.deliver(outcome("retry"))
+        assert len(shop.posted) == 1
+        assert shop.destination.health == "fine"
+        shop.desk.now_ms = shop.desk.row()["due_ms"] or 0
+        assert shop.desk.row()["failures"] == min(tries, MAX_RETRIES)
     assert shop.desk.state() == "dead"
     assert shop.desk.row()["error"] == "it was retry (after 3 retries)"
-    assert len(shop.posted) == 1 + MAX_RETRIES
+
+
+def test_job_that_fails_while_nobody_passes_is_charged_nothing(shop: Shop) -> None:
+    shop.neighbour_waits()
+    shop.desk.put(version())
+    for _ in range(10 * MAX_RETRIES):
+        shop.deliver(outcome("retry"))
+        shop.desk.now_ms = shop.desk.row()["due_ms"]
+    assert shop.facts() == ("pending", 0, None)
+
+
+def test_job_without_an_answer_is_charged_nothing_though_others_pass(shop: Shop) -> None:
+    shop.desk.put(version())
+    for _ in range(10 * MAX_RETRIES):
+        shop.neighbour_passes()
+        shop.deliver(outcome("wait"))
+        shop.desk.now_ms = max(shop.desk.row()["due_ms"], shop.destination.probe_ms or 0)
+    assert shop.facts() == ("pending", 0, None)
+
+
+def test_job_that_never_gets_an_answer_does_not_pause_the_destination_for_its_neighbours(shop: Shop) -> None:
+    shop.neighbour_waits()
+    shop.desk.put(version())
+    for _ in range(5):
+        shop.neighbour_passes()
+        shop.deliver(outcome("wait"))
+        assert shop.destination.health == "fine"
+        shop.desk.now_ms = shop.desk.row()["due_ms"]
+    # Its own backoff grows meanwhile.
+    assert shop.desk.row()["setbacks"] == 5
+
+
+def test_only_job_that_waits_is_charged_once_its_backoff_is_full(shop: Shop) -> None:
+    shop.desk.put(version())
+    waits = []
+    while shop.desk.state() == "pending":
+        shop.deliver(outcome("retry"))
+        due_ms = shop.desk.row()["due_ms"]
+        if due_ms is not None:
+            waits.append(due_ms - shop.desk.now_ms)
+            shop.desk.now_ms = due_ms
+    assert waits == [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, *[CAP_MS] * MAX_RETRIES]
+    assert shop.desk.row()["error"] == "it was retry (after 3 retries)"
+
+
+def test_only_job_that_waits_dies_also_as_a_probe(shop: Shop) -> None:
+    shop.desk.put(version())
+    shop.deliver(outcome("wait"))
+    probes = 0
+    while shop.desk.state() == "pending":
+        assert shop.destination.health == "down"
+        shop.desk.now_ms = shop.destination.probe_ms or 0
+        shop.deliver(outcome("retry"))
+        probes += 1
+    assert probes == 6 + MAX_RETRIES
 
 
 def test_attempt_that_got_a_record_through_starts_the_count_anew(shop: Shop) -> None:
     shop.desk.put(version(), records=2)
     for _ in range(MAX_RETRIES):
+        shop.neighbour_passes()
         shop.deliver(outcome("retry"))
         shop.desk.now_ms = shop.desk.row()["due_ms"]
     shop.deliver(outcome("accepted"), outcome("retry"))
-    assert shop.facts() == ("pending", 1, None)
-    assert shop.desk.row()["due_ms"] == shop.desk.now_ms + BASE_MS
+    row = shop.desk.row()
+    assert (row["state"], row["setbacks"], row["failures"]) == ("pending", 1, 0)
+    assert row["due_ms"] == shop.desk.now_ms + BASE_MS
+
+
+# --- down: failures of different jobs
+
+
+@pytest.mark.parametrize("kinds", [("retry", "retry"), ("wait", "wait"), ("retry", "wait"), ("wait", "retry")])
+def test_two_jobs_that_fail_in_a_row_mean_that_the_destination_is_down(shop: Shop, kinds: tuple[Kind, Kind]) -> None:
+    for session in ("ses_1", "ses_2", "ses_3"):
+        shop.desk.put(version(session=session))
+    shop.deliver(outcome(kinds[0]), session="ses_1")
+    assert shop.destination.health == "fine"
+    shop.deliver(outcome(kinds[1]), session="ses_2")
+    assert (shop.destination.health, shop.destination.pause_reason) == ("down", f"it was {kinds[1]}")
+    assert [shop.desk.row(version(session=f"ses_{n}"))["failures"] for n in (1, 2, 3)] == [0, 0, 0]
+
+
+def test_a_pass_between_two_failures_clears_the_destination(shop: Shop) -> None:
+    for session in ("ses_1", "ses_2"):
+        shop.desk.put(version(session=session))
+    shop.deliver(outcome("retry"), session="ses_1")
+    shop.neighbour_passes()
+    shop.deliver(outcome("retry"), session="ses_2")
+    assert shop.destination.health == "fine"
+
+
+def test_rate_limit_pauses_at_once(shop: Shop) -> None:
+    shop.neighbour_waits()
+    shop.desk.put(version())
+    shop.deliver(Outcome("wait", "429: empty body", 429, 20_000))
+    assert (shop.destination.health, shop.destination.probe_ms) == ("down", 21_000)
+    assert shop.facts() == ("pending", 0, None)
+
+
+def test_outage_with_answers_kills_nobody_however_long(shop: Shop) -> None:
+    for n in range(5):
+        shop.neighbour_passes()
+        shop.desk.put(version(session=f"ses_{n}"))
+    for _ in range(200):
+        for n in range(5):
+            shop.deliver(outcome("retry"), session=f"ses_{n}")
+        shop.desk.now_ms = shop.destination.probe_ms or shop.desk.now_ms + BASE_MS
+    states = {
+        (row["state"], row["failures"])
+        for row in shop.desk.db.execute("select state, failures from job where state <> 'delivered'")
+    }
+    assert {state for state, _ in states} == {"pending"}
+    assert max(failures for _, failures in states) <= 1, "the first, of which nobody knew yet what it meant"
+
+
+def test_poison_dies_while_its_neighbours_flow_also_after_an_outage(shop: Shop) -> None:
+    poison = version(session="ses_poison")
+    sessions = [f"ses_{n}" for n in range(30)]
+    for session in ("ses_poison", *sessions):
+        shop.desk.put(version(session=session))
+
+    def post(body: Body) -> Outcome:
+        return outcome("retry" if body.body.startswith(b"ses_poison") else "accepted")
+
+    courier = replace(shop.courier, post=post)
+    shop.desk.pause(probe_ms=shop.desk.now_ms)
+    for _ in range(200):
+        for session in ("ses_poison", *sessions):
+            deliver(shop.desk.db, version(session=session).key, courier)
+            if len(sessions) > 10 and shop.desk.state(version(session=sessions[-1])) == "delivered":
+                sessions.append(f"ses_{len(sessions)}")
+                shop.desk.put(version(session=sessions[-1]))
+        shop.desk.now_ms += BASE_MS
+    assert shop.desk.state(poison) == "dead"
+    assert {shop.desk.state(version(session=session)) for session in sessions[:-1]} == {"delivered"}
 
 
 def test_backoff_doubles_with_each_failure_and_is_diced(shop: Shop) -> None:
@@ -194,7 +341,7 @@ def test_pause_grows_with_each_failed_probe_up_to_its_bound(shop: Shop) -> None:
         pauses.append(shop.destination.probe_ms - shop.desk.now_ms)
         shop.desk.now_ms = shop.destination.probe_ms
     assert pauses[:4] == [1_000, 2_000, 4_000, 8_000]
-    assert pauses[-1] == PAUSE_MS_MAX
+    assert pauses[-1] == CAP_MS
     assert shop.facts() == ("pending", 0, None)
 
 
@@ -222,9 +369,7 @@ def test_jobs_that_fail_together_are_one_failure_of_the_destination(shop: Shop) 
 def test_one_probe_at_a_time(shop: Shop) -> None:
     for session in ("ses_1", "ses_2"):
         shop.desk.put(version(session=session))
-    shop.deliver(outcome("wait"))
-    shop.desk.now_ms = 5_000
-    shop.posted.clear()
+    shop.desk.pause(probe_ms=1_000)
 
     def others_try() -> None:
         shop.before_answer = lambda: None
@@ -235,13 +380,24 @@ def test_one_probe_at_a_time(shop: Shop) -> None:
     assert len(shop.posted) == 1
 
 
-@pytest.mark.parametrize("kind", ["retry", "permanent"])
-def test_probe_answered_about_its_job_ends_the_pause(shop: Shop, kind: Kind) -> None:
+def test_probe_that_is_refused_for_good_ends_the_pause(shop: Shop) -> None:
     shop.desk.put(version())
     shop.deliver(outcome("wait"))
     shop.desk.now_ms = 5_000
-    shop.deliver(outcome(kind))
-    assert (shop.destination.pause_reason, shop.destination.pause_count) == (None, 0)
+    shop.deliver(outcome("permanent"))
+    assert (shop.destination.health, shop.destination.pause_reason, shop.destination.pause_count) == ("fine", None, 0)
+
+
+def test_probe_answered_with_a_5xx_leaves_it_to_another_job_to_show_that_all_is_well(shop: Shop) -> None:
+    for session in ("ses_1", "ses_2"):
+        shop.desk.put(version(session=session))
+    shop.desk.pause(probe_ms=1_000)
+    shop.deliver(outcome("retry"))
+    assert (shop.destination.health, shop.destination.pause_count) == ("down", 2)
+    shop.desk.now_ms = shop.destination.probe_ms or 0
+    shop.deliver(session="ses_1")
+    assert shop.desk.state(version(session="ses_2")) == "delivered", "whichever key rang, it was its turn"
+    assert shop.destination.health == "fine"
 
 
 def test_probe_that_got_a_record_through_and_then_failed_is_a_first_failure(shop: Shop) -> None:
@@ -457,9 +613,7 @@ def test_a_probe_that_found_nothing_to_post_leaves_the_probe_to_the_next(shop: S
     # The same records again, as another version: all of them are acknowledged already.
     shop.desk.put(version(content="b", facts_ms=200), text=version().key)
     shop.desk.put(version("t2"))
-    destination.pause(
-        shop.desk.db, shop.desk.destination, reason="away", count=1, probe_ms=shop.desk.now_ms, now_ms=shop.desk.now_ms
-    )
+    shop.desk.pause(probe_ms=shop.desk.now_ms)
     posted = len(shop.posted)
     shop.deliver()
     assert len(shop.posted) == posted

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from app import destination, ledger
 from app.db import connect
-from app.ledger import BATCH, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
+from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 # --- insert
@@ -20,7 +21,7 @@ from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 def test_new_version_becomes_a_pending_job_with_its_bodies(desk: Desk) -> None:
     assert desk.put(version(), records=3) is Standing.NEW
     row = desk.row()
-    stored = desk.db.execute("select sum(length(body)) from record where job_id = ?", (row["id"],)).fetchone()[0]
+    stored = desk.db.execute("select length(bodies) from bundle where job_id = ?", (row["id"],)).fetchone()[0]
     assert (row["state"], row["due_ms"], row["enqueued_ms"], row["attempt"]) == ("pending", 1_000, 1_000, 0)
     assert (row["record_count"], row["body_bytes"], desk.records()) == (3, stored, 3)
 
@@ -486,23 +487,36 @@ def test_give_back_all_lets_go_of_everything_that_the_worker_holds_and_of_nothin
 
 @pytest.mark.parametrize(
     "spoil",
-    ["update record set body = x'00'", "update record set digest = zeroblob(16)", "update record set body = x''"],
-    ids=["not zlib", "another digest", "empty"],
+    [
+        "update bundle set bodies = x'00'",
+        "update record set digest = zeroblob(16)",
+        "update bundle set bodies = x''",
+        "update bundle set bodies = substr(bodies, 1, length(bodies) / 2)",
+        "update record set body_bytes = body_bytes + 1",
+        "delete from bundle",
+    ],
+    ids=["no stream", "another digest", "empty", "cut", "too short", "lost"],
 )
-def test_damaged_body_is_a_ledger_error_without_any_text(desk: Desk, spoil: str) -> None:
-    desk.put(version(), text="transcript text")
+@pytest.mark.parametrize("length", [1, 1_000], ids=["small", "large"])
+def test_damaged_body_is_a_ledger_error_without_any_text(desk: Desk, spoil: str, length: int) -> None:
+    desk.put(version(), text="transcript text" * length)
     desk.db.execute(spoil)
     with pytest.raises(LedgerError, match=r"^record [0-9a-f-]{36} of job \w{12} ") as caught:
         desk.left(desk.held())
     assert "transcript" not in str(caught.value)
 
 
-def test_reading_stops_when_the_job_is_superseded_meanwhile(desk: Desk) -> None:
-    desk.put(version(content="a"), records=3)
-    reading = ledger.unacknowledged(desk.db, desk.held(version(content="a")))
-    next(reading)
-    desk.put(version(content="b", facts_ms=200))
-    assert list(reading) == []
+def test_bodies_from_before_there_were_bundles_are_read_as_they_are(desk: Desk) -> None:
+    desk.put(version(), records=3)
+    made = desk.left(desk.held())
+    for body in made:
+        desk.db.execute(
+            "update record set body = ?, body_bytes = null where request_id = ?",
+            (zlib.compress(body.body), body.request_id.bytes),
+        )
+    desk.db.execute("delete from bundle")
+    row = desk.row()
+    assert list(ledger.bodies(desk.db, row["id"], row["key"])) == made
 
 
 # --- every function on every state
@@ -613,6 +627,8 @@ def test_every_state_of_the_schema_is_in_the_matrix(desk: Desk) -> None:
     seen = set()
     for state in STATES:
         desk.db.execute("delete from record")
+        desk.db.execute("delete from bundle")
+        desk.db.execute("delete from attempt")
         desk.db.execute("delete from acknowledgement")
         desk.db.execute("delete from job")
         in_state(desk, state)
@@ -642,15 +658,147 @@ def test_lease_of_a_dead_worker_is_taken_back_at_once(desk: Desk) -> None:
     assert ledger.leasing_workers(desk.db) == ["alive"]
 
 
-def test_job_that_kills_ten_workers_is_dead(desk: Desk) -> None:
+def test_job_that_kills_its_worker_each_time_is_dead_after_a_few(desk: Desk) -> None:
     desk.put(version())
     for kill in range(1, KILLS_MAX + 1):
+        desk.now_ms = desk.row()["due_ms"]
         desk.held()
-        assert ledger.recover(desk.db, 1_000, [WORKER]) == 1
+        assert ledger.recover(desk.db, desk.now_ms, [WORKER]) == 1
         assert desk.row()["kills"] == kill
     assert (desk.state(), desk.records()) == ("dead", 1)
-    assert desk.row()["error"] == "its worker was killed 10 times"
+    assert desk.row()["error"] == f"its worker was killed {KILLS_MAX} times"
     assert desk.row()["attempt"] == KILLS_MAX
+
+
+def killed(desk: Desk, wanted: Version, kills: int) -> None:
+    desk.db.execute("update job set kills = ? where key = ?", (kills, wanted.key))
+
+
+def test_job_that_killed_two_workers_waits_longer_each_time_and_the_first_time_not_at_all(desk: Desk) -> None:
+    desk.put(version())
+    waits = []
+    for _ in range(KILLS_MAX - 1):
+        desk.now_ms = desk.row()["due_ms"]
+        desk.held()
+        ledger.recover(desk.db, desk.now_ms, [WORKER])
+        waits.append(desk.row()["due_ms"] - desk.now_ms)
+    assert waits == [0, 1_000, 2_000, 4_000]
+
+
+def test_suspected_killer_is_claimed_only_alone_and_nobody_beside_it(desk: Desk) -> None:
+    for session in ("ses_1", "ses_2", "ses_3"):
+        desk.put(version(session=session))
+    beside = desk.held(version(session="ses_1"))
+    killed(desk, version(session="ses_2"), ISOLATED_KILLS)
+    assert desk.claim(version(session="ses_2")) is None, "another one is in flight"
+    assert desk.claim(version(session="ses_3")) is None, "it is the suspect's turn"
+    assert desk.ring() == [version(session="ses_2").key]
+    ledger.give_back(desk.db, beside, due_ms=1_000)
+    desk.held(version(session="ses_2"))
+    assert desk.claim(version(session="ses_3")) is None, "the suspect is in flight"
+
+
+def test_suspected_killer_that_waits_does_not_keep_its_neighbours(desk: Desk) -> None:
+    for session in ("ses_1", "ses_2"):
+        desk.put(version(session=session))
+    killed(desk, version(session="ses_1"), ISOLATED_KILLS - 1)
+    desk.held(version(session="ses_1"))
+    ledger.recover(desk.db, 1_000, [WORKER])
+    assert desk.claim(version(session="ses_2")) is not None
+
+
+# --- concurrency after a pause
+
+
+def in_flight(desk: Desk, sessions: int) -> int:
+    """How many of so many sessions can be claimed at once."""
+    return sum(desk.claim(version(session=f"ses_{n}")) is not None for n in range(sessions))
+
+
+def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_window_of_passes(desk: Desk) -> None:
+    for n in range(20):
+        desk.put(version(session=f"ses_{n}"))
+    desk.pause(probe_ms=1_000)
+    destination.resume(desk.db, desk.destination)
+    seen = []
+    for _ in range(5):
+        seen.append(in_flight(desk, 20))
+        for _ in range(seen[-1]):
+            destination.passed(desk.db, desk.destination)
+        ledger.give_back_all(desk.db, WORKER)
+    assert seen == [1, 2, 4, 8, 20]
+
+
+def test_rings_are_no_more_than_the_destination_takes(desk: Desk) -> None:
+    for n in range(20):
+        desk.put(version(session=f"ses_{n}"))
+    desk.pause(probe_ms=1_000)
+    destination.resume(desk.db, desk.destination)
+    destination.passed(desk.db, desk.destination)
+    desk.held(version(session="ses_0"))
+    assert len(desk.ring()) == 1
+    assert len(desk.ring(limit=50)) == 1, "of two that it takes one is in flight"
+
+
+# --- probes
+
+
+def test_probes_take_turns_over_the_sessions(desk: Desk) -> None:
+    for session in ("ses_1", "ses_2", "ses_3"):
+        for turn in ("t1", "t2"):
+            desk.put(version(turn, session=session))
+    asked = []
+    for _ in range(6):
+        desk.now_ms += 1_000
+        desk.pause(probe_ms=desk.now_ms)
+        # Whichever key rang.
+        held = desk.held(version(session="ses_3"))
+        asked.append(held.session)
+        assert held.is_probe
+        ledger.give_back(desk.db, held, due_ms=desk.now_ms)
+    assert asked == ["ses_1", "ses_2", "ses_3"] * 2
+    assert (
+        desk.db.execute(
+            "select count(*) from job where attempt > 0 and turn_id in (select id from turn where name = 't2')"
+        ).fetchone()[0]
+        == 0
+    ), "the oldest of each session"
+
+
+# --- clocks
+
+
+def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> None:
+    day_ms = 24 * 3_600_000
+    desk.now_ms = 30 * day_ms
+    for session in ("ses_1", "ses_2", "ses_3"):
+        desk.put(version(session=session))
+    desk.set_back(desk.held(version(session="ses_1")), due_ms=desk.now_ms + 3_600_000)
+    desk.held(version(session="ses_2"))
+    desk.now_ms += 1
+    assert ledger.unwarp(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
+    desk.now_ms -= day_ms
+    desk.db.execute("update destination set health = 'down', pause_reason = 'x', probe_ms = ?", (desk.now_ms + day_ms,))
+    assert ledger.unwarp(desk.db, desk.now_ms) == 5
+    assert desk.row(version(session="ses_1"))["due_ms"] == desk.now_ms
+    assert desk.row(version(session="ses_2"))["lease_until_ms"] == desk.now_ms
+    assert desk.row(version(session="ses_3"))["due_ms"] == desk.now_ms
+    assert destination.terms(desk.db, desk.destination, desk.now_ms) is not None
+
+
+# --- acknowledgements do not grow for ever
+
+
+def test_acknowledgements_are_forgotten_when_their_turn_is_old_and_done(desk: Desk) -> None:
+    for turn in ("t1", "t2"):
+        desk.put(version(turn))
+        desk.deliver(version(turn))
+    desk.put(version("t2", content="b", facts_ms=200))
+    old_ms = desk.now_ms + 91 * 24 * 3_600_000
+    assert ledger.forget_acknowledgements(desk.db, old_ms - 2 * 24 * 3_600_000) == 0
+    assert ledger.forget_acknowledgements(desk.db, old_ms) == 1
+    (left,) = desk.db.execute("select t.name from acknowledgement a join turn t on t.id = a.turn_id").fetchone()
+    assert left == "t2", "its newer version waits and need not send all of it"
 
 
 def test_superseded_job_of_a_dead_worker_is_let_go_without_a_charge(desk: Desk) -> None:
@@ -954,7 +1102,7 @@ def test_adopting_takes_more_than_a_batch(desk: Desk, keyless: Desk) -> None:
 def test_damaged_waiting_job_does_not_keep_the_others_from_moving(desk: Desk, keyless: Desk) -> None:
     desk.put(version("t0"))
     keyless.put(version("t1"))
-    desk.db.execute("update record set body = x'00' where job_id = (select max(id) from job)")
+    desk.db.execute("update bundle set bodies = x'00' where job_id = (select max(id) from job)")
     keyless.put(version("t2"))
     assert adopt(desk, keyless) == 2
     assert (desk.state(version("t1")), desk.row(version("t1"))["error"] is not None) == ("dead", True)
@@ -979,7 +1127,7 @@ def test_counts_tell_states_reasons_and_readings_apart(desk: Desk) -> None:
     assert (counts.pending, counts.delivered, counts.dead, counts.superseded, counts.dropped) == (3, 1, 1, 1, 2)
     assert counts.dropped_by_reason == {"deleted": 1, "off": 1}
     assert (counts.in_flight, counts.retrying, counts.oldest_pending_ms) == (1, 1, 1_000)
-    stored = desk.db.execute("select sum(length(body)) from record").fetchone()[0]
+    stored = desk.db.execute("select sum(length(bodies)) from bundle").fetchone()[0]
     assert counts.body_bytes == stored
     assert ledger.counts(desk.db) == counts
 

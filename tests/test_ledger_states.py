@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from app import destination, ledger
-from app.ledger import KILLS_MAX, RING_AGAIN_MS, Body, Claim, Failure, Standing, Version
+from app.ledger import ATTEMPTS_KEPT, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, Failure, Standing, Version
 
 LEASE_MS = 1_000
 
@@ -37,6 +37,7 @@ class Job:
     due_ms: int = 0
     lease_until_ms: int | None = None
     attempt: int = 0
+    setbacks: int = 0
     failures: int = 0
     kills: int = 0
     rung_ms: int | None = None
@@ -83,7 +84,7 @@ class Histories(RuleBasedStateMachine):
         self.db = db
         self.claims: list[Claim] = []
         """The last few that were made, stale ones included."""
-        for table in ("attempt", "record", "acknowledgement", "job", "turn", "session", "destination"):
+        for table in ("attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "destination"):
             db.execute(f"delete from {table}")  # noqa: S608 - names from the line above
         self.destination = destination.destination(db, "https://example.invalid", "fingerprint", 0).id
         self.now_ms = 100_000
@@ -157,7 +158,7 @@ class Histories(RuleBasedStateMachine):
 
     def stored(self, key: str) -> int:
         row = self.db.execute(
-            "select coalesce(sum(length(body)), 0) from record where job_id = (select id from job where key = ?)",
+            "select coalesce(sum(length(bodies)), 0) from bundle where job_id = (select id from job where key = ?)",
             (key,),
         ).fetchone()
         return int(row[0])
@@ -170,8 +171,11 @@ class Histories(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.model.jobs)))
         given = ledger.claim(self.db, self.destination, key, worker="w", now_ms=self.now_ms, lease_ms=LEASE_MS)
         of_session = self.model.of_session(self.model.jobs[key].session)
-        due = [(job.number, name) for name, job in of_session if job.state == "pending" and job.due_ms <= self.now_ms]
-        if not due or any(job.lease_until_ms is not None for _, job in of_session):
+        due = [(job.number, name) for name, job in of_session if self.is_claimable(job)]
+        leased = [job for job in self.model.jobs.values() if job.lease_until_ms is not None]
+        alone = due and self.model.jobs[min(due)[1]].kills >= ISOLATED_KILLS
+        is_taken = any(job.session == self.model.jobs[key].session for job in leased)
+        if not due or is_taken or (leased and alone) or any(job.kills >= ISOLATED_KILLS for job in leased):
             assert given is None
             return
         assert given is not None
@@ -179,11 +183,19 @@ class Histories(RuleBasedStateMachine):
         job = self.model.jobs[name]
         job.attempt += 1
         job.lease_until_ms = self.now_ms + LEASE_MS
-        assert (given.key, given.attempt, given.failures) == (name, job.attempt, job.failures)
+        numbers = (given.key, given.attempt, given.setbacks, given.failures)
+        assert numbers == (name, job.attempt, job.setbacks, job.failures)
         self.claims = [*self.claims[-3:], given]
 
+    def is_claimable(self, job: Job) -> bool:
+        """Due, and not kept back by one that must be alone."""
+        due = [job for job in self.model.jobs.values() if job.state == "pending" and job.due_ms <= self.now_ms]
+        return job in due and (job.kills >= ISOLATED_KILLS or all(one.kills < ISOLATED_KILLS for one in due))
+
     @rule(
-        step=st.sampled_from(["acknowledge", "carry", "carry", "complete", "retry", "give_back", "bury", "abandon"]),
+        step=st.sampled_from(
+            ["acknowledge", "carry", "carry", "complete", "charge", "set_back", "give_back", "bury", "abandon"]
+        ),
         data=st.data(),
         delay_ms=st.integers(0, 3),
     )
@@ -200,8 +212,8 @@ class Histories(RuleBasedStateMachine):
                 self.complete(held)
             case "complete":
                 self.complete(held)
-            case "retry" | "give_back":
-                self.let_go_of(held, delay_ms, charge=step == "retry")
+            case "charge" | "set_back" | "give_back":
+                self.let_go_of(held, delay_ms, step)
             case "bury":
                 self.bury(held)
             case "abandon":
@@ -227,7 +239,8 @@ class Histories(RuleBasedStateMachine):
         assert given is (current is not None)
         self.model.acknowledged.setdefault((job.session, job.turn), {})[body.request_id] = body.digest
         if current is not None:
-            current.failures, current.lease_until_ms = 0, self.now_ms + LEASE_MS
+            current.setbacks = current.failures = 0
+            current.lease_until_ms = self.now_ms + LEASE_MS
 
     def complete(self, held: Claim) -> None:
         job = self.standing_job(held)
@@ -237,18 +250,25 @@ class Histories(RuleBasedStateMachine):
             end(job, "delivered")
             let_go(job)
 
-    def let_go_of(self, held: Claim, delay_ms: int, *, charge: bool) -> None:
+    def let_go_of(self, held: Claim, delay_ms: int, how: str) -> None:
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
-        if charge:
-            given = ledger.set_back(
-                self.db, held, now_ms=self.now_ms, due_ms=due_ms, failure=Failure("500"), passes=0, charged=True
-            )
-        else:
+        if how == "give_back":
             given = ledger.give_back(self.db, held, due_ms=due_ms)
+        else:
+            given = ledger.set_back(
+                self.db,
+                held,
+                now_ms=self.now_ms,
+                due_ms=due_ms,
+                failure=Failure("500"),
+                passes=0,
+                charged=how == "charge",
+            )
         assert given is (job is not None)
         if job is not None:
-            job.failures += charge
+            job.setbacks += how != "give_back"
+            job.failures += how == "charge"
             job.due_ms, job.rung_ms = due_ms, None
             let_go(job)
 
@@ -301,7 +321,9 @@ class Histories(RuleBasedStateMachine):
             if job.state == "pending":
                 job.kills += 1
                 job.state = "dead" if job.kills == KILLS_MAX else "pending"
-                job.due_ms = self.now_ms
+                # Longer each time, once it must be alone.
+                waits_ms = 0 if job.kills < ISOLATED_KILLS else 1000 << (job.kills - ISOLATED_KILLS)
+                job.due_ms = self.now_ms + waits_ms
             if job.state != "dead":
                 job.rung_ms = None
 
@@ -309,7 +331,7 @@ class Histories(RuleBasedStateMachine):
         expected = set()
         for session in ("ses_1", "ses_2"):
             of_session = [job for _, job in self.model.of_session(session)]
-            due = [job for job in of_session if job.state == "pending" and job.due_ms <= self.now_ms]
+            due = [job for job in of_session if self.is_claimable(job)]
             rung = [job for job in due if job.rung_ms is not None and job.rung_ms > self.now_ms - RING_AGAIN_MS]
             if due and not rung and not any(job.lease_until_ms is not None for job in of_session):
                 oldest = min(due, key=lambda job: job.number)
@@ -345,6 +367,7 @@ class Histories(RuleBasedStateMachine):
                 row["drop_reason"],
                 row["facts_ms"],
                 row["attempt"],
+                row["setbacks"],
                 row["failures"],
                 row["kills"],
                 row["lease_until_ms"],
@@ -359,6 +382,7 @@ class Histories(RuleBasedStateMachine):
                 job.reason,
                 job.facts_ms,
                 job.attempt,
+                job.setbacks,
                 job.failures,
                 job.kills,
                 job.lease_until_ms,
@@ -384,12 +408,22 @@ class Histories(RuleBasedStateMachine):
     def bodies_are_there_exactly_while_they_may_still_be_sent(self) -> None:
         rows = self.db.execute(
             "select j.state, j.body_bytes, j.record_count, count(r.position) as held,"
-            " coalesce(sum(length(r.body)), 0) as stored"
+            " coalesce((select length(bodies) from bundle b where b.job_id = j.id), 0) as stored"
             " from job j left join record r on r.job_id = j.id group by j.id"
         ).fetchall()
         for row in rows:
             assert row["stored"] == row["body_bytes"]
             assert row["held"] == (row["record_count"] if row["state"] in {"pending", "dead"} else 0)
+
+    @invariant()
+    def attempts_are_kept_with_the_bodies_and_are_few(self) -> None:
+        rows = self.db.execute(
+            "select j.state, j.attempt, count(a.number) as kept, max(a.number) as newest"
+            " from job j left join attempt a on a.job_id = j.id group by j.id"
+        ).fetchall()
+        for row in rows:
+            assert row["kept"] <= (ATTEMPTS_KEPT if row["state"] in {"pending", "dead"} else 0)
+            assert row["newest"] is None or row["newest"] <= row["attempt"]
 
     @invariant()
     def attempts_never_fall(self) -> None:

@@ -106,7 +106,7 @@ def test_a_letter_keeps_its_records_and_its_last_ten_attempts(desk: Desk) -> Non
     assert ledger.bury(desk.db, desk.held(), desk.now_ms, Failure("400: text", 400, "no room"))
     (letter,) = ledger.dead_letters(desk.db)
     assert (letter.attempts, letter.records, letter.reason) == (13, 2, "400: text")
-    assert len(ledger.bodies(desk.db, letter.job_id, letter.key)) == 2
+    assert len(list(ledger.bodies(desk.db, letter.job_id, letter.key))) == 2
     tried = ledger.attempts(desk.db, letter.job_id)
     assert [one.number for one in tried] == list(range(4, 14))
     assert (tried[-1].status, tried[-1].error, tried[-1].answer) == (400, "400: text", "no room")

@@ -65,7 +65,7 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         policy=row["policy"],
     )
     try:
-        held = bodies(db, row["id"], row["key"])
+        held = list(bodies(db, row["id"], row["key"]))
     except LedgerError as error:
         db.execute(
             "update job set state = 'dead', due_ms = null, finished_ms = ?, error = ?"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from app import destination
 from app.db import transaction
-from app.ledger.job import Body, Claim, Failure, read_body
+from app.ledger.job import Body, Claim, Failure, bodies
 from app.ledger.versions import forget_contents
 
 ISOLATED_KILLS = 2
@@ -101,16 +101,12 @@ def unacknowledged(db: sqlite3.Connection, held: Claim) -> Iterator[Body]:
     """
     positions = db.execute(
         "select r.position from record r where r.job_id = ? and not exists (select 1 from acknowledgement a"
-        " where a.turn_id = ? and a.request_id = r.request_id and a.digest = r.digest) order by r.position",
+        " where a.turn_id = ? and a.request_id = r.request_id and a.digest = r.digest)",
         (held.job_id, held.turn_id),
     ).fetchall()
-    for (position,) in positions:
-        row = db.execute(
-            "select request_id, digest, body from record where job_id = ? and position = ?", (held.job_id, position)
-        ).fetchone()
-        if row is None:  # superseded meanwhile: the caller sees it at its next look
-            return
-        yield read_body(row, held.key)
+    left = {row["position"] for row in positions}
+    if left:
+        yield from bodies(db, held.job_id, held.key, lambda row: row["position"] in left)
 
 
 def is_current(db: sqlite3.Connection, held: Claim) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import uuid
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from sqlite3 import Connection, Row
+
+from app.ledger.bundle import BundleError, unpack
 
 BATCH = 500
 """Rows that one maintenance call touches at the most."""
@@ -90,17 +93,29 @@ class Failure:
     """How it began, redacted."""
 
 
-def bodies(db: Connection, job_id: int, key: str) -> list[Body]:
-    """Raises LedgerError for a body that does not match its checksum."""
-    rows = db.execute("select request_id, digest, body from record where job_id = ? order by position", (job_id,))
-    return [read_body(row, key) for row in rows]
+def bodies(db: Connection, job_id: int, key: str, wanted: Callable[[Row], bool] = lambda _: True) -> Iterator[Body]:
+    """The bodies of a job in order, one in memory at a time; those of its record rows that are `wanted`.
+
+    Raises LedgerError for a body that does not match its checksum.
+    """
+    rows = db.execute(
+        "select position, request_id, digest, body_bytes, body from record where job_id = ? order by position",
+        (job_id,),
+    ).fetchall()
+    bundle = db.execute("select bodies from bundle where job_id = ?", (job_id,)).fetchone()
+    packed = unpack(bundle["bodies"], [row["body_bytes"] for row in rows]) if bundle else map(_from_before, rows)
+    for row in rows:
+        request_id = uuid.UUID(bytes=row["request_id"])
+        try:
+            body = Body(request_id, next(packed))
+        except (BundleError, zlib.error, TypeError) as error:
+            raise LedgerError(f"record {request_id} of job {key[:12]} is damaged") from error
+        if body.digest != row["digest"]:
+            raise LedgerError(f"record {request_id} of job {key[:12]} does not match its checksum")
+        if wanted(row):
+            yield body
 
 
-def read_body(row: Row, key: str) -> Body:
-    try:
-        body = Body(uuid.UUID(bytes=row["request_id"]), zlib.decompress(row["body"]))
-    except zlib.error as error:
-        raise LedgerError(f"record {uuid.UUID(bytes=row['request_id'])} of job {key[:12]} is damaged") from error
-    if body.digest != row["digest"]:
-        raise LedgerError(f"record {body.request_id} of job {key[:12]} does not match its checksum")
-    return body
+def _from_before(row: Row) -> bytes:
+    """Of a job that was captured before there were bundles. Raises TypeError when its bundle is lost."""
+    return zlib.decompress(row["body"])

@@ -49,26 +49,18 @@ def counts(db: sqlite3.Connection, destination_id: int | None = None) -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Of one destination's jobs, what their states do not say."""
+    """Of one destination's pending jobs."""
 
     in_backoff: int
-    """Pending, but not to be tried before a time that is still to come."""
+    """Not tried before a time that is still to come."""
     isolated: int
-    """Pending, and suspected of killing workers: tried alone."""
-    to_confirm: int
-    """Delivered, and still to be read back at Helicone."""
-    confirmed: int
-    """Delivered, and seen there."""
-    bodies_not_stored: int
-    """Delivered, but Helicone kept their numbers only."""
+    """Suspected of killing workers: tried alone."""
 
 
 def conditions(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Conditions:
     row = db.execute(
-        "select total(state = 'pending' and due_ms > :now) as in_backoff,"
-        " total(state = 'pending' and kills >= :isolated) as isolated, count(confirm_ms) as to_confirm,"
-        " count(confirmed_ms) as confirmed, total(body_not_stored) as bodies_not_stored"
-        " from job where destination_id = :destination and state in ('pending', 'delivered')",
+        "select total(due_ms > :now) as in_backoff,"
+        " total(kills >= :isolated) as isolated from job where destination_id = :destination and state = 'pending'",
         {"now": now_ms, "isolated": ISOLATED_KILLS, "destination": destination_id},
     ).fetchone()
     return Conditions(**{field.name: int(row[field.name]) for field in fields(Conditions)})

@@ -19,6 +19,10 @@ RING_AGAIN_MS = 15_000
 AHEAD_MS_MAX = 2 * 3_600_000
 """Nothing is put off for longer: a server may ask for an hour."""
 LEASE_AHEAD_MS_MAX = 600_000
+JUMP_MS = 600_000
+"""The clock is noted every minute while a worker runs."""
+STEADY_MS = 3_600_000
+"""Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
 ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
 """A turn that changes later than this is sent again whole, under the same ids."""
 
@@ -57,22 +61,46 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
     return buried + freed
 
 
+_AHEAD = (
+    ("job", "due_ms", "due_ms > :ahead and state = 'pending'"),
+    ("job", "lease_until_ms", "lease_until_ms > :lease_ahead"),
+    ("destination", "probe_ms", "probe_ms > :ahead"),
+)
+
+
 def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
     """Times that only a clock which was wrong can have set -> now: due, lease and probe far ahead.
 
     Returns the number of rows mended.
     """
+    arguments = {"now": now_ms, "ahead": now_ms + AHEAD_MS_MAX, "lease_ahead": now_ms + LEASE_AHEAD_MS_MAX}
     mended = 0
-    for table, column, ahead_ms_max in (
-        ("job", "due_ms", AHEAD_MS_MAX),
-        ("job", "lease_until_ms", LEASE_AHEAD_MS_MAX),
-        ("destination", "probe_ms", AHEAD_MS_MAX),
-    ):
-        mended += db.execute(
-            f"update {table} set {column} = :now where {column} > :latest",
-            {"now": now_ms, "latest": now_ms + ahead_ms_max},
-        ).rowcount
+    for table, column, is_ahead in _AHEAD:
+        # Looked first: an update would take the write lock each time, for nothing.
+        if db.execute(f"select 1 from {table} where {is_ahead} limit 1", arguments).fetchone():
+            mended += db.execute(f"update {table} set {column} = :now where {is_ahead}", arguments).rowcount
     return mended
+
+
+def is_steady(db: sqlite3.Connection, now_ms: int) -> bool:
+    """Note what the clock says; whether it has gone on without a jump for long enough to call anything too old.
+
+    A jump is a step back, or a time in which nobody noted anything: the machine slept, or no worker ran.
+    """
+    known = db.execute("select name, value from meta where name in ('clock_seen_ms', 'clock_steady_ms')").fetchall()
+    times_ms = {row["name"]: int(row["value"]) for row in known}
+    seen_ms = times_ms.get("clock_seen_ms", now_ms)
+    steady_ms = times_ms.get("clock_steady_ms", now_ms)
+    if not seen_ms - JUMP_MS <= now_ms <= seen_ms + JUMP_MS:
+        steady_ms = now_ms
+    with transaction(db):
+        db.executemany(
+            "insert into meta (name, value) values (?, ?) on conflict (name) do update set value = excluded.value",
+            [("clock_seen_ms", str(now_ms)), ("clock_steady_ms", str(steady_ms))],
+        )
+        if now_ms < seen_ms - JUMP_MS:
+            destination.note(db, "the clock was set back", now_ms)
+    return now_ms - steady_ms >= STEADY_MS
 
 
 def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[str]:

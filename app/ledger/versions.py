@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Collection, Sequence
 
 from app.db import transaction
+from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, LedgerError, Standing, Version
 
 
@@ -134,7 +134,7 @@ def supersede_where(db: sqlite3.Connection, condition: str, arguments: dict[str,
 
 def forget_contents(db: sqlite3.Connection, job_ids: Sequence[int]) -> None:
     """The bodies of jobs that nobody will post any more, and what their attempts came to."""
-    for table in ("record", "attempt"):
+    for table in ("record", "bundle", "attempt"):
         db.executemany(f"delete from {table} where job_id = ?", [(job_id,) for job_id in job_ids])
 
 
@@ -149,7 +149,7 @@ def _write(  # noqa: PLR0913 - one row's columns
     state: str,
     drop_reason: str | None,
 ) -> None:
-    packed = [(body, zlib.compress(body.body)) for body in bodies]
+    bundle = pack([body.body for body in bodies]) if bodies else b""
     pending = state == "pending"
     row = db.execute(
         "insert into job (destination_id, session_id, turn_id, policy_id, key, state, drop_reason, facts_ms,"
@@ -176,18 +176,20 @@ def _write(  # noqa: PLR0913 - one row's columns
             now_ms if pending else None,
             None if pending else now_ms,
             len(bodies),
-            sum(len(blob) for _, blob in packed),
+            len(bundle),
         ),
     ).fetchone()
     if row is None:
         raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
     db.executemany(
-        "insert into record (job_id, position, request_id, digest, body) values (?, ?, ?, ?, ?)",
+        "insert into record (job_id, position, request_id, digest, body_bytes) values (?, ?, ?, ?, ?)",
         [
-            (row["id"], position, body.request_id.bytes, body.digest, blob)
-            for position, (body, blob) in enumerate(packed)
+            (row["id"], position, body.request_id.bytes, body.digest, len(body.body))
+            for position, body in enumerate(bodies)
         ],
     )
+    if bodies:
+        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], bundle))
 
 
 def _policy_id(db: sqlite3.Connection, facts: str) -> int | None:
