@@ -6,7 +6,7 @@ import os
 import sqlite3
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from app import __version__, clock, install, screen
+from app import __version__, clock, doctor, install, screen
 from app.cli_dead import dead
 from app.command import (
     DONE,
@@ -34,6 +34,7 @@ from app.command import (
     sources_of,
 )
 from app.db import SchemaError, migrations, open_ledger
+from app.doctor import Finding
 from app.endpoint import EndpointError
 from app.folders import effective
 from app.importing import Imported, import_files
@@ -43,7 +44,7 @@ from app.opencode import ExportError, File
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
 from app.settings import SettingsError, shown
-from app.sources import unattended
+from app.sources import Sources, unattended
 from app.status import read_status
 from app.store import store_file, stored
 
@@ -252,6 +253,40 @@ def _status(
         print_json(asdict(status))
     else:
         print_lines(screen.status_lines(status, now_ms))
+
+
+@app.command("doctor")
+def _doctor(
+    *,
+    send: Annotated[bool, typer.Option("--send", help="Also send a tiny log and look for it.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Look for it so long.")] = 30,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    chosen: Chosen = None,
+    json_wanted: AsJson = False,
+) -> None:
+    """Check everything, and say what to do.
+
+    Exit code 1 when there is a problem.
+    """
+    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
+    found: list[Finding] = []
+    for finding in _examined(sources, timeout, send=send):
+        found.append(finding)
+        if not json_wanted:
+            print_lines([screen.finding_line(finding)])
+    if json_wanted:
+        print_json({"findings": [asdict(one) for one in found]})
+    raise typer.Exit(PROBLEM if any(one.level == "problem" for one in found) else DONE)
+
+
+def _examined(sources: Sources, timeout_s: float, *, send: bool) -> Iterator[Finding]:
+    yield from doctor.examine(sources, Path.cwd(), clock.now_ms())
+    if send:
+        from app import trial  # noqa: PLC0415 - as in `_worker`
+
+        yield from trial.send(sources.load(), clock.now_ms(), timeout_s)
 
 
 @config.command("show")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.destination import Destination
+from app.doctor import Finding
 from app.importing import Imported
 from app.letters import Listed, Opened, short
 from app.opencode import File
@@ -241,3 +242,8 @@ def retried_lines(jobs: int, *, is_served: bool) -> Iterator[str]:
 
 def purged_lines(jobs: int) -> Iterator[str]:
     yield f"{dead_letters(jobs)} purged"
+
+
+def finding_line(finding: Finding) -> str:
+    todo = f" ({finding.todo})" if finding.todo else ""
+    return visible(f"{finding.level:8} {finding.check}: {finding.found}{todo}")

@@ -44,7 +44,7 @@ from app.ledger.letters import (
     purge_dead,
     retry_dead,
 )
-from app.ledger.readings import Conditions, Counts, conditions, counts, errors, is_pending, sendable
+from app.ledger.readings import Conditions, Counts, conditions, counts, errors, is_pending, latest_ms, sendable
 from app.ledger.upkeep import (
     KILLS_MAX,
     RING_AGAIN_MS,
@@ -110,6 +110,7 @@ __all__ = [
     "is_current",
     "is_pending",
     "is_steady",
+    "latest_ms",
     "leasing_workers",
     "letters_of",
     "next_due_ms",

@@ -76,6 +76,12 @@ def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[
     return [(row["state"], row["error"], row["jobs"]) for row in rows]
 
 
+def latest_ms(db: sqlite3.Connection) -> int:
+    """The latest time at which anything happened to a job, 0 when nothing ever did."""
+    row = db.execute("select max(max(enqueued_ms, coalesce(attempted_ms, 0), coalesce(finished_ms, 0))) from job")
+    return int(row.fetchone()[0] or 0)
+
+
 def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
     """Whether anything waits, however long it will have to."""
     row = db.execute(
