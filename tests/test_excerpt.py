@@ -22,12 +22,13 @@ from tests.servers import answer, api_key, scripted
 ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "a record"))
 SAID = 'the canary "sings"\n\tin 洞窟 9 at <night> & 100%: ' + "y" * 20
 OTHER = "日本語の文章は短くても多くを語ることができる"
+CODE = "if (i < n && n > 0) { s = \"a\" & 'b' }; f(x) < g(y) & h(z) > 1"
 KNOWN = noise("known", "abcdefghijkmnpqrstuvwxyz23456789", 30)
 RECORD = json.dumps(
     {
         "providerRequest": {
             "url": "custom-model-nopath",
-            "json": {"input": {"a key as long as a word": SAID}, "said": ["first", OTHER]},
+            "json": {"input": {"a key as long as a word": SAID}, "said": [CODE, OTHER]},
             "meta": {"Helicone-Request-Id": ID},
         },
         "providerResponse": {"status": 200, "headers": {}, "json": {}},
@@ -85,7 +86,7 @@ ECHOES = {
     "in JSON with escapes": json.dumps({"error": f"near {OTHER}"}),
     "in JSON in JSON": json.dumps({"error": json.dumps({"text": SAID})}),
     "in a URL": quote(SAID),
-    "in HTML": html.escape("<p>" + SAID),
+    "in HTML": html.escape(CODE),
     "with other spaces": "the   canary\n'sings' in\t洞窟 9 at night",
 }
 

@@ -197,7 +197,8 @@ def test_the_age_of_a_retried_letter_counts_from_then_on(desk: Desk) -> None:
     assert ledger.drop_aged(desk.db, desk.now_ms, 7 * DAY_MS) == 0
 
 
-def test_only_dead_letters_are_retried(desk: Desk) -> None:
+def all_but_dead(desk: Desk) -> None:
+    """A job in every other state, and one that is being posted."""
     desk.put(version("waits"))
     desk.put(version("done", session="ses_2"))
     desk.deliver(version("done", session="ses_2"))
@@ -206,9 +207,16 @@ def test_only_dead_letters_are_retried(desk: Desk) -> None:
     desk.put(version("old", "b", facts_ms=101, session="ses_3"))
     die(desk, version("purged", session="ses_4"))
     ledger.purge_dead(desk.db, Choice(keys=(version("purged", session="ses_4").key,)), desk.now_ms)
+    desk.put(version("posted", session="ses_5"))
+    desk.held(version("posted", session="ses_5"))
+
+
+def test_only_dead_letters_are_retried_or_purged(desk: Desk) -> None:
+    all_but_dead(desk)
     before = "\n".join(desk.db.iterdump())
-    assert retry(desk) == []
-    assert retry(desk, Choice(keys=(version("off").key,))) == []
+    for choice in (Choice(), Choice(keys=(version("off").key, version("old", session="ses_3").key))):
+        assert retry(desk, choice) == []
+        assert ledger.purge_dead(desk.db, choice, desk.now_ms) == 0
     assert "\n".join(desk.db.iterdump()) == before
 
 
