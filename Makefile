@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types walls wheel check bench lock clean
+.PHONY: help demo test outage years fuzz lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -31,6 +31,12 @@ types: .venv/ready  ## Types, strict
 walls: .venv/ready  ## Which module may import which
 	@$(BIN)/lint-imports
 
+outage: .venv/ready  ## Four days without Helicone, a refused key, 20 machines, on a clock of their own (minutes)
+	@$(BIN)/python -m tests.outage
+
+years: .venv/ready  ## Three years of use, simulated: the size of the spool (minutes)
+	@$(BIN)/python -m tests.years
+
 wheel: .venv/ready  ## Build the wheel and try it in a clean environment
 	@$(BIN)/python -m tests.wheel
 
@@ -38,6 +44,9 @@ check: lint types walls test wheel  ## All of these
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+fuzz: .venv/ready  ## 50,000 broken recordings through hook and import (several minutes)
+	@$(BIN)/python -m tests.fuzz
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra receiver --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import sys
@@ -40,7 +41,7 @@ from app.folders import effective
 from app.importing import Imported, import_files
 from app.ledger import LedgerError
 from app.letters import LetterError
-from app.opencode import ExportError, File
+from app.opencode import FILE_BYTES_MAX, ExportError, File
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
 from app.settings import SettingsError, shown
@@ -79,6 +80,7 @@ def main() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None when it was closed before we came
         # A file name need not be valid UTF-8, and a terminal need not be able to show all of Unicode.
         stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
     try:
         # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
         app(prog_name=PROGRAM)
@@ -391,7 +393,7 @@ def _print_installed(done: install.Installed, what: str, *, dry_run: bool) -> No
 
 
 def _files(names: Iterable[str]) -> list[File]:
-    return [File(name, sys.stdin.buffer.read() if name == "-" else None) for name in names]
+    return [File(name, sys.stdin.buffer.read(FILE_BYTES_MAX + 1) if name == "-" else None) for name in names]
 
 
 def _files_or_sessions(names: Iterable[str]) -> list[File]:

@@ -1,56 +1,21 @@
-"""SQLite files: where they may lie, how they are opened, how their schema comes to be."""
+"""SQLite files: how they are opened, how their schema comes to be."""
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import stat
 import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
+from app.place import private_file, private_spool
+
 BUSY_TIMEOUT_MS = 5_000
-PRIVATE_DIRECTORY = 0o700
-PRIVATE_FILE = 0o600
 
 
 class SchemaError(RuntimeError):
     """The file's schema is newer than this program, or its migrations are broken."""
-
-
-def private_directory(path: Path) -> Path:
-    """Make `path` (and the parents that are missing) with mode 0700, tighten it when it is looser, and return it."""
-    if not path.parent.exists():
-        private_directory(path.parent)
-    path.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-    mode = path.stat().st_mode
-    if mode & stat.S_ISVTX:
-        # Such as /tmp: to close it would lock everybody else out.
-        raise PermissionError(f"{path} is shared by all users: name a folder of its own")
-    if mode & 0o077:
-        path.chmod(PRIVATE_DIRECTORY)
-    return path
-
-
-def private_file(path: Path) -> Path:
-    """Make `path` with mode 0600 when it is not there, tighten it when it is looser, and return it.
-
-    SQLite gives its WAL and shared-memory files the mode of the database, so this covers all three.
-    A file that is there is never opened: closing any descriptor of it would drop the locks that SQLite holds on it
-    for other connections of this process (https://sqlite.org/howtocorrupt.html, 2.2).
-    """
-    if not path.exists():
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE))
-        with suppress(FileExistsError):  # somebody else was faster
-            os.link(draft, path)
-        draft.unlink()
-    if path.stat().st_mode & 0o077:
-        path.chmod(PRIVATE_FILE)
-    return path
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -151,7 +116,7 @@ def open_ledger(spool: Path) -> sqlite3.Connection:
 
     Raises OSError, sqlite3.OperationalError (locked, disk full, read-only) and SchemaError.
     """
-    path = private_file(private_directory(spool) / "ledger.db")
+    path = private_file(private_spool(spool) / "ledger.db")
     db = connect(path)
     try:
         if _version(db) == 0:

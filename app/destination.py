@@ -137,12 +137,12 @@ def folder_options(db: sqlite3.Connection, folder: str) -> dict[str, object] | N
     return None if row is None else dict(json.loads(row[0]))
 
 
-def refuse(db: sqlite3.Connection, reason: str, now_ms: int) -> None:
-    """Count a line that the hook could not use."""
+def refuse(db: sqlite3.Connection, reason: str, now_ms: int, *, times: int = 1) -> None:
+    """Count lines that the hook could not use, or what else was lost before it became a job."""
     db.execute(
-        "insert into refusal (reason, count, last_ms) values (?, 1, ?)"
-        " on conflict (reason) do update set count = count + 1, last_ms = excluded.last_ms",
-        (reason, now_ms),
+        "insert into refusal (reason, count, last_ms) values (?, ?, ?)"
+        " on conflict (reason) do update set count = count + excluded.count, last_ms = excluded.last_ms",
+        (reason, times, now_ms),
     )
 
 

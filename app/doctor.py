@@ -7,11 +7,9 @@ Nothing is mended here, but a ledger that is missing is made and an older one mi
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sqlite3
-import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from app import __version__, destination, install, ledger
+from app import __version__, destination, install, ledger, place
 from app.capture import capture
 from app.db import SchemaError, open_ledger
 from app.install import InstallError
@@ -112,22 +110,10 @@ def _place(site: Site) -> Iterator[Finding]:
     if not spool.exists():
         yield Finding("spool", "ok", f"{spool} is not there yet")
         return
-    weak = [weakness for path in (spool, *spool.glob("*.db")) if (weakness := _weakness(path, 0o077))]
+    weak = place.findings(spool)
     yield from (Finding("spool", "problem", found, "see README, Privacy") for found in weak)
     if not weak:
         yield Finding("spool", "ok", str(spool))
-
-
-def _weakness(path: Path, forbidden: int) -> str:
-    """Why others could read or change it, '' when they cannot."""
-    status = path.lstat()
-    if stat.S_ISLNK(status.st_mode):
-        return f"{path} is a symbolic link"
-    if status.st_uid not in {0, os.geteuid()}:
-        return f"{path} belongs to another user"
-    if status.st_mode & forbidden:
-        return f"{path} is open to other users (mode {stat.S_IMODE(status.st_mode):04o})"
-    return ""
 
 
 def _disk(site: Site) -> Iterator[Finding]:
@@ -147,6 +133,10 @@ def _sqlite(_: Site) -> Iterator[Finding]:
 
 def _plugin(site: Site) -> Iterator[Finding]:
     """Everywhere and in this folder."""
+    weak = install.findings(site.sources.environ, site.directory)
+    if weak:
+        yield from (Finding("plugin", "problem", found, "others could run code in your OpenCode") for found in weak)
+        return
     try:
         scopes = (install.Global(install.config_directory(site.sources.environ)), install.Project(site.directory))
         there = [one for one in scopes if install.uninstall(one, dry_run=True).changed]
@@ -156,12 +146,7 @@ def _plugin(site: Site) -> Iterator[Finding]:
         yield Finding("plugin", "problem", str(error), "then run install-plugin")
         return
     for one in done:
-        weak = _weakness(one.path, 0o022) or _weakness(one.path.parent, 0o022)
-        if weak:
-            yield Finding(
-                "plugin", "problem", f"{weak}: they could run code in your OpenCode", f"chmod go-w {one.path}"
-            )
-        elif one.changed:
+        if one.changed:
             yield Finding("plugin", "warning", f"{one.path} is of another version or installation", "install-plugin")
         else:
             yield Finding("plugin", "ok", str(one.path))

@@ -103,6 +103,12 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+def is_unprotected(endpoint: str) -> bool:
+    """Whether what is sent there crosses a network in clear text. Raises EndpointError."""
+    parts, _ = _split(endpoint.strip())
+    return parts.scheme == "http" and not is_loopback(_host(parts))
+
+
 def _split(endpoint: str) -> tuple[SplitResult, int | None]:
     if not endpoint.isprintable() or re.search(r"[\s\\]", endpoint):
         raise EndpointError("the endpoint contains a space, a backslash or a control character")

@@ -11,7 +11,7 @@ from app.db import open_ledger
 from app.sources import Sources
 from app.spool import Spool, target
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
-from app.worker import Worker, take_over
+from app.worker import Worker
 
 LOOK_S = 0.1
 
@@ -45,7 +45,7 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
     with closing(open_ledger(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
         destination.probe_now(db, ours.id, clock.now_ms())
-        take_over(db, ours, clock.now_ms())
+        ledger.take_over(db, ours, clock.now_ms())
         end_s = time.monotonic() + timeout_s
 
         def is_over() -> bool:

@@ -6,8 +6,8 @@
       on a probe                                 the destination's: the next probe, of another job, waits longer
       of one job, others passing                 the job's: it waits; a 5xx is charged, no answer never is
       of a second job, none passing              the destination's: it is paused, and the second job is charged nothing
-      of the only job that waits                 nobody can tell: no answer pauses; a 5xx is charged once the backoff
-                                                 has come to its full length
+      of the only job that waits                 nobody can tell: no answer pauses; a 5xx of the server itself is
+                                                 charged once the backoff has come to its full length
 
 So an outage charges nobody however long it is, and one record that breaks the server dies while its neighbours flow.
 """
@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from app.retry import Outcome, Policy, delay_ms, is_full, pause_ms
+
+GATEWAY = frozenset({502, 503, 504, *range(520, 531)})
+"""What stands before a server answers with these while the server is away (520 to 530 are Cloudflare's)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def judge(outcome: Outcome, at: Situation, policy: Policy, dice: float) -> Verdi
     """What becomes of a job and its destination after an attempt that was not accepted. `dice` is uniform in 0..1."""
     if outcome.kind == "permanent":
         return Bury(outcome.reason)
-    own = outcome.kind == "retry" and _is_own(at, policy)
+    own = outcome.kind == "retry" and _is_own(outcome, at, policy)
     if own and at.failures >= policy.max_retries:
         return Bury(f"{outcome.reason} (after {policy.max_retries} retries)")
     if _is_of_the_destination(outcome, at):
@@ -98,12 +101,14 @@ def _is_of_the_destination(outcome: Outcome, at: Situation) -> bool:
     return not at.is_paused and (is_limit or is_all_there_is or at.other_is_suspect)
 
 
-def _is_own(at: Situation, policy: Policy) -> bool:
+def _is_own(outcome: Outcome, at: Situation, policy: Policy) -> bool:
     """Whether a 5xx is held against the job."""
     if at.others_passed and not (at.is_probe or at.is_paused or at.other_is_suspect):
         return True
+    if not at.is_alone or outcome.status in GATEWAY:
+        return False
     asked = at.pause_count if at.is_probe else at.setbacks
-    return at.is_alone and is_full(asked + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms)
+    return is_full(asked + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms)
 
 
 def _pause(outcome: Outcome, at: Situation, policy: Policy, dice: float, *, charged: bool) -> Pause:

@@ -6,7 +6,7 @@
 It reads until EOF, ignores the signals of OpenCode's terminal, and no line can end it: a line that cannot be used is
 one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the full
 inbox is then felt by the plugin as a pipe that does not drain, and it holds snapshots back, of which the newest is
-all that matters.
+all that matters. What could not be said or counted meanwhile is, as soon as the disk takes it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from app.db import SchemaError, open_ledger
 from app.enqueue import Capture, Place, enqueue
 from app.inbox import Inbox, Line, LineError, read_line
 from app.parse import parse
+from app.place import PlaceError, identity
 from app.presence import Announced, Only, is_taken, present
 from app.redact import PatternError
 from app.settings import Plugin, Settings, SettingsError, capture_options, delivery_options, to_record
@@ -44,7 +46,7 @@ STARTING_S = 30.0
 START_PAUSE_S_MAX = 300.0
 """Between two starts of a worker that ends again and again; the pause doubles up to this."""
 TRY_AGAIN_S = 1.0
-UNCOUNTED_MAX = 1_000
+UNCOUNTED_MAX = 100
 LAST_TRIES = 60
 """How often, in all, what is left is tried on a ledger that cannot be written, after OpenCode has ended."""
 
@@ -66,23 +68,53 @@ class Hook:
         self._known = secrets_of_this_machine(sources.environ)
         self._pinned_spool = first.spool
         self.spool = Spool(settings.spool_directory)
-        self.db = open_ledger(self.spool.path)
-        self.target = target(self.db, settings, clock.now_ms())
-        self.bell = Bell(self.spool.path, self.target.id)
-        self._announced = Announced(self.spool.hooks)
         self._sessions: set[str] = set()
-        self._captures: dict[str, tuple[Mapping[str, object], Capture | None]] = {}
         self._unfinished: dict[str, _Unfinished] = {}
         self._deleted: set[str] = set()
         self._settings = settings
         self._worker: subprocess.Popen[bytes] | None = None
-        self._starting = Only(self.spool.automatic_worker(self.target.id).with_suffix(".starting"))
+        log.carry_warnings(self.spool.hook_log)
+        self._settle()
         self._cared_s = 0.0
         self._start_s = 0.0
         self._start_pause_s = CARE_S
 
+    def _settle(self) -> None:
+        """Open what is in the spool, all of it or nothing. Raises PlaceError, OSError, sqlite3.Error, SchemaError."""
+        with ExitStack() as stack:
+            db = stack.enter_context(closing(open_ledger(self.spool.path)))
+            opened = identity(self.spool.path / "ledger.db")
+            ours = target(db, self._settings, clock.now_ms())
+            bell = stack.enter_context(closing(Bell(self.spool.path, ours.id)))
+            starting = Only(self.spool.automatic_worker(ours.id).with_suffix(".starting"))
+            self._announced = Announced(self.spool.hooks)
+            stack.pop_all()  # `close` does it from here on
+        self.db, self._ledger_file, self.target, self.bell, self._starting = db, opened, ours, bell, starting
+        self._captures: dict[str, tuple[Mapping[str, object], Capture | None]] = {}
+
+    def _settle_anew(self) -> None:
+        """Where the spool was removed or replaced: go on in the one that is there now, made if need be.
+
+        What waited in the old one is not brought over: whoever removes a spool wants what is in it gone.
+        """
+        if identity(self.spool.path / "ledger.db") == self._ledger_file:
+            return
+        held: set[str] = set()
+        with suppress(sqlite3.Error):  # its files have no name any more, and can be read as long as they are open
+            held = ledger.pending_keys(self.db)
+        old = self.db, self.bell, self._announced, self._starting
+        self._settle()
+        with suppress(sqlite3.Error, OSError):
+            _close(*old)
+        self._introduce()
+        lost = len(held - ledger.pending_keys(self.db))
+        self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
+        if lost:
+            destination.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
+
     def take(self, line: Line) -> None:
         """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again."""
+        self._settle_anew()
         match line.type:
             case "open":
                 self._open(line)
@@ -105,10 +137,14 @@ class Hook:
         self._sessions.add(line.session)
         self._settings = load(self._sources, line, self._pinned_spool)
         self._capture(line)
+        self._introduce()
+        self.care()
+
+    def _introduce(self) -> None:
+        """Tell the ledger how to deliver, and which worker is wanted."""
         brought = to_record(self._settings, delivery_options(self._settings))
         destination.remember_delivery_options(self.db, self.target.id, brought)
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
-        self.care()
 
     def _snapshot(self, line: Line) -> None:
         capturing = self._capture(line)
@@ -166,11 +202,14 @@ class Hook:
         options = to_record(settings, capture_options(settings))
         place = folder(self.db, line.directory)
         destination.remember_folder(self.db, place, self.target.id, options, clock.now_ms())
+        # Before anything new of these sessions: older turns go first.
+        ledger.adopt_rotated(self.db, self.target, clock.now_ms())
         self._captures[line.directory] = (line.options, made)
         return made
 
     def finish(self) -> None:
         """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
+        self._settle_anew()
         elsewhere: set[object] = set()
         for other in present(self.spool.hooks):
             sessions = other.says.get("sessions")
@@ -237,10 +276,14 @@ class Hook:
         log.append(self.spool.hook_log, message, clock.now_ms())
 
     def close(self) -> None:
-        self._announced.withdraw()
-        self._starting.release()
-        self.bell.close()
-        self.db.close()
+        _close(self.db, self.bell, self._announced, self._starting)
+
+
+def _close(db: sqlite3.Connection, bell: Bell, announced: Announced, starting: Only) -> None:
+    announced.withdraw()
+    starting.release()
+    bell.close()
+    db.close()
 
 
 def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
@@ -260,8 +303,8 @@ class Desk:
         self._hook: Hook | None = None
         self._spool: Spool | None = None
         self._tries_left = LAST_TRIES
-        self._uncounted: list[str] = []
-        """Reasons of refusals before it was known where the ledger is."""
+        self._uncounted: Counter[str] = Counter()
+        """Refusals by reason that no ledger has counted yet: nobody has named it, or it cannot be written."""
 
     def serve(self) -> None:
         """Until EOF."""
@@ -274,11 +317,13 @@ class Desk:
                 self._attend(data)
             hook = self._hook
             if hook is not None:
+                self._count()
                 with suppress(sqlite3.Error, OSError):  # the next look does it
                     hook.announce(len(self._inbox))
                     hook.care()
         if self._hook is not None:
             self._patiently(self._hook.finish)
+            self._count()
             self._hook.close()
 
     def _attend(self, data: bytes | LineError) -> None:
@@ -300,49 +345,63 @@ class Desk:
                 return
             self._spool = Spool(settings.spool_directory)
             self._hook = Hook(self._sources, line, settings)
-            for reason in self._uncounted:
-                destination.refuse(self._hook.db, reason, clock.now_ms())
-            self._uncounted.clear()
         self._hook.announce(len(self._inbox) + 1)
         self._hook.take(line)
 
     def _patiently(self, act: Callable[[], None]) -> None:
         """Do it; try again for as long as the disk or the ledger refuse and OpenCode lives, and a while after."""
         failed = 0
-        while True:
-            try:
-                act()
-            except LineError as error:
-                self._refuse(str(error))
-            except (SettingsError, PatternError, SchemaError) as error:
-                self._refuse(type(error).__name__, str(error))
-            except (sqlite3.Error, OSError) as error:
-                failed += 1
-                if failed == 1:
-                    self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}")
-                if self._inbox.ended:
-                    self._tries_left -= 1
-                if self._tries_left > 0:
-                    time.sleep(TRY_AGAIN_S)
-                    continue
+        while (error := self._attempt(act)) is not None:
+            failed += 1
+            if failed == 1:
+                self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}")
+            if self._inbox.ended:
+                self._tries_left -= 1
+            if self._tries_left <= 0:
                 self._refuse("the spool could not be written", f"{type(error).__name__}: {error}")
-            except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                self._refuse(f"internal error {type(error).__name__}", f"{Path(place.filename).name}:{place.lineno}")
-            return
+                return
+            time.sleep(TRY_AGAIN_S)
+        if failed:
+            self._log(f"the spool can be written again, at try {failed + 1}")
+
+    def _attempt(self, act: Callable[[], None]) -> sqlite3.Error | OSError | None:
+        """What the disk or the ledger say against it; None when it is done, or refused for good."""
+        try:
+            act()
+        except LineError as error:
+            self._refuse(str(error))
+        except PlaceError as error:
+            # Nothing is to be written there; `status` in the usual place must not look as if all were well.
+            self._spool = Spool(Settings().spool_directory)
+            self._refuse(type(error).__name__, str(error))
+        except (SettingsError, PatternError, SchemaError) as error:
+            self._refuse(type(error).__name__, str(error))
+        except (sqlite3.Error, OSError) as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            self._refuse(f"internal error {type(error).__name__}", f"{Path(place.filename).name}:{place.lineno}")
+        return None
 
     def _refuse(self, reason: str, detail: str = "") -> None:
         """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""
         self._log(f"refused a line: {reason}{detail and f': {detail}'}")
-        with suppress(sqlite3.Error, OSError, SchemaError, ValueError):
-            if self._hook is not None:
-                destination.refuse(self._hook.db, reason, clock.now_ms())
-            elif self._spool is not None:
-                # The settings themselves are wrong: `status` must not look as if all were well.
-                with closing(open_ledger(self._spool.path)) as db:
-                    destination.refuse(db, reason, clock.now_ms())
-            elif len(self._uncounted) < UNCOUNTED_MAX:
-                self._uncounted.append(reason)
+        if reason in self._uncounted or len(self._uncounted) < UNCOUNTED_MAX:
+            self._uncounted[reason] += 1
+        self._count()
+
+    def _count(self) -> None:
+        """Bring the refusals into the ledger, if it can be written: `status` must not look as if all were well."""
+        with suppress(sqlite3.Error, OSError, SchemaError, ValueError), ExitStack() as stack:
+            if self._uncounted and self._hook is not None:
+                self._bring(self._hook.db)
+            elif self._uncounted and self._spool is not None:
+                self._bring(stack.enter_context(closing(open_ledger(self._spool.path))))
+
+    def _bring(self, db: sqlite3.Connection) -> None:
+        for reason, times in list(self._uncounted.items()):
+            destination.refuse(db, reason, clock.now_ms(), times=times)
+            del self._uncounted[reason]
 
     def _log(self, message: str) -> None:
         spool = self._spool or Spool(self._usual_spool())

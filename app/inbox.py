@@ -12,6 +12,8 @@ from dataclasses import dataclass
 PROTOCOL = 1
 LINE_BYTES_MAX = 64 << 20
 QUEUE_BYTES_MAX = 64 << 20
+LINE_COST_BYTES = 1 << 10
+"""What a line counts for at the least: a million empty ones must not wait unbounded either."""
 CHUNK_BYTES = 1 << 20
 
 
@@ -47,7 +49,7 @@ class Inbox:
                     raise EOFError
                 return None
             line = self._lines.popleft()
-            self._bytes -= len(line) if isinstance(line, bytes) else 0
+            self._bytes -= _cost_bytes(line)
             self._changed.notify_all()
             return line
 
@@ -86,12 +88,16 @@ class Inbox:
             return b""
 
     def _put(self, line: bytes | LineError) -> None:
-        size = len(line) if isinstance(line, bytes) else 0
+        size = _cost_bytes(line)
         with self._changed:
             self._changed.wait_for(lambda: self._bytes == 0 or self._bytes + size <= QUEUE_BYTES_MAX)
             self._lines.append(line)
             self._bytes += size
             self._changed.notify_all()
+
+
+def _cost_bytes(line: bytes | LineError) -> int:
+    return max(len(line) if isinstance(line, bytes) else 0, LINE_COST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ FILE_NAME = "opencode-helicone.js"
 SOURCE = Path(__file__).parent / "plugin" / "helicone.js"
 COMMAND_BY_PATH = ("opencode-helicone", "hook")
 FILE_MODE = 0o644
+FOLDER_MODE = 0o755
 
 
 class InstallError(Exception):
@@ -74,9 +76,45 @@ def install(scope: Global | Project, *, python: str, dry_run: bool = False) -> I
             raise InstallError(f"{scope.directory} is not a directory: name the project's")
         content = render(source, COMMAND_BY_PATH)
     changed = _own_content(path) != content
+    for one in (path.parent, path):
+        weakness = _weakness(one)
+        if weakness is not None:
+            raise InstallError(f"{weakness}, then install again")
     if changed and not dry_run:
         _write(path, content)
     return Installed(path, changed)
+
+
+def findings(environ: Mapping[str, str], directory: Path) -> list[str]:
+    """What is wrong with the plugins of this user and of the project in `directory`, one sentence each.
+
+    Whoever can write to one of these runs code in this user's OpenCode. Changes nothing.
+    """
+    scopes: list[Global | Project] = [Project(directory)]
+    found: list[str] = []
+    try:
+        scopes.append(Global(config_directory(environ)))
+        paths = [_path(scope) for scope in scopes]
+    except InstallError as error:
+        return [str(error)]
+    for path in paths:
+        if path.exists():
+            found += filter(None, (_weakness(path.parent), _weakness(path)))
+    return found
+
+
+def _weakness(path: Path) -> str | None:
+    """Who else could write to it, and what to do. Root could anyway."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if status.st_uid not in {0, os.geteuid()}:
+        return f"{path} belongs to another user (uid {status.st_uid}): move it away"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = f"{stat.S_IMODE(status.st_mode):04o}"
+        return f"{path} can be written by other users (mode {mode}): chmod go-w {path}"
+    return None
 
 
 def uninstall(scope: Global | Project, *, dry_run: bool = False) -> Installed:
@@ -126,7 +164,9 @@ def _own_content(path: Path) -> str | None:
 
 def _write(path: Path, content: str) -> None:
     """All or nothing: OpenCode may start at any moment and must never load half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir(mode=FOLDER_MODE)
     # The ending keeps OpenCode from loading it: it takes hidden files too.
     descriptor, name = tempfile.mkstemp(prefix=f".{FILE_NAME}.", suffix=".tmp", dir=path.parent)
     try:

@@ -9,6 +9,7 @@ in the same set: together they are a family, and a family is one snapshot. Only 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ from app.transcript import Json
 
 PIPE_BYTES = 64 * 1024
 """`opencode export` may cut its output at a multiple of this when it goes to a pipe (OpenCode 1.18.33)."""
+
+
+FILE_BYTES_MAX = 512 << 20
+"""Of one export; the longest sessions have a few. A wrong name (a device, a disk image) must not take all memory."""
+TOO_LARGE = f"it is larger than {FILE_BYTES_MAX >> 20} MiB"
 
 
 class ExportError(ValueError):
@@ -104,7 +110,9 @@ def _taken(root: Export, left: dict[str, Export]) -> list[Export]:
 
 
 def _entry(file: File) -> dict[str, Json]:
-    data = Path(file.name).read_bytes() if file.data is None else file.data
+    data = _read(file.name) if file.data is None else file.data
+    if len(data) > FILE_BYTES_MAX:
+        raise ExportError(TOO_LARGE)
     if not data:
         raise ExportError("it is empty")
     try:
@@ -118,6 +126,13 @@ def _entry(file: File) -> dict[str, Json]:
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list) or "info" not in value:
         raise ExportError("it is JSON, but not of opencode export: an object with info and messages")
     return {"info": value["info"], "messages": value["messages"]}
+
+
+def _read(name: str) -> bytes:
+    with Path(name).open("rb") as opened:
+        if os.fstat(opened.fileno()).st_size > FILE_BYTES_MAX:
+            raise ExportError(TOO_LARGE)
+        return opened.read(FILE_BYTES_MAX + 1)  # a device has no size
 
 
 def _snapshot(entries: list[dict[str, Json]]) -> dict[str, Json]:

@@ -78,9 +78,9 @@ def _age(message: Place) -> tuple[int, str]:
 def _once(named: list[Place], what: str) -> None:
     seen: set[str] = set()
     for item in named:
-        if item.identity("id") in seen:
+        if item.id("id") in seen:
             refuse(item.at("id"), f"the same {what} twice")
-        seen.add(item.identity("id"))
+        seen.add(item.id("id"))
 
 
 def _session(info: Place) -> Session:
@@ -121,7 +121,7 @@ def _assistant(info: Place, index: int, parts: tuple[Part, ...]) -> Assistant:
     return Assistant(
         id=info.identity("id"),
         index=index,
-        parent_id=info.identity("parentID" if info.text("parentID") else "id"),
+        parent_id=info.id("parentID" if info.text("parentID") else "id"),
         created_ms=time.need_moment("created"),
         completed_ms=time.moment("completed"),
         agent=info.name("agent"),

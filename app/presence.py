@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.db import PRIVATE_FILE, private_directory
+from app.place import PRIVATE_FILE, private_directory
 
 SUFFIX = ".lock"
 READ_AGAIN = 1_000
@@ -42,8 +42,13 @@ class Announced:
         # Locked before it gets its name: a file under its final name that is not locked belongs to a dead process.
         draft = path.with_suffix(".draft")
         self._descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        draft.rename(path)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            draft.rename(path)
+        except OSError:  # who tries again every second must leave nothing behind
+            os.close(self._descriptor)
+            draft.unlink(missing_ok=True)
+            raise
         self._path = path
 
     def say(self, facts: Mapping[str, object]) -> None:

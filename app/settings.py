@@ -25,10 +25,12 @@ from platformdirs import user_config_path, user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.endpoint import EndpointError, normalise
+from app.endpoint import EndpointError, is_unprotected, normalise
+from app.place import default_spool
 
 _PROGRAM = "opencode-helicone"
 _FILE_BYTES_MAX = 1_000_000
+_NAME_MAX = 30
 _EXCERPT_MAX = 80
 
 T = TypeVar("T")
@@ -125,7 +127,7 @@ _Url: TypeAlias = Annotated[str, Field(strict=True, max_length=2000), AfterValid
 
 
 def _default_spool() -> Path:
-    return user_data_path(_PROGRAM, appauthor=False)
+    return default_spool(user_data_path(_PROGRAM, appauthor=False))
 
 
 class Settings(BaseSettings):
@@ -139,6 +141,8 @@ class Settings(BaseSettings):
     """None: jobs wait."""
     endpoint: _Url = "https://api.worker.helicone.ai"
     """Without a slash at its end."""
+    allow_http: _Truth = False
+    """True: an endpoint on another machine may be http://, where everybody on the way reads along."""
     export_mode: Literal["full", "metadata_only", "off"] = "full"
     redact_patterns: _Patterns = ()
     """Regular expressions, not compiled here: whether they compile is for the redaction to say."""
@@ -229,6 +233,7 @@ _NAMES = {
     "enable": _Name("enable", "OPENCODE_HELICONE_ENABLE", _read_truth),
     "api_key": _Name("apiKey", "HELICONE_API_KEY", SecretStr, plugin=False),
     "endpoint": _Name("endpoint", "HELICONE_ENDPOINT", plugin=False),
+    "allow_http": _Name("allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", _read_truth, plugin=False),
     "export_mode": _Name("exportMode", "OPENCODE_HELICONE_EXPORT_MODE", plugin=False),
     "redact_patterns": _Name("redactPatterns", "OPENCODE_HELICONE_REDACT_PATTERNS", _read_list),
     "redact_secrets": _Name("redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", _read_truth, plugin=False),
@@ -324,6 +329,12 @@ def _validated(layers: Sequence[_Layer], base: Path, problems: list[str]) -> Set
     except RuntimeError as error:  # `~name` of nobody
         problems.append(_problem("spool_directory", winning["spool_directory"], str(error), ()))
         return None
+    if is_unprotected(settings.endpoint) and not settings.allow_http:
+        words = (
+            "to another machine, http:// shows the key and your sessions to everybody on the way: use https://,"
+            " or allow it with OPENCODE_HELICONE_ALLOW_HTTP=true"
+        )
+        problems.append(_problem("endpoint", winning["endpoint"], words, ()))
     return settings.model_copy(update={"spool_directory": spool})
 
 
@@ -374,7 +385,9 @@ def from_arguments(arguments: Iterable[str]) -> dict[str, object]:
 
 
 def _refusal(option: str, known: Mapping[str, str], origin: Origin) -> str:
-    name = f"{json.dumps(option[:_EXCERPT_MAX])} from {origin.text}"
+    # What is longer than any name may be the key itself, written where a name should stand.
+    shown = json.dumps(option) if len(option) <= _NAME_MAX else "a name (not shown)"
+    name = f"{shown} from {origin.text}"
     if re.sub("[^a-z]", "", option.lower()).endswith("apikey"):
         return f"{name}: the API key is read from HELICONE_API_KEY alone, in the environment or in an .env file"
     if option in _BY_OPTION:

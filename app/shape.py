@@ -20,6 +20,8 @@ INTEGER_MAX = 2**53
 """Beyond this JavaScript, which wrote the numbers, cannot tell neighbours apart."""
 IDENTITY_CHARACTERS_MAX = 512
 """Ids and names that go into paths and headers whole. OpenCode's own ids have 30, tool names at most 64."""
+TAKEN = frozenset({"session", "user", "assistant"})
+"""What jobs and records are called besides OpenCode's ids: an id of that name would be taken for one of them."""
 DEPTH_MAX = 100
 """Nesting of one message. OpenCode's own is under 10; the rest is a tool's input."""
 
@@ -64,6 +66,11 @@ class Place:
         """A name that must be there, and that a database and UTF-8 can hold."""
         value = self.name(key) or refuse(self.at(key), "missing or empty")
         return value if _LONE_SURROGATE.search(value) is None else refuse(self.at(key), "holds half a character")
+
+    def id(self, key: str) -> str:
+        """An id of OpenCode's. Records are known by several of them with slashes between, so none may hold one."""
+        value = self.identity(key)
+        return value if "/" not in value and value not in TAKEN else refuse(self.at(key), "not an id")
 
     def count(self, key: str) -> int | None:
         value = self.fields.get(key)

@@ -21,8 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from app.db import private_file, transaction
+from app.db import transaction
 from app.manual_log import Log
+from app.place import private_file
 
 SENDS_MAX = 10_000
 """Older POSTs are forgotten; what they stored stays."""

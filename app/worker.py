@@ -31,6 +31,7 @@ from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import Client, ClientError
 from app.ledger import Body
+from app.place import identity
 from app.presence import Announced, Only, present
 from app.redact import PatternError
 from app.retry import Outcome
@@ -80,6 +81,8 @@ class Worker:
         self.spool = Spool(settings.spool_directory)
         self.automatic = automatic
         self._local = threading.local()
+        log.carry_warnings(self.spool.worker_log)
+        self._ledger_file: tuple[int, int] | None = None
         self.target: Destination = target(self.db, settings, clock.now_ms())
         # What a plugin brought, for a worker that was started without it.
         recorded = Recorded(self.target.delivery_options, "plugin options, recorded by its hook")
@@ -108,6 +111,7 @@ class Worker:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = open_ledger(self.spool.path)
+            self._ledger_file = self._ledger_file or identity(self.spool.path / "ledger.db")
         return db
 
     # --- one ring
@@ -193,11 +197,15 @@ class Worker:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         destination.probe_now(self.db, self.target.id, clock.now_ms())
-        take_over(self.db, self.target, clock.now_ms())
+        ledger.take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
         """Do what is to be done now; the milliseconds until the next look."""
+        if identity(self.spool.path / "ledger.db") != self._ledger_file:
+            self._log("ends: the spool was removed or replaced")
+            self._end()
+            return LOOK_MS
         now_ms = clock.now_ms()
         if mended := ledger.unwarp(self.db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
@@ -221,7 +229,7 @@ class Worker:
             self._log(f"took back {recovered} job(s) of a worker that died or hung")
 
     def _prune(self, now_ms: int) -> None:
-        take_over(self.db, self.target, now_ms)
+        ledger.take_over(self.db, self.target, now_ms)
         is_steady = ledger.is_steady(self.db, now_ms)
         aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, self.settings.max_spool_bytes)
@@ -305,23 +313,6 @@ def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None
         return capture(settings, secrets_of_this_machine(sources.environ)).redaction.text
     except PatternError:
         return None
-
-
-def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
-    """Adopt what waits elsewhere and can only be meant for this destination.
-
-    What was captured before any key was known: while nothing was captured for another key that it might be meant for as
-    well. A session of one project must not end up in the other's Helicone: then it waits until its project is captured
-    again with a key. What was captured under a key that is refused by now: if its own folder has our key since.
-    """
-    everyone = destination.destinations(db)
-    others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destination.is_used(db, one.id)]
-    for one in everyone if ours.key_fingerprint else []:
-        is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
-        if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
-            ledger.adopt(db, one.id, ours.id, now_ms=now_ms)
-    for from_id, folder in destination.rotated(db, ours) if ours.key_fingerprint else []:
-        ledger.adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -153,6 +153,7 @@ def test_wrong_settings_end_with_2_and_are_named(station: Station, variables: di
 def test_a_ledger_that_cannot_be_used_ends_with_1_and_one_line(station: Station) -> None:
     station.spool.mkdir(mode=0o700)
     (station.spool / "ledger.db").write_text("no database")
+    (station.spool / "ledger.db").chmod(0o600)
     assert "ledger.db" in complaint(station.run("status"), 1)
     (station.spool / "ledger.db").unlink()
     with station.ledger() as db:

@@ -17,12 +17,11 @@ from app.db import (
     migrate,
     migrations,
     open_ledger,
-    private_directory,
-    private_file,
     statements,
     transaction,
 )
 from app.ledger import shrink
+from app.place import private_directory, private_file
 
 HEAD = len(migrations())
 
@@ -191,6 +190,7 @@ def test_directory_and_all_three_files_are_private_under_a_permissive_umask(tmp_
         assert mode(spool.parent) == 0o700
         assert mode(spool) == 0o700
         assert {path.name: mode(path) for path in spool.iterdir()} == {
+            ".gitignore": 0o600,
             "ledger.db": 0o600,
             "ledger.db-shm": 0o600,
             "ledger.db-wal": 0o600,
@@ -312,7 +312,7 @@ def test_eight_processes_open_missing_spools_at_once(
             assert pragma(db, "journal_mode") == "wal"
             assert db.execute("select count(*) from meta").fetchone()[0] == 1 + 8
             assert pragma(db, "integrity_check") == "ok"
-        assert sorted(path.name for path in spool.iterdir()) == ["ledger.db"]
+        assert sorted(path.name for path in spool.iterdir()) == [".gitignore", "ledger.db"]
 
 
 def test_a_folder_that_all_users_share_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

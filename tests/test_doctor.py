@@ -139,8 +139,8 @@ def set_the_clock_back(station: Station) -> None:
     ("harm", "expected", "word"),
     [
         (loosen, [("spool", "problem")], "mode 0755"),
-        (loosen_the_ledger, [("spool", "problem")], "ledger.db is open"),
-        (open_the_plugin, [("plugin", "problem")], "could run code"),
+        (loosen_the_ledger, [("spool", "problem")], "ledger.db has mode 0644"),
+        (open_the_plugin, [("plugin", "problem")], "can be written by other users"),
         (age_the_plugin, [("plugin", "warning")], "another version"),
         (replace_the_plugin, [("plugin", "problem")], "not written by"),
         (unplug, [("plugin", "warning")], "not installed"),

@@ -24,7 +24,8 @@ CALM = Situation(
 )
 UNREACHED = Outcome("wait", "ConnectError")
 LIMITED = Outcome("wait", "429: empty body", 429, 20_000)
-BROKEN = Outcome("retry", "503: empty body", 503)
+BROKEN = Outcome("retry", "500: empty body", 500)
+AWAY = Outcome("retry", "503: HTML", 503)
 REFUSED = Outcome("refused", "401: error", 401)
 MALFORMED = Outcome("permanent", "400: error", 400)
 
@@ -42,7 +43,7 @@ def at(**facts: object) -> Situation:
         pytest.param(UNREACHED, CALM, SetBack(1_000, charged=False), id="no answer, others pass"),
         pytest.param(BROKEN, CALM, SetBack(1_000, charged=True), id="5xx, others pass"),
         pytest.param(BROKEN, at(others_passed=False), SetBack(1_000, charged=False), id="5xx, nobody passed"),
-        pytest.param(BROKEN, at(failures=3), Bury("503: empty body (after 3 retries)"), id="5xx, retries used up"),
+        pytest.param(BROKEN, at(failures=3), Bury("500: empty body (after 3 retries)"), id="5xx, retries used up"),
         pytest.param(BROKEN, at(other_is_suspect=True), Pause("down", 1, 1_000, charged=False), id="5xx of a second"),
         pytest.param(
             UNREACHED, at(other_is_suspect=True), Pause("down", 1, 1_000, charged=False), id="no answer to a second"
@@ -65,10 +66,17 @@ def at(**facts: object) -> Situation:
             SetBack(300_000, charged=True),
             id="5xx of the only one at full backoff",
         ),
+        pytest.param(AWAY, at(failures=3), Bury("503: HTML (after 3 retries)"), id="503, others pass, used up"),
+        pytest.param(
+            AWAY,
+            at(is_alone=True, others_passed=False, setbacks=9, failures=3),
+            SetBack(300_000, charged=False),
+            id="503 of the only one at full backoff",
+        ),
         pytest.param(
             BROKEN,
             at(is_alone=True, is_probe=True, is_paused=True, pause_count=9, failures=3),
-            Bury("503: empty body (after 3 retries)"),
+            Bury("500: empty body (after 3 retries)"),
             id="the only one, as a probe, used up",
         ),
         pytest.param(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from app.install import (
     InstallError,
     Project,
     config_directory,
+    findings,
     install,
     render,
     uninstall,
@@ -110,6 +112,56 @@ def test_failed_install_leaves_the_old_file_and_nothing_else(everywhere: Global)
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert names_in(path.parent) == [FILE_NAME]
+
+
+# --- who else can write to it
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777, 0o757], ids=oct)
+def test_a_folder_that_others_can_write_to_is_refused(everywhere: Global, mode: int) -> None:
+    folder = everywhere.config_directory / "plugin"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    with pytest.raises(
+        InstallError, match=f"can be written by other users .mode 0{mode:o}.: chmod go-w {folder}, then"
+    ):
+        install(everywhere, python=PYTHON)
+    assert names_in(folder) == []
+    folder.chmod(0o755)
+    assert install(everywhere, python=PYTHON).changed
+
+
+def test_a_plugin_that_others_can_write_to_is_refused_and_found(everywhere: Global, project: Project) -> None:
+    environ = {"OPENCODE_CONFIG_DIR": str(everywhere.config_directory)}
+    assert findings(environ, project.directory) == []
+    paths = [install(scope, python=PYTHON).path for scope in (project, everywhere)]
+    assert findings(environ, project.directory) == []
+    for path in paths:
+        path.chmod(0o664)
+    with pytest.raises(InstallError, match="mode 0664"):
+        install(project, python=PYTHON)
+    assert findings(environ, project.directory) == [
+        f"{path} can be written by other users (mode 0664): chmod go-w {path}" for path in paths
+    ]
+    assert uninstall(project).changed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_plugin_of_another_user_is_refused_and_found(everywhere: Global, tmp_path: Path) -> None:
+    path = install(everywhere, python=PYTHON).path
+    os.chown(path, 65_534, 65_534)
+    with pytest.raises(InstallError, match=r"another user \(uid 65534\)"):
+        install(everywhere, python=PYTHON)
+    assert len(findings({"OPENCODE_CONFIG_DIR": str(everywhere.config_directory)}, tmp_path)) == 1
+
+
+def test_the_folder_is_made_for_its_owner_alone_to_write(everywhere: Global) -> None:
+    before = os.umask(0)
+    try:
+        path = install(everywhere, python=PYTHON).path
+    finally:
+        os.umask(before)
+    assert path.parent.stat().st_mode & 0o777 == 0o755
 
 
 def install_here(scope: Global | Project) -> None:

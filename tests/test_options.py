@@ -25,7 +25,7 @@ from app.settings import from_arguments
 from app.sources import Sources, unattended
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
-from tests.recorded import export, export_files
+from tests.recorded import Snapshot, export, export_files
 from tests.servers import Scripted, answer, api_key, receiving, scripted
 from tests.waiting import wait_until
 
@@ -58,10 +58,10 @@ class Option:
     changed: object
 
 
-def capture(place: Place) -> None:
+def capture(place: Place, session: Snapshot | None = None) -> None:
     """A hook's whole work, in this process: the lines of an OpenCode that was asked one question."""
     line = {"v": 1, "directory": PROJECT, "options": place.plugin, "spool": place.plugin.get("spoolDirectory")}
-    session = export("a_simple")
+    session = session or export("a_simple")
     lines = [{**line, "type": "open", "session": session["root"]}, {**line, "type": "snapshot", **session}]
     reader, writer = os.pipe()
     with os.fdopen(reader) as pipe:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -24,6 +25,8 @@ from typing import Any
 import pytest
 
 from app.install import SOURCE, Global, Project, install, render
+from app.place import NETWORK, SHARED_WITH_HOST
+from tests.mounts import MOUNTS, mounted
 from tests.opencode import MODEL, Finished, OpenCode, Server, install_opencode, unavailable
 from tests.waiting import wait_until
 
@@ -692,6 +695,39 @@ def test_variable_enables_what_an_option_disabled(hosting: Hosting, hook: StandI
 DEFAULT_SPOOL = "import platformdirs; print(platformdirs.user_data_dir('opencode-helicone', appauthor=False))"
 
 
+DEFAULT_SPOOLS = """
+for (const [dataHome, mountinfo] of JSON.parse(process.argv[2])) {
+  process.env.XDG_DATA_HOME = dataHome
+  console.log(JSON.stringify(defaultSpool(mountinfo)))
+}
+"""
+
+
+def test_a_default_spool_on_a_network_moves_as_on_the_python_side(runtime: Runtime, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.mjs"
+    plugin.write_text(SOURCE.read_text() + DEFAULT_SPOOLS)
+    cases = []
+    for number, (path, mounts, _) in enumerate(MOUNTS.values()):
+        (tmp_path / f"mountinfo{number}").write_text(mounted(*mounts))
+        cases.append((path, str(tmp_path / f"mountinfo{number}")))
+    command = [*runtime.command, str(plugin), json.dumps(cases)]
+    said = subprocess.check_output(command, env=dict(runtime.environ), text=True)
+    moved = f"/var/tmp/opencode-helicone-{os.geteuid()}"  # noqa: S108 - what it must be
+    assert [json.loads(line) for line in said.splitlines()] == [
+        moved if kind else f"{path}/opencode-helicone" for path, _, kind in MOUNTS.values()
+    ]
+
+
+def test_both_sides_know_the_same_file_systems() -> None:
+    source = SOURCE.read_text()
+    lists = re.search(r"^const NETWORK = \[\n(.*?)\n\]", source, re.MULTILINE | re.DOTALL)
+    pattern = re.search(r"^const SHARED_WITH_HOST = /\^\((.*)\)\$/$", source, re.MULTILINE)
+    assert lists is not None
+    assert pattern is not None
+    assert set(re.findall('"([a-z0-9]+)"', lists[1])) == NETWORK
+    assert pattern[1] == SHARED_WITH_HOST.pattern
+
+
 @pytest.mark.parametrize("data_home", [None, "", "relative", "data"], ids=["unset", "empty", "relative", "absolute"])
 def test_default_spool_is_the_one_of_the_python_side(
     hosting: Hosting, hook: StandIn, tmp_path: Path, data_home: str | None
@@ -790,6 +826,10 @@ def test_log_grows_by_at_most_one_line_an_hour_over_all_processes(hosting: Hosti
     an_hour_ago = log.stat().st_mtime - 3601
     os.utime(log, (an_hour_ago, an_hour_ago))
     assert fail() == 2
+    log.write_bytes(b"x" * 1024 * 1024 + b"\n")  # full: it begins anew
+    os.utime(log, (an_hour_ago, an_hour_ago))
+    assert fail() == 1
+    assert log.stat().st_size < 1_000
 
 
 def test_log_that_is_a_link_is_not_followed(host: Host, hook: StandIn, spool: Path, tmp_path: Path) -> None:

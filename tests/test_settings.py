@@ -65,7 +65,8 @@ SEED = (
 )
 WORKER = Row("worker", "worker", "OPENCODE_HELICONE_WORKER", "external", "auto", "auto")
 NOT_PLUGIN = (
-    Row("endpoint", "endpoint", "HELICONE_ENDPOINT", "http://a:1", "https://b/c", "https://api.worker.helicone.ai"),
+    Row("endpoint", "endpoint", "HELICONE_ENDPOINT", "http://[::1]:1", "https://b/c", "https://api.worker.helicone.ai"),
+    Row("allow_http", "allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", value=True, other=False, default=False),
     Row("export_mode", "exportMode", "OPENCODE_HELICONE_EXPORT_MODE", "off", "metadata_only", "full"),
     Row("user_id", "userId", "OPENCODE_HELICONE_USER_ID", "one", "two", None),
     Row("redact_secrets", "redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", value=False, other=True, default=True),
@@ -378,7 +379,7 @@ ENDPOINTS = {
     "capital letters": ("HTTPS://EU.Api.Helicone.AI/Path/", "https://eu.api.helicone.ai/Path"),
     "loopback": ("http://127.0.0.1:8585", "http://127.0.0.1:8585"),
     "IPv6": ("http://[::1]:8585/", "http://[::1]:8585"),
-    "log URL": ("http://host:8585/v1/trace/custom/log", "http://host:8585/v1/trace/custom/log"),
+    "log URL": ("https://host:8585/v1/trace/custom/log", "https://host:8585/v1/trace/custom/log"),
 }
 
 
@@ -415,6 +416,27 @@ def test_endpoint_that_is_no_plain_http_url_is_refused(text: str) -> None:
     assert problem.startswith("endpoint = ")
     assert "from environment HELICONE_ENDPOINT: it should be http(s)://host[:port][/path]" in problem
     assert "word" not in problem.split(": it should")[0]
+
+
+@pytest.mark.parametrize("endpoint", ["http://host:8585", "http://10.0.0.7", "http://localhost.example.org/a"])
+def test_plain_http_to_another_machine_needs_to_be_allowed(endpoint: str) -> None:
+    (problem,) = problems_of(environ={"HELICONE_ENDPOINT": endpoint})
+    assert problem.startswith(f'endpoint = "{endpoint}" from environment HELICONE_ENDPOINT: ')
+    assert problem.endswith("use https://, or allow it with OPENCODE_HELICONE_ALLOW_HTTP=true")
+    allowed = load_variables(HELICONE_ENDPOINT=endpoint, OPENCODE_HELICONE_ALLOW_HTTP="true")
+    assert (allowed.endpoint, allowed.allow_http) == (endpoint, True)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://127.0.0.1:1", "http://127.9.9.9", "http://[::1]:8585", "http://localhost"]
+)
+def test_plain_http_within_this_machine_is_always_allowed(endpoint: str) -> None:
+    assert load_variables(HELICONE_ENDPOINT=endpoint).endpoint == endpoint
+
+
+def test_an_option_of_the_plugin_cannot_allow_plain_http(tmp_path: Path) -> None:
+    (problem,) = problems_of(environ={}, base=tmp_path, plugin=Plugin({"allowHttp": True}))
+    assert problem == '"allowHttp" from plugin options: it cannot be set here; set OPENCODE_HELICONE_ALLOW_HTTP'
 
 
 def test_alias_takes_the_predecessors_commas_and_json() -> None:
@@ -499,11 +521,11 @@ def test_key_pasted_into_another_setting_is_not_shown(row: Row) -> None:
 def test_env_file_is_read_as_shells_write_it(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_bytes(
-        b"\xef\xbb\xbfexport HELICONE_ENDPOINT=http://a # local\r\n# comment\r\n"
+        b"\xef\xbb\xbfexport HELICONE_ENDPOINT=https://a # local\r\n# comment\r\n"
         b"OTHER=caf\xe9\nOPENCODE_HELICONE_USER_ID='one'\nOPENCODE_HELICONE_USER_ID=\"two\"\n"
     )
     settings = load(environ={}, base=tmp_path, dotenv=(path,))
-    assert (settings.endpoint, settings.user_id) == ("http://a", "two")
+    assert (settings.endpoint, settings.user_id) == ("https://a", "two")
 
 
 def test_env_file_fills_in_nothing_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

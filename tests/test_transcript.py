@@ -355,6 +355,12 @@ STATE = (*CALL, "parts", 0, "state")
         pytest.param(USER, SECRET, "sessions[0].messages[0]", id="message not an object"),
         pytest.param((*USER, "info", "id"), ..., "sessions[0].messages[0].info.id", id="no id"),
         pytest.param((*USER, "info", "id"), "x" * 600, "sessions[0].messages[0].info.id", id="huge id"),
+        # Names of the program's own: two records would share one request id, or two jobs one turn.
+        pytest.param((*CALL, "parts", 0, "id"), "assistant", "messages[1].parts[0].id", id="part named as a kind"),
+        pytest.param((*CALL, "parts", 0, "id"), "prt/2", "messages[1].parts[0].id", id="part with a slash"),
+        pytest.param((*USER, "info", "id"), "session", "messages[0].info.id", id="turn named as the session's job"),
+        pytest.param((*CALL, "info", "parentID"), "session", "messages[1].info.parentID", id="parent named so"),
+        pytest.param((*CALL, "info", "id"), "msg_2/prt", "messages[1].info.id", id="message with a slash"),
         pytest.param((*USER, "info", "role"), ..., "sessions[0].messages[0].info.role", id="no role"),
         pytest.param((*USER, "info", "role"), SECRET, "sessions[0].messages[0].info.role", id="unknown role"),
         pytest.param((*USER, "info", "time"), SECRET, "sessions[0].messages[0].info.time", id="time a string"),

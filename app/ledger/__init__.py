@@ -12,7 +12,7 @@ Functions take the connection first; those that need several statements open the
 not be inside one. Times come in as milliseconds UTC: nothing here reads a clock.
 """
 
-from app.ledger.adoption import adopt
+from app.ledger.adoption import adopt, adopt_rotated, take_over
 from app.ledger.claims import (
     ATTEMPTS_KEPT,
     ISOLATED_KILLS,
@@ -44,7 +44,17 @@ from app.ledger.letters import (
     purge_dead,
     retry_dead,
 )
-from app.ledger.readings import Conditions, Counts, conditions, counts, errors, is_pending, latest_ms, sendable
+from app.ledger.readings import (
+    Conditions,
+    Counts,
+    conditions,
+    counts,
+    errors,
+    is_pending,
+    latest_ms,
+    pending_keys,
+    sendable,
+)
 from app.ledger.upkeep import (
     KILLS_MAX,
     RING_AGAIN_MS,
@@ -85,6 +95,7 @@ __all__ = [
     "abandon",
     "acknowledge",
     "adopt",
+    "adopt_rotated",
     "attempts",
     "bodies",
     "bury",
@@ -115,6 +126,7 @@ __all__ = [
     "letters_of",
     "next_due_ms",
     "next_of_session",
+    "pending_keys",
     "place_under",
     "purge_dead",
     "recover",
@@ -124,6 +136,7 @@ __all__ = [
     "set_back",
     "shrink",
     "standing",
+    "take_over",
     "to_ring",
     "unacknowledged",
     "unwarp",

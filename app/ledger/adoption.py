@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 
+from app import destination
 from app.db import transaction
+from app.destination import Destination
 from app.ledger.job import BATCH, LedgerError, Version, bodies
 from app.ledger.versions import insert, supersede_where
 
@@ -50,6 +52,30 @@ def adopt(
             _adopt_job(db, destination_id, row, now_ms)
         moved += len(waiting)
     return moved
+
+
+def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
+    """Adopt what waits elsewhere and can only be meant for this destination.
+
+    What was captured before any key was known: while nothing was captured for another key that it might be meant for as
+    well. A session of one project must not end up in the other's Helicone: then it waits until its project is captured
+    again with a key. And what `adopt_rotated` does.
+    """
+    if not ours.key_fingerprint:
+        return
+    everyone = destination.destinations(db)
+    others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destination.is_used(db, one.id)]
+    for one in everyone:
+        is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
+        if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
+            adopt(db, one.id, ours.id, now_ms=now_ms)
+    adopt_rotated(db, ours, now_ms)
+
+
+def adopt_rotated(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
+    """Adopt what waits for a key that is refused by now, if its own folder was captured with our key since."""
+    for from_id, folder in destination.rotated(db, ours):
+        adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
 
 
 def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, now_ms: int) -> None:

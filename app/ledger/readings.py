@@ -82,6 +82,11 @@ def latest_ms(db: sqlite3.Connection) -> int:
     return int(row.fetchone()[0] or 0)
 
 
+def pending_keys(db: sqlite3.Connection) -> set[str]:
+    """Of all destinations."""
+    return {row["key"] for row in db.execute("select key from job where state = 'pending'")}
+
+
 def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
     """Whether anything waits, however long it will have to."""
     row = db.execute(

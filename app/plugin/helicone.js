@@ -26,6 +26,12 @@ const DELETED_MAX = 1_000
 const LOG_BYTES_MAX = 1024 * 1024
 const EXIT_MS_MAX = 100 // how long a broken pipe waits for the exit code that explains it
 const DEPTH_MAX = 100 // of subagents below subagents
+// File systems on which no spool may lie, as in app/place.py.
+const NETWORK = [
+  ...["nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "coda", "ncpfs", "glusterfs", "lustre", "gpfs"],
+  ...["beegfs", "orangefs", "pvfs2", "ocfs2", "gfs2"],
+]
+const SHARED_WITH_HOST = /^(9p|drvfs|virtiofs|vboxsf|vmhgfs|prl_fs|fuse(blk)?(\..*)?)$/
 
 // One registry for the whole process: several copies of this file (global, project, config) share the first one's code.
 const REGISTRY = Symbol.for("opencode-helicone/1")
@@ -48,11 +54,37 @@ function chosenSpool(options, directory) {
   return path.resolve(directory, value.replace(/^~(?=\/|$)/, os.homedir()))
 }
 
-/** As platformdirs.user_data_dir("opencode-helicone", appauthor=False): the hook must arrive at the same one. */
-function defaultSpool() {
+/** As app/place.py, and platformdirs.user_data_dir("opencode-helicone", appauthor=False): the hook must arrive there. */
+function defaultSpool(mountinfo = "/proc/self/mountinfo") {
   const xdg = process.env.XDG_DATA_HOME ?? ""
   const platform = process.platform === "darwin" ? "Library/Application Support" : ".local/share"
-  return path.join(path.isAbsolute(xdg) ? xdg : path.join(os.homedir(), platform), "opencode-helicone")
+  const usual = path.join(path.isAbsolute(xdg) ? xdg : path.join(os.homedir(), platform), "opencode-helicone")
+  try {
+    const isElsewhere = isShared(realPath(usual), fs.readFileSync(mountinfo, "utf8"))
+    if (isElsewhere) return `/var/tmp/opencode-helicone-${process.geteuid()}`
+  } catch {} // no such file on this system
+  return usual
+}
+
+/** Whether the path's file system is one that other machines write to, too. */
+function isShared(file, mountinfo) {
+  let [found, type] = ["", ""]
+  for (const line of mountinfo.split("\n")) {
+    const [before, after] = line.split(" - ")
+    const point = before.split(" ")[4]?.replace(/\\([0-7]{3})/g, (_, code) => String.fromCharCode(parseInt(code, 8)))
+    if (!after || point.length < found.length || !`${file}/`.startsWith(point.replace(/\/?$/, "/"))) continue
+    ;[found, type] = [point, after.split(" ")[0]]
+  }
+  return NETWORK.includes(type) || (SHARED_WITH_HOST.test(type) && found !== "/")
+}
+
+/** The path without symbolic links, as far as it exists. */
+function realPath(file) {
+  try {
+    return fs.realpathSync(file)
+  } catch {
+    return path.dirname(file) === file ? file : path.join(realPath(path.dirname(file)), path.basename(file))
+  }
 }
 
 /** The absolute path of `name`, or null. Relative PATH entries are passed over: they would run the project's files. */

@@ -1,0 +1,424 @@
+"""Outages on a clock of their own: real ledgers, the real `deliver`, a receiver that goes away for days.
+
+    python -m tests.outage        four days, 300 turns of 1 MB, default settings; a key refused for a day; 20 machines
+
+A delivery runs in a thread of its own and stops in its POST until the clock has come to the time of its answer. The
+clock goes on when every thread has stopped, so that a run depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sqlite3
+import sys
+import sysconfig
+import tempfile
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from app import destination, ledger
+from app.db import open_ledger
+from app.deliver import Courier, deliver
+from app.ledger import Body, Version
+from app.retry import Outcome, Policy
+from app.settings import Settings
+from app.worker import CONSUMER, RINGS_PER_LOOK
+
+SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
+POST_MS = 200
+DEFAULTS = Settings()
+ENDPOINT = "https://helicone.example"
+
+Answer: TypeAlias = Callable[[], Outcome]
+
+
+def accepted() -> Outcome:
+    return Outcome("accepted", "ok", 200)
+
+
+def unreached() -> Outcome:
+    return Outcome("wait", "ConnectError: Connection refused")
+
+
+def broken() -> Outcome:
+    return Outcome("retry", "503: HTML", 503)
+
+
+def limited() -> Outcome:
+    return Outcome("wait", "429: JSON", 429, 60_000)
+
+
+def refused() -> Outcome:
+    return Outcome("refused", "401: error", 401)
+
+
+@dataclass
+class Receiver:
+    """Everybody's other side. `answer` may be replaced at any time; what is under way gets the one of its arrival."""
+
+    answer: Answer = accepted
+    requests: int = 0
+    by_second: Counter[int] = field(default_factory=Counter)
+    in_flight: int = 0
+    in_flight_max: int = 0
+
+
+@dataclass
+class _Waiting:
+    until_ms: int
+    go: threading.Event = field(default_factory=threading.Event)
+
+
+class World:
+    """The clock, and the threads that wait for it."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self.receiver = receiver
+        self.now_ms = 40 * 365 * DAY_MS
+        self._lock = threading.Condition()
+        self._running = 0
+        self._waiting: list[_Waiting] = []
+
+    def post(self, _: Body) -> Outcome:
+        """In a delivery's thread."""
+        receiver = self.receiver
+        with self._lock:
+            waiting = _Waiting(self.now_ms + POST_MS)
+            self._waiting.append(waiting)
+            receiver.requests += 1
+            receiver.by_second[self.now_ms // SECOND_MS] += 1
+            receiver.in_flight += 1
+            receiver.in_flight_max = max(receiver.in_flight_max, receiver.in_flight)
+            outcome = receiver.answer()
+            self._running -= 1
+            self._lock.notify_all()
+        waiting.go.wait()
+        with self._lock:
+            receiver.in_flight -= 1
+        return outcome
+
+    def run(self, act: Callable[[], None]) -> None:
+        """Start a delivery, and go on when it stops for an answer or is done."""
+
+        def running() -> None:
+            try:
+                act()
+            finally:
+                with self._lock:
+                    self._running -= 1
+                    self._lock.notify_all()
+
+        with self._lock:
+            self._running += 1
+        threading.Thread(target=running, daemon=True).start()
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._lock:
+            assert self._lock.wait_for(lambda: self._running == 0, 60), "a delivery hangs"
+
+    @property
+    def next_answer_ms(self) -> int | None:
+        return min((waiting.until_ms for waiting in self._waiting), default=None)
+
+    def go_to(self, now_ms: int) -> None:
+        """Let the clock say so; answers that are due by then arrive one by one, so that a run can be repeated."""
+        self.now_ms = max(self.now_ms, now_ms)
+        for waiting in [one for one in self._waiting if one.until_ms <= self.now_ms]:
+            self._waiting.remove(waiting)
+            with self._lock:
+                self._running += 1
+            waiting.go.set()
+            self._settle()
+
+
+class Machine:
+    """One person's spool and worker: what the worker's threads and watch do, each look at its due time."""
+
+    def __init__(self, spool: Path, world: World, seed: int, key: str = "key-a") -> None:
+        self.spool, self.world = spool, world
+        self.dice = random.Random(seed)  # noqa: S311 - jitter
+        self.db = open_ledger(spool)
+        self.db.execute("pragma synchronous = off")  # nobody cuts the power here
+        self.busy = 0
+        self._local = threading.local()
+        self._pruned_ms = 0
+        self.order: dict[str, list[str]] = defaultdict(list)
+        self.use_key(key)
+
+    def use_key(self, key: str) -> None:
+        """As a new worker with this key would start."""
+        self.destination = destination.destination(self.db, ENDPOINT, key, self.world.now_ms)
+        ledger.take_over(self.db, self.destination, self.world.now_ms)
+        destination.probe_now(self.db, self.destination.id, self.world.now_ms)
+
+    def capture(self, session: str, turn: str, bodies: list[Body], folder: str = "folder") -> None:
+        now_ms = self.world.now_ms
+        key = uuid.uuid5(uuid.NAMESPACE_OID, session + turn).hex * 2
+        # As the hook does at the first line of a folder.
+        destination.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
+        ledger.adopt_rotated(self.db, self.destination, now_ms)
+        version = Version(session, session, turn, key, now_ms, "", folder)
+        ledger.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)
+        self.order[session].append(turn)
+
+    def look(self) -> None:
+        """What the watch does."""
+        now_ms = self.world.now_ms
+        ledger.unwarp(self.db, now_ms)
+        if now_ms - self._pruned_ms >= MINUTE_MS:
+            self._pruned_ms = now_ms
+            ledger.take_over(self.db, self.destination, now_ms)
+            if ledger.is_steady(self.db, now_ms):
+                ledger.drop_aged(self.db, now_ms, DEFAULTS.max_spool_age_ms)
+            ledger.drop_oversize(self.db, now_ms, DEFAULTS.max_spool_bytes)
+            ledger.shrink(self.db)
+        for key in ledger.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
+            self.answer(key)
+
+    def answer(self, key: str) -> None:
+        """What a thread of the worker does with a ring; with all of them busy the ring is lost here."""
+        if self.busy < int(str(CONSUMER["workers"])):
+            self.busy += 1
+            self.world.run(lambda: self._deliver(key))
+
+    def _deliver(self, key: str) -> None:
+        courier = Courier(
+            destination_id=self.destination.id,
+            worker="worker",
+            policy=Policy.of(DEFAULTS.max_retries, DEFAULTS.retry_base_delay_ms),
+            post=self.world.post,
+            clock=lambda: self.world.now_ms,
+            dice=self.dice.random,
+            stopping=lambda: False,
+        )
+        with closing(open_ledger(self.spool)) as db:
+            db.execute("pragma synchronous = off")
+            following: str | None = key
+            while following is not None:
+                following = deliver(db, following, courier)
+        self.busy -= 1
+
+    def next_look_ms(self) -> int:
+        """The real one looks twice a second; here only when there can be something to see."""
+        row = self.db.execute(
+            "select d.probe_ms, d.concurrency, exists (select 1 from job where state = 'pending' and due_ms <= ?"
+            " and lease_until_ms is null) as is_due from destination d where id = ?",
+            (self.world.now_ms, self.destination.id),
+        ).fetchone()
+        times_ms = [self._pruned_ms + MINUTE_MS]
+        if row["is_due"]:
+            times_ms.append(max(row["probe_ms"] or 0, self.world.now_ms + SECOND_MS // 2))
+        due_ms = ledger.next_due_ms(self.db, self.destination.id, self.world.now_ms)
+        return min([*times_ms, *([due_ms] if due_ms is not None else [])])
+
+    def delivered_in_order(self) -> bool:
+        rows = self.db.execute(
+            "select s.name as session, t.name as turn from job j join turn t on t.id = j.turn_id"
+            " join session s on s.id = t.session_id where j.state = 'delivered' order by j.finished_ms, j.attempted_ms"
+        ).fetchall()
+        arrived: dict[str, list[str]] = defaultdict(list)
+        for row in rows:
+            arrived[row["session"]].append(row["turn"])
+        return arrived == self.order
+
+
+Happening: TypeAlias = tuple[int, Callable[[], None]]
+"""When something happens, and what."""
+
+
+class Coming:
+    """What will happen, one by one."""
+
+    def __init__(self, happenings: Iterable[Happening] = ()) -> None:
+        self._happenings = iter(happenings)
+        self.next: Happening | None = next(self._happenings, None)
+
+    def happen(self, now_ms: int) -> None:
+        if self.next is not None and self.next[0] <= now_ms:
+            self.next[1]()
+            self.next = next(self._happenings, None)
+
+
+def live(world: World, machines: list[Machine], until_ms: int, coming: Coming) -> None:
+    """Let time pass until `until_ms`."""
+    while True:
+        for machine in machines:
+            machine.look()
+        times_ms = [machine.next_look_ms() for machine in machines]
+        times_ms += [time_ms for time_ms in (world.next_answer_ms, coming.next and coming.next[0]) if time_ms]
+        if min(times_ms) >= until_ms:
+            world.go_to(until_ms)
+            return
+        world.go_to(min(times_ms))
+        coming.happen(world.now_ms)
+
+
+def source_text() -> str:
+    """What a coding agent reads all day."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return "\n".join(path.read_text("utf-8", "replace") for path in sorted(folder.glob("*.py")))
+
+
+def turn_of(size_bytes: int, name: str, text: str, dice: random.Random) -> list[Body]:
+    """Records as a turn with tool calls has them: what a tool put out stands in its record, and twice in the next."""
+    bodies = []
+    pieces = max(1, size_bytes // 150_000)
+    for n in range(pieces):
+        start = dice.randrange(len(text) - 50_000)
+        piece = text[start : start + size_bytes // pieces // 3].encode()
+        for part, body in (("tool", piece), ("call", piece + piece)):
+            bodies.append(Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {part} {n}"), body))
+    return bodies
+
+
+@dataclass(frozen=True)
+class Told:
+    """What became of an outage."""
+
+    requests: int
+    """During the outage."""
+    states: dict[str, int]
+    is_in_order: bool
+    spool_bytes: int
+    statements: tuple[int, int]
+    """SQL statements of one look in which nothing happens: early in the outage, and at its end."""
+    memory_growth_kb: int
+    """Of this process, from the first quarter of the outage to its end."""
+
+
+def outage(spool: Path, answers: list[Answer], *, days: float, turns: int, turn_bytes: int, seed: int = 1) -> Told:
+    """An hour of calm, `days` of outage in which `turns` come, then calm again until all is delivered.
+
+    With several `answers` the outage changes its face every now and then.
+    """
+    dice = random.Random(seed)  # noqa: S311 - the scenario
+    text = source_text()
+    receiver = Receiver()
+    world = World(receiver)
+    machine = Machine(spool, world, seed)
+    begin_ms = world.now_ms + HOUR_MS
+    end_ms = begin_ms + int(days * DAY_MS)
+    counts: list[int] = []
+
+    def happenings() -> Iterator[Happening]:
+        for n in range(turns):
+            at_ms = begin_ms + (end_ms - begin_ms) * n // turns
+            session, turn = f"ses_{n // 5 - n % 2}", f"msg_{n}"
+            yield at_ms - 2, partial(setattr, receiver, "answer", dice.choice(answers))
+            bodies = turn_of(turn_bytes, turn, text, dice)
+            yield at_ms, partial(machine.capture, session, turn, bodies)
+
+    machine.capture("ses_calm", "msg_calm", turn_of(turn_bytes, "calm", text, dice))
+    live(world, [machine], begin_ms - SECOND_MS, Coming())
+    before = receiver.requests
+    coming = Coming(happenings())
+    live(world, [machine], begin_ms + (end_ms - begin_ms) // 4, coming)
+    memory_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counts.append(_statements(machine))
+    live(world, [machine], end_ms, coming)
+    growth_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_kb
+    counts.append(_statements(machine))
+    requests = receiver.requests - before
+    size = sum(path.stat().st_size for path in spool.rglob("*") if path.is_file())
+    receiver.answer = accepted
+    live(world, [machine], end_ms + HOUR_MS, Coming())
+    rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
+    states = {row["state"]: row["jobs"] for row in rows}
+    return Told(requests, states, machine.delivered_in_order(), size, (counts[0], counts[1]), growth_kb)
+
+
+def _statements(machine: Machine) -> int:
+    """Of one look a moment after another: only what the watch asks each time."""
+    machine.look()
+    seen: list[str] = []
+    machine.db.set_trace_callback(seen.append)
+    machine.look()
+    machine.db.set_trace_callback(None)
+    return len(seen)
+
+
+def rotated_key(spool: Path, *, turns: int, turn_bytes: int) -> Told:
+    """A key is refused for a day; then its project gets another one."""
+    dice = random.Random(2)  # noqa: S311 - the scenario
+    text = source_text()
+    world = World(Receiver(refused))
+    machine = Machine(spool, world, 2)
+    begin_ms = world.now_ms
+
+    def happenings() -> Iterator[Happening]:
+        for n in range(turns):
+            bodies = turn_of(turn_bytes, f"msg_{n}", text, dice)
+            yield begin_ms + DAY_MS * n // turns, partial(machine.capture, "ses_1", f"msg_{n}", bodies)
+
+    live(world, [machine], begin_ms + DAY_MS, Coming(happenings()))
+    requests = world.receiver.requests
+    world.receiver.answer = accepted
+    machine.use_key("key-b")
+    machine.capture("ses_1", "msg_last", turn_of(turn_bytes, "last", text, dice))
+    live(world, [machine], begin_ms + DAY_MS + HOUR_MS, Coming())
+    rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
+    states = {row["state"]: row["jobs"] for row in rows}
+    return Told(requests, states, machine.delivered_in_order(), 0, (0, 0), 0)
+
+
+def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int, int]:
+    """(most requests in one second, most in flight) while so many spools deliver what has waited.
+
+    Without the outage the same jobs are captured at once, and every thread of every worker is at it.
+    """
+    receiver = Receiver(unreached if is_away else accepted)
+    world = World(receiver)
+    spools = [Machine(folder / str(n), world, n) for n in range(machines)]
+    for machine in spools:
+        for n in range(turns):
+            bodies = [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{n} {part}"), b"x") for part in range(3)]
+            machine.capture(f"ses_{n}", "msg", bodies)
+    if is_away:
+        live(world, spools, world.now_ms + HOUR_MS, Coming())
+        receiver.answer = accepted
+        receiver.by_second.clear()
+        receiver.in_flight_max = 0
+    live(world, spools, world.now_ms + HOUR_MS, Coming())
+    assert all(ledger.counts(machine.db).pending == 0 for machine in spools), "an hour was not enough"
+    return max(receiver.by_second.values()), receiver.in_flight_max
+
+
+def main() -> int:
+    print(f"SQLite {sqlite3.sqlite_version}")
+    failed = False
+    faces: dict[str, list[Answer]] = {
+        "connection refused": [unreached],
+        "503": [broken],
+        "429": [limited],
+        "changing": [unreached, broken, limited],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, answers in faces.items():
+            told = outage(Path(folder) / name, answers, days=4, turns=300, turn_bytes=1_000_000)
+            is_well = told.states == {"delivered": 301} and told.is_in_order and told.requests < 1_500
+            is_flat = told.statements[0] == told.statements[1] and told.memory_growth_kb < 20_000
+            failed = failed or not (is_well and is_flat)
+            print(f"4 days, {name}: {'well' if is_well and is_flat else 'FAILED'}: {told}")
+        told = rotated_key(Path(folder) / "key", turns=75, turn_bytes=1_000_000)
+        is_well = told.states == {"delivered": 76} and told.is_in_order
+        failed = failed or not is_well
+        print(f"401 for a day, then a new key: {'well' if is_well else 'FAILED'}: {told}")
+        steady = herd(Path(folder) / "steady", 20, 60, is_away=False)
+        after = herd(Path(folder) / "after", 20, 60, is_away=True)
+        is_well = after[0] < 2 * steady[0] and after[1] < 2 * steady[1]
+        failed = failed or not is_well
+        print(f"20 spools, most requests a second and most in flight: steady {steady}, after an outage {after}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

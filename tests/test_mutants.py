@@ -1,0 +1,76 @@
+"""Broken recordings through a hook's desk and through `import`, a few of them; `make fuzz` is the long form."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from app.hook import Desk
+from app.importing import import_files
+from app.inbox import Inbox
+from app.opencode import FILE_BYTES_MAX, File
+from tests import mutants
+from tests.fuzz import compare, compare_import, first_line, machine, sources
+from tests.mutants import Expected
+from tests.processes import Station
+
+LINES = 200
+FILES = 100
+SEED = 7 if os.environ.get("CI") else random.SystemRandom().randrange(2**32)
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    """Its seed is said where a test fails; with CI=1 it is the same every time."""
+    sys.stdout.write(f"seed {SEED}\n")
+    return random.Random(SEED)  # noqa: S311 - to break things, not to protect them
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Station:
+    home = tmp_path / "home"
+    home.mkdir()
+    return machine(home)
+
+
+def feed(pipe: BinaryIO, lines: list[bytes]) -> None:
+    with pipe:
+        pipe.writelines(line + b"\n" for line in lines)
+
+
+def test_of_broken_lines_each_is_counted_or_leaves_all_of_its_jobs(dice: random.Random, station: Station) -> None:
+    lines = [first_line(station), *(mutants.line(dice) for _ in range(LINES))]
+    expected = Expected()
+    for line in lines:
+        expected.feed(line, sources(station), station.spool)
+    reader, writer = os.pipe()
+    inbox = Inbox(reader)
+    feeding = threading.Thread(target=feed, args=(os.fdopen(writer, "wb"), lines))
+    feeding.start()
+    Desk(inbox, sources(station)).serve()
+    feeding.join(20)
+    os.close(reader)
+    became = compare(station, [expected])
+    assert became["snapshots taken"] > LINES // 5
+
+
+def test_of_broken_files_each_is_named_or_leaves_all_of_its_jobs(dice: random.Random, station: Station) -> None:
+    files = [File(f"file-{number}", mutants.export_file(dice)) for number in range(FILES)]
+    became = compare_import(files, list(import_files(files, sources(station))))
+    assert became["file imported"] > FILES // 5
+    with station.ledger() as db:
+        mutants.audit(db)
+
+
+def test_a_file_larger_than_any_export_is_refused_without_being_parsed(tmp_path: Path, station: Station) -> None:
+    large = tmp_path / "disk.img"
+    with large.open("wb") as file:
+        file.truncate(FILE_BYTES_MAX + 1)
+    (result,) = import_files([File(str(large))], sources(station))
+    assert (result.outcome, result.reason) == ("failed", "it is larger than 512 MiB")
