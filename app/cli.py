@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sqlite3
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -17,23 +16,38 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from app import __version__, clock, install, screen
+from app import __version__, clock, doctor, install, screen
+from app.cli_dead import dead
+from app.command import (
+    DONE,
+    PROBLEM,
+    PROGRAM,
+    STOPPED,
+    USAGE,
+    AsJson,
+    Chosen,
+    Endpoint,
+    EnvFile,
+    SpoolDirectory,
+    complain,
+    print_json,
+    print_lines,
+    sources_of,
+)
 from app.db import SchemaError, migrations, open_ledger
+from app.doctor import Finding
 from app.endpoint import EndpointError
 from app.folders import effective
 from app.importing import Imported, import_files
 from app.ledger import LedgerError
+from app.letters import LetterError
 from app.opencode import FILE_BYTES_MAX, ExportError, File
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
-from app.settings import SettingsError, from_arguments, shown
-from app.sources import Sources, typed, unattended
+from app.settings import SettingsError, shown
+from app.sources import Sources, unattended
 from app.status import read_status
 from app.store import store_file, stored
-
-PROGRAM = "opencode-helicone"
-DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
-"""Exit codes: all is well; something is not, and was named; arguments or settings are wrong; interrupted."""
 
 app = typer.Typer(
     add_completion=False,
@@ -44,17 +58,9 @@ app = typer.Typer(
 )
 config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Settings.")
 app.add_typer(config, name="config")
+app.add_typer(dead, name="dead")
 
-EnvFile = Annotated[
-    Path | None, typer.Option("--env-file", metavar="PATH", help="Read this instead of .env in the current folder.")
-]
-SpoolDirectory = Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the job queue.")]
-Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")]
 ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
-Chosen = Annotated[
-    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any setting by its name: maxRetries=2.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]
 FilesOrSessions = Annotated[
     list[str],
@@ -79,15 +85,15 @@ def main() -> None:
         # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
         app(prog_name=PROGRAM)
     except (SettingsError, PatternError, EndpointError) as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(USAGE)
-    except (OSError, sqlite3.Error, SchemaError, LedgerError, ExportError, install.InstallError) as error:
-        _complain(f"the queue, ledger.db: {error}" if isinstance(error, sqlite3.Error) else str(error))
+    except (OSError, sqlite3.Error, SchemaError, LedgerError, ExportError, LetterError, install.InstallError) as error:
+        complain(f"the queue, ledger.db: {error}" if isinstance(error, sqlite3.Error) else str(error))
         sys.exit(PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        _complain(f"internal error, please report it: {type(error).__name__} at {where}")
+        complain(f"internal error, please report it: {type(error).__name__} at {where}")
         sys.exit(PROBLEM)
 
 
@@ -134,17 +140,17 @@ def _import(
     All files are one set: subagents find their parents in it. A turn that never ended counts as interrupted. A second
     import of the same changes nothing. No worker is started.
     """
-    sources = _sources(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
+    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     opened = _files(files)
     with screen.progress(opened) as step:
         results = list(import_files(opened, sources, on_read=step))
     if json_wanted:
         numbers = ("new", "known", "superseded", "off", "shut")
         jobs = {name: sum(getattr(one, name) for one in results) for name in numbers}
-        _print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
+        print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
     else:
         for result in results:
-            _print_lines(screen.import_lines(result), failed=_is_failed(result))
+            print_lines(screen.import_lines(result), failed=_is_failed(result))
     raise typer.Exit(PROBLEM if any(_is_failed(result) for result in results) else DONE)
 
 
@@ -163,7 +169,7 @@ def _preview(
 
     And what the redaction takes out of it. Nothing is sent, and nothing is queued.
     """
-    sources = _sources(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
+    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     failed = False
     told: list[dict[str, object]] = []
     for result in preview(_files_or_sessions(files), sources):
@@ -171,9 +177,9 @@ def _preview(
         if json_wanted:
             told.append(as_json(result))
         else:
-            _print_lines(screen.preview_lines(result), failed=_is_failed(result))
+            print_lines(screen.preview_lines(result), failed=_is_failed(result))
     if json_wanted:
-        _print_json({"sessions": told})
+        print_json({"sessions": told})
     raise typer.Exit(PROBLEM if failed else DONE)
 
 
@@ -193,11 +199,11 @@ def _worker(
     from app.helicone import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
     from app.worker import Worker  # noqa: PLC0415 - the same
 
-    sources = unattended(os.environ) if automatic else _sources(env_file, spool_directory, endpoint, chosen=chosen)
+    sources = unattended(os.environ) if automatic else sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:
         worker = Worker(sources, automatic=automatic)
         if not automatic:
-            _print_lines(screen.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
+            print_lines(screen.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
         worker.run()
     except ClientError as error:
         raise SettingsError([str(error)]) from None
@@ -220,16 +226,16 @@ def _flush(
     from app.flush import flush  # noqa: PLC0415 - as in `_worker`
     from app.helicone import ClientError  # noqa: PLC0415 - the same
 
-    sources = _sources(env_file, spool_directory, endpoint, chosen=chosen)
+    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:
         with screen.spinner("delivering"):
             flushed = flush(sources, timeout)
     except ClientError as error:
         raise SettingsError([str(error)]) from None
     if json_wanted:
-        _print_json(asdict(flushed))
+        print_json(asdict(flushed))
     else:
-        _print_lines(screen.flush_lines(flushed))
+        print_lines(screen.flush_lines(flushed))
     raise typer.Exit(STOPPED if flushed.was_stopped else DONE if flushed.is_done else PROBLEM)
 
 
@@ -244,11 +250,45 @@ def _status(
 ) -> None:
     """Say what waits, and why."""
     now_ms = clock.now_ms()
-    status = read_status(_sources(env_file, spool_directory, endpoint, chosen=chosen).load(), now_ms)
+    status = read_status(sources_of(env_file, spool_directory, endpoint, chosen=chosen).load(), now_ms)
     if json_wanted:
-        _print_json(asdict(status))
+        print_json(asdict(status))
     else:
-        _print_lines(screen.status_lines(status, now_ms))
+        print_lines(screen.status_lines(status, now_ms))
+
+
+@app.command("doctor")
+def _doctor(
+    *,
+    send: Annotated[bool, typer.Option("--send", help="Also send a tiny log and look for it.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Look for it so long.")] = 30,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    chosen: Chosen = None,
+    json_wanted: AsJson = False,
+) -> None:
+    """Check everything, and say what to do.
+
+    Exit code 1 when there is a problem.
+    """
+    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
+    found: list[Finding] = []
+    for finding in _examined(sources, timeout, send=send):
+        found.append(finding)
+        if not json_wanted:
+            print_lines([screen.finding_line(finding)])
+    if json_wanted:
+        print_json({"findings": [asdict(one) for one in found]})
+    raise typer.Exit(PROBLEM if any(one.level == "problem" for one in found) else DONE)
+
+
+def _examined(sources: Sources, timeout_s: float, *, send: bool) -> Iterator[Finding]:
+    yield from doctor.examine(sources, Path.cwd(), clock.now_ms())
+    if send:
+        from app import trial  # noqa: PLC0415 - as in `_worker`
+
+        yield from trial.send(sources.load(), clock.now_ms(), timeout_s)
 
 
 @config.command("show")
@@ -265,13 +305,13 @@ def _config_show(
 
     As they are in force in the current folder. The API key is not printed.
     """
-    sources = _sources(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
+    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     with closing(open_ledger(sources.load().spool_directory)) as db:
         settings = shown(effective(db, sources, Path.cwd()))
     if json_wanted:
-        _print_json({"settings": [asdict(one) for one in settings]})
+        print_json({"settings": [asdict(one) for one in settings]})
     else:
-        _print_lines(screen.setting_line(one) for one in settings)
+        print_lines(screen.setting_line(one) for one in settings)
 
 
 @app.command("migrate")
@@ -280,9 +320,9 @@ def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None
 
     Every other command does so, too.
     """
-    spool = _sources(env_file, spool_directory).load().spool_directory
+    spool = sources_of(env_file, spool_directory).load().spool_directory
     open_ledger(spool).close()
-    _print_lines([screen.visible(f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}")])
+    print_lines([screen.visible(f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}")])
 
 
 @app.command("receiver")
@@ -303,7 +343,7 @@ def _receiver(
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("app"):
             raise
-        _complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
+        complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
         raise typer.Exit(PROBLEM) from None
     kept = store or user_data_path(f"{PROGRAM}-receiver", appauthor=False) / "store.db"
     try:
@@ -312,10 +352,10 @@ def _receiver(
             port=port,
             store_path=kept,
             faults_path=faults,
-            on_listening=lambda url: _print_lines(screen.receiver_lines(url, str(kept))),
+            on_listening=lambda url: print_lines(screen.receiver_lines(url, str(kept))),
         )
     except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
-        _complain(str(error))
+        complain(str(error))
         raise typer.Exit(PROBLEM) from None
 
 
@@ -349,20 +389,7 @@ def _scope(project: Path | None, *, everywhere: bool) -> install.Global | instal
 
 def _print_installed(done: install.Installed, what: str, *, dry_run: bool) -> None:
     would = "would be " if dry_run and done.changed else ""
-    _print_lines([screen.visible(f"{done.path}: {would}{what}")])
-
-
-def _sources(
-    env_file: Path | None,
-    spool_directory: str | None,
-    endpoint: str | None = None,
-    export_mode: str | None = None,
-    *,
-    chosen: Iterable[str] | None = None,
-) -> Sources:
-    named = {"spool_directory": spool_directory, "endpoint": endpoint, "export_mode": export_mode}
-    given = from_arguments(chosen or ()) | {name: value for name, value in named.items() if value is not None}
-    return typed(os.environ, Path.cwd(), env_file=env_file, command_line=given)
+    print_lines([screen.visible(f"{done.path}: {would}{what}")])
 
 
 def _files(names: Iterable[str]) -> list[File]:
@@ -380,17 +407,3 @@ def _files_or_sessions(names: Iterable[str]) -> list[File]:
 
 def _is_failed(result: Imported | Previewed) -> bool:
     return isinstance(result, Imported) and result.outcome == "failed"
-
-
-def _complain(message: str) -> None:
-    typer.echo(screen.visible(f"{PROGRAM}: {message}").replace("\n", " "), err=True)
-
-
-def _print_json(value: object) -> None:
-    # ASCII, so that it is the same JSON whatever the terminal or the pipe can take.
-    typer.echo(json.dumps(value, indent=2))
-
-
-def _print_lines(lines: Iterable[str], *, failed: bool = False) -> None:
-    for line in lines:
-        typer.echo(line, err=failed)

@@ -59,7 +59,7 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
                 was_stopped = not Worker(sources).run_until(is_over)
             else:
                 time.sleep(LOOK_S)
-        current = read_destinations(db, settings)[0]
+        current = read_destinations(db, settings, clock.now_ms())[0]
         workers = read_workers(spool)
         return Flushed(
             jobs=current.jobs,

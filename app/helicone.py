@@ -12,7 +12,7 @@ import json
 import re
 import ssl
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -21,6 +21,7 @@ from typing import Any, Self, TypeAlias
 import httpx
 
 from app.endpoint import RouteKind, kind_of
+from app.excerpt import excerpt, repeats
 from app.retry import Kind, Outcome, retry_after_ms
 from app.transport import Transport, within
 
@@ -31,21 +32,19 @@ READ_BACK_ROWS_MAX = 20_000
 REASON_CHARS_MAX = 200
 ERROR_CHARS_MAX = 120
 
-# Shorter runs of equal characters are chance ("provider"), longer ones are an echo of what was sent.
-_ECHO_CHARS = 16
+NOT_STORED_CAUSES: tuple[str, ...] = (
+    "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
+    "ClickHouse has no tables: clickhouse-migrate stops at a question without a terminal; give it --skip-confirmation",
+    "jawn does not reach the S3 endpoint, or the bucket request-response-storage is missing there",
+    "the API key's user is no member of its organisation (a row of organization_member)",
+)
+"""Why a log that was accepted may not appear, on a Helicone that somebody hosts: jawn answers 200 all the same."""
+
 _WAIT = frozenset({408, 425, 429})
 _PERMANENT = frozenset({400, 413, 414, 415, 422, 431})
 _KEY = re.compile(r"[!-~]+")
 
 _Row: TypeAlias = dict[str, Any]
-
-NOT_STORED_CAUSES = (
-    "REQUEST_CACHE_KEY (64 hex characters) is not set for jawn",
-    "ClickHouse's tables were not created",
-    "jawn cannot reach its S3 endpoint or the bucket is missing",
-    "the key's user is no member of its organisation",
-)
-"""Why a self-hosted Helicone answers 200 and stores nothing, as far as is known."""
 
 
 class ClientError(ValueError):
@@ -71,11 +70,13 @@ class Client:
     redirect, never retries, never compresses, reads no .netrc, keeps no cookies. Raises ClientError.
     """
 
-    def __init__(self, api_key: str, *, deadline_s: float = 30.0) -> None:
+    def __init__(self, api_key: str, *, deadline_s: float = 30.0, redact: Callable[[str], str] | None = None) -> None:
+        """`redact`: what every kept answer goes through; without it none is kept."""
         if not _KEY.fullmatch(api_key):
             raise ClientError("the API key is empty or holds a character that cannot stand in an HTTP header")
         self._key = api_key
         self._deadline_s = deadline_s
+        self._redact = redact
         self._http = httpx.Client(transport=Transport(_trust()), trust_env=False, follow_redirects=False)
 
     def __enter__(self) -> Self:
@@ -98,9 +99,19 @@ class Client:
             return _unreached(error, allowed_s)
         said = answer.body.replace(self._key.encode(), b"[key]")
         outcome = classify(kind_of(url), answer.status, answer.headers, said, request_id, now_ms)
-        if outcome.kind != "accepted" and _echoes(outcome.reason, body):
-            return replace(outcome, reason=f"{answer.status}: the answer's text repeats the record and is withheld")
-        return outcome
+        if outcome.kind == "accepted":
+            return outcome
+        return replace(outcome, reason=self._reason(outcome.reason, answer.status, body), answer=self._kept(said, body))
+
+    def _reason(self, reason: str, status: int, sent: bytes) -> str:
+        if repeats(reason, sent):
+            return f"{status}: the answer's text repeats the record and is withheld"
+        # Once more: what was escaped in the answer's JSON can be read now.
+        bare = reason.replace(self._key, "[key]")
+        return bare if self._redact is None else self._redact(bare)
+
+    def _kept(self, answer: bytes, sent: bytes) -> str:
+        return "" if self._redact is None else excerpt(answer, sent, self._redact)
 
     def read_back(self, url: str, session_id: str, *, since_ms: int) -> Iterator[_Row]:
         """Every stored request of a session that started after `since_ms`, oldest first; `url` as of `read_back_url`.
@@ -241,11 +252,6 @@ def _describe(body: bytes) -> str:
     if isinstance(error, str):
         return "error " + "".join(char if char.isprintable() else " " for char in error[:ERROR_CHARS_MAX])
     return "JSON" if start in b"{[" else "text"
-
-
-def _echoes(reason: str, body: bytes) -> bool:
-    runs = (reason[at : at + _ECHO_CHARS] for at in range(len(reason) - _ECHO_CHARS + 1))
-    return any(run.encode("utf-8", "replace") in body for run in runs)
 
 
 def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:

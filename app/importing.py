@@ -26,7 +26,7 @@ from app.sources import Sources
 from app.spool import folder, target
 from app.transcript import TranscriptError
 
-ASKED_BACK = ("age", "size", "body_not_stored")
+ASKED_BACK = ("age", "size", "purged", "body_not_stored")
 """Why an import takes jobs back, as a person asks for them: dropped for these, or stored without their bodies. What
 was `off` or `deleted` stays so."""
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.destination import Destination
+from app.doctor import Finding
 from app.importing import Imported
+from app.letters import Listed, Opened, short
 from app.opencode import File
 from app.preview import Previewed
 from app.settings import Shown
@@ -25,6 +27,8 @@ from app.status import DestinationStatus, Jobs, Status, named
 if TYPE_CHECKING:
     from app.flush import Flushed  # brings the HTTP client along
 
+LETTERS_SHOWN = 20
+"""Of a list; all of them are in its JSON."""
 LONG_FILES = 20
 LONG_BYTES = 20_000_000
 """Work on so much is long enough for a progress bar."""
@@ -57,12 +61,15 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     held = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for undelivered bodies"
     known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
-    yield visible(f"spool: {status.spool}{' (made now)' if status.is_new else ''}, {_size(status.spool_bytes)}, {held}")
+    spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
+    yield visible(f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {held}")
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
         if not (one.current or one.pause_reason or any(asdict(one.jobs).values())):
             continue  # a key or endpoint that was tried once and never used
         yield from _destination_lines(one, now_ms)
+    if status.jobs.dead:
+        yield f"{dead_letters(status.jobs.dead)}: opencode-helicone dead list"
     backlog = sum(hook.backlog for hook in status.hooks)
     sessions = sum(hook.sessions for hook in status.hooks)
     automatic = sum(worker.automatic for worker in status.workers)
@@ -83,16 +90,23 @@ def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
 
 def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
     yield visible(f"{'this' if one.current else 'other'} destination: {named(one)}")
-    yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} failed before"
+    at = one.conditions
+    yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} failed before, {at.in_backoff} in backoff"
+    if at.isolated:
+        yield f"  {at.isolated} tried alone, because workers died with them"
     if one.oldest_pending_ms is not None:
         yield f"  the oldest waits for {(now_ms - one.oldest_pending_ms) // 1000} s"
     if one.route is not None:
         yield visible(f"  route: {one.route}")
+    yield f"  health: {one.health}"
     if one.pause_reason is not None:
         is_ahead = one.next_probe_ms is not None and one.next_probe_ms > now_ms
         yield visible(f"  paused{f' until {_moment(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}")
     for failing in one.errors:
-        yield visible(f"  {failing.jobs} {failing.state}: {failing.error}")
+        if failing.state != "dead":
+            yield visible(f"  {failing.jobs} {failing.state}: {failing.error}")
+    for group in one.dead_letters:
+        yield visible(f"  {group.jobs} dead (error {group.fingerprint}): {group.reason}")
     read = one.confirmation
     told = f"{read.confirmed} confirmed, {read.waiting} to be confirmed"
     told += f", {read.body_not_stored} stored without body" if read.body_not_stored else ""
@@ -191,3 +205,54 @@ def receiver_lines(url: str, store: str) -> Iterator[str]:
     key = "-".join(["sk", "helicone", *["example"] * 4])  # any that is well formed
     yield visible(f"listening on {url}, keeping {store}")
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
+
+
+def dead_letters(jobs: int) -> str:
+    return f"{jobs} dead letter{'' if jobs == 1 else 's'}"
+
+
+def letters_lines(listed: Listed, state: str) -> Iterator[str]:
+    yield f"{listed.jobs} {state}"
+    for group in listed.groups:
+        name = f"{group.fingerprint}  " if group.fingerprint else ""
+        yield visible(f"{name}{group.jobs} {state}, the last at {_moment(group.last_ms)}: {group.reason}")
+    for letter in listed.letters[:LETTERS_SHOWN]:
+        yield visible(
+            f"  {short(letter.key)}  {_moment(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
+        )
+    if listed.jobs > LETTERS_SHOWN:
+        yield f"  and {listed.jobs - LETTERS_SHOWN} older ones; --json lists more"
+
+
+def letter_lines(opened: Opened) -> Iterator[str]:
+    letter = opened.letter
+    error = f" (error {letter.fingerprint})" if letter.fingerprint else ""
+    yield f"job {letter.key}"
+    yield visible(f"{letter.state} since {_moment(letter.finished_ms)}: {letter.reason}{error}")
+    yield visible(f"session {letter.session}, turn {letter.turn}, for {opened.endpoint or 'any endpoint'}")
+    yield f"{letter.records} records, {_size(letter.body_bytes)} held; queued at {_moment(letter.enqueued_ms)}"
+    yield f"what to do: {opened.todo}"
+    yield f"tried {letter.attempts} times{', the last:' if opened.attempts else ''}"
+    for one in opened.attempts:
+        took = "ended with its worker" if one.ended_ms is None else f"{one.ended_ms - one.started_ms} ms"
+        answer = f"; the answer began: {one.answer}" if one.answer else ""
+        yield visible(f"  {one.number}  {_moment(one.started_ms)}  {took}  {one.error or ''}{answer}")
+    for body in opened.bodies:
+        yield visible(json.dumps(body, ensure_ascii=False, indent=2))
+    if opened.problem:
+        yield visible(f"the records cannot be read: {opened.problem}")
+
+
+def retried_lines(jobs: int, *, is_served: bool) -> Iterator[str]:
+    yield f"{dead_letters(jobs)} will be tried again"
+    if jobs and not is_served:
+        yield "no worker runs: opencode-helicone flush delivers now"
+
+
+def purged_lines(jobs: int) -> Iterator[str]:
+    yield f"{dead_letters(jobs)} purged"
+
+
+def finding_line(finding: Finding) -> str:
+    todo = f" ({finding.todo})" if finding.todo else ""
+    return visible(f"{finding.level:8} {finding.check}: {finding.found}{todo}")

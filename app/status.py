@@ -12,13 +12,16 @@ from app.confirm import Plan
 from app.db import open_whole, wal_reset_bug
 from app.destination import Destination
 from app.endpoint import normalise
-from app.ledger import Counts
+from app.ledger import Choice, Conditions, Counts, Group
 from app.presence import present
 from app.settings import Settings
 from app.spool import Spool, find_target, meant
 
 KEY_CHARACTERS = 8
 """Of a key's fingerprint: enough to tell two keys apart."""
+BYTES_BESIDE_BODIES_MAX = 64_000_000
+"""Of everything else in the spool directory: keys, acknowledgements, WAL, logs."""
+GROUPS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +75,20 @@ class DestinationStatus:
     key: str | None
     """The beginning of the API key's fingerprint; None without a key."""
     route: str | None
+    health: str
+    """fine; down: it cannot be asked; refused: it will not take anything; quota: it takes numbers without bodies."""
     pause_reason: str | None
     next_probe_ms: int | None
     jobs: Jobs
     in_flight: int
     retrying: int
+    conditions: Conditions
     oldest_pending_ms: int | None
     errors: tuple[Failing, ...]
     confirmation: Confirmation
     held: tuple[Held, ...]
     """As far as a worker has seen it."""
+    dead_letters: tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +136,12 @@ class Status:
     is_new: bool
     """There was no ledger before."""
     spool_bytes: int
+    spool_bytes_max: int
     held_bytes: int
     """Of bodies not delivered, compressed; `maxSpoolSize` bounds them."""
     held_bytes_max: int
+    age_ms_max: int
+    """How long a job may wait."""
     jobs: Jobs
     """Of all destinations."""
     dropped_by_reason: Mapping[str, int]
@@ -150,7 +160,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
     is_new = not (spool.path / "ledger.db").exists()
     with closing(open_whole(spool.path)) as db:
         total = ledger.counts(db)
-        destinations = read_destinations(db, settings)
+        destinations = read_destinations(db, settings, now_ms)
         workers = read_workers(spool)
         return Status(
             version=__version__,
@@ -159,8 +169,10 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             spool=str(spool.path),
             is_new=is_new,
             spool_bytes=_bytes_under(spool),
+            spool_bytes_max=settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX,
             held_bytes=total.body_bytes,
             held_bytes_max=settings.max_spool_bytes,
+            age_ms_max=settings.max_spool_age_ms,
             jobs=_jobs(total),
             dropped_by_reason=dict(total.dropped_by_reason),
             destinations=destinations,
@@ -172,17 +184,19 @@ def read_status(settings: Settings, now_ms: int) -> Status:
         )
 
 
-def read_destinations(db: sqlite3.Connection, settings: Settings) -> tuple[DestinationStatus, ...]:
+def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -> tuple[DestinationStatus, ...]:
     """The one that the settings mean first."""
     ours = find_target(db, settings)
     plan = confirm.plan(settings.confirm, normalise(settings.endpoint), "", settings.readback_url)
-    found = [_destination(db, one, plan, current=one == ours) for one in destination.destinations(db)]
+    found = [_destination(db, one, plan, now_ms, current=one == ours) for one in destination.destinations(db)]
     if ours is None:
         found.append(_unknown(*meant(db, settings)))
     return tuple(sorted(found, key=lambda one: not one.current))
 
 
-def _destination(db: sqlite3.Connection, one: Destination, plan: Plan, *, current: bool) -> DestinationStatus:
+def _destination(
+    db: sqlite3.Connection, one: Destination, plan: Plan, now_ms: int, *, current: bool
+) -> DestinationStatus:
     counts = ledger.counts(db, one.id)
     return DestinationStatus(
         id=one.id,
@@ -190,15 +204,18 @@ def _destination(db: sqlite3.Connection, one: Destination, plan: Plan, *, curren
         endpoint=one.endpoint,
         key=one.key_fingerprint[:KEY_CHARACTERS] or None,
         route=one.route,
+        health=one.health,
         pause_reason=one.pause_reason,
         next_probe_ms=one.probe_ms,
         jobs=_jobs(counts),
         in_flight=counts.in_flight,
         retrying=counts.retrying,
+        conditions=ledger.conditions(db, one.id, now_ms),
         oldest_pending_ms=counts.oldest_pending_ms,
         errors=tuple(Failing(*row) for row in ledger.errors(db, one.id)),
         confirmation=_confirmation(db, one, plan.off_reason if current else ""),
         held=tuple(Held(*row) for row in ledger.held(db, one.id)),
+        dead_letters=tuple(ledger.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
     )
 
 
@@ -223,15 +240,18 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
         endpoint=endpoint,
         key=fingerprint[:KEY_CHARACTERS] or None,
         route=None,
+        health="fine",
         pause_reason=None,
         next_probe_ms=None,
         jobs=Jobs(0, 0, 0, 0, 0),
         in_flight=0,
         retrying=0,
+        conditions=Conditions(0, 0),
         oldest_pending_ms=None,
         errors=(),
         confirmation=Confirmation(0, 0, 0, 0, ()),
         held=(),
+        dead_letters=(),
     )
 
 

@@ -25,6 +25,7 @@ from huey.signals import SIGNAL_INTERRUPTED
 
 from app import __version__, clock, confirm, destination, ledger, log, retry
 from app.bell import Bell
+from app.capture import capture, secrets_of_this_machine
 from app.db import Ledger, SchemaError, heal, inspect, open_ledger
 from app.deliver import Courier, deliver
 from app.destination import Destination
@@ -35,9 +36,10 @@ from app.permit import Permits
 from app.place import identity
 from app.policy import Permit
 from app.presence import Announced, Only, present
+from app.redact import PatternError
 from app.remake import Remaking
 from app.retry import Outcome
-from app.settings import Recorded, SettingsError
+from app.settings import Recorded, Settings, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
 from app.store import store_file
@@ -98,7 +100,7 @@ class Worker:
         self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
         self._route = self.target.route
         self._plan = confirm.plan(self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url)
-        self._client = Client(self._key) if self._key else None
+        self._client = Client(self._key, redact=_redact(self.settings, sources)) if self._key else None
         self._permits = Permits(sources)
         remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
         self._tightening = Tightening(self._permits, remaking, self.target.id, self._log)
@@ -402,6 +404,14 @@ class Worker:
             self._announced.withdraw()
         if self._client is not None:
             self._client.close()
+
+
+def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None:
+    """For the answers that are kept. None, so that none is, while a pattern does not compile."""
+    try:
+        return capture(settings, secrets_of_this_machine(sources.environ)).redaction.text
+    except PatternError:
+        return None
 
 
 def __getattr__(name: str) -> Any:

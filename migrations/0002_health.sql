@@ -12,6 +12,7 @@
 --   dead ─▶ pending                              somebody says so
 --   pending, dead ─▶ dropped (policy)            made under a looser policy than the one in force; captured again it
 --                                                is superseded by the new version, or pending under its old key
+--   dead ─▶ dropped                              purged: somebody says so, its key stays known
 --
 -- Rebuilding a table is the only way to change its constraints; foreign keys are checked after it.
 
@@ -60,7 +61,7 @@ create table job_new (
     policy_id integer references policy (id),    -- null: from before it was kept
     key text not null check (length(key) = 64),
     state text not null check (state in ('pending', 'delivered', 'dead', 'superseded', 'dropped')),
-    drop_reason text check (drop_reason in ('age', 'size', 'deleted', 'off', 'policy')),
+    drop_reason text check (drop_reason in ('age', 'size', 'deleted', 'off', 'policy', 'purged')),
     facts_ms integer not null,                   -- the latest time in the turn: newer supersedes older
     enqueued_ms integer not null,
     due_ms integer,                              -- not tried before

@@ -23,6 +23,7 @@ import typer
 from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
 from app import cli, clock, destination, ledger
+from app.command import DONE, PROBLEM, STOPPED, USAGE
 from app.endpoint import normalise
 from app.ledger import Failure
 from app.presence import Announced, present
@@ -248,7 +249,7 @@ def test_docs_name_exactly_the_options_that_help_shows(name: str) -> None:
 def test_docs_name_every_exit_code() -> None:
     page = (ROOT / "docs" / "commands.md").read_text("utf-8")
     codes = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
-    assert codes == [str(code) for code in (cli.DONE, cli.PROBLEM, cli.USAGE, cli.STOPPED)]
+    assert codes == [str(code) for code in (DONE, PROBLEM, USAGE, STOPPED)]
 
 
 # --- import ----------------------------------------------------------------------------------------------------------

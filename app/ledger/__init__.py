@@ -6,6 +6,7 @@
     upkeep      what no ring brings: orphans, rings, pruning
     policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
+    letters     what is dead or dropped, for who looks into it; dead ones come back or go for good
     readings    numbers, for people
 
 The picture of the states stands at the head of migrations/0001_initial.sql, and what came to it in 0002_health.sql.
@@ -49,6 +50,21 @@ from app.ledger.confirmations import (
     stop_confirming,
 )
 from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, Failure, LedgerError, Standing, Version, bodies
+from app.ledger.letters import (
+    Attempt,
+    Choice,
+    Group,
+    Letter,
+    attempts,
+    dead_groups,
+    dead_keys,
+    dead_letters,
+    dropped_groups,
+    dropped_letters,
+    letters_of,
+    purge_dead,
+    retry_dead,
+)
 from app.ledger.policies import (
     Missing,
     drop_for_policy,
@@ -61,7 +77,17 @@ from app.ledger.policies import (
     missing,
     release_folder,
 )
-from app.ledger.readings import Counts, counts, errors, is_pending, pending_keys, sendable
+from app.ledger.readings import (
+    Conditions,
+    Counts,
+    conditions,
+    counts,
+    errors,
+    is_pending,
+    latest_ms,
+    pending_keys,
+    sendable,
+)
 from app.ledger.upkeep import (
     KILLS_MAX,
     RING_AGAIN_MS,
@@ -87,12 +113,17 @@ __all__ = [
     "KILLS_MAX",
     "RING_AGAIN_MS",
     "SESSION_RECORD",
+    "Attempt",
     "Body",
+    "Choice",
     "Claim",
+    "Conditions",
     "Confirmations",
     "Counts",
     "Failure",
+    "Group",
     "LedgerError",
+    "Letter",
     "Missing",
     "Standing",
     "Unconfirmed",
@@ -101,19 +132,26 @@ __all__ = [
     "acknowledge",
     "adopt",
     "adopt_rotated",
+    "attempts",
     "bodies",
     "bury",
     "bury_unstored",
     "claim",
     "complete",
+    "conditions",
     "confirmations",
     "confirmed",
     "counts",
+    "dead_groups",
+    "dead_keys",
+    "dead_letters",
     "drop_aged",
     "drop_for_policy",
     "drop_looser",
     "drop_oversize",
     "drop_session",
+    "dropped_groups",
+    "dropped_letters",
     "due_for_confirmation",
     "errors",
     "forget_acknowledgements",
@@ -132,7 +170,9 @@ __all__ = [
     "is_pending",
     "is_steady",
     "last_body",
+    "latest_ms",
     "leasing_workers",
+    "letters_of",
     "look_back",
     "made_under",
     "missing",
@@ -143,10 +183,12 @@ __all__ = [
     "pause_read_back",
     "pending_keys",
     "place_under",
+    "purge_dead",
     "read_back_failures",
     "recover",
     "release_folder",
     "resume_read_back",
+    "retry_dead",
     "see_again",
     "send_again",
     "sendable",

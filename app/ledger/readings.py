@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from app.ledger.claims import ISOLATED_KILLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,25 @@ def counts(db: sqlite3.Connection, destination_id: int | None = None) -> Counts:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Of one destination's pending jobs."""
+
+    in_backoff: int
+    """Not tried before a time that is still to come."""
+    isolated: int
+    """Suspected of killing workers: tried alone."""
+
+
+def conditions(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Conditions:
+    row = db.execute(
+        "select total(due_ms > :now) as in_backoff,"
+        " total(kills >= :isolated) as isolated from job where destination_id = :destination and state = 'pending'",
+        {"now": now_ms, "isolated": ISOLATED_KILLS, "destination": destination_id},
+    ).fetchone()
+    return Conditions(**{field.name: int(row[field.name]) for field in fields(Conditions)})
+
+
 def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[tuple[str, str, int]]:
     """(state, error, jobs) of what is dead or waits after a failure, most frequent first."""
     rows = db.execute(
@@ -53,6 +74,12 @@ def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[
         (destination_id, limit),
     ).fetchall()
     return [(row["state"], row["error"], row["jobs"]) for row in rows]
+
+
+def latest_ms(db: sqlite3.Connection) -> int:
+    """The latest time at which anything happened to a job, 0 when nothing ever did."""
+    row = db.execute("select max(max(enqueued_ms, coalesce(attempted_ms, 0), coalesce(finished_ms, 0))) from job")
+    return int(row.fetchone()[0] or 0)
 
 
 def pending_keys(db: sqlite3.Connection) -> set[str]:

@@ -1,0 +1,259 @@
+"""What `doctor` looks at: one check after the other, each with a line on what it found and what to do.
+
+    settings ─▶ checks around the ledger ─▶ the ledger opens ─▶ checks inside it
+
+Nothing is mended here, but a ledger that is missing is made and an older one migrated, as by every command.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from app import __version__, destination, install, ledger, place
+from app.capture import capture
+from app.db import SchemaError, open_ledger, wal_reset_bug
+from app.install import InstallError
+from app.redact import PatternError
+from app.settings import Settings, SettingsError
+from app.sources import Sources
+from app.spool import Spool
+from app.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, read_destinations, read_hooks, read_workers
+
+Level: TypeAlias = Literal["ok", "warning", "problem"]
+
+# As Helicone itself asks of a key; one that somebody hosts may be less strict.
+_KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)
+_LOST = ("age", "size", "policy")
+"""Why jobs are dropped without anybody having asked for it."""
+_CLOCK_MS_MAX = 60_000
+"""Clocks of processes on one machine differ by less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    check: str
+    level: Level
+    """problem: something does not work, or is not safe; warning: somebody should look at it."""
+    found: str
+    todo: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What there is to look at."""
+
+    settings: Settings
+    sources: Sources
+    directory: Path
+    """Where the command was typed: perhaps a project."""
+    now_ms: int
+
+    @property
+    def spool(self) -> Spool:
+        return Spool(self.settings.spool_directory)
+
+
+def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]:
+    """Findings as they come; they end early where the settings or the ledger cannot be used."""
+    try:
+        site = Site(sources.load(), sources, directory, now_ms)
+    except SettingsError as error:
+        yield from (Finding("settings", "problem", problem, "correct it") for problem in error.problems)
+        return
+    yield Finding("settings", "ok", f"version {__version__}")
+    for look in _AROUND:
+        yield from look(site)
+    try:
+        db = open_ledger(site.spool.path)
+    except (OSError, sqlite3.Error, SchemaError) as error:
+        yield Finding("ledger", "problem", f"ledger.db cannot be opened: {error}", "see logs/ in the spool directory")
+        return
+    with closing(db):
+        for inspect in _INSIDE:
+            yield from inspect(site, db)
+
+
+# --- around the ledger
+
+
+def _key(site: Site) -> Iterator[Finding]:
+    key = site.settings.api_key
+    if key is None:
+        yield Finding("key", "problem", "no HELICONE_API_KEY is set: jobs wait", "export it where OpenCode is started")
+    elif not _KEY.fullmatch(key.get_secret_value()):
+        yield Finding("key", "warning", "HELICONE_API_KEY does not look like a key of Helicone", "copy it once more")
+    else:
+        yield Finding("key", "ok", f"set ({site.settings.origin('api_key')})")
+
+
+def _patterns(site: Site) -> Iterator[Finding]:
+    try:
+        capture(site.settings, ())
+    except PatternError as error:
+        yield Finding("redaction", "problem", str(error), "correct the pattern: nothing is captured until then")
+    else:
+        own = len(site.settings.redact_patterns)
+        yield Finding("redaction", "ok", f"mode {site.settings.export_mode}, {own} pattern(s) of yours")
+
+
+def _place(site: Site) -> Iterator[Finding]:
+    """Before the ledger is opened, which closes what is open to others."""
+    spool = site.spool.path
+    if not spool.exists():
+        yield Finding("spool", "ok", f"{spool} is not there yet")
+        return
+    weak = place.findings(spool)
+    yield from (Finding("spool", "problem", found, "see README, Privacy") for found in weak)
+    if not weak:
+        yield Finding("spool", "ok", str(spool))
+
+
+def _disk(site: Site) -> Iterator[Finding]:
+    path = site.spool.path
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    wanted = site.settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX
+    found = f"{free // 1_000_000} MB free, the queue may take {wanted // 1_000_000} MB"
+    level: Level = "ok" if free >= wanted else "warning" if free >= BYTES_BESIDE_BODIES_MAX else "problem"
+    yield Finding("disk", level, found, "" if level == "ok" else "make room, or set maxSpoolSize lower")
+
+
+def _sqlite(_: Site) -> Iterator[Finding]:
+    version = sqlite3.sqlite_version
+    known = ": has the WAL-reset bug, which checkpoints of our own avoid" if wal_reset_bug(version) else ""
+    yield Finding("SQLite", "ok", f"{version}{known}")
+
+
+def _plugin(site: Site) -> Iterator[Finding]:
+    """Everywhere and in this folder."""
+    weak = install.findings(site.sources.environ, site.directory)
+    if weak:
+        yield from (Finding("plugin", "problem", found, "others could run code in your OpenCode") for found in weak)
+        return
+    try:
+        scopes = (install.Global(install.config_directory(site.sources.environ)), install.Project(site.directory))
+        there = [one for one in scopes if install.uninstall(one, dry_run=True).changed]
+        # Who installs again would change what another version has written.
+        done = [install.install(one, python=sys.executable, dry_run=True) for one in there]
+    except (InstallError, OSError) as error:
+        yield Finding("plugin", "problem", str(error), "then run install-plugin")
+        return
+    for one in done:
+        if one.changed:
+            yield Finding("plugin", "warning", f"{one.path} is of another version or installation", "install-plugin")
+        else:
+            yield Finding("plugin", "ok", str(one.path))
+    if not done:
+        yield Finding("plugin", "warning", "not installed for this user, nor in this folder", "install-plugin --global")
+
+
+# --- inside
+
+
+def _integrity(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    schema = db.execute("pragma user_version").fetchone()[0]
+    said = [str(row[0]) for row in db.execute("pragma quick_check(3)")]
+    if said == ["ok"]:
+        yield Finding("ledger", "ok", f"schema {schema}, sound")
+    else:
+        yield Finding("ledger", "problem", f"ledger.db is damaged: {'; '.join(said)}", "keep a copy of the spool")
+
+
+def _queue(site: Site, _: sqlite3.Connection) -> Iterator[Finding]:
+    path = site.spool.path / "queue.db"
+    if not path.exists():
+        yield Finding("queue.db", "ok", "not there yet")
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as queue:
+            rings = queue.execute("select count(*) from task").fetchone()[0]
+        yield Finding("queue.db", "ok", f"{rings} ring(s)")
+    except sqlite3.Error as error:
+        yield Finding("queue.db", "warning", f"cannot be read: {error}", "nothing: who opens it next makes it anew")
+
+
+def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    hooks, workers = read_hooks(site.spool), read_workers(site.spool)
+    found = f"{len(hooks)} hook(s) and {len(workers)} worker(s) alive"
+    served = {worker.destination for worker in workers}
+    waits = any(
+        one.jobs.pending and one.current and one.key is not None and one.id not in served
+        for one in read_destinations(db, site.settings, site.now_ms)
+    )
+    todo = "start OpenCode, run flush, or a worker under your process manager"
+    yield Finding("processes", "warning" if waits else "ok", found, todo if waits else "")
+
+
+_HEALTH: dict[str, tuple[Level, str]] = {
+    "down": ("warning", "nothing: it is tried again by itself; flush tries now"),
+    "refused": ("problem", "check the key and the endpoint; flush tries again now"),
+    "quota": ("warning", "Helicone keeps numbers without bodies until the quota has room"),
+}
+
+
+def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for one in read_destinations(db, site.settings, site.now_ms):
+        if one.current or one.jobs.pending:
+            level, todo = _HEALTH.get(one.health, ("ok", ""))
+            yield Finding("destination", level, _described(one), todo)
+
+
+def _described(one: DestinationStatus) -> str:
+    why = f": {one.pause_reason}" if one.pause_reason else ""
+    return f"{one.endpoint or 'any endpoint'}: {one.health}{why}; {one.jobs.pending} job(s) wait"
+
+
+def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for what, count, _last_ms in destination.incidents(db):
+        yield Finding("incident", "warning", f"{count} times: {what}", "see logs/ in the spool directory")
+
+
+def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    ahead_ms = ledger.latest_ms(db) - site.now_ms
+    if ahead_ms > _CLOCK_MS_MAX:
+        found = f"the ledger holds times {ahead_ms // 1000} s ahead of the clock: it was set back, or was wrong"
+        yield Finding("clock", "warning", found, "nothing: times far ahead are mended by the worker")
+    else:
+        yield Finding("clock", "ok", "not behind the ledger")
+
+
+def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    refused = destination.refusals(db)
+    for reason, count, _last_ms in refused:
+        yield Finding("lines", "warning", f"{count} line(s) of the plugin were lost: {reason}", "see logs/hook.log")
+    if not refused:
+        yield Finding("lines", "ok", "no line of the plugin was lost")
+
+
+def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    counts = ledger.counts(db)
+    if counts.dead:
+        yield Finding("dead", "warning", f"{counts.dead} dead letter(s)", "dead list says why, dead retry tries again")
+    else:
+        yield Finding("dead", "ok", "no dead letters")
+    for reason, jobs in sorted(counts.dropped_by_reason.items()):
+        is_lost = reason in _LOST
+        todo = "dead list --dropped names them, import queues a session again" if is_lost else ""
+        yield Finding("dropped", "warning" if is_lost else "ok", f"{jobs} dropped: {reason}", todo)
+
+
+_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (_key, _patterns, _place, _disk, _sqlite, _plugin)
+_INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
+    _integrity,
+    _queue,
+    _processes,
+    _destinations,
+    _clock,
+    _incidents,
+    _refusals,
+    _letters,
+)

@@ -1,0 +1,61 @@
+"""What may be kept of an answer: its beginning, redacted, unless it repeats what was sent. Pure."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from app.undress import View, layers
+
+CHARS_MAX = 200
+WITHHELD = "withheld: it repeats the record"
+
+# Shorter runs of equal letters and digits are chance ("provider"), longer ones are an echo of what was sent.
+_ECHO_CHARS = 16
+_NO_LETTERS = re.compile(r"[\W_]+")
+_OWN_KEYS_DEPTH = 3
+"""So deep the keys of a record are the envelope's and Helicone's own: everybody says these words."""
+
+
+def excerpt(answer: bytes, sent: bytes, redact: Callable[[str], str]) -> str:
+    """At most CHARS_MAX printable characters of the answer to `sent`, on one line."""
+    # All of it is redacted before it is cut: half a secret is none that a rule would know.
+    shown = "".join(char if char.isprintable() else " " for char in redact(answer.decode("utf-8", "replace")))
+    kept = " ".join(shown.split())[:CHARS_MAX]
+    return WITHHELD if repeats(kept, sent) else kept
+
+
+def repeats(text: str, sent: bytes) -> bool:
+    """Whether the text holds a run of letters and digits of the record `sent`, however it is escaped."""
+    dresses = {text, html.unescape(text)}
+    views = {view.data for dress in dresses for view in layers(View(dress.encode("utf-8", "replace")))}
+    bare = [_NO_LETTERS.sub("", data.decode("utf-8", "replace")) for data in views]
+    runs = {one[at : at + _ECHO_CHARS] for one in bare for at in range(len(one) - _ECHO_CHARS + 1)}
+    said = "\n".join(_NO_LETTERS.sub("", part) for part in _texts(sent)) if runs else ""
+    return any(run in said for run in runs)
+
+
+def _texts(sent: bytes) -> Iterator[str]:
+    """Every string of a record."""
+    try:
+        record = json.loads(sent)
+    except (ValueError, RecursionError):
+        yield sent.decode("utf-8", "replace")
+        return
+    yield from _strings(record, 1)
+
+
+def _strings(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if depth > _OWN_KEYS_DEPTH:
+                yield key
+            yield from _strings(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, depth + 1)
