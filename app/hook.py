@@ -6,7 +6,8 @@
 It reads until EOF, ignores the signals of OpenCode's terminal, and no line can end it: a line that cannot be used is
 one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the full
 inbox is then felt by the plugin as a pipe that does not drain, and it holds snapshots back, of which the newest is
-all that matters.
+all that matters. When the program was installed anew, or the ledger belongs to a newer one, this process becomes the
+installed program: what it has read and not stored goes along in a pipe (see `succession`).
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app import clock, destination, ledger, log
+from app import __version__, clock, destination, ledger, log
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
-from app.db import SchemaError, open_ledger
+from app.db import SchemaError, open_ledger, require_known
 from app.enqueue import Capture, Place, enqueue
-from app.inbox import Inbox, Line, LineError, read_line
+from app.inbox import CUT_OFF, TOO_LONG, Inbox, Line, LineError, read_line
 from app.parse import parse
 from app.presence import Announced, Only, is_taken, present
 from app.redact import PatternError
 from app.settings import Plugin, Settings, SettingsError, capture_options, delivery_options, to_record
 from app.sources import Sources, unattended
 from app.spool import Spool, folder, target, worker_signature
+from app.succession import Succession, become_hook, bequeath
 from app.transcript import Transcript, TranscriptError
 
 CARE_S = 2.0
@@ -56,6 +58,12 @@ class _Unfinished:
     transcript: Transcript
     capture: Capture
     place: Place
+    lines: tuple[bytes, ...]
+    """The snapshots that told of them, as they came."""
+
+
+class OutdatedError(Exception):
+    """A program that is installed, and starts, is to take over."""
 
 
 class Hook:
@@ -70,10 +78,12 @@ class Hook:
         self.target = target(self.db, settings, clock.now_ms())
         self.bell = Bell(self.spool.path, self.target.id)
         self._announced = Announced(self.spool.hooks)
-        self._sessions: set[str] = set()
+        self._first = first.as_open()
+        self._sessions: dict[str, bytes] = {}
+        """Those that live here, each with the line that opens it; in the order of the last time."""
         self._captures: dict[str, tuple[Mapping[str, object], Capture | None]] = {}
         self._unfinished: dict[str, _Unfinished] = {}
-        self._deleted: set[str] = set()
+        self._deleted: dict[str, bytes] = {}
         self._settings = settings
         self._worker: subprocess.Popen[bytes] | None = None
         self._starting = Only(self.spool.automatic_worker(self.target.id).with_suffix(".starting"))
@@ -82,7 +92,11 @@ class Hook:
         self._start_pause_s = CARE_S
 
     def take(self, line: Line) -> None:
-        """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again."""
+        """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again.
+
+        Raises SchemaError when another program has made the ledger newer: nothing is written to it then.
+        """
+        require_known(self.db)
         match line.type:
             case "open":
                 self._open(line)
@@ -90,19 +104,24 @@ class Hook:
                 self._snapshot(line)
             case "deleted":
                 self._unfinished.pop(line.session, None)
-                self._deleted.add(line.session)
+                self._deleted[line.session] = line.raw
                 self._adopt(line.session)
                 dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
                 if dropped:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
             case "refused":
                 reason = line.message.get("reason")
-                raise LineError(f"by the plugin: {reason if reason == 'too large' else 'unknown'}")
+                # The first two were said by the hook that this process was before.
+                known = reason in {TOO_LONG, CUT_OFF}
+                raise LineError(
+                    str(reason) if known else f"by the plugin: {reason if reason == 'too large' else 'unknown'}"
+                )
             case _:
                 raise LineError("unknown type")
 
     def _open(self, line: Line) -> None:
-        self._sessions.add(line.session)
+        self._sessions.pop(line.session, None)
+        self._sessions[line.session] = line.raw
         self._settings = load(self._sources, line, self._pinned_spool)
         self._capture(line)
         brought = to_record(self._settings, delivery_options(self._settings))
@@ -122,17 +141,20 @@ class Hook:
         session = transcript.session.id
         if session in self._deleted:
             return  # it was on its way when the session was deleted
-        self._sessions.add(session)
+        self._sessions.setdefault(session, line.as_open())
         self._adopt(session)
         place = Place(self.target.id, folder(self.db, line.directory))
         whole = self._with_unfinished(transcript)
         done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
-        self._unfinished.pop(session, None)
+        before = self._unfinished.pop(session, None)
         if done.keys:
             self._bound()
         if done.waiting:
             left = replace(whole, turns=tuple(done.waiting))
-            self._unfinished[session] = _Unfinished(left, capturing, place)
+            brought = {turn.id for turn in transcript.turns}
+            still = before is not None and any(turn.id not in brought for turn in left.turns)
+            lines = (*(before.lines if before is not None and still else ()), line.raw)
+            self._unfinished[session] = _Unfinished(left, capturing, place, lines)
 
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
@@ -171,6 +193,7 @@ class Hook:
 
     def finish(self) -> None:
         """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
+        require_known(self.db)
         elsewhere: set[object] = set()
         for other in present(self.spool.hooks):
             sessions = other.says.get("sessions")
@@ -189,10 +212,16 @@ class Hook:
                 )
             del self._unfinished[session]
 
+    def estate(self) -> list[bytes]:
+        """Lines that make another hook know what this one knows and the ledger does not."""
+        waiting = [line for left in self._unfinished.values() for line in left.lines]
+        return [self._first, *self._sessions.values(), *self._deleted.values(), *waiting]
+
     # --- beside the lines
 
     def announce(self, backlog: int) -> None:
-        self._announced.say({"destination": self.target.id, "sessions": sorted(self._sessions), "backlog": backlog})
+        facts = {"destination": self.target.id, "sessions": sorted(self._sessions), "backlog": backlog}
+        self._announced.say({**facts, "version": __version__})
 
     def care(self) -> None:
         """Make sure that one worker runs, if that is ours to do. Cheap: looks every CARE_S at the most."""
@@ -200,6 +229,9 @@ class Hook:
             if self._worker.returncode != 0:
                 self.log(f"the worker ended with exit code {self._worker.returncode}, see worker.log")
             self._worker = None
+        if self._worker is None:
+            with suppress(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)  # a child of the hook that this process was before
         if time.monotonic() - self._cared_s < CARE_S:
             return
         self._cared_s = time.monotonic()
@@ -254,24 +286,38 @@ def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
 class Desk:
     """Hands the inbox's lines to the hook, and answers for those that it cannot take."""
 
-    def __init__(self, inbox: Inbox, sources: Sources) -> None:
+    def __init__(self, inbox: Inbox, sources: Sources, succession: Succession | None = None) -> None:
         self._inbox = inbox
         self._sources = sources
+        self._succession = succession or Succession()
+        self._in_hand: bytes | LineError | None = None
         self._hook: Hook | None = None
         self._spool: Spool | None = None
         self._tries_left = LAST_TRIES
         self._uncounted: list[str] = []
         """Reasons of refusals before it was known where the ledger is."""
 
-    def serve(self) -> None:
-        """Until EOF."""
+    def serve(self) -> list[bytes] | None:
+        """Until EOF; then None. Before that when a newer program is to take over: lines for it, to be read first."""
+        try:
+            self._serve()
+        except OutdatedError:
+            return self._estate()
+        finally:
+            if self._hook is not None:
+                self._hook.close()
+        return None
+
+    def _serve(self) -> None:
         while True:
+            self._consider_succession()
             try:
-                data = self._inbox.next(CARE_S)
+                self._in_hand = self._inbox.next(CARE_S)
             except EOFError:
                 break
-            if data is not None:
-                self._attend(data)
+            if self._in_hand is not None:
+                self._attend(self._in_hand)
+                self._in_hand = None
             hook = self._hook
             if hook is not None:
                 with suppress(sqlite3.Error, OSError):  # the next look does it
@@ -279,7 +325,18 @@ class Desk:
                     hook.care()
         if self._hook is not None:
             self._patiently(self._hook.finish)
-            self._hook.close()
+
+    def _consider_succession(self) -> None:
+        """Raises OutdatedError."""
+        heir = self._succession.heir(time.monotonic(), self._log)
+        if heir is not None:
+            self._log(f"version {__version__} makes way for version {heir.version}, which was installed")
+            raise OutdatedError
+
+    def _estate(self) -> list[bytes]:
+        in_hand = [self._in_hand + b"\n"] if isinstance(self._in_hand, bytes) else []
+        known = [line + b"\n" for line in self._hook.estate()] if self._hook is not None else []
+        return [*known, *in_hand, *self._inbox.leave()]
 
     def _attend(self, data: bytes | LineError) -> None:
         try:
@@ -314,9 +371,9 @@ class Desk:
                 act()
             except LineError as error:
                 self._refuse(str(error))
-            except (SettingsError, PatternError, SchemaError) as error:
+            except (SettingsError, PatternError) as error:
                 self._refuse(type(error).__name__, str(error))
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, SchemaError) as error:
                 failed += 1
                 if failed == 1:
                     self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}")
@@ -324,6 +381,7 @@ class Desk:
                     self._tries_left -= 1
                 if self._tries_left > 0:
                     time.sleep(TRY_AGAIN_S)
+                    self._consider_succession()
                     continue
                 self._refuse("the spool could not be written", f"{type(error).__name__}: {error}")
             except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
@@ -336,6 +394,7 @@ class Desk:
         self._log(f"refused a line: {reason}{detail and f': {detail}'}")
         with suppress(sqlite3.Error, OSError, SchemaError, ValueError):
             if self._hook is not None:
+                require_known(self._hook.db)
                 destination.refuse(self._hook.db, reason, clock.now_ms())
             elif self._spool is not None:
                 # The settings themselves are wrong: `status` must not look as if all were well.
@@ -357,8 +416,21 @@ class Desk:
 
 
 def main() -> None:
-    """The process: `python -I -m app hook`, started by the plugin."""
+    """The process: `python -I -m app hook`, started by the plugin.
+
+    With `--inbox N` by the hook that it was before: descriptor N is read first.
+    """
     # They belong to OpenCode's terminal: the hook reads on until the pipe ends.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Desk(Inbox(sys.stdin.fileno()), unattended(dict(os.environ))).serve()
+    pipe = sys.stdin.fileno()
+    descriptors = [*map(int, sys.argv[3:4]), pipe]
+    for descriptor in descriptors[:-1]:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional only
+    succession = Succession()
+    sources = unattended(dict(os.environ))
+    while (estate := Desk(Inbox(*descriptors), sources, succession).serve()) is not None:
+        bequeathed = bequeath(estate)
+        descriptors = [bequeathed, pipe]
+        with suppress(OSError):  # then this program goes on where it was
+            become_hook(bequeathed)

@@ -1,0 +1,176 @@
+"""The next version, with another schema and another mapping, is installed over this one while all of it runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import sqlite3
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import __version__
+from app.presence import present
+from tests.installation import MAPPING, NEXT_SCHEMA, NEXT_VERSION, Installation, installed, next_version
+from tests.processes import HookProcess, Station, procfile_command
+from tests.recorded import export
+from tests.servers import Receiver, receiving
+from tests.waiting import wait_until
+
+Snapshot = dict[str, Any]
+SIMPLE = "a_simple"
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    with receiving(tmp_path / "receiver" / "store.db") as running:
+        yield running
+
+
+@pytest.fixture
+def station(tmp_path: Path, receiver: Receiver) -> Station:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Station(home, receiver.url, variables={"OPENCODE_HELICONE_WORKER": "auto"})
+
+
+@contextmanager
+def hook(installation: Installation, station: Station) -> Iterator[HookProcess]:
+    command = [installation.python, "-I", "-m", "app", "hook"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=station.environ)
+    try:
+        yield HookProcess(process)
+    finally:
+        with suppress(OSError):
+            HookProcess(process).end()
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def consumer(installation: Installation, station: Station) -> Iterator[subprocess.Popen[bytes]]:
+    with (station.home / "consumer.log").open("ab") as output:
+        command = [installation.python, *procfile_command()]
+        process = subprocess.Popen(command, env=station.environ, cwd=station.home, stdout=output, stderr=output)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(40)
+
+
+@contextmanager
+def ledger(station: Station) -> Iterator[sqlite3.Connection]:
+    """As it is, whatever its schema."""
+    with closing(sqlite3.connect(station.spool / "ledger.db", isolation_level=None)) as db:
+        yield db
+
+
+def states(station: Station) -> Counter[str]:
+    with ledger(station) as db:
+        return Counter(state for (state,) in db.execute("select state from job"))
+
+
+def says(station: Station, folder: str, fact: str) -> list[object]:
+    return [one.says.get(fact) for one in present(station.spool / folder)]
+
+
+def another(snapshot: Snapshot, n: int) -> Snapshot:
+    """The same conversation in a session of another id."""
+    root = snapshot["root"]
+    copy: Snapshot = json.loads(json.dumps(snapshot).replace(root, f"{root[:-6]}{n:06}"))
+    return copy
+
+
+def unfinished(snapshot: Snapshot) -> Snapshot:
+    info = snapshot["sessions"][0]["messages"][-1]["info"]
+    del info["time"]["completed"]
+    info.pop("finish", None)
+    return snapshot
+
+
+class Traffic:
+    """OpenCodes that go on as if nothing happened: a new session, again and again."""
+
+    def __init__(self, *hooks: HookProcess) -> None:
+        self.sessions = 0
+        self._hooks = itertools.cycle(hooks)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def burst(self, sessions: int) -> None:
+        for _ in range(sessions):
+            self.sessions += 1
+            next(self._hooks).show(another(export(SIMPLE), self.sessions))
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.1):
+            self.burst(1)
+
+    def __enter__(self) -> Traffic:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def end_automatic_workers(station: Station) -> None:
+    with ledger(station) as db:
+        db.execute("update destination set worker_wanted = 'none'")
+    wait_until(lambda: not present(station.spool / "workers"), 30)
+
+
+def test_a_new_version_takes_over_from_everything_that_runs_and_every_turn_is_sent_once(
+    tmp_path: Path, station: Station, receiver: Receiver
+) -> None:
+    installation = installed(tmp_path / "environment")
+    following = next_version(tmp_path / "following")
+    waits, early = unfinished(another(export(SIMPLE), 900_001)), another(export("b_tools"), 900_002)
+    with hook(installation, station) as first, hook(installation, station) as second:
+        first.show(early)
+        first.show(waits)
+        wait_until(lambda: receiver.sends() and states(station)["pending"] == 0, 40)
+        with consumer(installation, station) as external:
+            wait_until(lambda: says(station, "workers", "version") == [__version__] * 2, 40)
+            receiver.fault({"delay_ms": 300, "times": 60})
+            with Traffic(first, second) as traffic:
+                installation.begin(following)
+                traffic.burst(20)
+                wait_until(lambda: station.text("hook.log").count("does not start") == 2, 40)
+                installation.finish(following)
+                traffic.burst(20)
+                wait_until(lambda: says(station, "hooks", "version") == [NEXT_VERSION] * 2, 60)
+                wait_until(lambda: says(station, "workers", "version") == [NEXT_VERSION] * 2, 60)
+            first.show({**early, "sessions": [retitled(one) for one in early["sessions"]]})
+            assert first.end() == second.end() == 0
+            jobs = 2 * (traffic.sessions + 2) + 1
+            wait_until(lambda: states(station) in ({"delivered": jobs}, {"delivered": jobs - 1, "superseded": 1}), 60)
+            assert external.poll() is None
+        end_automatic_workers(station)
+    with ledger(station) as db:
+        assert db.execute("pragma user_version").fetchone()[0] == NEXT_SCHEMA
+    rows = receiver.rows()
+    again = {row.log.request_id for row in rows if row.sends != 1}
+    assert again <= {row.log.request_id for row in rows if row.log.model == "data:opencode.session"}
+    assert mapped(receiver, waits["root"])
+    assert not mapped(receiver, early["root"])
+
+
+def retitled(entry: Snapshot) -> Snapshot:
+    info = entry["info"]
+    return {**entry, "info": {**info, "title": f"{info['title']}, renamed", "version": f"{info['version']}.1"}}
+
+
+def mapped(receiver: Receiver, session: str) -> bool:
+    """Whether the next version made the session's records."""
+    rows = [row.log for row in receiver.rows() if row.log.properties["Helicone-Session-Id"] == session]
+    return any(json.loads(f"{{{MAPPING}}}").items() <= json.loads(log.request_body).items() for log in rows)
