@@ -54,11 +54,11 @@ def files(package: Path) -> list[Path]:
 
 def put(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    shutil.copy2(source, target)  # with its time: what is compiled already stays so
 
 
 def installed(folder: Path) -> Installation:
-    """This version, installed in `folder`."""
+    """The present version, in `folder`."""
     venv.create(folder, symlinks=True)
     installation = Installation(folder)
     copy(installation.package)
@@ -68,11 +68,11 @@ def installed(folder: Path) -> Installation:
 
 
 def copy(package: Path) -> None:
-    shutil.copytree(ROOT / "app", package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "app", package)
 
 
 def next_version(package: Path) -> Path:
-    """This program with another version, another schema, and other bytes for the same turn."""
+    """The program with another version number, another schema, and other bytes for the same turn."""
     copy(package)
     replace(package / "__init__.py", f'"{__version__}"', f'"{NEXT_VERSION}"')
     replace(package / "record.py", '"agent": message.agent,', f'"agent": message.agent, {MAPPING},')
