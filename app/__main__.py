@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     match sys.argv[1:]:
         # The hook starts with every OpenCode and stays: it loads no command line, no HTTP client, no terminal.
-        case ["hook"] | ["hook", "--inbox", _]:
+        case ["hook"] | ["hook", "--inbox", *_]:
             from app.hook import main as run  # noqa: PLC0415 - the reason stands above
         case ["ready"]:
             run = ready

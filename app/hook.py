@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -212,6 +212,11 @@ class Hook:
                 )
             del self._unfinished[session]
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker that it started, as far as it has not ended."""
+        return None if self._worker is None else self._worker.pid
+
     def estate(self) -> list[bytes]:
         """Lines that make another hook know what this one knows and the ledger does not."""
         waiting = [line for left in self._unfinished.values() for line in left.lines]
@@ -229,9 +234,6 @@ class Hook:
             if self._worker.returncode != 0:
                 self.log(f"the worker ended with exit code {self._worker.returncode}, see worker.log")
             self._worker = None
-        if self._worker is None:
-            with suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)  # a child of the hook that this process was before
         if time.monotonic() - self._cared_s < CARE_S:
             return
         self._cared_s = time.monotonic()
@@ -286,8 +288,12 @@ def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
 class Desk:
     """Hands the inbox's lines to the hook, and answers for those that it cannot take."""
 
-    def __init__(self, inbox: Inbox, sources: Sources, succession: Succession | None = None) -> None:
+    def __init__(
+        self, inbox: Inbox, sources: Sources, succession: Succession | None = None, children: Iterable[int] = ()
+    ) -> None:
         self._inbox = inbox
+        self.children = list(children)
+        """Process ids: children of the hook that this process was before. They are ours to wait for."""
         self._sources = sources
         self._succession = succession or Succession()
         self._in_hand: bytes | LineError | None = None
@@ -311,6 +317,7 @@ class Desk:
     def _serve(self) -> None:
         while True:
             self._consider_succession()
+            self._reap()
             try:
                 self._in_hand = self._inbox.next(CARE_S)
             except EOFError:
@@ -333,7 +340,16 @@ class Desk:
             self._log(f"version {__version__} makes way for version {heir.version}, which was installed")
             raise OutdatedError
 
+    def _reap(self) -> None:
+        for pid in list(self.children):
+            with suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    continue
+            self.children.remove(pid)
+
     def _estate(self) -> list[bytes]:
+        if self._hook is not None and self._hook.worker_pid is not None:
+            self.children.append(self._hook.worker_pid)
         in_hand = [self._in_hand + b"\n"] if isinstance(self._in_hand, bytes) else []
         known = [line + b"\n" for line in self._hook.estate()] if self._hook is not None else []
         return [*known, *in_hand, *self._inbox.leave()]
@@ -418,19 +434,25 @@ class Desk:
 def main() -> None:
     """The process: `python -I -m app hook`, started by the plugin.
 
-    With `--inbox N` by the hook that it was before: descriptor N is read first.
+    With `--inbox N PID...` by the hook that it was before: descriptor N is read first, and its children are PID...
     """
     # They belong to OpenCode's terminal: the hook reads on until the pipe ends.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = sys.stdin.fileno()
     descriptors = [*map(int, sys.argv[3:4]), pipe]
+    children = [int(pid) for pid in sys.argv[4:]]
     for descriptor in descriptors[:-1]:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional only
     succession = Succession()
     sources = unattended(dict(os.environ))
-    while (estate := Desk(Inbox(*descriptors), sources, succession).serve()) is not None:
-        bequeathed = bequeath(estate)
+    while True:
+        desk = Desk(Inbox(*descriptors), sources, succession, children)
+        estate = desk.serve()
+        if estate is None:
+            return
+        bequeathed, feeder = bequeath(estate)
         descriptors = [bequeathed, pipe]
+        children = [*desk.children, feeder]
         with suppress(OSError):  # then this program goes on where it was
-            become_hook(bequeathed)
+            become_hook(bequeathed, children)

@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -113,14 +113,15 @@ def installed() -> Heir | None:
         return None
 
 
-def bequeath(estate: Sequence[bytes]) -> int:
-    """A pipe's end from which `estate` can be read, then EOF: it is in memory only, also while nobody reads.
+def bequeath(estate: Sequence[bytes]) -> tuple[int, int]:
+    """(descriptor, process id): a pipe's end from which `estate` can be read, then EOF, and the child that feeds it.
 
-    A child feeds the pipe, which holds less than that; it ends with the last byte, or with its reader. The caller must
-    have no other thread.
+    So it is in memory only, also while nobody reads; a pipe alone holds 64 KiB. The child ends with the last byte, or
+    with its reader. The caller must have no other thread.
     """
     reader, writer = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         try:
             os.close(reader)
             for piece in estate:
@@ -130,16 +131,18 @@ def bequeath(estate: Sequence[bytes]) -> int:
         finally:
             os._exit(0)
     os.close(writer)
-    return reader
+    return reader, child
 
 
-def become_hook(inbox: int) -> None:
+def become_hook(inbox: int, children: Iterable[int]) -> None:
     """Become the installed program's hook, which reads the descriptor `inbox` and then standard input.
+
+    `children` are process ids that it is to wait for.
 
     This call and `ready` are what versions know of each other: both stay as they are. Raises OSError.
     """
     os.set_inheritable(inbox, True)  # noqa: FBT003 - positional only
-    arguments = [sys.executable, "-I", "-m", "app", "hook", "--inbox", str(inbox)]
+    arguments = [sys.executable, "-I", "-m", "app", "hook", "--inbox", str(inbox), *map(str, children)]
     os.execv(sys.executable, arguments)  # noqa: S606 - no shell is wanted
 
 

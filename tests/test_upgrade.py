@@ -6,10 +6,12 @@ import json
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +20,7 @@ import pytest
 from app import __version__
 from app.presence import present
 from tests.installation import MAPPING, NEXT_SCHEMA, NEXT_VERSION, Installation, installed, next_version
-from tests.processes import HookProcess, Station, procfile_command
+from tests.processes import PROJECT, HookProcess, Station, procfile_command
 from tests.recorded import export
 from tests.servers import Receiver, receiving
 from tests.waiting import wait_until
@@ -150,6 +152,7 @@ def test_a_new_version_takes_over_from_everything_that_runs_and_every_turn_is_se
                 wait_until(lambda: says(station, "hooks", "version") == [NEXT_VERSION], 60)
                 wait_until(lambda: says(station, "workers", "version") == [NEXT_VERSION] * 2, 60)
             process.show({**early, "sessions": [retitled(one) for one in early["sessions"]]})
+            wait_until(lambda: not zombies(process.process.pid))
             assert process.end() == 0
             # The renamed session's own record is a new version of it; its turn is not.
             jobs = 2 * (traffic.sessions + 2)
@@ -165,6 +168,11 @@ def test_a_new_version_takes_over_from_everything_that_runs_and_every_turn_is_se
     assert not mapped(receiver, early["root"])
 
 
+def zombies(parent: int) -> list[str]:
+    states = subprocess.run(["ps", "-A", "-o", "ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [line for line in states.splitlines() if line.split()[0] == str(parent) and "Z" in line]
+
+
 def retitled(entry: Snapshot) -> Snapshot:
     info = entry["info"]
     return {**entry, "info": {**info, "title": f"{info['title']}, renamed", "version": f"{info['version']}.1"}}
@@ -174,3 +182,36 @@ def mapped(receiver: Receiver, session: str) -> bool:
     """Whether the next version made the session's records."""
     rows = [row.log for row in receiver.rows() if row.log.properties["Helicone-Session-Id"] == session]
     return any(json.loads(f"{{{MAPPING}}}").items() <= json.loads(log.request_body).items() for log in rows)
+
+
+RUN = """
+import os, sys
+sys.argv = ["app", "hook"]
+import app.hook, app.worker
+from app.sources import unattended
+before = set(sys.modules)
+app.hook.main()
+worker = app.worker.Worker(unattended(os.environ))
+worker.run_until(lambda: not worker.db.execute("select 1 from job where state = 'pending'").fetchone())
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(new - sys.stdlib_module_names))
+"""
+
+
+def test_what_a_hook_and_a_worker_need_is_loaded_when_they_start(station: Station) -> None:
+    """So that files which an installer exchanges under them are none of theirs."""
+    external = {"OPENCODE_HELICONE_WORKER": "external", "OPENCODE_HELICONE_REDACT_PATTERNS": r'["a\\d"]'}
+    station = replace(station, variables=external)
+    snapshots = [export(name) for name in (SIMPLE, "b_tools", "f_subagent")]
+    lines = [{"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}, **one} for one in snapshots]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN],
+        env=station.environ,
+        input="\n".join(map(json.dumps, [*lines, {}])),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
+    assert set(states(station)) == {"delivered"}
