@@ -311,7 +311,8 @@ class Desk:
             return self._estate()
         finally:
             if self._hook is not None:
-                self._hook.close()
+                with suppress(sqlite3.Error, OSError):  # the end of the process closes it, too
+                    self._hook.close()
         return None
 
     def _serve(self) -> None:

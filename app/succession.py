@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import __version__
+from app.db import migrations
 
 PACKAGE = Path(__file__).parent
 SUFFIXES = {".py", ".sql", ".js"}
@@ -37,7 +38,7 @@ class Heir:
 
     version: str
     schema: int
-    """The newest one that it knows."""
+    """The newest one that it knows. One that knows less than we do cannot go on with our ledger."""
 
 
 class Succession:
@@ -54,7 +55,7 @@ class Succession:
         self._pause_s = LOOK_S
 
     def heir(self, now_s: float, tell: Callable[[str], None]) -> Heir | None:
-        """The program to make way for; None when there is none, or none that starts, which is told once.
+        """The program to make way for; None when there is none, or none that can go on, which is told once.
 
         `now_s` is of a clock that never goes back. Cheap: it looks every LOOK_S at the most.
         """
@@ -68,10 +69,11 @@ class Succession:
         if self._seen is None or self._seen == self._began or now_s < self._ask_s:
             return None
         heir = self._ask()
-        if heir is not None and stamp(self._package) == self._seen:
+        if heir is not None and heir.schema >= migrations()[-1][0] and stamp(self._package) == self._seen:
             return heir
         if self._pause_s == LOOK_S:
-            tell(f"another version was installed and does not start: version {__version__} goes on")
+            why = "does not start" if heir is None else f"is {heir.version}, which does not know this ledger"
+            tell(f"what was installed {why}: version {__version__} goes on")
         self._ask_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
         return None

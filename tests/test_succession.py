@@ -123,6 +123,14 @@ def test_a_program_that_does_not_start_is_told_once_and_tried_with_growing_pause
     assert [program.look(succession), program.look(succession)] == [None, HEIR]
 
 
+def test_nobody_makes_way_for_a_program_that_does_not_know_the_ledger(program: Program) -> None:
+    succession = program.start()
+    program.heir = Heir("0.0.1", migrations()[-1][0] - 1)
+    program.install("0.0.1")
+    assert [program.look(succession) for _ in range(9)] == [None] * 9
+    assert ["0.0.1, which does not know this ledger" in line for line in program.told] == [True]
+
+
 @pytest.mark.parametrize(
     ("mine", "wanted", "ends"),
     [
