@@ -103,13 +103,15 @@ class Traffic:
     def __init__(self, hook: HookProcess) -> None:
         self.sessions = 0
         self._hook = hook
+        self._one_at_a_time = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def burst(self, sessions: int) -> None:
         for _ in range(sessions):
-            self.sessions += 1
-            self._hook.show(another(export(SIMPLE), self.sessions))
+            with self._one_at_a_time:
+                self.sessions += 1
+                self._hook.show(another(export(SIMPLE), self.sessions))
 
     def _run(self) -> None:
         while not self._stop.wait(0.2):
@@ -161,9 +163,10 @@ def test_a_new_version_takes_over_from_everything_that_runs_and_every_turn_is_se
         end_automatic_workers(station)
     with ledger(station) as db:
         assert db.execute("pragma user_version").fetchone()[0] == NEXT_SCHEMA
-    rows = receiver.rows()
-    again = {row.log.request_id for row in rows if row.sends != 1}
-    assert again <= {row.log.request_id for row in rows if row.log.model == "data:opencode.session"}
+    again = [row.log for row in receiver.rows() if row.sends != 1]
+    assert [(log.model, log.properties["Helicone-Session-Id"]) for log in again] == [
+        ("data:opencode.session", early["root"])
+    ]
     assert mapped(receiver, waits["root"])
     assert not mapped(receiver, early["root"])
 
