@@ -105,13 +105,13 @@ class Inbox:
     def _chunk(self) -> bytes:
         """b'' after the last descriptor's end, and when somebody leaves."""
         while self._descriptors:
-            readable, _, _ = select.select([self._descriptors[0], self._waker[0]], [], [])
-            # The last one is left to whoever comes; the others end by themselves.
-            if self._waker[0] in readable and len(self._descriptors) == 1:
-                return b""
-            if self._descriptors[0] not in readable:
-                continue
             with suppress(OSError):
+                readable, _, _ = select.select([self._descriptors[0], self._waker[0]], [], [])
+                # The last one is left to whoever comes; the others end by themselves.
+                if self._waker[0] in readable and len(self._descriptors) == 1:
+                    return b""
+                if self._descriptors[0] not in readable:
+                    continue
                 if chunk := os.read(self._descriptors[0], CHUNK_BYTES):
                     return chunk
             self._descriptors.popleft()
