@@ -21,6 +21,7 @@ from app import __version__
 from app.presence import present
 from tests.installation import MAPPING, NEXT_SCHEMA, NEXT_VERSION, Installation, installed, next_version
 from tests.processes import PROJECT, HookProcess, Station, procfile_command
+from tests.processes import hook as hook_of
 from tests.recorded import export
 from tests.servers import Receiver, receiving
 from tests.waiting import wait_until
@@ -144,7 +145,7 @@ def test_a_new_version_takes_over_from_everything_that_runs_and_every_turn_is_se
         wait_until(lambda: receiver.sends() and states(station)["pending"] == 0, 40)
         with consumer(installation, station) as external:
             wait_until(lambda: says(station, "workers", "version") == [__version__] * 2, 40)
-            receiver.fault({"delay_ms": 300, "times": 60})
+            receiver.fault({"delay_ms": 150, "times": 10_000})  # something is always on its way
             with Traffic(process) as traffic:
                 installation.begin(following)
                 traffic.burst(20)
@@ -185,6 +186,26 @@ def mapped(receiver: Receiver, session: str) -> bool:
     """Whether the next version made the session's records."""
     rows = [row.log for row in receiver.rows() if row.log.properties["Helicone-Session-Id"] == session]
     return any(json.loads(f"{{{MAPPING}}}").items() <= json.loads(log.request_body).items() for log in rows)
+
+
+def test_an_automatic_worker_that_ends_because_another_is_wanted_finishes_its_post(
+    station: Station, receiver: Receiver
+) -> None:
+    external = replace(station, variables={})
+    with hook_of(external) as process:
+        process.show(export(SIMPLE))
+        assert process.end() == 0
+    receiver.fault({"delay_ms": 1_500, "times": 1})
+    command = [sys.executable, "-I", "-m", "app", "worker", "--automatic"]
+    with subprocess.Popen(command, env=station.environ) as worker:
+        wait_until(receiver.sends)
+        with ledger(station) as db:
+            db.execute("update destination set worker_wanted = 'none'")
+        assert worker.wait(40) == 0
+    assert receiver.sends()[0].status == 200
+    with ledger(station) as db:
+        acknowledged = db.execute("select count(*) from acknowledgement").fetchone()[0]
+    assert acknowledged == len(receiver.sends())
 
 
 RUN = """
