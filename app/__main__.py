@@ -6,12 +6,25 @@ import sys
 
 
 def main() -> None:
-    # The hook starts with every OpenCode and stays: it loads no command line, no HTTP client, no terminal.
-    if sys.argv[1:] == ["hook"]:
-        from app.hook import main as run  # noqa: PLC0415 - the reason stands above
-    else:
-        from app.cli import main as run  # noqa: PLC0415
+    match sys.argv[1:]:
+        # The hook starts with every OpenCode and stays: it loads no command line, no HTTP client, no terminal.
+        case ["hook"] | ["hook", "--inbox", *_]:
+            from app.hook import main as run  # noqa: PLC0415 - the reason stands above
+        case ["ready"]:
+            run = ready
+        case _:
+            from app.cli import main as run  # noqa: PLC0415
     run()
+
+
+def ready() -> None:
+    """Asked by a running process of whatever version: does this one start? Prints its version and its schema."""
+    import app.cli  # noqa: PLC0415
+    import app.hook  # noqa: PLC0415
+    import app.worker  # noqa: PLC0415
+    from app.db import migrations  # noqa: PLC0415
+
+    sys.stdout.write(f"{app.__version__} {migrations()[-1][0]}\n")
 
 
 if __name__ == "__main__":

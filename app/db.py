@@ -145,16 +145,20 @@ def wal_reset_bug(version: str) -> bool:
     return (major, minor) >= (3, 7) and (minor not in fixed or patch < fixed[minor])
 
 
+@cache
 def migrations() -> list[tuple[int, str]]:
     """(version, SQL) of every migration that travels with the package, in order.
 
-    Raises SchemaError when a number is missing or doubled.
+    Read once: what a newer version installs later is no part of this program.
+    Raises SchemaError when a number is missing or doubled, or a file is still being installed.
     """
     folder = resources.files("app") / "migrations"
     names = sorted(item.name for item in folder.iterdir() if item.name.endswith(".sql"))
     found = [(int(name.split("_", 1)[0]), (folder / name).read_text("utf-8")) for name in names]
     if [version for version, _ in found] != list(range(1, len(found) + 1)):
         raise SchemaError(f"migrations are not numbered 1 to {len(found)}: {', '.join(names)}")
+    if empty := [name for name, (_, sql) in zip(names, found, strict=True) if not sql.strip()]:
+        raise SchemaError(f"{', '.join(empty)} is empty: still being installed")
     return found
 
 
@@ -206,6 +210,17 @@ def _apply(db: sqlite3.Connection, version: int, sql: str) -> None:
         if broken:
             raise SchemaError(f"migration {version} leaves {len(broken)} row(s) of {broken[0]['table']} without parent")
         db.execute(f"pragma user_version = {version}")
+
+
+def is_newer(db: sqlite3.Connection) -> bool:
+    """Whether another program has brought an open ledger to a schema that this one does not know. Cheap."""
+    return _version(db) > migrations()[-1][0]
+
+
+def require_known(db: sqlite3.Connection) -> None:
+    """Raises SchemaError when `is_newer`."""
+    if is_newer(db):
+        raise SchemaError(f"the ledger has schema {_version(db)}, this program knows up to {migrations()[-1][0]}")
 
 
 def _version(db: sqlite3.Connection) -> int:

@@ -7,6 +7,8 @@ It reads until EOF, ignores the signals of OpenCode's terminal, and no line can 
 one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the full
 inbox is then felt by the plugin as a pipe that does not drain, and it holds snapshots back, of which the newest is
 all that matters. What could not be said or counted meanwhile is, as soon as the disk takes it.
+When the program was installed anew, or the ledger belongs to a newer one, this process becomes the installed program:
+what it has read and not stored goes along in a pipe (see `succession`).
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app import clock, destination, ledger, log
+from app import __version__, clock, destination, ledger, log
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
-from app.db import SchemaError, heal, open_ledger
+from app.db import SchemaError, heal, open_ledger, require_known
 from app.enqueue import Capture, Place, enqueue
-from app.inbox import Inbox, Line, LineError, read_line
+from app.inbox import CUT_OFF, TOO_LONG, Inbox, Line, LineError, read_line
 from app.parse import parse
 from app.place import PlaceError, identity
 from app.presence import Announced, Only, is_taken, present
@@ -39,6 +41,7 @@ from app.settings import Plugin, Settings, SettingsError, capture_options, deliv
 from app.sources import Sources, unattended
 from app.spool import Spool, folder, target, worker_signature
 from app.store import store_file
+from app.succession import Succession, become_hook, bequeath
 from app.transcript import Transcript, TranscriptError
 
 CARE_S = 2.0
@@ -60,6 +63,12 @@ class _Unfinished:
     transcript: Transcript
     capture: Capture
     place: Place
+    lines: tuple[bytes, ...]
+    """The snapshots that told of them, as they came."""
+
+
+class OutdatedError(Exception):
+    """A program that is installed, and starts, is to take over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +91,11 @@ class Hook:
         self._known = secrets_of_this_machine(sources.environ)
         self._pinned_spool = first.spool
         self.spool = Spool(settings.spool_directory)
-        self._sessions: set[str] = set()
+        self._first = first.as_open()
+        self._sessions: dict[str, bytes] = {}
+        """Those that live here, each with the line that opens it; in the order of the last time."""
         self._unfinished: dict[str, _Unfinished] = {}
-        self._deleted: set[str] = set()
+        self._deleted: dict[str, bytes] = {}
         self._settings = settings
         self._worker: subprocess.Popen[bytes] | None = None
         log.carry_warnings(self.spool.hook_log)
@@ -122,14 +133,21 @@ class Hook:
         with suppress(sqlite3.Error, OSError):
             _close(*old)
         self._introduce()
+        if any(what.startswith("ledger: ") for what, _, _ in destination.incidents(self.db)):
+            self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
+            return
         lost = len(held - ledger.pending_keys(self.db))
         self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
         if lost:
             destination.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
 
     def take(self, line: Line) -> None:
-        """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again."""
+        """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again.
+
+        Raises SchemaError when another program has made the ledger newer: nothing is written to it then.
+        """
         self._settle_anew()
+        require_known(self.db)
         match line.type:
             case "open":
                 self._open(line)
@@ -137,14 +155,18 @@ class Hook:
                 self._snapshot(line)
             case "deleted":
                 self._unfinished.pop(line.session, None)
-                self._deleted.add(line.session)
+                self._deleted[line.session] = line.raw
                 self._adopt(line.session)
                 dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
                 if dropped:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
             case "refused":
                 reason = line.message.get("reason")
-                raise LineError(f"by the plugin: {reason if reason == 'too large' else 'unknown'}")
+                # The first two were said by the hook that this process was before.
+                known = reason in {TOO_LONG, CUT_OFF}
+                raise LineError(
+                    str(reason) if known else f"by the plugin: {reason if reason == 'too large' else 'unknown'}"
+                )
             case _:
                 raise LineError("unknown type")
 
@@ -153,7 +175,8 @@ class Hook:
         self._capture(line)
         if not settings.enable:
             return  # noted for a worker that still runs; the other folders go on
-        self._sessions.add(line.session)
+        self._sessions.pop(line.session, None)
+        self._sessions[line.session] = line.raw
         self._settings = settings
         self._introduce()
         self.care()
@@ -176,17 +199,20 @@ class Hook:
         session = transcript.session.id
         if session in self._deleted:
             return  # it was on its way when the session was deleted
-        self._sessions.add(session)
+        self._sessions.setdefault(session, line.as_open())
         self._adopt(session)
         place = Place(self.target.id, folder(self.db, line.directory))
         whole = self._with_unfinished(transcript)
         done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
-        self._unfinished.pop(session, None)
+        before = self._unfinished.pop(session, None)
         if done.keys:
             self._bound()
         if done.waiting:
             left = replace(whole, turns=tuple(done.waiting))
-            self._unfinished[session] = _Unfinished(left, capturing, place)
+            brought = {turn.id for turn in transcript.turns}
+            still = before is not None and any(turn.id not in brought for turn in left.turns)
+            lines = (*(before.lines if before is not None and still else ()), line.raw)
+            self._unfinished[session] = _Unfinished(left, capturing, place, lines)
 
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
@@ -243,6 +269,7 @@ class Hook:
     def finish(self) -> None:
         """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
         self._settle_anew()
+        require_known(self.db)
         elsewhere: set[object] = set()
         for other in present(self.spool.hooks):
             sessions = other.says.get("sessions")
@@ -261,19 +288,31 @@ class Hook:
                 )
             del self._unfinished[session]
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker that it started, as far as it has not ended."""
+        return None if self._worker is None else self._worker.pid
+
+    def estate(self) -> list[bytes]:
+        """Lines that make another hook know what this one knows and the ledger does not."""
+        waiting = [line for left in self._unfinished.values() for line in left.lines]
+        return [self._first, *self._sessions.values(), *self._deleted.values(), *waiting]
+
     # --- beside the lines
 
     def heal(self, error: Exception) -> None:
         """After a failed statement: where the ledger was damaged and is recovered, go on with the new one."""
         if heal(self.db, error):
             damaged, self.db = self.db, open_ledger(self.spool.path)
+            self._ledger_file = identity(self.spool.path / "ledger.db")
             damaged.close()
             self.target = target(self.db, self._settings, clock.now_ms())
             self._captures.clear()  # the new ledger may have lost what was noted of them
             self.log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
 
     def announce(self, backlog: int) -> None:
-        self._announced.say({"destination": self.target.id, "sessions": sorted(self._sessions), "backlog": backlog})
+        facts = {"destination": self.target.id, "sessions": sorted(self._sessions), "backlog": backlog}
+        self._announced.say({**facts, "version": __version__})
 
     def care(self) -> None:
         """Make sure that one worker runs, if that is ours to do. Cheap: looks every CARE_S at the most."""
@@ -351,9 +390,15 @@ def note_disabled(settings: Settings, line: Line) -> bool:
 class Desk:
     """Hands the inbox's lines to the hook, and answers for those that it cannot take."""
 
-    def __init__(self, inbox: Inbox, sources: Sources) -> None:
+    def __init__(
+        self, inbox: Inbox, sources: Sources, succession: Succession | None = None, children: Iterable[int] = ()
+    ) -> None:
         self._inbox = inbox
+        self.children = list(children)
+        """Process ids: children of the hook that this process was before. They are ours to wait for."""
         self._sources = sources
+        self._succession = succession or Succession()
+        self._in_hand: bytes | LineError | None = None
         self._hook: Hook | None = None
         self._spool: Spool | None = None
         self._tries_left = LAST_TRIES
@@ -361,15 +406,29 @@ class Desk:
         self._uncounted: Counter[str] = Counter()
         """Refusals by reason that no ledger has counted yet: nobody has named it, or it cannot be written."""
 
-    def serve(self) -> None:
-        """Until EOF."""
+    def serve(self) -> list[bytes] | None:
+        """Until EOF; then None. Before that when a newer program is to take over: lines for it, to be read first."""
+        try:
+            self._serve()
+        except OutdatedError:
+            return self._estate()
+        finally:
+            if self._hook is not None:
+                with suppress(sqlite3.Error, OSError):  # the end of the process closes it, too
+                    self._hook.close()
+        return None
+
+    def _serve(self) -> None:
         while True:
+            self._consider_succession()
+            self._reap()
             try:
-                data = self._inbox.next(CARE_S)
+                self._in_hand = self._inbox.next(CARE_S)
             except EOFError:
                 break
-            if data is not None:
-                self._attend(data)
+            if self._in_hand is not None:
+                self._attend(self._in_hand)
+                self._in_hand = None
             if self._is_done and self._hook is None and not len(self._inbox):
                 return
             hook = self._hook
@@ -381,7 +440,27 @@ class Desk:
         if self._hook is not None:
             self._patiently(self._hook.finish)
             self._count()
-            self._hook.close()
+
+    def _consider_succession(self) -> None:
+        """Raises OutdatedError."""
+        heir = self._succession.heir(time.monotonic(), self._log)
+        if heir is not None:
+            self._log(f"version {__version__} makes way for version {heir.version}, which was installed")
+            raise OutdatedError
+
+    def _reap(self) -> None:
+        for pid in list(self.children):
+            with suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    continue
+            self.children.remove(pid)
+
+    def _estate(self) -> list[bytes]:
+        if self._hook is not None and self._hook.worker_pid is not None:
+            self.children.append(self._hook.worker_pid)
+        in_hand = [self._in_hand + b"\n"] if isinstance(self._in_hand, bytes) else []
+        known = [line + b"\n" for line in self._hook.estate()] if self._hook is not None else []
+        return [*known, *in_hand, *self._inbox.leave()]
 
     def _attend(self, data: bytes | LineError) -> None:
         try:
@@ -421,10 +500,11 @@ class Desk:
                 return
             self._heal(error)
             time.sleep(TRY_AGAIN_S)
+            self._consider_succession()
         if failed:
             self._log(f"the spool can be written again, at try {failed + 1}")
 
-    def _attempt(self, act: Callable[[], None]) -> sqlite3.Error | OSError | None:
+    def _attempt(self, act: Callable[[], None]) -> sqlite3.Error | OSError | SchemaError | None:
         """What the disk or the ledger say against it; None when it is done, or refused for good."""
         try:
             act()
@@ -434,9 +514,9 @@ class Desk:
             # Nothing is to be written there; `status` in the usual place must not look as if all were well.
             self._spool = Spool(Settings().spool_directory)
             self._refuse(type(error).__name__, str(error))
-        except (SettingsError, PatternError, SchemaError) as error:
+        except (SettingsError, PatternError) as error:
             self._refuse(type(error).__name__, str(error))
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, SchemaError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -459,6 +539,7 @@ class Desk:
         """Bring the refusals into the ledger, if it can be written: `status` must not look as if all were well."""
         with suppress(sqlite3.Error, OSError, SchemaError, ValueError), ExitStack() as stack:
             if self._uncounted and self._hook is not None:
+                require_known(self._hook.db)
                 self._bring(self._hook.db)
             elif self._uncounted and self._spool is not None:
                 self._bring(stack.enter_context(closing(open_ledger(self._spool.path))))
@@ -481,8 +562,27 @@ class Desk:
 
 
 def main() -> None:
-    """The process: `python -I -m app hook`, started by the plugin."""
+    """The process: `python -I -m app hook`, started by the plugin.
+
+    With `--inbox N PID...` by the hook that it was before: descriptor N is read first, and its children are PID...
+    """
     # They belong to OpenCode's terminal: the hook reads on until the pipe ends.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Desk(Inbox(sys.stdin.fileno()), unattended(dict(os.environ))).serve()
+    pipe = sys.stdin.fileno()
+    descriptors = [*map(int, sys.argv[3:4]), pipe]
+    children = [int(pid) for pid in sys.argv[4:]]
+    for descriptor in descriptors[:-1]:
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional only
+    succession = Succession()
+    sources = unattended(dict(os.environ))
+    while True:
+        desk = Desk(Inbox(*descriptors), sources, succession, children)
+        estate = desk.serve()
+        if estate is None:
+            return
+        bequeathed, feeder = bequeath(estate)
+        descriptors = [bequeathed, pipe]
+        children = [*desk.children, feeder]
+        with suppress(OSError):  # then this program goes on where it was
+            become_hook(bequeathed, children)

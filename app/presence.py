@@ -57,6 +57,10 @@ class Announced:
         os.pwrite(self._descriptor, data, 0)
         os.ftruncate(self._descriptor, len(data))
 
+    def is_there(self) -> bool:
+        """Whether others can still see it: not when its folder was removed."""
+        return self._path.exists()
+
     def withdraw(self) -> None:
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)

@@ -26,14 +26,13 @@ from huey.signals import SIGNAL_INTERRUPTED
 from app import __version__, clock, confirm, destination, ledger, log, retry
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
-from app.db import Ledger, SchemaError, heal, inspect, open_ledger
+from app.db import Ledger, SchemaError, heal, inspect, is_newer, open_ledger, require_known
 from app.deliver import Courier, deliver
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import NOT_STORED_CAUSES, Client, ClientError, ReadBackError
 from app.ledger import Body, Claim
 from app.permit import Permits
-from app.place import identity
 from app.policy import Permit
 from app.presence import Announced, Only, present
 from app.redact import PatternError
@@ -43,6 +42,7 @@ from app.settings import Recorded, Settings, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
 from app.store import store_file
+from app.succession import Succession, become_anew, is_replaced
 from app.tightening import Tightening
 
 CONSUMER = {
@@ -65,6 +65,9 @@ PRUNE_MS = 60_000
 CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
 RINGS_PER_LOOK = 24
+SIGNALS_S = 0.01
+MAKE_WAY_S_MAX = 60.0
+"""How long a worker whose ledger has become too new waits, doing nothing, for its own program to be installed anew."""
 IDLE_MS = 3 * 60_000
 """An automatic worker ends when no hook was alive and nothing could be sent for so long."""
 
@@ -90,7 +93,6 @@ class Worker:
         self.automatic = automatic
         self._local = threading.local()
         log.carry_warnings(self.spool.worker_log)
-        self._ledger_file: tuple[int, int] | None = None
         self.target: Destination = target(self.db, settings, clock.now_ms())
         # What a plugin brought, for a worker that was started without it.
         recorded = Recorded(self.target.delivery_options, "plugin options, recorded by its hook")
@@ -110,6 +112,9 @@ class Worker:
         self._stop = threading.Event()
         self._useful_ms = clock.now_ms()
         self._pruned_ms = 0
+        self._succession: Succession | None = Succession()
+        self._outdated_s: float | None = None
+        self._is_replaced = False
         self.bell = Bell(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
         self.huey = self.bell.huey
         self.huey.prepare = self._announce
@@ -123,7 +128,6 @@ class Worker:
         db: Ledger | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = open_ledger(self.spool.path)
-            self._ledger_file = self._ledger_file or identity(self.spool.path / "ledger.db")
         return db
 
     def _heal(self, error: Exception) -> None:
@@ -157,8 +161,9 @@ class Worker:
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
         try:
+            require_known(self.db)
             following = deliver(self.db, key, courier)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, SchemaError) as error:
             # The lease runs out or is released by the next look; the job is where it was.
             self._log(f"ledger: {error}")
             self._heal(error)
@@ -238,9 +243,11 @@ class Worker:
 
     def _look(self) -> int:
         """Do what is to be done now; the milliseconds until the next look."""
-        if identity(self.spool.path / "ledger.db") != self._ledger_file:
+        if self._announced is not None and not self._announced.is_there():
             self._log("ends: the spool was removed or replaced")
             self._end()
+            return LOOK_MS
+        if self._makes_way(time.monotonic()):
             return LOOK_MS
         now_ms = clock.now_ms()
         if self.bell.mend():
@@ -261,6 +268,23 @@ class Worker:
             return 1
         due_ms = ledger.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
+
+    def _makes_way(self, now_s: float) -> bool:
+        """Whether nothing is to be done any more: another program is installed, or has made the ledger newer."""
+        heir = self._succession.heir(now_s, self._log) if self._succession else None
+        if heir is not None:
+            self._log(f"ends: version {heir.version} was installed over version {__version__} and takes over")
+            self._end(anew=True)
+            return True
+        if not is_newer(self.db):
+            return False
+        if self._outdated_s is None:
+            self._outdated_s = now_s
+            self._log(f"delivers nothing: the ledger is newer than version {__version__}, which waits to be replaced")
+        if now_s - self._outdated_s >= MAKE_WAY_S_MAX:
+            self._log("ends: the ledger belongs to a newer version than the one that is installed here")
+            self._end(anew=True)  # it will refuse the ledger, and say so to whoever looks after its processes
+        return True
 
     def _recover(self, now_ms: int) -> None:
         leasing = ledger.leasing_workers(self.db)
@@ -340,7 +364,7 @@ class Worker:
     def _consider_ending(self, now_ms: int) -> None:
         """An automatic worker ends when another is wanted, or when nobody needs it any more."""
         wanted = destination.by_id(self.db, self.target.id).worker_wanted
-        if wanted not in {"", self.signature}:
+        if is_replaced(self.signature, wanted):
             self._log("ends: a worker of another version or with other settings is wanted")
             self._end()
             return
@@ -357,9 +381,15 @@ class Worker:
         self._log("ends: no OpenCode is running and nothing can be sent")
         self._end()
 
-    def _end(self) -> None:
+    def _end(self, *, anew: bool = False) -> None:
+        """Finish what is being posted, begin nothing new, and end; `anew`: come back as the installed program."""
+        self._is_replaced = anew
         self._stop.set()
-        self.huey.consumer.stop_flag.set()
+        # Huey's threads are at work before its main thread has set its handlers.
+        while signal.getsignal(signal.SIGHUP) in {signal.SIG_DFL, signal.SIG_IGN}:
+            time.sleep(SIGNALS_S)
+        # To huey_consumer it means to start anew, to `run` to return. (The stop flag alone waits for no thread.)
+        os.kill(os.getpid(), signal.SIGHUP)
 
     def _log(self, message: str) -> None:
         log.append(self.spool.worker_log, message, clock.now_ms())
@@ -377,6 +407,8 @@ class Worker:
             consumer.run()
         finally:
             self.close()
+        if self._is_replaced:
+            become_anew()
         return True
 
     def run_until(self, is_over: Callable[[], bool]) -> bool:
@@ -384,12 +416,14 @@ class Worker:
 
         False when a signal ended it before.
         """
+        self._succession = None  # it ends soon
         consumer = self.huey.create_consumer(**CONSUMER)
         try:
             consumer.start()
-            while not is_over():
+            while not (is_over() or is_newer(self.db)):
                 consumer.loop()
             consumer.stop(graceful=True)
+            require_known(self.db)
         except ConsumerStopped:
             return False
         finally:

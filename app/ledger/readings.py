@@ -83,8 +83,8 @@ def latest_ms(db: sqlite3.Connection) -> int:
 
 
 def pending_keys(db: sqlite3.Connection) -> set[str]:
-    """Of all destinations."""
-    return {row["key"] for row in db.execute("select key from job where state = 'pending'")}
+    """Of all destinations; also of a ledger that was removed or replaced while it is open."""
+    return {row["key"] for row in db.cursor().execute("select key from job where state = 'pending'")}
 
 
 def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
