@@ -146,7 +146,6 @@ def set_the_clock_back(station: Station) -> None:
         (unplug, [("plugin", "warning")], "not installed"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
         (from_the_future, [("ledger", "problem")], "schema 99"),
-        (no_ledger, [("incident", "warning")], "ledger: "),
         (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were lost: not JSON"),
         (note_an_incident, [("incident", "warning")], "the clock jumped"),
         (kill_and_drop, [("dead", "warning"), ("dropped", "warning")], "1 dead letter(s)"),
@@ -162,6 +161,13 @@ def test_what_is_wrong_is_found_and_nothing_else(
     assert bad(found) == expected
     assert any(word in one["found"] for one in found)
     assert all(one["todo"] for one in found if one["level"] != "ok")
+
+
+def test_a_ledger_that_had_to_be_recovered_is_told_of(station: Station) -> None:
+    no_ledger(station)
+    found = findings(station)
+    assert set(bad(found)) == {("incident", "warning")}
+    assert any("ledger: damaged, set aside and recovered" in one["found"] for one in found)
 
 
 @pytest.mark.parametrize(
