@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
+from app import crashpoint
+
 BUSY_TIMEOUT_MS = 5_000
 PRIVATE_DIRECTORY = 0o700
 PRIVATE_FILE = 0o600
@@ -119,6 +121,7 @@ def migrate(db: sqlite3.Connection, scripts: list[tuple[int, str]]) -> int:
             for statement in statements(sql):
                 db.execute(statement)
             db.execute(f"pragma user_version = {version}")
+            crashpoint.reach("migrate.applying")
     newest = scripts[-1][0]
     if _version(db) > newest:
         raise SchemaError(

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from app import destination, ledger
+from app import crashpoint, destination, ledger
 from app.ledger import Body, Claim, LedgerError
 from app.retry import Outcome, Policy, delay_ms
 
@@ -52,6 +52,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     )
     if held is None:
         return None
+    crashpoint.reach("claim.committed")
     if not _carry(db, held, courier) and held.paused:
         # The probe found nothing to post: the next job may ask in its place.
         destination.probe_now(db, courier.destination_id, courier.clock())
@@ -68,7 +69,9 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
                 return asked
             if not ledger.is_current(db, held):
                 break
+            crashpoint.reach("post.sending", str(body.request_id))
             outcome = courier.post(body)
+            crashpoint.reach("post.answered", str(body.request_id))
             asked = True
             if outcome.kind != "accepted":
                 _settle(db, held, outcome, courier)

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from app import crashpoint
 from app.db import transaction
 
 BATCH = 500
@@ -169,6 +170,7 @@ def insert(
             state,
             "off" if off else None,
         )
+        crashpoint.reach("enqueue.inserting")
         return verdict
 
 
@@ -439,6 +441,8 @@ def acknowledge(db: sqlite3.Connection, held: Claim, body: Body, *, now_ms: int,
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
             (now_ms + lease_ms, held.job_id, held.attempt),
         )
+        crashpoint.reach("acknowledge.noting")
+    crashpoint.reach("acknowledge.committed")
     return updated.rowcount == 1
 
 
@@ -459,6 +463,8 @@ def complete(db: sqlite3.Connection, held: Claim, now_ms: int) -> bool:
         )
         if updated.rowcount == 1:
             db.execute("delete from record where job_id = ?", (held.job_id,))
+        crashpoint.reach("complete.finishing")
+    crashpoint.reach("complete.committed")
     return updated.rowcount == 1
 
 
@@ -543,6 +549,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
             f" where id in (select id from job where {orphaned} limit :limit)",
             arguments,
         ).rowcount
+        crashpoint.reach("recover.freeing")
     return buried + freed
 
 
@@ -663,6 +670,7 @@ def _drop(
             {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
         ).fetchall()
         db.executemany("delete from record where job_id = ?", [(row["id"],) for row in rows])
+        crashpoint.reach("prune.dropping")
     return len(rows)
 
 

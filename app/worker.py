@@ -22,7 +22,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, destination, ledger, log, retry
+from app import __version__, clock, crashpoint, destination, ledger, log, retry
 from app.bell import Bell
 from app.db import SchemaError, open_ledger
 from app.deliver import Courier, deliver
@@ -200,6 +200,7 @@ class Worker:
         self._recover(now_ms)
         if self._client is not None:
             for key in ledger.to_ring(self.db, self.target.id, now_ms, RINGS_PER_LOOK):
+                crashpoint.reach("watch.ringing")
                 self.bell.ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
@@ -285,6 +286,7 @@ class Worker:
 
     def close(self) -> None:
         self._stop.set()
+        crashpoint.reach("worker.ending")
         self._only.release()
         if self._announced is not None:
             self._announced.withdraw()
