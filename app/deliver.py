@@ -77,7 +77,7 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
                 _settle(db, held, outcome, courier)
                 return asked
             if held.paused:
-                destination.resume(db, courier.destination_id)
+                _resume(db, courier)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
             held = replace(held, failures=0, paused=False, pause_count=0)
             if not ledger.acknowledge(db, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
@@ -89,6 +89,12 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
         # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
         ledger.give_back(db, held, due_ms=courier.clock())
     return asked
+
+
+def _resume(db: sqlite3.Connection, courier: Courier) -> None:
+    """paused -> fine. Rings that were answered during the pause brought no claim: the watch shall ring anew."""
+    if destination.resume(db, courier.destination_id):
+        ledger.forget_rings(db, courier.destination_id)
 
 
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
@@ -117,6 +123,6 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
             settled = ledger.give_back(db, held, due_ms=now_ms, error=outcome.reason)
     if outcome.kind in {"retry", "permanent"} and held.paused:
         # It answered, about this job: the destination itself is there again.
-        destination.resume(db, courier.destination_id)
+        _resume(db, courier)
     if not settled:
         ledger.abandon(db, held)

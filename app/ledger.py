@@ -583,6 +583,15 @@ def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int
     return [row["key"] for row in rows]
 
 
+def forget_rings(db: sqlite3.Connection, destination_id: int) -> int:
+    """Take no ring for under way: those who had them have died, or answered them while the destination was paused."""
+    updated = db.execute(
+        "update job set rung_ms = null where destination_id = ? and state = 'pending' and rung_ms is not null",
+        (destination_id,),
+    )
+    return updated.rowcount
+
+
 def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
     """When the next job in backoff becomes due, None when none waits for a time."""
     row = db.execute(

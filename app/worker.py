@@ -190,6 +190,7 @@ class Worker:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         destination.probe_now(self.db, self.target.id, clock.now_ms())
+        ledger.forget_rings(self.db, self.target.id)
         while take_over_keyless(self.db, self.target, clock.now_ms()):
             pass  # it moves a bounded number at a time
         return self._look()

@@ -98,7 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
     receiver: LeanReceiver
 
     def do_POST(self) -> None:  # noqa: N802 - the base class finds it by this name
-        body = self.rfile.read(int(self.headers["content-length"]))
+        length = int(self.headers["content-length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # the sender was killed while it wrote
+            self.close_connection = True
+            return
         port = self.client_address[1]
         send, pause_s = self.receiver.arrive(port, body)
         try:
