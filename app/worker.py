@@ -191,6 +191,7 @@ class Worker:
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         destination.probe_now(self.db, self.target.id, clock.now_ms())
         ledger.forget_rings(self.db, self.target.id)
+        present(self.spool.workers)  # which removes what killed workers left there
         while take_over_keyless(self.db, self.target, clock.now_ms()):
             pass  # it moves a bounded number at a time
         return self._look()

@@ -1,6 +1,6 @@
 """Snapshots that grow turn by turn, and a process that enqueues them through the embedded API, to be killed.
 
-    python -m tests.enqueuer      reads lines {"session": N, "turns": K} and answers each when it is stored
+python -m tests.enqueuer      reads lines {"session": N, "turns": K} and answers each when it is stored
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def name(session: int) -> str:
 
 def growing(session: int, turns: int) -> Fields:
     """The snapshot after so many turns. As in OpenCode, the title comes with the second one."""
-    dice = random.Random(session)
+    dice = random.Random(session)  # noqa: S311 - nothing to protect
     created_ms = BEGAN_MS + session * 1_000_000
     messages: list[Fields] = []
     for turn in range(turns):
@@ -71,7 +71,7 @@ def main() -> None:
     capturing = capture(settings, ())
     for line in sys.stdin:
         step = json.loads(line)
-        transcript = parse(growing(step["session"], step["turns"]))  # type: ignore[arg-type]  # JSON, as read
+        transcript = parse(growing(step["session"], step["turns"]))
         enqueue(db, transcript, capturing, Place(ours.id, ""), now_ms=clock.now_ms(), ring=bell.ring)
         print(line.strip(), flush=True)  # noqa: T201 - stored: this is the answer
 

@@ -12,7 +12,7 @@ from app import clock
 from app.capture import capture
 from app.intake import jawn_reply
 from app.sources import unattended
-from tests.enqueuer import RECORDS_PER_TURN, name, records
+from tests.enqueuer import RECORDS_PER_TURN, records
 from tests.lean_receiver import FAILED, Send, digest_of
 from tests.processes import Station
 
@@ -20,15 +20,21 @@ SHOWN_MAX = 20
 """Problems of one kind that are told one by one."""
 
 ORPHANS = {
-    "records without their job": "record r where not exists (select 1 from job j where j.id = r.job_id)",
-    "records of a job that needs none": "record r join job j on j.id = r.job_id"
+    "records without their job": "select count(*) from record r"
+    " where not exists (select 1 from job j where j.id = r.job_id)",
+    "records of a job that needs none": "select count(*) from record r join job j on j.id = r.job_id"
     " where j.state in ('delivered', 'superseded', 'dropped')",
-    "acknowledgements without their turn": "acknowledgement a"
+    "acknowledgements without their turn": "select count(*) from acknowledgement a"
     " where not exists (select 1 from turn t where t.id = a.turn_id)",
-    "turns without a job": "turn t where not exists (select 1 from job j where j.turn_id = t.id)",
-    "sessions without a turn": "session s where not exists (select 1 from turn t where t.session_id = s.id)",
-    "turns with two current jobs": "(select 1 from job where state <> 'superseded' group by turn_id having count(*) > 1)",
+    "turns without a job": "select count(*) from turn t where not exists (select 1 from job j where j.turn_id = t.id)",
+    "sessions without a turn": "select count(*) from session s"
+    " where not exists (select 1 from turn t where t.session_id = s.id)",
+    "turns with two current jobs": "select count(*) from"
+    " (select 1 from job where state <> 'superseded' group by turn_id having count(*) > 1)",
+    "pending jobs without all of their records": "select count(*) from job j where j.state = 'pending'"
+    " and j.record_count <> (select count(*) from record r where r.job_id = j.id)",
 }
+"""What must never be there, at any time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +63,8 @@ class Verdict:
 
 def orphans(db: sqlite3.Connection) -> list[str]:
     """Rows that nothing owns, at any time."""
-    counts = {what: db.execute(f"select count(*) from {rows}").fetchone()[0] for what, rows in ORPHANS.items()}
-    return [f"{what}: {found}" for what, found in counts.items() if found]
+    counts = [(what, db.execute(query).fetchone()[0]) for what, query in ORPHANS.items()]
+    return [f"{what}: {found}" for what, found in counts if found]
 
 
 def judge(db: sqlite3.Connection, ends: Ends, station: Station) -> Verdict:

@@ -58,6 +58,8 @@ class LeanReceiver:
     seed: int = 0
     share: float = 0.0
     usual_s: tuple[float, float] = (0.0, 0.0)
+    pauses_s: dict[str, float] = field(default_factory=dict)
+    """By request id, instead of `usual_s`."""
     url: str = ""
     sends: list[Send] = field(default_factory=list)
     bodies: dict[str, bytes] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class LeanReceiver:
         digest = digest_of(body)
         with self._lock:
             self._counts[request_id] += 1
-            dice = random.Random(f"{self.seed} {request_id} {self._counts[request_id]}")
+            dice = random.Random(f"{self.seed} {request_id} {self._counts[request_id]}")  # noqa: S311 - nothing to protect
             answer = dice.choice(FAULTS) if dice.random() < self.share else "ok"
             stored = answer in {"ok", "slow"} or (answer == "reset" and dice.random() < 0.5)
             send = Send(request_id, digest, answer, stored)
@@ -81,7 +83,8 @@ class LeanReceiver:
             if stored:
                 self.bodies[digest] = body
             self.under_way[port] = request_id
-        return send, dice.uniform(*(SLOW_S if answer == "slow" else self.usual_s))
+        usual_s = self.pauses_s.get(request_id) or dice.uniform(*self.usual_s)
+        return send, dice.uniform(*SLOW_S) if answer == "slow" else usual_s
 
     def answered(self, port: int) -> None:
         with self._lock:
@@ -97,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     receiver: LeanReceiver
 
-    def do_POST(self) -> None:  # noqa: N802 - the base class finds it by this name
+    def do_POST(self) -> None:
         length = int(self.headers["content-length"])
         body = self.rfile.read(length)
         if len(body) < length:  # the sender was killed while it wrote
