@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,7 @@ TWICE = 0.1
 BACKLOG_MAX = 200
 """Jobs that may wait: the enqueuers hold back, so that they are still at work while the consumers die."""
 AHEAD = 0.05
-"""How far the enqueuers' share of the work may be ahead of the killers' share."""
+"""How far the enqueuers' share of the work may be ahead of the killers' share, and the other way round."""
 CHECK_EVERY_KILLS = 10
 LIFE_S = (0.0, 0.6)
 """Between two kills."""
@@ -203,8 +203,9 @@ class Struck:
 class Hammer:
     """One run in `folder`."""
 
-    def __init__(self, plan: Plan, folder: Path, receiver: LeanProcess) -> None:
+    def __init__(self, plan: Plan, folder: Path, receiver: LeanProcess, tell: Callable[[str], None]) -> None:
         self._plan = plan
+        self._tell = tell
         self._dice = random.Random(plan.seed)  # noqa: S311 - nothing to protect
         self._receiver = receiver
         self.station = Station(folder / "home", receiver.url, variables=SETTINGS)
@@ -288,14 +289,14 @@ class Hammer:
             elif time.monotonic() - moved_s > QUIET_S_MAX:
                 self.struck.problems.append(f"nothing moved for {QUIET_S_MAX:.0f} s: {self._pending} jobs wait")
                 return
-            time.sleep(self._dice.uniform(*LIFE_S) if self._is_behind() else 0.05)
+            time.sleep(self._dice.uniform(*LIFE_S) if self._is_time_to_kill() else 0.05)
 
-    def _is_behind(self) -> bool:
-        return self.struck.consumers < self._plan.consumer_kills
+    def _is_time_to_kill(self) -> bool:
+        return self._share_killed < 1 and self._share_killed <= self.share_stored + AHEAD
 
     def _strike(self, db: sqlite3.Connection) -> bool:
         """Kill a consumer, and an enqueuer when it is time for one; whether it came to that."""
-        if not self._is_behind():
+        if not self._is_time_to_kill():
             return False
         at = self._dice.randrange(CONSUMERS)
         victim = self.consumers[at]
@@ -340,6 +341,7 @@ class Hammer:
 
     def _check(self, db: sqlite3.Connection) -> None:
         self.struck.checks += 1
+        self._tell(f"{self.struck.consumers} consumers killed, {self.share_stored:.0%} stored, {self._pending} waiting")
         self.struck.problems += integrity(self.station.spool)
         self.struck.problems += orphans(db)
         locks = len(list((self.station.spool / "workers").iterdir()))
@@ -387,11 +389,11 @@ def zombies_of(pid: int) -> int:
     return found
 
 
-def run(plan: Plan) -> Verdict:
-    """One whole run, in a folder that is gone afterwards."""
+def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:
+    """One whole run, in a folder that is gone afterwards; `tell` hears how far it is."""
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hammer-") as folder, lean_process(plan.seed, FAULTY, USUAL_S) as receiver:
-        hammer = Hammer(plan, Path(folder), receiver)
+        hammer = Hammer(plan, Path(folder), receiver, tell)
         ends = hammer.run()
         with hammer.station.ledger() as db:
             verdict = judge(db, ends, hammer.station)
@@ -421,7 +423,7 @@ def main() -> int:
     plan = Plan(**vars(arguments.parse_args()))
     tell = functools.partial(print, flush=True)
     tell(f"SQLite {sqlite3.sqlite_version}, seed {plan.seed}")
-    verdict = run(plan)
+    verdict = run(plan, tell)
     for fact, value in verdict.facts.items():
         tell(f"{fact:<60} {value}")
     for problem in verdict.problems:

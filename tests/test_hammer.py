@@ -14,7 +14,7 @@ from tests.hammer import Plan, run
 def test_nothing_is_lost_or_doubled_while_consumers_and_enqueuers_are_killed() -> None:
     seed = random.randrange(1 << 32)  # noqa: S311 - nothing to protect
     plan = Plan(turns=80, consumer_kills=4, enqueuer_kills=2, seed=seed)
-    verdict = run(plan)
+    verdict = run(plan, print)
     assert verdict.problems == [], (plan, verdict.facts)
     assert verdict.facts["consumers killed"] == 4
     assert verdict.facts["enqueuers killed, POSTs under way"] == 2
