@@ -39,8 +39,8 @@ from tests.processes import ROOT, Station, procfile_command
 
 CONSUMERS = 2
 THREADS = 4
-ENQUEUERS = 4
 TURNS_PER_SESSION = 10
+SESSIONS_AT_WORK = 16
 FAULTY = 0.2
 USUAL_S = (0.02, 0.12)
 """How long the receiver takes when nothing is wrong: long enough that POSTs are under way at any instant."""
@@ -68,6 +68,7 @@ class Plan:
     turns: int = 5_000
     consumer_kills: int = 220
     enqueuer_kills: int = 55
+    enqueuers: int = 4
     seed: int = 0
 
     def sessions(self) -> dict[int, int]:
@@ -77,13 +78,13 @@ class Plan:
         return {**found, whole: rest} if rest else found
 
     def steps(self) -> list[tuple[int, int]]:
-        """(session, turns so far): one for each turn. A few sessions are at work at any time, as with real people."""
+        """(session, turns so far): one for each turn. Some sessions are at work at any time."""
         dice = random.Random(self.seed)  # noqa: S311 - nothing to protect
         waiting = list(self.sessions().items())
         at_work: list[tuple[int, int, int]] = []
         found = []
         while waiting or at_work:
-            while waiting and len(at_work) < 4 * ENQUEUERS:
+            while waiting and len(at_work) < SESSIONS_AT_WORK:
                 at_work.append((*waiting.pop(0), 1))
             session, turns, next_turn = at_work.pop(dice.randrange(len(at_work)))
             found.append((session, next_turn))
@@ -124,7 +125,7 @@ class Enqueuer:
             while not self._store(json.dumps({"session": session, "turns": turns})):
                 if self._hammer.over.is_set():
                     return
-                self.process.wait()
+                self.end()
                 self.process = self._start()
             self.stored += 1
         self.end()
@@ -142,6 +143,10 @@ class Enqueuer:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(BrokenPipeError):  # what it was told last, and did not read
+                if pipe is not None:
+                    pipe.close()
 
 
 @dataclass(slots=True)
@@ -213,12 +218,12 @@ class Hammer:
         self.over = threading.Event()
         self.struck = Struck()
         steps = plan.steps()
-        shares: list[list[tuple[int, int]]] = [[] for _ in range(ENQUEUERS)]
+        shares: list[list[tuple[int, int]]] = [[] for _ in range(plan.enqueuers)]
         for step in steps:
             # One enqueuer brings a session's snapshots in order; another may come later with an older one.
-            shares[step[0] % ENQUEUERS].append(step)
+            shares[step[0] % plan.enqueuers].append(step)
             if self._dice.random() < TWICE:
-                shares[(step[0] + 1) % ENQUEUERS].append(step)
+                shares[(step[0] + 1) % plan.enqueuers].append(step)
         self._steps = sum(len(share) for share in shares)
         with self.station.ledger() as db:
             self._pending = pending(db)
@@ -281,6 +286,8 @@ class Hammer:
             self._pending = pending(db)
             if self._strike(db) and self.struck.consumers % CHECK_EVERY_KILLS == 0:
                 self._check(db)
+            if self.struck.enqueuers < self._plan.enqueuer_kills * min(1.0, self.share_stored + AHEAD):
+                self._strike_enqueuer()
             if self.share_stored == 1 and not self._pending:
                 return
             now = (self.share_stored, self._pending, self.struck.consumers)
@@ -295,7 +302,7 @@ class Hammer:
         return self._share_killed < 1 and self._share_killed <= self.share_stored + AHEAD
 
     def _strike(self, db: sqlite3.Connection) -> bool:
-        """Kill a consumer, and an enqueuer when it is time for one; whether it came to that."""
+        """Kill a consumer when it is time for it and POSTs of its own are under way; whether it came to that."""
         if not self._is_time_to_kill():
             return False
         at = self._dice.randrange(CONSUMERS)
@@ -313,8 +320,6 @@ class Hammer:
         if victim.process.wait() != -signal.SIGKILL:
             self.struck.problems.append(f"a consumer had ended by itself: {victim.process.returncode}")
         self.consumers[at] = self._start()
-        if self.struck.enqueuers < self._plan.enqueuer_kills * self.share_stored:
-            self._strike_enqueuer()
         return True
 
     def _note_what_dies(self, db: sqlite3.Connection, victim: Consumer, known: str, under_way: int) -> None:
@@ -334,6 +339,7 @@ class Hammer:
         struck.in_flight.update((row["id"].lower(), row["digest"].lower()) for row in rows)
 
     def _strike_enqueuer(self) -> None:
+        """Wherever it is, at work or waiting, while POSTs are under way."""
         alive = [enqueuer for enqueuer in self.enqueuers if enqueuer.thread.is_alive()]
         if alive and self._receiver.under_way():
             self._dice.choice(alive).process.kill()
@@ -418,7 +424,7 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:
 def main() -> int:
     defaults = Plan(seed=random.SystemRandom().randrange(1 << 32))
     arguments = argparse.ArgumentParser(description="Proof by violence that nothing is lost and nothing doubled.")
-    for option in ("turns", "consumer_kills", "enqueuer_kills", "seed"):
+    for option in ("turns", "consumer_kills", "enqueuer_kills", "enqueuers", "seed"):
         arguments.add_argument(f"--{option.replace('_', '-')}", type=int, default=getattr(defaults, option))
     plan = Plan(**vars(arguments.parse_args()))
     tell = functools.partial(print, flush=True)
