@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test outage years fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test outage years hammer fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -41,6 +41,9 @@ wheel: .venv/ready  ## Build the wheel and try it in a clean environment
 	@$(BIN)/python -m tests.wheel
 
 check: lint types walls test wheel  ## All of these
+
+hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: nothing lost, nothing doubled (minutes)
+	@$(BIN)/python -m tests.hammer
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

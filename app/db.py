@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from app import salvage
+from app import crashpoint, salvage
 from app.place import private_file, private_spool
 
 BUSY_TIMEOUT_MS = 5_000
@@ -210,6 +210,7 @@ def _apply(db: sqlite3.Connection, version: int, sql: str) -> None:
         if broken:
             raise SchemaError(f"migration {version} leaves {len(broken)} row(s) of {broken[0]['table']} without parent")
         db.execute(f"pragma user_version = {version}")
+        crashpoint.reach("migrate.applying")
 
 
 def is_newer(db: sqlite3.Connection) -> bool:

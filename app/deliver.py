@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from app import destination, ledger
+from app import crashpoint, destination, ledger
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
 from app.ledger import Body, Claim, Failure, LedgerError
 from app.policy import Hold, Permit, Remake
@@ -58,6 +58,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     )
     if held is None:
         return None
+    crashpoint.reach("claim.committed")
     if not _carry(db, held, courier) and held.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
         destination.probe_now(db, courier.destination_id, courier.clock())
@@ -78,13 +79,15 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
             if isinstance(permit, Hold | Remake):
                 _withhold(db, held, permit, courier.clock())
                 return asked
+            crashpoint.reach("post.sending", str(body.request_id))
             outcome = courier.post(body)
+            crashpoint.reach("post.answered", str(body.request_id))
             asked = True
             if outcome.kind != "accepted":
                 _settle(db, held, outcome, courier)
                 return asked
             if held.is_probe:
-                destination.resume(db, courier.destination_id)
+                _resume(db, courier)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
             held = replace(held, setbacks=0, failures=0, is_probe=False, pause_count=0)
             if not ledger.acknowledge(
@@ -111,6 +114,12 @@ def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms
         ledger.abandon(db, held)
 
 
+def _resume(db: sqlite3.Connection, courier: Courier) -> None:
+    """paused -> fine. Rings that were answered during the pause brought no claim: the watch shall ring anew."""
+    if destination.resume(db, courier.destination_id):
+        ledger.forget_rings(db, courier.destination_id)
+
+
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
     now_ms = courier.clock()
     known = destination.evidence(db, courier.destination_id, held.job_id)
@@ -130,7 +139,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
             settled = ledger.bury(db, held, now_ms, replace(failure, error=error))
             if held.is_probe and outcome.kind == "permanent":
                 # It answered, about this job: the destination itself is there again.
-                destination.resume(db, courier.destination_id)
+                _resume(db, courier)
         case SetBack(delay_ms, charged):
             destination.suspect(db, courier.destination_id, held.job_id)
             settled = ledger.set_back(

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
-from app import ledger
+from app import crashpoint, ledger
 from app.ledger import Body, Standing, Version
 from app.policy import Policy
 from app.record import Frame, Record, encode_session, encode_turn, session_name
@@ -109,6 +109,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
             ledger.place_under(db, place.destination_id, child, version, now_ms)
         _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen)
     if done.keys:
+        crashpoint.reach("enqueue.committed")
         ring(done.keys[0])
     return done
 

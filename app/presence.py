@@ -19,6 +19,9 @@ from pathlib import Path
 from app.place import PRIVATE_FILE, private_directory
 
 SUFFIX = ".lock"
+DRAFT = ".draft"
+DRAFT_S_MAX = 3_600.0
+"""A draft becomes a lock file within an instant; one as old as this belongs to a process killed in between."""
 READ_AGAIN = 1_000
 TAKE_AGAIN_S = (0.001, 0.002, 0.004, 0.008, 0.016)
 """Pauses between tries to take a lock: whoever only looks at it (`is_taken`) holds it for an instant."""
@@ -38,18 +41,19 @@ class Announced:
     def __init__(self, folder: Path) -> None:
         private_directory(folder)
         self.name = uuid.uuid4().hex
-        path = folder / f"{self.name}{SUFFIX}"
+        self._path = folder / f"{self.name}{SUFFIX}"
         # Locked before it gets its name: a file under its final name that is not locked belongs to a dead process.
-        draft = path.with_suffix(".draft")
+        draft = self._path.with_suffix(DRAFT)
         self._descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            draft.rename(path)
+            draft.rename(self._path)
         except OSError:  # who tries again every second must leave nothing behind
             os.close(self._descriptor)
             draft.unlink(missing_ok=True)
             raise
-        self._path = path
+        for path in folder.glob(f"*{DRAFT}"):
+            _remove_old(path)
 
     def say(self, facts: Mapping[str, object]) -> None:
         data = json.dumps(facts, sort_keys=True).encode() + b"\n"
@@ -64,6 +68,12 @@ class Announced:
     def withdraw(self) -> None:
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+def _remove_old(draft: Path) -> None:
+    with suppress(FileNotFoundError):  # it has become a lock file, or somebody else was faster
+        if time.time() - draft.stat().st_mtime > DRAFT_S_MAX:
+            draft.unlink()
 
 
 def present(folder: Path) -> list[Presence]:

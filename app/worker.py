@@ -23,7 +23,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, confirm, destination, ledger, log, retry
+from app import __version__, clock, confirm, crashpoint, destination, ledger, log, retry
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
 from app.db import Ledger, SchemaError, heal, inspect, is_newer, open_ledger, require_known
@@ -238,6 +238,8 @@ class Worker:
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         inspect(self.db)
         destination.probe_now(self.db, self.target.id, clock.now_ms())
+        ledger.forget_rings(self.db, self.target.id)
+        present(self.spool.workers)  # which removes what killed workers left there
         ledger.take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
@@ -258,6 +260,7 @@ class Worker:
         is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
         if self._client is not None:
             for key in ledger.to_ring(self.db, self.target.id, now_ms, RINGS_PER_LOOK):
+                crashpoint.reach("watch.ringing")
                 self.bell.ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
@@ -433,6 +436,7 @@ class Worker:
 
     def close(self) -> None:
         self._stop.set()
+        crashpoint.reach("worker.ending")
         self._only.release()
         if self._announced is not None:
             self._announced.withdraw()

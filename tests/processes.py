@@ -159,6 +159,15 @@ def worker(station: Station, **options: Any) -> Iterator[subprocess.Popen[bytes]
             process.wait()
 
 
+def catches(process: subprocess.Popen[bytes], signum: signal.Signals) -> bool:
+    """Whether it has a handler for the signal by now; before that the signal just ends it."""
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():  # not Linux: hope
+        return True
+    (mask,) = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (signum - 1) & 1)
+
+
 def end_automatic_workers(station: Station) -> None:
     """Have the workers that a hook started end: they are nobody's children."""
     with station.ledger() as db:

@@ -846,6 +846,15 @@ def test_rings_are_bounded(desk: Desk) -> None:
     assert [len(desk.ring(3)), len(desk.ring(3)), len(desk.ring(3)), len(desk.ring(3))] == [3, 3, 2, 0]
 
 
+def test_forgotten_rings_are_repeated_at_once(desk: Desk) -> None:
+    desk.put(version())
+    assert desk.ring() == [version().key]
+    assert desk.ring() == []
+    assert ledger.forget_rings(desk.db, desk.destination) == 1
+    assert desk.ring() == [version().key]
+    assert ledger.forget_rings(desk.db, desk.destination + 1) == 0
+
+
 def test_session_in_flight_is_not_rung(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))

@@ -63,6 +63,16 @@ def test_file_of_a_killed_process_is_found_free_and_removed(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_draft_of_a_process_killed_before_its_file_had_a_name_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    left, fresh = tmp_path / "left.draft", tmp_path / "fresh.draft"
+    left.touch()
+    fresh.touch()
+    os.utime(left, (1_000, 1_000))
+    announced = Announced(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / f"{announced.name}.lock", fresh])
+    announced.withdraw()
+
+
 def test_process_that_ends_well_leaves_no_file(tmp_path: Path) -> None:
     with process(ANNOUNCER, tmp_path) as (ending, _):
         ending.communicate()

@@ -19,7 +19,7 @@ from app.bell import Bell
 from app.presence import Only, is_taken, present
 from app.sources import unattended
 from app.worker import IDLE_MS, Worker
-from tests.processes import HookProcess, Station, end_automatic_workers, hook, worker
+from tests.processes import HookProcess, Station, catches, end_automatic_workers, hook, worker
 from tests.recorded import EMAILS, SECRETS, export
 from tests.servers import Exchange, Receiver, answer, api_key, ok, receiving, scripted, whole
 from tests.waiting import wait_until
@@ -105,14 +105,6 @@ def test_sigterm_lets_the_post_finish(station: Station, receiver: Receiver) -> N
     with worker(station):
         wait_until(lambda: station.delivered(JOBS))
     assert all(row.sends == 1 for row in receiver.rows())
-
-
-def catches(process: subprocess.Popen[bytes], signum: signal.Signals) -> bool:
-    status = Path(f"/proc/{process.pid}/status")
-    if not status.exists():  # not Linux: hope
-        return True
-    (mask,) = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("SigCgt:")]
-    return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
 def test_a_job_refused_twice_is_delivered_by_its_third_attempt(station: Station, receiver: Receiver) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
-from app import destination
+from app import crashpoint, destination
 from app.db import transaction
 from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
 from app.ledger.versions import forget_contents
@@ -152,6 +152,8 @@ def acknowledge(
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
             (now_ms + lease_ms, passes, held.job_id, held.attempt),
         )
+        crashpoint.reach("acknowledge.noting")
+    crashpoint.reach("acknowledge.committed")
     return updated.rowcount == 1
 
 
@@ -173,6 +175,8 @@ def complete(db: sqlite3.Connection, held: Claim, now_ms: int, *, confirm_ms: in
         )
         if updated.rowcount == 1 and confirm_ms is None:
             forget_contents(db, [held.job_id])
+        crashpoint.reach("complete.finishing")
+    crashpoint.reach("complete.committed")
     return updated.rowcount == 1
 
 

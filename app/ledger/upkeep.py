@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Collection
 
-from app import destination
+from app import crashpoint, destination
 from app.db import transaction
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.confirmations import forget_session
@@ -59,6 +59,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
             f" null) where id in (select id from job where {orphaned} limit :limit)",
             arguments,
         ).rowcount
+        crashpoint.reach("recover.freeing")
     return buried + freed
 
 
@@ -131,6 +132,15 @@ def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int
         {**arguments, "jobs": json.dumps([row[0] for row in found])},
     ).fetchall()
     return [row["key"] for row in rows]
+
+
+def forget_rings(db: sqlite3.Connection, destination_id: int) -> int:
+    """Take no ring for under way: those who had them have died, or answered them while the destination was paused."""
+    updated = db.execute(
+        "update job set rung_ms = null where destination_id = ? and state = 'pending' and rung_ms is not null",
+        (destination_id,),
+    )
+    return updated.rowcount
 
 
 def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
@@ -230,6 +240,7 @@ def _drop(
             {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
+        crashpoint.reach("prune.dropping")
     return len(rows)
 
 

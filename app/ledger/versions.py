@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Sequence
 
+from app import crashpoint
 from app.db import transaction
 from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, LedgerError, Standing, Version
@@ -96,6 +97,7 @@ def insert(
             state,
             "off" if off else None,
         )
+        crashpoint.reach("enqueue.inserting")
         return verdict
 
 
