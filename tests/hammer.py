@@ -46,6 +46,7 @@ USUAL_S = (0.02, 0.12)
 """How long the receiver takes when nothing is wrong: long enough that POSTs are under way at any instant."""
 TWICE = 0.1
 """Of the snapshots, so many are shown to a second enqueuer as well, at the same time or later."""
+BACKLOG_MIN = 8
 BACKLOG_MAX = 200
 """Jobs that may wait: the enqueuers hold back, so that they are still at work while the consumers die."""
 AHEAD = 0.05
@@ -259,7 +260,9 @@ class Hammer:
         return self.struck.consumers / self._plan.consumer_kills if self._plan.consumer_kills else 1.0
 
     def may_enqueue(self) -> bool:
-        return self._pending < BACKLOG_MAX and self.share_stored <= self._share_killed + AHEAD
+        # Without jobs there would be no POSTs under way, and no kill to wait for.
+        is_paced = self.share_stored <= self._share_killed + AHEAD
+        return self._pending < (BACKLOG_MAX if is_paced else BACKLOG_MIN)
 
     def run(self) -> Ends:
         """Until everything is stored, killed and delivered, or nothing moves any more."""
