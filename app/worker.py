@@ -304,9 +304,9 @@ class Worker:
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
             )
         ledger.take_over(self.db, self.target, now_ms)
-        is_steady = ledger.is_steady(self.db, now_ms)
-        aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms) if is_steady else 0
-        oversize = ledger.drop_oversize(self.db, now_ms, self.settings.max_spool_bytes)
+        is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
+        aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
+        oversize = ledger.drop_oversize(self.db, now_ms, bytes_max)
         ledger.forget_acknowledgements(self.db, now_ms)
         ledger.shrink(self.db)
         if aged or oversize:

@@ -178,7 +178,7 @@ class Machine:
         if now_ms - self._pruned_ms >= MINUTE_MS:
             self._pruned_ms = now_ms
             ledger.take_over(self.db, self.destination, now_ms)
-            if ledger.is_steady(self.db, now_ms):
+            if ledger.is_steady(self.db, now_ms, DEFAULTS.max_spool_age_ms):
                 ledger.drop_aged(self.db, now_ms, DEFAULTS.max_spool_age_ms)
             ledger.drop_oversize(self.db, now_ms, DEFAULTS.max_spool_bytes)
             ledger.shrink(self.db)

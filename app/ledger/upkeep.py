@@ -84,7 +84,7 @@ def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
     return mended
 
 
-def is_steady(db: sqlite3.Connection, now_ms: int) -> bool:
+def is_steady(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> bool:
     """Note what the clock says; whether it has gone on without a jump for long enough to call anything too old.
 
     A jump is a step back, or a time in which nobody noted anything: the machine slept, or no worker ran.
@@ -92,7 +92,7 @@ def is_steady(db: sqlite3.Connection, now_ms: int) -> bool:
     known = db.execute("select name, value from meta where name in ('clock_seen_ms', 'clock_steady_ms')").fetchall()
     times_ms = {row["name"]: int(row["value"]) for row in known}
     seen_ms = times_ms.get("clock_seen_ms", now_ms)
-    steady_ms = times_ms.get("clock_steady_ms", now_ms)
+    steady_ms = times_ms.get("clock_steady_ms", 0)
     if not seen_ms - JUMP_MS <= now_ms <= seen_ms + JUMP_MS:
         steady_ms = now_ms
     with transaction(db):
@@ -102,7 +102,7 @@ def is_steady(db: sqlite3.Connection, now_ms: int) -> bool:
         )
         if now_ms < seen_ms - JUMP_MS:
             destination.note(db, "the clock was set back", now_ms)
-    return now_ms - steady_ms >= STEADY_MS
+    return now_ms - steady_ms >= min(STEADY_MS, age_ms_max)
 
 
 def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[str]:
