@@ -9,7 +9,7 @@ def main() -> None:
     match sys.argv[1:]:
         # The hook starts with every OpenCode and stays: it loads no command line, no HTTP client, no terminal.
         case ["hook"] | ["hook", "--inbox", *_]:
-            from app.hook import main as run  # noqa: PLC0415 - the reason stands above
+            from app.desk import main as run  # noqa: PLC0415 - the reason stands above
         case ["ready"]:
             run = ready
         case _:
@@ -20,9 +20,9 @@ def main() -> None:
 def ready() -> None:
     """Asked by a running process of whatever version: does this one start? Prints its version and its schema."""
     import app.cli  # noqa: PLC0415
-    import app.hook  # noqa: PLC0415
+    import app.desk  # noqa: PLC0415
     import app.worker  # noqa: PLC0415
-    from app.db import migrations  # noqa: PLC0415
+    from app.schema import migrations  # noqa: PLC0415
 
     sys.stdout.write(f"{app.__version__} {migrations()[-1][0]}\n")
 

@@ -34,7 +34,7 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.db import SchemaError, migrations, open_ledger
+from app.db import open_ledger
 from app.doctor import Finding
 from app.endpoint import EndpointError
 from app.folders import effective
@@ -44,6 +44,7 @@ from app.letters import LetterError
 from app.opencode import FILE_BYTES_MAX, ExportError, File
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
+from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown
 from app.sources import Sources, unattended
 from app.status import read_status
@@ -119,7 +120,7 @@ def _hook() -> None:
 
     On standard input, until it ends. The plugin starts this.
     """
-    from app.hook import main as serve  # noqa: PLC0415 - normally __main__ has done this, without a command line
+    from app.desk import main as serve  # noqa: PLC0415 - normally __main__ has done this, without a command line
 
     serve()
 

@@ -19,9 +19,11 @@ from typing import Literal, TypeAlias
 
 from app import __version__, destination, install, ledger, place
 from app.capture import capture
-from app.db import SchemaError, open_ledger, wal_reset_bug
+from app.connection import wal_reset_bug
+from app.db import open_ledger
 from app.install import InstallError
 from app.redact import PatternError
+from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
 from app.spool import Spool

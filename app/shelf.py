@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from app.db import transaction
+from app.connection import transaction
 from app.manual_log import Log
 from app.place import private_file
 

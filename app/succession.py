@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import __version__
-from app.db import migrations
+from app.schema import migrations
 
 PACKAGE = Path(__file__).parent
 SUFFIXES = {".py", ".sql", ".js"}

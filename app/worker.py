@@ -26,7 +26,8 @@ from huey.signals import SIGNAL_INTERRUPTED
 from app import __version__, clock, confirm, crashpoint, destination, ledger, log, retry
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
-from app.db import Ledger, SchemaError, heal, inspect, is_newer, open_ledger, require_known
+from app.connection import Ledger
+from app.db import heal, inspect, open_ledger
 from app.deliver import Courier, deliver
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
@@ -38,6 +39,7 @@ from app.presence import Announced, Only, present
 from app.redact import PatternError
 from app.remake import Remaking
 from app.retry import Outcome
+from app.schema import SchemaError, is_newer, require_known
 from app.settings import Recorded, Settings, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature

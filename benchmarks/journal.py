@@ -24,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app import destination, ledger  # noqa: E402 - from a checkout
-from app.db import Ledger, open_ledger  # noqa: E402
+from app.connection import Ledger  # noqa: E402
+from app.db import open_ledger  # noqa: E402
 from tests.desk import bodies, version  # noqa: E402
 
 ROUNDS = 3

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from app.db import Ledger, open_ledger
+from app.connection import Ledger
+from app.db import open_ledger
 from tests.desk import Desk
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.

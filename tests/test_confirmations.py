@@ -13,7 +13,8 @@ import pytest
 
 from app import confirm, destination, ledger
 from app.confirm import Allowance, Unread, looks_ms
-from app.db import open_ledger, transaction
+from app.connection import transaction
+from app.db import open_ledger
 from app.ledger import Standing, Unconfirmed, Version
 from app.ledger.confirmations import AHEAD_MS_MAX
 from tests.desk import Desk, bodies, version

@@ -11,21 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from app.db import (
-    WAL_BYTES,
-    Ledger,
-    SchemaError,
-    checkpoint,
-    connect,
-    migrate,
-    migrations,
-    open_ledger,
-    statements,
-    transaction,
-    wal_reset_bug,
-)
+from app.connection import WAL_BYTES, Ledger, checkpoint, connect, transaction, wal_reset_bug
+from app.db import open_ledger
 from app.ledger import shrink
 from app.place import private_directory, private_file
+from app.schema import SchemaError, migrate, migrations, statements
 
 HEAD = len(migrations())
 
@@ -376,7 +366,8 @@ def test_no_checkpoint_runs_while_somebody_else_writes(db: Ledger, spool: Path) 
 WRITER = """
 import sys
 from pathlib import Path
-from app.db import open_ledger, transaction
+from app.connection import transaction
+from app.db import open_ledger
 db = open_ledger(Path(sys.argv[1]))
 db.execute("pragma synchronous = off")
 print("ready", flush=True)

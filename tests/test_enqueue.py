@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.db import connect, open_ledger
+from app.connection import connect
+from app.db import open_ledger
 from app.enqueue import Capture, Enqueued, Place, enqueue
 from app.ledger import Body
 from app.parse import parse

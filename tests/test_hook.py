@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.hook import Desk
+from app.desk import Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.presence import present
 from app.sources import unattended

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import destination, ledger
-from app.db import connect
+from app.connection import connect
 from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import pytest
 
-from app.hook import Desk
+from app.desk import Desk
 from app.importing import import_files
 from app.inbox import Inbox
 from app.opencode import FILE_BYTES_MAX, File

@@ -19,7 +19,7 @@ import pytest
 
 from app import clock, confirm, destination, ledger
 from app.db import open_ledger
-from app.hook import Desk
+from app.desk import Desk
 from app.inbox import Inbox
 from app.settings import from_arguments
 from app.sources import Sources, unattended

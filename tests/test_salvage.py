@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from app import destination, ledger, salvage
-from app.db import Ledger, Replaced, heal, inspect, open_ledger, open_whole
+from app.connection import Ledger, Replaced
+from app.db import heal, inspect, open_ledger, open_whole
 from app.deliver import Courier, deliver
 from app.policy import Post
 from app.retry import Outcome, Policy

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from app import __version__, destination
-from app.db import SchemaError, is_newer, migrations, require_known
-from app.hook import Desk
+from app.desk import Desk
 from app.inbox import QUEUE_BYTES_MAX, Inbox, LineError
 from app.presence import present
+from app.schema import SchemaError, is_newer, migrations, require_known
 from app.sources import unattended
 from app.succession import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
 from app.worker import MAKE_WAY_S_MAX, Worker

@@ -211,10 +211,10 @@ def test_an_automatic_worker_that_ends_because_another_is_wanted_finishes_its_po
 RUN = """
 import os, sys
 sys.argv = ["app", "hook"]
-import app.hook, app.worker
+import app.desk, app.worker
 from app.sources import unattended
 before = set(sys.modules)
-app.hook.main()
+app.desk.main()
 worker = app.worker.Worker(unattended(os.environ))
 worker.run_until(lambda: not worker.db.execute("select 1 from job where state = 'pending'").fetchone())
 new = {name.split(".")[0] for name in set(sys.modules) - before}

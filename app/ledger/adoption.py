@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from app import destination
-from app.db import transaction
+from app.connection import transaction
 from app.destination import Destination
 from app.ledger.job import BATCH, LedgerError, Version, bodies
 from app.ledger.versions import insert, supersede_where

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from app import crashpoint, destination
-from app.db import transaction
+from app.connection import transaction
 from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
 from app.ledger.versions import forget_contents
 

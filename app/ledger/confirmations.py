@@ -15,7 +15,7 @@ import sqlite3
 import uuid
 from dataclasses import dataclass
 
-from app.db import transaction
+from app.connection import transaction
 from app.ledger.job import BATCH, LedgerError, bodies
 from app.ledger.versions import forget_contents
 

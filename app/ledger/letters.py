@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from app.db import transaction
+from app.connection import transaction
 from app.fingerprint import ErrorKind, kind_of_error
 from app.ledger.job import BATCH
 from app.ledger.versions import forget_contents

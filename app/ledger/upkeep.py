@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Collection
 
 from app import crashpoint, destination
-from app.db import transaction
+from app.connection import transaction
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.confirmations import forget_session
 from app.ledger.job import BATCH

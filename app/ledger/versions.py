@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 
 from app import crashpoint
-from app.db import transaction
+from app.connection import transaction
 from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, LedgerError, Standing, Version
 
