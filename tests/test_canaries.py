@@ -389,8 +389,9 @@ def test_neither_the_hooks_log_nor_its_refusals_quote_a_damaged_line(station: St
             process.say("refused", session="ses_1", reason="CANARY1", bytes="CANARY1")
         assert process.end() == 0
     log = station.text("hook.log")
-    assert log.count("refused a line") > 3 * len(snapshots)
+    assert "refused a line" in log
     with station.ledger() as db:
+        assert sum(count for _, count, _ in destination.refusals(db)) > 3 * len(snapshots)
         refused = str(destination.refusals(db))
     assert "snapshot that cannot be read" in refused
     assert "internal error" not in refused

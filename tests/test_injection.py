@@ -91,7 +91,7 @@ def test_names_stay_values_and_paths_have_their_levels(name: str, ident: str, mo
 
 
 KNOWN_FILES = re.compile(
-    r"(\.gitignore|(ledger|queue)\.db(-wal|-shm|-journal)?|worker-\d+\.(lock|starting)|"
+    r"(\.gitignore|recover\.lock|(ledger|queue)\.db(-wal|-shm|-journal)?|worker-\d+\.(lock|starting)|"
     r"(hooks|workers)(/[0-9a-f]{32}\.(lock|draft))?|logs(/(hook|worker|plugin)\.log(\.1)?)?)"
 )
 

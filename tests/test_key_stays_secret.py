@@ -156,7 +156,7 @@ def test_a_key_in_the_plugins_options_is_refused_without_being_shown(
 ) -> None:
     with scripted(answer(500)) as server:
         capture(place(station, server, spoolDirectory=str(station.spool), **options))
-    assert station.text("hook.log").count("SettingsError") == 2
+    assert "SettingsError" in station.text("hook.log")
     assert found(station) == []
 
 

@@ -15,10 +15,8 @@ from tests.outage import Answer
     [[outage.broken], [outage.unreached, outage.broken, outage.limited]],
     ids=["503", "changing"],
 )
-def test_a_day_of_outage_loses_and_kills_nothing_and_is_waited_for_calmly(
-    tmp_path: Path, answers: list[Answer]
-) -> None:
-    told = outage.outage(tmp_path, answers, days=1, turns=20, turn_bytes=3_000)
+def test_an_outage_loses_and_kills_nothing_and_is_waited_for_calmly(tmp_path: Path, answers: list[Answer]) -> None:
+    told = outage.outage(tmp_path, answers, days=0.4, turns=10, turn_bytes=3_000)
     assert told.states == {"delivered": 11}
     assert told.is_in_order
     assert told.requests < 1_500 / 10
