@@ -38,12 +38,13 @@ DAY_MS = 24 * HOUR_MS
 SESSIONS = st.sampled_from(["ses_1", "ses_2"])
 TURNS = st.sampled_from(["t1", "t2"])
 CONTENTS = st.sampled_from(["a", "b", "c"])
-FACTS = st.integers(1, 3)
+LATER = st.sampled_from([1, 1, 1, 0, -1, -3])
+"""How much later than the last version, whatever its turn."""
 AMOUNTS = st.integers(0, 4)
 DELAYS = st.integers(0, 3)
 FINISHES = st.sampled_from(
     [
-        *["carry", "carry", "carry to confirm", "carry to confirm", "carry to confirm", "acknowledge", "complete"],
+        *["carry", "carry", "carry", "carry to confirm", "carry to confirm", "acknowledge", "complete"],
         *["charge", "set_back", "give_back", "bury", "bury", "abandon", "hold", "drop_for_policy", "die", "die"],
     ]
 )
@@ -73,6 +74,7 @@ class Histories(RuleBasedStateMachine):
         self.destination = self.ours.id
         self.keyless = destination.destination(db, "", "", 0).id
         self.now_ms = 100 * DAY_MS
+        self.facts_ms = 100
         self.model = Model()
         self.attempts: dict[str, int] = {}
         self.forgotten: set[tuple[str, str]] = set()
@@ -83,23 +85,24 @@ class Histories(RuleBasedStateMachine):
     @initialize(content=CONTENTS)
     def begin(self, content: str) -> None:
         for session in ("ses_1", "ses_2"):
-            self.insert(session=session, turn="t1", content=content, facts=1, count=2, how="", reopen=())
+            self.insert(session=session, turn="t1", content=content, later=1, count=2, how="", reopen=())
 
     @rule(
         session=SESSIONS,
         turn=TURNS,
         content=CONTENTS,
-        facts=FACTS,
+        later=LATER,
         count=st.integers(1, 2),
         how=st.sampled_from(["", "", "", "", "", "", "off", "keyless"]),
-        reopen=st.sampled_from([(), ("off",), ASKED_FOR]),
+        reopen=st.sampled_from([(), ("off",), ASKED_FOR, ("off", *ASKED_FOR)]),
     )
     def insert(
-        self, *, session: str, turn: str, content: str, facts: int, count: int, how: str, reopen: tuple[str, ...]
+        self, *, session: str, turn: str, content: str, later: int, count: int, how: str, reopen: tuple[str, ...]
     ) -> None:
         key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
         policy = LOOSE if content == "a" else "strict"
-        version = Version(session, session, turn, key, facts, "", session, policy)
+        self.facts_ms += later
+        version = Version(session, session, turn, key, self.facts_ms, "", session, policy)
         made = records(session, turn, content, count)
         off = how == "off"
         if how == "keyless":
@@ -127,10 +130,14 @@ class Histories(RuleBasedStateMachine):
 
     # --- jobs go out
 
-    @rule(data=st.data(), then=st.one_of(st.none(), FINISHES), delay_ms=DELAYS)
-    @precondition(lambda self: self.model.jobs)
-    def claim(self, data: st.DataObject, then: str | None, delay_ms: int) -> None:
-        key = data.draw(st.sampled_from(sorted(self.model.jobs)))
+    @rule(data=st.data(), then=st.one_of(st.just(""), FINISHES, FINISHES), delay_ms=DELAYS)
+    @precondition(lambda self: self.model.due(self.now_ms))
+    def claim(self, data: st.DataObject, then: str, delay_ms: int) -> None:
+        # Mostly one that is due.
+        due = [self.model.key_of(job) for job in self.model.due(self.now_ms)]
+        self.take(data.draw(st.sampled_from([*due, *due, *sorted(self.model.jobs)])), then, delay_ms)
+
+    def take(self, key: str, then: str, delay_ms: int) -> None:
         health = self.model.health
         job = self.model.next_claim(self.model.jobs[key].session, self.now_ms)
         in_flight = len(self.model.leased)
@@ -148,7 +155,7 @@ class Histories(RuleBasedStateMachine):
         if is_probe:
             health.probe_ms = self.now_ms + LEASE_MS
         self.claims = [*self.claims[-3:], given]
-        if then is not None:
+        if then:
             self.go_on(given, then, delay_ms)
 
     @rule(step=FINISHES, data=st.data(), delay_ms=DELAYS)
@@ -263,8 +270,12 @@ class Histories(RuleBasedStateMachine):
         data=st.data(),
         delay_ms=DELAYS,
     )
-    @precondition(lambda self: self.looks or any(job.confirm_ms is not None for job in self.model.jobs.values()))
+    @precondition(lambda self: self.looks or self.model.due(self.now_ms) or self.model.to_be_confirmed(self.now_ms))
     def read_back(self, step: str, data: st.DataObject, delay_ms: int) -> None:
+        waiting = self.model.due(self.now_ms)
+        if waiting and not self.model.to_be_confirmed(self.now_ms):
+            # So that there is something to be read back.
+            self.take(self.model.key_of(waiting[0]), "carry to confirm", 0)
         due = ledger.due_for_confirmation(self.db, self.destination, self.now_ms, 10)
         assert {one.key for one in due} == self.model.to_be_confirmed(self.now_ms)
         assert all(one.is_held is (self.model.jobs[one.key].size > 0) for one in due)
@@ -341,10 +352,12 @@ class Histories(RuleBasedStateMachine):
     def intervene(self, data: st.DataObject, session: str, amount: int) -> None:
         jobs = self.model.jobs.values()
         is_paused = self.model.health.probe_ms is not None
-        steps = ["hold", "drop looser", *(["probe now", "resume", "resume"] if is_paused else ["pause"])]
+        steps = ["size", "aged", "forget", "hold", "drop looser"]
+        steps += ["deleted", "place"] * (amount == 0)
+        steps += ["probe now", "resume", "resume"] if is_paused else ["pause"]
         steps += ["retry", "retry", "purge"] * any(job.state == "dead" for job in jobs)
         steps += ["release", "release"] * any(job.hold is not None for job in jobs)
-        steps += ["look back", "look back", "stop", "old", "size"] * any(job.state == "delivered" for job in jobs)
+        steps += ["look back", "look back", "stop", "old", "no room"] * any(job.state == "delivered" for job in jobs)
         match step := data.draw(st.sampled_from(steps)):
             case "retry" | "purge":
                 self.answer_a_dead_letter(step, data)
@@ -352,8 +365,10 @@ class Histories(RuleBasedStateMachine):
                 self.change_settings(step, session, data.draw(st.sampled_from(["off", "broken"])), amount)
             case "pause" | "resume" | "probe now":
                 self.change_health(step, amount)
-            case _:
+            case "look back" | "stop" | "old" | "no room":
                 self.look_back_or_give_up(step, amount)
+            case _:
+                self.clean_up(step, session, amount)
 
     def answer_a_dead_letter(self, step: str, data: st.DataObject) -> None:
         dead = sorted(key for key, job in self.model.jobs.items() if job.state == "dead")
@@ -446,21 +461,15 @@ class Histories(RuleBasedStateMachine):
             case "let all go":
                 self.let_all_go()
 
-    @rule(
-        step=st.sampled_from(["size", "aged", "forget", "deleted", "place"]),
-        session=SESSIONS,
-        amount=AMOUNTS,
-    )
-    @precondition(lambda self: self.model.jobs)
     def clean_up(self, step: str, session: str, amount: int) -> None:
         match step:
             case "size":
                 self.drop_oversize(15 * (1 + amount))
             case "aged":
                 self.drop_aged(amount)
-            case "deleted" if amount == 0:
+            case "deleted":
                 self.drop_session(session)
-            case "place" if amount == 0:
+            case "place":
                 self.place_under(session, "ses_0")
             case "forget":
                 self.forget_acknowledgements()
