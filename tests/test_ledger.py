@@ -12,7 +12,7 @@ import pytest
 
 from app import destination, ledger
 from app.connection import connect
-from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
+from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, LedgerError, Standing, Version
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 # --- insert
@@ -331,6 +331,17 @@ def test_nothing_is_claimed_before_it_is_due(desk: Desk) -> None:
     assert desk.claim() is not None
 
 
+def test_held_job_that_is_tried_after_all_is_no_longer_told_of_as_held(desk: Desk) -> None:
+    desk.put(version())
+    ledger.hold(desk.db, desk.held(), due_ms=2_000, reason="export is off")
+    assert not ledger.sendable(desk.db, desk.destination, desk.now_ms)
+    desk.now_ms = 2_000
+    desk.bury(desk.held(), error="400")
+    ledger.retry_dead(desk.db, ledger.Choice(), desk.now_ms)
+    assert ledger.held(desk.db, desk.destination) == []
+    assert ledger.sendable(desk.db, desk.destination, desk.now_ms)
+
+
 def test_claim_of_another_destination_finds_nothing(desk: Desk) -> None:
     desk.put(version())
     foreign = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
@@ -517,123 +528,6 @@ def test_bodies_from_before_there_were_bundles_are_read_as_they_are(desk: Desk) 
     desk.db.execute("delete from bundle")
     row = desk.row()
     assert list(ledger.bodies(desk.db, row["id"], row["key"])) == made
-
-
-# --- every function on every state
-
-STATES = ("pending", "leased", "retaken", "delivered", "dead", "superseded", "superseded leased", "dropped")
-"""`leased`: by the claim that the function is called with. `retaken`: by a later one."""
-
-
-def in_state(desk: Desk, state: str) -> Claim:
-    """A ledger with one job in that state; the claim that once was made of it."""
-    desk.put(version())
-    held = desk.held()
-    match state:
-        case "pending":
-            ledger.give_back(desk.db, held, due_ms=1_000)
-        case "retaken":
-            ledger.give_back(desk.db, held, due_ms=1_000)
-            desk.held(worker="worker-b")
-        case "delivered":
-            desk.acknowledge(held, desk.left(held)[0])
-            desk.complete(held)
-        case "dead":
-            desk.bury(held, 1_000, "400")
-        case "superseded" | "superseded leased":
-            desk.put(version(content="newer", facts_ms=200))
-            if state == "superseded":
-                ledger.abandon(desk.db, held)
-        case "dropped":
-            ledger.give_back(desk.db, held, due_ms=1_000)
-            ledger.drop_oversize(desk.db, 1_000, 0)
-    return held
-
-
-FINISHES: dict[str, tuple[Callable[[Desk, Claim], object], dict[str, str]]] = {
-    "claim": (lambda desk, _: desk.claim(), {"pending": "pending"}),
-    "acknowledge": (
-        lambda desk, held: ledger.acknowledge(
-            desk.db, desk.destination, held, bodies("x")[0], now_ms=1_500, lease_ms=LEASE_MS
-        ),
-        {"leased": "pending"},
-    ),
-    "complete": (lambda desk, held: desk.complete(held), {"leased": "delivered"}),
-    "bury": (lambda desk, held: desk.bury(held, 2_000, "400"), {"leased": "dead"}),
-    "set_back": (lambda desk, held: desk.set_back(held, due_ms=9_000, error="500"), {"leased": "pending"}),
-    "give_back": (lambda desk, held: ledger.give_back(desk.db, held, due_ms=9_000), {"leased": "pending"}),
-    "abandon": (lambda desk, held: ledger.abandon(desk.db, held), {"superseded leased": "superseded"}),
-    "give_back_all": (
-        lambda desk, _: ledger.give_back_all(desk.db, WORKER),
-        {"leased": "pending", "superseded leased": "superseded"},
-    ),
-    "recover": (
-        lambda desk, _: ledger.recover(desk.db, 2_000, [WORKER, "worker-b"]),
-        {"leased": "pending", "retaken": "pending", "superseded leased": "superseded"},
-    ),
-    "to_ring": (lambda desk, _: version().key in desk.ring(), {"pending": "pending"}),
-    "drop_aged": (lambda desk, _: ledger.drop_aged(desk.db, 2_000, 0), {"pending": "dropped (age)"}),
-    "drop_session": (
-        lambda desk, _: ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000),
-        {
-            "pending": "dropped (deleted)",
-            "leased": "dropped (deleted)",
-            "retaken": "dropped (deleted)",
-            "dead": "dropped (deleted)",
-        },
-    ),
-    "drop_oversize": (
-        lambda desk, _: ledger.drop_oversize(desk.db, 2_000, 0),
-        {"pending": "dropped (size)", "dead": "dropped (size)"},
-    ),
-    "insert the same": (lambda desk, _: desk.put(version()) is not Standing.KNOWN, {}),
-    "insert the same as newest": (
-        lambda desk, _: desk.put(version(facts_ms=300)) is not Standing.KNOWN,
-        {"superseded": "pending", "superseded leased": "pending"},
-    ),
-    "insert a newer": (
-        lambda desk, _: desk.put(version(content="newest", facts_ms=300)) is Standing.NEW,
-        dict.fromkeys(("pending", "leased", "retaken", "delivered", "dead", "dropped"), "superseded"),
-    ),
-    "place_under": (
-        lambda desk, _: ledger.place_under(desk.db, desk.destination, "ses_1", version(session="ses_0"), 2_000),
-        dict.fromkeys(("pending", "leased", "retaken", "delivered", "dead", "dropped"), "superseded"),
-    ),
-}
-"""Each function, and the states that it leaves for which other. Everything else stays untouched."""
-
-
-@pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("name", FINISHES)
-def test_each_function_changes_the_states_that_it_names_and_no_other(desk: Desk, name: str, state: str) -> None:
-    function, arrows = FINISHES[name]
-    held = in_state(desk, state)
-    if name == "complete" and state == "leased":
-        desk.acknowledge(held, desk.left(held)[0])
-    before = {key: desk.row()[key] for key in desk.row().keys() if key != "facts_ms"}  # noqa: SIM118 - a Row
-    answer = function(desk, held)
-    after = {key: desk.row()[key] for key in desk.row().keys() if key != "facts_ms"}  # noqa: SIM118
-    if state in arrows:
-        assert answer
-        assert after != before
-        assert desk.state() == arrows[state]
-    else:
-        assert after == before
-        # Beside a superseded version there is the newer one, which many of them find something to do with.
-        assert not answer or state.startswith("superseded")
-
-
-def test_every_state_of_the_schema_is_in_the_matrix(desk: Desk) -> None:
-    seen = set()
-    for state in STATES:
-        desk.db.execute("delete from record")
-        desk.db.execute("delete from bundle")
-        desk.db.execute("delete from attempt")
-        desk.db.execute("delete from acknowledgement")
-        desk.db.execute("delete from job")
-        in_state(desk, state)
-        seen.add(desk.row()["state"])
-    assert seen == {"pending", "delivered", "dead", "superseded", "dropped"}
 
 
 # --- recover

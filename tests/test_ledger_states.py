@@ -4,72 +4,54 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from app import destination, ledger
-from app.ledger import ATTEMPTS_KEPT, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, Failure, Standing, Version
+from app.ledger import (
+    ATTEMPTS_KEPT,
+    ISOLATED_KILLS,
+    KILLS_MAX,
+    RING_AGAIN_MS,
+    Body,
+    Choice,
+    Claim,
+    Failure,
+    Unconfirmed,
+    Version,
+)
+from tests.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 
 SESSIONS = st.sampled_from(["ses_1", "ses_2"])
 TURNS = st.sampled_from(["t1", "t2"])
 CONTENTS = st.sampled_from(["a", "b", "c"])
-FACTS = st.integers(1, 3)
-
-
-@dataclass
-class Job:
-    """What the ledger should say about one key."""
-
-    number: int
-    """Older jobs have lower ones; a job keeps its own when it is reopened."""
-    session: str
-    turn: str
-    state: str
-    facts_ms: int
-    records: dict[uuid.UUID, bytes]
-    """Digests by request id, as last inserted."""
-    reason: str | None = None
-    due_ms: int = 0
-    lease_until_ms: int | None = None
-    attempt: int = 0
-    setbacks: int = 0
-    failures: int = 0
-    kills: int = 0
-    rung_ms: int | None = None
-    size: int = 0
-
-
-@dataclass
-class Model:
-    jobs: dict[str, Job] = field(default_factory=dict)
-    acknowledged: dict[tuple[str, str], dict[uuid.UUID, bytes]] = field(default_factory=dict)
-
-    def current(self, session: str, turn: str) -> tuple[str, Job] | tuple[None, None]:
-        for key, job in self.jobs.items():
-            if (job.session, job.turn) == (session, turn) and job.state != "superseded":
-                return key, job
-        return None, None
-
-    def of_session(self, session: str) -> list[tuple[str, Job]]:
-        return [(key, job) for key, job in self.jobs.items() if job.session == session]
-
-    def missing(self, job: Job) -> set[uuid.UUID]:
-        known = self.acknowledged.get((job.session, job.turn), {})
-        return {name for name, digest in job.records.items() if known.get(name) != digest}
-
-
-def end(job: Job, state: str, reason: str | None = None) -> None:
-    """Into a state without bodies."""
-    job.state, job.reason, job.size = state, reason, 0
-
-
-def let_go(job: Job) -> None:
-    job.lease_until_ms = None
+LATER = st.sampled_from([1, 1, 1, 0, -1, -3])
+"""How much later than the last version, whatever its turn."""
+AMOUNTS = st.integers(0, 4)
+DELAYS = st.integers(0, 3)
+FINISHES = st.sampled_from(
+    [
+        *["carry", "carry", "carry", "carry to confirm", "carry to confirm", "acknowledge", "complete"],
+        *["charge", "set_back", "give_back", "bury", "bury", "abandon", "hold", "drop_for_policy", "die", "die"],
+    ]
+)
+ASKED_FOR = ("deleted", "size", "age", "purged", "body_not_stored")
+TABLES = (
+    "attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "confirmation", "destination",
+)  # fmt: skip
 
 
 def records(session: str, turn: str, content: str, count: int) -> list[Body]:
@@ -84,145 +66,128 @@ class Histories(RuleBasedStateMachine):
         self.db = db
         self.claims: list[Claim] = []
         """The last few that were made, stale ones included."""
-        for table in ("attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "destination"):
-            db.execute(f"delete from {table}")  # noqa: S608 - names from the line above
-        self.destination = destination.destination(db, "https://example.invalid", "fingerprint", 0).id
-        self.now_ms = 100_000
+        self.looks: list[Unconfirmed] = []
+        """What was last read to be confirmed, stale ones included."""
+        for table in TABLES:
+            db.execute(f"delete from {table}")  # noqa: S608 - names from above
+        self.ours = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+        self.destination = self.ours.id
+        self.keyless = destination.destination(db, "", "", 0).id
+        self.now_ms = 100 * DAY_MS
+        self.facts_ms = 100
         self.model = Model()
         self.attempts: dict[str, int] = {}
-
-    def key(self, session: str, turn: str, content: str) -> str:
-        return f"{session} {turn} {content}".encode().hex().rjust(64, "0")
+        self.forgotten: set[tuple[str, str]] = set()
+        """Turns of which it is no longer known what was acknowledged."""
 
     # --- versions come in
+
+    @initialize(content=CONTENTS)
+    def begin(self, content: str) -> None:
+        for session in ("ses_1", "ses_2"):
+            self.insert(session=session, turn="t1", content=content, later=1, count=2, how="", reopen=())
 
     @rule(
         session=SESSIONS,
         turn=TURNS,
         content=CONTENTS,
-        facts=FACTS,
+        later=LATER,
         count=st.integers(1, 2),
-        off=st.sampled_from([False] * 7 + [True]),
-        reopen=st.sampled_from([(), ("off",), ("deleted", "size", "age")]),
+        how=st.sampled_from(["", "", "", "", "", "", "off", "keyless"]),
+        reopen=st.sampled_from([(), ("off",), ASKED_FOR, ("off", *ASKED_FOR)]),
     )
     def insert(
-        self, *, session: str, turn: str, content: str, facts: int, count: int, off: bool, reopen: tuple[str, ...]
+        self, *, session: str, turn: str, content: str, later: int, count: int, how: str, reopen: tuple[str, ...]
     ) -> None:
-        key = self.key(session, turn, content)
-        version = Version(session, session, turn, key, facts, "", "")
+        key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
+        policy = LOOSE if content == "a" else "strict"
+        self.facts_ms += later
+        version = Version(session, session, turn, key, self.facts_ms, "", session, policy)
         made = records(session, turn, content, count)
-        expected = self.expect(version, off=off, reopen=reopen)
-        given = ledger.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen, off=off)
-        assert given is expected
-        current_key, current = self.model.current(session, turn)
-        if expected in {Standing.KNOWN, Standing.SHUT}:
-            if current is not None and current_key == key:
-                current.facts_ms = max(current.facts_ms, facts)
-            return
-        if expected is Standing.SUPERSEDED:
-            self.write(version, "superseded", None, [])
-            return
-        if current is not None and current_key != key:
-            end(current, "superseded")
-        self.write(version, "dropped" if off else "pending", "off" if off else None, [] if off else made)
-
-    def expect(self, version: Version, *, off: bool, reopen: tuple[str, ...]) -> Standing:
-        key, current = self.model.current(version.session, version.turn)
-        known = version.key in self.model.jobs
-        if current is None:
-            return Standing.REOPENED if known else Standing.NEW
-        if key == version.key:
-            return Standing.REOPENED if current.reason in reopen else Standing.KNOWN
-        if current.reason in {"off", "deleted"} and current.reason not in reopen:
-            return Standing.SHUT
-        if off and version.facts_ms <= current.facts_ms:
-            return Standing.KNOWN
-        if version.facts_ms < current.facts_ms:
-            return Standing.KNOWN if known else Standing.SUPERSEDED
-        return Standing.REOPENED if known else Standing.NEW
-
-    def write(self, version: Version, state: str, reason: str | None, made: list[Body]) -> None:
-        before = self.model.jobs.get(version.key)
-        self.model.jobs[version.key] = Job(
-            number=len(self.model.jobs) if before is None else before.number,
-            session=version.session,
-            turn=version.turn,
-            state=state,
-            facts_ms=version.facts_ms,
-            records={body.request_id: body.digest for body in made},
-            reason=reason,
-            due_ms=self.now_ms,
-            attempt=0 if before is None else before.attempt + 1,
-            size=self.stored(version.key),
-        )
+        off = how == "off"
+        if how == "keyless":
+            # Captured before a key was known; whoever knows one takes it over.
+            reopen = ()
+            ledger.insert(self.db, self.keyless, version, made, now_ms=self.now_ms)
+        expected = self.model.expect(version, off=off, reopen=reopen)
+        if how == "keyless":
+            ledger.take_over(self.db, self.ours, self.now_ms)
+        else:
+            given = ledger.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen, off=off)
+            assert given is expected
+        self.model.roots.setdefault(session, session)
+        self.model.insert(version, made, expected, self.now_ms, off=off)
+        if key in self.model.jobs:
+            self.model.jobs[key].size = self.stored(key)
 
     def stored(self, key: str) -> int:
         row = self.db.execute(
-            "select coalesce(sum(length(bodies)), 0) from bundle where job_id = (select id from job where key = ?)",
-            (key,),
+            "select coalesce(sum(length(bodies)), 0) from bundle where job_id in"
+            " (select id from job where key = ? and destination_id = ?)",
+            (key, self.destination),
         ).fetchone()
         return int(row[0])
 
     # --- jobs go out
 
-    @rule(data=st.data())
-    @precondition(lambda self: self.model.jobs)
-    def claim(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.model.jobs)))
+    @rule(data=st.data(), then=st.one_of(st.just(""), FINISHES, FINISHES), delay_ms=DELAYS)
+    @precondition(lambda self: self.model.due(self.now_ms))
+    def claim(self, data: st.DataObject, then: str, delay_ms: int) -> None:
+        # Mostly one that is due.
+        due = [self.model.key_of(job) for job in self.model.due(self.now_ms)]
+        self.take(data.draw(st.sampled_from([*due, *due, *sorted(self.model.jobs)])), then, delay_ms)
+
+    def take(self, key: str, then: str, delay_ms: int) -> None:
+        health = self.model.health
+        job = self.model.next_claim(self.model.jobs[key].session, self.now_ms)
+        in_flight = len(self.model.leased)
         given = ledger.claim(self.db, self.destination, key, worker="w", now_ms=self.now_ms, lease_ms=LEASE_MS)
-        of_session = self.model.of_session(self.model.jobs[key].session)
-        due = [(job.number, name) for name, job in of_session if self.is_claimable(job)]
-        leased = [job for job in self.model.jobs.values() if job.lease_until_ms is not None]
-        alone = due and self.model.jobs[min(due)[1]].kills >= ISOLATED_KILLS
-        is_taken = any(job.session == self.model.jobs[key].session for job in leased)
-        if not due or is_taken or (leased and alone) or any(job.kills >= ISOLATED_KILLS for job in leased):
+        if job is None:
             assert given is None
             return
         assert given is not None
-        _, name = min(due)
-        job = self.model.jobs[name]
+        assert given.is_probe or health.concurrency is None or in_flight < health.concurrency
         job.attempt += 1
-        job.lease_until_ms = self.now_ms + LEASE_MS
-        numbers = (given.key, given.attempt, given.setbacks, given.failures)
-        assert numbers == (name, job.attempt, job.setbacks, job.failures)
+        job.attempted_ms, job.lease_until_ms, job.hold = self.now_ms, self.now_ms + LEASE_MS, None
+        numbers = (given.key, given.attempt, given.setbacks, given.failures, given.policy, given.is_probe)
+        is_probe = health.probe_ms is not None
+        assert numbers == (self.model.key_of(job), job.attempt, job.setbacks, job.failures, job.policy, is_probe)
+        if is_probe:
+            health.probe_ms = self.now_ms + LEASE_MS
         self.claims = [*self.claims[-3:], given]
+        if then:
+            self.go_on(given, then, delay_ms)
 
-    def is_claimable(self, job: Job) -> bool:
-        """Due, and not kept back by one that must be alone."""
-        due = [job for job in self.model.jobs.values() if job.state == "pending" and job.due_ms <= self.now_ms]
-        return job in due and (job.kills >= ISOLATED_KILLS or all(one.kills < ISOLATED_KILLS for one in due))
-
-    @rule(
-        step=st.sampled_from(
-            ["acknowledge", "carry", "carry", "complete", "charge", "set_back", "give_back", "bury", "abandon"]
-        ),
-        data=st.data(),
-        delay_ms=st.integers(0, 3),
-    )
+    @rule(step=FINISHES, data=st.data(), delay_ms=DELAYS)
     @precondition(lambda self: self.claims)
     def go_on_with_a_claim(self, step: str, data: st.DataObject, delay_ms: int) -> None:
         # Mostly with the newest.
         held = data.draw(st.sampled_from([*[self.claims[-1]] * 3, *self.claims]))
+        self.go_on(held, step, delay_ms)
+
+    def go_on(self, held: Claim, step: str, delay_ms: int) -> None:
         match step:
             case "acknowledge":
                 self.acknowledge(held)
-            case "carry":
+            case "carry" | "carry to confirm":
                 while list(ledger.unacknowledged(self.db, held)):
                     self.acknowledge(held)
-                self.complete(held)
+                self.complete(held, self.now_ms + delay_ms // 2 if step == "carry to confirm" else None)
             case "complete":
-                self.complete(held)
-            case "charge" | "set_back" | "give_back":
+                self.complete(held, None)
+            case "charge" | "set_back" | "give_back" | "hold":
                 self.let_go_of(held, delay_ms, step)
-            case "bury":
-                self.bury(held)
+            case "bury" | "drop_for_policy":
+                self.end(held, step)
             case "abandon":
                 self.abandon(held)
+            case "die":
+                self.recover(died=True)
 
     def standing_job(self, held: Claim) -> Job | None:
         """The claim's job, if the claim still stands."""
         job = self.model.jobs[held.key]
-        stands = job.state == "pending" and job.attempt == held.attempt and job.lease_until_ms is not None
+        stands = job.state == "pending" and job.attempt == held.attempt and not job.is_free
         assert ledger.is_current(self.db, held) is stands
         return job if stands else None
 
@@ -237,24 +202,29 @@ class Histories(RuleBasedStateMachine):
         body = left[-1]  # in any order
         given = ledger.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
         assert given is (current is not None)
-        self.model.acknowledged.setdefault((job.session, job.turn), {})[body.request_id] = body.digest
+        self.model.known(job)[body.request_id] = body.digest
+        self.model.health.pass_one()
         if current is not None:
             current.setbacks = current.failures = 0
             current.lease_until_ms = self.now_ms + LEASE_MS
 
-    def complete(self, held: Claim) -> None:
+    def complete(self, held: Claim, confirm_ms: int | None) -> None:
         job = self.standing_job(held)
         may = job is not None and not self.model.missing(job)
-        assert ledger.complete(self.db, held, self.now_ms) is may
+        assert ledger.complete(self.db, held, self.now_ms, confirm_ms=confirm_ms) is may
         if job is not None and may:
-            end(job, "delivered")
-            let_go(job)
+            job.end("delivered", self.now_ms, keeps_bodies=confirm_ms is not None)
+            job.confirm_ms = confirm_ms
+            job.let_go()
+            self.forgotten.discard((job.session, job.turn))
 
     def let_go_of(self, held: Claim, delay_ms: int, how: str) -> None:
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
         if how == "give_back":
             given = ledger.give_back(self.db, held, due_ms=due_ms)
+        elif how == "hold":
+            given = ledger.hold(self.db, held, due_ms=due_ms, reason="off")
         else:
             given = ledger.set_back(
                 self.db,
@@ -267,131 +237,383 @@ class Histories(RuleBasedStateMachine):
             )
         assert given is (job is not None)
         if job is not None:
-            job.setbacks += how != "give_back"
+            job.setbacks += how in {"charge", "set_back"}
             job.failures += how == "charge"
-            job.due_ms, job.rung_ms = due_ms, None
-            let_go(job)
+            job.hold = "off" if how == "hold" else None
+            job.wait(due_ms)
 
-    def bury(self, held: Claim) -> None:
+    def end(self, held: Claim, how: str) -> None:
         job = self.standing_job(held)
-        assert ledger.bury(self.db, held, self.now_ms, Failure("400")) is (job is not None)
+        if how == "bury":
+            given = ledger.bury(self.db, held, self.now_ms, Failure("400"))
+        else:
+            given = ledger.drop_for_policy(self.db, held, self.now_ms)
+        assert given is (job is not None)
         if job is not None:
-            job.state = "dead"
-            let_go(job)
+            if how == "bury":
+                job.end("dead", self.now_ms, keeps_bodies=True)
+            else:
+                job.end("dropped", self.now_ms, "policy")
+            job.let_go()
 
     def abandon(self, held: Claim) -> None:
         job = self.model.jobs[held.key]
-        may = job.state != "pending" and job.attempt == held.attempt and job.lease_until_ms is not None
+        may = job.state != "pending" and job.attempt == held.attempt and not job.is_free
         assert ledger.abandon(self.db, held) is may
         if may:
-            let_go(job)
+            job.let_go()
+
+    # --- jobs are read back
+
+    @rule(
+        step=st.sampled_from(["", "found", "numbers only", "not yet", "again", "again", "again", "bury", "give up"]),
+        data=st.data(),
+        delay_ms=DELAYS,
+    )
+    @precondition(lambda self: self.looks or self.model.due(self.now_ms) or self.model.to_be_confirmed(self.now_ms))
+    def read_back(self, step: str, data: st.DataObject, delay_ms: int) -> None:
+        waiting = self.model.due(self.now_ms)
+        if waiting and not self.model.to_be_confirmed(self.now_ms):
+            # So that there is something to be read back.
+            self.take(self.model.key_of(waiting[0]), "carry to confirm", 0)
+        due = ledger.due_for_confirmation(self.db, self.destination, self.now_ms, 10)
+        assert {one.key for one in due} == self.model.to_be_confirmed(self.now_ms)
+        assert all(one.is_held is (self.model.jobs[one.key].size > 0) for one in due)
+        self.looks = [*self.looks[-2:], *due]
+        if step and self.looks:
+            self.settle(data.draw(st.sampled_from([*due, *due, *self.looks])), step, delay_ms)
+
+    def settle(self, due: Unconfirmed, step: str, delay_ms: int) -> None:
+        job = self.model.jobs[due.key]
+        may = job.state == "delivered" and job.attempt == due.attempt and job.confirm_ms is not None
+        match step:
+            case "found":
+                given = ledger.confirmed(self.db, due, self.now_ms)
+            case "numbers only":
+                given = ledger.note_body_not_stored(self.db, due, self.now_ms)
+            case "not yet":
+                given = ledger.not_found_yet(self.db, due, self.now_ms + delay_ms)
+            case "again":
+                may = may and job.size > 0
+                given = ledger.send_again(self.db, due, self.now_ms)
+            case "bury":
+                may = may and job.size > 0
+                given = ledger.bury_unstored(self.db, due, self.now_ms, "not stored")
+            case _:
+                given = ledger.give_up_confirmation(self.db, self.destination, due)
+        assert given is may
+        if may:
+            self.settled(job, step, delay_ms)
+
+    def settled(self, job: Job, step: str, delay_ms: int) -> None:
+        match step:
+            case "found" | "numbers only":
+                job.close()
+                job.confirmed_ms, job.not_stored = self.now_ms, step == "numbers only"
+                if job.not_stored:
+                    self.model.known(job).clear()
+                    self.forgotten.add((job.session, job.turn))
+            case "not yet":
+                job.confirm_ms = self.now_ms + delay_ms
+            case "again":
+                job.start_anew(self.now_ms)
+                job.resends += 1
+                self.model.disbelieve(job)
+            case "bury":
+                job.end("dead", self.now_ms, keeps_bodies=True)
+                self.model.disbelieve(job)
+            case _:
+                self.model.give_up([job])
+
+    def look_back_or_give_up(self, step: str, amount: int) -> None:
+        waiting = self.model.chosen(lambda job: job.confirm_ms is not None)
+        waiting.sort(key=lambda job: (job.finished_ms or 0, job.number))
+        match step:
+            case "look back":
+                jobs = self.model.never_looked_for()
+                assert ledger.look_back(self.db, self.destination, self.now_ms) == len(jobs)
+                for job in jobs:
+                    job.confirm_ms = self.now_ms
+            case "stop":
+                assert ledger.stop_confirming(self.db, self.destination) == self.model.give_up(waiting)
+            case _:
+                age_ms, bytes_max = (amount, 1 << 20) if step == "old" else (DAY_MS, 15 * amount)
+                held = sum(job.size for job in self.model.jobs.values())
+                gone = [job for job in waiting if (job.finished_ms or 0) < self.now_ms - age_ms]
+                young = [job for job in waiting if job not in gone and job.size > 0]
+                gone += self.model.without_room(young, held - sum(job.size for job in gone) - bytes_max)
+                given = ledger.give_up_confirmations(self.db, self.now_ms, bytes_max=bytes_max, age_ms_max=age_ms)
+                assert given == self.model.give_up(gone)
+
+    # --- people and settings
+
+    @rule(data=st.data(), session=SESSIONS, amount=AMOUNTS)
+    @precondition(lambda self: self.model.jobs)
+    def intervene(self, data: st.DataObject, session: str, amount: int) -> None:
+        jobs = self.model.jobs.values()
+        is_paused = self.model.health.probe_ms is not None
+        steps = ["size", "aged", "forget", "hold", "drop looser"]
+        steps += ["deleted", "place"] * (amount == 0)
+        steps += ["probe now", "resume", "resume"] if is_paused else ["pause"]
+        steps += ["retry", "retry", "purge"] * any(job.state == "dead" for job in jobs)
+        steps += ["release", "release"] * any(job.hold is not None for job in jobs)
+        steps += ["look back", "look back", "stop", "old", "no room"] * any(job.state == "delivered" for job in jobs)
+        match step := data.draw(st.sampled_from(steps)):
+            case "retry" | "purge":
+                self.answer_a_dead_letter(step, data)
+            case "hold" | "release" | "drop looser":
+                self.change_settings(step, session, data.draw(st.sampled_from(["off", "broken"])), amount)
+            case "pause" | "resume" | "probe now":
+                self.change_health(step, amount)
+            case "look back" | "stop" | "old" | "no room":
+                self.look_back_or_give_up(step, amount)
+            case _:
+                self.clean_up(step, session, amount)
+
+    def answer_a_dead_letter(self, step: str, data: st.DataObject) -> None:
+        dead = sorted(key for key, job in self.model.jobs.items() if job.state == "dead")
+        key = data.draw(st.sampled_from(dead))
+        job = self.model.jobs[key]
+        if step == "purge":
+            assert ledger.purge_dead(self.db, Choice(keys=(key,)), self.now_ms) == 1
+            job.end("dropped", self.now_ms, "purged")
+            return
+        assert ledger.retry_dead(self.db, Choice(keys=(key,)), self.now_ms) == [(self.destination, key)]
+        if job.resends:
+            self.model.disbelieve(job)
+        job.start_anew(self.now_ms)
+        job.enqueued_ms = self.now_ms
+        job.kills = job.resends = 0
+        job.attempted_ms = None
+
+    def change_settings(self, step: str, session: str, reason: str, delay_ms: int) -> None:
+        """Each session has a folder of its own, of its name."""
+        of_folder = self.model.chosen(lambda job: job.session == session and job.is_open)
+        waiting = [job for job in of_folder if job.state == "pending"]
+        match step:
+            case "hold":
+                jobs = [job for job in waiting if job.is_free and job.hold != reason]
+                due_ms = self.now_ms + delay_ms
+                given = ledger.hold_folder(self.db, self.destination, session, due_ms=due_ms, reason=reason)
+                for job in jobs:
+                    job.due_ms, job.hold = due_ms, reason
+            case "release":
+                jobs = [job for job in waiting if job.hold is not None]
+                given = ledger.release_folder(self.db, self.destination, session, self.now_ms)
+                for job in jobs:
+                    job.hold = None
+                    job.wait(self.now_ms)
+            case _:
+                jobs = [job for job in of_folder if job.is_free and job.policy == LOOSE]
+                given = ledger.drop_looser(self.db, self.destination, session, LOOSE, self.now_ms)
+                for job in jobs:
+                    job.end("dropped", self.now_ms, "policy")
+        assert given == len(jobs)
+
+    def change_health(self, step: str, delay_ms: int) -> None:
+        health = self.model.health
+        match step:
+            case "pause":
+                probe_ms = self.now_ms + delay_ms
+                destination.pause(
+                    self.db,
+                    self.destination,
+                    health="down",
+                    reason="503",
+                    count=1,
+                    probe_ms=probe_ms,
+                    now_ms=self.now_ms,
+                )
+                health.probe_ms, health.probed_ms = probe_ms, self.now_ms
+            case "resume":
+                assert destination.resume(self.db, self.destination) is (health.probe_ms is not None)
+                if health.probe_ms is not None:
+                    health.resume()
+            case _:
+                may = health.probe_ms is not None and health.probe_ms > self.now_ms
+                assert destination.probe_now(self.db, self.destination, self.now_ms) is may
+                if may:
+                    health.probe_ms = self.now_ms
 
     # --- time passes, workers die, room is made
 
     @rule(
-        step=st.sampled_from(["wait", "wait", "expire", "recover", "die", "ring", "size", "deleted"]),
-        session=SESSIONS,
-        amount=st.integers(0, 4),
+        step=st.sampled_from(
+            ["wait", "wait", "wait", "expire", "recover", "die", "die", "ring", "forget rings", "let all go", "clock"]
+        ),
+        amount=AMOUNTS,
     )
     @precondition(lambda self: self.model.jobs)
-    def pass_time_or_clean_up(self, step: str, session: str, amount: int) -> None:
+    def pass_time(self, step: str, amount: int) -> None:
         match step:
             case "wait":
                 self.now_ms += 1 + amount
             case "expire":
                 self.now_ms += RING_AGAIN_MS
+            case "clock" if amount == 0:
+                self.set_clock_back()
             case "recover" | "die":
                 self.recover(died=step == "die")
             case "ring":
                 self.ring()
+            case "forget rings":
+                self.forget_rings()
+            case "let all go":
+                self.let_all_go()
+
+    def clean_up(self, step: str, session: str, amount: int) -> None:
+        match step:
             case "size":
-                self.drop_oversize(15 * amount)
-            case "deleted" if amount == 0:
+                self.drop_oversize(15 * (1 + amount))
+            case "aged":
+                self.drop_aged(amount)
+            case "deleted":
                 self.drop_session(session)
+            case "place":
+                self.place_under(session, "ses_0")
+            case "forget":
+                self.forget_acknowledgements()
+
+    def forget_rings(self) -> None:
+        rung = self.model.chosen(lambda job: job.state == "pending" and job.rung_ms is not None)
+        assert ledger.forget_rings(self.db, self.destination) == len(rung)
+        for job in rung:
+            job.rung_ms = None
+
+    def let_all_go(self) -> None:
+        leased = self.model.leased
+        assert ledger.give_back_all(self.db, "w") == len(leased)
+        for job in leased:
+            job.lease_until_ms = job.rung_ms = None
 
     def recover(self, *, died: bool) -> None:
-        orphans = [
-            job
-            for job in self.model.jobs.values()
-            if job.lease_until_ms is not None and (died or job.lease_until_ms <= self.now_ms)
-        ]
+        orphans = [job for job in self.model.leased if died or (job.lease_until_ms or 0) <= self.now_ms]
         assert ledger.recover(self.db, self.now_ms, ["w"] if died else []) == len(orphans)
         for job in orphans:
-            let_go(job)
-            if job.state == "pending":
-                job.kills += 1
-                job.state = "dead" if job.kills == KILLS_MAX else "pending"
-                # Longer each time, once it must be alone.
-                waits_ms = 0 if job.kills < ISOLATED_KILLS else 1000 << (job.kills - ISOLATED_KILLS)
-                job.due_ms = self.now_ms + waits_ms
-            if job.state != "dead":
-                job.rung_ms = None
+            job.let_go()
+            if job.state != "pending":
+                continue
+            job.kills += 1
+            if job.kills == KILLS_MAX:
+                job.end("dead", self.now_ms, keeps_bodies=True)
+                continue
+            # Longer each time, once it must be alone.
+            job.wait(self.now_ms + (0 if job.kills < ISOLATED_KILLS else 1000 << (job.kills - ISOLATED_KILLS)))
 
     def ring(self) -> None:
-        expected = set()
-        for session in ("ses_1", "ses_2"):
-            of_session = [job for _, job in self.model.of_session(session)]
-            due = [job for job in of_session if self.is_claimable(job)]
-            rung = [job for job in due if job.rung_ms is not None and job.rung_ms > self.now_ms - RING_AGAIN_MS]
-            if due and not rung and not any(job.lease_until_ms is not None for job in of_session):
-                oldest = min(due, key=lambda job: job.number)
-                oldest.rung_ms = self.now_ms
-                expected.add(next(key for key, job in self.model.jobs.items() if job is oldest))
-        assert set(ledger.to_ring(self.db, self.destination, self.now_ms, 10)) == expected
+        expected = self.model.to_be_rung(self.now_ms)
+        room = self.model.health.room(self.now_ms, len(self.model.leased))
+        rung = ledger.to_ring(self.db, self.destination, self.now_ms, 10)
+        assert len(rung) == min(room, len(expected))
+        for key in rung:
+            assert self.model.jobs[key] in expected
+            self.model.jobs[key].rung_ms = self.now_ms
 
     def drop_session(self, session: str) -> None:
-        open_jobs = [job for _, job in self.model.of_session(session) if job.state in {"pending", "dead"}]
-        assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(open_jobs)
-        for job in open_jobs:
-            end(job, "dropped", "deleted")
+        for job in self.model.chosen(lambda job: job.session == session and job.confirm_ms is not None):
+            job.close()
+        jobs = self.model.chosen(lambda job: job.session == session and job.is_open)
+        assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(jobs)
+        for job in jobs:
+            job.end("dropped", self.now_ms, "deleted")
+
+    def place_under(self, session: str, root: str) -> None:
+        is_new = self.model.roots.get(session) != root
+        jobs = self.model.chosen(lambda job: is_new and job.session == session and job.state != "superseded")
+        parent = Version(root, root, "t", "", 0, "", session)
+        assert ledger.place_under(self.db, self.destination, session, parent, self.now_ms) == len(jobs)
+        self.model.roots[session] = root
+        for job in jobs:
+            job.end("superseded", self.now_ms)
 
     def drop_oversize(self, bytes_max: int) -> None:
-        excess = sum(job.size for job in self.model.jobs.values()) - bytes_max
-        age = {row["key"]: (row["enqueued_ms"], row["id"]) for row in self.db.execute("select * from job")}
-        dropped = 0
-        for _, job in sorted(self.model.jobs.items(), key=lambda item: age[item[0]]):
-            if excess > 0 and job.size > 0 and job.lease_until_ms is None:
-                excess -= job.size
-                end(job, "dropped", "size")
-                dropped += 1
-        assert ledger.drop_oversize(self.db, self.now_ms, bytes_max) == dropped
+        held = self.model.chosen(lambda job: job.is_open)
+        free = sorted((job for job in held if job.is_free), key=lambda job: (job.enqueued_ms, job.number))
+        gone = self.model.without_room(free, sum(job.size for job in held) - bytes_max)
+        assert ledger.drop_oversize(self.db, self.now_ms, bytes_max) == len(gone)
+        for job in gone:
+            job.end("dropped", self.now_ms, "size")
+
+    def drop_aged(self, age_ms: int) -> None:
+        gone = self.model.chosen(
+            lambda job: (
+                job.state == "pending"
+                and job.is_free
+                and job.enqueued_ms < self.now_ms - age_ms
+                and job.enqueued_ms + age_ms <= max(job.attempted_ms or 0, self.model.health.probed_ms)
+            )
+        )
+        assert ledger.drop_aged(self.db, self.now_ms, age_ms) == len(gone)
+        for job in gone:
+            job.end("dropped", self.now_ms, "age")
+
+    def set_clock_back(self) -> None:
+        self.now_ms -= 3 * HOUR_MS
+        latest_ms = self.now_ms + 2 * HOUR_MS
+        late = self.model.chosen(lambda job: job.due_ms is not None and job.due_ms > latest_ms)
+        leased = [job for job in self.model.leased if (job.lease_until_ms or 0) > self.now_ms + 600_000]
+        probe = (self.model.health.probe_ms or 0) > latest_ms
+        assert ledger.unwarp(self.db, self.now_ms) == len(late) + len(leased) + probe
+        for job in late:
+            job.due_ms = self.now_ms
+        for job in leased:
+            job.lease_until_ms = self.now_ms
+        if probe:
+            self.model.health.probe_ms = self.now_ms
+
+    def forget_acknowledgements(self) -> None:
+        """As it would be in a hundred days."""
+        wanted = {(job.session, job.turn) for job in self.model.jobs.values() if job.is_open}
+        old = {turn: known for turn, known in self.model.acknowledged.items() if turn not in wanted}
+        given = ledger.forget_acknowledgements(self.db, self.now_ms + 100 * DAY_MS)
+        assert given == sum(len(known) for known in old.values())
+        for turn, known in old.items():
+            known.clear()
+            self.forgotten.add(turn)
 
     # --- what must always hold
 
     @invariant()
     def every_row_is_as_the_model_says(self) -> None:
-        rows = {row["key"]: row for row in self.db.execute("select * from job")}
+        rows = self.db.execute(
+            "select job.*, coalesce(p.facts, '') as policy from job left join policy p on p.id = job.policy_id"
+            " where destination_id = ?",
+            (self.destination,),
+        )
         assert {
-            key: (
-                row["state"],
-                row["drop_reason"],
-                row["facts_ms"],
-                row["attempt"],
-                row["setbacks"],
-                row["failures"],
-                row["kills"],
-                row["lease_until_ms"],
-                row["due_ms"],
+            row["key"]: (
+                (row["state"], row["drop_reason"], row["facts_ms"], row["policy"], row["enqueued_ms"]),
+                (row["due_ms"], row["finished_ms"], row["attempted_ms"], row["lease_until_ms"]),
+                (row["attempt"], row["setbacks"], row["failures"], row["kills"], row["resends"]),
                 row["rung_ms"] if row["state"] == "pending" else None,
-                row["body_bytes"],
+                row["hold_reason"] if row["state"] == "pending" else None,
+                (row["body_bytes"], row["confirm_ms"]),
+                (row["confirmed_ms"], bool(row["body_not_stored"])) if row["state"] == "delivered" else None,
             )
-            for key, row in rows.items()
+            for row in rows
         } == {
             key: (
-                job.state,
-                job.reason,
-                job.facts_ms,
-                job.attempt,
-                job.setbacks,
-                job.failures,
-                job.kills,
-                job.lease_until_ms,
-                job.due_ms if job.state == "pending" else None,
+                (job.state, job.reason, job.facts_ms, job.policy, job.enqueued_ms),
+                (job.due_ms, job.finished_ms, job.attempted_ms, job.lease_until_ms),
+                (job.attempt, job.setbacks, job.failures, job.kills, job.resends),
                 job.rung_ms if job.state == "pending" else None,
-                job.size,
+                job.hold if job.state == "pending" else None,
+                (job.size, job.confirm_ms),
+                (job.confirmed_ms, job.not_stored) if job.state == "delivered" else None,
             )
             for key, job in self.model.jobs.items()
         }
+
+    @invariant()
+    def the_destination_is_as_the_model_says(self) -> None:
+        health = self.model.health
+        one = destination.by_id(self.db, self.destination)
+        assert (one.probe_ms, one.concurrency) == (health.probe_ms, health.concurrency)
+        assert ledger.confirmations(self.db, self.destination).given_up == self.model.given_up
+
+    @invariant()
+    def nothing_waits_where_no_key_is_known(self) -> None:
+        assert ledger.counts(self.db, self.keyless).pending == 0
 
     @invariant()
     def each_turn_has_one_current_version_and_each_session_one_lease(self) -> None:
@@ -405,46 +627,56 @@ class Histories(RuleBasedStateMachine):
         assert crowded == []
 
     @invariant()
+    def who_must_be_alone_is_alone(self) -> None:
+        kills = [job.kills for job in self.model.leased]
+        assert len(kills) < 2 or max(kills) < ISOLATED_KILLS
+
+    @invariant()
     def bodies_are_there_exactly_while_they_may_still_be_sent(self) -> None:
         rows = self.db.execute(
-            "select j.state, j.body_bytes, j.record_count, count(r.position) as held,"
+            "select j.state, j.confirm_ms, j.body_bytes, j.record_count, count(r.position) as held,"
             " coalesce((select length(bodies) from bundle b where b.job_id = j.id), 0) as stored"
             " from job j left join record r on r.job_id = j.id group by j.id"
         ).fetchall()
         for row in rows:
             assert row["stored"] == row["body_bytes"]
-            assert row["held"] == (row["record_count"] if row["state"] in {"pending", "dead"} else 0)
+            # Those that are only looked back at lost them before.
+            may_be_gone = row["state"] == "delivered" and row["stored"] == 0
+            is_wanted = row["state"] in {"pending", "dead"} or (row["confirm_ms"] is not None and not may_be_gone)
+            assert row["held"] == (row["record_count"] if is_wanted else 0)
 
     @invariant()
     def attempts_are_kept_with_the_bodies_and_are_few(self) -> None:
         rows = self.db.execute(
-            "select j.state, j.attempt, count(a.number) as kept, max(a.number) as newest"
+            "select j.body_bytes, j.attempt, count(a.number) as kept, max(a.number) as newest"
             " from job j left join attempt a on a.job_id = j.id group by j.id"
         ).fetchall()
         for row in rows:
-            assert row["kept"] <= (ATTEMPTS_KEPT if row["state"] in {"pending", "dead"} else 0)
+            assert row["kept"] <= (ATTEMPTS_KEPT if row["body_bytes"] else 0)
             assert row["newest"] is None or row["newest"] <= row["attempt"]
 
     @invariant()
     def attempts_never_fall(self) -> None:
-        for row in self.db.execute("select key, attempt from job"):
+        for row in self.db.execute("select key, attempt from job where destination_id = ?", (self.destination,)):
             assert row["attempt"] >= self.attempts.get(row["key"], 0)
             self.attempts[row["key"]] = row["attempt"]
 
     @invariant()
     def what_is_delivered_was_acknowledged(self) -> None:
-        """Every record that a delivered job had is known as taken by Helicone, unless a newer one took its place."""
-        for row in self.db.execute("select key from job where state = 'delivered'"):
-            job = self.model.jobs[row["key"]]
-            taken = {
-                uuid.UUID(bytes=note["request_id"])
-                for note in self.db.execute(
-                    "select a.request_id from acknowledgement a join turn t on t.id = a.turn_id"
-                    " join session s on s.id = t.session_id where t.name = ? and s.name = ?",
-                    (job.turn, job.session),
-                )
-            }
-            assert set(job.records) <= taken
+        """Every record that a delivered job had is known as taken by Helicone, unless that is known to be nothing."""
+        rows = self.db.execute(
+            "select s.name as session, t.name as turn, a.request_id, a.digest from acknowledgement a"
+            " join turn t on t.id = a.turn_id join session s on s.id = t.session_id where s.destination_id = ?",
+            (self.destination,),
+        )
+        noted: dict[tuple[str, str], dict[uuid.UUID, bytes]] = {}
+        for row in rows:
+            of_turn = noted.setdefault((row["session"], row["turn"]), {})
+            of_turn[uuid.UUID(bytes=row["request_id"])] = row["digest"]
+        assert noted == {turn: known for turn, known in self.model.acknowledged.items() if known}
+        for job in self.model.chosen(lambda job: job.state == "delivered"):
+            turn = (job.session, job.turn)
+            assert turn in self.forgotten or set(job.records) <= set(noted.get(turn, {}))
 
 
 def test_ledger_does_what_its_model_does(db: sqlite3.Connection) -> None:

@@ -47,7 +47,9 @@ def claim(
         arguments = {"destination": destination_id, "key": key, "now": now_ms, "isolated": ISOLATED_KILLS}
         candidates = _OF_ANY_SESSION if terms.is_probe else _OF_SESSION
         row = db.execute(
-            "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now"
+            # Whether it must still be held its worker asks: no finish needs to know that it once was.
+            "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"
+            " hold_reason = null"
             f" where id = ({candidates}) and destination_id = :destination and state = 'pending'"
             " and lease_until_ms is null"
             # Alone, whoever is suspected of killing workers; and beside it nobody.

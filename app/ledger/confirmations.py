@@ -21,6 +21,7 @@ from app.ledger.versions import forget_contents
 
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
 """Nothing is put off for longer: a later time was set by a clock that was wrong."""
+_HAS_BODIES = "body_bytes > 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,10 @@ def not_found_yet(db: sqlite3.Connection, due: Unconfirmed, confirm_ms: int) -> 
 
 
 def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
-    """delivered, to be confirmed -> pending, due now: the same records under the same request ids."""
+    """delivered, to be confirmed -> pending, due now: the same records under the same request ids.
+
+    False when its bodies are gone, as they may be since it was read: given up for want of room, and looked for again.
+    """
     with transaction(db):
         changed = _update(
             db,
@@ -116,6 +120,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
             "state = 'pending', due_ms = :now, finished_ms = null, confirm_ms = null, rung_ms = null,"
             " attempt = attempt + 1, resends = resends + 1, setbacks = 0, failures = 0, passes_seen = null",
             {"now": now_ms},
+            condition=_HAS_BODIES,
         )
         if changed:
             _disbelieve(db, due)
@@ -123,13 +128,17 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
 
 
 def bury_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
-    """delivered, to be confirmed -> dead. Its records stay, to be sent again once the other side is mended."""
+    """delivered, to be confirmed -> dead. Its records stay, to be sent again once the other side is mended.
+
+    False when its bodies are gone, as of `send_again`.
+    """
     with transaction(db):
         changed = _update(
             db,
             due,
             "state = 'dead', confirm_ms = null, finished_ms = :now, error = :error",
             {"now": now_ms, "error": error},
+            condition=_HAS_BODIES,
         )
         if changed:
             _disbelieve(db, due)
@@ -152,10 +161,12 @@ def _close(db: sqlite3.Connection, due: Unconfirmed, changes: str, arguments: di
     return changed
 
 
-def _update(db: sqlite3.Connection, due: Unconfirmed, changes: str, arguments: dict[str, object]) -> bool:
+def _update(
+    db: sqlite3.Connection, due: Unconfirmed, changes: str, arguments: dict[str, object], *, condition: str = "1"
+) -> bool:
     updated = db.execute(
         f"update job set {changes} where id = :job and attempt = :attempt and state = 'delivered'"
-        " and confirm_ms is not null",
+        f" and confirm_ms is not null and {condition}",
         {**arguments, "job": due.job_id, "attempt": due.attempt},
     )
     return updated.rowcount == 1
