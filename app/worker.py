@@ -111,6 +111,7 @@ class Worker:
         self._watching = threading.Lock()
         self._stop = threading.Event()
         self._useful_ms = clock.now_ms()
+        self._seen = clock.read()
         self._pruned_ms = 0
         self._succession: Succession | None = Succession()
         self._outdated_s: float | None = None
@@ -251,7 +252,10 @@ class Worker:
             return LOOK_MS
         if self._makes_way(time.monotonic()):
             return LOOK_MS
-        now_ms = clock.now_ms()
+        before, self._seen = self._seen, clock.read()
+        now_ms = self._seen.wall_ms
+        if ledger.note_sleep(self.db, clock.jump_ms(before, self._seen), now_ms):
+            self._log("the clock jumped ahead, or the machine slept")
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
         if mended := ledger.unwarp(self.db, now_ms):
@@ -294,18 +298,20 @@ class Worker:
         alive = {worker.name for worker in present(self.spool.workers)} if leasing else set()
         recovered = ledger.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
         if recovered:
-            self._log(f"took back {recovered} job(s) of a worker that died or hung")
+            self._log(f"took back {recovered} job(s) of a worker that died, hung or slept")
 
     def _prune(self, now_ms: int) -> None:
+        is_steady = ledger.is_steady(self.db, now_ms)
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
-        given_up = ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+        given_up = ledger.give_up_confirmations(
+            self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max if is_steady else None
+        )
         if given_up:
             self._log(
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
             )
         ledger.take_over(self.db, self.target, now_ms)
-        is_steady = ledger.is_steady(self.db, now_ms)
-        aged = ledger.drop_aged(self.db, now_ms, self.settings.max_spool_age_ms) if is_steady else 0
+        aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, self.settings.max_spool_bytes)
         ledger.forget_acknowledgements(self.db, now_ms)
         ledger.shrink(self.db)
@@ -374,6 +380,7 @@ class Worker:
         if present(self.spool.hooks) or ledger.sendable(self.db, self.target.id, now_ms):
             self._useful_ms = now_ms
             return
+        self._useful_ms = min(self._useful_ms, now_ms)  # the clock was set back
         if now_ms - self._useful_ms < IDLE_MS:
             return
         self._only.release()

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app import destination, ledger
 from app.ledger import ATTEMPTS_KEPT, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, Failure, Standing, Version
+from app.ledger.upkeep import UNSEEN_MS
 
 LEASE_MS = 1_000
 
@@ -317,9 +318,10 @@ class Histories(RuleBasedStateMachine):
         ]
         assert ledger.recover(self.db, self.now_ms, ["w"] if died else []) == len(orphans)
         for job in orphans:
+            is_seen = job.lease_until_ms is not None and job.lease_until_ms > self.now_ms - UNSEEN_MS
             let_go(job)
             if job.state == "pending":
-                job.kills += 1
+                job.kills += died or is_seen
                 job.state = "dead" if job.kills == KILLS_MAX else "pending"
                 # Longer each time, once it must be alone.
                 waits_ms = 0 if job.kills < ISOLATED_KILLS else 1000 << (job.kills - ISOLATED_KILLS)
