@@ -252,10 +252,7 @@ class Worker:
             return LOOK_MS
         if self._makes_way(time.monotonic()):
             return LOOK_MS
-        before, self._seen = self._seen, clock.read()
-        now_ms = self._seen.wall_ms
-        if ledger.note_sleep(self.db, clock.jump_ms(before, self._seen), now_ms):
-            self._log("the clock jumped ahead, or the machine slept")
+        now_ms = self._read_clock()
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
         if mended := ledger.unwarp(self.db, now_ms):
@@ -275,6 +272,12 @@ class Worker:
             return 1
         due_ms = ledger.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
+
+    def _read_clock(self) -> int:
+        before, self._seen = self._seen, clock.read()
+        if ledger.note_sleep(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
+            self._log("the clock jumped ahead, or the machine slept")
+        return self._seen.wall_ms
 
     def _makes_way(self, now_s: float) -> bool:
         """Whether nothing is to be done any more: another program is installed, or has made the ledger newer."""

@@ -243,7 +243,8 @@ class Machine:
     def next_look_ms(self) -> int:
         """The real one looks twice a second; here only when there can be something to see."""
         row = self.db.execute(
-            "select d.probe_ms, d.concurrency, (select min(lease_until_ms) from job) as lease_until_ms, exists (select 1 from job where state = 'pending' and due_ms <= ?"
+            "select d.probe_ms, d.concurrency, (select min(lease_until_ms) from job) as lease_until_ms,"
+            " exists (select 1 from job where state = 'pending' and due_ms <= ?"
             " and lease_until_ms is null) as is_due from destination d where id = ?",
             (self.world.now_ms, self.destination.id),
         ).fetchone()

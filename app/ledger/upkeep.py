@@ -60,8 +60,9 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
     if db.execute(f"select 1 from job where {orphaned} limit 1", arguments).fetchone() is None:
         return 0
     with transaction(db):
-        for row in db.execute(f"select distinct destination_id from job where {orphaned}", arguments).fetchall():
-            destination.probe_now(db, row["destination_id"], now_ms)
+        rows = db.execute(f"select destination_id from job where {orphaned}", arguments).fetchall()
+        for destination_id in {row["destination_id"] for row in rows}:
+            destination.probe_now(db, destination_id, now_ms)
         buried = db.execute(
             "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
             f" kills = kills + 1, error = 'its worker died or hung {KILLS_MAX} times'"
