@@ -204,6 +204,8 @@ class Worker:
         """The consumer gives up waiting for its threads: nothing that they hold is charged."""
         if self._announced is not None:
             ledger.give_back_all(self.db, self._announced.name)
+            # The probe of a pause may have been among them.
+            destination.probe_now(self.db, self.target.id, clock.now_ms())
 
     # --- the watch
 

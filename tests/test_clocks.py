@@ -365,10 +365,27 @@ def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine:
     try:
         worker._look()
         assert machine.noted() == set()
-        worker._seen = replace(worker._seen, wall_ms=worker._seen.wall_ms - SLEEP_MS)
+        worker._seen = replace(worker._seen, wall_ms=worker._seen.wall_ms - 2 * SLEEP_MS)
         worker._look()
         worker._look()
     finally:
         worker.close()
     assert [(one.what, one.count) for one in machine.status().incidents] == [(AHEAD, 1)]
     assert AHEAD in (machine.spool / "logs" / "worker.log").read_text("utf-8")
+
+
+def test_a_probe_that_a_worker_gives_up_as_it_ends_is_made_at_once_by_another(machine: Patient) -> None:
+    worker = Worker(machine.sources())
+    try:
+        worker._announce()
+        assert worker._announced is not None
+        desk = Desk(worker.db)
+        desk.destination, desk.now_ms = worker.target.id, clock.now_ms()
+        desk.put(version())
+        desk.pause(probe_ms=desk.now_ms)
+        assert desk.held(worker=worker._announced.name).is_probe
+        worker._interrupted()
+        desk.now_ms = clock.now_ms()
+        assert desk.held().is_probe
+    finally:
+        worker.close()

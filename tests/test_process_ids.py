@@ -21,7 +21,7 @@ from app.enqueue import Place, enqueue
 from app.parse import parse
 from app.presence import Announced, present
 from app.sources import unattended
-from app.spool import target
+from app.spool import Spool, target
 from app.status import read_hooks, read_workers
 from app.worker import Worker
 from tests.enqueuer import growing
@@ -110,11 +110,9 @@ def why_no_namespace() -> str | None:
 
 
 @contextmanager
-def started(station: Station, command: list[str], **options: int) -> Iterator[subprocess.Popen[bytes]]:
+def started(station: Station, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     with (station.home / "output.log").open("ab") as output:
-        process = subprocess.Popen(
-            command, env=station.environ, cwd=station.home, stdout=output, stderr=output, **options
-        )
+        process = subprocess.Popen(command, env=station.environ, cwd=station.home, stdout=output, stderr=output)
     try:
         yield process
     finally:
@@ -173,7 +171,7 @@ def test_workers_of_two_namespaces_see_each_other_and_take_over_only_what_a_dead
 
         second = stack.enter_context(started(station, inside))
         wait_until(lambda: len(present(station.spool / "workers")) == 2)
-        assert present_inside(station) == 2
+        assert present_inside(station) == len(read_workers(Spool(station.spool))) == 2
         stored(station, 1)
         wait_until(lambda: station.counts().delivered == JOBS)
         kill_in_its_post(station, first)

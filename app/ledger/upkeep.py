@@ -48,7 +48,8 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
     workers = json.dumps(sorted(dead_workers))
     died = "worker in (select value from json_each(:workers))"
     orphaned = f"lease_until_ms is not null and (lease_until_ms <= :now or {died})"
-    charged = f"(state = 'pending' and ({died} or lease_until_ms > :unseen))"
+    # The plus, here and below: by lease and id, not among all that is pending.
+    charged = f"(+state = 'pending' and ({died} or lease_until_ms > :unseen))"
     arguments = {
         "now": now_ms,
         "unseen": now_ms - UNSEEN_MS,
@@ -67,7 +68,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
             "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
             f" kills = kills + 1, error = 'its worker died or hung {KILLS_MAX} times'"
             f" where id in (select id from job where {orphaned} and {charged} limit :limit)"
-            " and +state = 'pending' and kills >= :kills",  # the plus: by id, not among all that is pending
+            " and +state = 'pending' and kills >= :kills",
             arguments,
         ).rowcount
         freed = db.execute(
