@@ -113,6 +113,7 @@ class Worker:
         self._watching = threading.Lock()
         self._stop = threading.Event()
         self._useful_ms = clock.now_ms()
+        self._seen = clock.read()
         self._pruned_ms = 0
         self._succession: Succession | None = Succession()
         self._outdated_s: float | None = None
@@ -205,6 +206,8 @@ class Worker:
         """The consumer gives up waiting for its threads: nothing that they hold is charged."""
         if self._announced is not None:
             ledger.give_back_all(self.db, self._announced.name)
+            # The probe of a pause may have been among them.
+            destination.probe_now(self.db, self.target.id, clock.now_ms())
 
     # --- the watch
 
@@ -253,7 +256,7 @@ class Worker:
             return LOOK_MS
         if self._makes_way(time.monotonic()):
             return LOOK_MS
-        now_ms = clock.now_ms()
+        now_ms = self._read_clock()
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
         if mended := ledger.unwarp(self.db, now_ms):
@@ -273,6 +276,12 @@ class Worker:
             return 1
         due_ms = ledger.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
+
+    def _read_clock(self) -> int:
+        before, self._seen = self._seen, clock.read()
+        if ledger.note_sleep(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
+            self._log("the clock jumped ahead, or the machine slept")
+        return self._seen.wall_ms
 
     def _makes_way(self, now_s: float) -> bool:
         """Whether nothing is to be done any more: another program is installed, or has made the ledger newer."""
@@ -296,17 +305,19 @@ class Worker:
         alive = {worker.name for worker in present(self.spool.workers)} if leasing else set()
         recovered = ledger.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
         if recovered:
-            self._log(f"took back {recovered} job(s) of a worker that died or hung")
+            self._log(f"took back {recovered} job(s) of a worker that died, hung or slept")
 
     def _prune(self, now_ms: int) -> None:
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
-        given_up = ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+        is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
+        given_up = ledger.give_up_confirmations(
+            self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max if is_steady else None
+        )
         if given_up:
             self._log(
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
             )
         ledger.take_over(self.db, self.target, now_ms)
-        is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
         aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, bytes_max)
         ledger.forget_acknowledgements(self.db, now_ms)
@@ -376,6 +387,7 @@ class Worker:
         if present(self.spool.hooks) or ledger.sendable(self.db, self.target.id, now_ms):
             self._useful_ms = now_ms
             return
+        self._useful_ms = min(self._useful_ms, now_ms)  # the clock was set back
         if now_ms - self._useful_ms < IDLE_MS:
             return
         self._only.release()

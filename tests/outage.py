@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import destination, ledger
+from app.clock import Reading, jump_ms
 from app.db import open_ledger
 from app.deliver import Courier, deliver
 from app.ledger import Body, Version
@@ -75,6 +76,7 @@ class Receiver:
 @dataclass
 class _Waiting:
     until_ms: int
+    outcome: Outcome
     go: threading.Event = field(default_factory=threading.Event)
 
 
@@ -84,6 +86,9 @@ class World:
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
         self.now_ms = 40 * 365 * DAY_MS
+        self.post_ms = POST_MS
+        self._set_ms = 0
+        """By how much the clock was set, or went on while the machine slept."""
         self._lock = threading.Condition()
         self._running = 0
         self._waiting: list[_Waiting] = []
@@ -92,19 +97,18 @@ class World:
         """In a delivery's thread."""
         receiver = self.receiver
         with self._lock:
-            waiting = _Waiting(self.now_ms + POST_MS)
+            waiting = _Waiting(self.now_ms + self.post_ms, receiver.answer())
             self._waiting.append(waiting)
             receiver.requests += 1
             receiver.by_second[self.now_ms // SECOND_MS] += 1
             receiver.in_flight += 1
             receiver.in_flight_max = max(receiver.in_flight_max, receiver.in_flight)
-            outcome = receiver.answer()
             self._running -= 1
             self._lock.notify_all()
         waiting.go.wait()
         with self._lock:
             receiver.in_flight -= 1
-        return outcome
+        return waiting.outcome
 
     def run(self, act: Callable[[], None]) -> None:
         """Start a delivery, and go on when it stops for an answer or is done."""
@@ -125,6 +129,22 @@ class World:
     def _settle(self) -> None:
         with self._lock:
             assert self._lock.wait_for(lambda: self._running == 0, 60), "a delivery hangs"
+
+    def read(self) -> Reading:
+        return Reading(self.now_ms, self.now_ms - self._set_ms)
+
+    def set_clock(self, by_ms: int) -> None:
+        """No time passes: what is under way takes as long as it would have."""
+        self.now_ms += by_ms
+        self._set_ms += by_ms
+        for waiting in self._waiting:
+            waiting.until_ms += by_ms
+
+    def sleep(self, ms: int) -> None:
+        """The machine is suspended: what was under way finds its connections broken soon after it wakes."""
+        self.set_clock(ms)
+        for waiting in self._waiting:
+            waiting.outcome = unreached()
 
     @property
     def next_answer_ms(self) -> int | None:
@@ -152,6 +172,7 @@ class Machine:
         self.busy = 0
         self._local = threading.local()
         self._pruned_ms = 0
+        self._seen = world.read()
         self.order: dict[str, list[str]] = defaultdict(list)
         self.use_key(key)
 
@@ -173,14 +194,22 @@ class Machine:
 
     def look(self) -> None:
         """What the watch does."""
+        before, self._seen = self._seen, self.world.read()
         now_ms = self.world.now_ms
+        ledger.note_sleep(self.db, jump_ms(before, self._seen), now_ms)
         ledger.unwarp(self.db, now_ms)
-        if now_ms - self._pruned_ms >= MINUTE_MS:
+        ledger.recover(self.db, now_ms)
+        if now_ms - self._pruned_ms >= MINUTE_MS or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
+            bytes_max, age_ms_max = DEFAULTS.max_spool_bytes, DEFAULTS.max_spool_age_ms
+            is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
+            ledger.give_up_confirmations(
+                self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max if is_steady else None
+            )
             ledger.take_over(self.db, self.destination, now_ms)
-            if ledger.is_steady(self.db, now_ms, DEFAULTS.max_spool_age_ms):
-                ledger.drop_aged(self.db, now_ms, DEFAULTS.max_spool_age_ms)
-            ledger.drop_oversize(self.db, now_ms, DEFAULTS.max_spool_bytes)
+            if is_steady:
+                ledger.drop_aged(self.db, now_ms, age_ms_max)
+            ledger.drop_oversize(self.db, now_ms, bytes_max)
             ledger.shrink(self.db)
         for key in ledger.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
             self.answer(key)
@@ -192,7 +221,15 @@ class Machine:
             self.world.run(lambda: self._deliver(key))
 
     def _deliver(self, key: str) -> None:
-        courier = Courier(
+        with closing(open_ledger(self.spool)) as db:
+            db.execute("pragma synchronous = off")
+            following: str | None = key
+            while following is not None:
+                following = deliver(db, following, self.courier())
+        self.busy -= 1
+
+    def courier(self) -> Courier:
+        return Courier(
             destination_id=self.destination.id,
             worker="worker",
             policy=Policy.of(DEFAULTS.max_retries, DEFAULTS.retry_base_delay_ms),
@@ -202,21 +239,18 @@ class Machine:
             dice=self.dice.random,
             stopping=lambda: False,
         )
-        with closing(open_ledger(self.spool)) as db:
-            db.execute("pragma synchronous = off")
-            following: str | None = key
-            while following is not None:
-                following = deliver(db, following, courier)
-        self.busy -= 1
 
     def next_look_ms(self) -> int:
         """The real one looks twice a second; here only when there can be something to see."""
         row = self.db.execute(
-            "select d.probe_ms, d.concurrency, exists (select 1 from job where state = 'pending' and due_ms <= ?"
+            "select d.probe_ms, d.concurrency, (select min(lease_until_ms) from job) as lease_until_ms,"
+            " exists (select 1 from job where state = 'pending' and due_ms <= ?"
             " and lease_until_ms is null) as is_due from destination d where id = ?",
             (self.world.now_ms, self.destination.id),
         ).fetchone()
         times_ms = [self._pruned_ms + MINUTE_MS]
+        if row["lease_until_ms"] is not None:
+            times_ms.append(row["lease_until_ms"])
         if row["is_due"]:
             times_ms.append(max(row["probe_ms"] or 0, self.world.now_ms + SECOND_MS // 2))
         due_ms = ledger.next_due_ms(self.db, self.destination.id, self.world.now_ms)

@@ -29,6 +29,7 @@ from app.ledger import (
     Unconfirmed,
     Version,
 )
+from app.ledger.upkeep import UNSEEN_MS
 from tests.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000
@@ -490,10 +491,11 @@ class Histories(RuleBasedStateMachine):
         orphans = [job for job in self.model.leased if died or (job.lease_until_ms or 0) <= self.now_ms]
         assert ledger.recover(self.db, self.now_ms, ["w"] if died else []) == len(orphans)
         for job in orphans:
+            is_seen = (job.lease_until_ms or 0) > self.now_ms - UNSEEN_MS
             job.let_go()
             if job.state != "pending":
                 continue
-            job.kills += 1
+            job.kills += died or is_seen
             if job.kills == KILLS_MAX:
                 job.end("dead", self.now_ms, keeps_bodies=True)
                 continue

@@ -200,13 +200,15 @@ def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
 # --- giving up -------------------------------------------------------------------------------------------------------
 
 
-def give_up_confirmations(db: sqlite3.Connection, now_ms: int, *, bytes_max: int, age_ms_max: int) -> int:
+def give_up_confirmations(db: sqlite3.Connection, now_ms: int, *, bytes_max: int, age_ms_max: int | None) -> int:
     """delivered, to be confirmed -> delivered, oldest first, until all held bodies fit into `bytes_max`; and the aged.
 
-    These bodies are the first to go: they were accepted already. Counted for status. Returns the number of jobs.
+    `age_ms_max` None: nothing is too old, because the clock has just jumped. These bodies are the first to go: they
+    were accepted already. Counted for status. Returns the number of jobs.
     """
     given_up = 0
-    while batch := _give_up(db, "finished_ms < :before", {"before": now_ms - age_ms_max}):
+    before_ms = None if age_ms_max is None else now_ms - age_ms_max
+    while batch := _give_up(db, "finished_ms < :before", {"before": before_ms}):
         given_up += batch
     while batch := _give_up(
         db,

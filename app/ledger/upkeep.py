@@ -20,8 +20,12 @@ RING_AGAIN_MS = 15_000
 AHEAD_MS_MAX = 2 * 3_600_000
 """Nothing is put off for longer: a server may ask for an hour."""
 LEASE_AHEAD_MS_MAX = 600_000
+UNSEEN_MS = 10_000
+"""A lease that ran out longer ago than this did so while nobody looked: the machine slept, or the clock was set."""
 JUMP_MS = 600_000
 """The clock is noted every minute while a worker runs."""
+SLEEP_MS = 12 * 3_600_000
+"""The night of a laptop is nothing to tell of."""
 STEADY_MS = 3_600_000
 """Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
 ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
@@ -36,27 +40,42 @@ def leasing_workers(db: sqlite3.Connection) -> list[str]:
 def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] = ()) -> int:
     """leased, but the lease ran out or its worker is dead -> due again, or dead after KILLS_MAX of these.
 
-    A job that is suspected of being the reason waits longer each time, so that its neighbours flow meanwhile.
+    Counted against the job is the death of its worker, and a lease that ran out under the eyes of a worker: the thread
+    that had it hangs. A lease that was found long after it ran out says nothing about the job.
+    A job that is suspected of being the reason waits longer each time, so that its neighbours flow meanwhile. Where one
+    of them was the probe of a paused destination, another may ask at once.
     """
     workers = json.dumps(sorted(dead_workers))
-    orphaned = (
-        "lease_until_ms is not null and (lease_until_ms <= :now or worker in (select value from json_each(:workers)))"
-    )
-    arguments = {"now": now_ms, "workers": workers, "kills": KILLS_MAX - 1, "limit": BATCH, "isolated": ISOLATED_KILLS}
+    died = "worker in (select value from json_each(:workers))"
+    orphaned = f"lease_until_ms is not null and (lease_until_ms <= :now or {died})"
+    # The plus, here and below: by lease and id, not among all that is pending.
+    charged = f"(+state = 'pending' and ({died} or lease_until_ms > :unseen))"
+    arguments = {
+        "now": now_ms,
+        "unseen": now_ms - UNSEEN_MS,
+        "workers": workers,
+        "kills": KILLS_MAX - 1,
+        "limit": BATCH,
+        "isolated": ISOLATED_KILLS,
+    }
     if db.execute(f"select 1 from job where {orphaned} limit 1", arguments).fetchone() is None:
         return 0
     with transaction(db):
+        rows = db.execute(f"select destination_id from job where {orphaned}", arguments).fetchall()
+        for destination_id in {row["destination_id"] for row in rows}:
+            destination.probe_now(db, destination_id, now_ms)
         buried = db.execute(
             "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
-            f" kills = kills + 1, error = 'its worker was killed {KILLS_MAX} times'"
-            f" where id in (select id from job where {orphaned} limit :limit)"
-            " and +state = 'pending' and kills >= :kills",  # the plus: by id, not among all that is pending
+            f" kills = kills + 1, error = 'its worker died or hung {KILLS_MAX} times'"
+            f" where id in (select id from job where {orphaned} and {charged} limit :limit)"
+            " and +state = 'pending' and kills >= :kills",
             arguments,
         ).rowcount
         freed = db.execute(
-            "update job set lease_until_ms = null, worker = null, rung_ms = null, kills = kills + (state = 'pending'),"
-            " due_ms = iif(state = 'pending', :now + iif(kills + 1 < :isolated, 0, 1000 << (kills + 1 - :isolated)),"
-            f" null) where id in (select id from job where {orphaned} limit :limit)",
+            f"update job set lease_until_ms = null, worker = null, rung_ms = null, kills = kills + {charged},"
+            f" due_ms = iif(state = 'pending', :now + iif(kills + {charged} < :isolated, 0,"
+            f"  1000 << (kills + {charged} - :isolated)), null)"
+            f" where id in (select id from job where {orphaned} limit :limit)",
             arguments,
         ).rowcount
         crashpoint.reach("recover.freeing")
@@ -64,24 +83,36 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
 
 
 _AHEAD = (
-    ("job", "due_ms", "due_ms > :ahead and state = 'pending'"),
-    ("job", "lease_until_ms", "lease_until_ms > :lease_ahead"),
-    ("destination", "probe_ms", "probe_ms > :ahead"),
+    ("job", "due_ms = :now", "due_ms > :ahead and state = 'pending'"),
+    # Whoever has it may be in the middle of a POST, and renews it then.
+    ("job", "lease_until_ms = :lease_ahead", "lease_until_ms > :lease_ahead"),
+    ("destination", "probe_ms = :now", "probe_ms > :ahead"),
+    # Delivered before the clock was set back: when it is looked for is counted from its delivery.
+    ("job", "confirm_ms = :now, finished_ms = :now", "confirm_ms > :ahead and finished_ms > :ahead"),
+    ("confirmation", "retry_ms = :now", "retry_ms > :ahead"),
 )
 
 
 def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
-    """Times that only a clock which was wrong can have set -> now: due, lease and probe far ahead.
+    """Times far ahead, which only a clock that was wrong can have set -> now; leases -> what they may be at the most.
 
     Returns the number of rows mended.
     """
     arguments = {"now": now_ms, "ahead": now_ms + AHEAD_MS_MAX, "lease_ahead": now_ms + LEASE_AHEAD_MS_MAX}
     mended = 0
-    for table, column, is_ahead in _AHEAD:
+    for table, changes, is_ahead in _AHEAD:
         # Looked first: an update would take the write lock each time, for nothing.
         if db.execute(f"select 1 from {table} where {is_ahead} limit 1", arguments).fetchone():
-            mended += db.execute(f"update {table} set {column} = :now where {is_ahead}", arguments).rowcount
+            mended += db.execute(f"update {table} set {changes} where {is_ahead}", arguments).rowcount
     return mended
+
+
+def note_sleep(db: sqlite3.Connection, jump_ms: int, now_ms: int) -> bool:
+    """Count a jump ahead that a worker has lived through. Without one it cannot be told from time that passed."""
+    is_long = jump_ms >= SLEEP_MS
+    if is_long:
+        destination.note(db, "the clock jumped ahead, or the machine slept", now_ms)
+    return is_long
 
 
 def is_steady(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> bool:
