@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import uuid
 from contextlib import closing
 from pathlib import Path
 
@@ -171,7 +170,10 @@ def _open_new(path: Path, damaged: sqlite3.Connection | None = None) -> Ledger:
 
 def _back_up(db: Ledger, version: int) -> None:
     """Copy the ledger before it is migrated. Raises sqlite3.OperationalError when there is no room for it."""
-    draft = private_file(db.path.with_name(f".{db.path.name}.{uuid.uuid4().hex}"))
+    # One name, because nobody else is here: a draft that a kill left behind is written over.
+    draft = db.path.with_name(f".{db.path.name}.backup")
+    draft.unlink(missing_ok=True)
+    private_file(draft)
     try:
         with closing(sqlite3.connect(draft)) as copy:
             db.backup(copy)

@@ -89,7 +89,7 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
             if held.is_probe:
                 _resume(db, courier)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
-            held = replace(held, setbacks=0, failures=0, is_probe=False, pause_count=0)
+            held = replace(held, setbacks=0, failures=0, is_probe=False, is_another=False, pause_count=0)
             if not ledger.acknowledge(
                 db, courier.destination_id, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS
             ):
@@ -127,6 +127,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
         setbacks=held.setbacks,
         failures=held.failures,
         is_probe=held.is_probe,
+        is_another=held.is_another,
         pause_count=held.pause_count,
         is_paused=known.is_paused,
         others_passed=known.others_passed,
@@ -151,7 +152,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
                 passes=known.passes,
                 charged=charged,
             )
-        case Pause(health, count, delay_ms, charged):
+        case Pause(health, count, delay_ms, charged, asks_another):
             destination.pause(
                 db,
                 courier.destination_id,
@@ -160,6 +161,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
                 count=count,
                 probe_ms=now_ms + delay_ms,
                 now_ms=now_ms,
+                asks_another=asks_another,
             )
             settled = (
                 ledger.set_back(

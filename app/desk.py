@@ -173,8 +173,10 @@ class Desk:
             # Nothing is to be written there; `status` in the usual place must not look as if all were well.
             self._spool = Spool(Settings().spool_directory)
             self._refuse(type(error).__name__, str(error))
-        except (SettingsError, PatternError) as error:
-            self._refuse(type(error).__name__, str(error))
+        except PatternError as error:
+            self._refuse(type(error).__name__, error.without_text)
+        except SettingsError as error:
+            self._refuse(type(error).__name__, error.for_logs)
         except (sqlite3.Error, OSError, SchemaError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it

@@ -185,6 +185,8 @@ class Terms:
     """On which terms a job may be claimed now."""
 
     is_probe: bool
+    asks_another: bool
+    """The probe is to be a job that was not asked about for long, also where an older one of its session waits."""
     pause_count: int
     room: int | None
     """How many jobs may be claimed; None: as many as there are threads."""
@@ -193,7 +195,7 @@ class Terms:
 def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | None:
     """None: nothing may be claimed now."""
     row = db.execute(
-        "select probe_ms, pause_count, concurrency,"
+        "select probe_ms, asks_another, pause_count, concurrency,"
         " (select count(*) from job where lease_until_ms is not null and destination_id = destination.id) as leased"
         " from destination where id = ? and (probe_ms is null or probe_ms <= ?)",
         (destination_id, now_ms),
@@ -201,9 +203,11 @@ def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | N
     if row is None:
         return None
     if row["probe_ms"] is not None:
-        return Terms(is_probe=True, pause_count=row["pause_count"], room=1)
+        return Terms(is_probe=True, asks_another=bool(row["asks_another"]), pause_count=row["pause_count"], room=1)
     room = None if row["concurrency"] is None else row["concurrency"] - row["leased"]
-    return None if room is not None and room <= 0 else Terms(is_probe=False, pause_count=0, room=room)
+    if room is not None and room <= 0:
+        return None
+    return Terms(is_probe=False, asks_another=False, pause_count=0, room=room)
 
 
 def await_probe(db: sqlite3.Connection, destination_id: int, until_ms: int) -> None:
@@ -211,7 +215,7 @@ def await_probe(db: sqlite3.Connection, destination_id: int, until_ms: int) -> N
     db.execute("update destination set probe_ms = ? where id = ? and probe_ms is not null", (until_ms, destination_id))
 
 
-def pause(
+def pause(  # noqa: PLR0913 - one row's columns
     db: sqlite3.Connection,
     destination_id: int,
     *,
@@ -220,6 +224,7 @@ def pause(
     count: int,
     probe_ms: int,
     now_ms: int,
+    asks_another: bool = False,
 ) -> None:
     """fine, quota or paused -> paused: nothing is claimed before `probe_ms`, and then one job at a time.
 
@@ -228,8 +233,8 @@ def pause(
     """
     db.execute(
         "update destination set health = ?, pause_reason = ?, pause_count = max(pause_count, ?), probe_ms = ?,"
-        " probed_ms = ?, suspect_job_id = null where id = ?",
-        (health, reason, count, probe_ms, now_ms, destination_id),
+        " probed_ms = ?, suspect_job_id = null, asks_another = ? where id = ?",
+        (health, reason, count, probe_ms, now_ms, asks_another, destination_id),
     )
 
 
@@ -237,7 +242,7 @@ def resume(db: sqlite3.Connection, destination_id: int) -> bool:
     """paused -> fine, one job at a time to begin with."""
     updated = db.execute(
         "update destination set health = 'fine', pause_reason = null, pause_count = 0, probe_ms = null,"
-        " concurrency = 1, concurrency_passes = 0 where id = ? and pause_reason is not null",
+        " concurrency = 1, concurrency_passes = 0, asks_another = 0 where id = ? and pause_reason is not null",
         (destination_id,),
     )
     return updated.rowcount == 1

@@ -32,6 +32,8 @@ class Situation:
     failures: int
     """Those that were charged."""
     is_probe: bool
+    is_another: bool
+    """A probe that was a second opinion."""
     pause_count: int
     """Probes failed in a row before this attempt."""
     is_paused: bool
@@ -68,6 +70,8 @@ class Pause:
     delay_ms: int
     charged: bool
     """Also the job is charged: it is the only one, and has been asked about for long enough."""
+    asks_another: bool = False
+    """The next probe comes soon, and is a second opinion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,12 @@ def _is_own(outcome: Outcome, at: Situation, policy: Policy) -> bool:
 
 
 def _pause(outcome: Outcome, at: Situation, policy: Policy, dice: float, *, charged: bool) -> Pause:
-    count = at.pause_count + 1
-    backoff_ms = pause_ms(count, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=dice)
+    # A second opinion is no probe more.
+    count = at.pause_count + (0 if at.is_another else 1)
     health: Literal["down", "refused"] = "refused" if outcome.kind == "refused" else "down"
-    return Pause(health, count, max(backoff_ms, outcome.retry_after_ms or 0), charged)
+    # After the 2nd, 4th, 8th ... failed probe: often enough to find that one record is to blame, and so rarely that an
+    # outage costs no more requests, and that no later turn of a session goes first when it ends.
+    asks_another = health == "down" and not at.is_another and not at.is_alone and count > 1 and count & (count - 1) == 0
+    waits = 1 if asks_another else count
+    backoff_ms = pause_ms(waits, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=dice)
+    return Pause(health, count, max(backoff_ms, outcome.retry_after_ms or 0), charged, asks_another)

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
-from app import __version__, clock, destination, ledger, log
+from app import __version__, clock, destination, ledger, log, salvage
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
 from app.db import heal, open_ledger
@@ -128,6 +128,7 @@ class Hook:
                 self._deleted[line.session] = line.raw
                 self._adopt(line.session)
                 dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
+                salvage.forget_copies(self.spool.path / "ledger.db")
                 if dropped:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
             case "refused":
@@ -193,8 +194,8 @@ class Hook:
     def _bound(self) -> None:
         """Keep the spool within its size also where no worker runs, which would do it."""
         now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
-        age_ms_max = self._settings.max_spool_age_ms
-        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+        # By age only a worker gives anything up: it knows whether the clock can be trusted.
+        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None)
         dropped = ledger.drop_oversize(self.db, now_ms, bytes_max)
         if dropped:
             self.log(f"dropped {dropped} job(s) by size (maxSpoolSize)")
@@ -273,11 +274,11 @@ class Hook:
     def heal(self, error: Exception) -> None:
         """After a failed statement: where the ledger was damaged and is recovered, go on with the new one."""
         if heal(self.db, error):
-            damaged, self.db = self.db, open_ledger(self.spool.path)
-            self._ledger_file = identity(self.spool.path / "ledger.db")
-            damaged.close()
-            self.target = target(self.db, self._settings, clock.now_ms())
-            self._captures.clear()  # the new ledger may have lost what was noted of them
+            old = self.db, self.bell, self._announced, self._starting
+            self._settle()  # the new ledger may know the destination by another number, and nothing of its folders
+            with suppress(sqlite3.Error, OSError):
+                _close(*old)
+            self._introduce()
             self.log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
 
     def announce(self, backlog: int) -> None:

@@ -13,6 +13,14 @@ import re2
 class PatternError(ValueError):
     """A pattern that cannot be used. The message holds its number and text, and what is wrong with it and where."""
 
+    def __init__(self, number: int, pattern: str, place: int | None, problem: str) -> None:
+        at = "" if place is None else f"at character {place}, "
+        super().__init__(
+            f"redaction pattern {number}, {pattern if pattern.isprintable() else ascii(pattern)}: {at}{problem}"
+        )
+        self.without_text = f"redaction pattern {number} cannot be used ({at or 'as a whole'})".replace(", )", ")")
+        """For logs: somebody may have written the very secret down as a pattern."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
@@ -26,16 +34,15 @@ def compile_pattern(number: int, pattern: str) -> Pattern:
     options = re2.Options()
     options.case_sensitive = False
     options.log_errors = False
-    named = f"redaction pattern {number}, {pattern if pattern.isprintable() else ascii(pattern)}"
     try:
         regex = re2.compile(pattern, options)
     except re2.error as error:
         reason = error.args[0].decode("utf-8", "replace")
-        raise PatternError(f"{named}: at character {_place(pattern, reason)}, RE2 says: {reason}") from None
+        raise PatternError(number, pattern, _place(pattern, reason), f"RE2 says: {reason}") from None
     except UnicodeEncodeError as error:
-        raise PatternError(f"{named}: half a character at {error.start}") from None
+        raise PatternError(number, pattern, error.start, "half a character") from None
     if any(found.start() == found.end() for probe in ("", "a", "a b", "1\n-") for found in regex.finditer(probe)):
-        raise PatternError(f"{named}: it matches the empty text, so it must ask for one letter at least")
+        raise PatternError(number, pattern, None, "it matches the empty text, so it must ask for one letter at least")
     return Pattern(f"pattern {number}", regex)
 
 

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.place import PRIVATE_FILE
+from app.place import PRIVATE_FILE, private_file
 
 OPEN_S_MAX = 60.0
 """How long somebody who wants to open the ledger waits for a recovery by another process."""
@@ -152,7 +152,7 @@ def _readable(broken: Path, draft: Path, make: Make) -> Iterator[sqlite3.Connect
     try:
         for suffix in ("-wal", ""):
             if _beside(broken, suffix).exists():
-                shutil.copyfile(_beside(broken, suffix), _beside(copy, suffix))
+                shutil.copyfile(_beside(broken, suffix), private_file(_beside(copy, suffix)))
         with closing(_connect(copy)) as source:
             if _has_tables(source, draft, make):
                 yield source
@@ -257,7 +257,13 @@ def _copy_table(source: sqlite3.Connection, db: sqlite3.Connection, table: str) 
     breaks: list[str] = []
     for row in _rows(source, table, key, names, breaks):
         try:
-            db.execute(f"insert into {table} ({names}) values ({marks})", row[1:])
+            try:
+                db.execute(f"insert into {table} ({names}) values ({marks})", row[1:])
+            except sqlite3.IntegrityError as error:
+                if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY or table != "job":
+                    raise
+                stood_in = _with_parents(db, dict(zip(columns, row[1:], strict=True)))
+                db.execute(f"insert into {table} ({names}) values ({marks})", tuple(stood_in[name] for name in columns))
             kept += 1
         except (sqlite3.IntegrityError, sqlite3.DataError, OverflowError) as error:
             is_twice = getattr(error, "sqlite_errorcode", 0) in {
@@ -270,6 +276,29 @@ def _copy_table(source: sqlite3.Connection, db: sqlite3.Connection, table: str) 
                 values.discard(tuple(row[1 + columns.index(column)] for column in of))
     unmatched = max((len(values) for values in indexed.values()), default=0)
     return max(count - kept, unmatched, refused, 1 if breaks else 0)
+
+
+def _with_parents(db: sqlite3.Connection, job: dict[str, object]) -> dict[str, object]:
+    """A job whose parents are lost, with others in their place: its bodies are whole, and names are only names.
+
+    Without its policy it counts as made under the loosest. A lost destination is nobody's: its jobs wait and are named,
+    because nothing tells any more whose Helicone they were meant for.
+    """
+    lost = f"lost {job['id']}"
+    db.execute(
+        "insert or ignore into destination (id, endpoint, key_fingerprint, created_ms) values (?, '', ?, 0)",
+        (job["destination_id"], lost),
+    )
+    db.execute(
+        "insert or ignore into session (id, destination_id, name, root_name, user_id, folder)"
+        " values (?, ?, ?, ?, '', '')",
+        (job["session_id"], job["destination_id"], lost, lost),
+    )
+    db.execute(
+        "insert or ignore into turn (id, session_id, name) values (?, ?, ?)", (job["turn_id"], job["session_id"], lost)
+    )
+    known = db.execute("select 1 from policy where id = ?", (job.get("policy_id"),)).fetchone()
+    return {**job, "policy_id": job.get("policy_id") if known else None} if "policy_id" in job else job
 
 
 def _indexed(
@@ -386,8 +415,22 @@ def backups(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.before-*"))
 
 
-def tidy(path: Path) -> None:
-    """Delete the older ones of the files that were set aside, and a backup that is too large to be kept."""
+def forget_copies(path: Path) -> None:
+    """Delete all that was set aside: it still holds what is to be held nowhere any more."""
+    for pattern in (f"{path.name}.damaged-*", f"{path.name}.before-*"):
+        for file in path.parent.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
+def tidy(path: Path, older_than_s: float = 0.0) -> None:
+    """Delete the older ones of the files that were set aside, and a backup that is too large to be kept.
+
+    And what was set aside before `older_than_s`, a time by the file system's clock.
+    """
+    for pattern in (f"{path.name}.damaged-*", f"{path.name}.before-*"):
+        for file in path.parent.glob(pattern):
+            if file.stat().st_mtime < older_than_s:
+                file.unlink(missing_ok=True)
     for pattern, kept in ((f"{path.name}.damaged-*", KEPT), (f"{path.name}.before-*", 1)):
         files = [file for file in path.parent.glob(pattern) if not file.name.endswith(FILES[1:])]
         left_bytes = KEPT_BYTES_MAX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -119,9 +120,13 @@ def objects_of(version: int) -> frozenset[tuple[str, str, str]]:
 
 
 def found_objects(db: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
-    # Quotes and case aside: versions of SQLite do not agree on them when a table was renamed.
+    # Comments aside, and quotes and case: versions of SQLite do not agree on these when a table was renamed.
     rows = db.execute("select type, name, coalesce(sql, '') from sqlite_master").fetchall()
-    return frozenset((row[0], row[1], "".join(row[2].lower().replace('"', "").split())) for row in rows)
+    return frozenset((row[0], row[1], "".join(_bare(row[2]).split())) for row in rows)
+
+
+def _bare(sql: str) -> str:
+    return re.sub(r"--[^\n]*", "", sql).lower().replace('"', "")
 
 
 def look_at_schema(db: sqlite3.Connection) -> int:

@@ -43,6 +43,11 @@ class SettingsError(ValueError):
         self.problems = tuple(problems)
         super().__init__("; ".join(self.problems))
 
+    @property
+    def for_logs(self) -> str:
+        """The same without the text of patterns: somebody may have written the very secret down as one."""
+        return "; ".join(re.sub("^redactPatterns = .*? from ", "redactPatterns from ", one) for one in self.problems)
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

@@ -5,10 +5,10 @@ settings changed ─▶ held, or due again; made under a looser policy ─▶ dr
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 
-from app import ledger
+from app import ledger, salvage
+from app.connection import Ledger
 from app.deliver import HOLD_MS
 from app.enqueue import Capture
 from app.permit import Permits
@@ -24,7 +24,7 @@ class Tightening:
         self._log = log
         self._swept: object = None
 
-    def look(self, db: sqlite3.Connection, now_ms: int, ring: Callable[[str], None]) -> bool:
+    def look(self, db: Ledger, now_ms: int, ring: Callable[[str], None]) -> bool:
         """Sweep when settings have changed, and capture one session again; whether there may be more of these."""
         basis = self._permits.basis(db)
         if basis != self._swept:
@@ -38,7 +38,7 @@ class Tightening:
 
         return self._remaking.step(db, withheld, now_ms=now_ms, ring=ring)
 
-    def _sweep(self, db: sqlite3.Connection, now_ms: int) -> None:
+    def _sweep(self, db: Ledger, now_ms: int) -> None:
         held = dropped = 0
         for folder, made_under in ledger.made_under(db, self._destination_id):
             match self._permits.permit(db, folder, made_under):
@@ -55,6 +55,9 @@ class Tightening:
             for folder in ledger.held_folders(db, self._destination_id)
             if not isinstance(self._permits.capture(db, folder), Hold)
         )
+        if dropped:
+            # They hold the bodies that were just dropped.
+            salvage.forget_copies(db.path)
         if held or dropped or released:
             self._log(
                 f"settings changed: {held} job(s) wait, {released} no longer wait,"

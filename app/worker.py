@@ -23,7 +23,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, confirm, crashpoint, destination, ledger, log, retry
+from app import __version__, clock, confirm, crashpoint, destination, ledger, log, retry, salvage
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
 from app.connection import Ledger
@@ -321,6 +321,7 @@ class Worker:
         aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, bytes_max)
         ledger.forget_acknowledgements(self.db, now_ms)
+        salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
         ledger.shrink(self.db)
         if aged or oversize:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge), {oversize} by size (maxSpoolSize)")
@@ -335,8 +336,9 @@ class Worker:
                 if not look(allowance):
                     return
                 look = self._confirm_due
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, SchemaError) as error:
                 self._log(f"confirm: {error}")
+                self._heal(error)
             except Exception as error:  # noqa: BLE001 - as of the watch
                 if self._stop.is_set():
                     return  # the client is closed under its hands
@@ -345,6 +347,8 @@ class Worker:
 
     def _first_confirmation(self, allowance: confirm.Allowance) -> bool:
         if self._plan.url is None:
+            if self._succession is None:
+                return False  # `flush` decides nothing about what others have delivered
             given_up = ledger.stop_confirming(self.db, self.target.id)
             self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
             return False
@@ -352,6 +356,7 @@ class Worker:
         return self._confirm_due(allowance)
 
     def _confirm_due(self, allowance: confirm.Allowance) -> bool:
+        require_known(self.db)
         failure = confirm.confirm(
             self.db,
             self.target.id,

@@ -26,6 +26,7 @@ create table destination_new (
     pause_count integer not null default 0,      -- probes failed in a row
     probe_ms integer,                            -- while paused: when one job may try again
     probed_ms integer,                           -- the last attempt that failed because of the destination
+    asks_another integer not null default 0,     -- 1: the next probe is not the oldest job of a session, but another
     passes integer not null default 0,           -- records accepted so far: tells whether others pass
     suspect_job_id integer,                      -- the job whose failure nothing has explained yet
     concurrency integer,                         -- jobs that may be in flight; null: as many as there are threads

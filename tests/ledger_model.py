@@ -139,6 +139,11 @@ class Model:
         for request_id in job.records:
             self.known(job).pop(request_id, None)
 
+    def supersede(self, job: Job, now_ms: int) -> None:
+        if job.confirm_ms is not None and job.size:
+            self.disbelieve(job)  # accepted, and not yet seen
+        job.end("superseded", now_ms)
+
     # --- versions come in
 
     def expect(self, version: Version, *, off: bool, reopen: Collection[str]) -> Standing:
@@ -167,7 +172,7 @@ class Model:
             self._write(version, [], "superseded", None, now_ms)
             return
         if current is not None and key != version.key:
-            current.end("superseded", now_ms)
+            self.supersede(current, now_ms)
         if off:
             self._write(version, [], "dropped", "off", now_ms)
         else:

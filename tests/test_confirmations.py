@@ -301,6 +301,22 @@ def test_a_newer_version_supersedes_a_job_that_waits_to_be_confirmed(desk: Desk)
     assert desk.state(newer) == "pending"
 
 
+def test_what_was_accepted_and_not_yet_seen_is_sent_again_with_the_next_version_of_its_turn(desk: Desk) -> None:
+    # Had the server stored nothing, the version that is confirmed would stand there without what has not changed.
+    deliver(desk, T1, records=3)
+    newer = version("t1", content="b", facts_ms=200)
+    desk.put(newer, 3, text=T1.key)
+    assert carry(desk, newer) == 3
+
+
+def test_what_was_seen_is_not_sent_again_with_the_next_version_of_its_turn(desk: Desk) -> None:
+    deliver(desk, T1, records=3)
+    assert look(desk, Helicone({last_id(T1, 3): True})) is None
+    newer = version("t1", content="b", facts_ms=200)
+    desk.put(newer, 3, text=T1.key)
+    assert carry(desk, newer) == 0
+
+
 def test_a_deleted_session_is_not_sent_again(desk: Desk) -> None:
     deliver(desk, T1)
     ledger.drop_session(desk.db, desk.destination, "ses_1", desk.now_ms)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -448,3 +450,24 @@ def test_a_folder_that_all_users_share_is_refused_and_left_as_it_is(tmp_path: Pa
     with pytest.raises(PermissionError, match="folder of its own"):
         open_ledger(shared)
     assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
+
+
+APPLIED = {1: "2b30271a0c8e", 2: "de22d874aab9"}
+"""Of each migration as it was first applied somewhere, comments and white space aside: it is never edited again."""
+
+
+def test_an_applied_migration_is_never_edited() -> None:
+    bare = {version: "".join(re.sub(r"--[^\n]*", "", sql).split()) for version, sql in migrations()}
+    assert {version: hashlib.sha256(sql.encode()).hexdigest()[:12] for version, sql in bare.items()} == APPLIED
+
+
+def test_a_comment_in_a_table_is_no_part_of_the_schema(spool: Path) -> None:
+    open_ledger(spool).close()
+    with closing(sqlite3.connect(spool / "ledger.db")) as db:
+        db.execute("pragma writable_schema = on")
+        db.execute(
+            "update sqlite_master set sql = replace(sql, 'a worker has it', 'somebody has it') where name = 'job'"
+        )
+        db.commit()
+    open_ledger(spool).close()
+    assert list(spool.glob("*.damaged-*")) == []

@@ -351,6 +351,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "to_ring for a probe": (lambda d, *_: ring_after_pause(d, 1_000), to("pending", "pending", "sent again")),
     "forget_rings": (lambda d, *_: ledger.forget_rings(d.db, d.destination), to("pending", "rung")),
     "unwarp": (lambda d, *_: ledger.unwarp(d.db, d.now_ms), to("pending", "put off")),
+    "note_sleep": (lambda d, *_: ledger.note_sleep(d.db, 1, d.now_ms), {}),
     "is_steady": (lambda d, *_: ledger.is_steady(d.db, d.now_ms, 3_600_000), {}),
     "drop_aged": (lambda d, *_: ledger.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
     "drop_oversize": (lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 0), to("dropped (size)", *FREE, *DEAD)),

@@ -526,7 +526,7 @@ class Histories(RuleBasedStateMachine):
         assert ledger.place_under(self.db, self.destination, session, parent, self.now_ms) == len(jobs)
         self.model.roots[session] = root
         for job in jobs:
-            job.end("superseded", self.now_ms)
+            self.model.supersede(job, self.now_ms)
 
     def drop_oversize(self, bytes_max: int) -> None:
         held = self.model.chosen(lambda job: job.is_open)
@@ -555,11 +555,14 @@ class Histories(RuleBasedStateMachine):
         late = self.model.chosen(lambda job: job.due_ms is not None and job.due_ms > latest_ms)
         leased = [job for job in self.model.leased if (job.lease_until_ms or 0) > self.now_ms + 600_000]
         probe = (self.model.health.probe_ms or 0) > latest_ms
-        assert ledger.unwarp(self.db, self.now_ms) == len(late) + len(leased) + probe
+        seen = self.model.chosen(lambda job: (job.confirm_ms or 0) > latest_ms and (job.finished_ms or 0) > latest_ms)
+        assert ledger.unwarp(self.db, self.now_ms) == len(late) + len(leased) + probe + len(seen)
+        for job in seen:
+            job.confirm_ms = job.finished_ms = self.now_ms
         for job in late:
             job.due_ms = self.now_ms
         for job in leased:
-            job.lease_until_ms = self.now_ms
+            job.lease_until_ms = self.now_ms + 600_000
         if probe:
             self.model.health.probe_ms = self.now_ms
 

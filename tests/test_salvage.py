@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,6 +138,38 @@ def test_rows_before_and_behind_a_lost_page_are_recovered_and_the_others_counted
         found = job_keys(db)
         assert {keys[0], keys[-1]} <= found < set(keys)
         assert noted(db)["ledger: rows of job that could not be read"] == len(keys) - len(found)
+
+
+@pytest.mark.parametrize("table", ["destination", "session", "turn", "policy"])
+def test_jobs_survive_the_loss_of_a_table_that_they_refer_to(spool: Path, table: str) -> None:
+    keys = filled(spool, 5)
+    with closing(open_ledger(spool)) as db:
+        db.execute("insert into policy (facts) values ('{}')")
+        db.execute("update job set policy_id = 1")
+    overwrite(spool / "ledger.db", (root_page(spool, table) - 1) * PAGE_BYTES, bytes(PAGE_BYTES))
+    with closing(open_whole(spool)) as db:
+        assert job_keys(db) == set(keys)
+        rows = db.execute("select id, key from job").fetchall()
+        assert all(len(list(ledger.bodies(db, row["id"], row["key"]))) == 2 for row in rows)
+        assert "ledger: rows of job that could not be read" not in noted(db)
+        (policies,) = db.execute("select count(policy_id) from job").fetchone()
+        assert policies == (0 if table == "policy" else 5)
+
+
+def test_what_was_set_aside_goes_when_it_is_old_or_holds_what_is_to_be_held_nowhere(spool: Path) -> None:
+    filled(spool, 5)
+    path = spool / "ledger.db"
+    ways: list[Callable[[], None]] = [
+        lambda: salvage.forget_copies(path),
+        lambda: salvage.tidy(path, older_than_s=1e11),
+    ]
+    for forget in ways:
+        overwrite(path, 0, bytes(100))
+        open_whole(spool).close()
+        assert names(spool, "*.damaged-*")
+        assert {stat.S_IMODE(one.stat().st_mode) for one in spool.iterdir() if one.is_file()} == {0o600}
+        forget()
+        assert names(spool, "*.damaged-*") == []
 
 
 def test_damage_that_no_statement_has_met_is_found_by_an_inspection(spool: Path) -> None:

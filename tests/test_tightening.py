@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app import destination, ledger
+from app.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.ledger import Body, Claim
@@ -174,7 +174,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
 class Bench:
     """What a worker does, step by step: its permits, its sweep, its deliveries."""
 
-    db: sqlite3.Connection
+    db: Ledger
     home: Path
     posted: list[bytes] = field(default_factory=list)
     verdict: Kind = "accepted"
@@ -248,7 +248,7 @@ LOST = "dropped (policy)"
 
 
 @pytest.fixture
-def bench(db: sqlite3.Connection, tmp_path: Path) -> Bench:
+def bench(db: Ledger, tmp_path: Path) -> Bench:
     db.execute("pragma synchronous = off")
     return Bench(db, tmp_path)
 

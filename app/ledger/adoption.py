@@ -101,4 +101,11 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         return
     insert(db, destination_id, version, held, now_ms=now_ms)
     with transaction(db):
+        # Whom it killed, and how often it was not found, is true wherever it goes.
+        db.execute(
+            "update job set kills = max(job.kills, o.kills), resends = max(job.resends, o.resends)"
+            " from (select kills, resends from job where id = ?) o"
+            " where job.destination_id = ? and job.key = ? and job.state = 'pending'",
+            (row["id"], destination_id, row["key"]),
+        )
         supersede_where(db, "id = :job", {"job": row["id"]}, now_ms)

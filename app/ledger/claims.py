@@ -32,6 +32,13 @@ _OF_ANY_SESSION = """
     order by coalesce(attempted_ms, 0), id limit 1"""
 
 
+# A second opinion: one bad record at the head of a session must not be all that a probe ever asks about.
+_OF_ANY_JOB = """
+    select j.id from job j where j.destination_id = :destination and j.state = 'pending' and j.due_ms <= :now
+      and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)
+    order by coalesce(j.attempted_ms, 0), j.id limit 1"""
+
+
 def claim(
     db: sqlite3.Connection, destination_id: int, key: str, *, worker: str, now_ms: int, lease_ms: int
 ) -> Claim | None:
@@ -45,7 +52,9 @@ def claim(
         if terms is None:
             return None
         arguments = {"destination": destination_id, "key": key, "now": now_ms, "isolated": ISOLATED_KILLS}
-        candidates = _OF_ANY_SESSION if terms.is_probe else _OF_SESSION
+        candidates = _OF_SESSION
+        if terms.is_probe:
+            candidates = _OF_ANY_JOB if terms.asks_another else _OF_ANY_SESSION
         row = db.execute(
             # Whether it must still be held its worker asks: no finish needs to know that it once was.
             "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"
@@ -79,6 +88,7 @@ def claim(
         setbacks=row["setbacks"],
         failures=row["failures"],
         is_probe=terms.is_probe,
+        is_another=terms.asks_another,
         pause_count=terms.pause_count,
     )
 
@@ -129,7 +139,7 @@ def is_current(db: sqlite3.Connection, held: Claim) -> bool:
 def is_alone(db: sqlite3.Connection, destination_id: int, held: Claim) -> bool:
     """Whether no other job waits for this destination: then nobody else can show whether it is there."""
     row = db.execute(
-        "select 1 from job where destination_id = ? and state = 'pending' and id <> ? limit 1",
+        "select 1 from job where destination_id = ? and state = 'pending' and id <> ? and hold_reason is null limit 1",
         (destination_id, held.job_id),
     ).fetchone()
     return row is None

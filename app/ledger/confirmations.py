@@ -230,12 +230,13 @@ def stop_confirming(db: sqlite3.Connection, destination_id: int) -> int:
 
 def forget_session(db: sqlite3.Connection, destination_id: int, session: str) -> None:
     """delivered, to be confirmed -> delivered: the session was deleted in OpenCode, so nothing is sent again."""
-    rows = db.execute(
-        "update job set confirm_ms = null, body_bytes = 0 where state = 'delivered' and confirm_ms is not null"
-        " and session_id in (select id from session where destination_id = ? and name = ?) returning id",
-        (destination_id, session),
-    ).fetchall()
-    forget_contents(db, [row["id"] for row in rows])
+    with transaction(db):
+        rows = db.execute(
+            "update job set confirm_ms = null, body_bytes = 0 where state = 'delivered' and confirm_ms is not null"
+            " and session_id in (select id from session where destination_id = ? and name = ?) returning id",
+            (destination_id, session),
+        ).fetchall()
+        forget_contents(db, [row["id"] for row in rows])
 
 
 def _held_bytes(db: sqlite3.Connection) -> int:

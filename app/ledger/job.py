@@ -78,6 +78,8 @@ class Claim:
     """Those of them that were the job's own."""
     is_probe: bool
     """The destination was paused: this attempt asks whether it is there again."""
+    is_another: bool
+    """A probe that is not the oldest due job of a session: a second opinion."""
     pause_count: int
 
 

@@ -69,7 +69,7 @@ def drop_for_policy(db: sqlite3.Connection, held: Claim, now_ms: int) -> bool:
     with transaction(db):
         updated = db.execute(
             "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = ?, body_bytes = 0,"
-            " lease_until_ms = null, worker = null"
+            " error = null, lease_until_ms = null, worker = null"
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
             (now_ms, held.job_id, held.attempt),
         )
@@ -86,7 +86,7 @@ def drop_looser(db: sqlite3.Connection, destination_id: int, folder: str, made_u
     with transaction(db):
         rows = db.execute(
             "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = :now,"
-            " body_bytes = 0 where id in (select id from job where destination_id = :destination"
+            " body_bytes = 0, error = null where id in (select id from job where destination_id = :destination"
             "  and state in ('pending', 'dead') and lease_until_ms is null and body_bytes > 0"
             "  and coalesce((select facts from policy where id = job.policy_id), '') = :policy"
             f" and session_id in ({_OF_FOLDER}) limit :limit) and state in ('pending', 'dead') returning id",

@@ -128,6 +128,13 @@ def _supersede(db: sqlite3.Connection, turn_id: int, key: str, now_ms: int) -> N
 
 
 def supersede_where(db: sqlite3.Connection, condition: str, arguments: dict[str, object], now_ms: int) -> int:
+    # What was accepted and not yet seen at Helicone proves nothing for the version that comes.
+    db.execute(
+        "delete from acknowledgement where (turn_id, request_id) in (select j.turn_id, r.request_id from job j"
+        f" join record r on r.job_id = j.id where j.confirm_ms is not null and j.id in (select id from job"
+        f" where {condition} and state <> 'superseded'))",
+        {**arguments, "now": now_ms},
+    )
     rows = db.execute(
         "update job set state = 'superseded', drop_reason = null, due_ms = null, finished_ms = :now, confirm_ms = null,"
         f" body_bytes = 0 where {condition} and state <> 'superseded' returning id",
