@@ -133,8 +133,8 @@ class Hook:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
             case "refused":
                 reason = line.message.get("reason")
-                # The first two were said by the hook that this process was before.
-                known = reason in {TOO_LONG, CUT_OFF}
+                # The first two were said by the hook that this process was before. (It may be anything: no set.)
+                known = reason in (TOO_LONG, CUT_OFF)
                 raise LineError(
                     str(reason) if known else f"by the plugin: {reason if reason == 'too large' else 'unknown'}"
                 )

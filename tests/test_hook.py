@@ -49,6 +49,17 @@ def refusals(station: Station) -> dict[str, int]:
         return {reason: count for reason, count, _ in destination.refusals(db)}
 
 
+def test_a_refusal_of_the_plugin_may_hold_anything(station: Station) -> None:
+    with hook(station) as process:
+        process.show(export("a_simple"))
+        for reason in ([], {}, None, 1, "too large"):
+            process.say("refused", session="ses_1", reason=reason)
+        assert process.end() == 0
+    with station.ledger() as db:
+        counted = {reason: count for reason, count, _ in destination.refusals(db)}
+    assert counted == {"by the plugin: unknown": 4, "by the plugin: too large": 1}
+
+
 def test_a_snapshot_becomes_jobs_and_the_same_one_again_becomes_none(station: Station) -> None:
     with hook(station) as process:
         process.show(export(SIMPLE))

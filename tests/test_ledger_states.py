@@ -490,6 +490,9 @@ class Histories(RuleBasedStateMachine):
     def recover(self, *, died: bool) -> None:
         orphans = [job for job in self.model.leased if died or (job.lease_until_ms or 0) <= self.now_ms]
         assert ledger.recover(self.db, self.now_ms, ["w"] if died else []) == len(orphans)
+        if orphans and self.model.health.probe_ms is not None:
+            # One of them may have been the probe.
+            self.model.health.probe_ms = min(self.model.health.probe_ms, self.now_ms)
         for job in orphans:
             is_seen = (job.lease_until_ms or 0) > self.now_ms - UNSEEN_MS
             job.let_go()
