@@ -2,7 +2,8 @@
 
     settings ─▶ checks around the ledger ─▶ the ledger opens ─▶ checks inside it
 
-Nothing is mended here, but a ledger that is missing is made and an older one migrated, as by every command.
+A ledger that is missing is made, an older one migrated and a damaged one recovered, as by every command; nothing else
+is mended here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
 from app.spool import Spool
-from app.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, read_destinations, read_hooks, read_workers
+from app.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, named, read_destinations, read_hooks, read_workers
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
 
@@ -76,7 +77,12 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
     try:
         db = open_ledger(site.spool.path)
     except (OSError, sqlite3.Error, SchemaError) as error:
-        yield Finding("ledger", "problem", f"ledger.db cannot be opened: {error}", "see logs/ in the spool directory")
+        yield Finding(
+            "ledger",
+            "problem",
+            f"ledger.db cannot be opened: {error}",
+            "see logs/ in the spool directory",
+        )
         return
     with closing(db):
         for inspect in _INSIDE:
@@ -202,21 +208,27 @@ _HEALTH: dict[str, tuple[Level, str]] = {
 }
 
 
+_ELSEWHERE = "use its key once, open its project with the present one, or import the sessions again"
+
+
 def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for one in read_destinations(db, site.settings, site.now_ms):
         if one.current or one.jobs.pending:
-            level, todo = _HEALTH.get(one.health, ("ok", ""))
+            level, todo = _HEALTH.get(one.health, ("ok", "")) if one.current else ("warning", _ELSEWHERE)
             yield Finding("destination", level, _described(one), todo)
 
 
 def _described(one: DestinationStatus) -> str:
     why = f": {one.pause_reason}" if one.pause_reason else ""
-    return f"{one.endpoint or 'any endpoint'}: {one.health}{why}; {one.jobs.pending} job(s) wait"
+    whose = "" if one.current else ", another than that of the present settings"
+    return f"{named(one)}{whose}: {one.health}{why}; {one.jobs.pending} job(s) wait"
 
 
 def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for what, count, _last_ms in destination.incidents(db):
-        yield Finding("incident", "warning", f"{count} times: {what}", "see logs/ in the spool directory")
+        is_ledger = what.startswith("ledger: ")
+        todo = "the damaged file is kept for a while: ledger.db.damaged-*" if is_ledger else "see logs/ there"
+        yield Finding("incident", "warning", f"{count} times: {what}", todo)
 
 
 def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:

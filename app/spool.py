@@ -66,7 +66,6 @@ def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
     """As `target`, for those who only look: None when there is no such destination yet."""
-    """The destination that the settings mean, None when nothing was ever captured for it."""
     ours = meant(db, settings)
     return next((one for one in destination.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
 

@@ -293,7 +293,7 @@ def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWor
             served = any(worker.destination == one.id for worker in workers)
             found.append(f"{_counted(others)} for {named(one)}: {_reason(one, now_ms, served=served)}")
         if one.retrying:
-            found.append(f"{_counted(one.retrying)} of them failed before and will be tried again")
+            found.append(f"of them {_counted(one.retrying)} failed before and will be tried again")
     return tuple(found)
 
 

@@ -3,11 +3,11 @@
 --   destination ──< session ──< turn ──< job ──< record       bodies, while the job may still post them
 --                                 └────< acknowledgement      what Helicone said yes to; survives the job
 --
--- A job's life (ledger.py has one function per arrow):
+-- A job's life (app/ledger/ has one function per arrow; what came later is drawn in 0002_health.sql):
 --
 --   (insert) ─▶ pending ─▶ delivered         every record acknowledged
---                  │  ├──▶ dead              refused for good, retries used up, or it killed ten workers
---                  │  └──▶ dropped           age, size, deleted, off: bodies gone, key kept (policy is reserved)
+--                  │  ├──▶ dead              refused for good, retries used up, or it killed its workers
+--                  │  └──▶ dropped           age, size, deleted, off: bodies gone, key kept
 --                  └─────▶ superseded        a newer version of the same turn became current
 --   superseded ─▶ pending                    the same version came back as the newest (A, B, A)
 --   dropped ─▶ pending                       only when somebody asks

@@ -10,6 +10,7 @@
 --   delivered, to be confirmed ─▶ pending        not found there: sent again, a bounded number of times
 --   delivered, to be confirmed ─▶ dead           accepted but not stored
 --   dead ─▶ pending                              somebody says so
+--   delivered without its body ─▶ pending        the quota was exceeded, and somebody asks for the turn again
 --   pending, dead ─▶ dropped (policy)            made under a looser policy than the one in force; captured again it
 --                                                is superseded by the new version, or pending under its old key
 --   dead ─▶ dropped                              purged: somebody says so, its key stays known

@@ -52,7 +52,8 @@ def refusals(station: Station) -> dict[str, int]:
 def test_a_refusal_of_the_plugin_may_hold_anything(station: Station) -> None:
     with hook(station) as process:
         process.show(export("a_simple"))
-        for reason in ([], {}, None, 1, "too large"):
+        reasons: list[object] = [[], {}, None, 1, "too large"]
+        for reason in reasons:
             process.say("refused", session="ses_1", reason=reason)
         assert process.end() == 0
     with station.ledger() as db:

@@ -20,7 +20,7 @@ from app.ledger.job import BATCH, LedgerError, bodies
 from app.ledger.versions import forget_contents
 
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
-"""Nothing is put off for longer: a later time was set by a clock that was wrong."""
+"""No look is put off for longer: a later time was set by a clock that was wrong."""
 _HAS_BODIES = "body_bytes > 0"
 
 
