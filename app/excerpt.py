@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,13 +30,19 @@ def excerpt(answer: bytes, sent: bytes, redact: Callable[[str], str]) -> str:
 
 
 def repeats(text: str, sent: bytes) -> bool:
-    """Whether the text holds a run of letters and digits of the record `sent`, however it is escaped."""
+    """Whether the text holds a run of letters and digits of the record `sent`, however it is escaped or written."""
     dresses = {text, html.unescape(text)}
     views = {view.data for dress in dresses for view in layers(View(dress.encode("utf-8", "replace")))}
-    bare = [_NO_LETTERS.sub("", data.decode("utf-8", "replace")) for data in views]
+    bare = [one for data in views for one in _bare(data.decode("utf-8", "replace"))]
     runs = {one[at : at + _ECHO_CHARS] for one in bare for at in range(len(one) - _ECHO_CHARS + 1)}
-    said = "\n".join(_NO_LETTERS.sub("", part) for part in _texts(sent)) if runs else ""
+    said = "\n".join(one for part in _texts(sent) for one in _bare(part)) if runs else ""
     return any(run in said for run in runs)
+
+
+def _bare(text: str) -> tuple[str, str]:
+    """Its letters and digits, and its letters alone (words may be numbered); whatever their case and width."""
+    plain = _NO_LETTERS.sub("", unicodedata.normalize("NFKC", text).casefold())
+    return plain, re.sub(r"\d+", "", plain)
 
 
 def _texts(sent: bytes) -> Iterator[str]:

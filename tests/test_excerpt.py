@@ -87,6 +87,9 @@ ECHOES = {
     "in JSON in JSON": json.dumps({"error": json.dumps({"text": SAID})}),
     "in a URL": quote(SAID),
     "in HTML": html.escape(CODE),
+    "in capitals": SAID.upper(),
+    "in wide letters": "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in SAID),
+    "with numbered words": " ".join(f"{n}:{word}" for n, word in enumerate(SAID.split())),
     "with other spaces": "the   canary\n'sings' in\t洞窟 9 at night",
 }
 
