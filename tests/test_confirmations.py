@@ -15,7 +15,8 @@ from app import confirm, destination, ledger
 from app.confirm import Allowance, Unread, looks_ms
 from app.connection import transaction
 from app.db import open_ledger
-from app.ledger import Standing, Unconfirmed, Version
+from app.envelope import Log, encode
+from app.ledger import Body, Standing, Unconfirmed, Version
 from app.ledger.confirmations import AHEAD_MS_MAX
 from tests.desk import Desk, bodies, version
 
@@ -127,6 +128,17 @@ def test_one_query_asks_for_the_last_records_of_many_turns_of_a_session(desk: De
         ("ses_2", 1),
     ]
     assert helicone.asked[0][2] == [last_id(turn) for turn in turns[:-1]]
+
+
+def test_a_query_reaches_back_to_the_earliest_of_its_records(desk: Desk) -> None:
+    for turn, start_s in (("t1", 5), ("t2", 2), ("t3", 7)):
+        log = Log({}, {}, 200, {}, start_s * 1000, start_s * 1000, None)
+        body = Body(uuid.uuid5(uuid.NAMESPACE_OID, turn), encode(log))
+        ledger.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
+        carry(desk, version(turn))
+    helicone = Helicone()
+    look(desk, helicone)
+    assert [since_ms for _, since_ms, _ in helicone.asked] == [1_999]
 
 
 # --- not found -------------------------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ def at(**facts: object) -> Situation:
         ),
         pytest.param(UNREACHED, at(is_paused=True), GiveBack(), id="in flight when another paused it"),
         pytest.param(BROKEN, at(is_paused=True), GiveBack(), id="the same with a 5xx"),
+        pytest.param(BROKEN, at(is_paused=True, other_is_suspect=True), GiveBack(), id="the same, another suspected"),
     ],
 )
 def test_table(outcome: Outcome, situation: Situation, verdict: object) -> None:
