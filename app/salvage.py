@@ -27,7 +27,7 @@ from app.place import PRIVATE_FILE, private_file
 OPEN_S_MAX = 60.0
 """How long somebody who wants to open the ledger waits for a recovery by another process."""
 KEPT = 2
-KEPT_BYTES_MAX = 32_000_000
+KEPT_BYTES_MAX = 8_000_000
 """Of files set aside and of backups, each: the newest stay as far as they fit."""
 KEYS_MISSED_MAX = 5_000
 """In a row, in the gap between what can be read from the beginning and from the end of a table."""
