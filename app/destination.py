@@ -196,7 +196,7 @@ def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | N
     """None: nothing may be claimed now."""
     row = db.execute(
         "select probe_ms, asks_another, pause_count, concurrency,"
-        " (select count(*) from job where lease_until_ms is not null and destination_id = destination.id) as leased"
+        " (select count(*) from job where lease_until_ms is not null and +destination_id = destination.id) as leased"
         " from destination where id = ? and (probe_ms is null or probe_ms <= ?)",
         (destination_id, now_ms),
     ).fetchone()

@@ -61,9 +61,10 @@ def claim(
             " hold_reason = null"
             f" where id = ({candidates}) and destination_id = :destination and state = 'pending'"
             " and lease_until_ms is null"
-            # Alone, whoever is suspected of killing workers; and beside it nobody.
+            # Alone, whoever is suspected of killing workers; and beside it nobody. (The plus: among what is leased, and
+            # not among all jobs of the destination.)
             " and not exists (select 1 from job l where l.lease_until_ms is not null"
-            "  and l.destination_id = :destination and (job.kills >= :isolated or l.kills >= :isolated))"
+            "  and +l.destination_id = :destination and (job.kills >= :isolated or l.kills >= :isolated))"
             " returning id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
             {**arguments, "until": now_ms + lease_ms, "worker": worker},
         ).fetchone()
