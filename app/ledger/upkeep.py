@@ -284,7 +284,7 @@ def forget_acknowledgements(db: sqlite3.Connection, now_ms: int) -> int:
     return db.execute(
         "delete from acknowledgement where (turn_id, request_id) in (select a.turn_id, a.request_id"
         " from acknowledgement a where a.acknowledged_ms < ? and not exists (select 1 from job j"
-        "  where j.turn_id = a.turn_id and j.state in ('pending', 'dead')) limit ?)",
+        "  where j.turn_id = a.turn_id and j.state <> 'superseded' and j.state in ('pending', 'dead')) limit ?)",
         (before_ms, 20 * BATCH),
     ).rowcount
 
