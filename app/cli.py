@@ -41,14 +41,13 @@ from app.folders import effective
 from app.importing import Imported, import_files
 from app.ledger import LedgerError
 from app.letters import LetterError
-from app.opencode import FILE_BYTES_MAX, ExportError, File
+from app.opencode import FILE_BYTES_MAX, ExportError, File, Store, store_file
 from app.preview import Previewed, as_json, preview
 from app.redact import PatternError
 from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown
 from app.sources import Sources, unattended
 from app.status import read_status
-from app.store import store_file, stored
 
 app = typer.Typer(
     add_completion=False,
@@ -402,7 +401,7 @@ def _files_or_sessions(names: Iterable[str]) -> list[File]:
     found = []
     for name in names:
         is_session = name.startswith("ses_") and not Path(name).exists()
-        found += stored(store_file(os.environ), name) if is_session else _files([name])
+        found += Store(store_file(os.environ)).files(name) if is_session else _files([name])
     return found
 
 

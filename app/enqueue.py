@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from app import crashpoint, ledger
-from app.ledger import Body, Standing, Version
+from app.ledger import Body, Frozen, Standing, Version
 from app.policy import Policy
 from app.record import Frame, Record, encode_session, encode_turn, session_name
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
@@ -144,7 +144,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
         # Also for what looks superseded: asked again inside the transaction, where another process may have been
         # faster, it may turn out to be wanted after all.
         records = () if off else export.encode()
-        bodies = [Body(uuid.UUID(record.request_id), record.body) for record in records]
+        bodies = [body_of(record) for record in records]
         standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, reopen=reopen, off=off)
     match standing:
         case Standing.NEW | Standing.REOPENED if off:
@@ -158,6 +158,12 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
             done.superseded += 1
         case Standing.SHUT:
             done.shut += 1
+
+
+def body_of(record: Record) -> Body:
+    """A record as the ledger keeps it."""
+    frozen = Frozen(record.provider, record.model, record.start_ms, record.session_name, record.path)
+    return Body(uuid.UUID(record.request_id), record.body, frozen)
 
 
 def first_user_id(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> str:

@@ -16,6 +16,7 @@ from app.capture import capture, secrets_of_this_machine
 from app.db import heal, open_ledger
 from app.enqueue import Capture, Place, enqueue
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
+from app.opencode import store_file
 from app.parse import parse
 from app.place import identity
 from app.presence import Announced, present
@@ -26,7 +27,6 @@ from app.settings import Plugin, Settings, SettingsError, capture_options, deliv
 from app.sources import Sources
 from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
-from app.store import store_file
 from app.transcript import Transcript, TranscriptError
 
 CARE_S = 2.0

@@ -68,6 +68,7 @@ class Record:
     """As Helicone derives it from the body."""
     user_id: str
     start_ms: int
+    session_name: str
     body: bytes
 
 
@@ -237,6 +238,7 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         model=model,
         user_id=frame.user_id,
         start_ms=log.start_ms,
+        session_name=frame.session_name,
         body=encode(replace(log, meta={name: value for name, value in meta.items() if value})),
     )
 

@@ -7,7 +7,6 @@ Where the store no longer has them they stay dropped, until their session is cap
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,10 +14,8 @@ from pathlib import Path
 from app import ledger
 from app.enqueue import Capture, Place, enqueue
 from app.ledger import Missing
-from app.opencode import ExportError, examine, families, snapshot
-from app.parse import parse
+from app.opencode import ExportError, Store
 from app.presence import present
-from app.store import stored
 from app.transcript import Transcript, TranscriptError
 
 
@@ -77,10 +74,6 @@ class Remaking:
 def found(store: Path, session: str) -> Transcript | None:
     """The session as OpenCode holds it, with its subagents; None where it is not there or cannot be read."""
     try:
-        for family in families([examine(file) for file in stored(store, session)]):
-            if family[0].session == session:
-                return parse(snapshot(family))
-    except (ExportError, TranscriptError, OSError, sqlite3.Error, LookupError, json.JSONDecodeError):
-        # No store, or one of another generation.
+        return Store(store).transcript(session)
+    except (ExportError, TranscriptError):
         return None
-    return None

@@ -33,6 +33,7 @@ from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import NOT_STORED_CAUSES, Client, ClientError, ReadBackError
 from app.ledger import Body, Claim
+from app.opencode import store_file
 from app.permit import Permits
 from app.policy import Permit
 from app.presence import Announced, Only, present
@@ -43,7 +44,6 @@ from app.schema import SchemaError, is_newer, require_known
 from app.settings import Recorded, Settings, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
-from app.store import store_file
 from app.succession import Succession, become_anew, is_replaced
 from app.tightening import Tightening
 

@@ -256,6 +256,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("superseded", *(state for state in CURRENT if state != SHUT)),
     ),
     "insert an equal one while off": (lambda d, *_: d.put(version(content="off"), off=True) is Standing.NEW, {}),
+    "note_reconciled": (lambda d, *_: not ledger.note_reconciled(d.db, d.destination, "ses_1", 300), {}),
     "see_again": (
         lambda d, *_: see_again(d),
         {state: after for state, after in SAME.items() if state not in SUPERSEDED},
@@ -376,12 +377,15 @@ stays untouched."""
 
 READERS = {
     "attempts", "bodies", "conditions", "confirmations", "counts", "dead_groups", "dead_keys", "dead_letters",
-    "dropped_groups", "dropped_letters", "due_for_confirmation", "errors", "frozen", "held", "held_folders", "is_alone",
+    "dropped_groups", "dropped_letters", "due_for_confirmation", "errors", "exported", "exported_sessions",
+    "frozen", "held", "held_folders", "is_alone",
     "is_current", "is_pending", "last_body", "latest_ms", "leasing_workers", "letters_of", "made_under", "missing",
-    "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "sendable", "standing", "unacknowledged",
+    "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "sendable",
+    "standing", "unacknowledged",
 }  # fmt: skip
 TABLES = (
-    "attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "folder", "confirmation", "destination",
+    "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder", "confirmation",
+    "destination",
 )  # fmt: skip
 
 

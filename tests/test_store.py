@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.opencode import ExportError, examine, families, snapshot
+from app.opencode import ExportError, Store, StoreError, examine, families, snapshot, store_file
 from app.parse import parse
-from app.store import store_file, stored
 from tests.recorded import export, exported
 
 TABLES = """
@@ -52,24 +51,87 @@ def built(path: Path, snapshot: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("name", exported())
 def test_the_store_tells_what_the_export_tells(tmp_path: Path, name: str) -> None:
     wanted = export(name)
-    files = stored(built(tmp_path / "opencode.db", wanted), wanted["root"])
+    files = Store(built(tmp_path / "opencode.db", wanted)).files(wanted["root"])
     (family,) = families([examine(file) for file in files])
     assert parse(snapshot(family)) == parse(wanted)
+
+
+@pytest.mark.parametrize("name", exported())
+def test_a_turn_read_alone_is_the_turn_of_the_whole_session(tmp_path: Path, name: str) -> None:
+    wanted = export(name)
+    store = Store(built(tmp_path / "opencode.db", wanted))
+    whole = parse(wanted)
+    for turn in whole.turns:
+        found = store.turn(wanted["root"], turn.id)
+        assert found is not None
+        assert (found.session, found.turns) == (whole.session, (turn,))
+        assert store.holds(wanted["root"], turn.id)
+    first = store.turn(wanted["root"], None)
+    assert (first.turns if first else ()) == whole.turns[:1]
+    assert not store.holds(wanted["root"], "msg_nowhere")
+    assert store.turn(wanted["root"], "msg_nowhere") is None
+
+
+@pytest.mark.parametrize("name", exported())
+def test_roots_are_listed_and_subagents_are_not(tmp_path: Path, name: str) -> None:
+    wanted = export(name)
+    store = Store(built(tmp_path / "opencode.db", wanted))
+    called = {one["info"]["id"] for one in wanted["sessions"] if one["info"].get("parentID")}
+    roots = store.roots()
+    assert {one.id for one in roots} == {one["info"]["id"] for one in wanted["sessions"]} - called
+    assert [one.id for one in store.roots(roots[0].directory)] == [one.id for one in roots]
+    assert store.roots("/elsewhere") == []
+
+
+def test_a_change_inside_a_subagent_is_a_change_of_its_root(tmp_path: Path) -> None:
+    wanted = export("f_subagent")
+    store = Store(built(tmp_path / "opencode.db", wanted))
+    (child,) = [one["info"]["id"] for one in wanted["sessions"] if one["info"].get("parentID")]
+    assert store.changed_ms("ses_nowhere") is None
+    before = store.changed_ms(wanted["root"])
+    assert before is not None
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("update part set time_updated = ? where session_id = ?", (before + 5, child))
+    assert store.changed_ms(wanted["root"]) == before + 5
+
+
+def test_a_store_of_another_kind_is_named_with_the_way_in(tmp_path: Path) -> None:
+    path = tmp_path / "opencode.db"
+    path.write_bytes(b"no database at all, however long it is" * 100)
+    with pytest.raises(StoreError, match="cannot be read: file is not a database"):
+        Store(path).roots()
+    path.unlink()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript("create table session (id text, parent_id text); create table entry (id text);")
+    with pytest.raises(StoreError, match=r"no store of OpenCode 1\.18 .*opencode export ID > FILE"):
+        Store(path).roots()
+
+
+def test_the_files_of_an_older_opencode_are_named_with_the_way_in(tmp_path: Path) -> None:
+    (tmp_path / "storage" / "session").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"JSON files of an older OpenCode.*opencode export ID > FILE"):
+        Store(tmp_path / "opencode.db").roots()
+
+
+def test_the_store_of_another_channel_is_named(tmp_path: Path) -> None:
+    built(tmp_path / "opencode-dev.db", export("a_simple"))
+    with pytest.raises(StoreError, match=r"but opencode-dev\.db: name one with OPENCODE_DB or --db"):
+        Store(tmp_path / "opencode.db").roots()
 
 
 def test_a_store_is_not_changed_by_reading(tmp_path: Path) -> None:
     path = built(tmp_path / "opencode.db", export("a_simple"))
     before = path.read_bytes()
-    stored(path, export("a_simple")["root"])
+    Store(path).transcript(export("a_simple")["root"])
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["opencode.db"]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="is not there"):
-        stored(tmp_path / "opencode.db", "ses_1")
+        Store(tmp_path / "opencode.db").files("ses_1")
     with pytest.raises(ExportError, match="holds no session ses_1"):
-        stored(built(tmp_path / "opencode.db", export("a_simple")), "ses_1")
+        Store(built(tmp_path / "opencode.db", export("a_simple"))).files("ses_1")
 
 
 def test_the_store_lies_where_opencode_says() -> None:

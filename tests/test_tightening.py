@@ -14,6 +14,7 @@ from app.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.ledger import Body, Claim
+from app.opencode import store_file
 from app.parse import parse
 from app.permit import Permits, tightest
 from app.policy import Hold, Permit
@@ -24,7 +25,6 @@ from app.retry import Policy as RetryPolicy
 from app.settings import Origin, Settings
 from app.sources import Sources
 from app.status import read_destinations, waiting
-from app.store import store_file
 from app.tightening import Tightening
 from tests.processes import PROJECT, Station, hook, worker
 from tests.servers import Exchange, nobody, ok, receiving, request_id_of, scripted, whole

@@ -6,10 +6,11 @@
     upkeep      what no ring brings: orphans, rings, pruning
     policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
+    history     all versions of a session's turns, and what Helicone knows their records by (footprint)
     letters     what is dead or dropped, for who looks into it; dead ones come back or go for good
     readings    numbers, for people
 
-The picture of the states stands at the head of migrations/0001_initial.sql, and what came to it in 0002_health.sql.
+The picture of the states stands at the head of migrations/0001_initial.sql, and what came to it in those after it.
 Functions take the connection first; those that need several statements open their own transaction, so the caller must
 not be inside one. Times come in as milliseconds UTC: nothing here reads a clock.
 """
@@ -49,7 +50,20 @@ from app.ledger.confirmations import (
     send_again,
     stop_confirming,
 )
-from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, Failure, LedgerError, Standing, Version, bodies
+from app.ledger.footprint import Print
+from app.ledger.history import Exported, exported, exported_sessions, note_reconciled, reconciled_ms
+from app.ledger.job import (
+    BATCH,
+    SESSION_RECORD,
+    Body,
+    Claim,
+    Failure,
+    Frozen,
+    LedgerError,
+    Standing,
+    Version,
+    bodies,
+)
 from app.ledger.letters import (
     Attempt,
     Choice,
@@ -122,11 +136,14 @@ __all__ = [
     "Conditions",
     "Confirmations",
     "Counts",
+    "Exported",
     "Failure",
+    "Frozen",
     "Group",
     "LedgerError",
     "Letter",
     "Missing",
+    "Print",
     "Standing",
     "Unconfirmed",
     "Version",
@@ -156,6 +173,8 @@ __all__ = [
     "dropped_letters",
     "due_for_confirmation",
     "errors",
+    "exported",
+    "exported_sessions",
     "forget_acknowledgements",
     "forget_rings",
     "frozen",
@@ -183,12 +202,14 @@ __all__ = [
     "next_of_session",
     "not_found_yet",
     "note_body_not_stored",
+    "note_reconciled",
     "note_sleep",
     "pause_read_back",
     "pending_keys",
     "place_under",
     "purge_dead",
     "read_back_failures",
+    "reconciled_ms",
     "recover",
     "release_folder",
     "resume_read_back",

@@ -6,7 +6,7 @@ import hashlib
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from sqlite3 import Connection, Row
 
@@ -23,11 +23,26 @@ class LedgerError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Frozen:
+    """What, beside its request id and its session's user id, makes a log at Helicone the same log for ever."""
+
+    provider: str
+    model: str
+    start_ms: int
+    session_name: str
+    """Helicone's list of sessions groups by it."""
+    path: str
+    """Where it stands in its session. It may change; but what is sent again without it loses its place."""
+
+
+@dataclass(frozen=True, slots=True)
 class Body:
     """One record as it is kept: the bytes to post and who they are at Helicone."""
 
     request_id: uuid.UUID
     body: bytes
+    frozen: Frozen | None = field(default=None, compare=False)
+    """Told when the record is made; read back, it is in the job's footprint."""
 
     @property
     def digest(self) -> bytes:
@@ -47,6 +62,12 @@ class Version:
     folder: str
     policy: str = ""
     """What its bodies are made under, as `Policy.facts` says it; '' where that was not kept."""
+    is_history: bool = False
+    """Brought by a person, and in bulk: what is live goes first."""
+    is_recall: bool = False
+    """Overwrites what Helicone holds: it is sent also when its session was deleted meanwhile."""
+    is_sealed: bool = False
+    """No other version of the turn is taken after this one, until somebody asks."""
 
 
 class Standing(Enum):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from app import crashpoint
 from app.connection import transaction
+from app.ledger import footprint
 from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, LedgerError, Standing, Version
 
@@ -24,21 +25,25 @@ def standing(
 ) -> Standing:
     """What `insert` would do with this version now; a cheap look before its bodies are made.
 
-    `reopen` names the reasons of dropped jobs that the caller asks to have back; `body_not_stored` asks for delivered
-    ones of which Helicone kept the numbers only. With `off` (export is switched off)
-    a version says nothing about a turn that the ledger has already, unless it is newer.
+    `reopen` names what the caller asks to have back: the reasons of dropped jobs; `body_not_stored` for delivered ones
+    of which Helicone kept the numbers only; states (`delivered`, `dead`, `pending`: not in flight) for jobs to be made
+    anew; `sealed`. With `off` (export is switched off) a version says nothing about a turn that the ledger has
+    already, unless it is newer.
     """
     current = db.execute(
-        "select j.key, j.state, iif(j.body_not_stored, 'body_not_stored', j.drop_reason) as drop_reason, j.facts_ms"
-        " from session s"
+        "select j.key, iif(j.lease_until_ms is null, j.state, 'in flight') as state, j.drop_reason, j.facts_ms,"
+        " j.is_sealed, j.body_not_stored from session s"
         " join turn t on t.session_id = s.id and t.name = ?"
         " join job j on j.turn_id = t.id and j.state <> 'superseded'"
         " where s.destination_id = ? and s.name = ?",
         (version.turn, destination_id, version.session),
     ).fetchone()
     if current is not None and current["key"] == version.key:
+        reasons = {current["state"], current["drop_reason"], "body_not_stored" if current["body_not_stored"] else None}
         # Whoever captures it under the very policy that was too loose once does so because it no longer is.
-        return Standing.REOPENED if current["drop_reason"] in {"policy", *reopen} else Standing.KNOWN
+        return Standing.KNOWN if reasons.isdisjoint({"policy", *reopen}) else Standing.REOPENED
+    if current is not None and current["is_sealed"] and "sealed" not in reopen:
+        return Standing.SHUT
     if current is not None and current["drop_reason"] in {"off", "deleted"} and current["drop_reason"] not in reopen:
         return Standing.SHUT
     # OpenCode's update time moves on with every turn: it does not make the session's own record a newer one.
@@ -165,16 +170,20 @@ def _write(  # noqa: PLR0913 - one row's columns
     pending = state == "pending"
     row = db.execute(
         "insert into job (destination_id, session_id, turn_id, policy_id, key, state, drop_reason, facts_ms,"
-        " enqueued_ms, due_ms, finished_ms, record_count, body_bytes) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " enqueued_ms, due_ms, finished_ms, record_count, body_bytes, is_history, is_recall, is_sealed)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " on conflict (destination_id, key) do update set state = excluded.state, drop_reason = excluded.drop_reason,"
         " policy_id = excluded.policy_id,"
+        " is_history = excluded.is_history, is_recall = excluded.is_recall, is_sealed = excluded.is_sealed,"
         " facts_ms = excluded.facts_ms, enqueued_ms = excluded.enqueued_ms, due_ms = excluded.due_ms,"
         " finished_ms = excluded.finished_ms, record_count = excluded.record_count, body_bytes = excluded.body_bytes,"
         # The attempt number moves on: a worker that still posts the old version must not finish this one.
         " attempt = attempt + 1, lease_until_ms = null, worker = null,"
         " setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null, rung_ms = null, error = null,"
         " confirm_ms = null, confirmed_ms = null, resends = 0, body_not_stored = 0, hold_reason = null"
-        " where (state in ('superseded', 'dropped') or state = 'delivered' and body_not_stored)"
+        # Which of these it may be, `standing` has decided.
+        " where (state in ('superseded', 'dropped', 'delivered', 'dead')"
+        "  or state = 'pending' and lease_until_ms is null)"
         " and turn_id = excluded.turn_id returning id",
         (
             destination_id,
@@ -190,10 +199,15 @@ def _write(  # noqa: PLR0913 - one row's columns
             None if pending else now_ms,
             len(bodies),
             len(bundle),
+            version.is_history,
+            version.is_recall,
+            version.is_sealed,
         ),
     ).fetchone()
     if row is None:
         raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
+    forget_contents(db, [row["id"]])
+    footprint.write(db, row["id"], bodies)
     db.executemany(
         "insert into record (job_id, position, request_id, digest, body_bytes) values (?, ?, ?, ?, ?)",
         [

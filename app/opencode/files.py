@@ -1,4 +1,4 @@
-"""OpenCode's own data, read from outside of it: the files of `opencode export`.
+"""The files of `opencode export`.
 
     {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}
 

@@ -1,0 +1,84 @@
+"""All versions of a session's turns that the ledger knows: for whoever compares them with what OpenCode holds."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from app.ledger import footprint
+from app.ledger.footprint import Print
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """One version of one turn (or, by the name SESSION_RECORD, of a session's own record), and what became of it."""
+
+    turn: str
+    key: str
+    state: str
+    drop_reason: str | None
+    error: str | None
+    facts_ms: int
+    policy: str
+    """What its bodies were made under; '' where that was not kept."""
+    was_attempted: bool
+    """Whether any of it may be at Helicone."""
+    is_sealed: bool
+    confirmed_ms: int | None
+    body_not_stored: bool
+    prints: tuple[Print, ...]
+    """Of all its records; () for a job from before these were kept, or that never had any."""
+
+
+def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[Exported]:
+    """The oldest version first. The session's subagents are part of its turns."""
+    rows = db.execute(
+        "select j.id, t.name, j.key, j.state, j.drop_reason, j.error, j.facts_ms, coalesce(p.facts, '') as policy,"
+        " j.attempt, j.is_sealed, j.confirmed_ms, j.body_not_stored"
+        " from session s join turn t on t.session_id = s.id join job j on j.turn_id = t.id"
+        " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ? order by j.id",
+        (destination_id, session),
+    ).fetchall()
+    prints = footprint.read(db, [row["id"] for row in rows])
+    return [
+        Exported(
+            turn=row["name"],
+            key=row["key"],
+            state=row["state"],
+            drop_reason=row["drop_reason"],
+            error=row["error"],
+            facts_ms=row["facts_ms"],
+            policy=row["policy"],
+            was_attempted=row["attempt"] > 0,
+            is_sealed=bool(row["is_sealed"]),
+            confirmed_ms=row["confirmed_ms"],
+            body_not_stored=bool(row["body_not_stored"]),
+            prints=prints.get(row["id"], ()),
+        )
+        for row in rows
+    ]
+
+
+def exported_sessions(db: sqlite3.Connection, destination_id: int) -> list[str]:
+    """All root sessions of which the ledger knows anything, the oldest first."""
+    rows = db.execute(
+        "select name from session where destination_id = ? and name = root_name order by id", (destination_id,)
+    )
+    return [row["name"] for row in rows]
+
+
+def reconciled_ms(db: sqlite3.Connection, destination_id: int, session: str) -> int | None:
+    """What OpenCode had written by then was compared with the ledger; None for a session never compared."""
+    row = db.execute(
+        "select reconciled_ms from session where destination_id = ? and name = ?", (destination_id, session)
+    ).fetchone()
+    return None if row is None else row["reconciled_ms"]
+
+
+def note_reconciled(db: sqlite3.Connection, destination_id: int, session: str, changed_ms: int) -> bool:
+    """Note that all that OpenCode had written up to `changed_ms` is in the ledger. False for a session without jobs."""
+    updated = db.execute(
+        "update session set reconciled_ms = max(coalesce(reconciled_ms, 0), ?) where destination_id = ? and name = ?",
+        (changed_ms, destination_id, session),
+    )
+    return updated.rowcount == 1

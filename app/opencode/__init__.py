@@ -1,0 +1,24 @@
+"""OpenCode's own data, read from outside of it: its store, and the files of `opencode export`.
+
+    files   {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, one session each
+    store   the SQLite file in which OpenCode 1.18 keeps all sessions of all projects
+
+Both give `File`s, which `families` puts together and `snapshot` turns into what the plugin would have sent.
+"""
+
+from app.opencode.files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
+from app.opencode.store import Store, StoredSession, StoreError, store_file
+
+__all__ = [
+    "FILE_BYTES_MAX",
+    "Export",
+    "ExportError",
+    "File",
+    "Store",
+    "StoreError",
+    "StoredSession",
+    "examine",
+    "families",
+    "snapshot",
+    "store_file",
+]

@@ -1,0 +1,262 @@
+"""OpenCode's own store, read and never written: the SQLite generation of OpenCode 1.18.
+
+One file holds all projects; `session`, `message` and `part` are what `opencode export` prints: a row's ids and its
+`data` together are one `info` or one part, messages in the order of creation time and id, parts in that of their ids
+(OpenCode 1.18.33). Every question is one short read on a connection of its own: a reader never keeps OpenCode from
+writing, but it keeps the file that holds what was written last from being emptied.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.opencode.files import ExportError, File, examine, families, snapshot
+from app.parse import parse
+from app.transcript import Json, Transcript
+
+BUSY_S = 2.0
+"""How long a read waits for OpenCode, which holds the store exclusively only while it starts or recovers."""
+_NEEDED = {
+    "session": {"id", "parent_id", "directory", "title", "version", "time_created", "time_updated", "time_archived"},
+    "message": {"id", "session_id", "time_created", "time_updated", "data"},
+    "part": {"id", "message_id", "session_id", "time_updated", "data"},
+}
+_WAY_IN = "write its sessions to files with `opencode export ID > FILE`, and import these"
+
+
+class StoreError(ExportError):
+    """There is no store that can be read. The message says what there is instead, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A root session: one that nobody's task call has started, or whose parent is gone."""
+
+    id: str
+    directory: str
+    created_ms: int
+    updated_ms: int
+    """As OpenCode keeps it. What changed inside of its turns is in `Store.changed_ms`."""
+
+
+def store_file(environ: Mapping[str, str]) -> Path:
+    """Where OpenCode keeps it, unless told otherwise by OPENCODE_DB."""
+    named = environ.get("OPENCODE_DB")
+    if named and Path(named).is_absolute():
+        return Path(named)
+    data = environ.get("XDG_DATA_HOME")
+    share = Path(data) if data else Path(environ.get("HOME", "/")) / ".local" / "share"
+    return share / "opencode" / (named or "opencode.db")
+
+
+class Store:
+    """The store in one file. All methods raise StoreError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def roots(self, directory: str | None = None) -> list[StoredSession]:
+        """Those of all projects, or those that were started in `directory`; the oldest first."""
+        with self._opened() as db:
+            rows = db.execute(
+                "select id, directory, time_created, time_updated from session s"
+                " where (parent_id is null or not exists (select 1 from session p where p.id = s.parent_id))"
+                " and (? is null or directory = ?) order by time_created, id",
+                (directory, directory),
+            ).fetchall()
+        return [StoredSession(*row) for row in rows]
+
+    def changed_ms(self, session: str) -> int | None:
+        """When anything of the session or of its subagents was written last; None when it is not there."""
+        with self._opened() as db:
+            (latest,) = db.execute(
+                "with recursive family(id) as (values (?) union select s.id from session s join family f"
+                "  on s.parent_id = f.id)"
+                " select max(max(s.time_updated,"
+                "  coalesce((select max(time_updated) from message where session_id = s.id), 0),"
+                "  coalesce((select max(time_updated) from part where session_id = s.id), 0)))"
+                " from family f join session s on s.id = f.id",
+                (session,),
+            ).fetchone()
+        return None if latest is None else int(latest)
+
+    def files(self, session: str) -> list[File]:
+        """A session and, after it, the subagents that its task calls name, each as `opencode export` would put it.
+
+        In memory only. Raises StoreError when there is no such session.
+        """
+        with self._opened() as db:
+            found = _family(db, session)
+        if not found:
+            raise StoreError(f"OpenCode's store {self.path} holds no session {session}")
+        return [File(name, json.dumps(entry).encode()) for name, entry in found.items()]
+
+    def transcript(self, session: str) -> Transcript | None:
+        """The session with its subagents; None when it is not there. Raises TranscriptError."""
+        with self._opened() as db:
+            if not db.execute("select 1 from session where id = ?", (session,)).fetchone():
+                return None
+        for family in families([examine(file) for file in self.files(session)]):
+            if family[0].session == session:
+                return parse(snapshot(family))
+        return None
+
+    def turn(self, session: str, turn: str | None) -> Transcript | None:
+        """The session with this one of its turns (None: its first), as the whole transcript has it.
+
+        Reads that turn's messages only. None when it is not there. Raises TranscriptError.
+        """
+        with self._opened() as db:
+            entries = _turn(db, session, turn)
+        if entries is None:
+            return None
+        found = parse({"root": session, "sessions": entries})
+        turns = tuple(one for one in found.turns if turn is None or one.id == turn)[:1]
+        return Transcript(found.session, turns) if turns else None
+
+    def holds(self, session: str, turn: str) -> bool:
+        """Whether the turn's user message, or an answer to it, is there. Looks into no text."""
+        with self._opened() as db:
+            return _span(db, session, turn) is not None
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        if not self.path.is_file():
+            raise StoreError(_absence(self.path))
+        try:
+            with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)) as db:
+                db.row_factory = sqlite3.Row
+                db.isolation_level = None
+                _require_known(db, self.path)
+                db.execute("begin")  # one state for all statements of a question
+                yield db
+        except sqlite3.Error as error:
+            raise StoreError(f"OpenCode's store {self.path} cannot be read: {error}") from None
+        except json.JSONDecodeError:
+            raise StoreError(f"OpenCode's store {self.path} holds a row that is not JSON") from None
+
+
+def _absence(path: Path) -> str:
+    """What there is where OpenCode's store should be."""
+    with suppress(OSError):
+        if (path.parent / "storage" / "session").is_dir():
+            return f"{path.parent / 'storage'} holds JSON files of an older OpenCode, which are not read: {_WAY_IN}"
+        others = sorted(other.name for other in path.parent.glob("opencode*.db"))
+        if others:
+            return f"OpenCode's store {path} is not there, but {', '.join(others)}: name one with OPENCODE_DB or --db"
+    return f"OpenCode's store {path} is not there"
+
+
+def _require_known(db: sqlite3.Connection, path: Path) -> None:
+    """Raises StoreError for a file of a generation that this program does not know."""
+    missing = sorted(
+        f"{table}.{column}"
+        for table, needed in _NEEDED.items()
+        for column in needed - {row["name"] for row in db.execute(f"pragma table_info({table})")}
+    )
+    if missing:
+        known = ", ".join(missing[:3])
+        raise StoreError(f"{path} is no store of OpenCode 1.18 (it has no {known}), and is not read: {_WAY_IN}")
+
+
+def _family(db: sqlite3.Connection, session: str) -> dict[str, dict[str, Json]]:
+    found: dict[str, dict[str, Json]] = {}
+    ahead = [session]
+    while ahead:
+        name = ahead.pop()
+        entry = None if name in found else _entry(db, name)
+        if entry is not None:
+            found[name] = entry
+            ahead += _subagents(db, name)
+    return found
+
+
+_WHOLE = (0, "", 1 << 62, "")
+
+
+def _turn(db: sqlite3.Connection, session: str, turn: str | None) -> list[Json] | None:
+    span = _span(db, session, turn)
+    entry = _entry(db, session, span) if span is not None else None
+    if span is None or entry is None:
+        return None
+    (entry["first_index"],) = db.execute(
+        "select count(*) from message where session_id = ? and (time_created, id) < (?, ?)", (session, *span[:2])
+    ).fetchone()
+    # A subagent belongs to the first call that names it.
+    elsewhere = {*_subagents(db, session, (0, "", span[0], span[1])), session}
+    entries: dict[str, Json] = {session: entry}
+    for name in _subagents(db, session, span):
+        if name not in elsewhere:
+            entries |= {child: found for child, found in _family(db, name).items() if child not in entries}
+    return list(entries.values())
+
+
+def _span(db: sqlite3.Connection, session: str, turn: str | None) -> tuple[int, str, int, str] | None:
+    """From the turn's first message to before the one after its last: what (time_created, id) to begin and end at."""
+    if turn is None:
+        row = db.execute(
+            "select coalesce(json_extract(m.data, '$.parentID'), m.id) as turn from message m join session s"
+            # Older ones are a fork's copies.
+            " on s.id = m.session_id where m.session_id = ? and m.time_created >= s.time_created"
+            " order by m.time_created, m.id limit 1",
+            (session,),
+        ).fetchone()
+        return None if row is None else _span(db, session, row["turn"])
+    rows = db.execute(
+        "select m.time_created, m.id from message m join session s on s.id = m.session_id where m.session_id = :session"
+        " and m.time_created >= s.time_created and (m.id = :turn or json_extract(m.data, '$.parentID') = :turn)"
+        " order by m.time_created, m.id",
+        {"session": session, "turn": turn},
+    ).fetchall()
+    if not rows:
+        return None
+    last = rows[-1]
+    return rows[0]["time_created"], rows[0]["id"], last["time_created"], f"{last['id']}\0"
+
+
+def _entry(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str] = _WHOLE) -> dict[str, Json] | None:
+    row = db.execute("select * from session where id = ?", (session,)).fetchone()
+    if row is None:
+        return None
+    info: dict[str, Json] = {
+        "id": row["id"],
+        "title": row["title"],
+        "directory": row["directory"],
+        "version": row["version"],
+        "time": {"created": row["time_created"], "updated": row["time_updated"]}
+        | ({"archived": row["time_archived"]} if row["time_archived"] is not None else {}),
+    }
+    if row["parent_id"] is not None:
+        info["parentID"] = row["parent_id"]
+    messages: list[Json] = []
+    rows = db.execute(
+        "select id, data from message where session_id = ? and (time_created, id) >= (?, ?)"
+        " and (time_created, id) < (?, ?) order by time_created, id",
+        (session, *span),
+    ).fetchall()
+    for message in rows:
+        parts: list[Json] = [
+            {**json.loads(part["data"]), "id": part["id"], "messageID": message["id"], "sessionID": session}
+            for part in db.execute("select id, data from part where message_id = ? order by id", (message["id"],))
+        ]
+        messages.append(
+            {"info": {**json.loads(message["data"]), "id": message["id"], "sessionID": session}, "parts": parts}
+        )
+    return {"info": info, "messages": messages}
+
+
+def _subagents(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str] = _WHOLE) -> list[str]:
+    """The sessions that tool calls of these messages name, in order."""
+    rows = db.execute(
+        "select json_extract(p.data, '$.state.metadata.sessionId') as name from message m join part p"
+        " on p.message_id = m.id where m.session_id = ? and (m.time_created, m.id) >= (?, ?)"
+        " and (m.time_created, m.id) < (?, ?) and json_extract(p.data, '$.type') = 'tool'"
+        " order by m.time_created, m.id, p.id",
+        (session, *span),
+    ).fetchall()
+    return [row["name"] for row in rows if isinstance(row["name"], str)]

@@ -1,0 +1,24 @@
+-- The whole history: OpenCode's own store is the second copy of every turn.
+--
+--   job ──  footprint    what Helicone replaces each of its logs by; outlives the bodies, the job's session and the turn
+--   session >── reconciled_ms
+--
+-- New arrows of a job's life:
+--
+--   pending, dead ─▶ the same, without bodies      no room for them, and OpenCode's store still holds the turn: they are
+--                                                  made again for each attempt
+--   delivered ─▶ superseded, delivered ─▶ pending  recalled: written over at Helicone
+--
+-- A job that is sealed was recalled with something that the settings do not say: no other version of its turn is taken,
+-- until another recall.
+
+alter table session add column reconciled_ms integer;  -- what OpenCode had written by then was compared; null: nothing
+alter table job add column is_history integer not null default 0;  -- 1: goes after what is live
+alter table job add column is_recall integer not null default 0;   -- 1: overwrites what Helicone holds
+alter table job add column is_sealed integer not null default 0;
+
+create table footprint (
+    job_id integer primary key references job (id) on delete cascade,
+    ids blob not null,                            -- of each record 16 bytes of request id and 8 of its body's digest
+    facts blob not null                           -- JSON, zlib: what else Helicone knows each record by
+) strict;

@@ -1,0 +1,68 @@
+"""What the ledger keeps of every record for good: by what Helicone knows it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import replace
+
+import pytest
+
+from app import destination, ledger
+from app.enqueue import Place, exports
+from app.parse import parse
+from app.transcript import Turn
+from tests import recorded
+from tests.desk import Desk, version
+from tests.test_enqueue import Door, capture
+
+
+@pytest.fixture
+def door(db: sqlite3.Connection) -> Door:
+    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    return Door(db, Place(target.id, "folder"))
+
+
+@pytest.mark.parametrize("name", recorded.exported())
+def test_a_footprint_tells_what_the_body_tells(door: Door, name: str) -> None:
+    told = recorded.export(name)
+    door.put(told, abandoned=True)
+    made = {
+        record.request_id: record
+        for export in exports(parse(told), capture(), "", abandoned=True)
+        if not isinstance(export, Turn)
+        for record in export.encode()
+    }
+    kept = [one for job in ledger.exported(door.db, door.place.destination_id, told["root"]) for one in job.prints]
+    assert {str(one.request_id) for one in kept} == set(made)
+    for one in kept:
+        body = json.loads(made[str(one.request_id)].body)
+        meta = body["providerRequest"]["meta"]
+        start = body["timing"]["startTime"]
+        assert one.frozen.model == made[str(one.request_id)].model
+        assert one.frozen.provider == body["provider"]
+        assert one.frozen.start_ms == start["seconds"] * 1000 + start["milliseconds"]
+        assert (one.frozen.session_name, one.frozen.path) == (
+            meta["Helicone-Session-Name"],
+            meta["Helicone-Session-Path"],
+        )
+
+
+def test_a_footprint_outlives_the_bodies_of_its_job(door: Door) -> None:
+    told = recorded.export("a_simple")
+    door.put(told)
+    before = ledger.exported(door.db, door.place.destination_id, told["root"])
+    assert all(job.prints for job in before)
+    assert ledger.drop_session(door.db, door.place.destination_id, told["root"], 1) == len(before)
+    after = ledger.exported(door.db, door.place.destination_id, told["root"])
+    assert [job.prints for job in after] == [job.prints for job in before]
+
+
+def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection) -> None:
+    desk = Desk(db)
+    sealed = version(content="sealed")
+    ledger.insert(db, desk.destination, replace(sealed, is_sealed=True), [], now_ms=1)
+    newer = version(content="newer", facts_ms=900)
+    assert desk.put(newer) is ledger.Standing.SHUT
+    assert desk.put(sealed) is ledger.Standing.KNOWN
+    assert desk.put(newer, reopen=("sealed",)) is ledger.Standing.NEW
