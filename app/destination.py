@@ -123,12 +123,18 @@ def remember_folder(
 ) -> None:
     """Note how a folder is captured, and for which destination."""
     db.execute(
-        "insert into folder (hash, destination_id, capture_options, seen_ms) values (?, ?, ?, ?)"
+        "insert into folder (hash, destination_id, capture_options, seen_ms, since_ms) values (?, ?, ?, ?, ?)"
         " on conflict (hash) do update set destination_id = excluded.destination_id,"
         " capture_options = excluded.capture_options, seen_ms = excluded.seen_ms"
         " where capture_options <> excluded.capture_options or destination_id is not excluded.destination_id",
-        (folder, destination_id, json.dumps(capture_options, sort_keys=True), now_ms),
+        (folder, destination_id, json.dumps(capture_options, sort_keys=True), now_ms, now_ms),
     )
+
+
+def captured_since_ms(db: sqlite3.Connection, folder: str) -> int | None:
+    """When a hook first captured a folder; None when none ever did."""
+    row = db.execute("select since_ms from folder where hash = ?", (folder,)).fetchone()
+    return None if row is None else int(row["since_ms"])
 
 
 def folder_options(db: sqlite3.Connection, folder: str) -> dict[str, object] | None:

@@ -17,6 +17,12 @@ alter table job add column is_history integer not null default 0;  -- 1: goes af
 alter table job add column is_recall integer not null default 0;   -- 1: overwrites what Helicone holds
 alter table job add column is_sealed integer not null default 0;
 
+-- When capture of a folder began: what OpenCode wrote there earlier nobody has missed. seen_ms was moved on with each
+-- change of options, so for folders from before this it is the best that is known.
+alter table folder add column since_ms integer not null default 0;
+update folder set since_ms = min(seen_ms, coalesce(
+    (select min(j.enqueued_ms) from job j join session s on s.id = j.session_id where s.folder = folder.hash), seen_ms));
+
 create table footprint (
     job_id integer primary key references job (id) on delete cascade,
     ids blob not null,                            -- of each record 16 bytes of request id and 8 of its body's digest

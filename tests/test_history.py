@@ -66,3 +66,11 @@ def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection
     assert desk.put(newer) is ledger.Standing.SHUT
     assert desk.put(sealed) is ledger.Standing.KNOWN
     assert desk.put(newer, reopen=("sealed",)) is ledger.Standing.NEW
+
+
+def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
+    desk = Desk(db)
+    assert destination.captured_since_ms(db, "folder") is None
+    for now_ms, options in ((5, {}), (9, {"exportMode": "off"})):
+        destination.remember_folder(db, "folder", desk.destination, options, now_ms)
+    assert destination.captured_since_ms(db, "folder") == 5
