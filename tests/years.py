@@ -20,12 +20,13 @@ from pathlib import Path
 
 from app import destination, ledger
 from app.db import open_ledger
-from app.ledger import Body, Failure, Version
+from app.ledger import Body, Failure, Frozen, Version
 from app.settings import Settings
 
 TURNS = 60_000
 RECORDS = 20
 TURNS_A_DAY = 55
+TOOLS = ("bash", "read", "edit", "grep", "glob", "task")
 DAY_MS = 86_400_000
 ROOM_BYTES = 64_000_000
 """What may lie in the spool beside `maxSpoolSize`."""
@@ -52,10 +53,10 @@ def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> Non
     ours = destination.destination(db, "https://example.invalid", "key", 0).id
     for turn in range(turns):
         now_ms = turn * DAY_MS // TURNS_A_DAY
-        bodies = [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{turn} {n}"), dice.randbytes(1_000)) for n in range(RECORDS)]
+        bodies = [record(dice, turn, n, now_ms) for n in range(RECORDS)]
         deliver(db, ours, version(turn, "a", now_ms), bodies, now_ms, dead=turn % 100 == 0)
         if turn % 10 == 5:
-            changed = [*bodies[:-1], Body(bodies[-1].request_id, dice.randbytes(1_000))]
+            changed = [*bodies[:-1], record(dice, turn, RECORDS - 1, now_ms)]
             deliver(db, ours, version(turn, "b", now_ms + 1), changed, now_ms + 1, dead=False)
         if turn % TURNS_A_DAY == 0:
             ledger.drop_aged(db, now_ms, settings.max_spool_age_ms)
@@ -64,6 +65,20 @@ def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> Non
             ledger.shrink(db)
         if turn % (turns // 6) == 0:
             tell(turn)
+
+
+def record(dice: random.Random, turn: int, number: int, now_ms: int) -> Body:
+    """An LLM call or, every other one, a tool call of it."""
+    tool = dice.choice(TOOLS) if number % 2 else None
+    model = f"tool:{tool}" if tool else "anthropic/claude-sonnet-4-5"
+    path = f"/opencode/ses_{turn // 12:028}/msg-{turn % 12 * RECORDS + number}" + (f"/tool-{tool}" if tool else "")
+    # Each has a time of its own; it is the same when the turn comes again.
+    start_ms = now_ms // 1_000 * 1_000 + number * 7_919 % 60_000
+    return Body(
+        uuid.uuid5(uuid.NAMESPACE_OID, f"{turn} {number}"),
+        dice.randbytes(1_000),
+        Frozen("CUSTOM", model, start_ms, f"opencode: project-{turn % 7}", path),
+    )
 
 
 def version(turn: int, content: str, facts_ms: int) -> Version:
