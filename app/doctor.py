@@ -23,6 +23,7 @@ from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.install import InstallError
+from app.opencode import Store, StoreError, store_file
 from app.redact import PatternError
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
@@ -164,6 +165,18 @@ def _plugin(site: Site) -> Iterator[Finding]:
         yield Finding("plugin", "warning", "not installed for this user, nor in this folder", "install-plugin --global")
 
 
+def _store(site: Site) -> Iterator[Finding]:
+    """Live capture does not need it; to find out what it has missed, and to bring the history, does."""
+    path = store_file(site.sources.environ)
+    if not path.parent.is_dir():
+        yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
+        return
+    try:
+        yield Finding("OpenCode's store", "ok", f"{path}, {len(Store(path).roots())} session(s)")
+    except StoreError as error:
+        yield Finding("OpenCode's store", "warning", str(error), "until then nothing can be compared with it")
+
+
 # --- inside
 
 
@@ -260,7 +273,7 @@ def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding("dropped", "warning" if is_lost else "ok", f"{jobs} dropped: {reason}", todo)
 
 
-_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (_key, _patterns, _place, _disk, _sqlite, _plugin)
+_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (_key, _patterns, _place, _disk, _sqlite, _plugin, _store)
 _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,
     _queue,

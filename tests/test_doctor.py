@@ -50,8 +50,8 @@ def test_where_all_is_well_every_check_is_ok(station: Station) -> None:
     found = findings(station)
     assert bad(found) == []
     assert [one["check"] for one in found] == [
-        "settings", "key", "redaction", "spool", "disk", "SQLite", "plugin", "ledger", "queue.db", "processes",
-        "destination", "clock", "lines", "dead",
+        "settings", "key", "redaction", "spool", "disk", "SQLite", "plugin", "OpenCode's store", "ledger",
+        "queue.db", "processes", "destination", "clock", "lines", "dead",
     ]  # fmt: skip
     assert shape(found[0]) == shape(example("doctor")["findings"][0])
     lines = typed(station, "doctor").stdout.splitlines()
@@ -88,6 +88,10 @@ def replace_the_plugin(station: Station) -> None:
 
 def unplug(station: Station) -> None:
     (station.home / PLUGIN).unlink()
+
+
+def bring_an_old_opencode(station: Station) -> None:
+    (station.home / "data" / "opencode" / "storage" / "session").mkdir(parents=True)
 
 
 def break_the_queue(station: Station) -> None:
@@ -144,6 +148,7 @@ def set_the_clock_back(station: Station) -> None:
         (age_the_plugin, [("plugin", "warning")], "another version"),
         (replace_the_plugin, [("plugin", "problem")], "not written by"),
         (unplug, [("plugin", "warning")], "not installed"),
+        (bring_an_old_opencode, [("OpenCode's store", "warning")], "JSON files of an older OpenCode"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
         (from_the_future, [("ledger", "problem")], "schema 99"),
         (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were lost: not JSON"),
