@@ -13,7 +13,8 @@ import pytest
 
 from app.attachment import strip_blobs
 from app.redact import REDACTED, Redaction
-from app.settings import _NAMES, Settings
+from app.settings import Settings
+from app.settings.names import NAMES
 from tests.processes import ROOT
 from tests.secrets import KEYS, Sample
 
@@ -146,7 +147,7 @@ def default(field: str) -> str:
 def test_the_readme_has_every_setting_with_its_variable_and_default() -> None:
     rows = re.findall(r"^\| (`\w+` )?\| `([A-Z_]+)` \| ([^|]*)\|", texts()["README.md"], re.MULTILINE)
     told = {(option.strip("` "), variable, value.strip()) for option, variable, value in rows}
-    meant = {(name.option if name.plugin else "", name.variable, default(field)) for field, name in _NAMES.items()}
+    meant = {(name.option if name.plugin else "", name.variable, default(field)) for field, name in NAMES.items()}
     assert told == meant | {("", "OPENCODE_HELICONE_REDACT_REGEX", "")}
     assert len(rows) == len(told)
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from platformdirs.unix import Unix
 from pydantic import SecretStr, ValidationError
 
-from app import settings as module
 from app.settings import (
     Plugin,
     Recorded,
@@ -31,6 +30,7 @@ from app.settings import (
     dotenv_of_command,
     dotenv_unattended,
     load,
+    names,
     shown,
     to_record,
 )
@@ -623,8 +623,8 @@ def test_every_setting_is_shown_with_unit_and_origin() -> None:
 
 
 def test_every_field_has_its_names() -> None:
-    assert set(module._NAMES) | {"origins"} == set(Settings.model_fields)
-    assert {row.field for row in ROWS} | {"api_key"} == set(module._NAMES)
+    assert set(names.NAMES) | {"origins"} == set(Settings.model_fields)
+    assert {row.field for row in ROWS} | {"api_key"} == set(names.NAMES)
 
 
 def test_example_file_has_every_variable_with_default_and_unit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -632,19 +632,19 @@ def test_example_file_has_every_variable_with_default_and_unit(monkeypatch: pyte
     paragraphs = [paragraph for paragraph in text.split("\n\n") if re.search("^(# )?[A-Z_]+=", paragraph, re.MULTILINE)]
     assigned = re.sub("^# ([A-Z_]+=)", r"\1", text, flags=re.MULTILINE)
     example = {name: value or "" for name, value in dotenv_values(stream=StringIO(assigned)).items()}
-    assert sorted(example) == sorted({variable for variable, _, _ in module._VARIABLES})
+    assert sorted(example) == sorted({variable for variable, _, _ in names.VARIABLES})
 
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     linux_spool = Unix("opencode-helicone", appauthor=False).user_data_path
     settings, defaults = load_variables(**example), load_variables()
-    for name in module._NAMES:
+    for name in names.NAMES:
         default = linux_spool if name == "spool_directory" else getattr(defaults, name)
         assert getattr(settings, name) == default, name
         is_set = default is not None
-        assert (settings.origin(name) == f"environment {module._NAMES[name].variable}") is is_set, name
-    for names in module._NAMES.values():
-        (paragraph,) = (each for each in paragraphs if f"{names.variable}=" in each)
-        assert names.unit in paragraph
+        assert (settings.origin(name) == f"environment {names.NAMES[name].variable}") is is_set, name
+    for setting in names.NAMES.values():
+        (paragraph,) = (text for text in paragraphs if f"{setting.variable}=" in text)
+        assert setting.unit in paragraph
 
 
 def test_import_is_light() -> None:
