@@ -321,6 +321,7 @@ class Worker:
         aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
         oversize = ledger.drop_oversize(self.db, now_ms, bytes_max)
         ledger.forget_acknowledgements(self.db, now_ms)
+        ledger.forget_footprints(self.db)
         salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
         ledger.shrink(self.db)
         if aged or oversize:

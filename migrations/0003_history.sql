@@ -25,6 +25,6 @@ update folder set since_ms = min(seen_ms, coalesce(
 
 create table footprint (
     job_id integer primary key references job (id) on delete cascade,
-    ids blob not null,                            -- of each record 16 bytes of request id and 8 of its body's digest
-    facts blob not null                           -- JSON, zlib: what else Helicone knows each record by
+    ids blob not null,                            -- of each record 16 bytes of request id and 4 of its body's digest
+    facts blob not null                           -- JSON, deflated: what else Helicone knows each record by
 ) strict;

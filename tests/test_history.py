@@ -74,3 +74,17 @@ def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
     for now_ms, options in ((5, {}), (9, {"exportMode": "off"})):
         destination.remember_folder(db, "folder", desk.destination, options, now_ms)
     assert destination.captured_since_ms(db, "folder") == 5
+
+
+def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(door: Door) -> None:
+    for name in ("a_simple", "b_tools"):
+        door.put(recorded.export(name))
+    used = door.db.execute("pragma page_count").fetchone()[0] * 4096
+    assert ledger.forget_footprints(door.db, used) == 0
+    jobs = door.db.execute("select count(*) from job").fetchone()[0]
+    assert ledger.forget_footprints(door.db, 0) == jobs
+    assert not any(
+        job.prints
+        for session in ledger.exported_sessions(door.db, door.place.destination_id)
+        for job in ledger.exported(door.db, door.place.destination_id, session)
+    )

@@ -40,6 +40,8 @@ def main(turns: int = TURNS) -> int:
             db.execute("pragma synchronous = off")  # nobody cuts the power here
             live(db, turns, lambda turn: print(f"{turn} turns: {size(spool)}", flush=True))
             pages = db.execute("select count(*) from acknowledgement").fetchone()[0]
+            prints = db.execute("select total(length(ids)) / 20 from footprint").fetchone()[0]
+            print(f"logs that can be overwritten by what the ledger alone knows: {prints:.0f}")
             print(f"acknowledgements kept: {pages}; jobs: {ledger.counts(db)}")
         total = sum(path.stat().st_size for path in spool.rglob("*"))
     allowed = Settings().max_spool_bytes + ROOM_BYTES
@@ -62,6 +64,7 @@ def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> Non
             ledger.drop_aged(db, now_ms, settings.max_spool_age_ms)
             ledger.drop_oversize(db, now_ms, settings.max_spool_bytes)
             ledger.forget_acknowledgements(db, now_ms)
+            ledger.forget_footprints(db)
             ledger.shrink(db)
         if turn % (turns // 6) == 0:
             tell(turn)

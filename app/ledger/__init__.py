@@ -50,7 +50,7 @@ from app.ledger.confirmations import (
     send_again,
     stop_confirming,
 )
-from app.ledger.footprint import Print
+from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
 from app.ledger.history import Exported, exported, exported_sessions, note_reconciled, reconciled_ms
 from app.ledger.job import (
     BATCH,
@@ -125,6 +125,7 @@ from app.ledger.versions import frozen, insert, place_under, see_again, standing
 __all__ = [
     "ATTEMPTS_KEPT",
     "BATCH",
+    "DIGEST_BYTES",
     "ISOLATED_KILLS",
     "KILLS_MAX",
     "RING_AGAIN_MS",
@@ -176,6 +177,7 @@ __all__ = [
     "exported",
     "exported_sessions",
     "forget_acknowledgements",
+    "forget_footprints",
     "forget_rings",
     "frozen",
     "give_back",

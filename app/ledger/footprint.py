@@ -9,14 +9,26 @@ from __future__ import annotations
 import json
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection, Row
 
-from app.ledger.job import Body, Frozen
+from app.ledger.job import BATCH, Body, Frozen
 
-DIGEST_BYTES = 8
+DIGEST_BYTES = 4
+"""Enough to see whether a record would be another one today."""
+BESIDE_BODIES_BYTES_MAX = 38_000_000
+"""What the ledger's file may hold beside bodies before the oldest footprints are forgotten: with a WAL of 16 MB and logs
+of 10 MB, 64 MB in all."""
 _ID_BYTES = 16
+# What the facts are likely to hold: a dictionary, so that the first of its kind in a short text costs little, too.
+# It is part of the format: another one could not read what was written with this.
+_USUAL = (
+    b'","/tool-task","/tool-todowrite","/tool-webfetch","/tool-write","/tool-glob","/tool-grep","/tool-edit","/tool-read'
+    b'","/tool-bash","tool:task","tool:todowrite","tool:webfetch","tool:write","tool:glob","tool:grep","tool:edit'
+    b'","tool:read","tool:bash","data:opencode.session","data:opencode.user","openai/gpt-5","anthropic/claude-sonnet-4-5'
+    b'"],[["CUSTOM"],["opencode: "],["/opencode/ses_","/msg-10'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,7 @@ def write(db: Connection, job_id: int, bodies: Sequence[Body]) -> None:
         db.execute(
             "insert into footprint (job_id, ids, facts) values (?, ?, ?)"
             " on conflict (job_id) do update set ids = excluded.ids, facts = excluded.facts",
-            (job_id, *_pack(prints.values())),
+            (job_id, *_pack(list(prints.values()))),
         )
 
 
@@ -54,22 +66,51 @@ def read(db: Connection, job_ids: Sequence[int]) -> Mapping[int, tuple[Print, ..
     return {row["job_id"]: _unpack(row) for row in rows}
 
 
-def _pack(prints: Iterable[Print]) -> tuple[bytes, bytes]:
-    ids, facts, before_ms = [], [], 0
+def forget_footprints(db: Connection, bytes_max: int = BESIDE_BODIES_BYTES_MAX) -> int:
+    """The oldest ones, at most BATCH, while all that the ledger holds beside bodies is more than `bytes_max`."""
+    pages, free, page_bytes = (
+        int(db.execute(f"pragma {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
+    )
+    held = db.execute("select coalesce(sum(body_bytes), 0) from job where body_bytes > 0").fetchone()[0]
+    if (pages - free) * page_bytes - held <= bytes_max:
+        return 0
+    return db.execute(
+        "delete from footprint where job_id in (select job_id from footprint order by job_id limit ?)", (BATCH,)
+    ).rowcount
+
+
+def _pack(prints: Sequence[Print]) -> tuple[bytes, bytes]:
+    start_ms, later_ms = 0, []
     for one in prints:
-        ids += [one.request_id.bytes, one.digest]
-        frozen = one.frozen
         # The difference to the log before is shorter than the time.
-        facts.append([frozen.provider, frozen.model, frozen.start_ms - before_ms, frozen.session_name, frozen.path])
-        before_ms = frozen.start_ms
-    return b"".join(ids), zlib.compress(json.dumps(facts, separators=(",", ":")).encode(), 9)
+        later_ms.append(one.frozen.start_ms - start_ms)
+        start_ms = one.frozen.start_ms
+    # Column by column, what is equal stands together.
+    columns = [
+        [one.frozen.provider for one in prints],
+        [one.frozen.session_name for one in prints],
+        [one.frozen.model for one in prints],
+        [one.frozen.path for one in prints],
+        later_ms,
+    ]
+    text = json.dumps([_once(column) for column in columns], separators=(",", ":")).encode()
+    packing = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zdict=_USUAL)
+    return b"".join(one.request_id.bytes + one.digest for one in prints), packing.compress(text) + packing.flush()
+
+
+def _once(column: list[object]) -> object:
+    """One value where all are equal."""
+    return [column[0]] if len(set(column)) == 1 else column
 
 
 def _unpack(row: Row) -> tuple[Print, ...]:
     step = _ID_BYTES + DIGEST_BYTES
+    ids = [row["ids"][at : at + step] for at in range(0, len(row["ids"]), step)]
+    unpacking = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_USUAL)
+    columns = json.loads(unpacking.decompress(row["facts"]) + unpacking.flush())
+    whole = [column * len(ids) if len(column) == 1 else column for column in columns]
     found, start_ms = [], 0
-    for position, (provider, model, later_ms, name, path) in enumerate(json.loads(zlib.decompress(row["facts"]))):
-        one = row["ids"][step * position : step * (position + 1)]
+    for one, provider, name, model, path, later_ms in zip(ids, *whole, strict=True):
         start_ms += later_ms
         frozen = Frozen(provider, model, start_ms, name, path)
         found.append(Print(uuid.UUID(bytes=one[:_ID_BYTES]), one[_ID_BYTES:], frozen))
