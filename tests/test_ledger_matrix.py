@@ -257,7 +257,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     ),
     "insert an equal one while off": (lambda d, *_: d.put(version(content="off"), off=True) is Standing.NEW, {}),
     "note_reconciled": (lambda d, *_: not ledger.note_reconciled(d.db, d.destination, "ses_1", 300), {}),
-    "forget_footprints": (lambda d, *_: not ledger.forget_footprints(d.db, -1), {}),
+    "forget_footprints": (lambda d, *_: ledger.forget_footprints(d.db, -1) is None, {}),
     "see_again": (
         lambda d, *_: see_again(d),
         {state: after for state, after in SAME.items() if state not in SUPERSEDED},

@@ -18,8 +18,8 @@ from app.ledger.job import BATCH, Body, Frozen
 DIGEST_BYTES = 4
 """Enough to see whether a record would be another one today."""
 BESIDE_BODIES_BYTES_MAX = 38_000_000
-"""What the ledger's file may hold beside bodies before the oldest footprints are forgotten: with a WAL of 16 MB and logs
-of 10 MB, 64 MB in all."""
+"""What the ledger's file may hold beside bodies before the oldest footprints are forgotten: 64 MB in all, with a WAL of
+16 MB and logs of 10 MB."""
 _ID_BYTES = 16
 # What the facts are likely to hold: a dictionary, so that the first of its kind in a short text costs little, too.
 # It is part of the format: another one could not read what was written with this.
@@ -86,12 +86,12 @@ def _pack(prints: Sequence[Print]) -> tuple[bytes, bytes]:
         later_ms.append(one.frozen.start_ms - start_ms)
         start_ms = one.frozen.start_ms
     # Column by column, what is equal stands together.
-    columns = [
+    columns: list[list[object]] = [
         [one.frozen.provider for one in prints],
         [one.frozen.session_name for one in prints],
         [one.frozen.model for one in prints],
         [one.frozen.path for one in prints],
-        later_ms,
+        list(later_ms),
     ]
     text = json.dumps([_once(column) for column in columns], separators=(",", ":")).encode()
     packing = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zdict=_USUAL)
