@@ -4,8 +4,8 @@
                                                                       ▲                 │
                                                                       └──── room ◀──────┘
 
-One session is in memory at a time, and one that is known already costs only that it is read: so a run that was stopped
-anywhere is taken up by the next one.
+One session is in memory at a time. A session that is queued whole is not read again until it changes, or is captured
+otherwise: so a run that was stopped anywhere is taken up by the next one.
 """
 
 from __future__ import annotations
@@ -122,8 +122,11 @@ class Backfill:
         self._choice = choice
         self._folders = Folders(db, sources)
 
-    def chosen(self, now_ms: int) -> tuple[list[StoredSession], int]:
-        """What is meant, the oldest first, and how many sessions are left out for their age. Raises StoreError."""
+    def chosen(self, now_ms: int) -> tuple[list[tuple[StoredSession, int]], int]:
+        """What is meant, the oldest first, each with when it was changed; how many sessions are left out for their age.
+
+        Raises StoreError.
+        """
         choice = self._choice
         roots = self._store.roots()
         missing = sorted(set(choice.sessions) - {root.id for root in roots})
@@ -135,26 +138,34 @@ class Backfill:
         if choice.directory is not None:
             names = {str(choice.directory), str(choice.directory.resolve())}
             roots = [root for root in roots if root.directory in names]
-        if choice.sessions:
-            return roots, 0
         since_ms = now_ms - AGE_MS_MAX if choice.since_ms is None else choice.since_ms
-        recent = [root for root in roots if (self._store.changed_ms(root.id) or 0) >= since_ms]
-        return recent, len(roots) - len(recent) if choice.since_ms is None else 0
+        found = [(root, self._store.changed_ms(root.id) or 0) for root in roots]
+        recent = [one for one in found if choice.sessions or one[1] >= since_ms]
+        return recent, len(found) - len(recent) if choice.since_ms is None else 0
 
     def plan(self, now_ms: int, on_session: Callable[[int, int], None] = lambda _done, _total: None) -> Plan:
         """Look through all of it. Raises StoreError, SettingsError, PatternError, sqlite3.Error."""
         chosen, too_old = self.chosen(now_ms)
         plan = Plan(too_old=too_old)
-        for done, session in enumerate(chosen):
+        for done, (session, changed_ms) in enumerate(chosen):
             on_session(done, len(chosen))
-            self._examine(plan, session)
+            self._examine(plan, session, changed_ms)
         return plan
 
-    def _examine(self, plan: Plan, session: StoredSession) -> None:
+    def _examine(self, plan: Plan, session: StoredSession, changed_ms: int) -> None:
         project = plan.projects.setdefault(session.directory, Project(session.directory))
         capturing = self._capture(project)
         if capturing is None:
             project.left_out += 1
+            return
+        if ledger.is_whole(
+            self._db,
+            self._destination_id,
+            session.id,
+            changed_ms=changed_ms,
+            policy=capturing.policy.facts,
+            reopen=self._choice.reopen,
+        ):
             return
         transcript = self._read(session, plan.unreadable)
         if transcript is None:
@@ -218,6 +229,8 @@ class Backfill:
         """
         for session in sessions:
             _, capturing = self._folders.find(session.directory)
+            # Before it is read: what is written after that is not known.
+            changed_ms = self._store.changed_ms(session.id)
             transcript = self._read(session, {})
             if capturing is not None and transcript is not None:
                 done = enqueue(
@@ -235,6 +248,8 @@ class Backfill:
                 fed.new += done.new
                 fed.known += done.known
                 fed.unfinished += len(done.waiting)
+                if changed_ms is not None and not done.waiting:
+                    ledger.note_reconciled(self._db, self._destination_id, session.id, changed_ms)
             on_session()
 
 

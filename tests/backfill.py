@@ -26,6 +26,7 @@ from pathlib import Path
 
 from app import ledger
 from app.capture import capture
+from app.db import open_ledger
 from app.sources import unattended
 from tests.enqueuer import growing, name, records
 from tests.lean_receiver import LeanProcess, Send, lean_process
@@ -40,7 +41,8 @@ EARLY = 0.2
 EARLY_S_MAX = 2.0
 LATE_S_MAX = 0.3
 """How long after a threshold the others come."""
-END_S_MAX = 200.0
+END_S_MAX = 600.0
+LOOK_S = 0.05
 LIVE_GOAL_MS = 5_000
 LIVE = 10_000_000
 """Number of the first session that is live."""
@@ -82,6 +84,7 @@ class Run:
         self.station.home.mkdir()
         self._store = built(folder / "opencode.db", *(growing(*one) for one in plan.sessions().items()))
         self._jobs = plan.turns + len(plan.sessions())
+        self._db = open_ledger(self.station.spool)
         self._live_ms: list[int] = []
         self.kills = 0
 
@@ -98,8 +101,7 @@ class Run:
             )
 
     def _count(self, state: str = "%") -> int:
-        with self.station.ledger() as db:
-            return int(db.execute("select count(*) from job where state like ?", (state,)).fetchone()[0])
+        return int(self._db.execute("select count(*) from job where state like ?", (state,)).fetchone()[0])
 
     def _moments(self) -> Iterator[int]:
         """At how many jobs it is killed each time; 0: early, whatever is there."""
@@ -128,50 +130,51 @@ class Run:
 
     def _wait(self, process: subprocess.Popen[bytes], jobs: int) -> None:
         if jobs:
-            wait_until(lambda: process.poll() is not None or self._count() >= jobs, END_S_MAX)
+            wait_until(lambda: process.poll() is not None or self._count() >= jobs, END_S_MAX, LOOK_S)
         time.sleep(self._dice.uniform(0, LATE_S_MAX if jobs else EARLY_S_MAX))
 
     def _work(self, opencode: HookProcess) -> None:
         """A turn of a session that is new: how long until it is delivered, its session's record included."""
         number = LIVE + len(self._live_ms)
+        self._live_ms.append(0)
         began_s = time.monotonic()
         opencode.show(growing(number, 1))
 
         def is_delivered() -> bool:
-            with self.station.ledger() as db:
-                rows = db.execute(
-                    "select j.state from job j join session s on s.id = j.session_id where s.name = ?", (name(number),)
-                ).fetchall()
+            rows = self._db.execute(
+                "select j.state from job j join session s on s.id = j.session_id where s.name = ?", (name(number),)
+            ).fetchall()
             return [row["state"] for row in rows] == ["delivered"] * 2
 
         wait_until(is_delivered, END_S_MAX)
-        self._live_ms.append(round((time.monotonic() - began_s) * 1000))
+        self._live_ms[-1] = round((time.monotonic() - began_s) * 1000)
 
     def run(self) -> Told:
         with worker(self.station), hook(self.station) as opencode:
             self._work(opencode)  # until the hook and the worker are up
-            self._live_ms.clear()
             self._strike(opencode)
             process = self._start()
             code = process.wait(END_S_MAX)
-            wait_until(lambda: self._count("pending") == 0, END_S_MAX)
+            wait_until(lambda: self._count("pending") == 0, END_S_MAX, LOOK_S)
         sends, _ = self._receiver.everything(self.station.home)
         return self._judged(code, sends)
 
+    def close(self) -> None:
+        self._db.close()
+
     def _judged(self, code: int, sends: list[Send]) -> Told:
         capturing = capture(unattended(self.station.environ).load(), ())
-        sessions = self._plan.sessions() | dict.fromkeys(range(LIVE, LIVE + max(1, self._plan.live)), 1)
+        sessions = self._plan.sessions() | dict.fromkeys(range(LIVE, LIVE + len(self._live_ms)), 1)
         wanted = {request_id for one in sessions.items() for request_id, _ in records(*one, capturing)}
         arrived = Counter(send.request_id for send in sends)
-        with self.station.ledger() as db:
-            counts = ledger.counts(db)
+        counts = ledger.counts(self._db)
         told = Told(
             {
                 "turns in the store": self._plan.turns,
                 "kills of the backfill": self.kills,
                 "jobs delivered": counts.delivered,
                 "records that arrived": len(arrived),
-                "a live turn until it was delivered, ms": self._live_ms,
+                "a live turn until it was delivered, ms": self._live_ms[1:],
             }
         )
         twice = sum(number > 1 for number in arrived.values())
@@ -182,7 +185,7 @@ class Run:
             f"{len(arrived.keys() - wanted)} records arrived that nobody knows": arrived.keys() - wanted,
             f"{twice} records arrived twice": twice,
             f"{counts.dropped} jobs dropped, {counts.dead} dead": counts.dropped + counts.dead,
-            f"a live turn took {max(self._live_ms)} ms": max(self._live_ms) > LIVE_GOAL_MS,
+            f"a live turn took {max(self._live_ms[1:])} ms": max(self._live_ms[1:]) > LIVE_GOAL_MS,
         }
         told.problems += [problem for problem, is_so in found.items() if is_so]
         return told
@@ -192,7 +195,11 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Told:
     """One whole run, in a folder that is gone afterwards; `tell` hears how far it is."""
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="backfill-") as folder, lean_process(plan.seed, 0.0, USUAL_S) as receiver:
-        told = Run(plan, Path(folder), receiver, tell).run()
+        one = Run(plan, Path(folder), receiver, tell)
+        try:
+            told = one.run()
+        finally:
+            one.close()
     told.facts["seconds"] = round(time.monotonic() - began_s)
     return told
 

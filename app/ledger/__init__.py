@@ -51,7 +51,7 @@ from app.ledger.confirmations import (
     stop_confirming,
 )
 from app.ledger.footprint import Print
-from app.ledger.history import Exported, exported, exported_sessions, note_reconciled, reconciled_ms
+from app.ledger.history import Exported, exported, exported_sessions, is_whole, note_reconciled, reconciled_ms
 from app.ledger.job import (
     BATCH,
     SESSION_RECORD,
@@ -195,6 +195,7 @@ __all__ = [
     "is_history",
     "is_pending",
     "is_steady",
+    "is_whole",
     "last_body",
     "latest_ms",
     "leasing_workers",
