@@ -17,6 +17,7 @@ from app import backfill, destination
 from app.capture import capture
 from app.enqueue import Export, exports
 from app.parse import parse
+from app.policy import Mode
 from app.presence import Announced
 from app.settings import Settings
 from app.spool import Spool, folder
@@ -32,6 +33,7 @@ from tests.typed import typed
 EVER = ("--since", "2000-01-01")
 DAY_MS = 24 * 3_600_000
 BEGAN_MS = 1_500_000_000_000
+CAPTURE = capture(Settings(), ())
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def jobs(station: Station) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", ["full", "metadata_only"])
 @pytest.mark.parametrize("name", exported())
-def test_logs_are_counted_as_they_are_encoded(name: str, mode: str) -> None:
+def test_logs_are_counted_as_they_are_encoded(name: str, mode: Mode) -> None:
     capturing = capture(Settings(export_mode=mode), ())
     found = [one for one in exports(parse(export(name)), capturing, "", abandoned=True) if not isinstance(one, Turn)]
     assert found
@@ -90,9 +92,6 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     assert told["turns"] == len(counted) - 3
     assert not station.spool.exists()
     assert store.read_bytes() == before
-
-
-CAPTURE = capture(Settings(), ())
 
 
 def test_all_is_queued_once_oldest_first_as_history_and_nobody_is_rung(station: Station) -> None:
