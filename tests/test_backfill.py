@@ -244,6 +244,15 @@ def test_what_was_recorded_for_a_folder_and_what_the_command_says_count_both(sta
     assert len(json.loads(facts)["patterns"]) == 2
 
 
+def test_a_new_pattern_brings_again_what_was_queued_whole(station: Station) -> None:
+    stored(station, small())
+    typed(station, "backfill", *EVER)
+    before = {one["key"] for one in jobs(station)}
+    stricter = replace(station, variables={"OPENCODE_HELICONE_REDACT_PATTERNS": '["day"]'})
+    assert said(typed(stricter, "backfill", "--json", *EVER))["queued"]["new"] == 2
+    assert before.isdisjoint({one["key"] for one in jobs(station)})
+
+
 @pytest.mark.parametrize(
     ("options", "reason"), [({"enable": False}, "enable is false"), ({"exportMode": "off"}, "export mode is off")]
 )
