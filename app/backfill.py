@@ -120,7 +120,7 @@ class Backfill:
         self._store = store
         self._hooks = hooks
         self._choice = choice
-        self._folders = Folders(db, sources)
+        self._folders = Folders(db, sources, never_looser=True)
 
     def chosen(self, now_ms: int) -> tuple[list[tuple[StoredSession, int]], int]:
         """What is meant, the oldest first, each with when it was changed; how many sessions are left out for their age.

@@ -1,7 +1,8 @@
 """What was recorded of the plugin's options, applied to what a command does in a project folder.
 
 Later commands must not be looser than live capture was: the options that a folder's plugin brought last count for all
-sessions of that folder, wherever the command is typed; what the command's own settings say counts where it is stricter.
+sessions of that folder, wherever the command is typed. One session that a person names may be captured otherwise, by
+what stands on the command line; not whole histories.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ _CONFIGURATIONS = ("opencode.json", "opencode.jsonc")
 class Folders:
     """How each project folder is captured. Found out once for each."""
 
-    def __init__(self, db: sqlite3.Connection, sources: Sources) -> None:
+    def __init__(self, db: sqlite3.Connection, sources: Sources, *, never_looser: bool = False) -> None:
+        """`never_looser`: also what stands on the command line counts only where it is stricter than the options."""
         self._db = db
+        self._never_looser = never_looser
         self._sources = sources
         self._secrets = secrets_of_this_machine(sources.environ)
         self._found: dict[str, tuple[Settings, Capture | None]] = {}
@@ -39,7 +42,7 @@ class Folders:
             options = destination.folder_options(self._db, name)
             recorded = Recorded(options, "plugin options, last seen for this folder") if options else None
             settings = self._sources.load(recorded)
-            if recorded is not None:
+            if recorded is not None and self._never_looser:
                 settings = tightest(settings, load(environ={}, base=Path("/"), plugin=recorded))
             self._found[name] = (settings, capture(settings, self._secrets) if settings.enable else None)
         return self._found[name]
