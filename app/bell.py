@@ -24,6 +24,9 @@ from app.place import private_directory, private_file
 RINGS_MAX = 1_000
 """Messages that may wait in the queue. More rings would wake nobody sooner."""
 
+LIVE, HISTORY = 1, 0
+"""Huey's priorities: the higher one is taken first."""
+
 
 class JsonSerializer(Serializer):  # type: ignore[misc]  # huey ships no types
     """A message is a task's name and one key. Nothing read from the file is ever unpickled."""
@@ -67,15 +70,19 @@ class Bell:
         # The name travels in messages: it stays, whatever the function is called.
         self._task = self.huey.task(name="deliver", retries=0)(deliver)
 
-    def ring(self, key: str) -> None:
-        """Wake a worker for this key, unless the queue is full of rings already.
+    def ring(self, key: str, *, is_history: bool = False) -> None:
+        """Wake a worker for this key, unless the queue is full of rings already; what is live is answered first.
 
         A queue that is locked loses the ring, and the job is found by the next look of the watch.
         """
         with suppress(sqlite3.Error, OSError):
             self.mend()
-            if self.huey.pending_count() < RINGS_MAX:
-                self._task(key)
+            if self.waiting() < RINGS_MAX:
+                self._task(key, priority=HISTORY if is_history else LIVE)
+
+    def waiting(self) -> int:
+        """Rings that no thread has answered yet. Raises sqlite3.Error."""
+        return int(self.huey.pending_count())
 
     def mend(self) -> bool:
         """Make the queue anew where it is damaged, open it anew where somebody else did so; whether it was so.

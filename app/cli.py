@@ -17,6 +17,7 @@ import typer
 from platformdirs import user_data_path
 
 from app import __version__, clock, doctor, install, screen
+from app.cli_backfill import backfill
 from app.cli_dead import dead
 from app.command import (
     DONE,
@@ -59,6 +60,7 @@ app = typer.Typer(
 config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Settings.")
 app.add_typer(config, name="config")
 app.add_typer(dead, name="dead")
+app.add_typer(backfill)
 
 ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]

@@ -19,6 +19,7 @@ from app.command import (
     EnvFile,
     SpoolDirectory,
     complain,
+    moment,
     print_json,
     print_lines,
     sources_of,
@@ -57,7 +58,7 @@ def _list(
     if dropped and error is not None:
         raise typer.BadParameter("--error and --dropped exclude each other: dropped jobs have a reason, no error")
     settings = sources_of(env_file, spool_directory).load()
-    since_ms = _moment(since)
+    since_ms = moment(since)
     with closing(open_ledger(settings.spool_directory)) as db:
         listed = (
             letters.list_dropped(db, since_ms or 0)
@@ -150,23 +151,13 @@ def _purge(  # noqa: PLR0913 - one for each option
         print_lines(screen.purged_lines(jobs))
 
 
-def _moment(since: str | None) -> int | None:
-    if since is None:
-        return None
-    try:
-        return letters.since_ms(since, clock.now_ms())
-    except (ValueError, OverflowError):
-        told = f"--since {since!r} is neither a duration (90s, 12h, 7d) nor a date (2026-01-31)"
-        raise typer.BadParameter(told) from None
-
-
 def _wide(error: str | None, since: str | None, *, everything: bool) -> Choice | None:
     """What is chosen by something else than keys, None when nothing is."""
     if everything and (error or since):
         raise typer.BadParameter("--all stands alone; --error and --since may be combined")
     if not (everything or error or since):
         return None
-    return Choice(fingerprint=error, since_ms=_moment(since))
+    return Choice(fingerprint=error, since_ms=moment(since))
 
 
 def _on_chosen(

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from app import screen
+from app import clock, screen
+from app.letters import since_ms
 from app.settings import from_arguments
 from app.sources import Sources, typed
 
@@ -55,3 +56,14 @@ def print_json(value: object) -> None:
 def print_lines(lines: Iterable[str], *, failed: bool = False) -> None:
     for line in lines:
         typer.echo(line, err=failed)
+
+
+def moment(since: str | None) -> int | None:
+    """What `--since` says, in ms; None where it was not given."""
+    if since is None:
+        return None
+    try:
+        return since_ms(since, clock.now_ms())
+    except (ValueError, OverflowError):
+        told = f"--since {since!r} is neither a duration (90s, 12h, 7d) nor a date (2026-01-31)"
+        raise typer.BadParameter(told) from None

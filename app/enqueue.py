@@ -16,12 +16,12 @@ from __future__ import annotations
 import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app import crashpoint, ledger
 from app.ledger import Body, Frozen, Standing, Version
 from app.policy import Policy
-from app.record import Frame, Record, encode_session, encode_turn, session_name
+from app.record import Frame, Record, encode_session, encode_turn, record_count, session_name
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, key, session_digest
 
@@ -74,44 +74,81 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
     abandoned: bool = False,
     reopen: Collection[str] = (),
     only: Collection[str] | None = None,
+    is_history: bool = False,
+    admit: Callable[[int], None] = lambda _: None,
 ) -> Enqueued:
     """Put every final turn, and the session's own record, into the ledger; ring once for what is new.
 
     Idempotent by (destination, key) under any number of processes. A turn that is not final is taken as interrupted
     when a later user message follows it, or when the session is `abandoned` (nobody will complete it); otherwise it
     waits. `reopen` names reasons of dropped jobs that the caller asks to have back; `only`, the turns to be taken.
-    Raises sqlite3.Error when the ledger cannot be written.
+    What `is_history` goes after what is live. `admit` is told the size of each job's bodies in bytes before they are
+    stored, and may wait, or raise to end it there. Raises sqlite3.Error when the ledger cannot be written.
     """
-    done = Enqueued()
-    session = transcript.session
-    known = ledger.frozen(db, place.destination_id, session.id)
-    if known is not None and known[0] != session.id:
-        done.under = known[0]
+    done = Enqueued(under=_shown_under(db, transcript, place))
+    if done.under is not None:
         return done
-    user_id = known[1] if known is not None else first_user_id(db, transcript, capture, place)
-    for export in exports(transcript, capture, user_id, abandoned=abandoned):
+    for export, version in _versions(db, transcript, capture, place, abandoned=abandoned, is_history=is_history):
         if isinstance(export, Turn):
             done.waiting.append(export)
             continue
         if only is not None and export.turn not in only:
             continue
-        version = Version(
-            session=session.id,
-            root=session.id,
-            turn=export.turn,
-            key=key(export.digest, capture.policy.digest(user_id)),
-            facts_ms=export.facts_ms,
-            user_id=user_id,
-            folder=place.folder,
-            policy=capture.policy.facts(user_id),
-        )
         for child in export.children:
             ledger.place_under(db, place.destination_id, child, version, now_ms)
-        _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen)
+        _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
     if done.keys:
         crashpoint.reach("enqueue.committed")
         ring(done.keys[0])
     return done
+
+
+def outlook(
+    db: sqlite3.Connection,
+    transcript: Transcript,
+    capture: Capture,
+    place: Place,
+    *,
+    abandoned: bool = False,
+    reopen: Collection[str] = (),
+) -> Iterator[tuple[Export, Standing]]:
+    """What `enqueue` would do with each final turn and with the session's record, told without doing it."""
+    if _shown_under(db, transcript, place) is not None:
+        return
+    off = capture.policy.mode == "off"
+    for export, version in _versions(db, transcript, capture, place, abandoned=abandoned):
+        if not isinstance(export, Turn):
+            yield export, ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
+
+
+def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:
+    """The session that this one is a subagent of, as far as the ledger knows."""
+    known = ledger.frozen(db, place.destination_id, transcript.session.id)
+    return known[0] if known is not None and known[0] != transcript.session.id else None
+
+
+def _versions(
+    db: sqlite3.Connection,
+    transcript: Transcript,
+    capture: Capture,
+    place: Place,
+    *,
+    abandoned: bool,
+    is_history: bool = False,
+) -> Iterator[tuple[Export | Turn, Version]]:
+    """Each job to be as the ledger would know it; with a bare turn, one that waits, goes a version of nothing."""
+    session = transcript.session
+    known = ledger.frozen(db, place.destination_id, session.id)
+    user_id = known[1] if known is not None else first_user_id(db, transcript, capture, place)
+    facts = capture.policy.facts(user_id)
+    nothing = Version(session.id, session.id, "", "", 0, user_id, place.folder, facts, is_history)
+    digest = capture.policy.digest(user_id)
+    for export in exports(transcript, capture, user_id, abandoned=abandoned):
+        if isinstance(export, Turn):
+            yield export, nothing
+        else:
+            made = key(export.digest, digest)
+            yield export, replace(nothing, turn=export.turn, key=made, facts_ms=export.facts_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +159,7 @@ class Export:
     digest: str
     facts_ms: int
     children: tuple[str, ...]
+    record_count: int
     encode: Callable[[], tuple[Record, ...]]
 
 
@@ -135,6 +173,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
     *,
     now_ms: int,
     reopen: Collection[str],
+    admit: Callable[[int], None],
 ) -> None:
     off = capture.policy.mode == "off"
     standing = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
@@ -145,6 +184,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
         # faster, it may turn out to be wanted after all.
         records = () if off else export.encode()
         bodies = [body_of(record) for record in records]
+        admit(sum(len(body.body) for body in bodies))
         standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, reopen=reopen, off=off)
     match standing:
         case Standing.NEW | Standing.REOPENED if off:
@@ -198,7 +238,7 @@ def _session_export(session: Session, capture: Capture, user_id: str) -> Export:
         shown = _session_to_leave(session, capture)
         return (encode_session(shown, _frame(shown, capture, user_id, interrupted=False)),)
 
-    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), encode)
+    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, encode)
 
 
 def _turn_export(turn: Turn, capture: Capture, user_id: str, *, interrupted: bool) -> Export:
@@ -207,7 +247,7 @@ def _turn_export(turn: Turn, capture: Capture, user_id: str, *, interrupted: boo
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
         return encode_turn(shown, _frame(shown.session, capture, user_id, interrupted=interrupted))
 
-    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), encode)
+    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), encode)
 
 
 def _session_to_leave(session: Session, capture: Capture) -> Session:

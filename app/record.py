@@ -104,6 +104,19 @@ def encode_turn(turn: Turn, frame: Frame) -> tuple[Record, ...]:
     return tuple(_turn(turn, frame, _root_path(frame)))
 
 
+def record_count(turn: Turn) -> int:
+    """How many records `encode_turn` makes of it, whatever is withheld; nothing is encoded for that."""
+    count = 0
+    for message in turn.messages:
+        count += isinstance(message, User) or is_llm_call(message)
+        for part in message.parts:
+            if isinstance(part, Tool):
+                count += 1
+                if part.child is not None:
+                    count += 1 + sum(record_count(inner) for inner in part.child.turns)
+    return count
+
+
 def _root_path(frame: Frame) -> str:
     return below("", *filter(None, frame.prefix.split("/")), frame.root_session_id)
 

@@ -59,16 +59,17 @@ class Remaking:
                 Place(self._destination_id, wanted.folder),
                 now_ms=now_ms,
                 ring=ring,
-                abandoned=not self._is_live(wanted.session),
+                abandoned=not is_live(self._hooks, wanted.session),
                 only=wanted.turns,
             )
             return True
         return False
 
-    def _is_live(self, session: str) -> bool:
-        """Whether an OpenCode has it open, and may complete what is not final."""
-        says = [hook.says.get("sessions") for hook in present(self._hooks)]
-        return any(session in sessions for sessions in says if isinstance(sessions, list))
+
+def is_live(hooks: Path, session: str) -> bool:
+    """Whether an OpenCode has it open, and may complete what is not final. `hooks` is where the hooks' locks are."""
+    says = [hook.says.get("sessions") for hook in present(hooks)]
+    return any(session in sessions for sessions in says if isinstance(sessions, list))
 
 
 def found(store: Path, session: str) -> Transcript | None:

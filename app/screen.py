@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.backfill import Fed, Plan
 from app.destination import Destination
 from app.doctor import Finding
 from app.importing import Imported
@@ -158,6 +159,72 @@ def progress(files: Sequence[File]) -> Iterator[Callable[[], None]]:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("importing", total=2 * len(files))
         yield lambda: bar.advance(task)
+
+
+class Bar:
+    """What goes on, for whoever watches."""
+
+    def __init__(self, advance: Callable[[int, int], None] | None, tell: Callable[[str], object]) -> None:
+        self._advance = advance
+        self._tell = tell
+        self._is_waiting = False
+
+    def show(self, done: int, total: int) -> None:
+        self._is_waiting = False
+        if self._advance is not None:
+            self._advance(done, total)
+
+    def wait(self) -> None:
+        """Said once for each time."""
+        if not self._is_waiting:
+            self._tell("waits for a worker to make room: half of maxSpoolSize is held")
+        self._is_waiting = True
+
+
+@contextmanager
+def bar(text: str) -> Iterator[Bar]:
+    """A bar on a terminal; elsewhere only waiting is told of."""
+    if not sys.stderr.isatty():
+        yield Bar(None, lambda line: sys.stderr.write(f"opencode-helicone: {line}\n"))
+        return
+    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.progress import Progress  # noqa: PLC0415 - the same
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(text, total=None)
+        yield Bar(lambda done, total: shown.update(task, completed=done, total=total), shown.console.print)
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """What a backfill would send."""
+    yield f"{_number(plan.logs, 'log')} in {_number(plan.turns, 'turn')} of {_number(len(plan.sessions), 'session')}"
+    for project in plan.projects.values():
+        name = project.directory or "(no folder)"
+        sessions = _number(project.sessions, "session")
+        if project.sessions:
+            what = f"{_number(project.logs, 'log')} in {_number(project.turns, 'turn')} of {sessions}"
+            yield visible(f"  {name}: {what}")
+        if project.left_out:
+            yield visible(f"  {name}: {_number(project.left_out, 'session')} left out: {project.reason}")
+        if project.shut:
+            told = "captured while export was off (--include-off takes them), deleted, or recalled"
+            yield visible(f"  {name}: {_number(project.shut, 'turn')} not taken: {told}")
+    for session, reason in plan.unreadable.items():
+        yield visible(f"  {session}: cannot be read: {reason}")
+    if plan.too_old:
+        told = "not changed for 90 days: Helicone would blank their bodies (--since takes them)"
+        yield f"  {_number(plan.too_old, 'session')} left out, {told}"
+
+
+def fed_lines(fed: Fed, waiting: int, *, is_served: bool) -> Iterator[str]:
+    unfinished = f"; {_number(fed.unfinished, 'turn')} left to the OpenCode that is at it" if fed.unfinished else ""
+    yield f"{_number(fed.new, 'job')} queued{unfinished}; {_number(waiting, 'job')} wait"
+    if waiting and not is_served:
+        yield "no worker runs: opencode-helicone flush delivers now"
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @contextmanager

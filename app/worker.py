@@ -174,11 +174,14 @@ class Worker:
         if self._stopping():
             return
         if following is not None:
-            self.bell.ring(following)
+            self._ring(following)
         elif destination.by_id(self.db, self.target.id).concurrency is not None:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
             for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2):
-                self.bell.ring(ringing)
+                self._ring(ringing)
+
+    def _ring(self, key: str) -> None:
+        self.bell.ring(key, is_history=ledger.is_history(self.db, self.target.id, key))
 
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
@@ -264,9 +267,11 @@ class Worker:
         self._recover(now_ms)
         is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
         if self._client is not None:
-            for key in ledger.to_ring(self.db, self.target.id, now_ms, RINGS_PER_LOOK):
+            # No more than wake all threads: whatever is rung now waits behind few.
+            room = max(1, RINGS_PER_LOOK - self.bell.waiting())
+            for key in ledger.to_ring(self.db, self.target.id, now_ms, room):
                 crashpoint.reach("watch.ringing")
-                self.bell.ring(key)
+                self._ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
             self._prune(now_ms)

@@ -28,3 +28,6 @@ create table footprint (
     ids blob not null,                            -- of each record 16 bytes of request id and 4 of its body's digest
     facts blob not null                           -- JSON, deflated: what else Helicone knows each record by
 ) strict;
+
+-- What is live is found without a look at the history that waits.
+create index job_live on job (session_id, id) where state = 'pending' and is_history = 0;

@@ -42,6 +42,7 @@ class Job:
     confirmed_ms: int | None = None
     resends: int = 0
     not_stored: bool = False
+    is_history: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -193,6 +194,7 @@ class Model:
             due_ms=now_ms if state == "pending" else None,
             finished_ms=None if state == "pending" else now_ms,
             attempt=0 if before is None else before.attempt + 1,
+            is_history=version.is_history,
         )
 
     # --- jobs go out
@@ -218,7 +220,8 @@ class Model:
             oldest = {job.session: job for job in reversed(self.due(now_ms))}.values()
             candidates = sorted(oldest, key=lambda job: (job.attempted_ms or 0, job.number))
         else:
-            candidates = [job for job in self.claimable(now_ms) if job.session == session]
+            own = [job for job in self.claimable(now_ms) if job.session == session]
+            candidates = sorted(own, key=lambda job: job.is_history)
         if not candidates:
             return None
         chosen = candidates[0]
@@ -226,15 +229,18 @@ class Model:
         return None if self.leased and must_be_alone else chosen
 
     def to_be_rung(self, now_ms: int) -> list[Job]:
-        """One of each session: the oldest that is due, where no ring is under way."""
-        claimable = self.claimable(now_ms)
-        rung = {
-            job.session
-            for job in claimable
-            if job.rung_ms is not None and now_ms - RING_AGAIN_MS < job.rung_ms <= now_ms
-        }
-        oldest = {job.session: job for job in reversed(claimable)}
-        return [job for session, job in oldest.items() if session not in rung]
+        """One of each session: the oldest that is due, where no ring is under way; first where something is live."""
+        found: dict[str, Job] = {}
+        for is_history in (False, True):
+            claimable = [job for job in self.claimable(now_ms) if job.is_history is is_history]
+            rung = {
+                job.session
+                for job in claimable
+                if job.rung_ms is not None and now_ms - RING_AGAIN_MS < job.rung_ms <= now_ms
+            }
+            oldest = {job.session: job for job in reversed(claimable) if job.session not in rung}
+            found |= {session: job for session, job in oldest.items() if session not in found}
+        return list(found.values())
 
     # --- jobs are read back
 

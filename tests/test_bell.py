@@ -64,6 +64,16 @@ def test_ring_brings_its_key_to_another_process(opened: Opened) -> None:
     assert opened.heard == ["key-1", "key-2"]
 
 
+def test_what_is_live_is_answered_before_history_that_was_rung_earlier(opened: Opened) -> None:
+    bell = opened.bell()
+    bell.ring("old-1", is_history=True)
+    bell.ring("old-2", is_history=True)
+    bell.ring("live")
+    assert bell.waiting() == 3
+    assert (answer(bell), answer(bell), answer(bell)) == (True, True, True)
+    assert opened.heard == ["live", "old-1", "old-2"]
+
+
 def test_destinations_do_not_take_each_others_rings(opened: Opened) -> None:
     first, second = opened.bell(1), opened.bell(2)
     first.ring("for the first")

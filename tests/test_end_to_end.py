@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from app import install
+from app import install, ledger
 from app.helicone import Client
+from app.ledger import Body
+from app.presence import present
 from app.shelf import Stored
 from tests.opencode import OpenCode
 from tests.processes import Station, end_automatic_workers, worker
@@ -176,3 +178,38 @@ def test_a_project_with_its_own_app_package_and_env_file_redirects_nothing(
     finally:
         end_automatic_workers(station)
     assert not trap.exists()
+
+
+def test_a_backfill_from_opencodes_own_store_gives_the_keys_of_live_capture(
+    opencode: OpenCode, station: Station, tmp_path: Path
+) -> None:
+    project = project_with_plugin(opencode, tmp_path / "project")
+    for script in ("tools", "task"):
+        opencode.run(project, f"[[script:{script}]] do it", environ=for_opencode(station))
+    wait_until(lambda: not present(station.spool / "hooks"))
+    (tmp_path / "later").mkdir()
+    data = {"XDG_DATA_HOME": str(opencode.home / ".local" / "share")}
+    later = Station(tmp_path / "later", station.endpoint, station.key, variables=data)
+    arguments = ("backfill", "--project", str(project), "--json")
+    refused = later.run(*arguments)
+    assert (refused.returncode, json.loads(refused.stdout)["projects"][0]["is_refused"]) == (1, True)
+    done = later.run(*arguments, "--without-project-options")
+    assert done.returncode == 0, done.stderr
+    keys = made(station)
+    assert len(keys) == 4
+    assert made(later) == keys
+    # Beside live capture there is nothing left to do.
+    again = replace(station, variables=data).run(*arguments)
+    assert (again.returncode, json.loads(again.stdout)["logs"]) == (0, 0)
+
+
+def made(station: Station) -> dict[tuple[str, str], tuple[str, list[Body]]]:
+    """By session and turn: the key, and the records to be sent."""
+    with station.ledger() as db:
+        rows = db.execute(
+            "select j.id, s.name as session, t.name as turn, j.key from job j join turn t on t.id = j.turn_id"
+            " join session s on s.id = j.session_id where j.state = 'pending'"
+        ).fetchall()
+        return {
+            (row["session"], row["turn"]): (row["key"], list(ledger.bodies(db, row["id"], row["key"]))) for row in rows
+        }

@@ -1105,6 +1105,46 @@ def plans(desk: Desk, act: Callable[[], object]) -> list[str]:
     ]
 
 
+def history(turn: str, session: str = "ses_1") -> Version:
+    return replace(version(turn, session=session), is_history=True)
+
+
+def test_of_a_session_what_is_live_is_claimed_before_older_history(desk: Desk) -> None:
+    desk.put(history("old-1"))
+    desk.put(history("old-2"))
+    desk.put(version("live"))
+    claimed = [desk.deliver(history("old-1")).key for _ in range(3)]
+    assert claimed == [version("live").key, history("old-1").key, history("old-2").key]
+
+
+def test_live_that_is_not_due_keeps_no_history_waiting(desk: Desk) -> None:
+    desk.put(history("old"))
+    desk.put(version("live"))
+    desk.set_back(desk.held(version("live")), due_ms=2_000)
+    assert desk.held(version("live")).key == history("old").key
+
+
+def test_sessions_with_something_live_are_rung_before_history(desk: Desk) -> None:
+    for number in range(3):
+        desk.put(history("old", session=f"ses_old{number}"))
+    desk.put(history("old", session="ses_both"))
+    desk.put(version("live", session="ses_both"))
+    desk.put(version("live", session="ses_live"))
+    live = {version("live", session="ses_both").key, version("live", session="ses_live").key}
+    assert set(desk.ring(limit=2)) == live
+    assert desk.ring(limit=10) == [history("old", session=f"ses_old{number}").key for number in range(3)] + [
+        history("old", session="ses_both").key
+    ]
+    assert desk.ring() == []
+
+
+def test_what_is_live_among_a_sessions_history_is_found_by_an_index_of_its_own(desk: Desk) -> None:
+    for number in range(10):
+        desk.put(history(f"t{number}"))
+    desk.put(version("live"))
+    assert any("job_live" in line for line in plans(desk, lambda: desk.claim(version("live"))))
+
+
 HOT: dict[str, Callable[[Desk], object]] = {
     "standing": lambda desk: ledger.standing(desk.db, desk.destination, version(content="x")),
     "insert": lambda desk: desk.put(version(content="x", facts_ms=900)),

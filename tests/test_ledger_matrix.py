@@ -379,9 +379,9 @@ stays untouched."""
 READERS = {
     "attempts", "bodies", "conditions", "confirmations", "counts", "dead_groups", "dead_keys", "dead_letters",
     "dropped_groups", "dropped_letters", "due_for_confirmation", "errors", "exported", "exported_sessions",
-    "frozen", "held", "held_folders", "is_alone",
-    "is_current", "is_pending", "last_body", "latest_ms", "leasing_workers", "letters_of", "made_under", "missing",
-    "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "sendable",
+    "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_history",
+    "is_current", "is_pending", "is_whole", "last_body", "latest_ms", "leasing_workers", "letters_of", "made_under",
+    "missing", "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "sendable",
     "standing", "unacknowledged",
 }  # fmt: skip
 TABLES = (

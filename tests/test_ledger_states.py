@@ -86,7 +86,9 @@ class Histories(RuleBasedStateMachine):
     @initialize(content=CONTENTS)
     def begin(self, content: str) -> None:
         for session in ("ses_1", "ses_2"):
-            self.insert(session=session, turn="t1", content=content, later=1, count=2, how="", reopen=())
+            self.insert(
+                session=session, turn="t1", content=content, later=1, count=2, how="", is_history=False, reopen=()
+            )
 
     @rule(
         session=SESSIONS,
@@ -95,15 +97,25 @@ class Histories(RuleBasedStateMachine):
         later=LATER,
         count=st.integers(1, 2),
         how=st.sampled_from(["", "", "", "", "", "", "off", "keyless"]),
+        is_history=st.booleans(),
         reopen=st.sampled_from([(), ("off",), ASKED_FOR, ("off", *ASKED_FOR)]),
     )
-    def insert(
-        self, *, session: str, turn: str, content: str, later: int, count: int, how: str, reopen: tuple[str, ...]
+    def insert(  # noqa: PLR0913 - all that one version can be
+        self,
+        *,
+        session: str,
+        turn: str,
+        content: str,
+        later: int,
+        count: int,
+        how: str,
+        is_history: bool,
+        reopen: tuple[str, ...],
     ) -> None:
         key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
         policy = LOOSE if content == "a" else "strict"
         self.facts_ms += later
-        version = Version(session, session, turn, key, self.facts_ms, "", session, policy)
+        version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history)
         made = records(session, turn, content, count)
         off = how == "off"
         if how == "keyless":
@@ -510,9 +522,12 @@ class Histories(RuleBasedStateMachine):
         room = self.model.health.room(self.now_ms, len(self.model.leased))
         rung = ledger.to_ring(self.db, self.destination, self.now_ms, 10)
         assert len(rung) == min(room, len(expected))
-        for key in rung:
-            assert self.model.jobs[key] in expected
-            self.model.jobs[key].rung_ms = self.now_ms
+        jobs = [self.model.jobs[key] for key in rung]
+        assert all(job in expected for job in jobs)
+        # Nothing that is history is rung before, or instead of, what is live.
+        assert [job.is_history for job in jobs] == sorted(job.is_history for job in expected)[: len(jobs)]
+        for job in jobs:
+            job.rung_ms = self.now_ms
 
     def drop_session(self, session: str) -> None:
         for job in self.model.chosen(lambda job: job.session == session and job.confirm_ms is not None):

@@ -1,6 +1,7 @@
-"""One session, two ways in: what OpenCode's events built up, through a hook; and its export, through an import.
+"""One session, three ways in: what OpenCode's events built up, its export, and OpenCode's own store.
 
-Both must come to the same jobs: the same keys, the same request ids, the same bytes.
+Through a hook, an import and a backfill: all must come to the same jobs, the same keys, the same request ids, the same
+bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from app.transcript import Turn
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot
+from tests.test_store import built
+from tests.typed import typed
 
 FULL = Capture(Policy("full", (), redact_secrets=True, prefix="/opencode"), Redaction.compile(()), user_id="")
 RECORDS = 297
@@ -97,6 +100,14 @@ def imported(station: Station) -> Jobs:
     return jobs(station)
 
 
+def backfilled(station: Station) -> Jobs:
+    store = built(station.home / "opencode.db", *map(recorded.export, recorded.exported()))
+    done = typed(station, "backfill", "--db", str(store), "--since", "2000-01-01", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["logs"] == RECORDS
+    return jobs(station)
+
+
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Jobs]:
     """What a hook made of all recordings under a policy; each policy's is made once."""
@@ -123,6 +134,13 @@ def test_events_through_the_hook_and_exports_through_import_give_the_same_bytes(
     assert len({session for session, _ in later}) == len(recorded.exported())
     assert sum(len(job.bodies) for _, job in later.values()) == RECORDS
     assert_same(live(policy), later)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_backfill_from_opencodes_store_gives_the_same_bytes(
+    tmp_path: Path, live: Callable[[str], Jobs], policy: str
+) -> None:
+    assert_same(live(policy), backfilled(machine(tmp_path / "home", **POLICIES[policy])))
 
 
 # --- as the plugin cuts it -------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ create table session (id text primary key, project_id text, parent_id text, slug
 create table message (id text primary key, session_id text, time_created integer, time_updated integer, data text);
 create table part (id text primary key, message_id text, session_id text, time_created integer, time_updated integer,
     data text);
+create index part_session_idx on part (session_id);
+create index message_session_time_created_id_idx on message (session_id, time_created, id);
+create index part_message_id_id_idx on part (message_id, id);
 """
 
 
@@ -27,11 +30,11 @@ def without(value: dict[str, Any], *names: str) -> str:
     return json.dumps({name: inner for name, inner in value.items() if name not in names})
 
 
-def built(path: Path, snapshot: dict[str, Any]) -> Path:
-    """A store with one family of sessions."""
+def built(path: Path, *snapshots: dict[str, Any]) -> Path:
+    """A store with these families of sessions."""
     with closing(sqlite3.connect(path)) as db, db:
         db.executescript(TABLES)
-        for one in snapshot["sessions"]:
+        for one in (one for snapshot in snapshots for one in snapshot["sessions"]):
             info = one["info"]
             times = [info["time"].get(name) for name in ("created", "updated", "archived")]
             facts = [info["id"], "project", info.get("parentID"), "slug", info["directory"], info["title"]]

@@ -51,7 +51,7 @@ from app.ledger.confirmations import (
     stop_confirming,
 )
 from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
-from app.ledger.history import Exported, exported, exported_sessions, note_reconciled, reconciled_ms
+from app.ledger.history import Exported, exported, exported_sessions, is_whole, note_reconciled, reconciled_ms
 from app.ledger.job import (
     BATCH,
     SESSION_RECORD,
@@ -97,6 +97,8 @@ from app.ledger.readings import (
     conditions,
     counts,
     errors,
+    held_bytes,
+    is_history,
     is_pending,
     latest_ms,
     pending_keys,
@@ -185,14 +187,17 @@ __all__ = [
     "give_up_confirmation",
     "give_up_confirmations",
     "held",
+    "held_bytes",
     "held_folders",
     "hold",
     "hold_folder",
     "insert",
     "is_alone",
     "is_current",
+    "is_history",
     "is_pending",
     "is_steady",
+    "is_whole",
     "last_body",
     "latest_ms",
     "leasing_workers",

@@ -14,14 +14,17 @@ ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
 ATTEMPTS_KEPT = 10
 
-# The oldest due job of the session that a key belongs to. A job in backoff does not block its successors.
-_OF_SESSION = """
+# Of the session that a key belongs to. A job in backoff does not block its successors.
+_DUE_OF_SESSION = """
     select j.id from job k join job j on j.session_id = k.session_id
     where k.destination_id = :destination and k.key = :key and j.state = 'pending' and j.due_ms <= :now
       and not exists (select 1 from job l where l.session_id = k.session_id and l.lease_until_ms is not null)
       and (j.kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination
-        and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))
-    order by j.id limit 1"""
+        and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"""
+# The oldest due job that is live, else the oldest due. (Two questions: one order by both would sort all that is due.)
+_OF_SESSION = f"""
+    coalesce(({_DUE_OF_SESSION} and j.is_history = 0 order by j.id limit 1),
+      ({_DUE_OF_SESSION} order by j.id limit 1))"""
 # The oldest due job of the session that was not asked about for the longest time: probes take turns.
 _OF_ANY_SESSION = """
     select id from (
@@ -42,7 +45,7 @@ _OF_ANY_JOB = """
 def claim(
     db: sqlite3.Connection, destination_id: int, key: str, *, worker: str, now_ms: int, lease_ms: int
 ) -> Claim | None:
-    """pending -> pending with a lease: the oldest due job of the session that `key` belongs to.
+    """pending -> pending with a lease: the oldest due job of the session that `key` belongs to; history goes last.
 
     While the destination is paused and its probe is due, it is the job of any session whose turn it is. None when
     there is nothing to do: not due, another job of the session is in flight, or the destination takes no more now.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from app.ledger import footprint
@@ -82,3 +84,38 @@ def note_reconciled(db: sqlite3.Connection, destination_id: int, session: str, c
         (changed_ms, destination_id, session),
     )
     return updated.rowcount == 1
+
+
+def is_whole(
+    db: sqlite3.Connection,
+    destination_id: int,
+    session: str,
+    *,
+    changed_ms: int,
+    policy: Callable[[str], str],
+    reopen: Collection[str] = (),
+) -> bool:
+    """Whether nothing is to be done about a session that OpenCode wrote last at `changed_ms`.
+
+    All that was written by then is in the ledger, made under `policy` (its facts for a user id), and nothing of it is
+    to be reopened: `reopen` as for `standing`.
+    """
+    row = db.execute(
+        "select id, user_id, coalesce(reconciled_ms, -1) as reconciled_ms from session"
+        " where destination_id = ? and name = ? and root_name = name",
+        (destination_id, session),
+    ).fetchone()
+    if row is None or row["reconciled_ms"] < changed_ms:
+        return False
+    other = db.execute(
+        "select 1 from turn t join job j on j.turn_id = t.id and j.state <> 'superseded'"
+        " left join policy p on p.id = j.policy_id where t.session_id = :session and (coalesce(p.facts, '') <> :policy"
+        " or coalesce(j.drop_reason, j.state) in (select value from json_each(:reopen))"
+        " or j.body_not_stored and 'body_not_stored' in (select value from json_each(:reopen))) limit 1",
+        {
+            "session": row["id"],
+            "policy": policy(row["user_id"]),
+            "reopen": json.dumps(["policy", *reopen]),
+        },
+    ).fetchone()
+    return other is None

@@ -136,33 +136,45 @@ def is_steady(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> bool:
     return now_ms - steady_ms >= min(STEADY_MS, age_ms_max)
 
 
+_WAITING = (
+    "select min(id) as id, session_id from job where destination_id = :destination and state = 'pending'"
+    " and due_ms <= :now and {which}"
+    " and not exists (select 1 from job l where l.session_id = job.session_id and l.lease_until_ms is not null)"
+    # While a job that must be alone is due, the others would find nothing to claim.
+    " and (kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
+    "  and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
+    # A ring from the future was made before the clock was set back: it is not under way.
+    " group by session_id having not max(coalesce(rung_ms > :again and rung_ms <= :now, 0)) limit :limit"
+)
+
+
 def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[str]:
     """Keys of due jobs, one per session, of sessions that no ring is under way for; marks them as rung.
 
     No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
+    Sessions in which something live is due come before those that are history.
     """
     terms = destination.terms(db, destination_id, now_ms)
     if terms is None:
         return []
-    arguments = {"destination": destination_id, "now": now_ms, "again": now_ms - RING_AGAIN_MS}
-    # A ring from the future was made before the clock was set back: it is not under way.
-    found = db.execute(
-        "select min(id) from job where destination_id = :destination and state = 'pending' and due_ms <= :now"
-        " and not exists (select 1 from job l where l.session_id = job.session_id and l.lease_until_ms is not null)"
-        # While a job that must be alone is due, the others would find nothing to claim.
-        " and (kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
-        "  and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
-        " group by session_id having not max(coalesce(rung_ms > :again and rung_ms <= :now, 0)) limit :limit",
-        {**arguments, "isolated": ISOLATED_KILLS, "limit": limit if terms.room is None else min(limit, terms.room)},
+    arguments: dict[str, object] = {"destination": destination_id, "now": now_ms, "again": now_ms - RING_AGAIN_MS}
+    arguments["isolated"] = ISOLATED_KILLS
+    room = limit if terms.room is None else min(limit, terms.room)
+    live = db.execute(_WAITING.format(which="is_history = 0"), {**arguments, "limit": room}).fetchall()
+    sessions = json.dumps([row["session_id"] for row in live])
+    history = db.execute(
+        _WAITING.format(which="is_history = 1 and session_id not in (select value from json_each(:sessions))"),
+        {**arguments, "limit": room - len(live), "sessions": sessions},
     ).fetchall()
+    found = [row["id"] for row in (*live, *history)]
     if not found:
         return []
     rows = db.execute(
         "update job set rung_ms = :now where id in (select value from json_each(:jobs))"
-        " and +state = 'pending' and (rung_ms is null or rung_ms <= :again or rung_ms > :now) returning key",
-        {**arguments, "jobs": json.dumps([row[0] for row in found])},
+        " and +state = 'pending' and (rung_ms is null or rung_ms <= :again or rung_ms > :now) returning id, key",
+        {**arguments, "jobs": json.dumps(found)},
     ).fetchall()
-    return [row["key"] for row in rows]
+    return [row["key"] for row in sorted(rows, key=lambda row: found.index(row["id"]))]
 
 
 def forget_rings(db: sqlite3.Connection, destination_id: int) -> int:

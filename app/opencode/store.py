@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.opencode.files import ExportError, File, examine, families, snapshot
+from app.opencode.files import ExportError, File
 from app.parse import parse
 from app.transcript import Json, Transcript
 
@@ -99,12 +99,8 @@ class Store:
     def transcript(self, session: str) -> Transcript | None:
         """The session with its subagents; None when it is not there. Raises TranscriptError."""
         with self._opened() as db:
-            if not db.execute("select 1 from session where id = ?", (session,)).fetchone():
-                return None
-        for family in families([examine(file) for file in self.files(session)]):
-            if family[0].session == session:
-                return parse(snapshot(family))
-        return None
+            entries: list[Json] = [*_family(db, session).values()]
+        return parse({"root": session, "sessions": entries}) if entries else None
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
         """The session with this one of its turns (None: its first), as the whole transcript has it.
