@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test outage years hammer fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test outage years hammer kills fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ check: lint types walls test wheel  ## All of these
 
 hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: nothing lost, nothing doubled (minutes)
 	@$(BIN)/python -m tests.hammer
+
+kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time (minutes)
+	@$(BIN)/python -m tests.kills
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
