@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,9 +17,10 @@ import pytest
 
 from app import destination, ledger
 from app.db import open_ledger
+from app.desk import Desk
 from app.enqueue import exports
 from app.hook import Hook, load
-from app.inbox import read_line
+from app.inbox import Inbox, read_line
 from app.opencode import Store, store_file
 from app.presence import Announced
 from app.reconcile import AGAIN_S, QUIET_MS, SETTLE_S
@@ -26,6 +30,7 @@ from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, unfinished, user
 from tests.test_store import built
 from tests.test_tightening import configure
+from tests.waiting import wait_until
 
 HERE = "/home/dev/project"
 
@@ -65,6 +70,10 @@ class Machine:
         }
 
     @property
+    def sources(self) -> Sources:
+        return Sources(self.environ, self.home, self.home / "config")
+
+    @property
     def store(self) -> Store:
         return Store(store_file(self.environ))
 
@@ -89,8 +98,7 @@ class Machine:
     def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
         """One whose OpenCode has just opened this session."""
         line = open_line(session, directory, **options)
-        sources = Sources(self.environ, self.home, self.home / "config")
-        made = Hook(sources, line, load(sources, line, None))
+        made = Hook(self.sources, line, load(self.sources, line, None))
         self.hooks.append(made)
         made.take(line)
         made.announce(0)
@@ -128,7 +136,8 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path: Path, migrated: Path) -> Iterator[Machine]:
+    shutil.copytree(migrated, tmp_path / "spool")
     made = Machine(tmp_path)
     yield made
     for one in list(made.hooks):
@@ -227,8 +236,11 @@ def test_the_store_counts_and_not_the_last_snapshot_of_a_killed_turn(machine: Ma
 
 
 def show(one: Hook, wanted: Fields) -> None:
-    message = {"v": 1, "type": "snapshot", "directory": HERE, "options": {}, **wanted}
-    one.take(read_line(json.dumps(message).encode()))
+    one.take(read_line(snapshot_line(wanted)))
+
+
+def snapshot_line(wanted: Fields) -> bytes:
+    return json.dumps({"v": 1, "type": "snapshot", "directory": HERE, "options": {}, **wanted}).encode()
 
 
 @pytest.mark.parametrize("spoil", ["missing", "rubbish", "another generation", "no JSON"])
@@ -455,3 +467,32 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(machine: Machine) -> Non
     one.db.execute("pragma query_only = off")
     look(one, 1e9)
     assert machine.states() == [("ses_a", "pending")]
+
+
+def test_the_desk_takes_lines_that_wait_before_it_looks_into_the_store(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    lines = [open_line("ses_1").raw, *(snapshot_line(talk(name, *asked_and_answered())) for name in "1234")]
+    reader, writer = os.pipe()
+    os.write(writer, b"".join(line + b"\n" for line in lines))
+    os.close(writer)
+    inbox = Inbox(reader)
+    wait_until(lambda: inbox.ended)
+    Desk(inbox, machine.sources).serve()
+    os.close(reader)
+    assert [session for session, _ in machine.states()] == ["ses_1", "ses_2", "ses_3", "ses_4", "ses_a"]
+
+
+def test_a_hook_that_has_nothing_else_to_do_looks_into_the_store_at_once(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in "abc":
+        machine.remember(talk(name, *asked_and_answered()))
+    reader, writer = os.pipe()
+    os.write(writer, open_line("ses_own").raw + b"\n")
+    desk = Desk(Inbox(reader), machine.sources)
+    serving = threading.Thread(target=desk.serve)
+    serving.start()
+    wait_until(lambda: len(machine.jobs()) == 3)
+    os.close(writer)
+    serving.join(20)
+    os.close(reader)
