@@ -57,11 +57,11 @@ class Ground:
     def store(self) -> Store:
         return Store(self.opencode.home / ".local" / "share" / "opencode" / "opencode.db")
 
-    def run(self, script: str = "hello", *arguments: str) -> None:
-        """One turn from start to end, our hook included."""
+    def run(self, script: str = "hello", *arguments: str, others: int = 0) -> None:
+        """One turn from start to end, our hook included; so many others live on."""
         finished = self.opencode.run(self.project, f"[[script:{script}]] do it", *arguments, environ=self.environ)
         assert finished.exit_code == 0, finished.errors
-        wait_until(lambda: not present(self.station.spool / "hooks"), WAIT_S)
+        wait_until(lambda: len(present(self.station.spool / "hooks")) == others, WAIT_S)
 
     def turns(self) -> dict[str, Turn]:
         """By session and turn, as OpenCode's store holds them now."""
@@ -177,7 +177,7 @@ def ground(opencode: OpenCode, home: Path) -> Iterator[Ground]:
 def two_at_once(place: Ground, script: str, end: Callable[[], object]) -> list[tuple[str, str]]:
     """One OpenCode starts, works and ends while another is in the middle of a turn; the versions of that turn."""
     with place.started(script) as (process, name):
-        place.run()
+        place.run(others=1)
         during = place.versions(name)
         assert not place.turns()[name].final, "the other turn was to be under way all the time"
         end()
