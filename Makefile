@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test outage years hammer backfill fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test outage years hammer backfill kills fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: not
 
 backfill: .venv/ready  ## 10,000 turns of history, the backfill killed 20 times: all arrive once, live turns first (minutes)
 	@$(BIN)/python -m tests.backfill
+
+kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time (minutes)
+	@$(BIN)/python -m tests.kills
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

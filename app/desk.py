@@ -82,7 +82,7 @@ class Desk:
             self._consider_succession()
             self._reap()
             try:
-                self._in_hand = self._inbox.next(CARE_S)
+                self._in_hand = self._inbox.next(0 if self._hook is not None and self._hook.has_more else CARE_S)
             except EOFError:
                 break
             if self._in_hand is not None:
@@ -96,8 +96,12 @@ class Desk:
                 with suppress(sqlite3.Error, OSError):  # the next look does it
                     hook.announce(len(self._inbox))
                     hook.care()
+                # A line that waits goes first.
+                if hook.has_more and not len(self._inbox):
+                    self._attempt(hook.reconcile)
         if self._hook is not None:
             self._patiently(self._hook.finish)
+            self._patiently(self._hook.finish_reconciling)
             self._count()
 
     def _consider_succession(self) -> None:

@@ -131,8 +131,22 @@ def remember_folder(
     )
 
 
+NEVER_MS = 1 << 62
+"""Later than everything: what is captured since then is nothing."""
+
+
+def stop_capture(db: sqlite3.Connection, folder: str) -> None:
+    """Nothing that OpenCode writes in the folder from now on counts as missed."""
+    db.execute("update folder set since_ms = ? where hash = ? and since_ms < ?", (NEVER_MS, folder, NEVER_MS))
+
+
+def resume_capture(db: sqlite3.Connection, folder: str, now_ms: int) -> None:
+    """What OpenCode writes in the folder from now on counts again."""
+    db.execute("update folder set since_ms = ? where hash = ? and since_ms = ?", (now_ms, folder, NEVER_MS))
+
+
 def captured_since_ms(db: sqlite3.Connection, folder: str) -> int | None:
-    """When a hook first captured a folder; None when none ever did."""
+    """When capture of a folder began, or was switched on again; NEVER_MS while it is off, None when there was none."""
     row = db.execute("select since_ms from folder where hash = ?", (folder,)).fetchone()
     return None if row is None else int(row["since_ms"])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
@@ -14,12 +15,13 @@ from app import __version__, clock, destination, ledger, log, salvage
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
 from app.db import heal, open_ledger
-from app.enqueue import Capture, Place, enqueue
-from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
-from app.opencode import store_file
+from app.enqueue import Capture, Enqueued, Place, enqueue
+from app.inbox import CUT_OFF, TOO_LONG, Line, LineError, read_line
+from app.opencode import Store, store_file
 from app.parse import parse
 from app.place import identity
 from app.presence import Announced, present
+from app.reconcile import Reconciling
 from app.redact import PatternError
 from app.remake import Remaking
 from app.schema import require_known
@@ -73,6 +75,7 @@ class Hook:
         log.carry_warnings(self.spool.hook_log)
         self._settle()
         self._cared_s = 0.0
+        self._reconcile_s = 0.0
 
     def _settle(self) -> None:
         """Open what is in the spool, all of it or nothing. Raises PlaceError, OSError, sqlite3.Error, SchemaError."""
@@ -86,6 +89,10 @@ class Hook:
             stack.pop_all()  # `close` does it from here on
         self.db, self._ledger_file, self.target, self.bell, self._starting = db, opened, ours, bell, starting
         self._remaking = Remaking(store_file(self._sources.environ), ours.id, self.spool.hooks)
+        store = Store(store_file(self._sources.environ))
+        self._reconciling = Reconciling(
+            store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
+        )
         self._captures: dict[str, _Captured] = {}
 
     def _settle_anew(self) -> None:
@@ -221,31 +228,67 @@ class Hook:
         options = to_record(settings, capture_options(settings))
         place = folder(self.db, line.directory)
         destination.remember_folder(self.db, place, self.target.id, options, clock.now_ms())
+        if made is None or made.policy.mode == "off":
+            destination.stop_capture(self.db, place)
+        else:
+            destination.resume_capture(self.db, place, clock.now_ms())
+            self._reconciling.begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
         ledger.adopt_rotated(self.db, self.target, clock.now_ms())
         self._captures[line.directory] = _Captured(replace(line, message={}), texts, place, made)
         return made
 
-    def _capture_again(self) -> None:
-        """What lost its bodies to a stricter policy, of the folders that this OpenCode has open."""
+    def _refresh_captures(self) -> None:
         for seen in list(self._captures.values()):
             with suppress(SettingsError, PatternError):  # said when the next snapshot comes
                 self._capture(seen.line)
+
+    def _capture_again(self) -> None:
+        """What lost its bodies to a stricter policy, of the folders that this OpenCode has open."""
+        self._refresh_captures()
         current = {seen.folder: seen.capture for seen in self._captures.values()}
         while self._remaking.step(
             self.db, current.get, folders=tuple(current), now_ms=clock.now_ms(), ring=self.bell.ring
         ):
             pass
 
+    def _capture_of(self, place: str) -> Capture | None:
+        """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""
+        found = next((seen.capture for seen in self._captures.values() if seen.folder == place), None)
+        return None if found is None or found.policy.mode == "off" else found
+
+    def _elsewhere(self) -> set[object]:
+        """The sessions that another live OpenCode has open."""
+        others = [one.says.get("sessions") for one in present(self.spool.hooks) if one.name != self._announced.name]
+        return {session for sessions in others if isinstance(sessions, list) for session in sessions}
+
+    def _take_stored(
+        self, transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
+    ) -> Enqueued:
+        """Some turns of a session out of OpenCode's store."""
+        self._adopt(transcript.session.id)
+        now_ms, ring = clock.now_ms(), self.bell.ring
+        done = enqueue(self.db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned)
+        if done.keys:
+            self._bound()
+        return done
+
     def finish(self) -> None:
-        """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
+        """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open.
+
+        Its store tells more than the last snapshots, which count where it cannot be read.
+        """
         self._settle_anew()
         require_known(self.db)
-        elsewhere: set[object] = set()
-        for other in present(self.spool.hooks):
-            sessions = other.says.get("sessions")
-            if other.name != self._announced.name and isinstance(sessions, list):
-                elsewhere.update(sessions)
+        self._refresh_captures()
+        for session, opened in list(self._sessions.items()):
+            seen = self._captures.get(read_line(opened).directory)
+            if seen is None or seen.capture is None or session in self._deleted:
+                continue
+            if self._reconciling.last(self.db, session, seen.folder, seen.capture, clock.now_ms()):
+                self._unfinished.pop(session, None)
+            del self._sessions[session]
+        elsewhere = self._elsewhere()
         for session, left in list(self._unfinished.items()):
             if session not in elsewhere:
                 enqueue(
@@ -258,6 +301,12 @@ class Hook:
                     abandoned=True,
                 )
             del self._unfinished[session]
+
+    def finish_reconciling(self) -> None:
+        """The other sessions of its folders, as far as it has not come to them while OpenCode lived."""
+        require_known(self.db)
+        now_s, now_ms = time.monotonic(), clock.now_ms()
+        self._reconciling.last_looks(self.db, self._capture_of, now_s=now_s, now_ms=now_ms)
 
     @property
     def worker_pid(self) -> int | None:
@@ -296,6 +345,23 @@ class Hook:
         if settings.enable and settings.worker == "auto" and settings.api_key is not None:
             self._starting.look(self._cared_s)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether `reconcile` has something to do."""
+        now_s = time.monotonic()
+        return now_s >= self._reconcile_s and self._reconciling.is_due(now_s)
+
+    def reconcile(self) -> None:
+        """Compare one session of OpenCode's store with the ledger. Raises sqlite3.Error, SchemaError."""
+        now_s, now_ms = time.monotonic(), clock.now_ms()
+        self._reconcile_s = now_s + CARE_S  # should it fail
+        if identity(self.spool.path / "ledger.db") != self._ledger_file:
+            return  # the next line goes on in the one that is there now
+        require_known(self.db)
+        ours = {*self._sessions, *self._deleted}
+        self._reconciling.step(self.db, self._capture_of, ours, now_s=now_s, now_ms=now_ms)
+        self._reconcile_s = now_s
+
     def log(self, message: str) -> None:
         log.append(self.spool.hook_log, message, clock.now_ms())
 
@@ -325,5 +391,7 @@ def note_disabled(settings: Settings, line: Line) -> bool:
         with closing(open_ledger(settings.spool_directory)) as db:
             ours = target(db, settings, clock.now_ms())
             options = to_record(settings, capture_options(settings))
-            destination.remember_folder(db, folder(db, line.directory), ours.id, options, clock.now_ms())
+            place = folder(db, line.directory)
+            destination.remember_folder(db, place, ours.id, options, clock.now_ms())
+            destination.stop_capture(db, place)
     return is_used

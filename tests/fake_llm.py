@@ -48,6 +48,7 @@ def task(prompt: str) -> tuple[str, dict[str, str]]:
 
 def steps_of(name: str, argument: str) -> tuple[Answer, ...]:
     """The steps of a script, in order; the last one repeats."""
+    number = int(argument) if argument.isdigit() else 0
     scripts: dict[str, tuple[Answer, ...]] = {
         "hello": (Answer(HELLO),),
         "second": (Answer("Second answer: I remember the first turn."),),
@@ -67,9 +68,11 @@ def steps_of(name: str, argument: str) -> tuple[Answer, ...]:
         "reason": (Answer("The answer is 42.", reasoning="Let me think. Six times seven."),),
         "unicode": (Answer("Grüße 🌍 日本語 \u202eRTL\u202c zero\u200bwidth 👨‍👩‍👧‍👦 line\u2028separator."),),
         "big_tool": (Answer(calls=(bash("yes xxxxxxxxxxxxxxxxxxx | head -c 1000000"),)), Answer("That was a lot.")),
-        "long": (Answer("x" * int(argument or 1)),),
-        "slow": (Answer("word " * int(argument or 200), delay_s=0.05),),
+        "long": (Answer("x" * (number or 1)),),
+        "slow": (Answer("word " * (number or 200), delay_s=0.05),),
         "slowtool": (Answer(calls=(bash("sleep 20; echo end"),)), Answer("ok")),
+        # A tool that ends when somebody makes this file.
+        "await": (Answer(calls=(bash(f"until [ -e {argument} ]; do sleep 0.1; done"),)), Answer("It is there.")),
         "http401": (Answer("Incorrect API key provided", status=401),),
     }
     return scripts.get(name, (Answer(f"no script {name}"),))

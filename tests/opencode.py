@@ -262,11 +262,10 @@ def isolated(home: Path) -> dict[str, str]:
     return {**environ, "HOME": str(home)}
 
 
-@pytest.fixture(scope="session")
-def opencode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenCode]:
-    """The real OpenCode, started once so that its own first-start installation is behind it."""
+@contextmanager
+def installed_opencode(base: Path) -> Iterator[OpenCode]:
+    """The real OpenCode with a home in `base`, started once so that its own first-start installation is behind it."""
     binary = install_opencode()
-    base = tmp_path_factory.mktemp("opencode")
     home = base / "home"
     config = home / ".config" / "opencode"
     config.mkdir(parents=True)
@@ -279,3 +278,9 @@ def opencode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenCode]:
         finished = driver.run(project, "[[script:hello]] warm up")
         assert finished.exit_code == 0, finished.errors
         yield replace(driver, plain=finished)
+
+
+@pytest.fixture(scope="session")
+def opencode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenCode]:
+    with installed_opencode(tmp_path_factory.mktemp("opencode")) as driver:
+        yield driver

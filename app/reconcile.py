@@ -1,0 +1,223 @@
+"""What OpenCode's store holds and no snapshot told of: turns of an OpenCode that was killed, or ran without its plugin.
+
+    a folder is captured ─▶ its sessions that changed since they were last compared, one at a time:
+        stored ▶ parse ▶ enqueue ─▶ all of it is in the ledger: noted, and not read again until it changes
+                                 └▶ a turn is unfinished: looked at again, until it is finished or nobody can finish it
+
+What was written before capture of the folder began is for `backfill`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from app import destination, ledger
+from app.enqueue import Capture, Enqueued, Place
+from app.opencode import ExportError, Store
+from app.transcript import Transcript, TranscriptError
+
+QUIET_MS = 600_000
+"""An unfinished turn that no hook owns, in a session that was not written to for so long, is taken for abandoned."""
+SETTLE_S = 3.0
+"""Between two looks that both see no owner: one that makes way for a newer version is away for half a second."""
+AGAIN_S = 30.0
+"""Between two looks at what is unfinished, and after a store that could not be read."""
+FAILURES_MAX = 3
+"""So many sessions that cannot be read end the last looks."""
+
+
+class Take(Protocol):
+    """Enqueues `only` these turns of a session; as interrupted what is not finished, if it is `abandoned`."""
+
+    def __call__(
+        self, transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
+    ) -> Enqueued: ...
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A session that is to be looked at."""
+
+    place: Place
+    due_s: float
+    has_ended: bool = False
+    """The OpenCode that had it open is known to be gone."""
+    unowned_s: float | None = None
+    """Since when nobody was seen to have it open."""
+    is_settled: bool = False
+    read_ms: int | None = None
+    """What OpenCode had written when its transcript was last read."""
+
+
+class Reconciling:
+    """Looks at one session at a time, so that a live line never waits for more than that."""
+
+    def __init__(
+        self,
+        store: Store,
+        destination_id: int,
+        *,
+        elsewhere: Callable[[], Collection[object]],
+        take: Take,
+        tell: Callable[[str], None],
+    ) -> None:
+        """`elsewhere` tells the sessions that another live OpenCode has open."""
+        self._store = store
+        self._destination_id = destination_id
+        self._elsewhere = elsewhere
+        self._take = take
+        self._tell = tell
+        self._folders: dict[str, str] = {}
+        """Not yet listed: by directory, as the ledger knows it."""
+        self._ahead: dict[str, _Ahead] = {}
+
+    def begin(self, directory: str, folder: str) -> None:
+        """Look at the sessions of a folder, from the next step on."""
+        self._folders[directory] = folder
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether `step` has something to do. `now_s` is monotonic."""
+        return bool(self._folders) or any(one.due_s <= now_s for one in self._ahead.values())
+
+    def step(
+        self,
+        db: sqlite3.Connection,
+        capture_of: Callable[[str], Capture | None],
+        ours: Collection[str],
+        *,
+        now_s: float,
+        now_ms: int,
+    ) -> None:
+        """List a folder, or look at a session. Raises sqlite3.Error, to be tried again.
+
+        `capture_of` a folder is None where it is not captured now. `ours` are the sessions that our own OpenCode has
+        open: they tell of themselves, and `last` looks at them in the end.
+        """
+        if self._folders:
+            self._list(db, now_s)
+            return
+        session = min((one.due_s, name) for name, one in self._ahead.items() if one.due_s <= now_s)[1]
+        one = self._ahead.pop(session)
+        capturing = capture_of(one.place.folder)
+        if capturing is None or session in ours:
+            return
+        is_first = one.unowned_s is None
+        if session in self._elsewhere():
+            one.unowned_s = None
+        elif one.unowned_s is None:
+            one.unowned_s = now_s
+        one.is_settled = one.unowned_s is not None and now_s - one.unowned_s >= SETTLE_S
+        one.due_s = now_s + (SETTLE_S if is_first and one.unowned_s is not None else AGAIN_S)
+        try:
+            if one.unowned_s is not None and self._compare(db, session, one, capturing, now_ms):
+                return
+        except (ExportError, TranscriptError) as error:
+            self._fail(error)
+            for other in self._ahead.values():
+                other.due_s = max(other.due_s, now_s + AGAIN_S)
+            return
+        except sqlite3.Error:
+            self._ahead[session] = one
+            raise
+        self._ahead[session] = one
+
+    def last(self, db: sqlite3.Connection, session: str, folder: str, capturing: Capture, now_ms: int) -> bool:
+        """A session of our OpenCode, which has ended: what it left unfinished is interrupted.
+
+        Not where another one has it open. False when the store does not have it, or cannot be read.
+        """
+        try:
+            if self._store.changed_ms(session) is None:
+                return False
+            one = _Ahead(Place(self._destination_id, folder), 0, has_ended=True)
+            self._compare(db, session, one, capturing, now_ms)
+        except (ExportError, TranscriptError) as error:
+            self._fail(error)
+            return False
+        return True
+
+    def last_looks(
+        self, db: sqlite3.Connection, capture_of: Callable[[str], Capture | None], *, now_s: float, now_ms: int
+    ) -> None:
+        """All that is ahead, once, now that no line will come any more. Raises sqlite3.Error, to be tried again."""
+        while self._folders:
+            self._list(db, now_s)
+        failures = 0
+        for session, one in sorted(self._ahead.items()):
+            capturing = capture_of(one.place.folder)
+            if capturing is not None and session not in self._elsewhere() and failures < FAILURES_MAX:
+                one.is_settled = True
+                try:
+                    self._compare(db, session, one, capturing, now_ms)
+                except (ExportError, TranscriptError) as error:
+                    failures += 1
+                    self._fail(error)
+            del self._ahead[session]
+
+    def _list(self, db: sqlite3.Connection, now_s: float) -> None:
+        """What changed since it was compared. A turn, as it begins, moves on the time of its session's own row."""
+        directory, folder = self._folders.popitem()
+        try:
+            since_ms = destination.captured_since_ms(db, folder)
+            for one in [] if since_ms is None else self._store.roots(directory):
+                compared_ms = ledger.reconciled_ms(db, self._destination_id, one.id)
+                if one.updated_ms >= max(since_ms or 0, (compared_ms or 0) + 1):
+                    self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
+        except ExportError as error:
+            self._fail(error)
+        except sqlite3.Error:
+            self._folders[directory] = folder
+            raise
+
+    def _compare(self, db: sqlite3.Connection, session: str, one: _Ahead, capturing: Capture, now_ms: int) -> bool:
+        """Whether nothing is left to be looked at again. Raises sqlite3.Error, ExportError, TranscriptError."""
+        changed_ms = self._store.changed_ms(session)
+        if changed_ms is None or changed_ms <= (ledger.reconciled_ms(db, self._destination_id, session) or -1):
+            return True
+        # A time in the future is from before the clock was set back.
+        is_over = one.has_ended or (one.is_settled and abs(now_ms - changed_ms) >= QUIET_MS)
+        if one.read_ms == changed_ms and not is_over:
+            return False
+        transcript = self._store.transcript(session)
+        if transcript is None:
+            return True
+        missed = _missed(db, self._destination_id, transcript, capturing)
+        done = self._take(transcript, capturing, one.place, only=missed, abandoned=False)
+        if not done.waiting:
+            ledger.note_reconciled(db, self._destination_id, session, changed_ms)
+            return True
+        one.read_ms = changed_ms
+        # Asked again, as reading it took its time.
+        if not is_over or session in self._elsewhere() or self._store.changed_ms(session) != changed_ms:
+            return False
+        unfinished = missed & {turn.id for turn in done.waiting}
+        self._take(transcript, capturing, one.place, only=unfinished, abandoned=True)
+        if one.has_ended:  # of others that is a guess, and the next start looks again
+            ledger.note_reconciled(db, self._destination_id, session, changed_ms)
+        return True
+
+    def _fail(self, error: ExportError | TranscriptError) -> None:
+        self._tell(f"what OpenCode's store holds could not be compared: {error}")
+
+
+def _missed(db: sqlite3.Connection, destination_id: int, transcript: Transcript, capturing: Capture) -> set[str]:
+    """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
+
+    What it holds under another policy and is as new stays as it is: a new pattern sends nothing again by itself.
+    """
+    frozen = ledger.frozen(db, destination_id, transcript.session.id)
+    policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1])
+    found = ledger.exported(db, destination_id, transcript.session.id)
+    known = {one.turn: one for one in found if one.state != "superseded"}
+
+    def is_missed(name: str, facts_ms: int) -> bool:
+        one = known.get(name)
+        return one is None or one.facts_ms < facts_ms or one.policy == policy
+
+    missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
+    if missed or is_missed(ledger.SESSION_RECORD, 0):
+        missed.add(ledger.SESSION_RECORD)
+    return missed

@@ -1,0 +1,498 @@
+"""What OpenCode wrote and no snapshot told of: found in its store when a hook starts, and when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import destination, ledger
+from app.db import open_ledger
+from app.desk import Desk
+from app.enqueue import exports
+from app.hook import Hook, load
+from app.inbox import Inbox, read_line
+from app.opencode import Store, store_file
+from app.presence import Announced
+from app.reconcile import AGAIN_S, QUIET_MS, SETTLE_S
+from app.sources import Sources
+from app.transcript import Turn, key
+from tests.servers import api_key
+from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, unfinished, user
+from tests.test_store import built
+from tests.test_tightening import configure
+from tests.waiting import wait_until
+
+HERE = "/home/dev/project"
+
+
+def talk(name: str, *messages: Fields, directory: str = HERE, at_ms: int = CREATED_MS) -> Fields:
+    """A session; its messages' ids are made its own."""
+    told = json.loads(json.dumps(messages).replace('"msg_', f'"msg_{name}_').replace('"prt_', f'"prt_{name}_'))
+    time = {"created": CREATED_MS, "updated": at_ms}
+    return snapshot(entry(*told, id=f"ses_{name}", directory=directory, time=time))
+
+
+def asked_and_answered() -> tuple[Fields, Fields]:
+    return user("msg_1", CREATED_MS + 10, text("why?")), assistant("msg_2", CREATED_MS + 20, text("so!", "prt_a"))
+
+
+def cut_off() -> tuple[Fields, Fields]:
+    return user("msg_1", CREATED_MS + 10, text("why?")), unfinished("msg_2", CREATED_MS + 20, text("", "prt_a"))
+
+
+@dataclass
+class Machine:
+    """One person's spool and OpenCode store, and hooks in this very process, whose clocks are ours."""
+
+    home: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    hooks: list[Hook] = field(default_factory=list)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            "HOME": str(self.home),
+            "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.home / "spool"),
+            "OPENCODE_HELICONE_WORKER": "external",
+            "HELICONE_ENDPOINT": "http://127.0.0.1:9",
+            "HELICONE_API_KEY": api_key(),
+            **self.variables,
+        }
+
+    @property
+    def sources(self) -> Sources:
+        return Sources(self.environ, self.home, self.home / "config")
+
+    @property
+    def store(self) -> Store:
+        return Store(store_file(self.environ))
+
+    def remember(self, wanted: Fields, *, written_ms: int | None = None) -> str:
+        """Have OpenCode's store hold the session, as last written at that time (now, by the sessions' own clock)."""
+        self.store.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.home / "part.db"
+        part.unlink(missing_ok=True)
+        built(part, wanted)
+        if not self.store.path.exists():
+            built(self.store.path, {"sessions": []})
+        session = wanted["root"]
+        with closing(sqlite3.connect(self.store.path, isolation_level=None)) as db:
+            db.execute("attach ? as part", [str(part)])
+            for table, owner in (("part", "session_id"), ("message", "session_id"), ("session", "id")):
+                db.execute(f"delete from main.{table} where {owner} = ?", [session])  # noqa: S608 - names from above
+                db.execute(f"insert into main.{table} select * from part.{table}")  # noqa: S608
+                if written_ms is not None:
+                    db.execute(f"update main.{table} set time_updated = ? where {owner} = ?", [written_ms, session])  # noqa: S608
+        return str(session)
+
+    def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
+        """One whose OpenCode has just opened this session."""
+        line = open_line(session, directory, **options)
+        made = Hook(self.sources, line, load(self.sources, line, None))
+        self.hooks.append(made)
+        made.take(line)
+        made.announce(0)
+        return made
+
+    def capture_since(self, since_ms: int) -> None:
+        """As if the folder had been captured from then on."""
+        self.end(self.hook())
+        with closing(sqlite3.connect(self.home / "spool" / "ledger.db")) as db, db:
+            db.execute("update folder set since_ms = ?", [since_ms])
+
+    def end(self, one: Hook) -> None:
+        """Its OpenCode ends."""
+        one.finish()
+        one.finish_reconciling()
+        self.leave(one)
+
+    def leave(self, one: Hook) -> None:
+        """It is killed."""
+        self.hooks.remove(one)
+        one.close()
+
+    def jobs(self) -> list[tuple[str, str, str]]:
+        """(session, state, key) of all turns' versions, the oldest first."""
+        with closing(open_ledger(self.home / "spool")) as db:
+            rows = db.execute(
+                "select s.name, j.state, j.key from job j join turn t on t.id = j.turn_id"
+                " join session s on s.id = t.session_id where t.name <> ? order by j.id",
+                [ledger.SESSION_RECORD],
+            ).fetchall()
+        return [tuple(row) for row in rows]
+
+    def states(self) -> list[tuple[str, str]]:
+        return [(session, state) for session, state, _ in self.jobs()]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, migrated: Path) -> Iterator[Machine]:
+    shutil.copytree(migrated, tmp_path / "spool")
+    made = Machine(tmp_path)
+    yield made
+    for one in list(made.hooks):
+        made.leave(one)
+
+
+def open_line(session: str, directory: str = HERE, **options: object) -> Any:
+    message = {"v": 1, "type": "open", "session": session, "directory": directory, "options": options, "spool": None}
+    return read_line(json.dumps(message).encode())
+
+
+def look(one: Hook, now_s: float, now_ms: int = CREATED_MS + 1_000) -> None:
+    """All that is due at these times."""
+    while one._reconciling.is_due(now_s):
+        ours = {*one._sessions, *one._deleted}
+        one._reconciling.step(one.db, one._capture_of, ours, now_s=now_s, now_ms=now_ms)
+
+
+def stored_key(one: Hook, session: str) -> list[str]:
+    """Of the session's turns, as anybody computes them from the store, all taken as over."""
+    transcript = one._reconciling._store.transcript(session)
+    capturing = one._captures[HERE].capture
+    assert transcript is not None
+    assert capturing is not None
+    made = exports(transcript, capturing, capturing.user_id, abandoned=True)
+    policy = capturing.policy.digest(capturing.user_id)
+    return [
+        key(export.digest, policy)
+        for export in made
+        if not isinstance(export, Turn) and export.turn != ledger.SESSION_RECORD
+    ]
+
+
+def test_turns_from_while_the_plugin_was_missing_are_exported_by_the_next_hook_and_once(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b", "c"):
+        machine.remember(talk(name, *asked_and_answered()))
+    one = machine.hook()
+    look(one, 0)
+    assert machine.states() == [(f"ses_{name}", "pending") for name in ("a", "b", "c")]
+    assert [job[2] for job in machine.jobs()] == [stored_key(one, f"ses_{name}")[0] for name in ("a", "b", "c")]
+    machine.end(one)
+    another = machine.hook()
+    assert another.has_more
+    look(another, 0)
+    assert another._reconciling._ahead == {}
+    assert len(machine.jobs()) == 3
+
+
+def test_an_opencode_that_lives_shorter_than_the_looks_take_leaves_them_for_its_end(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b"):
+        machine.remember(talk(name, *asked_and_answered()))
+    machine.end(machine.hook())
+    assert machine.states() == [("ses_a", "pending"), ("ses_b", "pending")]
+
+
+def test_what_was_written_before_capture_began_or_in_another_folder_is_left_alone(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS + 500)
+    machine.remember(talk("old", *asked_and_answered()))
+    machine.remember(talk("far", *asked_and_answered(), directory="/elsewhere", at_ms=CREATED_MS + 900))
+    machine.remember(talk("new", *asked_and_answered(), at_ms=CREATED_MS + 900))
+    machine.end(machine.hook())
+    assert machine.states() == [("ses_new", "pending")]
+
+
+def test_a_turn_that_was_killed_before_any_snapshot_is_interrupted_when_its_opencode_has_ended(
+    machine: Machine,
+) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *cut_off()))
+    one = machine.hook(session)
+    look(one, 0)
+    assert machine.jobs() == []
+    wanted = stored_key(one, session)
+    machine.end(one)
+    assert [(state, key) for _, state, key in machine.jobs()] == [("pending", wanted[0])]
+    # The next start finds the same, and nothing to do.
+    another = machine.hook()
+    look(another, 0)
+    look(another, SETTLE_S, CREATED_MS + QUIET_MS + 1_000)
+    machine.end(another)
+    assert len(machine.jobs()) == 1
+
+
+def test_the_store_counts_and_not_the_last_snapshot_of_a_killed_turn(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    asked, partly = cut_off()
+    told = talk("a", asked, partly)
+    session = machine.remember(talk("a", asked, {**partly, "parts": [text("half of", "prt_a"), tool()]}))
+    one = machine.hook(session)
+    show(one, told)
+    wanted = stored_key(one, session)
+    machine.end(one)
+    assert [(state, key) for _, state, key in machine.jobs()] == [("pending", wanted[0])]
+
+
+def show(one: Hook, wanted: Fields) -> None:
+    one.take(read_line(snapshot_line(wanted)))
+
+
+def snapshot_line(wanted: Fields) -> bytes:
+    return json.dumps({"v": 1, "type": "snapshot", "directory": HERE, "options": {}, **wanted}).encode()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "rubbish", "another generation", "no JSON"])
+def test_where_the_store_cannot_be_read_the_last_snapshot_counts(machine: Machine, spoil: str) -> None:
+    machine.capture_since(CREATED_MS)
+    wanted = talk("a", *cut_off())
+    machine.remember(wanted)
+    path = machine.store.path
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "rubbish":
+        path.write_bytes(b"no database at all, however long it is" * 100)
+    else:
+        sql = "drop table part" if spoil == "another generation" else "update message set data = '{'"
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute(sql)
+    one = machine.hook("ses_a")
+    show(one, wanted)
+    look(one, 0)
+    machine.end(one)
+    assert machine.states() == [("ses_a", "pending")]
+    assert "could not be compared" in (machine.home / "spool" / "logs" / "hook.log").read_text()
+
+
+def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *cut_off()))
+    owner = machine.hook(session)
+    one = machine.hook("ses_own")
+    later_ms = CREATED_MS + 100 * QUIET_MS
+    for at_s in (0.0, SETTLE_S, AGAIN_S, 10 * AGAIN_S, 20 * AGAIN_S):
+        look(one, at_s, later_ms)
+    machine.end(one)
+    assert machine.jobs() == []
+    machine.end(owner)
+    assert machine.states() == [(session, "pending")]
+
+
+def test_an_opencode_that_has_ended_leaves_a_turn_to_another_that_has_the_session_open(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *cut_off()))
+    machine.hook(session)
+    machine.end(machine.hook(session))
+    assert machine.jobs() == []
+
+
+def test_an_unowned_turn_is_interrupted_only_after_it_was_quiet_for_long_and_seen_unowned_twice(
+    machine: Machine,
+) -> None:
+    """Its OpenCode may have no hook, or one that is just starting or making way for a newer version."""
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *cut_off()))
+    one = machine.hook()
+    quiet_ms = CREATED_MS + QUIET_MS + 1_000
+    look(one, 0, quiet_ms)
+    assert machine.jobs() == []
+    look(one, SETTLE_S - 0.1, quiet_ms)
+    assert machine.jobs() == []
+    look(one, SETTLE_S, CREATED_MS + QUIET_MS - 1_000)
+    assert machine.jobs() == []
+    assert not one._reconciling.is_due(SETTLE_S + AGAIN_S - 0.1)
+    look(one, SETTLE_S + AGAIN_S, quiet_ms)
+    assert machine.states() == [("ses_a", "pending")]
+    assert one._reconciling._ahead == {}
+
+
+def test_an_owner_that_appears_between_two_looks_counts(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *cut_off()))
+    one = machine.hook()
+    quiet_ms = CREATED_MS + QUIET_MS + 1_000
+    look(one, 0, quiet_ms)
+    owner = Announced(one.spool.hooks)
+    owner.say({"sessions": ["ses_a"]})
+    look(one, SETTLE_S, quiet_ms)
+    owner.withdraw()
+    # From here on it counts anew.
+    look(one, SETTLE_S + AGAIN_S, quiet_ms)
+    assert machine.jobs() == []
+    look(one, 2 * SETTLE_S + AGAIN_S, quiet_ms)
+    assert machine.states() == [("ses_a", "pending")]
+
+
+def test_an_owner_that_appears_while_the_store_is_read_counts(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *cut_off()))
+    one = machine.hook()
+    quiet_ms = CREATED_MS + QUIET_MS + 1_000
+    look(one, 0, quiet_ms)
+    owner = Announced(one.spool.hooks)
+    taken = one._reconciling._take
+
+    def take(*args: Any, **options: Any) -> Any:
+        owner.say({"sessions": ["ses_a"]})
+        return taken(*args, **options)
+
+    one._reconciling._take = take
+    look(one, SETTLE_S, quiet_ms)
+    owner.withdraw()
+    assert machine.jobs() == []
+
+
+def test_a_turn_that_goes_on_while_the_store_is_read_is_not_interrupted(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *cut_off()))
+    one = machine.hook()
+    quiet_ms = CREATED_MS + QUIET_MS + 1_000
+    look(one, 0, quiet_ms)
+    taken = one._reconciling._take
+
+    def take(*args: Any, **options: Any) -> Any:
+        machine.remember(talk("a", *cut_off(), at_ms=quiet_ms))
+        return taken(*args, **options)
+
+    one._reconciling._take = take
+    look(one, SETTLE_S, quiet_ms)
+    assert machine.jobs() == []
+
+
+def test_an_interrupted_turn_that_turns_out_complete_is_superseded(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *cut_off()))
+    one = machine.hook()
+    quiet_ms = CREATED_MS + QUIET_MS + 1_000
+    for at_s in (0, SETTLE_S):
+        look(one, at_s, quiet_ms)
+    machine.end(one)
+    # An OpenCode without a hook was still at it.
+    machine.remember(talk("a", *asked_and_answered(), at_ms=quiet_ms + 5))
+    another = machine.hook()
+    look(another, 0)
+    assert machine.states() == [("ses_a", "superseded"), ("ses_a", "pending")]
+    assert machine.jobs()[1][2] == stored_key(another, "ses_a")[0]
+
+
+def test_another_policy_sends_nothing_again_of_what_the_ledger_has_as_new(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *asked_and_answered()))
+    machine.end(machine.hook())
+    follow_up = (user("msg_3", CREATED_MS + 200), assistant("msg_4", CREATED_MS + 210, parent="msg_3"))
+    machine.remember(talk("a", *asked_and_answered(), *follow_up, at_ms=CREATED_MS + 400))
+    one = machine.hook(redactPatterns=["swordfish"])
+    look(one, 0)
+    states = machine.states()
+    assert states == [(session, "pending")] * 2
+    # The new turn is there under the new policy.
+    assert machine.jobs()[1][2] == stored_key(one, session)[1]
+
+
+@pytest.mark.parametrize("mode", [{"enable": False}, {"exportMode": "off"}], ids=["enable false", "off"])
+def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Machine, mode: dict[str, Any]) -> None:
+    machine.capture_since(CREATED_MS)
+    one = machine.hook()
+    configure(machine.home / "config", **mode)
+    one.take(open_line("ses_own"))
+    machine.remember(talk("a", *asked_and_answered()))
+    look(one, 0)
+    machine.end(one)
+    configure(machine.home / "config")
+    another = machine.hook()
+    look(another, 0)
+    machine.end(another)
+    assert machine.jobs() == []
+    with closing(open_ledger(machine.home / "spool")) as db:
+        since_ms = destination.captured_since_ms(db, destination.fingerprint(db, HERE))
+    assert since_ms is not None
+    assert CREATED_MS < since_ms < destination.NEVER_MS
+    machine.remember(talk("b", *asked_and_answered(), at_ms=since_ms + 1))
+    machine.end(machine.hook())
+    assert machine.states() == [("ses_b", "pending")]
+
+
+def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
+    machine.variables["OPENCODE_HELICONE_EXPORT_MODE"] = "metadata_only"
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", user("msg_1", CREATED_MS + 10, text("swordfish")), asked_and_answered()[1]))
+    one = machine.hook()
+    look(one, 0)
+    jobs = one.db.execute("select id, key from job").fetchall()
+    bodies = b"".join(body.body for row in jobs for body in ledger.bodies(one.db, row["id"], row["key"]))
+    assert bodies
+    assert b"swordfish" not in bodies
+
+
+def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook(session)
+    one.take(read_line(json.dumps({"v": 1, "type": "deleted", "session": session, "directory": HERE}).encode()))
+    look(one, 0)
+    machine.end(one)
+    assert machine.jobs() == []
+
+
+def test_a_store_that_is_locked_costs_one_look_in_a_while_and_breaks_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.opencode.store.BUSY_S", 0.01)
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b"):
+        machine.remember(talk(name, *asked_and_answered()))
+    one = machine.hook()
+    one.reconcile()  # the list
+    with closing(sqlite3.connect(machine.store.path, isolation_level=None)) as db:
+        db.execute("begin exclusive")
+        look(one, 1e9)
+        assert machine.jobs() == []
+        assert not one._reconciling.is_due(1e9 + AGAIN_S - 1)
+    look(one, 1e9 + AGAIN_S)
+    assert len(machine.jobs()) == 1
+    machine.end(machine.hook())
+    assert len(machine.jobs()) == 2
+
+
+def test_a_ledger_that_cannot_be_written_is_tried_again(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
+    one.db.execute("pragma query_only = on")
+    one.reconcile()
+    with pytest.raises(sqlite3.OperationalError):
+        one.reconcile()
+    assert not one.has_more
+    one.db.execute("pragma query_only = off")
+    look(one, 1e9)
+    assert machine.states() == [("ses_a", "pending")]
+
+
+def test_the_desk_takes_lines_that_wait_before_it_looks_into_the_store(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    lines = [open_line("ses_1").raw, *(snapshot_line(talk(name, *asked_and_answered())) for name in "1234")]
+    reader, writer = os.pipe()
+    os.write(writer, b"".join(line + b"\n" for line in lines))
+    os.close(writer)
+    inbox = Inbox(reader)
+    wait_until(lambda: inbox.ended)
+    Desk(inbox, machine.sources).serve()
+    os.close(reader)
+    assert [session for session, _ in machine.states()] == ["ses_1", "ses_2", "ses_3", "ses_4", "ses_a"]
+
+
+def test_a_hook_that_has_nothing_else_to_do_looks_into_the_store_at_once(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in "abc":
+        machine.remember(talk(name, *asked_and_answered()))
+    reader, writer = os.pipe()
+    os.write(writer, open_line("ses_own").raw + b"\n")
+    desk = Desk(Inbox(reader), machine.sources)
+    serving = threading.Thread(target=desk.serve)
+    serving.start()
+    wait_until(lambda: len(machine.jobs()) == 3)
+    os.close(writer)
+    serving.join(20)
+    os.close(reader)
