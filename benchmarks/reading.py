@@ -12,6 +12,7 @@ of a transaction. The write-ahead log must stay bounded, too: a reader keeps it 
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import shutil
@@ -38,7 +39,7 @@ PRAGMAS = ("busy_timeout = 5000", "cache_size = -64000", "foreign_keys = on", "s
 TURNS = 1_000
 """In the session that is read."""
 TURNS_READ = 50
-"""One by one, between two readings of the whole."""
+"""One by one, with all roots before each, between two readings of the whole."""
 TEXT_BYTES = 4_000
 """Of each of its parts."""
 COMMITS = 1_500
@@ -77,7 +78,7 @@ def history(path: Path, template: str) -> str:
                 if "parentID" in data:
                     data["parentID"] = f"{asked['id']}_{turn}"
                 name = f"{message['id']}_{turn}"
-                created_ms = message["time_created"] + turn
+                created_ms = message["time_created"] + turn * 60_000
                 copied("message", message, id=name, session_id=session, time_created=created_ms, data=json.dumps(data))
                 for part in parts[message["id"]]:
                     of_part = json.loads(part["data"])
@@ -95,15 +96,17 @@ def read(path: Path, session: str, wanted: Event, is_over: Event, reads: multipr
     assert whole is not None
     assert len(whole.turns) == TURNS
     done = 0
-    while not is_over.is_set():
-        if not wanted.wait(0.1):
+    for turn in itertools.cycle(whole.turns):
+        if is_over.is_set():
+            break
+        if not wanted.wait(0.05):
             continue
         for root in store.roots():
             store.changed_ms(root.id)
-        for turn in whole.turns[-TURNS_READ:]:
-            store.turn(session, turn.id)
-        store.transcript(session)
+        store.turn(session, turn.id)
         done += 1
+        if done % TURNS_READ == 0:
+            store.transcript(session)
     reads.put(done)
 
 
@@ -128,7 +131,7 @@ def readers(store: Path, copy: Path, session: str) -> Iterator[Callable[[str], N
     try:
         yield let
         is_over.set()
-        print(f"  rounds of reading: {sorted(reads.get(timeout=60) for _ in processes)}")
+        print(f"  turns read one by one, of either: {sorted(reads.get(timeout=60) for _ in processes)}")
     finally:
         is_over.set()
         for process in processes:
