@@ -222,7 +222,7 @@ def _verdict(
         failure=session.failure,
         turns=len(of_turns),
         states={state: len(jobs) for state, jobs in told.items()},
-        dropped_by_reason=Counter(one.drop_reason or "" for one in dropped),
+        dropped_by_reason=dict(Counter(one.drop_reason or "" for one in dropped)),
         confirmed=sum(one.confirmed_ms is not None for one in delivered),
         body_not_stored=sum(one.body_not_stored for one in delivered),
         held=sum(one.is_held for one in waiting),
