@@ -369,7 +369,8 @@ def test_the_sessions_own_record_is_told_of_only_when_something_is_wrong_with_it
     assert (done.returncode, "1 session record(s) CHANGED SINCE" in done.stdout) == (1, True)
     # The time of a session moves on with every turn: under another policy it says nothing.
     desk.holds(of(turn(1), time={"created": CREATED_MS, "updated": CREATED_MS + 500}))
-    assert desk.states("--set", 'redactPatterns=["x"]') == {"waiting": 1}
+    other = desk.session("--set", 'redactPatterns=["x"]')
+    assert (other["record"], other["unexplained"]) == ("waiting", [])
 
 
 def test_a_live_hook_gets_a_moment_for_what_has_just_ended(desk: Desk) -> None:
@@ -391,6 +392,10 @@ def test_a_live_hook_gets_a_moment_for_what_has_just_ended(desk: Desk) -> None:
         assert (verdict.unexplained, waited) == ((), [SETTLE_S])
         verify(sources, store, Choice(), pause=waited.append)
         assert waited == [SETTLE_S]  # all is explained
+
+    desk.holds(talk(3))
+    with desk.live("ses_root"):  # what has ended long ago nobody is about to bring
+        assert unexplained_at_once(desk) == ("msg_3a",)
 
 
 # --- which sessions, and stores that cannot be read
