@@ -55,6 +55,10 @@ class ReadBackError(RuntimeError):
     """Stored requests could not be read. Says the status or the failed phase."""
 
 
+class OverlongError(ReadBackError):
+    """The answer is longer than READ_BACK_BYTES_MAX: fewer requests have to be asked for at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
@@ -150,6 +154,8 @@ class Client:
         except (ValueError, KeyError, TypeError, RecursionError):
             rows = None
         if not isinstance(rows, list):
+            if len(answer.body) >= READ_BACK_BYTES_MAX:
+                raise OverlongError(f"reading back was answered with more than {READ_BACK_BYTES_MAX >> 20} MiB")
             raise ReadBackError(f"reading back was answered with {answer.status}: {_describe(answer.body)}")
         return rows
 

@@ -96,6 +96,9 @@ def test_a_change_inside_a_subagent_is_a_change_of_its_root(tmp_path: Path) -> N
     with closing(sqlite3.connect(store.path)) as db, db:
         db.execute("update part set time_updated = ? where session_id = ?", (before + 5, child))
     assert store.changed_ms(wanted["root"]) == before + 5
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("delete from session where id = ?", (wanted["root"],))
+    assert store.changed_ms(wanted["root"]) is None  # whatever is left of its subagents
 
 
 def test_a_store_of_another_kind_is_named_with_the_way_in(tmp_path: Path) -> None:

@@ -25,7 +25,14 @@ class Exported:
     """What its bodies were made under; '' where that was not kept."""
     was_attempted: bool
     """Whether any of it may be at Helicone."""
+    is_recall: bool
     is_sealed: bool
+    is_held: bool
+    """Pending, but the settings in force do not let it be sent."""
+    has_bodies: bool
+    """Whether the bytes to post are kept here."""
+    finished_ms: int | None
+    """When it was delivered, buried, dropped or superseded; None while it is pending."""
     confirmed_ms: int | None
     body_not_stored: bool
     prints: tuple[Print, ...]
@@ -36,7 +43,8 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
     """The oldest version first. The session's subagents are part of its turns."""
     rows = db.execute(
         "select j.id, t.name, j.key, j.state, j.drop_reason, j.error, j.facts_ms, coalesce(p.facts, '') as policy,"
-        " j.attempt, j.is_sealed, j.confirmed_ms, j.body_not_stored"
+        " j.attempt, j.is_recall, j.is_sealed, j.hold_reason is not null as is_held, j.body_bytes, j.finished_ms,"
+        " j.confirmed_ms, j.body_not_stored"
         " from session s join turn t on t.session_id = s.id join job j on j.turn_id = t.id"
         " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ? order by j.id",
         (destination_id, session),
@@ -52,7 +60,11 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
             facts_ms=row["facts_ms"],
             policy=row["policy"],
             was_attempted=row["attempt"] > 0,
+            is_recall=bool(row["is_recall"]),
             is_sealed=bool(row["is_sealed"]),
+            is_held=row["state"] == "pending" and bool(row["is_held"]),
+            has_bodies=row["body_bytes"] > 0,
+            finished_ms=row["finished_ms"],
             confirmed_ms=row["confirmed_ms"],
             body_not_stored=bool(row["body_not_stored"]),
             prints=prints.get(row["id"], ()),

@@ -75,8 +75,8 @@ class Store:
         """When anything of the session or of its subagents was written last; None when it is not there."""
         with self._opened() as db:
             (latest,) = db.execute(
-                "with recursive family(id) as (values (?) union select s.id from session s join family f"
-                "  on s.parent_id = f.id)"
+                "with recursive family(id) as (select id from session where id = ?"
+                "  union select s.id from session s join family f on s.parent_id = f.id)"
                 " select max(max(s.time_updated,"
                 "  coalesce((select max(time_updated) from message where session_id = s.id), 0),"
                 "  coalesce((select max(time_updated) from part where session_id = s.id), 0)))"
