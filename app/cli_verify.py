@@ -26,6 +26,7 @@ from app.command import (
     EnvFile,
     SpoolDirectory,
     complain,
+    moment,
     print_json,
     print_lines,
     sources_of,
@@ -33,7 +34,6 @@ from app.command import (
 from app.db import open_ledger
 from app.opencode import Store, store_file
 from app.settings import SettingsError
-from app.since import since_ms
 from app.sources import Sources
 from app.spool import find_target
 from app.verdict import Verdict
@@ -70,7 +70,7 @@ def _verify(  # noqa: PLR0913 - one for each option
     Says of each session what became of its turns. Exit code 1 when a turn is unexplained.
     """
     sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
-    choice = Choice(_moment(since), tuple(session or ()))
+    choice = Choice(moment(since) or 0, tuple(session or ()))
     store = Store(db or store_file(os.environ))
     try:
         with _progress("verifying") as step:
@@ -86,13 +86,6 @@ def _verify(  # noqa: PLR0913 - one for each option
         print_lines(lines(verdicts, sought, failure))
     is_fine = all(one.is_fine for one in verdicts) and all(one.is_fine for one in sought.values()) and not failure
     raise typer.Exit(DONE if is_fine else PROBLEM)
-
-
-def _moment(since: str | None) -> int:
-    try:
-        return 0 if since is None else since_ms(since, clock.now_ms())
-    except ValueError as error:
-        raise typer.BadParameter(f"--since {error}") from None
 
 
 def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sought]) -> str:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from app import clock, screen
-from app.letters import since_ms
 from app.settings import from_arguments
+from app.since import since_ms
 from app.sources import Sources, typed
 
 PROGRAM = "opencode-helicone"
@@ -64,6 +64,5 @@ def moment(since: str | None) -> int | None:
         return None
     try:
         return since_ms(since, clock.now_ms())
-    except (ValueError, OverflowError):
-        told = f"--since {since!r} is neither a duration (90s, 12h, 7d) nor a date (2026-01-31)"
-        raise typer.BadParameter(told) from None
+    except ValueError as error:
+        raise typer.BadParameter(f"--since {error}") from None

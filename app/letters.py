@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from app import destination, ledger
 from app.bell import Bell
@@ -22,8 +21,6 @@ LETTERS_MAX = 1_000
 """Of one list; its groups count all."""
 RINGS_MAX = 24
 """Enough to wake every thread of a worker; its watch finds the others."""
-
-_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
 
 
 class LetterError(Exception):
@@ -52,21 +49,6 @@ class Opened:
     """Each record as JSON: what would leave. Empty unless asked for."""
     problem: str
     """Why the bodies cannot be read."""
-
-
-def since_ms(text: str, now_ms: int) -> int:
-    """`90s`, `30m`, `12h`, `7d`, `2w` ago, or a date or time in ISO form, UTC unless it says otherwise.
-
-    Raises ValueError.
-
-    >>> since_ms("2h", 10_000_000), since_ms("1970-01-02", 0), since_ms("1970-01-01T01:00:00+01:00", 0)
-    (2800000, 86400000, 0)
-    """
-    ago = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
-    if ago:
-        return now_ms - int(ago[1]) * _UNITS_MS[ago[2]]
-    moment = datetime.fromisoformat(text)
-    return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
 
 
 def choose(db: sqlite3.Connection, prefixes: Sequence[str]) -> Choice:

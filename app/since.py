@@ -5,22 +5,22 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-_UNITS_MS = {"h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
 
 
 def since_ms(text: str, now_ms: int) -> int:
-    """`36h`, `7d`, `2w` ago, a date, or a time in ISO form; local ones unless they name another time zone.
+    """`90s`, `30m`, `12h`, `7d`, `2w` ago, or a date or a time in ISO form, local unless it names a time zone.
 
     Raises ValueError, whose message says what was meant.
 
     >>> since_ms("2h", 10_000_000), since_ms("1970-01-01T01:00:00+01:00", 0)
     (2800000, 0)
     """
-    ago = re.fullmatch(r"([0-9]{1,6})([hdw])", text)
+    ago = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if ago:
         return max(0, now_ms - int(ago[1]) * _UNITS_MS[ago[2]])
     try:
         return int(datetime.fromisoformat(text).astimezone().timestamp() * 1000)
     except (ValueError, OverflowError):
-        message = f"{text!r} is neither a duration (36h, 7d, 2w) nor a date (2026-01-31) or time (2026-01-31T18:30)"
+        message = f"{text!r} is neither a duration (12h, 7d, 2w) nor a date (2026-01-31) or time (2026-01-31T18:30)"
         raise ValueError(message) from None
