@@ -84,7 +84,7 @@ def sent_turns(
     }
 
 
-def audit(  # noqa: PLR0913 - what to look at, and by what
+def audit(
     db: sqlite3.Connection,
     destination_id: int,
     store: Store,
@@ -102,7 +102,7 @@ def audit(  # noqa: PLR0913 - what to look at, and by what
         yield _session(db, destination_id, store, folders, session, turns) if turns else None
 
 
-def _session(  # noqa: PLR0913 - one step of `audit`, which has all of these
+def _session(
     db: sqlite3.Connection,
     destination_id: int,
     store: Store,
@@ -159,7 +159,7 @@ class _Comparison:
         if not made:
             self.unprinted += 1
             last = next(one for one in reversed(versions) if one.was_attempted)
-            made = {request_id: (None, last.policy) for request_id in made_bare}
+            made = dict.fromkeys(made_bare, (None, last.policy))
         by_policy: dict[str, dict[str, tuple[Record, Record]]] = {}
         for request_id, (one, policy) in made.items():
             record = made_bare.get(request_id)
@@ -172,9 +172,7 @@ class _Comparison:
                 by_policy[policy] = self._pairs(turn, policy, self._today)
             self._record(turn, record, one, policy, by_policy[policy][request_id])
 
-    def _record(
-        self, turn: str, record: Record, one: Print | None, policy: str, pair: tuple[Record, Record]
-    ) -> None:
+    def _record(self, turn: str, record: Record, one: Print | None, policy: str, pair: tuple[Record, Record]) -> None:
         assert self._today is not None  # noqa: S101 - its caller has looked
         now, then = pair
         if one is not None and one.digest == digest_of(now):
@@ -210,7 +208,9 @@ def encoded(transcript: Transcript, capture: Capture, user_id: str) -> dict[str,
 def bare(today: Capture | None) -> Capture:
     """A capture that leaves all texts as they are: to look into, never to be kept."""
     prefix = today.policy.prefix if today else ""
-    return Capture(Policy("full", (), redact_secrets=False, prefix=prefix), Redaction((), secrets=False, known=None), "")
+    return Capture(
+        Policy("full", (), redact_secrets=False, prefix=prefix), Redaction((), secrets=False, known=None), ""
+    )
 
 
 def last_prints(versions: Sequence[Exported]) -> dict[str, tuple[Print | None, str]]:

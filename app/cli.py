@@ -18,6 +18,7 @@ from platformdirs import user_data_path
 
 from app import __version__, clock, doctor, install, screen
 from app.cli_dead import dead
+from app.cli_recall import recalling
 from app.command import (
     DONE,
     PROBLEM,
@@ -59,6 +60,7 @@ app = typer.Typer(
 config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Settings.")
 app.add_typer(config, name="config")
 app.add_typer(dead, name="dead")
+app.add_typer(recalling)
 
 ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]

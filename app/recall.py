@@ -73,7 +73,7 @@ class Recall:
     Raises PatternError for a pattern that does not compile.
     """
 
-    def __init__(  # noqa: PLR0913 - where all of it is read
+    def __init__(
         self,
         db: sqlite3.Connection,
         destination_id: int,
@@ -120,7 +120,8 @@ class Recall:
             return Plan(session, (), (f"its text is {GONE}: {BY_BLANK}",))
         settings, capture = self._folders.find(transcript.session.directory)
         if capture is None or capture.policy.mode == "off":
-            return Plan(session, (), (f"export is switched off for {settings.spool_directory}: nothing is posted",))
+            origin = settings.origin("enable" if capture is None else "export_mode")
+            return Plan(session, (), (f"export is switched off ({origin}), so nothing is posted",))
         return self._redacted(session, transcript, self._with_pattern(capture), chosen)
 
     def queue(self, plan: Plan, now_ms: int, ring: Callable[[str], None]) -> tuple[list[Sent], list[str]]:
@@ -233,7 +234,7 @@ class Recall:
         known = ledger.frozen(self._db, self._destination_id, session)
         return known[1] if known else ""
 
-    def _version(  # noqa: PLR0913 - a row's columns
+    def _version(
         self,
         session: str,
         turn: str,

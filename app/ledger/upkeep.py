@@ -203,8 +203,9 @@ def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> int:
         db,
         "age",
         now_ms,
-        "state = 'pending' and is_recall = 0 and enqueued_ms < :before and enqueued_ms + :age <= max(coalesce(attempted_ms, 0),"
-        " (select coalesce(d.probed_ms, 0) from destination d where d.id = job.destination_id))",
+        "state = 'pending' and is_recall = 0 and enqueued_ms < :before"
+        " and enqueued_ms + :age <= max(coalesce(attempted_ms, 0), (select coalesce(d.probed_ms, 0)"
+        " from destination d where d.id = job.destination_id))",
         {"before": now_ms - age_ms_max, "age": age_ms_max},
     )
 
