@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import ledger
+from app import destination, ledger
 from app.audit import encoded
-from app.enqueue import Capture, enqueue
+from app.db import open_ledger
+from app.enqueue import Capture, Place, enqueue
 from app.helicone import Client
-from app.ledger import Standing
+from app.ledger import Claim, Standing
 from app.opencode import Store
 from app.parse import parse
 from app.policy import Mode
@@ -28,12 +31,17 @@ from tests.processes import Station, hook, worker
 from tests.servers import Receiver, api_key, receiving
 from tests.snapshots import Fields, assistant, entry, snapshot, text, tool, user
 from tests.test_enqueue import Door, capture
-from tests.test_history import door as door
 from tests.test_store import built
 from tests.waiting import wait_until
 
 LOG_ROUTE = "/v1/trace/custom/log"
 SECRET = recorded.SECRETS["SECRET_1"]
+
+
+@pytest.fixture
+def door(db: sqlite3.Connection) -> Door:
+    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    return Door(db, Place(target.id, "folder"))
 
 
 class Rules:
@@ -49,7 +57,7 @@ class Rules:
 def told(secret: str = SECRET, reply: str = "done") -> Fields:
     return snapshot(
         entry(
-            user("msg_1", 1_000_010, text(f"my key is {secret}")),
+            user("msg_1", 1_000_010, text(f"my key is {secret}", "prt_asked")),
             assistant("msg_2", 1_000_020, text(reply), tool(output=f"key={secret}")),
             directory="/home/dev/project",
         )
@@ -58,25 +66,31 @@ def told(secret: str = SECRET, reply: str = "done") -> Fields:
 
 def deliver(door: Door, receiver: Receiver) -> None:
     """Post all that is pending, as a worker does, without one."""
-    desk = Desk(door.db)
-    desk.destination = door.place.destination_id
-    desk.now_ms = 10_000_000
+    desk = desk_of(door)
     with Client(api_key()) as client:
-        for key in ledger.pending_keys(door.db, desk.destination, 1_000):
-            held = ledger.claim(door.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
-            while held is not None:
-                for body in desk.left(held):
-                    outcome = client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0)
-                    assert outcome.kind == "accepted"
-                    assert desk.acknowledge(held, body)
-                assert desk.complete(held)
-                held = ledger.claim(door.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
+        for held in claims(desk):
+            for body in desk.left(held):
+                assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
+                assert desk.acknowledge(held, body)
+            assert desk.complete(held)
+
+
+def desk_of(door: Door) -> Desk:
+    desk = Desk(door.db)
+    desk.destination, desk.now_ms = door.place.destination_id, 10_000_000
+    return desk
+
+
+def claims(desk: Desk) -> Iterator[Claim]:
+    for key in ledger.pending_keys(desk.db):
+        held = ledger.claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
+        if held is not None:
+            yield held
 
 
 def shown(receiver: Receiver) -> str:
-    return json.dumps(
-        [[row.log.request_body, row.log.response_body, dict(row.log.properties)] for row in receiver.rows()]
-    )
+    rows = [row.log for row in receiver.rows()]
+    return json.dumps([[log.request_body, log.response_body, dict(log.properties)] for log in rows])
 
 
 def a_recall(door: Door, path: Path, today: Capture | None = None, **manner: object) -> Recall:
@@ -110,14 +124,10 @@ def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, door
         assert [getattr(old.log, one) for one in kept] == [getattr(new.log, one) for one in kept]
         assert {**old.log.properties, **new.log.properties} == old.log.properties
         assert set(new.log.properties) == {"Helicone-Session-Id", "Helicone-Session-Name", "Helicone-Session-Path"}
-    texts = [
-        part["text"]
-        for one in wanted["sessions"]
-        for each in one["messages"]
-        for part in each["parts"]
-        if part.get("text")
-    ]
-    assert not [one for one in texts if json.dumps(one)[1:-1] in json.dumps([row.log.response_body for row in after])]
+    messages = [message for one in wanted["sessions"] for message in one["messages"]]
+    texts = [part["text"] for message in messages for part in message["parts"] if len(part.get("text") or "") > 8]
+    bodies = "".join(row.log.request_body + row.log.response_body for row in after)
+    assert not [one for one in texts if json.dumps(one)[1:-1] in bodies]
 
 
 @pytest.mark.parametrize("name", recorded.exported())
@@ -220,29 +230,27 @@ def test_what_is_in_flight_is_not_recalled_under_the_same_key(desk: Desk) -> Non
 
 
 CAPTURES = st.lists(
-    st.tuples(st.sampled_from(["blue whale", "red fox"]), st.sampled_from(["full", "metadata_only", "off"])), max_size=4
+    st.tuples(st.sampled_from(["blue whale", "red fox"]), st.sampled_from(["full", "metadata_only", "off"])), max_size=3
 )
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(captures=CAPTURES)
 def test_after_a_recall_a_sealed_turn_stays_as_it_is_whatever_is_captured(
     tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], captures: list[tuple[str, Mode]]
 ) -> None:
     folder = tmp_path_factory.mktemp("sealed")
     door = new_door(folder)
-    desk = Desk(door.db)
-    desk.destination = door.place.destination_id
     door.put(told("blue whale"))
-    with_ids = {one.request_id for one in door.stored()}
-    for key in ledger.pending_keys(door.db, desk.destination, 10):
-        held = ledger.claim(door.db, desk.destination, key, worker="w", now_ms=9_000_000, lease_ms=60_000)
-        for body in desk.left(held) if held else ():
-            assert held
+    ids = {one.request_id for one in door.stored()}
+    desk = desk_of(door)
+    for held in claims(desk):
+        for body in desk.left(held):
             desk.acknowledge(held, body)
+        desk.complete(held)
     recall(door, a_recall(door, folder / "nowhere.db", is_blank=True), "ses_root")
     kept = door.stored()
-    assert {one.request_id for one in kept} == with_ids
+    assert {one.request_id for one in kept} == ids
     for reply, (secret, mode) in enumerate(captures):
         enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, ring=door.rung.append)
         assert door.stored() == kept
@@ -251,12 +259,6 @@ def test_after_a_recall_a_sealed_turn_stays_as_it_is_whatever_is_captured(
 
 @pytest.fixture
 def new_door(migrated: Path) -> Callable[[Path], Door]:
-    import shutil
-
-    from app import destination
-    from app.db import open_ledger
-    from app.enqueue import Place
-
     def make(folder: Path) -> Door:
         shutil.copytree(migrated, folder / "spool")
         db = open_ledger(folder / "spool")
@@ -268,7 +270,7 @@ def new_door(migrated: Path) -> Callable[[Path], Door]:
 def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) -> None:
     with receiving(tmp_path / "receiver.db") as receiver:
         loose = Station(tmp_path, receiver.url, variables={"OPENCODE_HELICONE_REDACT_SECRETS": "false"})
-        strict = replace(loose, variables={})
+        strict = replace(loose, variables={"OPENCODE_HELICONE_REDACT_SECRETS": "true"})
         (tmp_path / "data" / "opencode").mkdir(parents=True)
         built(tmp_path / "data" / "opencode" / "opencode.db", told())
         with worker(loose), hook(loose) as live:
