@@ -138,7 +138,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         if not yes:
             _ask(counts)
         expected = _queue(settings.spool_directory, ours.id, held, turns, problems)
-    _deliver(sources, expected, counts, problems, match, timeout, json_wanted=json_wanted)
+    _deliver(sources, expected, turns, counts, problems, match, timeout, json_wanted=json_wanted)
 
 
 def _store(path: Path | None) -> Store:
@@ -282,6 +282,7 @@ def _queue(
 def _deliver(
     sources: Sources,
     expected: Sequence[Sent],
+    turns: Mapping[str, Sequence[str] | None],
     counts: dict[str, int],
     problems: list[str],
     match: str | None,
@@ -302,8 +303,9 @@ def _deliver(
             flushed = flush(sources, timeout_s)
         if flushed.was_stopped:
             raise typer.Exit(STOPPED)
+        problems += _undelivered(sources, turns)
         if not flushed.is_done:
-            problems += ("not all is delivered: a worker goes on, or flush does", *flushed.waiting)
+            problems += flushed.waiting
         url = read_back_url(settings.endpoint, key, settings.readback_url)
         if url is None:
             notes += ["it cannot be read back: nothing says where; set HELICONE_READBACK_URL"]
@@ -319,6 +321,17 @@ def _deliver(
             problems.append(f"{one.session}: {one.path}: {one.outcome}{f' ({one.reason})' if one.reason else ''}")
     outcomes = overwritten.counted(seen)
     _end(counts, outcomes, problems, notes, json_wanted=json_wanted, failed=bool(problems))
+
+
+def _undelivered(sources: Sources, turns: Mapping[str, Sequence[str] | None]) -> Iterator[str]:
+    settings = sources.load()
+    with closing(open_ledger(settings.spool_directory)) as db:
+        ours = find_target(db, settings)
+        for session, wanted in turns.items():
+            for one in ledger.exported(db, ours.id, session) if ours is not None else ():
+                if one.turn in (wanted or ()) and one.state not in {"delivered", "superseded"}:
+                    told = one.drop_reason or one.error
+                    yield f"{session}: {one.turn}: {one.state}{f' ({told})' if told else ''}"
 
 
 def _end(

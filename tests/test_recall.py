@@ -146,7 +146,7 @@ def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, d
         deliver(door, receiver)
         assert "blue whale" in shown(receiver)
         held = a_recall(door, store, pattern="blue whale")
-        assert held.matching("ses_root") == {"msg_1"}
+        assert held.matching("ses_root") == frozenset({"msg_1"})
         recall(door, held, "ses_root", ["msg_1"])
         deliver(door, receiver)
         assert "blue whale" not in shown(receiver)
