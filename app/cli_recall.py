@@ -279,7 +279,7 @@ def _queue(
     return expected
 
 
-def _deliver(
+def _deliver(  # noqa: PLR0913 - the rest of `_recall`
     sources: Sources,
     expected: Sequence[Sent],
     turns: Mapping[str, Sequence[str] | None],

@@ -296,3 +296,11 @@ def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) ->
         assert SECRET not in shown(receiver)
         assert len(receiver.rows()) == before
         assert strict.run("audit").returncode == 0
+
+        # OpenCode forgets the session; its records can still be emptied.
+        (tmp_path / "data" / "opencode" / "opencode.db").unlink()
+        gone = strict.run("recall", "ses_root", "--blank", "--yes", "--json")
+        assert gone.returncode == 0, gone.stdout + gone.stderr
+        assert json.loads(gone.stdout)["outcomes"] == {"overwritten": before}
+        assert "done" not in shown(receiver)
+        assert len(receiver.rows()) == before
