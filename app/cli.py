@@ -19,6 +19,7 @@ from platformdirs import user_data_path
 from app import __version__, clock, doctor, install, screen
 from app.cli_backfill import backfill
 from app.cli_dead import dead
+from app.cli_recall import recalling
 from app.cli_verify import verification
 from app.command import (
     DONE,
@@ -63,6 +64,7 @@ app.add_typer(config, name="config")
 app.add_typer(dead, name="dead")
 app.add_typer(backfill)
 app.add_typer(verification)
+app.add_typer(recalling)
 
 ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]

@@ -51,6 +51,15 @@ class ClientError(ValueError):
     """A client that cannot be built. Names the setting, never the key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What Helicone shows of one stored request."""
+
+    request: Any
+    """JSON; None or '' where Helicone has no body."""
+    response: Any
+
+
 class ReadBackError(RuntimeError):
     """Stored requests could not be read. Says the status or the failed phase."""
 
@@ -142,6 +151,21 @@ class Client:
             for request_id in request_ids:
                 if isinstance(row, dict) and str(row.get("request_id")).lower() == str(request_id):
                     found[request_id] = not str(place).startswith("not_stored")
+        return found
+
+    def shown(
+        self, url: str, session_id: str, *, since_ms: int, request_ids: Sequence[uuid.UUID]
+    ) -> dict[uuid.UUID, list[Shown]]:
+        """The bodies of these requests of a session, as of `stored`; several where Helicone took one for another.
+
+        Raises ReadBackError.
+        """
+        found: dict[uuid.UUID, list[Shown]] = {}
+        wanted = {str(request_id): request_id for request_id in request_ids}
+        for row in self._read_page(url, _session_query(session_id, since_ms, 0, request_ids)):
+            request_id = wanted.get(str(row.get("request_id")).lower()) if isinstance(row, dict) else None
+            if request_id is not None:
+                found.setdefault(request_id, []).append(Shown(row.get("request_body"), row.get("response_body")))
         return found
 
     def _read_page(self, url: str, query: _Row) -> list[_Row]:

@@ -25,10 +25,7 @@ class Policy:
 
         Patterns are short hashes: somebody may have written the very secret down as a pattern.
         """
-        marks = sorted(
-            hashlib.sha256(pattern.encode("utf-8", "surrogatepass")).hexdigest()[:12] for pattern in self.patterns
-        )
-        return json.dumps(self._facts(user_id, marks), sort_keys=True)
+        return json.dumps(self._facts(user_id, sorted(map(_mark, self.patterns))), sort_keys=True)
 
     def digest(self, user_id: str) -> str:
         """SHA-256 (hex) of the policy; one half of a job's key."""
@@ -45,6 +42,18 @@ class Policy:
             "prefix": self.prefix,
             "user_id": user_id,
         }
+
+
+def _mark(pattern: str) -> str:
+    return hashlib.sha256(pattern.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def retold(now: Policy, made_under: str) -> Policy:
+    """The policy of which these facts were kept: with those of its patterns that are in force `now`, as hashes tell."""
+    made = _withheld(made_under)
+    prefix = json.loads(made_under)["prefix"] if made_under else now.prefix
+    patterns = tuple(pattern for pattern in now.patterns if _mark(pattern) in made.patterns)
+    return Policy(made.mode, patterns, made.redact_secrets, prefix)
 
 
 def strictest(one: Mode, other: Mode) -> Mode:

@@ -117,6 +117,42 @@ def record_count(turn: Turn) -> int:
     return count
 
 
+def kind_of(model: str) -> Kind:
+    """What kind of record has this model at Helicone."""
+    if model == "data:opencode.session":
+        return "session"
+    if model.startswith("data:"):
+        return "user"
+    return "tool" if model.startswith("tool:") else "assistant"
+
+
+def blank(record: Record, root_session_id: str) -> Record:
+    """The record with nothing in it but what Helicone knows it by; its body is not looked at."""
+    name = record.model.partition(":")[2]
+    request: dict[str, Json]
+    match record.kind:
+        case "session" | "user":
+            request = {"_type": "data", "name": name}
+            response: dict[str, Json] = {**request, "status": "success"}
+        case "tool":
+            request = {"_type": "tool", "toolName": name}
+            response = {**request, "status": "success"}
+            request["input"] = {}
+        case "assistant":
+            request = {"model": record.model, "messages": []}
+            response = {"object": "chat.completion", "model": record.model, "choices": []}
+    meta = {
+        "Helicone-Request-Id": record.request_id,
+        "Helicone-Session-Id": latin1(root_session_id),
+        "Helicone-Session-Name": latin1(record.session_name),
+        "Helicone-Session-Path": record.path,
+        "Helicone-User-Id": latin1(record.user_id),
+    }
+    shown = {name: value for name, value in meta.items() if value}
+    log = Log(request, response, 200, shown, record.start_ms, record.start_ms, None)
+    return replace(record, body=encode(log))
+
+
 def _root_path(frame: Frame) -> str:
     return below("", *filter(None, frame.prefix.split("/")), frame.root_session_id)
 

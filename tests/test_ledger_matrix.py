@@ -13,6 +13,7 @@ import pytest
 from app import destination, ledger
 from app.destination import Destination
 from app.ledger import ISOLATED_KILLS, Choice, Claim, Failure, Standing, Unconfirmed
+from app.recall import REOPENED
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 DAY_MS = 24 * 3_600_000
@@ -250,6 +251,10 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "insert a newer": (
         lambda d, *_: d.put(version(content="newest", facts_ms=300)) is Standing.NEW,
         to("superseded", *(state for state in CURRENT if state != SHUT)),
+    ),
+    "insert the same, recalled": (
+        lambda d, *_: d.put(replace(version(), is_recall=True), reopen=REOPENED) is not Standing.KNOWN,
+        to("pending", *FREE, *DELIVERED, *DEAD, *DROPPED),
     ),
     "insert a newer while off": (
         lambda d, *_: d.put(version(content="newest", facts_ms=300), off=True) is Standing.NEW,

@@ -208,14 +208,16 @@ def next_of_session(db: sqlite3.Connection, destination_id: int, session: str, n
 def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> int:
     """pending -> dropped (age), at most BATCH: enqueued longer than `age_ms_max` ago and tried since it came of age.
 
-    A laptop that slept for a month must try once before it gives up.
+    A laptop that slept for a month must try once before it gives up. A recall is never too old: what it is to
+    overwrite stays at Helicone.
     """
     return _drop(
         db,
         "age",
         now_ms,
-        "state = 'pending' and enqueued_ms < :before and enqueued_ms + :age <= max(coalesce(attempted_ms, 0),"
-        " (select coalesce(d.probed_ms, 0) from destination d where d.id = job.destination_id))",
+        "state = 'pending' and is_recall = 0 and enqueued_ms < :before"
+        " and enqueued_ms + :age <= max(coalesce(attempted_ms, 0), (select coalesce(d.probed_ms, 0)"
+        " from destination d where d.id = job.destination_id))",
         {"before": now_ms - age_ms_max, "age": age_ms_max},
     )
 
@@ -247,7 +249,7 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
 def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
     """pending or dead -> dropped (deleted): the session was deleted in OpenCode before it was delivered.
 
-    What is delivered and waits to be confirmed is not sent again.
+    What is delivered and waits to be confirmed is not sent again. A recall stays: it takes back what is at Helicone.
     """
     forget_session(db, destination_id, session)
     dropped = 0
@@ -255,7 +257,7 @@ def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_
         db,
         "deleted",
         now_ms,
-        "state in ('pending', 'dead') and session_id in"
+        "state in ('pending', 'dead') and is_recall = 0 and session_id in"
         " (select id from session where destination_id = :destination and name = :session)",
         {"destination": destination_id, "session": session},
         leased_too=True,

@@ -89,6 +89,8 @@ def insert(
         if verdict is Standing.SUPERSEDED:
             _write(db, destination_id, session_id, turn_id, version, (), now_ms, "superseded", None)
             return verdict
+        if version.is_recall:
+            _disbelieve_recall(db, turn_id, version.key)
         _supersede(db, turn_id, version.key, now_ms)
         state = "dropped" if off else "pending"
         _write(
@@ -104,6 +106,15 @@ def insert(
         )
         crashpoint.reach("enqueue.inserting")
         return verdict
+
+
+def _disbelieve_recall(db: sqlite3.Connection, turn_id: int, key: str) -> None:
+    """Whoever asks for the same recall once more has not seen it at Helicone: all of its records are posted again."""
+    db.execute(
+        "delete from acknowledgement where turn_id = ? and exists (select 1 from job where turn_id = ? and key = ?"
+        " and is_recall = 1 and state = 'delivered')",
+        (turn_id, turn_id, key),
+    )
 
 
 def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tuple[int, int]:

@@ -1,0 +1,98 @@
+"""Whether Helicone shows what was sent over its old rows: the rows of a recall are read back and compared."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from app import clock
+from app.confirm import IDS_MAX, Allowance
+from app.envelope import latin1
+from app.helicone import Client, ReadBackError, Shown
+from app.recall import Sent, json_digest
+
+Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What Helicone shows of one record."""
+
+    session: str
+    path: str
+    request_id: str
+    outcome: Outcome
+    reason: str = ""
+
+
+def look(client: Client, url: str, expected: Sequence[Sent], *, queries_per_minute: int, end_s: float) -> list[Seen]:
+    """Read all of them back, and those that are not overwritten again until `end_s` (monotonic).
+
+    Every query is made once at least, however late it is, unless the first of them fails.
+    """
+    allowance = Allowance(queries_per_minute, queries_per_minute, clock.now_ms())
+    seen: dict[str, Seen] = {}
+    left = list(expected)
+    while True:
+        for batch in _batches(left):
+            while not allowance.take(clock.now_ms()):
+                time.sleep(LOOK_S)
+            seen |= {one.request_id: one for one in _read(client, url, batch)}
+        left = [one for one in left if seen[str(one.request_id)].outcome in {"still old", "not there"}]
+        if not left or time.monotonic() >= end_s:
+            return [seen[str(one.request_id)] for one in expected]
+        time.sleep(min(LOOK_S, max(0.0, end_s - time.monotonic())))
+
+
+def counted(seen: Sequence[Seen]) -> dict[str, int]:
+    return dict(Counter(one.outcome for one in seen))
+
+
+def _batches(expected: Sequence[Sent]) -> Iterator[list[Sent]]:
+    sessions: dict[str, list[Sent]] = {}
+    for one in expected:
+        sessions.setdefault(one.session, []).append(one)
+    for found in sessions.values():
+        for at in range(0, len(found), IDS_MAX):
+            yield found[at : at + IDS_MAX]
+
+
+def _read(client: Client, url: str, batch: Sequence[Sent]) -> Iterator[Seen]:
+    since_ms = max(0, min(one.start_ms for one in batch) - 1)  # the filter is `later than`
+    try:
+        rows = client.shown(
+            url, latin1(batch[0].session), since_ms=since_ms, request_ids=[one.request_id for one in batch]
+        )
+    except ReadBackError as error:
+        for one in batch:
+            yield Seen(one.session, one.path, str(one.request_id), "not read back", str(error))
+        return
+    for one in batch:
+        yield Seen(one.session, one.path, str(one.request_id), _outcome(one, rows.get(one.request_id, [])))
+
+
+def _outcome(sent: Sent, rows: Sequence[Shown]) -> Outcome:
+    if not rows:
+        return "not there"
+    found = [_compared(sent, row) for row in rows]
+    return next((one for one in found if one != "overwritten"), "overwritten")
+
+
+def _compared(sent: Sent, row: Shown) -> Outcome:
+    request, response = _parsed(row.request), _parsed(row.response)
+    if not request and not response:
+        return "without body"
+    is_new = json_digest(request) in sent.requests and json_digest(response) == sent.response
+    return "overwritten" if is_new else "still old"
+
+
+def _parsed(body: object) -> object:
+    try:
+        return json.loads(body) if isinstance(body, str) else body
+    except ValueError:
+        return body

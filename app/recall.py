@@ -1,0 +1,314 @@
+"""What is at Helicone is overwritten: new versions of turns, under the same ids, that hold less.
+
+    turns ─ OpenCode's store ▶ today's rules, and one pattern more ─▶ redacted records ┐
+          ─ footprints ▶ nothing but what Helicone knows each by  ─▶ blank records ────┴▶ ledger.insert ▶ the worker
+
+Nothing is posted here: the jobs are delivered as all others are, with their retries, also after a crash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from app import ledger
+from app.audit import GONE, bare, encoded, hits, sent_turns
+from app.enqueue import Capture, Export, body_of
+from app.folders import Folders
+from app.ledger import Body, Exported, Frozen, Print, Standing, Version
+from app.opencode import Store, StoreError
+from app.pattern import compile_pattern
+from app.policy import Policy
+from app.record import Record, blank, kind_of
+from app.redact import Redaction
+from app.transcript import Transcript, TranscriptError, key
+
+REOPENED = ("delivered", "dead", "pending", "sealed", "body_not_stored", "age", "size", "purged", "deleted", "off")
+"""Whatever became of a turn: what of it is at Helicone is overwritten."""
+BY_BLANK = "recall it with --blank"
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One turn's new version."""
+
+    version: Version
+    bodies: tuple[Body, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One root session."""
+
+    session: str
+    rewrites: tuple[Rewrite, ...]
+    problems: tuple[str, ...]
+    """What cannot be overwritten, and what to do about it."""
+
+    @property
+    def records(self) -> int:
+        return sum(len(one.bodies) for one in self.rewrites)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a record is to look like at Helicone."""
+
+    session: str
+    request_id: uuid.UUID
+    path: str
+    start_ms: int
+    requests: frozenset[bytes]
+    """Digests of the request's JSON; the cloud's worker stores the whole body in its place."""
+    response: bytes
+
+
+class Recall:
+    """How turns are made anew: `blank`, or redacted by today's rules and by `pattern` (RE2) besides.
+
+    Raises PatternError for a pattern that does not compile.
+    """
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        destination_id: int,
+        store: Store,
+        folders: Folders,
+        *,
+        pattern: str | None = None,
+        is_blank: bool = False,
+    ) -> None:
+        self._db = db
+        self._destination_id = destination_id
+        self._store = store
+        self._folders = folders
+        self._pattern = pattern
+        self._is_blank = is_blank
+        self._search = Redaction.compile([pattern] if pattern is not None else [], secrets=False)
+
+    def matching(self, session: str) -> frozenset[str] | None:
+        """The turns of which a record matches the pattern, without any redaction; None where no text is there.
+
+        Raises StoreError, TranscriptError.
+        """
+        transcript = self._store.transcript(session)
+        if transcript is None:
+            return None
+        found = encoded(transcript, bare(None), "")
+        sent = self._turns(session, None)
+        return frozenset(
+            turn
+            for turn, export in found.items()
+            if turn in sent and any(hits(record, self._search) for record in export.encode())
+        )
+
+    def plan(self, session: str, turns: Collection[str] | None) -> Plan:
+        """What becomes of these turns of a root session, or of all; raises StoreError unless blank."""
+        chosen = self._turns(session, turns)
+        if self._is_blank:
+            return self._blank(session, chosen)
+        try:
+            transcript = self._store.transcript(session)
+        except TranscriptError as error:
+            return Plan(session, (), (f"{error}: {BY_BLANK}",))
+        if transcript is None:
+            return Plan(session, (), (f"its text is {GONE}: {BY_BLANK}",))
+        settings, capture = self._folders.find(transcript.session.directory)
+        if capture is None or capture.policy.mode == "off":
+            origin = settings.origin("enable" if capture is None else "export_mode")
+            return Plan(session, (), (f"export is switched off ({origin}), so nothing is posted",))
+        return self._redacted(session, transcript, self._with_pattern(capture), chosen)
+
+    def queue(self, plan: Plan, now_ms: int, ring: Callable[[str], None]) -> tuple[list[Sent], list[str]]:
+        """Put the plan into the ledger, a turn at a time: what is to be seen at Helicone, and what was not taken."""
+        expected: list[Sent] = []
+        refused: list[str] = []
+        for one in plan.rewrites:
+            standing = ledger.insert(
+                self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=REOPENED
+            )
+            if standing in {Standing.NEW, Standing.REOPENED}:
+                expected += (_expected(plan.session, body) for body in one.bodies)
+            else:
+                refused.append(f"{one.version.turn}: it is being delivered right now; recall it again")
+        if expected:
+            ring(plan.rewrites[0].version.key)
+        return expected, refused
+
+    def _turns(self, session: str, turns: Collection[str] | None) -> dict[str, list[Exported]]:
+        """All versions of what was sent of the session, or may still be."""
+        sent = sent_turns(self._db, self._destination_id, session)
+        for version in ledger.exported(self._db, self._destination_id, session):
+            if version.turn not in sent and version.state in {"pending", "dead"}:
+                sent[version.turn] = [version]
+        return {turn: versions for turn, versions in sent.items() if turns is None or turn in turns}
+
+    def _with_pattern(self, capture: Capture) -> Capture:
+        if self._pattern is None or self._pattern in capture.policy.patterns:
+            return capture
+        patterns = (*capture.policy.patterns, self._pattern)
+        compiled = (*capture.redaction.patterns, compile_pattern(len(patterns), self._pattern))
+        return replace(
+            capture,
+            policy=replace(capture.policy, patterns=patterns),
+            redaction=replace(capture.redaction, patterns=compiled),
+        )
+
+    def _is_sealing(self, capture: Capture, directory: str | None) -> bool:
+        """Whether the settings do not know what the turn is redacted by."""
+        today = self._folders.find(directory)[1]
+        return today is None or capture.policy.patterns != today.policy.patterns
+
+    def _redacted(
+        self, session: str, transcript: Transcript, capture: Capture, turns: Mapping[str, Sequence[Exported]]
+    ) -> Plan:
+        user_id = self._user_id(session)
+        is_sealed = self._is_sealing(capture, transcript.session.directory)
+        found = encoded(transcript, capture, user_id)
+        rewrites: list[Rewrite] = []
+        problems: list[str] = []
+        for turn, versions in turns.items():
+            export = found.get(turn)
+            if export is None:
+                problems.append(f"{turn}: its text is {GONE}: {BY_BLANK}")
+                continue
+            name = key(export.digest, capture.policy.digest(user_id))
+            if versions[-1].is_sealed and versions[-1].key != name:
+                # What that recall took out is not known here, and would come back.
+                problems.append(f"{turn}: overwritten before by --match, with another pattern: {BY_BLANK}")
+                continue
+            bodies, missed = self._bodies(session, user_id, export.encode(), versions)
+            problems += (f"{turn}: {one}" for one in missed)
+            version = self._version(session, turn, name, versions, capture.policy, user_id, export)
+            rewrites.append(Rewrite(replace(version, is_sealed=is_sealed), bodies))
+        return Plan(session, tuple(rewrites), tuple(problems))
+
+    def _blank(self, session: str, turns: Mapping[str, Sequence[Exported]]) -> Plan:
+        user_id = self._user_id(session)
+        rewrites: list[Rewrite] = []
+        problems: list[str] = []
+        policy = Policy("metadata_only", (), redact_secrets=True, prefix="")
+        unprinted = any(one.was_attempted and not one.prints for versions in turns.values() for one in versions)
+        found = self._from_store(session, user_id) if unprinted else {}
+        for turn, versions in turns.items():
+            records: tuple[Record, ...] = ()
+            if any(one.was_attempted and not one.prints for one in versions):
+                if turn not in found:
+                    problems.append(f"{turn}: sent before its ids were kept, and {GONE}: it cannot be overwritten")
+                    continue
+                records = tuple(blank(record, session) for record in found[turn].encode())
+            bodies, missed = self._bodies(session, user_id, records, versions)
+            problems += (f"{turn}: {one}" for one in missed)
+            name = hashlib.sha256(f"blank\n{session}\n{turn}".encode("utf-8", "surrogatepass")).hexdigest()
+            version = self._version(session, turn, name, versions, policy, user_id, None)
+            rewrites.append(Rewrite(replace(version, is_sealed=True), bodies))
+        return Plan(session, tuple(rewrites), tuple(problems))
+
+    def _from_store(self, session: str, user_id: str) -> Mapping[str, Export]:
+        try:
+            transcript = self._store.transcript(session)
+        except (StoreError, TranscriptError):
+            return {}
+        return {} if transcript is None else encoded(transcript, bare(None), user_id)
+
+    def _bodies(
+        self, session: str, user_id: str, records: Iterable[Record], versions: Sequence[Exported]
+    ) -> tuple[tuple[Body, ...], list[str]]:
+        """The records, and a blank one for each that was sent and is not among them; what cannot be overwritten."""
+        made = {body.request_id: body for body in map(body_of, records)}
+        missed: list[str] = []
+        for one in _sent(versions):
+            other = made.get(one.request_id)
+            if other is None:
+                made[one.request_id] = _blank_body(one, session, user_id)
+            elif other.frozen is not None and _row(other.frozen) != _row(one.frozen):
+                missed.append(f"an older row under the id {one.request_id}, of another start or model, stays")
+        return tuple(made.values()), missed
+
+    def _user_id(self, session: str) -> str:
+        known = ledger.frozen(self._db, self._destination_id, session)
+        return known[1] if known else ""
+
+    def _version(
+        self,
+        session: str,
+        turn: str,
+        name: str,
+        versions: Sequence[Exported],
+        policy: Policy,
+        user_id: str,
+        export: Export | None,
+    ) -> Version:
+        told_ms = max(one.facts_ms for one in versions)
+        return Version(
+            session=session,
+            root=session,
+            turn=turn,
+            key=name,
+            facts_ms=told_ms if export is None else max(told_ms, export.facts_ms),
+            user_id=user_id,
+            folder="",  # the session has one already
+            policy=policy.facts(user_id),
+            is_recall=True,
+        )
+
+
+def _sent(versions: Sequence[Exported]) -> Iterator[Print]:
+    """Each row that may be at Helicone once, the newest first."""
+    seen = set()
+    for version in reversed(versions):
+        for one in version.prints if version.was_attempted else ():
+            row = (one.request_id, _row(one.frozen))
+            if row not in seen:
+                seen.add(row)
+                yield one
+
+
+def _row(frozen: Frozen) -> tuple[str, str, int]:
+    return frozen.provider, frozen.model, frozen.start_ms
+
+
+def _blank_body(one: Print, session: str, user_id: str) -> Body:
+    frozen = one.frozen
+    record = Record(
+        request_id=str(one.request_id),
+        kind=kind_of(frozen.model),
+        path=frozen.path,
+        provider=frozen.provider,
+        model=frozen.model,
+        user_id=user_id,
+        start_ms=frozen.start_ms,
+        session_name=frozen.session_name,
+        body=b"",
+    )
+    return body_of(blank(record, session))
+
+
+def _expected(session: str, body: Body) -> Sent:
+    told = json.loads(body.body)
+    return Sent(
+        session=session,
+        request_id=body.request_id,
+        path=body.frozen.path if body.frozen else "",
+        start_ms=body.frozen.start_ms if body.frozen else 0,
+        requests=frozenset({json_digest(told["providerRequest"]["json"]), json_digest(told)}),
+        response=json_digest(told["providerResponse"]["json"]),
+    )
+
+
+def json_digest(value: object) -> bytes:
+    """Equal for equal JSON, in whatever order, and whether a number was written 1 or 1.0."""
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).digest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

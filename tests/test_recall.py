@@ -1,0 +1,306 @@
+"""What was delivered is found by audit, and overwritten by recall."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app import destination, ledger
+from app.audit import encoded
+from app.db import open_ledger
+from app.enqueue import Capture, Place, enqueue
+from app.helicone import Client
+from app.ledger import Claim, Standing
+from app.opencode import Store
+from app.parse import parse
+from app.policy import Mode
+from app.recall import REOPENED, Plan, Recall
+from app.record import blank, kind_of
+from app.settings import Settings
+from tests import recorded
+from tests.desk import Desk, version
+from tests.processes import Station, hook, worker
+from tests.servers import Receiver, api_key, receiving
+from tests.snapshots import Fields, assistant, entry, snapshot, text, tool, user
+from tests.test_enqueue import Door, capture
+from tests.test_store import built
+from tests.waiting import wait_until
+
+LOG_ROUTE = "/v1/trace/custom/log"
+SECRET = recorded.SECRETS["SECRET_1"]
+
+
+@pytest.fixture
+def door(db: sqlite3.Connection) -> Door:
+    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    return Door(db, Place(target.id, "folder"))
+
+
+class Rules:
+    """How folders are captured, for a test."""
+
+    def __init__(self, today: Capture) -> None:
+        self.today = today
+
+    def find(self, _: str | None) -> tuple[Settings, Capture | None]:
+        return Settings(), self.today
+
+
+def told(secret: str = SECRET, reply: str = "done") -> Fields:
+    return snapshot(
+        entry(
+            user("msg_1", 1_000_010, text(f"my key is {secret}", "prt_asked")),
+            assistant("msg_2", 1_000_020, text(reply), tool(output=f"key={secret}")),
+            directory="/home/dev/project",
+        )
+    )
+
+
+def deliver(door: Door, receiver: Receiver) -> None:
+    """Post all that is pending, as a worker does, without one."""
+    desk = desk_of(door)
+    with Client(api_key()) as client:
+        for held in claims(desk):
+            for body in desk.left(held):
+                assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
+                assert desk.acknowledge(held, body)
+            assert desk.complete(held)
+
+
+def desk_of(door: Door) -> Desk:
+    desk = Desk(door.db)
+    desk.destination, desk.now_ms = door.place.destination_id, 10_000_000
+    return desk
+
+
+def claims(desk: Desk) -> Iterator[Claim]:
+    for key in ledger.pending_keys(desk.db):
+        held = ledger.claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
+        if held is not None:
+            yield held
+
+
+def shown(receiver: Receiver) -> str:
+    rows = [row.log for row in receiver.rows()]
+    return json.dumps([[log.request_body, log.response_body, dict(log.properties)] for log in rows])
+
+
+def a_recall(door: Door, path: Path, today: Capture | None = None, **manner: object) -> Recall:
+    rules = Rules(today or capture())
+    return Recall(door.db, door.place.destination_id, Store(path), rules, **manner)  # type: ignore[arg-type]
+
+
+def recall(door: Door, held: Recall, session: str, turns: list[str] | None = None) -> Plan:
+    plan = held.plan(session, turns)
+    _, refused = held.queue(plan, 9_000_000, door.rung.append)
+    assert refused == []
+    return plan
+
+
+@pytest.mark.parametrize("name", recorded.exported())
+def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, door: Door, name: str) -> None:
+    wanted = recorded.export(name)
+    door.put(wanted, abandoned=True)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        before = receiver.rows()
+        # OpenCode's store is not there any more.
+        plan = recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), wanted["root"])
+        assert plan.problems == ()
+        assert plan.records == len(before)
+        deliver(door, receiver)
+        after = receiver.rows()
+    assert [row.sends for row in after] == [2] * len(before)
+    kept = ("request_id", "provider", "model", "user_id", "created_ms")
+    for old, new in zip(before, after, strict=True):
+        assert [getattr(old.log, one) for one in kept] == [getattr(new.log, one) for one in kept]
+        assert {**old.log.properties, **new.log.properties} == old.log.properties
+        assert set(new.log.properties) == {"Helicone-Session-Id", "Helicone-Session-Name", "Helicone-Session-Path"}
+    messages = [message for one in wanted["sessions"] for message in one["messages"]]
+    texts = [part["text"] for message in messages for part in message["parts"] if len(part.get("text") or "") > 8]
+    bodies = "".join(row.log.request_body + row.log.response_body for row in after)
+    assert not [one for one in texts if json.dumps(one)[1:-1] in bodies]
+
+
+@pytest.mark.parametrize("name", recorded.exported())
+def test_a_blank_record_is_of_the_kind_of_its_record(name: str) -> None:
+    for export in encoded(parse(recorded.export(name)), capture(), "").values():
+        for record in export.encode():
+            assert kind_of(record.model) == record.kind
+            assert replace(blank(record, "ses_1"), body=b"") == replace(record, body=b"")
+
+
+def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, door: Door) -> None:
+    wanted = told("blue whale")
+    store = built(tmp_path / "opencode.db", wanted)
+    door.put(wanted)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        assert "blue whale" in shown(receiver)
+        held = a_recall(door, store, pattern="blue whale")
+        assert held.matching("ses_root") == frozenset({"msg_1"})
+        recall(door, held, "ses_root", ["msg_1"])
+        deliver(door, receiver)
+        assert "blue whale" not in shown(receiver)
+        assert "done" in shown(receiver)
+        # Nor does anything bring it back.
+        assert door.put(told("blue whale", "later")).shut == 1
+        assert door.put(wanted, reopen=("deleted", "off", "body_not_stored")).new == 0
+        # The next recall does not know that pattern.
+        assert recall(door, a_recall(door, store), "ses_root").problems != ()
+        deliver(door, receiver)
+        assert "blue whale" not in shown(receiver)
+        assert {row.sends for row in receiver.rows()} == {1, 2}
+
+
+def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, door: Door) -> None:
+    wanted = told()
+    door.put(wanted)
+    plan = a_recall(door, built(tmp_path / "opencode.db", recorded.export("a_simple"))).plan("ses_root", None)
+    assert plan.rewrites == ()
+    assert "--blank" in plan.problems[0]
+
+
+def test_a_turn_that_was_never_sent_gets_no_records(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    plan = recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
+    assert plan.records == 0
+    assert len(plan.rewrites) == 2
+    assert door.stored() == []
+
+
+def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        count = len(receiver.rows())
+        shorter = told()
+        del shorter["sessions"][0]["messages"][1]["parts"][1]
+        recall(door, a_recall(door, built(tmp_path / "opencode.db", shorter)), "ses_root")
+        deliver(door, receiver)
+        rows = receiver.rows()
+    (row,) = [one for one in rows if one.log.model == "tool:bash"]
+    assert len(rows) == count
+    assert json.loads(row.log.response_body) == {"_type": "tool", "toolName": "bash", "status": "success"}
+
+
+def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
+    desk.put(version())
+    desk.deliver(version())
+    again = replace(version(content="blank"), is_recall=True)
+    assert desk.put(again, reopen=REOPENED) is Standing.NEW
+    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert ledger.drop_aged(desk.db, 10_000_000, 0) == 0
+    assert desk.state(again) == "pending"
+
+
+@pytest.mark.parametrize("state", ["pending", "delivered", "dead"])
+def test_a_recall_of_the_same_key_is_made_anew(desk: Desk, state: str) -> None:
+    desk.put(version())
+    if state == "delivered":
+        desk.deliver(version())
+    elif state == "dead":
+        desk.bury(desk.held())
+    again = replace(version(), is_recall=True)
+    assert desk.put(again, text="redacted", reopen=REOPENED) is Standing.REOPENED
+    assert desk.state() == "pending"
+    assert [body.body for body in desk.left(desk.held())] == [b"ses_1 t1 0 redacted"]
+
+
+def test_the_same_recall_once_more_posts_all_of_it_again(desk: Desk) -> None:
+    again = replace(version(), is_recall=True)
+    desk.put(again)
+    desk.deliver(again)
+    desk.put(again, reopen=REOPENED)
+    assert len(desk.left(desk.held())) == 1
+
+
+def test_what_is_in_flight_is_not_recalled_under_the_same_key(desk: Desk) -> None:
+    desk.put(version())
+    desk.held()
+    assert desk.put(replace(version(), is_recall=True), reopen=REOPENED) is Standing.KNOWN
+
+
+CAPTURES = st.lists(
+    st.tuples(st.sampled_from(["blue whale", "red fox"]), st.sampled_from(["full", "metadata_only", "off"])), max_size=3
+)
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(captures=CAPTURES)
+def test_after_a_recall_a_sealed_turn_stays_as_it_is_whatever_is_captured(
+    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], captures: list[tuple[str, Mode]]
+) -> None:
+    folder = tmp_path_factory.mktemp("sealed")
+    door = new_door(folder)
+    door.put(told("blue whale"))
+    ids = {one.request_id for one in door.stored()}
+    desk = desk_of(door)
+    for held in claims(desk):
+        for body in desk.left(held):
+            desk.acknowledge(held, body)
+        desk.complete(held)
+    recall(door, a_recall(door, folder / "nowhere.db", is_blank=True), "ses_root")
+    kept = door.stored()
+    assert {one.request_id for one in kept} == ids
+    for reply, (secret, mode) in enumerate(captures):
+        enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, ring=door.rung.append)
+        assert door.stored() == kept
+    door.db.close()
+
+
+@pytest.fixture
+def new_door(migrated: Path) -> Callable[[Path], Door]:
+    def make(folder: Path) -> Door:
+        shutil.copytree(migrated, folder / "spool")
+        db = open_ledger(folder / "spool")
+        return Door(db, Place(destination.destination(db, "https://example.invalid", "f", 0).id, "folder"))
+
+    return make
+
+
+def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) -> None:
+    with receiving(tmp_path / "receiver.db") as receiver:
+        loose = Station(tmp_path, receiver.url, variables={"OPENCODE_HELICONE_REDACT_SECRETS": "false"})
+        strict = replace(loose, variables={"OPENCODE_HELICONE_REDACT_SECRETS": "true"})
+        (tmp_path / "data" / "opencode").mkdir(parents=True)
+        built(tmp_path / "data" / "opencode" / "opencode.db", told())
+        with worker(loose), hook(loose) as live:
+            live.show(told())
+            wait_until(lambda: loose.delivered(2), 60)
+        assert SECRET in shown(receiver)
+        before = len(receiver.rows())
+
+        found = strict.run("audit", "--json")
+        assert found.returncode == 1, found.stderr
+        assert SECRET not in found.stdout
+        (session,) = json.loads(found.stdout)["sessions"]
+        assert [record["kind"] for record in session["records"]] == ["user", "assistant", "tool"]
+
+        asked = strict.run("recall", "--audit")
+        assert (asked.returncode, "say --yes" in asked.stderr) == (2, True)
+        assert SECRET in shown(receiver)
+
+        with worker(strict):
+            done = strict.run("recall", "--audit", "--yes", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["outcomes"] == {"overwritten": 3}
+        assert SECRET not in shown(receiver)
+        assert len(receiver.rows()) == before
+        assert strict.run("audit").returncode == 0
+
+        # OpenCode forgets the session; its records can still be emptied.
+        (tmp_path / "data" / "opencode" / "opencode.db").unlink()
+        gone = strict.run("recall", "ses_root", "--blank", "--yes", "--json")
+        assert gone.returncode == 0, gone.stdout + gone.stderr
+        assert json.loads(gone.stdout)["outcomes"] == {"overwritten": before}
+        assert "done" not in shown(receiver)
+        assert len(receiver.rows()) == before
