@@ -97,6 +97,29 @@ def dead_unstored(desk: Desk, held: Claim) -> None:
     ledger.bury_unstored(desk.db, seen(desk), desk.now_ms, "accepted but not stored")
 
 
+def emptied(desk: Desk, held: Claim) -> None:
+    pending(desk, held)
+    ledger.give_up_bodies(desk.db, [held.job_id], "store")
+
+
+def emptied_leased(desk: Desk, held: Claim) -> None:
+    """By the claim that the function is called with, its bodies gone."""
+    desk.db.execute("update job set body_bytes = 0")
+    desk.db.execute("delete from bundle")
+
+
+def dead_emptied(desk: Desk, held: Claim) -> None:
+    dead(desk, held)
+    ledger.give_up_bodies(desk.db, [held.job_id], "store")
+
+
+def delivered_emptied(desk: Desk, held: Claim) -> None:
+    """To be confirmed, and sent without that its bodies were kept."""
+    emptied_leased(desk, held)
+    desk.acknowledge(held, bodies("ses_1 t1", text=version().key)[0])
+    ledger.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
+
+
 def superseded(desk: Desk, held: Claim) -> None:
     superseded_leased(desk, held)
     ledger.abandon(desk.db, held)

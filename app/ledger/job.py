@@ -88,6 +88,7 @@ class Claim:
     turn_id: int
     key: str
     session: str
+    turn: str
     folder: str
     """Where its session was captured, as the ledger knows folders."""
     policy: str

@@ -11,6 +11,7 @@ from app.connection import transaction
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.confirmations import forget_session
 from app.ledger.job import BATCH
+from app.ledger.room import held_bytes
 from app.ledger.versions import forget_contents
 
 KILLS_MAX = 5
@@ -196,13 +197,15 @@ def next_of_session(db: sqlite3.Connection, destination_id: int, session: str, n
 def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> int:
     """pending -> dropped (age), at most BATCH: enqueued longer than `age_ms_max` ago and tried since it came of age.
 
-    A laptop that slept for a month must try once before it gives up.
+    A laptop that slept for a month must try once before it gives up. A recall is not given up: what it overwrites
+    stays at Helicone.
     """
     return _drop(
         db,
         "age",
         now_ms,
-        "state = 'pending' and enqueued_ms < :before and enqueued_ms + :age <= max(coalesce(attempted_ms, 0),"
+        "state = 'pending' and not is_recall and enqueued_ms < :before"
+        " and enqueued_ms + :age <= max(coalesce(attempted_ms, 0),"
         " (select coalesce(d.probed_ms, 0) from destination d where d.id = job.destination_id))",
         {"before": now_ms - age_ms_max, "age": age_ms_max},
     )
@@ -212,13 +215,9 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
     """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
 
     What is in flight stays, and others go in its place. Delivered bodies, which are held to be confirmed, are not
-    counted: `give_up_confirmations` goes before.
+    counted: `give_up_confirmations` goes before, and `give_up_bodies`. Nor are recalls dropped.
     """
-    held = int(
-        db.execute(
-            "select coalesce(sum(body_bytes), 0) from job where body_bytes > 0 and state in ('pending', 'dead')"
-        ).fetchone()[0]
-    )
+    held = held_bytes(db)
     if held <= bytes_max:
         return 0
     return _drop(
@@ -226,7 +225,7 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
         "size",
         now_ms,
         "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
-        " from job where body_bytes > 0 and state in ('pending', 'dead') and lease_until_ms is null)"
+        " from job where body_bytes > 0 and state in ('pending', 'dead') and lease_until_ms is null and not is_recall)"
         " where older < :excess)",
         {"excess": held - bytes_max},
     )
