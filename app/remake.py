@@ -91,20 +91,22 @@ class Remaking:
             if ledger.held_bytes(db) >= bytes_max:
                 return False
             transcript = found(self._store, wanted.session)
-            done = transcript and enqueue(
-                db,
-                transcript,
-                capturing,
-                Place(self._destination_id, wanted.folder),
-                now_ms=now_ms,
-                ring=ring,
-                abandoned=not self._is_live(wanted.session),
-                only=wanted.turns,
-                reopen=("pending",),
-            )
-            if done is None or not done.keys:
-                self._tried.add((wanted, wanted.policy))
-            return True
+            if (
+                transcript is not None
+                and enqueue(
+                    db,
+                    transcript,
+                    capturing,
+                    Place(self._destination_id, wanted.folder),
+                    now_ms=now_ms,
+                    ring=ring,
+                    abandoned=not self._is_live(wanted.session),
+                    only=wanted.turns,
+                    reopen=("pending",),
+                ).keys
+            ):
+                return True
+            self._tried.add((wanted, wanted.policy))
         return False
 
     def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Sequence[Body] | Hold | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.connection import transaction
-from app.ledger.job import BATCH, Body, Claim
+from app.ledger.job import BATCH, Body, Claim, kept
 from app.ledger.versions import forget_contents
 
 _RELIED_ON = "store"
@@ -104,10 +104,8 @@ def is_emptied(db: sqlite3.Connection, held: Claim) -> bool:
 
 def fits(db: sqlite3.Connection, held: Claim, made: Sequence[Body]) -> bool:
     """Whether these are, byte for byte and in order, the bodies that the job had."""
-    rows = db.execute(
-        "select request_id, digest from record where job_id = ? order by position", (held.job_id,)
-    ).fetchall()
-    return [tuple(row) for row in rows] == [(body.request_id.bytes, body.digest) for body in made]
+    wanted = [(one.request_id, one.digest) for one in kept(db, held.job_id)]
+    return wanted == [(body.request_id, body.digest) for body in made]
 
 
 def drop_gone(db: sqlite3.Connection, held: Claim, now_ms: int) -> bool:
