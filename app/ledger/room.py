@@ -20,7 +20,8 @@ from app.ledger.versions import forget_contents
 
 _RELIED_ON = "store"
 _SEVERAL = ""
-_HELD = "body_bytes > 0 and state in ('pending', 'dead')"
+# The plus, here and below: by the index of what has bodies, not among all that is pending.
+_HELD = "body_bytes > 0 and +state in ('pending', 'dead')"
 _WITHOUT = "j.state = 'pending' and j.body_bytes = 0 and exists (select 1 from record r where r.job_id = j.id)"
 
 
@@ -56,7 +57,7 @@ def bulk(db: sqlite3.Connection, after: Bulk | None, limit: int = BATCH) -> list
     rows = db.execute(
         "select j.id, j.enqueued_ms, s.name as session, t.name as turn, j.body_bytes from job j"
         " join session s on s.id = j.session_id join turn t on t.id = j.turn_id"
-        " where j.body_bytes > 0 and j.state in ('pending', 'dead') and j.lease_until_ms is null and not j.is_recall"
+        " where j.body_bytes > 0 and +j.state in ('pending', 'dead') and j.lease_until_ms is null and not j.is_recall"
         " and (j.enqueued_ms, j.id) > (?, ?) and exists (select 1 from bundle b where b.job_id = j.id)"
         " order by j.enqueued_ms, j.id limit ?",
         (*((after.enqueued_ms, after.job_id) if after else (-1, -1)), limit),
