@@ -31,7 +31,7 @@ types: .venv/ready  ## Types, strict
 walls: .venv/ready  ## Which module may import which
 	@$(BIN)/lint-imports
 
-outage: .venv/ready  ## Four days without Helicone, a refused key, 20 machines, on a clock of their own (minutes)
+outage: .venv/ready  ## Four days without Helicone, a refused key, 20 machines, 30 days in 5 MB, on a clock of their own (minutes)
 	@$(BIN)/python -m tests.outage
 
 years: .venv/ready  ## Three years of use, simulated: the size of the spool (minutes)

@@ -4,13 +4,14 @@ claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            │
            └─ not accepted ─▶ health.judge ─▶ bury | set_back | pause and give_back
 
-Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again.
+Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again. A job
+that gave up its bodies for want of room has them made again first, and posts them only if they are the same.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app import crashpoint, destination, ledger
@@ -23,6 +24,8 @@ LEASE_MS = 60_000
 """Renewed by each acknowledgement; one POST takes 30 s at the most."""
 HOLD_MS = 3_600_000
 """A change of settings ends a hold; this does where the change was missed."""
+OTHER_TEXT = Hold("its text has to be read again by the hook of its project")
+"""Who redacted it knew other secrets than this process, or it has changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Courier:
     """True when the worker was told to end: what is in flight is finished, nothing new is begun."""
     when_to_confirm: Callable[[], int | None] = lambda: None
     """Asked as a job is delivered: when it is to be read back, None for never."""
+    rebuild: Callable[[Claim], Sequence[Body] | Hold | None] = lambda _: OTHER_TEXT
+    """All bodies of a job that gave its own up, made again; None: nobody has the turn any more."""
 
 
 def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
@@ -66,10 +71,18 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
 
 
 def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
+    """Deliver the job, as far as that can be done; whether the destination was asked at all."""
+    if not ledger.is_emptied(db, held):
+        return _send(db, held, courier, None)
+    made = _made_again(db, held, courier)
+    return made is not None and _send(db, held, courier, made)
+
+
+def _send(db: sqlite3.Connection, held: Claim, courier: Courier, made: Sequence[Body] | None) -> bool:
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
     asked = False
     try:
-        for body in ledger.unacknowledged(db, held):
+        for body in ledger.unacknowledged(db, held, made):
             if courier.stopping():
                 ledger.give_back(db, held, due_ms=courier.clock())
                 return asked
@@ -102,6 +115,23 @@ def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
         # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
         ledger.give_back(db, held, due_ms=courier.clock())
     return asked
+
+
+def _made_again(db: sqlite3.Connection, held: Claim, courier: Courier) -> Sequence[Body] | None:
+    """What the hook had made, byte for byte; None when nobody here can make it, and the job is held or dropped."""
+    permit = courier.permit(held)
+    if isinstance(permit, Hold | Remake):
+        _withhold(db, held, permit, courier.clock())
+        return None
+    made = courier.rebuild(held)
+    if made is None:
+        if not ledger.drop_gone(db, held, courier.clock()):
+            ledger.abandon(db, held)
+        return None
+    if isinstance(made, Hold) or not ledger.fits(db, held, made):
+        _withhold(db, held, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
+        return None
+    return made
 
 
 def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms: int) -> None:

@@ -24,6 +24,7 @@ from app.presence import Announced, present
 from app.reconcile import Reconciling
 from app.redact import PatternError
 from app.remake import Remaking
+from app.room import Room
 from app.schema import require_known
 from app.settings import Plugin, Settings, SettingsError, capture_options, delivery_options, to_record
 from app.sources import Sources
@@ -93,6 +94,7 @@ class Hook:
         self._reconciling = Reconciling(
             store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
         )
+        self._room = Room(store_file(self._sources.environ))
         self._captures: dict[str, _Captured] = {}
 
     def _settle_anew(self) -> None:
@@ -203,9 +205,9 @@ class Hook:
         now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
         ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None)
-        dropped = ledger.drop_oversize(self.db, now_ms, bytes_max)
-        if dropped:
-            self.log(f"dropped {dropped} job(s) by size (maxSpoolSize)")
+        made = self._room.make(self.db, now_ms, bytes_max)
+        if made.emptied or made.dropped:
+            self.log(made.told)
 
     def _with_unfinished(self, transcript: Transcript) -> Transcript:
         """The snapshot's turns and those that waited and that it does not bring again, in order."""
@@ -249,6 +251,16 @@ class Hook:
         current = {seen.folder: seen.capture for seen in self._captures.values()}
         while self._remaking.step(
             self.db, current.get, folders=tuple(current), now_ms=clock.now_ms(), ring=self.bell.ring
+        ):
+            pass
+        # What waits without its text, and needs the secrets that are known here, as far as there is room.
+        while self._remaking.refill(
+            self.db,
+            current.get,
+            folders=tuple(current),
+            bytes_max=self._settings.max_spool_bytes // 2,
+            now_ms=clock.now_ms(),
+            ring=self.bell.ring,
         ):
             pass
 

@@ -99,7 +99,9 @@ def open_letters(db: sqlite3.Connection, prefix: str, *, with_bodies: bool) -> l
 def _opened(db: sqlite3.Connection, letter: Letter, *, with_bodies: bool) -> Opened:
     bodies: tuple[object, ...] = ()
     problem = ""
-    if with_bodies:
+    if with_bodies and letter.state == "dead" and not letter.body_bytes:
+        problem = "its text was given up for want of room (maxSpoolSize); OpenCode's store has it, for a retry"
+    elif with_bodies:
         try:
             bodies = tuple(json.loads(body.body) for body in ledger.bodies(db, letter.job_id, letter.key))
         except LedgerError as error:

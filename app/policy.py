@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 Mode = Literal["full", "metadata_only", "off"]
@@ -32,6 +32,18 @@ class Policy:
         return hashlib.sha256(
             json.dumps(self._facts(user_id, sorted(self.patterns)), sort_keys=True).encode()
         ).hexdigest()
+
+    def as_made(self, facts: str) -> Policy | None:
+        """The policy that has these facts, where it can be told from this one: the hashes of patterns are no patterns.
+
+        '' (from before it was kept) is this one; None, where it had patterns or rules that this one has not, or has
+        more of them.
+        """
+        if not facts:
+            return self
+        told = json.loads(facts)
+        same = replace(self, mode=told["mode"], prefix=told["prefix"])
+        return same if same.facts(told["user_id"]) == facts else None
 
     def _facts(self, user_id: str, patterns: list[str]) -> dict[str, object]:
         return {

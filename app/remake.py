@@ -1,20 +1,25 @@
-"""Turns that lost their bodies to a stricter policy are captured again, from OpenCode's own store.
+"""Turns without bodies are captured again, from OpenCode's own store.
 
     dropped (policy) ─ stored ▶ parse ▶ enqueue ─▶ pending, under the policy in force
+    pending, without its bodies ─ claimed ▶ rebuild ─▶ posted, if they are what they were; held otherwise
+                                └ held ▶ refill (its project's hook) ─▶ pending, under the same key
 
-Where the store no longer has them they stay dropped, until their session is captured or imported again.
+Where the store no longer has what a stricter policy took, it stays dropped, until its session is captured or imported
+again.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from app import ledger
-from app.enqueue import Capture, Place, enqueue
-from app.ledger import Missing
-from app.opencode import ExportError, Store
+from app import destination, ledger
+from app.enqueue import Capture, Export, Place, body_of, enqueue, exports
+from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
+from app.opencode import ExportError, Store, StoreError
+from app.policy import Hold
 from app.presence import present
 from app.transcript import Transcript, TranscriptError
 
@@ -26,7 +31,7 @@ class Remaking:
         self._store = store
         self._destination_id = destination_id
         self._hooks = hooks
-        self._tried: set[tuple[Missing, str]] = set()
+        self._tried: set[tuple[Missing | Emptied, str]] = set()
 
     def step(
         self,
@@ -65,11 +70,86 @@ class Remaking:
             return True
         return False
 
+    def refill(
+        self,
+        db: sqlite3.Connection,
+        capture_of: Callable[[str], Capture | None],
+        *,
+        folders: Sequence[str],
+        bytes_max: int,
+        now_ms: int,
+        ring: Callable[[str], None],
+    ) -> bool:
+        """Give the held jobs of the next session their bodies again, if there is one and less than `bytes_max` is held.
+
+        For a hook: it may redact text. A turn that has changed since comes as its new version. Raises sqlite3.Error.
+        """
+        for wanted in ledger.emptied(db, self._destination_id, folders):
+            capturing = as_made(capture_of(wanted.folder), wanted.policy)
+            if capturing is None or (wanted, wanted.policy) in self._tried:
+                continue
+            if ledger.held_bytes(db) >= bytes_max:
+                return False
+            transcript = found(self._store, wanted.session)
+            if (
+                transcript is not None
+                and enqueue(
+                    db,
+                    transcript,
+                    capturing,
+                    Place(self._destination_id, wanted.folder),
+                    now_ms=now_ms,
+                    ring=ring,
+                    abandoned=not is_live(self._hooks, wanted.session),
+                    only=wanted.turns,
+                    reopen=("pending",),
+                ).keys
+            ):
+                return True
+            self._tried.add((wanted, wanted.policy))
+        return False
+
+    def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Sequence[Body] | Hold | None:
+        """All bodies of a claimed job as this process makes them, in memory; None when nobody has its turn any more.
+
+        Whether they are what its project's hook had made is for the caller to see.
+        """
+        made_under = as_made(capturing, held.policy)
+        known = ledger.frozen(db, self._destination_id, held.session)
+        if made_under is None or known is None:
+            return Hold(
+                "its text was made under settings that are no longer known; import of its session queues it anew"
+            )
+        try:
+            name = None if held.turn == SESSION_RECORD else held.turn
+            transcript = Store(self._store).turn(held.session, name)
+        except (StoreError, TranscriptError):
+            return Hold("its text is in OpenCode's store, which cannot be read here")
+        if transcript is None:
+            is_the_one = ledger.relies_on(db, destination.fingerprint(db, str(self._store)))
+            return (
+                None if is_the_one else Hold("its text is in another store of OpenCode than the one that is read here")
+            )
+        # It was exported once, in the form that it had: whole, or interrupted for ever.
+        for export in exports(transcript, made_under, known[1], abandoned=True):
+            if isinstance(export, Export) and export.turn == held.turn:
+                return [body_of(record) for record in export.encode()]
+        return None
+
 
 def is_live(hooks: Path, session: str) -> bool:
     """Whether an OpenCode has it open, and may complete what is not final. `hooks` is where the hooks' locks are."""
     says = [hook.says.get("sessions") for hook in present(hooks)]
     return any(session in sessions for sessions in says if isinstance(sessions, list))
+
+
+def as_made(capturing: Capture | None, made_under: str) -> Capture | None:
+    """The capture of a folder, as it was when something was made under a policy (`Policy.facts`).
+
+    None where that is not known any more, and where text would have to be redacted in another way than now.
+    """
+    policy = capturing and capturing.policy.as_made(made_under)
+    return replace(capturing, policy=policy) if capturing and policy else None
 
 
 def found(store: Path, session: str) -> Transcript | None:

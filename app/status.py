@@ -89,6 +89,8 @@ class DestinationStatus:
     confirmation: Confirmation
     held: tuple[Held, ...]
     """As far as a worker has seen it."""
+    without_text: int
+    """Jobs that wait without their bodies, which OpenCode's store has."""
     dead_letters: tuple[Group, ...]
 
 
@@ -216,6 +218,7 @@ def _destination(
         errors=tuple(Failing(*row) for row in ledger.errors(db, one.id)),
         confirmation=_confirmation(db, one, plan.off_reason if current else ""),
         held=tuple(Held(*row) for row in ledger.held(db, one.id)),
+        without_text=ledger.without_bodies(db, one.id),
         dead_letters=tuple(ledger.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
     )
 
@@ -252,6 +255,7 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
         errors=(),
         confirmation=Confirmation(0, 0, 0, 0, ()),
         held=(),
+        without_text=0,
         dead_letters=(),
     )
 
@@ -294,6 +298,10 @@ def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWor
             found.append(f"{_counted(others)} for {named(one)}: {_reason(one, now_ms, served=served)}")
         if one.retrying:
             found.append(f"of them {_counted(one.retrying)} failed before and will be tried again")
+        if one.without_text:
+            found.append(
+                f"of them {_counted(one.without_text)} without text, for want of room; OpenCode's store has it"
+            )
     return tuple(found)
 
 

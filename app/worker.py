@@ -35,11 +35,12 @@ from app.helicone import NOT_STORED_CAUSES, Client, ClientError, ReadBackError
 from app.ledger import Body, Claim
 from app.opencode import store_file
 from app.permit import Permits
-from app.policy import Permit
+from app.policy import Hold, Permit
 from app.presence import Announced, Only, present
 from app.redact import PatternError
 from app.remake import Remaking
 from app.retry import Outcome
+from app.room import Room
 from app.schema import SchemaError, is_newer, require_known
 from app.settings import Recorded, Settings, SettingsError
 from app.sources import Sources, typed
@@ -106,8 +107,9 @@ class Worker:
         self._plan = confirm.plan(self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url)
         self._client = Client(self._key, redact=_redact(self.settings, sources)) if self._key else None
         self._permits = Permits(sources)
-        remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
-        self._tightening = Tightening(self._permits, remaking, self.target.id, self._log)
+        self._remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
+        self._tightening = Tightening(self._permits, self._remaking, self.target.id, self._log)
+        self._room = Room(store_file(sources.environ))
         self._announced: Announced | None = None
         self._only = Only(self.spool.automatic_worker(self.target.id))
         self._watching = threading.Lock()
@@ -161,6 +163,7 @@ class Worker:
             clock=clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
+            rebuild=self._rebuild,
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
         try:
@@ -185,6 +188,13 @@ class Worker:
 
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
+
+    def _rebuild(self, held: Claim) -> Sequence[Body] | Hold | None:
+        capturing = self._permits.capture(self.db, held.folder)
+        made = capturing if isinstance(capturing, Hold) else self._remaking.rebuild(self.db, held, capturing)
+        if made is None:
+            self._log("dropped a job that waited without its text: OpenCode's store no longer has its turn")
+        return made
 
     def _post(self, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
@@ -324,13 +334,15 @@ class Worker:
             )
         ledger.take_over(self.db, self.target, now_ms)
         aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
-        oversize = ledger.drop_oversize(self.db, now_ms, bytes_max)
+        made = self._room.make(self.db, now_ms, bytes_max)
         ledger.forget_acknowledgements(self.db, now_ms)
         ledger.forget_footprints(self.db)
         salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
         ledger.shrink(self.db)
-        if aged or oversize:
-            self._log(f"dropped {aged} job(s) by age (maxSpoolAge), {oversize} by size (maxSpoolSize)")
+        if aged:
+            self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
+        if made.emptied or made.dropped:
+            self._log(made.told)
 
     # --- reading back
 

@@ -38,6 +38,10 @@ class Job:
     rung_ms: int | None = None
     hold: str | None = None
     size: int = 0
+    made: tuple[Body, ...] = ()
+    """As last inserted."""
+    is_emptied: bool = False
+    """Its bodies were given up, and are made again when they are wanted."""
     confirm_ms: int | None = None
     confirmed_ms: int | None = None
     resends: int = 0
@@ -49,13 +53,21 @@ class Job:
         return self.state in {"pending", "dead"}
 
     @property
+    def is_kept(self) -> bool:
+        """It is known what its bodies are."""
+        return self.size > 0 or self.is_emptied
+
+    @property
     def is_free(self) -> bool:
         return self.lease_until_ms is None
 
     def end(self, state: str, now_ms: int, reason: str | None = None, *, keeps_bodies: bool = False) -> None:
         self.state, self.reason, self.finished_ms, self.due_ms, self.confirm_ms = state, reason, now_ms, None, None
         if not keeps_bodies:
-            self.size = 0
+            self.forget()
+
+    def forget(self) -> None:
+        self.size, self.is_emptied = 0, False
 
     def let_go(self) -> None:
         self.lease_until_ms = None
@@ -66,7 +78,8 @@ class Job:
 
     def close(self) -> None:
         """Delivered; nobody looks for it any more."""
-        self.confirm_ms, self.size = None, 0
+        self.confirm_ms = None
+        self.forget()
 
     def start_anew(self, now_ms: int) -> None:
         """Pending again with the bodies that it has; another attempt, so that nobody settles it who held it before."""
@@ -141,7 +154,7 @@ class Model:
             self.known(job).pop(request_id, None)
 
     def supersede(self, job: Job, now_ms: int) -> None:
-        if job.confirm_ms is not None and job.size:
+        if job.confirm_ms is not None and job.is_kept:
             self.disbelieve(job)  # accepted, and not yet seen
         job.end("superseded", now_ms)
 
@@ -189,6 +202,7 @@ class Model:
             facts_ms=version.facts_ms,
             records={body.request_id: body.digest for body in made},
             policy=version.policy,
+            made=tuple(made),
             enqueued_ms=now_ms,
             reason=reason,
             due_ms=now_ms if state == "pending" else None,
@@ -248,7 +262,7 @@ class Model:
         return {
             key
             for key, job in self.jobs.items()
-            if job.confirm_ms is not None and job.confirm_ms <= now_ms and (job.size or self.known(job))
+            if job.confirm_ms is not None and job.confirm_ms <= now_ms and (job.is_kept or self.known(job))
         }
 
     def never_looked_for(self) -> list[Job]:

@@ -1,6 +1,7 @@
 """Outages on a clock of their own: real ledgers, the real `deliver`, a receiver that goes away for days.
 
-    python -m tests.outage        four days, 300 turns of 1 MB, default settings; a key refused for a day; 20 machines
+    python -m tests.outage        four days, 300 turns of 1 MB, default settings; a key refused for a day; 20 machines;
+                                  30 days, 3,000 turns, 5 MB of room
 
 A delivery runs in a thread of its own and stops in its POST until the clock has come to the time of its answer. The
 clock goes on when every thread has stopped, so that a run depends on its seed alone.
@@ -8,6 +9,7 @@ clock goes on when every thread has stopped, so that a run depends on its seed a
 
 from __future__ import annotations
 
+import json
 import random
 import resource
 import sqlite3
@@ -28,16 +30,30 @@ from app import destination, ledger
 from app.clock import Reading, jump_ms
 from app.db import open_ledger
 from app.deliver import Courier, deliver
+from app.enqueue import Capture, Place, enqueue
 from app.ledger import Body, Version
+from app.opencode import Store
+from app.policy import Policy as CapturePolicy
 from app.policy import Post
+from app.redact import Redaction
+from app.remake import Remaking
 from app.retry import Outcome, Policy
+from app.room import Room
 from app.settings import Settings
+from app.transcript import Transcript
 from app.worker import CONSUMER, RINGS_PER_LOOK
+from tests.snapshots import assistant, text, tool, user
+from tests.test_store import TABLES
 
 SECOND_MS, MINUTE_MS, HOUR_MS, DAY_MS = 1_000, 60_000, 3_600_000, 86_400_000
 POST_MS = 200
 DEFAULTS = Settings()
 ENDPOINT = "https://example.invalid"
+CAPTURE = Capture(
+    CapturePolicy("full", (), redact_secrets=True, prefix="/opencode"),
+    Redaction.compile((), secrets=True, known_values=()),
+    "",
+)
 
 Answer: TypeAlias = Callable[[], Outcome]
 
@@ -85,6 +101,7 @@ class World:
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
+        self.accepted: Counter[uuid.UUID] = Counter()
         self.now_ms = 40 * 365 * DAY_MS
         self.post_ms = POST_MS
         self._set_ms = 0
@@ -93,7 +110,7 @@ class World:
         self._running = 0
         self._waiting: list[_Waiting] = []
 
-    def post(self, _: Body) -> Outcome:
+    def post(self, body: Body) -> Outcome:
         """In a delivery's thread."""
         receiver = self.receiver
         with self._lock:
@@ -108,6 +125,7 @@ class World:
         waiting.go.wait()
         with self._lock:
             receiver.in_flight -= 1
+            self.accepted[body.request_id] += waiting.outcome.kind == "accepted"
         return waiting.outcome
 
     def run(self, act: Callable[[], None]) -> None:
@@ -172,6 +190,10 @@ class Machine:
         self.busy = 0
         self._local = threading.local()
         self._pruned_ms = 0
+        self.prune_ms = MINUTE_MS
+        self.bytes_max, self.age_ms_max = DEFAULTS.max_spool_bytes, DEFAULTS.max_spool_age_ms
+        self.store = spool / "opencode.db"
+        self.room = Room(self.store)
         self._seen = world.read()
         self.order: dict[str, list[str]] = defaultdict(list)
         self.use_key(key)
@@ -192,6 +214,13 @@ class Machine:
         ledger.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)
         self.order[session].append(turn)
 
+    def take(self, transcript: Transcript) -> list[str]:
+        """What the hook does with a snapshot; the keys of what is new."""
+        place = Place(self.destination.id, "folder")
+        done = enqueue(self.db, transcript, CAPTURE, place, now_ms=self.world.now_ms, ring=lambda _: None)
+        self.room.make(self.db, self.world.now_ms, self.bytes_max)
+        return done.keys
+
     def look(self) -> None:
         """What the watch does."""
         before, self._seen = self._seen, self.world.read()
@@ -199,9 +228,9 @@ class Machine:
         ledger.note_sleep(self.db, jump_ms(before, self._seen), now_ms)
         ledger.unwarp(self.db, now_ms)
         ledger.recover(self.db, now_ms)
-        if now_ms - self._pruned_ms >= MINUTE_MS or now_ms < self._pruned_ms:
+        if now_ms - self._pruned_ms >= self.prune_ms or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
-            bytes_max, age_ms_max = DEFAULTS.max_spool_bytes, DEFAULTS.max_spool_age_ms
+            bytes_max, age_ms_max = self.bytes_max, self.age_ms_max
             is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
             ledger.give_up_confirmations(
                 self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max if is_steady else None
@@ -209,7 +238,7 @@ class Machine:
             ledger.take_over(self.db, self.destination, now_ms)
             if is_steady:
                 ledger.drop_aged(self.db, now_ms, age_ms_max)
-            ledger.drop_oversize(self.db, now_ms, bytes_max)
+            self.room.make(self.db, now_ms, bytes_max)
             ledger.shrink(self.db)
         for key in ledger.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
             self.answer(key)
@@ -225,10 +254,11 @@ class Machine:
             db.execute("pragma synchronous = off")
             following: str | None = key
             while following is not None:
-                following = deliver(db, following, self.courier())
+                following = deliver(db, following, self.courier(db))
         self.busy -= 1
 
-    def courier(self) -> Courier:
+    def courier(self, db: sqlite3.Connection) -> Courier:
+        remaking = Remaking(self.store, self.destination.id, self.spool / "hooks")
         return Courier(
             destination_id=self.destination.id,
             worker="worker",
@@ -238,6 +268,7 @@ class Machine:
             clock=lambda: self.world.now_ms,
             dice=self.dice.random,
             stopping=lambda: False,
+            rebuild=lambda held: remaking.rebuild(db, held, CAPTURE),
         )
 
     def next_look_ms(self) -> int:
@@ -248,7 +279,7 @@ class Machine:
             " and lease_until_ms is null) as is_due from destination d where id = ?",
             (self.world.now_ms, self.destination.id),
         ).fetchone()
-        times_ms = [self._pruned_ms + MINUTE_MS]
+        times_ms = [self._pruned_ms + self.prune_ms]
         if row["lease_until_ms"] is not None:
             times_ms.append(row["lease_until_ms"])
         if row["is_due"]:
@@ -428,6 +459,94 @@ def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int
     return max(receiver.by_second.values()), receiver.in_flight_max
 
 
+def remember(path: Path, session: str, turn: str, at_ms: int, output: str) -> None:
+    """Have OpenCode's store hold one more turn: a question, a tool call and an answer."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("pragma synchronous = off")
+        if not db.execute("select 1 from sqlite_master").fetchone():
+            db.executescript(TABLES)
+            db.execute("create index message_session on message (session_id)")
+            db.execute("create index part_message on part (message_id)")
+        facts = (session, "project", None, "slug", "/home/dev/project", "a title", "1.18.33", at_ms, at_ms, None)
+        db.execute("insert or ignore into session values (?,?,?,?,?,?,?,?,?,?)", facts)
+        called = tool(f"prt_{turn}_tool", output=output, time={"start": at_ms + 20, "end": at_ms + 30})
+        asked = user(turn, at_ms, text("go on", f"prt_{turn}_text"))
+        answered = assistant(f"{turn}_answer", at_ms + 10, called, text("done", f"prt_{turn}_z"), parent=turn)
+        for one in (asked, answered):
+            name, created_ms = one["info"]["id"], one["info"]["time"]["created"]
+            row = (name, session, created_ms, created_ms, json.dumps(one["info"]))
+            db.execute("insert into message values (?,?,?,?,?)", row)
+            for part in one["parts"]:
+                ids = (part["id"], name, session, created_ms, created_ms)
+                db.execute("insert into part values (?,?,?,?,?,?)", (*ids, json.dumps(part)))
+
+
+@dataclass(frozen=True)
+class Roomy:
+    """What became of an outage for which there was too little room."""
+
+    requests: int
+    """During the outage."""
+    captured_bytes: int
+    """Compressed, of all bodies: what there would have to be room for."""
+    held_bytes_max: int
+    emptied_max: int
+    """Jobs that waited without bodies."""
+    states: dict[str, int]
+    keys_are_same: bool
+    records: int
+    """At the receiver."""
+    each_stored_once: bool
+
+
+def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_max: int, seed: int = 3) -> Roomy:
+    """An outage in which `turns` come, a third of them in three long sessions, the others in sessions of five."""
+    dice = random.Random(seed)  # noqa: S311 - the scenario
+    source = source_text()
+    world = World(Receiver(unreached))
+    machine = Machine(spool, world, seed)
+    machine.bytes_max, machine.age_ms_max, machine.prune_ms = bytes_max, int(2 * days * DAY_MS), 5 * MINUTE_MS
+    begin_ms, end_ms = world.now_ms, world.now_ms + int(days * DAY_MS)
+    keys: list[str] = []
+    held: list[int] = []
+    captured: list[int] = []
+    emptied: list[int] = []
+
+    def come(n: int) -> None:
+        session = f"ses_long_{n // 3 % 3}" if n % 3 == 0 else f"ses_{n // 7}"
+        start = dice.randrange(len(source) - turn_bytes)
+        remember(machine.store, session, f"msg_{n:05}", world.now_ms, source[start : start + turn_bytes])
+        transcript = Store(machine.store).turn(session, f"msg_{n:05}")
+        assert transcript is not None
+        room, machine.bytes_max = machine.bytes_max, 1 << 40
+        before = ledger.held_bytes(machine.db)
+        keys.extend(machine.take(transcript))
+        captured.append(ledger.held_bytes(machine.db) - before)
+        machine.bytes_max = room
+        machine.room.make(machine.db, world.now_ms, room)
+        held.append(ledger.held_bytes(machine.db))
+        emptied.append(ledger.without_bodies(machine.db, machine.destination.id))
+
+    coming = Coming((begin_ms + (end_ms - begin_ms) * n // turns, partial(come, n)) for n in range(turns))
+    live(world, [machine], end_ms, coming)
+    requests = world.receiver.requests
+    world.receiver.answer = accepted
+    live(world, [machine], end_ms + 6 * HOUR_MS, coming)
+    rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
+    found = {row["key"] for row in machine.db.execute("select key from job where state = 'delivered'")}
+    stored = [times for times in world.accepted.values() if times]
+    return Roomy(
+        requests=requests,
+        captured_bytes=sum(captured),
+        held_bytes_max=max(held),
+        emptied_max=max(emptied),
+        states={row["state"]: row["jobs"] for row in rows},
+        keys_are_same=found == set(keys),
+        records=len(stored),
+        each_stored_once=set(stored) == {1},
+    )
+
+
 def main() -> int:
     print(f"SQLite {sqlite3.sqlite_version}")
     failed = False
@@ -453,6 +572,11 @@ def main() -> int:
         is_well = after[0] < 2 * steady[0] and after[1] < 2 * steady[1]
         failed = failed or not is_well
         print(f"20 spools, most requests a second and most in flight: steady {steady}, after an outage {after}")
+        roomy = little_room(Path(folder) / "room", days=30, turns=3_000, turn_bytes=16_000, bytes_max=5_000_000)
+        is_well = set(roomy.states) == {"delivered"} and roomy.keys_are_same and roomy.each_stored_once
+        is_well = is_well and roomy.held_bytes_max <= 5_000_000 < roomy.captured_bytes and roomy.requests < 12_000
+        failed = failed or not is_well
+        print(f"30 days, 3,000 turns, 5 MB of room: {'well' if is_well else 'FAILED'}: {roomy}")
     return int(failed)
 
 

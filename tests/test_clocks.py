@@ -60,9 +60,9 @@ class Patient(Machine):
         name = f"{session} {turn}"
         self.capture(session, turn, [Body(uuid5(NAMESPACE_OID, name), name.encode())])
 
-    def courier(self) -> Courier:
+    def courier(self, db: sqlite3.Connection) -> Courier:
         when_to_confirm = lambda: self.world.now_ms + MINUTE_MS  # noqa: E731 - as the courier has them
-        return replace(super().courier(), post=self.post, when_to_confirm=when_to_confirm)
+        return replace(super().courier(db), post=self.post, when_to_confirm=when_to_confirm)
 
     def post(self, body: Body) -> Outcome:
         session, turn = body.body.decode().split()

@@ -98,6 +98,29 @@ def dead_unstored(desk: Desk, held: Claim) -> None:
     ledger.bury_unstored(desk.db, seen(desk), desk.now_ms, "accepted but not stored")
 
 
+def emptied(desk: Desk, held: Claim) -> None:
+    pending(desk, held)
+    ledger.give_up_bodies(desk.db, [held.job_id], "store")
+
+
+def emptied_leased(desk: Desk, _: Claim) -> None:
+    """By the claim that the function is called with, its bodies gone."""
+    desk.db.execute("update job set body_bytes = 0")
+    desk.db.execute("delete from bundle")
+
+
+def dead_emptied(desk: Desk, held: Claim) -> None:
+    dead(desk, held)
+    ledger.give_up_bodies(desk.db, [held.job_id], "store")
+
+
+def delivered_emptied(desk: Desk, held: Claim) -> None:
+    """To be confirmed, and sent without that its bodies were kept."""
+    emptied_leased(desk, held)
+    desk.acknowledge(held, bodies("ses_1 t1", text=version().key)[0])
+    ledger.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
+
+
 def superseded(desk: Desk, held: Claim) -> None:
     superseded_leased(desk, held)
     ledger.abandon(desk.db, held)
@@ -139,6 +162,10 @@ STATES: dict[str, Callable[[Desk, Claim], None]] = {
     "looked back": looked_back,
     "confirmed": confirmed,
     "body not stored": body_not_stored,
+    "delivered emptied": delivered_emptied,
+    "emptied": emptied,
+    "emptied leased": emptied_leased,
+    "dead emptied": dead_emptied,
     "dead": dead,
     "dead unstored": dead_unstored,
     "superseded": superseded,
@@ -150,11 +177,15 @@ STATES: dict[str, Callable[[Desk, Claim], None]] = {
 }
 """What is done to a job that was just claimed, so that it is in that state."""
 
-DUE = ("pending", "rung", "sent again")
+NOT_RUNG = ("pending", "sent again", "emptied")
+DUE = (*NOT_RUNG, "rung")
 FREE = (*DUE, "in backoff", "put off", "held")
-IN_FLIGHT = ("leased", "retaken")
-DEAD = ("dead", "dead unstored")
-UNCONFIRMED = ("to be confirmed", "looked back")
+OURS = ("leased", "emptied leased")
+IN_FLIGHT = (*OURS, "retaken")
+DEAD = ("dead", "dead unstored", "dead emptied")
+RESENDABLE = ("to be confirmed", "delivered emptied")
+UNCONFIRMED = (*RESENDABLE, "looked back")
+EMPTIED = ("emptied", "emptied leased", "dead emptied", "delivered emptied")
 DELIVERED = (*UNCONFIRMED, "delivered", "confirmed", "body not stored")
 DROPPED = ("dropped size", "dropped deleted leased", "dropped policy", "dropped purged")
 SUPERSEDED = ("superseded", "superseded leased")
@@ -186,7 +217,7 @@ ASKED_FOR = ("age", "size", "deleted", "off", "purged", "body_not_stored")
 
 def complete(desk: Desk, held: Claim, confirm_ms: int | None) -> bool:
     if ledger.is_current(desk.db, held):
-        desk.acknowledge(held, desk.left(held)[0])
+        desk.acknowledge(held, bodies("ses_1 t1", text=version().key)[0])
     return ledger.complete(desk.db, held, desk.now_ms, confirm_ms=confirm_ms)
 
 
@@ -282,21 +313,21 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, held, _: ledger.acknowledge(
             d.db, d.destination, held, bodies("ses_1 t9")[0], now_ms=d.now_ms, lease_ms=LEASE_MS
         ),
-        to("pending", "leased"),
+        to("pending", *OURS),
     ),
-    "complete": (lambda d, held, _: complete(d, held, None), to("delivered", "leased")),
-    "complete, to be confirmed": (lambda d, held, _: complete(d, held, LATER_MS), to("delivered", "leased")),
-    "bury": (lambda d, held, _: d.bury(held, d.now_ms), to("dead", "leased")),
-    "set_back": (lambda d, held, _: d.set_back(held, due_ms=LATER_MS), to("pending", "leased")),
+    "complete": (lambda d, held, _: complete(d, held, None), to("delivered", *OURS)),
+    "complete, to be confirmed": (lambda d, held, _: complete(d, held, LATER_MS), to("delivered", *OURS)),
+    "bury": (lambda d, held, _: d.bury(held, d.now_ms), to("dead", *OURS)),
+    "set_back": (lambda d, held, _: d.set_back(held, due_ms=LATER_MS), to("pending", *OURS)),
     "set_back uncharged": (
         lambda d, held, _: d.set_back(held, due_ms=LATER_MS, charged=False),
-        to("pending", "leased"),
+        to("pending", *OURS),
     ),
     "give_back": (
         lambda d, held, _: ledger.give_back(d.db, held, due_ms=LATER_MS, failure=Failure("503")),
-        to("pending", "leased"),
+        to("pending", *OURS),
     ),
-    "give_back_all": (lambda d, *_: ledger.give_back_all(d.db, WORKER), {**to("pending", "leased"), **LEASE_GONE}),
+    "give_back_all": (lambda d, *_: ledger.give_back_all(d.db, WORKER), {**to("pending", *OURS), **LEASE_GONE}),
     "abandon": (lambda d, held, _: ledger.abandon(d.db, held), LEASE_GONE),
     # read back
     "confirmed": (lambda d, _, due: ledger.confirmed(d.db, due, d.now_ms), to("delivered", *UNCONFIRMED)),
@@ -305,10 +336,10 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("delivered", *UNCONFIRMED),
     ),
     "not_found_yet": (lambda d, _, due: ledger.not_found_yet(d.db, due, LATER_MS), to("delivered", *UNCONFIRMED)),
-    "send_again": (lambda d, _, due: ledger.send_again(d.db, due, d.now_ms), to("pending", "to be confirmed")),
+    "send_again": (lambda d, _, due: ledger.send_again(d.db, due, d.now_ms), to("pending", *RESENDABLE)),
     "bury_unstored": (
         lambda d, _, due: ledger.bury_unstored(d.db, due, d.now_ms, "not stored"),
-        to("dead", "to be confirmed"),
+        to("dead", *RESENDABLE),
     ),
     "give_up_confirmation": (
         lambda d, _, due: ledger.give_up_confirmation(d.db, d.destination, due),
@@ -332,7 +363,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     # policies
     "hold": (
         lambda d, held, _: ledger.hold(d.db, held, due_ms=LATER_MS, reason="off"),
-        to("pending", "leased"),
+        to("pending", *OURS),
     ),
     "hold_folder": (
         lambda d, *_: ledger.hold_folder(d.db, d.destination, "", due_ms=LATER_MS, reason="broken"),
@@ -341,7 +372,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "release_folder": (lambda d, *_: ledger.release_folder(d.db, d.destination, "", d.now_ms), to("pending", "held")),
     "drop_for_policy": (
         lambda d, held, _: ledger.drop_for_policy(d.db, held, d.now_ms),
-        to("dropped (policy)", "leased"),
+        to("dropped (policy)", *OURS),
     ),
     "drop_looser": (
         lambda d, *_: ledger.drop_looser(d.db, d.destination, "", "", d.now_ms),
@@ -353,15 +384,18 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, *_: ledger.recover(d.db, d.now_ms, [WORKER, "worker-b"]),
         {**to("pending", *IN_FLIGHT), **LEASE_GONE},
     ),
-    "to_ring": (lambda d, *_: version().key in d.ring(), to("pending", "pending", "sent again")),
+    "to_ring": (lambda d, *_: version().key in d.ring(), to("pending", *NOT_RUNG)),
     "to_ring while paused": (lambda d, *_: ring_after_pause(d, LATER_MS), {}),
-    "to_ring for a probe": (lambda d, *_: ring_after_pause(d, 1_000), to("pending", "pending", "sent again")),
+    "to_ring for a probe": (lambda d, *_: ring_after_pause(d, 1_000), to("pending", *NOT_RUNG)),
     "forget_rings": (lambda d, *_: ledger.forget_rings(d.db, d.destination), to("pending", "rung")),
     "unwarp": (lambda d, *_: ledger.unwarp(d.db, d.now_ms), to("pending", "put off")),
     "note_sleep": (lambda d, *_: ledger.note_sleep(d.db, 1, d.now_ms), {}),
     "is_steady": (lambda d, *_: ledger.is_steady(d.db, d.now_ms, 3_600_000), {}),
     "drop_aged": (lambda d, *_: ledger.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
-    "drop_oversize": (lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 0), to("dropped (size)", *FREE, *DEAD)),
+    "drop_oversize": (
+        lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 0),
+        {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
+    ),
     "drop_session": (
         # Counts what is dropped; what is delivered it only lets go of.
         lambda d, *_: ledger.drop_session(d.db, d.destination, "ses_1", d.now_ms) or None,
@@ -372,6 +406,12 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("delivered", *(state for state in DELIVERED if state != "body not stored")),
     ),
     "shrink": (lambda d, *_: ledger.shrink(d.db), {}),
+    # room
+    "give_up_bodies": (
+        lambda d, held, _: ledger.give_up_bodies(d.db, [held.job_id], "store"),
+        {name: SAME[name] for name in (*FREE, *DEAD) if name not in EMPTIED},
+    ),
+    "drop_gone": (lambda d, held, _: ledger.drop_gone(d.db, held, d.now_ms), to("dropped (size)", "emptied leased")),
     # adoption
     "adopt": (lambda d, *_: ledger.adopt(d.db, d.destination, another(d).id, now_ms=d.now_ms), SAME),
     "adopt where the session is known": (lambda d, *_: adopt_where_known(d), to("superseded", *FREE)),
@@ -382,12 +422,12 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "conditions", "confirmations", "counts", "dead_groups", "dead_keys", "dead_letters",
-    "dropped_groups", "dropped_letters", "due_for_confirmation", "errors", "exported", "exported_sessions",
-    "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_history",
-    "is_current", "is_pending", "is_whole", "last_body", "latest_ms", "leasing_workers", "letters_of", "made_under",
-    "missing", "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "sendable",
-    "standing", "unacknowledged",
+    "attempts", "bodies", "bulk", "conditions", "confirmations", "counts", "dead_groups", "dead_keys", "dead_letters",
+    "dropped_groups", "dropped_letters", "due_for_confirmation", "emptied", "errors", "exported", "exported_sessions",
+    "fits", "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_current", "is_emptied", "is_history",
+    "is_pending", "is_whole", "last_body", "latest_ms", "leasing_workers", "letters_of", "made_under", "missing",
+    "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "relies_on", "sendable",
+    "standing", "unacknowledged", "without_bodies",
 }  # fmt: skip
 TABLES = (
     "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder", "confirmation",
@@ -462,7 +502,9 @@ def test_each_function_changes_the_states_that_it_names_and_no_other(db: sqlite3
         assert f"{after['state']}{reason}" == arrows[state], state
         is_sendable = after["state"] in {"pending", "dead"} or after["confirm_ms"] is not None
         assert is_sendable or after["kept"] == [0, 0], state
-        assert after["kept"] == [1, 1] or after["state"] not in {"pending", "dead"}, state
+        is_emptied = name == "give_up_bodies" or (state in EMPTIED and not name.startswith("insert"))
+        bundles = 0 if is_emptied else 1
+        assert after["kept"] == [1, bundles] or after["state"] not in {"pending", "dead"}, state
 
 
 def test_every_state_of_the_schema_is_in_the_matrix(db: sqlite3.Connection) -> None:

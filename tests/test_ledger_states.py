@@ -46,7 +46,19 @@ DELAYS = st.integers(0, 3)
 FINISHES = st.sampled_from(
     [
         *["carry", "carry", "carry", "carry to confirm", "carry to confirm", "acknowledge", "complete"],
-        *["charge", "set_back", "give_back", "bury", "bury", "abandon", "hold", "drop_for_policy", "die", "die"],
+        *[
+            "die",
+            "charge",
+            "set_back",
+            "give_back",
+            "bury",
+            "bury",
+            "abandon",
+            "hold",
+            "drop_for_policy",
+            "drop_gone",
+            "die",
+        ],
     ]
 )
 ASKED_FOR = ("deleted", "size", "age", "purged", "body_not_stored")
@@ -183,14 +195,14 @@ class Histories(RuleBasedStateMachine):
             case "acknowledge":
                 self.acknowledge(held)
             case "carry" | "carry to confirm":
-                while list(ledger.unacknowledged(self.db, held)):
+                while self.left(held):
                     self.acknowledge(held)
                 self.complete(held, self.now_ms + delay_ms // 2 if step == "carry to confirm" else None)
             case "complete":
                 self.complete(held, None)
             case "charge" | "set_back" | "give_back" | "hold":
                 self.let_go_of(held, delay_ms, step)
-            case "bury" | "drop_for_policy":
+            case "bury" | "drop_for_policy" | "drop_gone":
                 self.end(held, step)
             case "abandon":
                 self.abandon(held)
@@ -204,10 +216,17 @@ class Histories(RuleBasedStateMachine):
         assert ledger.is_current(self.db, held) is stands
         return job if stands else None
 
+    def left(self, held: Claim) -> list[Body]:
+        job = self.model.jobs[held.key]
+        if job.is_emptied:
+            assert ledger.fits(self.db, held, job.made)
+            assert ledger.is_emptied(self.db, held) is bool(self.model.missing(job))
+        return list(ledger.unacknowledged(self.db, held, job.made if job.is_emptied else None))
+
     def acknowledge(self, held: Claim) -> None:
         job = self.model.jobs[held.key]
         current = self.standing_job(held)
-        left = list(ledger.unacknowledged(self.db, held))
+        left = self.left(held)
         if current is not None:
             assert {body.request_id for body in left} == self.model.missing(job)
         if not left:
@@ -259,6 +278,9 @@ class Histories(RuleBasedStateMachine):
         job = self.standing_job(held)
         if how == "bury":
             given = ledger.bury(self.db, held, self.now_ms, Failure("400"))
+        elif how == "drop_gone":
+            job = job if job is not None and job.is_emptied else None
+            given = ledger.drop_gone(self.db, held, self.now_ms)
         else:
             given = ledger.drop_for_policy(self.db, held, self.now_ms)
         assert given is (job is not None)
@@ -266,7 +288,7 @@ class Histories(RuleBasedStateMachine):
             if how == "bury":
                 job.end("dead", self.now_ms, keeps_bodies=True)
             else:
-                job.end("dropped", self.now_ms, "policy")
+                job.end("dropped", self.now_ms, "size" if how == "drop_gone" else "policy")
             job.let_go()
 
     def abandon(self, held: Claim) -> None:
@@ -291,7 +313,7 @@ class Histories(RuleBasedStateMachine):
             self.take(self.model.key_of(waiting[0]), "carry to confirm", 0)
         due = ledger.due_for_confirmation(self.db, self.destination, self.now_ms, 10)
         assert {one.key for one in due} == self.model.to_be_confirmed(self.now_ms)
-        assert all(one.is_held is (self.model.jobs[one.key].size > 0) for one in due)
+        assert all(one.is_held is self.model.jobs[one.key].is_kept for one in due)
         self.looks = [*self.looks[-2:], *due]
         if step and self.looks:
             self.settle(data.draw(st.sampled_from([*due, *due, *self.looks])), step, delay_ms)
@@ -307,10 +329,10 @@ class Histories(RuleBasedStateMachine):
             case "not yet":
                 given = ledger.not_found_yet(self.db, due, self.now_ms + delay_ms)
             case "again":
-                may = may and job.size > 0
+                may = may and job.is_kept
                 given = ledger.send_again(self.db, due, self.now_ms)
             case "bury":
-                may = may and job.size > 0
+                may = may and job.is_kept
                 given = ledger.bury_unstored(self.db, due, self.now_ms, "not stored")
             case _:
                 given = ledger.give_up_confirmation(self.db, self.destination, due)
@@ -365,7 +387,7 @@ class Histories(RuleBasedStateMachine):
     def intervene(self, data: st.DataObject, session: str, amount: int) -> None:
         jobs = self.model.jobs.values()
         is_paused = self.model.health.probe_ms is not None
-        steps = ["size", "aged", "forget", "hold", "drop looser"]
+        steps = ["size", "empty", "empty", "aged", "forget", "hold", "drop looser"]
         steps += ["deleted", "place"] * (amount == 0)
         steps += ["probe now", "resume", "resume"] if is_paused else ["pause"]
         steps += ["retry", "retry", "purge"] * any(job.state == "dead" for job in jobs)
@@ -478,6 +500,8 @@ class Histories(RuleBasedStateMachine):
         match step:
             case "size":
                 self.drop_oversize(15 * (1 + amount))
+            case "empty":
+                self.give_up_bodies(15 * amount)
             case "aged":
                 self.drop_aged(amount)
             case "deleted":
@@ -546,10 +570,27 @@ class Histories(RuleBasedStateMachine):
         for job in jobs:
             self.model.supersede(job, self.now_ms)
 
-    def drop_oversize(self, bytes_max: int) -> None:
-        held = self.model.chosen(lambda job: job.is_open)
+    def oversize(self, bytes_max: int) -> list[Job]:
+        """Open jobs with bodies, not in flight, the oldest first, as far as they must go."""
+        held = self.model.chosen(lambda job: job.is_open and job.size > 0)
+        assert ledger.held_bytes(self.db) == sum(job.size for job in held)
         free = sorted((job for job in held if job.is_free), key=lambda job: (job.enqueued_ms, job.number))
-        gone = self.model.without_room(free, sum(job.size for job in held) - bytes_max)
+        return self.model.without_room(free, sum(job.size for job in held) - bytes_max)
+
+    def give_up_bodies(self, bytes_max: int) -> None:
+        gone = self.oversize(bytes_max)
+        bulk = ledger.bulk(self.db, None)[: len(gone)]
+        assert [(one.session, one.turn, one.body_bytes) for one in bulk] == [
+            (job.session, job.turn, job.size) for job in gone
+        ]
+        assert ledger.give_up_bodies(self.db, [one.job_id for one in bulk], "store") == len(gone)
+        for job in gone:
+            job.size, job.is_emptied = 0, True
+        waiting = self.model.chosen(lambda job: job.state == "pending" and job.is_emptied)
+        assert ledger.without_bodies(self.db, self.destination) == len(waiting)
+
+    def drop_oversize(self, bytes_max: int) -> None:
+        gone = self.oversize(bytes_max)
         assert ledger.drop_oversize(self.db, self.now_ms, bytes_max) == len(gone)
         for job in gone:
             job.end("dropped", self.now_ms, "size")
@@ -658,24 +699,26 @@ class Histories(RuleBasedStateMachine):
     def bodies_are_there_exactly_while_they_may_still_be_sent(self) -> None:
         rows = self.db.execute(
             "select j.state, j.confirm_ms, j.body_bytes, j.record_count, count(r.position) as held,"
-            " coalesce((select length(bodies) from bundle b where b.job_id = j.id), 0) as stored"
+            " coalesce((select length(bodies) from bundle b where b.job_id = j.id), 0) as stored, j.key"
             " from job j left join record r on r.job_id = j.id group by j.id"
         ).fetchall()
         for row in rows:
             assert row["stored"] == row["body_bytes"]
             # Those that are only looked back at lost them before.
-            may_be_gone = row["state"] == "delivered" and row["stored"] == 0
+            job = self.model.jobs.get(row["key"])
+            may_be_gone = row["state"] == "delivered" and not (job is not None and job.is_kept)
             is_wanted = row["state"] in {"pending", "dead"} or (row["confirm_ms"] is not None and not may_be_gone)
             assert row["held"] == (row["record_count"] if is_wanted else 0)
 
     @invariant()
     def attempts_are_kept_with_the_bodies_and_are_few(self) -> None:
         rows = self.db.execute(
-            "select j.body_bytes, j.attempt, count(a.number) as kept, max(a.number) as newest"
+            "select j.attempt, count(a.number) as kept, max(a.number) as newest,"
+            " exists (select 1 from record r where r.job_id = j.id) as has_records"
             " from job j left join attempt a on a.job_id = j.id group by j.id"
         ).fetchall()
         for row in rows:
-            assert row["kept"] <= (ATTEMPTS_KEPT if row["body_bytes"] else 0)
+            assert row["kept"] <= (ATTEMPTS_KEPT if row["has_records"] else 0)
             assert row["newest"] is None or row["newest"] <= row["attempt"]
 
     @invariant()

@@ -34,3 +34,14 @@ def test_many_spools_come_back_more_gently_than_they_work_when_all_is_well(tmp_p
     after = outage.herd(tmp_path / "after", 5, 12, is_away=True)
     assert after[0] < 2 * steady[0]
     assert after[1] < 2 * steady[1]
+
+
+def test_a_spool_without_room_for_an_outage_loses_nothing_that_opencode_still_has(tmp_path: Path) -> None:
+    told = outage.little_room(tmp_path, days=0.5, turns=60, turn_bytes=6_000, bytes_max=20_000)
+    assert told.captured_bytes > 4 * told.held_bytes_max
+    assert told.held_bytes_max <= 20_000
+    assert told.emptied_max > 40
+    assert set(told.states) == {"delivered"}
+    assert told.keys_are_same
+    assert told.records == 60 * 3 + told.states["delivered"] - 60
+    assert told.each_stored_once

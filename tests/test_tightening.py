@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -179,6 +180,7 @@ class Bench:
     home: Path
     posted: list[bytes] = field(default_factory=list)
     verdict: Kind = "accepted"
+    confirm_ms: int | None = None
 
     def __post_init__(self) -> None:
         self.environ = {"HOME": str(self.home), "XDG_DATA_HOME": str(self.home / "data")}
@@ -188,8 +190,8 @@ class Bench:
 
     def start_worker(self, **variables: str) -> None:
         self.permits = Permits(Sources({**self.environ, **variables}, Path("/"), self.own))
-        remaking = Remaking(store_file(self.environ), self.destination, self.home / "hooks")
-        self.tightening = Tightening(self.permits, remaking, self.destination, lambda _: None)
+        self.remaking = Remaking(store_file(self.environ), self.destination, self.home / "hooks")
+        self.tightening = Tightening(self.permits, self.remaking, self.destination, lambda _: None)
 
     def record(self, **options: object) -> None:
         """What a hook records when its plugin brings these options."""
@@ -212,6 +214,10 @@ class Bench:
     def permit(self, held: Claim) -> Permit:
         return self.permits.permit(self.db, held.folder, held.policy)
 
+    def rebuild(self, held: Claim) -> Sequence[Body] | Hold | None:
+        found = self.permits.capture(self.db, held.folder)
+        return found if isinstance(found, Hold) else self.remaking.rebuild(self.db, held, found)
+
     def deliver(self) -> None:
         """All that is due."""
         courier = Courier(
@@ -223,6 +229,8 @@ class Bench:
             clock=lambda: 3_000,
             dice=lambda: 0.0,
             stopping=lambda: False,
+            when_to_confirm=lambda: self.confirm_ms,
+            rebuild=self.rebuild,
         )
         key: str | None = self.db.execute("select key from job where state <> 'superseded' limit 1").fetchone()[0]
         while key is not None:

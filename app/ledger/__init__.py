@@ -4,6 +4,7 @@
     claims      out: a job is claimed, acknowledged record by record, finished
     confirmations  delivered jobs are read back, sent again, given up
     upkeep      what no ring brings: orphans, rings, pruning
+    room        jobs that gave up their bodies, which OpenCode's store has
     policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
     history     all versions of a session's turns, and what Helicone knows their records by (footprint)
@@ -97,12 +98,24 @@ from app.ledger.readings import (
     conditions,
     counts,
     errors,
-    held_bytes,
     is_history,
     is_pending,
     latest_ms,
     pending_keys,
     sendable,
+)
+from app.ledger.room import (
+    Bulk,
+    Emptied,
+    bulk,
+    drop_gone,
+    emptied,
+    fits,
+    give_up_bodies,
+    held_bytes,
+    is_emptied,
+    relies_on,
+    without_bodies,
 )
 from app.ledger.upkeep import (
     KILLS_MAX,
@@ -134,11 +147,13 @@ __all__ = [
     "SESSION_RECORD",
     "Attempt",
     "Body",
+    "Bulk",
     "Choice",
     "Claim",
     "Conditions",
     "Confirmations",
     "Counts",
+    "Emptied",
     "Exported",
     "Failure",
     "Frozen",
@@ -156,6 +171,7 @@ __all__ = [
     "adopt_rotated",
     "attempts",
     "bodies",
+    "bulk",
     "bury",
     "bury_unstored",
     "claim",
@@ -169,21 +185,25 @@ __all__ = [
     "dead_letters",
     "drop_aged",
     "drop_for_policy",
+    "drop_gone",
     "drop_looser",
     "drop_oversize",
     "drop_session",
     "dropped_groups",
     "dropped_letters",
     "due_for_confirmation",
+    "emptied",
     "errors",
     "exported",
     "exported_sessions",
+    "fits",
     "forget_acknowledgements",
     "forget_footprints",
     "forget_rings",
     "frozen",
     "give_back",
     "give_back_all",
+    "give_up_bodies",
     "give_up_confirmation",
     "give_up_confirmations",
     "held",
@@ -194,6 +214,7 @@ __all__ = [
     "insert",
     "is_alone",
     "is_current",
+    "is_emptied",
     "is_history",
     "is_pending",
     "is_steady",
@@ -219,6 +240,7 @@ __all__ = [
     "reconciled_ms",
     "recover",
     "release_folder",
+    "relies_on",
     "resume_read_back",
     "retry_dead",
     "see_again",
@@ -232,4 +254,5 @@ __all__ = [
     "to_ring",
     "unacknowledged",
     "unwarp",
+    "without_bodies",
 ]

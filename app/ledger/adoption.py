@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 from app import destination
 from app.connection import transaction
 from app.destination import Destination
-from app.ledger.job import BATCH, LedgerError, Version, bodies
+from app.ledger.job import BATCH, Body, Kept, LedgerError, Version, bodies, kept
 from app.ledger.versions import insert, supersede_where
 
 
@@ -41,8 +42,8 @@ def adopt(
                 "update job set destination_id = ? where session_id = ?", (destination_id, row["id"])
             ).rowcount
     while waiting := db.execute(
-        "select j.id, j.key, j.facts_ms, t.name as turn, s.name as session, s.root_name, s.user_id, s.folder,"
-        " coalesce(p.facts, '') as policy from job j join turn t on t.id = j.turn_id"
+        "select j.id, j.key, j.facts_ms, j.body_bytes, t.name as turn, s.name as session, s.root_name, s.user_id,"
+        " s.folder, coalesce(p.facts, '') as policy from job j join turn t on t.id = j.turn_id"
         " join session s on s.id = j.session_id left join policy p on p.id = j.policy_id"
         " where j.destination_id = ? and j.state = 'pending' and j.lease_until_ms is null"
         " and (? is null or s.root_name = ?) and (? is null or s.folder = ?) order by j.id limit ?",
@@ -91,7 +92,9 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         policy=row["policy"],
     )
     try:
-        held = list(bodies(db, row["id"], row["key"]))
+        held: Sequence[Body | Kept] = (
+            list(bodies(db, row["id"], row["key"])) if row["body_bytes"] else kept(db, row["id"])
+        )
     except LedgerError as error:
         db.execute(
             "update job set state = 'dead', due_ms = null, finished_ms = ?, error = ?"

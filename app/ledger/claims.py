@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from app import crashpoint, destination
 from app.connection import transaction
@@ -78,14 +78,16 @@ def claim(
             destination.await_probe(db, destination_id, now_ms + lease_ms)
         _begin_attempt(db, row["id"], row["attempt"], now_ms)
         beside = db.execute(
-            "select s.name, s.folder, p.facts from session s left join policy p on p.id = ? where s.id = ?",
-            (row["policy_id"], row["session_id"]),
+            "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
+            " left join policy p on p.id = ? where s.id = ?",
+            (row["turn_id"], row["policy_id"], row["session_id"]),
         ).fetchone()
     return Claim(
         job_id=row["id"],
         turn_id=row["turn_id"],
         key=row["key"],
         session=beside["name"],
+        turn=beside["turn"],
         folder=beside["folder"],
         policy=beside["facts"] or "",
         attempt=row["attempt"],
@@ -109,10 +111,11 @@ def _end_attempt(db: sqlite3.Connection, held: Claim, now_ms: int, failure: Fail
     )
 
 
-def unacknowledged(db: sqlite3.Connection, held: Claim) -> Iterator[Body]:
+def unacknowledged(db: sqlite3.Connection, held: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
     """The records of a claimed job that Helicone has not said yes to, in order, one in memory at a time.
 
-    A record equal to the last acknowledged one under its request id is done already, whichever job posted it.
+    A record equal to the last acknowledged one under its request id is done already, whichever job posted it. `made`
+    are all bodies of a job that gave its own up, made again.
     Raises LedgerError when a body does not match its checksum, or when records are missing.
     """
     (missing,) = db.execute(
@@ -127,7 +130,9 @@ def unacknowledged(db: sqlite3.Connection, held: Claim) -> Iterator[Body]:
         (held.job_id, held.turn_id),
     ).fetchall()
     left = {row["position"] for row in positions}
-    if left:
+    if made is not None:
+        yield from (made[position] for position in sorted(left))
+    elif left:
         yield from bodies(db, held.job_id, held.key, lambda row: row["position"] in left)
 
 

@@ -21,7 +21,8 @@ from app.ledger.versions import forget_contents
 
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
 """No look is put off for longer: a later time was set by a clock that was wrong."""
-_HAS_BODIES = "body_bytes > 0"
+# Whether it could be sent again. Its bodies may be OpenCode's to keep: the rows say what they must be.
+_HAS_RECORDS = "exists (select 1 from record r where r.job_id = {job}.id)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,14 @@ class Unconfirmed:
     delivered_ms: int
     resends: int
     is_held: bool
-    """Its bodies are here still, so it could be sent again."""
+    """It is known still what its bodies are, so it could be sent again."""
 
 
 def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[Unconfirmed]:
     """Those that wait for the longest time first."""
     rows = db.execute(
         "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends, s.root_name,"
-        " j.body_bytes > 0 as held,"
+        f" {_HAS_RECORDS.format(job='j')} as held,"
         " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
         "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
         "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
@@ -110,7 +111,7 @@ def not_found_yet(db: sqlite3.Connection, due: Unconfirmed, confirm_ms: int) -> 
 def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
     """delivered, to be confirmed -> pending, due now: the same records under the same request ids.
 
-    False when its bodies are gone, as they may be since it was read: given up for want of room, and looked for again.
+    False when its records are gone, as they may be since it was read: given up for want of room, and looked for again.
     """
     with transaction(db):
         changed = _update(
@@ -120,7 +121,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
             "state = 'pending', due_ms = :now, finished_ms = null, confirm_ms = null, rung_ms = null,"
             " attempt = attempt + 1, resends = resends + 1, setbacks = 0, failures = 0, passes_seen = null",
             {"now": now_ms},
-            condition=_HAS_BODIES,
+            condition=_HAS_RECORDS.format(job="job"),
         )
         if changed:
             _disbelieve(db, due)
@@ -130,7 +131,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
 def bury_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
     """delivered, to be confirmed -> dead. Its records stay, to be sent again once the other side is mended.
 
-    False when its bodies are gone, as of `send_again`.
+    False when its records are gone, as of `send_again`.
     """
     with transaction(db):
         changed = _update(
@@ -138,7 +139,7 @@ def bury_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: 
             due,
             "state = 'dead', confirm_ms = null, finished_ms = :now, error = :error",
             {"now": now_ms, "error": error},
-            condition=_HAS_BODIES,
+            condition=_HAS_RECORDS.format(job="job"),
         )
         if changed:
             _disbelieve(db, due)

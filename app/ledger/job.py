@@ -48,6 +48,19 @@ class Body:
     def digest(self) -> bytes:
         return hashlib.sha256(self.body).digest()[:16]
 
+    @property
+    def body_bytes(self) -> int:
+        return len(self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record whose body was given up: what it must be, should it be made again."""
+
+    request_id: uuid.UUID
+    digest: bytes
+    body_bytes: int
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -88,6 +101,7 @@ class Claim:
     turn_id: int
     key: str
     session: str
+    turn: str
     folder: str
     """Where its session was captured, as the ledger knows folders."""
     policy: str
@@ -137,6 +151,14 @@ def bodies(db: Connection, job_id: int, key: str, wanted: Callable[[Row], bool] 
             raise LedgerError(f"record {request_id} of job {key[:12]} does not match its checksum")
         if wanted(row):
             yield body
+
+
+def kept(db: Connection, job_id: int) -> list[Kept]:
+    """The records of a job in order, without their bodies."""
+    rows = db.execute(
+        "select request_id, digest, body_bytes from record where job_id = ? order by position", (job_id,)
+    ).fetchall()
+    return [Kept(uuid.UUID(bytes=row["request_id"]), row["digest"], row["body_bytes"]) for row in rows]
 
 
 def _from_before(row: Row) -> bytes:

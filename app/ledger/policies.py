@@ -87,7 +87,7 @@ def drop_looser(db: sqlite3.Connection, destination_id: int, folder: str, made_u
         rows = db.execute(
             "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = :now,"
             " body_bytes = 0, error = null where id in (select id from job where destination_id = :destination"
-            "  and state in ('pending', 'dead') and lease_until_ms is null and body_bytes > 0"
+            "  and state in ('pending', 'dead') and lease_until_ms is null"
             "  and coalesce((select facts from policy where id = job.policy_id), '') = :policy"
             f" and session_id in ({_OF_FOLDER}) limit :limit) and state in ('pending', 'dead') returning id",
             {
@@ -103,11 +103,11 @@ def drop_looser(db: sqlite3.Connection, destination_id: int, folder: str, made_u
 
 
 def made_under(db: sqlite3.Connection, destination_id: int) -> list[tuple[str, str]]:
-    """(folder, policy) of all bodies that may be posted some day; '' is a policy that was not kept."""
+    """(folder, policy) of all that may be posted some day; '' is a policy that was not kept."""
     rows = db.execute(
         "select distinct s.folder, coalesce(p.facts, '') as policy from job j join session s on s.id = j.session_id"
         " left join policy p on p.id = j.policy_id"
-        " where j.destination_id = ? and j.state in ('pending', 'dead') and j.body_bytes > 0",
+        " where j.destination_id = ? and j.state in ('pending', 'dead')",
         (destination_id,),
     )
     return [(row["folder"], row["policy"]) for row in rows]

@@ -103,14 +103,6 @@ def is_history(db: sqlite3.Connection, destination_id: int, key: str) -> bool:
     return row is not None and bool(row["is_history"])
 
 
-def held_bytes(db: sqlite3.Connection) -> int:
-    """Of the bodies of all that is not delivered, as they are stored: what `drop_oversize` keeps within bounds."""
-    row = db.execute(
-        "select coalesce(sum(body_bytes), 0) from job where body_bytes > 0 and state in ('pending', 'dead')"
-    ).fetchone()
-    return int(row[0])
-
-
 def sendable(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
     """Whether a worker has something to do now or soon: a pending job, not held, at a destination not paused."""
     row = db.execute(

@@ -11,6 +11,7 @@ from app.connection import transaction
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.confirmations import forget_session
 from app.ledger.job import BATCH
+from app.ledger.room import held_bytes
 from app.ledger.versions import forget_contents
 
 KILLS_MAX = 5
@@ -226,13 +227,9 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
     """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
 
     What is in flight stays, and others go in its place. Delivered bodies, which are held to be confirmed, are not
-    counted: `give_up_confirmations` goes before.
+    counted: `give_up_confirmations` goes before, and `give_up_bodies`. Nor are recalls dropped.
     """
-    held = int(
-        db.execute(
-            "select coalesce(sum(body_bytes), 0) from job where body_bytes > 0 and state in ('pending', 'dead')"
-        ).fetchone()[0]
-    )
+    held = held_bytes(db)
     if held <= bytes_max:
         return 0
     return _drop(
@@ -240,7 +237,7 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
         "size",
         now_ms,
         "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
-        " from job where body_bytes > 0 and state in ('pending', 'dead') and lease_until_ms is null)"
+        " from job where body_bytes > 0 and state in ('pending', 'dead') and lease_until_ms is null and not is_recall)"
         " where older < :excess)",
         {"excess": held - bytes_max},
     )

@@ -9,7 +9,7 @@ from app import crashpoint
 from app.connection import transaction
 from app.ledger import footprint
 from app.ledger.bundle import pack
-from app.ledger.job import SESSION_RECORD, Body, LedgerError, Standing, Version
+from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version
 
 
 def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, str] | None:
@@ -69,7 +69,7 @@ def insert(
     db: sqlite3.Connection,
     destination_id: int,
     version: Version,
-    bodies: Sequence[Body],
+    bodies: Sequence[Body | Kept],
     *,
     now_ms: int,
     reopen: Collection[str] = (),
@@ -172,12 +172,13 @@ def _write(  # noqa: PLR0913 - one row's columns
     session_id: int,
     turn_id: int,
     version: Version,
-    bodies: Sequence[Body],
+    bodies: Sequence[Body | Kept],
     now_ms: int,
     state: str,
     drop_reason: str | None,
 ) -> None:
-    bundle = pack([body.body for body in bodies]) if bodies else b""
+    here = [body for body in bodies if isinstance(body, Body)]
+    bundle = pack([body.body for body in here]) if here else b""
     pending = state == "pending"
     row = db.execute(
         "insert into job (destination_id, session_id, turn_id, policy_id, key, state, drop_reason, facts_ms,"
@@ -218,15 +219,15 @@ def _write(  # noqa: PLR0913 - one row's columns
     if row is None:
         raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
     forget_contents(db, [row["id"]])
-    footprint.write(db, row["id"], bodies)
+    footprint.write(db, row["id"], here)
     db.executemany(
         "insert into record (job_id, position, request_id, digest, body_bytes) values (?, ?, ?, ?, ?)",
         [
-            (row["id"], position, body.request_id.bytes, body.digest, len(body.body))
+            (row["id"], position, body.request_id.bytes, body.digest, body.body_bytes)
             for position, body in enumerate(bodies)
         ],
     )
-    if bodies:
+    if here:
         db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], bundle))
 
 

@@ -115,8 +115,8 @@ class Store:
         turns = tuple(one for one in found.turns if turn is None or one.id == turn)[:1]
         return Transcript(found.session, turns) if turns else None
 
-    def holds(self, session: str, turn: str) -> bool:
-        """Whether the turn's user message, or an answer to it, is there. Looks into no text."""
+    def holds(self, session: str, turn: str | None) -> bool:
+        """Whether the turn's user message, or an answer to it, is there (None: any turn). Looks into no text."""
         with self._opened() as db:
             return _span(db, session, turn) is not None
 

@@ -1,0 +1,401 @@
+"""A full spool: bodies that OpenCode's store holds are given up, and are posted later as if they had been kept."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from app import destination, ledger
+from app.connection import Ledger
+from app.deliver import OTHER_TEXT
+from app.enqueue import Capture, Place, enqueue
+from app.ledger import Choice
+from app.letters import open_letters
+from app.opencode import Store, store_file
+from app.parse import parse
+from app.policy import Hold
+from app.room import PATIENCE, Made, Room
+from app.settings import Settings
+from app.status import read_destinations, waiting
+from tests.processes import PROJECT, Station, hook, worker
+from tests.recorded import export, exported
+from tests.servers import nobody, receiving
+from tests.snapshots import Fields, assistant, entry, snapshot, text, unfinished, user
+from tests.test_tightening import CANARY, Bench, configure, remember, talk
+from tests.waiting import wait_until
+
+
+class Bunk(Bench):
+    """With a store to rely on."""
+
+    def make_room(self, bytes_max: int = 0) -> Made:
+        return Room(store_file(self.environ)).make(self.db, 2_000, bytes_max)
+
+    def keep(self, wanted: Fields) -> None:
+        """OpenCode has it, and a hook captures it."""
+        remember(self.environ, wanted)
+        transcript = Store(store_file(self.environ)).transcript(wanted["root"])
+        assert transcript is not None
+        found = self.permits.capture(self.db, "")
+        assert not isinstance(found, Hold)
+        enqueue(self.db, transcript, found, Place(self.destination, ""), now_ms=1_000, ring=lambda _: None)
+
+    def forget(self, session: str = "ses_root", turn: str | None = None) -> None:
+        """Somebody deletes it in OpenCode."""
+        with closing(sqlite3.connect(store_file(self.environ))) as db, db:
+            if turn is None:
+                db.execute("delete from session where id = ?", (session,))
+            db.execute("delete from message where ? is null or id = ? or data ->> 'parentID' = ?", (turn, turn, turn))
+
+    def capture_of(self, folder: str) -> Capture | None:
+        found = self.permits.capture(self.db, folder)
+        return found if isinstance(found, Capture) else None
+
+    def refill(self, bytes_max: int = 1 << 20) -> int:
+        """What a hook of the project does. How often it found something to do."""
+        done = 0
+        while self.remaking.refill(
+            self.db, self.capture_of, folders=("",), bytes_max=bytes_max, now_ms=2_500, ring=lambda _: None
+        ):
+            done += 1
+        return done
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """Of all jobs, in order."""
+        jobs = self.db.execute("select id, key from job order by id").fetchall()
+        return [body.body for row in jobs for body in ledger.bodies(self.db, row["id"], row["key"])]
+
+    @property
+    def keys(self) -> list[str]:
+        return [row["key"] for row in self.db.execute("select key from job order by id")]
+
+    @property
+    def why(self) -> list[str]:
+        return [line.partition(": ")[2] or line for line in self.told]
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        return waiting(read_destinations(self.db, Settings(), 3_000), (), 3_000)
+
+
+@pytest.fixture
+def bench(db: Ledger, tmp_path: Path) -> Bunk:
+    db.execute("pragma synchronous = off")
+    return Bunk(db, tmp_path)
+
+
+def test_bodies_go_first_and_are_posted_as_if_they_had_been_kept(bench: Bunk) -> None:
+    bench.keep(talk(3))
+    before, keys = bench.bodies, bench.keys
+    assert bench.make_room() == Made(emptied=4, dropped=0)
+    assert ledger.held_bytes(bench.db) == 0
+    assert bench.states == ["pending"] * 4
+    [one, *_] = read_destinations(bench.db, Settings(), 3_000)[1:]
+    assert one.without_text == 4
+    assert "of them 4 jobs without text, for want of room; OpenCode's store has it" in bench.told
+    bench.deliver()
+    assert bench.states == ["delivered"] * 4
+    assert (bench.posted, bench.keys) == (before, keys)
+    assert not [line for line in bench.told if "without text" in line]
+
+
+@pytest.mark.parametrize("name", exported())
+def test_every_recording_comes_out_of_the_store_as_it_went_in(bench: Bunk, name: str) -> None:
+    bench.keep(export(name))
+    before = bench.bodies
+    bench.make_room()
+    bench.deliver()
+    assert set(bench.states) == {"delivered"}
+    assert bench.posted == before
+
+
+def test_a_turn_that_was_interrupted_is_made_again_in_that_form(bench: Bunk) -> None:
+    asked, answered = user("msg_0a", 1_000_100), unfinished("msg_0b", 1_000_110, text("half"), parentID="msg_0a")
+    later = talk(2)["sessions"][0]["messages"][2:]
+    bench.keep(snapshot(entry(asked, answered, *later, directory=PROJECT)))
+    before = bench.bodies
+    assert len(before) > 4
+    bench.make_room()
+    bench.deliver()
+    assert bench.states == ["delivered"] * 3
+    assert bench.posted == before
+
+
+def test_no_more_is_given_up_than_there_must_be_and_the_oldest_first(bench: Bunk) -> None:
+    bench.keep(talk(4))
+    sizes = [row[0] for row in bench.db.execute("select body_bytes from job order by id")]
+    assert bench.make_room(sum(sizes)) == Made(0, 0)
+    assert bench.make_room(sum(sizes) - sizes[0] - 1) == Made(2, 0)
+    assert [row[0] for row in bench.db.execute("select body_bytes from job order by id")] == [0, 0, *sizes[2:]]
+
+
+def test_only_what_the_store_does_not_hold_is_dropped(bench: Bunk) -> None:
+    bench.capture(talk(4))
+    remember(bench.environ, talk(2))
+    assert bench.make_room() == Made(emptied=3, dropped=2)
+    assert bench.states == ["pending"] * 3 + ["dropped (size)"] * 2
+
+
+def test_without_a_store_the_oldest_are_dropped(bench: Bunk) -> None:
+    bench.capture(talk(2))
+    assert bench.make_room() == Made(0, 3)
+
+
+def test_a_store_that_cannot_be_read_for_a_moment_costs_nothing(bench: Bunk) -> None:
+    bench.capture(talk(2))
+    store_file(bench.environ).parent.mkdir(parents=True)
+    store_file(bench.environ).write_bytes(b"not yet a database, however long it is" * 100)
+    room = Room(store_file(bench.environ))
+    for _ in range(PATIENCE - 1):
+        assert room.make(bench.db, 2_000, 0) == Made(0, 0)
+    assert room.make(bench.db, 2_000, 0) == Made(0, 3)
+
+
+def test_the_store_is_not_opened_while_there_is_room(bench: Bunk) -> None:
+    bench.capture(talk(1))
+    store_file(bench.environ).mkdir(parents=True)
+    assert bench.make_room(1 << 20) == Made(0, 0)
+
+
+def test_what_is_in_flight_keeps_its_bodies(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    key = bench.keys[0]
+    assert ledger.claim(bench.db, bench.destination, key, worker="w", now_ms=2_000, lease_ms=60_000)
+    assert bench.make_room() == Made(1, 0)
+    assert bench.db.execute("select body_bytes > 0 from job where key = ?", (key,)).fetchone()[0]
+
+
+def test_a_recall_is_neither_given_up_nor_dropped(bench: Bunk) -> None:
+    """What it says no store says, and what it overwrites must not stay."""
+    bench.keep(talk(1))
+    bench.db.execute("update job set is_recall = 1, attempted_ms = 2000")
+    assert bench.make_room() == Made(0, 0)
+    assert ledger.drop_aged(bench.db, 5_000, 0) == 0
+    assert ledger.held_bytes(bench.db) > 0
+
+
+# --- what cannot be made again
+
+
+def test_a_turn_that_is_gone_from_the_store_is_dropped_and_counted(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    bench.make_room()
+    bench.forget(turn="msg_1a")
+    bench.deliver()
+    assert bench.states == ["delivered", "delivered", "dropped (size)"]
+    assert ledger.counts(bench.db).dropped_by_reason == {"size": 1}
+    assert bench.db.execute("select count(*) from job where lease_until_ms is not null").fetchone()[0] == 0
+
+
+def test_what_another_store_held_is_not_dropped_by_who_reads_this_one(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.make_room()
+    bench.environ["OPENCODE_DB"] = "opencode-other.db"
+    remember(bench.environ, talk(1, id="ses_other"))
+    bench.start_worker()
+    bench.deliver()
+    assert (bench.states, bench.posted) == (["pending"] * 2, [])
+    assert "another store" in bench.why[0]
+
+
+def test_a_store_that_is_away_holds_what_it_has(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.make_room()
+    store_file(bench.environ).rename(bench.home / "elsewhere")
+    bench.deliver()
+    assert (bench.states, bench.posted) == (["pending"] * 2, [])
+    assert "cannot be read here" in bench.why[0]
+
+
+def test_text_is_not_posted_by_a_worker_that_does_not_know_the_secrets_of_the_hook(bench: Bunk) -> None:
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.keep(talk(2))
+    before, keys = bench.bodies, bench.keys
+    bench.make_room()
+    bench.start_worker()
+    bench.deliver()
+    # The session's own record does not say it.
+    assert bench.states == ["delivered", "pending", "pending"]
+    assert bench.why[0] == OTHER_TEXT.reason
+    assert not ledger.sendable(bench.db, bench.destination, 3_000)
+    assert CANARY not in bench.wire
+    # Its project's hook knows it.
+    bench.start_worker(MY_TOKEN=CANARY)
+    assert bench.refill(bytes_max=0) == 0
+    assert bench.refill() == 1
+    bench.start_worker()
+    bench.deliver()
+    assert (bench.states, bench.keys, bench.posted) == (["delivered"] * 3, keys, before)
+
+
+def test_a_turn_that_has_changed_is_sent_as_its_newer_version(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    bench.make_room()
+    with closing(sqlite3.connect(store_file(bench.environ))) as db, db:
+        db.execute("update part set data = replace(data, '0!', '0?!') where message_id = 'msg_0b'")
+    bench.deliver()
+    assert bench.states == ["delivered", "pending", "delivered"]
+    bench.refill()
+    bench.deliver()
+    assert bench.states == ["delivered"] * 3
+    assert f"{CANARY} 0?!" in bench.wire
+
+
+def test_a_hook_tries_what_it_cannot_refill_once(bench: Bunk) -> None:
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.keep(talk(1))
+    bench.make_room()
+    bench.start_worker()
+    bench.deliver()
+    bench.forget()
+    assert bench.refill() == 0
+    # Not even when it is there again.
+    store_file(bench.environ).unlink()
+    remember(bench.environ, talk(1))
+    assert bench.refill() == 0
+    assert bench.states == ["delivered", "pending"]
+
+
+# --- settings change meanwhile
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_policy_that_was_tightened_meanwhile_lets_nothing_out(bench: Bunk, *, swept: bool) -> None:
+    bench.keep(talk(1))
+    bench.make_room()
+    configure(bench.own, redactPatterns=["swordfish"])
+    if swept:
+        bench.sweep()
+        assert bench.states == ["dropped (policy)"] * 2
+    bench.deliver()
+    assert (bench.posted, bench.states) == ([], ["dropped (policy)"] * 2)
+
+
+def test_a_policy_that_was_loosened_meanwhile_changes_nothing_about_the_bytes(bench: Bunk) -> None:
+    configure(bench.own, exportMode="metadata_only", sessionPathPrefix="/before")
+    bench.keep(talk(1))
+    before = bench.bodies
+    bench.make_room()
+    configure(bench.own)
+    bench.deliver()
+    assert (bench.states, bench.posted) == (["delivered"] * 2, before)
+
+
+def test_what_a_pattern_that_is_gone_had_redacted_waits_and_is_named(bench: Bunk) -> None:
+    configure(bench.own, redactPatterns=["swordfish"])
+    bench.keep(talk(1))
+    bench.make_room()
+    configure(bench.own)
+    bench.deliver()
+    assert bench.refill() == 0
+    assert (bench.states, bench.posted) == (["pending"] * 2, [])
+    assert bench.why[0].endswith("import of its session queues it anew")
+    configure(bench.own, redactPatterns=["swordfish"])
+    bench.sweep()
+    bench.deliver()
+    assert bench.states == ["delivered"] * 2
+    assert CANARY not in bench.wire
+
+
+# --- what else can become of such a job
+
+
+def test_what_was_delivered_and_not_found_is_sent_again(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.make_room()
+    bench.confirm_ms = 3_000
+    bench.deliver()
+    sent = list(bench.posted)
+    due = ledger.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
+    assert [one.is_held for one in due] == [True, True]
+    assert [ledger.last_body(bench.db, one) for one in due] == [None, None]
+    assert all(ledger.send_again(bench.db, one, 3_000) for one in due)
+    bench.deliver()
+    assert bench.posted == sent * 2
+    due = ledger.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
+    assert all(ledger.confirmed(bench.db, one, 3_000) for one in due)
+    assert bench.db.execute("select count(*) from record").fetchone()[0] == 0
+
+
+def test_a_dead_letter_without_bodies_says_so_and_can_be_retried(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    before = bench.bodies
+    bench.verdict = "permanent"
+    bench.deliver()
+    assert bench.make_room() == Made(2, 0)
+    [shown] = open_letters(bench.db, bench.keys[1], with_bodies=True)
+    assert (shown.bodies, shown.letter.records) == ((), 2)
+    assert "given up for want of room" in shown.problem
+    bench.verdict = "accepted"
+    bench.posted.clear()
+    assert len(ledger.retry_dead(bench.db, Choice(), 2_500)) == 2
+    bench.deliver()
+    assert (bench.states, bench.posted) == (["delivered"] * 2, before)
+
+
+def test_bodies_that_were_lost_are_not_taken_for_given_up(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.db.execute("delete from bundle")
+    bench.deliver()
+    assert bench.states == ["dead"] * 2
+    assert "damaged" in ledger.errors(bench.db, bench.destination)[0][1]
+
+
+def test_a_job_without_bodies_goes_along_to_another_destination(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    before = bench.bodies
+    bench.make_room()
+    another = destination.destination(bench.db, "https://example.invalid", "another", 0).id
+    found = bench.permits.capture(bench.db, "")
+    assert not isinstance(found, Hold)
+    # It knows the session, so what waits moves job by job.
+    enqueue(bench.db, parse(talk(1)), found, Place(another, ""), now_ms=1_000, ring=lambda _: None, only=())
+    ledger.adopt(bench.db, bench.destination, another, now_ms=2_000)
+    bench.destination = another
+    bench.start_worker()
+    bench.deliver()
+    assert bench.states == ["delivered"] * 3
+    assert bench.posted == before
+
+
+# --- processes
+
+
+def long_talk(turns: int) -> Fields:
+    """Turns whose text does not become small."""
+    messages = []
+    for turn in range(turns):
+        at_ms = 1_000_100 + 1_000 * turn
+        words = " ".join(str((turn + 1) * n * n) for n in range(2_000))
+        messages.append(user(f"msg_{turn:02}a", at_ms, text(words, f"prt_{turn}a")))
+        messages.append(assistant(f"msg_{turn:02}b", at_ms + 10, text("yes", f"prt_{turn}b"), parent=f"msg_{turn:02}a"))
+    return snapshot(entry(*messages, directory=PROJECT))
+
+
+def test_a_small_spool_loses_nothing_while_nobody_listens(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with nobody() as url:
+        port = urlsplit(url).port or 0
+    variables = {"OPENCODE_HELICONE_RETRY_BASE_DELAY": "20", "OPENCODE_HELICONE_MAX_SPOOL_SIZE": "20000"}
+    station = Station(tmp_path / "home", url, variables=variables)
+    wanted = long_talk(10)
+    remember(station.environ, wanted)
+    with hook(station) as process:
+        process.show(wanted)
+        wait_until(lambda: station.counts().pending == 11)
+        process.end()
+    assert station.counts().body_bytes <= 20_000
+    with station.ledger() as db:
+        keys = ledger.pending_keys(db)
+        assert 0 < ledger.without_bodies(db, 1) < 11
+    assert "no room (maxSpoolSize)" in station.text("hook.log")
+    with receiving(tmp_path / "receiver" / "store.db", port=port) as receiver, worker(station):
+        wait_until(lambda: station.delivered(11))
+        assert len(receiver.rows()) == 1 + 2 * 10
+    with station.ledger() as db:
+        assert {row["key"] for row in db.execute("select key from job")} == keys
