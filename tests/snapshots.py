@@ -22,8 +22,15 @@ def session(name: str = SESSION, **info: Any) -> Fields:
 
 
 def entry(*messages: Fields, **info: Any) -> Fields:
-    """One element of a snapshot's `sessions`."""
-    return {"info": session(**info), "messages": list(messages)}
+    """One element of a snapshot's `sessions`. Each message and part says where it belongs, as OpenCode's do."""
+    told = session(**info)
+    return {"info": told, "messages": [_placed(message, told["id"]) for message in messages]}
+
+
+def _placed(message: Fields, name: str) -> Fields:
+    info = {**message["info"], "sessionID": name}
+    ids = {"sessionID": name, "messageID": info.get("id")}
+    return {**message, "info": info, "parts": [{**part, **ids} for part in message["parts"]]}
 
 
 def snapshot(root: Fields, *others: Fields) -> Fields:
