@@ -42,7 +42,7 @@ def adopt(
                 "update job set destination_id = ? where session_id = ?", (destination_id, row["id"])
             ).rowcount
     while waiting := db.execute(
-        "select j.id, j.key, j.facts_ms, j.body_bytes, t.name as turn, s.name as session, s.root_name, s.user_id,"
+        "select j.id, j.key, j.facts_ms, j.body_bytes, j.is_history, j.is_recall, j.is_sealed, t.name as turn, s.name as session, s.root_name, s.user_id,"
         " s.folder, coalesce(p.facts, '') as policy from job j join turn t on t.id = j.turn_id"
         " join session s on s.id = j.session_id left join policy p on p.id = j.policy_id"
         " where j.destination_id = ? and j.state = 'pending' and j.lease_until_ms is null"
@@ -90,6 +90,9 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         user_id=row["user_id"],
         folder=row["folder"],
         policy=row["policy"],
+        is_history=bool(row["is_history"]),
+        is_recall=bool(row["is_recall"]),
+        is_sealed=bool(row["is_sealed"]),
     )
     try:
         held: Sequence[Body | Kept] = (
@@ -109,6 +112,11 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
             "update job set kills = max(job.kills, o.kills), resends = max(job.resends, o.resends)"
             " from (select kills, resends from job where id = ?) o"
             " where job.destination_id = ? and job.key = ? and job.state = 'pending'",
+            (row["id"], destination_id, row["key"]),
+        )
+        db.execute(
+            "insert into footprint (job_id, ids, facts) select j.id, f.ids, f.facts from footprint f, job j"
+            " where f.job_id = ? and j.destination_id = ? and j.key = ? on conflict do nothing",
             (row["id"], destination_id, row["key"]),
         )
         supersede_where(db, "id = :job", {"job": row["id"]}, now_ms)
