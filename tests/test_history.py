@@ -97,7 +97,9 @@ def test_what_moves_to_another_destination_stays_what_it_is(door: Door) -> None:
     door.db.execute("update job set is_history = 1, is_recall = 1, is_sealed = 1")
     another = destination.destination(door.db, "https://example.invalid", "another", 0).id
     # It knows the session, so what waits moves job by job.
-    ledger.insert(door.db, another, replace(version(session=told["root"]), facts_ms=1), [], now_ms=1)
+    ledger.insert(
+        door.db, another, replace(version(), session=told["root"], root=told["root"], facts_ms=1), [], now_ms=1
+    )
     assert ledger.adopt(door.db, door.place.destination_id, another, now_ms=2) == len(before)
     moved = [one for one in ledger.exported(door.db, another, told["root"]) if one.turn != "t1"]
     assert [(one.key, one.prints, one.is_sealed) for one in moved] == [(one.key, one.prints, True) for one in before]

@@ -42,7 +42,8 @@ def adopt(
                 "update job set destination_id = ? where session_id = ?", (destination_id, row["id"])
             ).rowcount
     while waiting := db.execute(
-        "select j.id, j.key, j.facts_ms, j.body_bytes, j.is_history, j.is_recall, j.is_sealed, t.name as turn, s.name as session, s.root_name, s.user_id,"
+        "select j.id, j.key, j.facts_ms, j.body_bytes, j.is_history, j.is_recall, j.is_sealed,"
+        " t.name as turn, s.name as session, s.root_name, s.user_id,"
         " s.folder, coalesce(p.facts, '') as policy from job j join turn t on t.id = j.turn_id"
         " join session s on s.id = j.session_id left join policy p on p.id = j.policy_id"
         " where j.destination_id = ? and j.state = 'pending' and j.lease_until_ms is null"
