@@ -72,7 +72,7 @@ def steps_of(name: str, argument: str) -> tuple[Answer, ...]:
         "slow": (Answer("word " * (number or 200), delay_s=0.05),),
         "slowtool": (Answer(calls=(bash("sleep 20; echo end"),)), Answer("ok")),
         # A tool that ends when somebody makes this file.
-        "await": (Answer(calls=(bash(f"until [ -e {argument} ]; do sleep 0.1; done"),)), Answer("It is there.")),
+        "await": (Answer(calls=(bash(f"until [ -e {argument} ] || [ ! -d $(dirname {argument}) ]; do sleep 0.1; done"),)), Answer("It is there.")),
         "http401": (Answer("Incorrect API key provided", status=401),),
     }
     return scripts.get(name, (Answer(f"no script {name}"),))
