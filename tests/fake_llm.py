@@ -46,6 +46,11 @@ def task(prompt: str) -> tuple[str, dict[str, str]]:
     return "task", {"description": "Look around", "prompt": prompt, "subagent_type": "general"}
 
 
+def wait_for(path: str) -> str:
+    """A command that ends when the file is there, or when nobody can make it any more."""
+    return f"until [ -e {path} ] || [ ! -d $(dirname {path}) ]; do sleep 0.1; done"
+
+
 def steps_of(name: str, argument: str) -> tuple[Answer, ...]:
     """The steps of a script, in order; the last one repeats."""
     number = int(argument) if argument.isdigit() else 0
@@ -72,7 +77,7 @@ def steps_of(name: str, argument: str) -> tuple[Answer, ...]:
         "slow": (Answer("word " * (number or 200), delay_s=0.05),),
         "slowtool": (Answer(calls=(bash("sleep 20; echo end"),)), Answer("ok")),
         # A tool that ends when somebody makes this file.
-        "await": (Answer(calls=(bash(f"until [ -e {argument} ] || [ ! -d $(dirname {argument}) ]; do sleep 0.1; done"),)), Answer("It is there.")),
+        "await": (Answer(calls=(bash(wait_for(argument)),)), Answer("It is there.")),
         "http401": (Answer("Incorrect API key provided", status=401),),
     }
     return scripts.get(name, (Answer(f"no script {name}"),))
