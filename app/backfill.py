@@ -22,7 +22,7 @@ from app.enqueue import Capture, Place, enqueue, outlook
 from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
 from app.opencode import ExportError, Store, StoredSession, StoreError
-from app.remake import is_live
+from app.presence import open_sessions
 from app.sources import Sources
 from app.spool import Spool, folder
 from app.status import read_workers
@@ -176,7 +176,7 @@ class Backfill:
                 transcript,
                 capturing,
                 self._place(session),
-                abandoned=not is_live(self._hooks, session.id),
+                abandoned=session.id not in open_sessions(self._hooks),
                 reopen=self._choice.reopen,
             )
         )
@@ -240,7 +240,7 @@ class Backfill:
                     self._place(session),
                     now_ms=clock.now_ms(),
                     ring=lambda _: None,
-                    abandoned=not is_live(self._hooks, session.id),
+                    abandoned=session.id not in open_sessions(self._hooks),
                     reopen=self._choice.reopen,
                     is_history=True,
                     admit=admit,

@@ -20,7 +20,7 @@ from app.inbox import CUT_OFF, TOO_LONG, Line, LineError, read_line
 from app.opencode import Store, store_file
 from app.parse import parse
 from app.place import identity
-from app.presence import Announced, present
+from app.presence import Announced, open_sessions
 from app.reconcile import Reconciling
 from app.redact import PatternError
 from app.remake import Remaking
@@ -271,8 +271,7 @@ class Hook:
 
     def _elsewhere(self) -> set[object]:
         """The sessions that another live OpenCode has open."""
-        others = [one.says.get("sessions") for one in present(self.spool.hooks) if one.name != self._announced.name]
-        return {session for sessions in others if isinstance(sessions, list) for session in sessions}
+        return open_sessions(self.spool.hooks, but=self._announced.name)
 
     def _take_stored(
         self, transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool

@@ -86,6 +86,12 @@ def present(folder: Path) -> list[Presence]:
     return found
 
 
+def open_sessions(hooks: Path, *, but: str = "") -> set[object]:
+    """The OpenCode sessions that live hooks have open, and may complete; `but` is the name of one that is not asked."""
+    says = [hook.says.get("sessions") for hook in present(hooks) if hook.name != but]
+    return {session for sessions in says if isinstance(sessions, list) for session in sessions}
+
+
 def _ask(path: Path) -> Mapping[str, object] | None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -20,7 +20,7 @@ from app.enqueue import Capture, Export, Place, body_of, enqueue, exports
 from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
 from app.opencode import ExportError, Store, StoreError
 from app.policy import Hold
-from app.presence import present
+from app.presence import open_sessions
 from app.transcript import Transcript, TranscriptError
 
 
@@ -64,7 +64,7 @@ class Remaking:
                 Place(self._destination_id, wanted.folder),
                 now_ms=now_ms,
                 ring=ring,
-                abandoned=not is_live(self._hooks, wanted.session),
+                abandoned=wanted.session not in open_sessions(self._hooks),
                 only=wanted.turns,
             )
             return True
@@ -100,7 +100,7 @@ class Remaking:
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
                     ring=ring,
-                    abandoned=not is_live(self._hooks, wanted.session),
+                    abandoned=wanted.session not in open_sessions(self._hooks),
                     only=wanted.turns,
                     reopen=("pending",),
                 ).keys
@@ -135,12 +135,6 @@ class Remaking:
             if isinstance(export, Export) and export.turn == held.turn:
                 return [body_of(record) for record in export.encode()]
         return None
-
-
-def is_live(hooks: Path, session: str) -> bool:
-    """Whether an OpenCode has it open, and may complete what is not final. `hooks` is where the hooks' locks are."""
-    says = [hook.says.get("sessions") for hook in present(hooks)]
-    return any(session in sessions for sessions in says if isinstance(sessions, list))
 
 
 def as_made(capturing: Capture | None, made_under: str) -> Capture | None:

@@ -9,7 +9,7 @@ text is kept: one session is in memory at a time.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from app import destination, ledger
 from app.db import open_ledger
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
-from app.presence import present
+from app.presence import open_sessions, present
 from app.sources import Sources
 from app.spool import Spool, find_target, folder
 from app.transcript import TranscriptError
@@ -107,7 +107,7 @@ class Verification:
         return Circumstances(
             capture=capturing,
             user_id=known[1] if known is not None else capturing.user_id if capturing is not None else "",
-            is_live=session.id in _open_sessions(self._hooks),
+            is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),
             changed_ms=changed_ms,
@@ -115,15 +115,6 @@ class Verification:
                 one.turn for other in self._others for one in ledger.exported(self._db, other, session.id)
             ),
         )
-
-
-def _open_sessions(hooks: Path) -> Collection[object]:
-    """Those that a live OpenCode has open."""
-    found: set[object] = set()
-    for hook in present(hooks):
-        sessions = hook.says.get("sessions")
-        found.update(sessions if isinstance(sessions, list) else ())
-    return found
 
 
 def verify(
