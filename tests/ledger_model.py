@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.destination import CONCURRENCY_MAX
 from app.ledger import ISOLATED_KILLS, RING_AGAIN_MS, Body, Standing, Version
@@ -47,6 +47,8 @@ class Job:
     resends: int = 0
     not_stored: bool = False
     is_history: bool = False
+    is_recall: bool = False
+    is_sealed: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -167,7 +169,10 @@ class Model:
             return Standing.REOPENED if known else Standing.NEW
         reason = "body_not_stored" if current.not_stored else current.reason
         if key == version.key:
-            return Standing.REOPENED if reason in {"policy", *reopen} else Standing.KNOWN
+            reasons = {reason, current.state if current.is_free else "in flight"}
+            return Standing.REOPENED if reasons & {"policy", *reopen} else Standing.KNOWN
+        if current.is_sealed and "sealed" not in reopen:
+            return Standing.SHUT
         if reason in {"off", "deleted"} and reason not in reopen:
             return Standing.SHUT
         if off and version.facts_ms <= current.facts_ms:
@@ -185,6 +190,10 @@ class Model:
         if verdict is Standing.SUPERSEDED:
             self._write(version, [], "superseded", None, now_ms)
             return
+        if current is not None and current.is_recall:
+            if key == version.key and version.is_recall and current.state == "delivered":
+                self.known(current).clear()
+            version = replace(version, is_recall=version.is_recall or current.state != "delivered")
         if current is not None and key != version.key:
             self.supersede(current, now_ms)
         if off:
@@ -209,6 +218,8 @@ class Model:
             finished_ms=None if state == "pending" else now_ms,
             attempt=0 if before is None else before.attempt + 1,
             is_history=version.is_history,
+            is_recall=version.is_recall,
+            is_sealed=version.is_sealed,
         )
 
     # --- jobs go out

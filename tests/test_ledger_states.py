@@ -30,6 +30,7 @@ from app.ledger import (
     Version,
 )
 from app.ledger.upkeep import UNSEEN_MS
+from app.recall import REOPENED
 from tests.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000
@@ -108,7 +109,7 @@ class Histories(RuleBasedStateMachine):
         content=CONTENTS,
         later=LATER,
         count=st.integers(1, 2),
-        how=st.sampled_from(["", "", "", "", "", "", "off", "keyless"]),
+        how=st.sampled_from(["", "", "", "", "", "", "off", "keyless", "recall", "sealed recall"]),
         is_history=st.booleans(),
         reopen=st.sampled_from([(), ("off",), ASKED_FOR, ("off", *ASKED_FOR)]),
     )
@@ -127,9 +128,12 @@ class Histories(RuleBasedStateMachine):
         key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
         policy = LOOSE if content == "a" else "strict"
         self.facts_ms += later
-        version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history)
+        recalls = {"is_recall": "recall" in how, "is_sealed": how == "sealed recall"}
+        version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history, **recalls)
         made = records(session, turn, content, count)
         off = how == "off"
+        if version.is_recall:
+            reopen = REOPENED
         if how == "keyless":
             # Captured before a key was known; whoever knows one takes it over.
             reopen = ()
@@ -556,7 +560,7 @@ class Histories(RuleBasedStateMachine):
     def drop_session(self, session: str) -> None:
         for job in self.model.chosen(lambda job: job.session == session and job.confirm_ms is not None):
             job.close()
-        jobs = self.model.chosen(lambda job: job.session == session and job.is_open)
+        jobs = self.model.chosen(lambda job: job.session == session and job.is_open and not job.is_recall)
         assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(jobs)
         for job in jobs:
             job.end("dropped", self.now_ms, "deleted")
@@ -571,10 +575,10 @@ class Histories(RuleBasedStateMachine):
             self.model.supersede(job, self.now_ms)
 
     def oversize(self, bytes_max: int) -> list[Job]:
-        """Open jobs with bodies, not in flight, the oldest first, as far as they must go."""
+        """Open jobs with bodies, not in flight and no recalls, the oldest first, as far as they must go."""
         held = self.model.chosen(lambda job: job.is_open and job.size > 0)
         assert ledger.held_bytes(self.db) == sum(job.size for job in held)
-        free = sorted((job for job in held if job.is_free), key=lambda job: (job.enqueued_ms, job.number))
+        free = sorted((job for job in held if job.is_free and not job.is_recall), key=lambda job: (job.enqueued_ms, job.number))
         return self.model.without_room(free, sum(job.size for job in held) - bytes_max)
 
     def give_up_bodies(self, bytes_max: int) -> None:
@@ -600,6 +604,7 @@ class Histories(RuleBasedStateMachine):
             lambda job: (
                 job.state == "pending"
                 and job.is_free
+                and not job.is_recall
                 and job.enqueued_ms < self.now_ms - age_ms
                 and job.enqueued_ms + age_ms <= max(job.attempted_ms or 0, self.model.health.probed_ms)
             )
@@ -651,7 +656,7 @@ class Histories(RuleBasedStateMachine):
                 (row["attempt"], row["setbacks"], row["failures"], row["kills"], row["resends"]),
                 row["rung_ms"] if row["state"] == "pending" else None,
                 row["hold_reason"] if row["state"] == "pending" else None,
-                (row["body_bytes"], row["confirm_ms"]),
+                (row["body_bytes"], row["confirm_ms"], bool(row["is_recall"]), bool(row["is_sealed"])),
                 (row["confirmed_ms"], bool(row["body_not_stored"])) if row["state"] == "delivered" else None,
             )
             for row in rows
@@ -662,7 +667,7 @@ class Histories(RuleBasedStateMachine):
                 (job.attempt, job.setbacks, job.failures, job.kills, job.resends),
                 job.rung_ms if job.state == "pending" else None,
                 job.hold if job.state == "pending" else None,
-                (job.size, job.confirm_ms),
+                (job.size, job.confirm_ms, job.is_recall, job.is_sealed),
                 (job.confirmed_ms, job.not_stored) if job.state == "delivered" else None,
             )
             for key, job in self.model.jobs.items()

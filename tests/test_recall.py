@@ -297,6 +297,13 @@ def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) ->
         assert len(receiver.rows()) == before
         assert strict.run("audit").returncode == 0
 
+        agreed = strict.run("verify", "--remote", "--json")
+        assert agreed.returncode == 0, agreed.stdout + agreed.stderr
+        verdict = json.loads(agreed.stdout)
+        assert (verdict["unexplained"], verdict["remote_failure"]) == (0, "")
+        remote = verdict["sessions"][0]["remote"]
+        assert (remote["found"], remote["missing"], remote["not_yet"]) == (before, 0, 0)
+
         # OpenCode forgets the session; its records can still be emptied.
         (tmp_path / "data" / "opencode" / "opencode.db").unlink()
         gone = strict.run("recall", "ses_root", "--blank", "--yes", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from app import crashpoint
 from app.connection import transaction
@@ -77,7 +78,8 @@ def insert(
 ) -> Standing:
     """(nothing) -> pending, superseded -> pending or dropped -> pending, in one transaction; idempotent by key.
 
-    The version that was current becomes superseded. With `off` the job is born dropped, without bodies.
+    The version that was current becomes superseded; what replaces a recall that was not delivered is one itself. With
+    `off` the job is born dropped, without bodies.
     Raises LedgerError for a key that another turn has.
     """
     with transaction(db):
@@ -91,6 +93,8 @@ def insert(
             return verdict
         if version.is_recall:
             _disbelieve_recall(db, turn_id, version.key)
+        elif _is_recall_due(db, turn_id):
+            version = replace(version, is_recall=True)
         _supersede(db, turn_id, version.key, now_ms)
         state = "dropped" if off else "pending"
         _write(
@@ -115,6 +119,14 @@ def _disbelieve_recall(db: sqlite3.Connection, turn_id: int, key: str) -> None:
         " and is_recall = 1 and state = 'delivered')",
         (turn_id, turn_id, key),
     )
+
+
+def _is_recall_due(db: sqlite3.Connection, turn_id: int) -> bool:
+    """Whether somebody asked to have the turn overwritten, and that has not happened yet."""
+    row = db.execute(
+        "select 1 from job where turn_id = ? and is_recall = 1 and state in ('pending', 'dead', 'dropped')", (turn_id,)
+    ).fetchone()
+    return row is not None
 
 
 def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tuple[int, int]:
