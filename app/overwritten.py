@@ -13,7 +13,7 @@ from app import clock
 from app.confirm import IDS_MAX, Allowance
 from app.envelope import latin1
 from app.helicone import Client, ReadBackError, Shown
-from app.recall import Sent, json_digest
+from app.likeness import Likeness, json_digest
 
 Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]
 LOOK_S = 1.0
@@ -30,7 +30,9 @@ class Seen:
     reason: str = ""
 
 
-def look(client: Client, url: str, expected: Sequence[Sent], *, queries_per_minute: int, end_s: float) -> list[Seen]:
+def look(
+    client: Client, url: str, expected: Sequence[Likeness], *, queries_per_minute: int, end_s: float
+) -> list[Seen]:
     """Read all of them back, and those that are not overwritten again until `end_s` (monotonic).
 
     Every query is made once at least, however late it is, unless the first of them fails.
@@ -53,8 +55,8 @@ def counted(seen: Sequence[Seen]) -> dict[str, int]:
     return dict(Counter(one.outcome for one in seen))
 
 
-def _batches(expected: Sequence[Sent]) -> Iterator[list[Sent]]:
-    sessions: dict[str, list[Sent]] = {}
+def _batches(expected: Sequence[Likeness]) -> Iterator[list[Likeness]]:
+    sessions: dict[str, list[Likeness]] = {}
     for one in expected:
         sessions.setdefault(one.session, []).append(one)
     for found in sessions.values():
@@ -62,7 +64,7 @@ def _batches(expected: Sequence[Sent]) -> Iterator[list[Sent]]:
             yield found[at : at + IDS_MAX]
 
 
-def _read(client: Client, url: str, batch: Sequence[Sent]) -> Iterator[Seen]:
+def _read(client: Client, url: str, batch: Sequence[Likeness]) -> Iterator[Seen]:
     since_ms = max(0, min(one.start_ms for one in batch) - 1)  # the filter is `later than`
     try:
         rows = client.shown(
@@ -76,18 +78,18 @@ def _read(client: Client, url: str, batch: Sequence[Sent]) -> Iterator[Seen]:
         yield Seen(one.session, one.path, str(one.request_id), _outcome(one, rows.get(one.request_id, [])))
 
 
-def _outcome(sent: Sent, rows: Sequence[Shown]) -> Outcome:
+def _outcome(likeness: Likeness, rows: Sequence[Shown]) -> Outcome:
     if not rows:
         return "not there"
-    found = [_compared(sent, row) for row in rows]
+    found = [_compared(likeness, row) for row in rows]
     return next((one for one in found if one != "overwritten"), "overwritten")
 
 
-def _compared(sent: Sent, row: Shown) -> Outcome:
+def _compared(likeness: Likeness, row: Shown) -> Outcome:
     request, response = _parsed(row.request), _parsed(row.response)
     if not request and not response:
         return "without body"
-    is_new = json_digest(request) in sent.requests and json_digest(response) == sent.response
+    is_new = json_digest(request) in likeness.requests and json_digest(response) == likeness.response
     return "overwritten" if is_new else "still old"
 
 

@@ -9,9 +9,7 @@ Nothing is posted here: the jobs are delivered as all others are, with their ret
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
-import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +18,7 @@ from app.audit import GONE, bare, encoded, hits, sent_turns
 from app.enqueue import Capture, Export, body_of
 from app.folders import Folders
 from app.ledger import Body, Exported, Frozen, Print, Standing, Version
+from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
 from app.pattern import compile_pattern
 from app.policy import Policy
@@ -55,21 +54,19 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """What a record is to look like at Helicone."""
+class Queued:
+    """Of a plan."""
 
-    session: str
-    request_id: uuid.UUID
-    path: str
-    start_ms: int
-    requests: frozenset[bytes]
-    """Digests of the request's JSON; the cloud's worker stores the whole body in its place."""
-    response: bytes
+    expected: tuple[Likeness, ...]
+    """What is to be seen at Helicone."""
+    in_flight: tuple[str, ...]
+    """Turns of which a worker had an older version in hand meanwhile: they must be planned and queued again."""
 
 
 class Recall:
     """How turns are made anew: `blank`, or redacted by today's rules and by `pattern` (RE2) besides.
 
+    Turns of which OpenCode wrote nothing since `since_ms` are left as they are.
     Raises PatternError for a pattern that does not compile.
     """
 
@@ -82,6 +79,7 @@ class Recall:
         *,
         pattern: str | None = None,
         is_blank: bool = False,
+        since_ms: int = 0,
     ) -> None:
         self._db = db
         self._destination_id = destination_id
@@ -89,6 +87,7 @@ class Recall:
         self._folders = folders
         self._pattern = pattern
         self._is_blank = is_blank
+        self._since_ms = since_ms
         self._search = Redaction.compile([pattern] if pattern is not None else [], secrets=False)
 
     def matching(self, session: str) -> frozenset[str] | None:
@@ -96,11 +95,13 @@ class Recall:
 
         Raises StoreError, TranscriptError.
         """
+        sent = self._turns(session, None)
+        if not sent:
+            return frozenset()
         transcript = self._store.transcript(session)
         if transcript is None:
             return None
         found = encoded(transcript, bare(None), "")
-        sent = self._turns(session, None)
         return frozenset(
             turn
             for turn, export in found.items()
@@ -124,27 +125,33 @@ class Recall:
             return Plan(session, (), (f"export is switched off ({origin}), so nothing is posted",))
         return self._redacted(session, transcript, self._with_pattern(capture), chosen)
 
-    def queue(self, plan: Plan, now_ms: int, ring: Callable[[str], None]) -> tuple[list[Sent], list[str]]:
-        """Put the plan into the ledger, a turn at a time: what is to be seen at Helicone, and what was not taken."""
-        expected: list[Sent] = []
-        refused: list[str] = []
+    def queue(self, plan: Plan, now_ms: int, ring: Callable[[str], None]) -> Queued:
+        """Put the plan into the ledger, a turn at a time."""
+        expected: list[Likeness] = []
+        in_flight: list[str] = []
         for one in plan.rewrites:
             standing = ledger.insert(
                 self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=REOPENED
             )
-            if standing in {Standing.NEW, Standing.REOPENED}:
-                expected += (_expected(plan.session, body) for body in one.bodies)
+            if standing in {Standing.NEW, Standing.REOPENED} and self._covers(plan.session, one):
+                expected += (likeness(plan.session, body) for body in one.bodies)
             else:
-                refused.append(f"{one.version.turn}: it is being delivered right now; recall it again")
-        if expected:
+                in_flight.append(one.version.turn)
+        if len(in_flight) < len(plan.rewrites):
             ring(plan.rewrites[0].version.key)
-        return expected, refused
+        return Queued(tuple(expected), tuple(in_flight))
+
+    def _covers(self, session: str, rewrite: Rewrite) -> bool:
+        """Whether nothing was sent of the turn, before it was queued, that the plan did not know of."""
+        versions = self._turns(session, [rewrite.version.turn]).get(rewrite.version.turn, [])
+        older = [one for one in versions if one.key != rewrite.version.key]
+        return {one.request_id for one in _sent(older)} <= {body.request_id for body in rewrite.bodies}
 
     def _turns(self, session: str, turns: Collection[str] | None) -> dict[str, list[Exported]]:
         """All versions of what was sent of the session, or may still be."""
-        sent = sent_turns(self._db, self._destination_id, session)
+        sent = sent_turns(self._db, self._destination_id, session, self._since_ms)
         for version in ledger.exported(self._db, self._destination_id, session):
-            if version.turn not in sent and version.state in {"pending", "dead"}:
+            if version.turn not in sent and version.state in {"pending", "dead"} and version.facts_ms >= self._since_ms:
                 sent[version.turn] = [version]
         return {turn: versions for turn, versions in sent.items() if turns is None or turn in turns}
 
@@ -287,28 +294,3 @@ def _blank_body(one: Print, session: str, user_id: str) -> Body:
         body=b"",
     )
     return body_of(blank(record, session))
-
-
-def _expected(session: str, body: Body) -> Sent:
-    told = json.loads(body.body)
-    return Sent(
-        session=session,
-        request_id=body.request_id,
-        path=body.frozen.path if body.frozen else "",
-        start_ms=body.frozen.start_ms if body.frozen else 0,
-        requests=frozenset({json_digest(told["providerRequest"]["json"]), json_digest(told)}),
-        response=json_digest(told["providerResponse"]["json"]),
-    )
-
-
-def json_digest(value: object) -> bytes:
-    """Equal for equal JSON, in whatever order, and whether a number was written 1 or 1.0."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).digest()
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -171,9 +171,8 @@ class Model:
         if key == version.key:
             reasons = {reason, current.state if current.is_free else "in flight"}
             return Standing.REOPENED if reasons & {"policy", *reopen} else Standing.KNOWN
-        if current.is_sealed and "sealed" not in reopen:
-            return Standing.SHUT
-        if reason in {"off", "deleted"} and reason not in reopen:
+        shut = {reason} & {"off", "deleted"} | ({"sealed"} if current.is_sealed else set())
+        if shut - set(reopen):
             return Standing.SHUT
         if off and version.facts_ms <= current.facts_ms:
             return Standing.KNOWN
