@@ -200,11 +200,11 @@ class Recall:
         rewrites: list[Rewrite] = []
         problems: list[str] = []
         policy = Policy("metadata_only", (), redact_secrets=True, prefix="")
-        unprinted = any(one.was_attempted and not one.prints for versions in turns.values() for one in versions)
+        unprinted = any(_is_unprinted(one) for versions in turns.values() for one in versions)
         found = self._from_store(session, user_id) if unprinted else {}
         for turn, versions in turns.items():
             records: tuple[Record, ...] = ()
-            if any(one.was_attempted and not one.prints for one in versions):
+            if any(map(_is_unprinted, versions)):
                 if turn not in found:
                     problems.append(f"{turn}: sent before its ids were kept, and {GONE}: it cannot be overwritten")
                     continue
@@ -274,6 +274,11 @@ def _sent(versions: Sequence[Exported]) -> Iterator[Print]:
             if row not in seen:
                 seen.add(row)
                 yield one
+
+
+def _is_unprinted(version: Exported) -> bool:
+    """Whether something was sent of which no ids were kept. A recall without any has sent nothing."""
+    return version.was_attempted and not version.prints and not version.is_recall
 
 
 def _row(frozen: Frozen) -> tuple[str, str, int]:

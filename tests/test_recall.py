@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import destination, ledger
-from app.audit import encoded
+from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.db import open_ledger
+from app.endpoint import read_back_url
 from app.enqueue import Capture, Place, enqueue
 from app.helicone import Client
 from app.ledger import Claim, Standing
+from app.likeness import Likeness
 from app.opencode import Store
+from app.overwritten import counted, look
 from app.parse import parse
 from app.policy import Mode
 from app.recall import REOPENED, Plan, Recall
 from app.record import blank, kind_of
+from app.redact import Redaction
 from app.settings import Settings
 from tests import recorded
 from tests.desk import Desk, version
@@ -36,6 +40,7 @@ from tests.waiting import wait_until
 
 LOG_ROUTE = "/v1/trace/custom/log"
 SECRET = recorded.SECRETS["SECRET_1"]
+NO_REDACTION = Redaction.compile([], secrets=False)
 
 
 @pytest.fixture
@@ -69,10 +74,14 @@ def deliver(door: Door, receiver: Receiver) -> None:
     desk = desk_of(door)
     with Client(api_key()) as client:
         for held in claims(desk):
-            for body in desk.left(held):
-                assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
-                assert desk.acknowledge(held, body)
-            assert desk.complete(held)
+            carry(desk, receiver, client, held)
+
+
+def carry(desk: Desk, receiver: Receiver, client: Client, held: Claim) -> None:
+    for body in desk.left(held):
+        assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
+        assert desk.acknowledge(held, body)
+    assert desk.complete(held)
 
 
 def desk_of(door: Door) -> Desk:
@@ -86,6 +95,12 @@ def claims(desk: Desk) -> Iterator[Claim]:
         held = ledger.claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
         if held is not None:
             yield held
+
+
+def audited(door: Door, store: Store, today: Capture | None = None) -> list[Audited]:
+    rules = Rules(today or capture())
+    found = audit(door.db, door.place.destination_id, store, rules, ["ses_root"])  # type: ignore[arg-type]
+    return [one for one in found if one is not None]
 
 
 def shown(receiver: Receiver) -> str:
@@ -310,3 +325,197 @@ def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) ->
         assert json.loads(gone.stdout)["outcomes"] == {"overwritten": before}
         assert "done" not in shown(receiver)
         assert len(receiver.rows()) == before
+
+
+# --- jobs from before footprints
+
+
+def test_without_digests_audit_lists_all_that_the_rules_find(tmp_path: Path, door: Door) -> None:
+    store = Store(built(tmp_path / "opencode.db", told()))
+    loose = replace(capture(), policy=replace(capture().policy, redact_secrets=False), redaction=NO_REDACTION)
+    door.put(told(), loose)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    (printed,) = audited(door, store)
+    door.db.execute("delete from footprint")
+    (unprinted,) = audited(door, store)
+    assert (printed.unprinted, unprinted.unprinted) == (0, 2)
+    assert unprinted.records == printed.records != ()
+
+
+@pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
+def test_without_footprints_what_opencode_still_has_is_overwritten(
+    tmp_path: Path, door: Door, *, is_blank: bool
+) -> None:
+    store = built(tmp_path / "opencode.db", told("blue whale"))
+    door.put(told("blue whale"))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        count = len(receiver.rows())
+        door.db.execute("delete from footprint")
+        how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
+        assert recall(door, a_recall(door, store, **how), "ses_root").problems == ()
+        deliver(door, receiver)
+        assert len(receiver.rows()) == count
+        assert "blue whale" not in shown(receiver)
+
+
+def test_without_footprints_what_opencode_has_lost_is_a_problem(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    door.db.execute("delete from footprint")
+    plan = a_recall(door, tmp_path / "nowhere.db", is_blank=True).plan("ses_root", None)
+    assert plan.rewrites == ()
+    assert ["before its ids were kept" in one for one in plan.problems] == [True, True]
+
+
+# --- stricter export mode
+
+
+@pytest.mark.parametrize(("then", "found"), [("full", {EXPORT_MODE}), ("metadata_only", set())])
+def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
+    tmp_path: Path, door: Door, then: Mode, found: set[str]
+) -> None:
+    store = Store(built(tmp_path / "opencode.db", told()))
+    door.put(told(), capture(then))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        count = len(receiver.rows())
+    (result,) = audited(door, store, capture("metadata_only"))
+    assert {name for record in result.records for name in record.hits} == found
+    assert len(result.records) == (count if found else 0)
+
+
+# --- since
+
+
+def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told("blue whale"))
+    door.put(told("blue whale"))
+    changed_ms = max(one.facts_ms for one in ledger.exported(door.db, door.place.destination_id, "ses_root"))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    late = a_recall(door, store, pattern="blue whale", since_ms=changed_ms + 1)
+    assert late.matching("ses_root") == frozenset()
+    assert late.plan("ses_root", None) == Plan("ses_root", (), ())
+    assert a_recall(door, store, pattern="blue whale", since_ms=1).matching("ses_root") == frozenset({"msg_1"})
+
+
+# --- read back
+
+
+def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+        queued = held.queue(held.plan("ses_root", None), 9_000_000, door.rung.append)
+        assert outcomes(receiver, queued.expected) == {"still old": len(receiver.rows())}
+        deliver(door, receiver)
+        assert outcomes(receiver, queued.expected) == {"overwritten": len(receiver.rows())}
+
+
+def outcomes(receiver: Receiver, expected: Sequence[Likeness]) -> dict[str, int]:
+    url = read_back_url(receiver.url, api_key(), None)
+    assert url is not None
+    with Client(api_key()) as client:
+        return counted(look(client, url, expected, queries_per_minute=1_000, end_s=0.0))
+
+
+# --- in the middle of it
+
+
+def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        count = len(receiver.rows())
+        door.db.executescript(
+            "create temp trigger kill before insert on main.job when (select count(*) from job where is_recall) = 1"
+            " begin select raise(abort, 'killed'); end"
+        )
+        with pytest.raises(sqlite3.IntegrityError, match="killed"):
+            held.queue(held.plan("ses_root", None), 9_000_000, door.rung.append)
+        assert sorted(door.states().values()) == ["delivered", "pending"]
+        door.db.execute("drop trigger kill")
+        assert recall(door, held, "ses_root").records == count
+        deliver(door, receiver)
+        assert SECRET not in shown(receiver)
+        assert [row.sends for row in receiver.rows()] == [2] * count
+
+
+@pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
+def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *, is_blank: bool) -> None:
+    store = built(tmp_path / "opencode.db", told("blue whale"))
+    door.put(told("blue whale"))
+    desk = desk_of(door)
+    how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
+    with receiving(tmp_path / "store.db") as receiver, Client(api_key()) as client:
+        carry(desk, receiver, client, next(claims(desk)))  # the session's own record
+        old = next(claims(desk))
+        bodies = desk.left(old)
+        recall(door, a_recall(door, store, **how), "ses_root")
+        # Nobody else may post anything of the session until the worker lets go.
+        assert list(claims(desk)) == []
+        for body in bodies:
+            assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
+            assert not desk.acknowledge(old, body)
+        assert "blue whale" in shown(receiver)
+        assert not desk.complete(old)
+        assert ledger.abandon(desk.db, old)
+        deliver(door, receiver)
+        assert len(receiver.rows()) == 4
+        assert "blue whale" not in shown(receiver)
+
+
+def test_what_is_claimed_while_its_recall_is_queued_is_recalled_again(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    desk = desk_of(door)
+    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+    early = held.plan("ses_root", None)
+    assert early.records == 0  # nothing was sent
+    old = next(claims(desk))
+    queued = held.queue(early, 9_000_000, door.rung.append)
+    assert (queued.expected, queued.in_flight) == ((), (old.turn,))
+    again = held.queue(held.plan("ses_root", [old.turn]), 9_000_000, door.rung.append)
+    assert (len(again.expected), again.in_flight) == (1, ())
+
+
+def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+    recall(door, held, "ses_root")
+    claimed = next(claims(desk_of(door)))
+    queued = held.queue(held.plan("ses_root", None), 9_000_000, door.rung.append)
+    assert queued.in_flight == (claimed.turn,)
+
+
+# --- what replaces a recall
+
+
+@pytest.mark.parametrize("state", ["pending", "dead", "dropped (policy)"])
+@pytest.mark.parametrize("content", ["a", "newer"], ids=["the same", "a newer version"])
+def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk, state: str, content: str) -> None:
+    desk.put(version())
+    desk.deliver(version())
+    desk.put(replace(version(), is_recall=True), text="redacted", reopen=REOPENED)
+    if state == "dead":
+        desk.bury(desk.held())
+    elif state != "pending":
+        assert ledger.drop_for_policy(desk.db, desk.held(), desk.now_ms)
+    assert desk.state() == state
+    newer = version(content=content, facts_ms=200)
+    desk.put(newer, text="redacted more")
+    assert desk.row(newer)["is_recall"] == 1
+    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+
+
+def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -> None:
+    again = replace(version(), is_recall=True)
+    desk.put(again)
+    desk.deliver(again)
+    newer = version(content="newer", facts_ms=200)
+    desk.put(newer)
+    assert desk.row(newer)["is_recall"] == 0
