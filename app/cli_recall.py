@@ -121,7 +121,6 @@ def _recall(  # noqa: PLR0913 - one for each option
             raise typer.Exit(PROBLEM)
         folders = Folders(db, sources)
         held = Recall(db, ours.id, _store(store), folders, pattern=pattern, is_blank=blank, since_ms=since_ms)
-        report.problems += _elsewhere(db, ours.id, sessions or [])
         names = _named(db, ours.id, sessions or [], report)
         chosen_turns: Mapping[str, Collection[str] | None] = dict.fromkeys(names)
         if audited:
@@ -129,6 +128,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         elif pattern is not None:
             chosen_turns = _matching_turns(held, names, report)
         turns = _planned(held, chosen_turns, report)
+        report.problems += _elsewhere(db, ours.id, {*(sessions or []), *turns})
         if turns and not dry_run:
             if not yes:
                 _ask(report)
@@ -216,7 +216,7 @@ def _named(db: sqlite3.Connection, ours: int, sessions: Sequence[str], report: R
     return [name for name in known if not sessions or name in sessions]
 
 
-def _elsewhere(db: sqlite3.Connection, ours: int, sessions: Sequence[str]) -> list[str]:
+def _elsewhere(db: sqlite3.Connection, ours: int, sessions: Collection[str]) -> list[str]:
     """Sessions that were delivered under another key or to another endpoint, too: these rows stay as they are."""
     return [
         f"{name}: also delivered to {other.endpoint or 'another endpoint'} under another key: not reached from here"

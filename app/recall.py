@@ -8,21 +8,21 @@ Nothing is posted here: the jobs are delivered as all others are, with their ret
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app import ledger
 from app.audit import GONE, bare, encoded, hits, sent_turns
+from app.blanking import blank_body, blank_key, is_unprinted, row, sent
 from app.enqueue import Capture, Export, body_of
 from app.folders import Folders
-from app.ledger import Body, Exported, Frozen, Print, Standing, Version
+from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
 from app.pattern import compile_pattern
 from app.policy import Policy
-from app.record import Record, blank, kind_of
+from app.record import Record, blank
 from app.redact import Redaction
 from app.transcript import Transcript, TranscriptError, key
 
@@ -145,7 +145,7 @@ class Recall:
         """Whether nothing was sent of the turn, before it was queued, that the plan did not know of."""
         versions = self._turns(session, [rewrite.version.turn]).get(rewrite.version.turn, [])
         older = [one for one in versions if one.key != rewrite.version.key]
-        return {one.request_id for one in _sent(older)} <= {body.request_id for body in rewrite.bodies}
+        return {one.request_id for one in sent(older)} <= {body.request_id for body in rewrite.bodies}
 
     def _turns(self, session: str, turns: Collection[str] | None) -> dict[str, list[Exported]]:
         """All versions of what was sent of the session, or may still be."""
@@ -200,18 +200,18 @@ class Recall:
         rewrites: list[Rewrite] = []
         problems: list[str] = []
         policy = Policy("metadata_only", (), redact_secrets=True, prefix="")
-        unprinted = any(_is_unprinted(one) for versions in turns.values() for one in versions)
+        unprinted = {turn for turn, versions in turns.items() if is_unprinted(versions, blank_key(session, turn))}
         found = self._from_store(session, user_id) if unprinted else {}
         for turn, versions in turns.items():
             records: tuple[Record, ...] = ()
-            if any(map(_is_unprinted, versions)):
+            if turn in unprinted:
                 if turn not in found:
                     problems.append(f"{turn}: sent before its ids were kept, and {GONE}: it cannot be overwritten")
                     continue
                 records = tuple(blank(record, session) for record in found[turn].encode())
             bodies, missed = self._bodies(session, user_id, records, versions)
             problems += (f"{turn}: {one}" for one in missed)
-            name = hashlib.sha256(f"blank\n{session}\n{turn}".encode("utf-8", "surrogatepass")).hexdigest()
+            name = blank_key(session, turn)
             version = self._version(session, turn, name, versions, policy, user_id, None)
             rewrites.append(Rewrite(replace(version, is_sealed=True), bodies))
         return Plan(session, tuple(rewrites), tuple(problems))
@@ -229,11 +229,11 @@ class Recall:
         """The records, and a blank one for each that was sent and is not among them; what cannot be overwritten."""
         made = {body.request_id: body for body in map(body_of, records)}
         missed: list[str] = []
-        for one in _sent(versions):
+        for one in sent(versions):
             other = made.get(one.request_id)
             if other is None:
-                made[one.request_id] = _blank_body(one, session, user_id)
-            elif other.frozen is not None and _row(other.frozen) != _row(one.frozen):
+                made[one.request_id] = blank_body(one, session, user_id)
+            elif other.frozen is not None and row(other.frozen) != row(one.frozen):
                 missed.append(f"an older row under the id {one.request_id}, of another start or model, stays")
         return tuple(made.values()), missed
 
@@ -263,39 +263,3 @@ class Recall:
             policy=policy.facts(user_id),
             is_recall=True,
         )
-
-
-def _sent(versions: Sequence[Exported]) -> Iterator[Print]:
-    """Each row that may be at Helicone once, the newest first."""
-    seen = set()
-    for version in reversed(versions):
-        for one in version.prints if version.was_attempted else ():
-            row = (one.request_id, _row(one.frozen))
-            if row not in seen:
-                seen.add(row)
-                yield one
-
-
-def _is_unprinted(version: Exported) -> bool:
-    """Whether something was sent of which no ids were kept. A recall without any has sent nothing."""
-    return version.was_attempted and not version.prints and not version.is_recall
-
-
-def _row(frozen: Frozen) -> tuple[str, str, int]:
-    return frozen.provider, frozen.model, frozen.start_ms
-
-
-def _blank_body(one: Print, session: str, user_id: str) -> Body:
-    frozen = one.frozen
-    record = Record(
-        request_id=str(one.request_id),
-        kind=kind_of(frozen.model),
-        path=frozen.path,
-        provider=frozen.provider,
-        model=frozen.model,
-        user_id=user_id,
-        start_ms=frozen.start_ms,
-        session_name=frozen.session_name,
-        body=b"",
-    )
-    return body_of(blank(record, session))

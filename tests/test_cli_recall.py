@@ -90,6 +90,7 @@ def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> No
     (problem,) = said["problems"]
     assert code == 1
     assert problem.startswith("ses_root: also delivered to https://other.invalid")
+    assert scene.run("--match", WHALE, "--dry-run")[1]["problems"] == [problem]
 
 
 def test_the_pattern_may_come_on_standard_input_and_only_turns_since_are_searched(scene: Scene) -> None:
