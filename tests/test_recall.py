@@ -343,6 +343,15 @@ def test_without_digests_audit_lists_all_that_the_rules_find(tmp_path: Path, doo
     assert unprinted.records == printed.records != ()
 
 
+def test_without_digests_what_the_rules_of_then_took_out_is_not_listed(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    door.db.execute("delete from footprint")
+    (result,) = audited(door, Store(built(tmp_path / "opencode.db", told())))
+    assert (result.unprinted, result.records) == (2, ())
+
+
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
 def test_without_footprints_what_opencode_still_has_is_overwritten(
     tmp_path: Path, door: Door, *, is_blank: bool
@@ -519,3 +528,21 @@ def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -
     newer = version(content="newer", facts_ms=200)
     desk.put(newer)
     assert desk.row(newer)["is_recall"] == 0
+
+
+@pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
+def test_a_blank_record_keeps_the_name_of_its_session_and_a_redacted_one_does_not(
+    tmp_path: Path, door: Door, *, is_blank: bool
+) -> None:
+    named = snapshot(
+        entry(user("msg_1", 1_000_010, text("ask")), assistant("msg_2", 1_000_020), title="about the blue whale")
+    )
+    store = built(tmp_path / "opencode.db", named)
+    door.put(named)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
+        recall(door, a_recall(door, store, **how), "ses_root")
+        deliver(door, receiver)
+        names = [row.log.properties["Helicone-Session-Name"] for row in receiver.rows()]
+    assert {"blue whale" in name for name in names} == {is_blank}
