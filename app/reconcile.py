@@ -73,6 +73,7 @@ class Reconciling:
         self._folders: dict[str, str] = {}
         """Not yet listed: by directory, as the ledger knows it."""
         self._ahead: dict[str, _Ahead] = {}
+        self._told: set[str] = set()
 
     def begin(self, directory: str, folder: str) -> None:
         """Look at the sessions of a folder, from the next step on."""
@@ -200,22 +201,29 @@ class Reconciling:
         return True
 
     def _fail(self, error: ExportError | TranscriptError) -> None:
-        self._tell(f"what OpenCode's store holds could not be compared: {error}")
+        told = f"what OpenCode's store holds could not be compared: {error}"
+        if told not in self._told:
+            self._told.add(told)
+            self._tell(told)
 
 
 def _missed(db: sqlite3.Connection, destination_id: int, transcript: Transcript, capturing: Capture) -> set[str]:
     """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
 
-    What it holds under another policy and is as new stays as it is: a new pattern sends nothing again by itself.
+    What it holds under another policy and is as new stays as it is: a new pattern sends nothing again by itself. Nor
+    does a new key or endpoint.
     """
     frozen = ledger.frozen(db, destination_id, transcript.session.id)
     policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1])
     found = ledger.exported(db, destination_id, transcript.session.id)
     known = {one.turn: one for one in found if one.state != "superseded"}
+    elsewhere = ledger.exported_elsewhere(db, destination_id, transcript.session.id)
 
     def is_missed(name: str, facts_ms: int) -> bool:
         one = known.get(name)
-        return one is None or one.facts_ms < facts_ms or one.policy == policy
+        if one is None:
+            return elsewhere.get(name, -1) < facts_ms
+        return one.facts_ms < facts_ms or one.policy == policy
 
     missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
     if missed or is_missed(ledger.SESSION_RECORD, 0):

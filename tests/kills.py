@@ -168,6 +168,7 @@ def ground(opencode: OpenCode, home: Path) -> Iterator[Ground]:
     (home / "station").mkdir(parents=True)
     project = opencode.project(home / "project")
     install.install(install.Project(project), python=sys.executable)
+    opencode.spare_installation(project / ".opencode")
     with receiving(home / "receiver" / "store.db") as receiver:
         made = Ground(opencode, Station(home / "station", receiver.url), receiver, project)
         made.run()

@@ -44,6 +44,7 @@ def station(tmp_path: Path, receiver: Receiver) -> Station:
 def project_with_plugin(opencode: OpenCode, directory: Path) -> Path:
     project = opencode.project(directory)
     install.install(install.Project(project), python=sys.executable)
+    opencode.spare_installation(project / ".opencode")
     return project
 
 

@@ -195,6 +195,16 @@ def test_an_opencode_that_lives_shorter_than_the_looks_take_leaves_them_for_its_
     assert machine.states() == [("ses_a", "pending"), ("ses_b", "pending")]
 
 
+def test_a_new_key_or_endpoint_sends_nothing_again_that_went_to_another(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *asked_and_answered()))
+    machine.end(machine.hook())
+    assert machine.states() == [(session, "pending")]
+    machine.variables["HELICONE_ENDPOINT"] = "http://127.0.0.1:10"
+    machine.end(machine.hook())
+    assert machine.states() == [(session, "pending")]
+
+
 def test_what_was_written_before_capture_began_or_in_another_folder_is_left_alone(machine: Machine) -> None:
     machine.capture_since(CREATED_MS + 500)
     machine.remember(talk("old", *asked_and_answered()))

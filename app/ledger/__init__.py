@@ -52,7 +52,15 @@ from app.ledger.confirmations import (
     stop_confirming,
 )
 from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
-from app.ledger.history import Exported, exported, exported_sessions, is_whole, note_reconciled, reconciled_ms
+from app.ledger.history import (
+    Exported,
+    exported,
+    exported_elsewhere,
+    exported_sessions,
+    is_whole,
+    note_reconciled,
+    reconciled_ms,
+)
 from app.ledger.job import (
     BATCH,
     SESSION_RECORD,
@@ -195,6 +203,7 @@ __all__ = [
     "emptied",
     "errors",
     "exported",
+    "exported_elsewhere",
     "exported_sessions",
     "fits",
     "forget_acknowledgements",
