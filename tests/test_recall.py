@@ -535,7 +535,7 @@ def test_a_blank_record_keeps_the_name_of_its_session_and_a_redacted_one_does_no
     tmp_path: Path, door: Door, *, is_blank: bool
 ) -> None:
     named = snapshot(
-        entry(user("msg_1", 1_000_010, text("ask")), assistant("msg_2", 1_000_020), title="about the blue whale")
+        entry(user("msg_1", 1_000_010, text("ask")), assistant("msg_2", 1_000_020), directory="/home/dev/blue whale")
     )
     store = built(tmp_path / "opencode.db", named)
     door.put(named)
