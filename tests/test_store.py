@@ -12,6 +12,7 @@ import pytest
 
 from app.opencode import ExportError, Store, StoreError, examine, families, snapshot, store_file
 from app.parse import parse
+from app.transcript import TranscriptError
 from tests.recorded import export, exported
 
 TABLES = """
@@ -99,6 +100,45 @@ def test_a_change_inside_a_subagent_is_a_change_of_its_root(tmp_path: Path) -> N
     with closing(sqlite3.connect(store.path)) as db, db:
         db.execute("delete from session where id = ?", (wanted["root"],))
     assert store.changed_ms(wanted["root"]) is None  # whatever is left of its subagents
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    ["{", "[1]", "null", "[" * 5_000 + "]" * 5_000, b"\xff secret-word", None],
+    ids=["cut", "list", "null", "deep", "no UTF-8", "no text"],
+)
+@pytest.mark.parametrize("table", ["message", "part"])
+def test_a_row_that_cannot_be_read_costs_its_own_session_alone_and_is_not_quoted(
+    tmp_path: Path, rubbish: str | bytes | None, table: str
+) -> None:
+    bad, good = export("a_simple"), export("b_tools")
+    store = Store(built(tmp_path / "opencode.db", bad, good))
+    with closing(sqlite3.connect(store.path)) as db, db:
+        text = rubbish.decode("latin-1") if isinstance(rubbish, bytes) else rubbish
+        value = "cast(? as text)" if isinstance(rubbish, bytes) else "?"
+        raw: object = rubbish if isinstance(rubbish, bytes) else text
+        db.execute(f"update {table} set data = {value} where session_id = ?", (raw, bad["root"]))  # noqa: S608
+    assert len(store.roots()) == 2
+    assert store.transcript(good["root"]) == parse(good)
+    assert store.changed_ms(bad["root"]) is not None
+    turn = parse(bad).turns[0].id
+    assert store.holds(bad["root"], turn)
+    for read in (store.transcript, lambda session: store.turn(session, turn)):
+        with pytest.raises(TranscriptError) as caught:
+            read(bad["root"])
+        assert "secret-word" not in str(caught.value)
+    with pytest.raises(StoreError):
+        store.files(bad["root"])
+
+
+@pytest.mark.parametrize("time", ["soon", 1 << 62, -5])
+def test_a_time_that_is_none_has_no_say_in_when_a_session_changed(tmp_path: Path, time: object) -> None:
+    wanted = export("a_simple")
+    store = Store(built(tmp_path / "opencode.db", wanted))
+    before = store.changed_ms(wanted["root"])
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("insert into part values ('prt_x', 'msg_x', ?, 0, ?, '{}')", (wanted["root"], time))
+    assert store.changed_ms(wanted["root"]) == before
 
 
 def test_a_store_of_another_kind_is_named_with_the_way_in(tmp_path: Path) -> None:

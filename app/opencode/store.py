@@ -17,7 +17,7 @@ from pathlib import Path
 
 from app.opencode.files import ExportError, File
 from app.parse import parse
-from app.transcript import Json, Transcript
+from app.transcript import Json, Transcript, TranscriptError
 
 BUSY_S = 2.0
 """How long a read waits for OpenCode, which holds the store exclusively only while it starts or recovers."""
@@ -26,6 +26,8 @@ _NEEDED = {
     "message": {"id", "session_id", "time_created", "time_updated", "data"},
     "part": {"id", "message_id", "session_id", "time_updated", "data"},
 }
+_IS_TIME = "time_updated between 0 and 253402300799999"
+"""Up to the year 9999. A row with something else there has no say in when a session changed."""
 _WAY_IN = "write its sessions to files with `opencode export ID > FILE`, and import these"
 
 
@@ -64,7 +66,7 @@ class Store:
         """Those of all projects, or those that were started in `directory`; the oldest first."""
         with self._opened() as db:
             rows = db.execute(
-                "select id, directory, time_created, time_updated from session s"
+                "select id, directory, cast(time_created as integer), cast(time_updated as integer) from session s"
                 " where (parent_id is null or not exists (select 1 from session p where p.id = s.parent_id))"
                 " and (? is null or directory = ?) order by time_created, id",
                 (directory, directory),
@@ -77,9 +79,9 @@ class Store:
             (latest,) = db.execute(
                 "with recursive family(id) as (select id from session where id = ?"
                 "  union select s.id from session s join family f on s.parent_id = f.id)"
-                " select max(max(s.time_updated,"
-                "  coalesce((select max(time_updated) from message where session_id = s.id), 0),"
-                "  coalesce((select max(time_updated) from part where session_id = s.id), 0)))"
+                f" select max(max(iif(s.{_IS_TIME}, s.time_updated, 0),"
+                f"  coalesce((select max(time_updated) from message where session_id = s.id and {_IS_TIME}), 0),"
+                f"  coalesce((select max(time_updated) from part where session_id = s.id and {_IS_TIME}), 0)))"
                 " from family f join session s on s.id = f.id",
                 (session,),
             ).fetchone()
@@ -90,8 +92,11 @@ class Store:
 
         In memory only. Raises StoreError when there is no such session.
         """
-        with self._opened() as db:
-            found = _family(db, session)
+        try:
+            with self._opened() as db:
+                found = _family(db, session)
+        except TranscriptError as error:
+            raise StoreError(str(error)) from None
         if not found:
             raise StoreError(f"OpenCode's store {self.path} holds no session {session}")
         return [File(name, json.dumps(entry).encode()) for name, entry in found.items()]
@@ -127,14 +132,16 @@ class Store:
         try:
             with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)) as db:
                 db.row_factory = sqlite3.Row
+                # What is not UTF-8 costs its letters, and no error quotes it.
+                db.text_factory = lambda raw: raw.decode("utf-8", "replace")
                 db.isolation_level = None
                 _require_known(db, self.path)
                 db.execute("begin")  # one state for all statements of a question
                 yield db
         except sqlite3.Error as error:
-            raise StoreError(f"OpenCode's store {self.path} cannot be read: {error}") from None
-        except json.JSONDecodeError:
-            raise StoreError(f"OpenCode's store {self.path} holds a row that is not JSON") from None
+            # Only what SQLite itself says: Python's own messages may quote the text of a row.
+            told = error if hasattr(error, "sqlite_errorcode") else type(error).__name__
+            raise StoreError(f"OpenCode's store {self.path} cannot be read: {told}") from None
 
 
 def _absence(path: Path) -> str:
@@ -173,6 +180,8 @@ def _family(db: sqlite3.Connection, session: str) -> dict[str, dict[str, Json]]:
 
 
 _WHOLE = (0, "", 1 << 62, "")
+# A row that is not JSON costs its own session, where it is read, and no question about others.
+_PARENT = "iif(json_valid(m.data), json_extract(m.data, '$.parentID'), null)"
 
 
 def _turn(db: sqlite3.Connection, session: str, turn: str | None) -> list[Json] | None:
@@ -196,7 +205,7 @@ def _span(db: sqlite3.Connection, session: str, turn: str | None) -> tuple[int, 
     """From the turn's first message to before the one after its last: what (time_created, id) to begin and end at."""
     if turn is None:
         row = db.execute(
-            "select coalesce(json_extract(m.data, '$.parentID'), m.id) as turn from message m join session s"
+            f"select coalesce({_PARENT}, m.id) as turn from message m join session s"
             # Older ones are a fork's copies.
             " on s.id = m.session_id where m.session_id = ? and m.time_created >= s.time_created"
             " order by m.time_created, m.id limit 1",
@@ -205,7 +214,7 @@ def _span(db: sqlite3.Connection, session: str, turn: str | None) -> tuple[int, 
         return None if row is None else _span(db, session, row["turn"])
     rows = db.execute(
         "select m.time_created, m.id from message m join session s on s.id = m.session_id where m.session_id = :session"
-        " and m.time_created >= s.time_created and (m.id = :turn or json_extract(m.data, '$.parentID') = :turn)"
+        f" and m.time_created >= s.time_created and (m.id = :turn or {_PARENT} = :turn)"
         " order by m.time_created, m.id",
         {"session": session, "turn": turn},
     ).fetchall()
@@ -236,23 +245,31 @@ def _entry(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str]
         (session, *span),
     ).fetchall()
     for message in rows:
-        parts: list[Json] = [
-            {**json.loads(part["data"]), "id": part["id"], "messageID": message["id"], "sessionID": session}
-            for part in db.execute("select id, data from part where message_id = ? order by id", (message["id"],))
-        ]
-        messages.append(
-            {"info": {**json.loads(message["data"]), "id": message["id"], "sessionID": session}, "parts": parts}
-        )
+        ids = {"messageID": message["id"], "sessionID": session}
+        found = db.execute("select id, data from part where message_id = ? order by id", (message["id"],))
+        parts: list[Json] = [{**_fields(part), "id": part["id"], **ids} for part in found]
+        messages.append({"info": {**_fields(message), "id": message["id"], "sessionID": session}, "parts": parts})
     return {"info": info, "messages": messages}
+
+
+def _fields(row: sqlite3.Row) -> dict[str, Json]:
+    """What a row's `data` holds. Raises TranscriptError."""
+    try:
+        value = json.loads(row["data"])
+    except (ValueError, TypeError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise TranscriptError(f"the row {row['id']} of OpenCode's store holds no JSON object")
+    return value
 
 
 def _subagents(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str] = _WHOLE) -> list[str]:
     """The sessions that tool calls of these messages name, in order."""
     rows = db.execute(
-        "select json_extract(p.data, '$.state.metadata.sessionId') as name from message m join part p"
+        "select iif(json_valid(p.data), json_extract(p.data, '$.state.metadata.sessionId'), null) as name,"
+        " iif(json_valid(p.data), json_extract(p.data, '$.type'), null) as type from message m join part p"
         " on p.message_id = m.id where m.session_id = ? and (m.time_created, m.id) >= (?, ?)"
-        " and (m.time_created, m.id) < (?, ?) and json_extract(p.data, '$.type') = 'tool'"
-        " order by m.time_created, m.id, p.id",
+        " and (m.time_created, m.id) < (?, ?) order by m.time_created, m.id, p.id",
         (session, *span),
-    ).fetchall()
-    return [row["name"] for row in rows if isinstance(row["name"], str)]
+    )
+    return [row["name"] for row in rows if row["type"] == "tool" and isinstance(row["name"], str)]
