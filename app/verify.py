@@ -51,7 +51,6 @@ class Verification:
         self._hooks = Spool(settings.spool_directory).hooks
         ours = find_target(db, settings)
         self.destination_id = -1 if ours is None else ours.id
-        self._others = [one.id for one in destination.destinations(db) if one.id != self.destination_id]
 
     def chosen(self, choice: Choice) -> list[StoredSession | str]:
         """OpenCode's sessions, then the ids of those that only the ledger knows. Raises UnknownSessionError."""
@@ -111,9 +110,7 @@ class Verification:
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),
             changed_ms=changed_ms,
-            elsewhere=frozenset(
-                one.turn for other in self._others for one in ledger.exported(self._db, other, session.id)
-            ),
+            elsewhere=frozenset(ledger.exported_elsewhere(self._db, self.destination_id, session.id)),
         )
 
 

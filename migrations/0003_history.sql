@@ -23,11 +23,17 @@ alter table folder add column since_ms integer not null default 0;
 update folder set since_ms = min(seen_ms, coalesce(
     (select min(j.enqueued_ms) from job j join session s on s.id = j.session_id where s.folder = folder.hash), seen_ms));
 
+-- Nothing of a folder is missed while its capture is switched off (the highest number: never).
+update folder set since_ms = 1 << 62
+where json_extract(capture_options, '$.enable') = 0 or json_extract(capture_options, '$.exportMode') = 'off';
+
 create table footprint (
     job_id integer primary key references job (id) on delete cascade,
     ids blob not null,                            -- of each record 16 bytes of request id and 4 of its body's digest
     facts blob not null                           -- JSON, deflated: what else Helicone knows each record by
 ) strict;
 
+-- All versions of a turn.
+create index job_turn on job (turn_id);
 -- What is live is found without a look at the history that waits.
 create index job_live on job (session_id, id) where state = 'pending' and is_history = 0;

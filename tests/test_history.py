@@ -105,3 +105,35 @@ def test_what_moves_to_another_destination_stays_what_it_is(door: Door) -> None:
     assert [(one.key, one.prints, one.is_sealed) for one in moved] == [(one.key, one.prints, True) for one in before]
     flags = door.db.execute("select is_history, is_recall from job where destination_id = ? and is_sealed", (another,))
     assert [tuple(row) for row in flags] == [(1, 1)] * len(before)
+
+
+def test_elsewhere_counts_what_is_there_or_waits_for_it(door: Door) -> None:
+    told = recorded.export("a_simple")
+    door.put(told)
+    another = destination.destination(door.db, "https://example.invalid", "another", 0).id
+    found = ledger.exported_elsewhere(door.db, another, told["root"])
+    assert set(found) == {job.turn for job in ledger.exported(door.db, door.place.destination_id, told["root"])}
+    assert ledger.exported_elsewhere(door.db, door.place.destination_id, told["root"]) == {}
+    ledger.drop_oversize(door.db, 2, 0)
+    assert ledger.exported_elsewhere(door.db, another, told["root"]) == {}
+
+
+def test_versions_of_a_turn_are_found_by_an_index(db: sqlite3.Connection) -> None:
+    Desk(db)
+    plans: list[str] = []
+    db.set_trace_callback(plans.append)
+    ledger.exported(db, 1, "ses_1")
+    ledger.exported_elsewhere(db, 1, "ses_1")
+    db.set_trace_callback(None)
+    for statement in plans:
+        steps = [row["detail"] for row in db.execute(f"explain query plan {statement}")]
+        assert not any(step.startswith("SCAN") and "j" in step.split() for step in steps), steps
+
+
+def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3.Connection) -> None:
+    desk = Desk(db)
+    for name, since_ms in (("ahead", 10**14), ("off", destination.NEVER_MS), ("past", 5)):
+        destination.remember_folder(db, name, desk.destination, {}, since_ms)
+    ledger.unwarp(db, 1_000)
+    since = {name: destination.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
+    assert since == {"ahead": 1_000, "off": destination.NEVER_MS, "past": 5}

@@ -18,7 +18,7 @@ from app.letters import open_letters
 from app.opencode import Store, store_file
 from app.parse import parse
 from app.policy import Hold
-from app.room import PATIENCE, Made, Room
+from app.room import AGAIN_MS, PATIENCE_MS, Made, Room
 from app.settings import Settings
 from app.status import read_destinations, waiting
 from tests.processes import PROJECT, Station, hook, worker
@@ -151,9 +151,27 @@ def test_a_store_that_cannot_be_read_for_a_moment_costs_nothing(bench: Bunk) -> 
     store_file(bench.environ).parent.mkdir(parents=True)
     store_file(bench.environ).write_bytes(b"not yet a database, however long it is" * 100)
     room = Room(store_file(bench.environ))
-    for _ in range(PATIENCE - 1):
-        assert room.make(bench.db, 2_000, 0) == Made(0, 0)
-    assert room.make(bench.db, 2_000, 0) == Made(0, 3)
+    for now_ms in (2_000, 2_000 + PATIENCE_MS - 1):
+        assert room.make(bench.db, now_ms, 0) == Made(0, 0)
+    # It was tried just now, and each try may wait for OpenCode.
+    assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Made(0, 0)
+    assert room.make(bench.db, 2_000 + PATIENCE_MS + AGAIN_MS, 0) == Made(0, 3)
+
+
+def test_one_row_that_cannot_be_read_drops_nothing_of_the_others(bench: Bunk) -> None:
+    bench.keep(talk(3))
+    with closing(sqlite3.connect(store_file(bench.environ))) as db, db:
+        db.execute("update message set data = '{' where id = (select max(id) from message)")
+    assert bench.make_room().dropped == 0
+
+
+def test_a_recall_larger_than_the_spool_drops_nothing_else(bench: Bunk) -> None:
+    bench.capture(talk(2))
+    bench.db.execute("update job set is_recall = 1 where id = (select max(id) from job)")
+    (largest,) = bench.db.execute("select body_bytes from job where is_recall").fetchone()
+    (others,) = bench.db.execute("select sum(body_bytes) from job where not is_recall").fetchone()
+    assert largest > 1
+    assert Room(store_file(bench.environ)).make(bench.db, 2_000, others) == Made(0, 0)
 
 
 def test_the_store_is_not_opened_while_there_is_room(bench: Bunk) -> None:

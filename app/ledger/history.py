@@ -74,11 +74,11 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
 
 
 def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, int]:
-    """Of each turn that is meant for another destination (another key, another endpoint) how new it is: `facts_ms`."""
+    """`facts_ms` of each turn that is delivered to another destination (key or endpoint), or waits for it."""
     rows = db.execute(
         "select t.name, max(j.facts_ms) as facts_ms from session s join turn t on t.session_id = s.id"
-        " join job j on j.turn_id = t.id where s.name = ? and s.destination_id <> ? and j.state <> 'superseded'"
-        " group by t.name",
+        " join job j on j.turn_id = t.id where s.name = ? and j.state in ('pending', 'delivered')"
+        " and s.destination_id in (select id from destination where id <> ?) group by t.name",
         (session, destination_id),
     )
     return {row["name"]: row["facts_ms"] for row in rows}

@@ -21,7 +21,7 @@ from app.ledger.versions import forget_contents
 _RELIED_ON = "store"
 _SEVERAL = ""
 # The plus, here and below: by the index of what has bodies, not among all that is pending.
-_HELD = "body_bytes > 0 and +state in ('pending', 'dead')"
+_HELD = "body_bytes > 0 and +state in ('pending', 'dead') and not is_recall"
 _WITHOUT = "j.state = 'pending' and j.body_bytes = 0 and exists (select 1 from record r where r.job_id = j.id)"
 
 
@@ -48,7 +48,7 @@ class Emptied:
 
 
 def held_bytes(db: sqlite3.Connection) -> int:
-    """Of all bodies that are not delivered, compressed."""
+    """Of all bodies that are not delivered, compressed; but not of recalls, for which nothing else is to make room."""
     return int(db.execute(f"select coalesce(sum(body_bytes), 0) from job where {_HELD}").fetchone()[0])
 
 

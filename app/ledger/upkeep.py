@@ -91,6 +91,8 @@ _AHEAD = (
     # Delivered before the clock was set back: when it is looked for is counted from its delivery.
     ("job", "confirm_ms = :now, finished_ms = :now", "confirm_ms > :ahead and finished_ms > :ahead"),
     ("confirmation", "retry_ms = :now", "retry_ms > :ahead"),
+    # When capture began. NEVER_MS is no time: capture is switched off.
+    ("folder", "since_ms = :now", f"since_ms > :ahead and since_ms < {destination.NEVER_MS}"),
 )
 
 
