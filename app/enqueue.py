@@ -54,7 +54,8 @@ class Enqueued:
     off: int = 0
     """Captured without a body, because export is switched off."""
     shut: int = 0
-    """Not taken: the turn was captured while export was off, or its session was deleted."""
+    """Not taken: the turn was captured while export was off, its session was deleted, or it, or a subagent in it, was
+    recalled with something that the settings do not say."""
     waiting: list[Turn] = field(default_factory=list)
     """Not final yet: the snapshot that completes the turn will bring it."""
     keys: list[str] = field(default_factory=list)
@@ -94,6 +95,9 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
             continue
         if only is not None and export.turn not in only:
             continue
+        if _holds_sealed(db, export, place, reopen):
+            done.shut += 1
+            continue
         for child in export.children:
             ledger.place_under(db, place.destination_id, child, version, now_ms)
         _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
@@ -117,8 +121,19 @@ def outlook(
         return
     off = capture.policy.mode == "off"
     for export, version in _versions(db, transcript, capture, place, abandoned=abandoned):
-        if not isinstance(export, Turn):
+        if isinstance(export, Turn):
+            continue
+        if _holds_sealed(db, export, place, reopen):
+            yield export, Standing.SHUT
+        else:
             yield export, ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
+
+
+def _holds_sealed(db: sqlite3.Connection, export: Export, place: Place, reopen: Collection[str]) -> bool:
+    """Whether a subagent inside the turn was recalled as a session of its own: its text would come back with it."""
+    return "sealed" not in reopen and any(
+        ledger.is_sealed(db, place.destination_id, child) for child in export.children
+    )
 
 
 def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:

@@ -143,7 +143,7 @@ from app.ledger.upkeep import (
     to_ring,
     unwarp,
 )
-from app.ledger.versions import frozen, insert, place_under, see_again, standing
+from app.ledger.versions import frozen, insert, is_sealed, place_under, see_again, standing
 
 __all__ = [
     "ATTEMPTS_KEPT",
@@ -227,6 +227,7 @@ __all__ = [
     "is_history",
     "is_pending",
     "is_steady",
+    "is_sealed",
     "is_whole",
     "last_body",
     "latest_ms",

@@ -30,6 +30,16 @@ def standing(
     anew; `sealed`. With `off` (export is switched off) a version says nothing about a turn that the ledger has
     already, unless it is newer.
     """
+    found = _standing(db, destination_id, version, reopen=reopen, off=off)
+    is_wanted = found in {Standing.NEW, Standing.REOPENED} and "sealed" not in reopen
+    if is_wanted and is_sealed(db, destination_id, version.session, version.turn, but_for=version.key):
+        return Standing.SHUT
+    return found
+
+
+def _standing(
+    db: sqlite3.Connection, destination_id: int, version: Version, *, reopen: Collection[str], off: bool
+) -> Standing:
     current = db.execute(
         "select j.key, iif(j.lease_until_ms is null, j.state, 'in flight') as state, j.drop_reason, j.facts_ms,"
         " j.is_sealed, j.body_not_stored from session s"
@@ -55,6 +65,23 @@ def standing(
     if current is not None and version.facts_ms < current["facts_ms"]:
         return Standing.KNOWN if exists else Standing.SUPERSEDED
     return Standing.REOPENED if exists else Standing.NEW
+
+
+def is_sealed(
+    db: sqlite3.Connection, destination_id: int, session: str, turn: str | None = None, *, but_for: str = ""
+) -> bool:
+    """Whether this turn, or any of the session, was sealed under another key than `but_for`.
+
+    At any destination of the same endpoint: two API keys of one organisation share the rows at Helicone.
+    """
+    row = db.execute(
+        "select 1 from session s join job j on j.session_id = s.id and j.is_sealed and j.state <> 'superseded'"
+        " and j.key <> :key join turn t on t.id = j.turn_id and (:turn is null or t.name = :turn)"
+        " where s.name = :session and s.destination_id in (select id from destination"
+        "  where endpoint in ((select endpoint from destination where id = :destination), '')) limit 1",
+        {"session": session, "turn": turn, "key": but_for, "destination": destination_id},
+    ).fetchone()
+    return row is not None
 
 
 def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> None:
