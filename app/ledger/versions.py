@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from app import crashpoint
 from app.connection import transaction
@@ -75,13 +76,33 @@ def is_sealed(
     At any destination of the same endpoint: two API keys of one organisation share the rows at Helicone.
     """
     row = db.execute(
-        "select 1 from session s join job j on j.session_id = s.id and j.is_sealed and j.state <> 'superseded'"
-        " and j.key <> :key join turn t on t.id = j.turn_id and (:turn is null or t.name = :turn)"
+        "select 1 from session s cross join turn t on t.session_id = s.id"
+        f"{'' if turn is None else ' and t.name = :turn'}"
+        " cross join job j on j.turn_id = t.id and j.state <> 'superseded' and j.is_sealed and j.key <> :key"
         " where s.name = :session and s.destination_id in (select id from destination"
         "  where endpoint in ((select endpoint from destination where id = :destination), '')) limit 1",
         {"session": session, "turn": turn, "key": but_for, "destination": destination_id},
     ).fetchone()
     return row is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    key: str
+    policy: str
+    """What it was made under, as `Policy.facts` says it; '' where that was not kept."""
+    facts_ms: int
+
+
+def delivered_as(db: sqlite3.Connection, destination_id: int, version: Version) -> Delivered | None:
+    """What is current of this version's turn, if that was delivered."""
+    row = db.execute(
+        "select j.key, coalesce(p.facts, '') as policy, j.facts_ms from session s"
+        " join turn t on t.session_id = s.id and t.name = ? join job j on j.turn_id = t.id and j.state = 'delivered'"
+        " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ?",
+        (version.turn, destination_id, version.session),
+    ).fetchone()
+    return None if row is None else Delivered(row["key"], row["policy"], row["facts_ms"])
 
 
 def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> None:
