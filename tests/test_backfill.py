@@ -244,6 +244,43 @@ def test_what_was_recorded_for_a_folder_and_what_the_command_says_count_both(sta
     assert len(json.loads(facts)["patterns"]) == 2
 
 
+def config_file(station: Station, text: str) -> None:
+    path = station.home / "config" / "opencode-helicone" / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments"),
+    [
+        ({}, ("--export-mode", "full", "--set", "redactSecrets=false")),
+        ({"OPENCODE_HELICONE_EXPORT_MODE": "full", "OPENCODE_HELICONE_REDACT_SECRETS": "false"}, ()),
+    ],
+)
+@pytest.mark.parametrize(("written", "mode"), [("", "full"), ('exportMode = "metadata_only"', "metadata_only")])
+def test_defaults_and_a_config_file_that_a_hook_saw_are_not_loosened_either(
+    station: Station, variables: dict[str, str], arguments: tuple[str, ...], written: str, mode: str
+) -> None:
+    here = replace(station, variables=variables)
+    stored(station, small())
+    config_file(station, written)
+    seen(station, PROJECT, {})
+    assert typed(here, "backfill", *arguments, *EVER).returncode == 0
+    (facts,) = {one["facts"] for one in jobs(here)}
+    assert (json.loads(facts)["mode"], json.loads(facts)["redact_secrets"]) == (mode, True)
+
+
+@pytest.mark.parametrize("variable", ["OPENCODE_CONFIG", "OPENCODE_CONFIG_CONTENT"])
+def test_a_variable_that_configures_the_plugin_is_looked_at(station: Station, variable: str) -> None:
+    path = station.home / "other.json"
+    path.write_text(PLUGIN)
+    here = replace(station, variables={variable: str(path) if variable == "OPENCODE_CONFIG" else PLUGIN})
+    stored(station, small())
+    told = typed(here, "backfill", *EVER)
+    assert (told.returncode, jobs(station)) == (1, [])
+    assert f"left out: {path if variable == 'OPENCODE_CONFIG' else variable} configures the plugin" in told.stdout
+
+
 def test_a_new_pattern_brings_again_what_was_queued_whole(station: Station) -> None:
     stored(station, small())
     typed(station, "backfill", *EVER)
