@@ -116,6 +116,12 @@ def test_all_is_queued_once_oldest_first_as_history_and_nobody_is_rung(station: 
     assert jobs(station) == made
 
 
+def test_without_a_key_nobody_is_told_to_flush(station: Station) -> None:
+    stored(station, small())
+    told = typed(replace(station, key=""), "backfill", *EVER)
+    assert told.stdout.splitlines()[-1] == "nothing is delivered without a key: set HELICONE_API_KEY"
+
+
 def test_more_logs_than_wanted_are_not_sent_unasked(station: Station) -> None:
     stored(station, small())
     refused = typed(station, "backfill", "--max-logs", "2", *EVER)
