@@ -174,6 +174,12 @@ def test_a_project_is_chosen_by_its_folder(station: Station) -> None:
     assert {one["session"] for one in jobs(station)} == {"ses_2"}
 
 
+def test_a_project_without_a_session_is_named(station: Station) -> None:
+    stored(station, small())
+    told = complaint(typed(station, "backfill", "--project", "./nothing", *EVER), 1)
+    assert f"started in {station.home / 'nothing'}" in told
+
+
 def test_a_session_that_cannot_be_read_keeps_no_other_from_going(station: Station) -> None:
     path = stored(station, small("ses_1"), small("ses_2"))
     with closing(sqlite3.connect(path)) as db, db:
