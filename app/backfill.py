@@ -138,6 +138,10 @@ class Backfill:
         if choice.directory is not None:
             names = {str(choice.directory), str(choice.directory.resolve())}
             roots = [root for root in roots if root.directory in names]
+            if not roots:
+                raise StoreError(
+                    f"OpenCode's store {self._store.path} holds no such session that was started in {choice.directory}"
+                )
         since_ms = now_ms - AGE_MS_MAX if choice.since_ms is None else choice.since_ms
         found = [(root, self._store.changed_ms(root.id) or 0) for root in roots]
         recent = [one for one in found if choice.sessions or one[1] >= since_ms]

@@ -149,7 +149,7 @@ def _run(sources: Sources, store: Store, choice: Choice, max_logs: int, *, json_
             print_json(_as_json(plan, fed, waiting))
         elif not problem:
             is_served = any(worker.destination == ours.id for worker in read_workers(spool))
-            print_lines(screen.fed_lines(fed, waiting, is_served=is_served))
+            print_lines(screen.fed_lines(fed, waiting, is_served=is_served, has_key=settings.api_key is not None))
     if problem:
         complain(problem)
     raise typer.Exit(PROBLEM if problem or not plan.is_whole else DONE)

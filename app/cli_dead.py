@@ -120,7 +120,7 @@ def _retry(  # noqa: PLR0913 - one for each option
         print_json({"jobs": jobs})
     else:
         is_served = bool(read_workers(Spool(settings.spool_directory)))
-        print_lines(screen.retried_lines(jobs, is_served=is_served))
+        print_lines(screen.retried_lines(jobs, is_served=is_served, has_key=settings.api_key is not None))
 
 
 @dead.command("purge")

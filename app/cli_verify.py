@@ -156,8 +156,7 @@ def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: st
     """The table, a total, and what to do."""
     shown = [one for one in verdicts if one.turns or not one.is_fine]
     rows = [
-        (one.session[:16], one.project or "-", _day(one.changed_ms), str(one.turns), _told([one], sought))
-        for one in shown
+        (one.session, one.project or "-", _day(one.changed_ms), str(one.turns), _told([one], sought)) for one in shown
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
     for one, row in zip(shown, rows, strict=True):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from app import crashpoint, ledger
 from app.ledger import Body, Frozen, Standing, Version
-from app.policy import Policy
+from app.policy import Policy, is_as_strict
 from app.record import Frame, Record, encode_session, encode_turn, record_count, session_name
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, key, session_digest
@@ -54,7 +54,8 @@ class Enqueued:
     off: int = 0
     """Captured without a body, because export is switched off."""
     shut: int = 0
-    """Not taken: the turn was captured while export was off, or its session was deleted."""
+    """Not taken: the turn was captured while export was off, its session was deleted, or it, or a subagent in it, was
+    recalled with something that the settings do not say."""
     waiting: list[Turn] = field(default_factory=list)
     """Not final yet: the snapshot that completes the turn will bring it."""
     keys: list[str] = field(default_factory=list)
@@ -81,7 +82,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
 
     Idempotent by (destination, key) under any number of processes. A turn that is not final is taken as interrupted
     when a later user message follows it, or when the session is `abandoned` (nobody will complete it); otherwise it
-    waits. `reopen` names reasons of dropped jobs that the caller asks to have back; `only`, the turns to be taken.
+    waits. `reopen` names what the caller asks to have back, as for `ledger.standing`, and `stricter`: what was
+    delivered under a stricter policy, and has not changed since. `only` names the turns to be taken.
     What `is_history` goes after what is live. `admit` is told the size of each job's bodies in bytes before they are
     stored, and may wait, or raise to end it there. Raises sqlite3.Error when the ledger cannot be written.
     """
@@ -93,6 +95,9 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
             done.waiting.append(export)
             continue
         if only is not None and export.turn not in only:
+            continue
+        if _holds_sealed(db, export, place, reopen):
+            done.shut += 1
             continue
         for child in export.children:
             ledger.place_under(db, place.destination_id, child, version, now_ms)
@@ -117,8 +122,44 @@ def outlook(
         return
     off = capture.policy.mode == "off"
     for export, version in _versions(db, transcript, capture, place, abandoned=abandoned):
-        if not isinstance(export, Turn):
-            yield export, ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
+        if isinstance(export, Turn):
+            continue
+        if _holds_sealed(db, export, place, reopen):
+            yield export, Standing.SHUT
+        else:
+            yield export, _standing(db, version, export, capture, place, reopen, off=off)
+
+
+def _standing(
+    db: sqlite3.Connection,
+    version: Version,
+    export: Export,
+    capture: Capture,
+    place: Place,
+    reopen: Collection[str],
+    *,
+    off: bool,
+) -> Standing:
+    """As the ledger says; but what was delivered under a stricter policy is known, though its key is another."""
+    found = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
+    if found not in {Standing.NEW, Standing.REOPENED} or "stricter" in reopen:
+        return found
+    there = ledger.delivered_as(db, place.destination_id, version)
+    if there is None or is_as_strict(version.policy, there.policy) or not is_as_strict(there.policy, version.policy):
+        return found
+    made = capture.policy.as_made(there.policy)
+    if made is None:  # its patterns are not known any more; and OpenCode's update time moves on with every turn
+        is_same = version.turn == ledger.SESSION_RECORD or version.facts_ms <= there.facts_ms
+    else:
+        is_same = key(export.digest, made.digest(version.user_id)) == there.key
+    return Standing.KNOWN if is_same else found
+
+
+def _holds_sealed(db: sqlite3.Connection, export: Export, place: Place, reopen: Collection[str]) -> bool:
+    """Whether a subagent inside the turn was recalled as a session of its own: its text would come back with it."""
+    return "sealed" not in reopen and any(
+        ledger.is_sealed(db, place.destination_id, child) for child in export.children
+    )
 
 
 def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:
@@ -176,7 +217,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
     admit: Callable[[int], None],
 ) -> None:
     off = capture.policy.mode == "off"
-    standing = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
+    standing = _standing(db, version, export, capture, place, reopen, off=off)
     if standing is Standing.KNOWN:
         ledger.see_again(db, place.destination_id, version)
     elif standing is not Standing.SHUT:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from app import destination
@@ -17,10 +18,11 @@ from app.capture import capture, secrets_of_this_machine
 from app.enqueue import Capture
 from app.install import FILE_NAME, InstallError, config_directory
 from app.permit import tightest
-from app.settings import Recorded, Settings, load
+from app.settings import DEFAULT, Recorded, Settings, load
 from app.sources import Sources
 from app.spool import find_target, folder
 
+_PLUGIN = FILE_NAME.removesuffix(".js")
 _CONFIGURATIONS = ("opencode.json", "opencode.jsonc")
 
 
@@ -42,20 +44,27 @@ class Folders:
             options = destination.folder_options(self._db, name)
             recorded = Recorded(options, "plugin options, last seen for this folder") if options else None
             settings = self._sources.load(recorded)
-            if recorded is not None and self._never_looser:
+            if options is not None and self._never_looser:
                 settings = tightest(settings, load(environ={}, base=Path("/"), plugin=recorded))
+                settings = tightest(settings, self._unattended(recorded))
             self._found[name] = (settings, capture(settings, self._secrets) if settings.enable else None)
         return self._found[name]
 
-    def unseen(self, directory: str) -> Path | None:
-        """The file that configures the plugin there, where no hook has told what options that gives; else None."""
+    def _unattended(self, recorded: Recorded | None) -> Settings:
+        """As the folder's hook has it, without what this command was given: its environment is recorded."""
+        bare = replace(self._sources, environ={}, command_line={}, cwd=None, env_file=None)
+        found = bare.load(recorded)
+        return found.model_copy(update={"origins": {"redact_secrets": DEFAULT, **found.origins}})
+
+    def unseen(self, directory: str) -> str | None:
+        """What configures the plugin there, where no hook has told what options that gives; else None."""
         if destination.folder_options(self._db, folder(self._db, directory)) is not None:
             return None
         return next(_configurations(directory, self._sources.environ), None)
 
 
-def _configurations(directory: str, environ: Mapping[str, str]) -> Iterator[Path]:
-    """Files of OpenCode that load the plugin in a folder, and may bring options.
+def _configurations(directory: str, environ: Mapping[str, str]) -> Iterator[str]:
+    """Files, and variables, of OpenCode that load the plugin in a folder, and may bring options.
 
     As OpenCode looks for them, up to the root of the repository. A folder that is gone configures nothing; the user's
     own file counts everywhere.
@@ -63,22 +72,27 @@ def _configurations(directory: str, environ: Mapping[str, str]) -> Iterator[Path
     here = Path(directory)
     for above in (here, *here.parents) if here.is_absolute() and here.is_dir() else ():
         for base in (above, above / ".opencode"):
-            yield from (path for name in _CONFIGURATIONS if _names_us(path := base / name))
+            yield from (str(path) for name in _CONFIGURATIONS if _names_us(path := base / name))
         for name in ("plugin", "plugins"):
             path = above / ".opencode" / name / FILE_NAME
             if path.exists():
-                yield path
+                yield str(path)
         if (above / ".git").exists():
             break
     with suppress(InstallError):
         base = config_directory(environ)
-        yield from (path for name in _CONFIGURATIONS if _names_us(path := base / name))
+        yield from (str(path) for name in _CONFIGURATIONS if _names_us(path := base / name))
+    own = environ.get("OPENCODE_CONFIG")
+    if own and _names_us(here / own):
+        yield own
+    if _PLUGIN in environ.get("OPENCODE_CONFIG_CONTENT", ""):
+        yield "OPENCODE_CONFIG_CONTENT"
 
 
 def _names_us(path: Path) -> bool:
     """Whether the file may name the plugin: one that cannot be read may."""
     try:
-        return FILE_NAME.removesuffix(".js").encode() in path.read_bytes()
+        return _PLUGIN.encode() in path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

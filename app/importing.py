@@ -26,8 +26,9 @@ from app.sources import Sources
 from app.spool import folder, target
 from app.transcript import TranscriptError
 
-ASKED_BACK = ("age", "size", "purged", "body_not_stored")
-"""Why an import takes jobs back, as a person asks for them: dropped for these, or stored without their bodies. What
+ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")
+"""Why an import takes jobs back, as a person asks for them: dropped for these, stored without their bodies, or
+delivered under a stricter policy than the one in force. What
 was `off` or `deleted` stays so."""
 
 

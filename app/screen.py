@@ -216,11 +216,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"  {_number(plan.too_old, 'session')} left out, {told}"
 
 
-def fed_lines(fed: Fed, waiting: int, *, is_served: bool) -> Iterator[str]:
+def fed_lines(fed: Fed, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
     unfinished = f"; {_number(fed.unfinished, 'turn')} left to the OpenCode that is at it" if fed.unfinished else ""
     yield f"{_number(fed.new, 'job')} queued{unfinished}; {_number(waiting, 'job')} wait"
-    if waiting and not is_served:
-        yield "no worker runs: opencode-helicone flush delivers now"
+    if waiting:
+        yield from _how_to_deliver(is_served=is_served, has_key=has_key)
 
 
 def _number(number: int, what: str) -> str:
@@ -310,9 +310,16 @@ def letter_lines(opened: Opened) -> Iterator[str]:
         yield visible(f"the records cannot be read: {opened.problem}")
 
 
-def retried_lines(jobs: int, *, is_served: bool) -> Iterator[str]:
+def retried_lines(jobs: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
     yield f"{dead_letters(jobs)} will be tried again"
-    if jobs and not is_served:
+    if jobs:
+        yield from _how_to_deliver(is_served=is_served, has_key=has_key)
+
+
+def _how_to_deliver(*, is_served: bool, has_key: bool) -> Iterator[str]:
+    if not has_key:
+        yield "nothing is delivered without a key: set HELICONE_API_KEY"
+    elif not is_served:
         yield "no worker runs: opencode-helicone flush delivers now"
 
 

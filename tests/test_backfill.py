@@ -116,6 +116,12 @@ def test_all_is_queued_once_oldest_first_as_history_and_nobody_is_rung(station: 
     assert jobs(station) == made
 
 
+def test_without_a_key_nobody_is_told_to_flush(station: Station) -> None:
+    stored(station, small())
+    told = typed(replace(station, key=""), "backfill", *EVER)
+    assert told.stdout.splitlines()[-1] == "nothing is delivered without a key: set HELICONE_API_KEY"
+
+
 def test_more_logs_than_wanted_are_not_sent_unasked(station: Station) -> None:
     stored(station, small())
     refused = typed(station, "backfill", "--max-logs", "2", *EVER)
@@ -166,6 +172,12 @@ def test_a_project_is_chosen_by_its_folder(station: Station) -> None:
     stored(station, small("ses_1"), small("ses_2", str(here)))
     assert typed(station, "backfill", "--project", "project", *EVER).returncode == 0
     assert {one["session"] for one in jobs(station)} == {"ses_2"}
+
+
+def test_a_project_without_a_session_is_named(station: Station) -> None:
+    stored(station, small())
+    told = complaint(typed(station, "backfill", "--project", "./nothing", *EVER), 1)
+    assert f"started in {station.home / 'nothing'}" in told
 
 
 def test_a_session_that_cannot_be_read_keeps_no_other_from_going(station: Station) -> None:
@@ -242,6 +254,43 @@ def test_what_was_recorded_for_a_folder_and_what_the_command_says_count_both(sta
     assert typed(here, "backfill", *EVER).returncode == 0
     (facts,) = {one["facts"] for one in jobs(here)}
     assert len(json.loads(facts)["patterns"]) == 2
+
+
+def config_file(station: Station, text: str) -> None:
+    path = station.home / "config" / "opencode-helicone" / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments"),
+    [
+        ({}, ("--export-mode", "full", "--set", "redactSecrets=false")),
+        ({"OPENCODE_HELICONE_EXPORT_MODE": "full", "OPENCODE_HELICONE_REDACT_SECRETS": "false"}, ()),
+    ],
+)
+@pytest.mark.parametrize(("written", "mode"), [("", "full"), ('exportMode = "metadata_only"', "metadata_only")])
+def test_defaults_and_a_config_file_that_a_hook_saw_are_not_loosened_either(
+    station: Station, variables: dict[str, str], arguments: tuple[str, ...], written: str, mode: str
+) -> None:
+    here = replace(station, variables=variables)
+    stored(station, small())
+    config_file(station, written)
+    seen(station, PROJECT, {})
+    assert typed(here, "backfill", *arguments, *EVER).returncode == 0
+    (facts,) = {one["facts"] for one in jobs(here)}
+    assert (json.loads(facts)["mode"], json.loads(facts)["redact_secrets"]) == (mode, True)
+
+
+@pytest.mark.parametrize("variable", ["OPENCODE_CONFIG", "OPENCODE_CONFIG_CONTENT"])
+def test_a_variable_that_configures_the_plugin_is_looked_at(station: Station, variable: str) -> None:
+    path = station.home / "other.json"
+    path.write_text(PLUGIN)
+    here = replace(station, variables={variable: str(path) if variable == "OPENCODE_CONFIG" else PLUGIN})
+    stored(station, small())
+    told = typed(here, "backfill", *EVER)
+    assert (told.returncode, jobs(station)) == (1, [])
+    assert f"left out: {path if variable == 'OPENCODE_CONFIG' else variable} configures the plugin" in told.stdout
 
 
 def test_a_new_pattern_brings_again_what_was_queued_whole(station: Station) -> None:

@@ -12,8 +12,8 @@ import pytest
 from app import destination, ledger
 from app.connection import connect
 from app.db import open_ledger
-from app.enqueue import Capture, Enqueued, Place, enqueue
-from app.ledger import Body
+from app.enqueue import Capture, Enqueued, Place, enqueue, outlook
+from app.ledger import Body, Standing
 from app.parse import parse
 from app.policy import Mode, Policy
 from app.redact import Redaction
@@ -136,6 +136,47 @@ def test_only_the_new_turn_is_new(door: Door) -> None:
     done = door.put(one(*TURN, *LATER))
     assert (done.new, done.known) == (1, 2)
     assert door.states() == dict.fromkeys(("ses_root session", "ses_root msg_1", "ses_root msg_3"), "pending")
+
+
+def all_delivered(door: Door) -> None:
+    door.db.execute("update job set state = 'delivered', due_ms = null, finished_ms = 1, body_bytes = 0")
+
+
+STRICTER = (capture("metadata_only"), capture(patterns=("whale",)))
+
+
+@pytest.mark.parametrize("strict", STRICTER)
+def test_what_was_delivered_under_a_stricter_policy_is_not_sent_again_under_a_looser_one(
+    door: Door, strict: Capture
+) -> None:
+    door.put(one(*TURN), strict)
+    all_delivered(door)
+    updated = {"created": CREATED_MS, "updated": CREATED_MS + 2_000}
+    done = door.put(one(*TURN), capture())
+    assert (done.new, done.known) == (0, 2)
+    told = outlook(door.db, parse(one(*TURN)), capture(), door.place)
+    assert {standing for _, standing in told} == {Standing.KNOWN}
+    door.put(one(*TURN, *LATER, time=updated), capture())
+    assert door.states()["ses_root msg_1"] == door.states()["ses_root session"] == "delivered"
+    assert door.states()["ses_root msg_3"] == "pending"
+    # A person who hands the session over means what he says.
+    assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
+
+
+def test_a_turn_that_changed_since_goes_under_the_policy_in_force(door: Door) -> None:
+    door.put(one(*TURN), capture("metadata_only"))
+    all_delivered(door)
+    changed = assistant("msg_2", CREATED_MS + 20, text("tell more"))
+    assert door.put(one(TURN[0], changed), capture()).new == 1
+
+
+@pytest.mark.parametrize("other", [capture("metadata_only"), capture(patterns=("b",))])
+def test_a_stricter_policy_and_one_that_is_just_another_bring_again_what_was_delivered(
+    door: Door, other: Capture
+) -> None:
+    door.put(one(*TURN), capture(patterns=("a",)))
+    all_delivered(door)
+    assert door.put(one(*TURN), other).new == 2
 
 
 def test_session_without_a_turn_says_nothing(door: Door) -> None:

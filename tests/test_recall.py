@@ -17,7 +17,7 @@ from app import destination, ledger
 from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.db import open_ledger
 from app.endpoint import read_back_url
-from app.enqueue import Capture, Place, enqueue
+from app.enqueue import Capture, Place, enqueue, outlook
 from app.helicone import Client
 from app.ledger import Claim, Standing
 from app.likeness import Likeness
@@ -34,7 +34,7 @@ from tests.desk import Desk, version
 from tests.processes import Station, hook, worker
 from tests.servers import Receiver, api_key, receiving
 from tests.snapshots import Fields, assistant, entry, snapshot, text, tool, user
-from tests.test_enqueue import Door, capture
+from tests.test_enqueue import Door, capture, child, family
 from tests.test_store import built
 from tests.waiting import wait_until
 
@@ -173,6 +173,33 @@ def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, d
         deliver(door, receiver)
         assert "blue whale" not in shown(receiver)
         assert {row.sends for row in receiver.rows()} == {1, 2}
+
+
+def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, door: Door) -> None:
+    door.put(snapshot(child()))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_child")
+        deliver(door, receiver)
+        assert "sub tell" not in shown(receiver)
+        done = door.put(family())
+        assert (done.new, done.shut) == (1, 1)
+        told = outlook(door.db, parse(family()), capture(), door.place)
+        assert [standing for _, standing in told] == [Standing.KNOWN, Standing.SHUT]
+        deliver(door, receiver)
+        assert "sub tell" not in shown(receiver)
+
+
+@pytest.mark.parametrize(("endpoint", "is_shut"), [("https://example.invalid", True), ("https://other.invalid", False)])
+def test_a_sealed_turn_does_not_come_back_under_another_key_of_its_endpoint(
+    tmp_path: Path, door: Door, endpoint: str, *, is_shut: bool
+) -> None:
+    door.put(told())
+    recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
+    other = Door(door.db, Place(destination.destination(door.db, endpoint, "another", 0).id, "folder"))
+    done = other.put(told())
+    assert (done.new, done.shut) == ((0, 2) if is_shut else (2, 0))
+    assert other.put(told(), reopen=("sealed",)).new == (2 if is_shut else 0)
 
 
 def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, door: Door) -> None:

@@ -225,6 +225,13 @@ def test_versions_that_were_replaced_are_a_number(desk: Desk) -> None:
     assert (desk.session()["states"], desk.session()["superseded"]) == ({"waiting": 2}, 1)
 
 
+def test_a_session_is_named_by_the_whole_of_its_id(desk: Desk) -> None:
+    name = "ses_dfd0c4cf4ffedrfrcrRE7VEskL"
+    desk.export(talk(1, name))
+    desk.holds(talk(1, name))
+    assert typed(desk.station, "verify").stdout.split()[0] == name
+
+
 # --- what the ledger lacks
 
 

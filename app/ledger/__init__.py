@@ -143,7 +143,7 @@ from app.ledger.upkeep import (
     to_ring,
     unwarp,
 )
-from app.ledger.versions import frozen, insert, place_under, see_again, standing
+from app.ledger.versions import delivered_as, frozen, insert, is_sealed, place_under, see_again, standing
 
 __all__ = [
     "ATTEMPTS_KEPT",
@@ -191,6 +191,7 @@ __all__ = [
     "dead_groups",
     "dead_keys",
     "dead_letters",
+    "delivered_as",
     "drop_aged",
     "drop_for_policy",
     "drop_gone",
@@ -226,6 +227,7 @@ __all__ = [
     "is_emptied",
     "is_history",
     "is_pending",
+    "is_sealed",
     "is_steady",
     "is_whole",
     "last_body",

@@ -92,7 +92,7 @@ class Standing(Enum):
     SUPERSEDED = "superseded"
     """Older than what the ledger has."""
     SHUT = "shut"
-    """The turn was dropped as `off` or `deleted`: it stays so until somebody asks."""
+    """The turn was dropped as `off` or `deleted`, or sealed by a recall: it stays so until somebody asks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from app import crashpoint
 from app.connection import transaction
@@ -31,6 +31,16 @@ def standing(
     anew; `sealed`. With `off` (export is switched off) a version says nothing about a turn that the ledger has
     already, unless it is newer.
     """
+    found = _standing(db, destination_id, version, reopen=reopen, off=off)
+    is_wanted = found in {Standing.NEW, Standing.REOPENED} and "sealed" not in reopen
+    if is_wanted and is_sealed(db, destination_id, version.session, version.turn, but_for=version.key):
+        return Standing.SHUT
+    return found
+
+
+def _standing(
+    db: sqlite3.Connection, destination_id: int, version: Version, *, reopen: Collection[str], off: bool
+) -> Standing:
     current = db.execute(
         "select j.key, iif(j.lease_until_ms is null, j.state, 'in flight') as state, j.drop_reason, j.facts_ms,"
         " j.is_sealed, j.body_not_stored from session s"
@@ -56,6 +66,43 @@ def standing(
     if current is not None and version.facts_ms < current["facts_ms"]:
         return Standing.KNOWN if exists else Standing.SUPERSEDED
     return Standing.REOPENED if exists else Standing.NEW
+
+
+def is_sealed(
+    db: sqlite3.Connection, destination_id: int, session: str, turn: str | None = None, *, but_for: str = ""
+) -> bool:
+    """Whether this turn, or any of the session, was sealed under another key than `but_for`.
+
+    At any destination of the same endpoint: two API keys of one organisation share the rows at Helicone.
+    """
+    row = db.execute(
+        "select 1 from session s cross join turn t on t.session_id = s.id"
+        f"{'' if turn is None else ' and t.name = :turn'}"
+        " cross join job j on j.turn_id = t.id and j.state <> 'superseded' and j.is_sealed and j.key <> :key"
+        " where s.name = :session and s.destination_id in (select id from destination"
+        "  where endpoint in ((select endpoint from destination where id = :destination), '')) limit 1",
+        {"session": session, "turn": turn, "key": but_for, "destination": destination_id},
+    ).fetchone()
+    return row is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    key: str
+    policy: str
+    """What it was made under, as `Policy.facts` says it; '' where that was not kept."""
+    facts_ms: int
+
+
+def delivered_as(db: sqlite3.Connection, destination_id: int, version: Version) -> Delivered | None:
+    """What is current of this version's turn, if that was delivered."""
+    row = db.execute(
+        "select j.key, coalesce(p.facts, '') as policy, j.facts_ms from session s"
+        " join turn t on t.session_id = s.id and t.name = ? join job j on j.turn_id = t.id and j.state = 'delivered'"
+        " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ?",
+        (version.turn, destination_id, version.session),
+    ).fetchone()
+    return None if row is None else Delivered(row["key"], row["policy"], row["facts_ms"])
 
 
 def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> None:

@@ -17,10 +17,11 @@ from app.settings.layers import (
     from_arguments,
     load,
 )
-from app.settings.model import Origin, Settings, SettingsError
+from app.settings.model import DEFAULT, Origin, Settings, SettingsError
 from app.settings.views import Shown, capture_options, delivery_options, shown, to_record
 
 __all__ = [
+    "DEFAULT",
     "Origin",
     "Plugin",
     "Recorded",
