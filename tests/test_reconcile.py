@@ -42,8 +42,12 @@ def talk(name: str, *messages: Fields, directory: str = HERE, at_ms: int = CREAT
     return snapshot(entry(*told, id=f"ses_{name}", directory=directory, time=time))
 
 
-def asked_and_answered() -> tuple[Fields, Fields]:
-    return user("msg_1", CREATED_MS + 10, text("why?")), assistant("msg_2", CREATED_MS + 20, text("so!", "prt_a"))
+def asked_and_answered(at_ms: int = CREATED_MS) -> tuple[Fields, Fields]:
+    return user("msg_1", at_ms + 10, text("why?")), assistant("msg_2", at_ms + 20, text("so!", "prt_a"))
+
+
+def followed_up(at_ms: int) -> tuple[Fields, Fields]:
+    return user("msg_3", at_ms), assistant("msg_4", at_ms + 10, parent="msg_3")
 
 
 def cut_off() -> tuple[Fields, Fields]:
@@ -209,9 +213,30 @@ def test_what_was_written_before_capture_began_or_in_another_folder_is_left_alon
     machine.capture_since(CREATED_MS + 500)
     machine.remember(talk("old", *asked_and_answered()))
     machine.remember(talk("far", *asked_and_answered(), directory="/elsewhere", at_ms=CREATED_MS + 900))
-    machine.remember(talk("new", *asked_and_answered(), at_ms=CREATED_MS + 900))
+    machine.remember(talk("new", *asked_and_answered(CREATED_MS + 600), at_ms=CREATED_MS + 900))
     machine.end(machine.hook())
     assert machine.states() == [("ses_new", "pending")]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_of_a_session_that_goes_on_only_what_was_written_since_capture_began_is_missed(
+    machine: Machine, *, is_own: bool
+) -> None:
+    machine.capture_since(CREATED_MS + 500)
+    both = talk("a", *asked_and_answered(), *followed_up(CREATED_MS + 600), at_ms=CREATED_MS + 900)
+    session = machine.remember(both)
+    one = machine.hook(session if is_own else "ses_own")
+    wanted = stored_key(one, session)
+    machine.end(one)
+    assert [key for _, _, key in machine.jobs()] == [wanted[1]]
+
+
+def test_merely_opening_a_session_from_before_capture_began_exports_nothing(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS + 500)
+    session = machine.remember(talk("a", *asked_and_answered(), at_ms=CREATED_MS + 900))
+    machine.end(machine.hook(session))
+    with closing(open_ledger(machine.home / "spool")) as db:
+        assert db.execute("select count(*) from job").fetchone()[0] == 0
 
 
 def test_a_turn_that_was_killed_before_any_snapshot_is_interrupted_when_its_opencode_has_ended(
@@ -418,9 +443,12 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
         since_ms = destination.captured_since_ms(db, destination.fingerprint(db, HERE))
     assert since_ms is not None
     assert CREATED_MS < since_ms < destination.NEVER_MS
-    machine.remember(talk("b", *asked_and_answered(), at_ms=since_ms + 1))
-    machine.end(machine.hook())
-    assert machine.states() == [("ses_b", "pending")]
+    # Of a session that goes on, too.
+    session = machine.remember(talk("a", *asked_and_answered(), *followed_up(since_ms + 1), at_ms=since_ms + 1))
+    one = machine.hook(session)
+    wanted = stored_key(one, session)
+    machine.end(one)
+    assert [key for _, _, key in machine.jobs()] == [wanted[1]]
 
 
 def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
