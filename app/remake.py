@@ -42,7 +42,7 @@ class Remaking:
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
-        """Capture the next session, if there is one; `capture_of` a folder is None where it is not ours to do so.
+        """Try the next session, if there is one; `capture_of` a folder is None where it is not ours to do so.
 
         Raises sqlite3.Error when the ledger cannot be written.
         """
@@ -55,18 +55,17 @@ class Remaking:
                 continue
             self._tried.add(attempt)
             transcript = found(self._store, wanted.session)
-            if transcript is None:
-                continue
-            enqueue(
-                db,
-                transcript,
-                capturing,
-                Place(self._destination_id, wanted.folder),
-                now_ms=now_ms,
-                ring=ring,
-                abandoned=wanted.session not in open_sessions(self._hooks),
-                only=wanted.turns,
-            )
+            if transcript is not None:
+                enqueue(
+                    db,
+                    transcript,
+                    capturing,
+                    Place(self._destination_id, wanted.folder),
+                    now_ms=now_ms,
+                    ring=ring,
+                    abandoned=wanted.session not in open_sessions(self._hooks),
+                    only=wanted.turns,
+                )
             return True
         return False
 
@@ -80,7 +79,7 @@ class Remaking:
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
-        """Give the held jobs of the next session their bodies again, if there is one and less than `bytes_max` is held.
+        """Try to fill the held jobs of the next session again, if there is one and less than `bytes_max` is held.
 
         For a hook: it may redact text. A turn that has changed since comes as its new version; one that would come out
         with other bytes under the same key stays held. Each is tried once, so that in an outage nothing is filled and
@@ -94,22 +93,20 @@ class Remaking:
                 return False
             self._tried.add((wanted, wanted.policy))
             transcript = found(self._store, wanted.session)
-            if transcript is None:
-                continue
-            abandoned = wanted.session not in open_sessions(self._hooks)
-            done = enqueue(
-                db,
-                transcript,
-                capturing,
-                Place(self._destination_id, wanted.folder),
-                now_ms=now_ms,
-                ring=ring,
-                abandoned=abandoned,
-                only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
-                reopen=("pending",),
-            )
-            if done.keys:
-                return True
+            if transcript is not None:
+                abandoned = wanted.session not in open_sessions(self._hooks)
+                enqueue(
+                    db,
+                    transcript,
+                    capturing,
+                    Place(self._destination_id, wanted.folder),
+                    now_ms=now_ms,
+                    ring=ring,
+                    abandoned=abandoned,
+                    only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
+                    reopen=("pending",),
+                )
+            return True
         return False
 
     def _fitting(

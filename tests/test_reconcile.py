@@ -24,6 +24,7 @@ from app.inbox import Inbox, read_line
 from app.opencode import Store, store_file
 from app.presence import Announced
 from app.reconcile import AGAIN_S, QUIET_MS, SETTLE_S
+from app.room import Room
 from app.sources import Sources
 from app.transcript import Turn, key
 from tests.servers import api_key
@@ -481,7 +482,7 @@ def test_a_store_that_is_locked_costs_one_look_in_a_while_and_breaks_nothing(
     for name in ("a", "b"):
         machine.remember(talk(name, *asked_and_answered()))
     one = machine.hook()
-    one.reconcile()  # the list
+    one.catch_up()  # the list
     with closing(sqlite3.connect(machine.store.path, isolation_level=None)) as db:
         db.execute("begin exclusive")
         look(one, 1e9)
@@ -498,13 +499,50 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(machine: Machine) -> Non
     machine.remember(talk("a", *asked_and_answered()))
     one = machine.hook()
     one.db.execute("pragma query_only = on")
-    one.reconcile()
+    one.catch_up()
     with pytest.raises(sqlite3.OperationalError):
-        one.reconcile()
+        one.catch_up()
     assert not one.has_more
     one.db.execute("pragma query_only = off")
     look(one, 1e9)
     assert machine.states() == [("ses_a", "pending")]
+
+
+def held_without_bodies(machine: Machine, one: Hook) -> set[str]:
+    """Their sessions, after all of them had to give their bodies up and were held for this hook."""
+    Room(machine.store.path).make(one.db, CREATED_MS + 1_000, 0)
+    one.db.execute("update job set hold_reason = 'other text'")
+    return emptied(one)
+
+
+def emptied(one: Hook) -> set[str]:
+    found = ledger.emptied(one.db, one.target.id, tuple(seen.folder for seen in one._captures.values()))
+    return {wanted.session for wanted in found}
+
+
+def test_what_is_held_without_bodies_is_filled_one_session_at_a_time_and_once(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in "abc":
+        machine.remember(talk(name, *asked_and_answered()))
+    one = machine.hook()
+    look(one, 0)
+    assert held_without_bodies(machine, one) == {"ses_a", "ses_b", "ses_c"}
+    one._cared_s = 0.0
+    one.care()
+    assert len(emptied(one)) == 3
+    for left in (2, 1, 0):
+        assert one.has_more
+        one.catch_up()
+        assert len(emptied(one)) == left
+    one.catch_up()
+    assert not one.has_more
+    # Given up once more, in an outage: not filled and given up by turns.
+    assert len(held_without_bodies(machine, one)) == 3
+    one._cared_s = 0.0
+    one.care()
+    one.catch_up()
+    assert not one.has_more
+    assert len(emptied(one)) == 3
 
 
 def test_the_desk_takes_lines_that_wait_before_it_looks_into_the_store(machine: Machine) -> None:
