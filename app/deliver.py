@@ -24,7 +24,7 @@ LEASE_MS = 60_000
 """Renewed by each acknowledgement; one POST takes 30 s at the most."""
 HOLD_MS = 3_600_000
 """A change of settings ends a hold; this does where the change was missed."""
-OTHER_TEXT = Hold("its text has to be read again by the hook of its project")
+OTHER_TEXT = Hold("its text has to be read again by the hook of its project, with the secrets that were redacted")
 """Who redacted it knew other secrets than this process, or it has changed since."""
 
 

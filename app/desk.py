@@ -98,7 +98,7 @@ class Desk:
                     hook.care()
                 # A line that waits goes first.
                 if hook.has_more and not len(self._inbox):
-                    self._attempt(hook.reconcile)
+                    self._attempt(hook.catch_up)
         if self._hook is not None:
             self._patiently(self._hook.finish)
             self._patiently(self._hook.finish_reconciling)

@@ -76,7 +76,8 @@ class Hook:
         log.carry_warnings(self.spool.hook_log)
         self._settle()
         self._cared_s = 0.0
-        self._reconcile_s = 0.0
+        self._catch_up_s = 0.0
+        self._may_capture_again = False
 
     def _settle(self) -> None:
         """Open what is in the spool, all of it or nothing. Raises PlaceError, OSError, sqlite3.Error, SchemaError."""
@@ -245,24 +246,18 @@ class Hook:
             with suppress(SettingsError, PatternError):  # said when the next snapshot comes
                 self._capture(seen.line)
 
-    def _capture_again(self) -> None:
-        """What lost its bodies to a stricter policy, of the folders that this OpenCode has open."""
-        self._refresh_captures()
+    def _capture_again(self) -> bool:
+        """One session of the folders that this OpenCode has open; False when there is none.
+
+        First what lost its bodies to a stricter policy, then what waits without its text and needs the secrets that
+        are known here, as far as there is room.
+        """
         current = {seen.folder: seen.capture for seen in self._captures.values()}
-        while self._remaking.step(
-            self.db, current.get, folders=tuple(current), now_ms=clock.now_ms(), ring=self.bell.ring
-        ):
-            pass
-        # What waits without its text, and needs the secrets that are known here, as far as there is room.
-        while self._remaking.refill(
-            self.db,
-            current.get,
-            folders=tuple(current),
-            bytes_max=self._settings.max_spool_bytes // 2,
-            now_ms=clock.now_ms(),
-            ring=self.bell.ring,
-        ):
-            pass
+        folders, now_ms, ring = tuple(current), clock.now_ms(), self.bell.ring
+        bytes_max = self._settings.max_spool_bytes // 2
+        return self._remaking.step(
+            self.db, current.get, folders=folders, now_ms=now_ms, ring=ring
+        ) or self._remaking.refill(self.db, current.get, folders=folders, bytes_max=bytes_max, now_ms=now_ms, ring=ring)
 
     def _capture_of(self, place: str) -> Capture | None:
         """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""
@@ -351,27 +346,33 @@ class Hook:
         if time.monotonic() - self._cared_s < CARE_S:
             return
         self._cared_s = time.monotonic()
-        self._capture_again()
+        self._refresh_captures()
+        self._may_capture_again = True
         settings = self._settings
         if settings.enable and settings.worker == "auto" and settings.api_key is not None:
             self._starting.look(self._cared_s)
 
     @property
     def has_more(self) -> bool:
-        """Whether `reconcile` has something to do."""
+        """Whether `catch_up` may have something to do."""
         now_s = time.monotonic()
-        return now_s >= self._reconcile_s and self._reconciling.is_due(now_s)
+        return now_s >= self._catch_up_s and (self._may_capture_again or self._reconciling.is_due(now_s))
 
-    def reconcile(self) -> None:
-        """Compare one session of OpenCode's store with the ledger. Raises sqlite3.Error, SchemaError."""
+    def catch_up(self) -> None:
+        """One session out of OpenCode's store: captured again, or compared. Raises sqlite3.Error, OSError, SchemaError.
+
+        Only one, so that a line never waits for longer than that.
+        """
         now_s, now_ms = time.monotonic(), clock.now_ms()
-        self._reconcile_s = now_s + CARE_S  # should it fail
+        self._catch_up_s = now_s + CARE_S  # should it fail
         if identity(self.spool.path / "ledger.db") != self._ledger_file:
             return  # the next line goes on in the one that is there now
         require_known(self.db)
-        ours = {*self._sessions, *self._deleted}
-        self._reconciling.step(self.db, self._capture_of, ours, now_s=now_s, now_ms=now_ms)
-        self._reconcile_s = now_s
+        self._may_capture_again = self._may_capture_again and self._capture_again()
+        if not self._may_capture_again and self._reconciling.is_due(now_s):
+            ours = {*self._sessions, *self._deleted}
+            self._reconciling.step(self.db, self._capture_of, ours, now_s=now_s, now_ms=now_ms)
+        self._catch_up_s = now_s
 
     def log(self, message: str) -> None:
         log.append(self.spool.hook_log, message, clock.now_ms())

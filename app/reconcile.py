@@ -185,7 +185,9 @@ class Reconciling:
         transcript = self._store.transcript(session)
         if transcript is None:
             return True
-        missed = _missed(db, self._destination_id, transcript, capturing)
+        # What is `off` is noted without content whenever it was written.
+        since_ms = 0 if capturing.policy.mode == "off" else destination.captured_since_ms(db, one.place.folder) or 0
+        missed = _missed(db, self._destination_id, transcript, capturing, since_ms)
         done = self._take(transcript, capturing, one.place, only=missed, abandoned=False)
         if not done.waiting:
             ledger.note_reconciled(db, self._destination_id, session, changed_ms)
@@ -207,8 +209,12 @@ class Reconciling:
             self._tell(told)
 
 
-def _missed(db: sqlite3.Connection, destination_id: int, transcript: Transcript, capturing: Capture) -> set[str]:
+def _missed(
+    db: sqlite3.Connection, destination_id: int, transcript: Transcript, capturing: Capture, since_ms: int
+) -> set[str]:
     """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
+
+    A turn that ended before `since_ms` counts only where an earlier state of it was captured.
 
     What it holds under another policy and is as new stays as it is: a new pattern sends nothing again by itself. Nor
     does a new key or endpoint.
@@ -222,10 +228,10 @@ def _missed(db: sqlite3.Connection, destination_id: int, transcript: Transcript,
     def is_missed(name: str, facts_ms: int) -> bool:
         one = known.get(name)
         if one is None:
-            return elsewhere.get(name, -1) < facts_ms
+            return facts_ms >= since_ms and elsewhere.get(name, -1) < facts_ms
         return one.facts_ms < facts_ms or one.policy == policy
 
     missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
-    if missed or is_missed(ledger.SESSION_RECORD, 0):
+    if missed or (ledger.SESSION_RECORD in known and is_missed(ledger.SESSION_RECORD, 0)):
         missed.add(ledger.SESSION_RECORD)
     return missed

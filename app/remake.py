@@ -21,7 +21,7 @@ from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
 from app.opencode import ExportError, Store, StoreError
 from app.policy import Hold
 from app.presence import open_sessions
-from app.transcript import Transcript, TranscriptError
+from app.transcript import Transcript, TranscriptError, key
 
 
 class Remaking:
@@ -42,7 +42,7 @@ class Remaking:
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
-        """Capture the next session, if there is one; `capture_of` a folder is None where it is not ours to do so.
+        """Try the next session, if there is one; `capture_of` a folder is None where it is not ours to do so.
 
         Raises sqlite3.Error when the ledger cannot be written.
         """
@@ -55,18 +55,17 @@ class Remaking:
                 continue
             self._tried.add(attempt)
             transcript = found(self._store, wanted.session)
-            if transcript is None:
-                continue
-            enqueue(
-                db,
-                transcript,
-                capturing,
-                Place(self._destination_id, wanted.folder),
-                now_ms=now_ms,
-                ring=ring,
-                abandoned=wanted.session not in open_sessions(self._hooks),
-                only=wanted.turns,
-            )
+            if transcript is not None:
+                enqueue(
+                    db,
+                    transcript,
+                    capturing,
+                    Place(self._destination_id, wanted.folder),
+                    now_ms=now_ms,
+                    ring=ring,
+                    abandoned=wanted.session not in open_sessions(self._hooks),
+                    only=wanted.turns,
+                )
             return True
         return False
 
@@ -80,9 +79,11 @@ class Remaking:
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
-        """Give the held jobs of the next session their bodies again, if there is one and less than `bytes_max` is held.
+        """Try to fill the held jobs of the next session again, if there is one and less than `bytes_max` is held.
 
-        For a hook: it may redact text. A turn that has changed since comes as its new version. Raises sqlite3.Error.
+        For a hook: it may redact text. A turn that has changed since comes as its new version; one that would come out
+        with other bytes under the same key stays held. Each is tried once, so that in an outage nothing is filled and
+        given up by turns. Raises sqlite3.Error.
         """
         for wanted in ledger.emptied(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
@@ -90,24 +91,43 @@ class Remaking:
                 continue
             if ledger.held_bytes(db) >= bytes_max:
                 return False
+            self._tried.add((wanted, wanted.policy))
             transcript = found(self._store, wanted.session)
-            if (
-                transcript is not None
-                and enqueue(
+            if transcript is not None:
+                abandoned = wanted.session not in open_sessions(self._hooks)
+                enqueue(
                     db,
                     transcript,
                     capturing,
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
                     ring=ring,
-                    abandoned=wanted.session not in open_sessions(self._hooks),
-                    only=wanted.turns,
+                    abandoned=abandoned,
+                    only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
                     reopen=("pending",),
-                ).keys
-            ):
-                return True
-            self._tried.add((wanted, wanted.policy))
+                )
+            return True
         return False
+
+    def _fitting(
+        self, db: sqlite3.Connection, transcript: Transcript, capturing: Capture, wanted: Emptied, *, abandoned: bool
+    ) -> set[str]:
+        """Of the wanted turns those that come out as they were, or have changed.
+
+        The key says nothing of the secrets that were redacted: one that is not known here would be text again.
+        """
+        known = ledger.frozen(db, self._destination_id, wanted.session)
+        user_id = known[1] if known is not None else capturing.user_id
+        digest = capturing.policy.digest(user_id)
+        return {
+            export.turn
+            for export in exports(transcript, capturing, user_id, abandoned=abandoned)
+            if isinstance(export, Export)
+            and export.turn in wanted.turns
+            and ledger.fits_key(
+                db, self._destination_id, key(export.digest, digest), [body_of(record) for record in export.encode()]
+            )
+        }
 
     def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Sequence[Body] | Hold | None:
         """All bodies of a claimed job as this process makes them, in memory; None when nobody has its turn any more.

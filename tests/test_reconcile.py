@@ -24,6 +24,7 @@ from app.inbox import Inbox, read_line
 from app.opencode import Store, store_file
 from app.presence import Announced
 from app.reconcile import AGAIN_S, QUIET_MS, SETTLE_S
+from app.room import Room
 from app.sources import Sources
 from app.transcript import Turn, key
 from tests.servers import api_key
@@ -42,8 +43,12 @@ def talk(name: str, *messages: Fields, directory: str = HERE, at_ms: int = CREAT
     return snapshot(entry(*told, id=f"ses_{name}", directory=directory, time=time))
 
 
-def asked_and_answered() -> tuple[Fields, Fields]:
-    return user("msg_1", CREATED_MS + 10, text("why?")), assistant("msg_2", CREATED_MS + 20, text("so!", "prt_a"))
+def asked_and_answered(at_ms: int = CREATED_MS) -> tuple[Fields, Fields]:
+    return user("msg_1", at_ms + 10, text("why?")), assistant("msg_2", at_ms + 20, text("so!", "prt_a"))
+
+
+def followed_up(at_ms: int) -> tuple[Fields, Fields]:
+    return user("msg_3", at_ms), assistant("msg_4", at_ms + 10, parent="msg_3")
 
 
 def cut_off() -> tuple[Fields, Fields]:
@@ -209,9 +214,30 @@ def test_what_was_written_before_capture_began_or_in_another_folder_is_left_alon
     machine.capture_since(CREATED_MS + 500)
     machine.remember(talk("old", *asked_and_answered()))
     machine.remember(talk("far", *asked_and_answered(), directory="/elsewhere", at_ms=CREATED_MS + 900))
-    machine.remember(talk("new", *asked_and_answered(), at_ms=CREATED_MS + 900))
+    machine.remember(talk("new", *asked_and_answered(CREATED_MS + 600), at_ms=CREATED_MS + 900))
     machine.end(machine.hook())
     assert machine.states() == [("ses_new", "pending")]
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_of_a_session_that_goes_on_only_what_was_written_since_capture_began_is_missed(
+    machine: Machine, *, is_own: bool
+) -> None:
+    machine.capture_since(CREATED_MS + 500)
+    both = talk("a", *asked_and_answered(), *followed_up(CREATED_MS + 600), at_ms=CREATED_MS + 900)
+    session = machine.remember(both)
+    one = machine.hook(session if is_own else "ses_own")
+    wanted = stored_key(one, session)
+    machine.end(one)
+    assert [key for _, _, key in machine.jobs()] == [wanted[1]]
+
+
+def test_merely_opening_a_session_from_before_capture_began_exports_nothing(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS + 500)
+    session = machine.remember(talk("a", *asked_and_answered(), at_ms=CREATED_MS + 900))
+    machine.end(machine.hook(session))
+    with closing(open_ledger(machine.home / "spool")) as db:
+        assert db.execute("select count(*) from job").fetchone()[0] == 0
 
 
 def test_a_turn_that_was_killed_before_any_snapshot_is_interrupted_when_its_opencode_has_ended(
@@ -418,9 +444,12 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
         since_ms = destination.captured_since_ms(db, destination.fingerprint(db, HERE))
     assert since_ms is not None
     assert CREATED_MS < since_ms < destination.NEVER_MS
-    machine.remember(talk("b", *asked_and_answered(), at_ms=since_ms + 1))
-    machine.end(machine.hook())
-    assert machine.states() == [("ses_b", "pending")]
+    # Of a session that goes on, too.
+    session = machine.remember(talk("a", *asked_and_answered(), *followed_up(since_ms + 1), at_ms=since_ms + 1))
+    one = machine.hook(session)
+    wanted = stored_key(one, session)
+    machine.end(one)
+    assert [key for _, _, key in machine.jobs()] == [wanted[1]]
 
 
 def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
@@ -453,7 +482,7 @@ def test_a_store_that_is_locked_costs_one_look_in_a_while_and_breaks_nothing(
     for name in ("a", "b"):
         machine.remember(talk(name, *asked_and_answered()))
     one = machine.hook()
-    one.reconcile()  # the list
+    one.catch_up()  # the list
     with closing(sqlite3.connect(machine.store.path, isolation_level=None)) as db:
         db.execute("begin exclusive")
         look(one, 1e9)
@@ -470,13 +499,50 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(machine: Machine) -> Non
     machine.remember(talk("a", *asked_and_answered()))
     one = machine.hook()
     one.db.execute("pragma query_only = on")
-    one.reconcile()
+    one.catch_up()
     with pytest.raises(sqlite3.OperationalError):
-        one.reconcile()
+        one.catch_up()
     assert not one.has_more
     one.db.execute("pragma query_only = off")
     look(one, 1e9)
     assert machine.states() == [("ses_a", "pending")]
+
+
+def held_without_bodies(machine: Machine, one: Hook) -> set[str]:
+    """Their sessions, after all of them had to give their bodies up and were held for this hook."""
+    Room(machine.store.path).make(one.db, CREATED_MS + 1_000, 0)
+    one.db.execute("update job set hold_reason = 'other text'")
+    return emptied(one)
+
+
+def emptied(one: Hook) -> set[str]:
+    found = ledger.emptied(one.db, one.target.id, tuple(seen.folder for seen in one._captures.values()))
+    return {wanted.session for wanted in found}
+
+
+def test_what_is_held_without_bodies_is_filled_one_session_at_a_time_and_once(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in "abc":
+        machine.remember(talk(name, *asked_and_answered()))
+    one = machine.hook()
+    look(one, 0)
+    assert held_without_bodies(machine, one) == {"ses_a", "ses_b", "ses_c"}
+    one._cared_s = 0.0
+    one.care()
+    assert len(emptied(one)) == 3
+    for left in (2, 1, 0):
+        assert one.has_more
+        one.catch_up()
+        assert len(emptied(one)) == left
+    one.catch_up()
+    assert not one.has_more
+    # Given up once more, in an outage: not filled and given up by turns.
+    assert len(held_without_bodies(machine, one)) == 3
+    one._cared_s = 0.0
+    one.care()
+    one.catch_up()
+    assert not one.has_more
+    assert len(emptied(one)) == 3
 
 
 def test_the_desk_takes_lines_that_wait_before_it_looks_into_the_store(machine: Machine) -> None:

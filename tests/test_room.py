@@ -18,6 +18,7 @@ from app.letters import open_letters
 from app.opencode import Store, store_file
 from app.parse import parse
 from app.policy import Hold
+from app.remake import Remaking
 from app.room import AGAIN_MS, PATIENCE_MS, Made, Room
 from app.settings import Settings
 from app.status import read_destinations, waiting
@@ -56,7 +57,7 @@ class Bunk(Bench):
         return found if isinstance(found, Capture) else None
 
     def refill(self, bytes_max: int = 1 << 20) -> int:
-        """What a hook of the project does. How often it found something to do."""
+        """What a hook of the project does. How many sessions it tried."""
         done = 0
         while self.remaking.refill(
             self.db, self.capture_of, folders=("",), bytes_max=bytes_max, now_ms=2_500, ring=lambda _: None
@@ -251,6 +252,24 @@ def test_text_is_not_posted_by_a_worker_that_does_not_know_the_secrets_of_the_ho
     assert (bench.states, bench.keys, bench.posted) == (["delivered"] * 3, keys, before)
 
 
+def test_a_hook_without_the_secret_that_was_redacted_refills_nothing_of_it(bench: Bunk) -> None:
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.keep(talk(2))
+    before = bench.bodies
+    assert not any(CANARY.encode() in body for body in before)
+    bench.make_room()
+    bench.start_worker()
+    bench.deliver()
+    assert bench.refill() == 1
+    assert ledger.held_bytes(bench.db) == 0
+    assert "secrets" in bench.why[0]
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.remaking = Remaking(store_file(bench.environ), bench.destination, bench.home / "hooks")
+    assert bench.refill() == 1
+    bench.deliver()
+    assert bench.posted == before
+
+
 def test_a_turn_that_has_changed_is_sent_as_its_newer_version(bench: Bunk) -> None:
     bench.keep(talk(2))
     bench.make_room()
@@ -271,7 +290,7 @@ def test_a_hook_tries_what_it_cannot_refill_once(bench: Bunk) -> None:
     bench.start_worker()
     bench.deliver()
     bench.forget()
-    assert bench.refill() == 0
+    assert bench.refill() == 1
     # Not even when it is there again.
     store_file(bench.environ).unlink()
     remember(bench.environ, talk(1))

@@ -109,6 +109,13 @@ def fits(db: sqlite3.Connection, held: Claim, made: Sequence[Body]) -> bool:
     return wanted == [(body.request_id, body.digest) for body in made]
 
 
+def fits_key(db: sqlite3.Connection, destination_id: int, key: str, made: Sequence[Body]) -> bool:
+    """Whether these are the bodies that the job of this key had; also where there is none, and it may have any."""
+    job = db.execute("select id from job where destination_id = ? and key = ?", (destination_id, key)).fetchone()
+    wanted = [(one.request_id, one.digest) for one in kept(db, job["id"])] if job is not None else []
+    return not wanted or wanted == [(body.request_id, body.digest) for body in made]
+
+
 def drop_gone(db: sqlite3.Connection, held: Claim, now_ms: int) -> bool:
     """pending, leased, without bodies -> dropped (size): there is nothing left to make them of."""
     with transaction(db):
