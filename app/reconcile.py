@@ -131,7 +131,7 @@ class Reconciling:
         Not where another one has it open. False when the store does not have it, or cannot be read.
         """
         try:
-            if self._store.changed_ms(session) is None:
+            if self._store.changed_ms(session) is None or not self._is_of(db, session, folder):
                 return False
             one = _Ahead(Place(self._destination_id, folder), 0, has_ended=True)
             self._compare(db, session, one, capturing, now_ms)
@@ -139,6 +139,12 @@ class Reconciling:
             self._fail(error)
             return False
         return True
+
+    def _is_of(self, db: sqlite3.Connection, session: str, folder: str) -> bool:
+        """Whether it is stored under this folder; one of another folder may have options of its own there."""
+        transcript = self._store.transcript(session)
+        directory = transcript.session.directory if transcript is not None else ""
+        return not directory or destination.fingerprint(db, directory) == folder
 
     def last_looks(
         self, db: sqlite3.Connection, capture_of: Callable[[str], Capture | None], *, now_s: float, now_ms: int

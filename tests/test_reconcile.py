@@ -240,6 +240,13 @@ def test_merely_opening_a_session_from_before_capture_began_exports_nothing(mach
         assert db.execute("select count(*) from job").fetchone()[0] == 0
 
 
+def test_a_session_stored_under_another_folder_is_left_to_that_folders_hook(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("far", *asked_and_answered(), directory="/elsewhere"))
+    machine.end(machine.hook(session))
+    assert machine.jobs() == []
+
+
 def test_a_turn_that_was_killed_before_any_snapshot_is_interrupted_when_its_opencode_has_ended(
     machine: Machine,
 ) -> None:
