@@ -23,6 +23,7 @@ from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions
+from app.reconcile import QUIET_MS
 from app.sources import Sources
 from app.spool import Spool, folder
 from app.status import read_workers
@@ -162,7 +163,8 @@ class Backfill:
         if capturing is None:
             project.left_out += 1
             return
-        if ledger.is_whole(
+        # Of a session that was named nothing is taken on trust: its times may be from a clock that was wrong.
+        if not self._choice.sessions and ledger.is_whole(
             self._db,
             self._destination_id,
             session.id,
@@ -180,7 +182,7 @@ class Backfill:
                 transcript,
                 capturing,
                 self._place(session),
-                abandoned=session.id not in open_sessions(self._hooks),
+                abandoned=self._is_over(session, changed_ms),
                 reopen=self._choice.reopen,
             )
         )
@@ -191,6 +193,10 @@ class Backfill:
             project.sessions += 1
             project.logs += sum(export.record_count for export in wanted)
             project.turns += sum(export.turn != SESSION_RECORD for export in wanted)
+
+    def _is_over(self, session: StoredSession, changed_ms: int) -> bool:
+        """Whether nobody will complete what is unfinished: an OpenCode without a hook may be at it, too."""
+        return session.id not in open_sessions(self._hooks) and abs(clock.now_ms() - changed_ms) >= QUIET_MS
 
     def _capture(self, project: Project) -> Capture | None:
         """How the project is captured; None where nothing of it may be sent, which it then says."""
@@ -244,7 +250,7 @@ class Backfill:
                     self._place(session),
                     now_ms=clock.now_ms(),
                     ring=lambda _: None,
-                    abandoned=session.id not in open_sessions(self._hooks),
+                    abandoned=self._is_over(session, changed_ms or 0),
                     reopen=self._choice.reopen,
                     is_history=True,
                     admit=admit,
