@@ -97,8 +97,8 @@ class Desk:
                     hook.announce(len(self._inbox))
                     hook.care()
                 # A line that waits goes first.
-                if hook.has_more and not len(self._inbox):
-                    self._attempt(hook.catch_up)
+                if hook.has_more and not len(self._inbox) and (error := self._attempt(hook.catch_up)) is not None:
+                    self._log(f"what OpenCode's store holds is not compared yet: {type(error).__name__}: {error}")
         if self._hook is not None:
             self._patiently(self._hook.finish)
             self._patiently(self._hook.finish_reconciling)

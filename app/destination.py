@@ -127,10 +127,12 @@ def remember_folder(
         " on conflict (hash) do update set destination_id = excluded.destination_id,"
         " capture_options = excluded.capture_options, seen_ms = excluded.seen_ms"
         " where capture_options <> excluded.capture_options or destination_id is not excluded.destination_id",
-        (folder, destination_id, json.dumps(capture_options, sort_keys=True), now_ms, now_ms),
+        (folder, destination_id, json.dumps(capture_options, sort_keys=True), now_ms, now_ms - STARTING_MS),
     )
 
 
+STARTING_MS = 60_000
+"""A turn that began so short before its folder was first captured counts as captured: the hook was starting."""
 NEVER_MS = 1 << 62
 """Later than everything: what is captured since then is nothing."""
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from app import destination, ledger
 from app.enqueue import Capture, Enqueued, Place
-from app.opencode import ExportError, Store
+from app.opencode import ExportError, Store, StoreError
 from app.transcript import Transcript, TranscriptError
 
 QUIET_MS = 600_000
@@ -26,7 +26,7 @@ SETTLE_S = 3.0
 AGAIN_S = 30.0
 """Between two looks at what is unfinished, and after a store that could not be read."""
 FAILURES_MAX = 3
-"""So many sessions that cannot be read end the last looks."""
+"""So many tries to read the store that fail end the last looks."""
 
 
 class Take(Protocol):
@@ -160,18 +160,22 @@ class Reconciling:
                 try:
                     self._compare(db, session, one, capturing, now_ms)
                 except (ExportError, TranscriptError) as error:
-                    failures += 1
+                    # A session that cannot be read is one; a store that cannot be is the end.
+                    failures += isinstance(error, StoreError)
                     self._fail(error)
             del self._ahead[session]
 
     def _list(self, db: sqlite3.Connection, now_s: float) -> None:
-        """What changed since it was compared. A turn, as it begins, moves on the time of its session's own row."""
+        """What changed since it was compared: anything in it, as its end may come after that of its hook."""
         directory, folder = self._folders.popitem()
         try:
             since_ms = destination.captured_since_ms(db, folder)
-            for one in [] if since_ms is None else self._store.roots(directory):
+            if since_ms is None:
+                return
+            changes = self._store.changes(directory)
+            for one in self._store.roots(directory):
                 compared_ms = ledger.reconciled_ms(db, self._destination_id, one.id)
-                if one.updated_ms >= max(since_ms or 0, (compared_ms or 0) + 1):
+                if changes.get(one.id, 0) >= max(since_ms, (compared_ms or 0) + 1):
                     self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
         except ExportError as error:
             self._fail(error)

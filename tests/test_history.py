@@ -71,9 +71,10 @@ def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection
 def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
     desk = Desk(db)
     assert destination.captured_since_ms(db, "folder") is None
-    for now_ms, options in ((5, {}), (9, {"exportMode": "off"})):
+    for now_ms, options in ((500_000, {}), (900_000, {"exportMode": "off"})):
         destination.remember_folder(db, "folder", desk.destination, options, now_ms)
-    assert destination.captured_since_ms(db, "folder") == 5
+    # Its first hook was starting while the first turn began.
+    assert destination.captured_since_ms(db, "folder") == 500_000 - destination.STARTING_MS
 
 
 def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(door: Door) -> None:
@@ -133,7 +134,8 @@ def test_versions_of_a_turn_are_found_by_an_index(db: sqlite3.Connection) -> Non
 def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3.Connection) -> None:
     desk = Desk(db)
     for name, since_ms in (("ahead", 10**14), ("off", destination.NEVER_MS), ("past", 5)):
-        destination.remember_folder(db, name, desk.destination, {}, since_ms)
+        destination.remember_folder(db, name, desk.destination, {}, 1)
+        db.execute("update folder set since_ms = ? where hash = ?", (since_ms, name))
     ledger.unwarp(db, 1_000)
     since = {name: destination.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
     assert since == {"ahead": 1_000, "off": destination.NEVER_MS, "past": 5}

@@ -97,6 +97,7 @@ def test_a_change_inside_a_subagent_is_a_change_of_its_root(tmp_path: Path) -> N
     with closing(sqlite3.connect(store.path)) as db, db:
         db.execute("update part set time_updated = ? where session_id = ?", (before + 5, child))
     assert store.changed_ms(wanted["root"]) == before + 5
+    assert store.changes(store.roots()[0].directory) == {wanted["root"]: before + 5, child: before + 5}
     with closing(sqlite3.connect(store.path)) as db, db:
         db.execute("delete from session where id = ?", (wanted["root"],))
     assert store.changed_ms(wanted["root"]) is None  # whatever is left of its subagents

@@ -75,17 +75,24 @@ class Store:
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
+        return self._changes("id = ?", session).get(session)
+
+    def changes(self, directory: str) -> dict[str, int]:
+        """`changed_ms` of all roots that were started in a directory."""
+        return self._changes("directory = ?", directory)
+
+    def _changes(self, condition: str, argument: str) -> dict[str, int]:
         with self._opened() as db:
-            (latest,) = db.execute(
-                "with recursive family(id) as (select id from session where id = ?"
-                "  union select s.id from session s join family f on s.parent_id = f.id)"
-                f" select max(max(iif(s.{_IS_TIME}, s.time_updated, 0),"
+            rows = db.execute(
+                f"with recursive family(root, id) as (select id, id from session where {condition}"
+                "  union select f.root, s.id from session s join family f on s.parent_id = f.id)"
+                f" select f.root, max(max(iif(s.{_IS_TIME}, s.time_updated, 0),"
                 f"  coalesce((select max(time_updated) from message where session_id = s.id and {_IS_TIME}), 0),"
                 f"  coalesce((select max(time_updated) from part where session_id = s.id and {_IS_TIME}), 0)))"
-                " from family f join session s on s.id = f.id",
-                (session,),
-            ).fetchone()
-        return None if latest is None else int(latest)
+                " as changed_ms from family f join session s on s.id = f.id group by f.root",
+                (argument,),
+            ).fetchall()
+        return {row["root"]: int(row["changed_ms"]) for row in rows}
 
     def files(self, session: str) -> list[File]:
         """A session and, after it, the subagents that its task calls name, each as `opencode export` would put it.
