@@ -119,7 +119,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         if ours is None:
             complain("nothing was delivered to this destination")
             raise typer.Exit(PROBLEM)
-        folders = Folders(db, sources)
+        folders = Folders(db, sources, never_looser=True)
         held = Recall(db, ours.id, _store(store), folders, pattern=pattern, is_blank=blank, since_ms=since_ms)
         names = _named(db, ours.id, sessions or [], report)
         chosen_turns: Mapping[str, Collection[str] | None] = dict.fromkeys(names)
@@ -158,8 +158,9 @@ def _audited(
     ours = find_target(db, sources.load())
     if ours is None:
         return
+    folders = Folders(db, sources, never_looser=True)
     with screen.bar("auditing") as bar:
-        for done, one in enumerate(audit(db, ours.id, store, Folders(db, sources), sessions, since_ms=since_ms), 1):
+        for done, one in enumerate(audit(db, ours.id, store, folders, sessions, since_ms=since_ms), 1):
             bar.show(done, len(sessions))
             if one is not None:
                 yield one

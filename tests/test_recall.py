@@ -197,7 +197,7 @@ def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None
         deliver(door, receiver)
         count = len(receiver.rows())
         shorter = told()
-        del shorter["sessions"][0]["messages"][1]["parts"][1]
+        del shorter["sessions"][0]["messages"][1]
         recall(door, a_recall(door, built(tmp_path / "opencode.db", shorter)), "ses_root")
         deliver(door, receiver)
         rows = receiver.rows()
@@ -546,3 +546,71 @@ def test_a_blank_record_keeps_the_name_of_its_session_and_a_redacted_one_does_no
         deliver(door, receiver)
         names = [row.log.properties["Helicone-Session-Name"] for row in receiver.rows()]
     assert {"blue whale" in name for name in names} == {is_blank}
+
+
+# --- a recall takes out, and puts nothing back
+
+
+def loose() -> Capture:
+    return replace(capture(), policy=replace(capture().policy, redact_secrets=False), redaction=NO_REDACTION)
+
+
+def test_what_was_delivered_as_metadata_is_neither_searched_nor_made_full(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told("blue whale"))
+    door.put(told("blue whale"), capture("metadata_only"))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        assert a_recall(door, store, pattern="blue whale").matching("ses_root") == frozenset()
+        assert recall(door, a_recall(door, store), "ses_root").problems == ()
+        deliver(door, receiver)
+        assert "blue whale" not in shown(receiver)
+
+
+def test_a_turn_redacted_by_secrets_that_are_not_known_here_is_refused(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told("blue whale"))
+    knowing = capture(known=("blue whale",))
+    door.put(told("blue whale"), knowing)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        plan = a_recall(door, store).plan("ses_root", ["msg_1"])
+        assert plan.rewrites == ()
+        assert "secrets that are not known here" in plan.problems[0]
+        assert a_recall(door, store, today=knowing).plan("ses_root", None).problems == ()
+        assert a_recall(door, store, is_blank=True).plan("ses_root", None).problems == ()
+
+
+def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told())
+    door.put(told(), loose())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        assert SECRET in shown(receiver)
+        assert recall(door, a_recall(door, store), "ses_root").problems == ()
+        deliver(door, receiver)
+        assert SECRET not in shown(receiver)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "setting"),
+    [(capture(), loose(), "redactSecrets"), (capture(patterns=("whale",)), capture(), "redactPatterns")],
+    ids=["secrets", "patterns"],
+)
+def test_settings_that_are_looser_than_what_was_delivered_are_named_and_recall_nothing(
+    tmp_path: Path, door: Door, then: Capture, now: Capture, setting: str
+) -> None:
+    store = built(tmp_path / "opencode.db", told())
+    door.put(told(), then)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    plan = a_recall(door, store, today=now).plan("ses_root", None)
+    assert plan.rewrites == ()
+    assert all(setting in problem for problem in plan.problems)
+
+
+def test_a_turn_that_opencode_has_changed_since_is_refused(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    store = built(tmp_path / "opencode.db", told(reply="said otherwise"))
+    (problem,) = a_recall(door, store).plan("ses_root", ["msg_1"]).problems
+    assert "changed in OpenCode since" in problem
