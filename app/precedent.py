@@ -35,6 +35,10 @@ class Precedent:
         mode = strictest(self._today.policy.mode, mode_of(versions))
         return replace(self._today, policy=replace(self._today.policy, mode=mode))
 
+    def last(self, versions: Sequence[Exported]) -> Capture:
+        """How the turn was captured when it was sent last."""
+        return as_made(self._today, next(one.policy for one in reversed(versions) if one.was_attempted))
+
     def export(self, turn: str, capture: Capture) -> Export | None:
         name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
         if name not in self._exports:

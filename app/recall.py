@@ -209,7 +209,7 @@ class Recall:
         problems: list[str] = []
         policy = Policy("metadata_only", (), redact_secrets=True, prefix="")
         unprinted = {turn for turn, versions in turns.items() if is_unprinted(versions, blank_key(session, turn))}
-        found = self._from_store(session, user_id) if unprinted else {}
+        found = self._from_store(session, user_id, {turn: turns[turn] for turn in unprinted}) if unprinted else {}
         for turn, versions in turns.items():
             records: tuple[Record, ...] = ()
             if turn in unprinted:
@@ -224,12 +224,21 @@ class Recall:
             rewrites.append(Rewrite(replace(version, is_sealed=True), bodies))
         return Plan(session, tuple(rewrites), tuple(problems))
 
-    def _from_store(self, session: str, user_id: str) -> Mapping[str, Export]:
+    def _from_store(self, session: str, user_id: str, turns: Mapping[str, Sequence[Exported]]) -> Mapping[str, Export]:
+        """The turns under what they were sent under: their names and paths are what Helicone knows them by."""
         try:
             transcript = self._store.transcript(session)
         except (StoreError, TranscriptError):
             return {}
-        return {} if transcript is None else encoded(transcript, bare(None), user_id)
+        if transcript is None:
+            return {}
+        settings, capture = self._folders.find(transcript.session.directory)
+        if capture is None:
+            policy = Policy("metadata_only", (), redact_secrets=True, prefix=settings.session_path_prefix)
+            capture = Capture(policy, Redaction.compile([]), user_id)
+        precedent = Precedent(transcript, capture, user_id)
+        found = {turn: precedent.export(turn, precedent.last(versions)) for turn, versions in turns.items()}
+        return {turn: export for turn, export in found.items() if export is not None}
 
     def _bodies(
         self, session: str, user_id: str, records: Iterable[Record], versions: Sequence[Exported]

@@ -614,3 +614,18 @@ def test_a_turn_that_opencode_has_changed_since_is_refused(tmp_path: Path, door:
     store = built(tmp_path / "opencode.db", told(reply="said otherwise"))
     (problem,) = a_recall(door, store).plan("ses_root", ["msg_1"]).problems
     assert "changed in OpenCode since" in problem
+
+
+def test_without_footprints_a_blank_record_is_named_as_its_record_was(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told())
+    door.put(told(), capture("metadata_only"))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        before = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
+        door.db.execute("delete from footprint")
+        recall(door, a_recall(door, store, is_blank=True), "ses_root")
+        deliver(door, receiver)
+        after = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
+    assert len(after) == len(before)
+    for (old_model, old), (new_model, new) in zip(before, after, strict=True):
+        assert (new_model, {**old, **new}) == (old_model, old)
