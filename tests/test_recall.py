@@ -629,3 +629,50 @@ def test_without_footprints_a_blank_record_is_named_as_its_record_was(tmp_path: 
     assert len(after) == len(before)
     for (old_model, old), (new_model, new) in zip(before, after, strict=True):
         assert (new_model, {**old, **new}) == (old_model, old)
+
+
+POLICIES = {
+    "full": capture(),
+    "not redacted": loose(),
+    "pattern": capture(patterns=("[a-z]{5}",)),
+    "known": capture(known=("README", "hello", "file")),
+    "metadata": capture("metadata_only"),
+}
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(recorded.exported()),
+    then=st.sampled_from(sorted(POLICIES)),
+    now=st.sampled_from(sorted(POLICIES)),
+)
+def test_no_recall_holds_a_string_that_was_not_delivered(
+    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], name: str, then: str, now: str
+) -> None:
+    folder = tmp_path_factory.mktemp("nothing_back")
+    door = new_door(folder)
+    wanted = recorded.export(name)
+    door.put(wanted, POLICIES[then], abandoned=True)
+    delivered = "\n".join(value for body in door.stored() for value in strings(json.loads(body.body)))
+    desk = desk_of(door)
+    for held in claims(desk):
+        for body in desk.left(held):
+            desk.acknowledge(held, body)
+        desk.complete(held)
+    store = built(folder / "opencode.db", wanted)
+    plan = a_recall(door, store, today=POLICIES[now]).plan(wanted["root"], None)
+    assert plan.rewrites or then != now
+    queued = [value for one in plan.rewrites for body in one.bodies for value in strings(json.loads(body.body))]
+    assert [piece for value in queued for piece in value.split("[REDACTED]") if piece not in delivered] == []
+    door.db.close()
+
+
+def strings(told: object) -> Iterator[str]:
+    if isinstance(told, str):
+        yield told
+    elif isinstance(told, dict):
+        for name, inner in told.items():
+            yield from (name, *strings(inner))
+    elif isinstance(told, list):
+        for inner in told:
+            yield from strings(inner)
