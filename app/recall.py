@@ -112,13 +112,13 @@ class Recall:
         )
 
     def plan(self, session: str, turns: Collection[str] | None) -> Plan:
-        """What becomes of these turns of a root session, or of all; raises StoreError unless blank."""
+        """What becomes of these turns of a root session, or of all."""
         chosen = self._turns(session, turns)
         if self._is_blank:
             return self._blank(session, chosen)
         try:
             transcript = self._store.transcript(session)
-        except TranscriptError as error:
+        except (StoreError, TranscriptError) as error:
             return Plan(session, (), (f"{error}: {BY_BLANK}",))
         if transcript is None:
             return Plan(session, (), (f"its text is {GONE}: {BY_BLANK}",))
