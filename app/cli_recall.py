@@ -240,6 +240,8 @@ def _ask(report: Report) -> None:
     if not sys.stdin.isatty():
         complain(f"this would {report.question}: say --yes")
         raise typer.Exit(USAGE)
+    for line in report.chosen:
+        complain(line)
     if not typer.confirm(f"{report.question}? It cannot be undone.", err=True):
         complain("nothing was done")
         raise typer.Exit(USAGE)

@@ -57,13 +57,17 @@ class Report:
     sessions: int = 0
     turns: int = 0
     records: int = 0
+    chosen: list[str] = field(default_factory=list)
+    """Each session, with what of it is overwritten."""
     outcomes: dict[str, int] = field(default_factory=dict)
     """Records read back, by what Helicone shows of them."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def count(self, plan: Plan) -> None:
-        self.sessions += bool(plan.rewrites)
+        if plan.rewrites:
+            self.sessions += 1
+            self.chosen.append(f"{plan.session}: {len(plan.rewrites)} turns, {plan.records} records")
         self.turns += len(plan.rewrites)
         self.records += plan.records
         self.complain(plan.session, plan.problems)
@@ -78,6 +82,7 @@ class Report:
         return f"overwrite {self.records} records of {self.turns} turns in {self.sessions} sessions"
 
     def lines(self) -> Iterator[str]:
+        yield from map(visible, self.chosen)
         yield f"{self.sessions} sessions, {self.turns} turns, {self.records} records"
         yield from (f"{number} {name}" for name, number in self.outcomes.items())
 

@@ -75,6 +75,7 @@ def test_a_person_at_a_terminal_is_asked(scene: Scene, answered: str, code: int,
     with os.fdopen(inner) as terminal:
         done = typed(scene.station, "recall", "ses_root", "--blank", stdin=terminal)
     os.close(outer)
+    assert f"ses_root: 2 turns, {RECORDS} records" in done.stderr
     assert f"overwrite {RECORDS} records of 2 turns in 1 sessions?" in done.stderr
     assert done.returncode == code, done.stderr
     assert [row.sends for row in scene.receiver.rows()] == [sends] * RECORDS
