@@ -179,7 +179,7 @@ class _Comparison:
             return
         found = hits(record, self._today.redaction)
         if one is None or one.digest == digest_of(then):
-            found -= hits(record, _as_made(self._today, policy).redaction)
+            found -= hits(record, as_made(self._today, policy).redaction)
         if found:
             self.records.append(Differing(turn, record.path, record.kind, dict(found)))
         else:
@@ -187,7 +187,7 @@ class _Comparison:
 
     def _pairs(self, turn: str, policy: str, today: Capture) -> dict[str, tuple[Record, Record]]:
         """By request id the record as it would be made now, and as it was made under the policy."""
-        then = _as_made(today, policy)
+        then = as_made(today, policy)
         now = replace(today, policy=replace(today.policy, prefix=then.policy.prefix))
         pairs = zip(self._of(now)[turn].encode(), self._of(then)[turn].encode(), strict=True)
         return {one.request_id: (one, other) for one, other in pairs}
@@ -236,7 +236,8 @@ def digest_of(record: Record) -> bytes:
     return body_of(record).digest[:DIGEST_BYTES]
 
 
-def _as_made(today: Capture, policy: str) -> Capture:
+def as_made(today: Capture, policy: str) -> Capture:
+    """How it was captured under the policy (its facts), with those of its patterns that are in force today."""
     made = retold(today.policy, policy)
     kept = zip(today.policy.patterns, today.redaction.patterns, strict=True)
     compiled = tuple(one for pattern, one in kept if pattern in made.patterns)

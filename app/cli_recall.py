@@ -65,19 +65,26 @@ def _audit(  # noqa: PLR0913 - one for each option
 ) -> None:
     """List what was delivered and would be redacted differently today.
 
-    By record, rule and count, never by value. Exit code 1 when there is any.
+    By record, rule and count, never by value. Exit code 1 when there is any, or a
+    session cannot be audited.
     """
     sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
-    with closing(open_ledger(sources.load().spool_directory)) as db:
-        ours = find_target(db, sources.load())
+    settings = sources.load()
+    with closing(open_ledger(settings.spool_directory)) as db:
+        ours = find_target(db, settings)
+        if ours is None and settings.api_key is None:
+            raise SettingsError(["audit needs HELICONE_API_KEY: what is under another key is not looked at"])
         known = [] if ours is None else ledger.exported_sessions(db, ours.id)
         names = [one for one in known if not session or one in session]
+        unknown = [one for one in session or [] if one not in known]
         results = list(_audited(db, sources, _store(store), names, moment(since) or 0))
     if json_wanted:
         print_json({"sessions": [asdict(one) for one in results], "totals": audit_totals(results)})
     else:
         print_lines(audit_lines(results))
-    raise typer.Exit(PROBLEM if any(one.records for one in results) else DONE)
+    for name in unknown:
+        complain(f"{name}: not delivered to here")
+    raise typer.Exit(PROBLEM if unknown or any(one.records or one.problem for one in results) else DONE)
 
 
 @recalling.command("recall")
@@ -119,7 +126,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         if ours is None:
             complain("nothing was delivered to this destination")
             raise typer.Exit(PROBLEM)
-        folders = Folders(db, sources)
+        folders = Folders(db, sources, never_looser=True)
         held = Recall(db, ours.id, _store(store), folders, pattern=pattern, is_blank=blank, since_ms=since_ms)
         names = _named(db, ours.id, sessions or [], report)
         chosen_turns: Mapping[str, Collection[str] | None] = dict.fromkeys(names)
@@ -158,8 +165,9 @@ def _audited(
     ours = find_target(db, sources.load())
     if ours is None:
         return
+    folders = Folders(db, sources, never_looser=True)
     with screen.bar("auditing") as bar:
-        for done, one in enumerate(audit(db, ours.id, store, Folders(db, sources), sessions, since_ms=since_ms), 1):
+        for done, one in enumerate(audit(db, ours.id, store, folders, sessions, since_ms=since_ms), 1):
             bar.show(done, len(sessions))
             if one is not None:
                 yield one
@@ -232,9 +240,11 @@ def _ask(report: Report) -> None:
     if not sys.stdin.isatty():
         complain(f"this would {report.question}: say --yes")
         raise typer.Exit(USAGE)
+    for line in report.chosen:
+        complain(line)
     if not typer.confirm(f"{report.question}? It cannot be undone.", err=True):
         complain("nothing was done")
-        raise typer.Exit(PROBLEM)
+        raise typer.Exit(USAGE)
 
 
 def _carry_out(
@@ -252,6 +262,7 @@ def _carry_out(
     try:
         read_back(sources, overwrite(sources, ours, held, turns, report, end_s), report, end_s)
     except StoppedError:
+        complain("stopped: what is queued is delivered by the next worker")
         raise typer.Exit(STOPPED) from None
     except ClientError as error:
         raise SettingsError([str(error)]) from None

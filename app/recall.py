@@ -22,6 +22,7 @@ from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
 from app.pattern import compile_pattern
 from app.policy import Policy
+from app.precedent import Precedent, mode_of
 from app.record import Record, blank
 from app.redact import Redaction
 from app.transcript import Transcript, TranscriptError, key
@@ -91,7 +92,7 @@ class Recall:
         self._search = Redaction.compile([pattern] if pattern is not None else [], secrets=False)
 
     def matching(self, session: str) -> frozenset[str] | None:
-        """The turns of which a record matches the pattern, without any redaction; None where no text is there.
+        """The turns sent in full of which a record matches the pattern, without any redaction; None without text.
 
         Raises StoreError, TranscriptError.
         """
@@ -105,17 +106,19 @@ class Recall:
         return frozenset(
             turn
             for turn, export in found.items()
-            if turn in sent and any(hits(record, self._search) for record in export.encode())
+            if turn in sent
+            and mode_of(sent[turn]) == "full"
+            and any(hits(record, self._search) for record in export.encode())
         )
 
     def plan(self, session: str, turns: Collection[str] | None) -> Plan:
-        """What becomes of these turns of a root session, or of all; raises StoreError unless blank."""
+        """What becomes of these turns of a root session, or of all."""
         chosen = self._turns(session, turns)
         if self._is_blank:
             return self._blank(session, chosen)
         try:
             transcript = self._store.transcript(session)
-        except TranscriptError as error:
+        except (StoreError, TranscriptError) as error:
             return Plan(session, (), (f"{error}: {BY_BLANK}",))
         if transcript is None:
             return Plan(session, (), (f"its text is {GONE}: {BY_BLANK}",))
@@ -176,22 +179,27 @@ class Recall:
     ) -> Plan:
         user_id = self._user_id(session)
         is_sealed = self._is_sealing(capture, transcript.session.directory)
-        found = encoded(transcript, capture, user_id)
+        precedent = Precedent(transcript, capture, user_id)
         rewrites: list[Rewrite] = []
         problems: list[str] = []
         for turn, versions in turns.items():
-            export = found.get(turn)
+            strict = precedent.capture(versions)
+            export = precedent.export(turn, strict)
             if export is None:
                 problems.append(f"{turn}: its text is {GONE}: {BY_BLANK}")
                 continue
-            name = key(export.digest, capture.policy.digest(user_id))
+            name = key(export.digest, strict.policy.digest(user_id))
             if versions[-1].is_sealed and versions[-1].key != name:
                 # What that recall took out is not known here, and would come back.
-                problems.append(f"{turn}: overwritten before by --match, with another pattern: {BY_BLANK}")
+                problems.append(f"{turn}: overwritten before by --match or --blank: {BY_BLANK}")
+                continue
+            objection = precedent.objection(turn, versions)
+            if objection:
+                problems.append(f"{turn}: {objection}: or {BY_BLANK}")
                 continue
             bodies, missed = self._bodies(session, user_id, export.encode(), versions)
             problems += (f"{turn}: {one}" for one in missed)
-            version = self._version(session, turn, name, versions, capture.policy, user_id, export)
+            version = self._version(session, turn, name, versions, strict.policy, user_id, export)
             rewrites.append(Rewrite(replace(version, is_sealed=is_sealed), bodies))
         return Plan(session, tuple(rewrites), tuple(problems))
 
@@ -201,7 +209,7 @@ class Recall:
         problems: list[str] = []
         policy = Policy("metadata_only", (), redact_secrets=True, prefix="")
         unprinted = {turn for turn, versions in turns.items() if is_unprinted(versions, blank_key(session, turn))}
-        found = self._from_store(session, user_id) if unprinted else {}
+        found = self._from_store(session, user_id, {turn: turns[turn] for turn in unprinted}) if unprinted else {}
         for turn, versions in turns.items():
             records: tuple[Record, ...] = ()
             if turn in unprinted:
@@ -216,12 +224,21 @@ class Recall:
             rewrites.append(Rewrite(replace(version, is_sealed=True), bodies))
         return Plan(session, tuple(rewrites), tuple(problems))
 
-    def _from_store(self, session: str, user_id: str) -> Mapping[str, Export]:
+    def _from_store(self, session: str, user_id: str, turns: Mapping[str, Sequence[Exported]]) -> Mapping[str, Export]:
+        """The turns under what they were sent under: their names and paths are what Helicone knows them by."""
         try:
             transcript = self._store.transcript(session)
         except (StoreError, TranscriptError):
             return {}
-        return {} if transcript is None else encoded(transcript, bare(None), user_id)
+        if transcript is None:
+            return {}
+        settings, capture = self._folders.find(transcript.session.directory)
+        if capture is None:
+            policy = Policy("metadata_only", (), redact_secrets=True, prefix=settings.session_path_prefix)
+            capture = Capture(policy, Redaction.compile([]), user_id)
+        precedent = Precedent(transcript, capture, user_id)
+        found = {turn: precedent.export(turn, precedent.last(versions)) for turn, versions in turns.items()}
+        return {turn: export for turn, export in found.items() if export is not None}
 
     def _bodies(
         self, session: str, user_id: str, records: Iterable[Record], versions: Sequence[Exported]

@@ -84,7 +84,8 @@ def _wanted(known: Sequence[Exported]) -> tuple[dict[uuid.UUID, _Wanted], int]:
         delivered = current(versions)
         if delivered is None or fate(delivered) not in {"delivered", "recalled"}:
             continue
-        unnamed += not delivered.prints
+        # A recall of what was never sent has no records.
+        unnamed += not delivered.prints and not delivered.is_recall
         for version in versions:
             for one in version.prints if version.was_attempted or version is delivered else ():
                 if version is delivered or one.request_id not in wanted:

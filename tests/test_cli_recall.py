@@ -8,7 +8,7 @@ import pty
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from app import destination, ledger
 from app.db import open_ledger
 from app.enqueue import Place
+from tests import recorded
 from tests.processes import Station
 from tests.servers import Receiver, receiving
 from tests.test_enqueue import Door
@@ -67,13 +68,14 @@ def test_a_dry_run_changes_nothing(scene: Scene) -> None:
     assert [row.sends for row in scene.receiver.rows()] == [1] * RECORDS
 
 
-@pytest.mark.parametrize(("answered", "code", "sends"), [("y\n", 0, 2), ("n\n", 1, 1)], ids=["yes", "no"])
+@pytest.mark.parametrize(("answered", "code", "sends"), [("y\n", 0, 2), ("n\n", 2, 1)], ids=["yes", "no"])
 def test_a_person_at_a_terminal_is_asked(scene: Scene, answered: str, code: int, sends: int) -> None:
     outer, inner = pty.openpty()
     os.write(outer, answered.encode())
     with os.fdopen(inner) as terminal:
         done = typed(scene.station, "recall", "ses_root", "--blank", stdin=terminal)
     os.close(outer)
+    assert f"ses_root: 2 turns, {RECORDS} records" in done.stderr
     assert f"overwrite {RECORDS} records of 2 turns in 1 sessions?" in done.stderr
     assert done.returncode == code, done.stderr
     assert [row.sends for row in scene.receiver.rows()] == [sends] * RECORDS
@@ -113,3 +115,15 @@ def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene)
     assert held is not None
     code, said = scene.run("ses_root", "--blank", "--yes")
     assert (code, said["outcomes"], said["problems"]) == (0, {"overwritten": RECORDS}, [])
+
+
+def test_audit_gives_no_all_clear_for_what_it_did_not_see(scene: Scene) -> None:
+    assert scene.station.run("audit").returncode == 0
+    unknown = scene.station.run("audit", "--session", "nope")
+    assert (unknown.returncode, "nope: not delivered to here" in unknown.stderr) == (1, True)
+    keyless = replace(scene.station, variables={"HELICONE_API_KEY": ""}).run("audit")
+    assert (keyless.returncode != 0, "HELICONE_API_KEY" in keyless.stderr) == (True, True)
+    (scene.station.home / "data" / "opencode" / "opencode.db").unlink()
+    built(scene.station.home / "data" / "opencode" / "opencode.db", recorded.export("a_simple"))
+    gone = scene.station.run("audit")
+    assert (gone.returncode, "ses_root: cannot be audited" in gone.stdout) == (1, True)

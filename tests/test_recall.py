@@ -224,7 +224,7 @@ def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None
         deliver(door, receiver)
         count = len(receiver.rows())
         shorter = told()
-        del shorter["sessions"][0]["messages"][1]["parts"][1]
+        del shorter["sessions"][0]["messages"][1]
         recall(door, a_recall(door, built(tmp_path / "opencode.db", shorter)), "ses_root")
         deliver(door, receiver)
         rows = receiver.rows()
@@ -573,3 +573,133 @@ def test_a_blank_record_keeps_the_name_of_its_session_and_a_redacted_one_does_no
         deliver(door, receiver)
         names = [row.log.properties["Helicone-Session-Name"] for row in receiver.rows()]
     assert {"blue whale" in name for name in names} == {is_blank}
+
+
+# --- a recall takes out, and puts nothing back
+
+
+def loose() -> Capture:
+    return replace(capture(), policy=replace(capture().policy, redact_secrets=False), redaction=NO_REDACTION)
+
+
+def test_what_was_delivered_as_metadata_is_neither_searched_nor_made_full(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told("blue whale"))
+    door.put(told("blue whale"), capture("metadata_only"))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        assert a_recall(door, store, pattern="blue whale").matching("ses_root") == frozenset()
+        assert recall(door, a_recall(door, store), "ses_root").problems == ()
+        deliver(door, receiver)
+        assert "blue whale" not in shown(receiver)
+
+
+def test_a_turn_redacted_by_secrets_that_are_not_known_here_is_refused(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told("blue whale"))
+    knowing = capture(known=("blue whale",))
+    door.put(told("blue whale"), knowing)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        plan = a_recall(door, store).plan("ses_root", ["msg_1"])
+        assert plan.rewrites == ()
+        assert "secrets that are not known here" in plan.problems[0]
+        assert a_recall(door, store, today=knowing).plan("ses_root", None).problems == ()
+        assert a_recall(door, store, is_blank=True).plan("ses_root", None).problems == ()
+
+
+def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told())
+    door.put(told(), loose())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        assert SECRET in shown(receiver)
+        assert recall(door, a_recall(door, store), "ses_root").problems == ()
+        deliver(door, receiver)
+        assert SECRET not in shown(receiver)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "setting"),
+    [(capture(), loose(), "redactSecrets"), (capture(patterns=("whale",)), capture(), "redactPatterns")],
+    ids=["secrets", "patterns"],
+)
+def test_settings_that_are_looser_than_what_was_delivered_are_named_and_recall_nothing(
+    tmp_path: Path, door: Door, then: Capture, now: Capture, setting: str
+) -> None:
+    store = built(tmp_path / "opencode.db", told())
+    door.put(told(), then)
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    plan = a_recall(door, store, today=now).plan("ses_root", None)
+    assert plan.rewrites == ()
+    assert all(setting in problem for problem in plan.problems)
+
+
+def test_a_turn_that_opencode_has_changed_since_is_refused(tmp_path: Path, door: Door) -> None:
+    door.put(told())
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+    store = built(tmp_path / "opencode.db", told(reply="said otherwise"))
+    (problem,) = a_recall(door, store).plan("ses_root", ["msg_1"]).problems
+    assert "changed in OpenCode since" in problem
+
+
+def test_without_footprints_a_blank_record_is_named_as_its_record_was(tmp_path: Path, door: Door) -> None:
+    store = built(tmp_path / "opencode.db", told())
+    door.put(told(), capture("metadata_only"))
+    with receiving(tmp_path / "store.db") as receiver:
+        deliver(door, receiver)
+        before = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
+        door.db.execute("delete from footprint")
+        recall(door, a_recall(door, store, is_blank=True), "ses_root")
+        deliver(door, receiver)
+        after = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
+    assert len(after) == len(before)
+    for (old_model, old), (new_model, new) in zip(before, after, strict=True):
+        assert (new_model, {**old, **new}) == (old_model, old)
+
+
+POLICIES = {
+    "full": capture(),
+    "not redacted": loose(),
+    "pattern": capture(patterns=("[a-z]{5}",)),
+    "known": capture(known=("README", "hello", "file")),
+    "metadata": capture("metadata_only"),
+}
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(recorded.exported()),
+    then=st.sampled_from(sorted(POLICIES)),
+    now=st.sampled_from(sorted(POLICIES)),
+)
+def test_no_recall_holds_a_string_that_was_not_delivered(
+    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], name: str, then: str, now: str
+) -> None:
+    folder = tmp_path_factory.mktemp("nothing_back")
+    door = new_door(folder)
+    wanted = recorded.export(name)
+    door.put(wanted, POLICIES[then], abandoned=True)
+    delivered = "\n".join(value for body in door.stored() for value in strings(json.loads(body.body)))
+    desk = desk_of(door)
+    for held in claims(desk):
+        for body in desk.left(held):
+            desk.acknowledge(held, body)
+        desk.complete(held)
+    store = built(folder / "opencode.db", wanted)
+    plan = a_recall(door, store, today=POLICIES[now]).plan(wanted["root"], None)
+    assert plan.rewrites or then != now
+    queued = [value for one in plan.rewrites for body in one.bodies for value in strings(json.loads(body.body))]
+    assert [piece for value in queued for piece in value.split("[REDACTED]") if piece not in delivered] == []
+    door.db.close()
+
+
+def strings(told: object) -> Iterator[str]:
+    if isinstance(told, str):
+        yield told
+    elif isinstance(told, dict):
+        for name, inner in told.items():
+            yield from (name, *strings(inner))
+    elif isinstance(told, list):
+        for inner in told:
+            yield from strings(inner)
