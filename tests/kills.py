@@ -27,6 +27,7 @@ from app.transcript import Assistant, Tool, Turn, key
 from tests.opencode import OpenCode, installed_opencode
 from tests.processes import Station, worker
 from tests.servers import Receiver, receiving
+from tests.typed import typed
 from tests.waiting import wait_until
 
 WAIT_S = 90
@@ -124,6 +125,13 @@ class Ground:
             if known.get((turn.session.id, turn.id)) != key(turn.digest, policy)
         ]
 
+    def verified(self) -> int:
+        """How many turns `verify` does not find explained."""
+        done = typed(self.station, "verify", "--json", "--db", str(self.store.path))
+        unexplained: int = json.loads(done.stdout)["unexplained"]
+        assert (done.returncode == 0) is (unexplained == 0), done.stdout
+        return unexplained
+
     def versions(self, name: str) -> list[tuple[str, str]]:
         """(state, key) of what was ever exported of a turn, the oldest first."""
         session, turn = name.split(" ")
@@ -201,14 +209,14 @@ def main() -> int:
             place.miss(break_it, 3)
             print(f"three turns without {what}: {len(place.unexplained())} turns not in the ledger", flush=True)
         place.run()
-        print(f"after the next start: {len(place.unexplained())} of {len(place.turns())} turns unexplained", flush=True)
+        print(f"after the next start: {place.verified()} of {len(place.turns())} turns unexplained", flush=True)
         go = place.project / "go"
         versions = two_at_once(place, f"await:{go}", go.touch)
         print(f"two OpenCodes, one in mid-tool: {len(versions)} version(s) of its turn", flush=True)
         place.deliver()
         place.run()  # starts again, and finds nothing to do
         place.deliver()
-        left, twice = len(place.unexplained()), place.sent_twice()
+        left, twice = len(place.unexplained()) + place.verified(), place.sent_twice()
         sends = len(place.receiver.sends())
         print(f"at the end: {left} of {len(place.turns())} turns unexplained, {sends} sends, {twice} of them twice")
     return 1 if left or twice or len(versions) != 1 else 0

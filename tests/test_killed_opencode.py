@@ -31,9 +31,9 @@ def test_the_next_start_finds_what_was_killed_and_what_ran_without_us_and_sends_
     assert place.unexplained() == []
     for break_it in (forget_python, remove):
         place.miss(break_it, 1)
-    assert len(place.unexplained()) == 2
+    assert (len(place.unexplained()), place.verified()) == (2, 2)
     place.run()
-    assert place.unexplained() == []
+    assert (place.unexplained(), place.verified()) == ([], 0)
     place.deliver()
     assert place.sent_twice() == 0
     # The session's record, question and answer of each; the tool that was killed is one more.
