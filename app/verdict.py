@@ -32,12 +32,13 @@ State: TypeAlias = Literal[
     "never_seen",
 ]
 """delivered          Helicone has accepted its current version
-recalled           it was written over at Helicone, because somebody asked for that
+recalled           it was written over at Helicone, because somebody asked for that; or a subagent inside it was
 waiting, dead, dropped   as the ledger says of its job
-in_progress        a live OpenCode has its session open, and brings it, or its newer version
+in_progress        a live OpenCode has its session open, and brings it, or its newer version; or it is unfinished, and
+                   may have one without a hook
 switched_off       its folder's settings keep it from being exported
 elsewhere          its folder was never captured by a hook
-earlier            its session did not change since capture of its folder began
+earlier            OpenCode wrote it before capture of its folder began
 inside             its session is exported with the one that called it
 other_destination  it was exported to another endpoint, or under another key
 changed            OpenCode has a newer version than the ledger, and nobody is about to bring it
@@ -78,10 +79,12 @@ class Circumstances:
     """Whether the ledger knows it as the subagent of another one."""
     captured_since_ms: int | None
     """When capture of its folder began; None where it never did."""
-    changed_ms: int
-    """When OpenCode wrote to it last."""
     elsewhere: frozenset[str]
     """The turns that the ledger has for other destinations."""
+    sealed: frozenset[str] = frozenset()
+    """The turns that hold a subagent which was recalled: they are not taken."""
+    is_recent: bool = False
+    """Whether OpenCode wrote to it so short a time ago that one without a hook may still be at it."""
 
 
 def judge(turn: StoredTurn, versions: Sequence[Exported], at: Circumstances) -> State:
@@ -90,6 +93,8 @@ def judge(turn: StoredTurn, versions: Sequence[Exported], at: Circumstances) -> 
     if known is None:
         if turn.name in at.elsewhere:
             return "other_destination"
+        if turn.name in at.sealed:
+            return "recalled"
         return _excuse(turn, at) or "never_seen"
     if _is_newer(turn, known, at):
         return "in_progress" if at.is_live else (_excuse(turn, at) or "changed")
@@ -132,9 +137,9 @@ def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
         return "switched_off"
     if at.captured_since_ms is None:
         return "elsewhere"
-    if at.changed_ms < at.captured_since_ms:
+    if turn.facts_ms < at.captured_since_ms:
         return "earlier"
-    return "in_progress" if at.is_live and not turn.is_final else None
+    return "in_progress" if (at.is_live or at.is_recent) and not turn.is_final else None
 
 
 @dataclass(frozen=True, slots=True)

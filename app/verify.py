@@ -14,11 +14,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app import destination, ledger
+from app import clock, destination, ledger
 from app.db import open_ledger
+from app.enqueue import children
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions, present
+from app.reconcile import QUIET_MS
 from app.sources import Sources
 from app.spool import Spool, find_target, folder
 from app.transcript import TranscriptError
@@ -93,7 +95,12 @@ class Verification:
         if transcript is None:  # deleted since it was listed
             return weigh_deleted(session.id, ledger.exported(self._db, self.destination_id, session.id))
         turns = list(stored_turns(transcript))
-        at = self._circumstances(session, changed_ms)
+        sealed = frozenset(
+            turn.id
+            for turn in transcript.turns
+            if any(ledger.is_sealed(self._db, self.destination_id, child) for child in children(turn))
+        )
+        at = replace(self._circumstances(session, changed_ms), sealed=sealed)
         return weigh(first, turns, ledger.exported(self._db, self.destination_id, session.id), at)
 
     def is_anybody_alive(self) -> bool:
@@ -109,7 +116,7 @@ class Verification:
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),
-            changed_ms=changed_ms,
+            is_recent=abs(clock.now_ms() - changed_ms) < QUIET_MS,
             elsewhere=frozenset(ledger.exported_elsewhere(self._db, self.destination_id, session.id)),
         )
 

@@ -21,6 +21,7 @@ from app.presence import Announced
 from app.seek import IDS_MAX, seek
 from app.sources import typed as typed_sources
 from app.spool import Spool, folder
+from app.verdict import Circumstances, StoredTurn, judge
 from app.verify import SETTLE_S, Choice, verify
 from tests.processes import PROJECT, Station
 from tests.servers import api_key, receiving
@@ -309,10 +310,28 @@ def test_what_was_over_before_capture_began_is_not_missed(desk: Desk) -> None:
     desk.holds(talk(2))
     desk.captured(since_ms=LATE_MS)
     assert desk.states() == {"earlier": 2}
-    desk.captured(since_ms=LATE_MS)
+
+
+def test_of_a_session_that_went_on_only_what_came_then_is_missed(desk: Desk) -> None:
+    desk.holds(talk(2))
+    desk.captured(since_ms=CREATED_MS + 2_000 + destination.STARTING_MS)  # the second turn begins
+    assert desk.states() == {"earlier": 1, "never_seen": 1}
+
+
+def test_a_turn_whose_subagent_was_recalled_is_recalled() -> None:
+    at = Circumstances(None, "", is_live=False, is_inside=False, captured_since_ms=0, elsewhere=frozenset())
+    turn = StoredTurn("msg_1", "digest", 5, is_final=True)
+    assert judge(turn, [], at) == "switched_off"
+    assert judge(turn, [], replace(at, sealed=frozenset({"msg_1"}))) == "recalled"
+
+
+def test_what_is_unfinished_and_was_written_just_now_may_go_on_without_a_hook(desk: Desk) -> None:
+    desk.captured()
+    desk.holds(of(turn(1, ended=False)))
+    assert desk.states() == {"never_seen": 1}
     with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
-        db.execute("update part set time_updated = ? where id = 'prt_msg_2b'", (LATE_MS,))
-    assert desk.states() == {"never_seen": 2}
+        db.execute("update part set time_updated = ?", (clock.now_ms(),))
+    assert desk.states() == {"in_progress": 1}
 
 
 @pytest.mark.parametrize("options", [{"enable": False}, {"exportMode": "off"}], ids=["enable", "off"])
