@@ -23,10 +23,24 @@ settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+SLOWEST = (
+    "test_end_to_end.py",
+    "test_plugin.py",
+    "test_killed_opencode.py",
+    "test_worker.py",
+    "test_recall.py",
+    "test_crash_points.py",
+    "test_hook.py",
+    "test_outage.py",
+)
+"""Files that take half a minute and more."""
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The real OpenCode first: its files take the longest, and a file is run by one process."""
-    items.sort(key=lambda item: item.get_closest_marker("opencode") is None)
+    """The slowest files first: of processes that take file by file, none is left with a long one at the end."""
+    place = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_report_header() -> str:
