@@ -576,11 +576,9 @@ class Histories(RuleBasedStateMachine):
 
     def oversize(self, bytes_max: int) -> list[Job]:
         """Open jobs with bodies, not in flight and no recalls, the oldest first, as far as they must go."""
-        held = self.model.chosen(lambda job: job.is_open and job.size > 0)
+        held = self.model.chosen(lambda job: job.is_open and job.size > 0 and not job.is_recall)
         assert ledger.held_bytes(self.db) == sum(job.size for job in held)
-        free = sorted(
-            (job for job in held if job.is_free and not job.is_recall), key=lambda job: (job.enqueued_ms, job.number)
-        )
+        free = sorted((job for job in held if job.is_free), key=lambda job: (job.enqueued_ms, job.number))
         return self.model.without_room(free, sum(job.size for job in held) - bytes_max)
 
     def give_up_bodies(self, bytes_max: int) -> None:
