@@ -117,7 +117,8 @@ class Store:
     def turn(self, session: str, turn: str | None) -> Transcript | None:
         """The session with this one of its turns (None: its first), as the whole transcript has it.
 
-        Reads that turn's messages only. None when it is not there. Raises TranscriptError.
+        Of the turns before it only the subagents that they name are read. None when it is not there. Raises
+        TranscriptError.
         """
         with self._opened() as db:
             entries = _turn(db, session, turn)
