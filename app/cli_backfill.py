@@ -25,6 +25,7 @@ from app.command import (
     Endpoint,
     EnvFile,
     SpoolDirectory,
+    StoreFile,
     complain,
     moment,
     print_json,
@@ -49,7 +50,6 @@ Since = Annotated[
 ]
 Sessions = Annotated[list[str] | None, typer.Option("--session", metavar="ID", help="This one; may be repeated.")]
 InProject = Annotated[Path | None, typer.Option("--project", metavar="DIR", help="Sessions of this folder.")]
-Database = Annotated[Path | None, typer.Option("--db", metavar="PATH", help="A copy of OpenCode's opencode.db.")]
 MaxLogs = Annotated[int, typer.Option(min=0, metavar="N", help="Ask before sending more.")]
 
 
@@ -59,7 +59,7 @@ def _backfill(  # noqa: PLR0913 - one for each option
     since: Since = None,
     session: Sessions = None,
     project: InProject = None,
-    db: Database = None,
+    db: StoreFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent, and do nothing.")] = False,
     max_logs: MaxLogs = MAX_LOGS,
     include_off: Annotated[

@@ -26,6 +26,7 @@ from app.command import (
     Endpoint,
     EnvFile,
     SpoolDirectory,
+    StoreFile,
     complain,
     moment,
     print_json,
@@ -48,7 +49,6 @@ recalling = typer.Typer(rich_markup_mode=None)
 Since = Annotated[
     str | None, typer.Option("--since", metavar="DURATION|DATE", help="Turns since: 12h, 7d, 2026-01-31.")
 ]
-StoreFile = Annotated[Path | None, typer.Option("--db", metavar="PATH", help="OpenCode's store, or a copy of it.")]
 
 
 @recalling.command("audit")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +24,7 @@ from app.command import (
     Endpoint,
     EnvFile,
     SpoolDirectory,
+    StoreFile,
     complain,
     moment,
     print_json,
@@ -57,7 +57,7 @@ def _verify(  # noqa: PLR0913 - one for each option
         str | None, typer.Option(metavar="DATE|DURATION", help="Sessions changed since: 2026-01-31, 36h, 7d.")
     ] = None,
     session: Annotated[list[str] | None, typer.Option(metavar="ID", help="This session; may be repeated.")] = None,
-    db: Annotated[Path | None, typer.Option(metavar="PATH", help="Another file than OpenCode's own store.")] = None,
+    db: StoreFile = None,
     remote: Annotated[bool, typer.Option("--remote", help="Also look for every record at Helicone.")] = False,
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
