@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,83 @@ def test_the_store_lies_where_opencode_says() -> None:
     assert store_file({"HOME": "/home/dev"}) == Path("/home/dev/.local/share/opencode/opencode.db")
     assert store_file({"HOME": "/home/dev", "XDG_DATA_HOME": "/data"}) == Path("/data/opencode/opencode.db")
     assert store_file({"OPENCODE_DB": "/elsewhere/my.db"}) == Path("/elsewhere/my.db")
+
+
+START = """
+import os, sqlite3, sys
+from collections import Counter
+def start():
+    child = os.fork()
+    if child == 0:  # as OpenCode 1.18.33 opens its store; it leaves the log when it ends
+        try:
+            db = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+            db.execute("pragma journal_mode = wal").fetchall()
+            db.execute("pragma busy_timeout = 5000")
+            db.execute("update session set title = title || '.'")
+        except sqlite3.Error as error:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(Counter(start() for _ in range(int(sys.argv[2]))))
+"""
+READ = """
+import sys
+from pathlib import Path
+from app.opencode import Store
+store = Store(Path(sys.argv[1]))
+store.roots()
+print("reading", flush=True)
+while True:
+    store.roots()
+"""
+
+
+def started(path: Path, times: int) -> str:
+    done = subprocess.run([sys.executable, "-c", START, path, str(times)], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_no_start_of_opencode_fails_because_its_store_is_read(tmp_path: Path) -> None:
+    path = built(tmp_path / "opencode.db", export("a_simple"))
+    started(path, 1)
+    assert path.with_name("opencode.db-wal").stat().st_size
+    with subprocess.Popen([sys.executable, "-c", READ, path], stdout=subprocess.PIPE, text=True) as reader:
+        try:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "reading\n"
+            assert started(path, 300) == "Counter({0: 300})\n"
+            assert reader.poll() is None  # no read failed either
+        finally:
+            reader.kill()
+
+
+def test_a_store_without_a_log_is_read_without_any_lock_and_again_if_it_is_written_meanwhile(tmp_path: Path) -> None:
+    path = built(tmp_path / "opencode.db", export("a_simple"))
+    asked: list[str] = []
+
+    def question(db: sqlite3.Connection) -> str:
+        (title,) = db.execute("select title from session").fetchone()
+        if not asked:
+            with closing(sqlite3.connect(path, timeout=0)) as opencode, opencode:
+                opencode.execute("update session set title = 'another'")
+        asked.append(title)
+        return asked[-1]
+
+    store = Store(path)
+    assert store._ask(question) == "another"
+    assert len(asked) == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_store_kept_open_tells_what_is_written_to_it_meanwhile(tmp_path: Path) -> None:
+    path = built(tmp_path / "opencode.db", export("a_simple"))
+    store = Store(path)
+    with store.kept_open():
+        (before,) = store.roots()
+        with closing(sqlite3.connect(path, isolation_level=None)) as opencode:
+            for ms in (1, 2, 3):  # to the file, then to a log, then to one that is shared
+                opencode.execute("update session set time_updated = ?", [ms])
+                opencode.execute("pragma journal_mode = wal").fetchall()
+                assert [one.updated_ms for one in store.roots()] == [ms]
+        assert [one.updated_ms for one in store.roots()] == [3]
+    assert before.updated_ms > 3

@@ -2,18 +2,26 @@
 
 One file holds all projects; `session`, `message` and `part` are what `opencode export` prints: a row's ids and its
 `data` together are one `info` or one part, messages in the order of creation time and id, parts in that of their ids
-(OpenCode 1.18.33). Every question is one short read on a connection of its own: a reader never keeps OpenCode from
-writing, but it keeps the file that holds what was written last from being emptied.
+(OpenCode 1.18.33). Every question is one short read.
+
+OpenCode never waits for one, and it does not fail because of one: it opens its store without a timeout (1.18.33), so
+that it ends with `database is locked` where anybody holds a lock that it asks for at that moment. The first one who
+opens a store that was left with a write-ahead log usually takes such a lock. Hence `readonly_shm`, with which SQLite
+keeps its index of that log in memory and locks nothing that a start asks for; and where there is no log, a read
+without any lock, which is done again if the file was written to meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
+from typing import TypeVar
 
 from app.opencode.files import ExportError, File
 from app.parse import parse
@@ -21,6 +29,8 @@ from app.transcript import Json, Transcript, TranscriptError
 
 BUSY_S = 2.0
 """How long a read waits for OpenCode, which holds the store exclusively only while it starts or recovers."""
+TRIES_MAX = 40
+"""A read that a start of OpenCode gets in the way of is done again, BUSY_S in all."""
 _NEEDED = {
     "session": {"id", "parent_id", "directory", "title", "version", "time_created", "time_updated", "time_archived"},
     "message": {"id", "session_id", "time_created", "time_updated", "data"},
@@ -29,6 +39,11 @@ _NEEDED = {
 _IS_TIME = "time_updated between 0 and 253402300799999"
 """Up to the year 9999. A row with something else there has no say in when a session changed."""
 _WAY_IN = "write its sessions to files with `opencode export ID > FILE`, and import these"
+
+
+_PASSING = {sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTINIT}
+"""OpenCode is starting."""
+T = TypeVar("T")
 
 
 class StoreError(ExportError):
@@ -61,16 +76,19 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._keeps = False
+        self._kept: tuple[object, sqlite3.Connection] | None = None
 
     def roots(self, directory: str | None = None) -> list[StoredSession]:
         """Those of all projects, or those that were started in `directory`; the oldest first."""
-        with self._opened() as db:
-            rows = db.execute(
+        rows = self._ask(
+            lambda db: db.execute(
                 "select id, directory, cast(time_created as integer), cast(time_updated as integer) from session s"
                 " where (parent_id is null or not exists (select 1 from session p where p.id = s.parent_id))"
                 " and (? is null or directory = ?) order by time_created, id",
                 (directory, directory),
             ).fetchall()
+        )
         return [StoredSession(*row) for row in rows]
 
     def changed_ms(self, session: str) -> int | None:
@@ -82,8 +100,8 @@ class Store:
         return self._changes("directory = ?", directory)
 
     def _changes(self, condition: str, argument: str) -> dict[str, int]:
-        with self._opened() as db:
-            rows = db.execute(
+        rows = self._ask(
+            lambda db: db.execute(
                 f"with recursive family(root, id) as (select id, id from session where {condition}"
                 "  union select f.root, s.id from session s join family f on s.parent_id = f.id)"
                 f" select f.root, max(max(iif(s.{_IS_TIME}, s.time_updated, 0),"
@@ -92,6 +110,7 @@ class Store:
                 " as changed_ms from family f join session s on s.id = f.id group by f.root",
                 (argument,),
             ).fetchall()
+        )
         return {row["root"]: int(row["changed_ms"]) for row in rows}
 
     def files(self, session: str) -> list[File]:
@@ -100,8 +119,7 @@ class Store:
         In memory only. Raises StoreError when there is no such session.
         """
         try:
-            with self._opened() as db:
-                found = _family(db, session)
+            found = self._ask(lambda db: _family(db, session))
         except TranscriptError as error:
             raise StoreError(str(error)) from None
         if not found:
@@ -110,8 +128,7 @@ class Store:
 
     def transcript(self, session: str) -> Transcript | None:
         """The session with its subagents; None when it is not there. Raises TranscriptError."""
-        with self._opened() as db:
-            entries: list[Json] = [*_family(db, session).values()]
+        entries: list[Json] = [*self._ask(lambda db: _family(db, session)).values()]
         return parse({"root": session, "sessions": entries}) if entries else None
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
@@ -120,8 +137,7 @@ class Store:
         Of the turns before it only the subagents that they name are read. None when it is not there. Raises
         TranscriptError.
         """
-        with self._opened() as db:
-            entries = _turn(db, session, turn)
+        entries = self._ask(lambda db: _turn(db, session, turn))
         if entries is None:
             return None
         found = parse({"root": session, "sessions": entries})
@@ -130,26 +146,95 @@ class Store:
 
     def holds(self, session: str, turn: str | None) -> bool:
         """Whether the turn's user message, or an answer to it, is there (None: any turn). Looks into no text."""
-        with self._opened() as db:
-            return _span(db, session, turn) is not None
+        return self._ask(lambda db: _span(db, session, turn)) is not None
 
     @contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
-        if not self.path.is_file():
-            raise StoreError(_absence(self.path))
+    def kept_open(self) -> Iterator[None]:
+        """For many questions: each opening reads what OpenCode left in its write-ahead log anew, 4 MB and more."""
+        self._keeps = True
         try:
-            with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)) as db:
-                db.row_factory = sqlite3.Row
-                # What is not UTF-8 costs its letters, and no error quotes it.
-                db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-                db.isolation_level = None
-                _require_known(db, self.path)
-                db.execute("begin")  # one state for all statements of a question
-                yield db
-        except sqlite3.Error as error:
-            # Only what SQLite itself says: Python's own messages may quote the text of a row.
-            told = error if hasattr(error, "sqlite_errorcode") else type(error).__name__
-            raise StoreError(f"OpenCode's store {self.path} cannot be read: {told}") from None
+            yield
+        finally:
+            self._keeps = False
+            self._close()
+
+    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """What it finds in one state of the store."""
+        for _ in range(TRIES_MAX):
+            before = self._look()
+            try:
+                answer = self._answer(before, question)
+            except sqlite3.Error as error:
+                # Only what SQLite itself says: Python's own messages may quote the text of a row.
+                told = str(error) if hasattr(error, "sqlite_errorcode") else type(error).__name__
+                if self._look() == before and getattr(error, "sqlite_errorcode", None) not in _PASSING:
+                    break
+            else:
+                if before.has_log or self._look() == before:
+                    return answer
+                told = "it is written to all the time"
+            time.sleep(BUSY_S / TRIES_MAX)
+        message = f"OpenCode's store {self.path} cannot be read: {told}"
+        raise StoreError(message)
+
+    def _answer(self, state: _State, question: Callable[[sqlite3.Connection], T]) -> T:
+        if self._kept is None or self._kept[0] != state.opened_as:
+            self._close()
+            self._kept = state.opened_as, self._open(state)
+        db = self._kept[1]
+        try:
+            db.execute("begin")  # one state for all statements of a question
+            _require_known(db, self.path)
+            return question(db)
+        finally:
+            with suppress(sqlite3.Error):
+                db.rollback()
+            if not self._keeps:
+                self._close()
+
+    def _open(self, state: _State) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode=ro{state.how}"
+        db = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
+        db.row_factory = sqlite3.Row
+        # What is not UTF-8 costs its letters, and no error quotes it.
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        return db
+
+    def _close(self) -> None:
+        if self._kept is not None:
+            self._kept[1].close()
+            self._kept = None
+
+    def _look(self) -> _State:
+        """What is there of it now."""
+        found = None
+        with suppress(OSError):
+            found = self.path.stat()
+        if found is None or not S_ISREG(found.st_mode):
+            raise StoreError(_absence(self.path))
+        log, index = (self.path.with_name(self.path.name + ending).exists() for ending in ("-wal", "-shm"))
+        return _State((found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns), has_log=log, has_index=index)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    file: tuple[int, int]
+    written: tuple[int, int]
+    """Size and time. They tell nothing of what is in the log."""
+    has_log: bool
+    has_index: bool
+
+    @property
+    def how(self) -> str:
+        if not self.has_log:
+            return "&immutable=1"  # nothing is locked, and nothing made beside it
+        # A copy that came without its index gets one.
+        return "&readonly_shm=1" if self.has_index else ""
+
+    @property
+    def opened_as(self) -> object:
+        """An open connection sees what is written later to the log, and to nothing else."""
+        return (self.file, self.how, None if self.has_log else self.written)
 
 
 def _absence(path: Path) -> str:
