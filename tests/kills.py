@@ -97,7 +97,7 @@ class Ground:
         """OpenCode is killed in the middle of a turn."""
         with self.started(script) as (process, _):
             process.send_signal(signum)
-            process.communicate(timeout=WAIT_S)
+            process.wait(WAIT_S)  # its tool may live on, and holds its output open
         wait_until(lambda: not present(self.station.spool / "hooks"), WAIT_S)
 
     def miss(self, break_it: Callable[[Path], object], turns: int) -> None:

@@ -9,8 +9,8 @@
             server.prompt(session, "[[script:tools]] work")
 
 A module that wants the fixture says `pytest_plugins = ["tests.opencode"]`; it may import names from here as well,
-which PYTEST_DONT_REWRITE makes possible in any order. One home serves the whole test run: the first start in a new one
-takes many seconds, because OpenCode installs its own plugin package there.
+which PYTEST_DONT_REWRITE makes possible in any order. One home serves a whole process of tests, and begins as a copy
+of one in the cache: the first start in a new one takes many seconds, because OpenCode installs its own plugin package.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlencode
@@ -40,6 +41,9 @@ VERSION = "1.18.33"
 ROOT = Path(__file__).parent.parent
 INSTALL_S_MAX = 600
 RUN_S_MAX = 120
+CONFIG = Path(".config") / "opencode"
+INSTALLED = ("package.json", "package-lock.json", "node_modules")
+"""What OpenCode puts into each folder that has plugins."""
 MODEL = {"providerID": "fake", "modelID": "fake-large"}
 
 
@@ -51,12 +55,19 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(message)
 
 
-def install_opencode() -> Path:
-    """The binary, installed from npm unless the cache folder holds it already. Skips when that cannot be."""
+@contextmanager
+def _cache() -> Iterator[Path]:
+    """Where what is installed is kept; ours alone, as the tests run in several processes."""
     cache = Path(os.environ.get("OPENCODE_HELICONE_TEST_CACHE") or ROOT / ".cache" / "opencode").absolute()
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield cache
+
+
+def install_opencode() -> Path:
+    """The binary, installed from npm unless the cache folder holds it already. Skips when that cannot be."""
+    with _cache() as cache:
         return _installed(cache)
 
 
@@ -155,8 +166,8 @@ class OpenCode:
 
     def spare_installation(self, directory: Path) -> None:
         """Links into a folder of plugins what OpenCode would otherwise install there from npm at its first start."""
-        for name in ("package.json", "package-lock.json", "node_modules"):
-            (directory / name).symlink_to(self.home / ".config" / "opencode" / name)
+        for name in INSTALLED:
+            (directory / name).symlink_to(self.home / CONFIG / name)
 
     @contextmanager
     def serve(self, project: Path, *, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
@@ -251,6 +262,11 @@ def configuration(llm_url: str) -> dict[str, Any]:
     }
 
 
+def configure(home: Path, llm_url: str) -> None:
+    (home / CONFIG).mkdir(parents=True)
+    (home / CONFIG / "opencode.json").write_text(json.dumps(configuration(llm_url)))
+
+
 def isolated(home: Path) -> dict[str, str]:
     """The environment: nothing of the user's OpenCode, Helicone or Python settings, no download at start."""
     foreign = re.compile(r"OPENCODE|HELICONE|XDG_|PYTHON|OLDPWD$|PWD$")
@@ -264,20 +280,37 @@ def isolated(home: Path) -> dict[str, str]:
 
 @contextmanager
 def installed_opencode(base: Path) -> Iterator[OpenCode]:
-    """The real OpenCode with a home in `base`, started once so that its own first-start installation is behind it."""
-    binary = install_opencode()
-    home = base / "home"
-    config = home / ".config" / "opencode"
-    config.mkdir(parents=True)
+    """The real OpenCode with a home in `base`, in which its own first-start installation is behind it."""
     with fake_llm() as llm_url:
-        (config / "opencode.json").write_text(json.dumps(configuration(llm_url)))
+        binary, home = install_opencode(), base / "home"
+        with _cache() as cache:
+            template = cache / f"home-{VERSION}"
+            if not template.exists():
+                warm_up(binary, template, llm_url)
+        shutil.copytree(template / ".local", home / ".local")
+        plain = Finished(**json.loads((template / "plain.json").read_text()))
+        driver = OpenCode(binary, home, isolated(home), plain)
+        configure(home, llm_url)
+        for name in INSTALLED:
+            (home / CONFIG / name).symlink_to(template / CONFIG / name)
+        yield driver
+
+
+def warm_up(binary: Path, template: Path, llm_url: str) -> None:
+    """A home in which OpenCode was started once. It installs its plugin package only when there is a plugin to load."""
+    with tempfile.TemporaryDirectory(dir=template.parent) as folder:
+        home = Path(folder) / "home"
+        configure(home, llm_url)
+        plugin = Path(folder) / "idle.js"
+        plugin.write_text('export default { id: "idle", server: async () => ({}) }\n')
         driver = OpenCode(binary, home, isolated(home))
-        # It installs its plugin package only when there is a plugin to load.
-        (base / "idle.js").write_text('export default { id: "idle", server: async () => ({}) }\n')
-        project = driver.project(base / "warm-up", plugin=[str(base / "idle.js")])
-        finished = driver.run(project, "[[script:hello]] warm up")
+        finished = driver.run(
+            driver.project(Path(folder) / "warm-up", plugin=[str(plugin)]), "[[script:hello]] warm up"
+        )
         assert finished.exit_code == 0, finished.errors
-        yield replace(driver, plain=finished)
+        (home / "plain.json").write_text(json.dumps(asdict(finished)))
+        shutil.rmtree(home / ".npm", ignore_errors=True)
+        home.rename(template)
 
 
 @pytest.fixture(scope="session")

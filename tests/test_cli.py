@@ -34,6 +34,7 @@ from tests.processes import PROJECT, ROOT, Station, worker
 from tests.recorded import export, export_files
 from tests.servers import Receiver, answer, nobody, receiving, scripted
 from tests.snapshots import assistant, session, text, unfinished, user
+from tests.typed import typed
 from tests.waiting import wait_until
 
 CANARY = "canary-in-the-transcript"
@@ -121,7 +122,7 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
 
 
 def test_version_is_printed(station: Station) -> None:
-    process = station.run("--version")
+    process = typed(station, "--version")
     assert (process.returncode, process.stdout) == (0, "opencode-helicone 0.1.0\n")
 
 
@@ -131,7 +132,7 @@ def test_version_is_printed(station: Station) -> None:
     ids=["command", "no file", "no number"],
 )
 def test_wrong_arguments_end_with_2_and_say_how_it_goes(station: Station, arguments: list[str]) -> None:
-    process = station.run(*arguments)
+    process = typed(station, *arguments)
     assert process.returncode == 2
     assert "Usage: opencode-helicone" in process.stderr
     assert process.stdout == ""
@@ -154,12 +155,12 @@ def test_wrong_settings_end_with_2_and_are_named(station: Station, variables: di
 def test_a_ledger_that_cannot_be_used_ends_with_1_and_one_line(station: Station) -> None:
     (station.spool / "ledger.db").mkdir(parents=True, mode=0o700)
     station.spool.chmod(0o700)
-    assert "ledger.db" in complaint(station.run("status"), 1)
+    assert "ledger.db" in complaint(typed(station, "status"), 1)
     (station.spool / "ledger.db").rmdir()
     with station.ledger() as db:
         db.execute("pragma user_version = 99")
-    assert "99" in complaint(station.run("migrate"), 1)
-    assert "/proc/not-there" in complaint(station.run("status", "--spool-directory", "/proc/not-there/x"), 1)
+    assert "99" in complaint(typed(station, "migrate"), 1)
+    assert "/proc/not-there" in complaint(typed(station, "status", "--spool-directory", "/proc/not-there/x"), 1)
 
 
 def test_a_reader_that_leaves_early_hears_nothing_more(station: Station) -> None:
@@ -256,8 +257,8 @@ def test_docs_name_every_exit_code() -> None:
 
 
 def test_import_takes_each_turn_once_and_starts_no_worker(station: Station) -> None:
-    first = said(station.run("import", "--json", *files(SIMPLE)))
-    again = station.run("import", *files(SIMPLE))
+    first = said(typed(station, "import", "--json", *files(SIMPLE)))
+    again = typed(station, "import", *files(SIMPLE))
     assert first["jobs"] == {"new": JOBS, "known": 0, "superseded": 0, "off": 0, "shut": 0}
     assert shape(first) == shape(example("import"))
     assert (again.returncode, again.stderr) == (0, "")
@@ -318,7 +319,7 @@ def test_a_file_that_cannot_be_used_is_named_and_the_others_are_imported(station
         if content is not None:
             (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     names = [str(tmp_path / name) for name in broken]
-    process = station.run("import", *names, str(tmp_path), *files(SIMPLE))
+    process = typed(station, "import", *names, str(tmp_path), *files(SIMPLE))
     assert process.returncode == 1
     lines = process.stderr.splitlines()
     assert [line.split(": ")[0] for line in lines] == [*names, str(tmp_path)]
@@ -335,7 +336,7 @@ def test_of_two_files_of_one_session_the_newer_one_counts(station: Station, tmp_
     older = {"info": session(), "messages": turns}
     newer = {"info": session(time={"created": 1_000_000, "updated": 2_000_110}), "messages": [*turns, *more]}
     names = [written(tmp_path / "new.json", newer), written(tmp_path / "old.json", older)]
-    told = said(station.run("import", "--json", *names))
+    told = said(typed(station, "import", "--json", *names))
     assert [(Path(one["file"]).name, one["outcome"], one["new"]) for one in told["files"]] == [
         ("old.json", "doubled", 0),
         ("new.json", "imported", 3),
@@ -359,13 +360,13 @@ def test_import_reads_standard_input_and_takes_what_never_ended_as_interrupted(s
 
 
 def test_off_notes_turns_without_content_and_a_later_import_does_not_take_them(station: Station) -> None:
-    off = station.run("import", "--export-mode", "off", *files(SIMPLE))
+    off = typed(station, "import", "--export-mode", "off", *files(SIMPLE))
     assert off.returncode == 0
     assert "export mode is off (command line)" in off.stdout
     assert station.counts().dropped_by_reason == {"off": JOBS}
     assert station.counts().body_bytes == 0
-    assert said(station.run("import", "--json", *files(SIMPLE)))["jobs"]["shut"] == JOBS
-    assert said(station.run("status", "--json"))["dropped_by_reason"] == {"off": JOBS}
+    assert said(typed(station, "import", "--json", *files(SIMPLE)))["jobs"]["shut"] == JOBS
+    assert said(typed(station, "status", "--json"))["dropped_by_reason"] == {"off": JOBS}
 
 
 def test_the_options_last_seen_for_a_folder_count(station: Station) -> None:
@@ -374,17 +375,17 @@ def test_the_options_last_seen_for_a_folder_count(station: Station) -> None:
         there = destination.destination(db, "https://example.invalid", "other", 1).id
         destination.remember_folder(db, folder(db, PROJECT), there, {"enable": False}, 1)
         destination.remember_folder(db, folder(db, "/home/dev/other"), there, {"exportMode": "metadata_only"}, 1)
-    disabled = station.run("import", *files(SIMPLE))
+    disabled = typed(station, "import", *files(SIMPLE))
     assert disabled.returncode == 0
     assert "enable is false" in disabled.stdout
     assert sum(jobs_of(station).values()) == 0
     other = {"info": session(directory="/home/dev/other"), "messages": [user("msg_1", 1_000_010, text(CANARY))]}
     path = written(station.home / "other.json", other)
-    previewed = station.run("preview", "--json", path)
+    previewed = typed(station, "preview", "--json", path)
     assert CANARY not in previewed.stdout
     assert said(previewed)["sessions"][0]["mode"] == "metadata_only"
-    assert said(station.run("import", "--json", path))["jobs"]["new"] == JOBS
-    assert CANARY in station.run("preview", "--export-mode", "full", path).stdout
+    assert said(typed(station, "import", "--json", path))["jobs"]["new"] == JOBS
+    assert CANARY in typed(station, "preview", "--export-mode", "full", path).stdout
 
 
 def jobs_of(station: Station) -> dict[str, int]:
@@ -465,16 +466,16 @@ def test_preview_says_which_patterns_match_what_is_not_redacted(station: Station
 
 
 def test_preview_says_why_nothing_would_leave(station: Station) -> None:
-    off = said(station.run("preview", "--json", "--export-mode", "off", *files(SIMPLE), "no.json"), 1)
+    off = said(typed(station, "preview", "--json", "--export-mode", "off", *files(SIMPLE), "no.json"), 1)
     assert [set(one) for one in off["sessions"]] == [{"file", "session", "outcome", "reason"}] * 2
     assert [one["outcome"] for one in off["sessions"]] == ["failed", "disabled"]
-    assert "opencode.db is not there" in complaint(station.run("preview", "ses_dfd0c4cf4ffedrfrcrRE7VEskL"), 1)
+    assert "opencode.db is not there" in complaint(typed(station, "preview", "ses_dfd0c4cf4ffedrfrcrRE7VEskL"), 1)
 
 
 def test_what_a_transcript_holds_cannot_steer_the_terminal(station: Station) -> None:
     content = {"info": session(), "messages": [user("msg_1", 1_000_010, text("\x1b]0;title\x07 \x9b31m \u202e"))]}
     name = written(station.home / "\x1b[31mred.json", content)
-    process = station.run("preview", name)
+    process = typed(station, "preview", name)
     assert process.returncode == 0
     assert not set(process.stdout) & {"\x1b", "\x07", "\x9b", "\u202e"}
 
@@ -530,15 +531,15 @@ def test_flush_has_a_paused_destination_tried_at_once(station: Station, receiver
 
 
 def test_flush_waits_for_what_a_live_hook_has_not_worked_off(station: Station) -> None:
-    assert station.run("status").returncode == 0
+    assert typed(station, "status").returncode == 0
     hook = Announced(Spool(station.spool).hooks)
     try:
         hook.say({"sessions": [], "backlog": 3})
-        assert said(station.run("flush", "--json", "--timeout", "0.2"), 1)["backlog"] == 1
+        assert said(typed(station, "flush", "--json", "--timeout", "0.2"), 1)["backlog"] == 1
         with station.ledger() as db:
             (ours,) = destination.destinations(db)
         hook.say({"destination": ours.id + 1, "sessions": [], "backlog": 3})
-        assert station.run("flush").returncode == 0
+        assert typed(station, "flush").returncode == 0
         hook.say({"destination": ours.id, "sessions": [], "backlog": 3})
         with running(station, "flush", "--json", "--timeout", "60") as process:
             wait_until(lambda: process.poll() is not None or is_sleeping(process.pid))
@@ -583,7 +584,7 @@ def test_worker_delivers_until_it_is_told_to_stop(station: Station, receiver: Re
 
 
 def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
-    assert station.run("import", *files(SIMPLE, "b_tools")).returncode == 0
+    assert typed(station, "import", *files(SIMPLE, "b_tools")).returncode == 0
     spool = Spool(station.spool)
     with station.ledger() as db:
         (ours,) = destination.destinations(db)
@@ -603,8 +604,8 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         other.say({"destination": ours.id, "automatic": True, "version": "x"})
         with station.ledger() as db:
             before = "\n".join(db.iterdump())
-            told = said(station.run("status", "--json"))
-            lines = station.run("status").stdout
+            told = said(typed(station, "status", "--json"))
+            lines = typed(station, "status").stdout
             assert "\n".join(db.iterdump()) == before
     finally:
         hook.withdraw()
@@ -631,8 +632,8 @@ def key_of(station: Station) -> str:
 
 
 def test_status_makes_a_missing_spool_and_no_destination(station: Station) -> None:
-    assert said(station.run("status", "--json"))["is_new"]
-    told = said(station.run("status", "--json"))
+    assert said(typed(station, "status", "--json"))["is_new"]
+    told = said(typed(station, "status", "--json"))
     assert not told["is_new"]
     assert [(one["id"], one["current"]) for one in told["destinations"]] == [(None, True)]
     with station.ledger() as db:
@@ -645,7 +646,7 @@ def test_status_names_why_jobs_wait(station: Station) -> None:
     other = replace(station, endpoint="http://127.0.0.1:10")
     assert other.run("import", *files("b_tools")).returncode == 0
     assert "no worker runs" in said(other.run("status", "--json"))["waiting"][0]
-    waiting = said(station.run("status", "--json"))["waiting"]
+    waiting = said(typed(station, "status", "--json"))["waiting"]
     assert any("captured without a key" in reason for reason in waiting)
     assert any("http://127.0.0.1:10" in reason and "another destination" in reason for reason in waiting)
 
@@ -658,7 +659,7 @@ def test_config_show_names_each_origin_and_never_the_key(station: Station) -> No
         fingerprint = destination.fingerprint(db, station.key)
         ours = destination.destination(db, normalise(station.endpoint), fingerprint, 1)
         destination.remember_delivery_options(db, ours.id, {"flushInterval": 5})
-    process = station.run("config", "show", "--json", "--export-mode", "metadata_only")
+    process = typed(station, "config", "show", "--json", "--export-mode", "metadata_only")
     told = {one["name"]: (one["value"], one["origin"]) for one in said(process)["settings"]}
     assert shape(json.loads(process.stdout)) == shape(example("config show"))
     assert told["apiKey"] == ("set", "environment HELICONE_API_KEY")
@@ -667,7 +668,7 @@ def test_config_show_names_each_origin_and_never_the_key(station: Station) -> No
     assert told["redactPatterns"][0] == ["x+"]
     assert told["flushInterval"] == (5, told["redactPatterns"][1])
     assert told["userId"] == (None, "default")
-    text = station.run("config", "show").stdout
+    text = typed(station, "config", "show").stdout
     assert "maxRetries = 7 retries  [.env " in text
     assert station.key not in text + process.stdout
 
@@ -675,12 +676,12 @@ def test_config_show_names_each_origin_and_never_the_key(station: Station) -> No
 def test_env_file_stands_in_for_the_one_of_the_folder(station: Station) -> None:
     (station.home / ".env").write_text("OPENCODE_HELICONE_MAX_RETRIES=7\n")
     (station.home / "mine").write_text("OPENCODE_HELICONE_MAX_RETRIES=9\n")
-    assert "maxRetries = 9 retries" in station.run("config", "show", "--env-file", "mine").stdout
-    assert "not-there" in complaint(station.run("config", "show", "--env-file", "not-there"), 2)
+    assert "maxRetries = 9 retries" in typed(station, "config", "show", "--env-file", "mine").stdout
+    assert "not-there" in complaint(typed(station, "config", "show", "--env-file", "not-there"), 2)
 
 
 def test_migrate_makes_the_queue_where_it_is_told_to(station: Station) -> None:
-    process = station.run("migrate", "--spool-directory", "elsewhere")
+    process = typed(station, "migrate", "--spool-directory", "elsewhere")
     assert (process.returncode, process.stdout) == (
         0,
         f"{station.home / 'elsewhere' / 'ledger.db'}: schema {len(migrations())}\n",
@@ -701,7 +702,7 @@ def test_receiver_serves_until_it_is_interrupted(station: Station) -> None:
             assert json.load(reply) == {"sends": []}
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
-    assert "10.0.0.1" in complaint(station.run("receiver", "--host", "10.0.0.1"), 1)
+    assert "10.0.0.1" in complaint(typed(station, "receiver", "--host", "10.0.0.1"), 1)
 
 
 def test_receiver_without_its_extra_says_what_to_install(station: Station) -> None:
@@ -714,30 +715,30 @@ def test_receiver_without_its_extra_says_what_to_install(station: Station) -> No
 
 def test_plugin_is_installed_and_taken_away(station: Station) -> None:
     installed = station.home / "config" / "opencode" / "plugin" / "opencode-helicone.js"
-    assert station.run("install-plugin", "--dry-run").stdout == f"{installed}: would be installed\n"
+    assert typed(station, "install-plugin", "--dry-run").stdout == f"{installed}: would be installed\n"
     assert not installed.exists()
-    assert station.run("install-plugin", "--global").stdout == f"{installed}: installed\n"
+    assert typed(station, "install-plugin", "--global").stdout == f"{installed}: installed\n"
     assert sys.executable in installed.read_text("utf-8")
-    assert station.run("uninstall-plugin").stdout == f"{installed}: removed\n"
+    assert typed(station, "uninstall-plugin").stdout == f"{installed}: removed\n"
     assert not installed.exists()
 
 
 def test_plugin_of_a_project_is_installed_there(station: Station) -> None:
     project = station.home / "project"
     project.mkdir()
-    assert station.run("install-plugin", "--project", str(project)).returncode == 0
+    assert typed(station, "install-plugin", "--project", str(project)).returncode == 0
     assert (project / ".opencode" / "plugin" / "opencode-helicone.js").exists()
-    assert station.run("uninstall-plugin", "--project", str(project), "--global").returncode == 2
-    assert "nowhere" in complaint(station.run("install-plugin", "--project", "nowhere"), 1)
+    assert typed(station, "uninstall-plugin", "--project", str(project), "--global").returncode == 2
+    assert "nowhere" in complaint(typed(station, "install-plugin", "--project", "nowhere"), 1)
 
 
 def test_set_outranks_the_environment_and_refuses_what_it_does_not_know(station: Station) -> None:
     station = replace(station, variables={"OPENCODE_HELICONE_MAX_RETRIES": "7"})
-    settings = said(station.run("config", "show", "--json", "--set", "maxRetries=2"))["settings"]
+    settings = said(typed(station, "config", "show", "--json", "--set", "maxRetries=2"))["settings"]
     (shown_,) = [one for one in settings if one["name"] == "maxRetries"]
     assert (shown_["value"], shown_["origin"]) == (2, "command line")
     for argument in ("nonsense=1", "maxRetries", "maxRetries=two", "apiKey=x"):
-        done = station.run("status", "--set", argument)
+        done = typed(station, "status", "--set", argument)
         assert done.returncode == 2, argument
         assert done.stderr.startswith("opencode-helicone:"), argument
 
@@ -746,7 +747,7 @@ def test_set_outranks_the_environment_and_refuses_what_it_does_not_know(station:
 def test_flush_says_why_nothing_went(station: Station, receiver: Receiver, *, refused: bool) -> None:
     station = replace(station, endpoint=receiver.url if refused else "http://127.0.0.1:9")
     receiver.fault({"status": 401, "times": 1_000})
-    station.run("import", *files(SIMPLE))
-    done = station.run("flush", "--timeout", "3")
+    typed(station, "import", *files(SIMPLE))
+    done = typed(station, "flush", "--timeout", "3")
     assert done.returncode == 1
     assert ("401" if refused else "refused") in done.stdout

@@ -97,13 +97,14 @@ def expect_delivered(opencode: OpenCode, project: Path, station: Station, receiv
     return rows
 
 
-@pytest.mark.parametrize("script", ["hello", "tools", "http401", "task"])
+@pytest.mark.parametrize("script", ["tools", "http401", "task"])
 def test_a_run_of_opencode_is_delivered_whole(
     opencode: OpenCode, station: Station, receiver: Receiver, tmp_path: Path, script: str
 ) -> None:
     project = project_with_plugin(opencode, tmp_path / "project")
     with worker(station):
-        opencode.run(project, f"[[script:{script}]] do it", environ=for_opencode(station))
+        finished = opencode.run(project, f"[[script:{script}]] do it", environ=for_opencode(station))
+        assert finished.exit_code == (1 if script == "http401" else 0)
         rows = expect_delivered(opencode, project, station, receiver)
     statuses = {row.log.status for row in rows if row.log.model == "fake/fake-large"}
     assert statuses == ({401} if script == "http401" else {200})

@@ -1002,21 +1002,17 @@ def assert_complete(opencode: OpenCode, snapshot: dict[str, Any]) -> None:
 
 
 @pytest.mark.opencode
-@pytest.mark.parametrize("script", ["hello", "http401", "task"])
-def test_everything_of_a_run_arrives(
-    opencode: OpenCode, hook: StandIn, spool: Path, tmp_path: Path, script: str
-) -> None:
+def test_everything_of_a_run_arrives(opencode: OpenCode, hook: StandIn, spool: Path, tmp_path: Path) -> None:
     project = opencode.project(tmp_path / "project", plugin=use(hook, spool))
-    finished = opencode.run(project, f"[[script:{script}]] do it")
-    assert finished.exit_code == (1 if script == "http401" else 0)
+    finished = opencode.run(project, "[[script:task]] do it")
+    assert finished.exit_code == 0
     wait_until(lambda: hook.has_ended, REAL_S_MAX)
     [root] = hook.opened()
     last = hook.snapshots(root)[-1]
-    assert [one["first_index"] for one in last["sessions"]] == ([0, 0] if script == "task" else [0])
+    assert [one["first_index"] for one in last["sessions"]] == [0, 0]
     assert_complete(opencode, last)
     answers = [message["info"] for message in last["sessions"][0]["messages"] if message["info"]["role"] == "assistant"]
     assert all("completed" in answer["time"] for answer in answers)
-    assert ("error" in answers[-1]) == (script == "http401")
     assert len(hook.starts) == 1
     assert not (spool / "logs").exists()
 
