@@ -169,6 +169,7 @@ class Backfill:
             self._destination_id,
             session.id,
             changed_ms=changed_ms,
+            now_ms=clock.now_ms(),
             policy=capturing.policy.facts,
             reopen=self._choice.reopen,
         ):
@@ -259,7 +260,8 @@ class Backfill:
                 fed.known += done.known
                 fed.unfinished += len(done.waiting)
                 if changed_ms is not None and not done.waiting:
-                    ledger.note_reconciled(self._db, self._destination_id, session.id, changed_ms)
+                    noted_ms = min(changed_ms, clock.now_ms())
+                    ledger.note_reconciled(self._db, self._destination_id, session.id, noted_ms)
             on_session()
 
 

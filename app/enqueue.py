@@ -100,7 +100,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
             done.shut += 1
             continue
         for child in export.children:
-            ledger.place_under(db, place.destination_id, child, version, now_ms)
+            ledger.place_under(db, place.destination_id, child, version, now_ms, reopen=reopen)
         _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
     if done.keys:
         crashpoint.reach("enqueue.committed")
@@ -124,10 +124,7 @@ def outlook(
     for export, version in _versions(db, transcript, capture, place, abandoned=abandoned):
         if isinstance(export, Turn):
             continue
-        if _holds_sealed(db, export, place, reopen):
-            yield export, Standing.SHUT
-        else:
-            yield export, _standing(db, version, export, capture, place, reopen, off=off)
+        yield export, _standing(db, version, export, capture, place, reopen, off=off)
 
 
 def _standing(
@@ -140,7 +137,12 @@ def _standing(
     *,
     off: bool,
 ) -> Standing:
-    """As the ledger says; but what was delivered under a stricter policy is known, though its key is another."""
+    """As the ledger says; but what was delivered under a stricter policy is known, though its key is another.
+
+    And what holds a subagent that is sealed is shut.
+    """
+    if _holds_sealed(db, export, place, reopen):
+        return Standing.SHUT
     found = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
     if found not in {Standing.NEW, Standing.REOPENED} or "stricter" in reopen:
         return found
@@ -217,7 +219,11 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
     admit: Callable[[int], None],
 ) -> None:
     off = capture.policy.mode == "off"
-    standing = _standing(db, version, export, capture, place, reopen, off=off)
+
+    def judge() -> Standing:
+        return _standing(db, version, export, capture, place, reopen, off=off)
+
+    standing = judge()
     if standing is Standing.KNOWN:
         ledger.see_again(db, place.destination_id, version)
     elif standing is not Standing.SHUT:
@@ -226,7 +232,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
         records = () if off else export.encode()
         bodies = [body_of(record) for record in records]
         admit(sum(len(body.body) for body in bodies))
-        standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, reopen=reopen, off=off)
+        standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, off=off, judge=judge)
     match standing:
         case Standing.NEW | Standing.REOPENED if off:
             done.off += 1

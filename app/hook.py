@@ -21,7 +21,7 @@ from app.opencode import Store, store_file
 from app.parse import parse
 from app.place import identity
 from app.presence import Announced, open_sessions
-from app.reconcile import Reconciling
+from app.reconcile import Reconciling, without_hidden
 from app.redact import PatternError
 from app.remake import Remaking
 from app.room import Room
@@ -183,7 +183,7 @@ class Hook:
         self._sessions.setdefault(session, line.as_open())
         self._adopt(session)
         place = Place(self.target.id, folder(self.db, line.directory))
-        whole = self._with_unfinished(transcript)
+        whole = without_hidden(self.db, self._with_unfinished(transcript), capturing, place)
         done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
         before = self._unfinished.pop(session, None)
         if done.keys:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from app import destination, ledger
@@ -98,7 +98,7 @@ class Reconciling:
         open: they tell of themselves, and `last` looks at them in the end.
         """
         if self._folders:
-            self._list(db, now_s)
+            self._list(db, now_s, now_ms)
             return
         session = min((one.due_s, name) for name, one in self._ahead.items() if one.due_s <= now_s)[1]
         one = self._ahead.pop(session)
@@ -151,7 +151,7 @@ class Reconciling:
     ) -> None:
         """All that is ahead, once, now that no line will come any more. Raises sqlite3.Error, to be tried again."""
         while self._folders:
-            self._list(db, now_s)
+            self._list(db, now_s, now_ms)
         failures = 0
         for session, one in sorted(self._ahead.items()):
             capturing = capture_of(one.place.folder)
@@ -165,7 +165,7 @@ class Reconciling:
                     self._fail(error)
             del self._ahead[session]
 
-    def _list(self, db: sqlite3.Connection, now_s: float) -> None:
+    def _list(self, db: sqlite3.Connection, now_s: float, now_ms: int) -> None:
         """What changed since it was compared: anything in it, as its end may come after that of its hook."""
         directory, folder = self._folders.popitem()
         try:
@@ -174,8 +174,8 @@ class Reconciling:
                 return
             changes = self._store.changes(directory)
             for one in self._store.roots(directory):
-                compared_ms = ledger.reconciled_ms(db, self._destination_id, one.id)
-                if changes.get(one.id, 0) >= max(since_ms, (compared_ms or 0) + 1):
+                changed_ms = changes.get(one.id, 0)
+                if changed_ms >= since_ms and not self._is_compared(db, one.id, changed_ms, now_ms):
                     self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
         except ExportError as error:
             self._fail(error)
@@ -183,10 +183,14 @@ class Reconciling:
             self._folders[directory] = folder
             raise
 
+    def _is_compared(self, db: sqlite3.Connection, session: str, changed_ms: int, now_ms: int) -> bool:
+        """A time in the future is from a clock that was ahead, and hides what was written since."""
+        return changed_ms <= now_ms and changed_ms == ledger.reconciled_ms(db, self._destination_id, session)
+
     def _compare(self, db: sqlite3.Connection, session: str, one: _Ahead, capturing: Capture, now_ms: int) -> bool:
         """Whether nothing is left to be looked at again. Raises sqlite3.Error, ExportError, TranscriptError."""
         changed_ms = self._store.changed_ms(session)
-        if changed_ms is None or changed_ms <= (ledger.reconciled_ms(db, self._destination_id, session) or -1):
+        if changed_ms is None or self._is_compared(db, session, changed_ms, now_ms):
             return True
         # A time in the future is from before the clock was set back.
         is_over = one.has_ended or (one.is_settled and abs(now_ms - changed_ms) >= QUIET_MS)
@@ -200,7 +204,7 @@ class Reconciling:
         missed = _missed(db, self._destination_id, transcript, capturing, since_ms)
         done = self._take(transcript, capturing, one.place, only=missed, abandoned=False)
         if not done.waiting:
-            ledger.note_reconciled(db, self._destination_id, session, changed_ms)
+            ledger.note_reconciled(db, self._destination_id, session, min(changed_ms, now_ms))
             return True
         one.read_ms = changed_ms
         # Asked again, as reading it took its time.
@@ -209,7 +213,7 @@ class Reconciling:
         unfinished = missed & {turn.id for turn in done.waiting}
         self._take(transcript, capturing, one.place, only=unfinished, abandoned=True)
         if one.has_ended:  # of others that is a guess, and the next start looks again
-            ledger.note_reconciled(db, self._destination_id, session, changed_ms)
+            ledger.note_reconciled(db, self._destination_id, session, min(changed_ms, now_ms))
         return True
 
     def _fail(self, error: ExportError | TranscriptError) -> None:
@@ -217,6 +221,20 @@ class Reconciling:
         if told not in self._told:
             self._told.add(told)
             self._tell(told)
+
+
+def without_hidden(db: sqlite3.Connection, transcript: Transcript, capturing: Capture, place: Place) -> Transcript:
+    """Without the turns that ended while capture of the folder was switched off, as far as no state of them is known.
+
+    Where it never was off, the session stays whole; what is captured under `off` is noted without content.
+    """
+    since_ms = destination.switched_on_ms(db, place.folder)
+    if since_ms is None or capturing.policy.mode == "off":
+        return transcript
+    session, here = transcript.session.id, place.destination_id
+    known = {one.turn for one in ledger.exported(db, here, session)} | set(ledger.exported_elsewhere(db, here, session))
+    shown = (turn for turn in transcript.turns if turn.facts_ms >= since_ms or turn.id in known)
+    return replace(transcript, turns=tuple(shown))
 
 
 def _missed(

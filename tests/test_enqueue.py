@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from app import destination, ledger
 from app.connection import connect
 from app.db import open_ledger
 from app.enqueue import Capture, Enqueued, Place, enqueue, outlook
-from app.ledger import Body, Standing
+from app.ledger import Body, Standing, Version
 from app.parse import parse
 from app.policy import Mode, Policy
 from app.redact import Redaction
@@ -161,6 +162,35 @@ def test_what_was_delivered_under_a_stricter_policy_is_not_sent_again_under_a_lo
     assert door.states()["ses_root msg_3"] == "pending"
     # A person who hands the session over means what he says.
     assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
+
+
+def overtaken(door: Door, told: Fields, what: Callable[[], None]) -> Enqueued:
+    """Enqueued in full, while another process commits `what` after the first look at each turn."""
+    return enqueue(
+        door.db, parse(told), capture(), door.place, now_ms=NOW_MS, ring=door.rung.append, admit=lambda _: what()
+    )
+
+
+def test_what_is_delivered_under_a_stricter_policy_meanwhile_is_not_sent_under_a_looser_one(door: Door) -> None:
+    def other() -> None:
+        door.put(one(*TURN), capture("metadata_only"))
+        all_delivered(door)
+
+    done = overtaken(door, one(*TURN), other)
+    assert (done.new, done.known) == (0, 2)
+    assert set(door.states().values()) == {"delivered"}
+
+
+def test_a_subagent_that_is_sealed_meanwhile_does_not_come_with_its_parent(door: Door) -> None:
+    def seal() -> None:
+        blank = Version("ses_child", "ses_child", "msg_c1", "b" * 64, NOW_MS, "", "folder", is_sealed=True)
+        if "ses_root session" in door.states():  # else the look at the turn itself is still to come
+            ledger.insert(door.db, door.place.destination_id, blank, [], now_ms=NOW_MS)
+
+    done = overtaken(door, family(), seal)
+    assert done.shut == 1
+    assert "ses_child msg_c1" in door.states()
+    assert not any(state == "pending" for turn, state in door.states().items() if turn.startswith("ses_root msg"))
 
 
 def test_a_turn_that_changed_since_goes_under_the_policy_in_force(door: Door) -> None:

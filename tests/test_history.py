@@ -139,3 +139,17 @@ def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3
     ledger.unwarp(db, 1_000)
     since = {name: destination.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
     assert since == {"ahead": 1_000, "off": destination.NEVER_MS, "past": 5}
+
+
+def test_a_wrong_clock_does_not_hide_whether_a_folder_was_switched_on_again(db: sqlite3.Connection) -> None:
+    desk = Desk(db)
+    for name in ("always on", "on again"):
+        destination.remember_folder(db, name, desk.destination, {}, 10**14)
+    destination.stop_capture(db, "on again")
+    destination.resume_capture(db, "on again", 10**14 + 5)
+    ledger.unwarp(db, 1_000)
+    assert destination.switched_on_ms(db, "always on") is None
+    assert destination.switched_on_ms(db, "on again") == 1_000
+    destination.stop_capture(db, "always on")
+    destination.resume_capture(db, "always on", 2_000)
+    assert destination.switched_on_ms(db, "always on") == 2_000

@@ -997,6 +997,27 @@ def test_one_session_alone_can_be_adopted(desk: Desk, keyless: Desk) -> None:
     assert ledger.counts(desk.db, keyless.destination).pending == 1
 
 
+def test_a_session_that_was_sealed_keeps_its_seal_when_it_turns_out_to_be_a_subagents(desk: Desk) -> None:
+    sealed = replace(version(session="ses_child"), is_sealed=True)
+    ledger.insert(desk.db, desk.destination, sealed, [], now_ms=1_000)
+    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
+    assert ledger.is_sealed(desk.db, desk.destination, "ses_child")
+    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000, reopen=("sealed",)) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["same", "another"])
+def test_adopting_sends_no_turn_again_that_was_sealed_at_its_endpoint(desk: Desk, keyless: Desk, endpoint: str) -> None:
+    there = destination.by_id(desk.db, desk.destination).endpoint if endpoint == "same" else "http://another"
+    other = destination.destination(desk.db, there, "another key", 0).id
+    keyless.put(version("t1", "text"))
+    keyless.put(version("t2"))
+    sealed = replace(version("t1", "blank"), is_sealed=True)
+    ledger.insert(desk.db, other, sealed, bodies("blank"), now_ms=desk.now_ms)
+    assert adopt(desk, keyless) == 2
+    assert ledger.counts(desk.db, keyless.destination).pending == 0
+    assert ledger.counts(desk.db, desk.destination).pending == (1 if endpoint == "same" else 2)
+
+
 def test_adopting_takes_more_than_a_batch(desk: Desk, keyless: Desk) -> None:
     desk.put(version("t"))
     for n in range(BATCH + 1):

@@ -569,7 +569,8 @@ class Histories(RuleBasedStateMachine):
         is_new = self.model.roots.get(session) != root
         jobs = self.model.chosen(lambda job: is_new and job.session == session and job.state != "superseded")
         parent = Version(root, root, "t", "", 0, "", session)
-        assert ledger.place_under(self.db, self.destination, session, parent, self.now_ms) == len(jobs)
+        asked = ("sealed",)
+        assert ledger.place_under(self.db, self.destination, session, parent, self.now_ms, reopen=asked) == len(jobs)
         self.model.roots[session] = root
         for job in jobs:
             self.model.supersede(job, self.now_ms)

@@ -232,6 +232,31 @@ def test_of_a_session_that_goes_on_only_what_was_written_since_capture_began_is_
     assert [key for _, _, key in machine.jobs()] == [wanted[1]]
 
 
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine, *, is_own: bool) -> None:
+    machine.capture_since(CREATED_MS)
+    ahead_ms = CREATED_MS + 10 * QUIET_MS
+    session = machine.remember(talk("a", *asked_and_answered()), written_ms=ahead_ms)
+    one = machine.hook()
+    look(one, 0, ahead_ms)
+    machine.leave(one)
+    assert len(machine.jobs()) == 1
+    # The clock is right again; what was written while it was ahead still is what was written last.
+    now_ms = CREATED_MS + 900
+    machine.remember(talk("a", *asked_and_answered(), *followed_up(now_ms - 300), at_ms=now_ms), written_ms=ahead_ms)
+    one = machine.hook(session if is_own else "ses_own")
+    if is_own:
+        capturing = one._captures[HERE].capture
+        assert capturing is not None
+        one._reconciling.last(one.db, session, one._captures[HERE].folder, capturing, now_ms)
+    else:
+        look(one, 0, now_ms)
+    assert len(machine.jobs()) == 2
+    noted_ms = ledger.reconciled_ms(one.db, one.target.id, session)
+    assert noted_ms is not None
+    assert noted_ms < ahead_ms
+
+
 def test_merely_opening_a_session_from_before_capture_began_exports_nothing(machine: Machine) -> None:
     machine.capture_since(CREATED_MS + 500)
     session = machine.remember(talk("a", *asked_and_answered(), at_ms=CREATED_MS + 900))
@@ -457,6 +482,44 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
     wanted = stored_key(one, session)
     machine.end(one)
     assert [key for _, _, key in machine.jobs()] == [wanted[1]]
+
+
+def test_a_live_snapshot_does_not_send_what_ended_while_capture_was_switched_off(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    early = asked_and_answered()
+    one = machine.hook("ses_a")
+    show(one, talk("a", *early))
+    before = machine.jobs()
+    assert len(before) == 1
+    configure(machine.home / "config", enable=False)
+    one.take(open_line("ses_a"))
+    configure(machine.home / "config")
+    one.take(open_line("ses_a"))
+    since_ms = destination.captured_since_ms(one.db, destination.fingerprint(one.db, HERE))
+    assert since_ms is not None
+    # Other options later change nothing about when it was switched on again.
+    one.take(open_line("ses_a", redactPatterns=["x{9}"]))
+    one.take(open_line("ses_a"))
+    hidden = (user("msg_3", CREATED_MS + 30), assistant("msg_4", CREATED_MS + 40, parent="msg_3"))
+    shown = (user("msg_5", CREATED_MS + 50), assistant("msg_6", since_ms + 10, parent="msg_5"))
+    session = machine.remember(talk("a", *early, *hidden, *shown, at_ms=since_ms + 10))
+    show(one, talk("a", *early, *hidden, *shown, at_ms=since_ms + 10))
+    wanted = stored_key(one, session)
+    assert len(wanted) == 3
+    machine.end(one)
+    assert [key for _, _, key in machine.jobs()] == [wanted[0], wanted[2]]
+
+
+def test_what_was_left_unfinished_while_capture_was_off_is_not_sent_as_interrupted(machine: Machine) -> None:
+    configure(machine.home / "config", enable=False)
+    one = Hook(machine.sources, open_line("ses_a"), load(machine.sources, open_line("ses_a"), None))
+    machine.hooks.append(one)
+    one.take(open_line("ses_a"))
+    configure(machine.home / "config")
+    one.take(open_line("ses_a"))
+    show(one, talk("a", *cut_off()))
+    machine.end(one)
+    assert machine.jobs() == []
 
 
 def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:

@@ -25,16 +25,22 @@ def adopt(
 
     Of one session only, of one project folder only, or of all.
 
-    Sessions that the destination does not know move whole. Of the others the waiting jobs move, as versions like any
-    other: one that is older than what the destination has becomes superseded there. A damaged job is buried where it
+    Sessions that the destination does not know move whole, unless something of them was sealed at its endpoint under
+    yet another key. Of the others the waiting jobs move, as versions like any other: one that is older than what the
+    destination has becomes superseded there, and a turn that was sealed does not come. A damaged job is buried where it
     is: where it waits nobody would ever claim it and find out.
     """
     with transaction(db):
         rows = db.execute(
             "update session set destination_id = ? where destination_id = ? and not exists"
             " (select 1 from session o where o.destination_id = ? and o.name = session.name)"
+            " and not exists (select 1 from session o cross join turn t on t.session_id = o.id"
+            "  cross join job j on j.turn_id = t.id and j.is_sealed and j.state <> 'superseded'"
+            "  where o.name = session.name and o.id <> session.id"
+            "  and o.destination_id in (select id from destination"
+            "   where endpoint in ((select endpoint from destination where id = ?), '')))"
             " and (? is null or root_name = ?) and (? is null or folder = ?) returning id",
-            (destination_id, from_id, destination_id, session, session, folder, folder),
+            (destination_id, from_id, destination_id, destination_id, session, session, folder, folder),
         ).fetchall()
         moved = 0
         for row in rows:

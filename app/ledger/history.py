@@ -103,7 +103,7 @@ def reconciled_ms(db: sqlite3.Connection, destination_id: int, session: str) -> 
 def note_reconciled(db: sqlite3.Connection, destination_id: int, session: str, changed_ms: int) -> bool:
     """Note that all that OpenCode had written up to `changed_ms` is in the ledger. False for a session without jobs."""
     updated = db.execute(
-        "update session set reconciled_ms = max(coalesce(reconciled_ms, 0), ?) where destination_id = ? and name = ?",
+        "update session set reconciled_ms = ? where destination_id = ? and name = ?",
         (changed_ms, destination_id, session),
     )
     return updated.rowcount == 1
@@ -115,6 +115,7 @@ def is_whole(
     session: str,
     *,
     changed_ms: int,
+    now_ms: int,
     policy: Callable[[str], str],
     reopen: Collection[str] = (),
 ) -> bool:
@@ -128,7 +129,8 @@ def is_whole(
         " where destination_id = ? and name = ? and root_name = name",
         (destination_id, session),
     ).fetchone()
-    if row is None or row["reconciled_ms"] < changed_ms:
+    # A time in the future is from a clock that was ahead, and hides what was written since.
+    if row is None or row["reconciled_ms"] != changed_ms or changed_ms > now_ms:
         return False
     other = db.execute(
         "select 1 from turn t join job j on j.turn_id = t.id and j.state <> 'superseded'"

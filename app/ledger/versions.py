@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from app import crashpoint
@@ -113,7 +113,7 @@ def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> 
     )
 
 
-def insert(
+def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
     db: sqlite3.Connection,
     destination_id: int,
     version: Version,
@@ -122,15 +122,17 @@ def insert(
     now_ms: int,
     reopen: Collection[str] = (),
     off: bool = False,
+    judge: Callable[[], Standing] | None = None,
 ) -> Standing:
     """(nothing) -> pending, superseded -> pending or dropped -> pending, in one transaction; idempotent by key.
 
     The version that was current becomes superseded; what replaces a recall that was not delivered is one itself. With
-    `off` the job is born dropped, without bodies.
+    `off` the job is born dropped, without bodies. `judge` is asked, inside the transaction, in place of `standing` by
+    whoever knows more reasons against it.
     Raises LedgerError for a key that another turn has.
     """
     with transaction(db):
-        verdict = standing(db, destination_id, version, reopen=reopen, off=off)
+        verdict = judge() if judge else standing(db, destination_id, version, reopen=reopen, off=off)
         if verdict in {Standing.KNOWN, Standing.SHUT}:
             see_again(db, destination_id, version)
             return verdict
@@ -297,15 +299,26 @@ def _policy_id(db: sqlite3.Connection, facts: str) -> int | None:
     return int(db.execute("select id from policy where facts = ?", (facts,)).fetchone()[0])
 
 
-def place_under(db: sqlite3.Connection, destination_id: int, child: str, parent: Version, now_ms: int) -> int:
+def place_under(
+    db: sqlite3.Connection,
+    destination_id: int,
+    child: str,
+    parent: Version,
+    now_ms: int,
+    *,
+    reopen: Collection[str] = (),
+) -> int:
     """Note that session `child` is shown inside `parent.root`; what it exported as its own root is superseded.
 
     Its records come again, under the same request ids, with the root's turn. Returns the number of jobs superseded.
+    What was sealed stays as it is, unless `sealed` is to be reopened.
     """
     known = frozen(db, destination_id, child)
     if known is not None and known[0] == parent.root:
         return 0
     with transaction(db):
+        if "sealed" not in reopen and is_sealed(db, destination_id, child):
+            return 0
         row = db.execute(
             "insert into session (destination_id, name, root_name, user_id, folder) values (?, ?, ?, ?, ?)"
             " on conflict (destination_id, name) do update set root_name = excluded.root_name returning id",
