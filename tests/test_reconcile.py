@@ -28,7 +28,7 @@ from app.room import Room
 from app.sources import Sources
 from app.transcript import Turn, key
 from tests.servers import api_key
-from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, unfinished, user
+from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, tool, unfinished, user
 from tests.test_store import built
 from tests.test_tightening import configure
 from tests.waiting import wait_until
@@ -36,11 +36,13 @@ from tests.waiting import wait_until
 HERE = "/home/dev/project"
 
 
-def talk(name: str, *messages: Fields, directory: str = HERE, at_ms: int = CREATED_MS) -> Fields:
+def talk(
+    name: str, *messages: Fields, directory: str = HERE, at_ms: int = CREATED_MS, parent: str | None = None
+) -> Fields:
     """A session; its messages' ids are made its own."""
     told = json.loads(json.dumps(messages).replace('"msg_', f'"msg_{name}_').replace('"prt_', f'"prt_{name}_'))
     time = {"created": CREATED_MS, "updated": at_ms}
-    return snapshot(entry(*told, id=f"ses_{name}", directory=directory, time=time))
+    return snapshot(entry(*told, id=f"ses_{name}", directory=directory, time=time, parentID=parent))
 
 
 def asked_and_answered(at_ms: int = CREATED_MS) -> tuple[Fields, Fields]:
@@ -230,6 +232,18 @@ def test_of_a_session_that_goes_on_only_what_was_written_since_capture_began_is_
     wanted = stored_key(one, session)
     machine.end(one)
     assert [key for _, _, key in machine.jobs()] == [wanted[1]]
+
+
+def test_a_subagent_that_no_call_names_goes_as_a_session_until_one_does(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    child = machine.remember(talk("child", *asked_and_answered(), parent="ses_root"))
+    machine.remember(talk("root", *asked_and_answered()))
+    machine.end(machine.hook())
+    assert sorted(machine.states()) == [(child, "pending"), ("ses_root", "pending")]
+    calls = assistant("msg_4", CREATED_MS + 40, task(child), parent="msg_3")
+    machine.remember(talk("root", *asked_and_answered(), user("msg_3", CREATED_MS + 30), calls), written_ms=CREATED_MS + 50)
+    machine.end(machine.hook())
+    assert sorted(machine.states()) == [(child, "superseded"), ("ses_root", "pending"), ("ses_root", "pending")]
 
 
 def test_merely_opening_a_session_from_before_capture_began_exports_nothing(machine: Machine) -> None:

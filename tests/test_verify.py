@@ -354,6 +354,15 @@ def test_a_subagent_whose_caller_is_gone_is_inside_of_it(desk: Desk) -> None:
     assert desk.verified()[0] == 0
 
 
+def test_a_subagent_that_no_call_names_is_not_lost_silently(desk: Desk) -> None:
+    child = talk(1, "ses_child", first=50, parentID="ses_root")
+    desk.holds(talk(1), child)
+    desk.export(talk(1))
+    desk.captured()
+    told = {one["session"]: one["states"] for one in desk.verified()[1]["sessions"]}
+    assert told == {"ses_root": {"waiting": 1}, "ses_child": {"never_seen": 1}}
+
+
 def test_what_went_to_another_destination_is_told_as_that(desk: Desk) -> None:
     desk.holds(talk(2))
     desk.export(talk(1), key=api_key("other"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,10 @@ class StoreError(ExportError):
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """A root session: one that nobody's task call has started, or whose parent is gone."""
+    """A root session: one that no call of a parent's turn names.
+
+    A subagent is one, too, whose parent or whose call is gone, or that a plugin has started without a call.
+    """
 
     id: str
     directory: str
@@ -66,12 +69,13 @@ class Store:
         """Those of all projects, or those that were started in `directory`; the oldest first."""
         with self._opened() as db:
             rows = db.execute(
-                "select id, directory, cast(time_created as integer), cast(time_updated as integer) from session s"
-                " where (parent_id is null or not exists (select 1 from session p where p.id = s.parent_id))"
-                " and (? is null or directory = ?) order by time_created, id",
+                "select id, directory, cast(time_created as integer), cast(time_updated as integer),"
+                " (select p.id from session p where p.id = s.parent_id) as parent from session s"
+                " where ? is null or directory = ? order by time_created, id",
                 (directory, directory),
             ).fetchall()
-        return [StoredSession(*row) for row in rows]
+            called = _called(db, {row["parent"] for row in rows} - {None})
+        return [StoredSession(*row[:4]) for row in rows if (row["parent"], row["id"]) not in called]
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
@@ -271,11 +275,27 @@ def _fields(row: sqlite3.Row) -> dict[str, Json]:
     return value
 
 
+# What a tool call names as its subagent.
+_CALLED = "iif(json_valid(p.data), json_extract(p.data, '$.state.metadata.sessionId'), null)"
+_TYPE = "iif(json_valid(p.data), json_extract(p.data, '$.type'), null)"
+
+
+def _called(db: sqlite3.Connection, parents: Collection[str]) -> set[tuple[str, str]]:
+    """(session, subagent) for each subagent that a tool call of one of these sessions names."""
+    rows = db.execute(
+        f"select distinct p.session_id, {_CALLED} as name from part p"
+        # Most parts are long and name nobody: not every one is taken apart.
+        " where p.session_id in (select value from json_each(?)) and instr(p.data, '\"sessionId\"')"
+        f" and {_TYPE} = 'tool' and name is not null",
+        (json.dumps(list(parents)),),
+    )
+    return {(row["session_id"], row["name"]) for row in rows}
+
+
 def _subagents(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str] = _WHOLE) -> list[str]:
     """The sessions that tool calls of these messages name, in order."""
     rows = db.execute(
-        "select iif(json_valid(p.data), json_extract(p.data, '$.state.metadata.sessionId'), null) as name,"
-        " iif(json_valid(p.data), json_extract(p.data, '$.type'), null) as type from message m join part p"
+        f"select {_CALLED} as name, {_TYPE} as type from message m join part p"
         " on p.message_id = m.id where m.session_id = ? and (m.time_created, m.id) >= (?, ?)"
         " and (m.time_created, m.id) < (?, ?) order by m.time_created, m.id, p.id",
         (session, *span),
