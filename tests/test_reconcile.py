@@ -241,7 +241,9 @@ def test_a_subagent_that_no_call_names_goes_as_a_session_until_one_does(machine:
     machine.end(machine.hook())
     assert sorted(machine.states()) == [(child, "pending"), ("ses_root", "pending")]
     calls = assistant("msg_4", CREATED_MS + 40, task(child), parent="msg_3")
-    machine.remember(talk("root", *asked_and_answered(), user("msg_3", CREATED_MS + 30), calls), written_ms=CREATED_MS + 50)
+    machine.remember(
+        talk("root", *asked_and_answered(), user("msg_3", CREATED_MS + 30), calls), written_ms=CREATED_MS + 50
+    )
     machine.end(machine.hook())
     assert sorted(machine.states()) == [(child, "superseded"), ("ses_root", "pending"), ("ses_root", "pending")]
 

@@ -21,6 +21,7 @@ create table session (id text primary key, project_id text, parent_id text, slug
 create table message (id text primary key, session_id text, time_created integer, time_updated integer, data text);
 create table part (id text primary key, message_id text, session_id text, time_created integer, time_updated integer,
     data text);
+create index session_parent_idx on session (parent_id);
 create index part_session_idx on part (session_id);
 create index message_session_time_created_id_idx on message (session_id, time_created, id);
 create index part_message_id_id_idx on part (message_id, id);
