@@ -487,6 +487,44 @@ def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
     assert b"swordfish" not in bodies
 
 
+def test_while_export_is_off_a_session_of_its_own_is_noted_whenever_it_was_written(machine: Machine) -> None:
+    configure(machine.home / "config", exportMode="off")
+    session = machine.remember(talk("a", *asked_and_answered()))
+    machine.end(machine.hook(session))
+    assert machine.states() == [(session, "dropped")]
+
+
+def test_sessions_that_cannot_be_read_keep_no_other_from_the_last_looks(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b", "c"):
+        machine.remember(talk(name, *asked_and_answered()))
+    with closing(sqlite3.connect(machine.store.path)) as db, db:
+        db.execute("update message set data = '{'")
+    machine.remember(talk("z", *asked_and_answered()))
+    machine.end(machine.hook())
+    assert machine.states() == [("ses_z", "pending")]
+
+
+def test_a_time_in_the_future_keeps_no_turn_from_being_interrupted(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *cut_off()), written_ms=CREATED_MS + 100 * QUIET_MS)
+    one = machine.hook()
+    look(one, 0)
+    look(one, SETTLE_S)
+    assert machine.states() == [(session, "pending")]
+
+
+def test_a_turn_that_was_changed_without_a_later_time_is_a_newer_version(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    asked, answered = asked_and_answered()
+    session = machine.remember(talk("a", asked, answered))
+    machine.end(machine.hook())
+    edited = {**answered, "parts": [text("otherwise", "prt_a")]}
+    machine.remember(talk("a", asked, edited), written_ms=CREATED_MS + 50)
+    machine.end(machine.hook())
+    assert machine.states() == [(session, "superseded"), (session, "pending")]
+
+
 def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     session = machine.remember(talk("a", *asked_and_answered()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -157,6 +158,57 @@ def test_a_store_that_cannot_be_read_for_a_moment_costs_nothing(bench: Bunk) -> 
     # It was tried just now, and each try may wait for OpenCode.
     assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Made(0, 0)
     assert room.make(bench.db, 2_000 + PATIENCE_MS + AGAIN_MS, 0) == Made(0, 3)
+
+
+def test_a_clock_that_was_set_back_keeps_nobody_from_a_store_that_can_be_read_again(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    room = Room(store_file(bench.environ))
+    with unreadable(bench):
+        assert room.make(bench.db, 3 * PATIENCE_MS, 0) == Made(0, 0)
+    assert room.make(bench.db, 2_000, 0) == Made(3, 0)
+
+
+def test_patience_begins_anew_when_the_clock_was_set_back(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    room = Room(store_file(bench.environ))
+    with unreadable(bench):
+        for now_ms in (3 * PATIENCE_MS, 2_000):
+            assert room.make(bench.db, now_ms, 0) == Made(0, 0)
+        assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Made(0, 3)
+
+
+def test_patience_begins_anew_when_the_store_was_read_meanwhile(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    room = Room(store_file(bench.environ))
+    with unreadable(bench):
+        assert room.make(bench.db, 2_000, 0) == Made(0, 0)
+    assert room.make(bench.db, 2_000 + AGAIN_MS, ledger.held_bytes(bench.db) - 1) == Made(1, 0)
+    with unreadable(bench):
+        assert room.make(bench.db, 2_000 + 2 * PATIENCE_MS, 0) == Made(0, 0)
+
+
+def test_nothing_is_dropped_before_the_store_was_asked_about_all(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.room.ASKED_MAX", 1)
+    bench.capture(talk(1))
+    remember(bench.environ, talk(1, id="ses_other"))
+    room = Room(store_file(bench.environ))
+    assert [room.make(bench.db, now_ms, 0) for now_ms in (2_000, 3_000, 4_000)] == [Made(0, 0), Made(0, 2), Made(0, 0)]
+
+
+@contextmanager
+def unreadable(bench: Bunk) -> Iterator[None]:
+    """OpenCode's store is there, and cannot be read."""
+    path = store_file(bench.environ)
+    aside = path.rename(path.with_name("aside"))
+    path.write_bytes(b"no database, however long it is" * 100)
+    yield
+    aside.replace(path)
+
+
+def test_no_more_bodies_go_than_the_bound_asks_for(bench: Bunk) -> None:
+    bench.keep(talk(3))
+    (oldest,) = bench.db.execute("select body_bytes from job order by enqueued_ms, id limit 1").fetchone()
+    assert bench.make_room(ledger.held_bytes(bench.db) - oldest) == Made(1, 0)
 
 
 def test_one_row_that_cannot_be_read_drops_nothing_of_the_others(bench: Bunk) -> None:
