@@ -15,7 +15,7 @@ from app.connection import Ledger
 from app.deliver import OTHER_TEXT
 from app.enqueue import Capture, Place, enqueue
 from app.ledger import Choice
-from app.letters import open_letters
+from app.letters import list_dropped, open_letters, what_to_do
 from app.opencode import Store, store_file
 from app.parse import parse
 from app.policy import Hold
@@ -261,6 +261,18 @@ def test_a_turn_that_is_gone_from_the_store_is_dropped_and_counted(bench: Bunk) 
     assert bench.states == ["delivered", "delivered", "dropped (size)"]
     assert ledger.counts(bench.db).dropped_by_reason == {"size": 1}
     assert bench.db.execute("select count(*) from job where lease_until_ms is not null").fetchone()[0] == 0
+
+
+def test_a_store_that_was_made_anew_in_the_same_place_drops_what_it_lacks_and_it_is_said_why(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.make_room()
+    store_file(bench.environ).unlink()
+    remember(bench.environ, talk(1, id="ses_other"))
+    bench.start_worker()
+    bench.deliver()
+    assert bench.states == ["dropped (size)"] * 2
+    (one, _) = list_dropped(bench.db, 0).letters
+    assert "gone from OpenCode's store" in what_to_do(one)
 
 
 def test_what_another_store_held_is_not_dropped_by_who_reads_this_one(bench: Bunk) -> None:
