@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app import destination, ledger
 from app.audit import EXPORT_MODE, Audited, audit, encoded
+from app.blanking import sent
 from app.db import open_ledger
 from app.endpoint import read_back_url
 from app.enqueue import Capture, Place, enqueue, outlook
@@ -24,7 +25,8 @@ from app.likeness import Likeness
 from app.opencode import Store
 from app.overwritten import counted, look
 from app.parse import parse
-from app.policy import Mode
+from app.policy import Mode, Policy
+from app.precedent import Precedent
 from app.recall import REOPENED, Plan, Recall
 from app.record import blank, kind_of
 from app.redact import Redaction
@@ -234,6 +236,18 @@ def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None
     (row,) = [one for one in rows if one.log.model == "tool:bash"]
     assert len(rows) == count
     assert json.loads(row.log.response_body) == {"_type": "tool", "toolName": "bash", "status": "success"}
+
+
+def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> None:
+    door.put(told())
+    one = replace(ledger.exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
+    older = replace(one, prints=tuple(replace(log, frozen=replace(log.frozen, model="older")) for log in one.prints))
+    newest = [log.frozen.model for log in sent([older, one])][: len(one.prints)]
+    assert newest == [log.frozen.model for log in one.prints]
+    bare = Policy("metadata_only", (), redact_secrets=True, prefix="").facts("")
+    precedent = Precedent(parse(told()), capture(), "")
+    assert precedent.last([one, replace(one, policy=bare)]).policy.mode == "metadata_only"
+    assert precedent.last([replace(one, policy=bare), one]).policy.mode == "full"
 
 
 def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -273,6 +274,20 @@ def test_a_store_that_was_made_anew_in_the_same_place_drops_what_it_lacks_and_it
     assert bench.states == ["dropped (size)"] * 2
     (one, _) = list_dropped(bench.db, 0).letters
     assert "gone from OpenCode's store" in what_to_do(one)
+
+
+def test_what_a_stricter_policy_took_stays_as_it_is_while_export_is_off(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.db.execute(
+        "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
+    )
+    found = bench.capture_of("")
+    assert found is not None
+    off = replace(found, policy=replace(found.policy, mode="off"))
+    assert not bench.remaking.step(bench.db, lambda _: off, now_ms=2_500, ring=lambda _: None)
+    assert bench.states == ["dropped (policy)"] * 2
+    assert bench.remaking.step(bench.db, lambda _: found, now_ms=2_500, ring=lambda _: None)
+    assert bench.states == ["pending"] * 2
 
 
 def test_what_another_store_held_is_not_dropped_by_who_reads_this_one(bench: Bunk) -> None:
