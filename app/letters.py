@@ -118,7 +118,8 @@ def _opened(db: sqlite3.Connection, letter: Letter, *, with_bodies: bool) -> Ope
 
 _DROPPED_TODO = {
     "age": "it waited longer than maxSpoolAge; import of its session queues it again",
-    "size": "there was no room for it (maxSpoolSize); import of its session queues it again",
+    "size": "there was no room for it (maxSpoolSize), or none for its text, and that was gone from OpenCode's store"
+    " when it was to be sent; import of its session queues it again, if there still is a file of it",
     "deleted": "its session was deleted in OpenCode; nothing is to be done",
     "off": "it was captured while export was off, without content; it is not sent later",
     "policy": "it was made under a looser policy than the present one; OpenCode's next look at its session"

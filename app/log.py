@@ -110,7 +110,8 @@ def opened(path: Path) -> Iterator[int]:
     private_directory(path.parent)
     descriptor = _open(path)
     try:
-        if os.fstat(descriptor).st_size > BYTES_MAX and _put_aside(path, descriptor):
+        if os.fstat(descriptor).st_size > BYTES_MAX:
+            _put_aside(path, descriptor)
             os.close(descriptor)
             descriptor = _open(path)
         yield descriptor
@@ -123,19 +124,20 @@ def _open(path: Path) -> int:
     return os.open(path, flags, PRIVATE_FILE)
 
 
-def _put_aside(path: Path, descriptor: int) -> bool:
+def _put_aside(path: Path, descriptor: int) -> None:
     """Rename the full log, unless another writer has done so: its new one must not replace what is kept as `.1`.
 
-    False when another writer is at it: then one more line in the full one does no harm.
+    Waits for a writer that is at it, which is three calls to the system: a writer that went on meanwhile would fill
+    the full log as far as the other one is kept from running.
     """
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    status = os.fstat(descriptor)
-    if identity(path) == (status.st_dev, status.st_ino):
-        path.replace(path.with_name(path.name + ".1"))
-    return True
+        status = os.fstat(descriptor)
+        if identity(path) == (status.st_dev, status.st_ino):
+            path.replace(path.with_name(path.name + ".1"))
+    finally:
+        # A process that was forked in between has the descriptor as well, and would keep the lock.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 class _Lines(logging.Handler):

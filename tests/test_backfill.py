@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app import backfill, destination
+from app import backfill, clock, destination
 from app.capture import capture
 from app.enqueue import Export, exports
 from app.parse import parse
@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.spool import Spool, folder
 from app.transcript import Turn
 from tests import backfill as violence
+from tests.desk import Desk, version
 from tests.processes import PROJECT, Station
 from tests.recorded import export, exported
 from tests.snapshots import Fields, assistant, entry, snapshot, text, unfinished, user
@@ -375,6 +376,24 @@ def test_a_turn_that_came_while_export_was_off_is_counted_and_taken_when_asked(s
     assert {one["state"] for one in jobs(station)} == {"pending"}
 
 
+def test_a_session_that_is_named_is_read_again_whatever_its_times_say(station: Station) -> None:
+    path = stored(station, small())
+    typed(station, "backfill", *EVER)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("update part set data = replace(data, 'good day', 'good night')")
+    assert said(typed(station, "backfill", "--json", *EVER))["queued"]["new"] == 0
+    assert said(typed(station, "backfill", "--json", "--session", "ses_1"))["queued"]["new"] == 1
+
+
+def test_a_turn_that_was_cut_off_goes_also_where_its_time_is_in_the_future(station: Station) -> None:
+    more = (user("msg_c", BEGAN_MS + 200, text("more", "prt_c")), unfinished("msg_d", BEGAN_MS + 300, parent="msg_c"))
+    path = stored(station, small("ses_1", PROJECT, BEGAN_MS, *more))
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("update part set time_updated = ?", (clock.now_ms() + DAY_MS,))
+    typed(station, "backfill", *EVER)
+    assert "msg_c" in {one["turn"] for one in jobs(station)}
+
+
 # --- room ------------------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +431,42 @@ def test_dead_letters_that_take_the_room_are_named(station: Station, monkeypatch
     done = typed(station, "backfill", "--set", "maxSpoolSize=1000", *EVER)
     assert done.returncode == 1
     assert "by dead letters or for another destination" in done.stderr
+
+
+def test_the_room_is_looked_at_again_when_what_was_left_is_used_up(
+    db: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "WORKER_S", 0.0)
+    desk = Desk(db)
+    (ours,) = destination.destinations(db)
+    room = backfill.Room(db, Spool(tmp_path), ours, 4_000)
+    room.admit(1_500)
+    desk.put(version())
+    db.execute("update job set body_bytes = 2000")  # all of the half
+    room.admit(500)
+    with pytest.raises(backfill.NoRoomError):
+        room.admit(1)
+
+
+def test_a_worker_that_has_nothing_to_deliver_makes_no_room(
+    db: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "WORKER_S", 0.0)
+    desk = Desk(db)
+    (ours,) = destination.destinations(db)
+    desk.put(version())
+    db.execute("update job set body_bytes = 2000, state = 'dead', due_ms = null, finished_ms = 1")
+    worker = Announced(Spool(tmp_path).workers)
+    worker.say({"destination": ours.id})
+
+    def waited() -> None:
+        raise AssertionError("it would wait for ever")
+
+    try:
+        with pytest.raises(backfill.NoRoomError, match="dead letters"):
+            backfill.Room(db, Spool(tmp_path), ours, 4_000, on_wait=waited).admit(1)
+    finally:
+        worker.withdraw()
 
 
 def test_killed_again_and_again_beside_a_worker_and_a_hook_it_brings_every_turn_once() -> None:

@@ -10,11 +10,14 @@ import pytest
 
 from app import destination, ledger
 from app.enqueue import Place, exports
+from app.ledger import Frozen, footprint
 from app.parse import parse
 from app.transcript import Turn
 from tests import recorded
 from tests.desk import Desk, version
 from tests.test_enqueue import Door, capture
+
+FROZEN = Frozen("CUSTOM", "data:opencode.user", 1, "opencode: project", "/opencode/ses_1/msg-0")
 
 
 @pytest.fixture
@@ -128,7 +131,73 @@ def test_versions_of_a_turn_are_found_by_an_index(db: sqlite3.Connection) -> Non
     db.set_trace_callback(None)
     for statement in plans:
         steps = [row["detail"] for row in db.execute(f"explain query plan {statement}")]
-        assert not any(step.startswith("SCAN") and "j" in step.split() for step in steps), steps
+        of_jobs = [step for step in steps if "j" in step.split()]
+        assert all("job_turn" in step for step in of_jobs), steps  # neither a scan nor all jobs of a state
+
+
+def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection) -> None:
+    desk = Desk(db)
+    desk.put(version())
+
+    def is_whole(changed_ms: int, *reopen: str) -> bool:
+        return ledger.is_whole(db, desk.destination, "ses_1", changed_ms=changed_ms, policy=lambda _: "", reopen=reopen)
+
+    assert not is_whole(0)
+    for changed_ms in (500, 400):  # a look that began earlier may end later
+        assert ledger.note_reconciled(db, desk.destination, "ses_1", changed_ms)
+    assert (is_whole(500), is_whole(501)) == (True, False)
+    assert not is_whole(500, "pending")
+    db.execute(
+        "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
+    )
+    assert not is_whole(500)
+    db.execute("update job set drop_reason = 'deleted'")
+    assert is_whole(500)
+    db.execute("update session set root_name = 'ses_0'")
+    assert not is_whole(500)
+
+
+def test_bodies_given_up_for_two_stores_rely_on_neither_and_wait_for_no_hook(db: sqlite3.Connection) -> None:
+    desk = Desk(db)
+    desk.put(version())
+    desk.put(version("t2"))
+    (first, second) = (row["id"] for row in db.execute("select id from job order by id"))
+    assert ledger.give_up_bodies(db, [first], "one") == 1
+    assert ledger.relies_on(db, "one")
+    assert ledger.give_up_bodies(db, [second], "another") == 1
+    assert not ledger.relies_on(db, "one")
+    assert not ledger.relies_on(db, "another")
+    assert ledger.emptied(db, desk.destination, [""]) == []  # a worker may make them again
+    db.execute("update job set hold_reason = 'text'")
+    assert [one.turns for one in ledger.emptied(db, desk.destination, [""])] == [("t1", "t2")]
+
+
+def test_what_was_acknowledged_with_other_bytes_must_be_posted_and_made_again(db: sqlite3.Connection) -> None:
+    desk = Desk(db)
+    desk.put(version())
+    desk.deliver(version())
+    newer = version(content="b", facts_ms=900)
+    desk.put(newer)
+    (row,) = db.execute("select id from job where state = 'pending'").fetchall()
+    assert ledger.give_up_bodies(db, [row["id"]], "one") == 1
+    assert ledger.is_emptied(db, desk.held(newer))
+
+
+def test_the_footprints_that_go_first_are_those_of_the_oldest_jobs(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.ledger.footprint.BATCH", 1)
+    door.put(recorded.export("a_simple"))
+    assert ledger.forget_footprints(door.db, 0) == 1
+    (gone,) = door.db.execute("select id from job where id not in (select job_id from footprint)").fetchall()
+    assert gone["id"] == door.db.execute("select min(id) from job").fetchone()[0]
+
+
+def test_a_log_that_is_no_more_of_its_job_keeps_its_footprint(door: Door) -> None:
+    door.put(recorded.export("b_tools"))
+    row = door.db.execute("select job_id, length(ids) as size from footprint order by size desc").fetchone()
+    job = door.db.execute("select id, key from job where id = ?", (row["job_id"],)).fetchone()
+    bodies = [replace(body, frozen=FROZEN) for body in ledger.bodies(door.db, job["id"], job["key"])]
+    footprint.write(door.db, row["job_id"], bodies[:1])
+    assert len(footprint.read(door.db, [row["job_id"]])[row["job_id"]]) == len(bodies) > 1
 
 
 def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3.Connection) -> None:

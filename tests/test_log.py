@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from app import log
@@ -102,6 +104,20 @@ def test_a_writer_that_comes_late_to_a_full_log_leaves_the_new_one_where_it_is(t
     os.close(late)
     assert "by the first" in path.read_text()
     assert path.with_name("a.log.1").read_text().startswith("x")
+
+
+def test_a_writer_that_finds_another_at_putting_a_full_log_aside_waits_for_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("x" * (BYTES_MAX + 1))
+    with path.open("rb") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        second = threading.Thread(target=append, args=(path, "by the second", NOON_MS))
+        second.start()
+        second.join(0.2)  # it has the time to get it wrong
+        path.rename(path.with_name("a.log.1"))
+    second.join(60)
+    assert path.read_text().endswith("by the second\n")
+    assert path.with_name("a.log.1").stat().st_size == BYTES_MAX + 1
 
 
 # --- repeats

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app import destination, ledger
 from app.audit import EXPORT_MODE, Audited, audit, encoded
+from app.blanking import sent
 from app.db import open_ledger
 from app.endpoint import read_back_url
 from app.enqueue import Capture, Place, enqueue, outlook
@@ -24,7 +25,8 @@ from app.likeness import Likeness
 from app.opencode import Store
 from app.overwritten import counted, look
 from app.parse import parse
-from app.policy import Mode
+from app.policy import Mode, Policy
+from app.precedent import Precedent
 from app.recall import REOPENED, Plan, Recall
 from app.record import blank, kind_of
 from app.redact import Redaction
@@ -165,6 +167,9 @@ def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, d
         deliver(door, receiver)
         assert "blue whale" not in shown(receiver)
         assert "done" in shown(receiver)
+        # The same may be asked for again.
+        assert recall(door, a_recall(door, store, pattern="blue whale"), "ses_root", ["msg_1"]).problems == ()
+        deliver(door, receiver)
         # Nor does anything bring it back.
         assert door.put(told("blue whale", "later")).shut == 1
         assert door.put(wanted, reopen=("deleted", "off", "body_not_stored")).new == 0
@@ -172,7 +177,7 @@ def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, d
         assert recall(door, a_recall(door, store), "ses_root").problems != ()
         deliver(door, receiver)
         assert "blue whale" not in shown(receiver)
-        assert {row.sends for row in receiver.rows()} == {1, 2}
+        assert {row.sends for row in receiver.rows()} == {1, 3}
 
 
 def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, door: Door) -> None:
@@ -231,6 +236,18 @@ def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None
     (row,) = [one for one in rows if one.log.model == "tool:bash"]
     assert len(rows) == count
     assert json.loads(row.log.response_body) == {"_type": "tool", "toolName": "bash", "status": "success"}
+
+
+def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> None:
+    door.put(told())
+    one = replace(ledger.exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
+    older = replace(one, prints=tuple(replace(log, frozen=replace(log.frozen, model="older")) for log in one.prints))
+    newest = [log.frozen.model for log in sent([older, one])][: len(one.prints)]
+    assert newest == [log.frozen.model for log in one.prints]
+    bare = Policy("metadata_only", (), redact_secrets=True, prefix="").facts("")
+    precedent = Precedent(parse(told()), capture(), "")
+    assert precedent.last([one, replace(one, policy=bare)]).policy.mode == "metadata_only"
+    assert precedent.last([replace(one, policy=bare), one]).policy.mode == "full"
 
 
 def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:

@@ -28,7 +28,7 @@ from app.room import Room
 from app.sources import Sources
 from app.transcript import Turn, key
 from tests.servers import api_key
-from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, unfinished, user
+from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, tool, unfinished, user
 from tests.test_store import built
 from tests.test_tightening import configure
 from tests.waiting import wait_until
@@ -36,11 +36,13 @@ from tests.waiting import wait_until
 HERE = "/home/dev/project"
 
 
-def talk(name: str, *messages: Fields, directory: str = HERE, at_ms: int = CREATED_MS) -> Fields:
+def talk(
+    name: str, *messages: Fields, directory: str = HERE, at_ms: int = CREATED_MS, parent: str | None = None
+) -> Fields:
     """A session; its messages' ids are made its own."""
     told = json.loads(json.dumps(messages).replace('"msg_', f'"msg_{name}_').replace('"prt_', f'"prt_{name}_'))
     time = {"created": CREATED_MS, "updated": at_ms}
-    return snapshot(entry(*told, id=f"ses_{name}", directory=directory, time=time))
+    return snapshot(entry(*told, id=f"ses_{name}", directory=directory, time=time, parentID=parent))
 
 
 def asked_and_answered(at_ms: int = CREATED_MS) -> tuple[Fields, Fields]:
@@ -255,6 +257,18 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine, *, is_own:
     noted_ms = ledger.reconciled_ms(one.db, one.target.id, session)
     assert noted_ms is not None
     assert noted_ms < ahead_ms
+def test_a_subagent_that_no_call_names_goes_as_a_session_until_one_does(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    child = machine.remember(talk("child", *asked_and_answered(), parent="ses_root"))
+    machine.remember(talk("root", *asked_and_answered()))
+    machine.end(machine.hook())
+    assert sorted(machine.states()) == [(child, "pending"), ("ses_root", "pending")]
+    calls = assistant("msg_4", CREATED_MS + 40, task(child), parent="msg_3")
+    machine.remember(
+        talk("root", *asked_and_answered(), user("msg_3", CREATED_MS + 30), calls), written_ms=CREATED_MS + 50
+    )
+    machine.end(machine.hook())
+    assert sorted(machine.states()) == [(child, "superseded"), ("ses_root", "pending"), ("ses_root", "pending")]
 
 
 def test_merely_opening_a_session_from_before_capture_began_exports_nothing(machine: Machine) -> None:
@@ -532,6 +546,44 @@ def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
     bodies = b"".join(body.body for row in jobs for body in ledger.bodies(one.db, row["id"], row["key"]))
     assert bodies
     assert b"swordfish" not in bodies
+
+
+def test_while_export_is_off_a_session_of_its_own_is_noted_whenever_it_was_written(machine: Machine) -> None:
+    configure(machine.home / "config", exportMode="off")
+    session = machine.remember(talk("a", *asked_and_answered()))
+    machine.end(machine.hook(session))
+    assert machine.states() == [(session, "dropped")]
+
+
+def test_sessions_that_cannot_be_read_keep_no_other_from_the_last_looks(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b", "c"):
+        machine.remember(talk(name, *asked_and_answered()))
+    with closing(sqlite3.connect(machine.store.path)) as db, db:
+        db.execute("update message set data = '{'")
+    machine.remember(talk("z", *asked_and_answered()))
+    machine.end(machine.hook())
+    assert machine.states() == [("ses_z", "pending")]
+
+
+def test_a_time_in_the_future_keeps_no_turn_from_being_interrupted(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *cut_off()), written_ms=CREATED_MS + 100 * QUIET_MS)
+    one = machine.hook()
+    look(one, 0)
+    look(one, SETTLE_S)
+    assert machine.states() == [(session, "pending")]
+
+
+def test_a_turn_that_was_changed_without_a_later_time_is_a_newer_version(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    asked, answered = asked_and_answered()
+    session = machine.remember(talk("a", asked, answered))
+    machine.end(machine.hook())
+    edited = {**answered, "parts": [text("otherwise", "prt_a")]}
+    machine.remember(talk("a", asked, edited), written_ms=CREATED_MS + 50)
+    machine.end(machine.hook())
+    assert machine.states() == [(session, "superseded"), (session, "pending")]
 
 
 def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) -> None:

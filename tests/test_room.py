@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +16,7 @@ from app.connection import Ledger
 from app.deliver import OTHER_TEXT
 from app.enqueue import Capture, Place, enqueue
 from app.ledger import Choice
-from app.letters import open_letters
+from app.letters import list_dropped, open_letters, what_to_do
 from app.opencode import Store, store_file
 from app.parse import parse
 from app.policy import Hold
@@ -159,6 +161,57 @@ def test_a_store_that_cannot_be_read_for_a_moment_costs_nothing(bench: Bunk) -> 
     assert room.make(bench.db, 2_000 + PATIENCE_MS + AGAIN_MS, 0) == Made(0, 3)
 
 
+def test_a_clock_that_was_set_back_keeps_nobody_from_a_store_that_can_be_read_again(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    room = Room(store_file(bench.environ))
+    with unreadable(bench):
+        assert room.make(bench.db, 3 * PATIENCE_MS, 0) == Made(0, 0)
+    assert room.make(bench.db, 2_000, 0) == Made(3, 0)
+
+
+def test_patience_begins_anew_when_the_clock_was_set_back(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    room = Room(store_file(bench.environ))
+    with unreadable(bench):
+        for now_ms in (3 * PATIENCE_MS, 2_000):
+            assert room.make(bench.db, now_ms, 0) == Made(0, 0)
+        assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Made(0, 3)
+
+
+def test_patience_begins_anew_when_the_store_was_read_meanwhile(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    room = Room(store_file(bench.environ))
+    with unreadable(bench):
+        assert room.make(bench.db, 2_000, 0) == Made(0, 0)
+    assert room.make(bench.db, 2_000 + AGAIN_MS, ledger.held_bytes(bench.db) - 1) == Made(1, 0)
+    with unreadable(bench):
+        assert room.make(bench.db, 2_000 + 2 * PATIENCE_MS, 0) == Made(0, 0)
+
+
+def test_nothing_is_dropped_before_the_store_was_asked_about_all(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.room.ASKED_MAX", 1)
+    bench.capture(talk(1))
+    remember(bench.environ, talk(1, id="ses_other"))
+    room = Room(store_file(bench.environ))
+    assert [room.make(bench.db, now_ms, 0) for now_ms in (2_000, 3_000, 4_000)] == [Made(0, 0), Made(0, 2), Made(0, 0)]
+
+
+@contextmanager
+def unreadable(bench: Bunk) -> Iterator[None]:
+    """OpenCode's store is there, and cannot be read."""
+    path = store_file(bench.environ)
+    aside = path.rename(path.with_name("aside"))
+    path.write_bytes(b"no database, however long it is" * 100)
+    yield
+    aside.replace(path)
+
+
+def test_no_more_bodies_go_than_the_bound_asks_for(bench: Bunk) -> None:
+    bench.keep(talk(3))
+    (oldest,) = bench.db.execute("select body_bytes from job order by enqueued_ms, id limit 1").fetchone()
+    assert bench.make_room(ledger.held_bytes(bench.db) - oldest) == Made(1, 0)
+
+
 def test_one_row_that_cannot_be_read_drops_nothing_of_the_others(bench: Bunk) -> None:
     bench.keep(talk(3))
     with closing(sqlite3.connect(store_file(bench.environ))) as db, db:
@@ -209,6 +262,32 @@ def test_a_turn_that_is_gone_from_the_store_is_dropped_and_counted(bench: Bunk) 
     assert bench.states == ["delivered", "delivered", "dropped (size)"]
     assert ledger.counts(bench.db).dropped_by_reason == {"size": 1}
     assert bench.db.execute("select count(*) from job where lease_until_ms is not null").fetchone()[0] == 0
+
+
+def test_a_store_that_was_made_anew_in_the_same_place_drops_what_it_lacks_and_it_is_said_why(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.make_room()
+    store_file(bench.environ).unlink()
+    remember(bench.environ, talk(1, id="ses_other"))
+    bench.start_worker()
+    bench.deliver()
+    assert bench.states == ["dropped (size)"] * 2
+    (one, _) = list_dropped(bench.db, 0).letters
+    assert "gone from OpenCode's store" in what_to_do(one)
+
+
+def test_what_a_stricter_policy_took_stays_as_it_is_while_export_is_off(bench: Bunk) -> None:
+    bench.keep(talk(1))
+    bench.db.execute(
+        "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
+    )
+    found = bench.capture_of("")
+    assert found is not None
+    off = replace(found, policy=replace(found.policy, mode="off"))
+    assert not bench.remaking.step(bench.db, lambda _: off, now_ms=2_500, ring=lambda _: None)
+    assert bench.states == ["dropped (policy)"] * 2
+    assert bench.remaking.step(bench.db, lambda _: found, now_ms=2_500, ring=lambda _: None)
+    assert bench.states == ["pending"] * 2
 
 
 def test_what_another_store_held_is_not_dropped_by_who_reads_this_one(bench: Bunk) -> None:

@@ -23,6 +23,7 @@ create table session (id text primary key, project_id text, parent_id text, slug
 create table message (id text primary key, session_id text, time_created integer, time_updated integer, data text);
 create table part (id text primary key, message_id text, session_id text, time_created integer, time_updated integer,
     data text);
+create index session_parent_idx on session (parent_id);
 create index part_session_idx on part (session_id);
 create index message_session_time_created_id_idx on message (session_id, time_created, id);
 create index part_message_id_id_idx on part (message_id, id);
@@ -87,6 +88,18 @@ def test_roots_are_listed_and_subagents_are_not(tmp_path: Path, name: str) -> No
     assert {one.id for one in roots} == {one["info"]["id"] for one in wanted["sessions"]} - called
     assert [one.id for one in store.roots(roots[0].directory)] == [one.id for one in roots]
     assert store.roots("/elsewhere") == []
+
+
+@pytest.mark.parametrize("named", [None, "{", "ses_other", 4], ids=["no call", "no JSON", "another", "no name"])
+def test_a_subagent_that_no_call_of_its_parent_names_is_a_root(tmp_path: Path, named: object) -> None:
+    wanted = export("f_subagent")
+    store = Store(built(tmp_path / "opencode.db", wanted))
+    (child,) = [one["info"]["id"] for one in wanted["sessions"] if one["info"].get("parentID")]
+    told = named if named == "{" else json.dumps({"type": "tool", "state": {"metadata": {"sessionId": named}}})
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("update part set data = ? where session_id = ? and data like '%sessionId%'", (told, wanted["root"]))
+    assert {one.id for one in store.roots()} == {wanted["root"], child}
+    assert {one.id for one in store.roots(store.roots()[0].directory)} == {wanted["root"], child}
 
 
 def test_a_change_inside_a_subagent_is_a_change_of_its_root(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.processes import PROJECT, Station
 from tests.servers import api_key, receiving
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, task, text, unfinished, user
 from tests.test_cli import OPEN, example, shape
+from tests.test_enqueue import capture
 from tests.test_store import built
 from tests.typed import typed
 
@@ -332,6 +333,33 @@ def test_what_is_unfinished_and_was_written_just_now_may_go_on_without_a_hook(de
     with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
         db.execute("update part set time_updated = ?", (clock.now_ms(),))
     assert desk.states() == {"in_progress": 1}
+    with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
+        db.execute("update part set time_updated = ?", (clock.now_ms() + 1_000_000_000,))
+    assert desk.states() == {"never_seen": 1}  # its clock was wrong
+
+
+def test_what_was_written_as_capture_began_is_missed() -> None:
+    turn = StoredTurn("msg_1", "digest", 5, is_final=True)
+    at = Circumstances(capture(), "", is_live=False, is_inside=False, captured_since_ms=5, elsewhere=frozenset())
+    assert judge(turn, [], at) == "never_seen"
+    assert judge(turn, [], replace(at, captured_since_ms=6)) == "earlier"
+
+
+def test_a_turn_that_somebody_deleted_is_dropped_whatever_became_of_it(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.captured()
+    desk.change("state = 'dropped', drop_reason = 'deleted', due_ms = null, finished_ms = 1, body_bytes = 0")
+    desk.holds(of(turn(1, "edited", later_ms=5)))
+    assert desk.states() == {"dropped": 1}
+
+
+def test_a_session_that_has_become_a_subagent_is_not_deleted(desk: Desk) -> None:
+    child = talk(1, "ses_child", first=50)
+    desk.export(child)
+    desk.captured()
+    calls = assistant("msg_2b", CREATED_MS + 1_010, task("ses_child"), parent="msg_2a")
+    desk.holds(of([user("msg_2a", CREATED_MS + 1_000), calls]), talk(1, "ses_child", first=50, parentID="ses_root"))
+    assert [one["session"] for one in desk.verified()[1]["sessions"]] == ["ses_root"]
 
 
 @pytest.mark.parametrize("options", [{"enable": False}, {"exportMode": "off"}], ids=["enable", "off"])
@@ -352,6 +380,15 @@ def test_a_subagent_whose_caller_is_gone_is_inside_of_it(desk: Desk) -> None:
     assert told["ses_child"]["states"] == {"inside": 1}
     assert told["ses_root"]["is_deleted"]
     assert desk.verified()[0] == 0
+
+
+def test_a_subagent_that_no_call_names_is_not_lost_silently(desk: Desk) -> None:
+    child = talk(1, "ses_child", first=50, parentID="ses_root")
+    desk.holds(talk(1), child)
+    desk.export(talk(1))
+    desk.captured()
+    told = {one["session"]: one["states"] for one in desk.verified()[1]["sessions"]}
+    assert told == {"ses_root": {"waiting": 1}, "ses_child": {"never_seen": 1}}
 
 
 def test_what_went_to_another_destination_is_told_as_that(desk: Desk) -> None:

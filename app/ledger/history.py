@@ -76,8 +76,9 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
 def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, int]:
     """`facts_ms` of each turn that is delivered to another destination (key or endpoint), or waits for it."""
     rows = db.execute(
-        "select t.name, max(j.facts_ms) as facts_ms from session s join turn t on t.session_id = s.id"
-        " join job j on j.turn_id = t.id where s.name = ? and j.state in ('pending', 'delivered')"
+        # In this order: SQLite would begin with all jobs of these states.
+        "select t.name, max(j.facts_ms) as facts_ms from session s cross join turn t on t.session_id = s.id"
+        " cross join job j on j.turn_id = t.id where s.name = ? and j.state in ('pending', 'delivered')"
         " and s.destination_id in (select id from destination where id <> ?) group by t.name",
         (session, destination_id),
     )

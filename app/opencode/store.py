@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +52,10 @@ class StoreError(ExportError):
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """A root session: one that nobody's task call has started, or whose parent is gone."""
+    """A root session: one that no call of a parent's turn names.
+
+    A subagent is one, too, whose parent or whose call is gone, or that a plugin has started without a call.
+    """
 
     id: str
     directory: str
@@ -81,15 +84,18 @@ class Store:
 
     def roots(self, directory: str | None = None) -> list[StoredSession]:
         """Those of all projects, or those that were started in `directory`; the oldest first."""
-        rows = self._ask(
-            lambda db: db.execute(
-                "select id, directory, cast(time_created as integer), cast(time_updated as integer) from session s"
-                " where (parent_id is null or not exists (select 1 from session p where p.id = s.parent_id))"
-                " and (? is null or directory = ?) order by time_created, id",
+
+        def listed(db: sqlite3.Connection) -> list[sqlite3.Row]:
+            rows = db.execute(
+                "select id, directory, cast(time_created as integer), cast(time_updated as integer),"
+                " (select p.id from session p where p.id = s.parent_id) as parent from session s"
+                " where ? is null or directory = ? order by time_created, id",
                 (directory, directory),
             ).fetchall()
-        )
-        return [StoredSession(*row) for row in rows]
+            called = _called(db, {row["parent"] for row in rows} - {None})
+            return [row for row in rows if (row["parent"], row["id"]) not in called]
+
+        return [StoredSession(*row[:4]) for row in self._ask(listed)]
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
@@ -356,11 +362,27 @@ def _fields(row: sqlite3.Row) -> dict[str, Json]:
     return value
 
 
+# What a tool call names as its subagent.
+_CALLED = "iif(json_valid(p.data), json_extract(p.data, '$.state.metadata.sessionId'), null)"
+_TYPE = "iif(json_valid(p.data), json_extract(p.data, '$.type'), null)"
+
+
+def _called(db: sqlite3.Connection, parents: Collection[str]) -> set[tuple[str, str]]:
+    """(session, subagent) for each subagent that a tool call of one of these sessions names."""
+    rows = db.execute(
+        f"select distinct p.session_id, {_CALLED} as name from part p"
+        # Most parts are long and name nobody: not every one is taken apart.
+        " where p.session_id in (select value from json_each(?)) and instr(p.data, '\"sessionId\"')"
+        f" and {_TYPE} = 'tool' and name is not null",
+        (json.dumps(list(parents)),),
+    )
+    return {(row["session_id"], row["name"]) for row in rows}
+
+
 def _subagents(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str] = _WHOLE) -> list[str]:
     """The sessions that tool calls of these messages name, in order."""
     rows = db.execute(
-        "select iif(json_valid(p.data), json_extract(p.data, '$.state.metadata.sessionId'), null) as name,"
-        " iif(json_valid(p.data), json_extract(p.data, '$.type'), null) as type from message m join part p"
+        f"select {_CALLED} as name, {_TYPE} as type from message m join part p"
         " on p.message_id = m.id where m.session_id = ? and (m.time_created, m.id) >= (?, ?)"
         " and (m.time_created, m.id) < (?, ?) order by m.time_created, m.id, p.id",
         (session, *span),
