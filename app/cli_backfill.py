@@ -92,10 +92,11 @@ def _backfill(  # noqa: PLR0913 - one for each option
         without_project_options=without_project_options,
     )
     store = Store(db or store_file(os.environ))
-    if dry_run:
-        _tell_plan(_dry_plan(sources, store, choice), json_wanted=json_wanted)
-    else:
-        _run(sources, store, choice, max_logs, json_wanted=json_wanted)
+    with store.kept_open():
+        if dry_run:
+            _tell_plan(_dry_plan(sources, store, choice), json_wanted=json_wanted)
+        else:
+            _run(sources, store, choice, max_logs, json_wanted=json_wanted)
 
 
 def _dry_plan(sources: Sources, store: Store, choice: Choice) -> Plan:

@@ -73,7 +73,7 @@ def _verify(  # noqa: PLR0913 - one for each option
     choice = Choice(moment(since) or 0, tuple(session or ()))
     store = Store(db or store_file(os.environ))
     try:
-        with _progress("verifying") as step:
+        with store.kept_open(), _progress("verifying") as step:
             verdicts = verify(sources, store, choice, pause=time.sleep, progress=step)
     except UnknownSessionError as error:
         complain(str(error))

@@ -54,7 +54,8 @@ class Room:
             return Made(0, 0)
         if self._unread_since_ms is not None and self._unread_since_ms <= now_ms < self._again_ms:
             return Made(0, 0)
-        chosen, are_all = self._choose(db, excess, now_ms)
+        with self._store.kept_open():
+            chosen, are_all = self._choose(db, excess, now_ms)
         store = destination.fingerprint(db, str(self._store.path))
         emptied = ledger.give_up_bodies(db, chosen, store) if chosen else 0
         return Made(emptied, ledger.drop_oversize(db, now_ms, bytes_max) if are_all else 0)

@@ -139,13 +139,14 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
     desk = Desk(db)
     desk.put(version())
 
-    def is_whole(changed_ms: int, *reopen: str) -> bool:
-        return ledger.is_whole(db, desk.destination, "ses_1", changed_ms=changed_ms, policy=lambda _: "", reopen=reopen)
+    def is_whole(changed_ms: int, *reopen: str, now_ms: int = 500) -> bool:
+        facts = {"changed_ms": changed_ms, "now_ms": now_ms}
+        return ledger.is_whole(db, desk.destination, "ses_1", **facts, policy=lambda _: "", reopen=reopen)
 
     assert not is_whole(0)
-    for changed_ms in (500, 400):  # a look that began earlier may end later
-        assert ledger.note_reconciled(db, desk.destination, "ses_1", changed_ms)
-    assert (is_whole(500), is_whole(501)) == (True, False)
+    assert ledger.note_reconciled(db, desk.destination, "ses_1", 500)
+    assert (is_whole(500), is_whole(499), is_whole(501)) == (True, False, False)
+    assert not is_whole(500, now_ms=499)  # noted by a clock that was ahead
     assert not is_whole(500, "pending")
     db.execute(
         "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"

@@ -257,6 +257,8 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine, *, is_own:
     noted_ms = ledger.reconciled_ms(one.db, one.target.id, session)
     assert noted_ms is not None
     assert noted_ms < ahead_ms
+
+
 def test_a_subagent_that_no_call_names_goes_as_a_session_until_one_does(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     child = machine.remember(talk("child", *asked_and_answered(), parent="ses_root"))
