@@ -293,7 +293,9 @@ def user(number: int, text: str = "a question") -> dict[str, Any]:
     return {"info": info, "parts": [{"id": f"prt_{number:04}", "type": "text", "text": text}]}
 
 
-def assistant(number: int, parent: int, *, subagent: str | None = None, text: str = "an answer") -> dict[str, Any]:
+def assistant(
+    number: int, parent: int, *, subagent: str | None = None, tool: str = "task", text: str = "an answer"
+) -> dict[str, Any]:
     info = {
         "id": f"msg_{number:04}",
         "role": "assistant",
@@ -303,7 +305,7 @@ def assistant(number: int, parent: int, *, subagent: str | None = None, text: st
     parts: list[dict[str, Any]] = [{"id": f"prt_{number:04}", "type": "text", "text": text}]
     if subagent:
         state = {"status": "completed", "metadata": {"sessionId": subagent}}
-        parts.append({"id": f"prt_{number:04}b", "type": "tool", "tool": "task", "state": state})
+        parts.append({"id": f"prt_{number:04}b", "type": "tool", "tool": tool, "state": state})
     return {"info": info, "parts": parts}
 
 
@@ -471,6 +473,14 @@ def test_subagents_are_sent_whole_below_their_root_and_each_once(host: Host, hoo
         ("ses_child", 0, ["0003", "0004"]),
         ("ses_deeper", 0, ["0005", "0006"]),
     ]
+
+
+def test_subagent_that_a_tool_of_another_plugin_started_is_sent_too(host: Host, hook: StandIn, spool: Path) -> None:
+    host.load(hook.plugin(), {"spoolDirectory": str(spool)})
+    host.have(session("ses_child", user(3), assistant(4, 3), parentID="ses_a"))
+    prompted(host, session("ses_a"), user(1), assistant(2, 1, subagent="ses_child", tool="delegate"))
+    wait_until(lambda: hook.snapshots("ses_a"))
+    assert positions(hook.snapshots("ses_a")[0])[1:] == [("ses_child", 0, ["0003", "0004"])]
 
 
 def test_subagent_that_is_gone_is_left_out(host: Host, hook: StandIn, spool: Path) -> None:

@@ -330,8 +330,9 @@ async function readSession(place, id) {
 
 const turnOf = ({ info }) => (info.role === "user" ? info.id : (info.parentID ?? info.id))
 
+/** Sessions that its tools started: OpenCode's own `task`, or one of another plugin. */
 const subagentsOf = ({ parts }) =>
-  parts.filter((part) => part.tool === "task").map((part) => part.state?.metadata?.sessionId).filter(Boolean)
+  parts.map((part) => part.state?.metadata?.sessionId).filter((id) => typeof id === "string" && id)
 
 /** Where a session may be cut: `at` lists the positions from which on no message belongs to a turn, or names a
     subagent, that appears before; `first` tells where each turn and subagent appears first. */
