@@ -20,7 +20,7 @@ demo: .venv/ready  ## Play a recorded session through hook, queue and worker int
 	@$(BIN)/python -m tests.demo
 
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready  ## Style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
