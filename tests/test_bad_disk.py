@@ -163,7 +163,8 @@ def test_a_spool_that_is_removed_is_noticed_and_the_hook_goes_on_in_a_new_one(st
     with hook(station) as process:
         process.show(export(SIMPLE), options={"maxRetries": 3})
         wait_until(lambda: station.counts().pending == JOBS)
-        shutil.rmtree(station.spool)
+        # In one step, as the hook may write there meanwhile.
+        shutil.rmtree(station.spool.rename(station.home / "removed"))
         process.show(export("b_tools"), options={"maxRetries": 3})
         wait_until(lambda: station.counts().pending == JOBS)
         with station.ledger() as db:
