@@ -225,7 +225,7 @@ def test_a_worker_on_a_full_disk_lives_says_so_once_and_delivers_when_it_can(sta
 def test_a_worker_whose_spool_is_removed_comes_back_in_a_new_one(station: Station) -> None:
     with worker(station) as process:
         wait_until(lambda: present(station.spool / "workers") and "starts" in station.text("worker.log"))
-        shutil.rmtree(station.spool)
+        shutil.rmtree(station.spool.rename(station.home / "removed"))
         # As the same process, which is what a process manager looks after.
         wait_until(lambda: present(station.spool / "workers"))
         assert process.poll() is None
