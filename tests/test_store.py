@@ -250,6 +250,26 @@ def test_no_start_of_opencode_fails_because_its_store_is_read(tmp_path: Path) ->
             reader.kill()
 
 
+def test_what_is_only_in_the_log_is_found_also_behind_a_symbolic_link(tmp_path: Path) -> None:
+    path = built(tmp_path / "opencode.db", export("a_simple"))
+    started(path, 1)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "opencode.db"
+    link.symlink_to(path)
+    (file,) = Store(link).files(export("a_simple")["root"])
+    assert file.data is not None
+    assert json.loads(file.data)["info"]["title"].endswith(".")
+
+
+@pytest.mark.parametrize("size", [0, 20, 32, 1000, -700])
+def test_a_log_that_was_cut_costs_what_it_held(tmp_path: Path, size: int) -> None:
+    path = built(tmp_path / "opencode.db", export("a_simple"))
+    started(path, 1)
+    log = path.with_name("opencode.db-wal")
+    log.write_bytes(log.read_bytes()[:size])
+    assert [one.id for one in Store(path).roots()] == [export("a_simple")["root"]]
+
+
 def test_a_store_without_a_log_is_read_without_any_lock_and_again_if_it_is_written_meanwhile(tmp_path: Path) -> None:
     path = built(tmp_path / "opencode.db", export("a_simple"))
     asked: list[str] = []

@@ -14,6 +14,7 @@ without any lock, which is done again if the file was written to meanwhile.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,6 +30,8 @@ from app.transcript import Json, Transcript, TranscriptError
 
 BUSY_S = 2.0
 """How long a read waits for OpenCode, which holds the store exclusively only while it starts or recovers."""
+LOG_HEADER_BYTES = 32
+"""A log that is not longer holds nothing, and `readonly_shm` waits for one that has only its header (SQLite 3.40.1)."""
 TRIES_MAX = 40
 """A read that a start of OpenCode gets in the way of is done again, BUSY_S in all."""
 _NEEDED = {
@@ -213,13 +216,23 @@ class Store:
 
     def _look(self) -> _State:
         """What is there of it now."""
-        found = None
-        with suppress(OSError):
-            found = self.path.stat()
+        # SQLite, too, looks for these beside what a symbolic link means.
+        path = Path(os.path.realpath(self.path))
+        found, log, index = (_stat(path.with_name(path.name + ending)) for ending in ("", "-wal", "-shm"))
         if found is None or not S_ISREG(found.st_mode):
             raise StoreError(_absence(self.path))
-        log, index = (self.path.with_name(self.path.name + ending).exists() for ending in ("-wal", "-shm"))
-        return _State((found.st_dev, found.st_ino), (found.st_size, found.st_mtime_ns), has_log=log, has_index=index)
+        return _State(
+            file=(found.st_dev, found.st_ino),
+            written=(found.st_size, found.st_mtime_ns),
+            has_log=log is not None and log.st_size > LOG_HEADER_BYTES,
+            has_index=index is not None,
+        )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    with suppress(OSError):
+        return path.stat()
+    return None
 
 
 @dataclass(frozen=True, slots=True)
