@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,8 @@ from platformdirs import user_data_path
 from app import __version__, clock, doctor, install, screen
 from app.cli_backfill import backfill
 from app.cli_dead import dead
+from app.cli_import import importing
+from app.cli_plugin import plugin
 from app.cli_recall import recalling
 from app.cli_verify import verification
 from app.command import (
@@ -31,6 +33,7 @@ from app.command import (
     Chosen,
     Endpoint,
     EnvFile,
+    ExportMode,
     SpoolDirectory,
     complain,
     print_json,
@@ -41,11 +44,9 @@ from app.db import open_ledger
 from app.doctor import Finding
 from app.endpoint import EndpointError
 from app.folders import effective
-from app.importing import Imported, import_files
 from app.ledger import LedgerError
 from app.letters import LetterError
-from app.opencode import FILE_BYTES_MAX, ExportError, File, Store, store_file
-from app.preview import Previewed, as_json, preview
+from app.opencode import ExportError
 from app.redact import PatternError
 from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown
@@ -62,23 +63,11 @@ app = typer.Typer(
 config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Settings.")
 app.add_typer(config, name="config")
 app.add_typer(dead, name="dead")
+app.add_typer(importing)
+app.add_typer(plugin)
 app.add_typer(backfill)
 app.add_typer(verification)
 app.add_typer(recalling)
-
-ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
-Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]
-FilesOrSessions = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="FILE|SESSION", help="Written by opencode export, or the id of a session in OpenCode's own store."
-    ),
-]
-Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
-Project = Annotated[
-    Path | None, typer.Option("--project", metavar="DIR", help="For one project only; made to be committed.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
 def main() -> None:
@@ -128,65 +117,6 @@ def _hook() -> None:
     from app.desk import main as serve  # noqa: PLC0415 - normally __main__ has done this, without a command line
 
     serve()
-
-
-@app.command("import")
-def _import(
-    files: Files,
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    export_mode: ExportMode = None,
-    chosen: Chosen = None,
-    json_wanted: AsJson = False,
-) -> None:
-    """Queue sessions of opencode export.
-
-    All files are one set: subagents find their parents in it. A turn that never ended counts as interrupted. A second
-    import of the same changes nothing. No worker is started.
-    """
-    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
-    opened = _files(files)
-    with screen.progress(opened) as step:
-        results = list(import_files(opened, sources, on_read=step))
-    if json_wanted:
-        numbers = ("new", "known", "superseded", "off", "shut")
-        jobs = {name: sum(getattr(one, name) for one in results) for name in numbers}
-        print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
-    else:
-        for result in results:
-            print_lines(screen.import_lines(result), failed=_is_failed(result))
-    raise typer.Exit(PROBLEM if any(_is_failed(result) for result in results) else DONE)
-
-
-@app.command("preview")
-def _preview(
-    files: FilesOrSessions,
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    export_mode: ExportMode = None,
-    chosen: Chosen = None,
-    json_wanted: AsJson = False,
-) -> None:
-    """Print exactly what would leave.
-
-    And what the redaction takes out of it. Nothing is sent, and nothing is queued.
-    """
-    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
-    failed = False
-    told: list[dict[str, object]] = []
-    for result in preview(_files_or_sessions(files), sources):
-        failed = failed or _is_failed(result)
-        if json_wanted:
-            told.append(as_json(result))
-        else:
-            print_lines(screen.preview_lines(result), failed=_is_failed(result))
-    if json_wanted:
-        print_json({"sessions": told})
-    raise typer.Exit(PROBLEM if failed else DONE)
 
 
 @app.command("worker")
@@ -363,53 +293,3 @@ def _receiver(
     except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
         complain(str(error))
         raise typer.Exit(PROBLEM) from None
-
-
-@app.command("install-plugin")
-def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
-    """Put the plugin where OpenCode finds it.
-
-    A second time it changes nothing. A file that is not ours is left alone.
-    """
-    done = install.install(_scope(project, everywhere=everywhere), python=sys.executable, dry_run=dry_run)
-    _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
-
-
-@app.command("uninstall-plugin")
-def _uninstall_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
-    """Take the plugin away again.
-
-    What is in the queue stays.
-    """
-    done = install.uninstall(_scope(project, everywhere=everywhere), dry_run=dry_run)
-    _print_installed(done, "removed" if done.changed else "is not installed", dry_run=dry_run)
-
-
-def _scope(project: Path | None, *, everywhere: bool) -> install.Global | install.Project:
-    if project is None:
-        return install.Global(install.config_directory(os.environ))
-    if everywhere:
-        raise typer.BadParameter("--global and --project exclude each other")
-    return install.Project(project)
-
-
-def _print_installed(done: install.Installed, what: str, *, dry_run: bool) -> None:
-    would = "would be " if dry_run and done.changed else ""
-    print_lines([screen.visible(f"{done.path}: {would}{what}")])
-
-
-def _files(names: Iterable[str]) -> list[File]:
-    return [File(name, sys.stdin.buffer.read(FILE_BYTES_MAX + 1) if name == "-" else None) for name in names]
-
-
-def _files_or_sessions(names: Iterable[str]) -> list[File]:
-    """A name that looks like a session's id, and is no file, is looked up in OpenCode's own store."""
-    found = []
-    for name in names:
-        is_session = name.startswith("ses_") and not Path(name).exists()
-        found += Store(store_file(os.environ)).files(name) if is_session else _files([name])
-    return found
-
-
-def _is_failed(result: Imported | Previewed) -> bool:
-    return isinstance(result, Imported) and result.outcome == "failed"

@@ -24,6 +24,7 @@ from app.command import (
     Chosen,
     Endpoint,
     EnvFile,
+    ExportMode,
     SpoolDirectory,
     StoreFile,
     complain,
@@ -74,7 +75,7 @@ def _backfill(  # noqa: PLR0913 - one for each option
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
-    export_mode: Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")] = None,
+    export_mode: ExportMode = None,
     chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:

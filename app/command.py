@@ -24,6 +24,7 @@ EnvFile = Annotated[
 ]
 SpoolDirectory = Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the job queue.")]
 Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")]
+ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
 Chosen = Annotated[
     list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any setting by its name: maxRetries=2.")
 ]

@@ -1,0 +1,54 @@
+"""`install-plugin` and `uninstall-plugin`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app import install, screen
+from app.command import print_lines
+
+plugin = typer.Typer()
+
+Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
+Project = Annotated[
+    Path | None, typer.Option("--project", metavar="DIR", help="For one project only; made to be committed.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+@plugin.command("install-plugin")
+def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
+    """Put the plugin where OpenCode finds it.
+
+    A second time it changes nothing. A file that is not ours is left alone.
+    """
+    done = install.install(_scope(project, everywhere=everywhere), python=sys.executable, dry_run=dry_run)
+    _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
+
+
+@plugin.command("uninstall-plugin")
+def _uninstall_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
+    """Take the plugin away again.
+
+    What is in the queue stays.
+    """
+    done = install.uninstall(_scope(project, everywhere=everywhere), dry_run=dry_run)
+    _print_installed(done, "removed" if done.changed else "is not installed", dry_run=dry_run)
+
+
+def _scope(project: Path | None, *, everywhere: bool) -> install.Global | install.Project:
+    if project is None:
+        return install.Global(install.config_directory(os.environ))
+    if everywhere:
+        raise typer.BadParameter("--global and --project exclude each other")
+    return install.Project(project)
+
+
+def _print_installed(done: install.Installed, what: str, *, dry_run: bool) -> None:
+    would = "would be " if dry_run and done.changed else ""
+    print_lines([screen.visible(f"{done.path}: {would}{what}")])
