@@ -90,12 +90,13 @@ class Hook:
             self._announced = Announced(self.spool.hooks)
             stack.pop_all()  # `close` does it from here on
         self.db, self._ledger_file, self.target, self.bell, self._starting = db, opened, ours, bell, starting
-        self._remaking = Remaking(store_file(self._sources.environ), ours.id, self.spool.hooks)
-        store = Store(store_file(self._sources.environ))
+        stored = store_file(self._sources.environ)
+        self._remaking = Remaking(stored, ours.id, self.spool.hooks)
+        self._store = Store(stored)
         self._reconciling = Reconciling(
-            store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
+            self._store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
         )
-        self._room = Room(store_file(self._sources.environ))
+        self._room = Room(stored)
         self._captures: dict[str, _Captured] = {}
 
     def _settle_anew(self) -> None:
@@ -287,13 +288,14 @@ class Hook:
         self._settle_anew()
         require_known(self.db)
         self._refresh_captures()
-        for session, opened in list(self._sessions.items()):
-            seen = self._captures.get(read_line(opened).directory)
-            if seen is None or seen.capture is None or session in self._deleted:
-                continue
-            if self._reconciling.last(self.db, session, seen.folder, seen.capture, clock.now_ms()):
-                self._unfinished.pop(session, None)
-            del self._sessions[session]
+        with self._store.kept_open():
+            for session, opened in list(self._sessions.items()):
+                seen = self._captures.get(read_line(opened).directory)
+                if seen is None or seen.capture is None or session in self._deleted:
+                    continue
+                if self._reconciling.last(self.db, session, seen.folder, seen.capture, clock.now_ms()):
+                    self._unfinished.pop(session, None)
+                del self._sessions[session]
         elsewhere = self._elsewhere()
         for session, left in list(self._unfinished.items()):
             if session not in elsewhere:
@@ -312,7 +314,8 @@ class Hook:
         """The other sessions of its folders, as far as it has not come to them while OpenCode lived."""
         require_known(self.db)
         now_s, now_ms = time.monotonic(), clock.now_ms()
-        self._reconciling.last_looks(self.db, self._capture_of, now_s=now_s, now_ms=now_ms)
+        with self._store.kept_open():
+            self._reconciling.last_looks(self.db, self._capture_of, now_s=now_s, now_ms=now_ms)
 
     @property
     def worker_pid(self) -> int | None:
