@@ -25,8 +25,9 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from app import __version__, clock, destination, log
+from app.capturing import load, note_disabled
 from app.db import open_ledger
-from app.hook import CARE_S, Hook, load, note_disabled
+from app.hook import CARE_S, Hook
 from app.inbox import Inbox, Line, LineError, read_line
 from app.place import PlaceError
 from app.redact import PatternError

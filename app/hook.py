@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 from app import __version__, clock, destination, ledger, log, salvage
 from app.bell import Bell
-from app.capture import capture, secrets_of_this_machine
+from app.capture import secrets_of_this_machine
+from app.capturing import Captures, load
 from app.db import heal, open_ledger
 from app.enqueue import Capture, Enqueued, Place, enqueue
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError, read_line
@@ -22,11 +23,10 @@ from app.parse import parse
 from app.place import identity
 from app.presence import Announced, open_sessions
 from app.reconcile import Reconciling, without_hidden
-from app.redact import PatternError
 from app.remake import Remaking
 from app.room import Room
 from app.schema import require_known
-from app.settings import Plugin, Settings, SettingsError, capture_options, delivery_options, to_record
+from app.settings import Settings, delivery_options, to_record
 from app.sources import Sources
 from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
@@ -45,18 +45,6 @@ class _Unfinished:
     place: Place
     lines: tuple[bytes, ...]
     """The snapshots that told of them, as they came."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    """How a folder is captured, and what that follows from."""
-
-    line: Line
-    """The last one that brought other options, without its message."""
-    texts: object
-    folder: str
-    capture: Capture | None
-    """None where `enable` is false."""
 
 
 class Hook:
@@ -97,7 +85,7 @@ class Hook:
             self._store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
         )
         self._room = Room(stored)
-        self._captures: dict[str, _Captured] = {}
+        self._captures = Captures(self._sources, self._known, self._pinned_spool, db, ours, self._reconciling.begin)
 
     def _settle_anew(self) -> None:
         """Where the spool was removed or replaced: go on in the one that is there now, made if need be.
@@ -154,7 +142,7 @@ class Hook:
 
     def _open(self, line: Line) -> None:
         settings = load(self._sources, line, self._pinned_spool)
-        self._capture(line)
+        self._captures.take(line)
         if not settings.enable:
             return  # noted for a worker that still runs; the other folders go on
         self._sessions.pop(line.session, None)
@@ -170,7 +158,7 @@ class Hook:
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
 
     def _snapshot(self, line: Line) -> None:
-        capturing = self._capture(line)
+        capturing = self._captures.take(line)
         if capturing is None:
             return
         try:
@@ -221,49 +209,18 @@ class Hook:
         turns = sorted((*waited, *transcript.turns), key=lambda turn: turn.messages[0].index)
         return replace(transcript, turns=tuple(turns))
 
-    def _capture(self, line: Line) -> Capture | None:
-        """How this line's folder is captured, recorded for later commands; None where `enable` is false."""
-        seen = self._captures.get(line.directory)
-        texts = self._sources.texts()
-        if seen is not None and (seen.line.options, seen.texts) == (line.options, texts):
-            return seen.capture
-        settings = load(self._sources, line, self._pinned_spool)
-        made = capture(settings, self._known) if settings.enable else None
-        options = to_record(settings, capture_options(settings))
-        place = folder(self.db, line.directory)
-        destination.remember_folder(self.db, place, self.target.id, options, clock.now_ms())
-        if made is None or made.policy.mode == "off":
-            destination.stop_capture(self.db, place)
-        else:
-            destination.resume_capture(self.db, place, clock.now_ms())
-            self._reconciling.begin(line.directory, place)
-        # Before anything new of these sessions: older turns go first.
-        ledger.adopt_rotated(self.db, self.target, clock.now_ms())
-        self._captures[line.directory] = _Captured(replace(line, message={}), texts, place, made)
-        return made
-
-    def _refresh_captures(self) -> None:
-        for seen in list(self._captures.values()):
-            with suppress(SettingsError, PatternError):  # said when the next snapshot comes
-                self._capture(seen.line)
-
     def _capture_again(self) -> bool:
         """One session of the folders that this OpenCode has open; False when there is none.
 
         First what lost its bodies to a stricter policy, then what waits without its text and needs the secrets that
         are known here, as far as there is room.
         """
-        current = {seen.folder: seen.capture for seen in self._captures.values()}
+        current = self._captures.by_folder()
         folders, now_ms, ring = tuple(current), clock.now_ms(), self.bell.ring
         bytes_max = self._settings.max_spool_bytes // 2
         return self._remaking.step(
             self.db, current.get, folders=folders, now_ms=now_ms, ring=ring
         ) or self._remaking.refill(self.db, current.get, folders=folders, bytes_max=bytes_max, now_ms=now_ms, ring=ring)
-
-    def _capture_of(self, place: str) -> Capture | None:
-        """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""
-        found = next((seen.capture for seen in self._captures.values() if seen.folder == place), None)
-        return None if found is None or found.policy.mode == "off" else found
 
     def _elsewhere(self) -> set[object]:
         """The sessions that another live OpenCode has open."""
@@ -287,10 +244,10 @@ class Hook:
         """
         self._settle_anew()
         require_known(self.db)
-        self._refresh_captures()
+        self._captures.refresh()
         with self._store.kept_open():
             for session, opened in list(self._sessions.items()):
-                seen = self._captures.get(read_line(opened).directory)
+                seen = self._captures.seen(read_line(opened).directory)
                 if seen is None or seen.capture is None or session in self._deleted:
                     continue
                 if self._reconciling.last(self.db, session, seen.folder, seen.capture, clock.now_ms()):
@@ -315,7 +272,7 @@ class Hook:
         require_known(self.db)
         now_s, now_ms = time.monotonic(), clock.now_ms()
         with self._store.kept_open():
-            self._reconciling.last_looks(self.db, self._capture_of, now_s=now_s, now_ms=now_ms)
+            self._reconciling.last_looks(self.db, self._captures.of, now_s=now_s, now_ms=now_ms)
 
     @property
     def worker_pid(self) -> int | None:
@@ -349,7 +306,7 @@ class Hook:
         if time.monotonic() - self._cared_s < CARE_S:
             return
         self._cared_s = time.monotonic()
-        self._refresh_captures()
+        self._captures.refresh()
         self._may_capture_again = True
         settings = self._settings
         if settings.enable and settings.worker == "auto" and settings.api_key is not None:
@@ -374,7 +331,7 @@ class Hook:
         self._may_capture_again = self._may_capture_again and self._capture_again()
         if not self._may_capture_again and self._reconciling.is_due(now_s):
             ours = {*self._sessions, *self._deleted}
-            self._reconciling.step(self.db, self._capture_of, ours, now_s=now_s, now_ms=now_ms)
+            self._reconciling.step(self.db, self._captures.of, ours, now_s=now_s, now_ms=now_ms)
         self._catch_up_s = now_s
 
     def log(self, message: str) -> None:
@@ -389,24 +346,3 @@ def _close(db: sqlite3.Connection, bell: Bell, announced: Announced, starting: S
     starting.release()
     bell.close()
     db.close()
-
-
-def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
-    """The settings for a line's folder. The spool stays the one that the plugin named first."""
-    options = {name: value for name, value in line.options.items() if name != "spoolDirectory"}
-    if pinned_spool is not None:
-        options["spoolDirectory"] = pinned_spool
-    return sources.load(Plugin(options))
-
-
-def note_disabled(settings: Settings, line: Line) -> bool:
-    """`enable` is false: a worker that still runs must see it. False where nothing ever ran: nothing is made then."""
-    is_used = (settings.spool_directory / "ledger.db").exists()
-    if is_used:
-        with closing(open_ledger(settings.spool_directory)) as db:
-            ours = target(db, settings, clock.now_ms())
-            options = to_record(settings, capture_options(settings))
-            place = folder(db, line.directory)
-            destination.remember_folder(db, place, ours.id, options, clock.now_ms())
-            destination.stop_capture(db, place)
-    return is_used

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 
 from app import ledger
 from app.capture import capture
+from app.capturing import load
 from app.destination import destinations
 from app.enqueue import Export, exports
 from app.envelope import BODY_BYTES_MAX
-from app.hook import load
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.parse import parse
 from app.redact import PatternError

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
+from app.capturing import load
 from app.db import open_ledger
 from app.desk import Desk
 from app.enqueue import exports
-from app.hook import Hook, load
+from app.hook import Hook
 from app.inbox import Inbox, read_line
 from app.opencode import Store, store_file
 from app.presence import Announced
@@ -160,13 +161,13 @@ def look(one: Hook, now_s: float, now_ms: int = CREATED_MS + 1_000) -> None:
     """All that is due at these times."""
     while one._reconciling.is_due(now_s):
         ours = {*one._sessions, *one._deleted}
-        one._reconciling.step(one.db, one._capture_of, ours, now_s=now_s, now_ms=now_ms)
+        one._reconciling.step(one.db, one._captures.of, ours, now_s=now_s, now_ms=now_ms)
 
 
 def stored_key(one: Hook, session: str) -> list[str]:
     """Of the session's turns, as anybody computes them from the store, all taken as over."""
     transcript = one._reconciling._store.transcript(session)
-    capturing = one._captures[HERE].capture
+    (capturing,) = one._captures.by_folder().values()
     assert transcript is not None
     assert capturing is not None
     made = exports(transcript, capturing, capturing.user_id, abandoned=True)
@@ -248,9 +249,9 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine, *, is_own:
     machine.remember(talk("a", *asked_and_answered(), *followed_up(now_ms - 300), at_ms=now_ms), written_ms=ahead_ms)
     one = machine.hook(session if is_own else "ses_own")
     if is_own:
-        capturing = one._captures[HERE].capture
+        ((place, capturing),) = one._captures.by_folder().items()
         assert capturing is not None
-        one._reconciling.last(one.db, session, one._captures[HERE].folder, capturing, now_ms)
+        one._reconciling.last(one.db, session, place, capturing, now_ms)
     else:
         look(one, 0, now_ms)
     assert len(machine.jobs()) == 2
@@ -637,7 +638,7 @@ def held_without_bodies(machine: Machine, one: Hook) -> set[str]:
 
 
 def emptied(one: Hook) -> set[str]:
-    found = ledger.emptied(one.db, one.target.id, tuple(seen.folder for seen in one._captures.values()))
+    found = ledger.emptied(one.db, one.target.id, tuple(one._captures.by_folder()))
     return {wanted.session for wanted in found}
 
 

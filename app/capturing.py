@@ -1,0 +1,115 @@
+"""How the folders that one OpenCode has open are captured: what the plugin's lines and the settings beside them say."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+
+from app import clock, destination, ledger
+from app.capture import capture
+from app.db import open_ledger
+from app.destination import Destination
+from app.enqueue import Capture
+from app.inbox import Line
+from app.redact import PatternError
+from app.settings import Plugin, Settings, SettingsError, capture_options, to_record
+from app.sources import Sources
+from app.spool import folder, target
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """How a folder is captured, and what that follows from."""
+
+    line: Line
+    """The last one that brought other options, without its message."""
+    texts: object
+    folder: str
+    capture: Capture | None
+    """None where `enable` is false."""
+
+
+class Captures:
+    """By directory; recorded in the ledger for later commands."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        known: tuple[str, ...],
+        pinned_spool: str | None,
+        db: sqlite3.Connection,
+        ours: Destination,
+        begin: Callable[[str, str], None],
+    ) -> None:
+        """`begin` is told of each directory, and its folder, of which capture begins."""
+        self._sources = sources
+        self._known = known
+        self._pinned_spool = pinned_spool
+        self._db = db
+        self._target = ours
+        self._begin = begin
+        self._seen: dict[str, Captured] = {}
+
+    def take(self, line: Line) -> Capture | None:
+        """How this line's folder is captured; None where `enable` is false.
+
+        Raises SettingsError, PatternError, sqlite3.Error.
+        """
+        seen = self._seen.get(line.directory)
+        texts = self._sources.texts()
+        if seen is not None and (seen.line.options, seen.texts) == (line.options, texts):
+            return seen.capture
+        settings = load(self._sources, line, self._pinned_spool)
+        made = capture(settings, self._known) if settings.enable else None
+        options = to_record(settings, capture_options(settings))
+        place = folder(self._db, line.directory)
+        destination.remember_folder(self._db, place, self._target.id, options, clock.now_ms())
+        if made is None or made.policy.mode == "off":
+            destination.stop_capture(self._db, place)
+        else:
+            destination.resume_capture(self._db, place, clock.now_ms())
+            self._begin(line.directory, place)
+        # Before anything new of these sessions: older turns go first.
+        ledger.adopt_rotated(self._db, self._target, clock.now_ms())
+        self._seen[line.directory] = Captured(replace(line, message={}), texts, place, made)
+        return made
+
+    def refresh(self) -> None:
+        """Look at the settings again."""
+        for seen in list(self._seen.values()):
+            with suppress(SettingsError, PatternError):  # said when the next snapshot comes
+                self.take(seen.line)
+
+    def seen(self, directory: str) -> Captured | None:
+        return self._seen.get(directory)
+
+    def by_folder(self) -> dict[str, Capture | None]:
+        return {seen.folder: seen.capture for seen in self._seen.values()}
+
+    def of(self, place: str) -> Capture | None:
+        """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""
+        found = self.by_folder().get(place)
+        return None if found is None or found.policy.mode == "off" else found
+
+
+def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
+    """The settings for a line's folder. The spool stays the one that the plugin named first."""
+    options = {name: value for name, value in line.options.items() if name != "spoolDirectory"}
+    if pinned_spool is not None:
+        options["spoolDirectory"] = pinned_spool
+    return sources.load(Plugin(options))
+
+
+def note_disabled(settings: Settings, line: Line) -> bool:
+    """`enable` is false: a worker that still runs must see it. False where nothing ever ran: nothing is made then."""
+    is_used = (settings.spool_directory / "ledger.db").exists()
+    if is_used:
+        with closing(open_ledger(settings.spool_directory)) as db:
+            ours = target(db, settings, clock.now_ms())
+            options = to_record(settings, capture_options(settings))
+            place = folder(db, line.directory)
+            destination.remember_folder(db, place, ours.id, options, clock.now_ms())
+            destination.stop_capture(db, place)
+    return is_used
