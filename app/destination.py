@@ -121,11 +121,11 @@ def want_worker(db: sqlite3.Connection, destination_id: int, worker: str) -> Non
 def remember_folder(
     db: sqlite3.Connection, folder: str, destination_id: int, capture_options: Mapping[str, object], now_ms: int
 ) -> None:
-    """Note how a folder is captured, and for which destination; `seen_ms` stays when it was first seen."""
+    """Note how a folder is captured, and for which destination."""
     db.execute(
         "insert into folder (hash, destination_id, capture_options, seen_ms, since_ms) values (?, ?, ?, ?, ?)"
         " on conflict (hash) do update set destination_id = excluded.destination_id,"
-        " capture_options = excluded.capture_options"
+        " capture_options = excluded.capture_options, seen_ms = excluded.seen_ms"
         " where capture_options <> excluded.capture_options or destination_id is not excluded.destination_id",
         (folder, destination_id, json.dumps(capture_options, sort_keys=True), now_ms, now_ms - STARTING_MS),
     )
@@ -150,12 +150,6 @@ def resume_capture(db: sqlite3.Connection, folder: str, now_ms: int) -> None:
 def captured_since_ms(db: sqlite3.Connection, folder: str) -> int | None:
     """When capture of a folder began, or was switched on again; NEVER_MS while it is off, None when there was none."""
     row = db.execute("select since_ms from folder where hash = ?", (folder,)).fetchone()
-    return None if row is None else int(row["since_ms"])
-
-
-def switched_on_ms(db: sqlite3.Connection, folder: str) -> int | None:
-    """When capture of a folder was switched on again; NEVER_MS while it is off, None where it never was off."""
-    row = db.execute("select since_ms from folder where hash = ? and since_ms > seen_ms", (folder,)).fetchone()
     return None if row is None else int(row["since_ms"])
 
 

@@ -22,7 +22,7 @@ from app.opencode import Store, store_file
 from app.parse import parse
 from app.place import identity
 from app.presence import Announced, open_sessions
-from app.reconcile import Reconciling, without_hidden
+from app.reconcile import Reconciling
 from app.remake import Remaking
 from app.room import Room
 from app.schema import require_known
@@ -172,7 +172,7 @@ class Hook:
         self._sessions.setdefault(session, line.as_open())
         self._adopt(session)
         place = Place(self.target.id, folder(self.db, line.directory))
-        whole = without_hidden(self.db, self._with_unfinished(transcript), capturing, place)
+        whole = self._with_unfinished(transcript)
         done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
         before = self._unfinished.pop(session, None)
         if done.keys:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from app import destination, ledger
@@ -201,10 +201,11 @@ class Reconciling:
             return True
         # What is `off` is noted without content whenever it was written.
         since_ms = 0 if capturing.policy.mode == "off" else destination.captured_since_ms(db, one.place.folder) or 0
-        missed = _missed(db, self._destination_id, transcript, capturing, since_ms)
+        missed, is_whole = _missed(db, self._destination_id, transcript, capturing, since_ms)
+        noted_ms = min(changed_ms, now_ms)
         done = self._take(transcript, capturing, one.place, only=missed, abandoned=False)
         if not done.waiting:
-            ledger.note_reconciled(db, self._destination_id, session, min(changed_ms, now_ms))
+            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not is_whole)
             return True
         one.read_ms = changed_ms
         # Asked again, as reading it took its time.
@@ -213,7 +214,7 @@ class Reconciling:
         unfinished = missed & {turn.id for turn in done.waiting}
         self._take(transcript, capturing, one.place, only=unfinished, abandoned=True)
         if one.has_ended:  # of others that is a guess, and the next start looks again
-            ledger.note_reconciled(db, self._destination_id, session, min(changed_ms, now_ms))
+            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not is_whole)
         return True
 
     def _fail(self, error: ExportError | TranscriptError) -> None:
@@ -223,26 +224,13 @@ class Reconciling:
             self._tell(told)
 
 
-def without_hidden(db: sqlite3.Connection, transcript: Transcript, capturing: Capture, place: Place) -> Transcript:
-    """Without the turns that ended while capture of the folder was switched off, as far as no state of them is known.
-
-    Where it never was off, the session stays whole; what is captured under `off` is noted without content.
-    """
-    since_ms = destination.switched_on_ms(db, place.folder)
-    if since_ms is None or capturing.policy.mode == "off":
-        return transcript
-    session, here = transcript.session.id, place.destination_id
-    known = {one.turn for one in ledger.exported(db, here, session)} | set(ledger.exported_elsewhere(db, here, session))
-    shown = (turn for turn in transcript.turns if turn.facts_ms >= since_ms or turn.id in known)
-    return replace(transcript, turns=tuple(shown))
-
-
 def _missed(
     db: sqlite3.Connection, destination_id: int, transcript: Transcript, capturing: Capture, since_ms: int
-) -> set[str]:
+) -> tuple[set[str], bool]:
     """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
 
-    A turn that ended before `since_ms` counts only where an earlier state of it was captured.
+    A turn that ended before `since_ms` counts only where an earlier state of it was captured. Whether every turn is
+    among them, or in the ledger.
 
     What it holds under another policy and is as new stays as it is: a new pattern sends nothing again by itself. Nor
     does a new key or endpoint.
@@ -262,4 +250,4 @@ def _missed(
     missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
     if missed or (ledger.SESSION_RECORD in known and is_missed(ledger.SESSION_RECORD, 0)):
         missed.add(ledger.SESSION_RECORD)
-    return missed
+    return missed, all(turn.id in known or turn.id in missed for turn in transcript.turns)

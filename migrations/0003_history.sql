@@ -12,7 +12,8 @@
 -- A job that is sealed was recalled with something that the settings do not say: no other version of its turn is taken,
 -- until another recall.
 
-alter table session add column reconciled_ms integer;  -- what OpenCode had written by then was compared; null: nothing
+alter table session add column reconciled_ms integer;  -- what OpenCode had written by then was compared; null: nothing;
+  -- negative: without what was written before capture began
 alter table job add column is_history integer not null default 0;  -- 1: goes after what is live
 alter table job add column is_recall integer not null default 0;   -- 1: overwrites what Helicone holds
 alter table job add column is_sealed integer not null default 0;

@@ -147,6 +147,9 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
     assert ledger.note_reconciled(db, desk.destination, "ses_1", 500)
     assert (is_whole(500), is_whole(499), is_whole(501)) == (True, False, False)
     assert not is_whole(500, now_ms=499)  # noted by a clock that was ahead
+    assert ledger.note_reconciled(db, desk.destination, "ses_1", 500, in_part=True)
+    assert (is_whole(500), ledger.reconciled_ms(db, desk.destination, "ses_1")) == (False, 500)
+    assert ledger.note_reconciled(db, desk.destination, "ses_1", 500)
     assert not is_whole(500, "pending")
     db.execute(
         "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
@@ -209,17 +212,3 @@ def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3
     ledger.unwarp(db, 1_000)
     since = {name: destination.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
     assert since == {"ahead": 1_000, "off": destination.NEVER_MS, "past": 5}
-
-
-def test_a_wrong_clock_does_not_hide_whether_a_folder_was_switched_on_again(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
-    for name in ("always on", "on again"):
-        destination.remember_folder(db, name, desk.destination, {}, 10**14)
-    destination.stop_capture(db, "on again")
-    destination.resume_capture(db, "on again", 10**14 + 5)
-    ledger.unwarp(db, 1_000)
-    assert destination.switched_on_ms(db, "always on") is None
-    assert destination.switched_on_ms(db, "on again") == 1_000
-    destination.stop_capture(db, "always on")
-    destination.resume_capture(db, "always on", 2_000)
-    assert destination.switched_on_ms(db, "always on") == 2_000

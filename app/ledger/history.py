@@ -96,16 +96,22 @@ def exported_sessions(db: sqlite3.Connection, destination_id: int) -> list[str]:
 def reconciled_ms(db: sqlite3.Connection, destination_id: int, session: str) -> int | None:
     """What OpenCode had written by then was compared with the ledger; None for a session never compared."""
     row = db.execute(
-        "select reconciled_ms from session where destination_id = ? and name = ?", (destination_id, session)
+        "select abs(reconciled_ms) as reconciled_ms from session where destination_id = ? and name = ?",
+        (destination_id, session),
     ).fetchone()
     return None if row is None else row["reconciled_ms"]
 
 
-def note_reconciled(db: sqlite3.Connection, destination_id: int, session: str, changed_ms: int) -> bool:
-    """Note that all that OpenCode had written up to `changed_ms` is in the ledger. False for a session without jobs."""
+def note_reconciled(
+    db: sqlite3.Connection, destination_id: int, session: str, changed_ms: int, *, in_part: bool = False
+) -> bool:
+    """Note that all that OpenCode had written up to `changed_ms` is in the ledger. False for a session without jobs.
+
+    With `in_part` only what counts as missed: what was written before capture began is not, and `is_whole` says so.
+    """
     updated = db.execute(
         "update session set reconciled_ms = ? where destination_id = ? and name = ?",
-        (changed_ms, destination_id, session),
+        (-changed_ms if in_part else changed_ms, destination_id, session),
     )
     return updated.rowcount == 1
 

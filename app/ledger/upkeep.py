@@ -92,13 +92,7 @@ _AHEAD = (
     ("job", "confirm_ms = :now, finished_ms = :now", "confirm_ms > :ahead and finished_ms > :ahead"),
     ("confirmation", "retry_ms = :now", "retry_ms > :ahead"),
     # When capture began. NEVER_MS is no time: capture is switched off.
-    # Whether it ever was off is told by which of the two is later.
-    (
-        "folder",
-        "since_ms = :now, seen_ms = :now - (since_ms > seen_ms)",
-        f"since_ms > :ahead and since_ms < {destination.NEVER_MS}",
-    ),
-    ("folder", "seen_ms = :now", "seen_ms > :ahead"),
+    ("folder", "since_ms = :now", f"since_ms > :ahead and since_ms < {destination.NEVER_MS}"),
 )
 
 
