@@ -192,7 +192,7 @@ _WORDS = {
     "in_progress": "in progress",
     "switched_off": "switched off",
     "elsewhere": "in a folder that is not captured",
-    "earlier": "from before capture",
+    "earlier": "from before capture or while it was off",
     "inside": "inside another session",
     "other_destination": "for another destination",
     "changed": "CHANGED SINCE",

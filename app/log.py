@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,9 @@ from app.place import PRIVATE_FILE, identity, private_directory
 
 BYTES_MAX = 1_000_000
 """Of one file; the one before it is kept as `.1`, so a log takes twice this at the most, and a line of each writer."""
+PATIENCE = 200
+PAUSE_S = 0.01
+"""How often, and how far apart, a writer looks whether another one is done with putting a full log aside."""
 LINE_MAX = 1_000
 REPEAT_MS = 600_000
 """The same message of the same process is written once in this time; then how often it came."""
@@ -128,9 +132,15 @@ def _put_aside(path: Path, descriptor: int) -> None:
     """Rename the full log, unless another writer has done so: its new one must not replace what is kept as `.1`.
 
     Waits for a writer that is at it, which is three calls to the system: a writer that went on meanwhile would fill
-    the full log as far as the other one is kept from running.
+    the full log as far as the other one is kept from running. But not for ever: it may have been stopped.
     """
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    for _ in range(PATIENCE):
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        time.sleep(PAUSE_S)
+    else:
+        return
     try:
         status = os.fstat(descriptor)
         if identity(path) == (status.st_dev, status.st_ino):

@@ -38,7 +38,7 @@ in_progress        a live OpenCode has its session open, and brings it, or its n
                    may have one without a hook
 switched_off       its folder's settings keep it from being exported
 elsewhere          its folder was never captured by a hook
-earlier            OpenCode wrote it before capture of its folder began
+earlier            OpenCode wrote it before capture of its folder began, or while it was off
 inside             its session is exported with the one that called it
 other_destination  it was exported to another endpoint, or under another key
 changed            OpenCode has a newer version than the ledger, and nobody is about to bring it

@@ -10,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
 from app import log
 from app.log import BYTES_MAX, LINE_MAX, MESSAGES_MAX, REPEAT_MS, append, carry_warnings
 
@@ -118,6 +120,18 @@ def test_a_writer_that_finds_another_at_putting_a_full_log_aside_waits_for_the_n
     second.join(60)
     assert path.read_text().endswith("by the second\n")
     assert path.with_name("a.log.1").stat().st_size == BYTES_MAX + 1
+
+
+def test_a_writer_that_was_stopped_while_it_put_a_log_aside_stops_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.log.PATIENCE", 3)
+    path = tmp_path / "a.log"
+    path.write_text("x" * (BYTES_MAX + 1))
+    with path.open("rb") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        append(path, "by another", NOON_MS)
+    assert path.read_text().endswith("by another\n")
 
 
 # --- repeats

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -268,6 +269,19 @@ def test_a_log_that_was_cut_costs_what_it_held(tmp_path: Path, size: int) -> Non
     log = path.with_name("opencode.db-wal")
     log.write_bytes(log.read_bytes()[:size])
     assert [one.id for one in Store(path).roots()] == [export("a_simple")["root"]]
+
+
+def test_a_copy_with_a_transaction_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = built(tmp_path / "opencode.db", export("i_long_session"))
+    (tmp_path / "copy").mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("pragma cache_size = 1")
+        other.execute("begin")
+        other.execute("update part set data = data || ' '")
+        for name in ("opencode.db", "opencode.db-journal"):
+            shutil.copy(tmp_path / name, tmp_path / "copy" / name)
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store(tmp_path / "copy" / "opencode.db").roots()
 
 
 def test_a_store_without_a_log_is_read_without_any_lock_and_again_if_it_is_written_meanwhile(tmp_path: Path) -> None:

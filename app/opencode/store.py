@@ -218,7 +218,8 @@ class Store:
         """What is there of it now."""
         # SQLite, too, looks for these beside what a symbolic link means.
         path = Path(os.path.realpath(self.path))
-        found, log, index = (_stat(path.with_name(path.name + ending)) for ending in ("", "-wal", "-shm"))
+        beside = ("", "-wal", "-shm", "-journal")
+        found, log, index, journal = (_stat(path.with_name(path.name + ending)) for ending in beside)
         if found is None or not S_ISREG(found.st_mode):
             raise StoreError(_absence(self.path))
         return _State(
@@ -226,6 +227,7 @@ class Store:
             written=(found.st_size, found.st_mtime_ns),
             has_log=log is not None and log.st_size > LOG_HEADER_BYTES,
             has_index=index is not None,
+            has_journal=journal is not None and journal.st_size > 0,
         )
 
 
@@ -242,9 +244,12 @@ class _State:
     """Size and time. They tell nothing of what is in the log."""
     has_log: bool
     has_index: bool
+    has_journal: bool
 
     @property
     def how(self) -> str:
+        if self.has_journal:
+            return ""  # not as OpenCode keeps it: SQLite says whether it can be read as it is
         if not self.has_log:
             return "&immutable=1"  # nothing is locked, and nothing made beside it
         # A copy that came without its index gets one.
@@ -383,7 +388,7 @@ _TYPE = "iif(json_valid(p.data), json_extract(p.data, '$.type'), null)"
 def _called(db: sqlite3.Connection, parents: Collection[str]) -> set[tuple[str, str]]:
     """(session, subagent) for each subagent that a tool call of one of these sessions names."""
     rows = db.execute(
-        f"select distinct p.session_id, {_CALLED} as name from part p"
+        f"select distinct p.session_id, {_CALLED} as name from part p join message m on m.id = p.message_id"
         # Most parts are long and name nobody: not every one is taken apart.
         " where p.session_id in (select value from json_each(?)) and instr(p.data, '\"sessionId\"')"
         f" and {_TYPE} = 'tool' and name is not null",
