@@ -103,6 +103,14 @@ def test_a_subagent_that_no_call_of_its_parent_names_is_a_root(tmp_path: Path, n
     assert {one.id for one in store.roots(store.roots()[0].directory)} == {wanted["root"], child}
 
 
+def test_a_subagent_whose_call_was_deleted_with_its_message_is_a_root(tmp_path: Path) -> None:
+    wanted = export("f_subagent")
+    store = Store(built(tmp_path / "opencode.db", wanted))
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("delete from message where session_id = ?", (wanted["root"],))  # its parts stay behind
+    assert len(store.roots()) == 2
+
+
 def test_a_change_inside_a_subagent_is_a_change_of_its_root(tmp_path: Path) -> None:
     wanted = export("f_subagent")
     store = Store(built(tmp_path / "opencode.db", wanted))
