@@ -27,6 +27,7 @@ from app.command import (
     ExportMode,
     SpoolDirectory,
     StoreFile,
+    agrees,
     complain,
     moment,
     print_json,
@@ -182,7 +183,7 @@ def _ask(plan: Plan, max_logs: int) -> None:
     if not sys.stdin.isatty():
         complain(f"this would send {plan.logs} logs, more than --max-logs {max_logs}: say --max-logs {plan.logs}")
         raise typer.Exit(USAGE)
-    if not typer.confirm(f"send {plan.logs} logs?", err=True):
+    if not agrees(f"send {plan.logs} logs?"):
         complain("nothing was queued")
         raise typer.Exit(PROBLEM)
 

@@ -18,6 +18,7 @@ from app.command import (
     AsJson,
     EnvFile,
     SpoolDirectory,
+    agrees,
     complain,
     moment,
     print_json,
@@ -187,6 +188,6 @@ def _ask(verb: str, jobs: int) -> None:
     if not sys.stdin.isatty():
         complain(f"this would {what}: say --yes")
         raise typer.Exit(USAGE)
-    if not typer.confirm(f"{what}?", err=True):
+    if not agrees(f"{what}?"):
         complain("nothing was done")
         raise typer.Exit(PROBLEM)

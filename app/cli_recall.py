@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,7 @@ from app.command import (
     EnvFile,
     SpoolDirectory,
     StoreFile,
+    agrees,
     complain,
     moment,
     print_json,
@@ -36,7 +37,7 @@ from app.command import (
 from app.db import open_ledger, open_whole
 from app.destination import Destination
 from app.folders import Folders
-from app.opencode import Store, store_file
+from app.opencode import Store, StoredSession, StoreError, store_file
 from app.recall import Recall
 from app.screen_recall import Report, audit_lines, audit_totals
 from app.settings import SettingsError
@@ -77,7 +78,8 @@ def _audit(  # noqa: PLR0913 - one for each option
         known = [] if ours is None else ledger.exported_sessions(db, ours.id)
         names = [one for one in known if not session or one in session]
         unknown = [one for one in session or [] if one not in known]
-        results = list(_audited(db, sources, _store(store), names, moment(since) or 0))
+        with _store(store) as opencode:
+            results = list(_audited(db, sources, opencode, names, moment(since) or 0))
     if json_wanted:
         print_json({"sessions": [asdict(one) for one in results], "totals": audit_totals(results)})
     else:
@@ -121,20 +123,20 @@ def _recall(  # noqa: PLR0913 - one for each option
     if settings.api_key is None:
         raise SettingsError(["recall needs HELICONE_API_KEY: what is under another key is not reached"])
     report = Report()
-    with closing(open_whole(settings.spool_directory)) as db:
+    with closing(open_whole(settings.spool_directory)) as db, _store(store) as opencode:
         ours = find_target(db, settings)
         if ours is None:
             complain("nothing was delivered to this destination")
             raise typer.Exit(PROBLEM)
         folders = Folders(db, sources, never_looser=True)
-        held = Recall(db, ours.id, _store(store), folders, pattern=pattern, is_blank=blank, since_ms=since_ms)
+        held = Recall(db, ours.id, opencode, folders, pattern=pattern, is_blank=blank, since_ms=since_ms)
         names = _named(db, ours.id, sessions or [], report)
         chosen_turns: Mapping[str, Collection[str] | None] = dict.fromkeys(names)
         if audited:
-            chosen_turns = _audited_turns(_audited(db, sources, _store(store), names, since_ms), report)
+            chosen_turns = _audited_turns(_audited(db, sources, opencode, names, since_ms), report)
         elif pattern is not None:
             chosen_turns = _matching_turns(held, names, report)
-        turns = _planned(held, chosen_turns, report)
+        turns = _planned(held, opencode, chosen_turns, report)
         report.problems += _elsewhere(db, ours.id, {*(sessions or []), *turns})
         if turns and not dry_run:
             if not yes:
@@ -155,8 +157,11 @@ def _pattern(match: str | None) -> str | None:
     return line
 
 
-def _store(path: Path | None) -> Store:
-    return Store(path or store_file(os.environ))
+@contextmanager
+def _store(path: Path | None) -> Iterator[Store]:
+    store = Store(path or store_file(os.environ))
+    with store.kept_open():
+        yield store
 
 
 def _audited(
@@ -201,14 +206,19 @@ def _matching_turns(held: Recall, names: Sequence[str], report: Report) -> dict[
     return found
 
 
-def _planned(held: Recall, turns: Mapping[str, Collection[str] | None], report: Report) -> dict[str, tuple[str, ...]]:
+def _planned(
+    held: Recall, store: Store, turns: Mapping[str, Collection[str] | None], report: Report
+) -> dict[str, tuple[str, ...]]:
     """By session the turns that can be overwritten; their bodies are made again when they are queued."""
     found = {}
+    stored: dict[str, StoredSession] = {}
+    with suppress(StoreError):  # `--blank` does without
+        stored = {one.id: one for one in store.roots()}
     with screen.bar("planning") as bar:
         for done, (session, wanted) in enumerate(turns.items(), 1):
             bar.show(done, len(turns))
             plan = held.plan(session, wanted)
-            report.count(plan)
+            report.count(plan, stored.get(session))
             if plan.rewrites:
                 found[session] = tuple(one.version.turn for one in plan.rewrites)
     return found
@@ -242,7 +252,7 @@ def _ask(report: Report) -> None:
         raise typer.Exit(USAGE)
     for line in report.chosen:
         complain(line)
-    if not typer.confirm(f"{report.question}? It cannot be undone.", err=True):
+    if not agrees(f"{report.question}? It cannot be undone."):
         complain("nothing was done")
         raise typer.Exit(USAGE)
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -156,7 +155,8 @@ def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: st
     """The table, a total, and what to do."""
     shown = [one for one in verdicts if one.turns or not one.is_fine]
     rows = [
-        (one.session, one.project or "-", _day(one.changed_ms), str(one.turns), _told([one], sought)) for one in shown
+        (one.session, one.project or "-", screen.day(one.changed_ms), str(one.turns), _told([one], sought))
+        for one in shown
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
     for one, row in zip(shown, rows, strict=True):
@@ -256,10 +256,6 @@ def _states(verdicts: Sequence[Verdict]) -> Counter[str]:
     for one in verdicts:
         states.update(one.states)
     return states
-
-
-def _day(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d")
 
 
 @contextmanager

@@ -50,6 +50,16 @@ def complain(message: str) -> None:
     typer.echo(screen.visible(f"{PROGRAM}: {message}").replace("\n", " "), err=True)
 
 
+def agrees(question: str) -> bool:
+    """Whether somebody at the terminal says yes; the end of input is a no. Ends the command on Ctrl-C."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise typer.Exit(STOPPED) from None
+        return False
+
+
 def print_json(value: object) -> None:
     # ASCII, so that it is the same JSON whatever the terminal or the pipe can take.
     typer.echo(json.dumps(value, indent=2))

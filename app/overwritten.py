@@ -45,6 +45,8 @@ def look(
             while not allowance.take(clock.now_ms()):
                 time.sleep(LOOK_S)
             seen |= {one.request_id: one for one in _read(client, url, batch)}
+            if all(one.outcome == "not read back" for one in seen.values()):
+                return [seen.get(str(one.request_id)) or _unread(one, next(iter(seen.values())).reason) for one in left]
         left = [one for one in left if seen[str(one.request_id)].outcome in {"still old", "not there"}]
         if not left or time.monotonic() >= end_s:
             return [seen[str(one.request_id)] for one in expected]
@@ -71,11 +73,14 @@ def _read(client: Client, url: str, batch: Sequence[Likeness]) -> Iterator[Seen]
             url, latin1(batch[0].session), since_ms=since_ms, request_ids=[one.request_id for one in batch]
         )
     except ReadBackError as error:
-        for one in batch:
-            yield Seen(one.session, one.path, str(one.request_id), "not read back", str(error))
+        yield from (_unread(one, str(error)) for one in batch)
         return
     for one in batch:
         yield Seen(one.session, one.path, str(one.request_id), _outcome(one, rows.get(one.request_id, [])))
+
+
+def _unread(likeness: Likeness, reason: str) -> Seen:
+    return Seen(likeness.session, likeness.path, str(likeness.request_id), "not read back", reason)
 
 
 def _outcome(likeness: Likeness, rows: Sequence[Shown]) -> Outcome:

@@ -37,6 +37,11 @@ LONG_BYTES = 20_000_000
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
+def day(time_ms: int) -> str:
+    """A local date."""
+    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d")
+
+
 def visible(text: str) -> str:
     """The text without what would steer a terminal: it may come from a file name, an answer or a transcript."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

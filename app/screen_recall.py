@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from app.audit import Audited
+from app.ledger import SESSION_RECORD
+from app.opencode import StoredSession
 from app.recall import Plan
-from app.screen import visible
+from app.screen import day, visible
 
 
 def audit_lines(results: Sequence[Audited]) -> Iterator[str]:
@@ -16,8 +17,7 @@ def audit_lines(results: Sequence[Audited]) -> Iterator[str]:
         if one.problem:
             yield visible(f"{one.session}: cannot be audited: {one.problem}")
         if one.records:
-            day = datetime.fromtimestamp((one.created_ms or 0) / 1000, UTC).date().isoformat()
-            yield visible(f"{one.session}  {one.project or ''}  {day}: {len(one.records)} records")
+            yield visible(f"{one.session}  {one.project or ''}  {day(one.created_ms or 0)}: {len(one.records)} records")
         for record in one.records:
             told = ", ".join(f"{name}: {count}" for name, count in sorted(record.hits.items()))
             yield visible(f"  {record.path} ({record.kind}): {told}")
@@ -30,9 +30,9 @@ _TOTALS = {
     "sessions": "sessions to be redacted differently",
     "records": "records to be redacted differently",
     "changed": "records made differently, with nothing to redact",
-    "unprinted": "turns from before digests were kept, compared by rules alone",
-    "gone": "turns no longer in OpenCode",
-    "sealed": "turns overwritten by an earlier recall",
+    "unprinted": "turns or session records from before digests were kept, compared by rules alone",
+    "gone": "turns or session records no longer in OpenCode",
+    "sealed": "turns or session records overwritten by an earlier recall",
     "problems": "sessions that cannot be audited",
 }
 
@@ -57,6 +57,7 @@ class Report:
     sessions: int = 0
     turns: int = 0
     records: int = 0
+    """Those of the turns, and each session's own."""
     chosen: list[str] = field(default_factory=list)
     """Each session, with what of it is overwritten."""
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -64,11 +65,14 @@ class Report:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def count(self, plan: Plan) -> None:
+    def count(self, plan: Plan, stored: StoredSession | None) -> None:
+        """`stored` is None for a session that OpenCode does not have any more."""
+        turns = sum(one.version.turn != SESSION_RECORD for one in plan.rewrites)
         if plan.rewrites:
             self.sessions += 1
-            self.chosen.append(f"{plan.session}: {len(plan.rewrites)} turns, {plan.records} records")
-        self.turns += len(plan.rewrites)
+            where = "" if stored is None else f"  {stored.directory}  {day(stored.created_ms)}"
+            self.chosen.append(f"{plan.session}{where}: {turns} turns, {plan.records} records")
+        self.turns += turns
         self.records += plan.records
         self.complain(plan.session, plan.problems)
 

@@ -15,6 +15,7 @@ import pytest
 
 from app import backfill, clock, destination
 from app.capture import capture
+from app.command import STOPPED
 from app.enqueue import Export, exports
 from app.parse import parse
 from app.policy import Mode
@@ -29,7 +30,7 @@ from tests.recorded import export, exported
 from tests.snapshots import Fields, assistant, entry, snapshot, text, unfinished, user
 from tests.test_cli import complaint, example, said, shape
 from tests.test_store import built
-from tests.typed import typed
+from tests.typed import Interrupted, typed
 
 EVER = ("--since", "2000-01-01")
 DAY_MS = 24 * 3_600_000
@@ -145,6 +146,12 @@ def test_a_person_at_a_terminal_is_asked(station: Station, answered: str, made: 
     os.close(outer)
     assert "send 3 logs? [y/N]" in done.stderr
     assert (done.returncode, len(jobs(station))) == (code, made)
+
+
+def test_ctrl_c_at_the_question_ends_with_130_and_queues_nothing(station: Station) -> None:
+    stored(station, small())
+    done = typed(station, "backfill", "--max-logs", "2", *EVER, stdin=Interrupted())
+    assert (done.returncode, jobs(station)) == (STOPPED, [])
 
 
 def test_what_helicone_would_blank_is_left_out_unless_somebody_asks(station: Station) -> None:

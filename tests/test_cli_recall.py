@@ -6,24 +6,27 @@ import json
 import os
 import pty
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app import destination, ledger
+from app.command import STOPPED
 from app.db import open_ledger
 from app.enqueue import Place
 from tests import recorded
 from tests.processes import Station
 from tests.servers import Receiver, receiving
+from tests.test_cli import example, shape
 from tests.test_enqueue import Door
 from tests.test_recall import claims, deliver, desk_of, shown, told
 from tests.test_store import built
-from tests.typed import typed
+from tests.typed import Interrupted, typed
 
 WHALE = "blue whale"
 RECORDS = 4
@@ -75,11 +78,30 @@ def test_a_person_at_a_terminal_is_asked(scene: Scene, answered: str, code: int,
     with os.fdopen(inner) as terminal:
         done = typed(scene.station, "recall", "ses_root", "--blank", stdin=terminal)
     os.close(outer)
-    assert f"ses_root: 2 turns, {RECORDS} records" in done.stderr
-    assert f"overwrite {RECORDS} records of 2 turns in 1 sessions?" in done.stderr
+    one = told(WHALE)["sessions"][0]["info"]
+    day = datetime.fromtimestamp(one["time"]["created"] / 1000).astimezone().date()
+    assert f"ses_root  {one['directory']}  {day}: 1 turns, {RECORDS} records" in done.stderr
+    assert f"overwrite {RECORDS} records of 1 turns in 1 sessions?" in done.stderr
     assert done.returncode == code, done.stderr
     assert [row.sends for row in scene.receiver.rows()] == [sends] * RECORDS
     assert (WHALE in shown(scene.receiver)) is (sends == 1)
+
+
+@pytest.mark.parametrize("arguments", [("recall", "ses_root", "--blank"), ("dead", "purge", "--all")], ids=" ".join)
+def test_ctrl_c_at_a_question_ends_with_130_and_nothing_was_done(scene: Scene, arguments: Sequence[str]) -> None:
+    if arguments[0] == "dead":
+        scene.door.db.execute("update job set state = 'dead'")
+    before = list(scene.door.db.iterdump())
+    done = typed(scene.station, *arguments, stdin=Interrupted())
+    assert done.returncode == STOPPED, done.stderr
+    assert list(scene.door.db.iterdump()) == before
+
+
+@pytest.mark.parametrize("command", ["audit", "recall"])
+def test_what_is_printed_for_programs_has_the_shape_of_its_example(scene: Scene, command: str) -> None:
+    chosen = ["ses_root", "--yes"] if command == "recall" else []
+    done = typed(scene.station, command, *chosen, "--set", f'redactPatterns=["{WHALE}"]', "--json")
+    assert shape(json.loads(done.stdout)) == shape(example(command)), done.stdout
 
 
 def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> None:

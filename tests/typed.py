@@ -40,3 +40,14 @@ def typed(station: Station, *arguments: str, stdin: TextIO | None = None) -> sub
     assert isinstance(code, int)
     texts = [stream.buffer.getvalue().decode("utf-8") for stream in (out, err)]
     return subprocess.CompletedProcess(arguments, code, *texts)
+
+
+class Interrupted(io.StringIO):
+    """A terminal at which somebody presses Ctrl-C."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # as in the stubs of what it derives from
+        assert size
+        raise KeyboardInterrupt
