@@ -173,15 +173,23 @@ class Reconciling:
             if since_ms is None:
                 return
             changes = self._store.changes(directory)
-            for one in self._store.roots(directory):
-                changed_ms = changes.get(one.id, 0)
-                if changed_ms >= since_ms and not self._is_compared(db, one.id, changed_ms, now_ms):
-                    self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
+            due = {
+                name
+                for name, changed_ms in changes.items()
+                if changed_ms >= since_ms and not self._is_compared(db, name, changed_ms, now_ms)
+            }
+            for one in self._store.roots(directory, among={name for name in due if not self._is_inside(db, name)}):
+                self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
         except ExportError as error:
             self._fail(error)
         except sqlite3.Error:
             self._folders[directory] = folder
             raise
+
+    def _is_inside(self, db: sqlite3.Connection, session: str) -> bool:
+        """A subagent that was exported with the session that called it, and is looked at with that one."""
+        frozen = ledger.frozen(db, self._destination_id, session)
+        return frozen is not None and frozen[0] != session
 
     def _is_compared(self, db: sqlite3.Connection, session: str, changed_ms: int, now_ms: int) -> bool:
         """A time in the future is from a clock that was ahead, and hides what was written since."""

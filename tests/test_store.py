@@ -101,6 +101,7 @@ def test_a_subagent_that_no_call_of_its_parent_names_is_a_root(tmp_path: Path, n
         db.execute("update part set data = ? where session_id = ? and data like '%sessionId%'", (told, wanted["root"]))
     assert {one.id for one in store.roots()} == {wanted["root"], child}
     assert {one.id for one in store.roots(store.roots()[0].directory)} == {wanted["root"], child}
+    assert [one.id for one in store.roots(among={child})] == [child]
 
 
 def test_a_subagent_whose_call_was_deleted_with_its_message_is_a_root(tmp_path: Path) -> None:

@@ -85,8 +85,11 @@ class Store:
         self._keeps = False
         self._kept: tuple[object, sqlite3.Connection] | None = None
 
-    def roots(self, directory: str | None = None) -> list[StoredSession]:
-        """Those of all projects, or those that were started in `directory`; the oldest first."""
+    def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[StoredSession]:
+        """Those of all projects, or those that were started in `directory`; the oldest first.
+
+        Only those `among` others: to tell a subagent, all that was said in its parent is read.
+        """
 
         def listed(db: sqlite3.Connection) -> list[sqlite3.Row]:
             rows = db.execute(
@@ -95,6 +98,7 @@ class Store:
                 " where ? is null or directory = ? order by time_created, id",
                 (directory, directory),
             ).fetchall()
+            rows = [row for row in rows if among is None or row["id"] in among]
             called = _called(db, {row["parent"] for row in rows} - {None})
             return [row for row in rows if (row["parent"], row["id"]) not in called]
 
