@@ -306,7 +306,7 @@ def test_a_store_without_a_log_is_read_without_any_lock_and_again_if_it_is_writt
         return asked[-1]
 
     store = Store(path)
-    assert store._ask(question) == "another"
+    assert store._access.ask(question) == "another"
     assert len(asked) == 2
     assert list(tmp_path.iterdir()) == [path]
 

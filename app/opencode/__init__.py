@@ -6,8 +6,9 @@
 Both give `File`s, which `families` puts together and `snapshot` turns into what the plugin would have sent.
 """
 
+from app.opencode.access import StoreError
 from app.opencode.files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
-from app.opencode.store import Store, StoredSession, StoreError, store_file
+from app.opencode.store import Store, StoredSession, store_file
 
 __all__ = [
     "FILE_BYTES_MAX",

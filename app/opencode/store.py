@@ -2,55 +2,25 @@
 
 One file holds all projects; `session`, `message` and `part` are what `opencode export` prints: a row's ids and its
 `data` together are one `info` or one part, messages in the order of creation time and id, parts in that of their ids
-(OpenCode 1.18.33). Every question is one short read.
-
-OpenCode never waits for one, and it does not fail because of one: it opens its store without a timeout (1.18.33), so
-that it ends with `database is locked` where anybody holds a lock that it asks for at that moment. The first one who
-opens a store that was left with a write-ahead log usually takes such a lock. Hence `readonly_shm`, with which SQLite
-keeps its index of that log in memory and locks nothing that a start asks for; and where there is no log, a read
-without any lock, which is done again if the file was written to meanwhile.
+(OpenCode 1.18.33). Every question is one short read; `access` says how.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
-from typing import TypeVar
 
-from app.opencode.files import ExportError, File
+from app.opencode.access import Access, StoreError
+from app.opencode.files import File
 from app.parse import parse
 from app.transcript import Json, Transcript, TranscriptError
 
-BUSY_S = 2.0
-"""How long a read waits for OpenCode, which holds the store exclusively only while it starts or recovers."""
-LOG_HEADER_BYTES = 32
-"""A log that is not longer holds nothing, and `readonly_shm` waits for one that has only its header (SQLite 3.40.1)."""
-TRIES_MAX = 40
-"""A read that a start of OpenCode gets in the way of is done again, BUSY_S in all."""
-_NEEDED = {
-    "session": {"id", "parent_id", "directory", "title", "version", "time_created", "time_updated", "time_archived"},
-    "message": {"id", "session_id", "time_created", "time_updated", "data"},
-    "part": {"id", "message_id", "session_id", "time_updated", "data"},
-}
 _IS_TIME = "time_updated between 0 and 253402300799999"
 """Up to the year 9999. A row with something else there has no say in when a session changed."""
-_WAY_IN = "write its sessions to files with `opencode export ID > FILE`, and import these"
-
-
-_PASSING = {sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTINIT}
-"""OpenCode is starting."""
-T = TypeVar("T")
-
-
-class StoreError(ExportError):
-    """There is no store that can be read. The message says what there is instead, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +52,11 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._keeps = False
-        self._kept: tuple[object, sqlite3.Connection] | None = None
+        self._access = Access(path)
+
+    def kept_open(self) -> AbstractContextManager[None]:
+        """As `Access` has it."""
+        return self._access.kept_open()
 
     def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[StoredSession]:
         """Those of all projects, or those that were started in `directory`; the oldest first.
@@ -102,7 +75,7 @@ class Store:
             called = _called(db, {row["parent"] for row in rows} - {None})
             return [row for row in rows if (row["parent"], row["id"]) not in called]
 
-        return [StoredSession(*row[:4]) for row in self._ask(listed)]
+        return [StoredSession(*row[:4]) for row in self._access.ask(listed)]
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
@@ -113,7 +86,7 @@ class Store:
         return self._changes("directory = ?", directory)
 
     def _changes(self, condition: str, argument: str) -> dict[str, int]:
-        rows = self._ask(
+        rows = self._access.ask(
             lambda db: db.execute(
                 f"with recursive family(root, id) as (select id, id from session where {condition}"
                 "  union select f.root, s.id from session s join family f on s.parent_id = f.id)"
@@ -132,7 +105,7 @@ class Store:
         In memory only. Raises StoreError when there is no such session.
         """
         try:
-            found = self._ask(lambda db: _family(db, session))
+            found = self._access.ask(lambda db: _family(db, session))
         except TranscriptError as error:
             raise StoreError(str(error)) from None
         if not found:
@@ -141,7 +114,7 @@ class Store:
 
     def transcript(self, session: str) -> Transcript | None:
         """The session with its subagents; None when it is not there. Raises TranscriptError."""
-        entries: list[Json] = [*self._ask(lambda db: _family(db, session)).values()]
+        entries: list[Json] = [*self._access.ask(lambda db: _family(db, session)).values()]
         return parse({"root": session, "sessions": entries}) if entries else None
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
@@ -150,7 +123,7 @@ class Store:
         Of the turns before it only the subagents that they name are read. None when it is not there. Raises
         TranscriptError.
         """
-        entries = self._ask(lambda db: _turn(db, session, turn))
+        entries = self._access.ask(lambda db: _turn(db, session, turn))
         if entries is None:
             return None
         found = parse({"root": session, "sessions": entries})
@@ -159,133 +132,7 @@ class Store:
 
     def holds(self, session: str, turn: str | None) -> bool:
         """Whether the turn's user message, or an answer to it, is there (None: any turn). Looks into no text."""
-        return self._ask(lambda db: _span(db, session, turn)) is not None
-
-    @contextmanager
-    def kept_open(self) -> Iterator[None]:
-        """For many questions: each opening reads what OpenCode left in its write-ahead log anew, 4 MB and more."""
-        self._keeps = True
-        try:
-            yield
-        finally:
-            self._keeps = False
-            self._close()
-
-    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """What it finds in one state of the store."""
-        for _ in range(TRIES_MAX):
-            before = self._look()
-            try:
-                answer = self._answer(before, question)
-            except sqlite3.Error as error:
-                # Only what SQLite itself says: Python's own messages may quote the text of a row.
-                told = str(error) if hasattr(error, "sqlite_errorcode") else type(error).__name__
-                if self._look() == before and getattr(error, "sqlite_errorcode", None) not in _PASSING:
-                    break
-            else:
-                if before.has_log or self._look() == before:
-                    return answer
-                told = "it is written to all the time"
-            time.sleep(BUSY_S / TRIES_MAX)
-        message = f"OpenCode's store {self.path} cannot be read: {told}"
-        raise StoreError(message)
-
-    def _answer(self, state: _State, question: Callable[[sqlite3.Connection], T]) -> T:
-        if self._kept is None or self._kept[0] != state.opened_as:
-            self._close()
-            self._kept = state.opened_as, self._open(state)
-        db = self._kept[1]
-        try:
-            db.execute("begin")  # one state for all statements of a question
-            _require_known(db, self.path)
-            return question(db)
-        finally:
-            with suppress(sqlite3.Error):
-                db.rollback()
-            if not self._keeps:
-                self._close()
-
-    def _open(self, state: _State) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?mode=ro{state.how}"
-        db = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
-        db.row_factory = sqlite3.Row
-        # What is not UTF-8 costs its letters, and no error quotes it.
-        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        return db
-
-    def _close(self) -> None:
-        if self._kept is not None:
-            self._kept[1].close()
-            self._kept = None
-
-    def _look(self) -> _State:
-        """What is there of it now."""
-        # SQLite, too, looks for these beside what a symbolic link means.
-        path = Path(os.path.realpath(self.path))
-        beside = ("", "-wal", "-shm", "-journal")
-        found, log, index, journal = (_stat(path.with_name(path.name + ending)) for ending in beside)
-        if found is None or not S_ISREG(found.st_mode):
-            raise StoreError(_absence(self.path))
-        return _State(
-            file=(found.st_dev, found.st_ino),
-            written=(found.st_size, found.st_mtime_ns),
-            has_log=log is not None and log.st_size > LOG_HEADER_BYTES,
-            has_index=index is not None,
-            has_journal=journal is not None and journal.st_size > 0,
-        )
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    with suppress(OSError):
-        return path.stat()
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    file: tuple[int, int]
-    written: tuple[int, int]
-    """Size and time. They tell nothing of what is in the log."""
-    has_log: bool
-    has_index: bool
-    has_journal: bool
-
-    @property
-    def how(self) -> str:
-        if self.has_journal:
-            return ""  # not as OpenCode keeps it: SQLite says whether it can be read as it is
-        if not self.has_log:
-            return "&immutable=1"  # nothing is locked, and nothing made beside it
-        # A copy that came without its index gets one.
-        return "&readonly_shm=1" if self.has_index else ""
-
-    @property
-    def opened_as(self) -> object:
-        """An open connection sees what is written later to the log, and to nothing else."""
-        return (self.file, self.how, None if self.has_log else self.written)
-
-
-def _absence(path: Path) -> str:
-    """What there is where OpenCode's store should be."""
-    with suppress(OSError):
-        if (path.parent / "storage" / "session").is_dir():
-            return f"{path.parent / 'storage'} holds JSON files of an older OpenCode, which are not read: {_WAY_IN}"
-        others = sorted(other.name for other in path.parent.glob("opencode*.db"))
-        if others:
-            return f"OpenCode's store {path} is not there, but {', '.join(others)}: name one with OPENCODE_DB or --db"
-    return f"OpenCode's store {path} is not there"
-
-
-def _require_known(db: sqlite3.Connection, path: Path) -> None:
-    """Raises StoreError for a file of a generation that this program does not know."""
-    missing = sorted(
-        f"{table}.{column}"
-        for table, needed in _NEEDED.items()
-        for column in needed - {row["name"] for row in db.execute(f"pragma table_info({table})")}
-    )
-    if missing:
-        known = ", ".join(missing[:3])
-        raise StoreError(f"{path} is no store of OpenCode 1.18 (it has no {known}), and is not read: {_WAY_IN}")
+        return self._access.ask(lambda db: _span(db, session, turn)) is not None
 
 
 def _family(db: sqlite3.Connection, session: str) -> dict[str, dict[str, Json]]:
