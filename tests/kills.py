@@ -73,6 +73,14 @@ class Ground:
             found |= {f"{root.id} {turn.id}": turn for turn in transcript.turns}
         return found
 
+    def records(self) -> int:
+        """How many are to arrive: one of each session, message and tool."""
+        turns = self.turns().values()
+        messages = [message for turn in turns for message in turn.messages]
+        parts = [part for message in messages if isinstance(message, Assistant) for part in message.parts]
+        tools = sum(isinstance(part, Tool) for part in parts)
+        return len({turn.session.id for turn in turns}) + len(messages) + tools
+
     @contextmanager
     def started(self, script: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         """An OpenCode in the middle of a turn: its process, and that turn."""
