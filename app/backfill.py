@@ -23,7 +23,7 @@ from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions
-from app.reconcile import QUIET_MS
+from app.reconcile import is_quiet
 from app.sources import Sources
 from app.spool import Spool, folder
 from app.status import read_workers
@@ -197,7 +197,7 @@ class Backfill:
 
     def _is_over(self, session: StoredSession, changed_ms: int) -> bool:
         """Whether nobody will complete what is unfinished: an OpenCode without a hook may be at it, too."""
-        return session.id not in open_sessions(self._hooks) and abs(clock.now_ms() - changed_ms) >= QUIET_MS
+        return session.id not in open_sessions(self._hooks) and is_quiet(changed_ms, clock.now_ms())
 
     def _capture(self, project: Project) -> Capture | None:
         """How the project is captured; None where nothing of it may be sent, which it then says."""

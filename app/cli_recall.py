@@ -213,7 +213,7 @@ def _planned(
     found = {}
     stored: dict[str, StoredSession] = {}
     with suppress(StoreError):  # `--blank` does without
-        stored = {one.id: one for one in store.roots()}
+        stored = {one.id: one for one in store.roots(among=turns)}
     with screen.bar("planning") as bar:
         for done, (session, wanted) in enumerate(turns.items(), 1):
             bar.show(done, len(turns))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from app import crashpoint, ledger
@@ -96,7 +96,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
             continue
         if only is not None and export.turn not in only:
             continue
-        if _holds_sealed(db, export, place, reopen):
+        # Before its other subagents are placed: what they exported as sessions of their own would be superseded.
+        if "sealed" not in reopen and holds_sealed(db, place.destination_id, export.children):
             done.shut += 1
             continue
         for child in export.children:
@@ -141,7 +142,7 @@ def _standing(
 
     And what holds a subagent that is sealed is shut.
     """
-    if _holds_sealed(db, export, place, reopen):
+    if "sealed" not in reopen and holds_sealed(db, place.destination_id, export.children):
         return Standing.SHUT
     found = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
     if found not in {Standing.NEW, Standing.REOPENED} or "stricter" in reopen:
@@ -157,11 +158,9 @@ def _standing(
     return Standing.KNOWN if is_same else found
 
 
-def _holds_sealed(db: sqlite3.Connection, export: Export, place: Place, reopen: Collection[str]) -> bool:
-    """Whether a subagent inside the turn was recalled as a session of its own: its text would come back with it."""
-    return "sealed" not in reopen and any(
-        ledger.is_sealed(db, place.destination_id, child) for child in export.children
-    )
+def holds_sealed(db: sqlite3.Connection, destination_id: int, subagents: Iterable[str]) -> bool:
+    """Whether a turn's subagent was recalled as a session of its own: its text would come back with the turn."""
+    return any(ledger.is_sealed(db, destination_id, one) for one in subagents)
 
 
 def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:

@@ -29,6 +29,11 @@ FAILURES_MAX = 3
 """So many tries to read the store that fail end the last looks."""
 
 
+def is_quiet(changed_ms: int, now_ms: int) -> bool:
+    """Whether nobody is at a session that was written to then. A time in the future is from a clock that was ahead."""
+    return abs(now_ms - changed_ms) >= QUIET_MS
+
+
 class Take(Protocol):
     """Enqueues `only` these turns of a session; as interrupted what is not finished, if it is `abandoned`."""
 
@@ -200,8 +205,7 @@ class Reconciling:
         changed_ms = self._store.changed_ms(session)
         if changed_ms is None or self._is_compared(db, session, changed_ms, now_ms):
             return True
-        # A time in the future is from before the clock was set back.
-        is_over = one.has_ended or (one.is_settled and abs(now_ms - changed_ms) >= QUIET_MS)
+        is_over = one.has_ended or (one.is_settled and is_quiet(changed_ms, now_ms))
         if one.read_ms == changed_ms and not is_over:
             return False
         transcript = self._store.transcript(session)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from app import clock, destination, ledger
 from app.db import open_ledger
-from app.enqueue import children
+from app.enqueue import children, holds_sealed
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions, present
-from app.reconcile import QUIET_MS
+from app.reconcile import is_quiet
 from app.sources import Sources
 from app.spool import Spool, find_target, folder
 from app.transcript import TranscriptError
@@ -96,9 +96,7 @@ class Verification:
             return weigh_deleted(session.id, ledger.exported(self._db, self.destination_id, session.id))
         turns = list(stored_turns(transcript))
         sealed = frozenset(
-            turn.id
-            for turn in transcript.turns
-            if any(ledger.is_sealed(self._db, self.destination_id, child) for child in children(turn))
+            turn.id for turn in transcript.turns if holds_sealed(self._db, self.destination_id, children(turn))
         )
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
         return weigh(first, turns, ledger.exported(self._db, self.destination_id, session.id), at)
@@ -116,7 +114,7 @@ class Verification:
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),
-            is_recent=abs(clock.now_ms() - changed_ms) < QUIET_MS,
+            is_recent=not is_quiet(changed_ms, clock.now_ms()),
             elsewhere=frozenset(ledger.exported_elsewhere(self._db, self.destination_id, session.id)),
         )
 
