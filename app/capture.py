@@ -9,11 +9,16 @@ from app.enqueue import Capture
 from app.known import known_values
 from app.policy import Policy
 from app.redact import Redaction
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 
 def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
-    """Raises redact.PatternError for a pattern that does not compile: nothing may be exported with it left out."""
+    """Nothing may be exported with a pattern left out, or with something that may have been meant to withhold more.
+
+    Raises redact.PatternError for a pattern that does not compile, SettingsError where the folder is held.
+    """
+    if settings.held:
+        raise SettingsError(settings.held)
     own = (settings.api_key.get_secret_value(),) if settings.api_key else ()
     return Capture(
         policy=Policy(

@@ -26,7 +26,7 @@ from app.reconcile import Reconciling
 from app.remake import Remaking
 from app.room import Room
 from app.schema import require_known
-from app.settings import Settings, delivery_options, to_record
+from app.settings import Settings, delivery_record
 from app.sources import Sources
 from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
@@ -85,7 +85,9 @@ class Hook:
             self._store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
         )
         self._room = Room(stored)
-        self._captures = Captures(self._sources, self._known, self._pinned_spool, db, ours, self._reconciling.begin)
+        self._captures = Captures(
+            self._sources, self._known, self._pinned_spool, db, ours, self._reconciling.begin, self.log
+        )
 
     def _settle_anew(self) -> None:
         """Where the spool was removed or replaced: go on in the one that is there now, made if need be.
@@ -153,8 +155,7 @@ class Hook:
 
     def _introduce(self) -> None:
         """Tell the ledger how to deliver, and which worker is wanted."""
-        brought = to_record(self._settings, delivery_options(self._settings))
-        destination.remember_delivery_options(self.db, self.target.id, brought)
+        destination.remember_delivery_options(self.db, self.target.id, delivery_record(self._settings))
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
 
     def _snapshot(self, line: Line) -> None:

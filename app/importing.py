@@ -18,7 +18,7 @@ from app.bell import Bell
 from app.db import open_whole
 from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
-from app.folders import Folders
+from app.folders import Folders, why_nothing
 from app.opencode import Export, ExportError, File, examine, families, snapshot
 from app.parse import parse
 from app.settings import Settings
@@ -119,7 +119,7 @@ def _root(
     root = family[0]
     settings, capturing = folders.find(root.directory)
     if capturing is None:
-        return Imported(root.file.name, root.session, "disabled", f"enable is false ({settings.origin('enable')})")
+        return Imported(root.file.name, root.session, "disabled", why_nothing(settings))
     try:
         transcript = parse(snapshot(family))
     except (OSError, ExportError, TranscriptError) as error:

@@ -42,7 +42,7 @@ from app.remake import Remaking
 from app.retry import Outcome
 from app.room import Room
 from app.schema import SchemaError, is_newer, require_known
-from app.settings import Recorded, Settings, SettingsError
+from app.settings import Settings, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
 from app.succession import Succession, become_anew, is_replaced
@@ -97,9 +97,8 @@ class Worker:
         self._local = threading.local()
         log.carry_warnings(self.spool.worker_log)
         self.target: Destination = target(self.db, settings, clock.now_ms())
-        # What a plugin brought, for a worker that was started without it.
-        recorded = Recorded(self.target.delivery_options, "plugin options, recorded by its hook")
-        self.settings = sources.load(recorded)
+        # What a hook found in its environment or in a project, for a worker that was started without it.
+        self.settings = sources.load(recorded=self.target.delivery_options)
         self.signature = worker_signature(self.settings)
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
