@@ -88,9 +88,7 @@ def fits(flavour: Flavour, version: Version) -> bool:
     return version < NEEDS_OBJECT_FROM if flavour == "function" else version >= NEEDS_FUNCTION_BELOW
 
 
-def install(
-    scope: Global | Project, *, python: str, flavour: Flavour = "object", dry_run: bool = False
-) -> Installed:
+def install(scope: Global | Project, *, python: str, flavour: Flavour = "object", dry_run: bool = False) -> Installed:
     """Write the plugin, for `python` (absolute; not used for a project). Raises InstallError and OSError."""
     path = _path(scope)
     if isinstance(scope, Global) and not Path(python).is_absolute():
@@ -125,7 +123,7 @@ class Found:
 
 
 def find(environ: Mapping[str, str], directory: Path, *, python: str) -> list[Found]:
-    """This user's plugin, and that of the project in `directory`. Raises InstallError and OSError."""
+    """The plugin of this user, and that of the project in `directory`. Raises InstallError and OSError."""
     found = []
     for scope in (Global(config_directory(environ)), Project(directory)):
         path = _path(scope)

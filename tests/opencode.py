@@ -327,7 +327,9 @@ def warm_up(binary: Path, template: Path, llm_url: str) -> None:
         home = Path(folder) / "home"
         configure(home, llm_url)
         plugin = Path(folder) / "idle.js"
-        plugin.write_text('const server = async () => ({})\nexport default Object.assign(server, { id: "idle", server })\n')
+        plugin.write_text(
+            'const server = async () => ({})\nexport default Object.assign(server, { id: "idle", server })\n'
+        )
         driver = OpenCode(binary, home, isolated(home))
         finished = driver.run(
             driver.project(Path(folder) / "warm-up", plugin=[str(plugin)]), "[[script:hello]] warm up"
