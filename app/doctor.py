@@ -23,7 +23,8 @@ from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.install import InstallError
-from app.opencode import Store, StoreError, store_file
+from app.opencode import Store, StoreError, config, store_file
+from app.opencode.config import Document
 from app.redact import PatternError
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
@@ -37,6 +38,7 @@ Level: TypeAlias = Literal["ok", "warning", "problem"]
 _KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)
 _LOST = ("age", "size", "policy")
 """Why jobs are dropped without anybody having asked for it."""
+_NAME_MAX = 60
 _CLOCK_MS_MAX = 60_000
 """Clocks of processes on one machine differ by less."""
 
@@ -103,7 +105,35 @@ def _key(site: Site) -> Iterator[Finding]:
         yield Finding("key", "ok", f"set ({site.settings.origin('api_key')})")
 
 
+def _configuration(site: Site) -> Iterator[Finding]:
+    """What OpenCode's files say to the plugin, here and everywhere."""
+    for one in site.settings.complaints:
+        todo = "correct it: nothing of this folder is captured or sent until then" if one.holds else "correct it"
+        yield Finding("configuration", "problem" if one.holds else "warning", one.text, todo)
+    found = config.read(site.sources.environ, str(site.directory))
+    for document in found.documents:
+        yield from _strangers(document)
+    if not site.settings.complaints:
+        yield Finding("configuration", "ok", f"{len(found.entries)} place(s) in OpenCode's files configure the plugin")
+
+
+def _strangers(document: Document) -> Iterator[Finding]:
+    """Where another plugin that does the same is listed, and where options may stand that nobody reads."""
+    listed = document.value.get("plugin")
+    names = [one[0] if isinstance(one, list) and one else one for one in listed] if isinstance(listed, list) else []
+    if any(isinstance(name, str) and config.PREDECESSOR in name for name in names):
+        found = f"{document.origin}: {config.PREDECESSOR} is listed, which sends every session, too"
+        yield Finding("configuration", "problem", found, "take it out of the list")
+    block = document.value.get("plugins")
+    for name in block if isinstance(block, dict) else ():
+        if name not in {config.PLUGIN, config.PREDECESSOR}:
+            found = f"{document.origin}: plugins.{name[:_NAME_MAX]} counts nowhere: OpenCode drops this block"
+            yield Finding("configuration", "warning", found, f"if it is meant for this plugin, name it {config.PLUGIN}")
+
+
 def _patterns(site: Site) -> Iterator[Finding]:
+    if site.settings.held:
+        return
     try:
         capture(site.settings, ())
     except PatternError as error:
@@ -273,7 +303,16 @@ def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding("dropped", "warning" if is_lost else "ok", f"{jobs} dropped: {reason}", todo)
 
 
-_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (_key, _patterns, _place, _disk, _sqlite, _plugin, _store)
+_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (
+    _key,
+    _configuration,
+    _patterns,
+    _place,
+    _disk,
+    _sqlite,
+    _plugin,
+    _store,
+)
 _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,
     _queue,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.opencode import config
 from app.opencode.config import Configuration, Entry, Problem
-from app.settings import Complaint, Options, Settings, config_folder, existing, load
+from app.settings import Complaint, Options, Settings, Source, config_folder, existing, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Sources:
             command_line=self.command_line,
             folder_dotenv=self._folder_dotenv(),
             dotenv=self._dotenv(),
-            options=list(self._options(found, handed or {}, recorded or {})),
+            options=list(self._options(found, handed or {}, recorded or {}, is_folder_known=directory is not None)),
             complaints=[_complaint(problem) for problem in found.problems],
             config_file=existing(self.own / "config.toml"),
         )
@@ -59,20 +59,21 @@ class Sources:
         return texts, config.read(self.environ, directory).basis
 
     def _options(
-        self, found: Configuration, handed: Mapping[str, object], recorded: Mapping[str, object]
+        self,
+        found: Configuration,
+        handed: Mapping[str, object],
+        recorded: Mapping[str, object],
+        *,
+        is_folder_known: bool,
     ) -> Iterator[Options]:
         """The highest first."""
         told = {option: value for option, value in handed.items() if not _is_said(found, option, value)}
         yield Options(told, "plugin options", "project")
         everywhere = {entry.origin for entry in self._of_user()}
-        for entry in reversed(found.entries):
-            yield Options(
-                entry.options,
-                entry.origin,
-                "project" if entry.is_project else "user" if entry.origin in everywhere else "environment",
-                entry.lines,
-            )
-        yield Options(recorded, "plugin options, last seen for this folder", "recorded")
+        record = Options(recorded, "plugin options, last seen for this folder", "recorded")
+        entries = [_options(entry, everywhere) for entry in reversed(found.entries)]
+        # It holds what a hook has seen with the folder's files: it is newer than none of them, and above the user's.
+        yield from (*entries, record) if is_folder_known else (record, *entries)
 
     def _of_user(self) -> tuple[Entry, ...]:
         """Entries that every process of this user finds: not those of files that OpenCode's environment names."""
@@ -84,6 +85,11 @@ class Sources:
 
     def _dotenv(self) -> tuple[Path, ...]:
         return tuple(path for path in (self.env_file, existing(self.own / ".env")) if path is not None)
+
+
+def _options(entry: Entry, everywhere: Container[str]) -> Options:
+    of_user: Source = "user" if entry.origin in everywhere else "environment"
+    return Options(entry.options, entry.origin, "project" if entry.is_project else of_user, entry.lines)
 
 
 def _is_said(found: Configuration, option: str, value: object) -> bool:

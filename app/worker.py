@@ -257,7 +257,8 @@ class Worker:
         destination.probe_now(self.db, self.target.id, clock.now_ms())
         ledger.forget_rings(self.db, self.target.id)
         present(self.spool.workers)  # which removes what killed workers left there
-        ledger.take_over(self.db, self.target, clock.now_ms())
+        if self.settings.takes_over:
+            ledger.take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
@@ -331,7 +332,8 @@ class Worker:
             self._log(
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
             )
-        ledger.take_over(self.db, self.target, now_ms)
+        if self.settings.takes_over:
+            ledger.take_over(self.db, self.target, now_ms)
         aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
         made = self._room.make(self.db, now_ms, bytes_max)
         ledger.forget_acknowledgements(self.db, now_ms)
@@ -481,10 +483,10 @@ class Worker:
 
 
 def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None:
-    """For the answers that are kept. None, so that none is, while a pattern does not compile."""
+    """For the answers that are kept. None, so that none is, while the settings may withhold more than is known."""
     try:
         return capture(settings, secrets_of_this_machine(sources.environ)).redaction.text
-    except PatternError:
+    except (SettingsError, PatternError):
         return None
 
 

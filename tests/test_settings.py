@@ -289,12 +289,13 @@ def test_limits_of_a_project_are_for_its_folder_alone(tmp_path: Path) -> None:
     settings = load(environ={}, base=tmp_path, options=(of_project({**limits, "flushInterval": 4}), users))
     assert (settings.max_retries, settings.origin("max_retries")) == (9, "opencode.json")
     assert (settings.max_spool_age_ms, settings.max_spool_bytes) == (604_800_000, 52_428_800)
-    assert folder_record(settings) == limits
+    assert folder_record(settings) == limits | {"redactSecrets": True}
     assert delivery_record(settings) == {"flushInterval": 4}
     lines = {line.name: (line.value, line.origin) for line in shown(settings)}
     assert lines["maxRetries"] == (1, "opencode.json, for this folder's jobs alone")
     over = load(environ={"OPENCODE_HELICONE_MAX_RETRIES": "2"}, base=tmp_path, options=(of_project(limits),))
-    assert (over.max_retries, folder_record(over)) == (2, {"maxSpoolAge": 2, "maxSpoolSize": 3})
+    assert over.max_retries == 2
+    assert folder_record(over) == {"redactSecrets": True, "maxSpoolAge": 2, "maxSpoolSize": 3}
 
 
 def test_recorded_options_stand_below_opencodes_files_and_above_the_config_file(tmp_path: Path) -> None:
@@ -356,13 +357,81 @@ def test_what_is_recorded_gives_the_same_options_later() -> None:
 def test_what_a_later_process_finds_by_itself_is_not_recorded(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('userId = "one"\nmaxRetries = 1\n')
-    (tmp_path / ".env").write_text("OPENCODE_HELICONE_EXPORT_MODE=metadata_only\n")
+    (tmp_path / ".env").write_text("OPENCODE_HELICONE_EXPORT_MODE=off\nOPENCODE_HELICONE_REDACT_SECRETS=false\n")
     users = of_user({"redactPatterns": ["a"], "maxSpoolSize": 4})
     seen = load(environ={}, base=tmp_path, dotenv=(tmp_path / ".env",), options=(users,), config_file=config)
     assert (folder_record(seen), delivery_record(seen)) == ({}, {})
     both = load(environ={}, base=tmp_path, options=(of_project({"redactPatterns": ["b"]}), users))
     assert both.redact_patterns == ("b", "a")
-    assert folder_record(both) == {"redactPatterns": ["b"]}
+    # What nobody says is told as well: the environment of a later command must not switch it off.
+    assert folder_record(both) == {"redactPatterns": ["b"], "redactSecrets": True}
+
+
+# The `.env` of the folder where a command is typed
+
+
+def load_here(folder: Path, text: str, **environ: str) -> Settings:
+    (folder / ".env").write_text(text)
+    return load(environ=environ, base=folder, folder_dotenv=folder / ".env")
+
+
+def test_the_key_of_the_folders_env_file_counts_with_an_endpoint_beside_it(tmp_path: Path) -> None:
+    settings = load_here(tmp_path, f"HELICONE_API_KEY={KEY}\nHELICONE_ENDPOINT=https://a\n")
+    assert (settings.api_key, settings.endpoint) == (SecretStr(KEY), "https://a")
+    assert settings.origin("api_key") == f".env {tmp_path / '.env'}"
+    assert (settings.complaints, settings.takes_over) == ((), False)
+
+
+@pytest.mark.parametrize("environ", [{}, {"HELICONE_API_KEY": KEY}], ids=["no key", "a key of the environment"])
+def test_an_endpoint_there_gets_no_other_key_than_the_one_beside_it(tmp_path: Path, environ: dict[str, str]) -> None:
+    own = f"HELICONE_API_KEY={KEY}2\n" if environ else ""
+    settings = load_here(tmp_path, f"{own}HELICONE_ENDPOINT=https://a\n", **environ)
+    assert settings.endpoint == "https://api.worker.helicone.ai"
+    assert settings.takes_over
+    (complaint,) = settings.complaints
+    path = tmp_path / ".env"
+    told = f"HELICONE_ENDPOINT from .env {path}: it does not count there without a key that is used beside it"
+    assert (complaint.text, complaint.holds) == (told, False)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.option) for row in ROWS if row.option not in WHAT_MAY_LEAVE])
+def test_nothing_else_counts_there_but_what_withholds_more(tmp_path: Path, row: Row) -> None:
+    settings = load_here(tmp_path, f"{row.variable}={as_text(row.value)}\n")
+    assert settings.origin(row.field) == "default"
+    (complaint,) = settings.complaints
+    assert complaint.text.startswith(f"{row.variable} from .env {tmp_path / '.env'}: it does not count there")
+
+
+# Names that are none
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("OPENCODE_HELICONE_EXPROT_MODE", "OPENCODE_HELICONE_EXPORT_MODE"),
+        ("OPENCODE_HELICONE_REDACT_PATTERN", "OPENCODE_HELICONE_REDACT_PATTERNS"),
+        ("OPENCODE_HELICONE_ENABLED", "OPENCODE_HELICONE_ENABLE"),
+    ],
+)
+def test_a_variable_of_ours_that_is_none_is_refused_and_the_nearest_is_named(
+    tmp_path: Path, wrong: str, right: str
+) -> None:
+    assert problems_of(environ={wrong: "off"}) == (
+        f"{wrong} from environment: there is no such variable; did you mean {right}?",
+    )
+    path = tmp_path / ".env"
+    path.write_text(f"{wrong}=off\n")
+    told = (f"{wrong} from .env {path}: there is no such variable; did you mean {right}?",)
+    assert problems_of(dotenv=(path,)) == problems_of(folder_dotenv=path) == told
+
+
+@pytest.mark.parametrize("name", [*names.FOR_TESTS, "HELICONE_BASE_URL", "HELICONE_API_KEYS", "OPENCODE_HELICON"])
+def test_variables_of_others_are_not_ours_to_judge(name: str) -> None:
+    assert load_variables(**{name: "anything"}).origins == {}
+
+
+def test_an_unknown_variable_that_is_empty_counts_as_not_set() -> None:
+    assert load_variables(OPENCODE_HELICONE_NONSENSE=" ").origins == {}
 
 
 # What is refused, and in which words

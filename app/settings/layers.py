@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from app.endpoint import is_unprotected
-from app.settings.model import DEFAULT, SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError
+from app.settings.model import DEFAULT, SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError, checked
 from app.settings.names import IN_CONFIG_FILE, LIMITS, NAMES, ON_COMMAND_LINE, TIGHTENING
 from app.settings.options import Options, excerpt, from_values, layer_of, unit_of, words, words_of
 from app.settings.places import text_of
@@ -70,7 +70,7 @@ def _judge_what_may_leave(layer: Layer, problems: list[str], secrets: Sequence[s
     for name in TIGHTENING:
         if name in layer:
             try:
-                Settings(**{name: layer[name].value})  # type: ignore[arg-type]  # which is to be seen
+                checked(name, layer[name].value)
             except ValidationError as error:
                 problems.append(_problem(name, layer.pop(name), words_of(error), secrets))
 

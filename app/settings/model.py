@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, TypeAdapter
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.endpoint import EndpointError, normalise
@@ -35,8 +36,9 @@ class SettingsError(ValueError):
 Source: TypeAlias = Literal[
     "command line", "environment", "folder .env", ".env", "project", "recorded", "user", "config file", "default"
 ]
-"""`folder .env`: of the folder where a command was typed; `.env`: of the user's configuration folder. `project`: files of
-the project, or what OpenCode handed to the plugin there; `user`: OpenCode's files of the user; `recorded`: by a hook."""
+"""`folder .env`: of the folder where a command was typed; `.env`: of the user's configuration folder. `project`: files
+of the project, or what OpenCode handed to the plugin there; `user`: OpenCode's files of the user; `recorded`: by a
+hook."""
 SEEN_LATER: tuple[Source, ...] = ("default", "config file", ".env", "user")
 """Sources that a later process finds by itself, whatever its environment and its directory are."""
 
@@ -193,6 +195,11 @@ class Settings(BaseSettings):
     """About OpenCode's files."""
 
     @property
+    def takes_over(self) -> bool:
+        """Whether the key is the user's own: then jobs that wait without one, or for one that is refused, go to it."""
+        return self.origins.get("api_key", DEFAULT).source != "folder .env"
+
+    @property
     def held(self) -> tuple[str, ...]:
         """Why nothing may be captured or sent: the files of OpenCode may withhold more than could be read of them."""
         return tuple(one.short for one in self.complaints if one.holds)
@@ -215,3 +222,14 @@ class Settings(BaseSettings):
         if layers is None:
             return (init_settings,)
         return tuple(LayerSource(settings_cls, layer) for layer in layers)
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(Settings.model_fields[name].rebuild_annotation())
+
+
+def checked(name: str, value: object) -> object:
+    """The value of one field as the settings hold it. Raises pydantic's ValidationError."""
+    checked: object = _adapter(name).validate_python(value)
+    return checked

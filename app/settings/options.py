@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app.pattern import PatternError, compile_pattern
-from app.settings.model import Complaint, Given, Layer, Origin, Settings, SettingsError, Source
+from app.settings.model import Complaint, Given, Layer, Origin, SettingsError, Source, checked
 from app.settings.names import BY_OPTION, HELD, IN_CONFIG_FILE, IN_PLUGIN, IN_RECORD, NAMES, TIGHTENING, nearest
 
 _NAME_MAX = 30
@@ -44,7 +44,7 @@ def layer_of(options: Options, complaints: list[Complaint]) -> Layer:
         elif value is not None:
             name = known[option]
             try:
-                layer[name] = Given(_checked(name, value, options.source), Origin(options.source, place))
+                layer[name] = Given(_usable(name, value, options.source), Origin(options.source, place))
             except _UnusableError as error:
                 holds = name in TIGHTENING and not (name == "redact_secrets" and value is False)
                 shown = "" if name == "redact_patterns" else f" = {excerpt(value)}"
@@ -57,22 +57,21 @@ class _UnusableError(ValueError):
     """Why a value cannot be used; without the value."""
 
 
-def _checked(name: str, value: object, source: Source) -> object:
+def _usable(name: str, value: object, source: Source) -> object:
     """The value as the settings hold it. Raises _UnusableError."""
     try:
-        checked: object = getattr(Settings(**{name: value}), name)  # type: ignore[arg-type]  # which is to be seen
+        usable = checked(name, value)
     except ValidationError as error:
         raise _UnusableError(words_of(error)) from None
-    if name == "redact_patterns":
-        assert isinstance(checked, tuple)  # noqa: S101 - as the settings hold it
-        for number, pattern in enumerate(checked, 1):
+    if isinstance(usable, tuple):
+        for number, pattern in enumerate(usable, 1):
             try:
                 compile_pattern(number, pattern)
             except PatternError as error:
                 raise _UnusableError(error.without_text) from None
-    if name == "redact_secrets" and checked is False and source != "recorded":
+    if name == "redact_secrets" and usable is False and source != "recorded":
         raise _UnusableError(f"it can be switched on here, and off only by {NAMES[name].variable}")
-    return checked
+    return usable
 
 
 def words_of(error: ValidationError) -> str:

@@ -24,9 +24,12 @@ def delivery_record(settings: Settings) -> dict[str, object]:
 def folder_record(settings: Settings) -> dict[str, object]:
     """By option, as JSON, what decides which bytes of this folder may leave, and the limits of its own files.
 
-    As far as a later process could not find it by itself; and why the folder is held, where it is.
+    As far as a later process could not find it by itself; and why the folder is held, where it is. That the built-in
+    rules are on is told also where nobody says so: a later command's environment must not switch them off.
     """
     record: dict[str, object] = {}
+    if "redact_secrets" not in settings.origins:
+        record[NAMES["redact_secrets"].option] = settings.redact_secrets
     for name in CAPTURE:
         if name in settings.unseen:
             given: Given = settings.unseen[name]
