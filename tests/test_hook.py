@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.desk import Desk
+from app.db import open_ledger
+from app.desk import NOTHING_WANTED, Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.presence import present
 from app.sources import unattended
@@ -82,13 +84,12 @@ RUBBISH = {
     "deep": b'{"v":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "options no object": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","options":3}',
     "no sessions": b'{"v":1,"type":"snapshot","directory":"/p","root":"ses_1","sessions":7}',
-    "spool no path": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","spool":7}',
 }
 
 
 def test_every_line_that_cannot_be_used_is_counted_and_costs_nothing_else(station: Station) -> None:
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=None)
+        process.say("open", session="ses_1")
         for line in RUBBISH.values():
             process.raw(line)
         process.show(export(SIMPLE))
@@ -157,7 +158,7 @@ def test_short_lines_without_end_are_held_back_too() -> None:
 
 def test_the_signals_of_the_terminal_do_not_end_it(station: Station) -> None:
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=None)
+        process.say("open", session="ses_1")
         wait_until(lambda: present(station.spool / "hooks"))
         process.process.send_signal(signal.SIGHUP)
         process.process.send_signal(signal.SIGINT)
@@ -168,8 +169,8 @@ def test_the_signals_of_the_terminal_do_not_end_it(station: Station) -> None:
 
 def test_it_says_which_sessions_it_owns_while_it_lives(station: Station) -> None:
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=None)
-        process.say("open", session="ses_2", spool=None)
+        process.say("open", session="ses_1")
+        process.say("open", session="ses_2")
         wait_until(
             lambda: [one.says.get("sessions") for one in present(station.spool / "hooks")] == [["ses_1", "ses_2"]]
         )
@@ -195,7 +196,7 @@ def turns_and_states(station: Station) -> list[tuple[str, str]]:
 def test_an_unfinished_turn_waits_for_the_snapshot_that_completes_it(station: Station) -> None:
     with hook(station) as process:
         process.show(unfinished(SIMPLE))
-        process.say("open", session="ses_later", spool=None)
+        process.say("open", session="ses_later")
         wait_until(lambda: "ses_later" in str([one.says for one in present(station.spool / "hooks")]))
         assert turns_and_states(station) == []
         process.say("snapshot", **export(SIMPLE))
@@ -226,7 +227,7 @@ def test_an_unfinished_turn_is_exported_as_interrupted_when_opencode_has_ended(s
 
 def test_an_unfinished_turn_is_left_to_another_opencode_that_has_the_session_open(station: Station) -> None:
     with hook(station) as other, hook(station) as process:
-        other.say("open", session=export(SIMPLE)["root"], spool=None)
+        other.say("open", session=export(SIMPLE)["root"])
         wait_until(lambda: "ses_" in str([one.says for one in present(station.spool / "hooks")]))
         process.show(unfinished(SIMPLE))
         process.end()
@@ -266,8 +267,8 @@ def test_switched_off_nothing_is_written(
 ) -> None:
     station = replace(station, variables=variables)
     with hook(station) as process:
-        process.show(export(SIMPLE), options=options)
-        assert process.end() == 0
+        process.say("open", session=export(SIMPLE)["root"], options=options)
+        assert process.process.wait(60) == NOTHING_WANTED
     assert not station.spool.exists()
 
 
@@ -403,7 +404,7 @@ def test_a_worker_that_cannot_start_is_tried_again_with_growing_pauses_and_said_
 def test_settings_that_are_wrong_are_counted_where_status_looks(station: Station) -> None:
     station = replace(station, variables={"OPENCODE_HELICONE_EXPROT_MODE": "off"})
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=str(station.spool))
+        process.say("open", session="ses_1")
         process.end()
     assert refusals(station) == {"SettingsError": 1}
     assert "did you mean OPENCODE_HELICONE_EXPORT_MODE?" in station.text("hook.log")
@@ -419,13 +420,14 @@ def test_a_limit_that_is_wrong_is_named_and_costs_nothing(station: Station) -> N
 
 @pytest.mark.parametrize("spool", ["/nul/\0", "/half/\ud800"], ids=["nul", "half a character"])
 def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spool: str) -> None:
-    with hook(station) as process:
-        process.say("open", session="ses_1", spool=spool)
+    with hook(replace(station, variables={"OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})) as process:
+        process.say("open", session="ses_1", options={"spoolDirectory": spool})
         process.say("deleted", session="ses_\ud800")
         process.show(export(SIMPLE))
         assert process.end() == 0
-    assert sum(refusals(station).values()) == 2
-    assert station.counts().pending == JOBS
+    with closing(open_ledger(station.home / "data" / "opencode-helicone")) as db:
+        assert sum(count for _, count, _ in destination.refusals(db)) == 2
+        assert ledger.counts(db).pending == JOBS
 
 
 def test_a_snapshot_that_was_on_its_way_when_its_session_was_deleted_is_not_taken(station: Station) -> None:
@@ -444,7 +446,7 @@ def test_what_a_deleted_session_left_without_a_key_is_dropped_too(station: Stati
         process.show(export(SIMPLE))
         process.end()
     with hook(station) as process:
-        process.say("open", session="ses_other", spool=None)
+        process.say("open", session="ses_other")
         process.say("deleted", session=export(SIMPLE)["root"])
         process.end()
     counts = station.counts()
@@ -499,7 +501,8 @@ def test_the_key_itself_is_masked_wherever_it_was_read_from(station: Station) ->
 
 def test_a_spool_that_cannot_be_written_is_given_up_once_for_all_lines(station: Station) -> None:
     reader, writer = os.pipe()
-    line = {"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}, "spool": "/proc/nowhere", **export(SIMPLE)}
+    options = {"spoolDirectory": "/proc/nowhere"}
+    line = {"v": 1, "type": "snapshot", "directory": PROJECT, "options": options, **export(SIMPLE)}
     os.write(writer, (json.dumps(line) + "\n").encode() * 3)
     os.close(writer)
     sources = unattended({**station.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
