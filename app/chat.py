@@ -15,7 +15,20 @@ from collections import Counter
 
 from app.attachment import described
 from app.envelope import Log
-from app.transcript import Assistant, Failure, File, Json, Other, Part, Reasoning, Text, Tool, User
+from app.transcript import (
+    Assistant,
+    Failure,
+    File,
+    Json,
+    Other,
+    Part,
+    Reasoning,
+    Retry,
+    Subtask,
+    Text,
+    Tool,
+    User,
+)
 
 
 def model(call: Assistant) -> str:
@@ -34,6 +47,8 @@ def prompt(message: User) -> list[Json]:
                 written.append(part.text)
         elif isinstance(part, File) and part.mime is not None:
             written.append(described(part.mime, part.size_bytes))
+        elif isinstance(part, Subtask) and part.prompt is not None:
+            written.append(part.prompt)
     return [*added, {"role": "user", "content": "\n".join(written)}] if written else added
 
 
@@ -57,6 +72,9 @@ def log(call: Assistant, news: list[Json], *, interrupted: bool) -> Log:
     if usage:
         response["usage"] = usage
     response["parts"] = part_counts(call.parts)
+    retries = [_retry(part) for part in call.parts if isinstance(part, Retry)]
+    if retries:
+        response["retries"] = retries
     end_ms = call.completed_ms or max((end_ms for part in call.parts for end_ms in _times_ms(part)), default=0)
     return Log(
         request={"model": model(call), "messages": news},
@@ -101,8 +119,7 @@ def _error(kind: str, message: str) -> dict[str, Json]:
 
 
 def _choices(call: Assistant) -> list[Json]:
-    # A stream that was dropped and tried again leaves an empty text part behind.
-    content = "\n\n".join(part.text for part in call.parts if isinstance(part, Text) and part.text)
+    content = "\n\n".join(filter(None, (_said(part) for part in call.parts)))
     reasoning = "\n\n".join(part.text for part in call.parts if isinstance(part, Reasoning) and part.text)
     messages: list[dict[str, Json]] = []
     if content or reasoning:
@@ -115,6 +132,20 @@ def _choices(call: Assistant) -> list[Json]:
         {"index": index, "finish_reason": finish, "message": {"role": "assistant", **message}}
         for index, message in enumerate(messages)
     ]
+
+
+def _said(part: Part) -> str | None:
+    """What a part adds to the answer's text; a stream that was dropped and tried again leaves an empty one behind."""
+    if isinstance(part, File):
+        return None if part.mime is None else described(part.mime, part.size_bytes)
+    return part.text if isinstance(part, Text) else None
+
+
+def _retry(part: Retry) -> Json:
+    """Why a call was tried again, as far as OpenCode kept it."""
+    status, error = (None, None) if part.failure is None else _failed(part.failure)
+    told: dict[str, Json] = {"attempt": part.attempt, "status": status, "error": error}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _tool_call(tool: Tool) -> Json:
@@ -147,6 +178,6 @@ def _first_token_ms(call: Assistant) -> int | None:
 
 
 def _times_ms(part: Part) -> list[int]:
-    if isinstance(part, File | Other):
-        return []
-    return [time_ms for time_ms in (part.start_ms, part.end_ms) if time_ms is not None]
+    if isinstance(part, Text | Reasoning | Tool):
+        return [time_ms for time_ms in (part.start_ms, part.end_ms) if time_ms is not None]
+    return []

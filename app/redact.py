@@ -31,7 +31,9 @@ from app.transcript import (
     Other,
     Part,
     Reasoning,
+    Retry,
     Session,
+    Subtask,
     Text,
     Tool,
     Transcript,
@@ -248,6 +250,10 @@ def _part(part: Part, redaction: Redaction, hits: Counter[str] | None) -> Part:
                 title=_shown(part.title, redaction, hits),
                 child=None if part.child is None else _transcript(part.child, redaction, hits),
             )
+        case Subtask():
+            return replace(part, prompt=_shown(part.prompt, redaction, hits))
+        case Retry():
+            return replace(part, failure=_failure(part.failure, redaction, hits))
         case Other():
             return part
 

@@ -98,14 +98,36 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
+class Subtask:
+    """What a command with `subtask: true` leaves of itself in a user message: OpenCode runs it as a subagent."""
+
+    id: str
+    prompt: str | None
+    """Content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """An LLM call that failed and was tried again within the same message."""
+
+    id: str
+    attempt: int | None
+    failure: Failure | None
+
+
+UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
 class Other:
     """A part that leaves no content of its own (step-start, patch, compaction, agent, unknown kinds)."""
 
     id: str
     type: str
+    """UNREADABLE where OpenCode's data has no shape that is known."""
 
 
-Part: TypeAlias = Text | Reasoning | File | Tool | Other
+Part: TypeAlias = Text | Reasoning | File | Tool | Subtask | Retry | Other
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +198,39 @@ class Turn:
     id: str
     """The user message's id, also when that message is gone."""
     messages: tuple[Message, ...]
+    """The user message first, also where the clock was set back while it was answered."""
     final: bool
     """Every assistant completed or failed, every tool ended, subagents included, and at least one answer."""
     facts_ms: int
     """The latest time found in the turn."""
     digest: str
     """SHA-256 (hex) of the turn as OpenCode holds it, in canonical form: the policy-free half of the key."""
+    is_copy: bool = False
+    """Older than its session, and nothing says that it began in it: a fork may have brought it along."""
+    is_undone: bool = False
+    """Taken back with `/undo`: OpenCode keeps it until the next prompt, and no longer shows it."""
+    faults: tuple[str, ...] = ()
+    """What was odd in it and could not be read as it is, as `place: rule`, without text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A turn that cannot be exported: one of its messages is not in a shape that is known."""
+
+    turn: str | None
+    """None where nothing says which turn the message belongs to."""
+    why: str
+    """As `place: rule`, without text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
     session: Session
     turns: tuple[Turn, ...]
-    """In order of their first message. Copies that a fork brought along (older than the session) are left out."""
+    """In order of their first message."""
+    unreadable: tuple[Unreadable, ...] = ()
+    faults: tuple[str, ...] = ()
+    """What was odd outside of its turns."""
 
 
 def session_digest(session: Session) -> str:

@@ -17,7 +17,9 @@ from app.transcript import (
     Other,
     Part,
     Reasoning,
+    Retry,
     Session,
+    Subtask,
     Text,
     Tool,
     Transcript,
@@ -50,6 +52,8 @@ def withhold_turn(turn: Turn) -> Turn:
         final=turn.final,
         facts_ms=turn.facts_ms,
         digest=turn.digest,
+        is_copy=turn.is_copy,
+        is_undone=turn.is_undone,
     )
 
 
@@ -97,6 +101,10 @@ def _part(part: Part) -> Part:
             return File(part.id, mime=None, name=None, size_bytes=None)
         case Tool():
             return _tool(part)
+        case Subtask():
+            return Subtask(part.id, prompt=None)
+        case Retry():
+            return Retry(part.id, part.attempt, None if part.failure is None else _failure(part.failure))
         case Other():
             return Other(part.id, _plain(part.type))
 

@@ -143,10 +143,11 @@ def _snapshot(entries: list[dict[str, Json]]) -> dict[str, Json]:
 
 def _subagents(entry: dict[str, Json]) -> Iterable[str]:
     """Of an entry that was parsed already."""
-    for message in place(entry, "").objects("messages"):
-        for part in message.objects("parts"):
-            if part.fields.get("type") == "tool":
-                metadata = part.need("state").fields.get("metadata")
-                name = metadata.get("sessionId") if isinstance(metadata, dict) else None
-                if isinstance(name, str):
-                    yield name
+    for _, message in place(entry, "").items("messages"):
+        parts = message.get("parts") if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else ():
+            state = part.get("state") if isinstance(part, dict) and part.get("type") == "tool" else None
+            metadata = state.get("metadata") if isinstance(state, dict) else None
+            name = metadata.get("sessionId") if isinstance(metadata, dict) else None
+            if isinstance(name, str):
+                yield name
