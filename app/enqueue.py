@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from app import crashpoint, ledger
+from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
 from app.policy import Policy, is_as_strict
 from app.record import Frame, Record, encode_session, encode_turn, record_count, session_name
@@ -181,11 +182,13 @@ def _versions(
     """Each job to be as the ledger would know it; with a bare turn, one that waits, goes a version of nothing."""
     session = transcript.session
     known = ledger.frozen(db, place.destination_id, session.id)
-    user_id = known[1] if known is not None else first_user_id(db, transcript, capture, place)
+    identity = known[1] if known is not None else first_identity(db, transcript, capture, place)
+    user_id = identity.user_id
     facts = capture.policy.facts(user_id)
     nothing = Version(session.id, session.id, "", "", 0, user_id, place.folder, facts, is_history)
+    nothing = replace(nothing, encoding=identity.encoding, session_name=identity.session_name)
     digest = capture.policy.digest(user_id)
-    for export in exports(transcript, capture, user_id, abandoned=abandoned):
+    for export in exports(transcript, capture, identity, abandoned=abandoned):
         if isinstance(export, Turn):
             yield export, nothing
         else:
@@ -252,46 +255,48 @@ def body_of(record: Record) -> Body:
     return Body(uuid.UUID(record.request_id), record.body, frozen)
 
 
-def first_user_id(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> str:
-    """A subagent exported before its root has frozen its user id already; the root takes it over."""
+def first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
+    """Of a session not seen before. A subagent exported before its root has one already; the root takes it over."""
     for turn in transcript.turns:
         for child in children(turn):
             known = ledger.frozen(db, place.destination_id, child)
             if known is not None:
-                return known[1]
-    return capture.user_id
+                return replace(known[1], session_name=None)
+    return Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
 
 
-def exports(transcript: Transcript, capture: Capture, user_id: str, *, abandoned: bool) -> Iterator[Export | Turn]:
+def exports(
+    transcript: Transcript, capture: Capture, identity: Identity, *, abandoned: bool
+) -> Iterator[Export | Turn]:
     """The session's record, then its turns in order; a bare turn is one that waits."""
     session = transcript.session
     # Without a turn of its own a session says nothing yet.
     if transcript.turns:
-        yield _session_export(session, capture, user_id)
+        yield _session_export(session, capture, identity)
     asked = [position for position, turn in enumerate(transcript.turns) if isinstance(turn.messages[0], User)]
     last_asked = asked[-1] if asked else -1
     for position, turn in enumerate(transcript.turns):
         if turn.final:
-            yield _turn_export(turn, capture, user_id, interrupted=False)
+            yield _turn_export(turn, capture, identity, interrupted=False)
         elif abandoned or position < last_asked:
-            yield _turn_export(turn, capture, user_id, interrupted=True)
+            yield _turn_export(turn, capture, identity, interrupted=True)
         else:
             yield turn
 
 
-def _session_export(session: Session, capture: Capture, user_id: str) -> Export:
+def _session_export(session: Session, capture: Capture, identity: Identity) -> Export:
     def encode() -> tuple[Record, ...]:
         shown = _session_to_leave(session, capture)
-        return (encode_session(shown, _frame(shown, capture, user_id, interrupted=False)),)
+        return (encode_session(shown, _frame(shown, capture, identity, interrupted=False)),)
 
     return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, encode)
 
 
-def _turn_export(turn: Turn, capture: Capture, user_id: str, *, interrupted: bool) -> Export:
+def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
     def encode() -> tuple[Record, ...]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
-        return encode_turn(shown, _frame(shown.session, capture, user_id, interrupted=interrupted))
+        return encode_turn(shown, _frame(shown.session, capture, identity, interrupted=interrupted))
 
     return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), encode)
 
@@ -302,13 +307,14 @@ def _session_to_leave(session: Session, capture: Capture) -> Session:
     return redact_session(session, capture.redaction)
 
 
-def _frame(shown: Session, capture: Capture, user_id: str, *, interrupted: bool) -> Frame:
+def _frame(shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
     return Frame(
         root_session_id=shown.id,
         session_name=session_name(shown),
         prefix=capture.policy.prefix,
-        user_id=user_id,
+        user_id=identity.user_id,
         interrupted=interrupted,
+        encoding=identity.encoding,
     )
 
 

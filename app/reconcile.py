@@ -248,7 +248,7 @@ def _missed(
     does a new key or endpoint.
     """
     frozen = ledger.frozen(db, destination_id, transcript.session.id)
-    policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1])
+    policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
     found = ledger.exported(db, destination_id, transcript.session.id)
     known = {one.turn: one for one in found if one.state != "superseded"}
     elsewhere = ledger.exported_elsewhere(db, destination_id, transcript.session.id)

@@ -20,6 +20,7 @@ from typing import Literal
 
 from app import chat
 from app.envelope import PROVIDER, Log, below, encode, latin1
+from app.identity import Encoding
 from app.transcript import (
     Assistant,
     File,
@@ -54,6 +55,8 @@ class Frame:
     """'' for none. Frozen with the session's first record."""
     interrupted: bool
     """Nobody will complete what is unfinished: OpenCode has ended, or the person went on."""
+    encoding: Encoding
+    """Frozen with the session's first record: the model, by which Helicone replaces, is another in each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class Verification:
         known = ledger.frozen(self._db, self.destination_id, session.id)
         return Circumstances(
             capture=capturing,
-            user_id=known[1] if known is not None else capturing.user_id if capturing is not None else "",
+            user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),

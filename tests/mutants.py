@@ -23,6 +23,7 @@ from app.capturing import load
 from app.destination import destinations
 from app.enqueue import Export, exports
 from app.envelope import BODY_BYTES_MAX
+from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.parse import parse
 from app.redact import PatternError
@@ -340,7 +341,9 @@ class Expected:
                 self.snapshots += 1
                 if transcript.session.id not in self.deleted:
                     told = [
-                        one for one in exports(transcript, capturing, "", abandoned=False) if isinstance(one, Export)
+                        one
+                        for one in exports(transcript, capturing, Identity(""), abandoned=False)
+                        if isinstance(one, Export)
                     ]
                     self.jobs |= {key(one.digest, capturing.policy.digest("")): transcript.session.id for one in told}
             case _:

@@ -17,6 +17,7 @@ from app import backfill, clock, destination
 from app.capture import capture
 from app.command import STOPPED
 from app.enqueue import Export, exports
+from app.identity import Identity
 from app.parse import parse
 from app.policy import Mode
 from app.presence import Announced
@@ -77,7 +78,11 @@ def jobs(station: Station) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", exported())
 def test_logs_are_counted_as_they_are_encoded(name: str, mode: Mode) -> None:
     capturing = capture(Settings(export_mode=mode), ())
-    found = [one for one in exports(parse(export(name)), capturing, "", abandoned=True) if not isinstance(one, Turn)]
+    found = [
+        one
+        for one in exports(parse(export(name)), capturing, Identity(""), abandoned=True)
+        if not isinstance(one, Turn)
+    ]
     assert found
     assert [one.record_count for one in found] == [len(one.encode()) for one in found]
 
@@ -88,7 +93,7 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     before = store.read_bytes()
     told = said(typed(station, "backfill", "--dry-run", "--json", *EVER))
     assert shape(told) == shape({**example("backfill"), "unreadable": [], "queued": None})
-    found = [one for name in names for one in exports(parse(export(name)), CAPTURE, "", abandoned=True)]
+    found = [one for name in names for one in exports(parse(export(name)), CAPTURE, Identity(""), abandoned=True)]
     counted = [one for one in found if isinstance(one, Export)]
     assert (told["logs"], told["sessions"]) == (sum(len(one.encode()) for one in counted), 3)
     assert told["turns"] == len(counted) - 3

@@ -33,7 +33,7 @@ def snapshot(name: str) -> recorded.Snapshot:
 
 def records(transcript: Transcript) -> list[Record]:
     session = transcript.session
-    frame = Frame(session.id, session_name(session), "/opencode", "", interrupted=True)
+    frame = Frame(session.id, session_name(session), "/opencode", "", interrupted=True, encoding=1)
     turns = [record for turn in transcript.turns for record in encode_turn(turn, frame)]
     return [encode_session(session, frame), *turns]
 

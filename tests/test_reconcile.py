@@ -21,6 +21,7 @@ from app.db import open_ledger
 from app.desk import Desk
 from app.enqueue import exports
 from app.hook import Hook
+from app.identity import Identity
 from app.inbox import Inbox, read_line
 from app.opencode import Store, store_file
 from app.presence import Announced
@@ -170,7 +171,7 @@ def stored_key(one: Hook, session: str) -> list[str]:
     (capturing,) = one._captures.by_folder().values()
     assert transcript is not None
     assert capturing is not None
-    made = exports(transcript, capturing, capturing.user_id, abandoned=True)
+    made = exports(transcript, capturing, Identity(capturing.user_id), abandoned=True)
     policy = capturing.policy.digest(capturing.user_id)
     return [
         key(export.digest, policy)

@@ -27,7 +27,7 @@ from tests.snapshots import (
     user,
 )
 
-FRAME = Frame(SESSION, "opencode: project", "/opencode", "", interrupted=False)
+FRAME = Frame(SESSION, "opencode: project", "/opencode", "", interrupted=False, encoding=1)
 # What Helicone takes as an id (shared/utils/getValidUUID.ts); anything else it replaces by a random one.
 VALID_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -68,7 +68,9 @@ def meta(record: Record) -> dict[str, str]:
 
 def recorded_records(name: str) -> tuple[Session, list[Record]]:
     value = parse(recorded.export(name))
-    frame = Frame(value.session.id, session_name(value.session), "/opencode", "dev@example.com", interrupted=True)
+    frame = Frame(
+        value.session.id, session_name(value.session), "/opencode", "dev@example.com", interrupted=True, encoding=1
+    )
     turns = [record for turn in value.turns for record in encode_turn(turn, frame)]
     return value.session, [encode_session(value.session, frame), *turns]
 
@@ -586,7 +588,7 @@ def blank_child(child: Transcript) -> Transcript:
 @pytest.mark.parametrize("name", recorded.exported())
 def test_withheld_content_leaves_the_records_and_no_field_of_content(name: str) -> None:
     value = parse(recorded.export(name))
-    frame = Frame(value.session.id, "opencode", "/opencode", "", interrupted=True)
+    frame = Frame(value.session.id, "opencode", "/opencode", "", interrupted=True, encoding=1)
     for turn in value.turns:
         full, bare = encode_turn(turn, frame), encode_turn(without_content(turn), frame)
         assert [(r.request_id, r.model, r.start_ms, r.path) for r in bare] == [

@@ -144,7 +144,16 @@ from app.ledger.upkeep import (
     to_ring,
     unwarp,
 )
-from app.ledger.versions import delivered_as, frozen, insert, is_sealed, place_under, see_again, standing
+from app.ledger.versions import (
+    delivered_as,
+    encoding_elsewhere,
+    frozen,
+    insert,
+    is_sealed,
+    place_under,
+    see_again,
+    standing,
+)
 
 __all__ = [
     "ATTEMPTS_KEPT",
@@ -203,6 +212,7 @@ __all__ = [
     "dropped_letters",
     "due_for_confirmation",
     "emptied",
+    "encoding_elsewhere",
     "errors",
     "exported",
     "exported_elsewhere",
