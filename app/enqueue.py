@@ -18,13 +18,18 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from app import crashpoint, ledger
+from app import crashpoint, destination, ledger
 from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
 from app.policy import Policy, is_as_strict
 from app.record import Frame, Record, encode_session, encode_turn, record_count, session_name
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
-from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, key, session_digest
+from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, key, session_digest
+
+ODD = "odd values in what OpenCode stored, which were rounded, cut or left out"
+"""As an incident."""
+UNREADABLE = "turns that could not be read of session"
+"""The same; the session's id follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,12 @@ class Enqueued:
     """Of the new jobs, in order."""
     under: str | None = None
     """The session is a subagent of this one and is exported with it; nothing was taken."""
+    copied: int = 0
+    """Brought along by a fork from a session whose turn is known."""
+    unreadable: int = 0
+    """Not taken: one of its messages has no shape that is known."""
+    faults: list[str] = field(default_factory=list)
+    """What was odd in the new jobs, and what made turns unreadable, as `place: rule`."""
 
 
 def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
@@ -91,6 +102,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
     done = Enqueued(under=_shown_under(db, transcript, place))
     if done.under is not None:
         return done
+    whole, transcript = transcript, own_turns(db, transcript)
+    done.copied = len(whole.turns) - len(transcript.turns)
     for export, version in _versions(db, transcript, capture, place, abandoned=abandoned, is_history=is_history):
         if isinstance(export, Turn):
             done.waiting.append(export)
@@ -104,6 +117,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
         for child in export.children:
             ledger.place_under(db, place.destination_id, child, version, now_ms, reopen=reopen)
         _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
+    _note(db, transcript, done, only, now_ms)
     if done.keys:
         crashpoint.reach("enqueue.committed")
         ring(done.keys[0])
@@ -123,10 +137,33 @@ def outlook(
     if _shown_under(db, transcript, place) is not None:
         return
     off = capture.policy.mode == "off"
-    for export, version in _versions(db, transcript, capture, place, abandoned=abandoned):
+    for export, version in _versions(db, own_turns(db, transcript), capture, place, abandoned=abandoned):
         if isinstance(export, Turn):
             continue
         yield export, _standing(db, version, export, capture, place, reopen, off=off)
+
+
+def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
+    """Without what a fork has brought along from a session whose turns are known: its origin exports these.
+
+    Where the origin's turn is not known, nobody else has exported it, and the fork does.
+    """
+    copies = {turn.id: turn.facts_ms for turn in transcript.turns if turn.is_copy}
+    brought = ledger.brought_along(db, transcript.session.id, copies) if copies else set()
+    return replace(transcript, turns=tuple(turn for turn in transcript.turns if turn.id not in brought))
+
+
+def _note(
+    db: sqlite3.Connection, transcript: Transcript, done: Enqueued, only: Collection[str] | None, now_ms: int
+) -> None:
+    """Tell `status` of what was odd in what is new, and of what cannot be read."""
+    if done.faults:
+        destination.note(db, ODD, now_ms, len(done.faults))
+    lost = [one for one in transcript.unreadable if only is None or one.turn is None or one.turn in only]
+    if lost:
+        done.unreadable = len(lost)
+        done.faults += [one.why for one in lost]
+        destination.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, len(lost))
 
 
 def _standing(
@@ -205,6 +242,7 @@ class Export:
     facts_ms: int
     children: tuple[str, ...]
     record_count: int
+    faults: tuple[str, ...]
     encode: Callable[[], tuple[Record, ...]]
 
 
@@ -241,6 +279,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
         case Standing.NEW | Standing.REOPENED:
             done.new += 1
             done.keys.append(version.key)
+            done.faults += export.faults
         case Standing.KNOWN:
             done.known += 1
         case Standing.SUPERSEDED:
@@ -272,16 +311,23 @@ def exports(
     session = transcript.session
     # Without a turn of its own a session says nothing yet.
     if transcript.turns:
-        yield _session_export(session, capture, identity)
+        yield replace(_session_export(session, capture, identity), faults=transcript.faults)
     asked = [position for position, turn in enumerate(transcript.turns) if isinstance(turn.messages[0], User)]
     last_asked = asked[-1] if asked else -1
     for position, turn in enumerate(transcript.turns):
         if turn.final:
             yield _turn_export(turn, capture, identity, interrupted=False)
-        elif abandoned or position < last_asked:
+        elif abandoned or (position < last_asked and not _is_worked_on(turn)):
             yield _turn_export(turn, capture, identity, interrupted=True)
         else:
             yield turn
+
+
+def _is_worked_on(turn: Turn) -> bool:
+    """Whether a subagent runs in the background: its call has long been answered, and the person may go on."""
+    tools = [part for message in turn.messages for part in message.parts if isinstance(part, Tool)]
+    running = [tool.child for tool in tools if tool.status == "completed" and tool.child is not None]
+    return any(not has_ended(message) for child in running for inner in child.turns for message in inner.messages)
 
 
 def _session_export(session: Session, capture: Capture, identity: Identity) -> Export:
@@ -289,7 +335,7 @@ def _session_export(session: Session, capture: Capture, identity: Identity) -> E
         shown = _session_to_leave(session, capture)
         return (encode_session(shown, _frame(shown, capture, identity, interrupted=False)),)
 
-    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, encode)
+    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, (), encode)
 
 
 def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
@@ -298,7 +344,7 @@ def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupte
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
         return encode_turn(shown, _frame(shown.session, capture, identity, interrupted=interrupted))
 
-    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), encode)
+    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), turn.faults, encode)
 
 
 def _session_to_leave(session: Session, capture: Capture) -> Session:

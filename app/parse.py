@@ -20,7 +20,6 @@ from app.shape import Place, canonical, place, refuse
 from app.transcript import (
     Assistant,
     Json,
-    Message,
     Session,
     Tool,
     Transcript,
@@ -28,6 +27,7 @@ from app.transcript import (
     Turn,
     Unreadable,
     User,
+    has_ended,
     session_digest,
 )
 
@@ -228,16 +228,6 @@ def _faults_of(children: list[Transcript]) -> list[str]:
         found += [*child.faults, *(one.why for one in child.unreadable)]
         found += [fault for turn in child.turns for fault in turn.faults]
     return found
-
-
-def has_ended(message: Message) -> bool:
-    if isinstance(message, Assistant) and message.completed_ms is None and message.failure is None:
-        return False
-    tools = [part for part in message.parts if isinstance(part, Tool)]
-    children = [tool.child for tool in tools if tool.child is not None]
-    return all(tool.status in {"completed", "error"} for tool in tools) and all(
-        has_ended(message) for child in children for turn in child.turns for message in turn.messages
-    )
 
 
 def _digest(session: Session, name: str, messages: list[str], children: list[Transcript], *, is_undone: bool) -> str:

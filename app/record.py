@@ -20,6 +20,7 @@ from typing import Literal
 
 from app import chat
 from app.envelope import PROVIDER, Log, below, encode, latin1
+from app.first_encoding import as_first_encoded
 from app.identity import Encoding
 from app.transcript import (
     Assistant,
@@ -84,6 +85,7 @@ class _Spot:
     message: Message | None
     """None for a session's own record."""
     path: str
+    is_undone: bool = False
 
 
 def project_name(session: Session) -> str | None:
@@ -104,7 +106,8 @@ def encode_session(session: Session, frame: Frame) -> Record:
 
 def encode_turn(turn: Turn, frame: Frame) -> tuple[Record, ...]:
     """The turn's records, each subagent's after the tool call that started it."""
-    return tuple(_turn(turn, frame, _root_path(frame)))
+    shown = as_first_encoded(turn) if frame.encoding == 1 else turn
+    return tuple(_turn(shown, frame, _root_path(frame)))
 
 
 def record_count(turn: Turn) -> int:
@@ -163,7 +166,8 @@ def _root_path(frame: Frame) -> str:
 def _turn(turn: Turn, frame: Frame, session_path: str) -> Iterator[Record]:
     news: list[Json] = []
     for message in turn.messages:
-        spot = _Spot(frame, turn.session, message, below(session_path, f"msg-{message.index}"))
+        path = below(session_path, f"msg-{message.index}")
+        spot = _Spot(frame, turn.session, message, path, is_undone=turn.is_undone)
         if isinstance(message, User):
             yield _user(spot, message)
             news += chat.prompt(message)
@@ -278,6 +282,7 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         "mode": spot.message.mode if isinstance(spot.message, Assistant) else None,
         "finish": spot.message.finish if isinstance(spot.message, Assistant) and kind == "assistant" else None,
         "flag": _flag(spot.message) if kind != "tool" else None,
+        "undone": "true" if spot.is_undone else None,
         "project": project_name(spot.session),
         "message_id": spot.message.id if spot.message is not None else None,
     }

@@ -256,3 +256,14 @@ def is_llm_call(message: Assistant) -> bool:
     """False for a `/shell` command: tool parts alone, without the step-start, finish or tokens of a call."""
     called = message.finish is not None or message.failure is not None or message.tokens is not None
     return called or not message.parts or not all(isinstance(part, Tool) for part in message.parts)
+
+
+def has_ended(message: Message) -> bool:
+    """Nothing of it is unfinished, subagents included."""
+    if isinstance(message, Assistant) and message.completed_ms is None and message.failure is None:
+        return False
+    tools = [part for part in message.parts if isinstance(part, Tool)]
+    children = [tool.child for tool in tools if tool.child is not None]
+    return all(tool.status in {"completed", "error"} for tool in tools) and all(
+        has_ended(message) for child in children for turn in child.turns for message in turn.messages
+    )

@@ -101,12 +101,16 @@ def _part(part: Part) -> Part:
             return File(part.id, mime=None, name=None, size_bytes=None)
         case Tool():
             return _tool(part)
-        case Subtask():
-            return Subtask(part.id, prompt=None)
-        case Retry():
-            return Retry(part.id, part.attempt, None if part.failure is None else _failure(part.failure))
+        case Subtask() | Retry():
+            return _rare(part)
         case Other():
             return Other(part.id, _plain(part.type))
+
+
+def _rare(part: Subtask | Retry) -> Part:
+    if isinstance(part, Subtask):
+        return Subtask(part.id, prompt=None)
+    return Retry(part.id, part.attempt, None if part.failure is None else _failure(part.failure))
 
 
 def _tool(tool: Tool) -> Tool:

@@ -54,6 +54,8 @@ from app.ledger.confirmations import (
 from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
 from app.ledger.history import (
     Exported,
+    brought_along,
+    compare_again,
     exported,
     exported_elsewhere,
     exported_sessions,
@@ -189,10 +191,12 @@ __all__ = [
     "adopt_rotated",
     "attempts",
     "bodies",
+    "brought_along",
     "bulk",
     "bury",
     "bury_unstored",
     "claim",
+    "compare_again",
     "complete",
     "conditions",
     "confirmations",
