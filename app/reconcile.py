@@ -84,6 +84,20 @@ class Reconciling:
         """Look at the sessions of a folder, from the next step on."""
         self._folders[directory] = folder
 
+    def look_below(self, session: str, place: Place, *, has_ended: bool = False) -> None:
+        """Look at the subagents of a session that no call of it names: a plugin has started them, nobody tells of them.
+
+        `has_ended` as for `_Ahead`.
+        """
+        try:
+            found = self._store.uncalled(session)
+        except ExportError as error:
+            self._fail(error)
+            return
+        for name in found:
+            if has_ended or name not in self._ahead:
+                self._ahead[name] = _Ahead(place, 0, has_ended=has_ended)
+
     def is_due(self, now_s: float) -> bool:
         """Whether `step` has something to do. `now_s` is monotonic."""
         return bool(self._folders) or any(one.due_s <= now_s for one in self._ahead.values())

@@ -197,12 +197,13 @@ def weigh(
     versions = by_turn(known)
     states = {turn.name: judge(turn, versions.get(turn.name, ()), at) for turn in turns}
     # What cannot be read any more, and was exported before, is what the ledger says.
-    for one in unreadable:
-        if one.turn is not None and (known_of := current(versions.get(one.turn, ()))) is not None:
-            states[one.turn] = fate(known_of)
+    for lost in unreadable:
+        before = None if lost.turn is None else current(versions.get(lost.turn, ()))
+        if before is not None:
+            states[before.turn] = fate(before)
     currents = {name: one for name in states if (one := current(versions.get(name, ()))) is not None}
     found = _verdict(session, states, currents, known, gone=len(versions.keys() - states.keys()))
-    return replace(found, unreadable=sum(one.turn not in states for one in unreadable))
+    return replace(found, unreadable=sum(lost.turn not in states for lost in unreadable))
 
 
 def weigh_deleted(session: str, known: Sequence[Exported]) -> Verdict:

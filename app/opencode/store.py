@@ -77,6 +77,17 @@ class Store:
 
         return [StoredSession(*row[:4]) for row in self._access.ask(listed)]
 
+    def uncalled(self, session: str) -> list[str]:
+        """The sessions below this one that no call of a parent's turn names."""
+        rows = self._access.ask(
+            lambda db: db.execute(
+                "with recursive below(id) as (select id from session where parent_id = ?"
+                "  union select s.id from session s join below b on s.parent_id = b.id) select id from below",
+                (session,),
+            ).fetchall()
+        )
+        return [one.id for one in self.roots(among={row["id"] for row in rows})] if rows else []
+
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
         return self._changes("id = ?", session).get(session)
