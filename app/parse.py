@@ -12,6 +12,7 @@ what it likes.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 from app.attachment import data_url_bytes
 from app.shape import Place, canonical, place, refuse, whole
@@ -56,12 +57,23 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int) -> Transc
         refuse(entry.path, f"subagents nested deeper than {SUBAGENT_DEPTH_MAX}")
     session = _session(entry.need("info"))
     turns: dict[str, list[tuple[Place, Message]]] = {}
+    origin: str | None = None
     for index, message in enumerate(_in_order(entry), entry.position("first_index") or 0):
         if message.need("info").need("time").need_moment("created") < session.created_ms:
             continue  # a fork's copy of what its origin has exported
         value = _message(message, index, session, unclaimed, depth)
+        if isinstance(value, Assistant):
+            origin = origin or _origin(message.need("info"))
         turns.setdefault(value.id if isinstance(value, User) else value.parent_id, []).append((message, value))
+    session = replace(session, origin=origin)
     return Transcript(session, tuple(_turn(session, name, messages) for name, messages in turns.items()))
+
+
+def _origin(info: Place) -> str | None:
+    """Where OpenCode worked when it gave this answer (`root` beside it is the whole work tree's, or `/`)."""
+    path = info.fields.get("path")
+    cwd = path.get("cwd") if isinstance(path, dict) else None
+    return cwd if isinstance(cwd, str) else None
 
 
 def _in_order(entry: Place) -> list[Place]:
