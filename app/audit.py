@@ -125,7 +125,7 @@ def _session(
         comparison.turn(versions)
     return Audited(
         session=session,
-        project=project_name(transcript.session),
+        project=project_name(transcript.session.directory),
         created_ms=transcript.session.created_ms,
         records=tuple(comparison.records),
         turns=comparison.turns,

@@ -22,7 +22,7 @@ from app import crashpoint, destination, ledger
 from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
 from app.policy import Policy, is_as_strict
-from app.record import Frame, Record, encode_session, encode_turn, record_count, session_name
+from app.record import NAME, Frame, Record, encode_session, encode_turn, project_name, record_count, session_name
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, key, session_digest
 
@@ -296,12 +296,16 @@ def body_of(record: Record) -> Body:
 
 def first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
     """Of a session not seen before. A subagent exported before its root has one already; the root takes it over."""
+    identity = Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
     for turn in transcript.turns:
         for child in children(turn):
             known = ledger.frozen(db, place.destination_id, child)
             if known is not None:
-                return replace(known[1], session_name=None)
-    return Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
+                identity = replace(known[1], session_name=None)
+                break
+    if identity.encoding == 1 or capture.policy.mode == "off":
+        return identity
+    return replace(identity, session_name=_name_now(_session_to_leave(transcript.session, capture), identity))
 
 
 def exports(
@@ -333,7 +337,7 @@ def _is_worked_on(turn: Turn) -> bool:
 def _session_export(session: Session, capture: Capture, identity: Identity) -> Export:
     def encode() -> tuple[Record, ...]:
         shown = _session_to_leave(session, capture)
-        return (encode_session(shown, _frame(shown, capture, identity, interrupted=False)),)
+        return (encode_session(shown, _frame(session, shown, capture, identity, interrupted=False)),)
 
     return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, (), encode)
 
@@ -342,7 +346,7 @@ def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupte
     def encode() -> tuple[Record, ...]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
-        return encode_turn(shown, _frame(shown.session, capture, identity, interrupted=interrupted))
+        return encode_turn(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
 
     return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), turn.faults, encode)
 
@@ -353,15 +357,36 @@ def _session_to_leave(session: Session, capture: Capture) -> Session:
     return redact_session(session, capture.redaction)
 
 
-def _frame(shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
+def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
     return Frame(
         root_session_id=shown.id,
-        session_name=session_name(shown),
+        session_name=_name(session, shown, capture, identity),
         prefix=capture.policy.prefix,
         user_id=identity.user_id,
         interrupted=interrupted,
         encoding=identity.encoding,
     )
+
+
+def _name_now(session: Session, identity: Identity) -> str:
+    """What nothing was fixed for: after `/move` a session of the first encoding follows, as it always did."""
+    return session_name(
+        session.directory if identity.encoding == 1 else session.origin or session.directory, identity.encoding
+    )
+
+
+def _name(session: Session, shown: Session, capture: Capture, identity: Identity) -> str:
+    """What is kept of the session, under what the capture withholds. `shown` is what may leave of `session`."""
+    kept, encoding = identity.session_name, identity.encoding
+    is_moved = project_name(session.origin or session.directory) != project_name(session.directory)
+    if kept is None or (encoding == 1 and not is_moved):
+        return _name_now(shown, identity)
+    if capture.policy.mode == "metadata_only":
+        return NAME
+    for directory, left in ((session.origin, shown.origin), (session.directory, shown.directory)):
+        if directory and session_name(directory, encoding) == kept:
+            return session_name(left, encoding)
+    return capture.redaction.text(kept)
 
 
 def children(turn: Turn) -> Iterator[str]:

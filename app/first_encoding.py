@@ -28,7 +28,7 @@ def _part(part: Part, *, is_answer: bool) -> Part:
         case Subtask() | Retry():
             return Other(part.id, type(part).__name__.lower())
         case File() if is_answer:
-            return Other(part.id, "file")
+            return replace(part, mime=None)  # which nobody showed
         case Tool(child=child) if child is not None:
             return replace(part, child=replace(child, turns=tuple(as_first_encoded(turn) for turn in child.turns)))
     return part

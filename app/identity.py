@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Encoding = Literal[1, 2]
-"""How records are written. 1: as in version 0.1.0, for sessions that the ledger knew before there was another."""
-NEWEST: Encoding = 1
+"""How records are written. 1: prompts and sessions as Helicone's `data`, which its pages cannot show; for sessions that
+the ledger knew before there was another. 2: both as chats."""
+NEWEST: Encoding = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,4 +21,4 @@ class Identity:
     """'' for none."""
     encoding: Encoding = NEWEST
     session_name: str | None = None
-    """None where it was not fixed: it follows from the session's directory each time."""
+    """As it is sent, and redacted. None where it was not fixed: it follows from the session's directory each time."""

@@ -12,7 +12,7 @@ among the faults. Only a session without an id, or without messages, is refused.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.message import Read, read_message, turn_name
 from app.minting import is_copy, minted_ms
@@ -100,6 +100,8 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int) -> Transc
         told = _Told(one, read, is_copy(value.id, value.created_ms, session.created_ms))
         turns.setdefault(value.id if isinstance(value, User) else value.parent_id, []).append(told)
     left_out = {one.turn for one in unreadable}
+    own = [one for name, told in turns.items() if name not in left_out for one in told if one.is_copy is not True]
+    session = replace(session, origin=_origin(own))
     undone_from = _undone_from(info, listed)
     found = [_turn(session, name, told, undone_from) for name, told in turns.items() if name not in left_out]
     return Transcript(
@@ -109,6 +111,16 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int) -> Transc
         tuple(unreadable),
         tuple(dict.fromkeys(entry.faults)),
     )
+
+
+def _origin(told: list[_Told]) -> str | None:
+    """Where OpenCode worked when it gave the first answer (`root` beside it is the whole work tree's, or `/`)."""
+    answers = sorted((one.listed for one in told if isinstance(one.read.value, Assistant)), key=lambda one: one.age)
+    for one in answers:
+        cwd = one.place.object("info").object("path").fields.get("cwd")
+        if isinstance(cwd, str):
+            return cwd
+    return None
 
 
 def _in_order(entry: Place, session_ms: int) -> list[_Listed]:

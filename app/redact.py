@@ -195,6 +195,7 @@ def redact_session(session: Session, redaction: Redaction, hits: Counter[str] | 
         version=_shown(session.version, redaction, hits),
         title=_shown(session.title, redaction, hits),
         directory=_shown(session.directory, redaction, hits),
+        origin=_shown(session.origin, redaction, None),  # mostly the same: counted once
     )
 
 

@@ -40,7 +40,9 @@ class Session:
     title: str | None
     """Content."""
     directory: str | None
-    """Content: where OpenCode worked. Its last element names the project."""
+    """Content: where OpenCode works. Its last element names the project."""
+    origin: str | None = None
+    """Content: where the first answer was given. `/move` changes the directory, and not this."""
 
 
 @dataclass(frozen=True, slots=True)

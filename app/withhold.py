@@ -41,6 +41,7 @@ def withhold_session(session: Session) -> Session:
         archived_ms=session.archived_ms,
         title=None,
         directory=None,
+        origin=None,
     )
 
 

@@ -351,7 +351,7 @@ def refusal(snapshot: Snapshot) -> str:
 
 
 def records(transcript: Transcript) -> list[Record]:
-    frame = Frame(transcript.session.id, "opencode", "/opencode", "", interrupted=True, encoding=1)
+    frame = Frame(transcript.session.id, "opencode", "/opencode", "", interrupted=True, encoding=2)
     turns = [encode_turn(turn, frame) for turn in transcript.turns]
     return [encode_session(transcript.session, frame), *chain(*turns)]
 

@@ -17,10 +17,13 @@ from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Ve
 def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
     """Root and identity that the session's first record was made with, None for a session not seen."""
     row = db.execute(
-        "select root_name, user_id, encoding, shown_name from session where destination_id = ? and name = ?",
+        "select id, root_name, user_id, encoding, shown_name from session where destination_id = ? and name = ?",
         (destination_id, session),
     ).fetchone()
-    return None if row is None else (row["root_name"], Identity(row["user_id"], row["encoding"], row["shown_name"]))
+    if row is None:
+        return None
+    name = row["shown_name"] if row["encoding"] > 1 else footprint.session_name(db, row["id"])
+    return row["root_name"], Identity(row["user_id"], row["encoding"], name)
 
 
 def encoding_elsewhere(db: sqlite3.Connection, session: str) -> Encoding | None:
