@@ -65,7 +65,7 @@ def machine(tmp_path: Path) -> Ledger:
 
 def calls(bodies: list[Fields]) -> list[Fields]:
     """The LLM calls among a turn's bodies."""
-    return [body for body in bodies if "choices" in response(body) or "error" in response(body)]
+    return [body for body in bodies if not request(body).get("model", "opencode/").startswith("opencode/")]
 
 
 def request(body: Fields) -> Fields:
