@@ -70,10 +70,12 @@ class Enqueued:
     """The session is a subagent of this one and is exported with it; nothing was taken."""
     copied: int = 0
     """Brought along by a fork from a session whose turn is known."""
+    odd: int = 0
+    """Values in the new jobs that were rounded, cut or left out."""
     unreadable: int = 0
     """Not taken: one of its messages has no shape that is known."""
     faults: list[str] = field(default_factory=list)
-    """What was odd in the new jobs, and what made turns unreadable, as `place: rule`."""
+    """Both, as `place: rule`."""
 
 
 def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
@@ -157,13 +159,14 @@ def _note(
     db: sqlite3.Connection, transcript: Transcript, done: Enqueued, only: Collection[str] | None, now_ms: int
 ) -> None:
     """Tell `status` of what was odd in what is new, and of what cannot be read."""
-    if done.faults:
-        destination.note(db, ODD, now_ms, len(done.faults))
+    done.odd = len(done.faults)
+    if done.odd:
+        destination.note(db, ODD, now_ms, done.odd)
     lost = [one for one in transcript.unreadable if only is None or one.turn is None or one.turn in only]
     if lost:
-        done.unreadable = len(lost)
+        done.unreadable = len({one.turn or one.why for one in lost})
         done.faults += [one.why for one in lost]
-        destination.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, len(lost))
+        destination.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, done.unreadable)
 
 
 def _standing(

@@ -187,7 +187,7 @@ def _told(root: Export, done: Enqueued, settings: Settings) -> Imported:
         off=done.off,
         shut=done.shut,
         copied=done.copied,
-        odd=len(done.faults) - done.unreadable,
+        odd=done.odd,
         unreadable=done.unreadable,
     )
 

@@ -147,23 +147,18 @@ class Reconciling:
     def last(self, db: sqlite3.Connection, session: str, folder: str, capturing: Capture, now_ms: int) -> bool:
         """A session of our OpenCode, which has ended: what it left unfinished is interrupted.
 
-        Not where another one has it open. False when the store does not have it, or cannot be read.
+        Not where another one has it open. False when the store does not have it, or cannot be read, if only in part.
         """
         try:
-            if self._store.changed_ms(session) is None or not self._is_of(db, session, folder):
+            stored = self._store.transcript(session)
+            if self._store.changed_ms(session) is None or not _is_of(db, stored, folder):
                 return False
             one = _Ahead(Place(self._destination_id, folder), 0, has_ended=True)
             self._compare(db, session, one, capturing, now_ms)
         except (ExportError, TranscriptError) as error:
             self._fail(error)
             return False
-        return True
-
-    def _is_of(self, db: sqlite3.Connection, session: str, folder: str) -> bool:
-        """Whether it is stored under this folder; one of another folder may have options of its own there."""
-        transcript = self._store.transcript(session)
-        directory = transcript.session.directory if transcript is not None else ""
-        return not directory or destination.fingerprint(db, directory) == folder
+        return stored is None or not stored.unreadable
 
     def last_looks(
         self, db: sqlite3.Connection, capture_of: Callable[[str], Capture | None], *, now_s: float, now_ms: int
@@ -248,6 +243,12 @@ class Reconciling:
         if told not in self._told:
             self._told.add(told)
             self._tell(told)
+
+
+def _is_of(db: sqlite3.Connection, transcript: Transcript | None, folder: str) -> bool:
+    """Whether it is stored under this folder; one of another folder may have options of its own there."""
+    directory = transcript.session.directory if transcript is not None else ""
+    return not directory or destination.fingerprint(db, directory) == folder
 
 
 def _missed(

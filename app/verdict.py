@@ -203,7 +203,7 @@ def weigh(
             states[before.turn] = fate(before)
     currents = {name: one for name in states if (one := current(versions.get(name, ()))) is not None}
     found = _verdict(session, states, currents, known, gone=len(versions.keys() - states.keys()))
-    return replace(found, unreadable=sum(lost.turn not in states for lost in unreadable))
+    return replace(found, unreadable=len({lost.turn or lost.why for lost in unreadable if lost.turn not in states}))
 
 
 def weigh_deleted(session: str, known: Sequence[Exported]) -> Verdict:

@@ -182,7 +182,9 @@ def changed(path: Path, name: str, change: Callable[[Fields], object]) -> Path:
         pytest.param(lambda one: one["parts"].append(None), {"tool": 1, "unreadable": 1}, id="part null"),
         pytest.param(lambda one: one["info"].update(summary={"diffs": []}), {"tool": 1}, id="summary an object"),
         pytest.param(lambda one: one["parts"][0]["state"].update(error={"code": 1}), {"tool": 1}, id="error object"),
-        pytest.param(lambda one: one["info"]["tokens"].update(input=1e20), {"tool": 1}, id="more tokens than there are"),
+        pytest.param(
+            lambda one: one["info"]["tokens"].update(input=1e20), {"tool": 1}, id="more tokens than there are"
+        ),
         pytest.param(lambda one: one.update(parts=None), {}, id="no parts"),
     ],
 )
