@@ -108,9 +108,12 @@ def _assistant(info: Place, index: int, created_ms: int, parts: tuple[Part, ...]
 
 def turn_name(info: Place) -> str:
     """Of the turn that a message belongs to: its parent's id, or its own. Raises TranscriptError."""
-    if info.fields.get("role") == "user" or not info.fields.get("parentID"):
-        return info.id("id")
-    return info.id("parentID")
+    if info.fields.get("role") != "user" and info.fields.get("parentID"):
+        try:
+            return info.id("parentID")
+        except TranscriptError as error:
+            info.faults.append(str(error))
+    return info.id("id")
 
 
 def _tokens(counts: Place) -> Tokens | None:
@@ -130,7 +133,8 @@ def _failure(holder: Place) -> Failure | None:
     value = holder.fields.get("error")
     if not value:
         return None
-    if not isinstance(value, dict):  # odd, and yet it has failed
+    if not isinstance(value, dict):  # and yet it has failed
+        holder.note("error", "not an object")
         return Failure("UnknownError", holder.text("error"), None)
     error = holder.object("error")
     data = error.object("data")

@@ -32,6 +32,7 @@ from app.transcript import (
 )
 
 SUBAGENT_DEPTH_MAX = 32
+DAY_MS = 86_400_000
 
 
 def parse(snapshot: Json) -> Transcript:
@@ -124,28 +125,47 @@ def _origin(told: list[_Told]) -> str | None:
 
 
 def _in_order(entry: Place, session_ms: int) -> list[_Listed]:
-    """By (time.created, id). What says neither stays behind the message that it follows."""
+    """By (time.created, id). What has no time that can be, or no id, stays behind the message that it follows."""
+    # Its faults are its turn's.
+    messages = [Place(path, item if isinstance(item, dict) else {}) for path, item in entry.items("messages")]
+    created = [message.object("info").object("time").moment("created") for message in messages]
     found: list[_Listed] = []
     seen: set[str] = set()
-    before_ms, before = session_ms, ""
-    for path, item in entry.items("messages"):
-        # Its faults are its turn's.
-        message = Place(path, item if isinstance(item, dict) else {})
-        info = message.object("info")
-        created_ms = info.object("time").moment("created")
-        if not created_ms:
-            info.note("time.created", "missing")
+    # The first one may be a fork's copy, which is older than the session.
+    before_ms, before = min([session_ms, *filter(None, created[1:2])]), ""
+    for message, told_ms, after_ms in zip(messages, created, _following(created), strict=True):
         try:
-            name = info.id("id")
+            name = message.object("info").id("id")
         except TranscriptError:
             name = f"{before}~"
         if name in seen:
-            entry.faults.append(f"{path}: the same message twice")
+            entry.faults.append(f"{message.path}: the same message twice")
             continue
         seen.add(name)
-        before_ms, before = created_ms or before_ms, name
+        if told_ms and not _is_absurd(name, told_ms, before_ms if found else None, after_ms):
+            before_ms = told_ms
+        else:
+            message.note("info.time.created", "missing, or not when it was made")
+        before = name
         found.append(_Listed(message, before_ms, name))
     return sorted(found, key=lambda one: one.age)
+
+
+def _following(created: list[int | None]) -> list[int | None]:
+    """For each the next one that there is."""
+    found: list[int | None] = []
+    after_ms: int | None = None
+    for created_ms in reversed(created):
+        found.append(after_ms)
+        after_ms = created_ms or after_ms
+    return found[::-1]
+
+
+def _is_absurd(name: str, created_ms: int, before_ms: int | None, after_ms: int | None) -> bool:
+    """Whether a time is neither where the message stands (OpenCode lists by time) nor near that in its id."""
+    is_in_order = (before_ms is None or before_ms <= created_ms) and (after_ms is None or created_ms <= after_ms)
+    made_ms = None if is_in_order else minted_ms(name, near_ms=created_ms if before_ms is None else before_ms)
+    return made_ms is not None and abs(made_ms - created_ms) > DAY_MS
 
 
 def _session(info: Place, began_ms: int) -> Session:

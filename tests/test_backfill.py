@@ -196,10 +196,10 @@ def test_a_project_without_a_session_is_named(station: Station) -> None:
 def test_a_session_that_cannot_be_read_keeps_no_other_from_going(station: Station) -> None:
     path = stored(station, small("ses_1"), small("ses_2"))
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("""update message set data = '{"role": "user", "time": {"created": "x"}}' where id = 'msg_ses_1a'""")
+        db.execute("""update message set data = '{"role": "oddity"}' where id = 'msg_ses_1a'""")
     told = typed(station, "backfill", *EVER)
     assert told.returncode == 1
-    assert "  ses_1: cannot be read: " in told.stdout
+    assert "  ses_1: cannot be read: 1 message(s): sessions[0].messages[0].info.role: " in told.stdout
     assert {one["session"] for one in jobs(station)} == {"ses_2"}
 
 
