@@ -39,7 +39,7 @@ def conversation(name: str, turns: int = 1, directory: str = FOLDER) -> Fields:
             )
             inner_asked = user(f"msg_{child}a", at_ms + 20, text("inner question", f"prt_{child}a"))
             others.append(entry(inner_asked, inner, name=child, parentID=name, directory=directory, time=time))
-        facts = {"path": {"cwd": FOLDER, "root": FOLDER}}
+        facts: Fields = {"path": {"cwd": FOLDER, "root": FOLDER}}
         if name == CALLED:
             facts["providerID"] = "claude-code"
         messages.append(assistant(answered, at_ms + 10, *told, parent=asked, **facts))
