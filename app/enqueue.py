@@ -221,12 +221,22 @@ def _versions(
 ) -> Iterator[tuple[Export | Turn, Version]]:
     """Each job to be as the ledger would know it; with a bare turn, one that waits, goes a version of nothing."""
     session = transcript.session
-    known = ledger.frozen(db, place.destination_id, session.id)
-    identity = known[1] if known is not None else first_identity(db, transcript, capture, place)
+    identity = identity_of(db, transcript, capture, place)
     user_id = identity.user_id
     facts = capture.policy.facts(user_id)
-    nothing = Version(session.id, session.id, "", "", 0, user_id, place.folder, facts, is_history)
-    nothing = replace(nothing, encoding=identity.encoding, session_name=identity.session_name)
+    nothing = Version(
+        session=session.id,
+        root=session.id,
+        turn="",
+        key="",
+        facts_ms=0,
+        user_id=user_id,
+        folder=place.folder,
+        policy=facts,
+        is_history=is_history,
+        encoding=identity.encoding,
+        session_name=identity.session_name,
+    )
     digest = capture.policy.digest(user_id)
     for export in exports(transcript, capture, identity, abandoned=abandoned):
         if isinstance(export, Turn):
@@ -297,18 +307,23 @@ def body_of(record: Record) -> Body:
     return Body(uuid.UUID(record.request_id), record.body, frozen)
 
 
-def first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
-    """Of a session not seen before. A subagent exported before its root has one already; the root takes it over."""
-    identity = Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
+def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
+    """What the session's records have in common for ever: as the ledger keeps it, or is to keep it from now on."""
+    known = ledger.frozen(db, place.destination_id, transcript.session.id)
+    identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
+    if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
+        return identity
+    return replace(identity, session_name=_name_now(_session_to_leave(transcript.session, capture), identity))
+
+
+def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
+    """A subagent exported before its root has one already; the root takes it over."""
     for turn in transcript.turns:
         for child in children(turn):
             known = ledger.frozen(db, place.destination_id, child)
             if known is not None:
-                identity = replace(known[1], session_name=None)
-                break
-    if identity.encoding == 1 or capture.policy.mode == "off":
-        return identity
-    return replace(identity, session_name=_name_now(_session_to_leave(transcript.session, capture), identity))
+                return replace(known[1], session_name=None)
+    return Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
 
 
 def exports(

@@ -12,7 +12,7 @@ from typing import Literal
 
 from app import ledger
 from app.db import open_ledger
-from app.enqueue import Capture, Place, exports, first_identity, own_turns
+from app.enqueue import Capture, Place, exports, identity_of, own_turns
 from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot
@@ -93,7 +93,7 @@ def _family(
         return Imported(root.file.name, root.session, "failed", why(error))
     transcript = own_turns(db, transcript)
     place = Place(destination_id, folder(db, root.directory))
-    identity = known[1] if known is not None else first_identity(db, transcript, capturing, place)
+    identity = identity_of(db, transcript, capturing, place)
     hits, of_identity = _hits(transcript, capturing)
     return Previewed(
         file=root.file.name,

@@ -222,7 +222,8 @@ def test_new_title_is_a_new_version_of_the_sessions_record_alone(door: Door) -> 
     done = door.put(one(*TURN, title="a better title", time=time))
     assert (done.new, done.known) == (1, 1)
     assert door.put(one(*TURN)).known == 2
-    assert [body["providerRequest"]["json"]["title"] for body in door.bodies()[-1:]] == ["a better title"]
+    (choice,) = door.bodies()[-1]["providerResponse"]["json"]["choices"]
+    assert choice["message"]["content"] == "a better title"
 
 
 # --- what is not final
