@@ -277,4 +277,6 @@ def _missed(
     missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
     if missed or (ledger.SESSION_RECORD in known and is_missed(ledger.SESSION_RECORD, 0)):
         missed.add(ledger.SESSION_RECORD)
+    # Not to be taken, but to be told of.
+    missed |= {one.turn for one in transcript.unreadable if one.turn is not None and one.turn not in known}
     return missed, all(turn.id in known or turn.id in missed for turn in transcript.turns)
