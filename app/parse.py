@@ -125,7 +125,7 @@ def _origin(told: list[_Told]) -> str | None:
 
 
 def _in_order(entry: Place, session_ms: int) -> list[_Listed]:
-    """By (time.created, id). What has no time that can be, or no id, stays behind the message that it follows."""
+    """By (time.created, id), as OpenCode lists them. What has no time that can be, or no id, stays where it stands."""
     # Its faults are its turn's.
     messages = [Place(path, item if isinstance(item, dict) else {}) for path, item in entry.items("messages")]
     created = [message.object("info").object("time").moment("created") for message in messages]
@@ -146,6 +146,8 @@ def _in_order(entry: Place, session_ms: int) -> list[_Listed]:
             before_ms = told_ms
         else:
             message.note("info.time.created", "missing, or not when it was made")
+            made_ms = minted_ms(name, near_ms=before_ms) or 0
+            before_ms = made_ms if before_ms <= made_ms <= (after_ms or made_ms) else before_ms
         before = name
         found.append(_Listed(message, before_ms, name))
     return sorted(found, key=lambda one: one.age)

@@ -44,6 +44,8 @@ class Recording:
 def snapshots() -> Iterator[tuple[str, str]]:
     for name in recorded.names():
         for root, snapshot in recorded.replayed(name).items():
+            for session in snapshot["sessions"]:  # as OpenCode lists them
+                session["messages"].sort(key=lambda one: (one["info"]["time"]["created"], one["info"]["id"]))
             yield f"{name} {root}", json.dumps(snapshot)
 
 
