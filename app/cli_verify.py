@@ -153,7 +153,7 @@ def as_json(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: 
 
 def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> Iterator[str]:
     """The table, a total, and what to do."""
-    shown = [one for one in verdicts if one.turns or not one.is_fine]
+    shown = [one for one in verdicts if one.turns or one.copied or not one.is_fine]
     rows = [
         (one.session, one.project or "-", screen.day(one.changed_ms), str(one.turns), _told([one], sought))
         for one in shown
@@ -228,6 +228,9 @@ def _told(verdicts: Sequence[Verdict], sought: Mapping[str, Sought]) -> str:
         for name, count in {
             "older version(s)": sum(one.superseded for one in verdicts),
             "turn(s) gone in OpenCode": sum(one.gone for one in verdicts),
+            "copied by a fork": sum(one.copied for one in verdicts),
+            "turn(s) that CANNOT BE READ": sum(one.unreadable for one in verdicts),
+            "odd value(s)": sum(one.odd for one in verdicts),
         }.items()
         if count
     ]

@@ -199,6 +199,15 @@ def note(db: sqlite3.Connection, incident: str, now_ms: int, count: int = 1) -> 
     )
 
 
+def note_at_most(db: sqlite3.Connection, incident: str, now_ms: int, count: int) -> None:
+    """The same for what is met again each time that it is looked at: `count` is how many there are in all."""
+    db.execute(
+        "insert into incident (what, count, last_ms) values (?, ?, ?) on conflict (what) do update"
+        " set count = excluded.count, last_ms = excluded.last_ms where count < excluded.count",
+        (incident, count, now_ms),
+    )
+
+
 def incidents(db: sqlite3.Connection, limit: int = 20) -> list[tuple[str, int, int]]:
     """(what, count, last time in ms), most recent first."""
     rows = db.execute("select what, count, last_ms from incident order by last_ms desc limit ?", (limit,)).fetchall()

@@ -33,6 +33,7 @@ from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
 from app.transcript import Transcript, TranscriptError
 
+FAULTS_SHOWN = 3
 CARE_S = 2.0
 """How often the hook looks whether its worker lives."""
 
@@ -61,6 +62,8 @@ class Hook:
         self._deleted: dict[str, bytes] = {}
         self._missed: dict[str, str] = {}
         """Sessions with their directories of which something came while it could not be captured."""
+        self._told: set[str] = set()
+        """What the log already says of odd values: each snapshot shows them again."""
         self._settings = settings
         log.carry_warnings(self.spool.hook_log)
         self._settle()
@@ -131,6 +134,10 @@ class Hook:
                 salvage.forget_copies(self.spool.path / "ledger.db")
                 if dropped:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
+                    # A fork of it may show the same turns, which were left to their origin until now.
+                    of = folder(self.db, line.directory)
+                    ledger.compare_again(self.db, of)
+                    self._reconciling.begin(line.directory, of)
             case "refused":
                 reason = line.message.get("reason")
                 # The first two were said by the hook that this process was before. (It may be anything: no set.)
@@ -192,6 +199,8 @@ class Hook:
         place = Place(self.target.id, folder(self.db, line.directory))
         whole = self._with_unfinished(transcript)
         done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
+        self._tell(session, done)
+        self._reconciling.look_below(session, place)
         before = self._unfinished.pop(session, None)
         if done.keys:
             self._bound()
@@ -201,6 +210,13 @@ class Hook:
             still = before is not None and any(turn.id not in brought for turn in left.turns)
             lines = (*(before.lines if before is not None and still else ()), line.raw)
             self._unfinished[session] = _Unfinished(left, place, lines)
+
+    def _tell(self, session: str, done: Enqueued) -> None:
+        """What of a session was odd: places and rules, no text."""
+        told = f"odd in {session}: {', '.join(done.faults[:FAULTS_SHOWN])}, {len(done.faults)} in all"
+        if done.faults and told not in self._told:
+            self._told.add(told)
+            self.log(told)
 
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
@@ -251,6 +267,7 @@ class Hook:
         self._adopt(transcript.session.id)
         now_ms, ring = clock.now_ms(), self.bell.ring
         done = enqueue(self.db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned)
+        self._tell(transcript.session.id, done)
         if done.keys:
             self._bound()
         return done
@@ -272,6 +289,7 @@ class Hook:
                 now_ms = clock.now_ms()
                 if self._reconciling.compare(self.db, session, seen.folder, seen.capture, now_ms, has_ended=True):
                     self._unfinished.pop(session, None)
+                self._reconciling.look_below(session, Place(self.target.id, seen.folder), has_ended=True)
                 self._sessions.pop(session, None)
                 self._missed.pop(session, None)
         elsewhere = self._elsewhere()

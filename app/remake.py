@@ -17,6 +17,7 @@ from pathlib import Path
 
 from app import destination, ledger
 from app.enqueue import Capture, Export, Place, body_of, enqueue, exports
+from app.identity import Identity
 from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
 from app.opencode import ExportError, Store, StoreError
 from app.policy import Hold
@@ -117,11 +118,11 @@ class Remaking:
         The key says nothing of the secrets that were redacted: one that is not known here would be text again.
         """
         known = ledger.frozen(db, self._destination_id, wanted.session)
-        user_id = known[1] if known is not None else capturing.user_id
-        digest = capturing.policy.digest(user_id)
+        identity = known[1] if known is not None else Identity(capturing.user_id)
+        digest = capturing.policy.digest(identity.user_id)
         return {
             export.turn
-            for export in exports(transcript, capturing, user_id, abandoned=abandoned)
+            for export in exports(transcript, capturing, identity, abandoned=abandoned)
             if isinstance(export, Export)
             and export.turn in wanted.turns
             and ledger.fits_key(

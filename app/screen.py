@@ -54,6 +54,9 @@ def import_lines(result: Imported) -> Iterator[str]:
         "older than what is known": result.superseded,
         "noted without content": result.off,
         "not taken (captured while off, or deleted)": result.shut,
+        "copied by a fork": result.copied,
+        "odd value(s)": result.odd,
+        "turn(s) that cannot be read": result.unreadable,
     }
     told = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
     if result.outcome == "imported":

@@ -23,7 +23,9 @@ from app.capturing import load
 from app.destination import destinations
 from app.enqueue import Export, exports
 from app.envelope import BODY_BYTES_MAX
+from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
+from app.opencode import File, examine, snapshot
 from app.parse import parse
 from app.redact import PatternError
 from app.settings import SettingsError
@@ -340,9 +342,17 @@ class Expected:
                 self.snapshots += 1
                 if transcript.session.id not in self.deleted:
                     told = [
-                        one for one in exports(transcript, capturing, "", abandoned=False) if isinstance(one, Export)
+                        one
+                        for one in exports(transcript, capturing, Identity(""), abandoned=False)
+                        if isinstance(one, Export)
                     ]
-                    self.jobs |= {key(one.digest, capturing.policy.digest("")): transcript.session.id for one in told}
+                    # What a fork has copied is left to its origin, should that be among the lines.
+                    copies = {turn.digest for turn in transcript.turns if turn.is_copy}
+                    self.jobs |= {
+                        key(one.digest, capturing.policy.digest("")): transcript.session.id
+                        for one in told
+                        if one.digest not in copies and (one.turn != ledger.SESSION_RECORD or copies == set())
+                    }
             case _:
                 raise LineError("unknown type")
 
@@ -405,6 +415,4 @@ def _refuse_constant(name: str) -> None:
 
 def turns_of_file(data: bytes) -> Transcript:
     """Raises what `import` calls a failure."""
-    value = json.loads(data)
-    info = value["info"]
-    return parse({"root": info["id"], "sessions": [{"info": info, "messages": value["messages"]}]})
+    return parse(snapshot([examine(File("", data))]))

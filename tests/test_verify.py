@@ -496,8 +496,8 @@ def test_a_session_that_cannot_be_read_keeps_no_other_from_being_judged(desk: De
     assert code == 1
     odd, root = told["sessions"]
     assert root["states"] == {"never_seen": 1}
-    assert odd["failure"]
-    assert "ses_odd" in typed(desk.station, "verify").stdout
+    assert (odd["failure"], odd["unreadable"], odd["states"]) == ("", 1, {})
+    assert "1 turn(s) that CANNOT BE READ" in typed(desk.station, "verify").stdout
 
 
 def test_a_store_that_is_none_is_named(desk: Desk) -> None:

@@ -54,6 +54,8 @@ from app.ledger.confirmations import (
 from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
 from app.ledger.history import (
     Exported,
+    brought_along,
+    compare_again,
     exported,
     exported_elsewhere,
     exported_sessions,
@@ -144,7 +146,16 @@ from app.ledger.upkeep import (
     to_ring,
     unwarp,
 )
-from app.ledger.versions import delivered_as, frozen, insert, is_sealed, place_under, see_again, standing
+from app.ledger.versions import (
+    delivered_as,
+    encoding_elsewhere,
+    frozen,
+    insert,
+    is_sealed,
+    place_under,
+    see_again,
+    standing,
+)
 
 __all__ = [
     "ATTEMPTS_KEPT",
@@ -180,10 +191,12 @@ __all__ = [
     "adopt_rotated",
     "attempts",
     "bodies",
+    "brought_along",
     "bulk",
     "bury",
     "bury_unstored",
     "claim",
+    "compare_again",
     "complete",
     "conditions",
     "confirmations",
@@ -203,6 +216,7 @@ __all__ = [
     "dropped_letters",
     "due_for_confirmation",
     "emptied",
+    "encoding_elsewhere",
     "errors",
     "exported",
     "exported_elsewhere",
