@@ -46,11 +46,13 @@ from app.endpoint import EndpointError
 from app.folders import effective
 from app.ledger import LedgerError
 from app.letters import LetterError
+from app.limits import options_of
 from app.opencode import ExportError
 from app.redact import PatternError
 from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown
 from app.sources import Sources, unattended
+from app.spool import folder
 from app.status import read_status
 
 app = typer.Typer(
@@ -244,10 +246,12 @@ def _config_show(
     sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     with closing(open_ledger(sources.load().spool_directory)) as db:
         settings = shown(effective(db, sources, Path.cwd()))
+        limited = options_of(db, sources.load(), folder(db, str(Path.cwd())))
     if json_wanted:
         print_json({"settings": [asdict(one) for one in settings]})
     else:
         print_lines(screen.setting_line(one) for one in settings)
+        print_lines([screen.limits_line(limited)] if limited else [])
 
 
 @app.command("migrate")

@@ -102,6 +102,8 @@ def _names_us(path: Path) -> bool:
 def effective(db: sqlite3.Connection, sources: Sources, directory: Path) -> Settings:
     """The settings for work in `directory`, with its capture options and its destination's delivery options."""
     ours = find_target(db, sources.load())
-    options = dict(destination.folder_options(db, folder(db, str(directory))) or {})
-    options.update(ours.delivery_options if ours else {})
+    options = {
+        **(ours.delivery_options if ours else {}),
+        **(destination.folder_options(db, folder(db, str(directory))) or {}),
+    }
     return sources.load(Recorded(options, "plugin options, recorded by its hook") if options else None)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
-from app import __version__, clock, destination, ledger, log, salvage
+from app import __version__, clock, destination, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capture import secrets_of_this_machine
 from app.capturing import Captures, load
@@ -26,7 +26,7 @@ from app.reconcile import Reconciling
 from app.remake import Remaking
 from app.room import Room
 from app.schema import require_known
-from app.settings import Settings, delivery_options, to_record
+from app.settings import Recorded, Settings, SettingsError, delivery_options, to_record
 from app.sources import Sources
 from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
@@ -61,6 +61,8 @@ class Hook:
         self._unfinished: dict[str, _Unfinished] = {}
         self._deleted: dict[str, bytes] = {}
         self._settings = settings
+        self._own = settings
+        """Without what stands in a project's files."""
         log.carry_warnings(self.spool.hook_log)
         self._settle()
         self._cared_s = 0.0
@@ -156,6 +158,10 @@ class Hook:
         brought = to_record(self._settings, delivery_options(self._settings))
         destination.remember_delivery_options(self.db, self.target.id, brought)
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
+        # As the worker loads them: what bounds the whole spool is not for one project's files to say.
+        recorded = Recorded(destination.by_id(self.db, self.target.id).delivery_options, "plugin options, recorded")
+        with suppress(SettingsError):  # whoever starts a worker is told
+            self._own = self._sources.load(recorded)
 
     def _snapshot(self, line: Line) -> None:
         capturing = self._captures.take(line)
@@ -192,10 +198,11 @@ class Hook:
 
     def _bound(self) -> None:
         """Keep the spool within its size also where no worker runs, which would do it."""
-        now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
+        now_ms, bytes_max = clock.now_ms(), self._own.max_spool_bytes
+        bytes_max_of = limits.of_folders(self.db, self._own, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
-        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None)
-        made = self._room.make(self.db, now_ms, bytes_max)
+        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None, bytes_max_of=bytes_max_of)
+        made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         if made.emptied or made.dropped:
             self.log(made.told)
 
@@ -217,10 +224,18 @@ class Hook:
         """
         current = self._captures.by_folder()
         folders, now_ms, ring = tuple(current), clock.now_ms(), self.bell.ring
-        bytes_max = self._settings.max_spool_bytes // 2
-        return self._remaking.step(
-            self.db, current.get, folders=folders, now_ms=now_ms, ring=ring
-        ) or self._remaking.refill(self.db, current.get, folders=folders, bytes_max=bytes_max, now_ms=now_ms, ring=ring)
+        if self._remaking.step(self.db, current.get, folders=folders, now_ms=now_ms, ring=ring):
+            return True
+        own = limits.of_folders(self.db, self._own, "max_spool_bytes")
+        return self._remaking.refill(
+            self.db,
+            current.get,
+            folders=folders,
+            bytes_max=self._own.max_spool_bytes // 2,
+            bytes_max_of={folder: bytes_max // 2 for folder, bytes_max in own.items()},
+            now_ms=now_ms,
+            ring=ring,
+        )
 
     def _elsewhere(self) -> set[object]:
         """The sessions that another live OpenCode has open."""
