@@ -157,11 +157,11 @@ class Hook:
         """Tell the ledger how to deliver, and which worker is wanted."""
         brought = to_record(self._settings, delivery_options(self._settings))
         destination.remember_delivery_options(self.db, self.target.id, brought)
-        destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
         # As the worker loads them: what bounds the whole spool is not for one project's files to say.
         recorded = Recorded(destination.by_id(self.db, self.target.id).delivery_options, "plugin options, recorded")
         with suppress(SettingsError):  # whoever starts a worker is told
             self._own = self._sources.load(recorded)
+        destination.want_worker(self.db, self.target.id, worker_signature(self._own))
 
     def _snapshot(self, line: Line) -> None:
         capturing = self._captures.take(line)
