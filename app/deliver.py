@@ -46,6 +46,8 @@ class Courier:
     """True when the worker was told to end: what is in flight is finished, nothing new is begun."""
     when_to_confirm: Callable[[], int | None] = lambda: None
     """Asked as a job is delivered: when it is to be read back, None for never."""
+    max_retries_of: Callable[[Claim], int | None] = lambda _: None
+    """What the job's folder says in place of `policy.max_retries`; None: nothing."""
     rebuild: Callable[[Claim], Sequence[Body] | Hold | None] = lambda _: OTHER_TEXT
     """All bodies of a job that gave its own up, made again; None: nobody has the turn any more."""
 
@@ -165,7 +167,9 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
         is_alone=ledger.is_alone(db, courier.destination_id, held),
     )
     failure = Failure(outcome.reason, outcome.status, outcome.answer)
-    match judge(outcome, at, courier.policy, courier.dice()):
+    own_retries = courier.max_retries_of(held)
+    policy = courier.policy if own_retries is None else replace(courier.policy, max_retries=own_retries)
+    match judge(outcome, at, policy, courier.dice()):
         case Bury(error):
             settled = ledger.bury(db, held, now_ms, replace(failure, error=error))
             if held.is_probe and outcome.kind == "permanent":

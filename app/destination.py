@@ -181,6 +181,16 @@ def held_folders(db: sqlite3.Connection) -> list[tuple[str, int]]:
     return [(row["reason"], row["folders"]) for row in rows]
 
 
+def folder_limits(db: sqlite3.Connection, option: str) -> dict[str, int]:
+    """By folder, what its project's files say of `maxSpoolSize`, `maxSpoolAge` or `maxRetries`, where they do."""
+    rows = db.execute(
+        "select hash, json_extract(capture_options, :path) as value from folder"
+        " where json_type(capture_options, :path) = 'integer'",
+        {"path": f"$.{option}"},
+    )
+    return {row["hash"]: row["value"] for row in rows}
+
+
 def refuse(db: sqlite3.Connection, reason: str, now_ms: int, *, times: int = 1) -> None:
     """Count lines that the hook could not use, or what else was lost before it became a job."""
     db.execute(

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
-from app import __version__, clock, destination, ledger, log, salvage
+from app import __version__, clock, destination, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capture import secrets_of_this_machine
 from app.capturing import Captures, load
@@ -227,9 +227,10 @@ class Hook:
     def _bound(self) -> None:
         """Keep the spool within its size also where no worker runs, which would do it."""
         now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
+        bytes_max_of = limits.of_folders(self.db, self._settings, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
-        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None)
-        made = self._room.make(self.db, now_ms, bytes_max)
+        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None, bytes_max_of=bytes_max_of)
+        made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         if made.emptied or made.dropped:
             self.log(made.told)
 
@@ -251,10 +252,18 @@ class Hook:
         """
         current = self._captures.by_folder()
         folders, now_ms, ring = tuple(current), clock.now_ms(), self.bell.ring
-        bytes_max = self._settings.max_spool_bytes // 2
-        return self._remaking.step(
-            self.db, current.get, folders=folders, now_ms=now_ms, ring=ring
-        ) or self._remaking.refill(self.db, current.get, folders=folders, bytes_max=bytes_max, now_ms=now_ms, ring=ring)
+        if self._remaking.step(self.db, current.get, folders=folders, now_ms=now_ms, ring=ring):
+            return True
+        own = limits.of_folders(self.db, self._settings, "max_spool_bytes")
+        return self._remaking.refill(
+            self.db,
+            current.get,
+            folders=folders,
+            bytes_max=self._settings.max_spool_bytes // 2,
+            bytes_max_of={folder: bytes_max // 2 for folder, bytes_max in own.items()},
+            now_ms=now_ms,
+            ring=ring,
+        )
 
     def _elsewhere(self) -> set[object]:
         """The sessions that another live OpenCode has open."""

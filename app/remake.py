@@ -77,18 +77,21 @@ class Remaking:
         *,
         folders: Sequence[str],
         bytes_max: int,
+        bytes_max_of: ledger.Limits = ledger.NO_LIMITS,
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
         """Try to fill the held jobs of the next session again, if there is one and less than `bytes_max` is held.
 
+        Nothing is filled in a folder that holds more than `bytes_max_of` it.
         For a hook: it may redact text. A turn that has changed since comes as its new version; one that would come out
         with other bytes under the same key stays held. Each is tried once, so that in an outage nothing is filled and
         given up by turns. Raises sqlite3.Error.
         """
+        full = ledger.excess_of_folders(db, bytes_max_of)
         for wanted in ledger.emptied(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
-            if capturing is None or (wanted, wanted.policy) in self._tried:
+            if capturing is None or wanted.folder in full or (wanted, wanted.policy) in self._tried:
                 continue
             if ledger.held_bytes(db) >= bytes_max:
                 return False

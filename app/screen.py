@@ -72,6 +72,9 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
     spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
     yield visible(f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {bodies}")
+    if status.folder_limits:
+        told = ", ".join(f"{option} in {folders}" for option, folders in status.folder_limits.items())
+        yield f"folders whose own limits bind their jobs alone: {told}"
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
         if not (one.current or one.pause_reason or any(asdict(one.jobs).values())):

@@ -14,6 +14,7 @@ from app.db import open_whole
 from app.destination import Destination
 from app.endpoint import normalise
 from app.ledger import Choice, Conditions, Counts, Group
+from app.limits import folders_by_option
 from app.presence import present
 from app.settings import Settings
 from app.spool import Spool, find_target, meant
@@ -154,6 +155,8 @@ class Status:
     held_bytes_max: int
     age_ms_max: int
     """How long a job may wait."""
+    folder_limits: Mapping[str, int]
+    """In how many folders the project's files set a limit for their own jobs, by the option's name."""
     jobs: Jobs
     """Of all destinations."""
     dropped_by_reason: Mapping[str, int]
@@ -188,6 +191,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             held_bytes=total.body_bytes,
             held_bytes_max=settings.max_spool_bytes,
             age_ms_max=settings.max_spool_age_ms,
+            folder_limits=folders_by_option(db, settings),
             jobs=_jobs(total),
             dropped_by_reason=dict(total.dropped_by_reason),
             destinations=destinations,

@@ -23,7 +23,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, confirm, crashpoint, destination, ledger, log, retry, salvage
+from app import __version__, clock, confirm, crashpoint, destination, ledger, limits, log, retry, salvage
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
 from app.connection import Ledger
@@ -162,6 +162,7 @@ class Worker:
             clock=clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
+            max_retries_of=self._max_retries,
             rebuild=self._rebuild,
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
@@ -187,6 +188,9 @@ class Worker:
 
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
+
+    def _max_retries(self, held: Claim) -> int | None:
+        return limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
 
     def _rebuild(self, held: Claim) -> Sequence[Body] | Hold | None:
         capturing = self._permits.capture(self.db, held.folder)
@@ -326,9 +330,18 @@ class Worker:
 
     def _prune(self, now_ms: int) -> None:
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
-        is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
+        bytes_max_of = limits.of_folders(self.db, self.settings, "max_spool_bytes")
+        ages_ms = limits.of_folders(self.db, self.settings, "max_spool_age_ms")
+        steady_ms = ledger.steady_ms(self.db, now_ms)
+        trusted_ms = ledger.trusted_age_ms(age_ms_max, steady_ms)
+        trusted_ms_of = {folder: ledger.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
         given_up = ledger.give_up_confirmations(
-            self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max if is_steady else None
+            self.db,
+            now_ms,
+            bytes_max=bytes_max,
+            age_ms_max=trusted_ms,
+            bytes_max_of=bytes_max_of,
+            age_ms_max_of=trusted_ms_of,
         )
         if given_up:
             self._log(
@@ -336,8 +349,8 @@ class Worker:
             )
         if self.settings.takes_over:
             ledger.take_over(self.db, self.target, now_ms)
-        aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
-        made = self._room.make(self.db, now_ms, bytes_max)
+        aged = ledger.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
+        made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         ledger.forget_acknowledgements(self.db, now_ms)
         ledger.forget_footprints(self.db)
         salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)

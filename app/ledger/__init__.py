@@ -3,7 +3,9 @@
     versions    in: a turn's version becomes a job, or supersedes one
     claims      out: a job is claimed, acknowledged record by record, finished
     confirmations  delivered jobs are read back, sent again, given up
-    upkeep      what no ring brings: orphans, rings, pruning
+    upkeep      what no ring brings: orphans, rings, the clock
+    pruning     what there is no room for, or what is too old
+    limits      what binds the jobs of one folder alone
     room        jobs that gave up their bodies, which OpenCode's store has
     policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
@@ -90,6 +92,7 @@ from app.ledger.letters import (
     purge_dead,
     retry_dead,
 )
+from app.ledger.limits import NO_LIMITS, Limits
 from app.ledger.policies import (
     Missing,
     drop_for_policy,
@@ -101,6 +104,14 @@ from app.ledger.policies import (
     made_under,
     missing,
     release_folder,
+)
+from app.ledger.pruning import (
+    drop_aged,
+    drop_oversize,
+    drop_oversize_of_folders,
+    drop_session,
+    forget_acknowledgements,
+    shrink,
 )
 from app.ledger.readings import (
     Conditions,
@@ -120,6 +131,7 @@ from app.ledger.room import (
     bulk,
     drop_gone,
     emptied,
+    excess_of_folders,
     fits,
     fits_key,
     give_up_bodies,
@@ -131,19 +143,15 @@ from app.ledger.room import (
 from app.ledger.upkeep import (
     KILLS_MAX,
     RING_AGAIN_MS,
-    drop_aged,
-    drop_oversize,
-    drop_session,
-    forget_acknowledgements,
     forget_rings,
-    is_steady,
     leasing_workers,
     next_due_ms,
     next_of_session,
     note_sleep,
     recover,
-    shrink,
+    steady_ms,
     to_ring,
+    trusted_age_ms,
     unwarp,
 )
 from app.ledger.versions import (
@@ -163,6 +171,7 @@ __all__ = [
     "DIGEST_BYTES",
     "ISOLATED_KILLS",
     "KILLS_MAX",
+    "NO_LIMITS",
     "RING_AGAIN_MS",
     "SESSION_RECORD",
     "Attempt",
@@ -180,6 +189,7 @@ __all__ = [
     "Group",
     "LedgerError",
     "Letter",
+    "Limits",
     "Missing",
     "Print",
     "Standing",
@@ -211,6 +221,7 @@ __all__ = [
     "drop_gone",
     "drop_looser",
     "drop_oversize",
+    "drop_oversize_of_folders",
     "drop_session",
     "dropped_groups",
     "dropped_letters",
@@ -218,6 +229,7 @@ __all__ = [
     "emptied",
     "encoding_elsewhere",
     "errors",
+    "excess_of_folders",
     "exported",
     "exported_elsewhere",
     "exported_sessions",
@@ -244,7 +256,6 @@ __all__ = [
     "is_history",
     "is_pending",
     "is_sealed",
-    "is_steady",
     "is_whole",
     "last_body",
     "latest_ms",
@@ -276,9 +287,11 @@ __all__ = [
     "set_back",
     "shrink",
     "standing",
+    "steady_ms",
     "stop_confirming",
     "take_over",
     "to_ring",
+    "trusted_age_ms",
     "unacknowledged",
     "unwarp",
     "without_bodies",

@@ -16,11 +16,14 @@ import uuid
 from dataclasses import dataclass
 
 from app.connection import transaction
+from app.ledger import limits
 from app.ledger.job import BATCH, LedgerError, bodies
+from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
 from app.ledger.versions import forget_contents
 
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
 """No look is put off for longer: a later time was set by a clock that was wrong."""
+_WAITS = "j.confirm_ms is not null and j.body_bytes > 0"
 # Whether it could be sent again. Its bodies may be OpenCode's to keep: the rows say what they must be.
 _HAS_RECORDS = "exists (select 1 from record r where r.job_id = {job}.id)"
 
@@ -201,20 +204,33 @@ def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
 # --- giving up -------------------------------------------------------------------------------------------------------
 
 
-def give_up_confirmations(db: sqlite3.Connection, now_ms: int, *, bytes_max: int, age_ms_max: int | None) -> int:
+def give_up_confirmations(
+    db: sqlite3.Connection,
+    now_ms: int,
+    *,
+    bytes_max: int,
+    age_ms_max: int | None,
+    bytes_max_of: Limits = NO_LIMITS,
+    age_ms_max_of: Limits = NO_LIMITS,
+) -> int:
     """delivered, to be confirmed -> delivered, oldest first, until all held bodies fit into `bytes_max`; and the aged.
 
-    `age_ms_max` None: nothing is too old, because the clock has just jumped. These bodies are the first to go: they
-    were accepted already. Counted for status. Returns the number of jobs.
+    Folders that are in `age_ms_max_of` have that age instead, and what is held of those in `bytes_max_of` is to fit
+    into their own size before. `age_ms_max` None: nothing is too old, because the clock cannot be trusted. These bodies
+    are the first to go: they were accepted already. Counted for status. Returns the number of jobs.
     """
     given_up = 0
-    before_ms = None if age_ms_max is None else now_ms - age_ms_max
-    while batch := _give_up(db, "finished_ms < :before", {"before": before_ms}):
+    ages: dict[str, object] = {"now": now_ms, "age": age_ms_max, "ages": limits.as_json(age_ms_max_of)}
+    while batch := _give_up(db, f"finished_ms + {AGE_MS} < :now", ages):
+        given_up += batch
+    while (excess := limits.excess(db, bytes_max_of, "j.body_bytes > 0")) and (
+        batch := _give_up(db, limits.oldest(_WAITS, "j.finished_ms"), {"limits": limits.as_json(excess)})
+    ):
         given_up += batch
     while batch := _give_up(
         db,
         "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"
-        " from job where confirm_ms is not null and body_bytes > 0) where older < :excess)",
+        f" from job j where {_WAITS}) where older < :excess)",
         {"excess": _held_bytes(db) - bytes_max},
     ):
         given_up += batch
