@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from app import clock
-from app.confirm import RESENDS_MAX, Allowance
-from app.helicone import NOT_STORED_CAUSES
+from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.importing import import_files
 from app.opencode import File
 from app.sources import Sources
@@ -228,7 +227,7 @@ def test_where_the_address_is_not_known_nothing_is_read_back_and_status_says_so_
         deliver(made)
         told.pass_a_day()
         read_back(made)
-    assert told.confirmation() == Confirmation(JOBS, 0, 0, 0, ())
+    assert told.confirmation() == Confirmation(JOBS, 0, 0, 0, (), "")
 
 
 def test_a_refused_reading_back_is_told_and_a_worker_that_starts_tries_at_once(place: Place) -> None:
@@ -245,7 +244,7 @@ def test_a_refused_reading_back_is_told_and_a_worker_that_starts_tries_at_once(p
     assert "404" in place.station.text("worker.log")
     with working(place) as made:
         made._first_confirmation(Allowance(60, 60, clock.now_ms()))
-    assert place.confirmation() == Confirmation(JOBS, 0, 0, 0, ())
+    assert place.confirmation() == Confirmation(JOBS, 0, 0, 0, (), "")
 
 
 def test_a_worker_that_is_told_not_to_confirm_gives_up_what_waits_for_it_and_status_says_so(place: Place) -> None:
@@ -256,4 +255,4 @@ def test_a_worker_that_is_told_not_to_confirm_gives_up_what_waits_for_it_and_sta
     off = replace(place, station=replace(place.station, variables={"OPENCODE_HELICONE_CONFIRM": "off"}))
     with working(off) as made:
         assert not made._first_confirmation(Allowance(60, 60, clock.now_ms()))
-    assert off.confirmation() == Confirmation(0, 0, 0, JOBS, ("off: confirm is off",))
+    assert off.confirmation() == Confirmation(0, 0, 0, JOBS, ("off: confirm is off",), "")

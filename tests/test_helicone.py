@@ -480,16 +480,16 @@ def test_a_session_is_read_back_whole_page_by_page_and_nothing_else(client: Clie
         for n, request_id in enumerate(wanted):
             assert client.post(receiver.url + JAWN, record(request_id, start_s=1_000 + n), request_id, 0).status == 200
         client.post(receiver.url + JAWN, record(session="ses_2"), ID, 0)
-        rows = list(client.read_back(receiver.url + READ_BACK, "ses_1", since_ms=0))
-        later = list(client.read_back(receiver.url + READ_BACK, "ses_1", since_ms=1_003_000))
+        rows = list(client.read_back(receiver.url + READ_BACK, "ses_1", start_ms=0))
+        later = list(client.read_back(receiver.url + READ_BACK, "ses_1", start_ms=1_006_000))
     assert [row["request_id"] for row in rows] == wanted
-    assert [row["request_id"] for row in later] == wanted[4:]
+    assert [row["request_id"] for row in later] == wanted[5:]  # from two seconds earlier on, and later than that
 
 
 def test_a_server_that_ignores_the_page_is_not_read_for_ever(client: Client) -> None:
     page = json.dumps({"data": [{}] * READ_BACK_PAGE}).encode()
     with scripted(answer(201, page)) as server, pytest.raises(ReadBackError, match="more than"):
-        list(client.read_back(server.url + READ_BACK, "ses_1", since_ms=0))
+        list(client.read_back(server.url + READ_BACK, "ses_1", start_ms=0))
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_a_server_that_ignores_the_page_is_not_read_for_ever(client: Client) -> 
 )
 def test_reading_back_says_why_it_failed(client: Client, act: servers.Act) -> None:
     with scripted(act) as server, pytest.raises(ReadBackError) as caught:
-        list(client.read_back(server.url + READ_BACK, "ses_1", since_ms=0))
+        list(client.read_back(server.url + READ_BACK, "ses_1", start_ms=0))
     assert api_key() not in str(caught.value)
 
 

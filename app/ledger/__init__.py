@@ -3,6 +3,7 @@
     versions    in: a turn's version becomes a job, or supersedes one
     claims      out: a job is claimed, acknowledged record by record, finished
     confirmations  delivered jobs are read back, sent again, given up
+    readback    how reading back goes at a destination
     upkeep      what no ring brings: orphans, rings, pruning
     room        jobs that gave up their bodies, which OpenCode's store has
     policies    what the settings in force forbid: jobs are held, or dropped to be captured again
@@ -33,10 +34,8 @@ from app.ledger.claims import (
     unacknowledged,
 )
 from app.ledger.confirmations import (
-    Confirmations,
     Unconfirmed,
     bury_unstored,
-    confirmations,
     confirmed,
     due_for_confirmation,
     give_up_confirmation,
@@ -45,9 +44,6 @@ from app.ledger.confirmations import (
     look_back,
     not_found_yet,
     note_body_not_stored,
-    pause_read_back,
-    read_back_failures,
-    resume_read_back,
     send_again,
     stop_confirming,
 )
@@ -85,6 +81,7 @@ from app.ledger.letters import (
     dropped_groups,
     dropped_letters,
     letters_of,
+    letters_of_session,
     purge_dead,
     retry_dead,
 )
@@ -99,6 +96,18 @@ from app.ledger.policies import (
     made_under,
     missing,
     release_folder,
+)
+from app.ledger.readback import (
+    Confirmations,
+    Control,
+    confirmations,
+    control,
+    end_read_back_pause,
+    note_found,
+    note_missed,
+    pause_read_back,
+    read_back_failures,
+    resume_read_back,
 )
 from app.ledger.readings import (
     Conditions,
@@ -161,6 +170,7 @@ __all__ = [
     "Claim",
     "Conditions",
     "Confirmations",
+    "Control",
     "Counts",
     "Emptied",
     "Exported",
@@ -188,6 +198,7 @@ __all__ = [
     "conditions",
     "confirmations",
     "confirmed",
+    "control",
     "counts",
     "dead_groups",
     "dead_keys",
@@ -203,6 +214,7 @@ __all__ = [
     "dropped_letters",
     "due_for_confirmation",
     "emptied",
+    "end_read_back_pause",
     "errors",
     "exported",
     "exported_elsewhere",
@@ -236,6 +248,7 @@ __all__ = [
     "latest_ms",
     "leasing_workers",
     "letters_of",
+    "letters_of_session",
     "look_back",
     "made_under",
     "missing",
@@ -243,6 +256,8 @@ __all__ = [
     "next_of_session",
     "not_found_yet",
     "note_body_not_stored",
+    "note_found",
+    "note_missed",
     "note_reconciled",
     "note_sleep",
     "pause_read_back",
