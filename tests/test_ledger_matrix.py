@@ -428,11 +428,11 @@ stays untouched."""
 READERS = {
     "attempts", "bodies", "bulk", "conditions", "confirmations", "control", "counts", "dead_groups", "dead_keys",
     "dead_letters", "delivered_as", "dropped_groups", "dropped_letters", "due_for_confirmation", "emptied", "errors",
-    "exported", "exported_elsewhere", "exported_sessions", "fits", "fits_key", "frozen", "held", "held_bytes", "held_folders",
-    "is_alone", "is_current", "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body",
-    "latest_ms", "leasing_workers", "letters_of", "letters_of_session", "made_under", "missing", "next_due_ms",
-    "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "unacknowledged",
-    "without_bodies",
+    "exported", "exported_elsewhere", "exported_sessions", "fits", "fits_key", "frozen", "held", "held_bytes",
+    "held_folders", "is_alone", "is_current", "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole",
+    "last_body", "latest_ms", "leasing_workers", "letters_of", "letters_of_session", "made_under", "missing",
+    "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "relies_on", "sendable",
+    "standing", "unacknowledged", "without_bodies",
 }  # fmt: skip
 TABLES = (
     "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder", "confirmation",
