@@ -13,6 +13,7 @@ import pytest
 
 from app import confirm, destination, ledger, screen
 from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
+from app.connection import connect
 from app.db import open_ledger
 from app.deliver import Courier, deliver
 from app.envelope import Log, encode
@@ -20,9 +21,10 @@ from app.helicone import Client, ReadBackError
 from app.ledger import Body, Version
 from app.policy import Post
 from app.retry import Outcome, Policy
+from app.schema import migrate, migrations
 from app.settings import Settings
 from app.status import Confirmation, Status, read_status
-from tests.desk import key
+from tests.desk import Desk, key, version
 from tests.servers import Receiver, api_key, receiving
 
 SECOND_MS, MINUTE_MS, HOUR_MS = 1_000, 60_000, 3_600_000
@@ -60,9 +62,9 @@ class Person:
             made.append(
                 Body(request_id, encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None)))
             )
-        version = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
+        made_of = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
         with self.ledger() as db:
-            ledger.insert(db, self.destination, version, made, now_ms=self.now_ms)
+            ledger.insert(db, self.destination, made_of, made, now_ms=self.now_ms)
 
     def work(self) -> None:
         """Deliver what is due, and read back what is due."""
@@ -237,6 +239,18 @@ def test_a_row_that_was_found_by_a_clock_far_ahead_does_not_count_as_fresh_for_e
     person.capture("another")
     person.live(10 * MINUTE_MS)
     assert person.states() == {"delivered": 3}
+
+
+def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_something_is_found(tmp_path: Path) -> None:
+    (before,) = [number for number, sql in migrations() if "found_ms" in sql]
+    with closing(connect(tmp_path / "ledger.db")) as db:
+        migrate(db, [(number, sql) for number, sql in migrations() if number < before])
+        desk = Desk(db)
+        desk.put(version())
+        desk.deliver(version())
+        db.execute("update job set confirmed_ms = 7")
+        migrate(db, migrations())
+        assert ledger.control(db, desk.destination) == ledger.Control(None, 0, 7)
 
 
 # --- never stores ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app import clock
+from app import clock, ledger
 from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.importing import import_files
 from app.opencode import File
@@ -245,6 +246,21 @@ def test_a_refused_reading_back_is_told_and_a_worker_that_starts_tries_at_once(p
     with working(place) as made:
         made._first_confirmation(Allowance(60, 60, clock.now_ms()))
     assert place.confirmation() == Confirmation(JOBS, 0, 0, 0, (), "")
+
+
+def test_flush_ends_the_pause_of_a_failed_reading_back(place: Place) -> None:
+    place.capture()
+    with working(place) as made:
+        deliver(made)
+        place.pass_a_day()
+        place.receiver.fault({"route": "read", "blind": True})
+        ledger.note_found(made.db, made.target.id, ledger.Control(uuid.uuid4(), 1, clock.now_ms()))
+        read_back(made)
+        read_back(made)  # it waits
+        assert place.confirmation().confirmed == 0
+        assert place.station.run("flush").returncode == 0
+        read_back(made)
+    assert place.confirmation().confirmed == JOBS
 
 
 def test_a_worker_that_is_told_not_to_confirm_gives_up_what_waits_for_it_and_status_says_so(place: Place) -> None:

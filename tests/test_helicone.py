@@ -150,6 +150,44 @@ def test_jawns_answers_mean_what_the_contract_says(client: Client, status: int, 
     assert (outcome.kind, outcome.status) == (kind, status)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "connect ECONNREFUSED 127.0.0.1:5432",
+        "connect ECONNREFUSED ::1:5432",
+        '{"errno":-111,"code":"ECONNREFUSED","syscall":"connect","address":"127.0.0.1","port":5432}',
+        "getaddrinfo ENOTFOUND db",
+        "getaddrinfo EAI_AGAIN db",
+        "connect ETIMEDOUT 10.0.0.5:5432",
+        "connect EHOSTUNREACH 10.0.0.5:5432",
+        "read ECONNRESET",
+        "write EPIPE",
+        "Connection terminated unexpectedly",
+        "Connection terminated due to connection timeout",
+        "Client has encountered a connection error and is not queryable",
+        "timeout exceeded when trying to connect",
+        "terminating connection due to administrator command",
+        "the database system is starting up",
+        "sorry, too many clients already",
+        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+        "canceling statement due to statement timeout",
+        "TypeError: fetch failed",
+        "Auth failed! Error: connect ECONNREFUSED 127.0.0.1:54321",
+    ],
+)
+@pytest.mark.parametrize(("path", "status"), [(JAWN, 401), (WORKER, 200)], ids=["jawn", "worker"])
+def test_a_database_that_cannot_be_asked_is_no_refused_key(client: Client, path: str, status: int, text: str) -> None:
+    with scripted(answer(status, error(text), SAME_ID)) as server:
+        outcome = post(client, server.url, path=path)
+    assert (outcome.kind, outcome.status) == ("wait", status)
+
+
+@pytest.mark.parametrize("body", [error("No API key found"), b'{"error":null,"trace":"x"}', b"ECONNREFUSED", HTML])
+def test_a_401_that_names_no_connection_error_is_a_refused_key(client: Client, body: bytes) -> None:
+    with scripted(answer(401, body)) as server:
+        assert post(client, server.url, path=JAWN).kind == "refused"
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_refused_and_the_key_stays_where_it_was_sent(client: Client, status: int) -> None:
     with scripted(ok()) as elsewhere:
