@@ -16,6 +16,7 @@ from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
 from app.connection import connect
 from app.db import open_ledger
 from app.deliver import Courier, deliver
+from app.doctor import Finding, examine
 from app.envelope import Log, encode
 from app.helicone import Client, ReadBackError
 from app.ledger import Body, Version
@@ -23,6 +24,7 @@ from app.policy import Post
 from app.retry import Outcome, Policy
 from app.schema import migrate, migrations
 from app.settings import Settings
+from app.sources import Sources
 from app.status import Confirmation, Status, read_status
 from tests.desk import Desk, key, version
 from tests.servers import Receiver, api_key, receiving
@@ -125,6 +127,10 @@ class Person:
 
     def status(self) -> Status:
         return read_status(Settings(spool_directory=self.spool), self.now_ms)
+
+    def doctor(self) -> list[Finding]:
+        environ = {"HOME": str(self.spool.parent), "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.spool)}
+        return list(examine(Sources(environ, self.spool.parent, self.spool.parent), self.spool.parent, self.now_ms))
 
     def confirmation(self) -> Confirmation:
         (one,) = [one for one in self.status().destinations if one.id is not None]
@@ -264,6 +270,7 @@ def test_a_helicone_that_never_stores_is_named_at_the_first_look_and_its_turns_d
     assert person.states() == {"unconfirmed": 1}
     first = person.first_line()
     assert "accepted, never found" in first
+    assert first in [one.found for one in person.doctor() if one.check == "read back"]
     assert all(cause in first for cause in NOT_STORED_CAUSES)
     person.live(HOUR_MS)
     assert person.states() == {"dead": 1}
