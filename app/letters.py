@@ -137,7 +137,7 @@ _DROPPED_TODO = {
     "purged": "somebody purged it; import of its session queues it again",
 }
 _DEAD_TODO = (
-    ("killed", "a worker's process ended each time it was tried; see logs/worker.log before you retry it"),
+    ("worker died", "a worker's process ended each time it was tried; see logs/worker.log before you retry it"),
     ("damaged|checksum", "its bodies are damaged on this disk: purge it, then import its session again"),
     ("not stored", "see the causes that doctor --send names, mend them at Helicone, then retry it"),
     (r"after [0-9]+ retries", "Helicone failed on it while others passed; see Helicone's own log, then retry it"),
