@@ -109,11 +109,8 @@ def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sough
                 step(done, len(verdicts))
                 known = ledger.exported(db, ours.id if ours else -1, one.session)
                 sought[one.session] = seek(
-                    one.session,
                     known,
-                    lambda session, start_ms, ids: (
-                        wait() or client.stored(url, session, since_ms=start_ms, request_ids=ids)
-                    ),
+                    lambda start_ms, ids: wait() or client.stored(url, start_ms=start_ms, request_ids=ids),
                     now_ms=clock.now_ms(),
                     delay_ms=confirm.looks_ms(ours.route if ours else None, 0)[0],
                 )

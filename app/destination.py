@@ -37,6 +37,8 @@ class Destination:
     """How many jobs may be in flight soon after a pause; None: as many as there are threads."""
     delivery_options: Mapping[str, object]
     worker_wanted: str
+    was_tried: bool
+    """Something was ever posted to it, whatever came of it."""
 
 
 def fingerprint(db: sqlite3.Connection, secret: str) -> str:
@@ -95,6 +97,8 @@ def _read_destination(row: sqlite3.Row) -> Destination:
         concurrency=row["concurrency"],
         delivery_options=json.loads(row["delivery_options"]),
         worker_wanted=row["worker_wanted"],
+        # A route is one that answered; a first failure is suspected of being the job's, or pauses the destination.
+        was_tried=row["passes"] > 0 or any(row[name] is not None for name in ("route", "suspect_job_id", "probed_ms")),
     )
 
 

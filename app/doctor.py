@@ -277,6 +277,13 @@ def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
             yield Finding("destination", level, _described(one), todo)
 
 
+def _read_back(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for one in read_destinations(db, site.settings, site.now_ms):
+        if one.confirmation.alarm:
+            found = f"{named(one)}: {one.confirmation.alarm}"
+            yield Finding("read back", "warning", found, "doctor --send posts one log and looks for it")
+
+
 def _described(one: DestinationStatus) -> str:
     why = f": {one.pause_reason}" if one.pause_reason else ""
     whose = "" if one.current else ", another than that of the present settings"
@@ -335,6 +342,7 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _processes,
     _held,
     _destinations,
+    _read_back,
     _clock,
     _incidents,
     _refusals,

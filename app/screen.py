@@ -69,6 +69,8 @@ def import_lines(result: Imported) -> Iterator[str]:
 def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     bodies = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for bodies not delivered, or not confirmed"
     known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
+    for alarm in status.alarms:
+        yield visible(alarm)
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
     spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
     yield visible(f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {bodies}")

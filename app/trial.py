@@ -6,10 +6,11 @@ import time
 import uuid
 from collections.abc import Iterator
 
+from app.confirm import NOT_STORED_CAUSES
 from app.doctor import Finding
 from app.endpoint import read_back_url, routes
 from app.envelope import Log, encode
-from app.helicone import NOT_STORED_CAUSES, Client, ReadBackError
+from app.helicone import Client, ReadBackError
 from app.retry import Outcome
 from app.settings import Settings
 
@@ -82,7 +83,7 @@ def _look(client: Client, url: str | None, request_id: str, now_ms: int, timeout
     ends_s = time.monotonic() + timeout_s
     while True:
         try:
-            rows = list(client.read_back(url, SESSION, since_ms=now_ms - 60_000))
+            rows = list(client.read_back(url, SESSION, start_ms=now_ms))
         except ReadBackError as error:
             yield Finding("read back", "problem", f"{url}: {error}", CHECK)
             return

@@ -16,6 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ from huey.signals import SIGNAL_INTERRUPTED
 from app import __version__, clock, confirm, crashpoint, destination, ledger, limits, log, retry, salvage
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
-from app.connection import Ledger
+from app.connection import PATIENT_MS, Ledger
 from app.db import heal, inspect, open_ledger
-from app.deliver import Courier, deliver
+from app.deliver import Courier, deliver, let_go
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
-from app.helicone import NOT_STORED_CAUSES, Client, ClientError, ReadBackError
+from app.helicone import Client, ClientError, ReadBackError
 from app.ledger import Body, Claim
 from app.opencode import store_file
 from app.permit import Permits
@@ -113,6 +114,7 @@ class Worker:
         self._only = Only(self.spool.automatic_worker(self.target.id))
         self._watching = threading.Lock()
         self._stop = threading.Event()
+        self._left: list[Claim] = []
         self._useful_ms = clock.now_ms()
         self._seen = clock.read()
         self._pruned_ms = 0
@@ -132,6 +134,7 @@ class Worker:
         db: Ledger | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = open_ledger(self.spool.path)
+            db.execute(f"pragma busy_timeout = {PATIENT_MS}")
         return db
 
     def _heal(self, error: Exception) -> None:
@@ -164,13 +167,14 @@ class Worker:
             stopping=self._stopping,
             max_retries_of=self._max_retries,
             rebuild=self._rebuild,
+            leave=self._left.append,
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
         try:
             require_known(self.db)
             following = deliver(self.db, key, courier)
         except (sqlite3.Error, SchemaError) as error:
-            # The lease runs out or is released by the next look; the job is where it was.
+            # The next look of the watch lets the job go that was under way.
             self._log(f"ledger: {error}")
             self._heal(error)
             return
@@ -208,8 +212,10 @@ class Worker:
             left_s = ends_s - time.monotonic()
             outcome = self._client.post(route.url, body.body, str(body.request_id), clock.now_ms(), left_s)
             if outcome.status is not None and outcome.status != NOT_FOUND and route.url != self._route:
-                destination.remember_route(self.db, self.target.id, route.url)
-                self._route = route.url
+                # The answer counts more than the note: where the ledger is locked, the next answer brings it.
+                with suppress(sqlite3.OperationalError):
+                    destination.remember_route(self.db, self.target.id, route.url)
+                    self._route = route.url
             if outcome.status != NOT_FOUND:
                 break
         assert outcome is not None  # noqa: S101 - there is always a route
@@ -276,6 +282,7 @@ class Worker:
         if self._makes_way(time.monotonic()):
             return LOOK_MS
         now_ms = self._read_clock()
+        self._let_go(now_ms)
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
         if mended := ledger.unwarp(self.db, now_ms):
@@ -320,6 +327,12 @@ class Worker:
             self._log("ends: the ledger belongs to a newer version than the one that is installed here")
             self._end(anew=True)  # it will refuse the ledger, and say so to whoever looks after its processes
         return True
+
+    def _let_go(self, now_ms: int) -> None:
+        """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
+        while self._left:
+            let_go(self.db, self.target.id, self._left[0], now_ms)
+            self._left.pop(0)
 
     def _recover(self, now_ms: int) -> None:
         leasing = ledger.leasing_workers(self.db)
@@ -397,20 +410,17 @@ class Worker:
             self._stored,
             clock.now_ms(),
             allowance=allowance,
-            causes=NOT_STORED_CAUSES,
             dice=random.random,
         )
         if failure is not None:
             self._log(f"delivered jobs cannot be confirmed: {failure}")
         return True
 
-    def _stored(
-        self, session: str, since_ms: int, request_ids: Sequence[uuid.UUID]
-    ) -> dict[uuid.UUID, bool] | confirm.Unread:
+    def _stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | confirm.Unread:
         assert self._client is not None  # noqa: S101 - without a key nothing was delivered
         assert self._plan.url is not None  # noqa: S101 - nor is anything read back without an address
         try:
-            return self._client.stored(self._plan.url, session, since_ms=since_ms, request_ids=request_ids)
+            return self._client.stored(self._plan.url, start_ms=start_ms, request_ids=request_ids)
         except ReadBackError as error:
             return confirm.Unread(str(error))
 
@@ -490,6 +500,10 @@ class Worker:
     def close(self) -> None:
         self._stop.set()
         crashpoint.reach("worker.ending")
+        try:
+            self._let_go(clock.now_ms())
+        except sqlite3.Error as error:
+            self._log(f"ledger: {error}")
         self._only.release()
         if self._announced is not None:
             self._announced.withdraw()

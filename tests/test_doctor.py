@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app import clock, destination, install
-from app.helicone import NOT_STORED_CAUSES
+from app.confirm import NOT_STORED_CAUSES
 from app.presence import Announced
 from app.spool import Spool
 from tests.desk import Desk, version

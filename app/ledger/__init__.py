@@ -3,6 +3,7 @@
     versions    in: a turn's version becomes a job, or supersedes one
     claims      out: a job is claimed, acknowledged record by record, finished
     confirmations  delivered jobs are read back, sent again, given up
+    readback    how reading back goes at a destination
     upkeep      what no ring brings: orphans, rings, the clock
     pruning     what there is no room for, or what is too old
     limits      what binds the jobs of one folder alone
@@ -35,10 +36,8 @@ from app.ledger.claims import (
     unacknowledged,
 )
 from app.ledger.confirmations import (
-    Confirmations,
     Unconfirmed,
     bury_unstored,
-    confirmations,
     confirmed,
     due_for_confirmation,
     give_up_confirmation,
@@ -47,9 +46,6 @@ from app.ledger.confirmations import (
     look_back,
     not_found_yet,
     note_body_not_stored,
-    pause_read_back,
-    read_back_failures,
-    resume_read_back,
     send_again,
     stop_confirming,
 )
@@ -89,6 +85,7 @@ from app.ledger.letters import (
     dropped_groups,
     dropped_letters,
     letters_of,
+    letters_of_session,
     purge_dead,
     retry_dead,
 )
@@ -112,6 +109,18 @@ from app.ledger.pruning import (
     drop_session,
     forget_acknowledgements,
     shrink,
+)
+from app.ledger.readback import (
+    Confirmations,
+    Control,
+    confirmations,
+    control,
+    end_read_back_pause,
+    note_found,
+    note_missed,
+    pause_read_back,
+    read_back_failures,
+    resume_read_back,
 )
 from app.ledger.readings import (
     Conditions,
@@ -181,6 +190,7 @@ __all__ = [
     "Claim",
     "Conditions",
     "Confirmations",
+    "Control",
     "Counts",
     "Emptied",
     "Exported",
@@ -211,6 +221,7 @@ __all__ = [
     "conditions",
     "confirmations",
     "confirmed",
+    "control",
     "counts",
     "dead_groups",
     "dead_keys",
@@ -228,6 +239,7 @@ __all__ = [
     "due_for_confirmation",
     "emptied",
     "encoding_elsewhere",
+    "end_read_back_pause",
     "errors",
     "excess_of_folders",
     "exported",
@@ -261,6 +273,7 @@ __all__ = [
     "latest_ms",
     "leasing_workers",
     "letters_of",
+    "letters_of_session",
     "look_back",
     "made_under",
     "missing",
@@ -268,6 +281,8 @@ __all__ = [
     "next_of_session",
     "not_found_yet",
     "note_body_not_stored",
+    "note_found",
+    "note_missed",
     "note_reconciled",
     "note_sleep",
     "pause_read_back",

@@ -48,7 +48,10 @@ class Unconfirmed:
 
 
 def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[Unconfirmed]:
-    """Those that wait for the longest time first."""
+    """The one that was delivered last, and then those that wait for the longest time.
+
+    The last one first, because it is found as soon as anything is stored and shown again, however many wait before it.
+    """
     rows = db.execute(
         "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends, s.root_name,"
         f" {_HAS_RECORDS.format(job='j')} as held,"
@@ -57,7 +60,8 @@ def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: in
         "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
         " from job j join session s on s.id = j.session_id where j.destination_id = :destination"
         " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest))"
-        " where request_id is not null order by confirm_ms, id limit :limit",
+        " where request_id is not null order by row_number() over (order by finished_ms desc, id desc) = 1 desc,"
+        " confirm_ms, id limit :limit",
         {"destination": destination_id, "now": now_ms, "latest": now_ms + AHEAD_MS_MAX, "limit": limit},
     ).fetchall()
     return [
@@ -284,69 +288,3 @@ def _count_given_up(db: sqlite3.Connection, destination_id: int, jobs: int) -> N
         " on conflict do update set given_up = given_up + excluded.given_up",
         (destination_id, jobs),
     )
-
-
-# --- how reading back goes -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmations:
-    """How far the reading back of one destination's jobs is. Numbers are of jobs."""
-
-    confirmed: int = 0
-    """Seen at Helicone, with their bodies."""
-    waiting: int = 0
-    """To be read back."""
-    body_not_stored: int = 0
-    """Seen without their bodies."""
-    given_up: int = 0
-    """Their bodies went before they were seen: no room, too old, or switched off."""
-    failure: str | None = None
-    """Why reading back came to nothing the last time."""
-    failures: int = 0
-    """In a row."""
-    retry_ms: int | None = None
-
-
-def confirmations(db: sqlite3.Connection, destination_id: int) -> Confirmations:
-    jobs = db.execute(
-        "select count(*) filter (where confirmed_ms is not null and not body_not_stored and state = 'delivered'),"
-        " count(confirm_ms), count(*) filter (where body_not_stored and state = 'delivered')"
-        " from job where destination_id = ?",
-        (destination_id,),
-    ).fetchone()
-    going = db.execute(
-        "select given_up, failure, failures, retry_ms from confirmation where destination_id = ?", (destination_id,)
-    ).fetchone()
-    return Confirmations(*jobs, *(going or ()))
-
-
-def read_back_failures(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
-    """How often in a row reading back failed; None: it may not be tried again yet."""
-    row = db.execute(
-        "select failures, coalesce(retry_ms > ? and retry_ms <= ?, 0) as waits from confirmation"
-        " where destination_id = ?",
-        (now_ms, now_ms + AHEAD_MS_MAX, destination_id),
-    ).fetchone()
-    if row is None:
-        return 0
-    return None if row["waits"] else int(row["failures"])
-
-
-def pause_read_back(db: sqlite3.Connection, destination_id: int, failure: str, retry_ms: int) -> None:
-    """Reading back failed. Delivery goes on."""
-    db.execute(
-        "insert into confirmation (destination_id, failure, failures, retry_ms) values (?, ?, 1, ?)"
-        " on conflict do update set failure = excluded.failure, failures = failures + 1, retry_ms = excluded.retry_ms",
-        (destination_id, failure, retry_ms),
-    )
-
-
-def resume_read_back(db: sqlite3.Connection, destination_id: int) -> bool:
-    """It works again; or a worker has started, maybe with another address, and may try at once."""
-    updated = db.execute(
-        "update confirmation set failure = null, failures = 0, retry_ms = null"
-        " where destination_id = ? and failure is not null",
-        (destination_id,),
-    )
-    return updated.rowcount == 1
