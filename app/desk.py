@@ -39,6 +39,8 @@ from app.succession import Succession, become_hook, bequeath
 
 TRY_AGAIN_S = 1.0
 UNCOUNTED_MAX = 100
+USAGE = 2
+"""The exit code where the settings of the process itself are wrong; see docs/commands.md."""
 LAST_TRIES = 60
 """How often, in all, what is left is tried on a ledger that cannot be written, after OpenCode has ended."""
 
@@ -176,7 +178,7 @@ class Desk:
             self._refuse(str(error))
         except PlaceError as error:
             # Nothing is to be written there; `status` in the usual place must not look as if all were well.
-            self._spool = Spool(Settings().spool_directory)
+            self._spool = _default_spool()
             self._refuse(type(error).__name__, str(error))
         except PatternError as error:
             self._refuse(type(error).__name__, error.without_text)
@@ -216,15 +218,24 @@ class Desk:
             del self._uncounted[reason]
 
     def _log(self, message: str) -> None:
-        spool = self._spool or Spool(self._usual_spool())
-        log.append(spool.hook_log, message, clock.now_ms())
+        spool = self._spool or self._usual_spool()
+        if spool is not None:
+            log.append(spool.hook_log, message, clock.now_ms())
 
-    def _usual_spool(self) -> Path:
+    def _usual_spool(self) -> Spool | None:
         """Where to complain before a line has named the spool."""
         try:
-            return self._sources.load().spool_directory
+            return Spool(self._sources.load().spool_directory)
         except SettingsError:
-            return Settings().spool_directory
+            return _default_spool()
+
+
+def _default_spool() -> Spool | None:
+    """None where this user has no home folder."""
+    try:
+        return Spool(Settings().spool_directory)
+    except SettingsError:
+        return None
 
 
 def main() -> None:
@@ -241,7 +252,11 @@ def main() -> None:
     for descriptor in descriptors[:-1]:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional only
     succession = Succession()
-    sources = unattended(dict(os.environ))
+    try:
+        sources = unattended(dict(os.environ))
+    except SettingsError as error:
+        sys.stderr.write(f"opencode-helicone: {error}\n")
+        sys.exit(USAGE)
     while True:
         desk = Desk(Inbox(*descriptors), sources, succession, children)
         estate = desk.serve()

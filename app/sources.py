@@ -15,6 +15,7 @@ from app.settings import (
     dotenv_of_command,
     dotenv_unattended,
     load,
+    standard_folder,
 )
 
 
@@ -70,10 +71,13 @@ def typed(
     env_file: Path | None = None,
     command_line: Mapping[str, object] | None = None,
 ) -> Sources:
-    """For a command that a person typed in `cwd`: its `.env` counts."""
-    return Sources(environ, cwd, config_folder(), cwd, env_file, command_line or {})
+    """For a command that a person typed in `cwd`: its `.env` counts. Raises SettingsError."""
+    return Sources(environ, cwd, standard_folder(config_folder), cwd, env_file, command_line or {})
 
 
 def unattended(environ: Mapping[str, str]) -> Sources:
-    """For the hook and the worker that it starts: they run in projects of others, whose `.env` is not ours to read."""
-    return Sources(environ, Path("/"), config_folder())
+    """For the hook and the worker that it starts: they run in projects of others, whose `.env` is not ours to read.
+
+    Raises SettingsError.
+    """
+    return Sources(environ, Path("/"), standard_folder(config_folder))

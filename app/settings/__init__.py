@@ -17,7 +17,7 @@ from app.settings.layers import (
     from_arguments,
     load,
 )
-from app.settings.model import DEFAULT, Origin, Settings, SettingsError
+from app.settings.model import DEFAULT, Origin, Settings, SettingsError, standard_folder
 from app.settings.views import Shown, capture_options, delivery_options, shown, to_record
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "from_arguments",
     "load",
     "shown",
+    "standard_folder",
     "to_record",
 ]
