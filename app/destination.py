@@ -76,6 +76,20 @@ def is_used(db: sqlite3.Connection, destination_id: int) -> bool:
     )
 
 
+def of_folders(db: sqlite3.Connection) -> set[int]:
+    """The destinations that the settings of captured folders mean, as their hooks have last seen them."""
+    rows = db.execute("select distinct destination_id as id from folder where destination_id is not null")
+    return {row["id"] for row in rows}
+
+
+def is_captured(db: sqlite3.Connection, folder: str) -> bool:
+    """Whether a folder ever had a job, whatever has become of it."""
+    row = db.execute(
+        "select 1 from job join session s on s.id = job.session_id where s.folder = ? limit 1", (folder,)
+    ).fetchone()
+    return row is not None
+
+
 def by_id(db: sqlite3.Connection, destination_id: int) -> Destination:
     return _read_destination(db.execute("select * from destination where id = ?", (destination_id,)).fetchone())
 

@@ -156,10 +156,10 @@ def _patterns(site: Site) -> Iterator[Finding]:
 def _place(site: Site) -> Iterator[Finding]:
     """Before the ledger is opened, which closes what is open to others."""
     spool = site.spool.path
-    if not spool.exists():
+    weak = place.findings(spool)
+    if not weak and not spool.exists():
         yield Finding("spool", "ok", f"{spool} is not there yet")
         return
-    weak = place.findings(spool)
     yield from (Finding("spool", "problem", found, "see README, Privacy") for found in weak)
     if not weak:
         yield Finding("spool", "ok", str(spool))
@@ -184,11 +184,11 @@ def _sqlite(_: Site) -> Iterator[Finding]:
 
 def _plugin(site: Site) -> Iterator[Finding]:
     """Everywhere and in this folder."""
-    weak = install.findings(site.sources.environ, site.directory)
-    if weak:
-        yield from (Finding("plugin", "problem", found, "others could run code in your OpenCode") for found in weak)
-        return
     try:
+        weak = install.findings(site.sources.environ, site.directory)
+        if weak:
+            yield from (Finding("plugin", "problem", found, "others could run code in your OpenCode") for found in weak)
+            return
         scopes = (install.Global(install.config_directory(site.sources.environ)), install.Project(site.directory))
         there = [one for one in scopes if install.uninstall(one, dry_run=True).changed]
         # Who installs again would change what another version has written.

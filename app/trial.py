@@ -10,7 +10,7 @@ from app.confirm import NOT_STORED_CAUSES
 from app.doctor import Finding
 from app.endpoint import read_back_url, routes
 from app.envelope import Log, encode
-from app.helicone import Client, ReadBackError
+from app.helicone import Client, ClientError, ReadBackError
 from app.retry import Outcome
 from app.settings import Settings
 
@@ -23,13 +23,18 @@ CHECK = "check the key and the endpoint"
 
 
 def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]:
-    """Findings as they come. Raises ClientError."""
+    """Findings as they come."""
     if settings.api_key is None:
         yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it")
         return
     key = settings.api_key.get_secret_value()
     request_id = str(uuid.uuid4())
-    with Client(key) as client:
+    try:
+        made = Client(key)
+    except ClientError as error:
+        yield Finding("send", "problem", f"not sent: {error}", "correct it")
+        return
+    with made as client:
         url, outcome = _post(client, settings.endpoint, request_id, now_ms)
         if outcome.kind != "accepted":
             yield Finding(

@@ -16,7 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,12 @@ class Worker:
         self.spool = Spool(settings.spool_directory)
         self.automatic = automatic
         self._local = threading.local()
+        with ExitStack() as opened:
+            opened.callback(self.leave)
+            self._settle(sources, settings)
+            opened.pop_all()  # `close` does it from here on
+
+    def _settle(self, sources: Sources, settings: Settings) -> None:
         log.carry_warnings(self.spool.worker_log)
         self.target: Destination = target(self.db, settings, clock.now_ms())
         # What a hook found in its environment or in a project, for a worker that was started without it.
@@ -125,6 +131,7 @@ class Worker:
         self.huey = self.bell.huey
         self.huey.prepare = self._announce
         self.huey.on_startup(name="watch")(self._start_watch)
+        self.huey.on_shutdown(name="leave")(self.leave)
         self.huey.signal(SIGNAL_INTERRUPTED)(self._interrupted)
 
     # --- a thread's own ledger connection
@@ -137,14 +144,20 @@ class Worker:
             db.execute(f"pragma busy_timeout = {PATIENT_MS}")
         return db
 
+    def leave(self) -> None:
+        """The calling thread ends, or needs the ledger no more: its own connection is closed."""
+        db: Ledger | None = getattr(self._local, "db", None)
+        if db is not None:
+            self._local.db = None
+            db.close()
+
     def _heal(self, error: Exception) -> None:
         """After a failed statement: where the ledger was damaged and is recovered, this thread takes the new one."""
         db: Ledger | None = getattr(self._local, "db", None)
         try:
             if db is None or not heal(db, error):
                 return
-            self._local.db = None
-            db.close()
+            self.leave()
             self._log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
             if target(self.db, self.settings, clock.now_ms()).id != self.target.id:
                 self._end()  # the new ledger knows this destination by another number
@@ -240,9 +253,15 @@ class Worker:
     def _start_watch(self) -> None:
         """Huey calls this in each of its threads; the first one starts the watch."""
         if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            threading.Thread(target=self._leaving, args=(self._watch,), name="watch", daemon=True).start()
             # Apart from the watch, so that reading back, however slow, delays nothing.
-            threading.Thread(target=self._confirm, name="confirm", daemon=True).start()
+            threading.Thread(target=self._leaving, args=(self._confirm,), name="confirm", daemon=True).start()
+
+    def _leaving(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        finally:
+            self.leave()
 
     def _watch(self) -> None:
         look = self._first_look
@@ -509,6 +528,8 @@ class Worker:
             self._announced.withdraw()
         if self._client is not None:
             self._client.close()
+        self.bell.close()
+        self.leave()
 
 
 def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None:

@@ -680,6 +680,34 @@ def test_config_show_names_each_origin_and_never_the_key(station: Station) -> No
     assert station.key not in text + process.stdout
 
 
+def test_config_show_makes_no_queue(station: Station) -> None:
+    done = typed(station, "config", "show")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "maxRetries = 5 retries" in done.stdout
+    assert not station.spool.exists()
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "newer", "older", "a folder"])
+def test_config_show_goes_without_a_queue_that_it_cannot_read(station: Station, wrong: str) -> None:
+    path = station.spool / "ledger.db"
+    match wrong:
+        case "damaged":
+            station.spool.mkdir()
+            path.write_bytes(b"rubbish" * 1000)
+        case "newer" | "older":
+            with station.ledger() as db:
+                db.execute(f"pragma user_version = {len(migrations()) + (1 if wrong == 'newer' else -1)}")
+        case _:
+            path.mkdir(parents=True)
+    before = path.read_bytes() if path.is_file() else None
+    done = typed(station, "config", "show")
+    assert done.returncode == 0
+    assert "maxRetries = 5 retries" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("opencode-helicone: without what hooks have recorded: ")
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
 def test_env_file_stands_in_for_the_one_of_the_folder(station: Station) -> None:
     (station.home / ".env").write_text("OPENCODE_HELICONE_MAX_RETRIES=7\n")
     (station.home / "mine").write_text("OPENCODE_HELICONE_MAX_RETRIES=9\n")

@@ -384,6 +384,16 @@ def test_send_tries_the_other_route_and_names_a_read_back_that_fails(station: St
     assert (unknown[-1]["check"], unknown[-1]["level"]) == ("read back", "warning")
 
 
+@pytest.mark.parametrize("content", [None, "rubbish"], ids=["nowhere", "rubbish"])
+def test_send_with_certificates_that_cannot_be_used_says_so(station: Station, content: str | None) -> None:
+    file = station.home / "certificates.pem"
+    if content is not None:
+        file.write_text(content)
+    found = findings(replace(station, variables={"SSL_CERT_FILE": str(file)}), "--send", code=1)
+    assert bad(found) == [("send", "problem")]
+    assert found[-1]["found"].startswith("not sent: SSL_CERT_FILE or SSL_CERT_DIR cannot be used: ")
+
+
 def test_send_without_a_key_sends_nothing(station: Station) -> None:
     found = findings(replace(station, variables={"HELICONE_API_KEY": ""}), "--send", code=1)
     assert bad(found) == [("key", "problem"), ("send", "problem")]

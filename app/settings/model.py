@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -156,8 +156,19 @@ _Key: TypeAlias = Annotated[SecretStr, AfterValidator(_key)]
 _Url: TypeAlias = Annotated[str, Field(strict=True, max_length=2000), AfterValidator(_url)]
 
 
+def standard_folder(find: Callable[[], Path]) -> Path:
+    """A folder that the system names for this user. Raises SettingsError where it knows no home folder of theirs."""
+    try:
+        found = find()
+    except RuntimeError:
+        found = Path()
+    if not found.is_absolute():  # "~/..." with older versions of platformdirs
+        raise SettingsError(["HOME is not set, and the system knows no home folder of this user: set HOME"])
+    return found
+
+
 def _default_spool() -> Path:
-    return default_spool(user_data_path(PROGRAM, appauthor=False))
+    return default_spool(standard_folder(lambda: user_data_path(PROGRAM, appauthor=False)))
 
 
 class Settings(BaseSettings):
