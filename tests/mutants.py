@@ -313,13 +313,13 @@ class Expected:
         for one in data.split(b"\n"):
             self.lines += 1
             try:
-                self._take(one, sources, spool)
+                self._take(one, sources)
             except LineError as error:
                 self.refusals[str(error)] += 1
             except (SettingsError, PatternError) as error:
                 self.refusals[type(error).__name__] += 1
 
-    def _take(self, data: bytes, sources: Sources, spool: Path) -> None:
+    def _take(self, data: bytes, sources: Sources) -> None:
         if len(data) > LINE_BYTES_MAX:
             raise LineError("too long")
         said = read_line(data)
