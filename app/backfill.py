@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import clock, ledger
+from app.capture import why_nothing
 from app.destination import Destination
 from app.enqueue import Capture, Place, enqueue, outlook
 from app.folders import Folders
@@ -53,8 +54,6 @@ class Choice:
     directory: Path | None = None
     """Those that were started there; None for all."""
     reopen: tuple[str, ...] = ASKED_BACK
-    without_project_options: bool = False
-    """Also where a folder configures the plugin and nobody knows how."""
 
 
 @dataclass(slots=True)
@@ -71,7 +70,7 @@ class Project:
     """Sessions of which nothing may be sent; `reason` says why."""
     reason: str = ""
     is_refused: bool = False
-    """Left out, because it is not known what may be sent."""
+    """Left out, because it is not known what may be sent: the folder's configuration cannot be used."""
 
 
 @dataclass(slots=True)
@@ -121,7 +120,7 @@ class Backfill:
         self._store = store
         self._hooks = hooks
         self._choice = choice
-        self._folders = Folders(db, sources, never_looser=True)
+        self._folders = Folders(db, sources)
 
     def chosen(self, now_ms: int) -> tuple[list[tuple[StoredSession, int]], int]:
         """What is meant, the oldest first, each with when it was changed; how many sessions are left out for their age.
@@ -202,16 +201,8 @@ class Backfill:
     def _capture(self, project: Project) -> Capture | None:
         """How the project is captured; None where nothing of it may be sent, which it then says."""
         settings, capturing = self._folders.find(project.directory)
-        if capturing is None:
-            project.reason = f"enable is false ({settings.origin('enable')})"
-        elif capturing.policy.mode == "off":
-            project.reason = f"export mode is off ({settings.origin('export_mode')})"
-        elif not self._choice.without_project_options and (path := self._folders.unseen(project.directory)):
-            project.is_refused = True
-            project.reason = (
-                f"{path} configures the plugin, and with which options has not been seen: use OpenCode there once, or"
-                " say --without-project-options"
-            )
+        project.reason = why_nothing(settings)
+        project.is_refused = bool(settings.held)
         return None if project.reason else capturing
 
     def _read(self, session: StoredSession, unreadable: dict[str, str]) -> Transcript | None:

@@ -9,11 +9,16 @@ from app.enqueue import Capture
 from app.known import known_values
 from app.policy import Policy
 from app.redact import Redaction
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 
 def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
-    """Raises redact.PatternError for a pattern that does not compile: nothing may be exported with it left out."""
+    """Nothing may be exported with a pattern left out, or with something that may have been meant to withhold more.
+
+    Raises redact.PatternError for a pattern that does not compile, SettingsError where the folder is held.
+    """
+    if settings.held:
+        raise SettingsError(settings.held)
     own = (settings.api_key.get_secret_value(),) if settings.api_key else ()
     return Capture(
         policy=Policy(
@@ -27,6 +32,17 @@ def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
         ),
         user_id=settings.user_id or "",
     )
+
+
+def why_nothing(settings: Settings) -> str:
+    """Why nothing of a folder with these settings may leave, for a person; '' where something may."""
+    if not settings.enable:
+        return f"enable is false ({settings.origin('enable')})"
+    if settings.held:
+        return f"held until the configuration is right: {'; '.join(settings.held)}"
+    if settings.export_mode == "off":
+        return f"export mode is off ({settings.origin('export_mode')})"
+    return ""
 
 
 def secrets_of_this_machine(environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from app.destination import Destination
 from app.enqueue import Capture
 from app.inbox import Line
 from app.redact import PatternError
-from app.settings import Plugin, Settings, SettingsError, capture_options, to_record
+from app.settings import Settings, SettingsError, folder_record
 from app.sources import Sources
 from app.spool import folder, target
 
@@ -25,10 +25,10 @@ class Captured:
 
     line: Line
     """The last one that brought other options, without its message."""
-    texts: object
+    basis: object
     folder: str
     capture: Capture | None
-    """None where `enable` is false."""
+    """None where `enable` is false, or where the folder is held."""
 
 
 class Captures:
@@ -42,38 +42,42 @@ class Captures:
         db: sqlite3.Connection,
         ours: Destination,
         begin: Callable[[str, str], None],
+        tell: Callable[[str], None],
     ) -> None:
-        """`begin` is told of each directory, and its folder, of which capture begins."""
+        """`begin` is told of each directory, and its folder, of which capture begins; `tell` of what is wrong."""
         self._sources = sources
         self._known = known
         self._pinned_spool = pinned_spool
         self._db = db
         self._target = ours
         self._begin = begin
+        self._tell = tell
         self._seen: dict[str, Captured] = {}
 
     def take(self, line: Line) -> Capture | None:
-        """How this line's folder is captured; None where `enable` is false.
+        """How this line's folder is captured; None where `enable` is false, or where the folder is held.
 
+        What is written while it is held is taken from OpenCode's store when the files are right.
         Raises SettingsError, PatternError, sqlite3.Error.
         """
         seen = self._seen.get(line.directory)
-        texts = self._sources.texts()
-        if seen is not None and (seen.line.options, seen.texts) == (line.options, texts):
+        basis = self._sources.basis(line.directory or None)
+        if seen is not None and (seen.line.options, seen.basis) == (line.options, basis):
             return seen.capture
         settings = load(self._sources, line, self._pinned_spool)
-        made = capture(settings, self._known) if settings.enable else None
-        options = to_record(settings, capture_options(settings))
+        made = capture(settings, self._known) if settings.enable and not settings.held else None
         place = folder(self._db, line.directory)
-        destination.remember_folder(self._db, place, self._target.id, options, clock.now_ms())
-        if made is None or made.policy.mode == "off":
+        destination.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
+        for complaint in settings.complaints:
+            self._tell(f"{'a folder is held: ' if complaint.holds else ''}{complaint.short}")
+        if not settings.enable or settings.export_mode == "off":
             destination.stop_capture(self._db, place)
         else:
             destination.resume_capture(self._db, place, clock.now_ms())
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
         ledger.adopt_rotated(self._db, self._target, clock.now_ms())
-        self._seen[line.directory] = Captured(replace(line, message={}), texts, place, made)
+        self._seen[line.directory] = Captured(replace(line, message={}), basis, place, made)
         return made
 
     def refresh(self) -> None:
@@ -96,10 +100,10 @@ class Captures:
 
 def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
     """The settings for a line's folder. The spool stays the one that the plugin named first."""
-    options = {name: value for name, value in line.options.items() if name != "spoolDirectory"}
+    handed = {name: value for name, value in line.options.items() if name != "spoolDirectory"}
     if pinned_spool is not None:
-        options["spoolDirectory"] = pinned_spool
-    return sources.load(Plugin(options))
+        handed["spoolDirectory"] = pinned_spool
+    return sources.load(line.directory or None, handed=handed)
 
 
 def note_disabled(settings: Settings, line: Line) -> bool:
@@ -108,8 +112,7 @@ def note_disabled(settings: Settings, line: Line) -> bool:
     if is_used:
         with closing(open_ledger(settings.spool_directory)) as db:
             ours = target(db, settings, clock.now_ms())
-            options = to_record(settings, capture_options(settings))
             place = folder(db, line.directory)
-            destination.remember_folder(db, place, ours.id, options, clock.now_ms())
+            destination.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
             destination.stop_capture(db, place)
     return is_used

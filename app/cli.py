@@ -243,11 +243,13 @@ def _config_show(
     """
     sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     with closing(open_ledger(sources.load().spool_directory)) as db:
-        settings = shown(effective(db, sources, Path.cwd()))
+        settings = effective(db, sources, Path.cwd())
+    problems = [one.text for one in settings.complaints]
     if json_wanted:
-        print_json({"settings": [asdict(one) for one in settings]})
+        print_json({"settings": [asdict(one) for one in shown(settings)], "problems": problems})
     else:
-        print_lines(screen.setting_line(one) for one in settings)
+        print_lines(screen.setting_line(one) for one in shown(settings))
+        print_lines(screen.problem_lines(problems))
 
 
 @app.command("migrate")

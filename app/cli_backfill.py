@@ -70,9 +70,6 @@ def _backfill(  # noqa: PLR0913 - one for each option
     body_not_stored: Annotated[
         bool, typer.Option("--body-not-stored", help="Also turns that Helicone kept without body.")
     ] = False,
-    without_project_options: Annotated[
-        bool, typer.Option("--without-project-options", help="Also where a folder's options were never seen.")
-    ] = False,
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
@@ -91,7 +88,6 @@ def _backfill(  # noqa: PLR0913 - one for each option
         sessions=tuple(session or ()),
         directory=None if project is None else project.absolute(),
         reopen=(*ASKED_BACK, *(["off"] if include_off else []), *(["body_not_stored"] if body_not_stored else [])),
-        without_project_options=without_project_options,
     )
     store = Store(db or store_file(os.environ))
     with store.kept_open():

@@ -128,7 +128,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         if ours is None:
             complain("nothing was delivered to this destination")
             raise typer.Exit(PROBLEM)
-        folders = Folders(db, sources, never_looser=True)
+        folders = Folders(db, sources)
         held = Recall(db, ours.id, opencode, folders, pattern=pattern, is_blank=blank, since_ms=since_ms)
         names = _named(db, ours.id, sessions or [], report)
         chosen_turns: Mapping[str, Collection[str] | None] = dict.fromkeys(names)
@@ -170,7 +170,7 @@ def _audited(
     ours = find_target(db, sources.load())
     if ours is None:
         return
-    folders = Folders(db, sources, never_looser=True)
+    folders = Folders(db, sources)
     with screen.bar("auditing") as bar:
         for done, one in enumerate(audit(db, ours.id, store, folders, sessions, since_ms=since_ms), 1):
             bar.show(done, len(sessions))

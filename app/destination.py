@@ -164,6 +164,15 @@ def all_folder_options(db: sqlite3.Connection) -> dict[str, str]:
     return {row["hash"]: row["capture_options"] for row in db.execute("select hash, capture_options from folder")}
 
 
+def held_folders(db: sqlite3.Connection) -> list[tuple[str, int]]:
+    """(reason, folders) of those whose configuration was not right when a hook saw it last."""
+    rows = db.execute(
+        "select capture_options ->> 'held' as reason, count(*) as folders from folder"
+        " where capture_options ->> 'held' is not null group by reason order by folders desc, reason"
+    )
+    return [(row["reason"], row["folders"]) for row in rows]
+
+
 def refuse(db: sqlite3.Connection, reason: str, now_ms: int, *, times: int = 1) -> None:
     """Count lines that the hook could not use, or what else was lost before it became a job."""
     db.execute(

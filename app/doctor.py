@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -23,13 +24,15 @@ from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.install import InstallError
-from app.opencode import Store, StoreError, store_file
+from app.opencode import Store, StoreError, config, store_file
+from app.opencode.config import Document
 from app.redact import PatternError
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
 from app.spool import Spool
 from app.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, named, read_destinations, read_hooks, read_workers
+from app.transcript import Json
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
 
@@ -37,6 +40,7 @@ Level: TypeAlias = Literal["ok", "warning", "problem"]
 _KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)
 _LOST = ("age", "size", "policy")
 """Why jobs are dropped without anybody having asked for it."""
+_NAME_MAX = 60
 _CLOCK_MS_MAX = 60_000
 """Clocks of processes on one machine differ by less."""
 
@@ -103,7 +107,43 @@ def _key(site: Site) -> Iterator[Finding]:
         yield Finding("key", "ok", f"set ({site.settings.origin('api_key')})")
 
 
+def _configuration(site: Site) -> Iterator[Finding]:
+    """What OpenCode's files say to the plugin, here and everywhere."""
+    for one in site.settings.complaints:
+        todo = "correct it: nothing of this folder is captured or sent until then" if one.holds else "correct it"
+        yield Finding("configuration", "problem" if one.holds else "warning", one.text, todo)
+    found = config.read(site.sources.environ, str(site.directory))
+    for document in found.documents:
+        yield from _strangers(document)
+    if not site.settings.complaints:
+        yield Finding("configuration", "ok", f"{len(found.entries)} place(s) in OpenCode's files configure the plugin")
+
+
+def _strangers(document: Document) -> Iterator[Finding]:
+    """Where another plugin that does the same is listed, and where options may stand that nobody reads."""
+    lists = [value for key in ("plugin", "plugins") if isinstance(value := document.value.get(key), list)]
+    if any(config.PREDECESSOR in _listed_as(one) for one in chain(*lists)):
+        found = f"{document.origin}: {config.PREDECESSOR} is listed, which sends every session, too"
+        yield Finding("configuration", "problem", found, "take it out of the list")
+    block = document.value.get("plugins")
+    for name in block if isinstance(block, dict) else ():
+        if name not in {config.PLUGIN, config.PREDECESSOR}:
+            found = f"{document.origin}: plugins.{name[:_NAME_MAX]} counts nowhere: OpenCode drops this block"
+            yield Finding("configuration", "warning", found, f"if it is meant for this plugin, name it {config.PLUGIN}")
+
+
+def _listed_as(plugin: Json) -> str:
+    """The package or path of one element of OpenCode's list."""
+    match plugin:
+        case str(name) | [str(name), *_] | {"package": str(name)}:
+            return name
+        case _:
+            return ""
+
+
 def _patterns(site: Site) -> Iterator[Finding]:
+    if site.settings.held:
+        return
     try:
         capture(site.settings, ())
     except PatternError as error:
@@ -214,6 +254,12 @@ def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     yield Finding("processes", "warning" if waits else "ok", found, todo if waits else "")
 
 
+def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for reason, folders in destination.held_folders(db):
+        found = f"{folders} folder(s), as seen last: {reason}"
+        yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store")
+
+
 _HEALTH: dict[str, tuple[Level, str]] = {
     "down": ("warning", "nothing: it is tried again by itself; flush tries now"),
     "refused": ("problem", "check the key and the endpoint; flush tries again now"),
@@ -273,11 +319,21 @@ def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding("dropped", "warning" if is_lost else "ok", f"{jobs} dropped: {reason}", todo)
 
 
-_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (_key, _patterns, _place, _disk, _sqlite, _plugin, _store)
+_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (
+    _key,
+    _configuration,
+    _patterns,
+    _place,
+    _disk,
+    _sqlite,
+    _plugin,
+    _store,
+)
 _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,
     _queue,
     _processes,
+    _held,
     _destinations,
     _clock,
     _incidents,

@@ -45,7 +45,8 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
         destination.probe_now(db, ours.id, clock.now_ms())
-        ledger.take_over(db, ours, clock.now_ms())
+        if settings.takes_over:
+            ledger.take_over(db, ours, clock.now_ms())
         end_s = time.monotonic() + timeout_s
 
         def is_over() -> bool:

@@ -26,7 +26,7 @@ from app.reconcile import Reconciling
 from app.remake import Remaking
 from app.room import Room
 from app.schema import require_known
-from app.settings import Settings, delivery_options, to_record
+from app.settings import Settings, delivery_record
 from app.sources import Sources
 from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
@@ -38,10 +38,9 @@ CARE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Unfinished:
-    """Turns of a session that were not final, and how to export them should nobody complete them."""
+    """Turns of a session that were not final, and where they are to go should nobody complete them."""
 
     transcript: Transcript
-    capture: Capture
     place: Place
     lines: tuple[bytes, ...]
     """The snapshots that told of them, as they came."""
@@ -85,7 +84,9 @@ class Hook:
             self._store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
         )
         self._room = Room(stored)
-        self._captures = Captures(self._sources, self._known, self._pinned_spool, db, ours, self._reconciling.begin)
+        self._captures = Captures(
+            self._sources, self._known, self._pinned_spool, db, ours, self._reconciling.begin, self.log
+        )
 
     def _settle_anew(self) -> None:
         """Where the spool was removed or replaced: go on in the one that is there now, made if need be.
@@ -153,8 +154,7 @@ class Hook:
 
     def _introduce(self) -> None:
         """Tell the ledger how to deliver, and which worker is wanted."""
-        brought = to_record(self._settings, delivery_options(self._settings))
-        destination.remember_delivery_options(self.db, self.target.id, brought)
+        destination.remember_delivery_options(self.db, self.target.id, delivery_record(self._settings))
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
 
     def _snapshot(self, line: Line) -> None:
@@ -182,7 +182,7 @@ class Hook:
             brought = {turn.id for turn in transcript.turns}
             still = before is not None and any(turn.id not in brought for turn in left.turns)
             lines = (*(before.lines if before is not None and still else ()), line.raw)
-            self._unfinished[session] = _Unfinished(left, capturing, place, lines)
+            self._unfinished[session] = _Unfinished(left, place, lines)
 
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
@@ -254,12 +254,15 @@ class Hook:
                     self._unfinished.pop(session, None)
                 del self._sessions[session]
         elsewhere = self._elsewhere()
+        current = self._captures.by_folder()
         for session, left in list(self._unfinished.items()):
-            if session not in elsewhere:
+            # Not as it was captured when it began: its folder may be held by now. Then OpenCode's store keeps it.
+            capturing = current.get(left.place.folder)
+            if session not in elsewhere and capturing is not None:
                 enqueue(
                     self.db,
                     left.transcript,
-                    left.capture,
+                    capturing,
                     left.place,
                     now_ms=clock.now_ms(),
                     ring=self.bell.ring,

@@ -15,6 +15,7 @@ from typing import Literal
 
 from app import clock
 from app.bell import Bell
+from app.capture import why_nothing
 from app.db import open_whole
 from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
@@ -119,7 +120,7 @@ def _root(
     root = family[0]
     settings, capturing = folders.find(root.directory)
     if capturing is None:
-        return Imported(root.file.name, root.session, "disabled", f"enable is false ({settings.origin('enable')})")
+        return Imported(root.file.name, root.session, "disabled", why_nothing(settings))
     try:
         transcript = parse(snapshot(family))
     except (OSError, ExportError, TranscriptError) as error:

@@ -1,20 +1,19 @@
 """What the settings in force allow, asked before every POST.
 
-Settings change while a worker runs: files are edited, and a plugin that is loaded with other options has its hook
-record them for its folder. All of that is read anew each time; only what follows from it is kept while it stays equal.
+Settings change while a worker runs: files are edited, and a hook records for its folder what no other process finds by
+itself. All of that is read anew each time; only what follows from it is kept while it stays equal.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
 
 from app import destination
-from app.capture import capture, secrets_of_this_machine
+from app.capture import capture, secrets_of_this_machine, why_nothing
 from app.enqueue import Capture
-from app.policy import Hold, Permit, Post, Remake, is_as_strict, strictest
+from app.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.redact import PatternError
-from app.settings import Recorded, Settings, SettingsError, load
+from app.settings import SettingsError
 from app.sources import Sources
 
 
@@ -36,7 +35,7 @@ class Permits:
     def capture(self, db: sqlite3.Connection, folder: str) -> Capture | Hold:
         """How the folder would be captured now; Hold where nothing of it may leave, or nobody can say what may."""
         options = destination.folder_options(db, folder)
-        basis = (self._sources.texts(), options)
+        basis = (self._sources.basis(), options)
         seen = self._found.get(folder)
         if seen is None or seen[0] != basis:
             seen = self._found[folder] = (basis, self._read(options or {}))
@@ -44,37 +43,14 @@ class Permits:
 
     def basis(self, db: sqlite3.Connection) -> object:
         """Equal for as long as the answers for all folders are."""
-        return self._sources.texts(), destination.all_folder_options(db)
+        return self._sources.basis(), destination.all_folder_options(db)
 
     def _read(self, options: dict[str, object]) -> Capture | Hold:
         try:
-            settings = self._sources.load(Recorded(options, "plugin options, last seen for this folder"))
-            recorded = load(environ={}, base=Path("/"), plugin=Recorded(options, "options last seen for this folder"))
-            settings = tightest(settings, recorded)
-            if not settings.enable:
-                return Hold(f"export is switched off: enable is false ({settings.origin('enable')})")
-            if settings.export_mode == "off":
-                return Hold(f"export is switched off: export mode is off ({settings.origin('export_mode')})")
+            settings = self._sources.load(recorded=options)
+            if reason := why_nothing(settings):
+                return Hold(reason)
             return capture(settings, self._known)
         except (SettingsError, PatternError):
             # Not the message: it quotes values. And not the settings before: what is new in them may withhold more.
             return Hold("the settings cannot be used (config show says why)")
-
-
-def tightest(settings: Settings, recorded: Settings) -> Settings:
-    """The settings, and whatever is stricter in what was recorded.
-
-    A running worker's environment is as old as the worker; what a later hook recorded of its own is newer.
-    """
-    changed: dict[str, object] = {}
-    if not recorded.enable:
-        changed["enable"] = False
-    if strictest(settings.export_mode, recorded.export_mode) != settings.export_mode:
-        changed["export_mode"] = recorded.export_mode
-    if "redact_secrets" in recorded.origins and recorded.redact_secrets:
-        changed["redact_secrets"] = True
-    origins = {name: recorded.origins[name] for name in changed}
-    patterns = tuple(dict.fromkeys((*settings.redact_patterns, *recorded.redact_patterns)))
-    return settings.model_copy(
-        update={**changed, "redact_patterns": patterns, "origins": {**settings.origins, **origins}}
-    )

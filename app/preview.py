@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from app import ledger
+from app.capture import why_nothing
 from app.db import open_ledger
 from app.enqueue import Capture, Place, exports, first_user_id
 from app.folders import Folders
@@ -19,7 +20,6 @@ from app.opencode import Export, ExportError, File, families, snapshot
 from app.parse import parse
 from app.record import Record
 from app.redact import identity_hits, redact_session, redact_turn
-from app.settings import Settings
 from app.sources import Sources
 from app.spool import find_target, folder
 from app.transcript import Transcript, TranscriptError, Turn
@@ -81,7 +81,7 @@ def _family(
 ) -> Previewed | Imported:
     root = family[0]
     settings, capturing = folders.find(root.directory)
-    reason = _reason_to_stay(settings)
+    reason = why_nothing(settings)
     known = ledger.frozen(db, destination_id, root.session)
     if known is not None and known[0] != root.session:
         reason = f"a subagent of {known[0]}: it leaves with that session"
@@ -108,14 +108,6 @@ def _family(
         hits=dict(hits),
         identity_hits=dict(of_identity),
     )
-
-
-def _reason_to_stay(settings: Settings) -> str:
-    if not settings.enable:
-        return f"enable is false ({settings.origin('enable')})"
-    if settings.export_mode == "off":
-        return f"export mode is off ({settings.origin('export_mode')})"
-    return ""
 
 
 def _hits(transcript: Transcript, capturing: Capture) -> tuple[Counter[str], Counter[str]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from app import ledger
 from app.audit import GONE, bare, encoded, hits, sent_turns
 from app.blanking import blank_body, blank_key, is_unprinted, row, sent
+from app.capture import why_nothing
 from app.enqueue import Capture, Export, body_of
 from app.folders import Folders
 from app.ledger import Body, Exported, Standing, Version
@@ -124,8 +125,7 @@ class Recall:
             return Plan(session, (), (f"its text is {GONE}: {BY_BLANK}",))
         settings, capture = self._folders.find(transcript.session.directory)
         if capture is None or capture.policy.mode == "off":
-            origin = settings.origin("enable" if capture is None else "export_mode")
-            return Plan(session, (), (f"export is switched off ({origin}), so nothing is posted",))
+            return Plan(session, (), (f"nothing is posted: {why_nothing(settings)}",))
         return self._redacted(session, transcript, self._with_pattern(capture), chosen)
 
     def queue(self, plan: Plan, now_ms: int, ring: Callable[[str], None]) -> Queued:

@@ -64,11 +64,11 @@ def import_lines(result: Imported) -> Iterator[str]:
 
 
 def status_lines(status: Status, now_ms: int) -> Iterator[str]:
-    held = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for bodies not delivered, or not confirmed"
+    bodies = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for bodies not delivered, or not confirmed"
     known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
     spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
-    yield visible(f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {held}")
+    yield visible(f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {bodies}")
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
         if not (one.current or one.pause_reason or any(asdict(one.jobs).values())):
@@ -86,7 +86,16 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
         yield visible(f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log")
     for incident in status.incidents:
         yield visible(f"noted: {incident.what}: {incident.count}, the last at {_moment(incident.last_ms)}")
+    for held in status.held_folders:
+        folders = _number(held.folders, "folder")
+        yield visible(f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}")
+    yield from problem_lines(status.problems)
     yield from waiting_lines(status.waiting)
+
+
+def problem_lines(problems: Sequence[str]) -> Iterator[str]:
+    for problem in problems:
+        yield visible(f"problem: {problem}")
 
 
 def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:

@@ -2,58 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.settings import (
-    Plugin,
-    Recorded,
-    Settings,
-    config_file_in,
-    config_folder,
-    dotenv_of_command,
-    dotenv_unattended,
-    load,
-)
+from app.opencode import config
+from app.opencode.config import Configuration, Entry, Problem
+from app.settings import Complaint, Options, Settings, Source, config_folder, existing, load
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """All but the plugin's options, which differ from folder to folder.
-
-    Which files there are is looked up at each load: one that is written while a process runs counts from then on.
-    """
+    """Which files there are is looked up at each load: one that is written while a process runs counts from then on."""
 
     environ: Mapping[str, str]
     base: Path
     own: Path
     """The user's own folder of `config.toml` and `.env`."""
     cwd: Path | None = None
-    """Where a person typed a command: its `.env` counts."""
+    """Where a person typed a command."""
     env_file: Path | None = None
+    """An `.env` file that the person named. It stands in for that of `cwd`, and counts whole."""
     command_line: Mapping[str, object] = field(default_factory=dict)
 
-    def load(self, plugin: Plugin | Recorded | None = None) -> Settings:
-        """Raises SettingsError."""
+    def load(
+        self,
+        directory: str | None = None,
+        *,
+        handed: Mapping[str, object] | None = None,
+        recorded: Mapping[str, object] | None = None,
+    ) -> Settings:
+        """For a project folder; without one, for the command itself where it was typed. Raises SettingsError.
+
+        `handed`: the options that OpenCode gave the plugin there. `recorded`: what a hook recorded. Who has nothing
+        else to go by, because the ledger knows folders as hashes, names no directory: then no project's file is read.
+        """
+        if directory is None and recorded is None and self.cwd is not None:
+            directory = str(self.cwd)
+        found = config.read(self.environ, directory)
+        is_place = directory is not None and Path(directory).is_absolute()
         return load(
             environ=self.environ,
-            base=self.base,
+            base=Path(directory) if directory is not None and is_place else self.base,
             command_line=self.command_line,
+            folder_dotenv=self._folder_dotenv(),
             dotenv=self._dotenv(),
-            plugin=plugin,
-            config_file=config_file_in(self.own),
+            options=list(self._options(found, handed or {}, recorded or {}, is_folder_known=directory is not None)),
+            complaints=[_complaint(problem) for problem in found.problems],
+            config_file=existing(self.own / "config.toml"),
         )
 
-    def texts(self) -> tuple[tuple[Path, bytes | None], ...]:
-        """Each file and what it holds now (None: it cannot be read): equal for as long as nothing in them changes."""
-        files = [*self._dotenv(), *filter(None, [config_file_in(self.own)])]
-        return tuple((path, _text(path)) for path in files)
+    def basis(self, directory: str | None = None) -> object:
+        """What all files hold that `load` reads for the directory: equal for as long as nothing in them changes."""
+        files = [*self._dotenv(), self._folder_dotenv(), existing(self.own / "config.toml")]
+        texts = tuple((path, _text(path)) for path in files if path is not None)
+        return texts, config.read(self.environ, directory).basis
+
+    def _options(
+        self,
+        found: Configuration,
+        handed: Mapping[str, object],
+        recorded: Mapping[str, object],
+        *,
+        is_folder_known: bool,
+    ) -> Iterator[Options]:
+        """The highest first."""
+        told = {option: value for option, value in handed.items() if not _is_said(found, option, value)}
+        yield Options(told, "plugin options", "project")
+        everywhere = {entry.origin for entry in self._of_user()}
+        record = Options(recorded, "plugin options, last seen for this folder", "recorded")
+        entries = [_options(entry, everywhere) for entry in reversed(found.entries)]
+        # It holds what a hook has seen with the folder's files: it is newer than none of them, and above the user's.
+        yield from (*entries, record) if is_folder_known else (record, *entries)
+
+    def _of_user(self) -> tuple[Entry, ...]:
+        """Entries that every process of this user finds: not those of files that OpenCode's environment names."""
+        bare = {name: text for name, text in self.environ.items() if not name.startswith("OPENCODE_CONFIG")}
+        return config.read(bare, None).entries
+
+    def _folder_dotenv(self) -> Path | None:
+        return existing(self.cwd / ".env") if self.cwd is not None and self.env_file is None else None
 
     def _dotenv(self) -> tuple[Path, ...]:
-        if self.cwd is None:
-            return dotenv_unattended(self.own)
-        return dotenv_of_command(self.cwd, self.own, self.env_file)
+        return tuple(path for path in (self.env_file, existing(self.own / ".env")) if path is not None)
+
+
+def _options(entry: Entry, everywhere: Container[str]) -> Options:
+    of_user: Source = "user" if entry.origin in everywhere else "environment"
+    return Options(entry.options, entry.origin, "project" if entry.is_project else of_user, entry.lines)
+
+
+def _is_said(found: Configuration, option: str, value: object) -> bool:
+    """Whether a file says the same: then its own place is the one to name."""
+    return any(option in entry.options and entry.options[option] == value for entry in found.entries)
+
+
+def _complaint(problem: Problem) -> Complaint:
+    line = "" if problem.line is None else f" line {problem.line}"
+    short = f"{Path(problem.origin).name}{line}: {problem.what}"
+    return Complaint(f"{problem.origin}{line}: {problem.what}", short, problem.may_tighten)
 
 
 def _text(path: Path) -> bytes | None:

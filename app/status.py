@@ -66,6 +66,15 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldFolders:
+    """Project folders of which nothing is captured or sent, because their configuration cannot be used."""
+
+    reason: str
+    folders: int
+    """As their hooks saw them last."""
+
+
+@dataclass(frozen=True, slots=True)
 class DestinationStatus:
     id: int | None
     """None: the present settings mean it, and nothing was ever captured for it."""
@@ -153,6 +162,9 @@ class Status:
     workers: tuple[LiveWorker, ...]
     refused: tuple[Refused, ...]
     incidents: tuple[Incident, ...]
+    held_folders: tuple[HeldFolders, ...]
+    problems: tuple[str, ...]
+    """What is wrong in the files that configure the plugin here."""
     waiting: tuple[str, ...]
     """Why jobs wait, for a person."""
 
@@ -183,6 +195,8 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             workers=workers,
             refused=tuple(Refused(*row) for row in destination.refusals(db)),
             incidents=tuple(Incident(*row) for row in destination.incidents(db)),
+            held_folders=tuple(HeldFolders(*row) for row in destination.held_folders(db)),
+            problems=tuple(one.text for one in settings.complaints),
             waiting=waiting(destinations, workers, now_ms),
         )
 

@@ -42,7 +42,7 @@ from app.remake import Remaking
 from app.retry import Outcome
 from app.room import Room
 from app.schema import SchemaError, is_newer, require_known
-from app.settings import Recorded, Settings, SettingsError
+from app.settings import Settings, SettingsError
 from app.sources import Sources, typed
 from app.spool import Spool, target, worker_signature
 from app.succession import Succession, become_anew, is_replaced
@@ -97,9 +97,8 @@ class Worker:
         self._local = threading.local()
         log.carry_warnings(self.spool.worker_log)
         self.target: Destination = target(self.db, settings, clock.now_ms())
-        # What a plugin brought, for a worker that was started without it.
-        recorded = Recorded(self.target.delivery_options, "plugin options, recorded by its hook")
-        self.settings = sources.load(recorded)
+        # What a hook found in its environment or in a project, for a worker that was started without it.
+        self.settings = sources.load(recorded=self.target.delivery_options)
         self.signature = worker_signature(self.settings)
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
@@ -258,7 +257,8 @@ class Worker:
         destination.probe_now(self.db, self.target.id, clock.now_ms())
         ledger.forget_rings(self.db, self.target.id)
         present(self.spool.workers)  # which removes what killed workers left there
-        ledger.take_over(self.db, self.target, clock.now_ms())
+        if self.settings.takes_over:
+            ledger.take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
@@ -332,7 +332,8 @@ class Worker:
             self._log(
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
             )
-        ledger.take_over(self.db, self.target, now_ms)
+        if self.settings.takes_over:
+            ledger.take_over(self.db, self.target, now_ms)
         aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
         made = self._room.make(self.db, now_ms, bytes_max)
         ledger.forget_acknowledgements(self.db, now_ms)
@@ -482,10 +483,10 @@ class Worker:
 
 
 def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None:
-    """For the answers that are kept. None, so that none is, while a pattern does not compile."""
+    """For the answers that are kept. None, so that none is, while the settings may withhold more than is known."""
     try:
         return capture(settings, secrets_of_this_machine(sources.environ)).redaction.text
-    except PatternError:
+    except (SettingsError, PatternError):
         return None
 
 

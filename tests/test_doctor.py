@@ -50,8 +50,8 @@ def test_where_all_is_well_every_check_is_ok(station: Station) -> None:
     found = findings(station)
     assert bad(found) == []
     assert [one["check"] for one in found] == [
-        "settings", "key", "redaction", "spool", "disk", "SQLite", "plugin", "OpenCode's store", "ledger",
-        "queue.db", "processes", "destination", "clock", "lines", "dead",
+        "settings", "key", "configuration", "redaction", "spool", "disk", "SQLite", "plugin", "OpenCode's store",
+        "ledger", "queue.db", "processes", "destination", "clock", "lines", "dead",
     ]  # fmt: skip
     assert shape(found[0]) == shape(example("doctor")["findings"][0])
     lines = typed(station, "doctor").stdout.splitlines()
@@ -232,6 +232,101 @@ def test_neither_key_nor_transcript_is_printed(station: Station) -> None:
     kill_and_drop(station)
     done = typed(station, "doctor")
     assert station.key not in done.stdout + done.stderr
+
+
+def place(**plugin: object) -> str:
+    return json.dumps({"plugin": [["./opencode-helicone.js", plugin]]}, indent=1)
+
+
+FAULTS = {
+    "a block under an unknown name": (
+        json.dumps({"plugins": {"helicone-telemetry": {"redactPatterns": ["a"]}}}),
+        "warning",
+        "opencode.json: plugins.helicone-telemetry counts nowhere: OpenCode drops this block",
+    ),
+    "the predecessor is listed, too": (
+        json.dumps({"plugin": ["opencode-helicone-async-telemetry@1"]}),
+        "problem",
+        "opencode.json: opencode-helicone-async-telemetry is listed, which sends every session, too",
+    ),
+    "a misspelt option": (
+        place(redactPattern=["a"]),
+        "problem",
+        '"redactPattern" from {path} line 6: there is no such setting; did you mean redactPatterns?',
+    ),
+    "a pattern that RE2 refuses": (
+        place(redactPatterns=["(?=a)"]),
+        "problem",
+        "redactPatterns from {path} line 6: redaction pattern 1 cannot be used",
+    ),
+    "no JSON": ('{\n "plugin": ["opencode-helicone"', "problem", "{path} line 2: it is not JSON"),
+    "a limit that is none": (
+        place(maxRetries="many"),
+        "warning",
+        'maxRetries = "many" from {path} line 6: it should be a valid integer (retries)',
+    ),
+    "rules that a file cannot switch off": (
+        place(redactSecrets=False),
+        "warning",
+        "redactSecrets = false from {path} line 6: it can be switched on here, and off only by OPENCODE_HELICONE_",
+    ),
+    "an option of the predecessor's block": (
+        json.dumps({"plugins": {"opencode-helicone-async-telemetry": {"redactPatern": ["a"]}}}),
+        "problem",
+        '"redactPatern" from {path} line 1: there is no such setting; did you mean redactPatterns?',
+    ),
+}
+
+
+@pytest.mark.parametrize("where", [".", "config/opencode"], ids=["of the project", "of the user"])
+@pytest.mark.parametrize(("written", "level", "found"), FAULTS.values(), ids=FAULTS)
+def test_what_is_wrong_in_opencodes_files_is_named_with_file_and_line(
+    station: Station, written: str, level: str, found: str, where: str
+) -> None:
+    path = station.home / where / "opencode.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(written)
+    told = [one for one in findings(station, code=level == "problem") if one["level"] != "ok"]
+    assert [(one["check"], one["level"]) for one in told][:1] == [("configuration", level)]
+    assert found.format(path=path) in told[0]["found"]
+    # `status` tells of it as well, as far as it is about options.
+    if "OpenCode drops" not in found and "is listed" not in found:
+        assert f"problem: {told[0]['found']}" in typed(station, "status").stdout
+
+
+def test_a_folder_that_was_held_when_its_hook_saw_it_is_named_from_everywhere(station: Station) -> None:
+    with station.ledger() as db:
+        ours = destination.destination(db, "", "", 1)
+        destination.remember_folder(db, "one", ours.id, {"held": "opencode.json line 3: it is not JSON"}, 1)
+        destination.remember_folder(db, "two", ours.id, {}, 1)
+    (one,) = (one for one in findings(station, code=1) if one["level"] != "ok")
+    assert (one["check"], one["level"]) == ("held", "problem")
+    assert one["found"] == "1 folder(s), as seen last: opencode.json line 3: it is not JSON"
+
+
+def test_the_predecessors_own_block_counts(station: Station) -> None:
+    block = {"plugins": {"opencode-helicone-async-telemetry": {"redactPatterns": ["sk-x"], "enable": True}}}
+    (station.home / "opencode.json").write_text(json.dumps(block))
+    found = findings(station)
+    assert bad(found) == []
+    told = {one["check"]: one["found"] for one in found}
+    assert told["configuration"] == "1 place(s) in OpenCode's files configure the plugin"
+    assert told["redaction"] == "mode full, 1 pattern(s) of yours"
+
+
+@pytest.mark.parametrize("place", ["environment", ".env of the user", ".env of the folder"])
+def test_a_misspelt_variable_is_named_with_the_one_that_was_meant(station: Station, place: str) -> None:
+    name = "OPENCODE_HELICONE_EXPROT_MODE"
+    own = station.home / "config" / "opencode-helicone"
+    own.mkdir(parents=True)
+    if place == "environment":
+        station = replace(station, variables={name: "off"})
+    else:
+        ((own if place == ".env of the user" else station.home) / ".env").write_text(f"{name}=off\n")
+    (one,) = findings(station, code=1)
+    assert (one["check"], one["level"]) == ("settings", "problem")
+    assert one["found"].startswith(f"{name} from ")
+    assert one["found"].endswith("did you mean OPENCODE_HELICONE_EXPORT_MODE?")
 
 
 # --- --send

@@ -81,7 +81,6 @@ RUBBISH = {
     "NaN": b'{"v":1,"type":"open","session":NaN}',
     "deep": b'{"v":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "options no object": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","options":3}',
-    "unknown option": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","options":{"nonsense":1}}',
     "no sessions": b'{"v":1,"type":"snapshot","directory":"/p","root":"ses_1","sessions":7}',
     "spool no path": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","spool":7}',
 }
@@ -278,9 +277,12 @@ def test_a_pattern_that_does_not_compile_stops_the_export_and_is_named(station: 
         process.show(export("b_tools"), options={"redactPatterns": ["fine"]}, directory="/home/dev/elsewhere")
         process.end()
     # Named by its number: somebody may have written the very secret down as a pattern.
-    assert "redaction pattern 2 cannot be used" in station.text("hook.log")
+    held = "redactPatterns from plugin options: redaction pattern 2 cannot be used (at character 6)"
+    assert f"a folder is held: {held}" in station.text("hook.log")
     assert "broken(" not in station.text("hook.log")
-    assert refusals(station) == {"PatternError": 2}
+    with station.ledger() as db:
+        assert destination.held_folders(db) == [(held, 1)]
+    assert refusals(station) == {}
     assert station.counts().pending == JOBS
 
 
@@ -338,15 +340,21 @@ def test_a_project_of_that_name_and_a_hostile_env_file_redirect_nothing(station:
 
 
 def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station) -> None:
-    options = {"maxRetries": 2, "redactPatterns": ["abc"], "sessionPathPrefix": "/work"}
+    options = {"maxRetries": 2, "flushInterval": 9, "redactPatterns": ["abc"], "sessionPathPrefix": "/work"}
     with hook(station) as process:
         process.show(export(SIMPLE), options=options)
         process.end()
     with station.ledger() as db:
         (one,) = destination.destinations(db)
-        assert one.delivery_options == {"confirm": "off", "maxRetries": 2}
+        assert one.delivery_options == {"confirm": "off", "flushInterval": 9}
         recorded = destination.folder_options(db, destination.fingerprint(db, PROJECT))
-    assert recorded == {"redactPatterns": ["abc"], "sessionPathPrefix": "/work"}
+    # What may stand in the project's own files limits the jobs of its folder, not those of others.
+    assert recorded == {
+        "maxRetries": 2,
+        "redactPatterns": ["abc"],
+        "redactSecrets": True,
+        "sessionPathPrefix": "/work",
+    }
 
 
 def test_a_ledger_that_is_locked_for_a_while_loses_nothing(station: Station) -> None:
@@ -393,11 +401,20 @@ def test_a_worker_that_cannot_start_is_tried_again_with_growing_pauses_and_said_
 
 
 def test_settings_that_are_wrong_are_counted_where_status_looks(station: Station) -> None:
+    station = replace(station, variables={"OPENCODE_HELICONE_EXPROT_MODE": "off"})
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=str(station.spool), options={"maxRetries": "x"})
+        process.say("open", session="ses_1", spool=str(station.spool))
         process.end()
     assert refusals(station) == {"SettingsError": 1}
-    assert "maxRetries" in station.text("hook.log")
+    assert "did you mean OPENCODE_HELICONE_EXPORT_MODE?" in station.text("hook.log")
+
+
+def test_a_limit_that_is_wrong_is_named_and_costs_nothing(station: Station) -> None:
+    with hook(station) as process:
+        process.show(export(SIMPLE), options={"maxRetries": "x"})
+        process.end()
+    assert "maxRetries from plugin options: it should be a valid integer (retries)" in station.text("hook.log")
+    assert station.counts().pending == JOBS
 
 
 @pytest.mark.parametrize("spool", ["/nul/\0", "/half/\ud800"], ids=["nul", "half a character"])

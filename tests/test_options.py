@@ -1,6 +1,6 @@
 """Each option from each source changes what happens: captured by a hook's desk, delivered by a worker's own objects.
 
-    default < config file < plugin options < .env < environment < command line
+    default < config file < plugin options < .env < environment < command line; of what may leave the strictest
 
 Not that a value arrives, which is for the settings' own tests, but that somebody obeys it.
 """
@@ -27,6 +27,7 @@ from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export, export_files
 from tests.servers import Scripted, answer, api_key, receiving, scripted
+from tests.test_tightening import configure
 from tests.waiting import wait_until
 
 JOBS = 2
@@ -238,8 +239,14 @@ def test_what_happens_by_default(place: Place, name: str) -> None:
     assert OPTIONS[name].observe(place) == OPTIONS[name].by_default
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", OPTIONS)
+LIMITS = ("maxSpoolSize", "maxSpoolAge", "maxRetries")
+"""What the plugin brings of these is for the jobs of its folder alone."""
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [(name, source) for name in OPTIONS for source in SOURCES if name not in LIMITS or source != "plugin"],
+)
 def test_an_option_changes_what_happens(place: Place, name: str, source: str) -> None:
     option = OPTIONS[name]
     assert option.changed != option.by_default
@@ -253,9 +260,10 @@ def test_a_consumer_started_apart_obeys_the_delivery_options_that_a_plugin_broug
     (tmp_path / "home").mkdir()
     with receiving(tmp_path / "store.db") as receiver:
         station = Station(tmp_path / "home", receiver.url)
+        configure(tmp_path / "home" / "config" / "opencode-helicone", maxRetries=1)
         receiver.fault({"times": 1}, {"status": 500, "times": 1_000})
         with hook(station) as process:
-            process.show(export("a_simple"), options={"maxRetries": 1, "retryBaseDelay": 1})
+            process.show(export("a_simple"), options={"retryBaseDelay": 1})
             assert process.end() == 0
         with worker(station):
             wait_until(lambda: station.counts().dead == 1)

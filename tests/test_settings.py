@@ -19,20 +19,16 @@ from platformdirs.unix import Unix
 from pydantic import SecretStr, ValidationError
 
 from app.settings import (
-    Plugin,
-    Recorded,
+    Options,
     Settings,
     SettingsError,
-    capture_options,
-    config_file_in,
     config_folder,
     delivery_options,
-    dotenv_of_command,
-    dotenv_unattended,
+    delivery_record,
+    folder_record,
     load,
     names,
     shown,
-    to_record,
 )
 
 KEY = "placeholder-for-a-key"
@@ -69,11 +65,15 @@ NOT_PLUGIN = (
     Row("endpoint", "endpoint", "HELICONE_ENDPOINT", "http://[::1]:1", "https://b/c", "https://api.worker.helicone.ai"),
     Row("allow_http", "allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", value=True, other=False, default=False),
     Row("readback_url", "readbackUrl", "HELICONE_READBACK_URL", "http://[::1]:1", "https://b/c", None),
-    Row("export_mode", "exportMode", "OPENCODE_HELICONE_EXPORT_MODE", "off", "metadata_only", "full"),
     Row("user_id", "userId", "OPENCODE_HELICONE_USER_ID", "one", "two", None),
-    Row("redact_secrets", "redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", value=False, other=True, default=True),
 )
-ROWS = (*SEED, WORKER, *NOT_PLUGIN)
+MODE = Row("export_mode", "exportMode", "OPENCODE_HELICONE_EXPORT_MODE", "off", "metadata_only", "full")
+SECRETS = Row(
+    "redact_secrets", "redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", value=True, other=True, default=True
+)
+ROWS = (*SEED, WORKER, *NOT_PLUGIN, MODE, SECRETS)
+WHAT_MAY_LEAVE = ("enable", "exportMode", "redactPatterns", "redactSecrets")
+"""Not of the highest source, but of all: see test_strictest."""
 
 
 def sources_of(row: Row) -> tuple[str, ...]:
@@ -100,10 +100,31 @@ def load_from(folder: Path, row: Row, values: Mapping[str, object]) -> Settings:
         environ={row.variable: as_text(values["environment"])} if "environment" in values else {},
         base=folder,
         command_line={row.field: values["command line"]} if "command line" in values else None,
-        dotenv=dotenv_unattended(folder),
-        plugin=Plugin({row.option: values["plugin"]}) if "plugin" in values else None,
-        config_file=config_file_in(folder),
+        dotenv=(folder / ".env",) if ".env" in values else (),
+        options=(of_user({row.option: values["plugin"]}),) if "plugin" in values else (),
+        config_file=folder / "config.toml" if "config file" in values else None,
     )
+
+
+def of_user(options: Mapping[str, object], origin: str = "opencode.json", **lines: int) -> Options:
+    """Options in a file of OpenCode that is the user's own."""
+    return Options(options, origin, "user", lines)
+
+
+def of_project(options: Mapping[str, object], origin: str = "opencode.json") -> Options:
+    return Options(options, origin, "project")
+
+
+def recorded(options: Mapping[str, object]) -> Options:
+    return Options(options, "last seen for this folder", "recorded")
+
+
+def complaints_about(*options: Options) -> tuple[str, ...]:
+    """What is said of options that cannot be used, and which all hold."""
+    settings = load(environ={}, base=Path("/base"), options=options)
+    assert all(one.holds for one in settings.complaints)
+    assert settings.held == tuple(one.short for one in settings.complaints)
+    return tuple(one.text for one in settings.complaints)
 
 
 def load_variables(**environ: str) -> Settings:
@@ -133,11 +154,11 @@ def test_value_arrives_from_each_source_with_its_origin(tmp_path: Path, row: Row
             "command line": "command line",
             "environment": f"environment {row.variable}",
             ".env": f".env {tmp_path / '.env'}",
-            "plugin": "plugin options",
+            "plugin": "opencode.json",
             "config file": f"config file {tmp_path / 'config.toml'}",
         }[source]
     )
-    others = {name for name in Settings.model_fields if name not in {row.field, "origins"}}
+    others = set(names.NAMES) - {row.field}
     assert {settings.origin(name) for name in others} == {"default"}
 
 
@@ -146,6 +167,7 @@ def test_value_arrives_from_each_source_with_its_origin(tmp_path: Path, row: Row
     [
         pytest.param(row, higher, lower, id=f"{row.option}-{higher}-over-{lower}")
         for row in ROWS
+        if row.option not in WHAT_MAY_LEAVE
         for higher, lower in combinations(sources_of(row), 2)
     ],
 )
@@ -191,13 +213,14 @@ def test_empty_variable_counts_as_not_set(tmp_path: Path, text: str) -> None:
 
 
 def test_none_on_command_line_or_in_options_counts_as_not_given() -> None:
-    settings = load(environ={}, base=Path("/base"), command_line={"worker": None}, plugin=Plugin({"enable": None}))
+    settings = load(environ={}, base=Path("/base"), command_line={"worker": None}, options=(of_user({"enable": None}),))
     assert (settings.origin("worker"), settings.origin("enable")) == ("default", "default")
 
 
-def test_overruled_value_is_not_judged() -> None:
+def test_overruled_value_is_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("maxRetries = 'many'\n")
     variables = {"OPENCODE_HELICONE_MAX_RETRIES": "7"}
-    assert load(environ=variables, base=Path("/base"), plugin=Plugin({"maxRetries": "many"})).max_retries == 7
+    assert load(environ=variables, base=tmp_path, config_file=tmp_path / "config.toml").max_retries == 7
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -216,59 +239,112 @@ def test_origin_of_an_unknown_name_is_a_bug() -> None:
         load_variables().origin("flushInterval")
 
 
-# The plugin's options and what was recorded of them
+# Options in OpenCode's files, and what was recorded of them
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.option) for row in NOT_PLUGIN])
-def test_setting_that_is_no_plugin_option_is_refused_there(row: Row) -> None:
-    (problem,) = problems_of(plugin=Plugin({row.option: row.value}))
-    assert problem == f'"{row.option}" from plugin options: it cannot be set here; set {row.variable}'
+def test_setting_that_is_no_plugin_option_holds_the_folder(row: Row) -> None:
+    (complaint,) = complaints_about(of_user({row.option: row.value}))
+    assert complaint == f'"{row.option}" from opencode.json: it cannot be set here; set {row.variable}'
 
 
-def test_unknown_plugin_option_is_refused_by_name_without_its_value() -> None:
-    (problem,) = problems_of(plugin=Plugin({"flush\nIntervall": KEY}))
-    assert problem.startswith('"flush\\nIntervall" from plugin options: there is no such setting; there are enable, ')
-    assert KEY not in problem
-    assert "exportMode" not in problem
+def test_unknown_option_is_named_with_its_line_and_without_its_value() -> None:
+    (complaint,) = complaints_about(of_user({"flush\nInterv": KEY}, "/home/dev/opencode.json", **{"flush\nInterv": 3}))
+    told = '"flush\\nInterv" from /home/dev/opencode.json line 3: there is no such setting; did you mean flushInterval?'
+    assert complaint == told
+    (complaint,) = complaints_about(of_user({"x": KEY}))
+    assert complaint.startswith('"x" from opencode.json: there is no such setting; there are enable, ')
+    assert "endpoint" not in complaint
 
 
-def test_recorded_options_stand_where_the_plugins_would() -> None:
-    recorded = Recorded({"exportMode": "metadata_only", "userId": "one", "maxRetries": 9}, "last seen for this folder")
-    settings = load(environ={"OPENCODE_HELICONE_USER_ID": "two"}, base=Path("/base"), plugin=recorded)
-    assert (settings.export_mode, settings.origin("export_mode")) == ("metadata_only", "last seen for this folder")
-    assert (settings.max_retries, settings.user_id) == (9, "two")
+def test_what_is_told_to_logs_and_ledger_holds_no_folder_and_no_value() -> None:
+    options = of_user({"exportMode": KEY, "maxRetries": KEY, "redactPatterns": [f"({KEY}"]}, "/home/dev/opencode.json")
+    settings = load(environ={}, base=Path("/base"), options=(options,))
+    assert len(settings.complaints) == 3
+    for complaint in settings.complaints:
+        assert "/home/dev" in complaint.text
+        assert "/home/dev" not in complaint.short
+        assert " from opencode.json: " in complaint.short
+        assert KEY not in complaint.short
+
+
+def test_bad_value_of_a_limit_is_named_and_the_next_lower_one_counts(tmp_path: Path) -> None:
+    settings = load(environ={}, base=tmp_path, options=(of_user({"maxRetries": "many"}), of_user({"maxRetries": 9})))
+    assert (settings.max_retries, settings.held) == (9, ())
+    (complaint,) = settings.complaints
+    assert complaint.text == 'maxRetries = "many" from opencode.json: it should be a valid integer (retries)'
+    assert load(environ={}, base=tmp_path, options=(of_user({"maxRetries": "many"}),)).max_retries == 5
+
+
+@pytest.mark.parametrize("pattern", ["(", "a*", "(?=a)"], ids=["open", "nothing", "look-ahead"])
+def test_pattern_that_cannot_be_used_holds_the_folder_and_is_not_shown(pattern: str) -> None:
+    (complaint,) = complaints_about(of_user({"redactPatterns": ["fine", pattern]}, redactPatterns=7))
+    assert complaint.startswith("redactPatterns from opencode.json line 7: redaction pattern 2 cannot be used")
+    assert pattern not in complaint.partition("2 cannot be used")[2].replace("(at", "").replace("(as", "")
+
+
+def test_limits_of_a_project_are_for_its_folder_alone(tmp_path: Path) -> None:
+    limits: dict[str, object] = {"maxRetries": 1, "maxSpoolAge": 2, "maxSpoolSize": 3}
+    users = of_user({"maxRetries": 9})
+    settings = load(environ={}, base=tmp_path, options=(of_project({**limits, "flushInterval": 4}), users))
+    assert (settings.max_retries, settings.origin("max_retries")) == (9, "opencode.json")
+    assert (settings.max_spool_age_ms, settings.max_spool_bytes) == (604_800_000, 52_428_800)
+    assert folder_record(settings) == limits | {"redactSecrets": True}
+    assert delivery_record(settings) == {"flushInterval": 4}
+    lines = {line.name: (line.value, line.origin) for line in shown(settings)}
+    assert lines["maxRetries"] == (1, "opencode.json, for this folder's jobs alone")
+    over = load(environ={"OPENCODE_HELICONE_MAX_RETRIES": "2"}, base=tmp_path, options=(of_project(limits),))
+    assert over.max_retries == 2
+    assert folder_record(over) == {"redactSecrets": True, "maxSpoolAge": 2, "maxSpoolSize": 3}
+
+
+def test_recorded_options_stand_below_opencodes_files_and_above_the_config_file(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('userId = "low"\nsessionPathPrefix = "/low"\n')
+    settings = load(
+        environ={},
+        base=tmp_path,
+        options=(of_user({"sessionPathPrefix": "/high"}), recorded({"userId": "one", "sessionPathPrefix": "/old"})),
+        config_file=tmp_path / "config.toml",
+    )
+    assert (settings.session_path_prefix, settings.user_id) == ("/high", "one")
+    assert settings.origin("user_id") == "last seen for this folder"
 
 
 @pytest.mark.parametrize("option", ["spoolDirectory", "worker", "endpoint", "apiKey"])
 def test_recorded_options_hold_nothing_but_capture_and_delivery(option: str) -> None:
-    (problem,) = problems_of(plugin=Recorded({option: "/x"}, "last seen"))
-    assert problem.startswith(f'"{option}" from last seen: ')
+    (complaint,) = complaints_about(recorded({option: "/x"}))
+    assert complaint.startswith(f'"{option}" from last seen for this folder: ')
+
+
+def test_a_folder_that_was_held_is_held_for_those_who_know_only_its_record() -> None:
+    seen = load(environ={}, base=Path("/base"), options=(of_project({"redactPattern": ["a"]}, "/a/b/opencode.json"),))
+    (complaint,) = complaints_about(recorded(folder_record(seen)))
+    assert complaint.startswith(
+        '"redactPattern" from opencode.json: there is no such setting; did you mean redactPatterns'
+    )
 
 
 def test_what_is_recorded_gives_the_same_options_later() -> None:
-    options = {
+    options: dict[str, object] = {
         "redactPatterns": ["a{1,2}"],
         "sessionPathPrefix": "/p/q/",
         "enable": True,
         "flushInterval": 5,
-        "maxRetries": 0,
         "retryBaseDelay": 6,
-        "maxSpoolSize": 7,
-        "maxSpoolAge": 8,
         "confirm": "on",
     }
     variables = {
         "OPENCODE_HELICONE_EXPORT_MODE": "metadata_only",
         "OPENCODE_HELICONE_REDACT_SECRETS": "false",
         "OPENCODE_HELICONE_USER_ID": "one",
+        "OPENCODE_HELICONE_MAX_RETRIES": "0",
     }
-    seen = load(environ=variables, base=Path("/base"), plugin=Plugin(options))
-    line = json.dumps(to_record(seen, capture_options(seen)) | to_record(seen, delivery_options(seen)))
-    later = load(environ={}, base=Path("/base"), plugin=Recorded(json.loads(line), "recorded"))
-    assert capture_options(later) == capture_options(seen)
+    seen = load(environ=variables, base=Path("/base"), options=(of_project(options),))
+    line = json.dumps(folder_record(seen) | delivery_record(seen))
+    later = load(environ={}, base=Path("/base"), options=(recorded(json.loads(line)),))
+    assert folder_record(later) == folder_record(seen)
     assert delivery_options(later) == delivery_options(seen)
-    assert delivery_options(seen) == {name: options[name] for name in delivery_options(seen)}
-    assert capture_options(seen) == {
+    assert folder_record(seen) == {
         "enable": True,
         "exportMode": "metadata_only",
         "redactPatterns": ["a{1,2}"],
@@ -278,15 +354,84 @@ def test_what_is_recorded_gives_the_same_options_later() -> None:
     }
 
 
-def test_stricter_config_file_is_not_overruled_by_an_older_record(tmp_path: Path) -> None:
+def test_what_a_later_process_finds_by_itself_is_not_recorded(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    config.write_text('userId = "one"\n')
-    (tmp_path / ".env").write_text("OPENCODE_HELICONE_EXPORT_MODE=full\n")
-    seen = load(environ={}, base=tmp_path, dotenv=dotenv_unattended(tmp_path), config_file=config)
-    record = Recorded(to_record(seen, capture_options(seen)), "last seen for this folder")
-    assert record.options == {}
-    config.write_text('exportMode = "metadata_only"\n')
-    assert load(environ={}, base=tmp_path, plugin=record, config_file=config).export_mode == "metadata_only"
+    config.write_text('userId = "one"\nmaxRetries = 1\n')
+    (tmp_path / ".env").write_text("OPENCODE_HELICONE_EXPORT_MODE=off\nOPENCODE_HELICONE_REDACT_SECRETS=false\n")
+    users = of_user({"redactPatterns": ["a"], "maxSpoolSize": 4})
+    seen = load(environ={}, base=tmp_path, dotenv=(tmp_path / ".env",), options=(users,), config_file=config)
+    assert (folder_record(seen), delivery_record(seen)) == ({}, {})
+    both = load(environ={}, base=tmp_path, options=(of_project({"redactPatterns": ["b"]}), users))
+    assert both.redact_patterns == ("b", "a")
+    # What nobody says is told as well: the environment of a later command must not switch it off.
+    assert folder_record(both) == {"redactPatterns": ["b"], "redactSecrets": True}
+
+
+# The `.env` of the folder where a command is typed
+
+
+def load_here(folder: Path, text: str, **environ: str) -> Settings:
+    (folder / ".env").write_text(text)
+    return load(environ=environ, base=folder, folder_dotenv=folder / ".env")
+
+
+def test_the_key_of_the_folders_env_file_counts_with_an_endpoint_beside_it(tmp_path: Path) -> None:
+    settings = load_here(tmp_path, f"HELICONE_API_KEY={KEY}\nHELICONE_ENDPOINT=https://a\n")
+    assert (settings.api_key, settings.endpoint) == (SecretStr(KEY), "https://a")
+    assert settings.origin("api_key") == f".env {tmp_path / '.env'}"
+    assert (settings.complaints, settings.takes_over) == ((), False)
+
+
+@pytest.mark.parametrize("environ", [{}, {"HELICONE_API_KEY": KEY}], ids=["no key", "a key of the environment"])
+def test_an_endpoint_there_gets_no_other_key_than_the_one_beside_it(tmp_path: Path, environ: dict[str, str]) -> None:
+    own = f"HELICONE_API_KEY={KEY}2\n" if environ else ""
+    settings = load_here(tmp_path, f"{own}HELICONE_ENDPOINT=https://a\n", **environ)
+    assert settings.endpoint == "https://api.worker.helicone.ai"
+    assert settings.takes_over
+    (complaint,) = settings.complaints
+    path = tmp_path / ".env"
+    told = f"HELICONE_ENDPOINT from .env {path}: it does not count there without a key that is used beside it"
+    assert (complaint.text, complaint.holds) == (told, False)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.option) for row in ROWS if row.option not in WHAT_MAY_LEAVE])
+def test_nothing_else_counts_there_but_what_withholds_more(tmp_path: Path, row: Row) -> None:
+    settings = load_here(tmp_path, f"{row.variable}={as_text(row.value)}\n")
+    assert settings.origin(row.field) == "default"
+    (complaint,) = settings.complaints
+    assert complaint.text.startswith(f"{row.variable} from .env {tmp_path / '.env'}: it does not count there")
+
+
+# Names that are none
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("OPENCODE_HELICONE_EXPROT_MODE", "OPENCODE_HELICONE_EXPORT_MODE"),
+        ("OPENCODE_HELICONE_REDACT_PATTERN", "OPENCODE_HELICONE_REDACT_PATTERNS"),
+        ("OPENCODE_HELICONE_ENABLED", "OPENCODE_HELICONE_ENABLE"),
+    ],
+)
+def test_a_variable_of_ours_that_is_none_is_refused_and_the_nearest_is_named(
+    tmp_path: Path, wrong: str, right: str
+) -> None:
+    assert problems_of(environ={wrong: "off"}) == (
+        f"{wrong} from environment: there is no such variable; did you mean {right}?",
+    )
+    path = tmp_path / ".env"
+    path.write_text(f"{wrong}=off\n")
+    told = (f"{wrong} from .env {path}: there is no such variable; did you mean {right}?",)
+    assert problems_of(dotenv=(path,)) == problems_of(folder_dotenv=path) == told
+
+
+@pytest.mark.parametrize("name", [*names.FOR_TESTS, "HELICONE_BASE_URL", "HELICONE_API_KEYS", "OPENCODE_HELICON"])
+def test_variables_of_others_are_not_ours_to_judge(name: str) -> None:
+    assert load_variables(**{name: "anything"}).origins == {}
+
+
+def test_an_unknown_variable_that_is_empty_counts_as_not_set() -> None:
+    assert load_variables(OPENCODE_HELICONE_NONSENSE=" ").origins == {}
 
 
 # What is refused, and in which words
@@ -347,24 +492,22 @@ TYPED = {
 
 @pytest.mark.parametrize(("option", "value"), TYPED.values(), ids=TYPED.keys())
 def test_option_of_the_wrong_type_is_refused(option: str, value: object) -> None:
-    (problem,) = problems_of(plugin=Plugin({option: value}, origin="opencode.json"))
-    assert problem.startswith(f"{option} = {json.dumps(value)} from opencode.json: it should ")
-
-
-def test_message_says_setting_value_origin_and_unit() -> None:
-    (problem,) = problems_of(plugin=Plugin({"maxSpoolAge": "7d"}))
-    assert problem == 'maxSpoolAge = "7d" from plugin options: it should be a valid integer (milliseconds)'
+    settings = load(environ={}, base=Path("/base"), options=(of_user({option: value}),))
+    (complaint,) = settings.complaints
+    shown_value = "" if option == "redactPatterns" else f" = {json.dumps(value)}"
+    assert complaint.text.startswith(f"{option}{shown_value} from opencode.json: it should ")
+    assert complaint.holds == (option in WHAT_MAY_LEAVE)
+    assert settings.origins == {}
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("maxRetries = -1\nbogus = 2\n")
     problems = problems_of(
-        environ={"OPENCODE_HELICONE_ENABLE": "?"},
-        plugin=Plugin({"exportMode": "off"}),
+        environ={"OPENCODE_HELICONE_ENABLE": "?", "OPENCODE_HELICONE_WORKER": "?"},
         config_file=tmp_path / "config.toml",
         dotenv=(tmp_path / "missing",),
     )
-    told = ("exportMode", "missing", "bogus", "enable", "maxRetries")
+    told = ("worker", "missing", "bogus", "enable", "maxRetries")
     assert len(problems) == len(told)
     assert all(any(name in problem for problem in problems) for name in told)
 
@@ -439,11 +582,6 @@ def test_plain_http_within_this_machine_is_always_allowed(endpoint: str) -> None
     assert load_variables(HELICONE_ENDPOINT=endpoint).endpoint == endpoint
 
 
-def test_an_option_of_the_plugin_cannot_allow_plain_http(tmp_path: Path) -> None:
-    (problem,) = problems_of(environ={}, base=tmp_path, plugin=Plugin({"allowHttp": True}))
-    assert problem == '"allowHttp" from plugin options: it cannot be set here; set OPENCODE_HELICONE_ALLOW_HTTP'
-
-
 def test_alias_takes_the_predecessors_commas_and_json() -> None:
     alias = "OPENCODE_HELICONE_REDACT_REGEX"
     assert load_variables(**{alias: r" sk-\w+ , [0-9]{4},, "}).redact_patterns == (r"sk-\w+", "[0-9]{4}")
@@ -472,10 +610,10 @@ def test_home_and_relative_folders_become_absolute(tmp_path: Path, monkeypatch: 
 
 def test_key_comes_from_the_environment_or_an_env_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"HELICONE_API_KEY='{KEY}'\n")
-    settings = load(environ={}, base=tmp_path, dotenv=dotenv_unattended(tmp_path))
+    settings = load(environ={}, base=tmp_path, dotenv=(tmp_path / ".env",))
     assert settings.api_key == SecretStr(KEY)
     assert settings.origin("api_key") == f".env {tmp_path / '.env'}"
-    over = load(environ={"HELICONE_API_KEY": f" {KEY}2\n"}, base=tmp_path, dotenv=dotenv_unattended(tmp_path))
+    over = load(environ={"HELICONE_API_KEY": f" {KEY}2\n"}, base=tmp_path, dotenv=(tmp_path / ".env",))
     assert over.api_key == SecretStr(f"{KEY}2")
     assert over.origin("api_key") == "environment HELICONE_API_KEY"
 
@@ -483,16 +621,16 @@ def test_key_comes_from_the_environment_or_an_env_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["apiKey", "api_key", "HELICONE_API_KEY", "helicone-api-key"])
 def test_key_is_refused_everywhere_else_with_the_advice(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.toml").write_text(f"{name} = '{KEY}'\n")
-    problems = problems_of(config_file=tmp_path / "config.toml", plugin=Plugin({name: KEY}), command_line={name: KEY})
-    assert len(problems) == 3
-    for problem in problems:
+    problems = problems_of(config_file=tmp_path / "config.toml", command_line={name: KEY})
+    assert len(problems) == 2
+    for problem in (*problems, *complaints_about(of_user({name: KEY}))):
         assert "the API key is read from HELICONE_API_KEY alone" in problem
         assert KEY not in problem
 
 
 def test_key_appears_in_no_text_made_of_the_settings() -> None:
     settings = load_variables(HELICONE_API_KEY=KEY)
-    options = [capture_options(settings), delivery_options(settings), settings.origins]
+    options = [folder_record(settings), delivery_record(settings), delivery_options(settings), settings.origins]
     texts = [repr(settings), str(settings), repr(shown(settings)), repr(options), settings.model_dump_json()]
     assert all(KEY not in text for text in texts)
     assert ("apiKey", "set") in [(line.name, line.value) for line in shown(settings)]
@@ -580,21 +718,6 @@ def test_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
     )
 
 
-def test_command_of_a_person_reads_its_own_folder_first_and_a_process_never(tmp_path: Path) -> None:
-    folder, project, named = tmp_path / "config", tmp_path / "project", tmp_path / "named"
-    folder.mkdir()
-    project.mkdir()
-    assert dotenv_of_command(project, folder) == ()
-    assert dotenv_unattended(folder) == ()
-    assert config_file_in(folder) is None
-    for path in (folder / ".env", project / ".env", folder / "config.toml"):
-        path.touch()
-    assert dotenv_of_command(project, folder) == (project / ".env", folder / ".env")
-    assert dotenv_of_command(project, folder, named) == (named, folder / ".env")
-    assert dotenv_unattended(folder) == (folder / ".env",)
-    assert config_file_in(folder) == folder / "config.toml"
-
-
 def test_first_env_file_wins(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_text("OPENCODE_HELICONE_USER_ID=one\n")
@@ -623,7 +746,7 @@ def test_every_setting_is_shown_with_unit_and_origin() -> None:
 
 
 def test_every_field_has_its_names() -> None:
-    assert set(names.NAMES) | {"origins"} == set(Settings.model_fields)
+    assert set(Settings.model_fields) - set(names.NAMES) == {"origins", "folder_limits", "unseen", "complaints"}
     assert {row.field for row in ROWS} | {"api_key"} == set(names.NAMES)
 
 
@@ -670,14 +793,14 @@ def test_anything_gives_settings_or_one_line_that_says_why_not(
     environ: dict[str, str], options: dict[str, object]
 ) -> None:
     try:
-        settings = load(environ=environ, base=Path("/base"), plugin=Plugin(options))
+        settings = load(environ=environ, base=Path("/base"), options=(of_project(options),))
     except SettingsError as refused:
         assert refused.problems  # noqa: PT017 - either way is right
         assert len(str(refused).splitlines()) == 1  # noqa: PT017
         assert len(str(refused)) < 400 * len(refused.problems)  # noqa: PT017
     else:
         assert settings.spool_directory.is_absolute()
-        assert (
-            load(environ={}, base=Path("/base"), plugin=Recorded(capture_options(settings), "recorded")).redact_patterns
-            == settings.redact_patterns
-        )
+        assert all(len(one.text.splitlines()) == 1 and len(one.text) < 400 for one in settings.complaints)
+        later = load(environ={}, base=Path("/base"), options=(recorded(folder_record(settings)),))
+        assert later.redact_patterns == settings.redact_patterns
+        assert bool(later.held) == bool(settings.held)

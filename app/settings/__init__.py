@@ -1,41 +1,36 @@
 """What the program is told to do: one frozen `Settings`, and where each of its values came from.
 
-    command line > environment > .env > plugin options (or what was recorded of them) > user config file > default
+    command line > environment > .env > handed to the plugin > OpenCode's files > recorded > config file > default
 
-Sources are arguments: nothing here reads `os.environ` or the working directory; only the standard folders come from
-the system (platformdirs, which honours the XDG variables). A value that is empty in the environment or in an `.env`
-file counts as not set. A list in a higher source replaces the lower one whole.
+What may leave is the strictest of all of them (see `layers`). Sources are arguments: nothing here reads `os.environ` or
+the working directory; only the standard folders come from the system (platformdirs, which honours the XDG variables). A
+value that is empty in the environment or in an `.env` file counts as not set.
 """
 
-from app.settings.layers import (
-    Plugin,
-    Recorded,
-    config_file_in,
-    config_folder,
-    dotenv_of_command,
-    dotenv_unattended,
-    from_arguments,
-    load,
-)
-from app.settings.model import DEFAULT, Origin, Settings, SettingsError
-from app.settings.views import Shown, capture_options, delivery_options, shown, to_record
+from app.settings.layers import load
+from app.settings.model import DEFAULT, Complaint, Given, Origin, Settings, SettingsError, Source
+from app.settings.names import HELD
+from app.settings.options import Options, from_arguments
+from app.settings.places import config_folder, existing
+from app.settings.views import Shown, delivery_options, delivery_record, folder_record, shown
 
 __all__ = [
     "DEFAULT",
+    "HELD",
+    "Complaint",
+    "Given",
+    "Options",
     "Origin",
-    "Plugin",
-    "Recorded",
     "Settings",
     "SettingsError",
     "Shown",
-    "capture_options",
-    "config_file_in",
+    "Source",
     "config_folder",
     "delivery_options",
-    "dotenv_of_command",
-    "dotenv_unattended",
+    "delivery_record",
+    "existing",
+    "folder_record",
     "from_arguments",
     "load",
     "shown",
-    "to_record",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, TypeAdapter
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.endpoint import EndpointError, normalise
@@ -32,15 +33,37 @@ class SettingsError(ValueError):
         return "; ".join(re.sub("^redactPatterns = .*? from ", "redactPatterns from ", one) for one in self.problems)
 
 
+Source: TypeAlias = Literal[
+    "command line", "environment", "folder .env", ".env", "project", "recorded", "user", "config file", "default"
+]
+"""`folder .env`: of the folder where a command was typed; `.env`: of the user's configuration folder. `project`: files
+of the project, or what OpenCode handed to the plugin there; `user`: OpenCode's files of the user; `recorded`: by a
+hook."""
+SEEN_LATER: tuple[Source, ...] = ("default", "config file", ".env", "user")
+"""Sources that a later process finds by itself, whatever its environment and its directory are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a value came from: the kind of source, and words for a person, e.g. `environment HELICONE_ENDPOINT`."""
 
-    source: Literal["command line", "environment", ".env", "plugin", "config file", "default"]
+    source: Source
     text: str
 
 
 DEFAULT = Origin("default", "default")
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What is wrong in OpenCode's files. Without the text of a pattern: somebody may have written a secret as one."""
+
+    text: str
+    """One line, with the file."""
+    short: str
+    """One line for the ledger and for logs: without the folders of the file, and without any value."""
+    holds: bool
+    """It may have been meant to withhold something: nothing is captured or sent until it is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +187,22 @@ class Settings(BaseSettings):
 
     origins: dict[str, Origin] = Field(default_factory=dict, repr=False)
     """By field. A field that is not in it has its default."""
+    folder_limits: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """By field, as `Given`: limits of the project's own files, for its jobs alone. The fields are without them."""
+    unseen: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """By field, as `Given`: what a later process could not find by itself."""
+    complaints: tuple[Complaint, ...] = Field(default=(), repr=False)
+    """About OpenCode's files."""
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether the key is the user's own: then jobs that wait without one, or for one that is refused, go to it."""
+        return self.origins.get("api_key", DEFAULT).source != "folder .env"
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Why nothing may be captured or sent: the files of OpenCode may withhold more than could be read of them."""
+        return tuple(one.short for one in self.complaints if one.holds)
 
     def origin(self, name: str) -> str:
         """Where the value of the field `name` came from, e.g. `environment HELICONE_ENDPOINT`, `default`."""
@@ -183,3 +222,14 @@ class Settings(BaseSettings):
         if layers is None:
             return (init_settings,)
         return tuple(LayerSource(settings_cls, layer) for layer in layers)
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(Settings.model_fields[name].rebuild_annotation())
+
+
+def checked(name: str, value: object) -> object:
+    """The value of one field as the settings hold it. Raises pydantic's ValidationError."""
+    checked: object = _adapter(name).validate_python(value)
+    return checked

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pydantic import SecretStr
@@ -58,9 +59,9 @@ NAMES = {
     "api_key": Name("apiKey", "HELICONE_API_KEY", SecretStr, plugin=False),
     "endpoint": Name("endpoint", "HELICONE_ENDPOINT", plugin=False),
     "allow_http": Name("allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", _read_truth, plugin=False),
-    "export_mode": Name("exportMode", "OPENCODE_HELICONE_EXPORT_MODE", plugin=False),
+    "export_mode": Name("exportMode", "OPENCODE_HELICONE_EXPORT_MODE"),
     "redact_patterns": Name("redactPatterns", "OPENCODE_HELICONE_REDACT_PATTERNS", _read_list),
-    "redact_secrets": Name("redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", _read_truth, plugin=False),
+    "redact_secrets": Name("redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", _read_truth),
     "user_id": Name("userId", "OPENCODE_HELICONE_USER_ID", plugin=False),
     "session_path_prefix": Name("sessionPathPrefix", "OPENCODE_HELICONE_SESSION_PATH_PREFIX"),
     "worker": Name("worker", "OPENCODE_HELICONE_WORKER"),
@@ -76,7 +77,22 @@ NAMES = {
 }
 VARIABLES = [(name.variable, field_name, name.read) for field_name, name in NAMES.items()]
 VARIABLES.append(("OPENCODE_HELICONE_REDACT_REGEX", "redact_patterns", _read_alias))
+OURS = "OPENCODE_HELICONE_"
+"""What the name of every variable begins with that is ours alone. (Others read `HELICONE_*`, too.)"""
+FOR_TESTS = ("OPENCODE_HELICONE_CRASH_AT", "OPENCODE_HELICONE_TEST_BINARY", "OPENCODE_HELICONE_TEST_CACHE")
+"""Variables of ours that are no settings."""
 
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A suggestion to end a complaint with; nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+TIGHTENING = ("enable", "export_mode", "redact_patterns", "redact_secrets")
+"""What decides how much may leave."""
+LIMITS = ("max_spool_bytes", "max_spool_age_ms", "max_retries")
+"""Those that a project's own files set for its own folder alone."""
 CAPTURE = ("enable", "export_mode", "redact_patterns", "redact_secrets", "session_path_prefix", "user_id")
 DELIVERY = (
     "flush_interval_ms",
@@ -91,5 +107,7 @@ DELIVERY = (
 BY_OPTION = {name.option: field_name for field_name, name in NAMES.items()}
 IN_CONFIG_FILE = {option: name for option, name in BY_OPTION.items() if name != "api_key"}
 IN_PLUGIN = {option: name for option, name in BY_OPTION.items() if NAMES[name].plugin}
+HELD = "held"
+"""In a record beside options: why nothing of the folder may leave."""
 IN_RECORD = {option: name for option, name in BY_OPTION.items() if name in CAPTURE + DELIVERY}
 ON_COMMAND_LINE = {name: name for name in NAMES if name != "api_key"}

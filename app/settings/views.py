@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-from app.settings.model import DEFAULT, Settings
-from app.settings.names import BY_OPTION, CAPTURE, DELIVERY, NAMES
-
-T = TypeVar("T")
+from app.settings.model import Given, Settings
+from app.settings.names import CAPTURE, DELIVERY, HELD, LIMITS, NAMES, TIGHTENING
 
 
 def delivery_options(settings: Settings) -> dict[str, object]:
-    """By plugin name, the values in force of what decides about delivery."""
+    """By option, the values in force of what decides about delivery."""
     return {NAMES[name].option: getattr(settings, name) for name in DELIVERY}
 
 
-def capture_options(settings: Settings) -> dict[str, object]:
-    """By plugin name, as JSON, the values in force of what decides which bytes may leave."""
-    values = {NAMES[name].option: getattr(settings, name) for name in CAPTURE}
-    return values | {"redactPatterns": list(settings.redact_patterns)}
+def delivery_record(settings: Settings) -> dict[str, object]:
+    """Those of `delivery_options` that a later process could not find by itself.
 
-
-def to_record(settings: Settings, options: Mapping[str, T]) -> dict[str, T]:
-    """Those of `options` (of `delivery_options` or `capture_options`) that a later process could not find by itself.
-
-    Defaults, the user's config file and `.env` are left out: recorded, an old `full` would overrule the
-    `metadata_only` that the user has written into the config file since.
+    Defaults and the user's files are left out: recorded, they would overrule what the user writes there later.
     """
-    seen_later = ("default", "config file", ".env")
-    return {
-        option: value
-        for option, value in options.items()
-        if settings.origins.get(BY_OPTION[option], DEFAULT).source not in seen_later
-    }
+    return {NAMES[name].option: getattr(settings, name) for name in DELIVERY if name in settings.unseen}
+
+
+def folder_record(settings: Settings) -> dict[str, object]:
+    """By option, as JSON, what decides which bytes of this folder may leave, and the limits of its own files.
+
+    As far as a later process could not find it by itself; and why the folder is held, where it is. That the built-in
+    rules are on is told also where nobody says so: a later command's environment must not switch them off.
+    """
+    record: dict[str, object] = {}
+    if "redact_secrets" not in settings.origins:
+        record[NAMES["redact_secrets"].option] = settings.redact_secrets
+    for name in CAPTURE:
+        if name in settings.unseen:
+            given: Given = settings.unseen[name]
+            value = given.value if name in TIGHTENING else getattr(settings, name)
+            record[NAMES[name].option] = list(value) if isinstance(value, list | tuple) else value
+    for name in LIMITS:
+        if name in settings.folder_limits:
+            record[NAMES[name].option] = settings.folder_limits[name].value
+    return record | ({HELD: "; ".join(settings.held)} if settings.held and settings.enable else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +57,7 @@ def shown(settings: Settings) -> list[Shown]:
         "redact_patterns": list(settings.redact_patterns),
         "spool_directory": str(settings.spool_directory),
     }
-    return [Shown(NAMES[name].option, value, settings.origin(name), NAMES[name].unit) for name, value in values.items()]
+    origins = {name: settings.origin(name) for name in NAMES}
+    for name, given in settings.folder_limits.items():
+        values[name], origins[name] = given.value, f"{given.origin.text}, for this folder's jobs alone"
+    return [Shown(NAMES[name].option, value, origins[name], NAMES[name].unit) for name, value in values.items()]

@@ -1,0 +1,39 @@
+"""Where the user's own files are, and how a file is read.
+
+`.env` of the working directory is for commands that a person types; the hook and the worker that it starts run in
+projects of others, whose `.env` must not redirect them.
+"""
+
+from __future__ import annotations
+
+from os.path import isfile
+from pathlib import Path
+
+from platformdirs import user_config_path
+
+from app.settings.model import PROGRAM
+
+_FILE_BYTES_MAX = 1_000_000
+
+
+def config_folder() -> Path:
+    """The user's own folder of `config.toml` and `.env`."""
+    return user_config_path(PROGRAM, appauthor=False)
+
+
+def existing(path: Path) -> Path | None:
+    return path if isfile(path) else None  # noqa: PTH113 - Path.is_file raises where the folder may not be read
+
+
+def text_of(path: Path, problems: list[str]) -> str:
+    """The file's text; what is not UTF-8 in it comes as Python gives such bytes in the environment."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FILE_BYTES_MAX + 1)
+    except OSError as error:
+        problems.append(f"{path}: it cannot be read: {error.strerror}")
+        return ""
+    if len(content) > _FILE_BYTES_MAX:
+        problems.append(f"{path}: it is larger than {_FILE_BYTES_MAX} bytes")
+        return ""
+    return content.decode("utf-8-sig", "surrogateescape")
