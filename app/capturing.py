@@ -28,7 +28,7 @@ class Captured:
     basis: object
     folder: str
     capture: Capture | None
-    """None where `enable` is false, or where the folder is held."""
+    """None where `enable` is false, where the folder is held, and while the settings cannot be used."""
 
 
 class Captures:
@@ -38,7 +38,6 @@ class Captures:
         self,
         sources: Sources,
         known: tuple[str, ...],
-        pinned_spool: str | None,
         db: sqlite3.Connection,
         ours: Destination,
         begin: Callable[[str, str], None],
@@ -47,7 +46,6 @@ class Captures:
         """`begin` is told of each directory, and its folder, of which capture begins; `tell` of what is wrong."""
         self._sources = sources
         self._known = known
-        self._pinned_spool = pinned_spool
         self._db = db
         self._target = ours
         self._begin = begin
@@ -64,8 +62,13 @@ class Captures:
         basis = self._sources.basis(line.directory or None)
         if seen is not None and (seen.line.options, seen.basis) == (line.options, basis):
             return seen.capture
-        settings = load(self._sources, line, self._pinned_spool)
-        made = capture(settings, self._known) if settings.enable and not settings.held else None
+        try:
+            settings = load(self._sources, line)
+            made = capture(settings, self._known) if settings.enable and not settings.held else None
+        except (SettingsError, PatternError):
+            if seen is not None:  # what it was says nothing any more
+                self._seen[line.directory] = replace(seen, basis=None, capture=None)
+            raise
         place = folder(self._db, line.directory)
         destination.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
         for complaint in settings.complaints:
@@ -98,12 +101,9 @@ class Captures:
         return None if found is None or found.policy.mode == "off" else found
 
 
-def load(sources: Sources, line: Line, pinned_spool: str | None) -> Settings:
-    """The settings for a line's folder. The spool stays the one that the plugin named first."""
-    handed = {name: value for name, value in line.options.items() if name != "spoolDirectory"}
-    if pinned_spool is not None:
-        handed["spoolDirectory"] = pinned_spool
-    return sources.load(line.directory or None, handed=handed)
+def load(sources: Sources, line: Line) -> Settings:
+    """The settings for a line's folder. Raises SettingsError."""
+    return sources.load(line.directory or None, handed=line.options)
 
 
 def note_disabled(settings: Settings, line: Line) -> bool:

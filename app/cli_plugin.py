@@ -11,8 +11,14 @@ import typer
 
 from app import install, screen
 from app.command import print_lines
+from app.opencode.program import programs
 
 plugin = typer.Typer()
+
+_BREAKS = (
+    "the plugin is as OpenCode from 1.14 on loads it. OpenCode below 1.2.5 ends every run because of it, and 1.2.5 to"
+    " 1.3 pass over it: with one of these on PATH install again"
+)
 
 Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
 Project = Annotated[
@@ -23,12 +29,20 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 
 @plugin.command("install-plugin")
 def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
-    """Put the plugin where OpenCode finds it.
+    """Put the plugin where OpenCode finds it, in the form that the installed OpenCode loads.
 
     A second time it changes nothing. A file that is not ours is left alone.
     """
-    done = install.install(_scope(project, everywhere=everywhere), python=sys.executable, dry_run=dry_run)
+    found = programs(os.environ)
+    flavour = install.flavour_for(found)
+    scope = _scope(project, everywhere=everywhere)
+    done = install.install(scope, python=sys.executable, flavour=flavour, dry_run=dry_run)
     _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
+    print_lines([screen.visible(f"for {program}") for program in found])
+    if not any(program.version for program in found):
+        print_lines([f"OpenCode's version could not be asked: {_BREAKS}"])
+    elif flavour == "function" and not all(install.fits(flavour, one.version) for one in found if one.version):
+        print_lines(["OpenCode 2 refuses what OpenCode below 1.14 needs: one of them goes without the plugin"])
 
 
 @plugin.command("uninstall-plugin")

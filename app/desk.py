@@ -1,7 +1,12 @@
 """The plugin's other end: one process for one OpenCode, NDJSON on stdin, jobs in the ledger.
 
-    stdin ─▶ Inbox (a thread) ─▶ one line at a time: parse ▶ enqueue ▶ ring
+    stdin ─▶ Inbox (a thread) ─▶ one line at a time ─▶ the Hook of its directory's spool: parse ▶ enqueue ▶ ring
                                  beside the lines: make sure that a worker runs
+
+The settings of a line's directory say which spool that is; the first ones that could be used, for as long as this
+process lives. Where they want nothing (`enable` is false), nothing is made. When that holds for every directory, the
+process ends with NOTHING_WANTED, and the plugin starts no other one for these. Where the settings cannot be used, lines
+are refused, and what they told of is taken from OpenCode's store when the settings can be used again.
 
 It reads until EOF, ignores the signals of OpenCode's terminal, and no line can end it: a line that cannot be used is
 one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the full
@@ -22,6 +27,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from app import __version__, clock, destination, log
@@ -37,6 +43,8 @@ from app.sources import Sources, unattended
 from app.spool import Spool
 from app.succession import Succession, become_hook, bequeath
 
+NOTHING_WANTED = 40
+"""The exit code that says so; as in app/plugin/helicone.js."""
 TRY_AGAIN_S = 1.0
 UNCOUNTED_MAX = 100
 LAST_TRIES = 60
@@ -47,8 +55,16 @@ class OutdatedError(Exception):
     """A program that is installed, and starts, is to take over."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A directory of which lines were refused because its settings could not be used."""
+
+    line: Line
+    since_ms: int
+
+
 class Desk:
-    """Hands the inbox's lines to the hook, and answers for those that it cannot take."""
+    """Hands the inbox's lines to the hooks, one for each spool, and answers for those that none can take."""
 
     def __init__(
         self, inbox: Inbox, sources: Sources, succession: Succession | None = None, children: Iterable[int] = ()
@@ -59,51 +75,72 @@ class Desk:
         self._sources = sources
         self._succession = succession or Succession()
         self._in_hand: bytes | LineError | None = None
-        self._hook: Hook | None = None
-        self._spool: Spool | None = None
+        self._hooks: dict[Path, Hook] = {}
+        """By spool."""
+        self._spools: dict[str, Path] = {}
+        """By directory."""
+        self._held: dict[str, _Held] = {}
+        self._unwanted: set[str] = set()
+        self._is_wanted = False
+        """A line came of a directory that is not among the unwanted ones."""
+        self._looked_s = 0.0
         self._tries_left = LAST_TRIES
-        self._is_done = False
-        self._uncounted: Counter[str] = Counter()
-        """Refusals by reason that no ledger has counted yet: nobody has named it, or it cannot be written."""
+        self._uncounted: Counter[tuple[Path, str]] = Counter()
+        """Refusals, by spool and reason, that its ledger has not counted yet: it cannot be written."""
 
     def serve(self) -> list[bytes] | None:
-        """Until EOF; then None. Before that when a newer program is to take over: lines for it, to be read first."""
+        """Until EOF, or until nothing is wanted; then None.
+
+        Before that when a newer program is to take over: lines for it, to be read first.
+        """
         try:
             self._serve()
         except OutdatedError:
             return self._estate()
         finally:
-            if self._hook is not None:
+            for hook in self._hooks.values():
                 with suppress(sqlite3.Error, OSError):  # the end of the process closes it, too
-                    self._hook.close()
+                    hook.close()
         return None
 
+    @property
+    def is_unwanted(self) -> bool:
+        """Nobody needs this process: whatever was said came from directories that want nothing."""
+        return bool(self._unwanted) and not self._is_wanted and not len(self._inbox)
+
     def _serve(self) -> None:
-        while True:
+        while not self.is_unwanted:
             self._consider_succession()
             self._reap()
             try:
-                self._in_hand = self._inbox.next(0 if self._hook is not None and self._hook.has_more else CARE_S)
+                is_behind = any(hook.has_more for hook in self._hooks.values())
+                self._in_hand = self._inbox.next(0 if is_behind else CARE_S)
             except EOFError:
                 break
             if self._in_hand is not None:
                 self._attend(self._in_hand)
                 self._in_hand = None
-            if self._is_done and self._hook is None and not len(self._inbox):
-                return
-            hook = self._hook
-            if hook is not None:
-                self._count()
-                with suppress(sqlite3.Error, OSError):  # the next look does it
-                    hook.announce(len(self._inbox))
-                    hook.care()
-                # A line that waits goes first.
-                if hook.has_more and not len(self._inbox) and (error := self._attempt(hook.catch_up)) is not None:
-                    self._log(f"what OpenCode's store holds is not compared yet: {type(error).__name__}: {error}")
-        if self._hook is not None:
-            self._patiently(self._hook.finish)
-            self._patiently(self._hook.finish_reconciling)
             self._count()
+            self._resume()
+            for hook in self._hooks.values():
+                self._tend(hook)
+        self._resume()
+        for hook in self._hooks.values():
+            self._patiently(hook.finish, hook)
+        for hook in self._hooks.values():
+            self._patiently(hook.finish_reconciling, hook)
+        self._count()
+
+    def _tend(self, hook: Hook) -> None:
+        with suppress(sqlite3.Error, OSError):  # the next look does it
+            hook.announce(len(self._inbox))
+            hook.care()
+        # A line that waits goes first.
+        if hook.has_more and not len(self._inbox):
+            error = self._attempt(hook.catch_up, hook)
+            if error is not None:
+                told = f"what OpenCode's store holds is not compared yet: {type(error).__name__}: {error}"
+                self._log(told, hook.spool.path)
 
     def _consider_succession(self) -> None:
         """Raises OutdatedError."""
@@ -120,11 +157,12 @@ class Desk:
             self.children.remove(pid)
 
     def _estate(self) -> list[bytes]:
-        if self._hook is not None and self._hook.worker_pid is not None:
-            self.children.append(self._hook.worker_pid)
-        in_hand = [self._in_hand + b"\n"] if isinstance(self._in_hand, bytes) else []
-        known = [line + b"\n" for line in self._hook.estate()] if self._hook is not None else []
-        return [*known, *in_hand, *self._inbox.leave()]
+        hooks = self._hooks.values()
+        self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
+        in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
+        known = [line for hook in hooks for line in hook.estate()]
+        held = [held.line.as_open() for held in self._held.values()]
+        return [*(line + b"\n" for line in (*known, *held, *in_hand)), *self._inbox.leave()]
 
     def _attend(self, data: bytes | LineError) -> None:
         try:
@@ -132,95 +170,125 @@ class Desk:
                 raise data
             line = read_line(data)
         except LineError as error:
-            self._refuse(str(error))
+            self._refuse(str(error), self._where())
             return
-        self._patiently(lambda: self._take(line))
+        self._patiently(lambda: self._take(line), line)
+        self._is_wanted = self._is_wanted or line.directory not in self._unwanted
 
     def _take(self, line: Line) -> None:
-        if self._hook is None:
-            # Where to complain, should the settings themselves be what is wrong.
-            self._spool = Spool(Path(line.spool)) if line.spool else self._spool
-            settings = load(self._sources, line, line.spool)
-            if not settings.enable:
-                # Nobody needs this process any more, and what else comes starts another one.
-                self._is_done = note_disabled(settings, line)
-                return
-            self._spool = Spool(settings.spool_directory)
-            self._hook = Hook(self._sources, line, settings)
-        self._hook.announce(len(self._inbox) + 1)
-        self._hook.take(line)
+        hook = self._hook_of(line)
+        if hook is not None:
+            hook.announce(len(self._inbox) + 1)
+            hook.take(line)
 
-    def _patiently(self, act: Callable[[], None]) -> None:
+    def _hook_of(self, line: Line) -> Hook | None:
+        """The one of the directory's spool; None where nothing is wanted, and where there is nothing to delete."""
+        known = self._spools.get(line.directory)
+        if known in self._hooks:
+            return self._hooks[known]
+        try:
+            settings = load(self._sources, line)
+        except SettingsError:
+            self._held.setdefault(line.directory, _Held(line, clock.now_ms()))
+            raise
+        spool = settings.spool_directory
+        if spool not in self._hooks and not settings.enable:
+            self._unwanted.add(line.directory)
+            note_disabled(settings, line)
+            return None
+        self._unwanted.discard(line.directory)
+        self._spools[line.directory] = spool
+        if spool not in self._hooks:
+            if line.type == "deleted" and not (spool / "ledger.db").exists():
+                return None
+            self._hooks[spool] = Hook(self._sources, line, settings)
+        return self._hooks[spool]
+
+    def _resume(self) -> None:
+        """Look whether settings that could not be used can be by now."""
+        if not self._held or time.monotonic() - self._looked_s < CARE_S:
+            return
+        self._looked_s = time.monotonic()
+        for directory, held in list(self._held.items()):
+            with suppress(SettingsError, PatternError, OSError, sqlite3.Error, SchemaError):  # the next look does it
+                hook = self._hook_of(held.line)
+                if hook is not None:
+                    hook.resume(held.line, held.since_ms)
+                del self._held[directory]
+
+    def _patiently(self, act: Callable[[], None], at: Line | Hook) -> None:
         """Do it; try again for as long as the disk or the ledger refuse and OpenCode lives, and a while after."""
         failed = 0
-        while (error := self._attempt(act)) is not None:
+        while (error := self._attempt(act, at)) is not None:
+            spool = self._where(at)
             failed += 1
             if failed == 1:
-                self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}")
+                self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}", spool)
             if self._inbox.ended:
                 self._tries_left -= 1
             if self._tries_left <= 0:
-                self._refuse("the spool could not be written", f"{type(error).__name__}: {error}")
+                self._refuse("the spool could not be written", spool, f"{type(error).__name__}: {error}")
                 return
-            self._heal(error)
+            self._heal(error, spool)
             time.sleep(TRY_AGAIN_S)
             self._consider_succession()
         if failed:
-            self._log(f"the spool can be written again, at try {failed + 1}")
+            self._log(f"the spool can be written again, at try {failed + 1}", self._where(at))
 
-    def _attempt(self, act: Callable[[], None]) -> sqlite3.Error | OSError | SchemaError | None:
+    def _attempt(self, act: Callable[[], None], at: Line | Hook) -> sqlite3.Error | OSError | SchemaError | None:
         """What the disk or the ledger say against it; None when it is done, or refused for good."""
         try:
             act()
         except LineError as error:
-            self._refuse(str(error))
+            self._refuse(str(error), self._where(at))
         except PlaceError as error:
             # Nothing is to be written there; `status` in the usual place must not look as if all were well.
-            self._spool = Spool(Settings().spool_directory)
-            self._refuse(type(error).__name__, str(error))
+            self._refuse(type(error).__name__, Settings().spool_directory, str(error))
         except PatternError as error:
-            self._refuse(type(error).__name__, error.without_text)
+            self._refuse(type(error).__name__, self._where(at), error.without_text)
         except SettingsError as error:
-            self._refuse(type(error).__name__, error.for_logs)
+            self._refuse(type(error).__name__, self._where(at), error.for_logs)
         except (sqlite3.Error, OSError, SchemaError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
             place = traceback.extract_tb(error.__traceback__)[-1]
-            self._refuse(f"internal error {type(error).__name__}", f"{Path(place.filename).name}:{place.lineno}")
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            self._refuse(f"internal error {type(error).__name__}", self._where(at), where)
         return None
 
-    def _heal(self, error: Exception) -> None:
-        if self._hook is not None:
+    def _heal(self, error: Exception, spool: Path) -> None:
+        hook = self._hooks.get(spool)
+        if hook is not None:
             with suppress(sqlite3.Error, OSError, SchemaError):  # the next try does it
-                self._hook.heal(error)
+                hook.heal(error)
 
-    def _refuse(self, reason: str, detail: str = "") -> None:
+    def _refuse(self, reason: str, spool: Path, detail: str = "") -> None:
         """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""
-        self._log(f"refused a line: {reason}{detail and f': {detail}'}")
-        if reason in self._uncounted or len(self._uncounted) < UNCOUNTED_MAX:
-            self._uncounted[reason] += 1
+        self._log(f"refused a line: {reason}{detail and f': {detail}'}", spool)
+        if (spool, reason) in self._uncounted or len(self._uncounted) < UNCOUNTED_MAX:
+            self._uncounted[spool, reason] += 1
         self._count()
 
     def _count(self) -> None:
-        """Bring the refusals into the ledger, if it can be written: `status` must not look as if all were well."""
-        with suppress(sqlite3.Error, OSError, SchemaError, ValueError), ExitStack() as stack:
-            if self._uncounted and self._hook is not None:
-                require_known(self._hook.db)
-                self._bring(self._hook.db)
-            elif self._uncounted and self._spool is not None:
-                self._bring(stack.enter_context(closing(open_ledger(self._spool.path))))
+        """Bring the refusals into the ledgers that can be written: `status` must not look as if all were well."""
+        for (path, reason), times in list(self._uncounted.items()):
+            with suppress(sqlite3.Error, OSError, SchemaError, ValueError), ExitStack() as stack:
+                hook = self._hooks.get(path)
+                db = hook.db if hook is not None else stack.enter_context(closing(open_ledger(path)))
+                require_known(db)
+                destination.refuse(db, reason, clock.now_ms(), times=times)
+                del self._uncounted[path, reason]
 
-    def _bring(self, db: sqlite3.Connection) -> None:
-        for reason, times in list(self._uncounted.items()):
-            destination.refuse(db, reason, clock.now_ms(), times=times)
-            del self._uncounted[reason]
+    def _log(self, message: str, spool: Path | None = None) -> None:
+        log.append(Spool(spool or self._where()).hook_log, message, clock.now_ms())
 
-    def _log(self, message: str) -> None:
-        spool = self._spool or Spool(self._usual_spool())
-        log.append(spool.hook_log, message, clock.now_ms())
-
-    def _usual_spool(self) -> Path:
-        """Where to complain before a line has named the spool."""
+    def _where(self, at: Line | Hook | None = None) -> Path:
+        """The spool in which to complain: the line's or the hook's own, any that is in use, the usual one."""
+        if isinstance(at, Hook):
+            return at.spool.path
+        known = next(iter(self._hooks), None) if at is None else self._spools.get(at.directory)
+        if known is not None:
+            return known
         try:
             return self._sources.load().spool_directory
         except SettingsError:
@@ -246,7 +314,7 @@ def main() -> None:
         desk = Desk(Inbox(*descriptors), sources, succession, children)
         estate = desk.serve()
         if estate is None:
-            return
+            sys.exit(NOTHING_WANTED if desk.is_unwanted else 0)
         bequeathed, feeder = bequeath(estate)
         descriptors = [bequeathed, pipe]
         children = [*desk.children, feeder]

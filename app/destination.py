@@ -147,6 +147,14 @@ def resume_capture(db: sqlite3.Connection, folder: str, now_ms: int) -> None:
     db.execute("update folder set since_ms = ? where hash = ? and since_ms = ?", (now_ms, folder, NEVER_MS))
 
 
+def capture_from(db: sqlite3.Connection, folder: str, since_ms: int) -> None:
+    """What OpenCode wrote in a folder that is captured counts from then on, if only later things did."""
+    db.execute(
+        "update folder set since_ms = ? where hash = ? and since_ms > ? and since_ms < ?",
+        (since_ms, folder, since_ms, NEVER_MS),
+    )
+
+
 def captured_since_ms(db: sqlite3.Connection, folder: str) -> int | None:
     """When capture of a folder began, or was switched on again; NEVER_MS while it is off, None when there was none."""
     row = db.execute("select since_ms from folder where hash = ?", (folder,)).fetchone()

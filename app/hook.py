@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Collection
@@ -47,18 +48,19 @@ class _Unfinished:
 
 
 class Hook:
-    """What one hook knows: its spool and destination from the first line on, and the turns that wait."""
+    """What is known of one spool: its destination from the first line on, and the turns that wait."""
 
     def __init__(self, sources: Sources, first: Line, settings: Settings) -> None:
         self._sources = sources
         self._known = secrets_of_this_machine(sources.environ)
-        self._pinned_spool = first.spool
         self.spool = Spool(settings.spool_directory)
         self._first = first.as_open()
         self._sessions: dict[str, bytes] = {}
         """Those that live here, each with the line that opens it; in the order of the last time."""
         self._unfinished: dict[str, _Unfinished] = {}
         self._deleted: dict[str, bytes] = {}
+        self._missed: dict[str, str] = {}
+        """Sessions with their directories of which something came while it could not be captured."""
         self._settings = settings
         log.carry_warnings(self.spool.hook_log)
         self._settle()
@@ -84,9 +86,7 @@ class Hook:
             self._store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
         )
         self._room = Room(stored)
-        self._captures = Captures(
-            self._sources, self._known, self._pinned_spool, db, ours, self._reconciling.begin, self.log
-        )
+        self._captures = Captures(self._sources, self._known, db, ours, self._reconciling.begin, self.log)
 
     def _settle_anew(self) -> None:
         """Where the spool was removed or replaced: go on in the one that is there now, made if need be.
@@ -138,12 +138,14 @@ class Hook:
                 raise LineError(
                     str(reason) if known else f"by the plugin: {reason if reason == 'too large' else 'unknown'}"
                 )
+            case "trouble":
+                log.append(self.spool.plugin_log, plain(line.message.get("reason")), clock.now_ms())
             case _:
                 raise LineError("unknown type")
 
     def _open(self, line: Line) -> None:
-        settings = load(self._sources, line, self._pinned_spool)
-        self._captures.take(line)
+        self._capture_of(line)
+        settings = load(self._sources, line)
         if not settings.enable:
             return  # noted for a worker that still runs; the other folders go on
         self._sessions.pop(line.session, None)
@@ -152,13 +154,29 @@ class Hook:
         self._introduce()
         self.care()
 
+    def _capture_of(self, line: Line) -> Capture | None:
+        """As `Captures.take`; what this line tells of is taken from OpenCode's store when it can be captured again."""
+        capturing = None
+        try:
+            capturing = self._captures.take(line)
+        finally:
+            if capturing is None and line.session:
+                self._missed[line.session] = line.directory
+        return capturing
+
+    def resume(self, line: Line, since_ms: int) -> None:
+        """The settings of a folder can be used again, after they could not since then. Raises as `take`."""
+        require_known(self.db)
+        self._captures.take(line)
+        destination.capture_from(self.db, folder(self.db, line.directory), since_ms)
+
     def _introduce(self) -> None:
         """Tell the ledger how to deliver, and which worker is wanted."""
         destination.remember_delivery_options(self.db, self.target.id, delivery_record(self._settings))
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
 
     def _snapshot(self, line: Line) -> None:
-        capturing = self._captures.take(line)
+        capturing = self._capture_of(line)
         if capturing is None:
             return
         try:
@@ -246,13 +264,16 @@ class Hook:
         require_known(self.db)
         self._captures.refresh()
         with self._store.kept_open():
-            for session, opened in list(self._sessions.items()):
-                seen = self._captures.seen(read_line(opened).directory)
+            opened = {session: read_line(line).directory for session, line in self._sessions.items()}
+            for session, directory in (opened | self._missed).items():
+                seen = self._captures.seen(directory)
                 if seen is None or seen.capture is None or session in self._deleted:
                     continue
-                if self._reconciling.last(self.db, session, seen.folder, seen.capture, clock.now_ms()):
+                now_ms = clock.now_ms()
+                if self._reconciling.compare(self.db, session, seen.folder, seen.capture, now_ms, has_ended=True):
                     self._unfinished.pop(session, None)
-                del self._sessions[session]
+                self._sessions.pop(session, None)
+                self._missed.pop(session, None)
         elsewhere = self._elsewhere()
         current = self._captures.by_folder()
         for session, left in list(self._unfinished.items()):
@@ -319,7 +340,10 @@ class Hook:
     def has_more(self) -> bool:
         """Whether `catch_up` may have something to do."""
         now_s = time.monotonic()
-        return now_s >= self._catch_up_s and (self._may_capture_again or self._reconciling.is_due(now_s))
+        is_behind = (
+            self._may_capture_again or self._reconciling.is_due(now_s) or self._missed_and_captured() is not None
+        )
+        return now_s >= self._catch_up_s and is_behind
 
     def catch_up(self) -> None:
         """One session out of OpenCode's store: captured again, or compared. Raises sqlite3.Error, OSError, SchemaError.
@@ -332,16 +356,35 @@ class Hook:
             return  # the next line goes on in the one that is there now
         require_known(self.db)
         self._may_capture_again = self._may_capture_again and self._capture_again()
-        if not self._may_capture_again and self._reconciling.is_due(now_s):
+        missed = self._missed_and_captured()
+        if missed is not None:
+            session, seen, capturing = missed
+            self._reconciling.compare(self.db, session, seen, capturing, now_ms, has_ended=False)
+            del self._missed[session]
+        elif not self._may_capture_again and self._reconciling.is_due(now_s):
             ours = {*self._sessions, *self._deleted}
             self._reconciling.step(self.db, self._captures.of, ours, now_s=now_s, now_ms=now_ms)
         self._catch_up_s = now_s
+
+    def _missed_and_captured(self) -> tuple[str, str, Capture] | None:
+        """A session of which something was missed and that can be captured now, its folder, and how."""
+        for session, directory in self._missed.items():
+            seen = self._captures.seen(directory)
+            if seen is not None and seen.capture is not None and session not in self._deleted:
+                return session, seen.folder, seen.capture
+        return None
 
     def log(self, message: str) -> None:
         log.append(self.spool.hook_log, message, clock.now_ms())
 
     def close(self) -> None:
         _close(self.db, self.bell, self._announced, self._starting)
+
+
+def plain(said: object) -> str:
+    """What the plugin says went wrong, if it is one of its own short sentences."""
+    is_plain = isinstance(said, str) and re.fullmatch(r"[\w .:,-]{1,200}", said, re.ASCII)
+    return str(said) if is_plain else "trouble that cannot be told"
 
 
 def _close(db: sqlite3.Connection, bell: Bell, announced: Announced, starting: Starting) -> None:

@@ -147,14 +147,13 @@ class Line:
     directory: str
     options: Mapping[str, object]
     session: str
-    spool: str | None
     message: Mapping[str, object]
     raw: bytes
     """As it came, without its line end."""
 
     def as_open(self) -> bytes:
-        """The `open` line that says the same about folder, options and spool."""
-        facts = {"session": self.session, "directory": self.directory, "options": self.options, "spool": self.spool}
+        """The `open` line that says the same about folder and options."""
+        facts = {"session": self.session, "directory": self.directory, "options": self.options}
         return json.dumps({"v": PROTOCOL, "type": "open", **facts}).encode()
 
 
@@ -176,12 +175,9 @@ def read_line(data: bytes) -> Line:
         if name != "directory" and _has_half_a_character(value):
             raise LineError(f"{name} holds half a character")
     options = message.get("options") or {}
-    spool = message.get("spool")
     if not isinstance(options, dict):
         raise LineError("options are no object")
-    if spool is not None and (not isinstance(spool, str) or "\0" in spool or _has_half_a_character(spool)):
-        raise LineError("spool is no path")
-    return Line(**fields, options=options, spool=spool, message=message, raw=data)
+    return Line(**fields, options=options, message=message, raw=data)
 
 
 def _has_half_a_character(text: str) -> bool:

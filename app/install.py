@@ -5,6 +5,14 @@
 
 The project's file is made to be committed: it holds no absolute path. OpenCode 1.18.33 loads `plugin/*.js` and
 `plugins/*.js` of `~/.config/opencode`, of `$OPENCODE_CONFIG_DIR` and of `.opencode`; all six were tried.
+
+What the file exports is an object, or, for older versions, a function with the same names on it:
+
+    OpenCode       function    object
+    1.0 - 1.2.4    works       ends every run with exit code 1
+    1.2.5 - 1.3    works       is passed over
+    1.14 - 1.18    works       works
+    2              refused     works
 """
 
 from __future__ import annotations
@@ -14,15 +22,22 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from app.opencode.program import Program, Version
 
 MARKER = "// opencode-helicone plugin"
 """How the head line of our file begins. A file without it is somebody else's."""
 FILE_NAME = "opencode-helicone.js"
 SOURCE = Path(__file__).parent / "plugin" / "helicone.js"
 COMMAND_BY_PATH = ("opencode-helicone", "hook")
+Flavour: TypeAlias = Literal["function", "object"]
+NEEDS_FUNCTION_BELOW: Version = (1, 14, 0)
+"""There is nothing between 1.3 and 1.14."""
+NEEDS_OBJECT_FROM: Version = (2, 0, 0)
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
 
@@ -63,18 +78,24 @@ def config_directory(environ: Mapping[str, str]) -> Path:
     raise InstallError("HOME is not set: set it, or OPENCODE_CONFIG_DIR, to an absolute path")
 
 
-def install(scope: Global | Project, *, python: str, dry_run: bool = False) -> Installed:
+def flavour_for(programs: Iterable[Program]) -> Flavour:
+    """What these can all load, as far as one file can be that."""
+    known = [program.version for program in programs if program.version]
+    return "function" if any(version < NEEDS_FUNCTION_BELOW for version in known) else "object"
+
+
+def fits(flavour: Flavour, version: Version) -> bool:
+    return version < NEEDS_OBJECT_FROM if flavour == "function" else version >= NEEDS_FUNCTION_BELOW
+
+
+def install(scope: Global | Project, *, python: str, flavour: Flavour = "object", dry_run: bool = False) -> Installed:
     """Write the plugin, for `python` (absolute; not used for a project). Raises InstallError and OSError."""
     path = _path(scope)
-    source = SOURCE.read_text(encoding="utf-8")
-    if isinstance(scope, Global):
-        if not Path(python).is_absolute():
-            raise InstallError(f"the Python to start is {python!r}: an absolute path is needed")
-        content = render(source, (python, "-I", "-m", "app", "hook"))
-    else:
-        if not scope.directory.is_dir():
-            raise InstallError(f"{scope.directory} is not a directory: name the project's")
-        content = render(source, COMMAND_BY_PATH)
+    if isinstance(scope, Global) and not Path(python).is_absolute():
+        raise InstallError(f"the Python to start is {python!r}: an absolute path is needed")
+    if isinstance(scope, Project) and not scope.directory.is_dir():
+        raise InstallError(f"{scope.directory} is not a directory: name the project's")
+    content = _content(scope, python, flavour)
     changed = _own_content(path) != content
     for one in (path.parent, path):
         weakness = _weakness(one)
@@ -83,6 +104,34 @@ def install(scope: Global | Project, *, python: str, dry_run: bool = False) -> I
     if changed and not dry_run:
         _write(path, content)
     return Installed(path, changed)
+
+
+def _content(scope: Global | Project, python: str, flavour: Flavour) -> str:
+    command = (python, "-I", "-m", "app", "hook") if isinstance(scope, Global) else COMMAND_BY_PATH
+    return render(SOURCE.read_text(encoding="utf-8"), command, flavour)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file of ours that is there."""
+
+    path: Path
+    scope: Global | Project
+    flavour: Flavour | None
+    """None where it is not what this installation writes: of another one, of another version, or changed since."""
+    written_ms: int
+
+
+def find(environ: Mapping[str, str], directory: Path, *, python: str) -> list[Found]:
+    """The plugin of this user, and that of the project in `directory`. Raises InstallError and OSError."""
+    found = []
+    for scope in (Global(config_directory(environ)), Project(directory)):
+        path = _path(scope)
+        content = _own_content(path)
+        if content is not None:
+            written = {_content(scope, python, flavour): flavour for flavour in get_args(Flavour)}
+            found.append(Found(path, scope, written.get(content), path.stat().st_mtime_ns // 1_000_000))
+    return found
 
 
 def findings(environ: Mapping[str, str], directory: Path) -> list[str]:
@@ -127,12 +176,12 @@ def uninstall(scope: Global | Project, *, dry_run: bool = False) -> Installed:
     return Installed(path, changed)
 
 
-def render(source: str, command: tuple[str, ...]) -> str:
-    """The plugin's text with the command that starts the hook."""
-    line = f"const COMMAND = {json.dumps(command)}"
-    content, count = re.subn(r"^const COMMAND = .*$", lambda _: line, source, flags=re.MULTILINE)
+def render(source: str, command: tuple[str, ...], flavour: Flavour = "object") -> str:
+    """The plugin's text with the command that starts the hook, and with what it exports."""
+    line = f"const INSTALLED = {json.dumps({'command': command, 'flavour': flavour})}"
+    content, count = re.subn(r"^const INSTALLED = .*$", lambda _: line, source, flags=re.MULTILINE)
     if count != 1:
-        raise ValueError(f"the plugin has {count} lines for its command, not 1")
+        raise ValueError(f"the plugin has {count} lines for what is installed, not 1")
     return content
 
 

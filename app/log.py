@@ -1,9 +1,8 @@
 """The spool's logs: dated lines that many processes append to, bounded in size.
 
-    hook.log, worker.log    BYTES_MAX, and as much in the one before it, `.1`
-    plugin.log              by the plugin, a line an hour, 1 MiB
+    hook.log, worker.log, plugin.log    BYTES_MAX, and as much in the one before it, `.1`
 
-So all logs of a spool stay under half of the 10 MB that they may have in total.
+So all logs of a spool stay under the 10 MB that they may have in total.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Reconciling:
         """List a folder, or look at a session. Raises sqlite3.Error, to be tried again.
 
         `capture_of` a folder is None where it is not captured now. `ours` are the sessions that our own OpenCode has
-        open: they tell of themselves, and `last` looks at them in the end.
+        open: they tell of themselves, and `compare` looks at them in the end.
         """
         if self._folders:
             self._list(db, now_s, now_ms)
@@ -130,15 +130,17 @@ class Reconciling:
             raise
         self._ahead[session] = one
 
-    def last(self, db: sqlite3.Connection, session: str, folder: str, capturing: Capture, now_ms: int) -> bool:
-        """A session of our OpenCode, which has ended: what it left unfinished is interrupted.
+    def compare(
+        self, db: sqlite3.Connection, session: str, folder: str, capturing: Capture, now_ms: int, *, has_ended: bool
+    ) -> bool:
+        """A session of our own OpenCode; if that has ended, what it left unfinished is interrupted.
 
         Not where another one has it open. False when the store does not have it, or cannot be read.
         """
         try:
             if self._store.changed_ms(session) is None or not self._is_of(db, session, folder):
                 return False
-            one = _Ahead(Place(self._destination_id, folder), 0, has_ended=True)
+            one = _Ahead(Place(self._destination_id, folder), 0, has_ended=has_ended)
             self._compare(db, session, one, capturing, now_ms)
         except (ExportError, TranscriptError) as error:
             self._fail(error)

@@ -41,6 +41,11 @@ class Spool:
         return self.path / "logs" / "hook.log"
 
     @property
+    def plugin_log(self) -> Path:
+        """What the plugin says went wrong with a hook that was before."""
+        return self.path / "logs" / "plugin.log"
+
+    @property
     def worker_log(self) -> Path:
         return self.path / "logs" / "worker.log"
 

@@ -323,7 +323,7 @@ class Expected:
         said = read_line(data)
         match said.type:
             case "open":
-                capture(load(sources, said, str(spool)), ())
+                capture(load(sources, said), ())
                 self.others += 1
             case "deleted":
                 self.deleted.add(said.session)
@@ -332,7 +332,7 @@ class Expected:
                 reason = "too large" if said.message.get("reason") == "too large" else "unknown"
                 raise LineError(f"by the plugin: {reason}")
             case "snapshot":
-                capturing = capture(load(sources, said, str(spool)), ())
+                capturing = capture(load(sources, said), ())
                 try:
                     transcript = parse(said.message)  # type: ignore[arg-type]  # JSON
                 except TranscriptError:

@@ -18,10 +18,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import sqlite3
 import subprocess
+import tarfile
 import tempfile
 import threading
 import urllib.error
@@ -42,14 +44,14 @@ ROOT = Path(__file__).parent.parent
 INSTALL_S_MAX = 600
 RUN_S_MAX = 120
 CONFIG = Path(".config") / "opencode"
-INSTALLED = ("package.json", "package-lock.json", "node_modules")
-"""What OpenCode puts into each folder that has plugins."""
+INSTALLED = ("package.json", "package-lock.json", "bun.lock", "node_modules")
+"""What OpenCode puts into each folder that has plugins, as far as its version does."""
 MODEL = {"providerID": "fake", "modelID": "fake-large"}
 
 
 def unavailable(reason: str) -> NoReturn:
     """Skip, saying why; in continuous integration a test that did not run is a failure."""
-    message = f"not run against OpenCode {VERSION}: {reason}"
+    message = f"not run against OpenCode: {reason}"
     if os.environ.get("CI") == "true":
         pytest.fail(message)
     pytest.skip(message)
@@ -65,28 +67,45 @@ def _cache() -> Iterator[Path]:
         yield cache
 
 
-def install_opencode() -> Path:
+def install_opencode(version: str = VERSION) -> Path:
     """The binary, installed from npm unless the cache folder holds it already. Skips when that cannot be."""
     with _cache() as cache:
-        return _installed(cache)
+        return _installed(cache) if version == VERSION else _unpacked(cache / "versions" / version, version)
 
 
 def _installed(cache: Path) -> Path:
     binary = cache / "node_modules" / ".bin" / "opencode"
     package = cache / "node_modules" / "opencode-ai" / "package.json"
-    if binary.exists() and json.loads(package.read_text())["version"] == VERSION:
-        return binary
+    if not binary.exists() or json.loads(package.read_text())["version"] != VERSION:
+        _npm("install", "--prefix", str(cache), "--no-audit", "--no-fund", f"opencode-ai@{VERSION}")
+    return binary
+
+
+def _unpacked(folder: Path, version: str) -> Path:
+    """Another version, out of the package that holds nothing but the binary."""
+    if not folder.exists():
+        if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+            unavailable(f"{version} is taken for Linux on x86-64 only")
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            _npm("pack", "--silent", "--pack-destination", draft, f"opencode-linux-x64@{version}")
+            (archive,) = Path(draft).glob("*.tgz")
+            with tarfile.open(archive) as packed:
+                packed.extractall(Path(draft) / "unpacked", filter="data")
+            (Path(draft) / "unpacked").rename(folder)
+    return folder / "package" / "bin" / "opencode"
+
+
+def _npm(*arguments: str) -> None:
     npm = shutil.which("npm")
     if npm is None:
         unavailable("npm is not installed")
-    command = ["npm", "install", "--prefix", str(cache), "--no-audit", "--no-fund", f"opencode-ai@{VERSION}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_S_MAX, check=False)
+        done = subprocess.run([npm, *arguments], capture_output=True, text=True, timeout=INSTALL_S_MAX, check=False)
     except subprocess.TimeoutExpired:
-        unavailable(f"npm install took more than {INSTALL_S_MAX} s")
+        unavailable(f"npm {arguments[0]} took more than {INSTALL_S_MAX} s")
     if done.returncode != 0:
-        unavailable(f"npm install failed: {done.stderr.strip()[-500:]}")
-    return binary
+        unavailable(f"npm {arguments[0]} failed: {done.stderr.strip()[-500:]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +186,8 @@ class OpenCode:
     def spare_installation(self, directory: Path) -> None:
         """Links into a folder of plugins what OpenCode would otherwise install there from npm at its first start."""
         for name in INSTALLED:
-            (directory / name).symlink_to(self.home / CONFIG / name)
+            if (self.home / CONFIG / name).exists():
+                (directory / name).symlink_to(self.home / CONFIG / name)
 
     @contextmanager
     def serve(self, project: Path, *, environ: Mapping[str, str] | None = None) -> Iterator[Server]:
@@ -265,6 +285,10 @@ def configuration(llm_url: str) -> dict[str, Any]:
 def configure(home: Path, llm_url: str) -> None:
     (home / CONFIG).mkdir(parents=True)
     (home / CONFIG / "opencode.json").write_text(json.dumps(configuration(llm_url)))
+    # OpenCode 1.0 would download ripgrep at its first run. This one finds nothing.
+    (home / "bin").mkdir()
+    (home / "bin" / "rg").write_text("#!/bin/sh\n")
+    (home / "bin" / "rg").chmod(0o755)
 
 
 def isolated(home: Path) -> dict[str, str]:
@@ -275,16 +299,16 @@ def isolated(home: Path) -> dict[str, str]:
     environ |= {f"XDG_{kind}_HOME": str(home / folder) for kind, folder in folders.items()}
     switches = ("MODELS_FETCH", "AUTOUPDATE", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "SHARE")
     environ |= {f"OPENCODE_DISABLE_{switch}": "1" for switch in switches}
-    return {**environ, "HOME": str(home)}
+    return {**environ, "HOME": str(home), "PATH": os.pathsep.join([str(home / "bin"), os.environ["PATH"]])}
 
 
 @contextmanager
-def installed_opencode(base: Path) -> Iterator[OpenCode]:
+def installed_opencode(base: Path, version: str = VERSION) -> Iterator[OpenCode]:
     """The real OpenCode with a home in `base`, in which its own first-start installation is behind it."""
     with fake_llm() as llm_url:
-        binary, home = install_opencode(), base / "home"
+        binary, home = install_opencode(version), base / "home"
         with _cache() as cache:
-            template = cache / f"home-{VERSION}"
+            template = cache / f"home-{version}"
             if not template.exists():
                 warm_up(binary, template, llm_url)
         shutil.copytree(template / ".local", home / ".local")
@@ -292,7 +316,8 @@ def installed_opencode(base: Path) -> Iterator[OpenCode]:
         driver = OpenCode(binary, home, isolated(home), plain)
         configure(home, llm_url)
         for name in INSTALLED:
-            (home / CONFIG / name).symlink_to(template / CONFIG / name)
+            if (template / CONFIG / name).exists():
+                (home / CONFIG / name).symlink_to(template / CONFIG / name)
         yield driver
 
 
@@ -302,7 +327,9 @@ def warm_up(binary: Path, template: Path, llm_url: str) -> None:
         home = Path(folder) / "home"
         configure(home, llm_url)
         plugin = Path(folder) / "idle.js"
-        plugin.write_text('export default { id: "idle", server: async () => ({}) }\n')
+        plugin.write_text(
+            'const server = async () => ({})\nexport default Object.assign(server, { id: "idle", server })\n'
+        )
         driver = OpenCode(binary, home, isolated(home))
         finished = driver.run(
             driver.project(Path(folder) / "warm-up", plugin=[str(plugin)]), "[[script:hello]] warm up"

@@ -104,7 +104,7 @@ class HookProcess:
 
     def show(self, snapshot: dict[str, Any], **message: Any) -> None:
         """An `open` line and a snapshot of the session, as the plugin sends them."""
-        self.say("open", session=snapshot["root"], spool=None, **message)
+        self.say("open", session=snapshot["root"], **message)
         self.say("snapshot", **snapshot, **message)
 
     def end(self) -> int:

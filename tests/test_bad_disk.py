@@ -46,7 +46,7 @@ def refusals(station: Station) -> dict[str, int]:
 def at_work(station: Station, process: HookProcess) -> None:
     """It has opened the spool, and has a log to write to."""
     process.raw(b"{")
-    process.say("open", session="ses_1", spool=None)
+    process.say("open", session="ses_1")
     wait_until(lambda: "ses_1" in str([one.says for one in present(station.spool / "hooks")]))
 
 

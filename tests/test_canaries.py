@@ -201,7 +201,7 @@ def test_no_canary_of_any_recording_gets_through_a_hook(station: Station, rule_n
     with hook(station) as process:
         for snapshot in recordings():
             process.show(sower.snapshot(snapshot), directory=f"/home/{sower.text()}/project")
-        process.say("open", session="ses_last", spool=None)
+        process.say("open", session="ses_last")
         wait_until(lambda: "ses_last" in str([one.says for one in present(station.spool / "hooks")]), 60)
         # The hook is alive and its connection open: what it wrote is still in the WAL.
         assert (station.spool / "ledger.db-wal").stat().st_size > 0
@@ -381,7 +381,7 @@ def broken() -> list[Snapshot]:
 def test_neither_the_hooks_log_nor_its_refusals_quote_a_damaged_line(station: Station) -> None:
     snapshots = broken()
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=None)
+        process.say("open", session="ses_1")
         for snapshot in snapshots:
             process.say("snapshot", **snapshot)
             process.raw(json.dumps({"v": 1, "type": "snapshot", "directory": "/p", **snapshot}).encode()[:-3])

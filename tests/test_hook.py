@@ -82,13 +82,12 @@ RUBBISH = {
     "deep": b'{"v":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "options no object": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","options":3}',
     "no sessions": b'{"v":1,"type":"snapshot","directory":"/p","root":"ses_1","sessions":7}',
-    "spool no path": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","spool":7}',
 }
 
 
 def test_every_line_that_cannot_be_used_is_counted_and_costs_nothing_else(station: Station) -> None:
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=None)
+        process.say("open", session="ses_1")
         for line in RUBBISH.values():
             process.raw(line)
         process.show(export(SIMPLE))
@@ -157,7 +156,7 @@ def test_short_lines_without_end_are_held_back_too() -> None:
 
 def test_the_signals_of_the_terminal_do_not_end_it(station: Station) -> None:
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=None)
+        process.say("open", session="ses_1")
         wait_until(lambda: present(station.spool / "hooks"))
         process.process.send_signal(signal.SIGHUP)
         process.process.send_signal(signal.SIGINT)
@@ -168,8 +167,8 @@ def test_the_signals_of_the_terminal_do_not_end_it(station: Station) -> None:
 
 def test_it_says_which_sessions_it_owns_while_it_lives(station: Station) -> None:
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=None)
-        process.say("open", session="ses_2", spool=None)
+        process.say("open", session="ses_1")
+        process.say("open", session="ses_2")
         wait_until(
             lambda: [one.says.get("sessions") for one in present(station.spool / "hooks")] == [["ses_1", "ses_2"]]
         )
@@ -195,7 +194,7 @@ def turns_and_states(station: Station) -> list[tuple[str, str]]:
 def test_an_unfinished_turn_waits_for_the_snapshot_that_completes_it(station: Station) -> None:
     with hook(station) as process:
         process.show(unfinished(SIMPLE))
-        process.say("open", session="ses_later", spool=None)
+        process.say("open", session="ses_later")
         wait_until(lambda: "ses_later" in str([one.says for one in present(station.spool / "hooks")]))
         assert turns_and_states(station) == []
         process.say("snapshot", **export(SIMPLE))
@@ -226,7 +225,7 @@ def test_an_unfinished_turn_is_exported_as_interrupted_when_opencode_has_ended(s
 
 def test_an_unfinished_turn_is_left_to_another_opencode_that_has_the_session_open(station: Station) -> None:
     with hook(station) as other, hook(station) as process:
-        other.say("open", session=export(SIMPLE)["root"], spool=None)
+        other.say("open", session=export(SIMPLE)["root"])
         wait_until(lambda: "ses_" in str([one.says for one in present(station.spool / "hooks")]))
         process.show(unfinished(SIMPLE))
         process.end()
@@ -444,7 +443,7 @@ def test_what_a_deleted_session_left_without_a_key_is_dropped_too(station: Stati
         process.show(export(SIMPLE))
         process.end()
     with hook(station) as process:
-        process.say("open", session="ses_other", spool=None)
+        process.say("open", session="ses_other")
         process.say("deleted", session=export(SIMPLE)["root"])
         process.end()
     counts = station.counts()

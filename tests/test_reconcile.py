@@ -106,7 +106,7 @@ class Machine:
     def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
         """One whose OpenCode has just opened this session."""
         line = open_line(session, directory, **options)
-        made = Hook(self.sources, line, load(self.sources, line, None))
+        made = Hook(self.sources, line, load(self.sources, line))
         self.hooks.append(made)
         made.take(line)
         made.announce(0)
@@ -251,7 +251,7 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine, *, is_own:
     if is_own:
         ((place, capturing),) = one._captures.by_folder().items()
         assert capturing is not None
-        one._reconciling.last(one.db, session, place, capturing, now_ms)
+        one._reconciling.compare(one.db, session, place, capturing, now_ms, has_ended=True)
     else:
         look(one, 0, now_ms)
     assert len(machine.jobs()) == 2

@@ -311,8 +311,8 @@ def jobs(station: Station) -> dict[str, int]:
 
 def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: Station, plugin: Plugin) -> None:
     waiting, deleted, late = unfinished(SIMPLE), export("b_tools"), export("c_second_prompt")
-    plugin.say("open", session=waiting["root"], spool=None)
-    plugin.say("open", session="ses_other", spool=None)
+    plugin.say("open", session=waiting["root"])
+    plugin.say("open", session="ses_other")
     plugin.say("snapshot", **waiting)
     plugin.say("deleted", session=deleted["root"])
     estate = made_way(plugin, 4)
@@ -332,7 +332,7 @@ def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(
     station: Station, plugin: Plugin
 ) -> None:
     inbox = Inbox(plugin.reader)
-    plugin.say("open", session="ses_1", spool=None)
+    plugin.say("open", session="ses_1")
     inbox._put(LineError("too long"))
     wait_until(lambda: len(inbox) == 2)
     estate = Desk(inbox, plugin.sources, WhenEmpty(inbox, 0)).serve()
@@ -379,7 +379,7 @@ class Newer(Succession):
 def test_lines_for_a_ledger_that_becomes_newer_are_kept_for_the_program_that_knows_it(
     station: Station, plugin: Plugin
 ) -> None:
-    plugin.say("open", session=export(SIMPLE)["root"], spool=None)
+    plugin.say("open", session=export(SIMPLE)["root"])
     plugin.say("snapshot", **export(SIMPLE))
     inbox = Inbox(plugin.reader)
     wait_until(lambda: len(inbox) == 2)
@@ -395,7 +395,7 @@ def test_lines_for_a_ledger_that_becomes_newer_are_kept_for_the_program_that_kno
 def test_without_such_a_program_what_is_left_when_opencode_ends_is_given_up_by_name(
     station: Station, plugin: Plugin
 ) -> None:
-    plugin.say("open", session=export(SIMPLE)["root"], spool=None)
+    plugin.say("open", session=export(SIMPLE)["root"])
     made_way(plugin, 1)
     make_newer(station)
     plugin.say("snapshot", **export(SIMPLE))

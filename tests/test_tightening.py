@@ -97,7 +97,7 @@ def test_a_stricter_mode_and_a_new_pattern_reach_what_waits_while_the_worker_run
         wait_until(lambda: station.counts().in_flight or station.counts().retrying or _is_paused(station))
         with hook(station) as second:
             # OpenCode is started anew with a pattern among the plugin's options.
-            second.say("open", session="ses_root", spool=None, options={"redactPatterns": ["swordfish-\\d+"]})
+            second.say("open", session="ses_root", options={"redactPatterns": ["swordfish-\\d+"]})
             wait_until(lambda: _anew(station, "full", 1))
             second.end()
         configure(own_folder(station), exportMode="metadata_only")
@@ -138,7 +138,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
     def disable(exchange: Exchange) -> None:
         exchange.read_body()
         with hook(station) as another:
-            another.say("open", session="ses_other", spool=None, options={"enable": False})
+            another.say("open", session="ses_other", options={"enable": False})
             another.process.wait(20)
         exchange.send(whole(200, b"ok", {"helicone-id": request_id_of(exchange.heard.body)}))
 
@@ -162,7 +162,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
             assert len(server.requests) == 3
             assert not present(station.spool / "hooks")
             with hook(station) as process:
-                process.say("open", session="ses_root", spool=None)
+                process.say("open", session="ses_root")
                 wait_until(lambda: station.delivered(2))
                 process.end()
         assert len(server.requests) == 4

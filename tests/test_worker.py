@@ -315,7 +315,7 @@ def test_fifty_hooks_at_once_start_one_worker_and_leave_no_zombie(station: Stati
     try:
         opened = [context.__enter__() for context in contexts]
         for process in opened:
-            process.say("open", session=snapshot["root"], spool=None)
+            process.say("open", session=snapshot["root"])
         wait_until(lambda: len(present(station.spool / "hooks")) == 50, 120)
         wait_until(lambda: present(station.spool / "workers"), 60)
         opened[0].say("snapshot", **snapshot)

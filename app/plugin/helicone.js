@@ -1,91 +1,50 @@
 // opencode-helicone plugin, written by `opencode-helicone install-plugin`; the next install replaces this file.
-const COMMAND = ["opencode-helicone", "hook"]
+const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object"}
 
 /* Hands each finished turn of OpenCode to a resident Python process, the hook, as one JSON line on its stdin.
 
      OpenCode instance ── loads ──▶ Place   one per directory: which sessions changed, and since which message
-     Place ── shares ─────────────▶ Hook    one per process and spool directory: a child, one line in flight
+     Place ── shares ─────────────▶ hook    one per process: a child, one line in flight
 
    Events only leave marks. A snapshot is read from OpenCode when the hook can take it, never before, so that a hook
-   which does not read costs no memory and the newest state wins. Nothing here prints, throws, redacts or hashes. */
+   which does not read costs no memory and the newest state wins. Nothing here prints, throws, redacts or hashes, and
+   nothing is decided from options: each line carries them, and the hook knows what they mean. */
 
 import { spawn } from "node:child_process"
 import fs from "node:fs"
-import os from "node:os"
 import path from "node:path"
 
 const LINE_BYTES_MAX = 8 * 1024 * 1024 // a longer snapshot is sent as several lines, cut between turns
 const TURN_BYTES_MAX = 16 * 1024 * 1024 // a longer turn is refused
 const SLICE_BYTES = 64 * 1024 // of one write: bounds what the runtime holds for a hook that stopped reading
 const DISPOSE_MS_MAX = 2_000
+const NOTHING_WANTED = 40 // the hook's exit code when the settings want nothing from its folders; as in app/desk.py
 const RESTART_PAUSES_MS = [1_000, 10_000, 60_000] // after the first, second, third death in a row; then one an hour
 const HOUR_MS = 3_600_000
 const STEADY_MS = 600_000 // a hook that lived this long ends a row of deaths
 const TOUCHED_MAX = 4_096 // more marks than this on one session: send it whole
-const DELETED_MAX = 1_000
-const LOG_BYTES_MAX = 1024 * 1024
+const NOTES_MAX = 1_000
 const EXIT_MS_MAX = 100 // how long a broken pipe waits for the exit code that explains it
 const DEPTH_MAX = 100 // of subagents below subagents
-// File systems on which no spool may lie, as in app/place.py.
-const NETWORK = [
-  ...["nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ceph", "coda", "ncpfs", "glusterfs", "lustre", "gpfs"],
-  ...["beegfs", "orangefs", "pvfs2", "ocfs2", "gfs2"],
-]
-const SHARED_WITH_HOST = /^(9p|drvfs|virtiofs|vboxsf|vmhgfs|prl_fs|fuse(blk)?(\..*)?)$/
 
 // One registry for the whole process: several copies of this file (global, project, config) share the first one's code.
 const REGISTRY = Symbol.for("opencode-helicone/1")
 const places = new Map() // directory → Place
-const hooks = new Map() // spool directory → Hook
-
-// ---- settings -------------------------------------------------------------------------------------------------------
-
-const isOff = (value) => ["false", "0", "no", "off", "f", "n"].includes(String(value).trim().toLowerCase())
-
-function isEnabled(options) {
-  const variable = process.env.OPENCODE_HELICONE_ENABLE
-  return !isOff(variable?.trim() ? variable : options.enable)
+const hook = {
+  child: null,
+  life: 0, // counts deaths: what was sent to an earlier life must be sent again
+  first: null, // the Place of this life's first line
+  startedMs: 0,
+  deaths: 0, // in a row
+  notBeforeMs: 0,
+  pumping: null, // promise of the pump's end while it runs
+  abandon: null, // ends the wait for the write in flight
+  movedMs: 0, // when the hook last took something, or was last offered something after a pause
+  notes: [], // {place, line}: lines not yet sent, beside what is made when it is sent
+  reportedMs: 0,
 }
 
-/** The spool directory that was asked for, absolute; null when nobody asked. */
-function chosenSpool(options, directory) {
-  const value = process.env.OPENCODE_HELICONE_SPOOL_DIRECTORY || options.spoolDirectory
-  if (typeof value !== "string" || !value) return null
-  return path.resolve(directory, value.replace(/^~(?=\/|$)/, os.homedir()))
-}
-
-/** As app/place.py, and platformdirs.user_data_dir("opencode-helicone", appauthor=False): the hook must arrive there. */
-function defaultSpool(mountinfo = "/proc/self/mountinfo") {
-  const xdg = process.env.XDG_DATA_HOME ?? ""
-  const platform = process.platform === "darwin" ? "Library/Application Support" : ".local/share"
-  const usual = path.join(path.isAbsolute(xdg) ? xdg : path.join(os.homedir(), platform), "opencode-helicone")
-  try {
-    const isElsewhere = isShared(realPath(usual), fs.readFileSync(mountinfo, "utf8"))
-    if (isElsewhere) return `/var/tmp/opencode-helicone-${process.geteuid()}`
-  } catch {} // no such file on this system
-  return usual
-}
-
-/** Whether the path's file system is one that other machines write to, too. */
-function isShared(file, mountinfo) {
-  let [found, type] = ["", ""]
-  for (const line of mountinfo.split("\n")) {
-    const [before, after] = line.split(" - ")
-    const point = before.split(" ")[4]?.replace(/\\([0-7]{3})/g, (_, code) => String.fromCharCode(parseInt(code, 8)))
-    if (!after || point.length < found.length || !`${file}/`.startsWith(point.replace(/\/?$/, "/"))) continue
-    ;[found, type] = [point, after.split(" ")[0]]
-  }
-  return NETWORK.includes(type) || (SHARED_WITH_HOST.test(type) && found !== "/")
-}
-
-/** The path without symbolic links, as far as it exists. */
-function realPath(file) {
-  try {
-    return fs.realpathSync(file)
-  } catch {
-    return path.dirname(file) === file ? file : path.join(realPath(path.dirname(file)), path.basename(file))
-  }
-}
+// ---- the hook -------------------------------------------------------------------------------------------------------
 
 /** The absolute path of `name`, or null. Relative PATH entries are passed over: they would run the project's files. */
 function executable(name) {
@@ -102,48 +61,26 @@ function executable(name) {
 }
 
 /** The hook's environment: ours, without what would make its Python run the project's files. */
-function environment(spool) {
-  const env = { ...process.env, PWD: spool }
+function environment() {
+  const env = { ...process.env, PWD: "/" }
   for (const name of Object.keys(env)) if (/^(PYTHON|__PYVENV)/.test(name)) delete env[name]
-  // Its working directory is the spool: a relative value would mean something else there.
-  if (env.OPENCODE_HELICONE_SPOOL_DIRECTORY) env.OPENCODE_HELICONE_SPOOL_DIRECTORY = spool
   return env
-}
-
-// ---- the hook -------------------------------------------------------------------------------------------------------
-
-function hookOf(spool) {
-  if (!hooks.has(spool)) {
-    hooks.set(spool, {
-      spool,
-      child: null,
-      life: 0, // counts deaths: what was sent to an earlier life must be sent again
-      startedMs: 0,
-      deaths: 0, // in a row
-      notBeforeMs: 0,
-      pumping: null, // promise of the pump's end while it runs
-      abandon: null, // ends the wait for the write in flight
-      movedMs: 0, // when the hook last took something, or was last offered something after a pause
-      lines: [], // not yet sent, beside what is made when it is sent
-      reportedMs: 0,
-    })
-  }
-  return hooks.get(spool)
 }
 
 /** Starts a process that outlives us: {pid, write}. `write` settles when the operating system has the bytes, or cannot
     take them. `ended` is told the reason when it did not start or ended. The command line and the TUI run in Bun, where
     only Bun's own flush() waits for the system (node's callback comes early); OpenCode's desktop program runs in Node. */
 function launch(file, options, ended) {
-  const exited = (code, signal) => ended(`hook ended: ${signal ?? `exit code ${code}`}`)
+  const exited = (code, signal) => ended(`hook ended: ${signal ?? `exit code ${code}`}`, code)
+  const [, ...args] = INSTALLED.command
   if (globalThis.Bun) {
     const onExit = (_, code, signal) => exited(code, signal)
     const pipes = { stdin: "pipe", stdout: "ignore", stderr: "ignore" }
-    const child = Bun.spawn([file, ...COMMAND.slice(1)], { ...options, ...pipes, onExit })
+    const child = Bun.spawn([file, ...args], { ...options, ...pipes, onExit })
     child.unref()
     return { pid: child.pid, write: async (bytes) => Promise.all([child.stdin.write(bytes), child.stdin.flush()]) }
   }
-  const child = spawn(file, COMMAND.slice(1), { ...options, stdio: ["pipe", "ignore", "ignore"] })
+  const child = spawn(file, args, { ...options, stdio: ["pipe", "ignore", "ignore"] })
   child.on("error", (error) => ended(`hook did not start: ${error.code}`))
   child.on("exit", exited)
   child.stdin?.on("error", () => {}) // told by the write's callback too
@@ -154,69 +91,67 @@ function launch(file, options, ended) {
 }
 
 /** True when the hook can be written to. Starts it unless it died too recently. */
-function running(hook) {
+function running() {
   if (hook.child) return hook.child.pid !== undefined
   if (Date.now() < hook.notBeforeMs) return false
-  const file = executable(COMMAND[0])
+  const file = executable(INSTALLED.command[0])
   try {
-    fs.mkdirSync(hook.spool, { recursive: true, mode: 0o700 })
     if (!file) throw new Error("not found on PATH")
-    const options = { cwd: hook.spool, env: environment(hook.spool), detached: true }
-    const child = launch(file, options, (reason) => lost(hook, child, reason))
+    const child = launch(file, { cwd: "/", env: environment(), detached: true }, (...why) => lost(child, ...why))
     hook.child = child
     hook.startedMs = Date.now()
   } catch (error) {
-    lost(hook, null, `hook did not start: ${error.code ?? error.message}`)
+    lost(null, `hook did not start: ${error.code ?? error.message}`)
   }
   return hook.child?.pid !== undefined
 }
 
 /** The child is of no use any more (died, never started, closed its input). Plans the next start. */
-function lost(hook, child, reason) {
+function lost(child, reason, code) {
   if (hook.child !== child) return // already told
   const now = Date.now()
-  if (child && now - hook.startedMs > STEADY_MS) hook.deaths = 0
-  const pauseMs = RESTART_PAUSES_MS[hook.deaths] ?? HOUR_MS
-  hook.child = null
-  hook.life += 1
-  hook.deaths += 1
-  hook.notBeforeMs = now + pauseMs
+  const { first } = hook
+  Object.assign(hook, { child: null, first: null, life: hook.life + 1 })
   hook.abandon?.()
-  for (const place of placesOf(hook)) for (const root of place.roots.values()) root.due = root.active
-  setTimeout(() => pump(hook), pauseMs + 10).unref()
-  // One that was only told that nothing is wanted ends by itself.
-  if (placesOf(hook).some((place) => isEnabled(place.options))) report(hook, reason)
+  for (const place of places.values()) for (const root of place.roots.values()) root.due = root.active
+  let pauseMs = 0
+  if (code === NOTHING_WANTED && first) {
+    // Only its first line is known to have been read: the others' places are asked about anew.
+    first.isUnwanted = true
+  } else {
+    if (child && now - hook.startedMs > STEADY_MS) hook.deaths = 0
+    pauseMs = RESTART_PAUSES_MS[hook.deaths] ?? HOUR_MS
+    hook.deaths += 1
+    report(first ?? [...places.values()].at(-1), reason)
+  }
+  hook.notBeforeMs = now + pauseMs
+  setTimeout(pump, pauseMs + 10).unref()
 }
 
-/** One dated line in the log and in OpenCode's, at most one an hour whichever process writes it. */
-function report(hook, reason) {
+/** One line in OpenCode's log, at most one an hour, and by the next hook, if there is one, in plugin.log. */
+function report(place, reason) {
   const now = Date.now()
-  if (now - hook.reportedMs < HOUR_MS) return
+  if (!place || now - hook.reportedMs < HOUR_MS) return
   hook.reportedMs = now
-  const message = `${reason}; command ${JSON.stringify(COMMAND)}`
-  try {
-    const folder = path.join(hook.spool, "logs")
-    const file = path.join(folder, "plugin.log")
-    fs.mkdirSync(folder, { recursive: true, mode: 0o700 })
-    const before = fs.lstatSync(file, { throwIfNoEntry: false })
-    if (before && now - before.mtimeMs < HOUR_MS) return
-    const { O_WRONLY, O_CREAT, O_APPEND, O_TRUNC, O_NOFOLLOW } = fs.constants
-    const mode = before?.size > LOG_BYTES_MAX ? O_TRUNC : O_APPEND
-    const fd = fs.openSync(file, O_WRONLY | O_CREAT | O_NOFOLLOW | mode, 0o600)
-    fs.writeSync(fd, `${new Date(now).toISOString()} ${message}\n`)
-    fs.closeSync(fd)
-  } catch {} // a spool that cannot be written: OpenCode's log still says it
-  for (const place of placesOf(hook)) {
-    const body = { service: "opencode-helicone", level: "error", message }
-    const sent = clientOf(place)?.app?.log({ body })
+  note(place, { type: "trouble", session: "", reason })
+  const message = `${reason}; command ${JSON.stringify(INSTALLED.command)}`
+  const body = { service: "opencode-helicone", level: "error", message }
+  for (const one of [place, ...places.values()]) {
+    const sent = clientOf(one)?.app?.log({ body })
     if (sent) return void sent.catch(() => {})
   }
 }
 
+function note(place, line) {
+  if (hook.notes.length >= NOTES_MAX) return
+  hook.notes.push({ place, line: { v: 1, directory: place.directory, options: place.options, ...line } })
+}
+
 /** Hands bytes over slice by slice; true when the operating system has them all, false when the hook is lost. */
-async function write(hook, bytes) {
+async function write(place, bytes) {
   const { child } = hook
   if (!child) return false // lost while the bytes were made
+  hook.first ??= place
   hook.movedMs = Date.now()
   for (let at = 0; at < bytes.length; at += SLICE_BYTES) {
     const gone = new Promise((resolve) => (hook.abandon = () => resolve(false)))
@@ -225,7 +160,7 @@ async function write(hook, bytes) {
     hook.abandon = null
     if (!taken) {
       await new Promise((resolve) => setTimeout(resolve, EXIT_MS_MAX).unref())
-      lost(hook, child, "hook closed its input")
+      lost(child, "hook closed its input")
     }
     if (hook.child !== child) return false
     hook.movedMs = Date.now()
@@ -235,15 +170,14 @@ async function write(hook, bytes) {
 
 // ---- the pump: takes work while the hook takes lines ----------------------------------------------------------------
 
-const placesOf = (hook) => [...places.values()].filter((place) => place.hook === hook)
-
 /** The newest instance's client, null when the directory has no live instance: asking OpenCode would make one. */
 const clientOf = (place) => [...place.loads].at(-1)?.client ?? null
 
-/** The next thing to send, or null: deletions, then sessions to announce, then sessions to send. */
-function nextWork(hook) {
-  if (hook.lines.length) return { kind: "line" }
-  const live = placesOf(hook).filter(clientOf)
+/** The next thing to send, or null: notes, then sessions to announce, then sessions to send. */
+function nextWork() {
+  hook.notes = hook.notes.filter(({ place }) => !place.isUnwanted)
+  if (hook.notes.length) return { kind: "note", place: hook.notes[0].place }
+  const live = [...places.values()].filter((place) => !place.isUnwanted && clientOf(place))
   for (const kind of ["open", "snapshot"]) {
     for (const place of live) {
       for (const root of place.roots.values()) {
@@ -254,34 +188,34 @@ function nextWork(hook) {
   return null
 }
 
-async function perform(hook, { kind, place, root }) {
-  if (kind === "line") {
-    if (await write(hook, encode(hook.lines[0]))) hook.lines.shift()
+async function perform({ kind, place, root }) {
+  if (kind === "note") {
+    const [sent] = hook.notes
+    if (await write(place, encode(sent.line))) hook.notes = hook.notes.filter((one) => one !== sent)
     return
   }
   if (!(await verify(place, root))) return
   const { life } = hook
   if (kind === "open") {
-    const { directory, options, spool } = place
-    const line = { v: 1, type: "open", session: root.id, directory, options, spool }
-    if (await write(hook, encode(line))) root.opened = life
+    const { directory, options } = place
+    if (await write(place, encode({ v: 1, type: "open", session: root.id, directory, options }))) root.opened = life
     return
   }
   const { line, next } = await snapshot(place, root, root.sent !== life)
   if (!line) return
-  if (await write(hook, line)) Object.assign(root, { sent: life }, next && { next, due: true })
+  if (await write(place, line)) Object.assign(root, { sent: life }, next && { next, due: true })
   else root.due = true // for the hook's next life
 }
 
 /** Sends until nothing is left to send or the hook is gone; resolves then. One runs at a time for a hook. */
-function pump(hook) {
+function pump() {
   hook.pumping ??= (async () => {
     await null // leave the event that called us first
-    for (let work = nextWork(hook); work && running(hook); work = nextWork(hook)) {
+    for (let work = nextWork(); work && running(); work = nextWork()) {
       try {
-        await perform(hook, work)
+        await perform(work)
       } catch (error) {
-        setAside(hook, work, error)
+        setAside(work, error)
       }
     }
     hook.pumping = null // in the same turn as the look that found nothing: no event falls between
@@ -290,10 +224,10 @@ function pump(hook) {
 }
 
 /** A session that could not be read waits, to be sent whole, for its next event or its directory's next instance. */
-function setAside(hook, { place, root }, error) {
-  if (!root) return void hook.lines.shift() // a line that cannot even be written as JSON
+function setAside({ place, root }, error) {
+  if (!root) return void hook.notes.shift() // a line that cannot even be written as JSON
   Object.assign(root, { due: !clientOf(place), active: root.verified, whole: true })
-  if (clientOf(place)) report(hook, `session not read: ${error?.name}`)
+  if (clientOf(place)) report(place, `session not read: ${error?.name}`)
 }
 
 // ---- snapshots ------------------------------------------------------------------------------------------------------
@@ -455,7 +389,7 @@ function rootOf(place, id) {
 
 function want(place, root, mark) {
   Object.assign(root, mark, { active: true })
-  pump(place.hook)
+  pump()
 }
 
 /** A change inside a subagent's session is a change of the turn that named its outermost ancestor below the root. */
@@ -489,11 +423,8 @@ function learn(place, { info }) {
 function forget(place, session) {
   place.roots.delete(session)
   place.parents.delete(session)
-  const { hook, directory, options, spool } = place
-  // Without a spool there is no undelivered job that the deletion could concern.
-  if (!hook.child && !fs.existsSync(hook.spool)) return
-  if (hook.lines.length < DELETED_MAX) hook.lines.push({ v: 1, type: "deleted", session, directory, options, spool })
-  pump(hook)
+  note(place, { type: "deleted", session })
+  pump()
 }
 
 function removed(place, { sessionID, messageID }) {
@@ -532,29 +463,39 @@ const EVENTS = {
 
 // ---- what OpenCode calls --------------------------------------------------------------------------------------------
 
-/** Called for each load of each instance. A directory's loads (two copies of the file, an instance made anew while the
-    old one is disposed of) share one Place; the newest client speaks, the newest load that has options decides. */
-function join(ctx, options) {
-  const { directory } = ctx
+/** A directory's loads (two copies of the file, an instance made anew while the old one is disposed of) share one
+    Place; the newest client speaks, and the options are those of the newest load that has some. */
+function placeOf(directory, load) {
   if (!places.has(directory)) places.set(directory, { directory, loads: new Set(), roots: new Map(), parents: new Map() })
   const place = places.get(directory)
-  const load = { client: ctx.client, options: options ?? {} }
   place.loads.add(load)
+  place.isUnwanted = false // until the hook says so of these options
   configure(place)
+  return place
+}
+
+function configure(place) {
+  place.options = [...place.loads].findLast(({ options }) => Object.keys(options).length)?.options ?? {}
+}
+
+/** Called for each load of each instance. */
+function join(ctx, options) {
+  const load = { client: ctx.client, options: options ?? {} }
+  const place = placeOf(ctx.directory, load)
   return {
     event(input) {
       try {
         if (input.event.type === "message.part.delta") return
         see(place, input.event)
       } catch (error) {
-        report(place.hook, `event not understood: ${error?.name}`)
+        report(place, `event not understood: ${error?.name}`)
       }
     },
     async dispose() {
       try {
         await finish(place)
       } catch (error) {
-        report(place.hook, `dispose failed: ${error?.name}`)
+        report(place, `dispose failed: ${error?.name}`)
       } finally {
         place.loads.delete(load)
         if (place.loads.size) configure(place)
@@ -563,47 +504,42 @@ function join(ctx, options) {
   }
 }
 
-function configure(place) {
-  place.options = [...place.loads].findLast(({ options }) => Object.keys(options).length)?.options ?? {}
-  place.spool = chosenSpool(place.options, place.directory)
-  place.hook = hookOf(place.spool ?? defaultSpool())
-  const isRetired = !isEnabled(place.options)
-  if (isRetired && !place.isRetired) retire(place)
-  place.isRetired = isRetired
+/** OpenCode 2 calls this, and not `server`. From 1.17 on 1.x calls both, this one without what is asked for here. */
+function setup(ctx) {
+  try {
+    if (!ctx.app?.version || !ctx.location || !ctx.event?.subscribe) return
+    const place = placeOf(ctx.location.directory, { client: null, options: ctx.options ?? {} })
+    note(place, { type: "trouble", session: "", reason: `OpenCode ${ctx.app.version}: its sessions are not read yet` })
+    pump()
+  } catch {} // a context of a shape that nobody knows
 }
 
-/** `enable` is false: nothing starts where nothing ever ran. Elsewhere a worker may still be at it, and has to stop:
-    a hook notes it in the ledger, and ends. */
-function retire({ directory, options, spool, hook }) {
-  if (!fs.existsSync(path.join(hook.spool, "ledger.db"))) return
-  hook.lines.push({ v: 1, type: "open", session: "", directory, options, spool })
-  pump(hook)
-}
-
-function see(place, { id, type, properties }) {
-  const handle = EVENTS[type]
-  if (!handle || !isEnabled(place.options)) return
-  if (id && id === place.lastEventId) return // the second of two loads
-  place.lastEventId = id
-  handle(place, properties)
+function see(place, event) {
+  const handle = EVENTS[event.type]
+  if (!handle || place.isUnwanted) return
+  const once = event.id ?? event // before 1.4 events have no id, and both loads are handed the same object
+  if (once === place.seen) return // the second of two loads
+  place.seen = once
+  handle(place, event.properties)
 }
 
 /** Sends what changed since the last snapshots; resolves when it is handed over, or when the hook keeps us waiting. */
 async function finish(place) {
-  const { hook } = place
   for (const root of place.roots.values()) if (root.active && isChanged(root)) root.due = true
   // A hook that has taken nothing for so long will not begin now.
   const patienceMs = hook.abandon ? hook.movedMs + DISPOSE_MS_MAX - Date.now() : DISPOSE_MS_MAX
   if (patienceMs <= 0) return
   let timer
   const timeout = new Promise((resolve) => (timer = setTimeout(resolve, patienceMs)))
-  await Promise.race([pump(hook), timeout])
+  await Promise.race([pump(), timeout])
   clearTimeout(timer)
 }
 
-globalThis[REGISTRY] ??= { join }
+// What other copies of this file call, older and newer ones: it stays as it is.
+globalThis[REGISTRY] ??= { join, setup }
 
-export default {
-  id: "opencode-helicone",
-  server: async (ctx, options) => globalThis[REGISTRY].join(ctx, options),
-}
+const server = async (ctx, options) => globalThis[REGISTRY].join(ctx, options)
+const plugin = { id: "opencode-helicone", server, setup: async (ctx) => globalThis[REGISTRY].setup?.(ctx) }
+
+// OpenCode below 1.2.5 ends when the default export is no function, 1.2.5 to 1.3 pass over it; OpenCode 2 wants an object.
+export default INSTALLED.flavour === "function" ? Object.assign(server, plugin) : plugin
