@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import clock, ledger
+from app.capture import why_nothing
 from app.destination import Destination
 from app.enqueue import Capture, Place, enqueue, outlook
-from app.folders import Folders, why_nothing
+from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions

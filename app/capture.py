@@ -34,6 +34,17 @@ def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
     )
 
 
+def why_nothing(settings: Settings) -> str:
+    """Why nothing of a folder with these settings may leave, for a person; '' where something may."""
+    if not settings.enable:
+        return f"enable is false ({settings.origin('enable')})"
+    if settings.held:
+        return f"held until the configuration is right: {'; '.join(settings.held)}"
+    if settings.export_mode == "off":
+        return f"export mode is off ({settings.origin('export_mode')})"
+    return ""
+
+
 def secrets_of_this_machine(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Values that must never leave: of the environment, and of OpenCode's own `auth.json`. In memory only."""
     data = environ.get("XDG_DATA_HOME")

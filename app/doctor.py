@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -31,6 +32,7 @@ from app.settings import Settings, SettingsError
 from app.sources import Sources
 from app.spool import Spool
 from app.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, named, read_destinations, read_hooks, read_workers
+from app.transcript import Json
 
 Level: TypeAlias = Literal["ok", "warning", "problem"]
 
@@ -119,9 +121,8 @@ def _configuration(site: Site) -> Iterator[Finding]:
 
 def _strangers(document: Document) -> Iterator[Finding]:
     """Where another plugin that does the same is listed, and where options may stand that nobody reads."""
-    listed = document.value.get("plugin")
-    names = [one[0] if isinstance(one, list) and one else one for one in listed] if isinstance(listed, list) else []
-    if any(isinstance(name, str) and config.PREDECESSOR in name for name in names):
+    lists = [value for key in ("plugin", "plugins") if isinstance(value := document.value.get(key), list)]
+    if any(config.PREDECESSOR in _listed_as(one) for one in chain(*lists)):
         found = f"{document.origin}: {config.PREDECESSOR} is listed, which sends every session, too"
         yield Finding("configuration", "problem", found, "take it out of the list")
     block = document.value.get("plugins")
@@ -129,6 +130,15 @@ def _strangers(document: Document) -> Iterator[Finding]:
         if name not in {config.PLUGIN, config.PREDECESSOR}:
             found = f"{document.origin}: plugins.{name[:_NAME_MAX]} counts nowhere: OpenCode drops this block"
             yield Finding("configuration", "warning", found, f"if it is meant for this plugin, name it {config.PLUGIN}")
+
+
+def _listed_as(plugin: Json) -> str:
+    """The package or path of one element of OpenCode's list."""
+    match plugin:
+        case str(name) | [str(name), *_] | {"package": str(name)}:
+            return name
+        case _:
+            return ""
 
 
 def _patterns(site: Site) -> Iterator[Finding]:
@@ -244,6 +254,12 @@ def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     yield Finding("processes", "warning" if waits else "ok", found, todo if waits else "")
 
 
+def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for reason, folders in destination.held_folders(db):
+        found = f"{folders} folder(s), as seen last: {reason}"
+        yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store")
+
+
 _HEALTH: dict[str, tuple[Level, str]] = {
     "down": ("warning", "nothing: it is tried again by itself; flush tries now"),
     "refused": ("problem", "check the key and the endpoint; flush tries again now"),
@@ -317,6 +333,7 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,
     _queue,
     _processes,
+    _held,
     _destinations,
     _clock,
     _incidents,

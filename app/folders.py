@@ -37,17 +37,6 @@ class Folders:
         return self._found[name]
 
 
-def why_nothing(settings: Settings) -> str:
-    """Why nothing of a folder with these settings may leave, for a person; '' where something may."""
-    if settings.held:
-        return f"held until the configuration is right: {'; '.join(settings.held)}"
-    if not settings.enable:
-        return f"enable is false ({settings.origin('enable')})"
-    if settings.export_mode == "off":
-        return f"export mode is off ({settings.origin('export_mode')})"
-    return ""
-
-
 def effective(db: sqlite3.Connection, sources: Sources, directory: Path) -> Settings:
     """The settings for work in `directory`, with its capture options and its destination's delivery options."""
     ours = find_target(db, sources.load())

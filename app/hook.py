@@ -39,10 +39,9 @@ CARE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Unfinished:
-    """Turns of a session that were not final, and how to export them should nobody complete them."""
+    """Turns of a session that were not final, and where they are to go should nobody complete them."""
 
     transcript: Transcript
-    capture: Capture
     place: Place
     lines: tuple[bytes, ...]
     """The snapshots that told of them, as they came."""
@@ -201,7 +200,7 @@ class Hook:
             brought = {turn.id for turn in transcript.turns}
             still = before is not None and any(turn.id not in brought for turn in left.turns)
             lines = (*(before.lines if before is not None and still else ()), line.raw)
-            self._unfinished[session] = _Unfinished(left, capturing, place, lines)
+            self._unfinished[session] = _Unfinished(left, place, lines)
 
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
@@ -276,12 +275,15 @@ class Hook:
                 self._sessions.pop(session, None)
                 self._missed.pop(session, None)
         elsewhere = self._elsewhere()
+        current = self._captures.by_folder()
         for session, left in list(self._unfinished.items()):
-            if session not in elsewhere:
+            # Not as it was captured when it began: its folder may be held by now. Then OpenCode's store keeps it.
+            capturing = current.get(left.place.folder)
+            if session not in elsewhere and capturing is not None:
                 enqueue(
                     self.db,
                     left.transcript,
-                    left.capture,
+                    capturing,
                     left.place,
                     now_ms=clock.now_ms(),
                     ring=self.bell.ring,

@@ -15,10 +15,11 @@ from typing import Literal
 
 from app import clock
 from app.bell import Bell
+from app.capture import why_nothing
 from app.db import open_whole
 from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
-from app.folders import Folders, why_nothing
+from app.folders import Folders
 from app.opencode import Export, ExportError, File, examine, families, snapshot
 from app.parse import parse
 from app.settings import Settings

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 
 from app import destination
-from app.capture import capture, secrets_of_this_machine
+from app.capture import capture, secrets_of_this_machine, why_nothing
 from app.enqueue import Capture
 from app.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.redact import PatternError
@@ -48,12 +48,8 @@ class Permits:
     def _read(self, options: dict[str, object]) -> Capture | Hold:
         try:
             settings = self._sources.load(recorded=options)
-            if settings.held:
-                return Hold(f"held until the configuration is right: {'; '.join(settings.held)}")
-            if not settings.enable:
-                return Hold(f"export is switched off: enable is false ({settings.origin('enable')})")
-            if settings.export_mode == "off":
-                return Hold(f"export is switched off: export mode is off ({settings.origin('export_mode')})")
+            if reason := why_nothing(settings):
+                return Hold(reason)
             return capture(settings, self._known)
         except (SettingsError, PatternError):
             # Not the message: it quotes values. And not the settings before: what is new in them may withhold more.

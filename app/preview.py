@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from app import ledger
+from app.capture import why_nothing
 from app.db import open_ledger
 from app.enqueue import Capture, Place, exports, first_user_id
-from app.folders import Folders, why_nothing
+from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot
 from app.parse import parse

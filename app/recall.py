@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from app import ledger
 from app.audit import GONE, bare, encoded, hits, sent_turns
 from app.blanking import blank_body, blank_key, is_unprinted, row, sent
+from app.capture import why_nothing
 from app.enqueue import Capture, Export, body_of
-from app.folders import Folders, why_nothing
+from app.folders import Folders
 from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError

@@ -263,12 +263,12 @@ FAULTS = {
     "a limit that is none": (
         place(maxRetries="many"),
         "warning",
-        'maxRetries = "many" from {path} line 6: it should be a valid integer (retries)',
+        "maxRetries from {path} line 6: it should be a valid integer (retries)",
     ),
     "rules that a file cannot switch off": (
         place(redactSecrets=False),
         "warning",
-        "redactSecrets = false from {path} line 6: it can be switched on here, and off only by OPENCODE_HELICONE_",
+        "redactSecrets from {path} line 6: it can be switched on here, and off only by OPENCODE_HELICONE_",
     ),
     "an option of the predecessor's block": (
         json.dumps({"plugins": {"opencode-helicone-async-telemetry": {"redactPatern": ["a"]}}}),
@@ -292,6 +292,16 @@ def test_what_is_wrong_in_opencodes_files_is_named_with_file_and_line(
     # `status` tells of it as well, as far as it is about options.
     if "OpenCode drops" not in found and "is listed" not in found:
         assert f"problem: {told[0]['found']}" in typed(station, "status").stdout
+
+
+def test_a_folder_that_was_held_when_its_hook_saw_it_is_named_from_everywhere(station: Station) -> None:
+    with station.ledger() as db:
+        ours = destination.destination(db, "", "", 1)
+        destination.remember_folder(db, "one", ours.id, {"held": "opencode.json line 3: it is not JSON"}, 1)
+        destination.remember_folder(db, "two", ours.id, {}, 1)
+    (one,) = (one for one in findings(station, code=1) if one["level"] != "ok")
+    assert (one["check"], one["level"]) == ("held", "problem")
+    assert one["found"] == "1 folder(s), as seen last: opencode.json line 3: it is not JSON"
 
 
 def test_the_predecessors_own_block_counts(station: Station) -> None:

@@ -129,6 +129,19 @@ def test_what_was_said_while_a_folder_was_held_comes_at_the_end_of_that_opencode
     assert patterns_of_jobs(station) == [1, 1]
 
 
+def test_a_turn_that_began_before_is_not_captured_as_it_was_then(station: Station, project: Path) -> None:
+    wanted = asked(project)
+    wanted["sessions"][0]["messages"][1]["info"].pop("finish")
+    wanted["sessions"][0]["messages"][1]["info"]["time"].pop("completed")
+    with hook(station) as process:
+        show(process, project, wanted)
+        wait_until(lambda: station.counts().pending == 1)  # the session itself
+        configure(project, WRONG["a misspelt option"])
+        wait_until(lambda: held(station))
+        assert process.end() == 0
+    assert station.counts().pending == 1
+
+
 def test_other_folders_go_on(station: Station, project: Path) -> None:
     configure(project, WRONG["no JSON"])
     with hook(station) as process:

@@ -368,9 +368,7 @@ def test_while_export_is_off_jobs_wait_uncharged_and_are_not_claimed(bench: Benc
     assert ledger.to_ring(bench.db, bench.destination, 3_000, 10) == []
     assert not ledger.sendable(bench.db, bench.destination, 3_000)
     told = waiting(read_destinations(bench.db, bench.permits._sources.load(), 3_000), (), 3_000)
-    assert [line.partition(": ")[2] for line in told] == [
-        f"export is switched off: enable is false (config file {bench.own / 'config.toml'})"
-    ]
+    assert [line.partition(": ")[2] for line in told] == [f"enable is false (config file {bench.own / 'config.toml'})"]
     assert told[0].startswith("3 jobs for ")
     configure(bench.own)
     bench.sweep()

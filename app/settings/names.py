@@ -79,7 +79,7 @@ VARIABLES = [(name.variable, field_name, name.read) for field_name, name in NAME
 VARIABLES.append(("OPENCODE_HELICONE_REDACT_REGEX", "redact_patterns", _read_alias))
 OURS = "OPENCODE_HELICONE_"
 """What the name of every variable begins with that is ours alone. (Others read `HELICONE_*`, too.)"""
-FOR_TESTS = ("OPENCODE_HELICONE_CRASH_AT", "OPENCODE_HELICONE_TEST_CACHE")
+FOR_TESTS = ("OPENCODE_HELICONE_CRASH_AT", "OPENCODE_HELICONE_TEST_BINARY", "OPENCODE_HELICONE_TEST_CACHE")
 """Variables of ours that are no settings."""
 
 
