@@ -34,7 +34,7 @@ from app import __version__, clock, destination, log
 from app.capturing import load, note_disabled
 from app.db import open_ledger
 from app.hook import CARE_S, Hook
-from app.inbox import Inbox, Line, LineError, read_line
+from app.inbox import Inbox, Line, LineError, has_half_a_character, read_line
 from app.place import PlaceError
 from app.redact import PatternError
 from app.schema import SchemaError, require_known
@@ -192,6 +192,8 @@ class Desk:
             self._held.setdefault(line.directory, _Held(line, clock.now_ms()))
             raise
         spool = settings.spool_directory
+        if has_half_a_character(str(spool)):
+            raise LineError("spool is no path")
         if spool not in self._hooks and not settings.enable:
             self._unwanted.add(line.directory)
             note_disabled(settings, line)
@@ -292,7 +294,8 @@ class Desk:
         try:
             return self._sources.load().spool_directory
         except SettingsError:
-            return Settings().spool_directory
+            named = self._sources.environ.get("OPENCODE_HELICONE_SPOOL_DIRECTORY", "")
+            return Path(named) if named.startswith("/") else Settings().spool_directory
 
 
 def main() -> None:

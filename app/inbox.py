@@ -172,7 +172,7 @@ def read_line(data: bytes) -> Line:
     for name, value in fields.items():
         if not isinstance(value, str):
             raise LineError(f"no {name}")
-        if name != "directory" and _has_half_a_character(value):
+        if name != "directory" and has_half_a_character(value):
             raise LineError(f"{name} holds half a character")
     options = message.get("options") or {}
     if not isinstance(options, dict):
@@ -180,7 +180,7 @@ def read_line(data: bytes) -> Line:
     return Line(**fields, options=options, message=message, raw=data)
 
 
-def _has_half_a_character(text: str) -> bool:
+def has_half_a_character(text: str) -> bool:
     """Lone surrogates, which JSON can carry and no file name or database can."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 

@@ -88,7 +88,7 @@ class Sources:
 
 
 def _options(entry: Entry, everywhere: Container[str]) -> Options:
-    of_user: Source = "user" if entry.origin in everywhere else "environment"
+    of_user: Source = "user" if entry.origin in everywhere else "named"
     return Options(entry.options, entry.origin, "project" if entry.is_project else of_user, entry.lines)
 
 

@@ -253,6 +253,8 @@ class Worker:
     def _first_look(self) -> int:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
+        for complaint in self.settings.complaints:
+            self._log(complaint.short)
         inspect(self.db)
         destination.probe_now(self.db, self.target.id, clock.now_ms())
         ledger.forget_rings(self.db, self.target.id)

@@ -147,7 +147,7 @@ def test_a_spool_that_may_not_be_used_is_named_where_status_looks_by_default(sta
     usual = replace(station, variables={"OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
     with hook(usual) as process:
         for kind, message in (("open", {"session": "ses_1"}), ("snapshot", export(SIMPLE))):
-            process.say(kind, spool=str(tmp_path / "link"), **message)
+            process.say(kind, options={"spoolDirectory": str(tmp_path / "link")}, **message)
         assert process.end() == 0
     status = json.loads(usual.run("status", "--json").stdout)
     assert [(one["reason"], one["count"]) for one in status["refused"]] == [("PlaceError", 2)]
@@ -177,7 +177,7 @@ def test_a_spool_that_is_removed_is_noticed_and_the_hook_goes_on_in_a_new_one(st
             (one,) = destination.destinations(db)
             incidents = [(what, count) for what, count, _ in destination.incidents(db)]
         assert sessions == [export("b_tools")["root"]]
-        assert one.delivery_options == {"maxRetries": 3, "confirm": "off"}
+        assert one.delivery_options == {"confirm": "off"}
         assert incidents == [("jobs lost with a spool that was removed", JOBS)]
         assert f"{JOBS} job(s) that waited in it are lost; going on in a new one" in station.text("hook.log")
         assert len(present(station.spool / "hooks")) == 1

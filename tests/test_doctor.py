@@ -263,12 +263,12 @@ FAULTS = {
     "a limit that is none": (
         place(maxRetries="many"),
         "warning",
-        'maxRetries = "many" from {path} line 6: it should be a valid integer (retries)',
+        "maxRetries from {path} line 6: it should be a valid integer (retries)",
     ),
     "rules that a file cannot switch off": (
         place(redactSecrets=False),
         "warning",
-        "redactSecrets = false from {path} line 6: it can be switched on here, and off only by OPENCODE_HELICONE_",
+        "redactSecrets from {path} line 6: it can be switched on here, and off only by OPENCODE_HELICONE_",
     ),
     "an option of the predecessor's block": (
         json.dumps({"plugins": {"opencode-helicone-async-telemetry": {"redactPatern": ["a"]}}}),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.desk import Desk
+from app.db import open_ledger
+from app.desk import NOTHING_WANTED, Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.presence import present
 from app.sources import unattended
@@ -265,8 +267,8 @@ def test_switched_off_nothing_is_written(
 ) -> None:
     station = replace(station, variables=variables)
     with hook(station) as process:
-        process.show(export(SIMPLE), options=options)
-        assert process.end() == 0
+        process.say("open", session=export(SIMPLE)["root"], options=options)
+        assert process.process.wait(60) == NOTHING_WANTED
     assert not station.spool.exists()
 
 
@@ -402,7 +404,7 @@ def test_a_worker_that_cannot_start_is_tried_again_with_growing_pauses_and_said_
 def test_settings_that_are_wrong_are_counted_where_status_looks(station: Station) -> None:
     station = replace(station, variables={"OPENCODE_HELICONE_EXPROT_MODE": "off"})
     with hook(station) as process:
-        process.say("open", session="ses_1", spool=str(station.spool))
+        process.say("open", session="ses_1")
         process.end()
     assert refusals(station) == {"SettingsError": 1}
     assert "did you mean OPENCODE_HELICONE_EXPORT_MODE?" in station.text("hook.log")
@@ -416,15 +418,17 @@ def test_a_limit_that_is_wrong_is_named_and_costs_nothing(station: Station) -> N
     assert station.counts().pending == JOBS
 
 
-@pytest.mark.parametrize("spool", ["/nul/\0", "/half/\ud800"], ids=["nul", "half a character"])
-def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spool: str) -> None:
-    with hook(station) as process:
-        process.say("open", session="ses_1", spool=spool)
+@pytest.mark.parametrize(("spool", "refused"), [("/nul/\0", 1), ("/half/\ud800", 2)], ids=["nul", "half a character"])
+def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spool: str, refused: int) -> None:
+    """The settings know that a path has no NUL; half a character they take."""
+    with hook(replace(station, variables={"OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})) as process:
+        process.say("open", session="ses_1", options={"spoolDirectory": spool})
         process.say("deleted", session="ses_\ud800")
         process.show(export(SIMPLE))
         assert process.end() == 0
-    assert sum(refusals(station).values()) == 2
-    assert station.counts().pending == JOBS
+    with closing(open_ledger(station.home / "data" / "opencode-helicone")) as db:
+        assert sum(count for _, count, _ in destination.refusals(db)) == refused
+        assert ledger.counts(db).pending == JOBS
 
 
 def test_a_snapshot_that_was_on_its_way_when_its_session_was_deleted_is_not_taken(station: Station) -> None:
@@ -498,7 +502,8 @@ def test_the_key_itself_is_masked_wherever_it_was_read_from(station: Station) ->
 
 def test_a_spool_that_cannot_be_written_is_given_up_once_for_all_lines(station: Station) -> None:
     reader, writer = os.pipe()
-    line = {"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}, "spool": "/proc/nowhere", **export(SIMPLE)}
+    options = {"spoolDirectory": "/proc/nowhere"}
+    line = {"v": 1, "type": "snapshot", "directory": PROJECT, "options": options, **export(SIMPLE)}
     os.write(writer, (json.dumps(line) + "\n").encode() * 3)
     os.close(writer)
     sources = unattended({**station.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})

@@ -257,7 +257,7 @@ def test_unknown_option_is_named_with_its_line_and_without_its_value() -> None:
     assert "endpoint" not in complaint
 
 
-def test_what_is_told_to_logs_and_ledger_holds_no_folder_and_no_value() -> None:
+def test_what_is_told_holds_no_value_and_to_logs_and_ledger_no_folder() -> None:
     options = of_user({"exportMode": KEY, "maxRetries": KEY, "redactPatterns": [f"({KEY}"]}, "/home/dev/opencode.json")
     settings = load(environ={}, base=Path("/base"), options=(options,))
     assert len(settings.complaints) == 3
@@ -265,14 +265,14 @@ def test_what_is_told_to_logs_and_ledger_holds_no_folder_and_no_value() -> None:
         assert "/home/dev" in complaint.text
         assert "/home/dev" not in complaint.short
         assert " from opencode.json: " in complaint.short
-        assert KEY not in complaint.short
+        assert KEY not in complaint.short + complaint.text
 
 
 def test_bad_value_of_a_limit_is_named_and_the_next_lower_one_counts(tmp_path: Path) -> None:
     settings = load(environ={}, base=tmp_path, options=(of_user({"maxRetries": "many"}), of_user({"maxRetries": 9})))
     assert (settings.max_retries, settings.held) == (9, ())
     (complaint,) = settings.complaints
-    assert complaint.text == 'maxRetries = "many" from opencode.json: it should be a valid integer (retries)'
+    assert complaint.text == "maxRetries from opencode.json: it should be a valid integer (retries)"
     assert load(environ={}, base=tmp_path, options=(of_user({"maxRetries": "many"}),)).max_retries == 5
 
 
@@ -494,8 +494,7 @@ TYPED = {
 def test_option_of_the_wrong_type_is_refused(option: str, value: object) -> None:
     settings = load(environ={}, base=Path("/base"), options=(of_user({option: value}),))
     (complaint,) = settings.complaints
-    shown_value = "" if option == "redactPatterns" else f" = {json.dumps(value)}"
-    assert complaint.text.startswith(f"{option}{shown_value} from opencode.json: it should ")
+    assert complaint.text.startswith(f"{option} from opencode.json: it should ")
     assert complaint.holds == (option in WHAT_MAY_LEAVE)
     assert settings.origins == {}
 

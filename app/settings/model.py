@@ -34,11 +34,20 @@ class SettingsError(ValueError):
 
 
 Source: TypeAlias = Literal[
-    "command line", "environment", "folder .env", ".env", "project", "recorded", "user", "config file", "default"
+    "command line",
+    "environment",
+    "folder .env",
+    ".env",
+    "project",
+    "named",
+    "user",
+    "recorded",
+    "config file",
+    "default",
 ]
 """`folder .env`: of the folder where a command was typed; `.env`: of the user's configuration folder. `project`: files
-of the project, or what OpenCode handed to the plugin there; `user`: OpenCode's files of the user; `recorded`: by a
-hook."""
+of the project, or what OpenCode handed to the plugin there; `named`: OpenCode's files that its environment names;
+`user`: those that it finds by itself everywhere; `recorded`: by a hook."""
 SEEN_LATER: tuple[Source, ...] = ("default", "config file", ".env", "user")
 """Sources that a later process finds by itself, whatever its environment and its directory are."""
 
@@ -56,12 +65,12 @@ DEFAULT = Origin("default", "default")
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What is wrong in OpenCode's files. Without the text of a pattern: somebody may have written a secret as one."""
+    """What is wrong in OpenCode's files. Without any value: somebody may have written the very secret there."""
 
     text: str
     """One line, with the file."""
     short: str
-    """One line for the ledger and for logs: without the folders of the file, and without any value."""
+    """One line for the ledger and for logs: without the folders of the file."""
     holds: bool
     """It may have been meant to withhold something: nothing is captured or sent until it is right."""
 

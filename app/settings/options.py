@@ -47,9 +47,8 @@ def layer_of(options: Options, complaints: list[Complaint]) -> Layer:
                 layer[name] = Given(_usable(name, value, options.source), Origin(options.source, place))
             except _UnusableError as error:
                 holds = name in TIGHTENING and not (name == "redact_secrets" and value is False)
-                shown = "" if name == "redact_patterns" else f" = {excerpt(value)}"
-                text = f"{option}{shown} from {place}: {error}{unit_of(name)}"
-                complaints.append(Complaint(text, f"{option} from {short}: {error}{unit_of(name)}", holds=holds))
+                why = f"{error}{unit_of(name)}"
+                complaints.append(Complaint(f"{option} from {place}: {why}", f"{option} from {short}: {why}", holds))
     return layer
 
 

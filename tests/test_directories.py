@@ -1,0 +1,120 @@
+"""One hook process for all folders of an OpenCode, whatever their settings say: which spool, nothing, or nonsense."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app import destination, ledger
+from app.db import open_ledger
+from app.desk import NOTHING_WANTED
+from app.opencode import store_file
+from tests.processes import Station, hook
+from tests.recorded import export
+from tests.test_held import asked
+from tests.test_store import built
+from tests.waiting import wait_until
+
+JOBS = 2
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Station:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Station(home, "http://127.0.0.1:9")
+
+
+def test_directories_with_spools_of_their_own_are_served_by_one_process(station: Station, tmp_path: Path) -> None:
+    usual = replace(station, variables={"OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
+    with hook(usual) as process:
+        for name, recording in (("one", "a_simple"), ("two", "b_tools"), ("one", "c_second_prompt")):
+            directory = tmp_path / name
+            directory.mkdir(exist_ok=True)
+            # Relative: it lies in the project.
+            process.show(export(recording), directory=str(directory), options={"spoolDirectory": "spool"})
+        assert process.end() == 0
+    found = {}
+    for name in ("one", "two"):
+        with closing(open_ledger(tmp_path / name / "spool")) as db:
+            found[name] = {row["name"] for row in db.execute("select name from session")}
+    assert found == {
+        "one": {export("a_simple")["root"], export("c_second_prompt")["root"]},
+        "two": {export("b_tools")["root"]},
+    }
+
+
+def test_a_relative_spool_of_the_environment_lies_in_the_project(station: Station, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    relative = replace(station, variables={"OPENCODE_HELICONE_SPOOL_DIRECTORY": "../beside"})
+    with hook(relative, cwd="/") as process:
+        process.show(export("a_simple"), directory=str(project))
+        assert process.end() == 0
+    with closing(open_ledger(tmp_path / "beside")) as db:
+        assert ledger.counts(db).pending == JOBS
+
+
+def test_a_folder_that_wants_nothing_keeps_no_process_and_one_that_does_goes_on(station: Station) -> None:
+    off = {"enable": False}
+    with hook(station) as process:
+        process.say("open", session="ses_1", options=off, directory="/home/dev/off")
+        process.show(export("a_simple"))
+        process.say("snapshot", **export("b_tools"), options=off, directory="/home/dev/off")
+        assert process.end() == 0
+    assert station.counts().pending == JOBS
+    with hook(station) as process:
+        process.say("open", session="ses_1", options=off, directory="/home/dev/off")
+        assert process.process.wait(60) == NOTHING_WANTED
+    with station.ledger() as db:
+        recorded = destination.folder_options(db, destination.fingerprint(db, "/home/dev/off"))
+    assert recorded is not None
+    assert recorded["enable"] is False, "a worker that still runs must see it"
+
+
+def test_a_deletion_makes_no_spool(station: Station) -> None:
+    with hook(station) as process:
+        process.say("deleted", session="ses_1")
+        assert process.end() == 0
+    assert not station.spool.exists()
+
+
+def test_trouble_of_an_earlier_hook_is_in_the_plugins_log(station: Station) -> None:
+    with hook(station) as process:
+        process.say("trouble", session="", reason="hook ended: SIGKILL")
+        process.say("trouble", session="", reason="a prompt: <hello>\n")
+        assert process.end() == 0
+    told = [line.partition(" ")[2] for line in station.text("plugin.log").splitlines()]
+    assert told == ["hook ended: SIGKILL", "trouble that cannot be told"]
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["from the start", "later"])
+def test_a_folder_whose_settings_cannot_be_used_is_taken_from_the_store_when_they_can(
+    station: Station, *, is_known: bool
+) -> None:
+    config = station.home / "config" / "opencode-helicone" / "config.toml"
+    config.parent.mkdir(parents=True)
+    project = station.home / "shop"
+    wanted = asked(project)
+    with hook(station) as process:
+        if is_known:
+            process.show(export("a_simple"), directory=str(project))
+            wait_until(lambda: station.counts().pending == JOBS)
+        before = JOBS if is_known else 0
+        config.write_text("maxRetries = \n")
+        process.show(wanted, directory=str(project))
+        wait_until(lambda: refusals(station) == {"SettingsError": 2})
+        assert station.counts().pending == before
+        store_file(station.environ).parent.mkdir(parents=True)
+        built(store_file(station.environ), wanted)
+        config.write_text("")
+        wait_until(lambda: station.counts().pending == before + JOBS)
+        process.end()
+
+
+def refusals(station: Station) -> dict[str, int]:
+    with station.ledger() as db:
+        return {reason: count for reason, count, _ in destination.refusals(db)}
