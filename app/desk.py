@@ -194,7 +194,7 @@ class Desk:
             self._held.setdefault(line.directory, _Held(line, clock.now_ms()))
             raise
         spool = settings.spool_directory
-        if "\0" in str(spool) or has_half_a_character(str(spool)):
+        if has_half_a_character(str(spool)):
             raise LineError("spool is no path")
         if spool not in self._hooks and not settings.enable:
             self._unwanted.add(line.directory)
