@@ -6,9 +6,9 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from app.doctor import Finding
 from app.endpoint import read_back_url, routes
 from app.envelope import Log, encode
+from app.finding import Finding
 from app.helicone import NOT_STORED_CAUSES, Client, ReadBackError
 from app.retry import Outcome
 from app.settings import Settings

@@ -1,4 +1,4 @@
-"""The real OpenCode in the versions that people have: runs are with the plugin as without it, and arrive whole, once."""
+"""The real OpenCode in the versions that people have: a run is as without the plugin, and arrives whole, once."""
 
 from __future__ import annotations
 
