@@ -57,8 +57,8 @@ def test_where_all_is_well_every_check_is_ok(station: Station) -> None:
     found = findings(station)
     assert bad(found) == []
     assert list(dict.fromkeys(one["check"] for one in found)) == [
-        "settings", "key", "configuration", "redaction", "spool", "disk", "SQLite", "plugin", "OpenCode", "OpenCode's store",
-        "ledger", "queue.db", "processes", "destination", "clock", "lines", "dead",
+        "settings", "key", "configuration", "redaction", "spool", "disk", "SQLite", "plugin", "OpenCode",
+        "OpenCode's store", "ledger", "queue.db", "processes", "destination", "clock", "lines", "dead",
     ]  # fmt: skip
     assert shape(found[0]) == shape(example("doctor")["findings"][0])
     lines = typed(station, "doctor").stdout.splitlines()
