@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from app.backfill import Fed, Plan
 from app.destination import Destination
-from app.doctor import Finding
+from app.finding import Finding
 from app.importing import Imported
 from app.letters import Listed, Opened, short
 from app.opencode import File

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Iterator
 
 from app.confirm import NOT_STORED_CAUSES
-from app.doctor import Finding
 from app.endpoint import read_back_url, routes
 from app.envelope import Log, encode
+from app.finding import Finding
 from app.helicone import Client, ClientError, ReadBackError
 from app.retry import Outcome
 from app.settings import Settings

@@ -137,7 +137,7 @@ def hooks(dice: random.Random, home: Path, count: int, extra: Sequence[bytes] = 
         thread.start()
     for one, lines in zip(expected, batches, strict=True):
         for line in lines:
-            one.feed(line, sources(station), station.spool)
+            one.feed(line, sources(station))
     for thread in threads:
         thread.join()
     assert len(peaks) == len(batches), "a hook failed, see above"

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from app import ledger
@@ -308,7 +307,7 @@ class Expected:
     """Key -> root session."""
     deleted: set[str] = field(default_factory=set)
 
-    def feed(self, data: bytes, sources: Sources, spool: Path) -> None:
+    def feed(self, data: bytes, sources: Sources) -> None:
         """Note what a hook that has its spool already must make of these bytes and a line end."""
         for one in data.split(b"\n"):
             self.lines += 1

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.opencode.access import Access, StoreError
+from app.opencode.access import Access, NewerError, StoreError, is_newer
 from app.opencode.files import File
 from app.parse import parse
 from app.transcript import Json, Transcript, TranscriptError
@@ -57,6 +57,13 @@ class Store:
     def kept_open(self) -> AbstractContextManager[None]:
         """As `Access` has it."""
         return self._access.kept_open()
+
+    def is_newer(self) -> bool:
+        """Whether it holds sessions of OpenCode 2, beside those of 1.x or alone."""
+        try:
+            return self._access.ask(is_newer)
+        except NewerError:
+            return True
 
     def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[StoredSession]:
         """Those of all projects, or those that were started in `directory`; the oldest first.
