@@ -21,9 +21,10 @@ from app.folders import Folders
 from app.identity import Identity
 from app.ledger import Exported, Print
 from app.ledger.footprint import DIGEST_BYTES
+from app.naming import project_name
 from app.opencode import Store
 from app.policy import Policy, retold
-from app.record import Kind, Record, project_name
+from app.record import Kind, Record
 from app.redact import Redaction
 from app.transcript import Transcript, TranscriptError, Turn
 

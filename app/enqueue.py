@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 from app import crashpoint, destination, ledger
 from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
+from app.naming import NAME, first_name, lasting_name
 from app.policy import Policy, is_as_strict
-from app.record import NAME, Frame, Record, encode_session, encode_turn, project_name, record_count, session_name
+from app.record import Frame, Record, encode_session, encode_turn, record_count
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, key, session_digest
 
@@ -313,7 +314,8 @@ def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture
     identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
-    return replace(identity, session_name=_name_now(_session_to_leave(transcript.session, capture), identity))
+    shown = _session_to_leave(transcript.session, capture)
+    return replace(identity, session_name=first_name(shown, identity.encoding))
 
 
 def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
@@ -376,35 +378,17 @@ def _session_to_leave(session: Session, capture: Capture) -> Session:
 
 
 def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
+    def leave(name: str) -> str:
+        return NAME if capture.policy.mode == "metadata_only" else capture.redaction.text(name)
+
     return Frame(
         root_session_id=shown.id,
-        session_name=_name(session, shown, capture, identity),
+        session_name=lasting_name(session, shown, identity, leave),
         prefix=capture.policy.prefix,
         user_id=identity.user_id,
         interrupted=interrupted,
         encoding=identity.encoding,
     )
-
-
-def _name_now(session: Session, identity: Identity) -> str:
-    """What nothing was fixed for: after `/move` a session of the first encoding follows, as it always did."""
-    return session_name(
-        session.directory if identity.encoding == 1 else session.origin or session.directory, identity.encoding
-    )
-
-
-def _name(session: Session, shown: Session, capture: Capture, identity: Identity) -> str:
-    """What is kept of the session, under what the capture withholds. `shown` is what may leave of `session`."""
-    kept, encoding = identity.session_name, identity.encoding
-    is_moved = project_name(session.origin or session.directory) != project_name(session.directory)
-    if kept is None or (encoding == 1 and not is_moved):
-        return _name_now(shown, identity)
-    if capture.policy.mode == "metadata_only":
-        return NAME
-    for directory, left in ((session.origin, shown.origin), (session.directory, shown.directory)):
-        if directory and session_name(directory, encoding) == kept:
-            return session_name(left, encoding)
-    return capture.redaction.text(kept)
 
 
 def children(turn: Turn) -> Iterator[str]:

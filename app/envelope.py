@@ -71,18 +71,13 @@ def readable(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
     Helicone's servers refuse a header beyond Latin-1, and its pages show an escape as it stands: `项目` becomes
     `XiangMu`, `проект` becomes `proekt`. Not to be undone: for names that nothing is looked up by.
     """
-    spelled: list[str] = []
-    for character in unicodedata.normalize("NFC", value[:characters_max]):
-        if _NOT_LATIN_1.match(character):
-            spelled.append(_spelled(character))
-        else:
-            spelled.append(character)
-    return "".join(spelled)[:characters_max].strip()
+    normal = unicodedata.normalize("NFC", value[:characters_max])
+    spelled = "".join(_spelled(character) if _NOT_LATIN_1.match(character) else character for character in normal)
+    # What is left is `%`, which the spelling of some characters has as well.
+    return _NOT_LATIN_1.sub("_", spelled)[:characters_max].strip()
 
 
 def _spelled(character: str) -> str:
-    if character == "%":
-        return "_"
     if unicodedata.category(character)[0] in "CMZ":  # controls, marks, separators
         return " " if character.isspace() else ""
     return anyascii(character) or f"U+{ord(character):04X}"

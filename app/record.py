@@ -12,7 +12,6 @@ never change. Content that is None was withheld, and leaves no field behind.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from app import chat, data_log
 from app.envelope import PROVIDER, Log, below, encode, latin1, readable
 from app.first_encoding import as_first_encoded
 from app.identity import Encoding
+from app.naming import project_name, project_of
 from app.transcript import (
     Assistant,
     Json,
@@ -85,22 +85,6 @@ class _Spot:
     """None for a session's own record."""
     path: str
     is_undone: bool = False
-
-
-NAME = "opencode"
-"""Of a session without a project."""
-
-
-def project_name(directory: str | None) -> str | None:
-    """The last element of a session's directory; None when there is none, or it was withheld."""
-    return re.split(r"[/\\]", (directory or "").rstrip("/\\"))[-1] or None
-
-
-def session_name(directory: str | None, encoding: Encoding) -> str:
-    """What Helicone's list shows. Not the title: that changes, and a changed name splits the session in two."""
-    project = project_name(directory)
-    name = f"{NAME}: {project}" if project else NAME
-    return readable(name) if encoding > 1 else name
 
 
 def encode_session(session: Session, frame: Frame) -> Record:
@@ -290,7 +274,7 @@ def _project(spot: _Spot) -> str | None:
     """What the session is named after, so that a turn's records stay the same when its session is moved."""
     if spot.frame.encoding == 1:
         return project_name(spot.session.directory)
-    return spot.frame.session_name.removeprefix(NAME).removeprefix(": ") or None
+    return project_of(spot.frame.session_name)
 
 
 def _flag(message: Message | None) -> str | None:

@@ -240,10 +240,13 @@ def test_neither_key_nor_transcript_is_printed(station: Station) -> None:
 def test_send_finds_its_log_at_a_helicone_that_stores(station: Station, tmp_path: Path) -> None:
     with receiving(tmp_path / "store.db") as receiver:
         found = findings(replace(station, endpoint=receiver.url), "--send")
-        (row,) = receiver.rows()
+        findings(replace(station, endpoint=receiver.url), "--send")
+        rows = receiver.rows()
     assert bad(found) == []
     assert [one["check"] for one in found[-2:]] == ["send", "read back"]
-    assert row.path == "/doctor"
+    assert [(row.path, row.log.model) for row in rows] == [("/doctor", "opencode/doctor")] * 2
+    # Helicone's list of sessions has one line for all of them.
+    assert {row.log.properties["Helicone-Session-Id"] for row in rows} == {"opencode-helicone-doctor"}
 
 
 def test_send_names_the_known_causes_when_its_log_does_not_appear(station: Station) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from app.identity import Encoding
+from app.naming import session_name
 from app.parse import parse
-from app.record import Frame, Record, encode_session, encode_turn, session_name
+from app.record import Frame, Record, encode_session, encode_turn
 from app.transcript import Transcript
 from tests import recorded
 

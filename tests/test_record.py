@@ -8,8 +8,9 @@ from urllib.parse import unquote
 
 import pytest
 
+from app.naming import project_name, session_name
 from app.parse import parse
-from app.record import Frame, Record, encode_session, encode_turn, kind_of, project_name, session_name
+from app.record import Frame, Record, encode_session, encode_turn, kind_of
 from app.transcript import Assistant, File, Message, Part, Reasoning, Session, Text, Tool, Transcript, Turn, User
 from tests import recorded
 from tests.snapshots import (
@@ -254,6 +255,7 @@ def test_session_is_named_after_its_project(directory: str | None, project: str 
         ("café", "café"),
         ("cafe\u0301", "café"),
         ("100%25", "100_25"),
+        ("100\uff05", "100_"),
         ("🚀", ":rocket:"),
         ("a\nb\x7f", "a b"),
     ],

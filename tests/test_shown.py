@@ -22,8 +22,9 @@ from pathlib import Path
 import pytest
 
 from app.identity import Encoding
+from app.naming import session_name
 from app.parse import parse
-from app.record import Frame, Record, encode_session, encode_turn, session_name
+from app.record import Frame, Record, encode_session, encode_turn
 from app.withhold import withhold_session, withhold_turn
 from tests import recorded
 from tests.snapshots import assistant

@@ -28,7 +28,10 @@ def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[s
 
 def encoding_elsewhere(db: sqlite3.Connection, session: str) -> Encoding | None:
     """How the session is written at whatever destination it was captured for: two keys may be of one organisation."""
-    found: Encoding | None = db.execute("select min(encoding) from session where name = ?", (session,)).fetchone()[0]
+    found: Encoding | None = db.execute(
+        "select min(encoding) from session where name = ? and destination_id in (select id from destination)",
+        (session,),
+    ).fetchone()[0]
     return found
 
 
