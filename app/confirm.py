@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -211,10 +211,11 @@ def _look(
     db: sqlite3.Connection, destination_id: int, query: Sequence[_Wanted], reader: Reader, now_ms: int
 ) -> str | None:
     """Ask for some jobs and for the control, and settle what the answer tells; why it tells nothing, or None."""
-    control = ledger.control(db, destination_id)
     wanted = {one.job.request_id: one.start_ms or 0 for one in query}
-    if control is not None and control.request_id is not None:
-        wanted[control.request_id] = control.start_ms
+    control = ledger.control(db, destination_id)
+    fresh_id = None if control is None or abs(now_ms - control.found_ms) > CONTROL_MS else control.request_id
+    if control is not None and fresh_id is not None:
+        wanted[fresh_id] = control.start_ms
     answer = reader(min(wanted.values()), list(wanted))
     if isinstance(answer, Unread):
         return answer.reason
@@ -222,24 +223,16 @@ def _look(
     for one in found:
         _found(db, destination_id, one, now_ms, has_body=answer[one.job.request_id])
     missing = [one for one in query if one.job.request_id not in answer]
-    doubt = _doubt(control, answer, now_ms)
-    if doubt is not None:
+    if control is not None and fresh_id not in answer:
         # Where something was found after all, it is the control by now: the next pass asks for the others again.
-        return None if found or not missing else doubt
+        if found or not missing:
+            return None
+        return UNPROVEN if fresh_id is None else BLIND
     if control is None and missing:
         ledger.note_missed(db, destination_id, now_ms)
     for one in missing:
         _miss(db, destination_id, one.job, now_ms)
     return None
-
-
-def _doubt(control: Control | None, answer: Container[uuid.UUID], now_ms: int) -> str | None:
-    """Why what is not in the answer may be stored all the same."""
-    if control is None:
-        return None
-    if control.request_id is None or abs(now_ms - control.found_ms) > CONTROL_MS:
-        return UNPROVEN
-    return None if control.request_id in answer else BLIND
 
 
 def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: int, *, has_body: bool) -> None:

@@ -31,7 +31,15 @@ from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
 from app.spool import Spool
-from app.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, named, read_destinations, read_hooks, read_workers
+from app.status import (
+    BYTES_BESIDE_BODIES_MAX,
+    DestinationStatus,
+    alarms,
+    named,
+    read_destinations,
+    read_hooks,
+    read_workers,
+)
 from app.transcript import Json
 
 # As Helicone itself asks of a key; one that somebody hosts may be less strict.
@@ -260,10 +268,8 @@ def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _read_back(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    for one in read_destinations(db, site.settings, site.now_ms):
-        if one.confirmation.alarm:
-            found = f"{named(one)}: {one.confirmation.alarm}"
-            yield Finding("read back", "warning", found, "doctor --send posts one log and looks for it")
+    for alarm in alarms(read_destinations(db, site.settings, site.now_ms)):
+        yield Finding("read back", "warning", alarm, "doctor --send posts one log and looks for it")
 
 
 def _described(one: DestinationStatus) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 
@@ -208,7 +208,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             held_folders=tuple(HeldFolders(*row) for row in destination.held_folders(db)),
             problems=tuple(one.text for one in settings.complaints),
             waiting=waiting(destinations, workers, now_ms),
-            alarms=tuple(f"{named(one)}: {one.confirmation.alarm}" for one in destinations if one.confirmation.alarm),
+            alarms=tuple(alarms(destinations)),
         )
 
 
@@ -318,6 +318,14 @@ def read_workers(spool: Spool) -> tuple[LiveWorker, ...]:
 def _number(said: object) -> int | None:
     """With care: a process of another version may say something else."""
     return said if isinstance(said, int) else None
+
+
+def alarms(destinations: Sequence[DestinationStatus]) -> Iterator[str]:
+    """Of those that still matter: one that was tried once, and that nothing waits for, alarms nobody."""
+    for one in destinations:
+        is_of_use = one.current or one.jobs.pending or one.jobs.dead or one.confirmation.waiting
+        if one.confirmation.alarm and is_of_use:
+            yield f"{named(one)}: {one.confirmation.alarm}"
 
 
 def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWorker], now_ms: int) -> tuple[str, ...]:

@@ -349,9 +349,9 @@ class Worker:
 
     def _let_go(self, now_ms: int) -> None:
         """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
-        while self._left:
-            let_go(self.db, self.target.id, self._left[0], now_ms)
-            self._left.pop(0)
+        for held in list(self._left):
+            let_go(self.db, self.target.id, held, now_ms)
+            self._left.remove(held)
 
     def _recover(self, now_ms: int) -> None:
         leasing = ledger.leasing_workers(self.db)

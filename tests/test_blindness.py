@@ -6,14 +6,14 @@ import sqlite3
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from app import confirm, destination, ledger, screen
 from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
-from app.connection import connect
+from app.connection import Ledger, connect
 from app.db import open_ledger
 from app.deliver import Courier, deliver
 from app.doctor import Finding, examine
@@ -41,18 +41,13 @@ CONNECTION_ERROR = {"status": 401, "body": {"error": "connect ECONNREFUSED 127.0
 class Person:
     """One person's ledger and worker, at a time that only the test moves."""
 
-    def __init__(self, spool: Path, receiver: Receiver, client: Client) -> None:
-        self.spool, self.receiver, self.client = spool, receiver, client
+    def __init__(self, db: Ledger, receiver: Receiver, client: Client) -> None:
+        self.db, self.receiver, self.client = db, receiver, client
+        self.spool = db.path.parent
         self.now_ms = FIRST_MS
         self.plan = confirm.plan("auto", receiver.url, "", None)
         self.allowance = Allowance(FOR_EVER, FOR_EVER, self.now_ms)
-        with self.ledger() as db:
-            self.destination = destination.destination(db, receiver.url, "fingerprint", self.now_ms).id
-
-    @contextmanager
-    def ledger(self) -> Iterator[sqlite3.Connection]:
-        with closing(open_ledger(self.spool)) as db:
-            yield db
+        self.destination = destination.destination(db, receiver.url, "fingerprint", self.now_ms).id
 
     def capture(self, turn: str) -> None:
         """A turn of two records that ended just now, in a session of its own."""
@@ -65,47 +60,45 @@ class Person:
                 Body(request_id, encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None)))
             )
         made_of = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
-        with self.ledger() as db:
-            ledger.insert(db, self.destination, made_of, made, now_ms=self.now_ms)
+        ledger.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
 
     def work(self) -> None:
         """Deliver what is due, and read back what is due."""
-        with self.ledger() as db:
-            ledger.unwarp(db, self.now_ms)
-            for ring in ledger.to_ring(db, self.destination, self.now_ms, 100):
-                following: str | None = ring
-                while following is not None:
-                    following = deliver(db, following, self.courier(db))
-            confirm.confirm(db, self.destination, self.stored, self.now_ms, allowance=self.allowance, dice=lambda: 1.0)
+        ledger.unwarp(self.db, self.now_ms)
+        for ring in ledger.to_ring(self.db, self.destination, self.now_ms, 100):
+            following: str | None = ring
+            while following is not None:
+                following = deliver(self.db, following, self.courier)
+        confirm.confirm(self.db, self.destination, self.stored, self.now_ms, allowance=self.allowance, dice=lambda: 1.0)
 
     def live(self, for_ms: int) -> None:
         """Let so much time pass, second by second as far as anything is to be done."""
         end_ms = self.now_ms + for_ms
         while self.now_ms < end_ms:
-            with self.ledger() as db:
-                (pause_ms,) = db.execute("select coalesce(max(retry_ms), 0) from confirmation").fetchone()
-                rows = db.execute("select max(confirm_ms, ?) from job where confirm_ms > 0", (pause_ms,)).fetchall()
-                rows += db.execute("select due_ms from job where due_ms > 0").fetchall()
+            (pause_ms,) = self.db.execute("select coalesce(max(retry_ms), 0) from confirmation").fetchone()
+            rows = self.db.execute("select max(confirm_ms, ?) from job where confirm_ms > 0", (pause_ms,)).fetchall()
+            rows += self.db.execute("select due_ms from job where due_ms > 0").fetchall()
             next_ms = min([row[0] for row in rows], default=end_ms)
             self.now_ms = min(end_ms, max(next_ms, self.now_ms + SECOND_MS))
             self.work()
 
-    def courier(self, db: sqlite3.Connection) -> Courier:
+    @property
+    def courier(self) -> Courier:
         return Courier(
             destination_id=self.destination,
             worker="worker",
             policy=Policy.of(5, 1_000),
             permit=lambda _: Post(),
-            post=lambda body: self.post(db, body),
+            post=self.post,
             clock=lambda: self.now_ms,
             dice=lambda: 1.0,
             stopping=lambda: False,
-            when_to_confirm=lambda: confirm.when(db, self.destination, self.plan, self.now_ms),
+            when_to_confirm=lambda: confirm.when(self.db, self.destination, self.plan, self.now_ms),
         )
 
-    def post(self, db: sqlite3.Connection, body: Body) -> Outcome:
+    def post(self, body: Body) -> Outcome:
         url = f"{self.receiver.url}/v1/trace/custom/log"
-        destination.remember_route(db, self.destination, url)
+        destination.remember_route(self.db, self.destination, url)
         return self.client.post(url, body.body, str(body.request_id), self.now_ms)
 
     def stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | Unread:
@@ -117,8 +110,7 @@ class Person:
 
     def states(self) -> dict[str, int]:
         """Jobs by state; `unconfirmed` ones are delivered and were not found so far."""
-        with self.ledger() as db:
-            rows = db.execute("select iif(confirm_ms is null, state, 'unconfirmed') from job").fetchall()
+        rows = self.db.execute("select iif(confirm_ms is null, state, 'unconfirmed') from job").fetchall()
         return dict(Counter(row[0] for row in rows))
 
     def sends(self) -> dict[str | None, int]:
@@ -142,8 +134,13 @@ class Person:
 
 @pytest.fixture
 def person(tmp_path: Path) -> Iterator[Person]:
-    with receiving(tmp_path / "store.db") as receiver, Client(api_key()) as client:
-        yield Person(tmp_path / "spool", receiver, client)
+    with (
+        receiving(tmp_path / "store.db") as receiver,
+        Client(api_key()) as client,
+        closing(open_ledger(tmp_path / "spool")) as db,
+    ):
+        db.execute("pragma synchronous = off")  # nobody cuts the power here
+        yield Person(db, receiver, client)
 
 
 def confirm_one(person: Person) -> None:
@@ -190,8 +187,7 @@ def test_a_blind_look_is_paced_and_is_repeated_after_the_next_delivery(person: P
     person.receiver.fault(BLIND)
     person.capture("a turn")
     person.live(12 * HOUR_MS)
-    with person.ledger() as db:
-        told = ledger.confirmations(db, person.destination)
+    told = ledger.confirmations(person.db, person.destination)
     assert told.failures < 30
     assert (told.retry_ms or 0) > person.now_ms + 20 * MINUTE_MS
     person.receiver.fault()
@@ -295,9 +291,8 @@ def test_a_letter_that_was_accepted_each_time_does_not_say_that_its_workers_died
     person.receiver.fault(STORES_NOTHING)
     person.capture("a turn")
     person.live(HOUR_MS)
-    with person.ledger() as db:
-        (letter,) = ledger.dead_letters(db)
-        attempts = ledger.attempts(db, letter.job_id)
+    (letter,) = ledger.dead_letters(person.db)
+    attempts = ledger.attempts(person.db, letter.job_id)
     assert [(one.status, one.error, one.ended_ms is not None) for one in attempts] == 3 * [(200, "accepted", True)]
 
 

@@ -468,7 +468,6 @@ def in_state(db: sqlite3.Connection, state: str) -> tuple[Desk, Claim, Unconfirm
         turn_id=row["turn_id"],
         key=row["key"],
         attempt=row["attempt"],
-        root="ses_1",
         request_id=body.request_id,
         delivered_ms=1_000,
         resends=0,

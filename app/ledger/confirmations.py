@@ -37,8 +37,6 @@ class Unconfirmed:
     key: str
     attempt: int
     """Fences every transition: a job that was sent again meanwhile has another one."""
-    root: str
-    """The session at Helicone."""
     request_id: uuid.UUID
     """Of its last record."""
     delivered_ms: int
@@ -47,37 +45,42 @@ class Unconfirmed:
     """It is known still what its bodies are, so it could be sent again."""
 
 
+_DUE = (
+    "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends,"
+    f" {_HAS_RECORDS.format(job='j')} as held,"
+    " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
+    "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
+    "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
+    " from job j where j.destination_id = :destination"
+    " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest)) where request_id is not null"
+)
+
+
 def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[Unconfirmed]:
-    """The one that was delivered last, and then those that wait for the longest time.
+    """The one whose time has come last, and then those that wait for the longest time.
 
     The last one first, because it is found as soon as anything is stored and shown again, however many wait before it.
     """
-    rows = db.execute(
-        "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends, s.root_name,"
-        f" {_HAS_RECORDS.format(job='j')} as held,"
-        " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
-        "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
-        "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
-        " from job j join session s on s.id = j.session_id where j.destination_id = :destination"
-        " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest))"
-        " where request_id is not null order by row_number() over (order by finished_ms desc, id desc) = 1 desc,"
-        " confirm_ms, id limit :limit",
-        {"destination": destination_id, "now": now_ms, "latest": now_ms + AHEAD_MS_MAX, "limit": limit},
-    ).fetchall()
-    return [
-        Unconfirmed(
+    arguments = {"destination": destination_id, "now": now_ms, "latest": now_ms + AHEAD_MS_MAX, "limit": limit}
+    # Two questions: one order for both would sort all that is due.
+    rows = [
+        *db.execute(f"{_DUE} order by confirm_ms desc, id desc limit 1", arguments),
+        *db.execute(f"{_DUE} order by confirm_ms, id limit :limit", arguments),
+    ]
+    found = {
+        row["id"]: Unconfirmed(
             job_id=row["id"],
             turn_id=row["turn_id"],
             key=row["key"],
             attempt=row["attempt"],
-            root=row["root_name"],
             request_id=uuid.UUID(bytes=row["request_id"]),
             delivered_ms=row["finished_ms"],
             resends=row["resends"],
             is_held=bool(row["held"]),
         )
         for row in rows
-    ]
+    }
+    return list(found.values())[:limit]
 
 
 def last_body(db: sqlite3.Connection, due: Unconfirmed) -> bytes | None:
