@@ -16,8 +16,9 @@ from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
 from app.connection import Ledger, connect
 from app.db import open_ledger
 from app.deliver import Courier, deliver
-from app.doctor import Finding, examine
+from app.doctor import examine
 from app.envelope import Log, encode
+from app.finding import Finding
 from app.helicone import Client, ReadBackError
 from app.ledger import Body, Version
 from app.policy import Post
