@@ -340,7 +340,7 @@ DAMAGES = {
 
 
 def refusal(snapshot: Snapshot) -> str:
-    """Why it is refused; '' when it is not: then it can be encoded."""
+    """Why it is refused, or what is odd in it; then it can be encoded."""
     try:
         transcript = parse(snapshot)
     except TranscriptError as error:
@@ -348,7 +348,8 @@ def refusal(snapshot: Snapshot) -> str:
     assert records(transcript)
     for turn in transcript.turns:
         assert turn.id.encode()  # a column of the ledger
-    return ""
+    faults = [*transcript.faults, *(fault for turn in transcript.turns for fault in turn.faults)]
+    return "\n".join([*faults, *(one.why for one in transcript.unreadable)])
 
 
 def records(transcript: Transcript) -> list[Record]:
