@@ -116,8 +116,6 @@ def working(place: Place) -> Iterator[Worker]:
         yield made
     finally:
         made.close()
-        made.bell.close()
-        made.db.close()
 
 
 def deliver(made: Worker) -> None:
