@@ -11,7 +11,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,9 @@ class Bell:
     ) -> None:
         self._path = private_directory(spool) / "queue.db"
         self._mending = threading.Lock()
+        # Before Huey opens it, which leaves a connection open where the file is no database.
+        if not _is_sound(self._path):
+            _remove(self._path)
         try:
             self.huey = _queue(self._path, destination_id, huey_class)
         except sqlite3.Error as error:
@@ -120,6 +123,19 @@ def _queue(path: Path, destination_id: int, huey_class: type[SqliteHuey]) -> Sql
         results=False,
         timeout=2,
     )
+
+
+def _is_sound(path: Path) -> bool:
+    """False for a file that is damaged. Raises sqlite3.Error for one that is locked or out of reach."""
+    if not path.exists():
+        return True
+    try:
+        with closing(sqlite3.connect(path, timeout=2)) as db:
+            return bool(db.execute("pragma quick_check(1)").fetchone() == ("ok",))
+    except sqlite3.Error as error:
+        if not _is_worthless(error):
+            raise
+        return False
 
 
 def _is_worthless(error: sqlite3.Error) -> bool:

@@ -70,6 +70,8 @@ CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
 RINGS_PER_LOOK = 24
 SIGNALS_S = 0.01
+LEAVE_S_MAX = 2.0
+"""How long a worker that ends waits for its watch, and for what reads back, to be done with the present look."""
 MAKE_WAY_S_MAX = 60.0
 """How long a worker whose ledger has become too new waits, doing nothing, for its own program to be installed anew."""
 IDLE_MS = 3 * 60_000
@@ -119,6 +121,7 @@ class Worker:
         self._announced: Announced | None = None
         self._only = Only(self.spool.automatic_worker(self.target.id))
         self._watching = threading.Lock()
+        self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._left: list[Claim] = []
         self._useful_ms = clock.now_ms()
@@ -253,11 +256,16 @@ class Worker:
     def _start_watch(self) -> None:
         """Huey calls this in each of its threads; the first one starts the watch."""
         if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._leaving, args=(self._watch,), name="watch", daemon=True).start()
+            self._begin("watch", self._watch)
             # Apart from the watch, so that reading back, however slow, delays nothing.
-            threading.Thread(target=self._leaving, args=(self._confirm,), name="confirm", daemon=True).start()
+            self._begin("confirm", self._confirm)
 
-    def _leaving(self, run: Callable[[], None]) -> None:
+    def _begin(self, name: str, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._run_and_leave, args=(run,), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _run_and_leave(self, run: Callable[[], None]) -> None:
         try:
             run()
         finally:
@@ -528,6 +536,8 @@ class Worker:
             self._announced.withdraw()
         if self._client is not None:
             self._client.close()
+        for thread in self._threads:
+            thread.join(LEAVE_S_MAX)
         self.bell.close()
         self.leave()
 

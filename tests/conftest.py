@@ -118,7 +118,7 @@ def at_once() -> Callable[[str, int, list[str]], None]:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        ends = [process.communicate(timeout=60)[1] for process in started]
+        ends = [process.communicate(timeout=300)[1] for process in started]
         assert [process.returncode for process in started] == [0] * processes, "\n".join(ends)
 
     return run

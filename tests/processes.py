@@ -74,7 +74,7 @@ class Station:
         path = self.spool / "logs" / log
         return path.read_text("utf-8") if path.exists() else ""
 
-    def run(self, *arguments: str, stdin: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, stdin: str = "", timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         """A command that a person types."""
         return subprocess.run(
             [sys.executable, "-m", "app", *arguments],
@@ -111,7 +111,7 @@ class HookProcess:
         """OpenCode ends: EOF. The exit code."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        return self.process.wait(60)
+        return self.process.wait(300)
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def worker(station: Station, **options: Any) -> Iterator[subprocess.Popen[bytes]
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(40)
+            process.wait(300)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -173,4 +173,4 @@ def end_automatic_workers(station: Station) -> None:
     with station.ledger() as db:
         for one in destination.destinations(db):
             destination.want_worker(db, one.id, "none")
-    wait_until(lambda: not present(station.spool / "workers"), 30)
+    wait_until(lambda: not present(station.spool / "workers"))

@@ -219,7 +219,7 @@ def test_a_worker_on_a_full_disk_lives_says_so_once_and_delivers_when_it_can(sta
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
             wait_until(lambda: station.delivered(JOBS))
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(300) == 0
         assert all(row.sends == 1 for row in receiver.rows())
     said = [line.partition(" ")[2] for line in station.text("worker.log").splitlines()]
     first = [line for line in said if "repeated" not in line]
@@ -250,6 +250,6 @@ def test_what_huey_says_of_a_damaged_queue_is_a_few_lines_and_nothing_on_standar
         wait_until(lambda: "the queue was damaged" in station.text("worker.log"))
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(300) == 0
     assert errors.read_bytes() == b""
     assert station.text("worker.log").count("Error reading from queue: DatabaseError") <= 2

@@ -545,7 +545,7 @@ def test_flush_waits_for_what_a_live_hook_has_not_worked_off(station: Station) -
             wait_until(lambda: process.poll() is not None or is_sleeping(process.pid))
             assert process.poll() is None
             hook.say({"destination": ours.id, "sessions": [], "backlog": 0})
-            assert process.wait(30) == 0
+            assert process.wait(300) == 0
     finally:
         hook.withdraw()
 
@@ -564,7 +564,7 @@ def test_flush_that_is_interrupted_ends_with_130(station: Station, number: signa
         with running(here, "flush", "--timeout", "60") as process:
             wait_until(lambda: here.counts().retrying)
             process.send_signal(number)
-            assert process.wait(30) == 130
+            assert process.wait(300) == 130
     assert here.counts().in_flight == 0
 
 
@@ -576,7 +576,7 @@ def test_worker_delivers_until_it_is_told_to_stop(station: Station, receiver: Re
         assert here.run("flush").returncode == 0
         assert here.delivered(JOBS)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(300) == 0
     assert present(here.spool / "workers") == []
 
 
@@ -757,7 +757,7 @@ def test_receiver_serves_until_it_is_interrupted(station: Station) -> None:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{found[1]}/_sends") as reply:
             assert json.load(reply) == {"sends": []}
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(300) == 0
     assert "10.0.0.1" in complaint(typed(station, "receiver", "--host", "10.0.0.1"), 1)
 
 

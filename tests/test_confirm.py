@@ -116,8 +116,6 @@ def working(place: Place) -> Iterator[Worker]:
         yield made
     finally:
         made.close()
-        made.bell.close()
-        made.db.close()
 
 
 def deliver(made: Worker) -> None:
@@ -203,7 +201,7 @@ def test_a_reading_back_that_hangs_delays_no_delivery(place: Place) -> None:
             slow.pass_a_day()
             wait_until(lambda: mute.requests)
             slow.capture("m_length")
-            wait_until(lambda: station.delivered(2 * JOBS), 10)
+            wait_until(lambda: station.delivered(2 * JOBS))
         assert slow.confirmation().confirmed == 0
 
 

@@ -131,9 +131,9 @@ def test_an_abort_and_two_prompts_of_one_session_are_delivered_whole(
         server.prompt(session, "[[script:hello]] one")
         server.prompt(session, "[[script:second]] two")
         server.prompt_async(session, "[[script:slow:200]] three")
-        wait_until(lambda: len(server.messages(session)) == 6 and server.messages(session)[-1]["parts"], 60)
+        wait_until(lambda: len(server.messages(session)) == 6 and server.messages(session)[-1]["parts"])
         server.abort(session)
-        wait_until(lambda: "error" in server.messages(session)[-1]["info"], 60)
+        wait_until(lambda: "error" in server.messages(session)[-1]["info"])
         rows = expect_delivered(opencode, project, station, receiver)
     answers = {row.path.rsplit("/", 1)[1]: row.log for row in rows if row.log.model == "fake/fake-large"}
     assert {name: log.status for name, log in answers.items()} == {"msg-1": 200, "msg-3": 200, "msg-5": 500}

@@ -115,11 +115,11 @@ def test_no_header_and_no_file_name_comes_from_a_session(tmp_path: Path) -> None
         assert [name for name in names if not KNOWN_FILES.fullmatch(name)] == []
         executed = plant_messages(station)
         with worker(station):
-            wait_until(lambda: station.delivered(2), 60)
+            wait_until(lambda: station.delivered(2))
             # Rings are still heard, by threads that have met all that was planted.
-            wait_until(lambda: waiting(station.spool) == 0, 60)
+            wait_until(lambda: waiting(station.spool) == 0)
             ring_again(station)
-            wait_until(lambda: waiting(station.spool) == 0, 60)
+            wait_until(lambda: waiting(station.spool) == 0)
         assert not executed.exists()
     assert len(server.requests) == 8
     for request in server.requests:

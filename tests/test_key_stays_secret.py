@@ -118,7 +118,7 @@ def test_nobody_sees_it_in_a_list_of_processes_or_in_what_they_write(station: St
         here = replace(station, endpoint=server.url, variables={"OPENCODE_HELICONE_WORKER": "auto"})
         with hook(here) as process:
             process.show(mentioning("a_simple"))
-            wait_until(lambda: present(here.spool / "workers") and server.requests, 60)
+            wait_until(lambda: present(here.spool / "workers") and server.requests)
             seen = command_lines()
             assert any(b"--automatic" in line for line in seen)
             assert any(line.rstrip(b"\0").endswith(b"hook") for line in seen)

@@ -78,7 +78,7 @@ def written_by_four(path: Path, lines: int, length: int) -> None:
         subprocess.Popen([sys.executable, "-c", WRITER, str(path), letter, str(lines), str(length)])
         for letter in "abcd"
     ]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
+    assert [writer.wait(300) for writer in writers] == [0, 0, 0, 0]
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_keys_are_the_same_under_another_version_and_another_hash_seed(tmp_path:
             check=True,
             cwd=ROOT,
             env={"PYTHONHASHSEED": seed, "HOME": str(tmp_path)},
-            timeout=60,
+            timeout=300,
         ).stdout
         for version, seed in (("0.1.0", "1"), ("99.0.0", "2"))
     }

@@ -81,8 +81,6 @@ def delivering(place: Place) -> Iterator[Worker]:
         yield made
     finally:
         made.close()
-        made.bell.close()
-        made.db.close()
 
 
 def attempt(made: Worker) -> None:

@@ -113,7 +113,7 @@ def test_commands_name_the_network_in_one_line(remote: Path, tmp_path: Path) -> 
         env=station.environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")

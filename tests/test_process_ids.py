@@ -105,7 +105,7 @@ def why_no_namespace() -> str | None:
     """Why none can be made here."""
     if shutil.which(NAMESPACE[0]) is None:
         return "unshare is not installed"
-    done = subprocess.run([*NAMESPACE, "true"], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([*NAMESPACE, "true"], capture_output=True, text=True, timeout=300, check=False)
     return None if done.returncode == 0 else f"no pid namespace can be made: {done.stderr.strip()}"
 
 
@@ -117,7 +117,7 @@ def started(station: Station, command: list[str]) -> Iterator[subprocess.Popen[b
         yield process
     finally:
         process.kill()
-        process.wait(20)
+        process.wait(300)
 
 
 def show_through_a_hook_of_its_own(station: Station, session: int) -> None:
@@ -127,13 +127,13 @@ def show_through_a_hook_of_its_own(station: Station, session: int) -> None:
     snapshot = growing(session, 1)
     lines = [{"type": "open", "session": snapshot["root"], "spool": None}, {"type": "snapshot", **snapshot}]
     said = "".join(json.dumps({"v": 1, "directory": PROJECT, "options": {}, **line}) + "\n" for line in lines)
-    subprocess.run(command, env=automatic.environ, input=said.encode(), timeout=60, check=True)
+    subprocess.run(command, env=automatic.environ, input=said.encode(), timeout=300, check=True)
 
 
 def present_inside(station: Station) -> int:
     """How many workers a process in a namespace sees."""
     command = [*NAMESPACE, sys.executable, "-c", PRESENT, str(station.spool / "workers")]
-    return int(subprocess.run(command, capture_output=True, timeout=60, check=True).stdout)
+    return int(subprocess.run(command, capture_output=True, timeout=300, check=True).stdout)
 
 
 def posting(receiver: LeanReceiver, known: Sequence[str]) -> list[str]:
@@ -147,7 +147,7 @@ def kill_in_its_post(station: Station, worker: subprocess.Popen[bytes]) -> None:
     with station.ledger() as db:
         assert [row["kills"] for row in db.execute("select kills from job where lease_until_ms is not null")] == [0]
     worker.send_signal(signal.SIGKILL)
-    worker.wait(20)
+    worker.wait(300)
     wait_until(lambda: station.delivered(delivered + JOBS), TAKEN_OVER_S)
 
 

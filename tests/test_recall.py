@@ -334,7 +334,7 @@ def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) ->
         built(tmp_path / "data" / "opencode" / "opencode.db", told())
         with worker(loose), hook(loose) as live:
             live.show(told())
-            wait_until(lambda: loose.delivered(2), 60)
+            wait_until(lambda: loose.delivered(2))
         assert SECRET in shown(receiver)
         before = len(receiver.rows())
 

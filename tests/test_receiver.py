@@ -854,7 +854,7 @@ def test_it_serves_as_a_process_until_interrupted(http: httpx.Client, tmp_path: 
         post = Posting(http, url)
         statuses = [post(WORKER, envelope()).status_code for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=300)
     assert statuses == [503, 200]
     assert (process.returncode, out, err) == (0, "stopped\n", "")
 

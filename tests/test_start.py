@@ -72,7 +72,7 @@ def started(station: Station, program: str, *arguments: str, stdin: str = "") ->
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

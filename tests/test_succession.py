@@ -225,7 +225,7 @@ def test_a_bequest_larger_than_a_pipe_is_fed_and_its_feeder_ends() -> None:
         "os.close(reader)\n"
         "print(os.waitpid(feeder, 0)[1])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.split() == ["1000001", "0", "0"]
 
 

@@ -139,7 +139,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
         exchange.read_body()
         with hook(station) as another:
             another.say("open", session="ses_other", options={"enable": False})
-            another.process.wait(20)
+            another.process.wait(300)
         exchange.send(whole(200, b"ok", {"helicone-id": request_id_of(exchange.heard.body)}))
 
     def held(word: str) -> bool:
