@@ -13,7 +13,7 @@ import pytest
 from app import destination, ledger
 from app.connection import connect
 from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
-from app.ledger.upkeep import LEASE_AHEAD_MS_MAX
+from app.ledger.upkeep import AHEAD_MS_MAX, LEASE_AHEAD_MS_MAX
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 # --- insert
@@ -673,6 +673,15 @@ def test_probes_take_turns_over_the_sessions(desk: Desk) -> None:
 
 
 # --- clocks
+
+
+def test_a_time_is_wrong_from_beyond_two_hours_ahead(desk: Desk) -> None:
+    desk.put(version())
+    latest_ms = desk.now_ms + AHEAD_MS_MAX
+    desk.db.execute("update job set due_ms = ?", (latest_ms,))
+    desk.pause(probe_ms=latest_ms)
+    assert ledger.unwarp(desk.db, desk.now_ms) == 0
+    assert ledger.unwarp(desk.db, desk.now_ms - 1) == 2
 
 
 def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> None:
