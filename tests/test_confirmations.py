@@ -131,6 +131,17 @@ def test_one_query_asks_for_the_last_records_of_many_turns_of_a_session(desk: De
     assert helicone.asked[0][2] == [last_id(turn) for turn in turns[:-1]]
 
 
+def test_one_query_asks_for_no_more_bytes_than_an_answer_may_have(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        deliver(desk, version(f"t{number}"), records=1)
+    sizes = {len(ledger.last_body(desk.db, one) or b"") for one in due(desk)}
+    monkeypatch.setattr(confirm, "BYTES_MAX", 2 * sizes.pop())
+    assert not sizes  # all are equally long
+    helicone = Helicone()
+    look(desk, helicone)
+    assert [len(ids) for _, _, ids in helicone.asked] == [2, 2, 1]
+
+
 def test_a_query_reaches_back_to_the_earliest_of_its_records(desk: Desk) -> None:
     for turn, start_s in (("t1", 5), ("t2", 2), ("t3", 7)):
         log = Log({}, {}, 200, {}, start_s * 1000, start_s * 1000, None)
