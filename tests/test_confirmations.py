@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -122,6 +123,17 @@ def test_one_query_asks_for_the_last_records_of_many_turns_the_latest_first(desk
         [last_id(turn) for turn in (turns[-1], *turns[: confirm.IDS_MAX - 1])],
         [last_id(turns[-2])],
     ]
+
+
+def test_one_query_asks_for_no_more_bytes_than_an_answer_may_have(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        deliver(desk, version(f"t{number}"), records=1)
+    sizes = {len(ledger.last_body(desk.db, one) or b"") for one in due(desk)}
+    monkeypatch.setattr(confirm, "BYTES_MAX", 2 * sizes.pop())
+    assert not sizes  # all are equally long
+    helicone = Helicone()
+    look(desk, helicone)
+    assert [len(ids) for _, ids in helicone.asked] == [2, 2, 1]
 
 
 def test_a_query_asks_since_the_earliest_of_its_records(desk: Desk) -> None:
@@ -255,6 +267,28 @@ def test_what_is_not_held_and_not_found_is_given_up_and_not_dead(desk: Desk) -> 
 
 
 # --- reading back fails ----------------------------------------------------------------------------------------------
+
+
+def test_of_more_than_one_pass_can_look_back_at_the_latest_are_looked_for(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By its module: in `app.ledger` a function has its name.
+    monkeypatch.setattr(sys.modules["app.ledger.confirmations"], "BATCH", 2)
+    turns = [version(f"t{number}") for number in range(3)]
+    for turn in turns:
+        deliver(desk, turn, confirm_ms=None)
+        desk.now_ms += 1
+    assert ledger.look_back(desk.db, desk.destination, desk.now_ms) == 2
+    assert {one.key for one in due(desk)} == {turn.key for turn in turns[1:]}
+
+
+def test_a_job_that_is_sent_again_is_judged_as_one_that_never_failed(desk: Desk) -> None:
+    deliver(desk, T1)
+    (one,) = due(desk)
+    before = destination.evidence(desk.db, desk.destination, one.job_id)
+    assert not before.others_passed  # since its own last record
+    assert ledger.send_again(desk.db, one, desk.now_ms)
+    assert destination.evidence(desk.db, desk.destination, one.job_id).others_passed
 
 
 def test_a_failed_reading_back_judges_no_job_and_pauses_only_itself_with_growing_pauses(desk: Desk) -> None:

@@ -14,7 +14,8 @@ from app import destination, ledger
 from app.connection import connect
 from app.identity import Identity
 from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
-from app.ledger.upkeep import LEASE_AHEAD_MS_MAX
+from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
+from app.ledger.upkeep import AHEAD_MS_MAX, LEASE_AHEAD_MS_MAX
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 # --- insert
@@ -676,6 +677,15 @@ def test_probes_take_turns_over_the_sessions(desk: Desk) -> None:
 # --- clocks
 
 
+def test_a_time_is_wrong_from_beyond_two_hours_ahead(desk: Desk) -> None:
+    desk.put(version())
+    latest_ms = desk.now_ms + AHEAD_MS_MAX
+    desk.db.execute("update job set due_ms = ?", (latest_ms,))
+    desk.pause(probe_ms=latest_ms)
+    assert ledger.unwarp(desk.db, desk.now_ms) == 0
+    assert ledger.unwarp(desk.db, desk.now_ms - 1) == 2
+
+
 def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> None:
     day_ms = 24 * 3_600_000
     desk.now_ms = 30 * day_ms
@@ -706,6 +716,8 @@ def test_acknowledgements_are_forgotten_when_their_turn_is_old_and_done(desk: De
     desk.put(version("t2", content="b", facts_ms=200))
     old_ms = desk.now_ms + 91 * 24 * 3_600_000
     assert ledger.forget_acknowledgements(desk.db, old_ms - 2 * 24 * 3_600_000) == 0
+    (of_delivered_ms,) = desk.db.execute("select min(acknowledged_ms) from acknowledgement").fetchone()
+    assert ledger.forget_acknowledgements(desk.db, of_delivered_ms + ACKNOWLEDGEMENT_AGE_MS_MAX) == 0
     assert ledger.forget_acknowledgements(desk.db, old_ms) == 1
     (left,) = desk.db.execute("select t.name from acknowledgement a join turn t on t.id = a.turn_id").fetchone()
     assert left == "t2", "its newer version waits and need not send all of it"

@@ -94,7 +94,7 @@ def last_body(db: sqlite3.Connection, due: Unconfirmed) -> bytes | None:
 
 def confirmed(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
     """delivered, to be confirmed -> delivered: it is there. Its bodies go."""
-    return _close(db, due, "confirmed_ms = :now, body_not_stored = 0", {"now": now_ms})
+    return _close(db, due, "confirmed_ms = :now", {"now": now_ms})
 
 
 def note_body_not_stored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
