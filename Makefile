@@ -1,9 +1,14 @@
 # Everything runs in .venv, which sets itself up; nothing outside of this folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+# Which Python that is; a .venv of another one is made anew.
+IDENTITY := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null)
+ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
+.PHONY: .venv/ready
+endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test outage years hammer backfill kills arrangements fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test frozen outage years hammer backfill kills arrangements fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -11,9 +16,10 @@ help:  ## What can be made
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
 	@echo "Setting up .venv (once, about a minute) ..."
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@echo '$(IDENTITY)' >.venv/python
 	@touch $@
 
 demo: .venv/ready  ## Play a recorded session through hook, queue and worker into a local receiver
@@ -21,6 +27,9 @@ demo: .venv/ready  ## Play a recorded session through hook, queue and worker int
 
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --frozen-clock
 
 lint: .venv/ready  ## Style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+
+STOPPED = 130
 
 
 def main() -> None:
+    """Ctrl-C ends it without a traceback from the first import on, with the exit code that commands have for it."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+
+
+def _run() -> None:
     match sys.argv[1:]:
         # The hook starts with every OpenCode and stays: it loads no command line, no HTTP client, no terminal.
         case ["hook"] | ["hook", "--inbox", *_]:
+            # Ctrl-C is meant for OpenCode, also while this process loads.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             from app.desk import main as run  # noqa: PLC0415 - the reason stands above
         case ["ready"]:
             run = ready

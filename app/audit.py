@@ -18,11 +18,13 @@ from dataclasses import dataclass, replace
 from app import ledger
 from app.enqueue import Capture, Export, body_of, exports
 from app.folders import Folders
+from app.identity import Identity
 from app.ledger import Exported, Print
 from app.ledger.footprint import DIGEST_BYTES
+from app.naming import project_name
 from app.opencode import Store
 from app.policy import Policy, retold
-from app.record import Kind, Record, project_name
+from app.record import Kind, Record
 from app.redact import Redaction
 from app.transcript import Transcript, TranscriptError, Turn
 
@@ -117,12 +119,14 @@ def _session(
     if transcript is None:
         return Audited(session, None, None, problem=GONE)
     known = ledger.frozen(db, destination_id, session)
-    comparison = _Comparison(transcript, folders.find(transcript.session.directory)[1], known[1] if known else "")
+    comparison = _Comparison(
+        transcript, folders.find(transcript.session.directory)[1], known[1] if known else Identity("")
+    )
     for versions in turns.values():
         comparison.turn(versions)
     return Audited(
         session=session,
-        project=project_name(transcript.session),
+        project=project_name(transcript.session.directory),
         created_ms=transcript.session.created_ms,
         records=tuple(comparison.records),
         turns=comparison.turns,
@@ -136,12 +140,12 @@ def _session(
 class _Comparison:
     """One session's turns, each encoded under today's rules and under those that it was made under."""
 
-    def __init__(self, transcript: Transcript, today: Capture | None, user_id: str) -> None:
+    def __init__(self, transcript: Transcript, today: Capture | None, identity: Identity) -> None:
         self._transcript = transcript
         self._today = today
-        self._user_id = user_id
+        self._identity = identity
         self._exports: dict[str, Mapping[str, Export]] = {}
-        self._bare = encoded(transcript, bare(today), user_id)
+        self._bare = encoded(transcript, bare(today), identity)
         self.records: list[Differing] = []
         self.turns = self.changed = self.unprinted = self.gone = self.sealed = 0
 
@@ -195,13 +199,13 @@ class _Comparison:
     def _of(self, capture: Capture) -> Mapping[str, Export]:
         name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
         if name not in self._exports:
-            self._exports[name] = encoded(self._transcript, capture, self._user_id)
+            self._exports[name] = encoded(self._transcript, capture, self._identity)
         return self._exports[name]
 
 
-def encoded(transcript: Transcript, capture: Capture, user_id: str) -> dict[str, Export]:
+def encoded(transcript: Transcript, capture: Capture, identity: Identity) -> dict[str, Export]:
     """What each turn becomes under a capture; nothing is encoded before it is asked for."""
-    found = exports(transcript, capture, user_id, abandoned=True)
+    found = exports(transcript, capture, identity, abandoned=True)
     return {one.turn: one for one in found if not isinstance(one, Turn)}
 
 

@@ -83,7 +83,7 @@ class Plan:
     too_old: int = 0
     """Sessions left out, because nobody asked for them."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Sessions that cannot be read, and why."""
+    """Sessions that cannot be read, or of which some turns cannot, and why."""
 
     @property
     def logs(self) -> int:
@@ -176,6 +176,8 @@ class Backfill:
         transcript = self._read(session, plan.unreadable)
         if transcript is None:
             return
+        if transcript.unreadable:
+            plan.unreadable[session.id] = f"{len(transcript.unreadable)} message(s): {transcript.unreadable[0].why}"
         found = list(
             outlook(
                 self._db,

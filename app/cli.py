@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -40,16 +40,16 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.db import open_ledger
-from app.doctor import Finding
+from app.db import open_ledger, read_ledger
 from app.endpoint import EndpointError
+from app.finding import Finding
 from app.folders import effective
 from app.ledger import LedgerError
 from app.letters import LetterError
-from app.opencode import ExportError
+from app.opencode import NOT_READ, ExportError, Store, StoreError, store_file
 from app.redact import PatternError
 from app.schema import SchemaError, migrations
-from app.settings import SettingsError, shown
+from app.settings import SettingsError, shown, standard_folder
 from app.sources import Sources, unattended
 from app.status import read_status
 
@@ -149,6 +149,9 @@ def _worker(
 def _flush(
     *,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up after this time.")] = 30,
+    expect_some: Annotated[
+        bool, typer.Option("--expect-some", help="Exit code 1 where this folder never had a job.")
+    ] = False,
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     endpoint: Endpoint = None,
@@ -172,7 +175,8 @@ def _flush(
         print_json(asdict(flushed))
     else:
         print_lines(screen.flush_lines(flushed))
-    raise typer.Exit(STOPPED if flushed.was_stopped else DONE if flushed.is_done else PROBLEM)
+    is_fine = flushed.is_done and (flushed.captured_here or not expect_some)
+    raise typer.Exit(STOPPED if flushed.was_stopped else DONE if is_fine else PROBLEM)
 
 
 @app.command("status")
@@ -191,6 +195,10 @@ def _status(
         print_json(asdict(status))
     else:
         print_lines(screen.status_lines(status, now_ms))
+    with suppress(StoreError):  # `doctor` says what it is
+        if Store(store_file(os.environ)).is_newer():
+            complain(NOT_READ)
+            raise typer.Exit(PROBLEM)
 
 
 @app.command("doctor")
@@ -242,8 +250,14 @@ def _config_show(
     As they are in force in the current folder. The API key is not printed.
     """
     sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
-    with closing(open_ledger(sources.load().spool_directory)) as db:
-        settings = effective(db, sources, Path.cwd())
+    settings = sources.load()
+    try:
+        with closing(read_ledger(settings.spool_directory)) as db:
+            settings = effective(db, sources, Path.cwd())
+    except FileNotFoundError:
+        pass  # then nothing is recorded
+    except (OSError, sqlite3.Error, SchemaError) as error:
+        complain(f"without what hooks have recorded: {error}")
     problems = [one.text for one in settings.complaints]
     if json_wanted:
         print_json({"settings": [asdict(one) for one in shown(settings)], "problems": problems})
@@ -283,7 +297,7 @@ def _receiver(
             raise
         complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
         raise typer.Exit(PROBLEM) from None
-    kept = store or user_data_path(f"{PROGRAM}-receiver", appauthor=False) / "store.db"
+    kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
     try:
         receiver.serve(
             host=host,

@@ -74,20 +74,22 @@ def _list(
 
 @dead.command("show")
 def _show(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The beginning of a job's key.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY|SESSION", help="The beginning of a job's key, or a session's whole id.")
+    ],
     *,
     bodies: Annotated[bool, typer.Option("--bodies", help="Also the records, as they would leave.")] = False,
     env_file: EnvFile = None,
     spool_directory: SpoolDirectory = None,
     json_wanted: AsJson = False,
 ) -> None:
-    """Say all there is to know about a dead or dropped job.
+    """Say all there is to know about a dead or dropped job, or each of a session.
 
     And what can be done about it.
     """
     settings = sources_of(env_file, spool_directory).load()
     with closing(open_ledger(settings.spool_directory)) as db:
-        found = letters.open_letters(db, key.lower(), with_bodies=bodies)
+        found = letters.open_letters(db, key, with_bodies=bodies)
     if json_wanted:
         print_json({"letters": [asdict(one) for one in found]})
     else:

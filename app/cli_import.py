@@ -41,7 +41,7 @@ FilesOrSessions = Annotated[
 
 
 @importing.command("import")
-def _import(
+def _import(  # noqa: PLR0913 - one for each option
     files: Files,
     *,
     env_file: EnvFile = None,
@@ -49,6 +49,9 @@ def _import(
     endpoint: Endpoint = None,
     export_mode: ExportMode = None,
     chosen: Chosen = None,
+    sanitized: Annotated[
+        bool, typer.Option("--sanitized", help="Also take a sanitized export of a session that is known.")
+    ] = False,
     json_wanted: AsJson = False,
 ) -> None:
     """Queue sessions of opencode export.
@@ -59,9 +62,9 @@ def _import(
     sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     opened = _files(files)
     with screen.progress(opened) as step:
-        results = list(import_files(opened, sources, on_read=step))
+        results = list(import_files(opened, sources, on_read=step, takes_sanitized=sanitized))
     if json_wanted:
-        numbers = ("new", "known", "superseded", "off", "shut")
+        numbers = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
         jobs = {name: sum(getattr(one, name) for one in results) for name in numbers}
         print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
     else:
@@ -113,4 +116,4 @@ def _files_or_sessions(names: Iterable[str]) -> list[File]:
 
 
 def _is_failed(result: Imported | Previewed) -> bool:
-    return isinstance(result, Imported) and result.outcome == "failed"
+    return isinstance(result, Imported) and (result.outcome == "failed" or result.unreadable > 0)

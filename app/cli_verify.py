@@ -31,7 +31,7 @@ from app.command import (
     sources_of,
 )
 from app.db import open_ledger
-from app.opencode import Store, store_file
+from app.opencode import NOT_READ, Store, store_file
 from app.settings import SettingsError
 from app.sources import Sources
 from app.spool import find_target
@@ -83,6 +83,9 @@ def _verify(  # noqa: PLR0913 - one for each option
         print_json(as_json(verdicts, sought, failure))
     else:
         print_lines(lines(verdicts, sought, failure))
+    if store.is_newer():
+        complain(NOT_READ)
+        raise typer.Exit(PROBLEM)
     is_fine = all(one.is_fine for one in verdicts) and all(one.is_fine for one in sought.values()) and not failure
     raise typer.Exit(DONE if is_fine else PROBLEM)
 
@@ -109,11 +112,8 @@ def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sough
                 step(done, len(verdicts))
                 known = ledger.exported(db, ours.id if ours else -1, one.session)
                 sought[one.session] = seek(
-                    one.session,
                     known,
-                    lambda session, start_ms, ids: (
-                        wait() or client.stored(url, session, since_ms=start_ms, request_ids=ids)
-                    ),
+                    lambda start_ms, ids: wait() or client.stored(url, start_ms=start_ms, request_ids=ids),
                     now_ms=clock.now_ms(),
                     delay_ms=confirm.looks_ms(ours.route if ours else None, 0)[0],
                 )
@@ -153,7 +153,7 @@ def as_json(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: 
 
 def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> Iterator[str]:
     """The table, a total, and what to do."""
-    shown = [one for one in verdicts if one.turns or not one.is_fine]
+    shown = [one for one in verdicts if one.turns or one.copied or not one.is_fine]
     rows = [
         (one.session, one.project or "-", screen.day(one.changed_ms), str(one.turns), _told([one], sought))
         for one in shown
@@ -228,6 +228,9 @@ def _told(verdicts: Sequence[Verdict], sought: Mapping[str, Sought]) -> str:
         for name, count in {
             "older version(s)": sum(one.superseded for one in verdicts),
             "turn(s) gone in OpenCode": sum(one.gone for one in verdicts),
+            "copied by a fork": sum(one.copied for one in verdicts),
+            "turn(s) that CANNOT BE READ": sum(one.unreadable for one in verdicts),
+            "odd value(s)": sum(one.odd for one in verdicts),
         }.items()
         if count
     ]

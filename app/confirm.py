@@ -4,6 +4,14 @@
     found without bodies   the quota is exceeded: marked, and can be sent again later
     not found              looked for again, sent again, and in the end dead: accepted but not stored
 
+Not finding something is held against a job only where Helicone shows what it has. So each query asks also for the row
+that was found last (the control):
+
+    control found                      what else is missing is missing
+    control missing                    the look was blind: nothing is concluded, reading back waits
+    last found longer ago than a day   unproven: the same, until something is found again
+    nothing was ever found             what is missing is missing; `status` says so in its first line
+
 A 200 is no proof: a self-hosted Helicone that lacks a variable answers 200 and stores nothing, for ever. So there every
 job is read back. On the cloud one an hour is, which is enough to notice; while its quota is exceeded all are, to mark
 them.
@@ -19,8 +27,8 @@ from typing import Literal, TypeAlias
 
 from app import destination, ledger
 from app.endpoint import is_cloud, kind_of, read_back_url
-from app.envelope import latin1, start_ms_of
-from app.ledger import Unconfirmed
+from app.envelope import start_ms_of
+from app.ledger import Control, Unconfirmed
 from app.retry import pause_ms
 
 SAMPLE_MS = 3_600_000
@@ -35,8 +43,20 @@ RESENDS_MAX = 2
 PAUSE_BASE_MS = 10_000
 PAUSE_CAP_MS = 3_600_000
 
+CONTROL_MS = 24 * 3_600_000
+"""A row that was found longer ago proves nothing about new ones."""
+BLIND = "blind: even a turn that was found there before is not found now; nothing is concluded"
+UNPROVEN = "unproven: nothing was found there for a day, so what is not found may be there; nothing is concluded"
+
+NOT_STORED_CAUSES: tuple[str, ...] = (
+    "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
+    "ClickHouse has no tables: clickhouse-migrate stops at a question without a terminal; give it --skip-confirmation",
+    "jawn does not reach the S3 endpoint, or the bucket request-response-storage is missing there",
+    "the API key's user is no member of its organisation (a row of organization_member)",
+)
+"""Why a log that was accepted may not appear, on a Helicone that somebody hosts: jawn answers 200 all the same."""
+
 JOBS_MAX = 200
-SESSIONS_MAX = 50
 """In one pass."""
 IDS_MAX = 25
 """In one query."""
@@ -92,13 +112,16 @@ def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -
     if plan.url is None:
         return None
     one = destination.by_id(db, destination_id)
+    first_ms = now_ms + looks_ms(one.route, 0)[0]
+    # What was just delivered got through, so it is worth asking again.
+    ledger.end_read_back_pause(db, destination_id, first_ms)
     if (
         plan.is_sampled
         and one.health != "quota"
         and not destination.take_sample(db, destination_id, now_ms=now_ms, every_ms=SAMPLE_MS)
     ):
         return None
-    return now_ms + looks_ms(one.route, 0)[0]
+    return first_ms
 
 
 @dataclass(slots=True)
@@ -128,8 +151,8 @@ class Unread:
     """Status and class: no text of a transcript."""
 
 
-Reader: TypeAlias = Callable[[str, int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool] | Unread]
-"""(session, since when in ms, wanted request ids) -> those that are stored, and whether with their bodies."""
+Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool] | Unread]
+"""(earliest start in ms, wanted request ids) -> those that are stored, and whether with their bodies."""
 
 
 def confirm(
@@ -139,12 +162,11 @@ def confirm(
     now_ms: int,
     *,
     allowance: Allowance,
-    causes: Sequence[str],
     dice: Callable[[], float],
 ) -> str | None:
-    """One pass over what is due. Returns why reading back failed: then the next pass waits, and delivery does not.
+    """One pass over what is due. Returns why reading back came to nothing: then the next pass waits, delivery does not.
 
-    `causes` are why something that was accepted may not be stored, for the dead letters; `dice` is uniform in 0..1.
+    `dice` is uniform in 0..1.
     """
     failures = ledger.read_back_failures(db, destination_id, now_ms)
     if failures is None:
@@ -153,65 +175,78 @@ def confirm(
     for query in _queries(db, due):
         if not allowance.take(now_ms):
             return None
-        found = reader(query.session, query.since_ms, [job.request_id for job in query.jobs])
-        if isinstance(found, Unread):
+        reason = _look(db, destination_id, query, reader, now_ms)
+        if reason is not None:
             delay_ms = pause_ms(failures + 1, base_ms=PAUSE_BASE_MS, cap_ms=PAUSE_CAP_MS, dice=dice())
-            ledger.pause_read_back(db, destination_id, found.reason, now_ms + delay_ms)
-            return found.reason
+            ledger.pause_read_back(db, destination_id, reason, now_ms + delay_ms)
+            return reason
         ledger.resume_read_back(db, destination_id)
-        for job in query.jobs:
-            _settle(db, destination_id, job, found.get(job.request_id), now_ms, causes)
     return None
 
 
 @dataclass(frozen=True, slots=True)
-class _Query:
-    session: str
-    """As its records name it."""
-    since_ms: int
-    jobs: tuple[Unconfirmed, ...]
+class _Wanted:
+    job: Unconfirmed
+    start_ms: int | None
+    """Of the record that is looked for; None where its body is not held any more."""
 
 
-def _queries(db: sqlite3.Connection, due: Sequence[Unconfirmed]) -> Iterator[_Query]:
-    sessions: dict[str, list[Unconfirmed]] = {}
+def _queries(db: sqlite3.Connection, due: Sequence[Unconfirmed]) -> Iterator[list[_Wanted]]:
+    """What is due, so many at once as one answer may hold."""
+    batch: list[_Wanted] = []
+    size = 0
     for job in due:
-        sessions.setdefault(latin1(job.root), []).append(job)
-    for session, jobs in list(sessions.items())[:SESSIONS_MAX]:
-        batch: list[Unconfirmed] = []
-        since_ms = size = 0
-        for job in jobs:
-            body = ledger.last_body(db, job)
-            job_bytes = BYTES_UNKNOWN if body is None else len(body)
-            if batch and (len(batch) == IDS_MAX or size + job_bytes > BYTES_MAX):
-                yield _Query(session, since_ms, tuple(batch))
-                batch, size = [], 0
-            # The filter is `later than`.
-            start_ms = max(0, (start_ms_of(body) or 1) - 1) if body is not None else 0
-            since_ms = min(since_ms, start_ms) if batch else start_ms
-            batch.append(job)
-            size += job_bytes
-        yield _Query(session, since_ms, tuple(batch))
+        body = ledger.last_body(db, job)
+        job_bytes = BYTES_UNKNOWN if body is None else len(body)
+        if batch and (len(batch) == IDS_MAX or size + job_bytes > BYTES_MAX):
+            yield batch
+            batch, size = [], 0
+        batch.append(_Wanted(job, None if body is None else start_ms_of(body)))
+        size += job_bytes
+    if batch:
+        yield batch
 
 
-def _settle(
-    db: sqlite3.Connection,
-    destination_id: int,
-    job: Unconfirmed,
-    has_body: bool | None,  # noqa: FBT001 - one of the reader's answers, None for none
-    now_ms: int,
-    causes: Sequence[str],
-) -> None:
-    if has_body is None:
-        _miss(db, destination_id, job, now_ms, causes)
-    elif has_body:
-        if ledger.confirmed(db, job, now_ms):
+def _look(
+    db: sqlite3.Connection, destination_id: int, query: Sequence[_Wanted], reader: Reader, now_ms: int
+) -> str | None:
+    """Ask for some jobs and for the control, and settle what the answer tells; why it tells nothing, or None."""
+    wanted = {one.job.request_id: one.start_ms or 0 for one in query}
+    control = ledger.control(db, destination_id)
+    fresh_id = None if control is None or abs(now_ms - control.found_ms) > CONTROL_MS else control.request_id
+    if control is not None and fresh_id is not None:
+        wanted[fresh_id] = control.start_ms
+    answer = reader(min(wanted.values()), list(wanted))
+    if isinstance(answer, Unread):
+        return answer.reason
+    found = [one for one in query if one.job.request_id in answer]
+    for one in found:
+        _found(db, destination_id, one, now_ms, has_body=answer[one.job.request_id])
+    missing = [one for one in query if one.job.request_id not in answer]
+    if control is not None and fresh_id not in answer:
+        # Where something was found after all, it is the control by now: the next pass asks for the others again.
+        if found or not missing:
+            return None
+        return UNPROVEN if fresh_id is None else BLIND
+    if control is None and missing:
+        ledger.note_missed(db, destination_id, now_ms)
+    for one in missing:
+        _miss(db, destination_id, one.job, now_ms)
+    return None
+
+
+def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: int, *, has_body: bool) -> None:
+    if one.start_ms is not None:
+        ledger.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
+    if has_body:
+        if ledger.confirmed(db, one.job, now_ms):
             destination.within_quota(db, destination_id)
-    elif ledger.note_body_not_stored(db, job, now_ms) and destination.exceed_quota(db, destination_id):
+    elif ledger.note_body_not_stored(db, one.job, now_ms) and destination.exceed_quota(db, destination_id):
         # Where only samples are looked at, what came since the last one may have lost its bodies, too.
         ledger.look_back(db, destination_id, now_ms)
 
 
-def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int, causes: Sequence[str]) -> None:
+def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int) -> None:
     route = destination.by_id(db, destination_id).route
     later = [at_ms for look in looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
     if later:
@@ -221,4 +256,4 @@ def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms:
     elif job.resends < RESENDS_MAX:
         ledger.send_again(db, job, now_ms)
     else:
-        ledger.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(causes)}")
+        ledger.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(NOT_STORED_CAUSES)}")

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 BUSY_TIMEOUT_MS = 5_000
+PATIENT_MS = 25_000
+"""How long a worker waits for a lock: what Helicone has just accepted must not be forgotten because somebody writes.
+The longest POST (30 s) and this stay within the lease (60 s)."""
 WAL_BYTES = 4 * 1024 * 1024
 """A WAL longer than this is copied into the database by whoever commits next."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from app import salvage
@@ -44,19 +44,40 @@ def open_ledger(spool: Path) -> Ledger:
         return db
 
 
+def read_ledger(spool: Path) -> sqlite3.Connection:
+    """`ledger.db` as it is, for who only looks: nothing is made, migrated or recovered.
+
+    Raises FileNotFoundError where there is none, sqlite3.Error for a damaged one, and SchemaError for one of another
+    version than this program's.
+    """
+    path = spool / "ledger.db"
+    path.stat()
+    with ExitStack() as opened:
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        db = opened.enter_context(
+            closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None))
+        )
+        db.row_factory = sqlite3.Row
+        version = look_at_schema(db)
+        if version < migrations()[-1][0]:
+            raise SchemaError(f"the ledger has schema {version}, which the next start of OpenCode brings up to date")
+        opened.pop_all()  # the caller closes it
+        return db
+
+
 def open_whole(spool: Path) -> Ledger:
     """As `open_ledger`, and nothing in the ledger is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
-    db = open_ledger(spool)
-    try:
-        inspect(db)
-    except sqlite3.Error as error:
+    with ExitStack() as opened:
+        db = opened.enter_context(closing(open_ledger(spool)))
         try:
+            inspect(db)
+        except sqlite3.Error as error:
             if not heal(db, error):
                 raise
-        finally:
-            db.close()
-        return open_ledger(spool)
-    return db
+        else:
+            opened.pop_all()  # the caller closes it
+            return db
+    return open_ledger(spool)
 
 
 def heal(db: Ledger, error: Exception) -> bool:

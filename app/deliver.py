@@ -24,6 +24,8 @@ LEASE_MS = 60_000
 """Renewed by each acknowledgement; one POST takes 30 s at the most."""
 HOLD_MS = 3_600_000
 """A change of settings ends a hold; this does where the change was missed."""
+UNFINISHED_MS = 10_000
+"""After so long a job is tried again whose end the ledger could not be told: what it posted may be posted once more."""
 OTHER_TEXT = Hold("its text has to be read again by the hook of its project, with the secrets that were redacted")
 """Who redacted it knew other secrets than this process, or it has changed since."""
 
@@ -46,15 +48,19 @@ class Courier:
     """True when the worker was told to end: what is in flight is finished, nothing new is begun."""
     when_to_confirm: Callable[[], int | None] = lambda: None
     """Asked as a job is delivered: when it is to be read back, None for never."""
+    max_retries_of: Callable[[Claim], int | None] = lambda _: None
+    """What the job's folder says in place of `policy.max_retries`; None: nothing."""
     rebuild: Callable[[Claim], Sequence[Body] | Hold | None] = lambda _: OTHER_TEXT
     """All bodies of a job that gave its own up, made again; None: nobody has the turn any more."""
+    leave: Callable[[Claim], None] = lambda _: None
+    """Told of a job that could not be finished because the ledger is locked, full or out of reach: see `let_go`."""
 
 
 def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     """Deliver the oldest due job of the session that `key` belongs to; the key to ring next, or None.
 
     A ring for something that is delivered, leased or not due does nothing.
-    Raises sqlite3.Error; the lease then runs out and the job is found again.
+    Raises sqlite3.Error. A job that was under way is told to `courier.leave`, or its lease runs out.
     """
     if courier.stopping():
         return None
@@ -64,10 +70,27 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     if held is None:
         return None
     crashpoint.reach("claim.committed")
-    if not _carry(db, held, courier) and held.is_probe:
+    try:
+        was_asked = _carry(db, held, courier)
+    except sqlite3.OperationalError:
+        courier.leave(held)
+        raise
+    if not was_asked and held.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
         destination.probe_now(db, courier.destination_id, courier.clock())
     return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
+
+
+def let_go(db: sqlite3.Connection, destination_id: int, held: Claim, now_ms: int) -> None:
+    """Give a job back that `deliver` could not finish: that its lease still stands is nobody's fault.
+
+    Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
+    """
+    failure = Failure("the ledger could not be written; see logs/worker.log")
+    if not ledger.give_back(db, held, due_ms=now_ms + UNFINISHED_MS, failure=failure):
+        ledger.abandon(db, held)
+    if held.is_probe:
+        destination.probe_now(db, destination_id, now_ms)
 
 
 def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
@@ -165,7 +188,9 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
         is_alone=ledger.is_alone(db, courier.destination_id, held),
     )
     failure = Failure(outcome.reason, outcome.status, outcome.answer)
-    match judge(outcome, at, courier.policy, courier.dice()):
+    own_retries = courier.max_retries_of(held)
+    policy = courier.policy if own_retries is None else replace(courier.policy, max_retries=own_retries)
+    match judge(outcome, at, policy, courier.dice()):
         case Bury(error):
             settled = ledger.bury(db, held, now_ms, replace(failure, error=error))
             if held.is_probe and outcome.kind == "permanent":

@@ -47,6 +47,8 @@ NOTHING_WANTED = 40
 """The exit code that says so; as in app/plugin/helicone.js."""
 TRY_AGAIN_S = 1.0
 UNCOUNTED_MAX = 100
+USAGE = 2
+"""The exit code where the settings of the process itself are wrong; see docs/commands.md."""
 LAST_TRIES = 60
 """How often, in all, what is left is tried on a ledger that cannot be written, after OpenCode has ended."""
 
@@ -245,7 +247,7 @@ class Desk:
             self._refuse(str(error), self._where(at))
         except PlaceError as error:
             # Nothing is to be written there; `status` in the usual place must not look as if all were well.
-            self._refuse(type(error).__name__, Settings().spool_directory, str(error))
+            self._refuse(type(error).__name__, _default_spool(), str(error))
         except PatternError as error:
             self._refuse(type(error).__name__, self._where(at), error.without_text)
         except SettingsError as error:
@@ -258,15 +260,17 @@ class Desk:
             self._refuse(f"internal error {type(error).__name__}", self._where(at), where)
         return None
 
-    def _heal(self, error: Exception, spool: Path) -> None:
-        hook = self._hooks.get(spool)
+    def _heal(self, error: Exception, spool: Path | None) -> None:
+        hook = None if spool is None else self._hooks.get(spool)
         if hook is not None:
             with suppress(sqlite3.Error, OSError, SchemaError):  # the next try does it
                 hook.heal(error)
 
-    def _refuse(self, reason: str, spool: Path, detail: str = "") -> None:
+    def _refuse(self, reason: str, spool: Path | None, detail: str = "") -> None:
         """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""
         self._log(f"refused a line: {reason}{detail and f': {detail}'}", spool)
+        if spool is None:
+            return
         if (spool, reason) in self._uncounted or len(self._uncounted) < UNCOUNTED_MAX:
             self._uncounted[spool, reason] += 1
         self._count()
@@ -282,9 +286,11 @@ class Desk:
                 del self._uncounted[path, reason]
 
     def _log(self, message: str, spool: Path | None = None) -> None:
-        log.append(Spool(spool or self._where()).hook_log, message, clock.now_ms())
+        spool = spool or self._where()
+        if spool is not None:
+            log.append(Spool(spool).hook_log, message, clock.now_ms())
 
-    def _where(self, at: Line | Hook | None = None) -> Path:
+    def _where(self, at: Line | Hook | None = None) -> Path | None:
         """The spool in which to complain: the line's or the hook's own, any that is in use, the usual one."""
         if isinstance(at, Hook):
             return at.spool.path
@@ -295,7 +301,15 @@ class Desk:
             return self._sources.load().spool_directory
         except SettingsError:
             named = self._sources.environ.get("OPENCODE_HELICONE_SPOOL_DIRECTORY", "")
-            return Path(named) if named.startswith("/") else Settings().spool_directory
+            return Path(named) if named.startswith("/") else _default_spool()
+
+
+def _default_spool() -> Path | None:
+    """None where this user has no home folder: then nobody can be told."""
+    try:
+        return Settings().spool_directory
+    except SettingsError:
+        return None
 
 
 def main() -> None:
@@ -312,7 +326,11 @@ def main() -> None:
     for descriptor in descriptors[:-1]:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional only
     succession = Succession()
-    sources = unattended(dict(os.environ))
+    try:
+        sources = unattended(dict(os.environ))
+    except SettingsError as error:
+        sys.stderr.write(f"opencode-helicone: {error}\n")
+        sys.exit(USAGE)
     while True:
         desk = Desk(Inbox(*descriptors), sources, succession, children)
         estate = desk.serve()

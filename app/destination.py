@@ -37,6 +37,8 @@ class Destination:
     """How many jobs may be in flight soon after a pause; None: as many as there are threads."""
     delivery_options: Mapping[str, object]
     worker_wanted: str
+    was_tried: bool
+    """Something was ever posted to it, whatever came of it."""
 
 
 def fingerprint(db: sqlite3.Connection, secret: str) -> str:
@@ -74,6 +76,20 @@ def is_used(db: sqlite3.Connection, destination_id: int) -> bool:
     )
 
 
+def of_folders(db: sqlite3.Connection) -> set[int]:
+    """The destinations that the settings of captured folders mean, as their hooks have last seen them."""
+    rows = db.execute("select distinct destination_id as id from folder where destination_id is not null")
+    return {row["id"] for row in rows}
+
+
+def is_captured(db: sqlite3.Connection, folder: str) -> bool:
+    """Whether a folder ever had a job, whatever has become of it."""
+    row = db.execute(
+        "select 1 from job join session s on s.id = job.session_id where s.folder = ? limit 1", (folder,)
+    ).fetchone()
+    return row is not None
+
+
 def by_id(db: sqlite3.Connection, destination_id: int) -> Destination:
     return _read_destination(db.execute("select * from destination where id = ?", (destination_id,)).fetchone())
 
@@ -95,6 +111,8 @@ def _read_destination(row: sqlite3.Row) -> Destination:
         concurrency=row["concurrency"],
         delivery_options=json.loads(row["delivery_options"]),
         worker_wanted=row["worker_wanted"],
+        # A route is one that answered; a first failure is suspected of being the job's, or pauses the destination.
+        was_tried=row["passes"] > 0 or any(row[name] is not None for name in ("route", "suspect_job_id", "probed_ms")),
     )
 
 
@@ -181,6 +199,16 @@ def held_folders(db: sqlite3.Connection) -> list[tuple[str, int]]:
     return [(row["reason"], row["folders"]) for row in rows]
 
 
+def folder_limits(db: sqlite3.Connection, option: str) -> dict[str, int]:
+    """By folder, what its project's files say of `maxSpoolSize`, `maxSpoolAge` or `maxRetries`, where they do."""
+    rows = db.execute(
+        "select hash, json_extract(capture_options, :path) as value from folder"
+        " where json_type(capture_options, :path) = 'integer'",
+        {"path": f"$.{option}"},
+    )
+    return {row["hash"]: row["value"] for row in rows}
+
+
 def refuse(db: sqlite3.Connection, reason: str, now_ms: int, *, times: int = 1) -> None:
     """Count lines that the hook could not use, or what else was lost before it became a job."""
     db.execute(
@@ -195,6 +223,15 @@ def note(db: sqlite3.Connection, incident: str, now_ms: int, count: int = 1) -> 
     db.execute(
         "insert into incident (what, count, last_ms) values (?, ?, ?) on conflict (what) do update"
         " set count = count + excluded.count, last_ms = excluded.last_ms",
+        (incident, count, now_ms),
+    )
+
+
+def note_at_most(db: sqlite3.Connection, incident: str, now_ms: int, count: int) -> None:
+    """The same for what is met again each time that it is looked at: `count` is how many there are in all."""
+    db.execute(
+        "insert into incident (what, count, last_ms) values (?, ?, ?) on conflict (what) do update"
+        " set count = excluded.count, last_ms = excluded.last_ms where count < excluded.count",
         (incident, count, now_ms),
     )
 

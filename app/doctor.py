@@ -17,24 +17,30 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-from app import __version__, destination, install, ledger, place
+from app import __version__, destination, installed, ledger, place
 from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
-from app.install import InstallError
-from app.opencode import Store, StoreError, config, store_file
+from app.finding import Finding, Level
+from app.opencode import NOT_READ, Store, StoreError, config, store_file
 from app.opencode.config import Document
+from app.opencode.program import programs
 from app.redact import PatternError
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
 from app.spool import Spool
-from app.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, named, read_destinations, read_hooks, read_workers
+from app.status import (
+    BYTES_BESIDE_BODIES_MAX,
+    DestinationStatus,
+    alarms,
+    named,
+    read_destinations,
+    read_hooks,
+    read_workers,
+)
 from app.transcript import Json
-
-Level: TypeAlias = Literal["ok", "warning", "problem"]
 
 # As Helicone itself asks of a key; one that somebody hosts may be less strict.
 _KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)
@@ -43,15 +49,6 @@ _LOST = ("age", "size", "policy")
 _NAME_MAX = 60
 _CLOCK_MS_MAX = 60_000
 """Clocks of processes on one machine differ by less."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    check: str
-    level: Level
-    """problem: something does not work, or is not safe; warning: somebody should look at it."""
-    found: str
-    todo: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +153,10 @@ def _patterns(site: Site) -> Iterator[Finding]:
 def _place(site: Site) -> Iterator[Finding]:
     """Before the ledger is opened, which closes what is open to others."""
     spool = site.spool.path
-    if not spool.exists():
+    weak = place.findings(spool)
+    if not weak and not spool.exists():
         yield Finding("spool", "ok", f"{spool} is not there yet")
         return
-    weak = place.findings(spool)
     yield from (Finding("spool", "problem", found, "see README, Privacy") for found in weak)
     if not weak:
         yield Finding("spool", "ok", str(spool))
@@ -183,26 +180,8 @@ def _sqlite(_: Site) -> Iterator[Finding]:
 
 
 def _plugin(site: Site) -> Iterator[Finding]:
-    """Everywhere and in this folder."""
-    weak = install.findings(site.sources.environ, site.directory)
-    if weak:
-        yield from (Finding("plugin", "problem", found, "others could run code in your OpenCode") for found in weak)
-        return
-    try:
-        scopes = (install.Global(install.config_directory(site.sources.environ)), install.Project(site.directory))
-        there = [one for one in scopes if install.uninstall(one, dry_run=True).changed]
-        # Who installs again would change what another version has written.
-        done = [install.install(one, python=sys.executable, dry_run=True) for one in there]
-    except (InstallError, OSError) as error:
-        yield Finding("plugin", "problem", str(error), "then run install-plugin")
-        return
-    for one in done:
-        if one.changed:
-            yield Finding("plugin", "warning", f"{one.path} is of another version or installation", "install-plugin")
-        else:
-            yield Finding("plugin", "ok", str(one.path))
-    if not done:
-        yield Finding("plugin", "warning", "not installed for this user, nor in this folder", "install-plugin --global")
+    environ = site.sources.environ
+    return installed.look(environ, site.directory, python=sys.executable, programs=programs(environ))
 
 
 def _store(site: Site) -> Iterator[Finding]:
@@ -212,12 +191,23 @@ def _store(site: Site) -> Iterator[Finding]:
         yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
         return
     try:
-        yield Finding("OpenCode's store", "ok", f"{path}, {len(Store(path).roots())} session(s)")
+        store = Store(path)
+        if store.is_newer():
+            yield Finding("OpenCode's store", "problem", f"{path}: {NOT_READ}", "what it wrote waits in its store")
+        else:
+            yield Finding("OpenCode's store", "ok", f"{path}, {len(store.roots())} session(s)")
     except StoreError as error:
         yield Finding("OpenCode's store", "warning", str(error), "until then nothing can be compared with it")
 
 
 # --- inside
+
+
+def _hook(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    if not site.settings.enable:
+        return iter(())
+    environ, directory = site.sources.environ, site.directory
+    return installed.never_seen(db, environ, directory, python=sys.executable, now_ms=site.now_ms)
 
 
 def _integrity(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
@@ -277,6 +267,11 @@ def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
             yield Finding("destination", level, _described(one), todo)
 
 
+def _read_back(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for alarm in alarms(read_destinations(db, site.settings, site.now_ms)):
+        yield Finding("read back", "warning", alarm, "doctor --send posts one log and looks for it")
+
+
 def _described(one: DestinationStatus) -> str:
     why = f": {one.pause_reason}" if one.pause_reason else ""
     whose = "" if one.current else ", another than that of the present settings"
@@ -333,8 +328,10 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,
     _queue,
     _processes,
+    _hook,
     _held,
     _destinations,
+    _read_back,
     _clock,
     _incidents,
     _refusals,

@@ -18,12 +18,19 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from app import crashpoint, ledger
+from app import crashpoint, destination, ledger
+from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
+from app.naming import NAME, first_name, lasting_name
 from app.policy import Policy, is_as_strict
-from app.record import Frame, Record, encode_session, encode_turn, record_count, session_name
+from app.record import Frame, Record, encode_session, encode_turn, record_count
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
-from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, key, session_digest
+from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, key, session_digest
+
+ODD = "odd values in what OpenCode stored, which were rounded, cut or left out"
+"""As an incident."""
+UNREADABLE = "turns that could not be read of session"
+"""The same; the session's id follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,14 @@ class Enqueued:
     """Of the new jobs, in order."""
     under: str | None = None
     """The session is a subagent of this one and is exported with it; nothing was taken."""
+    copied: int = 0
+    """Brought along by a fork from a session whose turn is known."""
+    odd: int = 0
+    """Values in the new jobs that were rounded, cut or left out."""
+    unreadable: int = 0
+    """Not taken: one of its messages has no shape that is known."""
+    faults: list[str] = field(default_factory=list)
+    """Both, as `place: rule`."""
 
 
 def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
@@ -90,6 +105,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
     done = Enqueued(under=_shown_under(db, transcript, place))
     if done.under is not None:
         return done
+    whole, transcript = transcript, own_turns(db, transcript)
+    done.copied = len(whole.turns) - len(transcript.turns)
     for export, version in _versions(db, transcript, capture, place, abandoned=abandoned, is_history=is_history):
         if isinstance(export, Turn):
             done.waiting.append(export)
@@ -103,6 +120,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
         for child in export.children:
             ledger.place_under(db, place.destination_id, child, version, now_ms, reopen=reopen)
         _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
+    _note(db, transcript, done, only, now_ms)
     if done.keys:
         crashpoint.reach("enqueue.committed")
         ring(done.keys[0])
@@ -122,10 +140,34 @@ def outlook(
     if _shown_under(db, transcript, place) is not None:
         return
     off = capture.policy.mode == "off"
-    for export, version in _versions(db, transcript, capture, place, abandoned=abandoned):
+    for export, version in _versions(db, own_turns(db, transcript), capture, place, abandoned=abandoned):
         if isinstance(export, Turn):
             continue
         yield export, _standing(db, version, export, capture, place, reopen, off=off)
+
+
+def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
+    """Without what a fork has brought along from a session whose turns are known: its origin exports these.
+
+    Where the origin's turn is not known, nobody else has exported it, and the fork does.
+    """
+    copies = {turn.id: turn.facts_ms for turn in transcript.turns if turn.is_copy}
+    brought = ledger.brought_along(db, transcript.session.id, copies) if copies else set()
+    return replace(transcript, turns=tuple(turn for turn in transcript.turns if turn.id not in brought))
+
+
+def _note(
+    db: sqlite3.Connection, transcript: Transcript, done: Enqueued, only: Collection[str] | None, now_ms: int
+) -> None:
+    """Tell `status` of what was odd in what is new, and of what cannot be read."""
+    done.odd = len(done.faults)
+    if done.odd:
+        destination.note(db, ODD, now_ms, done.odd)
+    lost = [one for one in transcript.unreadable if only is None or one.turn is None or one.turn in only]
+    if lost:
+        done.unreadable = len({one.turn or one.why for one in lost})
+        done.faults += [one.why for one in lost]
+        destination.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, done.unreadable)
 
 
 def _standing(
@@ -180,12 +222,24 @@ def _versions(
 ) -> Iterator[tuple[Export | Turn, Version]]:
     """Each job to be as the ledger would know it; with a bare turn, one that waits, goes a version of nothing."""
     session = transcript.session
-    known = ledger.frozen(db, place.destination_id, session.id)
-    user_id = known[1] if known is not None else first_user_id(db, transcript, capture, place)
+    identity = identity_of(db, transcript, capture, place)
+    user_id = identity.user_id
     facts = capture.policy.facts(user_id)
-    nothing = Version(session.id, session.id, "", "", 0, user_id, place.folder, facts, is_history)
+    nothing = Version(
+        session=session.id,
+        root=session.id,
+        turn="",
+        key="",
+        facts_ms=0,
+        user_id=user_id,
+        folder=place.folder,
+        policy=facts,
+        is_history=is_history,
+        encoding=identity.encoding,
+        session_name=identity.session_name,
+    )
     digest = capture.policy.digest(user_id)
-    for export in exports(transcript, capture, user_id, abandoned=abandoned):
+    for export in exports(transcript, capture, identity, abandoned=abandoned):
         if isinstance(export, Turn):
             yield export, nothing
         else:
@@ -202,6 +256,7 @@ class Export:
     facts_ms: int
     children: tuple[str, ...]
     record_count: int
+    faults: tuple[str, ...]
     encode: Callable[[], tuple[Record, ...]]
 
 
@@ -238,6 +293,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
         case Standing.NEW | Standing.REOPENED:
             done.new += 1
             done.keys.append(version.key)
+            done.faults += export.faults
         case Standing.KNOWN:
             done.known += 1
         case Standing.SUPERSEDED:
@@ -252,48 +308,67 @@ def body_of(record: Record) -> Body:
     return Body(uuid.UUID(record.request_id), record.body, frozen)
 
 
-def first_user_id(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> str:
-    """A subagent exported before its root has frozen its user id already; the root takes it over."""
+def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
+    """What the session's records have in common for ever: as the ledger keeps it, or is to keep it from now on."""
+    known = ledger.frozen(db, place.destination_id, transcript.session.id)
+    identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
+    if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
+        return identity
+    shown = _session_to_leave(transcript.session, capture)
+    return replace(identity, session_name=first_name(shown, identity.encoding))
+
+
+def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
+    """A subagent exported before its root has one already; the root takes it over."""
     for turn in transcript.turns:
         for child in children(turn):
             known = ledger.frozen(db, place.destination_id, child)
             if known is not None:
-                return known[1]
-    return capture.user_id
+                return replace(known[1], session_name=None)
+    return Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
 
 
-def exports(transcript: Transcript, capture: Capture, user_id: str, *, abandoned: bool) -> Iterator[Export | Turn]:
+def exports(
+    transcript: Transcript, capture: Capture, identity: Identity, *, abandoned: bool
+) -> Iterator[Export | Turn]:
     """The session's record, then its turns in order; a bare turn is one that waits."""
     session = transcript.session
     # Without a turn of its own a session says nothing yet.
     if transcript.turns:
-        yield _session_export(session, capture, user_id)
+        yield replace(_session_export(session, capture, identity), faults=transcript.faults)
     asked = [position for position, turn in enumerate(transcript.turns) if isinstance(turn.messages[0], User)]
     last_asked = asked[-1] if asked else -1
     for position, turn in enumerate(transcript.turns):
         if turn.final:
-            yield _turn_export(turn, capture, user_id, interrupted=False)
-        elif abandoned or position < last_asked:
-            yield _turn_export(turn, capture, user_id, interrupted=True)
+            yield _turn_export(turn, capture, identity, interrupted=False)
+        elif abandoned or (position < last_asked and not _is_worked_on(turn)):
+            yield _turn_export(turn, capture, identity, interrupted=True)
         else:
             yield turn
 
 
-def _session_export(session: Session, capture: Capture, user_id: str) -> Export:
+def _is_worked_on(turn: Turn) -> bool:
+    """Whether a subagent runs in the background: its call has long been answered, and the person may go on."""
+    tools = [part for message in turn.messages for part in message.parts if isinstance(part, Tool)]
+    running = [tool.child for tool in tools if tool.status == "completed" and tool.child is not None]
+    return any(not has_ended(message) for child in running for inner in child.turns for message in inner.messages)
+
+
+def _session_export(session: Session, capture: Capture, identity: Identity) -> Export:
     def encode() -> tuple[Record, ...]:
         shown = _session_to_leave(session, capture)
-        return (encode_session(shown, _frame(shown, capture, user_id, interrupted=False)),)
+        return (encode_session(shown, _frame(session, shown, capture, identity, interrupted=False)),)
 
-    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, encode)
+    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, (), encode)
 
 
-def _turn_export(turn: Turn, capture: Capture, user_id: str, *, interrupted: bool) -> Export:
+def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
     def encode() -> tuple[Record, ...]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
-        return encode_turn(shown, _frame(shown.session, capture, user_id, interrupted=interrupted))
+        return encode_turn(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
 
-    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), encode)
+    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), turn.faults, encode)
 
 
 def _session_to_leave(session: Session, capture: Capture) -> Session:
@@ -302,13 +377,17 @@ def _session_to_leave(session: Session, capture: Capture) -> Session:
     return redact_session(session, capture.redaction)
 
 
-def _frame(shown: Session, capture: Capture, user_id: str, *, interrupted: bool) -> Frame:
+def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
+    def leave(name: str) -> str:
+        return NAME if capture.policy.mode == "metadata_only" else capture.redaction.text(name)
+
     return Frame(
         root_session_id=shown.id,
-        session_name=session_name(shown),
+        session_name=lasting_name(session, shown, identity, leave),
         prefix=capture.policy.prefix,
-        user_id=user_id,
+        user_id=identity.user_id,
         interrupted=interrupted,
+        encoding=identity.encoding,
     )
 
 

@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import quote
+
+from anyascii import anyascii
 
 from app.transcript import Json
 
@@ -60,6 +63,24 @@ def latin1(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
             escaped.pop()
             break
     return "".join(escaped)
+
+
+def readable(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
+    """The value as `meta` takes it and a person reads it: in Latin letters, and without `%`.
+
+    Helicone's servers refuse a header beyond Latin-1, and its pages show an escape as it stands: `项目` becomes
+    `XiangMu`, `проект` becomes `proekt`. Not to be undone: for names that nothing is looked up by.
+    """
+    normal = unicodedata.normalize("NFC", value[:characters_max])
+    spelled = "".join(_spelled(character) if _NOT_LATIN_1.match(character) else character for character in normal)
+    # What is left is `%`, which the spelling of some characters has as well.
+    return _NOT_LATIN_1.sub("_", spelled)[:characters_max].strip()
+
+
+def _spelled(character: str) -> str:
+    if unicodedata.category(character)[0] in "CMZ":  # controls, marks, separators
+        return " " if character.isspace() else ""
+    return anyascii(character) or f"U+{ord(character):04X}"
 
 
 def below(path: str, *steps: str) -> str:

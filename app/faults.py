@@ -1,4 +1,7 @@
-"""A script of what goes wrong at the receiver: each POST to a log route takes the next fault that concerns it."""
+"""A script of what goes wrong at the receiver: each request takes the next fault that concerns it.
+
+Requests are POSTs to a log route, and queries that read back; a fault concerns queries when its route is "read".
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from app.endpoint import RouteKind
+
+Asked: TypeAlias = RouteKind | Literal["read"]
+"""Which server's log route, or reading back."""
 
 
 class FaultError(ValueError):
@@ -17,7 +24,7 @@ class FaultError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to a POST instead of, or besides, storing and answering it. The default: nothing."""
+    """What happens to a request instead of, or besides, storing and answering it. The default: nothing."""
 
     status: int | None = None
     """Answer with it and store nothing."""
@@ -28,7 +35,7 @@ class Fault:
     delay_ms: int = 0
     """Before anything else."""
     times: int = 1
-    """For so many POSTs; then the next fault's turn comes."""
+    """For so many requests; then the next fault's turn comes."""
     reset: bool = False
     """Store nothing, and break the connection off in the middle of the answer."""
     drop_after_store: bool = False
@@ -37,8 +44,13 @@ class Fault:
     """Answer as if it were stored, and store nothing."""
     over_quota: bool = False
     """Store its numbers without its bodies, as Helicone does beyond its free tier."""
-    route: RouteKind | None = None
-    """Only POSTs to this server's routes; others pass by."""
+    blind: bool = False
+    """Answer a query as if nothing were stored, as Helicone does while its ClickHouse is down."""
+    cut_since: bool = False
+    """Answer a query as ClickHouse 26.9 does behind Helicone: the time it asks since is cut to whole seconds, and rows
+    that start in that second are left out."""
+    route: Asked | None = None
+    """Only POSTs to this server's log routes, or only queries; others pass by. None: POSTs to any log route."""
 
 
 class Script:
@@ -47,9 +59,9 @@ class Script:
     def __init__(self, faults: Iterable[Fault]) -> None:
         self._faults = deque(faults)
 
-    def take(self, kind: RouteKind) -> Fault:
+    def take(self, kind: Asked) -> Fault:
         for position, fault in enumerate(self._faults):
-            if fault.route in (None, kind):
+            if fault.route == kind or (fault.route is None and kind != "read"):
                 if fault.times > 1:
                     self._faults[position] = replace(fault, times=fault.times - 1)
                 else:
@@ -81,7 +93,7 @@ def _fault(entry: object) -> Fault:
         if not isinstance(entry.get(name, 0), int) or entry.get(name, 0) < 0:
             raise FaultError(f"a fault's {name} is a whole number")
     headers, body = entry.get("headers", {}), entry.get("body", "")
-    if not isinstance(headers, dict) or entry.get("route") not in (None, "worker", "jawn"):
-        raise FaultError('a fault\'s headers are an object, and its route is "worker" or "jawn"')
+    if not isinstance(headers, dict) or entry.get("route") not in (None, "worker", "jawn", "read"):
+        raise FaultError('a fault\'s headers are an object, and its route is "worker", "jawn" or "read"')
     pairs = tuple((str(name), str(value)) for name, value in headers.items())
     return Fault(**(entry | {"headers": pairs, "body": body if isinstance(body, str) else json.dumps(body)}))

@@ -1,15 +1,20 @@
-"""Send what waits, now: let the hooks finish what they have read, and deliver here when nobody else does."""
+"""Send what waits, now: let the hooks finish what they have read, and deliver here when nobody else does.
+
+What waits is looked for at the destination of the present settings and at those that the settings of any captured
+folder mean: these have keys that are not known here, and are waited for as long as they have a worker.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 
 from app import clock, destination, ledger
 from app.db import open_whole
 from app.sources import Sources
-from app.spool import Spool, target
+from app.spool import Spool, folder, target
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
 from app.worker import Worker
 
@@ -18,9 +23,14 @@ LOOK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What is left at the present destination."""
+    """What is left."""
 
     jobs: Jobs
+    """Of the present destination."""
+    elsewhere: int
+    """Jobs pending at the other destinations that captured folders have."""
+    captured_here: bool
+    """The folder where it was typed ever had a job."""
     backlog: int
     """Lines that live hooks have not worked off."""
     waiting: tuple[str, ...]
@@ -32,11 +42,13 @@ class Flushed:
 
     @property
     def is_done(self) -> bool:
-        return not self.jobs.pending and not self.backlog
+        return not (self.jobs.pending or self.elsewhere or self.backlog)
 
 
-def flush(sources: Sources, timeout_s: float) -> Flushed:
-    """Return as soon as nothing is pending, or when the time is up; what is being posted then is waited for.
+def flush(sources: Sources, timeout_s: float, *, only_present: bool = False) -> Flushed:
+    """Return as soon as nothing more can go, or when the time is up; what is being posted then is waited for.
+
+    `only_present`: no other destination than that of the present settings is looked at.
 
     Must be called in the main thread. Raises SettingsError, OSError, sqlite3.Error, SchemaError.
     """
@@ -44,40 +56,49 @@ def flush(sources: Sources, timeout_s: float) -> Flushed:
     spool = Spool(settings.spool_directory)
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
-        destination.probe_now(db, ours.id, clock.now_ms())
+        seen = {ours.id} | (set() if only_present else destination.of_folders(db))
+        for one in seen:
+            destination.probe_now(db, one, clock.now_ms())
+            ledger.end_read_back_pause(db, one, clock.now_ms())
         if settings.takes_over:
             ledger.take_over(db, ours, clock.now_ms())
         end_s = time.monotonic() + timeout_s
 
         def is_over() -> bool:
-            return time.monotonic() >= end_s or not (ledger.is_pending(db, ours.id) or _backlog(spool, ours.id))
+            if time.monotonic() >= end_s:
+                return True
+            # Nothing is sent without a key, however long one waits.
+            going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
+            return not (_backlog(spool, seen) or any(ledger.is_pending(db, one) for one in seen & going))
 
         was_stopped = False
         while not is_over() and not was_stopped:
-            if not ours.key_fingerprint and not _backlog(spool, ours.id):
-                break  # nothing is sent without a key, however long one waits
-            if ours.key_fingerprint and ledger.is_pending(db, ours.id) and not _is_served(spool, ours.id):
+            if ours.key_fingerprint and ledger.is_pending(db, ours.id) and ours.id not in _served(spool):
                 was_stopped = not Worker(sources).run_until(is_over)
             else:
                 time.sleep(LOOK_S)
-        current = read_destinations(db, settings, clock.now_ms())[0]
-        workers = read_workers(spool)
+        now_ms = clock.now_ms()
+        current, *others = [one for one in read_destinations(db, settings, now_ms) if one.current or one.id in seen]
         return Flushed(
             jobs=current.jobs,
-            backlog=_backlog(spool, ours.id),
-            waiting=waiting([current], workers, clock.now_ms()),
+            elsewhere=sum(one.jobs.pending for one in others),
+            captured_here=destination.is_captured(db, folder(db, str(sources.cwd or sources.base))),
+            backlog=_backlog(spool, seen),
+            waiting=waiting([current, *others], read_workers(spool), now_ms),
             errors=current.errors,
             was_stopped=was_stopped,
         )
 
 
-def _is_served(spool: Spool, destination_id: int) -> bool:
-    return any(worker.destination == destination_id for worker in read_workers(spool))
+def _served(spool: Spool) -> set[int | None]:
+    """The destinations that live workers deliver to."""
+    return {worker.destination for worker in read_workers(spool)}
 
 
-def _backlog(spool: Spool, destination_id: int) -> int:
+def _backlog(spool: Spool, destination_ids: Collection[int | None]) -> int:
     """Lines that hooks have read and not worked off. One that has not said yet where it delivers has at least one."""
-    hooks = read_hooks(spool)
     return sum(
-        1 if hook.destination is None else hook.backlog for hook in hooks if hook.destination in (None, destination_id)
+        1 if hook.destination is None else hook.backlog
+        for hook in read_hooks(spool)
+        if hook.destination is None or hook.destination in destination_ids
     )

@@ -29,20 +29,24 @@ ANSWER_BYTES_MAX = 64 * 1024
 READ_BACK_BYTES_MAX = 64 * 1024 * 1024
 READ_BACK_PAGE = 100
 READ_BACK_ROWS_MAX = 20_000
+SINCE_MARGIN_MS = 2_000
+"""A query asks so much before the earliest start that it wants. Helicone's server cuts the time to whole seconds, and
+ClickHouse 26.9 then leaves out rows of that very second although they are later (run on its engine, 26.9.2)."""
 REASON_CHARS_MAX = 200
 ERROR_CHARS_MAX = 120
-
-NOT_STORED_CAUSES: tuple[str, ...] = (
-    "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
-    "ClickHouse has no tables: clickhouse-migrate stops at a question without a terminal; give it --skip-confirmation",
-    "jawn does not reach the S3 endpoint, or the bucket request-response-storage is missing there",
-    "the API key's user is no member of its organisation (a row of organization_member)",
-)
-"""Why a log that was accepted may not appear, on a Helicone that somebody hosts: jawn answers 200 all the same."""
 
 _WAIT = frozenset({408, 425, 429})
 _PERMANENT = frozenset({400, 413, 414, 415, 422, 431})
 _KEY = re.compile(r"[!-~]+")
+_CONNECTION_ERROR = re.compile(
+    r"\b(E(CONNREFUSED|CONNRESET|CONNABORTED|NOTFOUND|AI_AGAIN|TIMEDOUT|HOSTUNREACH|NETUNREACH|HOSTDOWN|PIPE))\b"
+    r"|connection (error|terminated|refused|reset|timed? ?out)|terminating connection|timeout e(xceeded|xpired)"
+    r"|statement timeout|read timeout|the database system is|too many (clients|connections)|connection slots"
+    r"|fetch failed|socket hang up",
+    re.IGNORECASE,
+)
+"""What Node, its PostgreSQL client and PostgreSQL say when the database cannot be asked: Helicone's servers pass it on
+as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, the others are read in their sources."""
 
 _Row: TypeAlias = dict[str, Any]
 
@@ -126,43 +130,41 @@ class Client:
     def _kept(self, answer: bytes, sent: bytes) -> str:
         return "" if self._redact is None else excerpt(answer, sent, self._redact)
 
-    def read_back(self, url: str, session_id: str, *, since_ms: int) -> Iterator[_Row]:
-        """Every stored request of a session that started after `since_ms`, oldest first; `url` as of `read_back_url`.
+    def read_back(self, url: str, session_id: str, *, start_ms: int) -> Iterator[_Row]:
+        """Every stored request of a session that starts at `start_ms` or later, oldest first.
 
-        Raises ReadBackError.
+        Some that start a little earlier may come along. `url` as of `read_back_url`. Raises ReadBackError.
         """
+        of_session = {"request_response_rmt": {"properties": {"Helicone-Session-Id": {"equals": session_id}}}}
         for offset in range(0, READ_BACK_ROWS_MAX, READ_BACK_PAGE):
-            page = self._read_page(url, _session_query(session_id, since_ms, offset))
+            page = self._read_page(url, _query(of_session, start_ms, offset))
             yield from page
             if len(page) < READ_BACK_PAGE:
                 return
         raise ReadBackError(f"the session has more than {READ_BACK_ROWS_MAX} requests")
 
-    def stored(
-        self, url: str, session_id: str, *, since_ms: int, request_ids: Sequence[uuid.UUID]
-    ) -> dict[uuid.UUID, bool]:
-        """Which of these requests of a session are stored, and whether with their bodies. Raises ReadBackError.
+    def stored(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
+        """Which of these requests are stored, and whether with their bodies. Raises ReadBackError.
 
-        At most READ_BACK_PAGE ids; their bodies come along and are thrown away, READ_BACK_BYTES_MAX in all.
+        None of them starts before `start_ms`. At most READ_BACK_PAGE ids; their bodies come along and are thrown away,
+        READ_BACK_BYTES_MAX in all.
         """
         found = {}
-        for row in self._read_page(url, _session_query(session_id, since_ms, 0, request_ids)):
+        for row in self._read_page(url, _query(_one_of(request_ids), start_ms, 0)):
             place = row.get("storage_location") if isinstance(row, dict) else None
             for request_id in request_ids:
                 if isinstance(row, dict) and str(row.get("request_id")).lower() == str(request_id):
                     found[request_id] = not str(place).startswith("not_stored")
         return found
 
-    def shown(
-        self, url: str, session_id: str, *, since_ms: int, request_ids: Sequence[uuid.UUID]
-    ) -> dict[uuid.UUID, list[Shown]]:
-        """The bodies of these requests of a session, as of `stored`; several where Helicone took one for another.
+    def shown(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Shown]]:
+        """The bodies of these requests, as of `stored`; several where Helicone took one for another.
 
         Raises ReadBackError.
         """
         found: dict[uuid.UUID, list[Shown]] = {}
         wanted = {str(request_id): request_id for request_id in request_ids}
-        for row in self._read_page(url, _session_query(session_id, since_ms, 0, request_ids)):
+        for row in self._read_page(url, _query(_one_of(request_ids), start_ms, 0)):
             request_id = wanted.get(str(row.get("request_id")).lower()) if isinstance(row, dict) else None
             if request_id is not None:
                 found.setdefault(request_id, []).append(Shown(row.get("request_body"), row.get("response_body")))
@@ -223,6 +225,9 @@ def classify(
         meaning = ("permanent" if kind == "jawn" and _is_the_body_at_fault(body) else "retry", said)
     elif status in _PERMANENT and not (kind == "jawn" and body.strip() == b"Invalid token."):
         meaning = ("permanent", said)
+    elif _names_a_connection_error(body):
+        # jawn, while its database is down: the key may be as good as ever.
+        meaning = ("wait", said)
     else:
         meaning = ("refused", said)
     return Outcome(
@@ -245,6 +250,8 @@ def _worker_200(headers: Mapping[str, str], body: bytes, request_id: str) -> tup
     error = _fields(body).get("error")
     if not isinstance(error, str):
         return "refused", f"not an answer of Helicone's worker ({_describe(body)})"
+    if _names_a_connection_error(body):
+        return "wait", _describe(body)
     # An unknown key is "Auth failed! …"; every other error is an exception behind the worker.
     return ("refused" if "auth" in error.lower() else "retry"), _describe(body)
 
@@ -259,6 +266,12 @@ def _is_the_body_at_fault(body: bytes) -> bool:
     """jawn answers 500, not 4xx, when its parser stumbles over a body that is too large or malformed."""
     texts = [text for text in _fields(body).values() if isinstance(text, str)]
     return any("request entity too large" in text or "Unexpected end of JSON" in text for text in texts)
+
+
+def _names_a_connection_error(body: bytes) -> bool:
+    """Whether what stands behind Helicone's server could not be asked, whatever the status says."""
+    error = _fields(body).get("error")
+    return _CONNECTION_ERROR.search(error if isinstance(error, str) else json.dumps(error)) is not None
 
 
 def _fields(body: bytes) -> _Row:
@@ -320,18 +333,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _session_query(session_id: str, since_ms: int, offset: int, request_ids: Sequence[uuid.UUID] = ()) -> _Row:
-    """All of the session's requests, or those of them that are named."""
-    since = datetime.fromtimestamp(since_ms / 1000, UTC).isoformat()
-    wanted: _Row = {
-        "left": {"request_response_rmt": {"properties": {"Helicone-Session-Id": {"equals": session_id}}}},
-        "operator": "and",
-        "right": {"request_response_rmt": {"request_created_at": {"gt": since}}},
-    }
-    if request_ids:
-        wanted = {"left": wanted, "operator": "and", "right": _one_of(request_ids)}
+def _query(wanted: _Row, start_ms: int, offset: int) -> _Row:
+    """The requests that a filter names, of those that start at `start_ms` or later.
+
+    Without a bound in time ClickHouse would look through everything that the organisation has.
+    """
+    since = datetime.fromtimestamp(max(0, start_ms - SINCE_MARGIN_MS) / 1000, UTC).isoformat()
     return {
-        "filter": wanted,
+        "filter": {
+            "left": {"request_response_rmt": {"request_created_at": {"gt": since}}},
+            "operator": "and",
+            "right": wanted,
+        },
         "offset": offset,
         "limit": READ_BACK_PAGE,
         "sort": {"created_at": "asc"},

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 
-from app import __version__, clock, destination, ledger, log, salvage
+from app import __version__, clock, destination, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capture import secrets_of_this_machine
 from app.capturing import Captures, load
@@ -33,6 +33,7 @@ from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
 from app.transcript import Transcript, TranscriptError
 
+FAULTS_SHOWN = 3
 CARE_S = 2.0
 """How often the hook looks whether its worker lives."""
 
@@ -61,6 +62,8 @@ class Hook:
         self._deleted: dict[str, bytes] = {}
         self._missed: dict[str, str] = {}
         """Sessions with their directories of which something came while it could not be captured."""
+        self._told: set[str] = set()
+        """What the log already says of odd values: each snapshot shows them again."""
         self._settings = settings
         log.carry_warnings(self.spool.hook_log)
         self._settle()
@@ -131,6 +134,10 @@ class Hook:
                 salvage.forget_copies(self.spool.path / "ledger.db")
                 if dropped:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
+                    # A fork of it may show the same turns, which were left to their origin until now.
+                    of = folder(self.db, line.directory)
+                    ledger.compare_again(self.db, of)
+                    self._reconciling.begin(line.directory, of)
             case "refused":
                 reason = line.message.get("reason")
                 # The first two were said by the hook that this process was before. (It may be anything: no set.)
@@ -192,6 +199,8 @@ class Hook:
         place = Place(self.target.id, folder(self.db, line.directory))
         whole = self._with_unfinished(transcript)
         done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
+        self._tell(session, done)
+        self._reconciling.look_below(session, place)
         before = self._unfinished.pop(session, None)
         if done.keys:
             self._bound()
@@ -202,6 +211,13 @@ class Hook:
             lines = (*(before.lines if before is not None and still else ()), line.raw)
             self._unfinished[session] = _Unfinished(left, place, lines)
 
+    def _tell(self, session: str, done: Enqueued) -> None:
+        """What of a session was odd: places and rules, no text."""
+        told = f"odd in {session}: {', '.join(done.faults[:FAULTS_SHOWN])}, {len(done.faults)} in all"
+        if done.faults and told not in self._told:
+            self._told.add(told)
+            self.log(told)
+
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
         for one in destination.destinations(self.db) if self.target.key_fingerprint else []:
@@ -211,9 +227,10 @@ class Hook:
     def _bound(self) -> None:
         """Keep the spool within its size also where no worker runs, which would do it."""
         now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
+        bytes_max_of = limits.of_folders(self.db, self._settings, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
-        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None)
-        made = self._room.make(self.db, now_ms, bytes_max)
+        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None, bytes_max_of=bytes_max_of)
+        made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         if made.emptied or made.dropped:
             self.log(made.told)
 
@@ -235,10 +252,18 @@ class Hook:
         """
         current = self._captures.by_folder()
         folders, now_ms, ring = tuple(current), clock.now_ms(), self.bell.ring
-        bytes_max = self._settings.max_spool_bytes // 2
-        return self._remaking.step(
-            self.db, current.get, folders=folders, now_ms=now_ms, ring=ring
-        ) or self._remaking.refill(self.db, current.get, folders=folders, bytes_max=bytes_max, now_ms=now_ms, ring=ring)
+        if self._remaking.step(self.db, current.get, folders=folders, now_ms=now_ms, ring=ring):
+            return True
+        own = limits.of_folders(self.db, self._settings, "max_spool_bytes")
+        return self._remaking.refill(
+            self.db,
+            current.get,
+            folders=folders,
+            bytes_max=self._settings.max_spool_bytes // 2,
+            bytes_max_of={folder: bytes_max // 2 for folder, bytes_max in own.items()},
+            now_ms=now_ms,
+            ring=ring,
+        )
 
     def _elsewhere(self) -> set[object]:
         """The sessions that another live OpenCode has open."""
@@ -251,6 +276,7 @@ class Hook:
         self._adopt(transcript.session.id)
         now_ms, ring = clock.now_ms(), self.bell.ring
         done = enqueue(self.db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned)
+        self._tell(transcript.session.id, done)
         if done.keys:
             self._bound()
         return done
@@ -272,6 +298,7 @@ class Hook:
                 now_ms = clock.now_ms()
                 if self._reconciling.compare(self.db, session, seen.folder, seen.capture, now_ms, has_ended=True):
                     self._unfinished.pop(session, None)
+                self._reconciling.look_below(session, Place(self.target.id, seen.folder), has_ended=True)
                 self._sessions.pop(session, None)
                 self._missed.pop(session, None)
         elsewhere = self._elsewhere()

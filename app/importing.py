@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app import clock
+from app import clock, ledger
 from app.bell import Bell
 from app.capture import why_nothing
 from app.db import open_whole
@@ -33,6 +33,13 @@ delivered under a stricter policy than the one in force. What
 was `off` or `deleted` stays so."""
 
 
+FAULTS_SHOWN = 3
+SANITIZED = (
+    "a sanitized export of a session that is known: its placeholders would replace the texts at Helicone (--sanitized"
+    " imports it all the same)"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Imported:
     """What became of one file: the turns of its session and the session's own record, in numbers of jobs."""
@@ -42,7 +49,7 @@ class Imported:
     """None when the file could not be read."""
     outcome: Literal["imported", "inside", "doubled", "disabled", "failed"]
     reason: str = ""
-    """Of every outcome but `imported`, for a person."""
+    """For a person: of every outcome but `imported`, and what was special about one that is."""
     new: int = 0
     known: int = 0
     superseded: int = 0
@@ -51,12 +58,24 @@ class Imported:
     """Noted without content, because the export mode is off."""
     shut: int = 0
     """Not taken: captured earlier while export was off, or deleted in OpenCode."""
+    copied: int = 0
+    """Turns that a fork has brought along from a session that is known: they are exported with that one."""
+    odd: int = 0
+    """Values in what is new that were rounded, cut or left out."""
+    unreadable: int = 0
+    """Turns that could not be read, and are not taken."""
 
 
 def import_files(
-    files: Sequence[File], sources: Sources, *, on_read: Callable[[], None] = lambda: None
+    files: Sequence[File],
+    sources: Sources,
+    *,
+    on_read: Callable[[], None] = lambda: None,
+    takes_sanitized: bool = False,
 ) -> Iterator[Imported]:
     """One result for each file, as they come. `on_read` is called once for each file examined and each one taken.
+
+    With `takes_sanitized` the placeholders of a sanitized export replace the texts of a session that is known.
 
     Raises SettingsError, PatternError, OSError, sqlite3.Error when nothing more can be imported.
     """
@@ -73,7 +92,7 @@ def import_files(
                     yield result
             folders = Folders(db, sources)
             for family in families(exports):
-                yield from _imported(db, family, folders, ours, bell.ring)
+                yield from _imported(db, family, folders, ours, bell.ring, takes_sanitized=takes_sanitized)
                 for _ in family:
                     on_read()
 
@@ -102,16 +121,32 @@ def why(error: OSError | ExportError | TranscriptError) -> str:
 
 
 def _imported(
-    db: sqlite3.Connection, family: tuple[Export, ...], folders: Folders, ours: Destination, ring: Callable[[str], None]
+    db: sqlite3.Connection,
+    family: tuple[Export, ...],
+    folders: Folders,
+    ours: Destination,
+    ring: Callable[[str], None],
+    *,
+    takes_sanitized: bool,
 ) -> Iterator[Imported]:
     root, *others = family
-    result = _root(db, family, folders, ours, ring)
+    if not takes_sanitized and _would_lose_text(db, family, ours):
+        result = Imported(root.file.name, root.session, "failed", SANITIZED)
+    else:
+        result = _root(db, family, folders, ours, ring)
     yield result
     for export in others:
         if result.outcome == "imported":
             yield Imported(export.file.name, export.session, "inside", f"a subagent of {root.session}")
         else:
             yield replace(result, file=export.file.name, session=export.session)
+
+
+def _would_lose_text(db: sqlite3.Connection, family: tuple[Export, ...], ours: Destination) -> bool:
+    """Whether placeholders would replace the texts of a session that was exported with them."""
+    return any(one.is_sanitized for one in family) and any(
+        ledger.frozen(db, ours.id, one.session) is not None for one in family
+    )
 
 
 def _root(
@@ -146,10 +181,23 @@ def _told(root: Export, done: Enqueued, settings: Settings) -> Imported:
         file=root.file.name,
         session=root.session,
         outcome="imported",
-        reason=f"export mode is off ({settings.origin('export_mode')})" if done.off else "",
+        reason="; ".join(_remarks(root, done, settings)),
         new=done.new,
         known=done.known,
         superseded=done.superseded,
         off=done.off,
         shut=done.shut,
+        copied=done.copied,
+        odd=done.odd,
+        unreadable=done.unreadable,
     )
+
+
+def _remarks(root: Export, done: Enqueued, settings: Settings) -> Iterator[str]:
+    if done.off:
+        yield f"export mode is off ({settings.origin('export_mode')})"
+    if root.skipped:
+        yield f"{root.skipped} characters around its JSON were skipped"
+    if done.faults:
+        more = f" and {len(done.faults) - FAULTS_SHOWN} more" if len(done.faults) > FAULTS_SHOWN else ""
+        yield f"{', '.join(done.faults[-FAULTS_SHOWN:])}{more}"

@@ -88,12 +88,22 @@ def list_dropped(db: sqlite3.Connection, since: int) -> Listed:
     return Listed(sum(one.jobs for one in groups), tuple(groups), tuple(ledger.dropped_letters(db, since, LETTERS_MAX)))
 
 
-def open_letters(db: sqlite3.Connection, prefix: str, *, with_bodies: bool) -> list[Opened]:
-    """The letter whose key begins so, dead or dropped; one for each destination. Raises LetterError."""
+def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> list[Opened]:
+    """The dead letters of a session, or else its dropped jobs; or those of the key that begins so. Raises LetterError.
+
+    A key has one letter for each destination.
+    """
+    of_session = ledger.letters_of_session(db, name, "dead") or ledger.letters_of_session(db, name, "dropped")
+    return [_opened(db, letter, with_bodies=with_bodies) for letter in of_session or _of_key(db, name.lower())]
+
+
+def _of_key(db: sqlite3.Connection, prefix: str) -> list[Letter]:
     found = ledger.letters_of(db, prefix, "dead") or ledger.letters_of(db, prefix, "dropped")
     if not found:
-        raise LetterError(f"no dead or dropped job's key begins with {prefix}")
-    return [_opened(db, letter, with_bodies=with_bodies) for letter in _only(prefix, found)]
+        raise LetterError(
+            f"no dead or dropped job has a key that begins with {prefix}, or is of a session of that name"
+        )
+    return _only(prefix, found)
 
 
 def _opened(db: sqlite3.Connection, letter: Letter, *, with_bodies: bool) -> Opened:
@@ -127,7 +137,7 @@ _DROPPED_TODO = {
     "purged": "somebody purged it; import of its session queues it again",
 }
 _DEAD_TODO = (
-    ("killed", "a worker's process ended each time it was tried; see logs/worker.log before you retry it"),
+    ("worker died", "a worker's process ended each time it was tried; see logs/worker.log before you retry it"),
     ("damaged|checksum", "its bodies are damaged on this disk: purge it, then import its session again"),
     ("not stored", "see the causes that doctor --send names, mend them at Helicone, then retry it"),
     (r"after [0-9]+ retries", "Helicone failed on it while others passed; see Helicone's own log, then retry it"),

@@ -44,7 +44,7 @@ def overwrite(
     while True:
         left = _queue(sources.load().spool_directory, ours, held, left, report, expected)
         with spinner("overwriting"):
-            flushed = flush(sources, max(0.0, end_s - time.monotonic()))
+            flushed = flush(sources, max(0.0, end_s - time.monotonic()), only_present=True)
         if flushed.was_stopped:
             raise StoppedError
         if not left or not flushed.is_done or time.monotonic() >= end_s:

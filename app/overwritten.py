@@ -11,7 +11,6 @@ from typing import Literal
 
 from app import clock
 from app.confirm import IDS_MAX, Allowance
-from app.envelope import latin1
 from app.helicone import Client, ReadBackError, Shown
 from app.likeness import Likeness, json_digest
 
@@ -67,11 +66,9 @@ def _batches(expected: Sequence[Likeness]) -> Iterator[list[Likeness]]:
 
 
 def _read(client: Client, url: str, batch: Sequence[Likeness]) -> Iterator[Seen]:
-    since_ms = max(0, min(one.start_ms for one in batch) - 1)  # the filter is `later than`
+    start_ms = min(one.start_ms for one in batch)
     try:
-        rows = client.shown(
-            url, latin1(batch[0].session), since_ms=since_ms, request_ids=[one.request_id for one in batch]
-        )
+        rows = client.shown(url, start_ms=start_ms, request_ids=[one.request_id for one in batch])
     except ReadBackError as error:
         yield from (_unread(one, str(error)) for one in batch)
         return

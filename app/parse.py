@@ -4,90 +4,181 @@
         {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …], "first_index": 0}, …]}
 
 `sessions` holds the root and its subagents' sessions, each once, in any order, as do `messages` and `parts`.
-`first_index` is the position in its session of the first message carried (0 when absent). Unknown keys are ignored;
-a known key of another type than OpenCode's is refused, except inside a tool's `state.metadata`, where each tool puts
-what it likes.
+`first_index` is the position in its session of the first message carried (0 when absent). Unknown keys are ignored. A
+known key with an odd value costs that value, an unreadable part itself, an unreadable message its turn; each is told
+among the faults. Only a session without an id, or without messages, is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, replace
 
-from app.attachment import data_url_bytes
-from app.shape import Place, canonical, place, refuse, whole
+from app.message import Read, read_message, turn_name
+from app.minting import is_copy, minted_ms
+from app.shape import Place, canonical, place, refuse
 from app.transcript import (
     Assistant,
-    Failure,
-    File,
     Json,
-    Message,
-    Other,
-    Part,
-    Reasoning,
     Session,
-    Text,
-    Tokens,
     Tool,
     Transcript,
+    TranscriptError,
     Turn,
+    Unreadable,
     User,
+    has_ended,
     session_digest,
 )
 
 SUBAGENT_DEPTH_MAX = 32
+DAY_MS = 86_400_000
 
 
 def parse(snapshot: Json) -> Transcript:
     """The root session's transcript, its subagents under the calls that started them.
 
-    Raises TranscriptError when the shape is not OpenCode's.
+    Raises TranscriptError when there is no such session, or it has no list of messages.
     """
     top = place(snapshot, "")
-    entries = top.objects("sessions")
-    _once([entry.need("info") for entry in entries], "session")
-    unclaimed = {entry.need("info").identity("id"): entry for entry in entries}
-    root = unclaimed.pop(top.identity("root"), None)
-    return _transcript(root or refuse("root", "names none of the sessions"), unclaimed, 0)
+    name = top.id("root")
+    unclaimed: dict[str, Place] = {}
+    for path, item in top.items("sessions"):
+        try:
+            entry = place(item, path)
+            if unclaimed.setdefault(entry.need("info").id("id"), entry) is not entry:
+                top.faults.append(f"{path}: the same session twice")
+        except TranscriptError as error:
+            top.faults.append(str(error))
+    root = unclaimed.pop(name, None) or refuse("root", "names none of the sessions")
+    root.faults.extend(top.faults)
+    return _transcript(root, unclaimed, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A message where it stands in its session, not yet read."""
+
+    place: Place
+    """An empty one for what is no object."""
+    created_ms: int
+    """That of the message before it, where it does not say."""
+    name: str
+
+    @property
+    def age(self) -> tuple[int, str]:
+        return self.created_ms, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A message of a turn."""
+
+    listed: _Listed
+    read: Read
+    is_copy: bool | None
+    """None when nothing tells."""
 
 
 def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int) -> Transcript:
     """`unclaimed` loses each subagent's session to the first call that names it, which also rules out cycles."""
-    if depth > SUBAGENT_DEPTH_MAX:
-        refuse(entry.path, f"subagents nested deeper than {SUBAGENT_DEPTH_MAX}")
-    session = _session(entry.need("info"))
-    turns: dict[str, list[tuple[Place, Message]]] = {}
-    for index, message in enumerate(_in_order(entry), entry.position("first_index") or 0):
-        if message.need("info").need("time").need_moment("created") < session.created_ms:
-            continue  # a fork's copy of what its origin has exported
-        value = _message(message, index, session, unclaimed, depth)
-        turns.setdefault(value.id if isinstance(value, User) else value.parent_id, []).append((message, value))
-    return Transcript(session, tuple(_turn(session, name, messages) for name, messages in turns.items()))
+    info = entry.need("info")
+    listed = _in_order(entry, info.object("time").moment("created") or 0)
+    session = _session(info, min((one.created_ms for one in listed if one.created_ms), default=0))
+
+    def child_of(part: Place) -> Transcript | None:
+        return _child(part, session, unclaimed, depth)
+
+    turns: dict[str, list[_Told]] = {}
+    unreadable: list[Unreadable] = []
+    for index, one in enumerate(listed, entry.position("first_index")):
+        try:
+            read = read_message(one.place, index, one.created_ms, child_of)
+        except TranscriptError as error:
+            unreadable.append(Unreadable(_turn_of(one), str(error)))
+            continue
+        value = read.value
+        told = _Told(one, read, is_copy(value.id, value.created_ms, session.created_ms))
+        turns.setdefault(value.id if isinstance(value, User) else value.parent_id, []).append(told)
+    left_out = {one.turn for one in unreadable}
+    own = [one for name, told in turns.items() if name not in left_out for one in told if one.is_copy is not True]
+    session = replace(session, origin=_origin(own))
+    undone_from = _undone_from(info, listed)
+    found = [_turn(session, name, told, undone_from) for name, told in turns.items() if name not in left_out]
+    return Transcript(
+        session,
+        # Nobody forks a subagent: what its ids say was copied there belongs to another session.
+        tuple(turn for turn in found if depth == 0 or not _is_copied(turns[turn.id])),
+        tuple(unreadable),
+        tuple(dict.fromkeys(entry.faults)),
+    )
 
 
-def _in_order(entry: Place) -> list[Place]:
-    messages = entry.objects("messages")
-    _once([message.need("info") for message in messages], "message")
-    return sorted(messages, key=_age)
+def _origin(told: list[_Told]) -> str | None:
+    """Where OpenCode worked when it gave the first answer (`root` beside it is the whole work tree's, or `/`)."""
+    answers = sorted((one.listed for one in told if isinstance(one.read.value, Assistant)), key=lambda one: one.age)
+    for one in answers:
+        cwd = one.place.object("info").object("path").fields.get("cwd")
+        if isinstance(cwd, str):
+            return cwd
+    return None
 
 
-def _age(message: Place) -> tuple[int, str]:
-    info = message.need("info")
-    return info.need("time").need_moment("created"), info.identity("id")
-
-
-def _once(named: list[Place], what: str) -> None:
+def _in_order(entry: Place, session_ms: int) -> list[_Listed]:
+    """By (time.created, id), as OpenCode lists them. What has no time that can be, or no id, stays where it stands."""
+    # Its faults are its turn's.
+    messages = [Place(path, item if isinstance(item, dict) else {}) for path, item in entry.items("messages")]
+    created = [message.object("info").object("time").moment("created") for message in messages]
+    found: list[_Listed] = []
     seen: set[str] = set()
-    for item in named:
-        if item.id("id") in seen:
-            refuse(item.at("id"), f"the same {what} twice")
-        seen.add(item.id("id"))
+    # The first one may be a fork's copy, which is older than the session.
+    before_ms, before = min([session_ms, *filter(None, created[1:2])]), ""
+    for message, told_ms, after_ms in zip(messages, created, _following(created), strict=True):
+        try:
+            name = message.object("info").id("id")
+        except TranscriptError:
+            name = f"{before}~"
+        if name in seen:
+            entry.faults.append(f"{message.path}: the same message twice")
+            continue
+        seen.add(name)
+        if told_ms and not _is_absurd(name, told_ms, before_ms if found else None, after_ms):
+            before_ms = told_ms
+        else:
+            message.note("info.time.created", "missing, or not when it was made")
+            made_ms = minted_ms(name, near_ms=before_ms) or 0
+            before_ms = made_ms if before_ms <= made_ms <= (after_ms or made_ms) else before_ms
+        before = name
+        found.append(_Listed(message, before_ms, name))
+    return sorted(found, key=lambda one: one.age)
 
 
-def _session(info: Place) -> Session:
-    time = info.need("time")
-    created_ms = time.need_moment("created")
+def _following(created: list[int | None]) -> list[int | None]:
+    """For each the next one that there is."""
+    found: list[int | None] = []
+    after_ms: int | None = None
+    for created_ms in reversed(created):
+        found.append(after_ms)
+        after_ms = created_ms or after_ms
+    return found[::-1]
+
+
+def _is_absurd(name: str, created_ms: int, before_ms: int | None, after_ms: int | None) -> bool:
+    """Whether a time is neither where the message stands (OpenCode lists by time) nor near that in its id."""
+    is_in_order = (before_ms is None or before_ms <= created_ms) and (after_ms is None or created_ms <= after_ms)
+    made_ms = None if is_in_order else minted_ms(name, near_ms=created_ms if before_ms is None else before_ms)
+    return made_ms is not None and abs(made_ms - created_ms) > DAY_MS
+
+
+def _session(info: Place, began_ms: int) -> Session:
+    """`began_ms` is when its first message was created, should it not say when itself."""
+    time = info.object("time")
+    created_ms = time.moment("created")
+    if created_ms is None:
+        time.note("created", "missing")
+        created_ms = began_ms
     return Session(
-        id=info.identity("id"),
+        id=info.id("id"),
         parent_id=info.name("parentID"),
         version=info.name("version"),
         created_ms=created_ms,
@@ -98,175 +189,86 @@ def _session(info: Place) -> Session:
     )
 
 
-def _message(message: Place, index: int, session: Session, unclaimed: dict[str, Place], depth: int) -> Message:
-    info = message.need("info")
-    parts = tuple(_part(part, session, unclaimed, depth) for part in _parts(message))
-    role = info.identity("role")
-    if role == "user":
-        return User(
-            id=info.identity("id"),
-            index=index,
-            created_ms=info.object("time").need_moment("created"),
-            agent=info.name("agent"),
-            system=info.text("system"),
-            parts=parts,
-        )
-    if role != "assistant":
-        refuse(info.at("role"), "neither user nor assistant")
-    return _assistant(info, index, parts)
-
-
-def _assistant(info: Place, index: int, parts: tuple[Part, ...]) -> Assistant:
-    time = info.object("time")
-    return Assistant(
-        id=info.identity("id"),
-        index=index,
-        parent_id=info.id("parentID" if info.text("parentID") else "id"),
-        created_ms=time.need_moment("created"),
-        completed_ms=time.moment("completed"),
-        agent=info.name("agent"),
-        mode=info.name("mode"),
-        provider_id=info.name("providerID") or "unknown",
-        model_id=info.name("modelID") or "unknown",
-        cost_usd=info.amount("cost"),
-        tokens=_tokens(info.object("tokens")),
-        finish=info.name("finish"),
-        summary=info.flag("summary"),
-        failure=_failure(info.object("error")),
-        parts=parts,
-    )
-
-
-def _tokens(counts: Place) -> Tokens | None:
-    cache = counts.object("cache")
-    tokens = Tokens(
-        input=counts.count("input") or 0,
-        output=counts.count("output") or 0,
-        reasoning=counts.count("reasoning") or 0,
-        cache_read=cache.count("read") or 0,
-        cache_write=cache.count("write") or 0,
-    )
-    # OpenCode writes zeros when the provider reported nothing, and before it did.
-    return None if tokens == Tokens(0, 0, 0, 0, 0) else tokens
-
-
-def _failure(error: Place) -> Failure | None:
-    if not error.fields:
-        return None
-    data = error.object("data")
-    return Failure(error.name("name") or "UnknownError", data.text("message"), data.count("statusCode"))
-
-
-def _parts(message: Place) -> list[Place]:
-    parts = message.objects("parts")
-    _once(parts, "part")
-    return sorted(parts, key=lambda part: part.identity("id"))
-
-
-def _part(part: Place, session: Session, unclaimed: dict[str, Place], depth: int) -> Part:
-    name, kind, time = part.identity("id"), part.identity("type"), part.object("time")
-    if kind == "text":
-        start_ms, end_ms = time.moment("start"), time.moment("end")
-        return Text(name, part.text("text") or "", part.flag("synthetic"), start_ms, end_ms)
-    if kind == "reasoning":
-        return Reasoning(name, part.text("text") or "", time.moment("start"), time.moment("end"))
-    if kind == "file":
-        return File(name, part.text("mime"), part.text("filename"), data_url_bytes(part.text("url") or ""))
-    if kind == "tool":
-        return _tool(part, _child(part, session, unclaimed, depth))
-    return Other(name, kind)
-
-
-def _tool(part: Place, child: Transcript | None) -> Tool:
-    state = part.need("state")
-    metadata = state.fields.get("metadata")
-    told = metadata if isinstance(metadata, dict) else {}
-    value = state.fields.get("input")
-    return Tool(
-        id=part.identity("id"),
-        call_id=part.name("callID") or part.identity("id"),
-        name=part.identity("tool"),
-        status=state.identity("status"),
-        input={} if value is None else value,
-        output=state.text("output"),
-        error=state.text("error"),
-        title=state.text("title"),
-        exit_code=whole(told.get("exit")),
-        truncated=told.get("truncated") is True,
-        start_ms=state.object("time").moment("start"),
-        end_ms=state.object("time").moment("end"),
-        child=child,
-    )
+def _turn_of(message: _Listed) -> str | None:
+    """The turn that a message belongs to which cannot be read, as far as it says so."""
+    info = message.place.fields.get("info")
+    try:
+        return turn_name(place(info, ""))
+    except TranscriptError:
+        parts = message.place.fields.get("parts")
+        first = parts[0] if isinstance(parts, list) and parts else None
+        named = first.get("messageID") if isinstance(first, dict) else None
+        return named if isinstance(named, str) else None
 
 
 def _child(part: Place, session: Session, unclaimed: dict[str, Place], depth: int) -> Transcript | None:
-    metadata = part.need("state").fields.get("metadata")
+    metadata = part.object("state").fields.get("metadata")
     name = metadata.get("sessionId") if isinstance(metadata, dict) else None
     entry = unclaimed.get(name) if isinstance(name, str) else None
     # A fork goes on with its origin's subagents: their records stay with the origin.
-    if entry is None or entry.need("info").name("parentID") not in (None, session.id):
+    if entry is None or entry.need("info").fields.get("parentID") not in (None, session.id):
         return None
-    return _transcript(unclaimed.pop(entry.need("info").identity("id")), unclaimed, depth + 1)
+    if depth >= SUBAGENT_DEPTH_MAX:
+        part.faults.append(f"{entry.path}: subagents nested deeper than {SUBAGENT_DEPTH_MAX}")
+        return None
+    del unclaimed[entry.need("info").id("id")]
+    try:
+        return _transcript(entry, unclaimed, depth + 1)
+    except TranscriptError as error:
+        part.faults.append(str(error))
+        return None
 
 
-def _turn(session: Session, name: str, messages: list[tuple[Place, Message]]) -> Turn:
-    values = tuple(value for _, value in messages)
+def _undone_from(info: Place, listed: list[_Listed]) -> tuple[int, str] | None:
+    """Where that begins which `/undo` has taken back, as `_Listed.age` says it; None where nothing was."""
+    name = info.object("revert").fields.get("messageID")
+    if not isinstance(name, str) or not listed:
+        return None
+    found = next((one.age for one in listed if one.name == name), None)
+    made_ms = minted_ms(name, near_ms=listed[-1].created_ms)
+    return found or (None if made_ms is None else (made_ms, name))
+
+
+def _is_copied(told: list[_Told]) -> bool:
+    return all(one.is_copy is True for one in told)
+
+
+def _turn(session: Session, name: str, told: list[_Told], undone_from: tuple[int, str] | None) -> Turn:
+    """Of a turn that goes on in a fork what is copied belongs to the fork's origin."""
+    own = told if _is_copied(told) else [one for one in told if one.is_copy is not True]
+    is_undone = undone_from is not None and own[0].listed.age >= undone_from
+    values = [one.read.value for one in own]
     children = [
         part.child for value in values for part in value.parts if isinstance(part, Tool) and part.child is not None
     ]
-    answered = any(isinstance(value, Assistant) for value in values)
-    latest_ms = [_latest_ms(message) for message, _ in messages]
     return Turn(
         session=session,
         id=name,
-        messages=values,
-        final=answered and all(_ended(value) for value in values),
-        facts_ms=max(latest_ms + [turn.facts_ms for child in children for turn in child.turns]),
-        digest=_digest(session, name, [message for message, _ in messages], children),
+        messages=tuple(sorted(values, key=lambda value: not isinstance(value, User))),
+        final=any(isinstance(value, Assistant) for value in values) and all(has_ended(value) for value in values),
+        facts_ms=max(
+            [one.read.latest_ms for one in own] + [turn.facts_ms for child in children for turn in child.turns]
+        ),
+        digest=_digest(session, name, [one.read.told for one in own], children, is_undone=is_undone),
+        is_copy=all(one.is_copy is not False for one in own),
+        is_undone=is_undone,
+        faults=tuple(dict.fromkeys([fault for one in own for fault in one.listed.place.faults] + _faults_of(children))),
     )
 
 
-def _ended(message: Message) -> bool:
-    if isinstance(message, Assistant) and message.completed_ms is None and message.failure is None:
-        return False
-    tools = [part for part in message.parts if isinstance(part, Tool)]
-    children = [tool.child for tool in tools if tool.child is not None]
-    return all(tool.status in {"completed", "error"} for tool in tools) and all(
-        _ended(message) for child in children for turn in child.turns for message in turn.messages
-    )
+def _faults_of(children: list[Transcript]) -> list[str]:
+    found: list[str] = []
+    for child in children:
+        found += [*child.faults, *(one.why for one in child.unreadable)]
+        found += [fault for turn in child.turns for fault in turn.faults]
+    return found
 
 
-def _digest(session: Session, name: str, messages: list[Place], children: list[Transcript]) -> str:
+def _digest(session: Session, name: str, messages: list[str], children: list[Transcript], *, is_undone: bool) -> str:
     told: list[Json] = [[session_digest(child.session), *(turn.digest for turn in child.turns)] for child in children]
-    told_messages = ",".join(canonical(_settled(message), message.path) for message in messages)
-    names = canonical([session.id, name], "turn")
-    whole_turn = f'{{"messages":[{told_messages}],"subagents":{canonical(told, "sessions")},"turn":{names}}}'
+    # In the order of their keys, as everywhere; what is undone says so, and everything else says nothing about it.
+    names, undone = canonical([session.id, name], "turn"), ',"undone":true' if is_undone else ""
+    whole_turn = (
+        f'{{"messages":[{",".join(messages)}],"subagents":{canonical(told, "sessions")},"turn":{names}{undone}}}'
+    )
     return hashlib.sha256(whole_turn.encode("ascii")).hexdigest()
-
-
-def _settled(message: Place) -> Json:
-    """The message without its volatile fields: those that OpenCode still writes after the turn has ended."""
-    info = dict(message.need("info").fields)
-    if info.get("role") == "user":
-        info.pop("summary", None)  # the turn's diffs; an assistant's `summary` is the mark of a compaction
-    parts: list[Json] = []
-    for part in _parts(message):
-        state = part.fields.get("state")
-        time = state.get("time") if isinstance(state, dict) else None
-        if isinstance(state, dict) and isinstance(time, dict) and "compacted" in time:
-            # When OpenCode stopped sending this output to the provider.
-            lasting = {key: value for key, value in time.items() if key != "compacted"}
-            parts.append({**part.fields, "state": {**state, "time": lasting}})
-        else:
-            parts.append(part.fields)
-    return {"info": info, "parts": parts}
-
-
-def _latest_ms(message: Place) -> int:
-    holders = [message.need("info")]
-    for part in _parts(message):
-        holders += [part, part.object("state")] if part.fields.get("type") == "tool" else [part]
-    moments = [
-        whole(value) for holder in holders for key, value in holder.object("time").fields.items() if key != "compacted"
-    ]
-    return max(moment for moment in moments if moment is not None)

@@ -68,13 +68,16 @@ def private_spool(path: Path) -> Path:
 def private_directory(path: Path) -> Path:
     """Make `path` (and the parents that are missing) with mode 0700, tighten it when it is looser, and return it.
 
-    Raises PlaceError for a symbolic link and for another user's.
+    Raises PlaceError for a symbolic link, for another user's, and where a file is in the way.
     """
-    if not path.parent.exists():
-        private_directory(path.parent)
-    if not path.is_symlink():
-        path.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
-    status = path.lstat()
+    try:
+        if not path.parent.exists():
+            private_directory(path.parent)
+        if not path.is_symlink():
+            path.mkdir(mode=PRIVATE_DIRECTORY, exist_ok=True)
+        status = path.lstat()
+    except (FileExistsError, NotADirectoryError):
+        raise PlaceError(_obstacle(path) or f"{path} is no folder: name another one") from None
     if status.st_mode & stat.S_ISVTX:
         # Such as /tmp: to close it would lock everybody else out.
         raise PlaceError(f"{path} is shared by all users: name a folder of its own")
@@ -117,6 +120,14 @@ def _foreign(path: Path, status: os.stat_result) -> str | None:
         return f"{path} is a symbolic link: name what it points to, or put the thing itself there"
     if status.st_uid != os.geteuid():
         return f"{path} belongs to another user (uid {status.st_uid}, not {os.geteuid()}): name a folder of your own"
+    return None
+
+
+def _obstacle(path: Path) -> str | None:
+    """What stands where a folder should be, if something does."""
+    for one in (path, *path.parents):
+        if os.path.lexists(one):
+            return None if one.is_dir() else f"{one} is a file: name a folder, or move the file away"
     return None
 
 
@@ -185,6 +196,8 @@ def findings(spool: Path) -> list[str]:
 
     Ask before the spool is opened: opening tightens modes.
     """
+    if (obstacle := _obstacle(spool)) is not None:
+        return [obstacle]
     found = []
     shared = shared_file_system(spool)
     if shared is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from app.audit import as_made, digest_of, encoded
 from app.enqueue import Capture, Export
+from app.identity import Identity
 from app.ledger import Exported
 from app.policy import Mode, is_as_strict, strictest
 from app.transcript import Transcript
@@ -24,10 +25,10 @@ def mode_of(versions: Sequence[Exported]) -> Mode:
 class Precedent:
     """One session's turns under what they were made under, compared with a capture of today."""
 
-    def __init__(self, transcript: Transcript, today: Capture, user_id: str) -> None:
+    def __init__(self, transcript: Transcript, today: Capture, identity: Identity) -> None:
         self._transcript = transcript
         self._today = today
-        self._user_id = user_id
+        self._identity = identity
         self._exports: dict[str, Mapping[str, Export]] = {}
 
     def capture(self, versions: Sequence[Exported]) -> Capture:
@@ -42,7 +43,7 @@ class Precedent:
     def export(self, turn: str, capture: Capture) -> Export | None:
         name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
         if name not in self._exports:
-            self._exports[name] = encoded(self._transcript, capture, self._user_id)
+            self._exports[name] = encoded(self._transcript, capture, self._identity)
         return self._exports[name].get(turn)
 
     def objection(self, turn: str, versions: Sequence[Exported]) -> str:

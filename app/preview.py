@@ -13,7 +13,7 @@ from typing import Literal
 from app import ledger
 from app.capture import why_nothing
 from app.db import open_ledger
-from app.enqueue import Capture, Place, exports, first_user_id
+from app.enqueue import Capture, Place, exports, identity_of, own_turns
 from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot
@@ -91,8 +91,9 @@ def _family(
         transcript = parse(snapshot(family))
     except (OSError, ExportError, TranscriptError) as error:
         return Imported(root.file.name, root.session, "failed", why(error))
+    transcript = own_turns(db, transcript)
     place = Place(destination_id, folder(db, root.directory))
-    user_id = known[1] if known is not None else first_user_id(db, transcript, capturing, place)
+    identity = identity_of(db, transcript, capturing, place)
     hits, of_identity = _hits(transcript, capturing)
     return Previewed(
         file=root.file.name,
@@ -101,7 +102,7 @@ def _family(
         mode=capturing.policy.mode,
         records=tuple(
             record
-            for export in exports(transcript, capturing, user_id, abandoned=True)
+            for export in exports(transcript, capturing, identity, abandoned=True)
             if not isinstance(export, Turn)
             for record in export.encode()
         ),

@@ -18,6 +18,7 @@ from app.blanking import blank_body, blank_key, is_unprinted, row, sent
 from app.capture import why_nothing
 from app.enqueue import Capture, Export, body_of
 from app.folders import Folders
+from app.identity import Identity
 from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
@@ -103,7 +104,7 @@ class Recall:
         transcript = self._store.transcript(session)
         if transcript is None:
             return None
-        found = encoded(transcript, bare(None), "")
+        found = encoded(transcript, bare(None), Identity(""))
         return frozenset(
             turn
             for turn, export in found.items()
@@ -177,9 +178,10 @@ class Recall:
     def _redacted(
         self, session: str, transcript: Transcript, capture: Capture, turns: Mapping[str, Sequence[Exported]]
     ) -> Plan:
-        user_id = self._user_id(session)
+        identity = self._identity(session)
+        user_id = identity.user_id
         is_sealed = self._is_sealing(capture, transcript.session.directory)
-        precedent = Precedent(transcript, capture, user_id)
+        precedent = Precedent(transcript, capture, identity)
         rewrites: list[Rewrite] = []
         problems: list[str] = []
         for turn, versions in turns.items():
@@ -204,12 +206,13 @@ class Recall:
         return Plan(session, tuple(rewrites), tuple(problems))
 
     def _blank(self, session: str, turns: Mapping[str, Sequence[Exported]]) -> Plan:
-        user_id = self._user_id(session)
+        identity = self._identity(session)
+        user_id = identity.user_id
         rewrites: list[Rewrite] = []
         problems: list[str] = []
         policy = Policy("metadata_only", (), redact_secrets=True, prefix="")
         unprinted = {turn for turn, versions in turns.items() if is_unprinted(versions, blank_key(session, turn))}
-        found = self._from_store(session, user_id, {turn: turns[turn] for turn in unprinted}) if unprinted else {}
+        found = self._from_store(session, identity, {turn: turns[turn] for turn in unprinted}) if unprinted else {}
         for turn, versions in turns.items():
             records: tuple[Record, ...] = ()
             if turn in unprinted:
@@ -224,7 +227,9 @@ class Recall:
             rewrites.append(Rewrite(replace(version, is_sealed=True), bodies))
         return Plan(session, tuple(rewrites), tuple(problems))
 
-    def _from_store(self, session: str, user_id: str, turns: Mapping[str, Sequence[Exported]]) -> Mapping[str, Export]:
+    def _from_store(
+        self, session: str, identity: Identity, turns: Mapping[str, Sequence[Exported]]
+    ) -> Mapping[str, Export]:
         """The turns under what they were sent under: their names and paths are what Helicone knows them by."""
         try:
             transcript = self._store.transcript(session)
@@ -235,8 +240,8 @@ class Recall:
         settings, capture = self._folders.find(transcript.session.directory)
         if capture is None:
             policy = Policy("metadata_only", (), redact_secrets=True, prefix=settings.session_path_prefix)
-            capture = Capture(policy, Redaction.compile([]), user_id)
-        precedent = Precedent(transcript, capture, user_id)
+            capture = Capture(policy, Redaction.compile([]), identity.user_id)
+        precedent = Precedent(transcript, capture, identity)
         found = {turn: precedent.export(turn, precedent.last(versions)) for turn, versions in turns.items()}
         return {turn: export for turn, export in found.items() if export is not None}
 
@@ -254,9 +259,9 @@ class Recall:
                 missed.append(f"an older row under the id {one.request_id}, of another start or model, stays")
         return tuple(made.values()), missed
 
-    def _user_id(self, session: str) -> str:
+    def _identity(self, session: str) -> Identity:
         known = ledger.frozen(self._db, self._destination_id, session)
-        return known[1] if known else ""
+        return known[1] if known else Identity("")
 
     def _version(
         self,

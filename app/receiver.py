@@ -171,7 +171,7 @@ class _Desk:
         if fault.reset:
             return _BrokenOff()
         if fault.status is not None:
-            reply = intake.Reply(fault.status, fault.body.encode(), dict(fault.headers))
+            reply = _scripted(fault, fault.status)
         else:
             reply = self._reply(kind, request, raw)
             if reply.log is not None and owner is not None and not fault.unstored:
@@ -190,11 +190,19 @@ class _Desk:
         return intake.worker_reply(provider, headers, raw, self._keys, _now_ms(), fresh_id)
 
     async def query(self, request: Request) -> Response:
+        fault = self._script.take("read")
+        await asyncio.sleep(fault.delay_ms / 1000)
+        if fault.reset:
+            return _BrokenOff()
+        if fault.status is not None:
+            return _response(_scripted(fault, fault.status))
         owner, query = await self._asked(request)
         if isinstance(query, Response):
             return query
+        if fault.blind:
+            return JSONResponse({"data": [], "error": None}, status_code=201)
         try:
-            wanted = shelf.compiled(query.get("filter", "all"))
+            wanted = shelf.compiled(query.get("filter", "all"), unit_ms=1000 if fault.cut_since else 1)
         except shelf.ShelfError as error:
             return JSONResponse({"data": None, "error": str(error)}, status_code=400)
         newest_first = (query.get("sort") or {}).get("created_at", "desc") == "desc"
@@ -273,6 +281,10 @@ def _response(reply: intake.Reply) -> Response:
         name.lower(): value for name, value in reply.headers.items()
     }
     return Response(reply.body, reply.status, headers)
+
+
+def _scripted(fault: Fault, status: int) -> intake.Reply:
+    return intake.Reply(status, fault.body.encode(), dict(fault.headers))
 
 
 def _sent_id(request: Request, raw: bytes) -> str | None:

@@ -84,6 +84,20 @@ class Reconciling:
         """Look at the sessions of a folder, from the next step on."""
         self._folders[directory] = folder
 
+    def look_below(self, session: str, place: Place, *, has_ended: bool = False) -> None:
+        """Look at the subagents of a session that no call of it names: a plugin has started them, nobody tells of them.
+
+        `has_ended` as for `_Ahead`.
+        """
+        try:
+            found = self._store.uncalled(session)
+        except ExportError as error:
+            self._fail(error)
+            return
+        for name in found:
+            if has_ended or name not in self._ahead:
+                self._ahead[name] = _Ahead(place, 0, has_ended=has_ended)
+
     def is_due(self, now_s: float) -> bool:
         """Whether `step` has something to do. `now_s` is monotonic."""
         return bool(self._folders) or any(one.due_s <= now_s for one in self._ahead.values())
@@ -135,23 +149,18 @@ class Reconciling:
     ) -> bool:
         """A session of our own OpenCode; if that has ended, what it left unfinished is interrupted.
 
-        Not where another one has it open. False when the store does not have it, or cannot be read.
+        Not where another one has it open. False when the store does not have it, or cannot be read, if only in part.
         """
         try:
-            if self._store.changed_ms(session) is None or not self._is_of(db, session, folder):
+            stored = self._store.transcript(session)
+            if self._store.changed_ms(session) is None or not _is_of(db, stored, folder):
                 return False
             one = _Ahead(Place(self._destination_id, folder), 0, has_ended=has_ended)
             self._compare(db, session, one, capturing, now_ms)
         except (ExportError, TranscriptError) as error:
             self._fail(error)
             return False
-        return True
-
-    def _is_of(self, db: sqlite3.Connection, session: str, folder: str) -> bool:
-        """Whether it is stored under this folder; one of another folder may have options of its own there."""
-        transcript = self._store.transcript(session)
-        directory = transcript.session.directory if transcript is not None else ""
-        return not directory or destination.fingerprint(db, directory) == folder
+        return stored is None or not stored.unreadable
 
     def last_looks(
         self, db: sqlite3.Connection, capture_of: Callable[[str], Capture | None], *, now_s: float, now_ms: int
@@ -238,6 +247,12 @@ class Reconciling:
             self._tell(told)
 
 
+def _is_of(db: sqlite3.Connection, transcript: Transcript | None, folder: str) -> bool:
+    """Whether it is stored under this folder; one of another folder may have options of its own there."""
+    directory = transcript.session.directory if transcript is not None else ""
+    return not directory or destination.fingerprint(db, directory) == folder
+
+
 def _missed(
     db: sqlite3.Connection, destination_id: int, transcript: Transcript, capturing: Capture, since_ms: int
 ) -> tuple[set[str], bool]:
@@ -250,7 +265,7 @@ def _missed(
     does a new key or endpoint.
     """
     frozen = ledger.frozen(db, destination_id, transcript.session.id)
-    policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1])
+    policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
     found = ledger.exported(db, destination_id, transcript.session.id)
     known = {one.turn: one for one in found if one.state != "superseded"}
     elsewhere = ledger.exported_elsewhere(db, destination_id, transcript.session.id)
@@ -264,4 +279,6 @@ def _missed(
     missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
     if missed or (ledger.SESSION_RECORD in known and is_missed(ledger.SESSION_RECORD, 0)):
         missed.add(ledger.SESSION_RECORD)
+    # Not to be taken, but to be told of.
+    missed |= {one.turn for one in transcript.unreadable if one.turn is not None and one.turn not in known}
     return missed, all(turn.id in known or turn.id in missed for turn in transcript.turns)

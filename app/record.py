@@ -12,17 +12,18 @@ never change. Content that is None was withheld, and leaves no field behind.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app import chat
-from app.envelope import PROVIDER, Log, below, encode, latin1
+from app import chat, data_log
+from app.envelope import PROVIDER, Log, below, encode, latin1, readable
+from app.first_encoding import as_first_encoded
+from app.identity import Encoding
+from app.naming import project_name, project_of
 from app.transcript import (
     Assistant,
-    File,
     Json,
     Message,
     Other,
@@ -54,6 +55,8 @@ class Frame:
     """'' for none. Frozen with the session's first record."""
     interrupted: bool
     """Nobody will complete what is unfinished: OpenCode has ended, or the person went on."""
+    encoding: Encoding
+    """Frozen with the session's first record: the model, by which Helicone replaces, is another in each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +84,7 @@ class _Spot:
     message: Message | None
     """None for a session's own record."""
     path: str
-
-
-def project_name(session: Session) -> str | None:
-    """The last element of the session's directory; None when there is none, or it was withheld."""
-    return re.split(r"[/\\]", (session.directory or "").rstrip("/\\"))[-1] or None
-
-
-def session_name(session: Session) -> str:
-    """What Helicone's list shows. Not the title: that changes, and a changed name splits the session in two."""
-    project = project_name(session)
-    return f"opencode: {project}" if project else "opencode"
+    is_undone: bool = False
 
 
 def encode_session(session: Session, frame: Frame) -> Record:
@@ -101,7 +94,8 @@ def encode_session(session: Session, frame: Frame) -> Record:
 
 def encode_turn(turn: Turn, frame: Frame) -> tuple[Record, ...]:
     """The turn's records, each subagent's after the tool call that started it."""
-    return tuple(_turn(turn, frame, _root_path(frame)))
+    shown = as_first_encoded(turn) if frame.encoding == 1 else turn
+    return tuple(_turn(shown, frame, _root_path(frame)))
 
 
 def record_count(turn: Turn) -> int:
@@ -119,26 +113,29 @@ def record_count(turn: Turn) -> int:
 
 def kind_of(model: str) -> Kind:
     """What kind of record has this model at Helicone."""
-    if model == "data:opencode.session":
+    if model in {chat.SESSION_MODEL, data_log.SESSION_MODEL}:
         return "session"
-    if model.startswith("data:"):
+    if model in {chat.USER_MODEL, data_log.USER_MODEL}:
         return "user"
     return "tool" if model.startswith("tool:") else "assistant"
 
 
 def blank(record: Record, root_session_id: str) -> Record:
-    """The record with nothing in it but what Helicone knows it by; its body is not looked at."""
+    """The record with nothing in it but what Helicone knows it by; its body is not looked at.
+
+    The model tells what shape the record had, whichever encoding made it.
+    """
     name = record.model.partition(":")[2]
     request: dict[str, Json]
     match record.kind:
-        case "session" | "user":
+        case "session" | "user" if record.model.startswith("data:"):
             request = {"_type": "data", "name": name}
             response: dict[str, Json] = {**request, "status": "success"}
         case "tool":
             request = {"_type": "tool", "toolName": name}
             response = {**request, "status": "success"}
             request["input"] = {}
-        case "assistant":
+        case _:
             request = {"model": record.model, "messages": []}
             response = {"object": "chat.completion", "model": record.model, "choices": []}
     meta = {
@@ -160,13 +157,14 @@ def _root_path(frame: Frame) -> str:
 def _turn(turn: Turn, frame: Frame, session_path: str) -> Iterator[Record]:
     news: list[Json] = []
     for message in turn.messages:
-        spot = _Spot(frame, turn.session, message, below(session_path, f"msg-{message.index}"))
+        path = below(session_path, f"msg-{message.index}")
+        spot = _Spot(frame, turn.session, message, path, is_undone=turn.is_undone)
         if isinstance(message, User):
             yield _user(spot, message)
             news += chat.prompt(message)
         elif is_llm_call(message):
-            log = chat.log(message, news, interrupted=frame.interrupted)
-            yield _record(spot, "assistant", "assistant", chat.model(message), log)
+            log = chat.log(message, news, frame.encoding, interrupted=frame.interrupted)
+            yield _record(spot, "assistant", "assistant", chat.model(message, frame.encoding), log)
             news = []
         for part in message.parts:
             if isinstance(part, Tool):
@@ -181,36 +179,14 @@ def _subagent(child: Transcript, frame: Frame, path: str) -> Iterator[Record]:
 
 
 def _session(spot: _Spot) -> Record:
-    session = spot.session
-    facts: dict[str, Json] = {
-        "title": session.title,
-        "project": project_name(session),
-        "opencode_version": session.version,
-        "parent": session.parent_id,
-        "archived_ms": session.archived_ms,
-    }
-    return _data(spot, "session", facts, session.created_ms)
+    encoder, model = (chat, chat.SESSION_MODEL) if spot.frame.encoding > 1 else (data_log, data_log.SESSION_MODEL)
+    log = encoder.session(spot.session, project_name(spot.session.directory))
+    return _record(spot, "session", "session", model, log)
 
 
 def _user(spot: _Spot, message: User) -> Record:
-    texts = [part for part in message.parts if isinstance(part, Text) and part.text is not None]
-    files = [part for part in message.parts if isinstance(part, File) and (part.name or part.mime)]
-    facts: dict[str, Json] = {
-        "text": [{"text": part.text, **({"synthetic": True} if part.synthetic else {})} for part in texts] or None,
-        "files": [_known({"name": part.name, "type": part.mime, "bytes": part.size_bytes}) for part in files] or None,
-        "agent": message.agent,
-        "system": message.system,
-        "flag": _flag(message),
-        "parts": chat.part_counts(message.parts),
-    }
-    return _data(spot, "user", facts, message.created_ms)
-
-
-def _data(spot: _Spot, kind: Literal["session", "user"], facts: dict[str, Json], start_ms: int) -> Record:
-    head: dict[str, Json] = {"_type": "data", "name": f"opencode.{kind}"}
-    request: dict[str, Json] = {**head, **_known(facts)}
-    response: dict[str, Json] = {**head, "status": "success"}
-    return _record(spot, kind, kind, f"data:opencode.{kind}", Log(request, response, 200, {}, start_ms, start_ms, None))
+    encoder, model = (chat, chat.USER_MODEL) if spot.frame.encoding > 1 else (data_log, data_log.USER_MODEL)
+    return _record(spot, "user", "user", model, encoder.user(message, _flag(message)))
 
 
 def _tool(spot: _Spot, message: Message, tool: Tool) -> Iterator[Record]:
@@ -221,7 +197,7 @@ def _tool(spot: _Spot, message: Message, tool: Tool) -> Iterator[Record]:
         response["message"] = told
     if told is not None and status != "success":
         response["error"] = {"message": told}
-    response["metadata"] = _known(
+    response["metadata"] = chat.known(
         {
             "call_id": tool.call_id,
             "title": tool.title or None,
@@ -275,10 +251,12 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         "mode": spot.message.mode if isinstance(spot.message, Assistant) else None,
         "finish": spot.message.finish if isinstance(spot.message, Assistant) and kind == "assistant" else None,
         "flag": _flag(spot.message) if kind != "tool" else None,
-        "project": project_name(spot.session),
+        "undone": "true" if spot.is_undone else None,
+        "project": _project(spot),
         "message_id": spot.message.id if spot.message is not None else None,
     }
-    meta |= {f"Helicone-Property-{name}": latin1(value) for name, value in properties.items() if value}
+    spelled = readable if frame.encoding > 1 else latin1
+    meta |= {f"Helicone-Property-{name}": spelled(value) for name, value in properties.items() if value}
     return Record(
         request_id=request_id,
         kind=kind,
@@ -292,6 +270,13 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
     )
 
 
+def _project(spot: _Spot) -> str | None:
+    """What the session is named after, so that a turn's records stay the same when its session is moved."""
+    if spot.frame.encoding == 1:
+        return project_name(spot.session.directory)
+    return project_of(spot.frame.session_name)
+
+
 def _flag(message: Message | None) -> str | None:
     """`compaction` (asked for, or its summary), or `synthetic` for a message that nobody wrote."""
     if isinstance(message, Assistant):
@@ -302,7 +287,3 @@ def _flag(message: Message | None) -> str | None:
         return "compaction"
     texts = [part for part in message.parts if isinstance(part, Text)]
     return "synthetic" if texts and all(part.synthetic for part in texts) else None
-
-
-def _known(facts: dict[str, Json]) -> dict[str, Json]:
-    return {name: fact for name, fact in facts.items() if fact is not None}

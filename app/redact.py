@@ -31,7 +31,9 @@ from app.transcript import (
     Other,
     Part,
     Reasoning,
+    Retry,
     Session,
+    Subtask,
     Text,
     Tool,
     Transcript,
@@ -193,6 +195,7 @@ def redact_session(session: Session, redaction: Redaction, hits: Counter[str] | 
         version=_shown(session.version, redaction, hits),
         title=_shown(session.title, redaction, hits),
         directory=_shown(session.directory, redaction, hits),
+        origin=_shown(session.origin, redaction, None),  # mostly the same: counted once
     )
 
 
@@ -248,6 +251,10 @@ def _part(part: Part, redaction: Redaction, hits: Counter[str] | None) -> Part:
                 title=_shown(part.title, redaction, hits),
                 child=None if part.child is None else _transcript(part.child, redaction, hits),
             )
+        case Subtask():
+            return replace(part, prompt=_shown(part.prompt, redaction, hits))
+        case Retry():
+            return replace(part, failure=_failure(part.failure, redaction, hits))
         case Other():
             return part
 

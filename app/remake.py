@@ -17,6 +17,7 @@ from pathlib import Path
 
 from app import destination, ledger
 from app.enqueue import Capture, Export, Place, body_of, enqueue, exports
+from app.identity import Identity
 from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
 from app.opencode import ExportError, Store, StoreError
 from app.policy import Hold
@@ -76,18 +77,21 @@ class Remaking:
         *,
         folders: Sequence[str],
         bytes_max: int,
+        bytes_max_of: ledger.Limits = ledger.NO_LIMITS,
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
         """Try to fill the held jobs of the next session again, if there is one and less than `bytes_max` is held.
 
+        Nothing is filled in a folder that holds more than `bytes_max_of` it.
         For a hook: it may redact text. A turn that has changed since comes as its new version; one that would come out
         with other bytes under the same key stays held. Each is tried once, so that in an outage nothing is filled and
         given up by turns. Raises sqlite3.Error.
         """
+        full = ledger.excess_of_folders(db, bytes_max_of)
         for wanted in ledger.emptied(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
-            if capturing is None or (wanted, wanted.policy) in self._tried:
+            if capturing is None or wanted.folder in full or (wanted, wanted.policy) in self._tried:
                 continue
             if ledger.held_bytes(db) >= bytes_max:
                 return False
@@ -117,11 +121,11 @@ class Remaking:
         The key says nothing of the secrets that were redacted: one that is not known here would be text again.
         """
         known = ledger.frozen(db, self._destination_id, wanted.session)
-        user_id = known[1] if known is not None else capturing.user_id
-        digest = capturing.policy.digest(user_id)
+        identity = known[1] if known is not None else Identity(capturing.user_id)
+        digest = capturing.policy.digest(identity.user_id)
         return {
             export.turn
-            for export in exports(transcript, capturing, user_id, abandoned=abandoned)
+            for export in exports(transcript, capturing, identity, abandoned=abandoned)
             if isinstance(export, Export)
             and export.turn in wanted.turns
             and ledger.fits_key(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from app.backfill import Fed, Plan
 from app.destination import Destination
-from app.doctor import Finding
+from app.finding import Finding
 from app.importing import Imported
 from app.letters import Listed, Opened, short
 from app.opencode import File
@@ -54,6 +54,9 @@ def import_lines(result: Imported) -> Iterator[str]:
         "older than what is known": result.superseded,
         "noted without content": result.off,
         "not taken (captured while off, or deleted)": result.shut,
+        "copied by a fork": result.copied,
+        "odd value(s)": result.odd,
+        "turn(s) that cannot be read": result.unreadable,
     }
     told = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
     if result.outcome == "imported":
@@ -66,9 +69,14 @@ def import_lines(result: Imported) -> Iterator[str]:
 def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     bodies = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for bodies not delivered, or not confirmed"
     known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
+    for alarm in status.alarms:
+        yield visible(alarm)
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
     spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
     yield visible(f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {bodies}")
+    if status.folder_limits:
+        told = ", ".join(f"{option} in {folders}" for option, folders in status.folder_limits.items())
+        yield f"folders whose own limits bind their jobs alone: {told}"
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
         if not (one.current or one.pause_reason or any(asdict(one.jobs).values())):
@@ -132,6 +140,8 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
 
 def flush_lines(flushed: Flushed) -> Iterator[str]:
     yield _jobs(flushed.jobs)
+    if not flushed.captured_here:
+        yield "nothing was ever captured here, in the current folder"
     if flushed.backlog:
         yield f"{flushed.backlog} lines of live hooks are not worked off"
     for failing in flushed.errors:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from app.envelope import latin1
 from app.helicone import OverlongError
 from app.ledger import Exported
 from app.verdict import by_turn, current, fate
@@ -21,9 +20,8 @@ from app.verdict import by_turn, current, fate
 IDS_MAX = 16
 """In one query: records of common sizes make a few MB."""
 
-Reader: TypeAlias = Callable[[str, int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool]]
-"""(session, since when in ms, request ids) -> those that are stored, and whether with their bodies. Raises
-ReadBackError."""
+Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool]]
+"""(earliest start in ms, request ids) -> those that are stored, and whether with their bodies. Raises ReadBackError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class _Wanted:
     """It belongs to the delivered version. What an attempt at an earlier version sent may be there, too."""
 
 
-def seek(session: str, known: Sequence[Exported], read: Reader, *, now_ms: int, delay_ms: int) -> Sought:
+def seek(known: Sequence[Exported], read: Reader, *, now_ms: int, delay_ms: int) -> Sought:
     """Look for all records of a session's delivered turns.
 
     `delay_ms` is how long what was accepted may take to appear. Raises ReadBackError.
@@ -63,7 +61,7 @@ def seek(session: str, known: Sequence[Exported], read: Reader, *, now_ms: int, 
     ids = sorted(wanted, key=lambda one: (wanted[one].start_ms, one))
     found: dict[uuid.UUID, bool] = {}
     for start in range(0, len(ids), IDS_MAX):
-        found |= _read(session, ids[start : start + IDS_MAX], wanted, read)
+        found |= _read(ids[start : start + IDS_MAX], wanted, read)
     absent = [one for request_id, one in wanted.items() if one.is_due and request_id not in found]
     missing = [one for one in absent if one.delivered_ms + delay_ms <= now_ms]
     return Sought(
@@ -95,15 +93,11 @@ def _wanted(known: Sequence[Exported]) -> tuple[dict[uuid.UUID, _Wanted], int]:
     return wanted, unnamed
 
 
-def _read(
-    session: str, ids: Sequence[uuid.UUID], wanted: Mapping[uuid.UUID, _Wanted], read: Reader
-) -> dict[uuid.UUID, bool]:
-    # The filter is `later than`.
-    since_ms = max(0, min(wanted[one].start_ms for one in ids) - 1)
+def _read(ids: Sequence[uuid.UUID], wanted: Mapping[uuid.UUID, _Wanted], read: Reader) -> dict[uuid.UUID, bool]:
     try:
-        return dict(read(latin1(session), since_ms, ids))
+        return dict(read(min(wanted[one].start_ms for one in ids), ids))
     except OverlongError:
         if len(ids) == 1:
             raise
         middle = len(ids) // 2
-        return _read(session, ids[:middle], wanted, read) | _read(session, ids[middle:], wanted, read)
+        return _read(ids[:middle], wanted, read) | _read(ids[middle:], wanted, read)

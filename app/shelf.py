@@ -260,17 +260,17 @@ _FILTERED = {
 }
 
 
-def compiled(node: object, depth: int = 0) -> Filter:
+def compiled(node: object, depth: int = 0, *, unit_ms: int = 1) -> Filter:
     """Helicone's filter tree as SQL: "all", a leaf of `request_response_rmt`, or two nodes joined by and/or.
 
-    Raises ShelfError.
+    Start times are compared in whole units of `unit_ms`. Raises ShelfError.
     """
     if node == "all":
         return "true", []
     if depth > _FILTER_DEPTH_MAX or not isinstance(node, dict):
         raise ShelfError("the filter is no tree of request_response_rmt leaves, or too deep")
     if node.get("operator") in ("and", "or"):
-        left, right = compiled(node.get("left"), depth + 1), compiled(node.get("right"), depth + 1)
+        left, right = (compiled(node.get(side), depth + 1, unit_ms=unit_ms) for side in ("left", "right"))
         return f"({left[0]} {node['operator']} {right[0]})", left[1] + right[1]
     column, rest = _only(node.get("request_response_rmt"))
     if column == "properties":
@@ -281,8 +281,9 @@ def compiled(node: object, depth: int = 0) -> Filter:
     operator, value = _only(rest)
     if column not in _FILTERED:
         raise ShelfError(f"the receiver cannot filter by {column[:40]}")
-    operand = _time_ms(value) if column == "request_created_at" else value
-    return f"{_FILTERED[column]} {_sql(operator)} ?", [operand if isinstance(operand, int | float) else str(operand)]
+    if column == "request_created_at":
+        return f"{_FILTERED[column]} / ? {_sql(operator)} ?", [unit_ms, _time_ms(value) // unit_ms]
+    return f"{_FILTERED[column]} {_sql(operator)} ?", [value if isinstance(value, int | float) else str(value)]
 
 
 def _only(node: object) -> tuple[str, Any]:

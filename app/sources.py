@@ -8,7 +8,16 @@ from pathlib import Path
 
 from app.opencode import config
 from app.opencode.config import Configuration, Entry, Problem
-from app.settings import Complaint, Options, Settings, Source, config_folder, existing, load
+from app.settings import (
+    Complaint,
+    Options,
+    Settings,
+    Source,
+    config_folder,
+    existing,
+    load,
+    standard_folder,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +126,13 @@ def typed(
     env_file: Path | None = None,
     command_line: Mapping[str, object] | None = None,
 ) -> Sources:
-    """For a command that a person typed in `cwd`: its `.env` counts."""
-    return Sources(environ, cwd, config_folder(), cwd, env_file, command_line or {})
+    """For a command that a person typed in `cwd`: its `.env` counts. Raises SettingsError."""
+    return Sources(environ, cwd, standard_folder(config_folder), cwd, env_file, command_line or {})
 
 
 def unattended(environ: Mapping[str, str]) -> Sources:
-    """For the hook and the worker that it starts: they run in projects of others, whose `.env` is not ours to read."""
-    return Sources(environ, Path("/"), config_folder())
+    """For the hook and the worker that it starts: they run in projects of others, whose `.env` is not ours to read.
+
+    Raises SettingsError.
+    """
+    return Sources(environ, Path("/"), standard_folder(config_folder))

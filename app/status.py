@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 
@@ -14,6 +14,7 @@ from app.db import open_whole
 from app.destination import Destination
 from app.endpoint import normalise
 from app.ledger import Choice, Conditions, Counts, Group
+from app.limits import folders_by_option
 from app.presence import present
 from app.settings import Settings
 from app.spool import Spool, find_target, meant
@@ -23,6 +24,7 @@ KEY_CHARACTERS = 8
 BYTES_BESIDE_BODIES_MAX = 64_000_000
 """Of everything else in the spool directory: keys, acknowledgements, WAL, logs."""
 GROUPS_SHOWN = 5
+NOT_TRIED = "not tried"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Confirmation:
     """Their bodies went unconfirmed: no room, too old, or switched off."""
     notes: tuple[str, ...]
     """Why it is off or does not work, and what Helicone does not keep, for a person."""
+    alarm: str
+    """Why what was delivered may not be stored, for a person; '' while nothing says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,8 @@ class DestinationStatus:
     """The beginning of the API key's fingerprint; None without a key."""
     route: str | None
     health: str
-    """fine; down: it cannot be asked; refused: it will not take anything; quota: it takes numbers without bodies."""
+    """fine; not tried: nothing was ever posted to it; down: it cannot be asked; refused: it will not take anything;
+    quota: it takes numbers without bodies."""
     pause_reason: str | None
     next_probe_ms: int | None
     jobs: Jobs
@@ -154,6 +159,8 @@ class Status:
     held_bytes_max: int
     age_ms_max: int
     """How long a job may wait."""
+    folder_limits: Mapping[str, int]
+    """In how many folders the project's files set a limit for their own jobs, by the option's name."""
     jobs: Jobs
     """Of all destinations."""
     dropped_by_reason: Mapping[str, int]
@@ -167,6 +174,8 @@ class Status:
     """What is wrong in the files that configure the plugin here."""
     waiting: tuple[str, ...]
     """Why jobs wait, for a person."""
+    alarms: tuple[str, ...]
+    """What a person has to see first: destinations whose 200 may mean nothing."""
 
 
 def read_status(settings: Settings, now_ms: int) -> Status:
@@ -188,6 +197,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             held_bytes=total.body_bytes,
             held_bytes_max=settings.max_spool_bytes,
             age_ms_max=settings.max_spool_age_ms,
+            folder_limits=folders_by_option(db, settings),
             jobs=_jobs(total),
             dropped_by_reason=dict(total.dropped_by_reason),
             destinations=destinations,
@@ -198,6 +208,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             held_folders=tuple(HeldFolders(*row) for row in destination.held_folders(db)),
             problems=tuple(one.text for one in settings.complaints),
             waiting=waiting(destinations, workers, now_ms),
+            alarms=tuple(alarms(destinations)),
         )
 
 
@@ -221,7 +232,7 @@ def _destination(
         endpoint=one.endpoint,
         key=one.key_fingerprint[:KEY_CHARACTERS] or None,
         route=one.route,
-        health=one.health,
+        health=one.health if one.was_tried or one.health != "fine" else NOT_TRIED,
         pause_reason=one.pause_reason,
         next_probe_ms=one.probe_ms,
         jobs=_jobs(counts),
@@ -240,15 +251,23 @@ def _destination(
 def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
     going = ledger.confirmations(db, one.id)
     notes = []
+    alarm = ""
+    if going.is_never_found:
+        causes = "; ".join(confirm.NOT_STORED_CAUSES)
+        alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
+    elif going.failure == confirm.UNPROVEN:
+        alarm = confirm.UNPROVEN
     if off_reason:
         notes.append(f"off: {off_reason}")
+    elif going.failure in (confirm.BLIND, confirm.UNPROVEN):
+        notes.append(going.failure)
     elif going.failure is not None:
         notes.append(f"paused: {going.failure}; if jawn is elsewhere, set readbackUrl")
     if one.health == "quota":
         notes.append("the quota is exceeded: Helicone keeps numbers without bodies")
     if going.body_not_stored:
         notes.append("`import` sends again what was stored without its body")
-    return Confirmation(going.confirmed, going.waiting, going.body_not_stored, going.given_up, tuple(notes))
+    return Confirmation(going.confirmed, going.waiting, going.body_not_stored, going.given_up, tuple(notes), alarm)
 
 
 def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
@@ -258,7 +277,7 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
         endpoint=endpoint,
         key=fingerprint[:KEY_CHARACTERS] or None,
         route=None,
-        health="fine",
+        health=NOT_TRIED,
         pause_reason=None,
         next_probe_ms=None,
         jobs=Jobs(0, 0, 0, 0, 0),
@@ -267,7 +286,7 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
         conditions=Conditions(0, 0),
         oldest_pending_ms=None,
         errors=(),
-        confirmation=Confirmation(0, 0, 0, 0, ()),
+        confirmation=Confirmation(0, 0, 0, 0, (), ""),
         held=(),
         without_text=0,
         dead_letters=(),
@@ -299,6 +318,14 @@ def read_workers(spool: Spool) -> tuple[LiveWorker, ...]:
 def _number(said: object) -> int | None:
     """With care: a process of another version may say something else."""
     return said if isinstance(said, int) else None
+
+
+def alarms(destinations: Sequence[DestinationStatus]) -> Iterator[str]:
+    """Of those that still matter: one that was tried once, and that nothing waits for, alarms nobody."""
+    for one in destinations:
+        is_of_use = one.current or one.jobs.pending or one.jobs.dead or one.confirmation.waiting
+        if one.confirmation.alarm and is_of_use:
+            yield f"{named(one)}: {one.confirmation.alarm}"
 
 
 def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWorker], now_ms: int) -> tuple[str, ...]:

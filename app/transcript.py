@@ -40,7 +40,9 @@ class Session:
     title: str | None
     """Content."""
     directory: str | None
-    """Content: where OpenCode worked. Its last element names the project."""
+    """Content: where OpenCode works. Its last element names the project."""
+    origin: str | None = None
+    """Content: where the first answer was given. `/move` changes the directory, and not this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,36 @@ class Tool:
 
 
 @dataclass(frozen=True, slots=True)
+class Subtask:
+    """What a command with `subtask: true` leaves of itself in a user message: OpenCode runs it as a subagent."""
+
+    id: str
+    prompt: str | None
+    """Content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """An LLM call that failed and was tried again within the same message."""
+
+    id: str
+    attempt: int | None
+    failure: Failure | None
+
+
+UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
 class Other:
     """A part that leaves no content of its own (step-start, patch, compaction, agent, unknown kinds)."""
 
     id: str
     type: str
+    """UNREADABLE where OpenCode's data has no shape that is known."""
 
 
-Part: TypeAlias = Text | Reasoning | File | Tool | Other
+Part: TypeAlias = Text | Reasoning | File | Tool | Subtask | Retry | Other
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,19 +200,39 @@ class Turn:
     id: str
     """The user message's id, also when that message is gone."""
     messages: tuple[Message, ...]
+    """The user message first, also where the clock was set back while it was answered."""
     final: bool
     """Every assistant completed or failed, every tool ended, subagents included, and at least one answer."""
     facts_ms: int
     """The latest time found in the turn."""
     digest: str
     """SHA-256 (hex) of the turn as OpenCode holds it, in canonical form: the policy-free half of the key."""
+    is_copy: bool = False
+    """Older than its session, and nothing says that it began in it: a fork may have brought it along."""
+    is_undone: bool = False
+    """Taken back with `/undo`: OpenCode keeps it until the next prompt, and no longer shows it."""
+    faults: tuple[str, ...] = ()
+    """What was odd in it and could not be read as it is, as `place: rule`, without text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A turn that cannot be exported: one of its messages is not in a shape that is known."""
+
+    turn: str | None
+    """None where nothing says which turn the message belongs to."""
+    why: str
+    """As `place: rule`, without text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
     session: Session
     turns: tuple[Turn, ...]
-    """In order of their first message. Copies that a fork brought along (older than the session) are left out."""
+    """In order of their first message."""
+    unreadable: tuple[Unreadable, ...] = ()
+    faults: tuple[str, ...] = ()
+    """What was odd outside of its turns."""
 
 
 def session_digest(session: Session) -> str:
@@ -214,3 +258,14 @@ def is_llm_call(message: Assistant) -> bool:
     """False for a `/shell` command: tool parts alone, without the step-start, finish or tokens of a call."""
     called = message.finish is not None or message.failure is not None or message.tokens is not None
     return called or not message.parts or not all(isinstance(part, Tool) for part in message.parts)
+
+
+def has_ended(message: Message) -> bool:
+    """Nothing of it is unfinished, subagents included."""
+    if isinstance(message, Assistant) and message.completed_ms is None and message.failure is None:
+        return False
+    tools = [part for part in message.parts if isinstance(part, Tool)]
+    children = [tool.child for tool in tools if tool.child is not None]
+    return all(tool.status in {"completed", "error"} for tool in tools) and all(
+        has_ended(message) for child in children for turn in child.turns for message in turn.messages
+    )

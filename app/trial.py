@@ -6,26 +6,35 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from app.doctor import Finding
+from app.confirm import NOT_STORED_CAUSES
 from app.endpoint import read_back_url, routes
 from app.envelope import Log, encode
-from app.helicone import NOT_STORED_CAUSES, Client, ReadBackError
+from app.finding import Finding
+from app.helicone import Client, ClientError, ReadBackError
 from app.retry import Outcome
 from app.settings import Settings
 
 LOOK_S = 1.0
+SESSION = "opencode-helicone-doctor"
+"""One for all trials, so that they lie together in Helicone's list of sessions."""
+MODEL = "opencode/doctor"
 NOT_FOUND = 404
 CHECK = "check the key and the endpoint"
 
 
 def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]:
-    """Findings as they come. Raises ClientError."""
+    """Findings as they come."""
     if settings.api_key is None:
         yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it")
         return
     key = settings.api_key.get_secret_value()
     request_id = str(uuid.uuid4())
-    with Client(key) as client:
+    try:
+        made = Client(key)
+    except ClientError as error:
+        yield Finding("send", "problem", f"not sent: {error}", "correct it")
+        return
+    with made as client:
         url, outcome = _post(client, settings.endpoint, request_id, now_ms)
         if outcome.kind != "accepted":
             yield Finding(
@@ -51,12 +60,18 @@ def _post(client: Client, endpoint: str, request_id: str, now_ms: int) -> tuple[
 
 def _log(request_id: str, now_ms: int) -> Log:
     return Log(
-        request={"_type": "data", "name": "opencode-helicone.doctor"},
-        response={"_type": "data", "name": "opencode-helicone.doctor", "status": "success"},
+        request={"model": MODEL, "messages": []},
+        response={
+            "object": "chat.completion",
+            "model": MODEL,
+            "choices": [
+                {"index": 0, "message": {"role": "user", "content": "sent by opencode-helicone doctor --send"}}
+            ],
+        },
         status=200,
         meta={
             "Helicone-Request-Id": request_id,
-            "Helicone-Session-Id": _session(request_id),
+            "Helicone-Session-Id": SESSION,
             "Helicone-Session-Name": "opencode-helicone doctor",
             "Helicone-Session-Path": "/doctor",
         },
@@ -66,10 +81,6 @@ def _log(request_id: str, now_ms: int) -> Log:
     )
 
 
-def _session(request_id: str) -> str:
-    return f"doctor-{request_id}"
-
-
 def _look(client: Client, url: str | None, request_id: str, now_ms: int, timeout_s: float) -> Iterator[Finding]:
     if url is None:
         yield Finding("read back", "warning", "nothing says where its API server is: not read back", "look at Helicone")
@@ -77,7 +88,7 @@ def _look(client: Client, url: str | None, request_id: str, now_ms: int, timeout
     ends_s = time.monotonic() + timeout_s
     while True:
         try:
-            rows = list(client.read_back(url, _session(request_id), since_ms=now_ms - 60_000))
+            rows = list(client.read_back(url, SESSION, start_ms=now_ms))
         except ReadBackError as error:
             yield Finding("read back", "problem", f"{url}: {error}", CHECK)
             return

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from app import ledger
 from app.enqueue import Capture
 from app.ledger import Exported
-from app.transcript import Transcript, key, session_digest
+from app.transcript import Transcript, Unreadable, key, session_digest
 
 State: TypeAlias = Literal[
     "delivered",
@@ -174,18 +174,36 @@ class Verdict:
     """Of the session's own record; None where there is none to be."""
     unexplained: tuple[str, ...] = ()
     """Ids of turns; SESSION_RECORD for the session's own record."""
+    copied: int = 0
+    """Turns that a fork has brought along from a session whose own are known; they are not among `turns`."""
+    unreadable: int = 0
+    """Turns that cannot be read, and are not exported; nor are these."""
+    odd: int = 0
+    """Values in its turns that were rounded, cut or left out."""
 
     @property
     def is_fine(self) -> bool:
-        return not self.unexplained and not self.failure
+        return not self.unexplained and not self.failure and not self.unreadable
 
 
-def weigh(session: Verdict, turns: Sequence[StoredTurn], known: Sequence[Exported], at: Circumstances) -> Verdict:
+def weigh(
+    session: Verdict,
+    turns: Sequence[StoredTurn],
+    known: Sequence[Exported],
+    at: Circumstances,
+    unreadable: Sequence[Unreadable] = (),
+) -> Verdict:
     """The verdict on a session of which `session` says the first fields."""
     versions = by_turn(known)
     states = {turn.name: judge(turn, versions.get(turn.name, ()), at) for turn in turns}
+    # What cannot be read any more, and was exported before, is what the ledger says.
+    for lost in unreadable:
+        before = None if lost.turn is None else current(versions.get(lost.turn, ()))
+        if before is not None:
+            states[before.turn] = fate(before)
     currents = {name: one for name in states if (one := current(versions.get(name, ()))) is not None}
-    return _verdict(session, states, currents, known, gone=len(versions.keys() - states.keys()))
+    found = _verdict(session, states, currents, known, gone=len(versions.keys() - states.keys()))
+    return replace(found, unreadable=len({lost.turn or lost.why for lost in unreadable if lost.turn not in states}))
 
 
 def weigh_deleted(session: str, known: Sequence[Exported]) -> Verdict:
@@ -236,4 +254,6 @@ def _verdict(
         gone=gone,
         record=states.get(ledger.SESSION_RECORD),
         unexplained=tuple(name for name, state in states.items() if state in UNEXPLAINED),
+        copied=session.copied,
+        odd=session.odd,
     )

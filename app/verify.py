@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app import clock, destination, ledger
 from app.db import open_ledger
-from app.enqueue import children, holds_sealed
+from app.enqueue import children, holds_sealed, own_turns
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions, present
@@ -94,12 +94,19 @@ class Verification:
             return replace(first, failure=str(error))
         if transcript is None:  # deleted since it was listed
             return weigh_deleted(session.id, ledger.exported(self._db, self.destination_id, session.id))
+        whole, transcript = transcript, own_turns(self._db, transcript)
+        first = replace(
+            first,
+            copied=len(whole.turns) - len(transcript.turns),
+            odd=len(transcript.faults) + sum(len(turn.faults) for turn in transcript.turns),
+        )
         turns = list(stored_turns(transcript))
         sealed = frozenset(
             turn.id for turn in transcript.turns if holds_sealed(self._db, self.destination_id, children(turn))
         )
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
-        return weigh(first, turns, ledger.exported(self._db, self.destination_id, session.id), at)
+        known = ledger.exported(self._db, self.destination_id, session.id)
+        return weigh(first, turns, known, at, transcript.unreadable)
 
     def is_anybody_alive(self) -> bool:
         """Whether a hook may be about to bring something."""
@@ -110,7 +117,7 @@ class Verification:
         known = ledger.frozen(self._db, self.destination_id, session.id)
         return Circumstances(
             capture=capturing,
-            user_id=known[1] if known is not None else capturing.user_id if capturing is not None else "",
+            user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),

@@ -17,7 +17,9 @@ from app.transcript import (
     Other,
     Part,
     Reasoning,
+    Retry,
     Session,
+    Subtask,
     Text,
     Tool,
     Transcript,
@@ -39,6 +41,7 @@ def withhold_session(session: Session) -> Session:
         archived_ms=session.archived_ms,
         title=None,
         directory=None,
+        origin=None,
     )
 
 
@@ -50,6 +53,8 @@ def withhold_turn(turn: Turn) -> Turn:
         final=turn.final,
         facts_ms=turn.facts_ms,
         digest=turn.digest,
+        is_copy=turn.is_copy,
+        is_undone=turn.is_undone,
     )
 
 
@@ -97,8 +102,16 @@ def _part(part: Part) -> Part:
             return File(part.id, mime=None, name=None, size_bytes=None)
         case Tool():
             return _tool(part)
+        case Subtask() | Retry():
+            return _rare(part)
         case Other():
             return Other(part.id, _plain(part.type))
+
+
+def _rare(part: Subtask | Retry) -> Part:
+    if isinstance(part, Subtask):
+        return Subtask(part.id, prompt=None)
+    return Retry(part.id, part.attempt, None if part.failure is None else _failure(part.failure))
 
 
 def _tool(tool: Tool) -> Tool:

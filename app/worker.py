@@ -16,6 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, confirm, crashpoint, destination, ledger, log, retry, salvage
+from app import __version__, clock, confirm, crashpoint, destination, ledger, limits, log, retry, salvage
 from app.bell import Bell
 from app.capture import capture, secrets_of_this_machine
-from app.connection import Ledger
+from app.connection import PATIENT_MS, Ledger
 from app.db import heal, inspect, open_ledger
-from app.deliver import Courier, deliver
+from app.deliver import Courier, deliver, let_go
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
-from app.helicone import NOT_STORED_CAUSES, Client, ClientError, ReadBackError
+from app.helicone import Client, ClientError, ReadBackError
 from app.ledger import Body, Claim
 from app.opencode import store_file
 from app.permit import Permits
@@ -95,6 +96,12 @@ class Worker:
         self.spool = Spool(settings.spool_directory)
         self.automatic = automatic
         self._local = threading.local()
+        with ExitStack() as opened:
+            opened.callback(self.leave)
+            self._settle(sources, settings)
+            opened.pop_all()  # `close` does it from here on
+
+    def _settle(self, sources: Sources, settings: Settings) -> None:
         log.carry_warnings(self.spool.worker_log)
         self.target: Destination = target(self.db, settings, clock.now_ms())
         # What a hook found in its environment or in a project, for a worker that was started without it.
@@ -113,6 +120,7 @@ class Worker:
         self._only = Only(self.spool.automatic_worker(self.target.id))
         self._watching = threading.Lock()
         self._stop = threading.Event()
+        self._left: list[Claim] = []
         self._useful_ms = clock.now_ms()
         self._seen = clock.read()
         self._pruned_ms = 0
@@ -123,6 +131,7 @@ class Worker:
         self.huey = self.bell.huey
         self.huey.prepare = self._announce
         self.huey.on_startup(name="watch")(self._start_watch)
+        self.huey.on_shutdown(name="leave")(self.leave)
         self.huey.signal(SIGNAL_INTERRUPTED)(self._interrupted)
 
     # --- a thread's own ledger connection
@@ -132,7 +141,15 @@ class Worker:
         db: Ledger | None = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = open_ledger(self.spool.path)
+            db.execute(f"pragma busy_timeout = {PATIENT_MS}")
         return db
+
+    def leave(self) -> None:
+        """The calling thread ends, or needs the ledger no more: its own connection is closed."""
+        db: Ledger | None = getattr(self._local, "db", None)
+        if db is not None:
+            self._local.db = None
+            db.close()
 
     def _heal(self, error: Exception) -> None:
         """After a failed statement: where the ledger was damaged and is recovered, this thread takes the new one."""
@@ -140,8 +157,7 @@ class Worker:
         try:
             if db is None or not heal(db, error):
                 return
-            self._local.db = None
-            db.close()
+            self.leave()
             self._log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
             if target(self.db, self.settings, clock.now_ms()).id != self.target.id:
                 self._end()  # the new ledger knows this destination by another number
@@ -162,14 +178,16 @@ class Worker:
             clock=clock.now_ms,
             dice=random.random,
             stopping=self._stopping,
+            max_retries_of=self._max_retries,
             rebuild=self._rebuild,
+            leave=self._left.append,
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
         try:
             require_known(self.db)
             following = deliver(self.db, key, courier)
         except (sqlite3.Error, SchemaError) as error:
-            # The lease runs out or is released by the next look; the job is where it was.
+            # The next look of the watch lets the job go that was under way.
             self._log(f"ledger: {error}")
             self._heal(error)
             return
@@ -188,6 +206,9 @@ class Worker:
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
 
+    def _max_retries(self, held: Claim) -> int | None:
+        return limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
+
     def _rebuild(self, held: Claim) -> Sequence[Body] | Hold | None:
         capturing = self._permits.capture(self.db, held.folder)
         made = capturing if isinstance(capturing, Hold) else self._remaking.rebuild(self.db, held, capturing)
@@ -204,8 +225,10 @@ class Worker:
             left_s = ends_s - time.monotonic()
             outcome = self._client.post(route.url, body.body, str(body.request_id), clock.now_ms(), left_s)
             if outcome.status is not None and outcome.status != NOT_FOUND and route.url != self._route:
-                destination.remember_route(self.db, self.target.id, route.url)
-                self._route = route.url
+                # The answer counts more than the note: where the ledger is locked, the next answer brings it.
+                with suppress(sqlite3.OperationalError):
+                    destination.remember_route(self.db, self.target.id, route.url)
+                    self._route = route.url
             if outcome.status != NOT_FOUND:
                 break
         assert outcome is not None  # noqa: S101 - there is always a route
@@ -230,9 +253,15 @@ class Worker:
     def _start_watch(self) -> None:
         """Huey calls this in each of its threads; the first one starts the watch."""
         if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            threading.Thread(target=self._leaving, args=(self._watch,), name="watch", daemon=True).start()
             # Apart from the watch, so that reading back, however slow, delays nothing.
-            threading.Thread(target=self._confirm, name="confirm", daemon=True).start()
+            threading.Thread(target=self._leaving, args=(self._confirm,), name="confirm", daemon=True).start()
+
+    def _leaving(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        finally:
+            self.leave()
 
     def _watch(self) -> None:
         look = self._first_look
@@ -272,6 +301,7 @@ class Worker:
         if self._makes_way(time.monotonic()):
             return LOOK_MS
         now_ms = self._read_clock()
+        self._let_go(now_ms)
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
         if mended := ledger.unwarp(self.db, now_ms):
@@ -317,6 +347,12 @@ class Worker:
             self._end(anew=True)  # it will refuse the ledger, and say so to whoever looks after its processes
         return True
 
+    def _let_go(self, now_ms: int) -> None:
+        """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
+        for held in list(self._left):
+            let_go(self.db, self.target.id, held, now_ms)
+            self._left.remove(held)
+
     def _recover(self, now_ms: int) -> None:
         leasing = ledger.leasing_workers(self.db)
         alive = {worker.name for worker in present(self.spool.workers)} if leasing else set()
@@ -326,9 +362,18 @@ class Worker:
 
     def _prune(self, now_ms: int) -> None:
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
-        is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
+        bytes_max_of = limits.of_folders(self.db, self.settings, "max_spool_bytes")
+        ages_ms = limits.of_folders(self.db, self.settings, "max_spool_age_ms")
+        steady_ms = ledger.steady_ms(self.db, now_ms)
+        trusted_ms = ledger.trusted_age_ms(age_ms_max, steady_ms)
+        trusted_ms_of = {folder: ledger.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
         given_up = ledger.give_up_confirmations(
-            self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max if is_steady else None
+            self.db,
+            now_ms,
+            bytes_max=bytes_max,
+            age_ms_max=trusted_ms,
+            bytes_max_of=bytes_max_of,
+            age_ms_max_of=trusted_ms_of,
         )
         if given_up:
             self._log(
@@ -336,8 +381,8 @@ class Worker:
             )
         if self.settings.takes_over:
             ledger.take_over(self.db, self.target, now_ms)
-        aged = ledger.drop_aged(self.db, now_ms, age_ms_max) if is_steady else 0
-        made = self._room.make(self.db, now_ms, bytes_max)
+        aged = ledger.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
+        made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         ledger.forget_acknowledgements(self.db, now_ms)
         ledger.forget_footprints(self.db)
         salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
@@ -384,20 +429,17 @@ class Worker:
             self._stored,
             clock.now_ms(),
             allowance=allowance,
-            causes=NOT_STORED_CAUSES,
             dice=random.random,
         )
         if failure is not None:
             self._log(f"delivered jobs cannot be confirmed: {failure}")
         return True
 
-    def _stored(
-        self, session: str, since_ms: int, request_ids: Sequence[uuid.UUID]
-    ) -> dict[uuid.UUID, bool] | confirm.Unread:
+    def _stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | confirm.Unread:
         assert self._client is not None  # noqa: S101 - without a key nothing was delivered
         assert self._plan.url is not None  # noqa: S101 - nor is anything read back without an address
         try:
-            return self._client.stored(self._plan.url, session, since_ms=since_ms, request_ids=request_ids)
+            return self._client.stored(self._plan.url, start_ms=start_ms, request_ids=request_ids)
         except ReadBackError as error:
             return confirm.Unread(str(error))
 
@@ -477,11 +519,17 @@ class Worker:
     def close(self) -> None:
         self._stop.set()
         crashpoint.reach("worker.ending")
+        try:
+            self._let_go(clock.now_ms())
+        except sqlite3.Error as error:
+            self._log(f"ledger: {error}")
         self._only.release()
         if self._announced is not None:
             self._announced.withdraw()
         if self._client is not None:
             self._client.close()
+        self.bell.close()
+        self.leave()
 
 
 def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from app import clock
 from app.connection import Ledger
 from app.db import open_ledger
 from tests.desk import Desk
@@ -43,8 +44,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--frozen-clock", action="store_true", help="The program's clock stands still during each test (`make frozen`)."
+    )
+
+
 def pytest_report_header() -> str:
     return f"SQLite {sqlite3.sqlite_version}"
+
+
+@pytest.fixture(autouse=True)
+def _frozen_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--frozen-clock` a test that needs time to pass between two calls fails, as it would on a fast machine.
+
+    Processes that a test starts have the machine's clock.
+    """
+    if request.config.getoption("--frozen-clock"):
+        stopped = clock.read()
+        monkeypatch.setattr(clock, "now_ms", lambda: stopped.wall_ms)
+        monkeypatch.setattr(clock, "read", lambda: stopped)
 
 
 @pytest.fixture

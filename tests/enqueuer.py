@@ -16,6 +16,7 @@ from app.bell import Bell
 from app.capture import capture
 from app.db import open_ledger
 from app.enqueue import Capture, Export, Place, enqueue, exports
+from app.identity import Identity
 from app.parse import parse
 from app.sources import unattended
 from app.spool import Spool, target
@@ -56,7 +57,7 @@ def growing(session: int, turns: int) -> Fields:
 
 def records(session: int, turns: int, capturing: Capture) -> Iterator[tuple[str, bytes]]:
     """(request id, body) of what the receiver must hold of a session in the end."""
-    for export in exports(parse(growing(session, turns)), capturing, "", abandoned=False):
+    for export in exports(parse(growing(session, turns)), capturing, Identity(""), abandoned=False):
         assert isinstance(export, Export)
         for record in export.encode():
             yield record.request_id, record.body

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from app import ledger
@@ -23,7 +22,9 @@ from app.capturing import load
 from app.destination import destinations
 from app.enqueue import Export, exports
 from app.envelope import BODY_BYTES_MAX
+from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
+from app.opencode import File, examine, snapshot
 from app.parse import parse
 from app.redact import PatternError
 from app.settings import SettingsError
@@ -306,18 +307,18 @@ class Expected:
     """Key -> root session."""
     deleted: set[str] = field(default_factory=set)
 
-    def feed(self, data: bytes, sources: Sources, spool: Path) -> None:
+    def feed(self, data: bytes, sources: Sources) -> None:
         """Note what a hook that has its spool already must make of these bytes and a line end."""
         for one in data.split(b"\n"):
             self.lines += 1
             try:
-                self._take(one, sources, spool)
+                self._take(one, sources)
             except LineError as error:
                 self.refusals[str(error)] += 1
             except (SettingsError, PatternError) as error:
                 self.refusals[type(error).__name__] += 1
 
-    def _take(self, data: bytes, sources: Sources, spool: Path) -> None:
+    def _take(self, data: bytes, sources: Sources) -> None:
         if len(data) > LINE_BYTES_MAX:
             raise LineError("too long")
         said = read_line(data)
@@ -340,9 +341,17 @@ class Expected:
                 self.snapshots += 1
                 if transcript.session.id not in self.deleted:
                     told = [
-                        one for one in exports(transcript, capturing, "", abandoned=False) if isinstance(one, Export)
+                        one
+                        for one in exports(transcript, capturing, Identity(""), abandoned=False)
+                        if isinstance(one, Export)
                     ]
-                    self.jobs |= {key(one.digest, capturing.policy.digest("")): transcript.session.id for one in told}
+                    # What a fork has copied is left to its origin, should that be among the lines.
+                    copies = {turn.digest for turn in transcript.turns if turn.is_copy}
+                    self.jobs |= {
+                        key(one.digest, capturing.policy.digest("")): transcript.session.id
+                        for one in told
+                        if one.digest not in copies and (one.turn != ledger.SESSION_RECORD or copies == set())
+                    }
             case _:
                 raise LineError("unknown type")
 
@@ -405,6 +414,4 @@ def _refuse_constant(name: str) -> None:
 
 def turns_of_file(data: bytes) -> Transcript:
     """Raises what `import` calls a failure."""
-    value = json.loads(data)
-    info = value["info"]
-    return parse({"root": info["id"], "sessions": [{"info": info, "messages": value["messages"]}]})
+    return parse(snapshot([examine(File("", data))]))

@@ -231,13 +231,10 @@ class Machine:
         if now_ms - self._pruned_ms >= self.prune_ms or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
             bytes_max, age_ms_max = self.bytes_max, self.age_ms_max
-            is_steady = ledger.is_steady(self.db, now_ms, age_ms_max)
-            ledger.give_up_confirmations(
-                self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max if is_steady else None
-            )
+            age_ms_max = ledger.trusted_age_ms(age_ms_max, ledger.steady_ms(self.db, now_ms))
+            ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
             ledger.take_over(self.db, self.destination, now_ms)
-            if is_steady:
-                ledger.drop_aged(self.db, now_ms, age_ms_max)
+            ledger.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
             ledger.shrink(self.db)
         for key in ledger.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):

@@ -17,6 +17,7 @@ from app import backfill, clock, destination
 from app.capture import capture
 from app.command import STOPPED
 from app.enqueue import Export, exports
+from app.identity import Identity
 from app.parse import parse
 from app.policy import Mode
 from app.presence import Announced
@@ -77,7 +78,11 @@ def jobs(station: Station) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", exported())
 def test_logs_are_counted_as_they_are_encoded(name: str, mode: Mode) -> None:
     capturing = capture(Settings(export_mode=mode), ())
-    found = [one for one in exports(parse(export(name)), capturing, "", abandoned=True) if not isinstance(one, Turn)]
+    found = [
+        one
+        for one in exports(parse(export(name)), capturing, Identity(""), abandoned=True)
+        if not isinstance(one, Turn)
+    ]
     assert found
     assert [one.record_count for one in found] == [len(one.encode()) for one in found]
 
@@ -88,7 +93,7 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     before = store.read_bytes()
     told = said(typed(station, "backfill", "--dry-run", "--json", *EVER))
     assert shape(told) == shape({**example("backfill"), "unreadable": [], "queued": None})
-    found = [one for name in names for one in exports(parse(export(name)), CAPTURE, "", abandoned=True)]
+    found = [one for name in names for one in exports(parse(export(name)), CAPTURE, Identity(""), abandoned=True)]
     counted = [one for one in found if isinstance(one, Export)]
     assert (told["logs"], told["sessions"]) == (sum(len(one.encode()) for one in counted), 3)
     assert told["turns"] == len(counted) - 3
@@ -191,10 +196,10 @@ def test_a_project_without_a_session_is_named(station: Station) -> None:
 def test_a_session_that_cannot_be_read_keeps_no_other_from_going(station: Station) -> None:
     path = stored(station, small("ses_1"), small("ses_2"))
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("""update message set data = '{"role": "user", "time": {"created": "x"}}' where id = 'msg_ses_1a'""")
+        db.execute("""update message set data = '{"role": "oddity"}' where id = 'msg_ses_1a'""")
     told = typed(station, "backfill", *EVER)
     assert told.returncode == 1
-    assert "  ses_1: cannot be read: " in told.stdout
+    assert "  ses_1: cannot be read: 1 message(s): sessions[0].messages[0].info.role: " in told.stdout
     assert {one["session"] for one in jobs(station)} == {"ses_2"}
 
 

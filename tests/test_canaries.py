@@ -262,10 +262,11 @@ def test_no_canary_gets_through_whatever_stands_around_it(
 # --- and what is left ------------------------------------------------------------------------------------------------
 
 ALLOWED = {
-    "request": "_type name toolName model agent flag parent archived_ms parts.* messages input",
-    "response": "_type name toolName status id object model choices parts.* error.type error.message metadata.call_id"
-    " metadata.exit metadata.truncated metadata.duration_ms usage.cost usage.prompt_tokens usage.completion_tokens"
-    " usage.total_tokens usage.prompt_tokens_details.cached_tokens usage.prompt_tokens_details.cache_write_tokens",
+    "request": "_type toolName model agent flag parent archived_ms parts.* messages input",
+    "response": "_type toolName status id object model choices parts.* error.type error.message error.heliconeMessage"
+    " metadata.call_id metadata.exit metadata.truncated metadata.duration_ms usage.cost usage.prompt_tokens"
+    " usage.completion_tokens usage.total_tokens usage.prompt_tokens_details.cached_tokens"
+    " usage.prompt_tokens_details.cache_write_tokens",
     "meta": "Helicone-Request-Id Helicone-Session-Id Helicone-Session-Name Helicone-Session-Path"
     " Helicone-Property-agent Helicone-Property-mode Helicone-Property-finish Helicone-Property-flag"
     " Helicone-Property-message_id",
@@ -351,7 +352,7 @@ def refusal(snapshot: Snapshot) -> str:
 
 
 def records(transcript: Transcript) -> list[Record]:
-    frame = Frame(transcript.session.id, "opencode", "/opencode", "", interrupted=True)
+    frame = Frame(transcript.session.id, "opencode", "/opencode", "", interrupted=True, encoding=2)
     turns = [encode_turn(turn, frame) for turn in transcript.turns]
     return [encode_session(transcript.session, frame), *chain(*turns)]
 

@@ -219,7 +219,7 @@ def example(command: str) -> Any:
     return json.loads(found)
 
 
-OPEN = {"body", "dropped_by_reason", "hits", "identity_hits"}
+OPEN = {"body", "dropped_by_reason", "folder_limits", "hits", "identity_hits"}
 """Objects whose keys are not fixed."""
 
 
@@ -680,11 +680,61 @@ def test_config_show_names_each_origin_and_never_the_key(station: Station) -> No
     assert station.key not in text + process.stdout
 
 
+def test_config_show_makes_no_queue(station: Station) -> None:
+    done = typed(station, "config", "show")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "maxRetries = 5 retries" in done.stdout
+    assert not station.spool.exists()
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "newer", "older", "a folder"])
+def test_config_show_goes_without_a_queue_that_it_cannot_read(station: Station, wrong: str) -> None:
+    path = station.spool / "ledger.db"
+    match wrong:
+        case "damaged":
+            station.spool.mkdir()
+            path.write_bytes(b"rubbish" * 1000)
+        case "newer" | "older":
+            with station.ledger() as db:
+                db.execute(f"pragma user_version = {len(migrations()) + (1 if wrong == 'newer' else -1)}")
+        case _:
+            path.mkdir(parents=True)
+    before = path.read_bytes() if path.is_file() else None
+    done = typed(station, "config", "show")
+    assert done.returncode == 0
+    assert "maxRetries = 5 retries" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("opencode-helicone: without what hooks have recorded: ")
+    assert (path.read_bytes() if path.is_file() else None) == before
+
+
 def test_env_file_stands_in_for_the_one_of_the_folder(station: Station) -> None:
     (station.home / ".env").write_text("OPENCODE_HELICONE_MAX_RETRIES=7\n")
     (station.home / "mine").write_text("OPENCODE_HELICONE_MAX_RETRIES=9\n")
     assert "maxRetries = 9 retries" in typed(station, "config", "show", "--env-file", "mine").stdout
     assert "not-there" in complaint(typed(station, "config", "show", "--env-file", "not-there"), 2)
+
+
+def test_limits_of_a_folder_are_told_of_as_its_own(station: Station) -> None:
+    (station.home / "config" / "opencode-helicone").mkdir(parents=True, exist_ok=True)
+    (station.home / "config" / "opencode-helicone" / "config.toml").write_text("maxRetries = 9\n")
+    with station.ledger() as db:
+        there = destination.destination(db, "https://example.invalid", "other", 1).id
+        limits = {"maxRetries": 2, "maxSpoolSize": 1_000}
+        destination.remember_folder(db, folder(db, str(station.home)), there, limits, 1)
+        destination.remember_folder(db, folder(db, "/elsewhere"), there, {"maxRetries": 3}, 1)
+    here = typed(station, "config", "show").stdout
+    assert "maxRetries = 2 retries" in here
+    assert "maxSpoolSize, maxRetries: for the jobs of this folder alone; your own maxSpoolSize bounds the whole" in here
+    assert said(typed(station, "status", "--json"))["folder_limits"] == {"maxSpoolSize": 1, "maxRetries": 2}
+    assert "own limits bind their jobs alone: maxSpoolSize in 1, maxRetries in 2\n" in typed(station, "status").stdout
+    # What the user types overrules them.
+    assert (
+        "of this folder"
+        not in typed(station, "config", "show", "--set", "maxRetries=4", "--set", "maxSpoolSize=5000").stdout
+    )
+    told = said(typed(station, "status", "--json", "--set", "maxRetries=4"))
+    assert (told["folder_limits"], told["held_bytes_max"]) == ({"maxSpoolSize": 1}, 52_428_800)
 
 
 def test_migrate_makes_the_queue_where_it_is_told_to(station: Station) -> None:

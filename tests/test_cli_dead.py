@@ -95,6 +95,16 @@ def test_show_tells_the_attempts_and_what_to_do(station: Station) -> None:
     assert "captured while export was off" in typed(station, "dead", "show", version("t4").key).stdout
 
 
+@pytest.mark.usefixtures("graves")
+def test_show_takes_a_session_and_shows_each_of_its_dead_jobs(station: Station) -> None:
+    told = said(typed(station, "dead", "show", "ses_1", "--json"))["letters"]
+    assert [one["letter"]["turn"] for one in told] == ["t1", "t2", "t3"]
+    lines = typed(station, "dead", "show", "ses_1").stdout
+    assert lines.count("what to do: ") == 3
+    for wrong in ("ses_", "SES_1"):
+        assert "or is of a session of that name" in complaint(typed(station, "dead", "show", wrong), 1)
+
+
 def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Station, graves: Desk) -> None:
     line = complaint(typed(station, "dead", "show", version("t1").key[:20]), 1)
     assert version("t1").key[:24] in line
@@ -205,6 +215,18 @@ def test_a_retried_letter_wakes_the_worker_that_runs(station: Station, tmp_path:
             retried = typed(here, "dead", "retry", "--all", "--yes")
             assert retried.stdout == "2 dead letters will be tried again\n"
             wait_until(lambda: here.delivered(2))
+
+
+def test_a_destination_that_nothing_was_ever_posted_to_is_not_tried_and_not_fine(station: Station) -> None:
+    assert said(typed(station, "status", "--json"))["destinations"][0]["health"] == "not tried"
+    assert typed(station, "import", *map(str, export_files("a_simple"))).returncode == 0
+    assert "health: not tried" in typed(station, "status").stdout
+    assert "not tried; 2 job(s) wait" in typed(station, "doctor").stdout
+    with receiving(station.home / "store.db") as receiver:
+        here = replace(station, endpoint=receiver.url)
+        assert typed(here, "import", *map(str, export_files("a_simple"))).returncode == 0
+        assert typed(here, "flush").returncode == 0
+        assert "health: fine" in typed(here, "status").stdout
 
 
 def test_status_tells_health_backoff_isolation_and_bounds(station: Station) -> None:

@@ -79,9 +79,7 @@ class Patient(Machine):
         super().look()
         now_ms = self.world.now_ms
         allowance = Allowance(600, 600, now_ms)
-        confirm.confirm(
-            self.db, self.destination.id, found, now_ms, allowance=allowance, causes=(), dice=self.dice.random
-        )
+        confirm.confirm(self.db, self.destination.id, found, now_ms, allowance=allowance, dice=self.dice.random)
 
     def next_look_ms(self) -> int:
         (confirm_ms,) = self.db.execute("select min(confirm_ms) from job").fetchone()
@@ -129,7 +127,7 @@ class Patient(Machine):
         return noted
 
 
-def found(_: str, __: int, request_ids: Sequence[UUID]) -> Mapping[UUID, bool]:
+def found(_: int, request_ids: Sequence[UUID]) -> Mapping[UUID, bool]:
     return dict.fromkeys(request_ids, True)
 
 

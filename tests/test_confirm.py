@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app import clock
-from app.confirm import RESENDS_MAX, Allowance
-from app.helicone import NOT_STORED_CAUSES
+from app import clock, ledger
+from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.importing import import_files
 from app.opencode import File
 from app.sources import Sources
@@ -228,7 +228,7 @@ def test_where_the_address_is_not_known_nothing_is_read_back_and_status_says_so_
         deliver(made)
         told.pass_a_day()
         read_back(made)
-    assert told.confirmation() == Confirmation(JOBS, 0, 0, 0, ())
+    assert told.confirmation() == Confirmation(JOBS, 0, 0, 0, (), "")
 
 
 def test_a_refused_reading_back_is_told_and_a_worker_that_starts_tries_at_once(place: Place) -> None:
@@ -245,7 +245,22 @@ def test_a_refused_reading_back_is_told_and_a_worker_that_starts_tries_at_once(p
     assert "404" in place.station.text("worker.log")
     with working(place) as made:
         made._first_confirmation(Allowance(60, 60, clock.now_ms()))
-    assert place.confirmation() == Confirmation(JOBS, 0, 0, 0, ())
+    assert place.confirmation() == Confirmation(JOBS, 0, 0, 0, (), "")
+
+
+def test_flush_ends_the_pause_of_a_failed_reading_back(place: Place) -> None:
+    place.capture()
+    with working(place) as made:
+        deliver(made)
+        place.pass_a_day()
+        place.receiver.fault({"route": "read", "blind": True})
+        ledger.note_found(made.db, made.target.id, ledger.Control(uuid.uuid4(), 1, clock.now_ms()))
+        read_back(made)
+        read_back(made)  # it waits
+        assert place.confirmation().confirmed == 0
+        assert place.station.run("flush").returncode == 0
+        read_back(made)
+    assert place.confirmation().confirmed == JOBS
 
 
 def test_a_worker_that_is_told_not_to_confirm_gives_up_what_waits_for_it_and_status_says_so(place: Place) -> None:
@@ -256,4 +271,4 @@ def test_a_worker_that_is_told_not_to_confirm_gives_up_what_waits_for_it_and_sta
     off = replace(place, station=replace(place.station, variables={"OPENCODE_HELICONE_CONFIRM": "off"}))
     with working(off) as made:
         assert not made._first_confirmation(Allowance(60, 60, clock.now_ms()))
-    assert off.confirmation() == Confirmation(0, 0, 0, JOBS, ("off: confirm is off",))
+    assert off.confirmation() == Confirmation(0, 0, 0, JOBS, ("off: confirm is off",), "")

@@ -23,7 +23,6 @@ from tests.desk import Desk, bodies, version
 T1, T2 = version("t1"), version("t2")
 JAWN = "http://127.0.0.1:8585/v1/trace/custom/log"
 WORKER = "http://127.0.0.1:8788/custom/v1/log"
-CAUSES = ("the first cause", "the second cause")
 LOOKS = looks_ms(JAWN, 0)
 
 
@@ -33,10 +32,10 @@ class Helicone:
 
     stored: dict[uuid.UUID, bool] = field(default_factory=dict)
     failure: str = ""
-    asked: list[tuple[str, int, list[uuid.UUID]]] = field(default_factory=list)
+    asked: list[tuple[int, list[uuid.UUID]]] = field(default_factory=list)
 
-    def read(self, session: str, since_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | Unread:
-        self.asked.append((session, since_ms, list(request_ids)))
+    def read(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | Unread:
+        self.asked.append((start_ms, list(request_ids)))
         if self.failure:
             return Unread(self.failure)
         return {request_id: self.stored[request_id] for request_id in request_ids if request_id in self.stored}
@@ -65,9 +64,7 @@ def due(desk: Desk) -> list[Unconfirmed]:
 
 def look(desk: Desk, helicone: Helicone, *, per_minute: int = 1_000) -> str | None:
     allowance = Allowance(per_minute, per_minute, desk.now_ms)
-    return confirm.confirm(
-        desk.db, desk.destination, helicone.read, desk.now_ms, allowance=allowance, causes=CAUSES, dice=lambda: 1.0
-    )
+    return confirm.confirm(desk.db, desk.destination, helicone.read, desk.now_ms, allowance=allowance, dice=lambda: 1.0)
 
 
 def last_id(wanted: Version, records: int = 2) -> uuid.UUID:
@@ -115,22 +112,19 @@ def test_a_time_that_only_a_wrong_clock_can_have_set_has_come(desk: Desk) -> Non
     assert told(desk).confirmed == 1
 
 
-def test_one_query_asks_for_the_last_records_of_many_turns_of_a_session(desk: Desk) -> None:
-    turns = [version(f"t{n}") for n in range(confirm.IDS_MAX + 1)]
+def test_one_query_asks_for_the_last_records_of_many_turns_the_latest_first(desk: Desk) -> None:
+    turns = [version("t", session=f"ses_{n}") for n in range(confirm.IDS_MAX + 1)]
     for turn in turns:
         deliver(desk, turn)
-    deliver(desk, version("t0", session="ses_2"))
     helicone = Helicone()
     look(desk, helicone)
-    assert [(session, len(ids)) for session, _, ids in helicone.asked] == [
-        ("ses_1", confirm.IDS_MAX),
-        ("ses_1", 1),
-        ("ses_2", 1),
+    assert [ids for _, ids in helicone.asked] == [
+        [last_id(turn) for turn in (turns[-1], *turns[: confirm.IDS_MAX - 1])],
+        [last_id(turns[-2])],
     ]
-    assert helicone.asked[0][2] == [last_id(turn) for turn in turns[:-1]]
 
 
-def test_a_query_reaches_back_to_the_earliest_of_its_records(desk: Desk) -> None:
+def test_a_query_asks_since_the_earliest_of_its_records(desk: Desk) -> None:
     for turn, start_s in (("t1", 5), ("t2", 2), ("t3", 7)):
         log = Log({}, {}, 200, {}, start_s * 1000, start_s * 1000, None)
         body = Body(uuid.uuid5(uuid.NAMESPACE_OID, turn), encode(log))
@@ -138,7 +132,7 @@ def test_a_query_reaches_back_to_the_earliest_of_its_records(desk: Desk) -> None
         carry(desk, version(turn))
     helicone = Helicone()
     look(desk, helicone)
-    assert [since_ms for _, since_ms, _ in helicone.asked] == [1_999]
+    assert [start_ms for start_ms, _ in helicone.asked] == [2_000]
 
 
 # --- not found -------------------------------------------------------------------------------------------------------
@@ -168,7 +162,7 @@ def test_what_is_never_found_is_sent_again_so_often_and_is_then_dead_with_the_ca
         if resends < confirm.RESENDS_MAX:
             assert carry(desk, T1) == 2
     assert desk.state(T1) == "dead"
-    assert desk.row(T1)["error"] == "accepted but not stored: the first cause; the second cause"
+    assert desk.row(T1)["error"] == f"accepted but not stored: {'; '.join(confirm.NOT_STORED_CAUSES)}"
     # To be sent again by whoever has mended the other side: the records, and nothing that says that they are there.
     assert (desk.records(T1), acknowledgements(desk), desk.row(T1)["confirm_ms"]) == (2, 0, None)
 
@@ -283,7 +277,7 @@ def test_a_failed_reading_back_judges_no_job_and_pauses_only_itself_with_growing
 
 
 def test_queries_stay_below_what_is_allowed(desk: Desk) -> None:
-    for n in range(5):
+    for n in range(4 * confirm.IDS_MAX):
         deliver(desk, version("t1", session=f"ses_{n}"))
     helicone = Helicone()
     look(desk, helicone, per_minute=3)

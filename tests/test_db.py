@@ -452,7 +452,7 @@ def test_a_folder_that_all_users_share_is_refused_and_left_as_it_is(tmp_path: Pa
     assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
 
 
-APPLIED = {1: "2b30271a0c8e", 2: "de22d874aab9", 3: "3ba9b645848a"}
+APPLIED = {1: "2b30271a0c8e", 2: "de22d874aab9", 3: "3ba9b645848a", 4: "523f0aa2340c"}
 """Of each migration as it was first applied somewhere, comments and white space aside: it is never edited again."""
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sqlite3
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +16,17 @@ from typing import Any
 import pytest
 
 from app import clock, destination, install
-from app.helicone import NOT_STORED_CAUSES
+from app.confirm import NOT_STORED_CAUSES
+from app.opencode import store_file
 from app.presence import Announced
 from app.spool import Spool
 from tests.desk import Desk, version
 from tests.processes import Station
+from tests.recorded import export
 from tests.servers import Exchange, answer, receiving, scripted, whole
 from tests.test_cli import example, said, shape
 from tests.test_letters import die
+from tests.test_store import built
 from tests.typed import typed
 
 PLUGIN = Path("config/opencode/plugin/opencode-helicone.js")
@@ -49,9 +56,9 @@ def bad(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
 def test_where_all_is_well_every_check_is_ok(station: Station) -> None:
     found = findings(station)
     assert bad(found) == []
-    assert [one["check"] for one in found] == [
-        "settings", "key", "configuration", "redaction", "spool", "disk", "SQLite", "plugin", "OpenCode's store",
-        "ledger", "queue.db", "processes", "destination", "clock", "lines", "dead",
+    assert list(dict.fromkeys(one["check"] for one in found)) == [
+        "settings", "key", "configuration", "redaction", "spool", "disk", "SQLite", "plugin", "OpenCode",
+        "OpenCode's store", "ledger", "queue.db", "processes", "destination", "clock", "lines", "dead",
     ]  # fmt: skip
     assert shape(found[0]) == shape(example("doctor")["findings"][0])
     lines = typed(station, "doctor").stdout.splitlines()
@@ -225,7 +232,87 @@ def test_jobs_that_nobody_delivers_are_found(station: Station) -> None:
 def test_the_plugin_of_a_project_counts_too(station: Station) -> None:
     unplug(station)
     install.install(install.Project(station.home), python="")
+    own = Path(sys.executable).parent
+    assert bad(findings(replace(station, variables={"PATH": str(own)}))) == []
+    elsewhere = replace(station, variables={"PATH": "/usr/bin"})
+    assert bad(findings(elsewhere, code=1)) == [("plugin", "problem")]
+
+
+def opencode(station: Station, version: str) -> Station:
+    """A machine on whose PATH is an OpenCode that says this."""
+    folder = station.home / "bin"
+    folder.mkdir(exist_ok=True)
+    (folder / "opencode").write_text(f"#!/bin/sh\necho {version}\n")
+    (folder / "opencode").chmod(0o755)
+    return replace(station, variables={"PATH": f"{folder}:{station.environ['PATH']}"})
+
+
+@pytest.mark.parametrize(
+    ("version", "flavour", "expected"),
+    [
+        ("1.2.4", "object", ["plugin"]),
+        ("1.3.2", "function", []),
+        ("1.14.0", "object", []),
+        ("1.18.33", "function", []),
+        ("2.1.0", "function", ["plugin", "OpenCode", "OpenCode"]),
+        ("2.1.0", "object", ["OpenCode"]),
+    ],
+)
+def test_a_form_of_the_plugin_that_opencode_cannot_load_is_found(
+    station: Station, version: str, flavour: install.Flavour, expected: list[str]
+) -> None:
+    config = install.Global(station.home / "config" / "opencode")
+    install.install(config, python=sys.executable, flavour=flavour)
+    found = findings(opencode(station, version), code=int(bool(expected)))
+    assert [check for check, _ in bad(found)] == expected[:2]
+    assert any(f"OpenCode {version} (" in one["found"] for one in found)
+
+
+@pytest.mark.parametrize("says", ["latest", "0.0.0-dev-202611", "1.18", ""])
+def test_an_opencode_that_says_nothing_of_use_is_named(station: Station, says: str) -> None:
+    assert bad(findings(opencode(station, says))) == [("OpenCode", "warning")]
+
+
+def talked(station: Station, *, updated_ms: int) -> None:
+    wanted = export("a_simple")
+    wanted["sessions"][0]["info"]["time"]["updated"] = updated_ms
+    store_file(station.environ).parent.mkdir(parents=True)
+    built(store_file(station.environ), wanted)
+
+
+@pytest.mark.parametrize("is_seen", [False, True], ids=["never", "seen"])
+def test_sessions_of_which_no_hook_ever_heard_are_found(station: Station, *, is_seen: bool) -> None:
+    now_ms = clock.now_ms()
+    os.utime(station.home / PLUGIN, (now_ms / 1000 - 7_200,) * 2)
+    talked(station, updated_ms=now_ms - 3_600_000)
+    if is_seen:
+        with station.ledger() as db:
+            ours = destination.destination(db, station.endpoint, destination.fingerprint(db, station.key), 1)
+            directory = export("a_simple")["sessions"][0]["info"]["directory"]
+            destination.remember_folder(db, destination.fingerprint(db, directory), ours.id, {}, 1)
+    found = findings(station, code=int(not is_seen))
+    assert bad(found) == ([] if is_seen else [("hook", "problem")])
+
+
+def test_sessions_from_before_the_plugin_are_nobodys_fault(station: Station) -> None:
+    talked(station, updated_ms=clock.now_ms() - 3_600_000)
     assert bad(findings(station)) == []
+
+
+@pytest.mark.parametrize("is_upgraded", [False, True], ids=["fresh", "upgraded"])
+def test_a_store_of_opencode_2_is_told_by_every_command_that_reads_it(station: Station, *, is_upgraded: bool) -> None:
+    path = store_file(station.environ)
+    path.parent.mkdir(parents=True)
+    if is_upgraded:
+        built(path, export("a_simple"))
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("create table session_v2 (id text primary key, directory text not null, title text)")
+    assert bad(findings(station, code=1)) == [("OpenCode's store", "problem")]
+    for command in ("status", "verify", "doctor"):
+        done = typed(station, command)
+        assert done.returncode == 1, command
+        assert "sessions of OpenCode 2 are not read yet" in done.stdout + done.stderr
+        assert "opencode export" not in done.stdout + done.stderr
 
 
 def test_neither_key_nor_transcript_is_printed(station: Station) -> None:
@@ -335,10 +422,13 @@ def test_a_misspelt_variable_is_named_with_the_one_that_was_meant(station: Stati
 def test_send_finds_its_log_at_a_helicone_that_stores(station: Station, tmp_path: Path) -> None:
     with receiving(tmp_path / "store.db") as receiver:
         found = findings(replace(station, endpoint=receiver.url), "--send")
-        (row,) = receiver.rows()
+        findings(replace(station, endpoint=receiver.url), "--send")
+        rows = receiver.rows()
     assert bad(found) == []
     assert [one["check"] for one in found[-2:]] == ["send", "read back"]
-    assert row.path == "/doctor"
+    assert [(row.path, row.log.model) for row in rows] == [("/doctor", "opencode/doctor")] * 2
+    # Helicone's list of sessions has one line for all of them.
+    assert {row.log.properties["Helicone-Session-Id"] for row in rows} == {"opencode-helicone-doctor"}
 
 
 def test_send_names_the_known_causes_when_its_log_does_not_appear(station: Station) -> None:
@@ -379,6 +469,16 @@ def test_send_tries_the_other_route_and_names_a_read_back_that_fails(station: St
         unknown = findings(elsewhere, "--send")
     assert [(one["check"], one["level"]) for one in found[-2:]] == [("send", "ok"), ("read back", "problem")]
     assert (unknown[-1]["check"], unknown[-1]["level"]) == ("read back", "warning")
+
+
+@pytest.mark.parametrize("content", [None, "rubbish"], ids=["nowhere", "rubbish"])
+def test_send_with_certificates_that_cannot_be_used_says_so(station: Station, content: str | None) -> None:
+    file = station.home / "certificates.pem"
+    if content is not None:
+        file.write_text(content)
+    found = findings(replace(station, variables={"SSL_CERT_FILE": str(file)}), "--send", code=1)
+    assert bad(found) == [("send", "problem")]
+    assert found[-1]["found"].startswith("not sent: SSL_CERT_FILE or SSL_CERT_DIR cannot be used: ")
 
 
 def test_send_without_a_key_sends_nothing(station: Station) -> None:

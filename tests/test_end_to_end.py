@@ -81,7 +81,7 @@ def expect_delivered(opencode: OpenCode, project: Path, station: Station, receiv
     wait_until(lambda: len(arrived(receiver, root)) >= expected and station.counts().pending == 0, DELIVERY_S)
     rows = arrived(receiver, root)
     with Client(station.key) as client:
-        read_back = client.read_back(f"{receiver.url}/v1/request/query-clickhouse", root, since_ms=0)
+        read_back = client.read_back(f"{receiver.url}/v1/request/query-clickhouse", root, start_ms=0)
         assert {row["request_id"] for row in read_back} == {row.log.request_id for row in rows}
     assert len(rows) == len(receiver.rows()) == expected
     assert {row.log.properties["Helicone-Session-Id"] for row in rows} == {root}

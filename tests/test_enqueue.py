@@ -14,6 +14,7 @@ from app import destination, ledger
 from app.connection import connect
 from app.db import open_ledger
 from app.enqueue import Capture, Enqueued, Place, enqueue, outlook
+from app.identity import Identity
 from app.ledger import Body, Standing, Version
 from app.parse import parse
 from app.policy import Mode, Policy
@@ -221,7 +222,8 @@ def test_new_title_is_a_new_version_of_the_sessions_record_alone(door: Door) -> 
     done = door.put(one(*TURN, title="a better title", time=time))
     assert (done.new, done.known) == (1, 1)
     assert door.put(one(*TURN)).known == 2
-    assert [body["providerRequest"]["json"]["title"] for body in door.bodies()[-1:]] == ["a better title"]
+    (choice,) = door.bodies()[-1]["providerResponse"]["json"]["choices"]
+    assert choice["message"]["content"] == "a better title"
 
 
 # --- what is not final
@@ -366,7 +368,7 @@ def test_subagent_is_exported_inside_its_root(door: Door) -> None:
     assert done.new == 2
     paths = [body["providerRequest"]["meta"]["Helicone-Session-Path"] for body in door.bodies()]
     assert "/opencode/ses_root/msg-1/tool-task/ses_child/msg-1" in paths
-    assert ledger.frozen(door.db, door.place.destination_id, "ses_child") == ("ses_root", "")
+    assert ledger.frozen(door.db, door.place.destination_id, "ses_child") == ("ses_root", Identity(""))
 
 
 def test_subagent_imported_alone_moves_under_its_root_when_that_appears(door: Door) -> None:

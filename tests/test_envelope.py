@@ -18,6 +18,7 @@ from app.envelope import (
     below,
     encode,
     latin1,
+    readable,
 )
 from app.transcript import Json
 
@@ -40,6 +41,14 @@ def test_header_value_is_latin_1_and_can_be_undone(value: str) -> None:
     escaped = latin1(value, 10_000)
     assert re.fullmatch("[ -~\u00a0-\u00ff]*", escaped)
     assert unquote(escaped) == re.sub("[\ud800-\udfff]", "\ufffd", value)
+
+
+@given(st.text())
+@example("\u9879\u76ee 100\uff05\ud800\x85")
+def test_a_readable_value_is_a_header_as_it_stands_and_holds_no_escape(value: str) -> None:
+    shown = readable(value)
+    assert re.fullmatch("[ -$&-~\u00a0-\u00ff]{0,1024}", shown)
+    assert latin1(shown) == readable(shown) == shown
 
 
 @given(st.text(min_size=META_CHARACTERS_MAX // 12, alphabet="a%\u65e5\U0001f30d/"))

@@ -1,5 +1,7 @@
 """Every recording gives the records in `golden/`, which were read against the mapping's table.
 
+Those in `golden/first/` are of encoding 1, for sessions that were exported before there was another: they never change.
+
 After a change that is meant: `REWRITE_GOLDEN=1 pytest tests/test_golden.py`, and read the diff.
 """
 
@@ -13,12 +15,15 @@ from typing import Any
 
 import pytest
 
+from app.identity import Encoding
+from app.naming import session_name
 from app.parse import parse
-from app.record import Frame, Record, encode_session, encode_turn, session_name
+from app.record import Frame, Record, encode_session, encode_turn
 from app.transcript import Transcript
 from tests import recorded
 
 GOLDEN = Path(__file__).parent / "golden"
+FIRST = GOLDEN / "first"
 SHOWN_RECORDS = 12
 SHOWN_CHARACTERS = 300
 
@@ -31,9 +36,11 @@ def snapshot(name: str) -> recorded.Snapshot:
     return only
 
 
-def records(transcript: Transcript) -> list[Record]:
+def records(transcript: Transcript, encoding: Encoding) -> list[Record]:
     session = transcript.session
-    frame = Frame(session.id, session_name(session), "/opencode", "", interrupted=True)
+    frame = Frame(
+        session.id, session_name(session.directory, encoding), "/opencode", "", interrupted=True, encoding=encoding
+    )
     turns = [record for turn in transcript.turns for record in encode_turn(turn, frame)]
     return [encode_session(session, frame), *turns]
 
@@ -73,9 +80,9 @@ def milliseconds(moment: dict[str, int]) -> int:
     return moment["seconds"] * 1000 + moment["milliseconds"]
 
 
-def rendered(name: str) -> str:
+def rendered(name: str, encoding: Encoding) -> str:
     transcript = parse(snapshot(name))
-    made = records(transcript)
+    made = records(transcript, encoding)
     golden: dict[str, Any] = {
         "recording": name,
         "turns": [
@@ -94,8 +101,13 @@ def rendered(name: str) -> str:
 def test_recording_gives_its_golden_records(name: str) -> None:
     path = GOLDEN / f"{name}.json"
     if os.environ.get("REWRITE_GOLDEN") == "1":
-        path.write_text(rendered(name), "utf-8")
-    assert rendered(name) == path.read_text("utf-8")
+        path.write_text(rendered(name, 2), "utf-8")
+    assert rendered(name, 2) == path.read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(FIRST.glob("*.json")), ids=lambda path: path.stem)
+def test_a_session_known_before_gives_what_it_gave(path: Path) -> None:
+    assert rendered(path.stem, 1) == path.read_text("utf-8")
 
 
 def test_no_golden_file_without_its_recording() -> None:

@@ -150,6 +150,44 @@ def test_jawns_answers_mean_what_the_contract_says(client: Client, status: int, 
     assert (outcome.kind, outcome.status) == (kind, status)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "connect ECONNREFUSED 127.0.0.1:5432",
+        "connect ECONNREFUSED ::1:5432",
+        '{"errno":-111,"code":"ECONNREFUSED","syscall":"connect","address":"127.0.0.1","port":5432}',
+        "getaddrinfo ENOTFOUND db",
+        "getaddrinfo EAI_AGAIN db",
+        "connect ETIMEDOUT 10.0.0.5:5432",
+        "connect EHOSTUNREACH 10.0.0.5:5432",
+        "read ECONNRESET",
+        "write EPIPE",
+        "Connection terminated unexpectedly",
+        "Connection terminated due to connection timeout",
+        "Client has encountered a connection error and is not queryable",
+        "timeout exceeded when trying to connect",
+        "terminating connection due to administrator command",
+        "the database system is starting up",
+        "sorry, too many clients already",
+        "remaining connection slots are reserved for roles with the SUPERUSER attribute",
+        "canceling statement due to statement timeout",
+        "TypeError: fetch failed",
+        "Auth failed! Error: connect ECONNREFUSED 127.0.0.1:54321",
+    ],
+)
+@pytest.mark.parametrize(("path", "status"), [(JAWN, 401), (WORKER, 200)], ids=["jawn", "worker"])
+def test_a_database_that_cannot_be_asked_is_no_refused_key(client: Client, path: str, status: int, text: str) -> None:
+    with scripted(answer(status, error(text), SAME_ID)) as server:
+        outcome = post(client, server.url, path=path)
+    assert (outcome.kind, outcome.status) == ("wait", status)
+
+
+@pytest.mark.parametrize("body", [error("No API key found"), b'{"error":null,"trace":"x"}', b"ECONNREFUSED", HTML])
+def test_a_401_that_names_no_connection_error_is_a_refused_key(client: Client, body: bytes) -> None:
+    with scripted(answer(401, body)) as server:
+        assert post(client, server.url, path=JAWN).kind == "refused"
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_refused_and_the_key_stays_where_it_was_sent(client: Client, status: int) -> None:
     with scripted(ok()) as elsewhere:
@@ -480,16 +518,16 @@ def test_a_session_is_read_back_whole_page_by_page_and_nothing_else(client: Clie
         for n, request_id in enumerate(wanted):
             assert client.post(receiver.url + JAWN, record(request_id, start_s=1_000 + n), request_id, 0).status == 200
         client.post(receiver.url + JAWN, record(session="ses_2"), ID, 0)
-        rows = list(client.read_back(receiver.url + READ_BACK, "ses_1", since_ms=0))
-        later = list(client.read_back(receiver.url + READ_BACK, "ses_1", since_ms=1_003_000))
+        rows = list(client.read_back(receiver.url + READ_BACK, "ses_1", start_ms=0))
+        later = list(client.read_back(receiver.url + READ_BACK, "ses_1", start_ms=1_006_000))
     assert [row["request_id"] for row in rows] == wanted
-    assert [row["request_id"] for row in later] == wanted[4:]
+    assert [row["request_id"] for row in later] == wanted[5:]  # from two seconds earlier on, and later than that
 
 
 def test_a_server_that_ignores_the_page_is_not_read_for_ever(client: Client) -> None:
     page = json.dumps({"data": [{}] * READ_BACK_PAGE}).encode()
     with scripted(answer(201, page)) as server, pytest.raises(ReadBackError, match="more than"):
-        list(client.read_back(server.url + READ_BACK, "ses_1", since_ms=0))
+        list(client.read_back(server.url + READ_BACK, "ses_1", start_ms=0))
 
 
 @pytest.mark.parametrize(
@@ -499,7 +537,7 @@ def test_a_server_that_ignores_the_page_is_not_read_for_ever(client: Client) -> 
 )
 def test_reading_back_says_why_it_failed(client: Client, act: servers.Act) -> None:
     with scripted(act) as server, pytest.raises(ReadBackError) as caught:
-        list(client.read_back(server.url + READ_BACK, "ses_1", since_ms=0))
+        list(client.read_back(server.url + READ_BACK, "ses_1", start_ms=0))
     assert api_key() not in str(caught.value)
 
 

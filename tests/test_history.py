@@ -10,6 +10,7 @@ import pytest
 
 from app import destination, ledger
 from app.enqueue import Place, exports
+from app.identity import Identity
 from app.ledger import Frozen, footprint
 from app.parse import parse
 from app.transcript import Turn
@@ -32,7 +33,7 @@ def test_a_footprint_tells_what_the_body_tells(door: Door, name: str) -> None:
     door.put(told, abandoned=True)
     made = {
         record.request_id: record
-        for export in exports(parse(told), capture(), "", abandoned=True)
+        for export in exports(parse(told), capture(), Identity(""), abandoned=True)
         if not isinstance(export, Turn)
         for record in export.encode()
     }

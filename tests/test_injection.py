@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from app.enqueue import Capture, Export, exports
+from app.identity import Identity
 from app.parse import parse
 from app.policy import Policy
 from app.redact import Redaction
@@ -75,7 +76,7 @@ def hostile(name: str, ident: str) -> Fields:
 @example(EVIL, "i" + EVIL.replace("/", "").replace("\ud800", ""), "full", EVIL)
 def test_names_stay_values_and_paths_have_their_levels(name: str, ident: str, mode: Any, user_id: str) -> None:
     capturing = Capture(Policy(mode, (), redact_secrets=True, prefix="/opencode"), REDACTION, user_id)
-    told = exports(parse(hostile(name, ident)), capturing, user_id, abandoned=True)
+    told = exports(parse(hostile(name, ident)), capturing, Identity(user_id), abandoned=True)
     records = [record for one in told if isinstance(one, Export) for record in one.encode()]
     for record in records:
         check_body(record.body)  # single lines of Latin-1 in `meta`, whatever they came from

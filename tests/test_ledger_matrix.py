@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sqlite3
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
@@ -356,6 +357,9 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "stop_confirming": (lambda d, *_: ledger.stop_confirming(d.db, d.destination), to("delivered", *UNCONFIRMED)),
     "look_back": (lambda d, *_: ledger.look_back(d.db, d.destination, d.now_ms), to("delivered", "delivered")),
     "pause_read_back": (lambda d, *_: ledger.pause_read_back(d.db, d.destination, "500", LATER_MS), {}),
+    "end_read_back_pause": (lambda d, *_: ledger.end_read_back_pause(d.db, d.destination, 1), {}),
+    "note_found": (lambda d, *_: ledger.note_found(d.db, d.destination, ledger.Control(uuid.UUID(int=7), 1, 1)), {}),
+    "note_missed": (lambda d, *_: ledger.note_missed(d.db, d.destination, 1), {}),
     "resume_read_back": (lambda d, *_: ledger.resume_read_back(d.db, d.destination), {}),
     # letters
     "retry_dead": (lambda d, *_: ledger.retry_dead(d.db, Choice(), d.now_ms), to("pending", *DEAD)),
@@ -390,11 +394,19 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "forget_rings": (lambda d, *_: ledger.forget_rings(d.db, d.destination), to("pending", "rung")),
     "unwarp": (lambda d, *_: ledger.unwarp(d.db, d.now_ms), to("pending", "put off")),
     "note_sleep": (lambda d, *_: ledger.note_sleep(d.db, 1, d.now_ms), {}),
-    "is_steady": (lambda d, *_: ledger.is_steady(d.db, d.now_ms, 3_600_000), {}),
+    "steady_ms": (lambda d, *_: ledger.steady_ms(d.db, d.now_ms) < 0, {}),
     "drop_aged": (lambda d, *_: ledger.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
     "drop_oversize": (
         lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 0),
         {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
+    ),
+    "drop_oversize_of_folders": (
+        lambda d, *_: ledger.drop_oversize_of_folders(d.db, d.now_ms, {"": 0, "another": 0}),
+        {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
+    ),
+    "drop_oversize_of_folders of another folder": (
+        lambda d, *_: ledger.drop_oversize_of_folders(d.db, d.now_ms, {"another": 0}),
+        {},
     ),
     "drop_session": (
         # Counts what is dropped; what is delivered it only lets go of.
@@ -422,13 +434,13 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "bulk", "conditions", "confirmations", "counts", "dead_groups", "dead_keys", "dead_letters",
-    "delivered_as", "dropped_groups", "dropped_letters", "due_for_confirmation", "emptied", "errors", "exported",
-    "exported_elsewhere", "exported_sessions", "fits", "fits_key", "frozen", "held", "held_bytes", "held_folders",
-    "is_alone", "is_current", "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body",
-    "latest_ms", "leasing_workers", "letters_of", "made_under", "missing", "next_due_ms", "next_of_session",
-    "pending_keys", "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "unacknowledged",
-    "without_bodies",
+    "attempts", "bodies", "bulk", "conditions", "confirmations", "control", "counts", "dead_groups", "dead_keys",
+    "dead_letters", "delivered_as", "dropped_groups", "dropped_letters", "due_for_confirmation", "emptied", "errors",
+    "excess_of_folders", "exported", "exported_elsewhere", "exported_sessions", "fits", "fits_key", "frozen", "held",
+    "held_bytes", "held_folders", "is_alone", "is_current", "is_emptied", "is_history", "is_pending", "is_sealed",
+    "is_whole", "last_body", "latest_ms", "leasing_workers", "letters_of", "letters_of_session", "made_under",
+    "missing", "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "relies_on",
+    "sendable", "standing", "trusted_age_ms", "unacknowledged", "without_bodies",
 }  # fmt: skip
 TABLES = (
     "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder", "confirmation",
@@ -456,7 +468,6 @@ def in_state(db: sqlite3.Connection, state: str) -> tuple[Desk, Claim, Unconfirm
         turn_id=row["turn_id"],
         key=row["key"],
         attempt=row["attempt"],
-        root="ses_1",
         request_id=body.request_id,
         delivered_ms=1_000,
         resends=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -128,8 +129,8 @@ class Histories(RuleBasedStateMachine):
         key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
         policy = LOOSE if content == "a" else "strict"
         self.facts_ms += later
-        recalls = {"is_recall": "recall" in how, "is_sealed": how == "sealed recall"}
-        version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history, **recalls)
+        version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history)
+        version = replace(version, is_recall="recall" in how, is_sealed=how == "sealed recall")
         made = records(session, turn, content, count)
         off = how == "off"
         if version.is_recall:

@@ -9,7 +9,8 @@ import pytest
 from app import destination, fingerprint, ledger
 from app.fingerprint import kind_of_error
 from app.ledger import Choice, Failure, Standing, Version
-from tests.desk import Desk, version
+from app.letters import what_to_do
+from tests.desk import WORKER, Desk, version
 
 DAY_MS = 24 * 3_600_000
 
@@ -64,6 +65,16 @@ def test_a_fingerprint_is_the_same_in_every_version() -> None:
 
 def test_the_examples_hold() -> None:
     assert doctest.testmod(fingerprint).failed == 0
+
+
+def test_a_letter_whose_workers_died_says_where_to_look(desk: Desk) -> None:
+    desk.put(version())
+    for _ in range(ledger.KILLS_MAX):
+        desk.held()
+        ledger.recover(desk.db, desk.now_ms, [WORKER])
+        desk.now_ms += 60_000
+    (letter,) = ledger.dead_letters(desk.db)
+    assert "logs/worker.log" in what_to_do(letter)
 
 
 # --- readings

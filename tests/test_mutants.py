@@ -48,7 +48,7 @@ def test_of_broken_lines_each_is_counted_or_leaves_all_of_its_jobs(dice: random.
     lines = [first_line(station), *(mutants.line(dice) for _ in range(LINES))]
     expected = Expected()
     for line in lines:
-        expected.feed(line, sources(station), station.spool)
+        expected.feed(line, sources(station))
     reader, writer = os.pipe()
     inbox = Inbox(reader)
     feeding = threading.Thread(target=feed, args=(os.fdopen(writer, "wb"), lines))

@@ -39,7 +39,7 @@ def sent(desk: Desk, snapshot: Snapshot) -> list[str]:
     def post(body: Body) -> Outcome:
         record = json.loads(body.body)
         posted.append(
-            record["providerRequest"]["json"].get("_type", "call")
+            record["providerRequest"]["json"].get("model", "tool")
             + " "
             + record["providerRequest"]["meta"]["Helicone-Session-Path"]
         )
@@ -112,7 +112,7 @@ def test_only_the_sessions_own_record_follows_its_facts(
     first = sent(desk, before)
     assert len(first) > 2
     again = sent(desk, after)
-    own = f"data /opencode/{before['root']}"
+    own = f"opencode/session /opencode/{before['root']}"
     assert again == ([own] if change in {titled, upgraded, archived} else [])
 
 

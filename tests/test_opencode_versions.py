@@ -1,19 +1,25 @@
-"""The real OpenCode in the versions that people have: runs are with the plugin as without it, and arrive whole, once."""
+"""The real OpenCode in the versions that people have: a run is as without the plugin, and arrives whole, once."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from app.install import Global, Project
+from app.install import install as install_plugin
 from tests.opencode import CONFIG, OpenCode, installed_opencode
 from tests.processes import Station, worker
 from tests.servers import Receiver, receiving
 from tests.test_end_to_end import expect_delivered
 
+pytest_plugins = ["tests.opencode"]
 pytestmark = pytest.mark.opencode
 
 WITHOUT_STORE = ("1.0.185", "1.1.65")
@@ -53,3 +59,47 @@ def test_a_run_is_as_without_the_plugin_and_arrives_once(tmp_path: Path, receive
         assert opencode.run(project, PROMPT, environ=ours) == without
         if version in WITH_STORE:
             expect_delivered(opencode, project, station, receiver)
+
+
+# --- two copies at once
+
+
+def command_of(file: Path) -> str:
+    """The command that an installed plugin starts, as it stands there."""
+    found = re.search(r'"command": (\[.*?\])', file.read_text("utf-8"))
+    assert found is not None
+    return found[1]
+
+
+OLD = (Path(__file__).parent / "plugins" / "first.js").read_text("utf-8")
+"""The plugin as it was while it still chose the spool itself and asked the options whether it is enabled."""
+COPIES = {"both new": (), "an old one of the project": ("project",), "an old one of the user": ("user",)}
+
+
+@pytest.mark.parametrize("old", COPIES.values(), ids=COPIES)
+def test_two_copies_bring_everything_once_and_the_options_of_both_count(
+    opencode: OpenCode, receiver: Receiver, tmp_path: Path, old: tuple[str, ...]
+) -> None:
+    (tmp_path / "station").mkdir()
+    station = Station(tmp_path / "station", receiver.url)
+    project, config = opencode.project(tmp_path / "project"), tmp_path / "config"
+    for name, scope, pattern in (
+        ("user", Global(config), r"swordfish-\d+"),
+        ("project", Project(project), r"marlin-\d+"),
+    ):
+        file = install_plugin(scope, python=sys.executable).path
+        if name in old:
+            file.write_text(OLD.replace('["opencode-helicone", "hook"]', command_of(file)))
+        opencode.spare_installation(file.parent.parent)
+        listed = {"plugin": [[file.as_uri(), {"redactPatterns": [pattern]}]]}
+        (file.parent.parent / "opencode.json").write_text(json.dumps(listed))
+    ours = {name: value for name, value in station.environ.items() if "HELICONE" in name}
+    path = os.pathsep.join([str(Path(sys.executable).parent), opencode.environ["PATH"]])
+    environ = {**ours, "PATH": path, "OPENCODE_CONFIG_DIR": str(config)}
+    with worker(station):
+        done = opencode.run(project, "[[script:hello]] of swordfish-1 and marlin-2", environ=environ)
+        assert done == opencode.plain
+        expect_delivered(opencode, project, station, receiver)
+    assert b"swordfish-1" not in receiver.wire()
+    assert b"marlin-2" not in receiver.wire()
+    assert b"[REDACTED] and [REDACTED]" in receiver.wire()

@@ -129,6 +129,8 @@ def pause_between_looks_ms(place: Place) -> int:
 def dropped_by_a_look(place: Place) -> dict[str, int]:
     capture(place)
     with delivering(place) as made:
+        # As if they had been captured before this moment: a fast machine does all of this within a millisecond.
+        made.db.execute("update job set enqueued_ms = enqueued_ms - 2")
         for _ in range(JOBS):
             attempt(made)
         made._look()

@@ -118,7 +118,7 @@ class StandIn:
         return self.folder / "opencode-helicone"
 
     def behave(self, mode: str) -> None:
-        """`record`; `stop`: stop at the start, until continued; `die`, `unwanted`: end at the first words with that code."""
+        """`record`; `stop`: stop at the start, until continued; `die`, `unwanted`: end at the first words."""
         (self.folder / "mode").write_text(mode)
 
     def plugin(self, name: str = "helicone.js") -> Path:

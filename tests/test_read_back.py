@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.envelope import Log, encode, start_ms_of
-from app.helicone import Client, ReadBackError
+from app.helicone import SINCE_MARGIN_MS, Client, ReadBackError
 from app.transcript import Json
 from tests.servers import answer, api_key, receiving, scripted
 
@@ -34,16 +34,16 @@ def test_of_the_wanted_requests_those_that_are_stored_are_found_and_whether_with
             assert outcome.kind == "accepted"
         client.post(receiver.url + LOG_ROUTE, log(IDS[6], session="ses_2"), str(IDS[6]), 0)
 
-        def stored(since_ms: int, wanted: list[uuid.UUID]) -> dict[uuid.UUID, bool]:
+        def stored(start_ms: int, wanted: list[uuid.UUID]) -> dict[uuid.UUID, bool]:
             url = receiver.url + READ_BACK
-            return client.stored(url, "ses_1", since_ms=since_ms, request_ids=wanted)
+            return client.stored(url, start_ms=start_ms, request_ids=wanted)
 
         unwanted = IDS[5]
-        wanted = [request_id for request_id in IDS if request_id != unwanted]
+        wanted = [request_id for request_id in IDS if request_id not in (unwanted, IDS[6])]
         found = {IDS[0]: False, IDS[2]: True, IDS[3]: True, IDS[4]: True}
         assert stored(0, wanted) == found
-        assert stored(START_MS - 1, wanted) == found
-        assert stored(START_MS, wanted) == {}  # later than
+        assert stored(START_MS, wanted) == found
+        assert stored(START_MS + SINCE_MARGIN_MS, wanted) == {}  # nobody asks for what starts earlier
         assert stored(0, IDS[4:5]) == {IDS[4]: True}
         assert stored(0, IDS[1:2]) == {}
 
@@ -51,7 +51,7 @@ def test_of_the_wanted_requests_those_that_are_stored_are_found_and_whether_with
 @pytest.mark.parametrize("rows", [[1, None, "x"], [{"request_id": 7}], [{}]], ids=["no rows", "no id", "nothing"])
 def test_rows_that_are_none_find_nothing(rows: list[object]) -> None:
     with scripted(answer(201, json.dumps({"data": rows}).encode())) as server, Client(api_key()) as client:
-        assert client.stored(server.url, "ses_1", since_ms=0, request_ids=IDS) == {}
+        assert client.stored(server.url, start_ms=0, request_ids=IDS) == {}
 
 
 def test_a_failure_says_why() -> None:
@@ -60,7 +60,7 @@ def test_a_failure_says_why() -> None:
         Client(api_key()) as client,
         pytest.raises(ReadBackError) as caught,
     ):
-        client.stored(server.url, "ses_1", since_ms=0, request_ids=IDS)
+        client.stored(server.url, start_ms=0, request_ids=IDS)
     assert "404" in str(caught.value)
 
 

@@ -20,6 +20,7 @@ from app.db import open_ledger
 from app.endpoint import read_back_url
 from app.enqueue import Capture, Place, enqueue, outlook
 from app.helicone import Client
+from app.identity import Identity
 from app.ledger import Claim, Standing
 from app.likeness import Likeness
 from app.opencode import Store
@@ -148,7 +149,7 @@ def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, door
 
 @pytest.mark.parametrize("name", recorded.exported())
 def test_a_blank_record_is_of_the_kind_of_its_record(name: str) -> None:
-    for export in encoded(parse(recorded.export(name)), capture(), "").values():
+    for export in encoded(parse(recorded.export(name)), capture(), Identity("")).values():
         for record in export.encode():
             assert kind_of(record.model) == record.kind
             assert replace(blank(record, "ses_1"), body=b"") == replace(record, body=b"")
@@ -245,7 +246,7 @@ def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> Non
     newest = [log.frozen.model for log in sent([older, one])][: len(one.prints)]
     assert newest == [log.frozen.model for log in one.prints]
     bare = Policy("metadata_only", (), redact_secrets=True, prefix="").facts("")
-    precedent = Precedent(parse(told()), capture(), "")
+    precedent = Precedent(parse(told()), capture(), Identity(""))
     assert precedent.last([one, replace(one, policy=bare)]).policy.mode == "metadata_only"
     assert precedent.last([replace(one, policy=bare), one]).policy.mode == "full"
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -658,6 +659,38 @@ def test_scripted_answers_come_in_order_and_store_nothing(post: Posting, running
 def test_a_fault_for_one_route_lets_the_other_pass(post: Posting, running: Receiver) -> None:
     running.fault({"status": 404, "route": "jawn", "times": 2})
     assert [post(path, envelope()).status_code for path in (JAWN, WORKER, JAWN, JAWN)] == [404, 200, 404, 200]
+
+
+def test_a_blind_helicone_stores_and_shows_nothing(post: Posting, running: Receiver) -> None:
+    running.fault({"route": "read", "blind": True, "times": 2})
+    assert post(JAWN, envelope()).status_code == 200
+    assert [len(post.rows()) for _ in range(3)] == [0, 0, 1]
+    assert len(running.rows()) == 1
+
+
+def test_faults_of_reading_back_let_posts_pass_and_others_let_queries_pass(post: Posting, running: Receiver) -> None:
+    error = {"error": "connect ECONNREFUSED 127.0.0.1:5432"}
+    running.fault({"route": "read", "status": 401, "body": error}, {"status": 503})
+    assert [post(JAWN, envelope()).status_code for _ in range(2)] == [503, 200]
+    query = {"filter": "all"}
+    answers = [post(QUERY, query) for _ in range(2)]
+    assert [(one.status_code, one.json().get("error")) for one in answers] == [(401, error["error"]), (201, None)]
+
+
+@pytest.mark.parametrize(
+    ("earlier_ms", "rows"),
+    [(0, 0), (1, 0), (START_MS % 1000, 0), (START_MS % 1000 + 1, 1), (1_000, 1), (2_000, 1)],
+)
+def test_a_time_that_is_cut_to_seconds_misses_rows_of_that_second(
+    post: Posting, running: Receiver, earlier_ms: int, rows: int
+) -> None:
+    # As on ClickHouse's engine 26.9.2: the row is later than the time, and is left out until the second is another.
+    running.fault({"route": "read", "cut_since": True})
+    post(JAWN, envelope())
+    since = datetime.fromtimestamp((START_MS - earlier_ms) / 1000, UTC).isoformat()
+    query = {"filter": {"request_response_rmt": {"request_created_at": {"gt": since}}}}
+    found = [len(post(QUERY, query).json()["data"]) for _ in range(2)]
+    assert found == [rows, int(earlier_ms > 0)]
 
 
 @pytest.mark.parametrize(("fault", "stored"), [("reset", 0), ("drop_after_store", 1)])

@@ -21,6 +21,7 @@ from app.db import open_ledger
 from app.desk import Desk
 from app.enqueue import exports
 from app.hook import Hook
+from app.identity import Identity
 from app.inbox import Inbox, read_line
 from app.opencode import Store, store_file
 from app.presence import Announced
@@ -170,7 +171,7 @@ def stored_key(one: Hook, session: str) -> list[str]:
     (capturing,) = one._captures.by_folder().values()
     assert transcript is not None
     assert capturing is not None
-    made = exports(transcript, capturing, capturing.user_id, abandoned=True)
+    made = exports(transcript, capturing, Identity(capturing.user_id), abandoned=True)
     policy = capturing.policy.digest(capturing.user_id)
     return [
         key(export.digest, policy)
@@ -347,7 +348,8 @@ def test_where_the_store_cannot_be_read_the_last_snapshot_counts(machine: Machin
     look(one, 0)
     machine.end(one)
     assert machine.states() == [("ses_a", "pending")]
-    assert "could not be compared" in (machine.home / "spool" / "logs" / "hook.log").read_text()
+    told = (machine.home / "spool" / "logs" / "hook.log").read_text()
+    assert ("odd in ses_a" if spoil == "no JSON" else "could not be compared") in told
 
 
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
@@ -683,3 +685,115 @@ def test_a_hook_that_has_nothing_else_to_do_looks_into_the_store_at_once(machine
     os.close(writer)
     serving.join(20)
     os.close(reader)
+
+
+# --- forks, and what no call names
+
+
+def minted(kind: str, at_ms: int) -> str:
+    return f"{kind}_{at_ms % 2**36:09x}001{'0' * 14}"
+
+
+FORKED_MS = CREATED_MS + 5_000
+
+
+def fork_of(told: tuple[Fields, Fields]) -> Fields:
+    """What OpenCode makes of a session that is forked: copies with new ids and their old times."""
+    asked, answered = json.loads(json.dumps(told))
+    asked["info"]["id"] = answered["info"]["parentID"] = minted("msg", FORKED_MS + 10)
+    answered["info"]["id"] = minted("msg", FORKED_MS + 11)
+    time = {"created": FORKED_MS, "updated": FORKED_MS}
+    return snapshot(entry(asked, answered, id="ses_fork", directory=HERE, time=time))
+
+
+def test_a_fork_exports_what_its_origin_took_along_when_it_was_deleted(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    origin = talk("a", *asked_and_answered())
+    machine.remember(origin)
+    machine.remember(fork_of(asked_and_answered()))
+    one = machine.hook("ses_a")
+    show(one, origin)
+    look(one, 0)
+    assert {session for session, state in machine.states() if state == "pending"} == {"ses_a"}
+    with closing(sqlite3.connect(machine.store.path)) as db, db:
+        db.execute("delete from session where id = 'ses_a'")
+    one.take(read_line(json.dumps({"v": 1, "type": "deleted", "session": "ses_a", "directory": HERE}).encode()))
+    machine.end(one)
+    assert {session for session, state in machine.states() if state == "pending"} == {"ses_fork"}
+
+
+def test_a_subagent_that_no_call_names_is_captured_while_its_opencode_lives(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    root = talk("a", *asked_and_answered())
+    machine.remember(root)
+    one = machine.hook("ses_a")
+    look(one, 0)
+    child = talk("b", *asked_and_answered(CREATED_MS + 100), parent="ses_a")
+    machine.remember(child)
+    show(one, root)
+    look(one, 0)
+    assert ("ses_b", "pending") in machine.states()
+    machine.end(one)
+
+
+def test_a_subagent_that_no_call_names_is_captured_at_the_end_of_its_opencode(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    root = talk("a", *asked_and_answered())
+    machine.remember(root)
+    one = machine.hook("ses_a")
+    show(one, root)
+    look(one, 0)
+    machine.remember(talk("b", *cut_off(), parent="ses_a"))
+    machine.end(one)
+    assert ("ses_b", "pending") in machine.states()
+
+
+def test_a_turn_waits_for_its_background_subagent_when_the_person_goes_on(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    asked = user("msg_1", CREATED_MS + 10, text("look around"))
+    called = assistant("msg_2", CREATED_MS + 20, task("ses_b"))
+    root = talk("a", asked, called, *followed_up(CREATED_MS + 1_000))
+    child = talk("b", *cut_off(), parent="ses_a")
+    both = {**root, "sessions": [*root["sessions"], *child["sessions"]]}
+    machine.remember(root)
+    machine.remember(child)
+    one = machine.hook("ses_a")
+    show(one, both)
+    assert turns_of(machine) == {"session", "msg_a_3"}
+    ended = talk("b", *asked_and_answered(), parent="ses_a")
+    show(one, {**root, "sessions": [*root["sessions"], *ended["sessions"]]})
+    assert turns_of(machine) == {"session", "msg_a_1", "msg_a_3"}
+    machine.end(one)
+
+
+def test_a_background_subagent_is_cut_off_with_its_opencode(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    called = assistant("msg_2", CREATED_MS + 20, task("ses_b"))
+    root = talk("a", user("msg_1", CREATED_MS + 10), called, *followed_up(CREATED_MS + 1_000))
+    machine.remember(root)
+    machine.remember(talk("b", *cut_off(), parent="ses_a"))
+    one = machine.hook("ses_a")
+    machine.end(one)
+    assert turns_of(machine) == {"session", "msg_a_1", "msg_a_3"}
+
+
+def turns_of(machine: Machine) -> set[str]:
+    with closing(open_ledger(machine.home / "spool")) as db:
+        return {row["name"] for row in db.execute("select t.name from turn t join job j on j.turn_id = t.id")}
+
+
+def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    odd = talk("a", *asked_and_answered(), *followed_up(CREATED_MS + 1_000))
+    odd["sessions"][0]["messages"][2]["info"]["role"] = "oddity"
+    machine.remember(odd)
+    one = machine.hook("ses_a")
+    show(one, odd)
+    show(one, odd)
+    machine.end(one)
+    assert turns_of(machine) == {"session", "msg_a_1"}
+    told = (machine.home / "spool" / "logs" / "hook.log").read_text()
+    assert told.count("odd in ses_a: sessions[0].messages[2].info.role: neither user nor assistant, 1 in all") == 1
+    with closing(open_ledger(machine.home / "spool")) as db:
+        (incident,) = destination.incidents(db)
+    assert incident[:2] == ("turns that could not be read of session ses_a", 1)

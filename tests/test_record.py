@@ -8,8 +8,9 @@ from urllib.parse import unquote
 
 import pytest
 
+from app.naming import project_name, session_name
 from app.parse import parse
-from app.record import Frame, Record, encode_session, encode_turn, project_name, session_name
+from app.record import Frame, Record, encode_session, encode_turn, kind_of
 from app.transcript import Assistant, File, Message, Part, Reasoning, Session, Text, Tool, Transcript, Turn, User
 from tests import recorded
 from tests.snapshots import (
@@ -27,7 +28,7 @@ from tests.snapshots import (
     user,
 )
 
-FRAME = Frame(SESSION, "opencode: project", "/opencode", "", interrupted=False)
+FRAME = Frame(SESSION, "opencode: project", "/opencode", "", interrupted=False, encoding=2)
 # What Helicone takes as an id (shared/utils/getValidUUID.ts); anything else it replaces by a random one.
 VALID_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -68,7 +69,14 @@ def meta(record: Record) -> dict[str, str]:
 
 def recorded_records(name: str) -> tuple[Session, list[Record]]:
     value = parse(recorded.export(name))
-    frame = Frame(value.session.id, session_name(value.session), "/opencode", "dev@example.com", interrupted=True)
+    frame = Frame(
+        value.session.id,
+        session_name(value.session.directory, 2),
+        "/opencode",
+        "dev@example.com",
+        interrupted=True,
+        encoding=2,
+    )
     turns = [record for turn in value.turns for record in encode_turn(turn, frame)]
     return value.session, [encode_session(value.session, frame), *turns]
 
@@ -127,8 +135,8 @@ def test_properties_tell_agent_mode_finish_project_and_message() -> None:
 def test_model_and_start_are_the_ones_that_helicone_replaces_by() -> None:
     made = [encode_session(transcript(user()).session, FRAME), *records(user(), assistant("msg_2", 2_000_000, tool()))]
     assert [(record.kind, record.model, record.start_ms) for record in made] == [
-        ("session", "data:opencode.session", CREATED_MS),
-        ("user", "data:opencode.user", CREATED_MS + 10),
+        ("session", "opencode/session", CREATED_MS),
+        ("user", "opencode/user", CREATED_MS + 10),
         ("assistant", "anthropic/claude-x", 2_000_000),
         ("tool", "tool:bash", CREATED_MS + 30),
     ]
@@ -162,7 +170,7 @@ def test_same_turn_gives_same_bytes() -> None:
 def test_lone_surrogates_leave_as_replacement_characters() -> None:
     first, *_ = records(user("msg_1", 2_000_000, text("a\ud800b\x00c")))
     assert first.body.decode("utf-8")
-    assert asked(first)["text"] == [{"text": "a\ufffdb\x00c"}]
+    assert answered(first)["choices"][0]["message"]["content"] == "a\ufffdb\x00c"
 
 
 # Paths and names
@@ -235,8 +243,46 @@ def test_tool_name_stays_one_step_of_the_path() -> None:
     ],
 )
 def test_session_is_named_after_its_project(directory: str | None, project: str | None, name: str) -> None:
-    session = Session("ses_1", None, None, 1, 1, None, "a title", directory)
-    assert (project_name(session), session_name(session)) == (project, name)
+    assert (project_name(directory), session_name(directory, 1), session_name(directory, 2)) == (project, name, name)
+
+
+@pytest.mark.parametrize(
+    ("project", "shown"),
+    [
+        ("проект-данных", "proekt-dannykh"),
+        ("项目", "XiangMu"),
+        ("한국어", "HanGugEo"),
+        ("café", "café"),
+        ("cafe\u0301", "café"),
+        ("100%25", "100_25"),
+        ("100\uff05", "100_"),
+        ("🚀", ":rocket:"),
+        ("a\nb\x7f", "a b"),
+    ],
+)
+def test_a_session_is_named_in_letters_that_helicone_takes_and_shows_as_they_are(project: str, shown: str) -> None:
+    named = replace(FRAME, session_name=session_name(f"/home/dev/{project}", 2))
+    for record in (encode_session(transcript(user()).session, named), *records(user(), assistant(), frame=named)):
+        assert meta(record)["Helicone-Session-Name"] == f"opencode: {shown}"
+        assert meta(record)["Helicone-Property-project"] == shown
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "sent"),
+    [
+        ("claude-code", "opus", "custom/claude-code/opus"),
+        ("Claude", "x", "custom/Claude/x"),
+        ("data:x", "y", "custom/data:x/y"),
+        ("opencode", "user", "custom/opencode/user"),
+        ("opencode", "user-2", "opencode/user-2"),
+        ("anthropic", "claude-opus-4", "anthropic/claude-opus-4"),
+        ("amazon-bedrock", "anthropic.claude-3", "amazon-bedrock/anthropic.claude-3"),
+    ],
+)
+def test_a_call_is_never_taken_for_another_kind_of_log_by_its_model(provider: str, model: str, sent: str) -> None:
+    (call,) = records(assistant("msg_2", 2_000_000, providerID=provider, modelID=model))
+    assert (call.model, asked(call)["model"], answered(call)["model"]) == (sent, sent, sent)
+    assert kind_of(call.model) == "assistant"
 
 
 # Sessions and user messages
@@ -247,15 +293,19 @@ def test_session_record_has_no_totals_and_no_update_time() -> None:
     session = transcript(user(), cost=3, tokens={"input": 4}, parentID="ses_0", time=time).session
     record = encode_session(session, FRAME)
     assert asked(record) == {
-        "_type": "data",
-        "name": "opencode.session",
-        "title": "a title",
+        "model": "opencode/session",
+        "messages": [],
         "project": "project",
         "opencode_version": "1.18.33",
         "parent": "ses_0",
         "archived_ms": 88,
     }
-    assert answered(record) == {"_type": "data", "name": "opencode.session", "status": "success"}
+    assert answered(record) == {
+        "id": SESSION,
+        "object": "chat.completion",
+        "model": "opencode/session",
+        "choices": [{"index": 0, "message": {"role": "user", "content": "a title"}}],
+    }
     assert record.body == encode_session(replace(session, updated_ms=99), FRAME).body
 
 
@@ -271,14 +321,17 @@ def test_user_record_tells_texts_files_and_system() -> None:
     parts = (image, reference, text("added", "prt_3", synthetic=True), text("written", "prt_4"))
     record, *_ = records(user("msg_1", 2_000_000, *parts, system="be brief"))
     assert asked(record) == {
-        "_type": "data",
-        "name": "opencode.user",
-        "text": [{"text": "added", "synthetic": True}, {"text": "written"}],
+        "model": "opencode/user",
+        "messages": [{"role": "system", "content": "be brief"}],
         "files": [{"name": "a.png", "type": "image/png", "bytes": 3}, {"name": "b.txt", "type": "text/plain"}],
         "agent": "build",
-        "system": "be brief",
         "parts": {"file": 2, "text": 2},
     }
+    assert [choice["message"] for choice in answered(record)["choices"]] == [
+        # Helicone's list shows the first one: what somebody wrote.
+        {"role": "user", "content": "[image/png, 3 bytes]\n[text/plain]\nwritten"},
+        {"role": "user", "content": "added", "synthetic": True},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -419,7 +472,7 @@ def test_dropped_streams_leave_no_trace_in_the_answer() -> None:
 def test_failed_call_has_status_and_message(error: Fields, code: int, shown: Fields) -> None:
     (call,) = records(assistant("msg_2", 2_000_000, text("so far"), error=error, finish=None))
     assert status(call) == code
-    assert answered(call)["error"] == shown
+    assert answered(call)["error"] == {**shown, "heliconeMessage": shown["message"]}
     assert answered(call)["model"] == "anthropic/claude-x"
     assert answered(call)["choices"][0]["message"]["content"] == "so far"
 
@@ -429,7 +482,11 @@ def test_call_that_ended_without_an_answer_has_failed(parts: tuple[Fields, ...])
     """The context was too long: OpenCode completes the message with neither error nor finish."""
     (call,) = records(assistant("msg_2", 2_000_000, *parts, finish=None))
     assert status(call) == 500
-    assert answered(call)["error"] == {"message": "ended without an answer", "type": "NoAnswer"}
+    assert answered(call)["error"] == {
+        "message": "ended without an answer",
+        "type": "NoAnswer",
+        "heliconeMessage": "ended without an answer",
+    }
     assert "choices" not in answered(call)
 
 
@@ -586,7 +643,7 @@ def blank_child(child: Transcript) -> Transcript:
 @pytest.mark.parametrize("name", recorded.exported())
 def test_withheld_content_leaves_the_records_and_no_field_of_content(name: str) -> None:
     value = parse(recorded.export(name))
-    frame = Frame(value.session.id, "opencode", "/opencode", "", interrupted=True)
+    frame = Frame(value.session.id, "opencode", "/opencode", "", interrupted=True, encoding=2)
     for turn in value.turns:
         full, bare = encode_turn(turn, frame), encode_turn(without_content(turn), frame)
         assert [(r.request_id, r.model, r.start_ms, r.path) for r in bare] == [
@@ -605,7 +662,8 @@ def test_withheld_content_leaves_the_records_and_no_field_of_content(name: str) 
                 assert request == {"_type": "tool", "toolName": request["toolName"], "input": {}}
                 assert set(response) == {"_type", "toolName", "status", "metadata"}
             else:
-                assert set(request) <= {"_type", "name", "agent", "flag", "parts", "opencode_version", "parent"}
+                assert set(request) <= {"model", "messages", "agent", "flag", "parts", "opencode_version", "parent"}
+                assert (request["messages"], response["choices"]) == ([], [])
 
 
 def test_withheld_error_keeps_its_class() -> None:
@@ -614,4 +672,4 @@ def test_withheld_error_keeps_its_class() -> None:
     assert isinstance(turn.messages[0], Assistant)
     (call,) = encode_turn(without_content(turn), FRAME)
     assert status(call) == 429
-    assert answered(call)["error"] == {"message": "APIError", "type": "APIError"}
+    assert answered(call)["error"] == {"message": "APIError", "type": "APIError", "heliconeMessage": "APIError"}

@@ -166,7 +166,7 @@ def test_a_new_version_takes_over_from_everything_that_runs_and_every_turn_is_se
         assert db.execute("pragma user_version").fetchone()[0] == NEXT_SCHEMA
     again = [row.log for row in receiver.rows() if row.sends != 1]
     assert [(log.model, log.properties["Helicone-Session-Id"]) for log in again] == [
-        ("data:opencode.session", early["root"])
+        ("opencode/session", early["root"])
     ]
     assert mapped(receiver, waits["root"])
     assert not mapped(receiver, early["root"])

@@ -496,8 +496,8 @@ def test_a_session_that_cannot_be_read_keeps_no_other_from_being_judged(desk: De
     assert code == 1
     odd, root = told["sessions"]
     assert root["states"] == {"never_seen": 1}
-    assert odd["failure"]
-    assert "ses_odd" in typed(desk.station, "verify").stdout
+    assert (odd["failure"], odd["unreadable"], odd["states"]) == ("", 1, {})
+    assert "1 turn(s) that CANNOT BE READ" in typed(desk.station, "verify").stdout
 
 
 def test_a_store_that_is_none_is_named(desk: Desk) -> None:
@@ -631,17 +631,17 @@ def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, P
     delivered = replace(next(one for one in known if one.turn == "msg_1a"), state="delivered")
     asked: list[uuid.UUID] = []
 
-    def read(_session: str, _since_ms: int, ids: Any) -> dict[uuid.UUID, bool]:
+    def read(_start_ms: int, ids: Any) -> dict[uuid.UUID, bool]:
         asked.extend(ids)
         return {one: True for one in ids if one != stray.request_id}
 
     versions = [replace(old, turn="msg_1a", prints=(stray,)), delivered]
-    found = seek("ses_root", versions, read, now_ms=1 << 50, delay_ms=0)
+    found = seek(versions, read, now_ms=1 << 50, delay_ms=0)
     assert (found.found, found.missing) == (len(delivered.prints), 0)
     assert stray.request_id in asked
     unsent = [replace(versions[0], was_attempted=False), delivered]
     asked.clear()
-    seek("ses_root", unsent, read, now_ms=1 << 50, delay_ms=0)
+    seek(unsent, read, now_ms=1 << 50, delay_ms=0)
     assert stray.request_id not in asked
 
 
@@ -655,9 +655,9 @@ def test_a_session_is_asked_for_in_queries_of_a_bounded_size_each_with_its_own_s
     )
     asked: list[tuple[int, int]] = []
 
-    def read(_session: str, since_ms: int, ids: Any) -> dict[uuid.UUID, bool]:
-        asked.append((since_ms, len(ids)))
+    def read(start_ms: int, ids: Any) -> dict[uuid.UUID, bool]:
+        asked.append((start_ms, len(ids)))
         return dict.fromkeys(ids, True)
 
-    assert seek("ses_root", [replace(one, prints=prints)], read, now_ms=1, delay_ms=0).found == len(prints)
-    assert asked == [(999, IDS_MAX), (999 + IDS_MAX, IDS_MAX), (999 + 2 * IDS_MAX, 1)]
+    assert seek([replace(one, prints=prints)], read, now_ms=1, delay_ms=0).found == len(prints)
+    assert asked == [(1_000, IDS_MAX), (1_000 + IDS_MAX, IDS_MAX), (1_000 + 2 * IDS_MAX, 1)]

@@ -3,7 +3,10 @@
     versions    in: a turn's version becomes a job, or supersedes one
     claims      out: a job is claimed, acknowledged record by record, finished
     confirmations  delivered jobs are read back, sent again, given up
-    upkeep      what no ring brings: orphans, rings, pruning
+    readback    how reading back goes at a destination
+    upkeep      what no ring brings: orphans, rings, the clock
+    pruning     what there is no room for, or what is too old
+    limits      what binds the jobs of one folder alone
     room        jobs that gave up their bodies, which OpenCode's store has
     policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
@@ -33,10 +36,8 @@ from app.ledger.claims import (
     unacknowledged,
 )
 from app.ledger.confirmations import (
-    Confirmations,
     Unconfirmed,
     bury_unstored,
-    confirmations,
     confirmed,
     due_for_confirmation,
     give_up_confirmation,
@@ -45,15 +46,14 @@ from app.ledger.confirmations import (
     look_back,
     not_found_yet,
     note_body_not_stored,
-    pause_read_back,
-    read_back_failures,
-    resume_read_back,
     send_again,
     stop_confirming,
 )
 from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
 from app.ledger.history import (
     Exported,
+    brought_along,
+    compare_again,
     exported,
     exported_elsewhere,
     exported_sessions,
@@ -85,9 +85,11 @@ from app.ledger.letters import (
     dropped_groups,
     dropped_letters,
     letters_of,
+    letters_of_session,
     purge_dead,
     retry_dead,
 )
+from app.ledger.limits import NO_LIMITS, Limits
 from app.ledger.policies import (
     Missing,
     drop_for_policy,
@@ -99,6 +101,26 @@ from app.ledger.policies import (
     made_under,
     missing,
     release_folder,
+)
+from app.ledger.pruning import (
+    drop_aged,
+    drop_oversize,
+    drop_oversize_of_folders,
+    drop_session,
+    forget_acknowledgements,
+    shrink,
+)
+from app.ledger.readback import (
+    Confirmations,
+    Control,
+    confirmations,
+    control,
+    end_read_back_pause,
+    note_found,
+    note_missed,
+    pause_read_back,
+    read_back_failures,
+    resume_read_back,
 )
 from app.ledger.readings import (
     Conditions,
@@ -118,6 +140,7 @@ from app.ledger.room import (
     bulk,
     drop_gone,
     emptied,
+    excess_of_folders,
     fits,
     fits_key,
     give_up_bodies,
@@ -129,22 +152,27 @@ from app.ledger.room import (
 from app.ledger.upkeep import (
     KILLS_MAX,
     RING_AGAIN_MS,
-    drop_aged,
-    drop_oversize,
-    drop_session,
-    forget_acknowledgements,
     forget_rings,
-    is_steady,
     leasing_workers,
     next_due_ms,
     next_of_session,
     note_sleep,
     recover,
-    shrink,
+    steady_ms,
     to_ring,
+    trusted_age_ms,
     unwarp,
 )
-from app.ledger.versions import delivered_as, frozen, insert, is_sealed, place_under, see_again, standing
+from app.ledger.versions import (
+    delivered_as,
+    encoding_elsewhere,
+    frozen,
+    insert,
+    is_sealed,
+    place_under,
+    see_again,
+    standing,
+)
 
 __all__ = [
     "ATTEMPTS_KEPT",
@@ -152,6 +180,7 @@ __all__ = [
     "DIGEST_BYTES",
     "ISOLATED_KILLS",
     "KILLS_MAX",
+    "NO_LIMITS",
     "RING_AGAIN_MS",
     "SESSION_RECORD",
     "Attempt",
@@ -161,6 +190,7 @@ __all__ = [
     "Claim",
     "Conditions",
     "Confirmations",
+    "Control",
     "Counts",
     "Emptied",
     "Exported",
@@ -169,6 +199,7 @@ __all__ = [
     "Group",
     "LedgerError",
     "Letter",
+    "Limits",
     "Missing",
     "Print",
     "Standing",
@@ -180,14 +211,17 @@ __all__ = [
     "adopt_rotated",
     "attempts",
     "bodies",
+    "brought_along",
     "bulk",
     "bury",
     "bury_unstored",
     "claim",
+    "compare_again",
     "complete",
     "conditions",
     "confirmations",
     "confirmed",
+    "control",
     "counts",
     "dead_groups",
     "dead_keys",
@@ -198,12 +232,16 @@ __all__ = [
     "drop_gone",
     "drop_looser",
     "drop_oversize",
+    "drop_oversize_of_folders",
     "drop_session",
     "dropped_groups",
     "dropped_letters",
     "due_for_confirmation",
     "emptied",
+    "encoding_elsewhere",
+    "end_read_back_pause",
     "errors",
+    "excess_of_folders",
     "exported",
     "exported_elsewhere",
     "exported_sessions",
@@ -230,12 +268,12 @@ __all__ = [
     "is_history",
     "is_pending",
     "is_sealed",
-    "is_steady",
     "is_whole",
     "last_body",
     "latest_ms",
     "leasing_workers",
     "letters_of",
+    "letters_of_session",
     "look_back",
     "made_under",
     "missing",
@@ -243,6 +281,8 @@ __all__ = [
     "next_of_session",
     "not_found_yet",
     "note_body_not_stored",
+    "note_found",
+    "note_missed",
     "note_reconciled",
     "note_sleep",
     "pause_read_back",
@@ -262,9 +302,11 @@ __all__ = [
     "set_back",
     "shrink",
     "standing",
+    "steady_ms",
     "stop_confirming",
     "take_over",
     "to_ring",
+    "trusted_age_ms",
     "unacknowledged",
     "unwarp",
     "without_bodies",

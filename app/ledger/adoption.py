@@ -49,7 +49,7 @@ def adopt(
             ).rowcount
     while waiting := db.execute(
         "select j.id, j.key, j.facts_ms, j.body_bytes, j.is_history, j.is_recall, j.is_sealed,"
-        " t.name as turn, s.name as session, s.root_name, s.user_id,"
+        " t.name as turn, s.name as session, s.root_name, s.user_id, s.encoding, s.shown_name,"
         " s.folder, coalesce(p.facts, '') as policy from job j join turn t on t.id = j.turn_id"
         " join session s on s.id = j.session_id left join policy p on p.id = j.policy_id"
         " where j.destination_id = ? and j.state = 'pending' and j.lease_until_ms is null"
@@ -100,6 +100,8 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         is_history=bool(row["is_history"]),
         is_recall=bool(row["is_recall"]),
         is_sealed=bool(row["is_sealed"]),
+        encoding=row["encoding"],
+        session_name=row["shown_name"],
     )
     try:
         held: Sequence[Body | Kept] = (

@@ -194,8 +194,13 @@ def complete(db: sqlite3.Connection, held: Claim, now_ms: int, *, confirm_ms: in
             "  and a.digest = r.digest))",
             {"now": now_ms, "confirm": confirm_ms, "job": held.job_id, "attempt": held.attempt},
         )
-        if updated.rowcount == 1 and confirm_ms is None:
-            forget_contents(db, [held.job_id])
+        if updated.rowcount == 1:
+            db.execute(
+                "update attempt set ended_ms = ?, status = 200, error = 'accepted' where job_id = ? and number = ?",
+                (now_ms, held.job_id, held.attempt),
+            )
+            if confirm_ms is None:
+                forget_contents(db, [held.job_id])
         crashpoint.reach("complete.finishing")
     crashpoint.reach("complete.committed")
     return updated.rowcount == 1

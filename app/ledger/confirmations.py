@@ -16,11 +16,14 @@ import uuid
 from dataclasses import dataclass
 
 from app.connection import transaction
+from app.ledger import limits
 from app.ledger.job import BATCH, LedgerError, bodies
+from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
 from app.ledger.versions import forget_contents
 
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
 """No look is put off for longer: a later time was set by a clock that was wrong."""
+_WAITS = "j.confirm_ms is not null and j.body_bytes > 0"
 # Whether it could be sent again. Its bodies may be OpenCode's to keep: the rows say what they must be.
 _HAS_RECORDS = "exists (select 1 from record r where r.job_id = {job}.id)"
 
@@ -34,8 +37,6 @@ class Unconfirmed:
     key: str
     attempt: int
     """Fences every transition: a job that was sent again meanwhile has another one."""
-    root: str
-    """The session at Helicone."""
     request_id: uuid.UUID
     """Of its last record."""
     delivered_ms: int
@@ -44,33 +45,42 @@ class Unconfirmed:
     """It is known still what its bodies are, so it could be sent again."""
 
 
+_DUE = (
+    "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends,"
+    f" {_HAS_RECORDS.format(job='j')} as held,"
+    " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
+    "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
+    "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
+    " from job j where j.destination_id = :destination"
+    " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest)) where request_id is not null"
+)
+
+
 def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[Unconfirmed]:
-    """Those that wait for the longest time first."""
-    rows = db.execute(
-        "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends, s.root_name,"
-        f" {_HAS_RECORDS.format(job='j')} as held,"
-        " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
-        "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
-        "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
-        " from job j join session s on s.id = j.session_id where j.destination_id = :destination"
-        " and j.confirm_ms is not null and (j.confirm_ms <= :now or j.confirm_ms > :latest))"
-        " where request_id is not null order by confirm_ms, id limit :limit",
-        {"destination": destination_id, "now": now_ms, "latest": now_ms + AHEAD_MS_MAX, "limit": limit},
-    ).fetchall()
-    return [
-        Unconfirmed(
+    """The one whose time has come last, and then those that wait for the longest time.
+
+    The last one first, because it is found as soon as anything is stored and shown again, however many wait before it.
+    """
+    arguments = {"destination": destination_id, "now": now_ms, "latest": now_ms + AHEAD_MS_MAX, "limit": limit}
+    # Two questions: one order for both would sort all that is due.
+    rows = [
+        *db.execute(f"{_DUE} order by confirm_ms desc, id desc limit 1", arguments),
+        *db.execute(f"{_DUE} order by confirm_ms, id limit :limit", arguments),
+    ]
+    found = {
+        row["id"]: Unconfirmed(
             job_id=row["id"],
             turn_id=row["turn_id"],
             key=row["key"],
             attempt=row["attempt"],
-            root=row["root_name"],
             request_id=uuid.UUID(bytes=row["request_id"]),
             delivered_ms=row["finished_ms"],
             resends=row["resends"],
             is_held=bool(row["held"]),
         )
         for row in rows
-    ]
+    }
+    return list(found.values())[:limit]
 
 
 def last_body(db: sqlite3.Connection, due: Unconfirmed) -> bytes | None:
@@ -201,20 +211,33 @@ def look_back(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
 # --- giving up -------------------------------------------------------------------------------------------------------
 
 
-def give_up_confirmations(db: sqlite3.Connection, now_ms: int, *, bytes_max: int, age_ms_max: int | None) -> int:
+def give_up_confirmations(
+    db: sqlite3.Connection,
+    now_ms: int,
+    *,
+    bytes_max: int,
+    age_ms_max: int | None,
+    bytes_max_of: Limits = NO_LIMITS,
+    age_ms_max_of: Limits = NO_LIMITS,
+) -> int:
     """delivered, to be confirmed -> delivered, oldest first, until all held bodies fit into `bytes_max`; and the aged.
 
-    `age_ms_max` None: nothing is too old, because the clock has just jumped. These bodies are the first to go: they
-    were accepted already. Counted for status. Returns the number of jobs.
+    Folders that are in `age_ms_max_of` have that age instead, and what is held of those in `bytes_max_of` is to fit
+    into their own size before. `age_ms_max` None: nothing is too old, because the clock cannot be trusted. These bodies
+    are the first to go: they were accepted already. Counted for status. Returns the number of jobs.
     """
     given_up = 0
-    before_ms = None if age_ms_max is None else now_ms - age_ms_max
-    while batch := _give_up(db, "finished_ms < :before", {"before": before_ms}):
+    ages: dict[str, object] = {"now": now_ms, "age": age_ms_max, "ages": limits.as_json(age_ms_max_of)}
+    while batch := _give_up(db, f"finished_ms + {AGE_MS} < :now", ages):
+        given_up += batch
+    while (excess := limits.excess(db, bytes_max_of, "j.body_bytes > 0")) and (
+        batch := _give_up(db, limits.oldest(_WAITS, "j.finished_ms"), {"limits": limits.as_json(excess)})
+    ):
         given_up += batch
     while batch := _give_up(
         db,
         "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"
-        " from job where confirm_ms is not null and body_bytes > 0) where older < :excess)",
+        f" from job j where {_WAITS}) where older < :excess)",
         {"excess": _held_bytes(db) - bytes_max},
     ):
         given_up += batch
@@ -268,69 +291,3 @@ def _count_given_up(db: sqlite3.Connection, destination_id: int, jobs: int) -> N
         " on conflict do update set given_up = given_up + excluded.given_up",
         (destination_id, jobs),
     )
-
-
-# --- how reading back goes -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Confirmations:
-    """How far the reading back of one destination's jobs is. Numbers are of jobs."""
-
-    confirmed: int = 0
-    """Seen at Helicone, with their bodies."""
-    waiting: int = 0
-    """To be read back."""
-    body_not_stored: int = 0
-    """Seen without their bodies."""
-    given_up: int = 0
-    """Their bodies went before they were seen: no room, too old, or switched off."""
-    failure: str | None = None
-    """Why reading back came to nothing the last time."""
-    failures: int = 0
-    """In a row."""
-    retry_ms: int | None = None
-
-
-def confirmations(db: sqlite3.Connection, destination_id: int) -> Confirmations:
-    jobs = db.execute(
-        "select count(*) filter (where confirmed_ms is not null and not body_not_stored and state = 'delivered'),"
-        " count(confirm_ms), count(*) filter (where body_not_stored and state = 'delivered')"
-        " from job where destination_id = ?",
-        (destination_id,),
-    ).fetchone()
-    going = db.execute(
-        "select given_up, failure, failures, retry_ms from confirmation where destination_id = ?", (destination_id,)
-    ).fetchone()
-    return Confirmations(*jobs, *(going or ()))
-
-
-def read_back_failures(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
-    """How often in a row reading back failed; None: it may not be tried again yet."""
-    row = db.execute(
-        "select failures, coalesce(retry_ms > ? and retry_ms <= ?, 0) as waits from confirmation"
-        " where destination_id = ?",
-        (now_ms, now_ms + AHEAD_MS_MAX, destination_id),
-    ).fetchone()
-    if row is None:
-        return 0
-    return None if row["waits"] else int(row["failures"])
-
-
-def pause_read_back(db: sqlite3.Connection, destination_id: int, failure: str, retry_ms: int) -> None:
-    """Reading back failed. Delivery goes on."""
-    db.execute(
-        "insert into confirmation (destination_id, failure, failures, retry_ms) values (?, ?, 1, ?)"
-        " on conflict do update set failure = excluded.failure, failures = failures + 1, retry_ms = excluded.retry_ms",
-        (destination_id, failure, retry_ms),
-    )
-
-
-def resume_read_back(db: sqlite3.Connection, destination_id: int) -> bool:
-    """It works again; or a worker has started, maybe with another address, and may try at once."""
-    updated = db.execute(
-        "update confirmation set failure = null, failures = 0, retry_ms = null"
-        " where destination_id = ? and failure is not null",
-        (destination_id,),
-    )
-    return updated.rowcount == 1

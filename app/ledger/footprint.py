@@ -66,6 +66,16 @@ def read(db: Connection, job_ids: Sequence[int]) -> Mapping[int, tuple[Print, ..
     return {row["job_id"]: _unpack(row) for row in rows}
 
 
+def session_name(db: Connection, session_id: int) -> str | None:
+    """What the session was called in the last turn of which this is known."""
+    row = db.execute(
+        "select f.job_id, f.ids, f.facts from turn t join job j on j.turn_id = t.id join footprint f on f.job_id = j.id"
+        " where t.session_id = ? order by t.id desc, j.id desc limit 1",
+        (session_id,),
+    ).fetchone()
+    return _unpack(row)[-1].frozen.session_name if row else None
+
+
 def forget_footprints(db: Connection, bytes_max: int = BESIDE_BODIES_BYTES_MAX) -> int:
     """The oldest ones, at most BATCH, while all that the ledger holds beside bodies is more than `bytes_max`."""
     pages, free, page_bytes = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from app.ledger import footprint
 from app.ledger.footprint import Print
+from app.ledger.job import SESSION_RECORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,33 @@ def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str
         (session, destination_id),
     )
     return {row["name"]: row["facts_ms"] for row in rows}
+
+
+def brought_along(db: sqlite3.Connection, session: str, turns: Mapping[str, int]) -> set[str]:
+    """Which of these turns (name -> facts_ms) a fork has brought along from a session whose turn is known here.
+
+    A fork keeps all times of what it copies, and gives it new ids. What was dropped with its deleted session, and what
+    was exported under this session already, counts as the session's own.
+    """
+    rows = db.execute(
+        "select distinct j.facts_ms from job j join turn t on t.id = j.turn_id join session s on s.id = j.session_id"
+        " where j.facts_ms in (select value from json_each(?)) and j.state <> 'superseded'"
+        " and coalesce(j.drop_reason, '') <> 'deleted' and t.name <> ? and s.name <> ?",
+        (json.dumps(list(turns.values())), SESSION_RECORD, session),
+    )
+    known = {row["facts_ms"] for row in rows}
+    own = {
+        row["name"]
+        for row in db.execute(
+            "select t.name from turn t join session s on s.id = t.session_id where s.name = ?", (session,)
+        )
+    }
+    return {name for name, facts_ms in turns.items() if facts_ms in known and name not in own}
+
+
+def compare_again(db: sqlite3.Connection, folder: str) -> None:
+    """All sessions of a folder are to be compared with OpenCode's store once more."""
+    db.execute("update session set reconciled_ms = null where folder = ? and reconciled_ms is not null", (folder,))
 
 
 def exported_sessions(db: sqlite3.Connection, destination_id: int) -> list[str]:

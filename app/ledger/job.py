@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from sqlite3 import Connection, Row
 
+from app.identity import NEWEST, Encoding
 from app.ledger.bundle import BundleError, unpack
 
 BATCH = 500
@@ -81,6 +82,9 @@ class Version:
     """Overwrites what Helicone holds: it is sent also when its session was deleted meanwhile."""
     is_sealed: bool = False
     """No other version of the turn is taken after this one, until somebody asks."""
+    encoding: Encoding = NEWEST
+    """Like the user id, this and the name are kept with the session by its first version, and by no later one."""
+    session_name: str | None = None
 
 
 class Standing(Enum):

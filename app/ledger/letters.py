@@ -162,6 +162,17 @@ def letters_of(db: sqlite3.Connection, prefix: str, state: Literal["dead", "drop
     return [_read(row) for row in rows]
 
 
+def letters_of_session(
+    db: sqlite3.Connection, session: str, state: Literal["dead", "dropped"], limit: int = BATCH
+) -> list[Letter]:
+    """Those of one session of OpenCode, by its whole id; in the order in which they were queued."""
+    rows = db.execute(
+        f"{_LETTER} where job.state = ? and s.name = ? order by job.enqueued_ms, job.id limit ?",
+        (state, session, limit),
+    )
+    return [_read(row) for row in rows]
+
+
 def _read(row: sqlite3.Row) -> Letter:
     is_dead = row["state"] == "dead"
     return Letter(

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.connection import transaction
+from app.ledger import limits
 from app.ledger.job import BATCH, Body, Claim, kept
+from app.ledger.limits import Limits
 from app.ledger.versions import forget_contents
 
 _RELIED_ON = "store"
 _SEVERAL = ""
 # The plus, here and below: by the index of what has bodies, not among all that is pending.
-_HELD = "body_bytes > 0 and +state in ('pending', 'dead') and not is_recall"
+HELD = "j.body_bytes > 0 and +j.state in ('pending', 'dead') and not j.is_recall"
 _WITHOUT = "j.state = 'pending' and j.body_bytes = 0 and exists (select 1 from record r where r.job_id = j.id)"
 
 
@@ -31,6 +33,7 @@ class Bulk:
 
     job_id: int
     enqueued_ms: int
+    folder: str
     session: str
     turn: str
     body_bytes: int
@@ -49,18 +52,33 @@ class Emptied:
 
 def held_bytes(db: sqlite3.Connection) -> int:
     """Of all bodies that are not delivered, compressed; but not of recalls, for which nothing else is to make room."""
-    return int(db.execute(f"select coalesce(sum(body_bytes), 0) from job where {_HELD}").fetchone()[0])
+    return int(db.execute(f"select coalesce(sum(body_bytes), 0) from job j where {HELD}").fetchone()[0])
 
 
-def bulk(db: sqlite3.Connection, after: Bulk | None, limit: int = BATCH) -> list[Bulk]:
-    """What is not in flight, the oldest first, behind `after`. A recall says what no store says: it is none of them."""
+def excess_of_folders(db: sqlite3.Connection, bytes_max: Limits) -> dict[str, int]:
+    """Of each folder that holds more than its own limit how much more; counted as by `held_bytes`."""
+    return limits.excess(db, bytes_max, HELD)
+
+
+def bulk(
+    db: sqlite3.Connection, after: Bulk | None, folders: Collection[str] | None = None, limit: int = BATCH
+) -> list[Bulk]:
+    """What is not in flight, of all or of these folders, the oldest first, behind `after`.
+
+    A recall says what no store says: it is none of them.
+    """
     rows = db.execute(
-        "select j.id, j.enqueued_ms, s.name as session, t.name as turn, j.body_bytes from job j"
+        "select j.id, j.enqueued_ms, s.folder, s.name as session, t.name as turn, j.body_bytes from job j"
         " join session s on s.id = j.session_id join turn t on t.id = j.turn_id"
-        " where j.body_bytes > 0 and +j.state in ('pending', 'dead') and j.lease_until_ms is null and not j.is_recall"
-        " and (j.enqueued_ms, j.id) > (?, ?) and exists (select 1 from bundle b where b.job_id = j.id)"
-        " order by j.enqueued_ms, j.id limit ?",
-        (*((after.enqueued_ms, after.job_id) if after else (-1, -1)), limit),
+        f" where {HELD} and j.lease_until_ms is null and (j.enqueued_ms, j.id) > (:enqueued, :id)"
+        " and (:folders is null or s.folder in (select value from json_each(:folders)))"
+        " and exists (select 1 from bundle b where b.job_id = j.id) order by j.enqueued_ms, j.id limit :limit",
+        {
+            "enqueued": after.enqueued_ms if after else -1,
+            "id": after.job_id if after else -1,
+            "folders": None if folders is None else json.dumps(sorted(folders)),
+            "limit": limit,
+        },
     )
     return [Bulk(*row) for row in rows]
 

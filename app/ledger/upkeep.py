@@ -1,4 +1,4 @@
-"""What no ring brings: orphans, what is due, and what there is no room for."""
+"""What no ring brings: orphans, what is due, and whether the clock can be trusted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from collections.abc import Collection
 from app import crashpoint, destination
 from app.connection import transaction
 from app.ledger.claims import ISOLATED_KILLS
-from app.ledger.confirmations import forget_session
 from app.ledger.job import BATCH
-from app.ledger.room import held_bytes
-from app.ledger.versions import forget_contents
 
 KILLS_MAX = 5
 """Attempts that may end with their worker's death before the job is taken for the killer."""
@@ -29,8 +26,6 @@ SLEEP_MS = 12 * 3_600_000
 """The night of a laptop is nothing to tell of."""
 STEADY_MS = 3_600_000
 """Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
-ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
-"""A turn that changes later than this is sent again whole, under the same ids."""
 
 
 def leasing_workers(db: sqlite3.Connection) -> list[str]:
@@ -118,25 +113,30 @@ def note_sleep(db: sqlite3.Connection, jump_ms: int, now_ms: int) -> bool:
     return is_long
 
 
-def is_steady(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> bool:
-    """Note what the clock says; whether it has gone on without a jump for long enough to call anything too old.
+def steady_ms(db: sqlite3.Connection, now_ms: int) -> int:
+    """Note what the clock says; for how long it has gone on without a jump.
 
     A jump is a step back, or a time in which nobody noted anything: the machine slept, or no worker ran.
     """
     known = db.execute("select name, value from meta where name in ('clock_seen_ms', 'clock_steady_ms')").fetchall()
     times_ms = {row["name"]: int(row["value"]) for row in known}
     seen_ms = times_ms.get("clock_seen_ms", now_ms)
-    steady_ms = times_ms.get("clock_steady_ms", 0)
+    since_ms = times_ms.get("clock_steady_ms", 0)
     if not seen_ms - JUMP_MS <= now_ms <= seen_ms + JUMP_MS:
-        steady_ms = now_ms
+        since_ms = now_ms
     with transaction(db):
         db.executemany(
             "insert into meta (name, value) values (?, ?) on conflict (name) do update set value = excluded.value",
-            [("clock_seen_ms", str(now_ms)), ("clock_steady_ms", str(steady_ms))],
+            [("clock_seen_ms", str(now_ms)), ("clock_steady_ms", str(since_ms))],
         )
         if now_ms < seen_ms - JUMP_MS:
             destination.note(db, "the clock was set back", now_ms)
-    return now_ms - steady_ms >= min(STEADY_MS, age_ms_max)
+    return now_ms - since_ms
+
+
+def trusted_age_ms(age_ms_max: int, steady_for_ms: int) -> int:
+    """An age at which jobs are too old; NEVER_MS before the clock has gone on for so long, or for STEADY_MS."""
+    return age_ms_max if steady_for_ms >= min(STEADY_MS, age_ms_max) else destination.NEVER_MS
 
 
 _WAITING = (
@@ -206,103 +206,3 @@ def next_of_session(db: sqlite3.Connection, destination_id: int, session: str, n
         (now_ms, destination_id, session),
     ).fetchone()
     return None if row is None else str(row["key"])
-
-
-def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int) -> int:
-    """pending -> dropped (age), at most BATCH: enqueued longer than `age_ms_max` ago and tried since it came of age.
-
-    A laptop that slept for a month must try once before it gives up. A recall is never too old: what it is to
-    overwrite stays at Helicone.
-    """
-    return _drop(
-        db,
-        "age",
-        now_ms,
-        "state = 'pending' and is_recall = 0 and enqueued_ms < :before"
-        " and enqueued_ms + :age <= max(coalesce(attempted_ms, 0), (select coalesce(d.probed_ms, 0)"
-        " from destination d where d.id = job.destination_id))",
-        {"before": now_ms - age_ms_max, "age": age_ms_max},
-    )
-
-
-def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
-    """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
-
-    What is in flight stays, and others go in its place. Delivered bodies, which are held to be confirmed, are not
-    counted: `give_up_confirmations` goes before, and `give_up_bodies`. Nor are recalls dropped.
-    """
-    held = held_bytes(db)
-    if held <= bytes_max:
-        return 0
-    return _drop(
-        db,
-        "size",
-        now_ms,
-        "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
-        " from job where body_bytes > 0 and state in ('pending', 'dead') and lease_until_ms is null and not is_recall)"
-        " where older < :excess)",
-        {"excess": held - bytes_max},
-    )
-
-
-def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
-    """pending or dead -> dropped (deleted): the session was deleted in OpenCode before it was delivered.
-
-    What is delivered and waits to be confirmed is not sent again. A recall stays: it takes back what is at Helicone.
-    """
-    forget_session(db, destination_id, session)
-    dropped = 0
-    while batch := _drop(
-        db,
-        "deleted",
-        now_ms,
-        "state in ('pending', 'dead') and is_recall = 0 and session_id in"
-        " (select id from session where destination_id = :destination and name = :session)",
-        {"destination": destination_id, "session": session},
-        leased_too=True,
-    ):
-        dropped += batch
-    return dropped
-
-
-def _drop(
-    db: sqlite3.Connection,
-    reason: str,
-    now_ms: int,
-    condition: str,
-    arguments: dict[str, object],
-    *,
-    leased_too: bool = False,
-) -> int:
-    free = "1" if leased_too else "lease_until_ms is null"
-    with transaction(db):
-        rows = db.execute(
-            "update job set state = 'dropped', drop_reason = :reason, due_ms = null, finished_ms = :now, body_bytes = 0"
-            f" where id in (select id from job where ({condition}) and {free} order by enqueued_ms, id limit :limit)"
-            # The plus keeps SQLite from looking for them among all that is pending.
-            " and +state in ('pending', 'dead') returning id",
-            {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
-        ).fetchall()
-        forget_contents(db, [row["id"] for row in rows])
-        crashpoint.reach("prune.dropping")
-    return len(rows)
-
-
-def forget_acknowledgements(db: sqlite3.Connection, now_ms: int) -> int:
-    """Those of delivered turns that are too old to change; at most BATCH turns' worth a time.
-
-    They tell what need not be sent again when a turn comes in a newer version, and are what would grow for ever.
-    """
-    before_ms = now_ms - ACKNOWLEDGEMENT_AGE_MS_MAX
-    return db.execute(
-        "delete from acknowledgement where (turn_id, request_id) in (select a.turn_id, a.request_id"
-        " from acknowledgement a where a.acknowledged_ms < ? and not exists (select 1 from job j"
-        "  where j.turn_id = a.turn_id and j.state <> 'superseded' and j.state in ('pending', 'dead')) limit ?)",
-        (before_ms, 20 * BATCH),
-    ).rowcount
-
-
-def shrink(db: sqlite3.Connection) -> None:
-    """Give pages of deleted bodies back to the file system, a bounded number at a time."""
-    # `execute` would step only once, and each step frees one page.
-    db.executescript("pragma incremental_vacuum(1000)")

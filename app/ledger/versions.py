@@ -8,17 +8,31 @@ from dataclasses import dataclass, replace
 
 from app import crashpoint
 from app.connection import transaction
+from app.identity import Encoding, Identity
 from app.ledger import footprint
 from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version
 
 
-def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, str] | None:
-    """(root name, user id) that the session's first record was made with, None for a session not seen."""
+def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
+    """Root and identity that the session's first record was made with, None for a session not seen."""
     row = db.execute(
-        "select root_name, user_id from session where destination_id = ? and name = ?", (destination_id, session)
+        "select id, root_name, user_id, encoding, shown_name from session where destination_id = ? and name = ?",
+        (destination_id, session),
     ).fetchone()
-    return None if row is None else (row["root_name"], row["user_id"])
+    if row is None:
+        return None
+    name = row["shown_name"] if row["encoding"] > 1 else footprint.session_name(db, row["id"])
+    return row["root_name"], Identity(row["user_id"], row["encoding"], name)
+
+
+def encoding_elsewhere(db: sqlite3.Connection, session: str) -> Encoding | None:
+    """How the session is written at whatever destination it was captured for: two keys may be of one organisation."""
+    found: Encoding | None = db.execute(
+        "select min(encoding) from session where name = ? and destination_id in (select id from destination)",
+        (session,),
+    ).fetchone()[0]
+    return found
 
 
 def standing(
@@ -180,9 +194,19 @@ def _is_recall_due(db: sqlite3.Connection, turn_id: int) -> bool:
 
 def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tuple[int, int]:
     db.execute(
-        "insert into session (destination_id, name, root_name, user_id, folder) values (?, ?, ?, ?, ?)"
-        " on conflict do nothing",
-        (destination_id, version.session, version.root, version.user_id, version.folder),
+        "insert into session (destination_id, name, root_name, user_id, folder, encoding, shown_name)"
+        " values (?, ?, ?, ?, ?, ?, ?) on conflict do update set shown_name = excluded.shown_name"
+        # Captured first while export was off: nothing was fixed.
+        " where encoding > 1 and shown_name is null",
+        (
+            destination_id,
+            version.session,
+            version.root,
+            version.user_id,
+            version.folder,
+            version.encoding,
+            version.session_name,
+        ),
     )
     session_id = int(
         db.execute(
@@ -320,8 +344,8 @@ def place_under(
         if "sealed" not in reopen and is_sealed(db, destination_id, child):
             return 0
         row = db.execute(
-            "insert into session (destination_id, name, root_name, user_id, folder) values (?, ?, ?, ?, ?)"
+            "insert into session (destination_id, name, root_name, user_id, folder, encoding) values (?, ?, ?, ?, ?, ?)"
             " on conflict (destination_id, name) do update set root_name = excluded.root_name returning id",
-            (destination_id, child, parent.root, parent.user_id, parent.folder),
+            (destination_id, child, parent.root, parent.user_id, parent.folder, parent.encoding),
         ).fetchone()
         return supersede_where(db, "session_id = :session", {"session": row["id"]}, now_ms)

@@ -6,12 +6,13 @@
 Both give `File`s, which `families` puts together and `snapshot` turns into what the plugin would have sent.
 """
 
-from app.opencode.access import StoreError
+from app.opencode.access import NOT_READ, StoreError
 from app.opencode.files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
 from app.opencode.store import Store, StoredSession, store_file
 
 __all__ = [
     "FILE_BYTES_MAX",
+    "NOT_READ",
     "Export",
     "ExportError",
     "File",

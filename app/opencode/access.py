@@ -35,11 +35,16 @@ _NEEDED = {
 _WAY_IN = "write its sessions to files with `opencode export ID > FILE`, and import these"
 _PASSING = {sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTINIT}
 """OpenCode is starting."""
+NOT_READ = "sessions of OpenCode 2 are not read yet"
 T = TypeVar("T")
 
 
 class StoreError(ExportError):
     """There is no store that can be read. The message says what there is instead, and what to do."""
+
+
+class NewerError(StoreError):
+    """It holds nothing but sessions of OpenCode 2."""
 
 
 class Access:
@@ -166,6 +171,11 @@ def _absence(path: Path) -> str:
     return f"OpenCode's store {path} is not there"
 
 
+def is_newer(db: sqlite3.Connection) -> bool:
+    """Whether OpenCode 2 writes to it. What 1.x had written stays beside that, and is as it was."""
+    return db.execute("select 1 from sqlite_master where type = 'table' and name = 'session_v2'").fetchone() is not None
+
+
 def _require_known(db: sqlite3.Connection, path: Path) -> None:
     """Raises StoreError for a file of a generation that this program does not know."""
     missing = sorted(
@@ -173,6 +183,8 @@ def _require_known(db: sqlite3.Connection, path: Path) -> None:
         for table, needed in _NEEDED.items()
         for column in needed - {row["name"] for row in db.execute(f"pragma table_info({table})")}
     )
+    if missing and is_newer(db):
+        raise NewerError(f"{path}: {NOT_READ}")
     if missing:
         known = ", ".join(missing[:3])
         raise StoreError(f"{path} is no store of OpenCode 1.18 (it has no {known}), and is not read: {_WAY_IN}")

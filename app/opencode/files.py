@@ -2,17 +2,20 @@
 
     {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}
 
-One file is one session. A subagent's file belongs under the session whose task call names it, if that one's file is
-in the same set: together they are a family, and a family is one snapshot. Only one family is held in memory at a time.
+Lines around that (a status line, a log line, what `2>&1` brought along) are skipped. One file is one session. A
+subagent's file belongs under the session whose task call names it, if that one's file is in the same set: together they
+are a family, and a family is one snapshot. Only one family is held in memory at a time.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.parse import parse
 from app.shape import place
@@ -21,6 +24,13 @@ from app.transcript import Json
 PIPE_BYTES = 64 * 1024
 """`opencode export` may cut its output at a multiple of this when it goes to a pipe (OpenCode 1.18.33)."""
 
+
+HEAD_CHARACTERS = 64 * 1024
+"""As far as the JSON is looked for behind other lines."""
+STARTS_MAX = 100
+"""So many braces there are tried."""
+_MARK = re.compile(r"\[redacted:[a-z-]+:[^\]]*\]")
+"""What `opencode export --sanitize` writes in place of a text: what it was, and of which session, message or part."""
 
 FILE_BYTES_MAX = 512 << 20
 """Of one export; the longest sessions have a few. A wrong name (a device, a disk image) must not take all memory."""
@@ -49,22 +59,30 @@ class Export:
     session: str
     parent: str | None
     directory: str | None
+    created_ms: int
     updated_ms: int
     subagents: frozenset[str]
     """The sessions that its task calls name."""
+    is_sanitized: bool
+    """Its texts are placeholders."""
+    skipped: int
+    """Characters around its JSON."""
 
 
 def examine(file: File) -> Export:
     """Read a file and check all of it. Raises OSError, ExportError, TranscriptError."""
-    entry = _entry(file)
+    entry, skipped = _entry(file)
     session = parse(_snapshot([entry])).session
     return Export(
         file=file,
         session=session.id,
         parent=session.parent_id,
         directory=session.directory,
+        created_ms=session.created_ms,
         updated_ms=session.updated_ms,
         subagents=frozenset(_subagents(entry)),
+        is_sanitized=any(_MARK.fullmatch(text) for text in (session.title or "", session.directory or "")),
+        skipped=skipped,
     )
 
 
@@ -77,9 +95,10 @@ def families(exports: Iterable[Export]) -> list[tuple[Export, ...]]:
         for child in _children(export, by_session)
         if child is not export
     }
-    # Those that nobody calls come first, so that what is left for the others can only be a ring.
+    # Those that nobody calls come first, so that what is left for the others can only be a ring; of these the oldest:
+    # what a fork has copied is known then.
     found = []
-    for root in sorted(by_session.values(), key=lambda export: export.session in called):
+    for root in sorted(by_session.values(), key=lambda export: (export.session in called, export.created_ms)):
         family = _taken(root, by_session)
         if family:
             found.append(tuple(family))
@@ -88,7 +107,7 @@ def families(exports: Iterable[Export]) -> list[tuple[Export, ...]]:
 
 def snapshot(family: Iterable[Export]) -> Json:
     """The whole family as the plugin would have sent it. Raises OSError, ExportError."""
-    return _snapshot([_entry(export.file) for export in family])
+    return _snapshot([_entry(export.file)[0] for export in family])
 
 
 def _children(export: Export, by_session: dict[str, Export]) -> list[Export]:
@@ -109,23 +128,67 @@ def _taken(root: Export, left: dict[str, Export]) -> list[Export]:
     return taken
 
 
-def _entry(file: File) -> dict[str, Json]:
+def _entry(file: File) -> tuple[dict[str, Json], int]:
+    """The session, and how many characters around it were skipped."""
     data = _read(file.name) if file.data is None else file.data
     if len(data) > FILE_BYTES_MAX:
         raise ExportError(TOO_LARGE)
     if not data:
         raise ExportError("it is empty")
+    value, skipped = _json(data)
+    if not _is_export(value):
+        raise ExportError("it is JSON, but not of opencode export: an object with info and messages")
+    if _is_of_opencode_2(value):
+        raise ExportError("it is an export of OpenCode 2, which this version does not read")
+    return {"info": value["info"], "messages": value["messages"]}, skipped
+
+
+def _json(data: bytes) -> tuple[Any, int]:
+    """The JSON in a file, and how many characters around it were skipped."""
     try:
-        value = json.loads(data)
+        text = data.decode(json.detect_encoding(data), "surrogatepass")
+    except ValueError:
+        raise ExportError("it is not JSON") from None
+    try:
+        return json.loads(text), 0
     except json.JSONDecodeError as error:
+        found = _among_lines(text)
+        if found is not None:
+            return found
         hint = "; opencode export cuts its output when it goes to a pipe: write it to a file"
         cut = hint if len(data) % PIPE_BYTES == 0 else ""
         raise ExportError(f"it is not JSON at line {error.lineno}, column {error.colno}{cut}") from None
     except (ValueError, RecursionError):
         raise ExportError("it is not JSON") from None
-    if not isinstance(value, dict) or not isinstance(value.get("messages"), list) or "info" not in value:
-        raise ExportError("it is JSON, but not of opencode export: an object with info and messages")
-    return {"info": value["info"], "messages": value["messages"]}
+
+
+def _among_lines(text: str) -> tuple[Any, int] | None:
+    """The first export that begins at a brace near the beginning."""
+    decoder = json.JSONDecoder()
+    at = -1
+    for _ in range(STARTS_MAX):
+        at = text.find("{", at + 1, HEAD_CHARACTERS)
+        if at < 0:
+            return None
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            continue
+        if _is_export(value):
+            return value, len(text[:at].strip()) + len(text[end:].strip())
+    return None
+
+
+def _is_export(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("messages"), list) and "info" in value
+
+
+def _is_of_opencode_2(value: Any) -> bool:
+    """There a session has a location, and messages have a type and no info of their own."""
+    has_location = isinstance(value["info"], dict) and "location" in value["info"]
+    return has_location or any(
+        isinstance(one, dict) and "type" in one and "info" not in one for one in value["messages"]
+    )
 
 
 def _read(name: str) -> bytes:
@@ -143,10 +206,11 @@ def _snapshot(entries: list[dict[str, Json]]) -> dict[str, Json]:
 
 def _subagents(entry: dict[str, Json]) -> Iterable[str]:
     """Of an entry that was parsed already."""
-    for message in place(entry, "").objects("messages"):
-        for part in message.objects("parts"):
-            if part.fields.get("type") == "tool":
-                metadata = part.need("state").fields.get("metadata")
-                name = metadata.get("sessionId") if isinstance(metadata, dict) else None
-                if isinstance(name, str):
-                    yield name
+    for _, message in place(entry, "").items("messages"):
+        parts = message.get("parts") if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else ():
+            state = part.get("state") if isinstance(part, dict) and part.get("type") == "tool" else None
+            metadata = state.get("metadata") if isinstance(state, dict) else None
+            name = metadata.get("sessionId") if isinstance(metadata, dict) else None
+            if isinstance(name, str):
+                yield name

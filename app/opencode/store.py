@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.opencode.access import Access, StoreError
+from app.opencode.access import Access, NewerError, StoreError, is_newer
 from app.opencode.files import File
 from app.parse import parse
 from app.transcript import Json, Transcript, TranscriptError
@@ -58,6 +58,13 @@ class Store:
         """As `Access` has it."""
         return self._access.kept_open()
 
+    def is_newer(self) -> bool:
+        """Whether it holds sessions of OpenCode 2, beside those of 1.x or alone."""
+        try:
+            return self._access.ask(is_newer)
+        except NewerError:
+            return True
+
     def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[StoredSession]:
         """Those of all projects, or those that were started in `directory`; the oldest first.
 
@@ -76,6 +83,17 @@ class Store:
             return [row for row in rows if (row["parent"], row["id"]) not in called]
 
         return [StoredSession(*row[:4]) for row in self._access.ask(listed)]
+
+    def uncalled(self, session: str) -> list[str]:
+        """The sessions below this one that no call of a parent's turn names."""
+        rows = self._access.ask(
+            lambda db: db.execute(
+                "with recursive below(id) as (select id from session where parent_id = ?"
+                "  union select s.id from session s join below b on s.parent_id = b.id) select id from below",
+                (session,),
+            ).fetchall()
+        )
+        return [one.id for one in self.roots(among={row["id"] for row in rows})] if rows else []
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
@@ -173,17 +191,15 @@ def _span(db: sqlite3.Connection, session: str, turn: str | None) -> tuple[int, 
     """From the turn's first message to before the one after its last: what (time_created, id) to begin and end at."""
     if turn is None:
         row = db.execute(
-            f"select coalesce({_PARENT}, m.id) as turn from message m join session s"
-            # Older ones are a fork's copies.
-            " on s.id = m.session_id where m.session_id = ? and m.time_created >= s.time_created"
-            " order by m.time_created, m.id limit 1",
+            f"select coalesce({_PARENT}, m.id) as turn from message m join session s on s.id = m.session_id"
+            # Older ones are mostly a fork's copies.
+            " where m.session_id = ? order by m.time_created < s.time_created, m.time_created, m.id limit 1",
             (session,),
         ).fetchone()
         return None if row is None else _span(db, session, row["turn"])
     rows = db.execute(
-        "select m.time_created, m.id from message m join session s on s.id = m.session_id where m.session_id = :session"
-        f" and m.time_created >= s.time_created and (m.id = :turn or {_PARENT} = :turn)"
-        " order by m.time_created, m.id",
+        "select m.time_created, m.id from message m where m.session_id = :session"
+        f" and (m.id = :turn or {_PARENT} = :turn) order by m.time_created, m.id",
         {"session": session, "turn": turn},
     ).fetchall()
     if not rows:
@@ -206,6 +222,8 @@ def _entry(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str]
     }
     if row["parent_id"] is not None:
         info["parentID"] = row["parent_id"]
+    if "revert" in row.keys() and row["revert"]:  # noqa: SIM118 - a row is no mapping
+        info["revert"] = _fields(row["revert"])
     messages: list[Json] = []
     rows = db.execute(
         "select id, data from message where session_id = ? and (time_created, id) >= (?, ?)"
@@ -215,20 +233,19 @@ def _entry(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str]
     for message in rows:
         ids = {"messageID": message["id"], "sessionID": session}
         found = db.execute("select id, data from part where message_id = ? order by id", (message["id"],))
-        parts: list[Json] = [{**_fields(part), "id": part["id"], **ids} for part in found]
-        messages.append({"info": {**_fields(message), "id": message["id"], "sessionID": session}, "parts": parts})
+        parts: list[Json] = [{**_fields(part["data"]), "id": part["id"], **ids} for part in found]
+        info_of = {**_fields(message["data"]), "id": message["id"], "sessionID": session}
+        messages.append({"info": info_of, "parts": parts})
     return {"info": info, "messages": messages}
 
 
-def _fields(row: sqlite3.Row) -> dict[str, Json]:
-    """What a row's `data` holds. Raises TranscriptError."""
+def _fields(data: object) -> dict[str, Json]:
+    """The JSON object in a column; an empty one for anything else, which is unreadable for `parse`."""
     try:
-        value = json.loads(row["data"])
-    except (ValueError, TypeError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise TranscriptError(f"the row {row['id']} of OpenCode's store holds no JSON object")
-    return value
+        value = json.loads(data) if isinstance(data, str | bytes) else None
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 # What a tool call names as its subagent.

@@ -8,7 +8,7 @@ value that is empty in the environment or in an `.env` file counts as not set.
 """
 
 from app.settings.layers import load
-from app.settings.model import DEFAULT, Complaint, Given, Origin, Settings, SettingsError, Source
+from app.settings.model import DEFAULT, Complaint, Given, Origin, Settings, SettingsError, Source, standard_folder
 from app.settings.names import HELD
 from app.settings.options import Options, from_arguments
 from app.settings.places import config_folder, existing
@@ -33,4 +33,5 @@ __all__ = [
     "from_arguments",
     "load",
     "shown",
+    "standard_folder",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from app.place import default_spool
 from app.settings.names import NAMES
 
 PROGRAM = "opencode-helicone"
+_HELD_SHOWN = 3
 
 
 class SettingsError(ValueError):
@@ -156,8 +157,19 @@ _Key: TypeAlias = Annotated[SecretStr, AfterValidator(_key)]
 _Url: TypeAlias = Annotated[str, Field(strict=True, max_length=2000), AfterValidator(_url)]
 
 
+def standard_folder(find: Callable[[], Path]) -> Path:
+    """A folder that the system names for this user. Raises SettingsError where it knows no home folder of theirs."""
+    try:
+        found = find()
+    except RuntimeError:
+        found = Path()
+    if not found.is_absolute():  # "~/..." with older versions of platformdirs
+        raise SettingsError(["HOME is not set, and the system knows no home folder of this user: set HOME"])
+    return found
+
+
 def _default_spool() -> Path:
-    return default_spool(user_data_path(PROGRAM, appauthor=False))
+    return default_spool(standard_folder(lambda: user_data_path(PROGRAM, appauthor=False)))
 
 
 class Settings(BaseSettings):
@@ -212,6 +224,12 @@ class Settings(BaseSettings):
     def held(self) -> tuple[str, ...]:
         """Why nothing may be captured or sent: the files of OpenCode may withhold more than could be read of them."""
         return tuple(one.short for one in self.complaints if one.holds)
+
+    @property
+    def held_because(self) -> str:
+        """The same as one bounded line; '' where nothing is held."""
+        more = len(self.held) - _HELD_SHOWN
+        return "; ".join([*self.held[:_HELD_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
     def origin(self, name: str) -> str:
         """Where the value of the field `name` came from, e.g. `environment HELICONE_ENDPOINT`, `default`."""

@@ -1,0 +1,129 @@
+"""What there is no room for, or what is too old: jobs are dropped, and what is kept about delivered ones is bounded."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from app import crashpoint
+from app.connection import transaction
+from app.ledger import limits
+from app.ledger.confirmations import forget_session
+from app.ledger.job import BATCH
+from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
+from app.ledger.room import HELD, excess_of_folders, held_bytes
+from app.ledger.versions import forget_contents
+
+_CAN_GO = f"{HELD} and j.lease_until_ms is null"
+ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
+"""A turn that changes later than this is sent again whole, under the same ids."""
+
+
+def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int, of_folders: Limits = NO_LIMITS) -> int:
+    """pending -> dropped (age), at most BATCH: enqueued longer than `age_ms_max` ago and tried since it came of age.
+
+    The jobs of a folder that is in `of_folders` have its age instead. A laptop that slept for a month must try once
+    before it gives up. A recall is never too old: what it is to overwrite stays at Helicone.
+    """
+    return _drop(
+        db,
+        "age",
+        now_ms,
+        # First what is too old by the shortest of the limits: only of those it is looked up which one is theirs.
+        f"state = 'pending' and is_recall = 0 and enqueued_ms < :before and enqueued_ms + {AGE_MS} < :now"
+        f" and enqueued_ms + {AGE_MS} <= max(coalesce(attempted_ms, 0), (select coalesce(d.probed_ms, 0)"
+        " from destination d where d.id = job.destination_id))",
+        {
+            "before": now_ms - min(age_ms_max, *of_folders.values()) if of_folders else now_ms - age_ms_max,
+            "age": age_ms_max,
+            "ages": limits.as_json(of_folders),
+        },
+    )
+
+
+def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
+    """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
+
+    What is in flight stays, and others go in its place. Delivered bodies, which are held to be confirmed, are not
+    counted: `give_up_confirmations` goes before, and `give_up_bodies`. Nor are recalls dropped.
+    """
+    held = held_bytes(db)
+    if held <= bytes_max:
+        return 0
+    return _drop(
+        db,
+        "size",
+        now_ms,
+        "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
+        f" from job j where {_CAN_GO}) where older < :excess)",
+        {"excess": held - bytes_max},
+    )
+
+
+def drop_oversize_of_folders(db: sqlite3.Connection, now_ms: int, bytes_max: Limits) -> int:
+    """As `drop_oversize`, of each folder that holds more than its own limit; other folders' jobs stay."""
+    if not (excess := excess_of_folders(db, bytes_max)):
+        return 0
+    return _drop(db, "size", now_ms, limits.oldest(_CAN_GO, "j.enqueued_ms"), {"limits": limits.as_json(excess)})
+
+
+def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
+    """pending or dead -> dropped (deleted): the session was deleted in OpenCode before it was delivered.
+
+    What is delivered and waits to be confirmed is not sent again. A recall stays: it takes back what is at Helicone.
+    """
+    forget_session(db, destination_id, session)
+    dropped = 0
+    while batch := _drop(
+        db,
+        "deleted",
+        now_ms,
+        "state in ('pending', 'dead') and is_recall = 0 and session_id in"
+        " (select id from session where destination_id = :destination and name = :session)",
+        {"destination": destination_id, "session": session},
+        leased_too=True,
+    ):
+        dropped += batch
+    return dropped
+
+
+def _drop(
+    db: sqlite3.Connection,
+    reason: str,
+    now_ms: int,
+    condition: str,
+    arguments: dict[str, object],
+    *,
+    leased_too: bool = False,
+) -> int:
+    free = "1" if leased_too else "lease_until_ms is null"
+    with transaction(db):
+        rows = db.execute(
+            "update job set state = 'dropped', drop_reason = :reason, due_ms = null, finished_ms = :now, body_bytes = 0"
+            f" where id in (select id from job where ({condition}) and {free} order by enqueued_ms, id limit :limit)"
+            # The plus keeps SQLite from looking for them among all that is pending.
+            " and +state in ('pending', 'dead') returning id",
+            {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
+        ).fetchall()
+        forget_contents(db, [row["id"] for row in rows])
+        crashpoint.reach("prune.dropping")
+    return len(rows)
+
+
+def forget_acknowledgements(db: sqlite3.Connection, now_ms: int) -> int:
+    """Those of delivered turns that are too old to change; at most BATCH turns' worth a time.
+
+    They tell what need not be sent again when a turn comes in a newer version, and are what would grow for ever.
+    """
+    before_ms = now_ms - ACKNOWLEDGEMENT_AGE_MS_MAX
+    return db.execute(
+        "delete from acknowledgement where (turn_id, request_id) in (select a.turn_id, a.request_id"
+        " from acknowledgement a where a.acknowledged_ms < ? and not exists (select 1 from job j"
+        "  where j.turn_id = a.turn_id and j.state <> 'superseded' and j.state in ('pending', 'dead')) limit ?)",
+        (before_ms, 20 * BATCH),
+    ).rowcount
+
+
+def shrink(db: sqlite3.Connection) -> None:
+    """Give pages of deleted bodies back to the file system, a bounded number at a time."""
+    # `execute` would step only once, and each step frees one page.
+    db.executescript("pragma incremental_vacuum(1000)")

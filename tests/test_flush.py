@@ -1,0 +1,92 @@
+"""Which destinations `flush` looks at, and what it says where nothing was ever captured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app.presence import present
+from tests.processes import Station, hook, worker
+from tests.recorded import export
+from tests.servers import Receiver, api_key, nobody, receiving
+from tests.test_cli import JOBS, SIMPLE, files, said
+from tests.waiting import wait_until
+
+NOTHING = "nothing was ever captured here"
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    with receiving(tmp_path / "store.db") as running:
+        yield running
+
+
+@pytest.fixture
+def station(tmp_path: Path, receiver: Receiver) -> Station:
+    (tmp_path / "home").mkdir()
+    return Station(tmp_path / "home", receiver.url)
+
+
+def capture(station: Station, directory: str, session: str = SIMPLE) -> None:
+    """OpenCode was asked one question in this folder."""
+    with hook(station) as process:
+        process.show(export(session), directory=directory)
+        assert process.end() == 0
+
+
+def with_another_key(station: Station) -> Station:
+    return replace(station, key=api_key("b"))
+
+
+def test_jobs_of_a_folder_with_another_key_are_left_and_named(station: Station) -> None:
+    capture(with_another_key(station), "/home/dev/other")
+    capture(station, str(station.home))
+    told = said(station.run("flush", "--json"), 1)
+    assert (told["jobs"]["pending"], told["jobs"]["delivered"], told["elsewhere"]) == (0, JOBS, JOBS)
+    assert "another destination" in told["waiting"][0]
+
+
+def test_without_a_key_the_jobs_that_were_captured_with_one_are_seen(station: Station) -> None:
+    capture(station, str(station.home))
+    done = replace(station, key="").run("flush")
+    assert done.returncode == 1
+    assert f"{JOBS} jobs for {station.endpoint}" in done.stdout
+
+
+def test_jobs_of_a_folder_with_another_key_are_waited_for_while_their_worker_is_there(station: Station) -> None:
+    other = with_another_key(station)
+    capture(other, "/home/dev/other")
+    with worker(other):
+        wait_until(lambda: present(station.spool / "workers"))
+        told = said(station.run("flush", "--json", "--timeout", "60"))
+    assert (told["jobs"]["delivered"], told["elsewhere"]) == (0, 0)
+    assert station.delivered(JOBS)
+
+
+def test_jobs_that_no_captured_folder_means_any_more_keep_nobody(station: Station) -> None:
+    with nobody() as url:
+        capture(replace(station, endpoint=url), str(station.home))
+    capture(station, str(station.home))
+    assert station.run("flush").returncode == 0
+
+
+def test_a_folder_that_never_had_a_job_is_told_of(station: Station) -> None:
+    done = station.run("flush")
+    assert (done.returncode, NOTHING in done.stdout) == (0, True)
+    assert station.run("flush", "--expect-some").returncode == 1
+    capture(station, "/home/dev/other")
+    elsewhere = station.run("flush", "--expect-some")
+    assert (elsewhere.returncode, NOTHING in elsewhere.stdout) == (1, True)
+    capture(station, str(station.home), "b_tools")
+    here = station.run("flush", "--expect-some")
+    assert (here.returncode, NOTHING in here.stdout) == (0, False)
+    again = said(station.run("flush", "--expect-some", "--json"))
+    assert again["captured_here"]
+
+
+def test_what_was_imported_into_a_folder_counts_for_that_folder_alone(station: Station) -> None:
+    assert station.run("import", *files(SIMPLE)).returncode == 0
+    assert not said(station.run("flush", "--json"))["captured_here"]
