@@ -13,7 +13,7 @@ import pytest
 from app import destination, ledger
 from app.connection import connect
 from app.identity import Identity
-from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, LedgerError, Standing, Version
+from app.ledger import BATCH, ISOLATED_KILLS, KILLS_MAX, RING_AGAIN_MS, Body, Claim, LedgerError, Standing, Version
 from app.ledger.upkeep import LEASE_AHEAD_MS_MAX
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
@@ -594,6 +594,18 @@ def test_suspected_killer_is_claimed_only_alone_and_nobody_beside_it(desk: Desk)
     assert desk.claim(version(session="ses_3")) is None, "the suspect is in flight"
 
 
+def test_suspected_killer_is_alone_at_its_own_destination_only(desk: Desk) -> None:
+    other = Desk(desk.db)
+    other.destination = destination.destination(desk.db, "https://elsewhere.invalid", "another", 0).id
+    for one in (desk, other):
+        one.put(version(session="ses_1"))
+        one.put(version(session="ses_2"))
+    desk.db.execute("update job set kills = ? where destination_id = ?", (ISOLATED_KILLS, desk.destination))
+    desk.held(version(session="ses_1"))
+    assert other.claim(version(session="ses_1")) is not None
+    assert desk.claim(version(session="ses_2")) is None
+
+
 def test_suspected_killer_that_waits_does_not_keep_its_neighbours(desk: Desk) -> None:
     for session in ("ses_1", "ses_2"):
         desk.put(version(session=session))
@@ -760,12 +772,29 @@ def test_session_in_flight_is_not_rung(desk: Desk) -> None:
     assert desk.ring() == []
 
 
-def test_job_given_back_or_retried_is_rung_again_when_due(desk: Desk) -> None:
+def back_for_later(desk: Desk, held: Claim) -> bool:
+    return desk.set_back(held, due_ms=1_500, error="500")
+
+
+def back_untried(desk: Desk, held: Claim) -> bool:
+    return ledger.give_back(desk.db, held, due_ms=1_500)
+
+
+@pytest.mark.parametrize("back", [back_for_later, back_untried])
+def test_job_given_back_or_retried_is_rung_again_when_due(desk: Desk, back: Callable[[Desk, Claim], bool]) -> None:
     desk.put(version())
     desk.ring()
-    desk.set_back(desk.held(), due_ms=1_500, error="500")
+    assert back(desk, desk.held())
     assert desk.ring() == []
     desk.now_ms = 1_500
+    assert desk.ring() == [version().key]
+
+
+def test_what_a_worker_lets_go_of_is_rung_at_once(desk: Desk) -> None:
+    desk.put(version())
+    desk.ring()
+    desk.held()
+    assert ledger.give_back_all(desk.db, WORKER) == 1
     assert desk.ring() == [version().key]
 
 
