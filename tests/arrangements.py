@@ -203,6 +203,10 @@ ARRANGEMENTS: tuple[Arrange, ...] = (
 )
 
 
+REFUSED = {package_in_plugins, block_of_the_plugin_before, block_in_the_global_file}
+"""OpenCode below 1.18 does not start where `plugins` stands in its configuration; 1.14.41 to 1.17.11 were tried."""
+
+
 @contextmanager
 def ground(base: Path, version: str) -> Iterator[Ground]:
     with receiving(base / "receiver.db") as receiver, installed_opencode(base, version) as opencode:
@@ -220,6 +224,12 @@ def end_workers(place: Ground) -> None:
             for one in destination.destinations(db):
                 destination.want_worker(db, one.id, "none")
         wait_until(lambda: not present(place.spool.workers), WAIT_S)
+
+
+def is_refused(place: Ground, arrange: Arrange) -> bool:
+    arrange(place, place.options)
+    finished = place.opencode.run(place.project, "[[script:hello]] refused", environ=place.environ)
+    return finished.exit_code != 0 and "Unrecognized key: plugins" in finished.errors
 
 
 def missing(place: Ground, arrange: Arrange) -> list[str]:
@@ -313,6 +323,15 @@ def as_shown(place: Ground, directory: Path, environ: Mapping[str, str]) -> dict
     }
 
 
+def told(place: Ground, arrange: Arrange, version: str) -> tuple[bool, str]:
+    """Whether it is as it should be, and in words."""
+    if arrange in REFUSED and tuple(map(int, version.split("."))) < (1, 18):
+        right = is_refused(place, arrange)
+        return right, f"OpenCode {'refuses' if right else 'takes'} this configuration itself"
+    without = missing(place, arrange)
+    return not without, f"without effect: {', '.join(without)}" if without else "all nine options count"
+
+
 def main(versions: list[str]) -> int:
     failures = 0
     for version in versions:
@@ -320,11 +339,10 @@ def main(versions: list[str]) -> int:
             with tempfile.TemporaryDirectory() as base:
                 try:
                     with ground(Path(base), version) as place:
-                        without = ", ".join(missing(place, arrange))
+                        right, words = told(place, arrange, version)
                 except Exception:  # noqa: BLE001 - the others are to be seen, too
-                    without = traceback.format_exc()
-            failures += bool(without)
-            words = f"without effect: {without}" if without else "all nine options count"
+                    right, words = False, traceback.format_exc()
+            failures += not right
             print(f"{version} {arrange.__name__}: {words}", flush=True)
     return 1 if failures else 0
 
