@@ -8,7 +8,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test frozen outage years hammer backfill kills fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test frozen outage years hammer backfill kills arrangements fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -59,6 +59,9 @@ backfill: .venv/ready  ## 10,000 turns of history, the backfill killed 20 times:
 
 kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time (minutes)
 	@$(BIN)/python -m tests.kills
+
+arrangements: .venv/ready  ## Each option in twelve places of OpenCode's configuration, on three OpenCodes; VERSIONS names others (minutes)
+	@$(BIN)/python -m tests.arrangements $(VERSIONS)
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

@@ -210,7 +210,10 @@ class OpenCode:
                 yield Server(found[1], project, process)
             finally:
                 process.terminate()
-                process.wait(30)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:  # it does not hear the signal while npm runs inside of it
+                    process.kill()
                 for drain in drains:
                     drain.join()
 

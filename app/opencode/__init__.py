@@ -1,9 +1,10 @@
-"""OpenCode's own data, read from outside of it: its store, and the files of `opencode export`.
+"""OpenCode's own data, read from outside of it: its store, the files of `opencode export`, and its configuration.
 
     files   {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, one session each
     store   the SQLite file in which OpenCode 1.18 keeps all sessions of all projects
 
-Both give `File`s, which `families` puts together and `snapshot` turns into what the plugin would have sent.
+Both give `File`s, which `families` puts together and `snapshot` turns into what the plugin would have sent. The
+configuration is apart from them, in `app.opencode.config`.
 """
 
 from app.opencode.access import NOT_READ, StoreError
