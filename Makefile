@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test outage years hammer backfill kills fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test outage years hammer backfill kills versions fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -47,6 +47,9 @@ hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: not
 
 backfill: .venv/ready  ## 10,000 turns of history, the backfill killed 20 times: all arrive once, live turns first (minutes)
 	@$(BIN)/python -m tests.backfill
+
+versions: .venv/ready  ## Both forms of the plugin in eight versions of the real OpenCode (minutes)
+	@$(BIN)/python -m tests.versions
 
 kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time (minutes)
 	@$(BIN)/python -m tests.kills
