@@ -37,10 +37,10 @@ folder = os.path.dirname(os.path.abspath(__file__))
 variables = {{name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "OPENCODE_HELICONE"))}}
 start = {{"pid": os.getpid(), "leads": os.getsid(0) == os.getpid(), "cwd": os.getcwd(), "variables": variables}}
 start["arguments"] = sys.argv[1:]
-with open(folder + "/starts", "a") as starts:
-    starts.write(json.dumps(start) + "\\n")
 with open(folder + "/mode") as file:
     mode = file.read()
+with open(folder + "/starts", "a") as starts:
+    starts.write(json.dumps(start) + "\\n")
 if mode == "stop":
     os.kill(os.getpid(), signal.SIGSTOP)
 with open(folder + "/lines", "ab") as lines:
