@@ -39,7 +39,7 @@ def why_nothing(settings: Settings) -> str:
     if not settings.enable:
         return f"enable is false ({settings.origin('enable')})"
     if settings.held:
-        return f"held until the configuration is right: {'; '.join(settings.held)}"
+        return f"held until the configuration is right: {settings.held_because}"
     if settings.export_mode == "off":
         return f"export mode is off ({settings.origin('export_mode')})"
     return ""

@@ -324,6 +324,15 @@ def test_a_folder_that_was_held_is_held_for_those_who_know_only_its_record() -> 
     )
 
 
+def test_however_much_is_wrong_the_ledger_holds_a_few_words_of_it() -> None:
+    options = of_user({f"nonsense{number}": 1 for number in range(1000)})
+    settings = load(environ={}, base=Path("/base"), options=(options,))
+    assert len(settings.held) == 1000
+    assert settings.held_because.endswith("; and 997 more")
+    assert folder_record(settings)["held"] == settings.held_because
+    assert len(settings.held_because) < 2000
+
+
 def test_what_is_recorded_gives_the_same_options_later() -> None:
     options: dict[str, object] = {
         "redactPatterns": ["a{1,2}"],

@@ -18,6 +18,7 @@ from app.place import default_spool
 from app.settings.names import NAMES
 
 PROGRAM = "opencode-helicone"
+_HELD_SHOWN = 3
 
 
 class SettingsError(ValueError):
@@ -212,6 +213,12 @@ class Settings(BaseSettings):
     def held(self) -> tuple[str, ...]:
         """Why nothing may be captured or sent: the files of OpenCode may withhold more than could be read of them."""
         return tuple(one.short for one in self.complaints if one.holds)
+
+    @property
+    def held_because(self) -> str:
+        """The same as one bounded line; '' where nothing is held."""
+        more = len(self.held) - _HELD_SHOWN
+        return "; ".join([*self.held[:_HELD_SHOWN], *([f"and {more} more"] if more > 0 else [])])
 
     def origin(self, name: str) -> str:
         """Where the value of the field `name` came from, e.g. `environment HELICONE_ENDPOINT`, `default`."""

@@ -38,7 +38,7 @@ def folder_record(settings: Settings) -> dict[str, object]:
     for name in LIMITS:
         if name in settings.folder_limits:
             record[NAMES[name].option] = settings.folder_limits[name].value
-    return record | ({HELD: "; ".join(settings.held)} if settings.held and settings.enable else {})
+    return record | ({HELD: settings.held_because} if settings.held and settings.enable else {})
 
 
 @dataclass(frozen=True, slots=True)
