@@ -8,7 +8,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test frozen outage years hammer backfill kills arrangements fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test frozen outage years hammer backfill kills arrangements versions fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -56,6 +56,9 @@ hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: not
 
 backfill: .venv/ready  ## 10,000 turns of history, the backfill killed 20 times: all arrive once, live turns first (minutes)
 	@$(BIN)/python -m tests.backfill
+
+versions: .venv/ready  ## Both forms of the plugin in eight versions of the real OpenCode (minutes)
+	@$(BIN)/python -m tests.versions
 
 kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time (minutes)
 	@$(BIN)/python -m tests.kills

@@ -148,10 +148,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def default_spool(usual: Path) -> Path:
-    """`usual`, or where that is on a file system shared with others, a folder of this machine that survives reboots.
-
-    app/plugin/helicone.js chooses by the same rule.
-    """
+    """`usual`, or where that is on a file system shared with others, a folder of this machine that survives reboots."""
     return usual if shared_file_system(usual) is None else Path(f"/var/tmp/opencode-helicone-{os.geteuid()}")  # noqa: S108 - its owner and mode are checked
 
 

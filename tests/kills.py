@@ -172,8 +172,9 @@ def remove(plugin: Path) -> None:
 def forget_python(plugin: Path) -> None:
     """What the plugin starts is not there any more."""
     lines = plugin.read_text("utf-8").split("\n")
-    command = f"const COMMAND = {json.dumps(['/nowhere/python', '-m', 'app', 'hook'])}"
-    changed = [command if line.startswith("const COMMAND = ") else line for line in lines]
+    installed = {"command": ["/nowhere/python", "-m", "app", "hook"], "flavour": "object"}
+    command = f"const INSTALLED = {json.dumps(installed)}"
+    changed = [command if line.startswith("const INSTALLED = ") else line for line in lines]
     assert changed != lines
     plugin.write_text("\n".join(changed), "utf-8")
 

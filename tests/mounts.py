@@ -1,4 +1,4 @@
-"""What the system says is mounted, as text; for the Python side and for the plugin."""
+"""What the system says is mounted, as text."""
 
 from __future__ import annotations
 

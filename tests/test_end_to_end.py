@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from app.helicone import Client
 from app.ledger import Body
 from app.presence import present
 from app.shelf import Stored
-from tests.opencode import OpenCode
+from tests.opencode import OpenCode, Server
 from tests.processes import Station, end_automatic_workers, worker
 from tests.servers import Receiver, receiving
 from tests.waiting import wait_until
@@ -155,6 +156,27 @@ def test_without_a_worker_and_with_nobody_listening_opencode_is_the_same_and_not
         wait_until(lambda: station.counts().delivered == 2, DELIVERY_S)
     assert len(receiver.rows()) == 3
     assert station.counts().pending == 2
+
+
+def test_where_a_project_wants_nothing_nothing_is_made_and_no_hook_stays(
+    opencode: OpenCode, station: Station, receiver: Receiver, tmp_path: Path
+) -> None:
+    project = project_with_plugin(opencode, tmp_path / "project")
+    listed = {"plugin": [["./.opencode/plugin/opencode-helicone.js", {"enable": False}]]}
+    (project / "opencode.json").write_text(json.dumps(listed))
+    with opencode.serve(project, environ=for_opencode(station)) as server:
+        session = server.new_session()
+        server.prompt(session, "[[script:hello]] one")
+        wait_until(lambda: "opencode-helicone" not in children_of(server), DELIVERY_S)
+        server.prompt(session, "[[script:second]] two")
+    assert not station.spool.exists()
+    assert receiver.sends() == []
+
+
+def children_of(server: Server) -> str:
+    """The command lines of what it started and that still runs."""
+    listed = subprocess.check_output(["ps", "-A", "-o", "ppid=,args="], text=True).splitlines()
+    return "\n".join(line for line in listed if line.split()[0] == str(server.process.pid))
 
 
 def test_a_project_with_its_own_app_package_and_env_file_redirects_nothing(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,12 @@ from app.install import (
     Project,
     config_directory,
     findings,
+    flavour_for,
     install,
     render,
     uninstall,
 )
+from app.opencode.program import programs
 
 PYTHON = '/opt/a "quoted" venv/bin/python'
 
@@ -45,9 +47,9 @@ def names_in(directory: Path) -> list[str]:
 
 
 def command_of(file: Path) -> list[str]:
-    found = re.findall(r"^const COMMAND = (.*)$", file.read_text(), re.MULTILINE)
+    found = re.findall(r"^const INSTALLED = (.*)$", file.read_text(), re.MULTILINE)
     assert len(found) == 1
-    command: list[str] = json.loads(found[0])
+    command: list[str] = json.loads(found[0])["command"]
     return command
 
 
@@ -66,14 +68,16 @@ def test_project_install_holds_no_absolute_path(project: Project) -> None:
     assert installed.path.read_text() == render(SOURCE.read_text(), ("opencode-helicone", "hook"))
 
 
-def test_rendering_changes_the_command_and_nothing_else() -> None:
+def test_rendering_changes_one_line() -> None:
     source = SOURCE.read_text()
-    changed = [
-        (old, new)
-        for old, new in zip(source.split("\n"), render(source, ("x",)).split("\n"), strict=True)
-        if old != new
+    rendered = render(source, ("x",), "function")
+    changed = [(old, new) for old, new in zip(source.split("\n"), rendered.split("\n"), strict=True) if old != new]
+    assert changed == [
+        (
+            'const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object"}',
+            'const INSTALLED = {"command": ["x"], "flavour": "function"}',
+        )
     ]
-    assert changed == [('const COMMAND = ["opencode-helicone", "hook"]', 'const COMMAND = ["x"]')]
 
 
 def test_source_carries_the_marker() -> None:
@@ -89,7 +93,7 @@ def test_second_install_changes_nothing(everywhere: Global) -> None:
 
 def test_install_replaces_an_older_version_of_itself(everywhere: Global) -> None:
     path = install(everywhere, python=PYTHON).path
-    path.write_text(f"{MARKER}, of another version\nconst COMMAND = []\n")
+    path.write_text(f"{MARKER}, of another version\nconst INSTALLED = {{}}\n")
     assert install(everywhere, python=PYTHON).changed
     assert command_of(path)[0] == PYTHON
 
@@ -263,3 +267,53 @@ def test_config_directory_is_the_one_that_opencode_reads(environ: dict[str, str]
 def test_config_directory_that_is_not_absolute_is_refused(environ: dict[str, str]) -> None:
     with pytest.raises(InstallError, match="absolute path"):
         config_directory(environ)
+
+
+# --- which form
+
+
+def opencode(folder: Path, says: str) -> Path:
+    """A program that says it is this version."""
+    folder.mkdir(parents=True)
+    (folder / "opencode").write_text(f"#!/bin/sh\n{says}\n")
+    (folder / "opencode").chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("versions", "flavour"),
+    [
+        ((), "object"),
+        (("1.18.33",), "object"),
+        (("1.14.0",), "object"),
+        (("1.3.2",), "function"),
+        (("1.0.185",), "function"),
+        (("1.18.33", "1.2.4"), "function"),
+        (("2.1.0",), "object"),
+        (("unknown",), "object"),
+        (("0.0.0-dev",), "object"),
+    ],
+    ids=str,
+)
+def test_the_oldest_opencode_that_is_installed_decides(tmp_path: Path, versions: Sequence[str], flavour: str) -> None:
+    folders = [opencode(tmp_path / str(number), f"echo {version}") for number, version in enumerate(versions)]
+    found = programs({"PATH": ":".join(map(str, folders)), "HOME": str(tmp_path / "home")}, in_system=())
+    assert len(found) == len(versions)
+    assert flavour_for(found) == flavour
+
+
+def test_an_opencode_outside_of_path_is_found_and_none_of_the_project_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opencode(tmp_path / "bin", "touch tricked; echo 1.18.33")
+    own = opencode(tmp_path / "home" / ".opencode" / "bin", "echo 1.3.2; echo noise >&2")
+    (found,) = programs({"PATH": "bin::.", "HOME": str(tmp_path / "home")}, in_system=())
+    assert (found.path, found.version) == (own / "opencode", (1, 3, 2))
+    assert not list(tmp_path.rglob("tricked"))
+
+
+def test_an_opencode_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    folder = opencode(tmp_path / "bin", "exec sleep 600")
+    (found,) = programs({"PATH": f"{folder}:/bin:/usr/bin", "HOME": ""}, in_system=(), ask_s_max=0.2)
+    assert found.version is None

@@ -293,6 +293,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("superseded", *(state for state in CURRENT if state != SHUT)),
     ),
     "insert an equal one while off": (lambda d, *_: d.put(version(content="off"), off=True) is Standing.NEW, {}),
+    "compare_again": (lambda d, *_: ledger.compare_again(d.db, "place"), {}),
     "note_reconciled": (lambda d, *_: not ledger.note_reconciled(d.db, d.destination, "ses_1", 300), {}),
     "forget_footprints": (lambda d, *_: ledger.forget_footprints(d.db, -1) is None, {}),
     "see_again": (
@@ -434,13 +435,14 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "bulk", "conditions", "confirmations", "control", "counts", "dead_groups", "dead_keys",
-    "dead_letters", "delivered_as", "dropped_groups", "dropped_letters", "due_for_confirmation", "emptied", "errors",
-    "excess_of_folders", "exported", "exported_elsewhere", "exported_sessions", "fits", "fits_key", "frozen", "held",
-    "held_bytes", "held_folders", "is_alone", "is_current", "is_emptied", "is_history", "is_pending", "is_sealed",
-    "is_whole", "last_body", "latest_ms", "leasing_workers", "letters_of", "letters_of_session", "made_under",
-    "missing", "next_due_ms", "next_of_session", "pending_keys", "read_back_failures", "reconciled_ms", "relies_on",
-    "sendable", "standing", "trusted_age_ms", "unacknowledged", "without_bodies",
+    "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "dead_groups",
+    "dead_keys", "dead_letters", "delivered_as", "dropped_groups", "dropped_letters", "due_for_confirmation",
+    "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported", "exported_elsewhere",
+    "exported_sessions", "fits", "fits_key", "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_current",
+    "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body", "latest_ms", "leasing_workers",
+    "letters_of", "letters_of_session", "made_under", "missing", "next_due_ms", "next_of_session", "pending_keys",
+    "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "trusted_age_ms", "unacknowledged",
+    "without_bodies",
 }  # fmt: skip
 TABLES = (
     "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder", "confirmation",

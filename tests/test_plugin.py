@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from app.desk import NOTHING_WANTED
-from app.install import SOURCE, Global, Project, install, render
+from app.install import SOURCE, Flavour, Global, Project, install, render
 from tests.opencode import MODEL, Finished, OpenCode, Server, install_opencode, unavailable
 from tests.waiting import wait_until
 
@@ -37,10 +37,10 @@ folder = os.path.dirname(os.path.abspath(__file__))
 variables = {{name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "OPENCODE_HELICONE"))}}
 start = {{"pid": os.getpid(), "leads": os.getsid(0) == os.getpid(), "cwd": os.getcwd(), "variables": variables}}
 start["arguments"] = sys.argv[1:]
-with open(folder + "/starts", "a") as starts:
-    starts.write(json.dumps(start) + "\\n")
 with open(folder + "/mode") as file:
     mode = file.read()
+with open(folder + "/starts", "a") as starts:
+    starts.write(json.dumps(start) + "\\n")
 if mode == "stop":
     os.kill(os.getpid(), signal.SIGSTOP)
 with open(folder + "/lines", "ab") as lines:
@@ -74,6 +74,11 @@ const commands = {
     const { default: plugin } = await import(file)
     loads.push(await plugin.server({ client, directory }, options))
     return loads.length - 1
+  },
+  setup: async ({ file, directory, version }) => {
+    const { default: plugin } = await import(file)
+    const of2 = { app: { version }, location: { directory }, options: {}, event: { subscribe() {} } }
+    return typeof (await plugin.setup(version ? of2 : { agent: {}, options: {}, skill: {} }))
   },
   have: ({ session, value, grow }) => {
     if (grow) value.messages.at(-1).parts[0].text += "x".repeat(grow)
@@ -870,6 +875,35 @@ def test_events_of_unknown_shape_are_passed_over(host: Host, hook: StandIn, spoo
     assert not hook.starts
     prompted(host, session("ses_a"), user(1), assistant(2, 1))
     wait_until(lambda: hook.snapshots("ses_a"))
+
+
+def test_opencode_2_is_told_of_and_what_1_calls_too_does_nothing(host: Host, hook: StandIn) -> None:
+    """From 1.17 on OpenCode 1 calls `setup` with a context that lacks what makes a 2."""
+    file, directory = str(hook.plugin()), str(host.project)
+    assert host.call("setup", file=file, directory=directory) == "undefined"
+    assert host.call("setup", file=file, directory=directory, version="2.1.0") == "undefined"
+    wait_until(lambda: hook.lines)
+    assert hook.lines == [
+        {
+            "v": 1,
+            "type": "trouble",
+            "directory": directory,
+            "options": {},
+            "session": "",
+            "reason": "OpenCode 2.1.0: its sessions are not read yet",
+        }
+    ]
+    assert len(hook.starts) == 1
+
+
+@pytest.mark.parametrize("flavour", get_args(Flavour))
+def test_both_forms_have_an_id_and_a_server(runtime: Runtime, hook: StandIn, flavour: Flavour) -> None:
+    plugin = hook.folder / "form.mjs"
+    plugin.write_text(render(SOURCE.read_text(), ("x",), flavour))
+    kinds = "typeof it, it.id, typeof it.server, typeof it.setup, Object.keys(others).length"
+    look = f"import('{plugin}').then(({{ default: it, ...others }}) => console.log({kinds}))"
+    told = subprocess.check_output([*runtime.command, "-e", look], env=dict(runtime.environ), text=True)
+    assert told.split() == [flavour, "opencode-helicone", "function", "function", "0"]
 
 
 # ---- in the real OpenCode -------------------------------------------------------------------------------------------

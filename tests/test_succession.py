@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from app import __version__, destination
+from app.db import open_ledger
 from app.desk import Desk
 from app.inbox import QUEUE_BYTES_MAX, Inbox, LineError
 from app.presence import present
@@ -326,6 +327,22 @@ def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: St
     assert listener.heard[-1] == sorted([waiting["root"], "ses_other", late["root"]])
     # The session's record and the turn, interrupted; two turns and a record of the late one; nothing of the deleted.
     assert jobs(station) == {"pending": 5}
+
+
+def test_unfinished_turns_of_several_spools_go_along(station: Station, plugin: Plugin) -> None:
+    sources = unattended({**station.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
+    inbox = Inbox(plugin.reader)
+    for name, recording in (("one", SIMPLE), ("two", "b_tools")):
+        project = str(station.home / name)
+        plugin.say("snapshot", **unfinished(recording), directory=project, options={"spoolDirectory": "spool"})
+    wait_until(lambda: len(inbox) == 2)
+    estate = Desk(inbox, sources, WhenEmpty(inbox, 2)).serve()
+    assert estate is not None
+    plugin.end()
+    Desk(Inbox(pipe_of(*estate), plugin.reader), sources).serve()
+    for name in ("one", "two"):
+        with closing(open_ledger(station.home / name / "spool")) as db:
+            assert dict(db.execute("select state, count(*) from job group by state").fetchall()) == {"pending": 2}
 
 
 def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,25 +28,27 @@ class Program:
         return f"OpenCode {'.'.join(map(str, self.version)) if self.version else 'of unknown version'} ({self.path})"
 
 
-def programs(environ: Mapping[str, str]) -> list[Program]:
+def programs(
+    environ: Mapping[str, str], *, in_system: Sequence[str] = IN_SYSTEM, ask_s_max: float = ASK_S_MAX
+) -> list[Program]:
     """Those on PATH and in the usual places, each file once. Runs each of them."""
     found: dict[Path, Path] = {}
-    for folder in _folders(environ):
+    for folder in _folders(environ, in_system):
         path = folder / "opencode"
         if os.access(path, os.X_OK) and path.is_file():
             found.setdefault(path.resolve(), path)
-    return [Program(path, _version(path, environ)) for path in found.values()]
+    return [Program(path, _version(path, environ, ask_s_max)) for path in found.values()]
 
 
-def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
+def _folders(environ: Mapping[str, str], in_system: Sequence[str]) -> Iterator[Path]:
     named = environ.get("PATH", os.defpath).split(os.pathsep)
     home = environ.get("HOME", "")
     below = [f"{home}/{folder}" for folder in IN_HOME]
     # A relative folder would be the project's, whose programs are not ours to run.
-    return (Path(folder) for folder in (*named, *below, *IN_SYSTEM) if folder.startswith("/"))
+    return (Path(folder) for folder in (*named, *below, *in_system) if folder.startswith("/"))
 
 
-def _version(path: Path, environ: Mapping[str, str]) -> Version | None:
+def _version(path: Path, environ: Mapping[str, str], ask_s_max: float) -> Version | None:
     try:
         done = subprocess.run(
             [path, "--version"],
@@ -55,7 +57,7 @@ def _version(path: Path, environ: Mapping[str, str]) -> Version | None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=ASK_S_MAX,
+            timeout=ask_s_max,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
