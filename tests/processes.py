@@ -88,6 +88,13 @@ class Station:
         )
 
 
+def repository(folder: Path) -> None:
+    """Make the folder one that Git, and so OpenCode, takes for the root of a repository."""
+    for name in ("objects", "refs"):
+        (folder / ".git" / name).mkdir(parents=True)
+    (folder / ".git" / "HEAD").touch()
+
+
 @dataclass(slots=True)
 class HookProcess:
     """A live hook and its standard input."""

@@ -26,7 +26,7 @@ from app.spool import Spool, folder
 from app.transcript import Turn
 from tests import backfill as violence
 from tests.desk import Desk, version
-from tests.processes import PROJECT, Station
+from tests.processes import PROJECT, Station, repository
 from tests.recorded import export, exported
 from tests.snapshots import Fields, assistant, entry, snapshot, text, unfinished, user
 from tests.test_cli import complaint, example, said, shape
@@ -250,8 +250,7 @@ def seen(station: Station, directory: str, options: dict[str, object]) -> None:
 
 def test_a_configuration_that_does_not_name_the_plugin_refuses_nothing(station: Station) -> None:
     project = station.home / "project"
-    (project / ".git").mkdir(parents=True)
-    (project / ".git" / "HEAD").touch()
+    repository(project)
     (project / "opencode.json").write_text('{"model": "fake/large"}')
     (station.home / "opencode.json").write_text(PLUGIN)  # above the repository
     stored(station, small(directory=str(project)))

@@ -17,7 +17,7 @@ from app.settings import Settings
 from app.sources import Sources, typed, unattended
 from app.spool import target
 from app.worker import CONSUMER, Worker
-from tests.processes import HookProcess, Station, hook, worker
+from tests.processes import HookProcess, Station, hook, repository, worker
 from tests.recorded import export
 from tests.servers import nobody, receiving
 from tests.snapshots import Fields, assistant, entry, snapshot, text, user
@@ -48,8 +48,7 @@ def station(tmp_path: Path) -> Station:
 def project(station: Station) -> Path:
     """A repository in which OpenCode works."""
     made = station.home / "shop"
-    (made / ".git").mkdir(parents=True)
-    (made / ".git" / "HEAD").touch()
+    repository(made)
     return made
 
 

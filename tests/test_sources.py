@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.settings import Settings, delivery_record, folder_record
 from app.sources import Sources
 from app.spool import worker_signature
+from tests.processes import repository
 
 
 class Machine:
@@ -22,8 +23,7 @@ class Machine:
         self.home = home
         self.project = home / "shop"
         self.own = home / "own"
-        (self.project / ".git").mkdir(parents=True)
-        (self.project / ".git" / "HEAD").touch()
+        repository(self.project)
         self.own.mkdir()
         self.environ = {"HOME": str(home), "XDG_CONFIG_HOME": str(home / "config")}
 
