@@ -96,7 +96,7 @@ class Bell:
             storage = self.huey.storage
             try:
                 if self._path.stat().st_ino == self._file:
-                    if storage.sql("pragma quick_check(1)", results=True) == [("ok",)]:
+                    if _is_sound(self._path):
                         storage.sql("select 1 from task limit 1")
                         return False
                     _remove(self._path)
