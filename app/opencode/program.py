@@ -11,7 +11,7 @@ from pathlib import Path
 
 ASK_S_MAX = 10.0
 IN_HOME = (".opencode/bin", ".bun/bin", ".local/bin", ".local/share/mise/shims", ".npm-global/bin")
-IN_SYSTEM = ("/usr/local/bin", "/opt/homebrew/bin", "/home/linuxbrew/.linuxbrew/bin")
+IN_SYSTEM = ("/usr/local/bin", "/opt/homebrew/bin")
 """Where OpenCode's own installer, Bun, npm, mise and Homebrew put it; the shell of a desktop may not know them all."""
 
 Version = tuple[int, int, int]
