@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from app.enqueue import Capture
 from app.known import known_values
+from app.opencode.folders import data_folder
 from app.policy import Policy
 from app.redact import Redaction
 from app.settings import Settings, SettingsError
@@ -47,6 +47,4 @@ def why_nothing(settings: Settings) -> str:
 
 def secrets_of_this_machine(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Values that must never leave: of the environment, and of OpenCode's own `auth.json`. In memory only."""
-    data = environ.get("XDG_DATA_HOME")
-    share = Path(data) if data else Path(environ.get("HOME", "/")) / ".local" / "share"
-    return known_values(environ, share / "opencode" / "auth.json")
+    return known_values(environ, data_folder(environ) / "auth.json")

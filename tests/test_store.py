@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import shutil
 import sqlite3
 import subprocess
@@ -219,6 +221,12 @@ def test_the_store_lies_where_opencode_says() -> None:
     assert store_file({"HOME": "/home/dev"}) == Path("/home/dev/.local/share/opencode/opencode.db")
     assert store_file({"HOME": "/home/dev", "XDG_DATA_HOME": "/data"}) == Path("/data/opencode/opencode.db")
     assert store_file({"OPENCODE_DB": "/elsewhere/my.db"}) == Path("/elsewhere/my.db")
+
+
+def test_without_a_home_in_the_environment_it_is_the_one_that_the_system_knows() -> None:
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    assert store_file({}) == home / ".local/share/opencode/opencode.db"
+    assert store_file({"HOME": ""}) == home / ".local/share/opencode/opencode.db"
 
 
 START = """

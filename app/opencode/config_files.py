@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
+from app.opencode.folders import home
+
 FILE_BYTES_MAX = 1_000_000
 """Of a configuration, and of each file whose text it takes in."""
 BOTH = ("opencode.json", "opencode.jsonc")
@@ -107,8 +109,7 @@ def _bytes(path: Path, size: int) -> bytes:
 def in_force(environ: Mapping[str, str], directory: str | None) -> Iterator[Source]:
     """Lowest precedence first. Without a directory only what counts in all of them."""
     here = _real(directory)
-    home = Path(environ.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 - Path.home raises where nobody knows it
-    own = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "opencode"
+    own = Path(environ.get("XDG_CONFIG_HOME") or home(environ) / ".config") / "opencode"
     named, folder = (_path(environ.get(name), here) for name in ("OPENCODE_CONFIG", "OPENCODE_CONFIG_DIR"))
     is_closed = environ.get("OPENCODE_DISABLE_PROJECT_CONFIG", "").lower() in {"true", "1"}
     above = [] if here is None or is_closed else list(_up_to_root(here))
@@ -117,7 +118,7 @@ def in_force(environ: Mapping[str, str], directory: str | None) -> Iterator[Sour
     if named is not None:
         yield _file(named)
     yield from (_file(place / name, is_project=True) for place in reversed(above) for name in BOTH)
-    folders = {place / ".opencode": True for place in above} | {home / ".opencode": False}
+    folders = {place / ".opencode": True for place in above} | {home(environ) / ".opencode": False}
     folders = {own: False, **folders}
     if folder is not None:
         folders.setdefault(folder, False)
@@ -168,7 +169,7 @@ def filled_in(raw: str, source: Source, environ: Mapping[str, str], files: Files
 
 def _content(name: str, folder: Path | None, environ: Mapping[str, str], files: Files) -> str:
     if name.startswith("~/"):
-        name = os.path.join(environ.get("HOME") or os.path.expanduser("~"), name[2:])  # noqa: PTH111, PTH118 - as above
+        name = str(home(environ) / name[2:])
     path = _path(name, folder)
     if path is None:
         raise RelativeError

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.opencode.folders import home
+
 ASK_S_MAX = 10.0
 IN_HOME = (".opencode/bin", ".bun/bin", ".local/bin", ".local/share/mise/shims", ".npm-global/bin")
 IN_SYSTEM = ("/usr/local/bin", "/opt/homebrew/bin")
@@ -42,8 +44,7 @@ def programs(
 
 def _folders(environ: Mapping[str, str], in_system: Sequence[str]) -> Iterator[Path]:
     named = environ.get("PATH", os.defpath).split(os.pathsep)
-    home = environ.get("HOME", "")
-    below = [f"{home}/{folder}" for folder in IN_HOME]
+    below = [str(home(environ) / folder) for folder in IN_HOME]
     # A relative folder would be the project's, whose programs are not ours to run.
     return (Path(folder) for folder in (*named, *below, *in_system) if folder.startswith("/"))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.opencode.access import Access, NewerError, StoreError, is_newer
 from app.opencode.files import File
+from app.opencode.folders import data_folder
 from app.parse import parse
 from app.transcript import Json, Transcript, TranscriptError
 
@@ -42,9 +43,7 @@ def store_file(environ: Mapping[str, str]) -> Path:
     named = environ.get("OPENCODE_DB")
     if named and Path(named).is_absolute():
         return Path(named)
-    data = environ.get("XDG_DATA_HOME")
-    share = Path(data) if data else Path(environ.get("HOME", "/")) / ".local" / "share"
-    return share / "opencode" / (named or "opencode.db")
+    return data_folder(environ) / (named or "opencode.db")
 
 
 class Store:
