@@ -335,7 +335,9 @@ def main() -> None:
         desk = Desk(Inbox(*descriptors), sources, succession, children)
         estate = desk.serve()
         if estate is None:
-            sys.exit(NOTHING_WANTED if desk.is_unwanted else 0)
+            if desk.is_unwanted:
+                sys.exit(NOTHING_WANTED)
+            return
         bequeathed, feeder = bequeath(estate)
         descriptors = [bequeathed, pipe]
         children = [*desk.children, feeder]
