@@ -41,8 +41,8 @@ SESSION_MODEL = "opencode/session"
 _NO_CHAT = re.compile(
     r"claude|data:|tool:|gpt-3\.5-turbo-instruct|black-forest-labs/FLUX|opencode/(user|session)$", re.IGNORECASE
 )
-"""How no call's model may begin: Helicone's pages would take the log for another kind than a chat, or `kind_of` for one
-of our own. People name providers as they like."""
+"""Beginnings that a call's model must not have: Helicone's pages would take the log for something else than a chat, or
+`kind_of` for one of our own. People name providers as they like."""
 
 
 def model(call: Assistant, encoding: Encoding) -> str:
@@ -210,8 +210,7 @@ def _text_of(part: Part) -> str | None:
 def _retry(part: Retry) -> Json:
     """Why a call was tried again, as far as OpenCode kept it."""
     status, error = (None, None) if part.failure is None else _failed(part.failure)
-    told: dict[str, Json] = {"attempt": part.attempt, "status": status, "error": error}
-    return {name: value for name, value in told.items() if value is not None}
+    return known({"attempt": part.attempt, "status": status, "error": error})
 
 
 def _tool_call(tool: Tool) -> Json:

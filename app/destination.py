@@ -82,7 +82,7 @@ def of_folders(db: sqlite3.Connection) -> set[int]:
     return {row["id"] for row in rows}
 
 
-def is_captured(db: sqlite3.Connection, folder: str) -> bool:
+def had_jobs(db: sqlite3.Connection, folder: str) -> bool:
     """Whether a folder ever had a job, whatever has become of it."""
     row = db.execute(
         "select 1 from job join session s on s.id = job.session_id where s.folder = ? limit 1", (folder,)

@@ -27,6 +27,7 @@ from app.record import Frame, Record, encode_session, encode_turn, record_count
 from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, key, session_digest
 
+FAULTS_SHOWN = 3
 ODD = "odd values in what OpenCode stored, which were rounded, cut or left out"
 """As an incident."""
 UNREADABLE = "turns that could not be read of session"
@@ -76,7 +77,13 @@ class Enqueued:
     unreadable: int = 0
     """Not taken: one of its messages has no shape that is known."""
     faults: list[str] = field(default_factory=list)
-    """Both, as `place: rule`."""
+    """Both, as `place: rule`; what is unreadable last."""
+
+    @property
+    def remark(self) -> str:
+        """Some of the faults, for a person: what cost most, and how many there are besides."""
+        more = len(self.faults) - FAULTS_SHOWN
+        return ", ".join(self.faults[-FAULTS_SHOWN:]) + (f" and {more} more" if more > 0 else "")
 
 
 def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults

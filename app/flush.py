@@ -82,7 +82,7 @@ def flush(sources: Sources, timeout_s: float, *, only_present: bool = False) -> 
         return Flushed(
             jobs=current.jobs,
             elsewhere=sum(one.jobs.pending for one in others),
-            captured_here=destination.is_captured(db, folder(db, str(sources.cwd or sources.base))),
+            captured_here=destination.had_jobs(db, folder(db, str(sources.cwd or sources.base))),
             backlog=_backlog(spool, seen),
             waiting=waiting([current, *others], read_workers(spool), now_ms),
             errors=current.errors,

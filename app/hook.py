@@ -33,7 +33,6 @@ from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
 from app.transcript import Transcript, TranscriptError
 
-FAULTS_SHOWN = 3
 CARE_S = 2.0
 """How often the hook looks whether its worker lives."""
 
@@ -213,7 +212,7 @@ class Hook:
 
     def _tell(self, session: str, done: Enqueued) -> None:
         """What of a session was odd: places and rules, no text."""
-        told = f"odd in {session}: {', '.join(done.faults[:FAULTS_SHOWN])}, {len(done.faults)} in all"
+        told = f"odd in {session}: {done.remark}"
         if done.faults and told not in self._told:
             self._told.add(told)
             self.log(told)
@@ -229,7 +228,9 @@ class Hook:
         now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
         bytes_max_of = limits.of_folders(self.db, self._settings, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
-        ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=None, bytes_max_of=bytes_max_of)
+        ledger.give_up_confirmations(
+            self.db, now_ms, bytes_max=bytes_max, age_ms_max=destination.NEVER_MS, bytes_max_of=bytes_max_of
+        )
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         if made.emptied or made.dropped:
             self.log(made.told)

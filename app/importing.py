@@ -33,7 +33,6 @@ delivered under a stricter policy than the one in force. What
 was `off` or `deleted` stays so."""
 
 
-FAULTS_SHOWN = 3
 SANITIZED = (
     "a sanitized export of a session that is known: its placeholders would replace the texts at Helicone (--sanitized"
     " imports it all the same)"
@@ -195,9 +194,8 @@ def _told(root: Export, done: Enqueued, settings: Settings) -> Imported:
 
 def _remarks(root: Export, done: Enqueued, settings: Settings) -> Iterator[str]:
     if done.off:
-        yield f"export mode is off ({settings.origin('export_mode')})"
+        yield why_nothing(settings)
     if root.skipped:
         yield f"{root.skipped} characters around its JSON were skipped"
     if done.faults:
-        more = f" and {len(done.faults) - FAULTS_SHOWN} more" if len(done.faults) > FAULTS_SHOWN else ""
-        yield f"{', '.join(done.faults[-FAULTS_SHOWN:])}{more}"
+        yield done.remark

@@ -10,14 +10,11 @@ As every option of the plugin, they are overruled by `.env`, the environment and
 from __future__ import annotations
 
 import sqlite3
-from typing import Literal, TypeAlias
 
 from app import destination
 from app.settings import Settings
-from app.settings.names import NAMES
+from app.settings.names import LIMITS, NAMES, Limit
 
-Limit: TypeAlias = Literal["max_spool_bytes", "max_spool_age_ms", "max_retries"]
-LIMITS: tuple[Limit, ...] = ("max_spool_bytes", "max_spool_age_ms", "max_retries")
 _OVERRULING = ("command line", "environment", ".env")
 
 

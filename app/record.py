@@ -179,14 +179,14 @@ def _subagent(child: Transcript, frame: Frame, path: str) -> Iterator[Record]:
 
 
 def _session(spot: _Spot) -> Record:
-    encoder, model = (chat, chat.SESSION_MODEL) if spot.frame.encoding > 1 else (data_log, data_log.SESSION_MODEL)
+    encoder = chat if spot.frame.encoding > 1 else data_log
     log = encoder.session(spot.session, project_name(spot.session.directory))
-    return _record(spot, "session", "session", model, log)
+    return _record(spot, "session", "session", encoder.SESSION_MODEL, log)
 
 
 def _user(spot: _Spot, message: User) -> Record:
-    encoder, model = (chat, chat.USER_MODEL) if spot.frame.encoding > 1 else (data_log, data_log.USER_MODEL)
-    return _record(spot, "user", "user", model, encoder.user(message, _flag(message)))
+    encoder = chat if spot.frame.encoding > 1 else data_log
+    return _record(spot, "user", "user", encoder.USER_MODEL, encoder.user(message, _flag(message)))
 
 
 def _tool(spot: _Spot, message: Message, tool: Tool) -> Iterator[Record]:

@@ -43,8 +43,8 @@ class Sources:
     ) -> Settings:
         """For a project folder; without one, for the command itself where it was typed. Raises SettingsError.
 
-        `handed`: the options that OpenCode gave the plugin there. `recorded`: what a hook recorded. Who has nothing
-        else to go by, because the ledger knows folders as hashes, names no directory: then no project's file is read.
+        `handed`: the options that OpenCode gave the plugin there. `recorded`: what a hook recorded of the folder. The
+        worker, which knows folders as hashes, names no directory: then no project's file is read.
         """
         if directory is None and recorded is None and self.cwd is not None:
             directory = str(self.cwd)
@@ -81,7 +81,8 @@ class Sources:
         everywhere = {entry.origin for entry in self._of_user()}
         record = Options(recorded, "plugin options, last seen for this folder", "recorded")
         entries = [_options(entry, everywhere) for entry in reversed(found.entries)]
-        # It holds what a hook has seen with the folder's files: it is newer than none of them, and above the user's.
+        # The record was made with the folder's files. Where these can be read, they are as new or newer; elsewhere the
+        # record stands for them, and like them above the user's own.
         yield from (*entries, record) if is_folder_known else (record, *entries)
 
     def _of_user(self) -> tuple[Entry, ...]:

@@ -37,9 +37,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
     with made as client:
         url, outcome = _post(client, settings.endpoint, request_id, now_ms)
         if outcome.kind != "accepted":
-            yield Finding(
-                "send", "problem", f"{url} did not take it: {outcome.reason}", "check the key and the endpoint"
-            )
+            yield Finding("send", "problem", f"{url} did not take it: {outcome.reason}", CHECK)
             return
         yield Finding("send", "ok", f"{url} took it")
         yield from _look(

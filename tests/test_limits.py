@@ -21,7 +21,8 @@ from app.limits import of_folders
 from app.policy import Post
 from app.retry import Outcome, Policy
 from app.room import Made, Room
-from app.settings import Origin, Settings
+from app.settings import Settings
+from app.settings.model import Origin
 from tests.desk import WORKER, Desk, version
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export

@@ -154,5 +154,6 @@ def test_the_readme_has_every_setting_with_its_variable_and_default() -> None:
 
 def test_the_map_of_the_modules_names_each_of_them() -> None:
     page = (ROOT / "docs" / "design.md").read_text("utf-8")
-    modules = {path.stem for path in (ROOT / "app").glob("*.py")} - {"__init__", "__main__"}
+    found = [path for folder in ("app", "app/opencode") for path in (ROOT / folder).glob("*.py")]
+    modules = {path.stem for path in found} - {"__init__", "__main__"}
     assert {name for name in modules if f"`{name}`" not in page} == set()

@@ -216,15 +216,15 @@ def give_up_confirmations(
     now_ms: int,
     *,
     bytes_max: int,
-    age_ms_max: int | None,
+    age_ms_max: int,
     bytes_max_of: Limits = NO_LIMITS,
     age_ms_max_of: Limits = NO_LIMITS,
 ) -> int:
     """delivered, to be confirmed -> delivered, oldest first, until all held bodies fit into `bytes_max`; and the aged.
 
     Folders that are in `age_ms_max_of` have that age instead, and what is held of those in `bytes_max_of` is to fit
-    into their own size before. `age_ms_max` None: nothing is too old, because the clock cannot be trusted. These bodies
-    are the first to go: they were accepted already. Counted for status. Returns the number of jobs.
+    into their own size before. These bodies are the first to go: they were accepted already. Counted for status.
+    Returns the number of jobs.
     """
     given_up = 0
     ages: dict[str, object] = {"now": now_ms, "age": age_ms_max, "ages": limits.as_json(age_ms_max_of)}

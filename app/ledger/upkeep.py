@@ -135,7 +135,7 @@ def steady_ms(db: sqlite3.Connection, now_ms: int) -> int:
 
 
 def trusted_age_ms(age_ms_max: int, steady_for_ms: int) -> int:
-    """An age at which jobs are too old; NEVER_MS before the clock has gone on for so long, or for STEADY_MS."""
+    """`age_ms_max` once the clock has gone on for as long, or for STEADY_MS; before, NEVER_MS: nothing is too old."""
     return age_ms_max if steady_for_ms >= min(STEADY_MS, age_ms_max) else destination.NEVER_MS
 
 

@@ -8,19 +8,14 @@ value that is empty in the environment or in an `.env` file counts as not set.
 """
 
 from app.settings.layers import load
-from app.settings.model import DEFAULT, Complaint, Given, Origin, Settings, SettingsError, Source, standard_folder
-from app.settings.names import HELD
+from app.settings.model import Complaint, Settings, SettingsError, Source, standard_folder
 from app.settings.options import Options, from_arguments
 from app.settings.places import config_folder, existing
 from app.settings.views import Shown, delivery_options, delivery_record, folder_record, shown
 
 __all__ = [
-    "DEFAULT",
-    "HELD",
     "Complaint",
-    "Given",
     "Options",
-    "Origin",
     "Settings",
     "SettingsError",
     "Shown",

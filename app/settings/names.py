@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 from pydantic import SecretStr
 
@@ -91,8 +92,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 TIGHTENING = ("enable", "export_mode", "redact_patterns", "redact_secrets")
 """What decides how much may leave."""
-LIMITS = ("max_spool_bytes", "max_spool_age_ms", "max_retries")
-"""Those that a project's own files set for its own folder alone."""
+Limit: TypeAlias = Literal["max_spool_bytes", "max_spool_age_ms", "max_retries"]
+"""A setting that a project's files set for their own folder alone."""
+LIMITS: tuple[Limit, ...] = get_args(Limit)
 CAPTURE = ("enable", "export_mode", "redact_patterns", "redact_secrets", "session_path_prefix", "user_id")
 DELIVERY = (
     "flush_interval_ms",
