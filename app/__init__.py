@@ -1,3 +1,3 @@
 """Exports OpenCode sessions to Helicone through a durable SQLite job queue."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

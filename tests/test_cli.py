@@ -124,7 +124,7 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
 
 def test_version_is_printed(station: Station) -> None:
     process = typed(station, "--version")
-    assert (process.returncode, process.stdout) == (0, "opencode-helicone 0.1.0\n")
+    assert (process.returncode, process.stdout) == (0, "opencode-helicone 0.2.0\n")
 
 
 @pytest.mark.parametrize(
