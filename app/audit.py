@@ -16,7 +16,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app import ledger
-from app.enqueue import Capture, Export, body_of, exports
+from app.enqueue import body_of
+from app.export import Capture, Export, exports
 from app.folders import Folders
 from app.identity import Identity
 from app.ledger import Exported, Print

@@ -19,7 +19,8 @@ from pathlib import Path
 from app import clock, ledger
 from app.capture import why_nothing
 from app.destination import Destination
-from app.enqueue import Capture, Place, enqueue, outlook
+from app.enqueue import Place, enqueue, outlook
+from app.export import Capture
 from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
 from app.opencode import ExportError, Store, StoredSession, StoreError

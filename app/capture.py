@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.enqueue import Capture
+from app.export import Capture
 from app.known import known_values
 from app.opencode.folders import data_folder
 from app.policy import Policy

@@ -11,7 +11,7 @@ from app import clock, destination, ledger
 from app.capture import capture
 from app.db import open_ledger
 from app.destination import Destination
-from app.enqueue import Capture
+from app.export import Capture
 from app.inbox import Line
 from app.redact import PatternError
 from app.settings import Settings, SettingsError, folder_record

@@ -3,7 +3,7 @@
 The embedded API. A program that has a transcript and an open ledger exports it with
 
     from app.db import open_ledger
-    from app.enqueue import Capture, enqueue
+    from app.enqueue import enqueue
     from app.parse import parse
 
     done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, ring=bell.ring)
@@ -19,29 +19,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from app import crashpoint, destination, ledger
+from app.export import Capture, Export, children, exports, session_to_leave
 from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
-from app.naming import NAME, first_name, lasting_name
-from app.policy import Policy, is_as_strict
-from app.record import Frame, Record, encode_session, encode_turn, record_count
-from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
-from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, key, session_digest
+from app.naming import first_name
+from app.policy import is_as_strict
+from app.record import Record
+from app.transcript import Transcript, Turn, key
 
 FAULTS_SHOWN = 3
 ODD = "odd values in what OpenCode stored, which were rounded, cut or left out"
 """As an incident."""
 UNREADABLE = "turns that could not be read of session"
 """The same; the session's id follows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """How sessions of one project folder are captured."""
-
-    policy: Policy
-    redaction: Redaction
-    user_id: str
-    """'' for none. A session keeps the one of its first record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,19 +244,6 @@ def _versions(
             yield export, replace(nothing, turn=export.turn, key=made, facts_ms=export.facts_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
-    """One job to be: the parts of its key, and how its records are made if the ledger wants them."""
-
-    turn: str
-    digest: str
-    facts_ms: int
-    children: tuple[str, ...]
-    record_count: int
-    faults: tuple[str, ...]
-    encode: Callable[[], tuple[Record, ...]]
-
-
 def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
     db: sqlite3.Connection,
     version: Version,
@@ -321,7 +298,7 @@ def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture
     identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
-    shown = _session_to_leave(transcript.session, capture)
+    shown = session_to_leave(transcript.session, capture)
     return replace(identity, session_name=first_name(shown, identity.encoding))
 
 
@@ -333,77 +310,3 @@ def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Cap
             if known is not None:
                 return replace(known[1], session_name=None)
     return Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
-
-
-def exports(
-    transcript: Transcript, capture: Capture, identity: Identity, *, abandoned: bool
-) -> Iterator[Export | Turn]:
-    """The session's record, then its turns in order; a bare turn is one that waits."""
-    session = transcript.session
-    # Without a turn of its own a session says nothing yet.
-    if transcript.turns:
-        yield replace(_session_export(session, capture, identity), faults=transcript.faults)
-    asked = [position for position, turn in enumerate(transcript.turns) if isinstance(turn.messages[0], User)]
-    last_asked = asked[-1] if asked else -1
-    for position, turn in enumerate(transcript.turns):
-        if turn.final:
-            yield _turn_export(turn, capture, identity, interrupted=False)
-        elif abandoned or (position < last_asked and not _is_worked_on(turn)):
-            yield _turn_export(turn, capture, identity, interrupted=True)
-        else:
-            yield turn
-
-
-def _is_worked_on(turn: Turn) -> bool:
-    """Whether a subagent runs in the background: its call has long been answered, and the person may go on."""
-    tools = [part for message in turn.messages for part in message.parts if isinstance(part, Tool)]
-    running = [tool.child for tool in tools if tool.status == "completed" and tool.child is not None]
-    return any(not has_ended(message) for child in running for inner in child.turns for message in inner.messages)
-
-
-def _session_export(session: Session, capture: Capture, identity: Identity) -> Export:
-    def encode() -> tuple[Record, ...]:
-        shown = _session_to_leave(session, capture)
-        return (encode_session(shown, _frame(session, shown, capture, identity, interrupted=False)),)
-
-    return Export(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, (), encode)
-
-
-def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
-    def encode() -> tuple[Record, ...]:
-        withheld = capture.policy.mode == "metadata_only"
-        shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
-        return encode_turn(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
-
-    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), turn.faults, encode)
-
-
-def _session_to_leave(session: Session, capture: Capture) -> Session:
-    if capture.policy.mode == "metadata_only":
-        return withhold_session(session)
-    return redact_session(session, capture.redaction)
-
-
-def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
-    def leave(name: str) -> str:
-        return NAME if capture.policy.mode == "metadata_only" else capture.redaction.text(name)
-
-    return Frame(
-        root_session_id=shown.id,
-        session_name=lasting_name(session, shown, identity, leave),
-        prefix=capture.policy.prefix,
-        user_id=identity.user_id,
-        interrupted=interrupted,
-        encoding=identity.encoding,
-    )
-
-
-def children(turn: Turn) -> Iterator[str]:
-    """The ids of the subagent sessions inside a turn, depth first."""
-    for message in turn.messages:
-        if isinstance(message, Assistant):
-            for part in message.parts:
-                if isinstance(part, Tool) and part.child is not None:
-                    yield part.child.session.id
-                    for inner in part.child.turns:
-                        yield from children(inner)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app import destination
 from app.capture import capture, secrets_of_this_machine
-from app.enqueue import Capture
+from app.export import Capture
 from app.settings import Settings
 from app.sources import Sources
 from app.spool import find_target, folder

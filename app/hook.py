@@ -17,7 +17,8 @@ from app.bell import Bell
 from app.capture import secrets_of_this_machine
 from app.capturing import Captures, load
 from app.db import heal, open_ledger
-from app.enqueue import Capture, Enqueued, Place, enqueue
+from app.enqueue import Enqueued, Place, enqueue
+from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError, read_line
 from app.opencode import Store, store_file
 from app.parse import parse

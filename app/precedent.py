@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from app.audit import as_made, digest_of, encoded
-from app.enqueue import Capture, Export
+from app.export import Capture, Export
 from app.identity import Identity
 from app.ledger import Exported
 from app.policy import Mode, is_as_strict, strictest

@@ -13,7 +13,8 @@ from typing import Literal
 from app import ledger
 from app.capture import why_nothing
 from app.db import open_ledger
-from app.enqueue import Capture, Place, exports, identity_of, own_turns
+from app.enqueue import Place, identity_of, own_turns
+from app.export import Capture, exports
 from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot

@@ -16,7 +16,8 @@ from app import ledger
 from app.audit import GONE, bare, encoded, hits, sent_turns
 from app.blanking import blank_body, blank_key, is_unprinted, row, sent
 from app.capture import why_nothing
-from app.enqueue import Capture, Export, body_of
+from app.enqueue import body_of
+from app.export import Capture, Export
 from app.folders import Folders
 from app.identity import Identity
 from app.ledger import Body, Exported, Standing, Version

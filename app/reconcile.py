@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app import destination, ledger
-from app.enqueue import Capture, Enqueued, Place
+from app.enqueue import Enqueued, Place
+from app.export import Capture
 from app.opencode import ExportError, Store, StoreError
 from app.transcript import Transcript, TranscriptError
 

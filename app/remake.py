@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from app import destination, ledger
-from app.enqueue import Capture, Export, Place, body_of, enqueue, exports
+from app.enqueue import Place, body_of, enqueue
+from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
 from app.opencode import ExportError, Store, StoreError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.opencode import config
@@ -108,9 +108,8 @@ def _is_said(found: Configuration, option: str, value: object) -> bool:
 
 
 def _complaint(problem: Problem) -> Complaint:
-    line = "" if problem.line is None else f" line {problem.line}"
-    short = f"{Path(problem.origin).name}{line}: {problem.what}"
-    return Complaint(f"{problem.origin}{line}: {problem.what}", short, problem.may_tighten)
+    short = replace(problem, origin=Path(problem.origin).name)
+    return Complaint(str(problem), str(short), problem.may_tighten)
 
 
 def _text(path: Path) -> bytes | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from app import ledger, salvage
 from app.connection import Ledger
 from app.deliver import HOLD_MS
-from app.enqueue import Capture
+from app.export import Capture
 from app.permit import Permits
 from app.policy import Hold, Remake
 from app.remake import Remaking

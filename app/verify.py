@@ -16,7 +16,8 @@ from pathlib import Path
 
 from app import clock, destination, ledger
 from app.db import open_ledger
-from app.enqueue import children, holds_sealed, own_turns
+from app.enqueue import holds_sealed, own_turns
+from app.export import children
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions, present

@@ -15,7 +15,8 @@ from app import clock
 from app.bell import Bell
 from app.capture import capture
 from app.db import open_ledger
-from app.enqueue import Capture, Export, Place, enqueue, exports
+from app.enqueue import Place, enqueue
+from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.parse import parse
 from app.sources import unattended

@@ -20,8 +20,8 @@ from app import ledger
 from app.capture import capture
 from app.capturing import load
 from app.destination import destinations
-from app.enqueue import Export, exports
 from app.envelope import BODY_BYTES_MAX
+from app.export import Export, exports
 from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.opencode import File, examine, snapshot

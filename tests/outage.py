@@ -30,7 +30,8 @@ from app import destination, ledger
 from app.clock import Reading, jump_ms
 from app.db import open_ledger
 from app.deliver import Courier, deliver
-from app.enqueue import Capture, Place, enqueue
+from app.enqueue import Place, enqueue
+from app.export import Capture
 from app.ledger import Body, Version
 from app.opencode import Store
 from app.policy import Policy as CapturePolicy

@@ -16,7 +16,7 @@ import pytest
 from app import backfill, clock, destination
 from app.capture import capture
 from app.command import STOPPED
-from app.enqueue import Export, exports
+from app.export import Export, exports
 from app.identity import Identity
 from app.parse import parse
 from app.policy import Mode

@@ -13,7 +13,8 @@ import pytest
 from app import destination, ledger
 from app.connection import connect
 from app.db import open_ledger
-from app.enqueue import Capture, Enqueued, Place, enqueue, outlook
+from app.enqueue import Enqueued, Place, enqueue, outlook
+from app.export import Capture
 from app.identity import Identity
 from app.ledger import Body, Standing, Version
 from app.parse import parse

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from app import destination, ledger
-from app.enqueue import Place, exports
+from app.enqueue import Place
+from app.export import exports
 from app.identity import Identity
 from app.ledger import Frozen, footprint
 from app.parse import parse

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.enqueue import Capture, Export, exports
+from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.parse import parse
 from app.policy import Policy

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from app.deliver import Courier, deliver
-from app.enqueue import Capture, Place, enqueue
+from app.enqueue import Place, enqueue
+from app.export import Capture
 from app.ledger import Body
 from app.parse import parse
 from app.policy import Policy, Post

@@ -281,8 +281,7 @@ def test_what_cannot_be_used_is_told_with_its_line(
     (problem,) = of_text(project, home, text, QUOTED='a"b').problems
     assert (problem.what, problem.line, problem.may_tighten) == (what, line, may_tighten)
     assert problem.origin == str(project / "opencode.json")
-    assert problem.is_project
-    assert str(problem) == f"{project / 'opencode.json'}, line {line}: {what}"
+    assert str(problem) == f"{project / 'opencode.json'} line {line}: {what}"
 
 
 def unreadable(path: Path) -> None:
@@ -631,5 +630,5 @@ def test_opencode_reads_the_same_in_a_text(judge: Judge, request: pytest.Fixture
     found = read(judge.environ, str(directory))
 
     names = [document.value["username"] for document in found.documents if "username" in document.value]
-    ours = None if any(problem.is_project for problem in found.problems) else names[-1]
+    ours = None if any(problem.origin == str(directory / "opencode.json") for problem in found.problems) else names[-1]
     assert ours == judge.username(directory), request.node.name

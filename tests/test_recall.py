@@ -18,7 +18,8 @@ from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.blanking import sent
 from app.db import open_ledger
 from app.endpoint import read_back_url
-from app.enqueue import Capture, Place, enqueue, outlook
+from app.enqueue import Place, enqueue, outlook
+from app.export import Capture
 from app.helicone import Client
 from app.identity import Identity
 from app.ledger import Claim, Standing

@@ -19,7 +19,7 @@ from app import destination, ledger
 from app.capturing import load
 from app.db import open_ledger
 from app.desk import Desk
-from app.enqueue import exports
+from app.export import exports
 from app.hook import Hook
 from app.identity import Identity
 from app.inbox import Inbox, read_line

@@ -14,7 +14,8 @@ import pytest
 from app import destination, ledger
 from app.connection import Ledger
 from app.deliver import OTHER_TEXT
-from app.enqueue import Capture, Place, enqueue
+from app.enqueue import Place, enqueue
+from app.export import Capture
 from app.ledger import Choice
 from app.letters import list_dropped, open_letters, what_to_do
 from app.opencode import Store, store_file

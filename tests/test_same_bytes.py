@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import destination, ledger
-from app.enqueue import Capture, Place, enqueue
+from app.enqueue import Place, enqueue
+from app.export import Capture
 from app.parse import parse
 from app.policy import Policy
 from app.redact import Redaction

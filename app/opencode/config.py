@@ -58,10 +58,9 @@ class Problem:
     what: str
     may_tighten: bool
     """It may have been meant to withhold something: nothing may be captured until it is right."""
-    is_project: bool
 
     def __str__(self) -> str:
-        place = self.origin if self.line is None else f"{self.origin}, line {self.line}"
+        place = self.origin if self.line is None else f"{self.origin} line {self.line}"
         return f"{place}: {self.what}"
 
 
@@ -71,7 +70,6 @@ class Document:
 
     value: Mapping[str, Json]
     origin: str
-    is_project: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def read(environ: Mapping[str, str], directory: str | None) -> Configuration:
         if isinstance(parsed, Problem):
             found.append(parsed)
         elif parsed is not None and isinstance(parsed.value, dict):
-            documents.append(Document(parsed.value, source.origin, source.is_project))
+            documents.append(Document(parsed.value, source.origin))
             found += _Ours(source, parsed, parsed.value, files).find()
     return Configuration(
         entries=tuple(one for one in found if isinstance(one, Entry)),
@@ -124,7 +122,7 @@ def _parsed(source: Source, environ: Mapping[str, str], files: Files) -> Parsed 
         if isinstance(parsed.value, dict):
             return parsed
         line, what = 1, "it is JSON, but no object"
-    return Problem(source.origin, line, what, raw is None or _may_name_us(raw), source.is_project)
+    return Problem(source.origin, line, what, raw is None or _may_name_us(raw))
 
 
 def _may_name_us(raw: str) -> bool:
@@ -196,7 +194,7 @@ class _Ours:
         return Entry(options, self.source.origin, lines, self.source.is_project)
 
     def _problem(self, place: Place, what: str, *, may_tighten: bool = True) -> Problem:
-        return Problem(self.source.origin, self.parsed.lines[place], what, may_tighten, self.source.is_project)
+        return Problem(self.source.origin, self.parsed.lines[place], what, may_tighten)
 
     def _is_about_us(self, value: Json) -> bool:
         return any(map(self._is_ours, _strings(value)))
