@@ -8,10 +8,10 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test frozen outage years hammer backfill kills arrangements versions fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test frozen outage years hammer backfill kills arrangements versions locks fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
@@ -59,6 +59,9 @@ backfill: .venv/ready  ## 10,000 turns of history, the backfill killed 20 times:
 
 versions: .venv/ready  ## Both forms of the plugin in eight versions of the real OpenCode (minutes)
 	@$(BIN)/python -m tests.versions
+
+locks: .venv/ready  ## A ledger that is locked most of the time: 18 jobs are delivered, no worker's death is charged (a minute)
+	@$(BIN)/python -m tests.locks
 
 kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time (minutes)
 	@$(BIN)/python -m tests.kills

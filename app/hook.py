@@ -49,7 +49,7 @@ class _Unfinished:
 
 
 class Hook:
-    """What is known of one spool: its destination from the first line on, and the turns that wait."""
+    """One spool of this OpenCode: its ledger, where its jobs go, its sessions, and the turns that wait."""
 
     def __init__(self, sources: Sources, first: Line, settings: Settings) -> None:
         self._sources = sources

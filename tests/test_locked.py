@@ -1,4 +1,4 @@
-"""The ledger is locked by somebody else when Helicone has just said yes. (In real time: `python -m tests.locks`.)"""
+"""The ledger is locked by somebody else when Helicone has just said yes. (In real time: `make locks`.)"""
 
 from __future__ import annotations
 
