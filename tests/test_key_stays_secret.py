@@ -142,7 +142,10 @@ def test_a_key_that_is_malformed_is_refused_without_being_shown(station: Station
     assert found(here, done.stdout, done.stderr) == []
 
 
-@pytest.mark.parametrize("arguments", [["-m", "app", "worker", "--automatic"], ["-c", "import app.worker as w; w.huey"]])
+WORKERS = (["-m", "app", "worker", "--automatic"], ["-c", "import app.worker as w; w.huey"])
+
+
+@pytest.mark.parametrize("arguments", WORKERS)
 def test_a_worker_that_cannot_start_writes_no_pattern_into_its_log(station: Station, arguments: list[str]) -> None:
     own = station.home / "config" / "opencode-helicone"
     own.mkdir(parents=True)

@@ -335,7 +335,7 @@ def test_a_folder_that_was_held_is_held_for_those_who_know_only_its_record() -> 
 
 def test_however_much_is_wrong_the_ledger_holds_a_few_words_of_it() -> None:
     lines = {f"nonsense{number}": number for number in range(1000)}
-    options = of_user(dict.fromkeys(lines, 1), **lines)
+    options = Options(dict.fromkeys(lines, 1), "opencode.json", "user", lines)
     settings = load(environ={}, base=Path("/base"), options=(options,))
     assert len(settings.held) == 1000
     assert settings.held_because.endswith("; and 997 more")

@@ -285,6 +285,7 @@ def test_a_loosened_policy_changes_nothing_about_what_waits(bench: Bench) -> Non
 
 def test_what_waits_of_a_session_that_was_moved_keeps_to_the_folder_where_it_is_now(bench: Bench) -> None:
     bench.capture(talk(1))
+    bench.record("there")
     bench.capture(talk(2), "there")
     bench.record("there", exportMode="metadata_only")
     bench.sweep()
@@ -293,14 +294,17 @@ def test_what_waits_of_a_session_that_was_moved_keeps_to_the_folder_where_it_is_
     assert not bench.posted
 
 
-def test_an_older_version_does_not_move_a_session_back(bench: Bench) -> None:
+def test_neither_an_older_version_nor_a_folder_that_no_hook_saw_moves_a_session(bench: Bench) -> None:
+    bench.record("here")
+    bench.record("there")
     bench.capture(talk(2), "there")
     older = talk(1)
     older["sessions"][0]["messages"][1]["info"]["time"]["completed"] -= 1
-    bench.capture(older)
+    bench.capture(older, "here")
+    bench.capture(talk(3), "of a file")
     bench.record("there", exportMode="metadata_only")
     bench.sweep()
-    assert bench.states == [LOST] * 3
+    assert bench.states == [LOST] * 4
 
 
 def test_a_dead_letter_cannot_be_sent_again_once_it_is_too_loose(bench: Bench) -> None:
