@@ -143,6 +143,11 @@ def _worker(
         worker.run()
     except ClientError as error:
         raise SettingsError([str(error)]) from None
+    except SettingsError as error:
+        if not automatic:
+            raise
+        complain(error.for_logs)  # its standard error is worker.log
+        raise typer.Exit(USAGE) from None
 
 
 @app.command("flush")

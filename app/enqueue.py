@@ -94,8 +94,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
 
     Idempotent by (destination, key) under any number of processes. A turn that is not final is taken as interrupted
     when a later user message follows it, or when the session is `abandoned` (nobody will complete it); otherwise it
-    waits. `reopen` names what the caller asks to have back, as for `ledger.standing`, and `stricter`: what was
-    delivered under a stricter policy, and has not changed since. `only` names the turns to be taken.
+    waits. `reopen` names what the caller asks to have back, as for `ledger.standing`, and `stricter`: what is
+    there under a stricter policy, and has not changed since. `only` names the turns to be taken.
     What `is_history` goes after what is live. `admit` is told the size of each job's bodies in bytes before they are
     stored, and may wait, or raise to end it there. Raises sqlite3.Error when the ledger cannot be written.
     """
@@ -177,7 +177,7 @@ def _standing(
     *,
     off: bool,
 ) -> Standing:
-    """As the ledger says; but what was delivered under a stricter policy is known, though its key is another.
+    """As the ledger says; but what is there under a stricter policy is known, though its key is another.
 
     And what holds a subagent that is sealed is shut.
     """
@@ -186,7 +186,7 @@ def _standing(
     found = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
     if found not in {Standing.NEW, Standing.REOPENED} or "stricter" in reopen:
         return found
-    there = ledger.delivered_as(db, place.destination_id, version)
+    there = ledger.current_as(db, place.destination_id, version)
     if there is None or is_as_strict(version.policy, there.policy) or not is_as_strict(there.policy, version.policy):
         return found
     made = capture.policy.as_made(there.policy)

@@ -29,8 +29,7 @@ from app.transcript import TranscriptError
 
 ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")
 """Why an import takes jobs back, as a person asks for them: dropped for these, stored without their bodies, or
-delivered under a stricter policy than the one in force. What
-was `off` or `deleted` stays so."""
+there under a stricter policy than the one in force. What was `off` or `deleted` stays so."""
 
 
 SANITIZED = (

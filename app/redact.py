@@ -19,6 +19,7 @@ from typing import Any
 
 from app.assignment import is_named
 from app.attachment import strip_blobs
+from app.envelope import readable
 from app.known import search_for
 from app.pattern import Pattern, PatternError, compile_pattern
 from app.rule import RULES, broken_secrets, secrets
@@ -56,6 +57,8 @@ __all__ = [
 REDACTED = "[REDACTED]"
 KNOWN = "known"
 _DEPTH_MAX = 64
+_SPELLED_MAX = 64
+"""Latin letters that stand for one character."""
 _Span = tuple[int, int]
 
 
@@ -194,8 +197,8 @@ def redact_session(session: Session, redaction: Redaction, hits: Counter[str] | 
         session,
         version=_shown(session.version, redaction, hits),
         title=_shown(session.title, redaction, hits),
-        directory=_shown(session.directory, redaction, hits),
-        origin=_shown(session.origin, redaction, None),  # mostly the same: counted once
+        directory=_named(session.directory, redaction, hits),
+        origin=_named(session.origin, redaction, None),  # mostly the same: counted once
     )
 
 
@@ -216,14 +219,14 @@ def _transcript(transcript: Transcript, redaction: Redaction, hits: Counter[str]
 
 def _message(message: Message, redaction: Redaction, hits: Counter[str] | None) -> Message:
     parts = tuple(_part(part, redaction, hits) for part in message.parts)
-    agent = _shown(message.agent, redaction, hits)
+    agent = _named(message.agent, redaction, hits)
     if isinstance(message, User):
         return replace(message, agent=agent, system=_shown(message.system, redaction, hits), parts=parts)
     return replace(
         message,
         agent=agent,
-        mode=_shown(message.mode, redaction, hits),
-        finish=_shown(message.finish, redaction, hits),
+        mode=_named(message.mode, redaction, hits),
+        finish=_named(message.finish, redaction, hits),
         failure=_failure(message.failure, redaction, hits),
         parts=parts,
     )
@@ -261,6 +264,16 @@ def _part(part: Part, redaction: Redaction, hits: Counter[str] | None) -> Part:
 
 def _shown(value: str | None, redaction: Redaction, hits: Counter[str] | None) -> str | None:
     return None if value is None else redaction.text(value, hits)
+
+
+def _named(value: str | None, redaction: Redaction, hits: Counter[str] | None) -> str | None:
+    """The same of what is spelled in Latin letters before it leaves: a pattern may be written as it is seen then."""
+    shown = _shown(value, redaction, hits)
+    spelled = readable(shown, _SPELLED_MAX * len(shown)) if shown else shown
+    if not spelled or spelled == shown:
+        return shown
+    left = redaction.text(spelled, hits)
+    return shown if left == spelled else left
 
 
 def identity_hits(turn: Turn, redaction: Redaction) -> Counter[str]:

@@ -556,5 +556,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     try:
         return Worker(typed(os.environ, Path.cwd())).huey
-    except (SettingsError, EndpointError, ClientError, SchemaError, OSError, sqlite3.Error) as error:
+    except SettingsError as error:
+        sys.exit(f"opencode-helicone: {error.for_logs}; config show says more")
+    except (EndpointError, ClientError, SchemaError, OSError, sqlite3.Error) as error:
         sys.exit(f"opencode-helicone: {error}")

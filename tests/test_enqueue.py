@@ -166,6 +166,22 @@ def test_what_was_delivered_under_a_stricter_policy_is_not_sent_again_under_a_lo
     assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
 
 
+@pytest.mark.parametrize("strict", STRICTER)
+@pytest.mark.parametrize("state", ["pending", "dead"])
+def test_what_waits_under_a_stricter_policy_stays_as_it_is_when_a_looser_one_comes(
+    door: Door, strict: Capture, state: str
+) -> None:
+    door.put(one(*TURN), strict)
+    if state == "dead":
+        door.db.execute("update job set state = 'dead', due_ms = null, finished_ms = ?", (NOW_MS,))
+    made = door.stored()
+    door.put(one(*TURN, *LATER), capture())
+    assert door.states()["ses_root msg_1"] == door.states()["ses_root session"] == state
+    assert door.states()["ses_root msg_3"] == "pending"
+    assert door.stored()[: len(made)] == made
+    assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
+
+
 def overtaken(door: Door, told: Fields, what: Callable[[], None]) -> Enqueued:
     """Enqueued in full, while another process commits `what` after the first look at each turn."""
     return enqueue(
@@ -288,7 +304,7 @@ def test_another_policy_is_another_key_and_takes_the_others_place(door: Door) ->
 def test_policy_that_comes_back_reopens_its_versions(door: Door) -> None:
     done = door.put(one(*TURN))
     door.put(one(*TURN), capture(patterns=("ask",)))
-    again = door.put(one(*TURN))
+    again = door.put(one(*TURN), reopen=("stricter",))
     assert again.keys == done.keys
     assert ledger.counts(door.db).pending == 2
 

@@ -125,6 +125,26 @@ def test_a_name_is_kept_as_it_may_leave(door: Door) -> None:
     assert names(door) == ["opencode: [REDACTED]ect"]
 
 
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [
+        ("\u9879\u76ee", "XiangMu"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("sec\u200bret", "secret"),
+        ("\uff53\uff45\uff43\uff52\uff45\uff54", "secret"),
+    ],
+    ids=["in Latin letters", "composed", "invisible", "wide"],
+)
+def test_a_pattern_that_fits_a_name_as_helicone_shows_it_withholds_it(door: Door, folder: str, pattern: str) -> None:
+    there = f"/home/dev/{folder}"
+    told = talk(answered(1, there), directory=there)
+    told["sessions"][0]["messages"][1]["info"]["agent"] = folder
+    door.put(told, capture(patterns=(pattern,)))
+    assert (names(door), projects(door)) == (["opencode: [REDACTED]"], {"[REDACTED]"})
+    assert door.db.execute("select shown_name from session").fetchone()[0] == "opencode: [REDACTED]"
+    assert {meta.get("Helicone-Property-agent") for meta in metas(door)} == {"[REDACTED]", "build", None}
+
+
 def test_a_session_without_a_name_stays_without_one(door: Door) -> None:
     door.put(talk(answered(1)), capture("metadata_only"))
     door.put(talk(answered(1), answered(2)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from app import install, ledger
 from app.presence import present
 from app.settings import SettingsError, from_arguments, load
 from app.sources import Sources
-from tests.processes import Station, end_automatic_workers, hook
+from tests.processes import ROOT, Station, end_automatic_workers, hook
 from tests.recorded import Snapshot, export
 from tests.servers import Act, Exchange, Scripted, answer, api_key, scripted, whole
 from tests.test_options import Place, attempt, capture, delivering
@@ -139,6 +140,21 @@ def test_a_key_that_is_malformed_is_refused_without_being_shown(station: Station
     assert "SettingsError" in here.text("hook.log")
     assert done.returncode == 2
     assert found(here, done.stdout, done.stderr) == []
+
+
+WORKERS = (["-m", "app", "worker", "--automatic"], ["-c", "import app.worker as w; w.huey"])
+
+
+@pytest.mark.parametrize("arguments", WORKERS)
+def test_a_worker_that_cannot_start_writes_no_pattern_into_its_log(station: Station, arguments: list[str]) -> None:
+    own = station.home / "config" / "opencode-helicone"
+    own.mkdir(parents=True)
+    (own / "config.toml").write_text(f'redactPatterns = "taken from {KEY}"\n', "utf-8")
+    env = {**station.environ, "HELICONE_API_KEY": ""}
+    done = subprocess.run([sys.executable, *arguments], env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "redactPatterns from config file" in done.stderr
+    assert not any(piece in done.stdout + done.stderr for piece in PIECES)
 
 
 WRONG_PLACES = [

@@ -435,8 +435,8 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "dead_groups",
-    "dead_keys", "dead_letters", "delivered_as", "dropped_groups", "dropped_letters", "due_for_confirmation",
+    "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "current_as",
+    "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters", "due_for_confirmation",
     "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported", "exported_elsewhere",
     "exported_sessions", "fits", "fits_key", "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_current",
     "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body", "latest_ms", "leasing_workers",

@@ -257,6 +257,15 @@ def test_unknown_option_is_named_with_its_line_and_without_its_value() -> None:
     assert "endpoint" not in complaint
 
 
+@pytest.mark.parametrize("name", ["Xy7-ABCD-1234", "pass word", "a-secret-name"])
+def test_a_name_that_is_like_none_is_not_shown(name: str) -> None:
+    # A secret written in the wrong place, or `{env:SECRET}` filled in there.
+    found = load(environ={}, base=Path("/"), options=[Options({name: True}, "opencode.json", "project")])
+    (complaint,) = found.complaints
+    assert complaint.holds
+    assert name not in complaint.text + complaint.short
+
+
 def test_what_is_told_holds_no_value_and_to_logs_and_ledger_no_folder() -> None:
     options = of_user({"exportMode": KEY, "maxRetries": KEY, "redactPatterns": [f"({KEY}"]}, "/home/dev/opencode.json")
     settings = load(environ={}, base=Path("/base"), options=(options,))
@@ -325,7 +334,8 @@ def test_a_folder_that_was_held_is_held_for_those_who_know_only_its_record() -> 
 
 
 def test_however_much_is_wrong_the_ledger_holds_a_few_words_of_it() -> None:
-    options = of_user({f"nonsense{number}": 1 for number in range(1000)})
+    lines = {f"nonsense{number}": number for number in range(1000)}
+    options = Options(dict.fromkeys(lines, 1), "opencode.json", "user", lines)
     settings = load(environ={}, base=Path("/base"), options=(options,))
     assert len(settings.held) == 1000
     assert settings.held_because.endswith("; and 997 more")

@@ -192,15 +192,15 @@ class Bench:
         self.remaking = Remaking(store_file(self.environ), self.destination, self.home / "hooks")
         self.tightening = Tightening(self.permits, self.remaking, self.destination, lambda _: None)
 
-    def record(self, **options: object) -> None:
+    def record(self, folder: str = "", **options: object) -> None:
         """What a hook records when its plugin brings these options."""
-        destination.remember_folder(self.db, "", self.destination, options, 1_000)
+        destination.remember_folder(self.db, folder, self.destination, options, 1_000)
 
-    def capture(self, wanted: Fields) -> None:
+    def capture(self, wanted: Fields, folder: str = "") -> None:
         """What a hook does with a snapshot, under the settings in force."""
-        found = self.permits.capture(self.db, "")
+        found = self.permits.capture(self.db, folder)
         assert not isinstance(found, Hold)
-        enqueue(self.db, parse(wanted), found, Place(self.destination, ""), now_ms=1_000, ring=lambda _: None)
+        enqueue(self.db, parse(wanted), found, Place(self.destination, folder), now_ms=1_000, ring=lambda _: None)
 
     def sweep(self) -> None:
         while self.tightening.look(self.db, 2_000, lambda _: None):
@@ -281,6 +281,30 @@ def test_a_loosened_policy_changes_nothing_about_what_waits(bench: Bench) -> Non
     bench.deliver()
     assert bench.states == ["delivered"] * 3
     assert CANARY not in bench.wire
+
+
+def test_what_waits_of_a_session_that_was_moved_keeps_to_the_folder_where_it_is_now(bench: Bench) -> None:
+    bench.capture(talk(1))
+    bench.record("there")
+    bench.capture(talk(2), "there")
+    bench.record("there", exportMode="metadata_only")
+    bench.sweep()
+    assert bench.states == [LOST] * 3
+    bench.deliver()
+    assert not bench.posted
+
+
+def test_neither_an_older_version_nor_a_folder_that_no_hook_saw_moves_a_session(bench: Bench) -> None:
+    bench.record("here")
+    bench.record("there")
+    bench.capture(talk(2), "there")
+    older = talk(1)
+    older["sessions"][0]["messages"][1]["info"]["time"]["completed"] -= 1
+    bench.capture(older, "here")
+    bench.capture(talk(3), "of a file")
+    bench.record("there", exportMode="metadata_only")
+    bench.sweep()
+    assert bench.states == [LOST] * 4
 
 
 def test_a_dead_letter_cannot_be_sent_again_once_it_is_too_loose(bench: Bench) -> None:

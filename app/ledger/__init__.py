@@ -164,7 +164,7 @@ from app.ledger.upkeep import (
     unwarp,
 )
 from app.ledger.versions import (
-    delivered_as,
+    current_as,
     encoding_elsewhere,
     frozen,
     insert,
@@ -223,10 +223,10 @@ __all__ = [
     "confirmed",
     "control",
     "counts",
+    "current_as",
     "dead_groups",
     "dead_keys",
     "dead_letters",
-    "delivered_as",
     "drop_aged",
     "drop_for_policy",
     "drop_gone",

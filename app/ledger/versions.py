@@ -101,22 +101,23 @@ def is_sealed(
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class Current:
     key: str
     policy: str
     """What it was made under, as `Policy.facts` says it; '' where that was not kept."""
     facts_ms: int
 
 
-def delivered_as(db: sqlite3.Connection, destination_id: int, version: Version) -> Delivered | None:
-    """What is current of this version's turn, if that was delivered."""
+def current_as(db: sqlite3.Connection, destination_id: int, version: Version) -> Current | None:
+    """What is current of this version's turn, if that was delivered, waits or is dead."""
     row = db.execute(
         "select j.key, coalesce(p.facts, '') as policy, j.facts_ms from session s"
-        " join turn t on t.session_id = s.id and t.name = ? join job j on j.turn_id = t.id and j.state = 'delivered'"
+        " join turn t on t.session_id = s.id and t.name = ?"
+        " join job j on j.turn_id = t.id and j.state in ('delivered', 'pending', 'dead')"
         " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ?",
         (version.turn, destination_id, version.session),
     ).fetchone()
-    return None if row is None else Delivered(row["key"], row["policy"], row["facts_ms"])
+    return None if row is None else Current(row["key"], row["policy"], row["facts_ms"])
 
 
 def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> None:
@@ -150,7 +151,9 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
         if verdict in {Standing.KNOWN, Standing.SHUT}:
             see_again(db, destination_id, version)
             return verdict
-        session_id, turn_id = _place(db, destination_id, version)
+        # An older version tells an older folder.
+        here = replace(version, folder="") if verdict is Standing.SUPERSEDED else version
+        session_id, turn_id = _place(db, destination_id, here)
         if verdict is Standing.SUPERSEDED:
             _write(db, destination_id, session_id, turn_id, version, (), now_ms, "superseded", None)
             return verdict
@@ -195,9 +198,13 @@ def _is_recall_due(db: sqlite3.Connection, turn_id: int) -> bool:
 def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tuple[int, int]:
     db.execute(
         "insert into session (destination_id, name, root_name, user_id, folder, encoding, shown_name)"
-        " values (?, ?, ?, ?, ?, ?, ?) on conflict do update set shown_name = excluded.shown_name"
+        " values (?, ?, ?, ?, ?, ?, ?) on conflict do update set"
         # Captured first while export was off: nothing was fixed.
-        " where encoding > 1 and shown_name is null",
+        " shown_name = iif(encoding > 1, coalesce(shown_name, excluded.shown_name), shown_name),"
+        # Moved: what waits of it keeps to the settings of where it is now, as what is captured of it does. (A file that
+        # is imported may name any folder; what a hook never saw says nothing about what is withheld there.)
+        " folder = iif(excluded.folder in (select hash from folder where hash <> ''), excluded.folder, folder)"
+        " where encoding > 1 and shown_name is null or excluded.folder <> folder",
         (
             destination_id,
             version.session,

@@ -30,8 +30,8 @@ class SettingsError(ValueError):
 
     @property
     def for_logs(self) -> str:
-        """The same without the text of patterns: somebody may have written the very secret down as one."""
-        return "; ".join(re.sub("^redactPatterns = .*? from ", "redactPatterns from ", one) for one in self.problems)
+        """The same without values: somebody may have written the very secret down as a pattern."""
+        return "; ".join(re.sub(r"^(\w+) = .* from ", r"\1 from ", one, flags=re.DOTALL) for one in self.problems)
 
 
 Source: TypeAlias = Literal[

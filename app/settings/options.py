@@ -119,11 +119,13 @@ def from_arguments(arguments: Iterable[str]) -> dict[str, object]:
 
 
 def refusal(option: str, known: Mapping[str, str], place: str) -> str:
-    # What is longer than any name may be the key itself, written where a name should stand.
-    shown = json.dumps(option) if len(option) <= _NAME_MAX else "a name (not shown)"
+    # What is like no name may be a secret, written where a name should stand or filled in there for `{env:…}`.
+    near = nearest(option, known)
+    is_name = len(option) <= _NAME_MAX and (near or option in BY_OPTION or re.fullmatch("[A-Za-z_]*", option))
+    shown = json.dumps(option) if is_name else "a name (not shown)"
     name = f"{shown} from {place}"
     if re.sub("[^a-z]", "", option.lower()).endswith("apikey"):
         return f"{name}: the API key is read from HELICONE_API_KEY alone, in the environment or in an .env file"
     if option in BY_OPTION:
         return f"{name}: it cannot be set here; set {NAMES[BY_OPTION[option]].variable}"
-    return f"{name}: there is no such setting{nearest(option, known) or '; there are ' + ', '.join(known)}"
+    return f"{name}: there is no such setting{near or '; there are ' + ', '.join(known)}"
