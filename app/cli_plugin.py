@@ -15,9 +15,10 @@ from app.opencode.program import programs
 
 plugin = typer.Typer()
 
-_BREAKS = (
-    "the plugin is as OpenCode from 1.14 on loads it. OpenCode below 1.2.5 ends every run because of it, and 1.2.5 to"
-    " 1.3 pass over it: with one of these on PATH install again"
+_NOT_ASKED = (
+    "OpenCode's version could not be asked: the plugin is written in the form for 1.14 and later. OpenCode below 1.2.5"
+    " ends every run because of this form, and 1.2.5 to 1.3 do not load it: if yours is one of these, see that"
+    " `opencode --version` answers, and install again"
 )
 
 Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
@@ -33,16 +34,17 @@ def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, 
 
     A second time it changes nothing. A file that is not ours is left alone.
     """
-    found = programs(os.environ)
+    with screen.spinner("asking OpenCode for its version"):
+        found = programs(os.environ)
     flavour = install.flavour_for(found)
     scope = _scope(project, everywhere=everywhere)
     done = install.install(scope, python=sys.executable, flavour=flavour, dry_run=dry_run)
     _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
     print_lines([screen.visible(f"for {program}") for program in found])
     if not any(program.version for program in found):
-        print_lines([f"OpenCode's version could not be asked: {_BREAKS}"])
+        print_lines([_NOT_ASKED])
     elif flavour == "function" and not all(install.fits(flavour, one.version) for one in found if one.version):
-        print_lines(["OpenCode 2 refuses what OpenCode below 1.14 needs: one of them goes without the plugin"])
+        print_lines(["OpenCode 2 does not load the form that OpenCode below 1.14 needs: there it works without the plugin"])
 
 
 @plugin.command("uninstall-plugin")

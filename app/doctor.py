@@ -23,7 +23,7 @@ from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.finding import Finding, Level
-from app.opencode import NOT_READ, Store, StoreError, config, store_file
+from app.opencode import NOT_READ, AbsentError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
 from app.redact import PatternError
@@ -79,12 +79,8 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
     try:
         db = open_ledger(site.spool.path)
     except (OSError, sqlite3.Error, SchemaError) as error:
-        yield Finding(
-            "ledger",
-            "problem",
-            f"ledger.db cannot be opened: {error}",
-            "see logs/ in the spool directory",
-        )
+        todo = "see logs/ in the spool directory" if isinstance(error, sqlite3.Error) else "the queue needs it"
+        yield Finding("ledger", "problem", f"ledger.db cannot be opened: {error}", todo)
         return
     with closing(db):
         for inspect in _INSIDE:
@@ -154,12 +150,13 @@ def _place(site: Site) -> Iterator[Finding]:
     """Before the ledger is opened, which closes what is open to others."""
     spool = site.spool.path
     weak = place.findings(spool)
-    if not weak and not spool.exists():
-        yield Finding("spool", "ok", f"{spool} is not there yet")
-        return
-    yield from (Finding("spool", "problem", found, "see README, Privacy") for found in weak)
+    yield from (Finding("spool", "problem", found, "see README, Settings") for found in weak)
     if not weak:
-        yield Finding("spool", "ok", str(spool))
+        yield Finding("spool", "ok", str(spool) if spool.exists() else f"{spool} is not there yet")
+    left = site.directory / config.PREDECESSORS_SPOOL
+    if left.is_dir() and left != spool and not (left / "ledger.db").exists():
+        found = f"{left} is the spool of {config.PREDECESSOR}: nothing sends what it holds"
+        yield Finding("spool", "warning", found, "delete it; it may hold transcripts that were never redacted")
 
 
 def _disk(site: Site) -> Iterator[Finding]:
@@ -187,17 +184,16 @@ def _plugin(site: Site) -> Iterator[Finding]:
 def _store(site: Site) -> Iterator[Finding]:
     """Live capture does not need it; to find out what it has missed, and to bring the history, does."""
     path = store_file(site.sources.environ)
-    if not path.parent.is_dir():
-        yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
-        return
     try:
         store = Store(path)
         if store.is_newer():
             yield Finding("OpenCode's store", "problem", f"{path}: {NOT_READ}", "what it wrote waits in its store")
         else:
             yield Finding("OpenCode's store", "ok", f"{path}, {len(store.roots())} session(s)")
+    except AbsentError:
+        yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
     except StoreError as error:
-        yield Finding("OpenCode's store", "warning", str(error), "until then nothing can be compared with it")
+        yield Finding("OpenCode's store", "warning", str(error), "verify and backfill need it; live capture does not")
 
 
 # --- inside

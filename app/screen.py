@@ -141,7 +141,7 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
 def flush_lines(flushed: Flushed) -> Iterator[str]:
     yield _jobs(flushed.jobs)
     if not flushed.captured_here:
-        yield "nothing was ever captured here, in the current folder"
+        yield "nothing was ever captured here: the queue never held a session of the current folder"
     if flushed.backlog:
         yield f"{flushed.backlog} lines of live hooks are not worked off"
     for failing in flushed.errors:

@@ -72,6 +72,20 @@ def test_doctor_makes_a_missing_ledger_and_says_what_is_not_there(tmp_path: Path
     assert bad(found) == [("plugin", "warning")]
 
 
+def test_an_opencode_that_was_never_started_is_no_fault(station: Station) -> None:
+    store_file(station.environ).parent.mkdir(parents=True)
+    found = findings(station)
+    assert bad(found) == []
+    (told,) = (one["found"] for one in found if one["check"] == "OpenCode's store")
+    assert told == f"{store_file(station.environ)} is not there yet"
+
+
+def test_the_spool_may_lie_where_the_predecessors_did(station: Station) -> None:
+    spool = ".opencode/helicone-spool"
+    found = findings(station, "--spool-directory", str(station.home / spool))
+    assert bad(found) == []
+
+
 def loosen(station: Station) -> None:
     station.spool.chmod(0o755)
 
@@ -99,6 +113,10 @@ def unplug(station: Station) -> None:
 
 def bring_an_old_opencode(station: Station) -> None:
     (station.home / "data" / "opencode" / "storage" / "session").mkdir(parents=True)
+
+
+def leave_the_predecessors_spool(station: Station) -> None:
+    (station.home / ".opencode" / "helicone-spool").mkdir(parents=True)
 
 
 def break_the_queue(station: Station) -> None:
@@ -156,6 +174,7 @@ def set_the_clock_back(station: Station) -> None:
         (replace_the_plugin, [("plugin", "problem")], "not written by"),
         (unplug, [("plugin", "warning")], "not installed"),
         (bring_an_old_opencode, [("OpenCode's store", "warning")], "JSON files of an older OpenCode"),
+        (leave_the_predecessors_spool, [("spool", "warning")], "of opencode-helicone-async-telemetry: nothing sends"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
         (from_the_future, [("ledger", "problem")], "schema 99"),
         (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were lost: not JSON"),
@@ -270,7 +289,10 @@ def test_a_form_of_the_plugin_that_opencode_cannot_load_is_found(
 
 @pytest.mark.parametrize("says", ["latest", "0.0.0-dev-202611", "1.18", ""])
 def test_an_opencode_that_says_nothing_of_use_is_named(station: Station, says: str) -> None:
-    assert bad(findings(opencode(station, says))) == [("OpenCode", "warning")]
+    found = findings(opencode(station, says))
+    assert bad(found) == [("OpenCode", "warning")]
+    (told,) = (one["found"] for one in found if one["check"] == "OpenCode")
+    assert told == f"{station.home}/bin/opencode does not say its version"
 
 
 def talked(station: Station, *, updated_ms: int) -> None:

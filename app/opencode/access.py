@@ -43,6 +43,10 @@ class StoreError(ExportError):
     """There is no store that can be read. The message says what there is instead, and what to do."""
 
 
+class AbsentError(StoreError):
+    """OpenCode has made none yet."""
+
+
 class NewerError(StoreError):
     """It holds nothing but sessions of OpenCode 2."""
 
@@ -120,7 +124,7 @@ class Access:
         beside = ("", "-wal", "-shm", "-journal")
         found, log, index, journal = (_stat(path.with_name(path.name + ending)) for ending in beside)
         if found is None or not S_ISREG(found.st_mode):
-            raise StoreError(_absence(self.path))
+            raise _absence(self.path)
         return _State(
             file=(found.st_dev, found.st_ino),
             written=(found.st_size, found.st_mtime_ns),
@@ -160,15 +164,19 @@ class _State:
         return (self.file, self.how, None if self.has_log else self.written)
 
 
-def _absence(path: Path) -> str:
+def _absence(path: Path) -> StoreError:
     """What there is where OpenCode's store should be."""
     with suppress(OSError):
         if (path.parent / "storage" / "session").is_dir():
-            return f"{path.parent / 'storage'} holds JSON files of an older OpenCode, which are not read: {_WAY_IN}"
+            return StoreError(
+                f"{path.parent / 'storage'} holds JSON files of an older OpenCode, which are not read: {_WAY_IN}"
+            )
         others = sorted(other.name for other in path.parent.glob("opencode*.db"))
         if others:
-            return f"OpenCode's store {path} is not there, but {', '.join(others)}: name one with OPENCODE_DB or --db"
-    return f"OpenCode's store {path} is not there"
+            return StoreError(
+                f"OpenCode's store {path} is not there, but {', '.join(others)}: name one with OPENCODE_DB or --db"
+            )
+    return AbsentError(f"OpenCode's store {path} is not there")
 
 
 def is_newer(db: sqlite3.Connection) -> bool:

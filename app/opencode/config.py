@@ -27,6 +27,8 @@ from app.transcript import Json
 
 PLUGIN = FILE_NAME.removesuffix(".js")
 PREDECESSOR = "opencode-helicone-async-telemetry"
+PREDECESSORS_SPOOL = Path(".opencode") / "helicone-spool"
+"""Where it kept what it had not sent, in the folder of a project, unless it was told otherwise."""
 _KEYS = ("plugin", "plugins")
 _PACKAGE = re.compile(rf"(npm:)?({PLUGIN}|{PREDECESSOR})(@.*)?", re.DOTALL)
 _ENDINGS = ("", ".js", ".mjs", ".cjs", ".ts", ".mts", ".cts")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from app.opencode.folders import home
 
-ASK_S_MAX = 10.0
+ASK_S_MAX = 60.0
+"""On a busy machine OpenCode took 20 s to say it."""
 IN_HOME = (".opencode/bin", ".bun/bin", ".local/bin", ".local/share/mise/shims", ".npm-global/bin")
 IN_SYSTEM = ("/usr/local/bin", "/opt/homebrew/bin")
 """Where OpenCode's own installer, Bun, npm, mise and Homebrew put it; the shell of a desktop may not know them all."""
