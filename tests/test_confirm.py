@@ -199,13 +199,15 @@ def test_a_reading_back_that_hangs_delays_no_delivery(place: Place) -> None:
         slow = replace(place, station=station)
         slow.capture()
         made = Worker(slow.sources)
-        # In this process, because its client must wait for longer than the test: here only the end of it ends the hang.
+        # In this process, so that its client waits for longer than the test does: only the server's end ends the hang.
         made._client = Client(station.key, deadline_s=DAY_S)
 
         def happens() -> bool:
             wait_until(lambda: slow.jobs("state = 'delivered'") == JOBS)
             slow.pass_a_day()
             wait_until(lambda: mute.requests)
+            # After this a ring brings no claim: the watch has to look, too.
+            place.receiver.fault({"status": 429, "headers": {"retry-after": "2"}})
             slow.capture("m_length")
             wait_until(lambda: station.delivered(2 * JOBS))
             return True
