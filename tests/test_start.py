@@ -41,7 +41,6 @@ del sys.argv[1:3]
 def press(happening, arguments):
     if happening == event and (not name or arguments[0] == name):
         signal.raise_signal(signal.SIGINT)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run as a shell's background job
 sys.addaudithook(press)
 from app.__main__ import main
 main()
