@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -48,6 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--frozen-clock", action="store_true", help="The program's clock stands still during each test (`make frozen`)."
     )
+
+
+def pytest_configure() -> None:
+    # A shell has its background jobs, and all that they start, ignore Ctrl-C; some tests press it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

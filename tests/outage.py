@@ -20,7 +20,7 @@ import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -199,6 +199,9 @@ class Machine:
         self.order: dict[str, list[str]] = defaultdict(list)
         self.use_key(key)
 
+    def close(self) -> None:
+        self.db.close()
+
     def use_key(self, key: str) -> None:
         """As a new worker with this key would start."""
         self.destination = destination.destination(self.db, ENDPOINT, key, self.world.now_ms)
@@ -369,36 +372,36 @@ def outage(spool: Path, answers: list[Answer], *, days: float, turns: int, turn_
     text = source_text()
     receiver = Receiver()
     world = World(receiver)
-    machine = Machine(spool, world, seed)
-    begin_ms = world.now_ms + HOUR_MS
-    end_ms = begin_ms + int(days * DAY_MS)
-    counts: list[int] = []
+    with closing(Machine(spool, world, seed)) as machine:
+        begin_ms = world.now_ms + HOUR_MS
+        end_ms = begin_ms + int(days * DAY_MS)
+        counts: list[int] = []
 
-    def happenings() -> Iterator[Happening]:
-        for n in range(turns):
-            at_ms = begin_ms + (end_ms - begin_ms) * n // turns
-            session, turn = f"ses_{n // 5 - n % 2}", f"msg_{n}"
-            yield at_ms - 2, partial(setattr, receiver, "answer", dice.choice(answers))
-            bodies = turn_of(turn_bytes, turn, text, dice)
-            yield at_ms, partial(machine.capture, session, turn, bodies)
+        def happenings() -> Iterator[Happening]:
+            for n in range(turns):
+                at_ms = begin_ms + (end_ms - begin_ms) * n // turns
+                session, turn = f"ses_{n // 5 - n % 2}", f"msg_{n}"
+                yield at_ms - 2, partial(setattr, receiver, "answer", dice.choice(answers))
+                bodies = turn_of(turn_bytes, turn, text, dice)
+                yield at_ms, partial(machine.capture, session, turn, bodies)
 
-    machine.capture("ses_calm", "msg_calm", turn_of(turn_bytes, "calm", text, dice))
-    live(world, [machine], begin_ms - SECOND_MS, Coming())
-    before = receiver.requests
-    coming = Coming(happenings())
-    live(world, [machine], begin_ms + (end_ms - begin_ms) // 4, coming)
-    memory_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts.append(_statements(machine))
-    live(world, [machine], end_ms, coming)
-    growth_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_kb
-    counts.append(_statements(machine))
-    requests = receiver.requests - before
-    size = sum(path.stat().st_size for path in spool.rglob("*") if path.is_file())
-    receiver.answer = accepted
-    live(world, [machine], end_ms + HOUR_MS, Coming())
-    rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
-    states = {row["state"]: row["jobs"] for row in rows}
-    return Told(requests, states, machine.delivered_in_order(), size, (counts[0], counts[1]), growth_kb)
+        machine.capture("ses_calm", "msg_calm", turn_of(turn_bytes, "calm", text, dice))
+        live(world, [machine], begin_ms - SECOND_MS, Coming())
+        before = receiver.requests
+        coming = Coming(happenings())
+        live(world, [machine], begin_ms + (end_ms - begin_ms) // 4, coming)
+        memory_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        counts.append(_statements(machine))
+        live(world, [machine], end_ms, coming)
+        growth_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_kb
+        counts.append(_statements(machine))
+        requests = receiver.requests - before
+        size = sum(path.stat().st_size for path in spool.rglob("*") if path.is_file())
+        receiver.answer = accepted
+        live(world, [machine], end_ms + HOUR_MS, Coming())
+        rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
+        states = {row["state"]: row["jobs"] for row in rows}
+        return Told(requests, states, machine.delivered_in_order(), size, (counts[0], counts[1]), growth_kb)
 
 
 def _statements(machine: Machine) -> int:
@@ -416,23 +419,23 @@ def rotated_key(spool: Path, *, turns: int, turn_bytes: int) -> Told:
     dice = random.Random(2)  # noqa: S311 - the scenario
     text = source_text()
     world = World(Receiver(refused))
-    machine = Machine(spool, world, 2)
-    begin_ms = world.now_ms
+    with closing(Machine(spool, world, 2)) as machine:
+        begin_ms = world.now_ms
 
-    def happenings() -> Iterator[Happening]:
-        for n in range(turns):
-            bodies = turn_of(turn_bytes, f"msg_{n}", text, dice)
-            yield begin_ms + DAY_MS * n // turns, partial(machine.capture, "ses_1", f"msg_{n}", bodies)
+        def happenings() -> Iterator[Happening]:
+            for n in range(turns):
+                bodies = turn_of(turn_bytes, f"msg_{n}", text, dice)
+                yield begin_ms + DAY_MS * n // turns, partial(machine.capture, "ses_1", f"msg_{n}", bodies)
 
-    live(world, [machine], begin_ms + DAY_MS, Coming(happenings()))
-    requests = world.receiver.requests
-    world.receiver.answer = accepted
-    machine.use_key("key-b")
-    machine.capture("ses_1", "msg_last", turn_of(turn_bytes, "last", text, dice))
-    live(world, [machine], begin_ms + DAY_MS + HOUR_MS, Coming())
-    rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
-    states = {row["state"]: row["jobs"] for row in rows}
-    return Told(requests, states, machine.delivered_in_order(), 0, (0, 0), 0)
+        live(world, [machine], begin_ms + DAY_MS, Coming(happenings()))
+        requests = world.receiver.requests
+        world.receiver.answer = accepted
+        machine.use_key("key-b")
+        machine.capture("ses_1", "msg_last", turn_of(turn_bytes, "last", text, dice))
+        live(world, [machine], begin_ms + DAY_MS + HOUR_MS, Coming())
+        rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
+        states = {row["state"]: row["jobs"] for row in rows}
+        return Told(requests, states, machine.delivered_in_order(), 0, (0, 0), 0)
 
 
 def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int, int]:
@@ -442,19 +445,20 @@ def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int
     """
     receiver = Receiver(unreached if is_away else accepted)
     world = World(receiver)
-    spools = [Machine(folder / str(n), world, n) for n in range(machines)]
-    for machine in spools:
-        for n in range(turns):
-            bodies = [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{n} {part}"), b"x") for part in range(3)]
-            machine.capture(f"ses_{n}", "msg", bodies)
-    if is_away:
+    with ExitStack() as opened:
+        spools = [opened.enter_context(closing(Machine(folder / str(n), world, n))) for n in range(machines)]
+        for machine in spools:
+            for n in range(turns):
+                bodies = [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{n} {part}"), b"x") for part in range(3)]
+                machine.capture(f"ses_{n}", "msg", bodies)
+        if is_away:
+            live(world, spools, world.now_ms + HOUR_MS, Coming())
+            receiver.answer = accepted
+            receiver.by_second.clear()
+            receiver.in_flight_max = 0
         live(world, spools, world.now_ms + HOUR_MS, Coming())
-        receiver.answer = accepted
-        receiver.by_second.clear()
-        receiver.in_flight_max = 0
-    live(world, spools, world.now_ms + HOUR_MS, Coming())
-    assert all(ledger.counts(machine.db).pending == 0 for machine in spools), "an hour was not enough"
-    return max(receiver.by_second.values()), receiver.in_flight_max
+        assert all(ledger.counts(machine.db).pending == 0 for machine in spools), "an hour was not enough"
+        return max(receiver.by_second.values()), receiver.in_flight_max
 
 
 def remember(path: Path, session: str, turn: str, at_ms: int, output: str) -> None:
@@ -502,47 +506,47 @@ def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_
     dice = random.Random(seed)  # noqa: S311 - the scenario
     source = source_text()
     world = World(Receiver(unreached))
-    machine = Machine(spool, world, seed)
-    machine.bytes_max, machine.age_ms_max, machine.prune_ms = bytes_max, int(2 * days * DAY_MS), 5 * MINUTE_MS
-    begin_ms, end_ms = world.now_ms, world.now_ms + int(days * DAY_MS)
-    keys: list[str] = []
-    held: list[int] = []
-    captured: list[int] = []
-    emptied: list[int] = []
+    with closing(Machine(spool, world, seed)) as machine:
+        machine.bytes_max, machine.age_ms_max, machine.prune_ms = bytes_max, int(2 * days * DAY_MS), 5 * MINUTE_MS
+        begin_ms, end_ms = world.now_ms, world.now_ms + int(days * DAY_MS)
+        keys: list[str] = []
+        held: list[int] = []
+        captured: list[int] = []
+        emptied: list[int] = []
 
-    def come(n: int) -> None:
-        session = f"ses_long_{n // 3 % 3}" if n % 3 == 0 else f"ses_{n // 7}"
-        start = dice.randrange(len(source) - turn_bytes)
-        remember(machine.store, session, f"msg_{n:05}", world.now_ms, source[start : start + turn_bytes])
-        transcript = Store(machine.store).turn(session, f"msg_{n:05}")
-        assert transcript is not None
-        room, machine.bytes_max = machine.bytes_max, 1 << 40
-        before = ledger.held_bytes(machine.db)
-        keys.extend(machine.take(transcript))
-        captured.append(ledger.held_bytes(machine.db) - before)
-        machine.bytes_max = room
-        machine.room.make(machine.db, world.now_ms, room)
-        held.append(ledger.held_bytes(machine.db))
-        emptied.append(ledger.without_bodies(machine.db, machine.destination.id))
+        def come(n: int) -> None:
+            session = f"ses_long_{n // 3 % 3}" if n % 3 == 0 else f"ses_{n // 7}"
+            start = dice.randrange(len(source) - turn_bytes)
+            remember(machine.store, session, f"msg_{n:05}", world.now_ms, source[start : start + turn_bytes])
+            transcript = Store(machine.store).turn(session, f"msg_{n:05}")
+            assert transcript is not None
+            room, machine.bytes_max = machine.bytes_max, 1 << 40
+            before = ledger.held_bytes(machine.db)
+            keys.extend(machine.take(transcript))
+            captured.append(ledger.held_bytes(machine.db) - before)
+            machine.bytes_max = room
+            machine.room.make(machine.db, world.now_ms, room)
+            held.append(ledger.held_bytes(machine.db))
+            emptied.append(ledger.without_bodies(machine.db, machine.destination.id))
 
-    coming = Coming((begin_ms + (end_ms - begin_ms) * n // turns, partial(come, n)) for n in range(turns))
-    live(world, [machine], end_ms, coming)
-    requests = world.receiver.requests
-    world.receiver.answer = accepted
-    live(world, [machine], end_ms + 6 * HOUR_MS, coming)
-    rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
-    found = {row["key"] for row in machine.db.execute("select key from job where state = 'delivered'")}
-    stored = [times for times in world.accepted.values() if times]
-    return Roomy(
-        requests=requests,
-        captured_bytes=sum(captured),
-        held_bytes_max=max(held),
-        emptied_max=max(emptied),
-        states={row["state"]: row["jobs"] for row in rows},
-        keys_are_same=found == set(keys),
-        records=len(stored),
-        each_stored_once=set(stored) == {1},
-    )
+        coming = Coming((begin_ms + (end_ms - begin_ms) * n // turns, partial(come, n)) for n in range(turns))
+        live(world, [machine], end_ms, coming)
+        requests = world.receiver.requests
+        world.receiver.answer = accepted
+        live(world, [machine], end_ms + 6 * HOUR_MS, coming)
+        rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
+        found = {row["key"] for row in machine.db.execute("select key from job where state = 'delivered'")}
+        stored = [times for times in world.accepted.values() if times]
+        return Roomy(
+            requests=requests,
+            captured_bytes=sum(captured),
+            held_bytes_max=max(held),
+            emptied_max=max(emptied),
+            states={row["state"]: row["jobs"] for row in rows},
+            keys_are_same=found == set(keys),
+            records=len(stored),
+            each_stored_once=set(stored) == {1},
+        )
 
 
 def main() -> int:

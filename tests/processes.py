@@ -175,6 +175,16 @@ def catches(process: subprocess.Popen[bytes], signum: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (signum - 1) & 1)
 
 
+def let_leases_last(station: Station) -> None:
+    """What is leased now stays so for longer than `wait_until` waits: a test that waits for a lease to end, fails.
+
+    (A worker that looks shortens a lease, but only to ten minutes.)
+    """
+    with station.ledger() as db:
+        lengthened = db.execute("update job set lease_until_ms = lease_until_ms + 86400000 where lease_until_ms > 0")
+        assert lengthened.rowcount > 0, "nothing was leased"
+
+
 def end_automatic_workers(station: Station) -> None:
     """Have the workers that a hook started end: they are nobody's children."""
     with station.ledger() as db:

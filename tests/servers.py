@@ -290,11 +290,11 @@ def sip(data: bytes, *, bytes_each: int, interval_s: float) -> Act:
 
 
 def silent() -> Act:
-    """Reads the request and never answers."""
+    """Reads the request and never answers: it hangs until the test is over."""
 
     def act(exchange: Exchange) -> None:
         exchange.read_body()
-        exchange.stopped.wait(20)
+        exchange.stopped.wait()
 
     return act
 

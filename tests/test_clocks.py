@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -132,9 +133,10 @@ def found(_: int, request_ids: Sequence[UUID]) -> Mapping[UUID, bool]:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, migrated: Path) -> Patient:
+def machine(tmp_path: Path, migrated: Path) -> Iterator[Patient]:
     shutil.copytree(migrated, tmp_path / "spool")
-    return Patient(tmp_path / "spool", World(Receiver()))
+    with closing(Patient(tmp_path / "spool", World(Receiver()))) as patient:
+        yield patient
 
 
 def later(machine: Patient, ms: int) -> None:

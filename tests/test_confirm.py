@@ -12,6 +12,7 @@ import pytest
 
 from app import clock, ledger
 from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
+from app.helicone import Client
 from app.importing import import_files
 from app.opencode import File
 from app.sources import Sources
@@ -25,6 +26,7 @@ from tests.waiting import wait_until
 RECORDS = 3
 """Of each of these recordings: session, user message, answer; the session's is a job of its own."""
 JOBS = 2
+DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,13 +198,25 @@ def test_a_reading_back_that_hangs_delays_no_delivery(place: Place) -> None:
         station = replace(place.station, variables={**place.station.variables, "HELICONE_READBACK_URL": mute.url})
         slow = replace(place, station=station)
         slow.capture()
-        with worker(station):
+        made = Worker(slow.sources)
+        # In this process, so that its client waits for longer than the test does: only the server's end ends the hang.
+        made._client = Client(station.key, deadline_s=DAY_S)
+
+        def happens() -> bool:
             wait_until(lambda: slow.jobs("state = 'delivered'") == JOBS)
             slow.pass_a_day()
             wait_until(lambda: mute.requests)
+            # After this a ring brings no claim: the watch has to look, too.
+            place.receiver.fault({"status": 429, "headers": {"retry-after": "2"}})
             slow.capture("m_length")
             wait_until(lambda: station.delivered(2 * JOBS))
+            return True
+
+        assert made.run_until(happens)
+        assert len(mute.requests) == 1, "the first reading back hangs still"
         assert slow.confirmation().confirmed == 0
+    for thread in made._threads:
+        thread.join(300)
 
 
 # --- step by step ----------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_a_session_that_goes_on_sends_what_waited_and_what_is_new_each_once(
     with hook(station) as process, worker(station):
         for name in (*SESSIONS, fresh):
             process.show(conversation(name, 3))
-        wait_until(lambda: station.counts().pending == 0 and station.counts().delivered >= 19, 60)
+        wait_until(lambda: station.counts().pending == 0 and station.counts().delivered >= 19)
         process.end()
     sent = posts(receiver)
     assert max(Counter(map(request_id, sent)).values()) == 1
@@ -117,9 +117,9 @@ def test_a_session_that_goes_on_sends_what_waited_and_what_is_new_each_once(
 def test_dead_letters_of_the_first_version_come_back_as_they_were(station: Station, receiver: Receiver) -> None:
     old = known(station.spool)
     with worker(station):
-        wait_until(lambda: station.counts().pending == 0, 60)
+        wait_until(lambda: station.counts().pending == 0)
         assert station.run("dead", "retry", "--all", "--yes").returncode == 0
-        wait_until(lambda: station.counts().dead == 0 and station.counts().pending == 0, 60)
+        wait_until(lambda: station.counts().dead == 0 and station.counts().pending == 0)
     sent = posts(receiver)
     assert Counter(map(request_id, sent)) == Counter(
         one for one, (session, _, _) in old.items() if session in {DEAD, EMPTIED, WAITING}
@@ -140,7 +140,7 @@ def test_an_old_session_is_what_it_was_to_audit_and_verify(station: Station) -> 
 def test_a_recall_overwrites_what_the_first_version_sent(station: Station, receiver: Receiver, how: list[str]) -> None:
     old = known(station.spool)
     with worker(station):
-        wait_until(lambda: station.counts().pending == 0, 60)
+        wait_until(lambda: station.counts().pending == 0)
         before = len(receiver.sends())
         done = station.run("recall", CALLED, DELIVERED, *how, "--yes", "--timeout", "30", timeout_s=90)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -88,7 +88,7 @@ def test_a_job_is_retried_as_often_as_its_own_project_says(station: Station, tmp
             captured(station, directory, export(name))
             limit(station, OTHER, maxRetries=1)
             with worker(station):
-                wait_until(lambda: station.counts().pending == 0, 60)
+                wait_until(lambda: station.counts().pending == 0)
     errors = by_folder(station, "error")
     assert errors[OTHER] == [None, "500: empty body (after 1 retries)"]
     assert errors[PROJECT] == [None, "500: empty body (after 2 retries)"]

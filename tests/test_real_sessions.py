@@ -48,7 +48,7 @@ def stored(opencode: OpenCode, session: str, turns: int) -> Transcript:
         found[:] = [] if transcript is None else [transcript]
         return bool(found) and [turn.final for turn in found[0].turns] == [True] * turns
 
-    wait_until(has_ended, 60)
+    wait_until(has_ended)
     return found[0]
 
 
