@@ -83,13 +83,23 @@ def main() -> None:
         complain(str(error))
         sys.exit(USAGE)
     except (OSError, sqlite3.Error, SchemaError, LedgerError, ExportError, LetterError, install.InstallError) as error:
-        complain(f"the queue, ledger.db: {error}" if isinstance(error, sqlite3.Error) else str(error))
+        complain(_told(error))
         sys.exit(PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         complain(f"internal error, please report it: {type(error).__name__} at {where}")
         sys.exit(PROBLEM)
+
+
+def _told(error: Exception) -> str:
+    match error:
+        case sqlite3.Error():
+            return f"the queue, ledger.db: {error}"
+        case OSError(filename=str(path), strerror=str(reason)):
+            return f"{path}: {reason}"
+        case _:
+            return str(error)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so

@@ -44,7 +44,9 @@ def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, 
     if not any(program.version for program in found):
         print_lines([_NOT_ASKED])
     elif flavour == "function" and not all(install.fits(flavour, one.version) for one in found if one.version):
-        print_lines(["OpenCode 2 does not load the form that OpenCode below 1.14 needs: there it works without the plugin"])
+        print_lines(
+            ["OpenCode 2 does not load the form that OpenCode below 1.14 needs: there it works without the plugin"]
+        )
 
 
 @plugin.command("uninstall-plugin")

@@ -293,9 +293,12 @@ def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     refused = destination.refusals(db)
     for reason, count, _last_ms in refused:
-        yield Finding("lines", "warning", f"{count} line(s) of the plugin were lost: {reason}", "see logs/hook.log")
+        found = f"{count} line(s) of the plugin were not used: {reason}"
+        yield Finding(
+            "lines", "warning", found, "logs/hook.log says why; verify shows what is missing, backfill takes it"
+        )
     if not refused:
-        yield Finding("lines", "ok", "no line of the plugin was lost")
+        yield Finding("lines", "ok", "each line of the plugin was used")
 
 
 def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:

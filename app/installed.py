@@ -62,7 +62,8 @@ def _is_on_path(command: str, environ: Mapping[str, str]) -> bool:
 
 def _program(program: Program) -> Finding:
     if program.version is None:
-        return Finding("OpenCode", "warning", f"{program.path} does not say its version", "see that `opencode --version` answers")
+        found = f"{program.path} does not say its version"
+        return Finding("OpenCode", "warning", found, "see that `opencode --version` answers")
     if program.version >= install.NEEDS_OBJECT_FROM:
         return Finding("OpenCode", "problem", f"{program}: {NOT_READ}", "what it writes waits in its store")
     return Finding("OpenCode", "ok", str(program))

@@ -77,7 +77,7 @@ def run(home: Path) -> int:
         wait_until(lambda: present(station.spool / "workers"), 60)
         say("3. a hook, fed with what OpenCode's plugin sends: a session with a subagent")
         process = running.enter_context(hook(station))
-        process.show(snapshot)
+        process.show(snapshot, directory=str(home))
         process.end()
         say("4. opencode-helicone flush")
         flushed = station.run("flush", "--timeout", "60")

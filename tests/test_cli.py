@@ -631,6 +631,14 @@ def key_of(station: Station) -> str:
         return str(db.execute("select key from job order by id limit 1").fetchone()[0])
 
 
+def test_a_spool_that_cannot_be_made_is_named_in_plain_words(station: Station) -> None:
+    spool = station.home / ("x" * 300)
+    done = typed(station, "status", "--spool-directory", str(spool))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"opencode-helicone: {spool}")
+    assert done.stderr.endswith(": File name too long\n")
+
+
 def test_status_makes_a_missing_spool_and_no_destination(station: Station) -> None:
     assert said(typed(station, "status", "--json"))["is_new"]
     told = said(typed(station, "status", "--json"))

@@ -177,7 +177,7 @@ def set_the_clock_back(station: Station) -> None:
         (leave_the_predecessors_spool, [("spool", "warning")], "of opencode-helicone-async-telemetry: nothing sends"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
         (from_the_future, [("ledger", "problem")], "schema 99"),
-        (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were lost: not JSON"),
+        (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were not used: not JSON"),
         (note_an_incident, [("incident", "warning")], "the clock jumped"),
         (kill_and_drop, [("dead", "warning"), ("dropped", "warning")], "1 dead letter(s)"),
         (set_the_clock_back, [("clock", "warning")], "ahead of the clock"),

@@ -344,7 +344,7 @@ def test_a_hook_with_other_delivery_settings_replaces_the_worker(station: Statio
         wait_until(lambda: station.delivered(JOBS))
         (before,) = present(station.spool / "workers")
         with hook(station) as second:
-            second.show(export("b_tools"), options={"maxRetries": 9})
+            second.show(export("b_tools"), options={"retryBaseDelay": 900})
             wait_until(lambda: [one.name for one in present(station.spool / "workers")] not in ([], [before.name]))
             wait_until(lambda: station.delivered(2 * JOBS))
     end_automatic_workers(station)
