@@ -27,7 +27,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app import __version__, clock, destination, log
@@ -62,6 +62,7 @@ class _Held:
     """A directory of which lines were refused because its settings could not be used."""
 
     line: Line
+    """The first of them, without its message."""
     since_ms: int
 
 
@@ -123,7 +124,9 @@ class Desk:
                 self._attend(self._in_hand)
                 self._in_hand = None
             self._count()
-            self._resume()
+            if self._held and time.monotonic() - self._looked_s >= CARE_S:
+                self._looked_s = time.monotonic()
+                self._resume()
             for hook in self._hooks.values():
                 self._tend(hook)
         self._resume()
@@ -163,7 +166,7 @@ class Desk:
         self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
         known = [line for hook in hooks for line in hook.estate()]
-        held = [held.line.as_open() for held in self._held.values()]
+        held = [held.line.as_open(held.since_ms) for held in self._held.values()]
         return [*(line + b"\n" for line in (*known, *held, *in_hand)), *self._inbox.leave()]
 
     def _attend(self, data: bytes | LineError) -> None:
@@ -178,21 +181,24 @@ class Desk:
         self._is_wanted = self._is_wanted or line.directory not in self._unwanted
 
     def _take(self, line: Line) -> None:
-        hook = self._hook_of(line)
-        if hook is not None:
-            hook.announce(len(self._inbox) + 1)
-            hook.take(line)
+        try:
+            hook = self._hook_of(line)
+            if hook is not None:
+                hook.announce(len(self._inbox) + 1)
+                hook.take(line)
+                if line.held_since_ms is not None:  # said by the hook that this process was before
+                    hook.resume(line, line.held_since_ms)
+        except (SettingsError, PatternError):
+            since_ms = clock.now_ms() if line.held_since_ms is None else line.held_since_ms
+            self._held.setdefault(line.directory, _Held(replace(line, message={}, raw=b""), since_ms))
+            raise
 
     def _hook_of(self, line: Line) -> Hook | None:
         """The one of the directory's spool; None where nothing is wanted, and where there is nothing to delete."""
         known = self._spools.get(line.directory)
         if known in self._hooks:
             return self._hooks[known]
-        try:
-            settings = load(self._sources, line)
-        except SettingsError:
-            self._held.setdefault(line.directory, _Held(line, clock.now_ms()))
-            raise
+        settings = load(self._sources, line)
         spool = settings.spool_directory
         if has_half_a_character(str(spool)):
             raise LineError("spool is no path")
@@ -209,12 +215,9 @@ class Desk:
         return self._hooks[spool]
 
     def _resume(self) -> None:
-        """Look whether settings that could not be used can be by now."""
-        if not self._held or time.monotonic() - self._looked_s < CARE_S:
-            return
-        self._looked_s = time.monotonic()
+        """Take from OpenCode's store what was refused for settings that can be used by now."""
         for directory, held in list(self._held.items()):
-            with suppress(SettingsError, PatternError, OSError, sqlite3.Error, SchemaError):  # the next look does it
+            with suppress(SettingsError, PatternError, LineError, OSError, sqlite3.Error, SchemaError):  # the next look
                 hook = self._hook_of(held.line)
                 if hook is not None:
                     hook.resume(held.line, held.since_ms)

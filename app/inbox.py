@@ -151,10 +151,17 @@ class Line:
     raw: bytes
     """As it came, without its line end."""
 
-    def as_open(self) -> bytes:
+    @property
+    def held_since_ms(self) -> int | None:
+        """Of a line that one hook leaves to the next: since when the settings of its folder could not be used."""
+        said = self.message.get("heldSince")
+        return said if isinstance(said, int) else None
+
+    def as_open(self, held_since_ms: int | None = None) -> bytes:
         """The `open` line that says the same about folder and options."""
         facts = {"session": self.session, "directory": self.directory, "options": self.options}
-        return json.dumps({"v": PROTOCOL, "type": "open", **facts}).encode()
+        held = {} if held_since_ms is None else {"heldSince": held_since_ms}
+        return json.dumps({"v": PROTOCOL, "type": "open", **facts, **held}).encode()
 
 
 def read_line(data: bytes) -> Line:

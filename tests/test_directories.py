@@ -91,9 +91,17 @@ def test_trouble_of_an_earlier_hook_is_in_the_plugins_log(station: Station) -> N
     assert told == ["hook ended: SIGKILL", "trouble that cannot be told"]
 
 
-@pytest.mark.parametrize("is_known", [False, True], ids=["from the start", "later"])
+UNUSABLE = {"no TOML": "maxRetries = \n", "a pattern that does not compile": 'redactPatterns = ["("]\n'}
+
+
+@pytest.mark.parametrize("unusable", UNUSABLE.values(), ids=UNUSABLE)
+@pytest.mark.parametrize(
+    ("is_known", "is_last"),
+    [(False, False), (True, False), (False, True)],
+    ids=["from the start", "later", "until OpenCode ends"],
+)
 def test_a_folder_whose_settings_cannot_be_used_is_taken_from_the_store_when_they_can(
-    station: Station, *, is_known: bool
+    station: Station, unusable: str, *, is_known: bool, is_last: bool
 ) -> None:
     config = station.home / "config" / "opencode-helicone" / "config.toml"
     config.parent.mkdir(parents=True)
@@ -104,15 +112,17 @@ def test_a_folder_whose_settings_cannot_be_used_is_taken_from_the_store_when_the
             process.show(export("a_simple"), directory=str(project))
             wait_until(lambda: station.counts().pending == JOBS)
         before = JOBS if is_known else 0
-        config.write_text("maxRetries = \n")
+        config.write_text(unusable)
         process.show(wanted, directory=str(project))
-        wait_until(lambda: refusals(station) == {"SettingsError": 2})
+        wait_until(lambda: sum(refusals(station).values()) == 2)
         assert station.counts().pending == before
         store_file(station.environ).parent.mkdir(parents=True)
         built(store_file(station.environ), wanted)
         config.write_text("")
-        wait_until(lambda: station.counts().pending == before + JOBS)
+        if not is_last:
+            wait_until(lambda: station.counts().pending == before + JOBS)
         process.end()
+        assert station.counts().pending == before + JOBS
 
 
 def refusals(station: Station) -> dict[str, int]:

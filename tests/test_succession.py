@@ -10,16 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app import __version__, destination
+from app import __version__, clock, destination
 from app.db import open_ledger
 from app.desk import Desk
 from app.inbox import QUEUE_BYTES_MAX, Inbox, LineError
+from app.opencode import store_file
 from app.presence import present
 from app.schema import SchemaError, is_newer, migrations, require_known
 from app.sources import unattended
@@ -27,6 +28,8 @@ from app.succession import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
 from app.worker import MAKE_WAY_S_MAX, Worker
 from tests.processes import PROJECT, Station
 from tests.recorded import export
+from tests.test_held import asked
+from tests.test_store import built
 from tests.waiting import wait_until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -343,6 +346,33 @@ def test_unfinished_turns_of_several_spools_go_along(station: Station, plugin: P
     for name in ("one", "two"):
         with closing(open_ledger(station.home / name / "spool")) as db:
             assert dict(db.execute("select state, count(*) from job group by state").fetchall()) == {"pending": 2}
+
+
+@pytest.mark.parametrize(
+    "is_right", [False, True], ids=["settings that are right later", "that are right for the heir"]
+)
+def test_what_was_said_while_settings_could_not_be_used_comes_after_a_succession_too(
+    station: Station, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, *, is_right: bool
+) -> None:
+    config = station.home / "config.toml"
+    config.write_text("maxRetries = \n")
+    plugin.sources = replace(plugin.sources, own=station.home)
+    wanted = asked(station.home / "shop")
+    plugin.say("snapshot", **wanted, directory=str(station.home / "shop"))
+    estate = made_way(plugin, 1)
+    store_file(station.environ).parent.mkdir(parents=True)
+    built(store_file(station.environ), wanted)
+    config.write_text("" if is_right else "maxRetries = \n")
+    later_ms = clock.now_ms() + 3_600_000
+    monkeypatch.setattr(clock, "now_ms", lambda: later_ms)
+    inbox = Inbox(pipe_of(*estate), plugin.reader)
+    wait_until(lambda: len(inbox) == 1)
+    again = Desk(inbox, plugin.sources, WhenEmpty(inbox, 1)).serve()
+    assert again is not None
+    config.write_text("")
+    plugin.end()
+    Desk(Inbox(pipe_of(*again), plugin.reader), plugin.sources).serve()
+    assert jobs(station) == {"pending": 2}
 
 
 def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(

@@ -29,6 +29,8 @@ from app.opencode.folders import home
 
 FILE_BYTES_MAX = 1_000_000
 """Of a configuration, and of each file whose text it takes in."""
+FILLED_CHARACTERS_MAX = 4 * FILE_BYTES_MAX
+"""Of all values and texts that one configuration takes in: it may name the same file any number of times."""
 BOTH = ("opencode.json", "opencode.jsonc")
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 _POINTER = "gitdir:"
@@ -146,11 +148,19 @@ def filled_in(raw: str, source: Source, environ: Mapping[str, str], files: Files
     A variable's value stands there as it is; a file's as the inside of a JSON string, and is not looked through again.
     Raises UnreadableError, RelativeError.
     """
+    left = FILLED_CHARACTERS_MAX
+
+    def taken_in(value: str) -> str:
+        nonlocal left
+        left -= len(value)
+        if left < 0:
+            raise UnreadableError(f"it takes in more than {FILLED_CHARACTERS_MAX} characters")
+        return value
 
     def variable(found: re.Match[str]) -> str:
         value = environ.get(found[1], "")
         files.seen[found[0]] = value
-        return _valid(value)
+        return taken_in(_valid(value))
 
     full = re.sub(r"\{env:([^}]+)\}", variable, raw)
 
@@ -159,10 +169,11 @@ def filled_in(raw: str, source: Source, environ: Mapping[str, str], files: Files
         if full[line_start : found.start()].lstrip(_BLANK).startswith("//"):
             return found[0]
         try:
-            return json.dumps(_content(found[1], source.folder, environ, files), ensure_ascii=False)[1:-1]
+            content = _content(found[1], source.folder, environ, files)
         except UnreadableError as error:
             line = full.count("\n", 0, found.start()) + 1
             raise UnreadableError(f"a {{file:…}} in it has no text to give: {error.what}", line) from None
+        return taken_in(json.dumps(content, ensure_ascii=False)[1:-1])
 
     return re.sub(r"\{file:([^}]+)\}", file, full)
 
