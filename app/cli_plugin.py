@@ -30,9 +30,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 
 @plugin.command("install-plugin")
 def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
-    """Put the plugin where OpenCode finds it, in the form that the installed OpenCode loads.
+    """Put the plugin where OpenCode finds it.
 
-    A second time it changes nothing. A file that is not ours is left alone.
+    In the form that the installed OpenCode loads; each one found is asked for its
+    version. A second time it changes nothing. A file that is not ours is left alone.
     """
     with screen.spinner("asking OpenCode for its version"):
         found = programs(os.environ)

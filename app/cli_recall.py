@@ -64,7 +64,7 @@ def _audit(  # noqa: PLR0913 - one for each option
     chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
-    """List what was delivered and would be redacted differently today.
+    """List what today's rules would redact of what was sent.
 
     By record, rule and count, never by value. Exit code 1 when there is any, or a
     session cannot be audited.
