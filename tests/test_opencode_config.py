@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from app.install import MARKER
 from app.opencode.config import Configuration, Entry, read
-from app.opencode.config_files import FILE_BYTES_MAX
+from app.opencode.config_files import FILE_BYTES_MAX, FILLED_CHARACTERS_MAX
 from app.opencode.jsonc import NotJsonError, parse
 from app.transcript import Json
 from tests.opencode import RUN_S_MAX, OpenCode, Server, install_opencode, isolated
@@ -282,6 +282,17 @@ def test_what_cannot_be_used_is_told_with_its_line(
     assert (problem.what, problem.line, problem.may_tighten) == (what, line, may_tighten)
     assert problem.origin == str(project / "opencode.json")
     assert str(problem) == f"{project / 'opencode.json'} line {line}: {what}"
+
+
+def test_what_a_configuration_takes_in_is_bounded_however_often_it_names_it(project: Path, home: Path) -> None:
+    write(project / "big", b"x" * FILE_BYTES_MAX)
+    fits = FILLED_CHARACTERS_MAX // FILE_BYTES_MAX
+    files, variables = ('{"a": "helicone ' + part * fits + '%s"}' for part in ("{file:big}", "{env:BIG}"))
+    for text in (files, variables):
+        assert of_text(project, home, text % "", BIG="x" * FILE_BYTES_MAX).problems == ()
+        (problem,) = of_text(project, home, text % "{file:big}", BIG="x" * FILE_BYTES_MAX).problems
+        assert problem.what == f"it takes in more than {FILLED_CHARACTERS_MAX} characters"
+        assert problem.may_tighten
 
 
 def unreadable(path: Path) -> None:

@@ -357,7 +357,7 @@ def test_what_was_said_while_settings_could_not_be_used_comes_after_a_succession
     config = station.home / "config.toml"
     config.write_text("maxRetries = \n")
     plugin.sources = replace(plugin.sources, own=station.home)
-    wanted = asked(station.home / "shop")
+    wanted = asked_soon(station, monkeypatch)
     plugin.say("snapshot", **wanted, directory=str(station.home / "shop"))
     estate = made_way(plugin, 1)
     store_file(station.environ).parent.mkdir(parents=True)
@@ -372,6 +372,49 @@ def test_what_was_said_while_settings_could_not_be_used_comes_after_a_succession
     config.write_text("")
     plugin.end()
     Desk(Inbox(pipe_of(*again), plugin.reader), plugin.sources).serve()
+    assert jobs(station) == {"pending": 2}
+
+
+def asked_soon(station: Station, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A session whose turn ends in a minute: after a hook has heard of it."""
+    soon_ms = clock.now_ms() + 60_000
+    with monkeypatch.context() as then:
+        then.setattr(clock, "now_ms", lambda: soon_ms)
+        return asked(station.home / "shop")
+
+
+class Mending(Succession):
+    """Has the settings mended an hour after the first line, just before the end is read."""
+
+    def __init__(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self._config = config
+        self._monkeypatch = monkeypatch
+        self._looks = 0
+
+    def heir(self, *_: object) -> Heir | None:
+        self._looks += 1
+        if self._looks > 1:
+            later_ms = clock.now_ms() + 3_600_000
+            self._monkeypatch.setattr(clock, "now_ms", lambda: later_ms)
+            self._config.write_text("")
+        return None
+
+
+@pytest.mark.parametrize("unusable", ["maxRetries = \n", 'redactPatterns = ["("]\n'], ids=["no TOML", "a pattern"])
+def test_settings_that_are_right_again_count_from_when_they_were_wrong(
+    station: Station, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, unusable: str
+) -> None:
+    config = station.home / "config.toml"
+    config.write_text(unusable)
+    wanted = asked_soon(station, monkeypatch)
+    store_file(station.environ).parent.mkdir(parents=True)
+    built(store_file(station.environ), wanted)
+    plugin.say("snapshot", **wanted, directory=str(station.home / "shop"))
+    plugin.end()
+    inbox = Inbox(plugin.reader)
+    wait_until(lambda: inbox.ended)
+    Desk(inbox, replace(plugin.sources, own=station.home), Mending(config, monkeypatch)).serve()
     assert jobs(station) == {"pending": 2}
 
 
