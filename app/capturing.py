@@ -63,7 +63,7 @@ class Captures:
         if seen is not None and (seen.line.options, seen.basis) == (line.options, basis):
             return seen.capture
         try:
-            settings = load(self._sources, line)
+            settings = self._sources.load(line.directory or None, handed=line.options)
             made = capture(settings, self._known) if settings.enable and not settings.held else None
         except (SettingsError, PatternError):
             if seen is not None:  # what it was says nothing any more
@@ -101,18 +101,12 @@ class Captures:
         return None if found is None or found.policy.mode == "off" else found
 
 
-def load(sources: Sources, line: Line) -> Settings:
-    """The settings for a line's folder. Raises SettingsError."""
-    return sources.load(line.directory or None, handed=line.options)
-
-
-def note_disabled(settings: Settings, line: Line) -> bool:
-    """`enable` is false: a worker that still runs must see it. False where nothing ever ran: nothing is made then."""
-    is_used = (settings.spool_directory / "ledger.db").exists()
-    if is_used:
-        with closing(open_ledger(settings.spool_directory)) as db:
-            ours = target(db, settings, clock.now_ms())
-            place = folder(db, line.directory)
-            destination.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
-            destination.stop_capture(db, place)
-    return is_used
+def note_disabled(settings: Settings, line: Line) -> None:
+    """`enable` is false: a worker that still runs must see it. Where nothing ever ran, nothing is made."""
+    if not (settings.spool_directory / "ledger.db").exists():
+        return
+    with closing(open_ledger(settings.spool_directory)) as db:
+        place = folder(db, line.directory)
+        ours = target(db, settings, clock.now_ms())
+        destination.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
+        destination.stop_capture(db, place)

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app import __version__, clock, destination, log
-from app.capturing import load, note_disabled
+from app.capturing import note_disabled
 from app.db import open_ledger
 from app.hook import CARE_S, Hook
 from app.inbox import Inbox, Line, LineError, has_half_a_character, read_line
@@ -198,7 +198,7 @@ class Desk:
         known = self._spools.get(line.directory)
         if known in self._hooks:
             return self._hooks[known]
-        settings = load(self._sources, line)
+        settings = self._sources.load(line.directory or None, handed=line.options)
         spool = settings.spool_directory
         if has_half_a_character(str(spool)):
             raise LineError("spool is no path")

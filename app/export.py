@@ -1,7 +1,4 @@
-"""What a session's transcript becomes under a capture: a job for each final turn, and one for the session itself.
-
-Nothing is stored here, and nothing is encoded before it is asked for.
-"""
+"""What a session becomes: a job for each final turn and one for the session; not encoded before it is asked for."""
 
 from __future__ import annotations
 

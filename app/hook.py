@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from app import __version__, clock, destination, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capture import secrets_of_this_machine
-from app.capturing import Captures, load
+from app.capturing import Captures
 from app.db import heal, open_ledger
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
@@ -152,7 +152,7 @@ class Hook:
 
     def _open(self, line: Line) -> None:
         self._capture_of(line)
-        settings = load(self._sources, line)
+        settings = self._sources.load(line.directory or None, handed=line.options)
         if not settings.enable:
             return  # noted for a worker that still runs; the other folders go on
         self._sessions.pop(line.session, None)

@@ -78,17 +78,17 @@ class Sources:
         """The highest first."""
         told = {option: value for option, value in handed.items() if not _is_said(found, option, value)}
         yield Options(told, "plugin options", "project")
-        everywhere = {entry.origin for entry in self._of_user()}
         record = Options(recorded, "plugin options, last seen for this folder", "recorded")
-        entries = [_options(entry, everywhere) for entry in reversed(found.entries)]
+        everywhere = self._origins_of_user()
+        entries = [_of_entry(entry, everywhere) for entry in reversed(found.entries)]
         # The record was made with the folder's files. Where these can be read, they are as new or newer; elsewhere the
         # record stands for them, and like them above the user's own.
         yield from (*entries, record) if is_folder_known else (record, *entries)
 
-    def _of_user(self) -> tuple[Entry, ...]:
-        """Entries that every process of this user finds: not those of files that OpenCode's environment names."""
+    def _origins_of_user(self) -> set[str]:
+        """Of entries that every process of this user finds: not those of files that OpenCode's environment names."""
         bare = {name: text for name, text in self.environ.items() if not name.startswith("OPENCODE_CONFIG")}
-        return config.read(bare, None).entries
+        return {entry.origin for entry in config.read(bare, None).entries}
 
     def _folder_dotenv(self) -> Path | None:
         return existing(self.cwd / ".env") if self.cwd is not None and self.env_file is None else None
@@ -97,7 +97,7 @@ class Sources:
         return tuple(path for path in (self.env_file, existing(self.own / ".env")) if path is not None)
 
 
-def _options(entry: Entry, everywhere: Container[str]) -> Options:
+def _of_entry(entry: Entry, everywhere: Container[str]) -> Options:
     of_user: Source = "user" if entry.origin in everywhere else "named"
     return Options(entry.options, entry.origin, "project" if entry.is_project else of_user, entry.lines)
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from app.destination import CONCURRENCY_MAX
-from app.ledger import ISOLATED_KILLS, RING_AGAIN_MS, Body, Standing, Version
+from app.ledger import Body, Standing, Version
+from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.upkeep import RING_AGAIN_MS
 
 LOOSE = "loose"
 

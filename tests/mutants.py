@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 
 from app import ledger
 from app.capture import capture
-from app.capturing import load
 from app.destination import destinations
 from app.envelope import BODY_BYTES_MAX
 from app.export import Export, exports
@@ -324,7 +323,9 @@ class Expected:
         said = read_line(data)
         match said.type:
             case "open":
-                capture(load(sources, said), ())
+                settings = sources.load(said.directory or None, handed=said.options)
+                if not settings.held:
+                    capture(settings, ())
                 self.others += 1
             case "deleted":
                 self.deleted.add(said.session)
@@ -333,7 +334,11 @@ class Expected:
                 reason = "too large" if said.message.get("reason") == "too large" else "unknown"
                 raise LineError(f"by the plugin: {reason}")
             case "snapshot":
-                capturing = capture(load(sources, said), ())
+                settings = sources.load(said.directory or None, handed=said.options)
+                if settings.held:  # an option was broken: nothing is taken, and nothing refused
+                    self.others += 1
+                    return
+                capturing = capture(settings, ())
                 try:
                     transcript = parse(said.message)  # type: ignore[arg-type]  # JSON
                 except TranscriptError:

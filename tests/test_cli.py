@@ -731,13 +731,13 @@ def test_limits_of_a_folder_are_told_of_as_its_own(station: Station) -> None:
         destination.remember_folder(db, folder(db, str(station.home)), there, limits, 1)
         destination.remember_folder(db, folder(db, "/elsewhere"), there, {"maxRetries": 3}, 1)
     here = typed(station, "config", "show").stdout
-    assert "maxRetries = 2 retries" in here
-    assert "maxSpoolSize, maxRetries: for the jobs of this folder alone; your own maxSpoolSize bounds the whole" in here
+    assert "maxRetries = 2 retries  [plugin options, last seen for this folder]" in here
+    assert "maxSpoolSize = 1000 bytes  [plugin options, last seen for this folder]" in here
     assert said(typed(station, "status", "--json"))["folder_limits"] == {"maxSpoolSize": 1, "maxRetries": 2}
     assert "own limits bind their jobs alone: maxSpoolSize in 1, maxRetries in 2\n" in typed(station, "status").stdout
     # What the user types overrules them.
     assert (
-        "of this folder"
+        "last seen for this folder"
         not in typed(station, "config", "show", "--set", "maxRetries=4", "--set", "maxSpoolSize=5000").stdout
     )
     told = said(typed(station, "status", "--json", "--set", "maxRetries=4"))

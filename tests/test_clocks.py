@@ -18,8 +18,8 @@ from app.clock import Reading, jump_ms
 from app.confirm import Allowance
 from app.deliver import LEASE_MS, Courier
 from app.doctor import examine
-from app.ledger import KILLS_MAX, Body, Failure
-from app.ledger.upkeep import SLEEP_MS, UNSEEN_MS
+from app.ledger import Body, Failure
+from app.ledger.upkeep import KILLS_MAX, SLEEP_MS, UNSEEN_MS
 from app.retry import Outcome
 from app.sources import Sources
 from app.status import Status, read_status

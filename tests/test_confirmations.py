@@ -19,6 +19,7 @@ from app.db import open_ledger
 from app.envelope import Log, encode
 from app.ledger import Body, Standing, Unconfirmed, Version
 from app.ledger.confirmations import AHEAD_MS_MAX
+from app.ledger.readback import Confirmations
 from tests.desk import Desk, bodies, version
 
 T1, T2 = version("t1"), version("t2")
@@ -76,7 +77,7 @@ def health(desk: Desk) -> str:
     return destination.by_id(desk.db, desk.destination).health
 
 
-def told(desk: Desk) -> ledger.Confirmations:
+def told(desk: Desk) -> Confirmations:
     return ledger.confirmations(desk.db, desk.destination)
 
 

@@ -25,7 +25,7 @@ from app.capture import capture
 from app.crashpoint import POINTS, VARIABLE
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
-from app.ledger import KILLS_MAX
+from app.ledger.upkeep import KILLS_MAX
 from app.parse import parse
 from app.place import private_directory
 from app.sources import unattended

@@ -13,7 +13,8 @@ import pytest
 
 from app import destination, ledger
 from app.destination import Destination
-from app.ledger import ISOLATED_KILLS, Choice, Claim, Failure, Standing, Unconfirmed
+from app.ledger import Choice, Claim, Failure, Standing, Unconfirmed
+from app.ledger.claims import ISOLATED_KILLS
 from app.recall import REOPENED
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 

@@ -18,19 +18,9 @@ from hypothesis.stateful import (
 )
 
 from app import destination, ledger
-from app.ledger import (
-    ATTEMPTS_KEPT,
-    ISOLATED_KILLS,
-    KILLS_MAX,
-    RING_AGAIN_MS,
-    Body,
-    Choice,
-    Claim,
-    Failure,
-    Unconfirmed,
-    Version,
-)
-from app.ledger.upkeep import UNSEEN_MS
+from app.ledger import Body, Choice, Claim, Failure, Unconfirmed, Version
+from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
+from app.ledger.upkeep import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
 from app.recall import REOPENED
 from tests.ledger_model import LOOSE, Job, Model
 

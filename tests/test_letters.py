@@ -69,7 +69,7 @@ def test_the_examples_hold() -> None:
 
 def test_a_letter_whose_workers_died_says_where_to_look(desk: Desk) -> None:
     desk.put(version())
-    for _ in range(ledger.KILLS_MAX):
+    for _ in range(ledger.upkeep.KILLS_MAX):
         desk.held()
         ledger.recover(desk.db, desk.now_ms, [WORKER])
         desk.now_ms += 60_000

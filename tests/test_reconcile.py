@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.capturing import load
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
@@ -107,7 +106,7 @@ class Machine:
     def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
         """One whose OpenCode has just opened this session."""
         line = open_line(session, directory, **options)
-        made = Hook(self.sources, line, load(self.sources, line))
+        made = Hook(self.sources, line, self.sources.load(line.directory or None, handed=line.options))
         self.hooks.append(made)
         made.take(line)
         made.announce(0)

@@ -21,8 +21,6 @@ not be inside one. Times come in as milliseconds UTC: nothing here reads a clock
 
 from app.ledger.adoption import adopt, adopt_rotated, take_over
 from app.ledger.claims import (
-    ATTEMPTS_KEPT,
-    ISOLATED_KILLS,
     abandon,
     acknowledge,
     bury,
@@ -111,7 +109,6 @@ from app.ledger.pruning import (
     shrink,
 )
 from app.ledger.readback import (
-    Confirmations,
     Control,
     confirmations,
     control,
@@ -150,8 +147,6 @@ from app.ledger.room import (
     without_bodies,
 )
 from app.ledger.upkeep import (
-    KILLS_MAX,
-    RING_AGAIN_MS,
     forget_rings,
     leasing_workers,
     next_due_ms,
@@ -175,13 +170,9 @@ from app.ledger.versions import (
 )
 
 __all__ = [
-    "ATTEMPTS_KEPT",
     "BATCH",
     "DIGEST_BYTES",
-    "ISOLATED_KILLS",
-    "KILLS_MAX",
     "NO_LIMITS",
-    "RING_AGAIN_MS",
     "SESSION_RECORD",
     "Attempt",
     "Body",
@@ -189,7 +180,6 @@ __all__ = [
     "Choice",
     "Claim",
     "Conditions",
-    "Confirmations",
     "Control",
     "Counts",
     "Emptied",

@@ -203,8 +203,9 @@ def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tup
         " shown_name = iif(encoding > 1, coalesce(shown_name, excluded.shown_name), shown_name),"
         # Moved: what waits of it keeps to the settings of where it is now, as what is captured of it does. (A file that
         # is imported may name any folder; what a hook never saw says nothing about what is withheld there.)
-        " folder = iif(excluded.folder in (select hash from folder where hash <> ''), excluded.folder, folder)"
-        " where encoding > 1 and shown_name is null or excluded.folder <> folder",
+        " folder = iif(exists(select 1 from folder f where f.hash = excluded.folder and f.hash <> ''), excluded.folder,"
+        " session.folder)"
+        " where encoding > 1 and shown_name is null or excluded.folder <> session.folder",
         (
             destination_id,
             version.session,

@@ -124,11 +124,7 @@ def _parsed(source: Source, environ: Mapping[str, str], files: Files) -> Parsed 
         if isinstance(parsed.value, dict):
             return parsed
         line, what = 1, "it is JSON, but no object"
-    return Problem(source.origin, line, what, raw is None or _may_name_us(raw))
-
-
-def _may_name_us(raw: str) -> bool:
-    return "helicone" in raw.lower()
+    return Problem(source.origin, line, what, raw is None or "helicone" in raw.lower())
 
 
 @dataclass(frozen=True, slots=True)
