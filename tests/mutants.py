@@ -25,6 +25,7 @@ from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.opencode import File, examine, snapshot
 from app.parse import parse
+from app.policy import is_as_strict
 from app.redact import PatternError
 from app.settings import SettingsError
 from app.sources import Sources
@@ -305,6 +306,8 @@ class Expected:
     jobs: dict[str, str] = field(default_factory=dict)
     """Key -> root session."""
     deleted: set[str] = field(default_factory=set)
+    policies: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """(Session, turn) -> what each of its versions was made under."""
 
     def feed(self, data: bytes, sources: Sources) -> None:
         """Note what a hook that has its spool already must make of these bytes and a line end."""
@@ -355,10 +358,19 @@ class Expected:
                     self.jobs |= {
                         key(one.digest, capturing.policy.digest("")): transcript.session.id
                         for one in told
-                        if one.digest not in copies and (one.turn != ledger.SESSION_RECORD or copies == set())
+                        if one.digest not in copies
+                        and (one.turn != ledger.SESSION_RECORD or copies == set())
+                        and self._is_wanted(transcript.session.id, one.turn, capturing.policy.facts(""))
                     }
             case _:
                 raise LineError("unknown type")
+
+    def _is_wanted(self, session: str, turn: str, now: str) -> bool:
+        """What is there under a stricter policy may stay as it is."""
+        before = self.policies.setdefault((session, turn), [])
+        stays = any(is_as_strict(made, now) and not is_as_strict(now, made) for made in before)
+        before.append(now)
+        return not stays
 
     def missing(self, db: Any) -> list[str]:
         """Keys that the ledger has not, though it should."""
