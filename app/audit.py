@@ -24,9 +24,9 @@ from app.ledger import Exported, Print
 from app.ledger.footprint import DIGEST_BYTES
 from app.naming import project_name
 from app.opencode import Store
-from app.policy import Policy, retold
+from app.privacy.policy import Policy, retold
+from app.privacy.redact import Redaction
 from app.record import Kind, Record
-from app.redact import Redaction
 from app.transcript import Transcript, TranscriptError, Turn
 
 GONE = "no longer in OpenCode's store"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from app.export import Capture
-from app.known import known_values
 from app.opencode.folders import data_folder
-from app.policy import Policy
-from app.redact import Redaction
+from app.privacy.known_secrets import known_values
+from app.privacy.policy import Policy
+from app.privacy.redact import Redaction
 from app.settings import Settings, SettingsError
 
 

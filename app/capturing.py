@@ -13,7 +13,7 @@ from app.db import open_ledger
 from app.destination import Destination
 from app.export import Capture
 from app.inbox import Line
-from app.redact import PatternError
+from app.privacy.redact import PatternError
 from app.settings import Settings, SettingsError, folder_record
 from app.sources import Sources
 from app.spool import folder, target

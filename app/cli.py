@@ -47,7 +47,7 @@ from app.folders import effective
 from app.ledger import LedgerError
 from app.letters import LetterError
 from app.opencode import NOT_READ, ExportError, Store, StoreError, store_file
-from app.redact import PatternError
+from app.privacy.redact import PatternError
 from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown, standard_folder
 from app.sources import Sources, unattended

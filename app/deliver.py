@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from app import crashpoint, destination, ledger
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
 from app.ledger import Body, Claim, Failure, LedgerError
-from app.policy import Hold, Permit, Remake
+from app.privacy.policy import Hold, Permit, Remake
 from app.retry import Outcome, Policy
 
 LEASE_MS = 60_000

@@ -36,7 +36,7 @@ from app.db import open_ledger
 from app.hook import CARE_S, Hook
 from app.inbox import Inbox, Line, LineError, has_half_a_character, read_line
 from app.place import PlaceError
-from app.redact import PatternError
+from app.privacy.redact import PatternError
 from app.schema import SchemaError, require_known
 from app.settings import Settings, SettingsError
 from app.sources import Sources, unattended

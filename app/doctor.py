@@ -26,7 +26,7 @@ from app.finding import Finding, Level
 from app.opencode import NOT_READ, AbsentError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
-from app.redact import PatternError
+from app.privacy.redact import PatternError
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources

@@ -23,7 +23,7 @@ from app.export import Capture, Export, children, exports, session_to_leave
 from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
 from app.naming import first_name
-from app.policy import is_as_strict
+from app.privacy.policy import is_as_strict
 from app.record import Record
 from app.transcript import Transcript, Turn, key
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from app.identity import Identity
 from app.ledger import SESSION_RECORD
 from app.naming import NAME, lasting_name
-from app.policy import Policy
+from app.privacy.policy import Policy
+from app.privacy.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.record import Frame, Record, encode_session, encode_turn, record_count
-from app.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, session_digest
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self, TypeAlias
 import httpx
 
 from app.endpoint import RouteKind, kind_of
-from app.excerpt import excerpt, repeats
+from app.privacy.excerpt import excerpt, repeats
 from app.retry import Kind, Outcome, retry_after_ms
 from app.transport import Transport, within
 

@@ -11,8 +11,8 @@ import sqlite3
 from app import destination
 from app.capture import capture, secrets_of_this_machine, why_nothing
 from app.export import Capture
-from app.policy import Hold, Permit, Post, Remake, is_as_strict
-from app.redact import PatternError
+from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
+from app.privacy.redact import PatternError
 from app.settings import SettingsError
 from app.sources import Sources
 

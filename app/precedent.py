@@ -10,7 +10,7 @@ from app.audit import as_made, digest_of, encoded
 from app.export import Capture, Export
 from app.identity import Identity
 from app.ledger import Exported
-from app.policy import Mode, is_as_strict, strictest
+from app.privacy.policy import Mode, is_as_strict, strictest
 from app.transcript import Transcript
 
 

@@ -19,8 +19,8 @@ from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot
 from app.parse import parse
+from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.record import Record
-from app.redact import identity_hits, redact_session, redact_turn
 from app.sources import Sources
 from app.spool import find_target, folder
 from app.transcript import Transcript, TranscriptError, Turn

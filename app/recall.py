@@ -23,11 +23,11 @@ from app.identity import Identity
 from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
-from app.pattern import compile_pattern
-from app.policy import Policy
 from app.precedent import Precedent, mode_of
+from app.privacy.policy import Policy
+from app.privacy.redact import Redaction
+from app.privacy.user_patterns import compile_pattern
 from app.record import Record, blank
-from app.redact import Redaction
 from app.transcript import Transcript, TranscriptError, key
 
 REOPENED = ("delivered", "dead", "pending", "sealed", "body_not_stored", "age", "size", "purged", "deleted", "off")

@@ -21,8 +21,8 @@ from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
 from app.opencode import ExportError, Store, StoreError
-from app.policy import Hold
 from app.presence import open_sessions
+from app.privacy.policy import Hold
 from app.transcript import Transcript, TranscriptError, key
 
 

@@ -12,7 +12,7 @@ from app.connection import Ledger
 from app.deliver import HOLD_MS
 from app.export import Capture
 from app.permit import Permits
-from app.policy import Hold, Remake
+from app.privacy.policy import Hold, Remake
 from app.remake import Remaking
 
 

@@ -36,9 +36,9 @@ from app.helicone import Client, ClientError, ReadBackError
 from app.ledger import Body, Claim
 from app.opencode import store_file
 from app.permit import Permits
-from app.policy import Hold, Permit
 from app.presence import Announced, Only, present
-from app.redact import PatternError
+from app.privacy.policy import Hold, Permit
+from app.privacy.redact import PatternError
 from app.remake import Remaking
 from app.retry import Outcome
 from app.room import Room

@@ -25,7 +25,7 @@ from app.bell import Bell
 from app.connection import Ledger
 from app.db import heal, inspect, open_ledger
 from app.deliver import Courier, deliver
-from app.policy import Post
+from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.schema import SchemaError
 from app.sources import unattended

@@ -25,8 +25,8 @@ from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.opencode import File, examine, snapshot
 from app.parse import parse
-from app.policy import is_as_strict
-from app.redact import PatternError
+from app.privacy.policy import is_as_strict
+from app.privacy.redact import PatternError
 from app.settings import SettingsError
 from app.sources import Sources
 from app.transcript import Transcript, TranscriptError, key

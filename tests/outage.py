@@ -34,9 +34,9 @@ from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.ledger import Body, Version
 from app.opencode import Store
-from app.policy import Policy as CapturePolicy
-from app.policy import Post
-from app.redact import Redaction
+from app.privacy.policy import Policy as CapturePolicy
+from app.privacy.policy import Post
+from app.privacy.redact import Redaction
 from app.remake import Remaking
 from app.retry import Outcome, Policy
 from app.room import Room

@@ -19,8 +19,8 @@ from app.command import STOPPED
 from app.export import Export, exports
 from app.identity import Identity
 from app.parse import parse
-from app.policy import Mode
 from app.presence import Announced
+from app.privacy.policy import Mode
 from app.settings import Settings
 from app.spool import Spool, folder
 from app.transcript import Turn

@@ -21,7 +21,7 @@ from app.envelope import Log, encode
 from app.finding import Finding
 from app.helicone import Client, ReadBackError
 from app.ledger import Body, Version
-from app.policy import Post
+from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.schema import migrate, migrations
 from app.settings import Settings

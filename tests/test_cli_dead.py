@@ -14,8 +14,8 @@ import pytest
 
 from app import ledger, letters
 from app.bell import Bell
-from app.excerpt import WITHHELD
 from app.ledger import Choice
+from app.privacy.excerpt import WITHHELD
 from app.settings import Settings
 from tests.desk import Desk, version
 from tests.processes import Station, worker

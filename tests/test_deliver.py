@@ -11,7 +11,7 @@ from app import destination, ledger
 from app.deliver import LEASE_MS, Courier, deliver
 from app.destination import Destination
 from app.ledger import Body
-from app.policy import Post
+from app.privacy.policy import Post
 from app.retry import Kind, Outcome, Policy
 from app.worker import POST_S_MAX
 from tests.desk import Desk, version

@@ -18,8 +18,8 @@ from app.export import Capture
 from app.identity import Identity
 from app.ledger import Body, Standing, Version
 from app.parse import parse
-from app.policy import Mode, Policy
-from app.redact import Redaction
+from app.privacy.policy import Mode, Policy
+from app.privacy.redact import Redaction
 from tests import recorded
 from tests.snapshots import (
     CREATED_MS,

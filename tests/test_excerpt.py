@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pytest
 
-from app.excerpt import CHARS_MAX, WITHHELD
 from app.helicone import Client
-from app.redact import REDACTED, Redaction
+from app.privacy.excerpt import CHARS_MAX, WITHHELD
+from app.privacy.redact import REDACTED, Redaction
 from app.retry import Outcome
 from tests.secrets import KEYS, noise
 from tests.servers import answer, api_key, scripted

@@ -12,7 +12,7 @@ import pytest
 
 from app import clock, destination, ledger
 from app.db import open_ledger
-from app.policy import Hold
+from app.privacy.policy import Hold
 from app.settings import Settings
 from app.sources import Sources, typed, unattended
 from app.spool import target

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.parse import parse
-from app.policy import Policy
-from app.redact import Redaction
+from app.privacy.policy import Policy
+from app.privacy.redact import Redaction
 from app.shape import IDENTITY_CHARACTERS_MAX
 from tests.mutants import check_body
 from tests.processes import Station, hook, worker

@@ -9,8 +9,8 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
-from app.known import known_values
-from app.redact import REDACTED, Redaction
+from app.privacy.known_secrets import known_values
+from app.privacy.redact import REDACTED, Redaction
 from tests.dress import added, in_base64, in_json, in_json_twice, in_lines, in_url, leaks, numbered
 from tests.secrets import noise
 

@@ -18,7 +18,7 @@ from app.deliver import Courier, deliver
 from app.ledger import Version
 from app.ledger.upkeep import STEADY_MS
 from app.limits import of_folders
-from app.policy import Post
+from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.room import Made, Room
 from app.settings import Settings

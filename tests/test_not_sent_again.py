@@ -16,8 +16,8 @@ from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.ledger import Body
 from app.parse import parse
-from app.policy import Policy, Post
-from app.redact import Redaction
+from app.privacy.policy import Policy, Post
+from app.privacy.redact import Redaction
 from app.retry import Outcome
 from app.retry import Policy as Patience
 from tests import recorded

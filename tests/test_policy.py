@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.policy import Policy, is_as_strict
+from app.privacy.policy import Policy, is_as_strict
 
 PATTERNS = ("a", "b", "c")
 policies = st.builds(

@@ -27,11 +27,11 @@ from app.likeness import Likeness
 from app.opencode import Store
 from app.overwritten import counted, look
 from app.parse import parse
-from app.policy import Mode, Policy
 from app.precedent import Precedent
+from app.privacy.policy import Mode, Policy
+from app.privacy.redact import Redaction
 from app.recall import REOPENED, Plan, Recall
 from app.record import blank, kind_of
-from app.redact import Redaction
 from app.settings import Settings
 from tests import recorded
 from tests.desk import Desk, version

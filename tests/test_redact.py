@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from app.parse import parse
-from app.redact import REDACTED, PatternError, Redaction, identity_hits, redact_session, redact_turn
+from app.privacy.metadata_only import withhold_session, withhold_turn
+from app.privacy.redact import REDACTED, PatternError, Redaction, identity_hits, redact_session, redact_turn
 from app.transcript import Assistant, Failure, File, Json, Other, Reasoning, Session, Text, Tool, Transcript, Turn, User
-from app.withhold import withhold_session, withhold_turn
 from tests import recorded
 from tests.dress import in_json, in_lines, in_url
 from tests.secrets import KEYS, SAMPLES

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.attachment import strip_blobs
-from app.redact import REDACTED, Redaction
+from app.privacy.redact import REDACTED, Redaction
 from app.settings import Settings
 from app.settings.names import NAMES
 from tests.processes import ROOT

@@ -20,7 +20,7 @@ from app.ledger import Choice
 from app.letters import list_dropped, open_letters, what_to_do
 from app.opencode import Store, store_file
 from app.parse import parse
-from app.policy import Hold
+from app.privacy.policy import Hold
 from app.remake import Remaking
 from app.room import AGAIN_MS, PATIENCE_MS, Made, Room
 from app.settings import Settings

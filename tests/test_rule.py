@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app.redact import REDACTED, Redaction
-from app.rule import RULES
+from app.privacy.redact import REDACTED, Redaction
+from app.privacy.rules import RULES
 from tests.dress import (
     DRESSES,
     added,

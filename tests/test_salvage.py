@@ -18,7 +18,7 @@ from app import destination, ledger, salvage
 from app.connection import Ledger, Replaced
 from app.db import heal, inspect, open_ledger, open_whole
 from app.deliver import Courier, deliver
-from app.policy import Post
+from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from tests import flips
 from tests.desk import Desk, bodies, version

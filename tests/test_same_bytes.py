@@ -23,8 +23,8 @@ from app import destination, ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.parse import parse
-from app.policy import Policy
-from app.redact import Redaction
+from app.privacy.policy import Policy
+from app.privacy.redact import Redaction
 from app.transcript import Turn
 from tests import recorded
 from tests.processes import Station, hook

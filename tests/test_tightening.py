@@ -18,8 +18,8 @@ from app.ledger import Body, Claim
 from app.opencode import store_file
 from app.parse import parse
 from app.permit import Permits
-from app.policy import Hold, Permit
 from app.presence import present
+from app.privacy.policy import Hold, Permit
 from app.remake import Remaking
 from app.retry import Kind, Outcome
 from app.retry import Policy as RetryPolicy

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from app.pattern import PatternError, compile_pattern
+from app.privacy.user_patterns import PatternError, compile_pattern
 from app.settings.model import Complaint, Given, Layer, Origin, SettingsError, Source, checked
 from app.settings.names import BY_OPTION, HELD, IN_CONFIG_FILE, IN_PLUGIN, IN_RECORD, NAMES, TIGHTENING, nearest
 

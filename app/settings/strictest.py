@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from app.policy import Mode
+from app.privacy.policy import Mode
 from app.settings.model import Given, Layer, Origin
 
 LOOSEST_FIRST: Mapping[str, tuple[object, ...]] = {

@@ -17,12 +17,14 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
-from app.assignment import is_named
 from app.attachment import strip_blobs
 from app.envelope import readable
-from app.known import search_for
-from app.pattern import Pattern, PatternError, compile_pattern
-from app.rule import RULES, broken_secrets, secrets
+from app.privacy.decode import View, joined, layers, unpacked
+from app.privacy.known_secrets import search_for
+from app.privacy.metadata_only import withhold_session, withhold_turn
+from app.privacy.named_values import is_named
+from app.privacy.rules import RULES, broken_secrets, secrets
+from app.privacy.user_patterns import Pattern, PatternError, compile_pattern
 from app.transcript import (
     Assistant,
     Failure,
@@ -41,8 +43,6 @@ from app.transcript import (
     Turn,
     User,
 )
-from app.undress import View, joined, layers, unpacked
-from app.withhold import withhold_session, withhold_turn
 
 __all__ = [
     "PatternError",

@@ -3,10 +3,10 @@ r"""What a secret looks like: the built-in rules.
     ghp_…  sk-ant-…  AKIA…              tokens, known by their beginning
     -----BEGIN … PRIVATE KEY-----       keys, with or without their end
     Authorization: …  ://user:…@        headers and URLs, known by their place
-    password = "…"                      assignments, known by their name (app.assignment)
+    password = "…"                      assignments, known by their name (app.privacy.named_values)
 
-A rule looks at one view of a text (app.undress) and says which ranges of it are secret. All searching is RE2's, in
-linear time. The forms are those that vendors give their keys.
+A rule looks at one view of a text (app.privacy.decode) and says which ranges of it are secret. All searching is RE2's,
+in linear time. The forms are those that vendors give their keys.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import re2
 
-from app.assignment import ASSIGNMENT, assigned
-from app.undress import LINE_MARKS, View
+from app.privacy.decode import LINE_MARKS, View
+from app.privacy.named_values import ASSIGNMENT, assigned
 
 
 def _compiled(pattern: bytes) -> Any:

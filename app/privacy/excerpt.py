@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from app.undress import View, layers
+from app.privacy.decode import View, layers
 
 CHARS_MAX = 200
 WITHHELD = "withheld: it repeats the record"

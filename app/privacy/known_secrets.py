@@ -48,7 +48,7 @@ def known_values(environ: Mapping[str, str], auth_file: Path) -> tuple[str, ...]
 def search_for(values: Iterable[str]) -> Any | None:
     """One compiled RE2 search for every form of every value; None without values.
 
-    JSON and URL escapes are not among the forms: they are undone before (app.undress).
+    JSON and URL escapes are not among the forms: they are undone before (app.privacy.decode).
     """
     forms: set[bytes] = {form for value in values for piece in _pieces(value) for form in _forms(piece)}
     if not forms:

@@ -16,7 +16,7 @@ from typing import Any
 
 import re2
 
-from app.undress import LINE_MARKS
+from app.privacy.decode import LINE_MARKS
 
 
 def _compiled(pattern: bytes) -> Any:

@@ -1,0 +1,1 @@
+"""What may leave: the policy, and how a text loses its secrets."""
