@@ -1,6 +1,7 @@
 # Everything runs in .venv, which sets itself up; nothing outside of this folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+SUITE := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # Which Python that is; a .venv of another one is made anew.
 IDENTITY := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null)
 ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
@@ -8,7 +9,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test frozen outage years hammer backfill kills arrangements versions locks fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test matrix frozen outage years hammer backfill kills arrangements versions locks fuzz flips lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,10 +27,13 @@ demo: .venv/ready  ## Play a recorded session through hook, queue and worker int
 	@$(BIN)/python -m tests.demo
 
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(SUITE) -m 'not matrix'
+
+matrix: .venv/ready  ## A run with the plugin as without it, in five older OpenCodes
+	@$(BIN)/python -m pytest -n 3 -m matrix tests/test_opencode_versions.py
 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --frozen-clock
+	@$(SUITE) -m 'not matrix' --frozen-clock
 
 lint: .venv/ready  ## Style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
