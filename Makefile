@@ -29,8 +29,8 @@ demo: .venv/ready  ## Play a recorded session through hook, queue and worker int
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
 	@$(SUITE) -m 'not matrix'
 
-matrix: .venv/ready  ## A run with the plugin as without it, in five older OpenCodes
-	@$(BIN)/python -m pytest -n 3 -m matrix tests/test_opencode_versions.py
+matrix: .venv/ready  ## More versions and configurations of OpenCode than `make test` has time for
+	@$(BIN)/python -m pytest -n 3 -m matrix tests/test_opencode_versions.py tests/test_opencode_config.py tests/test_arrangements.py
 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
 	@$(SUITE) -m 'not matrix' --frozen-clock

@@ -26,14 +26,24 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 SLOWEST = (
+    "test_worker.py",
     "test_end_to_end.py",
     "test_plugin.py",
+    "test_cli.py",
+    "test_real_sessions.py",
+    "test_limits.py",
     "test_killed_opencode.py",
-    "test_worker.py",
+    "test_opencode_versions.py",
     "test_recall.py",
     "test_crash_points.py",
-    "test_hook.py",
+    "test_deliver.py",
+    "test_flush.py",
+    "test_arrangements.py",
+    "test_opencode_config.py",
+    "test_upgrade.py",
+    "test_cli_recall.py",
     "test_outage.py",
+    "test_hook.py",
 )
 """Files that take half a minute and more."""
 

@@ -499,8 +499,17 @@ def laid_out(tmp_path: Path) -> Path:
     return tmp_path
 
 
+QUICK = {"up to the repository's root", "a folder named by a variable", "all"}
+
+
 @pytest.mark.opencode
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS.values(), ids=ARRANGEMENTS)
+@pytest.mark.parametrize(
+    "arrangement",
+    [
+        pytest.param(one, id=name, marks=[] if name in QUICK else pytest.mark.matrix)
+        for name, one in ARRANGEMENTS.items()
+    ],
+)
 def test_opencode_merges_the_same_texts_in_the_same_order(laid_out: Path, arrangement: Arrangement) -> None:
     """`opencode debug config` is the judge."""
     variables = {name: value.format(laid_out) for name, value in arrangement.environ.items()}
