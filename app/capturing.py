@@ -68,8 +68,7 @@ class Captures:
             return self._as_known(seen).capture
         try:
             settings = self._sources.load(line.directory or None, handed=line.options)
-            self._keyring.learn(self._sources.documents(line.directory or None))
-            known = self._keyring.look()
+            known = self._keyring.learn(self._sources.documents(line.directory or None), settings.api_key)
             made = capture(settings, known) if settings.enable and not settings.held else None
         except (SettingsError, PatternError):
             if seen is not None:  # what it was says nothing any more

@@ -36,8 +36,7 @@ class Folders:
             options = destination.folder_options(self._db, name) or {}
             self._settings[name] = self._sources.load(directory or None, recorded=options)
         settings = self._settings[name]
-        self._keyring.learn(self._sources.documents(directory or None))
-        known = self._keyring.look()
+        known = self._keyring.learn(self._sources.documents(directory or None), settings.api_key)
         if name not in self._found or self._found[name][0] is not known:
             is_captured = settings.enable and not settings.held
             self._found[name] = (known, capture(settings, known) if is_captured else None)

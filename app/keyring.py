@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from threading import Lock
 
+from pydantic import SecretStr
+
 from app.opencode.config import Document
 from app.opencode.logins import Logins
 from app.privacy.secret_values import of_configuration, of_environment, of_logins
@@ -38,11 +40,14 @@ class Keyring:
                 self._add(of_logins(text))
             return self._values
 
-    def learn(self, documents: Iterable[Document]) -> None:
-        """What configurations hold that are in force somewhere."""
+    def learn(self, documents: Iterable[Document], own: SecretStr | None) -> tuple[str, ...]:
+        """What configurations hold that are in force somewhere, and the program's own key there. Tells as `look`."""
         with self._lock:
             for document in documents:
                 self._add(of_configuration(document.value))
+            if own is not None:
+                self._add([own.get_secret_value()])
+        return self.look()
 
     def _add(self, values: Iterable[str]) -> None:
         new = set(values) - set(self._values)

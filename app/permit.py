@@ -51,8 +51,7 @@ class Permits:
             settings = self._sources.load(recorded=options)
             if reason := why_nothing(settings):
                 return Hold(reason)
-            self.keyring.learn(self._sources.documents(None))
-            return capture(settings, self.keyring.look())
+            return capture(settings, self.keyring.learn(self._sources.documents(None), settings.api_key))
         except (SettingsError, PatternError):
             # Not the message: it quotes values. And not the settings before: what is new in them may withhold more.
             return Hold("the settings cannot be used (config show says why)")

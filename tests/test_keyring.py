@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from app.capture import capture
 from app.keyring import Keyring
 from app.opencode import config
 from app.opencode.logins import Logins
+from app.settings import Settings
 from tests.opencode import OpenCode
 from tests.secrets import noise
 
@@ -133,8 +136,20 @@ def test_what_a_configuration_no_longer_holds_stays_known(home: Path, environ: d
     path.parent.mkdir(parents=True)
     for value in (OLD, NEW):
         path.write_text(json.dumps({"provider": {"x": {"options": {"apiKey": value}}}}), "utf-8")
-        keyring.learn(config.read(environ, None).documents)
+        keyring.learn(config.read(environ, None).documents, None)
     assert set(keyring.look()) == {OLD, NEW}
+
+
+def test_a_key_of_our_own_that_was_replaced_stays_known(environ: dict[str, str]) -> None:
+    keyring = Keyring(environ)
+    assert [set(keyring.learn((), SecretStr(value))) for value in (OLD, NEW)] == [{OLD}, {OLD, NEW}]
+
+
+def test_what_is_known_is_in_no_policy() -> None:
+    """Else a token that is refreshed would export every session anew."""
+    loose, strict = (capture(Settings(), known) for known in ((), (OLD, NEW)))
+    assert loose.policy == strict.policy
+    assert loose.policy.digest("") == strict.policy.digest("")
 
 
 def test_logins_in_the_environment_are_known(environ: dict[str, str]) -> None:

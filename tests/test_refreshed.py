@@ -20,10 +20,12 @@ import pytest
 
 from app import ledger
 from tests.dress import added, in_base64, in_json, in_url, numbered
+from tests.opencode import OpenCode
 from tests.processes import Station, hook, repository, worker
 from tests.secrets import noise
 from tests.servers import api_key, receiving
 from tests.snapshots import assistant, entry, snapshot, text, tool, user
+from tests.test_end_to_end import for_opencode, project_with_plugin
 from tests.waiting import wait_until
 
 pytest_plugins = ["tests.opencode"]
@@ -178,6 +180,10 @@ def has_taken(station: Station, turns: int) -> bool:
     return station.counts().pending > turns
 
 
+def has_sent(station: Station, turns: int) -> bool:
+    return station.counts().delivered > turns
+
+
 def written(station: Station) -> Iterator[tuple[str, bytes]]:
     """Every file of the spool, and what the compressed bodies in the ledger say."""
     for path in station.spool.rglob("*"):
@@ -233,6 +239,22 @@ def test_what_a_machine_holds_stays_there_whenever_it_changes(machine: Machine, 
         assert b"[REDACTED]" in receiver.wire()
 
 
+def test_a_new_token_sends_nothing_anew(machine: Machine) -> None:
+    auth(machine, "auth.json", 0)
+    directory = str(machine.project)
+    another = snapshot(entry(user(), assistant(), id="ses_another", directory=directory))
+    with hook(machine.station) as process:
+        process.show(talk(machine.project, 1), directory=directory)
+        wait_until(partial(has_taken, machine.station, 1))
+        auth(machine, "auth.json", 1)
+        process.say("snapshot", directory=directory, **talk(machine.project, 1))
+        process.say("snapshot", directory=directory, **another)
+        wait_until(partial(has_taken, machine.station, 3))
+        assert process.end() == 0
+    with machine.station.ledger() as db:
+        assert db.execute("select count(*) from job").fetchone()[0] == 4
+
+
 @pytest.mark.parametrize("command", ["import", "preview"])
 def test_commands_know_them_as_well(machine: Machine, tmp_path: Path, command: str) -> None:
     for place, hold in PLACES.items():
@@ -244,3 +266,23 @@ def test_commands_know_them_as_well(machine: Machine, tmp_path: Path, command: s
     printed = [("printed", (done.stdout + done.stderr).encode())]
     assert leaks(*printed, *written(machine.station)) == set()
     assert command == "preview" or machine.station.counts().pending == 2
+
+
+@pytest.mark.opencode
+def test_a_key_that_the_real_opencode_gets_in_mid_session_stays_there(
+    opencode: OpenCode, machine: Machine, tmp_path: Path
+) -> None:
+    project = project_with_plugin(opencode, tmp_path / "plugged")
+    with receiving(tmp_path / "received.db") as receiver:
+        station = replace(machine.station, endpoint=receiver.url)
+        environ = for_opencode(station) | {"OPENCODE_HELICONE_REDACT_SECRETS": "false"}
+        with worker(station), opencode.serve(project, environ=environ) as server:
+            session = server.new_session()
+            for turn in range(2):
+                value = canary("auth.json", turn)
+                server.request("PUT", "/auth/anthropic", {"type": "api", "key": value})
+                (project / "README.md").write_text(f"# demo\n\n{value}\n")
+                server.prompt(session, f"[[script:tools]] {value}")
+                wait_until(partial(has_sent, station, turn + 1), 60)
+            assert leaks(("the wire", receiver.wire()), *written(station)) == set()
+        assert receiver.wire().count(b"[REDACTED]") > 4
