@@ -194,7 +194,7 @@ def test_a_key_of_many_lines_in_one_is_known_as_many() -> None:
 # What `env` prints on machines of the kinds named, with the values made up.
 MACHINES = {
     "github": """CI=true|GITHUB_ACTIONS=true|GITHUB_ACTOR=octocat|GITHUB_ACTOR_ID=7891909
-        |GITHUB_API_URL=https://api.github.com|GITHUB_ENV=/home/runner/work/_temp/_runner_file_commands/set_env_8d31
+        |GITHUB_API_URL=https://api.example.com|GITHUB_ENV=/home/dev/work/_temp/_runner_file_commands/set_env_8d31
         |GITHUB_EVENT_NAME=push|GITHUB_JOB=build|GITHUB_REF=refs/heads/main|GITHUB_REPOSITORY=owner/repository
         |GITHUB_REPOSITORY_ID=735798203|GITHUB_RETENTION_DAYS=90|GITHUB_RUN_ID=7354347118
         |GITHUB_SHA=f62ec4d27ca3c57169a8f108fb46574cfa785098|GITHUB_WORKFLOW=Continuous integration
