@@ -233,10 +233,11 @@ class Backfill:
         `admit` as for `enqueue`. Raises what that raises, StoreError, sqlite3.Error.
         """
         for session in sessions:
-            _, capturing = self._folders.find(session.directory)
             # Before it is read: what is written after that is not known.
             changed_ms = self._store.changed_ms(session.id)
             transcript = self._read(session, {})
+            # After it was read: a secret that stands in it is known by then.
+            _, capturing = self._folders.find(session.directory)
             if capturing is not None and transcript is not None:
                 done = enqueue(
                     self._db,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from app.export import Capture
-from app.opencode.folders import data_folder
-from app.privacy.known_secrets import known_values
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.settings import Settings, SettingsError
@@ -14,6 +10,8 @@ from app.settings import Settings, SettingsError
 
 def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
     """Nothing may be exported with a pattern left out, or with something that may have been meant to withhold more.
+
+    `known`: the values that this machine is known to hold; see `Keyring`.
 
     Raises redact.PatternError for a pattern that does not compile, SettingsError where the folder is held.
     """
@@ -43,8 +41,3 @@ def why_nothing(settings: Settings) -> str:
     if settings.export_mode == "off":
         return f"export mode is off ({settings.origin('export_mode')})"
     return ""
-
-
-def secrets_of_this_machine(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Values that must never leave: of the environment, and of OpenCode's own `auth.json`. In memory only."""
-    return known_values(environ, data_folder(environ) / "auth.json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from app import clock, destination, ledger
 from app.capture import capture
@@ -13,6 +13,7 @@ from app.db import open_ledger
 from app.destination import Destination
 from app.export import Capture
 from app.inbox import Line
+from app.keyring import Keyring
 from app.privacy.redact import PatternError
 from app.settings import Settings, SettingsError, folder_record
 from app.sources import Sources
@@ -27,6 +28,9 @@ class Captured:
     """The last one that brought other options, without its message."""
     basis: object
     folder: str
+    settings: Settings
+    known: tuple[str, ...] = field(repr=False)
+    """The values that `capture` masks."""
     capture: Capture | None
     """None where `enable` is false, where the folder is held, and while the settings cannot be used."""
 
@@ -37,7 +41,7 @@ class Captures:
     def __init__(
         self,
         sources: Sources,
-        known: tuple[str, ...],
+        keyring: Keyring,
         db: sqlite3.Connection,
         ours: Destination,
         begin: Callable[[str, str], None],
@@ -45,7 +49,7 @@ class Captures:
     ) -> None:
         """`begin` is told of each directory, and its folder, of which capture begins; `tell` of what is wrong."""
         self._sources = sources
-        self._known = known
+        self._keyring = keyring
         self._db = db
         self._target = ours
         self._begin = begin
@@ -61,10 +65,11 @@ class Captures:
         seen = self._seen.get(line.directory)
         basis = self._sources.basis(line.directory or None)
         if seen is not None and (seen.line.options, seen.basis) == (line.options, basis):
-            return seen.capture
+            return self._as_known(seen).capture
         try:
             settings = self._sources.load(line.directory or None, handed=line.options)
-            made = capture(settings, self._known) if settings.enable and not settings.held else None
+            known = self._keyring.learn(self._sources.documents(line.directory or None), settings.api_key)
+            made = capture(settings, known) if settings.enable and not settings.held else None
         except (SettingsError, PatternError):
             if seen is not None:  # what it was says nothing any more
                 self._seen[line.directory] = replace(seen, basis=None, capture=None)
@@ -80,8 +85,17 @@ class Captures:
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
         ledger.adopt_rotated(self._db, self._target, clock.now_ms())
-        self._seen[line.directory] = Captured(replace(line, message={}), basis, place, made)
+        self._seen[line.directory] = Captured(replace(line, message={}), basis, place, settings, known, made)
         return made
+
+    def _as_known(self, seen: Captured) -> Captured:
+        """With the secrets that have become known since: OpenCode may have got a new token a moment ago."""
+        known = self._keyring.look()
+        if seen.capture is None or seen.known is known:
+            return seen
+        renewed = replace(seen, known=known, capture=capture(seen.settings, known))
+        self._seen[seen.line.directory] = renewed
+        return renewed
 
     def refresh(self) -> None:
         """Look at the settings again."""
@@ -90,10 +104,11 @@ class Captures:
                 self.take(seen.line)
 
     def seen(self, directory: str) -> Captured | None:
-        return self._seen.get(directory)
+        found = self._seen.get(directory)
+        return None if found is None else self._as_known(found)
 
     def by_folder(self) -> dict[str, Capture | None]:
-        return {seen.folder: seen.capture for seen in self._seen.values()}
+        return {seen.folder: self._as_known(seen).capture for seen in list(self._seen.values())}
 
     def of(self, place: str) -> Capture | None:
         """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""

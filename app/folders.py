@@ -10,31 +10,37 @@ import sqlite3
 from pathlib import Path
 
 from app import destination
-from app.capture import capture, secrets_of_this_machine
+from app.capture import capture
 from app.export import Capture
+from app.keyring import Keyring
 from app.settings import Settings
 from app.sources import Sources
 from app.spool import find_target, folder
 
 
 class Folders:
-    """How each project folder is captured. Found out once for each."""
+    """How each project folder is captured. Its settings are found out once; what is a secret, each time."""
 
     def __init__(self, db: sqlite3.Connection, sources: Sources) -> None:
         self._db = db
         self._sources = sources
-        self._secrets = secrets_of_this_machine(sources.environ)
-        self._found: dict[str, tuple[Settings, Capture | None]] = {}
+        self._keyring = Keyring(sources.environ)
+        self._settings: dict[str, Settings] = {}
+        self._found: dict[str, tuple[tuple[str, ...], Capture | None]] = {}
+        """With the values that each masks."""
 
     def find(self, directory: str | None) -> tuple[Settings, Capture | None]:
         """Its settings, and its capture unless it is held or `enable` is false. Raises SettingsError, PatternError."""
         name = folder(self._db, directory)
-        if name not in self._found:
+        if name not in self._settings:
             options = destination.folder_options(self._db, name) or {}
-            settings = self._sources.load(directory or None, recorded=options)
+            self._settings[name] = self._sources.load(directory or None, recorded=options)
+        settings = self._settings[name]
+        known = self._keyring.learn(self._sources.documents(directory or None), settings.api_key)
+        if name not in self._found or self._found[name][0] is not known:
             is_captured = settings.enable and not settings.held
-            self._found[name] = (settings, capture(settings, self._secrets) if is_captured else None)
-        return self._found[name]
+            self._found[name] = (known, capture(settings, known) if is_captured else None)
+        return settings, self._found[name][1]
 
 
 def effective(db: sqlite3.Connection, sources: Sources, directory: Path) -> Settings:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 from app import __version__, clock, destination, ledger, limits, log, salvage
 from app.bell import Bell
-from app.capture import secrets_of_this_machine
 from app.capturing import Captures
 from app.db import heal, open_ledger
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError, read_line
+from app.keyring import Keyring
 from app.opencode import Store, store_file
 from app.parse import parse
 from app.place import identity
@@ -53,7 +53,7 @@ class Hook:
 
     def __init__(self, sources: Sources, first: Line, settings: Settings) -> None:
         self._sources = sources
-        self._known = secrets_of_this_machine(sources.environ)
+        self._keyring = Keyring(sources.environ)
         self.spool = Spool(settings.spool_directory)
         self._first = first.as_open()
         self._sessions: dict[str, bytes] = {}
@@ -89,7 +89,7 @@ class Hook:
             self._store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
         )
         self._room = Room(stored)
-        self._captures = Captures(self._sources, self._known, db, ours, self._reconciling.begin, self.log)
+        self._captures = Captures(self._sources, self._keyring, db, ours, self._reconciling.begin, self.log)
 
     def _settle_anew(self) -> None:
         """Where the spool was removed or replaced: go on in the one that is there now, made if need be.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import sqlite3
 
 from app import destination
-from app.capture import capture, secrets_of_this_machine, why_nothing
+from app.capture import capture, why_nothing
 from app.export import Capture
+from app.keyring import Keyring
 from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
@@ -22,7 +23,7 @@ class Permits:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._known = secrets_of_this_machine(sources.environ)
+        self.keyring = Keyring(sources.environ)
         self._found: dict[str, tuple[object, Capture | Hold]] = {}
 
     def permit(self, db: sqlite3.Connection, folder: str, made_under: str) -> Permit:
@@ -35,7 +36,7 @@ class Permits:
     def capture(self, db: sqlite3.Connection, folder: str) -> Capture | Hold:
         """How the folder would be captured now; Hold where nothing of it may leave, or nobody can say what may."""
         options = destination.folder_options(db, folder)
-        basis = (self._sources.basis(), options)
+        basis = (self._sources.basis(), options, self.keyring.look())
         seen = self._found.get(folder)
         if seen is None or seen[0] != basis:
             seen = self._found[folder] = (basis, self._read(options or {}))
@@ -50,7 +51,7 @@ class Permits:
             settings = self._sources.load(recorded=options)
             if reason := why_nothing(settings):
                 return Hold(reason)
-            return capture(settings, self._known)
+            return capture(settings, self.keyring.learn(self._sources.documents(None), settings.api_key))
         except (SettingsError, PatternError):
             # Not the message: it quotes values. And not the settings before: what is new in them may withhold more.
             return Hold("the settings cannot be used (config show says why)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app.opencode import config
-from app.opencode.config import Configuration, Entry, Problem
+from app.opencode.config import Configuration, Document, Entry, Problem
 from app.settings import (
     Complaint,
     Options,
@@ -66,6 +66,10 @@ class Sources:
         files = [*self._dotenv(), self._folder_dotenv(), existing(self.own / "config.toml")]
         texts = tuple((path, _text(path)) for path in files if path is not None)
         return texts, config.read(self.environ, directory).basis
+
+    def documents(self, directory: str | None) -> tuple[Document, ...]:
+        """The configurations of OpenCode that are in force in a directory; without one, those that count everywhere."""
+        return config.read(self.environ, directory).documents
 
     def _options(
         self,

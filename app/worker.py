@@ -26,13 +26,14 @@ from huey.signals import SIGNAL_INTERRUPTED
 
 from app import __version__, clock, confirm, crashpoint, destination, ledger, limits, log, retry, salvage
 from app.bell import Bell
-from app.capture import capture, secrets_of_this_machine
+from app.capture import capture
 from app.connection import PATIENT_MS, Ledger
 from app.db import heal, inspect, open_ledger
 from app.deliver import Courier, deliver, let_go
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import Client, ClientError, ReadBackError
+from app.keyring import Keyring
 from app.ledger import Body, Claim
 from app.opencode import store_file
 from app.permit import Permits
@@ -113,8 +114,8 @@ class Worker:
         self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
         self._route = self.target.route
         self._plan = confirm.plan(self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url)
-        self._client = Client(self._key, redact=_redact(self.settings, sources)) if self._key else None
         self._permits = Permits(sources)
+        self._client = Client(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
         self._remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
         self._tightening = Tightening(self._permits, self._remaking, self.target.id, self._log)
         self._room = Room(store_file(sources.environ))
@@ -542,12 +543,17 @@ class Worker:
         self.leave()
 
 
-def _redact(settings: Settings, sources: Sources) -> Callable[[str], str] | None:
+def _redact(settings: Settings, keyring: Keyring) -> Callable[[str], str] | None:
     """For the answers that are kept. None, so that none is, while the settings may withhold more than is known."""
     try:
-        return capture(settings, secrets_of_this_machine(sources.environ)).redaction.text
+        capture(settings, ())
     except (SettingsError, PatternError):
         return None
+
+    def redact(text: str) -> str:
+        return capture(settings, keyring.look()).redaction.text(text)
+
+    return redact
 
 
 def __getattr__(name: str) -> Any:

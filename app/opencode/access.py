@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,10 @@ class NewerError(StoreError):
 class Access:
     """To the store in one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, needed: Mapping[str, set[str]] = _NEEDED) -> None:
+        """`needed`: the columns, by table, without which the store cannot be read for sessions."""
         self.path = path
+        self._needed = needed
         self._keeps = False
         self._kept: tuple[object, sqlite3.Connection] | None = None
 
@@ -96,7 +98,7 @@ class Access:
         db = self._kept[1]
         try:
             db.execute("begin")  # one state for all statements of a question
-            _require_known(db, self.path)
+            _require_known(db, self.path, self._needed)
             return question(db)
         finally:
             with suppress(sqlite3.Error):
@@ -184,12 +186,12 @@ def is_newer(db: sqlite3.Connection) -> bool:
     return db.execute("select 1 from sqlite_master where type = 'table' and name = 'session_v2'").fetchone() is not None
 
 
-def _require_known(db: sqlite3.Connection, path: Path) -> None:
+def _require_known(db: sqlite3.Connection, path: Path, needed: Mapping[str, set[str]]) -> None:
     """Raises StoreError for a file of a generation that this program does not know."""
     missing = sorted(
         f"{table}.{column}"
-        for table, needed in _NEEDED.items()
-        for column in needed - {row["name"] for row in db.execute(f"pragma table_info({table})")}
+        for table, columns in needed.items()
+        for column in columns - {row["name"] for row in db.execute(f"pragma table_info({table})")}
     )
     if missing and is_newer(db):
         raise NewerError(f"{path}: {NOT_READ}")
