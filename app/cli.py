@@ -289,7 +289,7 @@ def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None
     """
     spool = sources_of(env_file, spool_directory).load().spool_directory
     open_ledger(spool).close()
-    print_lines([screen.visible(f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}")])
+    print_lines([f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}"])
 
 
 @app.command("receiver")
