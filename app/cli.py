@@ -319,7 +319,7 @@ def _receiver(
             port=port,
             store_path=kept,
             faults_path=faults,
-            on_listening=lambda url: print_lines(screen.receiver_lines(url, str(kept))),
+            on_listening=lambda url, key: print_lines(screen.receiver_lines(url, key, str(kept))),
         )
     except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
         complain(str(error))

@@ -55,7 +55,7 @@ def test_what_is_nested_too_deep_is_refused_and_as_deep_as_may_be_is_read() -> N
     assert len(parsed(json.dumps("[" * 10_000))) == 10_000
 
 
-@pytest.mark.parametrize("text", [b"", b'"', b'"\\', b"\xff", b"]" * 9, b"9" * 5_000, b'["' * 1_000, "\ud800"], ids=repr)
+@pytest.mark.parametrize("text", [b"", b'"', b'"\\', b"\xff", b"]" * 9, b"9" * 5_000, b'["a', "\ud800"], ids=repr)
 def test_what_is_no_json_is_said_to_be_none(text: bytes | str) -> None:
     with pytest.raises(AnswerError, match="no JSON"):
         parsed(text)
@@ -87,7 +87,11 @@ def test_an_answer_of_nothing_but_lists_takes_little_more_memory_than_its_bytes(
 
 def test_of_too_many_values_less_is_asked_for() -> None:
     body = b'{"data":[' + b"0," * VALUES_MAX + b"0]}"
-    with scripted(answer(201, body)) as server, Client(api_key()) as client, pytest.raises(OverlongError, match="values"):
+    with (
+        scripted(answer(201, body)) as server,
+        Client(api_key()) as client,
+        pytest.raises(OverlongError, match="values"),
+    ):
         client.stored(server.url, start_ms=0, request_ids=IDS)
 
 
