@@ -25,7 +25,9 @@ from app.command import (
     print_lines,
     sources_of,
 )
+from app.connection import Ledger
 from app.db import open_ledger
+from app.erasure import erase
 from app.ledger import Choice
 from app.settings import Settings
 from app.spool import Spool
@@ -142,16 +144,22 @@ def _purge(  # noqa: PLR0913 - one for each option
 
     They stay known as dropped, so that they are not exported again by themselves.
     """
+    left: list[str] = []
 
-    def act(db: sqlite3.Connection, _: Settings, choice: Choice) -> int:
-        return letters.purge(db, choice, clock.now_ms())
+    def act(db: Ledger, _: Settings, choice: Choice) -> int:
+        jobs = letters.purge(db, choice, clock.now_ms())
+        left.extend(erase(db) if jobs else ())
+        return jobs
 
     settings = sources_of(env_file, spool_directory).load()
     jobs = _on_chosen(settings, keys or [], _wide(error, since, everything=everything), act, "purge", yes=yes)
     if json_wanted:
-        print_json({"jobs": jobs})
+        print_json({"jobs": jobs, "left": left})
     else:
         print_lines(screen.purged_lines(jobs))
+        print_lines(left, failed=True)
+    if left:
+        raise typer.Exit(PROBLEM)
 
 
 def _wide(error: str | None, since: str | None, *, everything: bool) -> Choice | None:
@@ -167,7 +175,7 @@ def _on_chosen(
     settings: Settings,
     keys: list[str],
     wide: Choice | None,
-    act: Callable[[sqlite3.Connection, Settings, Choice], int],
+    act: Callable[[Ledger, Settings, Choice], int],
     verb: str,
     *,
     yes: bool,
