@@ -26,7 +26,7 @@ _SAY_NOTHING = (
     " on conflict (name) do update set value = excluded.value"
 )
 """Another value each time: SQLite writes no page that stays as it is."""
-_OURS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", "recover.lock", "hooks", "workers", "logs")
+_OURS = ("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db-journal", "recover.lock", "hooks", "workers", "logs")
 _OURS_BEGIN = ("queue.db", "worker-", ".gitignore", ".ledger.db.", ".queue.db.")
 
 
@@ -57,6 +57,8 @@ def _begin_wal_anew(db: Ledger) -> bool:
     `app.connection`): the WAL is copied under the lock, and the next commit begins it anew and cuts it, as it is told.
     """
     wal = db.path.with_name(f"{db.path.name}-wal")
+    if not wal.exists():
+        return True  # a ledger that was restored from a dump has a rollback journal, which goes with each commit
     (page_bytes,) = db.execute("pragma page_size").fetchone()
     db.execute("pragma journal_size_limit = 0")
     try:

@@ -16,9 +16,9 @@ def desk(db: sqlite3.Connection) -> Desk:
     return Desk(db)
 
 
-def notes(desk: Desk) -> list[tuple[int, bytes, bytes, int]]:
+def notes(desk: Desk) -> list[tuple[object, ...]]:
     rows = desk.db.execute("select turn_id, request_id, digest, acknowledged_ms from acknowledgement")
-    return [tuple(row) for row in rows]  # type: ignore[misc]  # four columns
+    return [tuple(row) for row in rows]
 
 
 def put(desk: Desk) -> Claim:

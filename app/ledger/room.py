@@ -141,7 +141,9 @@ def take_remade(db: sqlite3.Connection, held: Claim, made: Remade) -> bool:
     with transaction(db):
         if _are_those(db, held.job_id, made):
             return True
-        if made.key != held.key or not _may_differ(db, held.job_id, made) or not is_current(db, held):
+        if not (is_current(db, held) and is_emptied(db, held)):
+            return False
+        if made.key != held.key or not _may_differ(db, held.job_id, made):
             return False
         db.execute("delete from record where job_id = ?", (held.job_id,))
         write_records(db, held.job_id, made.bodies)
