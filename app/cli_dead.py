@@ -25,7 +25,6 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.connection import Ledger
 from app.db import open_ledger
 from app.erasure import erase
 from app.ledger import Choice
@@ -144,15 +143,14 @@ def _purge(  # noqa: PLR0913 - one for each option
 
     They stay known as dropped, so that they are not exported again by themselves.
     """
-    left: list[str] = []
 
-    def act(db: Ledger, _: Settings, choice: Choice) -> int:
-        jobs = letters.purge(db, choice, clock.now_ms())
-        left.extend(erase(db) if jobs else ())
-        return jobs
+    def act(db: sqlite3.Connection, _: Settings, choice: Choice) -> int:
+        return letters.purge(db, choice, clock.now_ms())
 
     settings = sources_of(env_file, spool_directory).load()
     jobs = _on_chosen(settings, keys or [], _wide(error, since, everything=everything), act, "purge", yes=yes)
+    with closing(open_ledger(settings.spool_directory)) as db:
+        left = erase(db)  # also where nothing was purged: an earlier one may not have come so far
     if json_wanted:
         print_json({"jobs": jobs, "left": left})
     else:
@@ -175,7 +173,7 @@ def _on_chosen(
     settings: Settings,
     keys: list[str],
     wide: Choice | None,
-    act: Callable[[Ledger, Settings, Choice], int],
+    act: Callable[[sqlite3.Connection, Settings, Choice], int],
     verb: str,
     *,
     yes: bool,

@@ -21,6 +21,7 @@ PAUSE_S = 0.1
 """How often, and how far apart, the WAL is tried to be begun anew: that waits for readers, whose looks are short."""
 _PAGES_MAX = 4
 """Of the one row that begins the WAL anew."""
+_AGAIN = "`opencode-helicone dead purge --all` tries it again, also where no letter is left"
 _SAY_NOTHING = (
     "insert into meta (name, value) values ('erasure', hex(randomblob(8)))"
     " on conflict (name) do update set value = excluded.value"
@@ -44,9 +45,9 @@ def erase(db: Ledger) -> list[str]:
         db.execute("pragma temp_store = memory")
         db.execute("vacuum")
     except (sqlite3.OperationalError, OSError) as error:
-        return [*found, f"ledger.db still holds what was deleted, and could not be rewritten ({error}): try again"]
+        return [*found, f"ledger.db still holds what was deleted, and could not be rewritten ({error}): {_AGAIN}"]
     if not _begin_wal_anew(db):
-        found.append("ledger.db-wal still holds what was deleted, because another process reads it: try again")
+        found.append("ledger.db-wal still holds what was deleted, because another process reads it: " + _AGAIN)
     return found
 
 
