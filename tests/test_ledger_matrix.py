@@ -427,7 +427,9 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     ),
     "drop_gone": (lambda d, held, _: ledger.drop_gone(d.db, held, d.now_ms), to("dropped (size)", "emptied leased")),
     "take_remade": (
-        lambda d, held, _: ledger.take_remade(d.db, held, Remade(held.key, tuple(bodies("ses_1 t1", 1, "other")), "")),
+        lambda d, held, _: ledger.take_remade(
+            d.db, held, Remade(held.key, tuple(bodies("ses_1 t1", 1, "other")), "ab12")
+        ),
         {"emptied leased": SAME["emptied leased"]},
     ),
     # adoption
