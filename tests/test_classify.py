@@ -50,6 +50,10 @@ def test_200_of_a_worker(body: bytes, echoed: str, expected: tuple[Kind, str]) -
     assert meaning("worker", 200, body, helicone_id=echoed) == expected
 
 
+def test_an_id_is_the_same_in_either_case() -> None:
+    assert classify("worker", 200, {"helicone-id": ID}, b"ok", ID.upper(), NOW_MS).kind == "accepted"
+
+
 def test_200_of_a_worker_that_names_no_id() -> None:
     expected = ("refused", "200: ok, but without helicone-id: this is not Helicone's worker")
     assert meaning("worker", 200, b"ok") == expected
@@ -111,7 +115,7 @@ def test_by_what_the_body_says(status: int, body: bytes, by_worker: Kind, by_jaw
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"", "empty body"), (b" \n", "empty body"), (b"  <!DOCTYPE html>", "HTML"), (b"hello", "text"),
+        (b"", "empty body"), (b" \n", "empty body"), (b"  <!DOCTYPE html>", "HTML"), (b"Xml", "text"),
         (b"{}", "JSON"), (b"[1]", "JSON"), (b"{", "JSON"), (b'{"error": null}', "JSON"), (b'{"error": {}}', "JSON"),
         (error({"message": "inner"}), "error inner"), (error({"message": 5}), "JSON"), (error(""), "error "),
         (error("a\nb\u202ec\x1bd"), "error a b c d"), (error("x" * 121), "error " + "x" * 120),
