@@ -289,7 +289,7 @@ def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None
     """
     spool = sources_of(env_file, spool_directory).load().spool_directory
     open_ledger(spool).close()
-    print_lines([screen.visible(f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}")])
+    print_lines([f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}"])
 
 
 @app.command("receiver")
@@ -319,7 +319,7 @@ def _receiver(
             port=port,
             store_path=kept,
             faults_path=faults,
-            on_listening=lambda url: print_lines(screen.receiver_lines(url, str(kept))),
+            on_listening=lambda url, key: print_lines(screen.receiver_lines(url, key, str(kept))),
         )
     except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
         complain(str(error))

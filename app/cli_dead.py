@@ -26,6 +26,7 @@ from app.command import (
     sources_of,
 )
 from app.db import open_ledger
+from app.erasure import erase
 from app.ledger import Choice
 from app.settings import Settings
 from app.spool import Spool
@@ -148,10 +149,15 @@ def _purge(  # noqa: PLR0913 - one for each option
 
     settings = sources_of(env_file, spool_directory).load()
     jobs = _on_chosen(settings, keys or [], _wide(error, since, everything=everything), act, "purge", yes=yes)
+    with closing(open_ledger(settings.spool_directory)) as db:
+        left = erase(db)  # also where nothing was purged: an earlier one may not have come so far
     if json_wanted:
-        print_json({"jobs": jobs})
+        print_json({"jobs": jobs, "left": left})
     else:
         print_lines(screen.purged_lines(jobs))
+        print_lines(left, failed=True)
+    if left:
+        raise typer.Exit(PROBLEM)
 
 
 def _wide(error: str | None, since: str | None, *, everything: bool) -> Choice | None:

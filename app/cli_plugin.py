@@ -41,7 +41,7 @@ def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, 
     scope = _scope(project, everywhere=everywhere)
     done = install.install(scope, python=sys.executable, flavour=flavour, dry_run=dry_run)
     _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
-    print_lines([screen.visible(f"for {program}") for program in found])
+    print_lines([f"for {program}" for program in found])
     if not any(program.version for program in found):
         print_lines([_NOT_ASKED])
     elif flavour == "function" and not all(install.fits(flavour, one.version) for one in found if one.version):
@@ -70,4 +70,4 @@ def _scope(project: Path | None, *, everywhere: bool) -> install.Global | instal
 
 def _print_installed(done: install.Installed, what: str, *, dry_run: bool) -> None:
     would = "would be " if dry_run and done.changed else ""
-    print_lines([screen.visible(f"{done.path}: {would}{what}")])
+    print_lines([f"{done.path}: {would}{what}"])

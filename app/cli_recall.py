@@ -36,6 +36,7 @@ from app.command import (
 )
 from app.db import open_ledger, open_whole
 from app.destination import Destination
+from app.erasure import erase
 from app.folders import Folders
 from app.opencode import Store, StoredSession, StoreError, store_file
 from app.recall import Recall
@@ -141,7 +142,10 @@ def _recall(  # noqa: PLR0913 - one for each option
         if turns and not dry_run:
             if not yes:
                 _ask(report)
-            _carry_out(sources, ours, held, turns, report, timeout)
+            try:
+                _carry_out(sources, ours, held, turns, report, timeout)
+            finally:
+                report.problems += erase(db)
             if pattern is not None:
                 report.notes.append("add that pattern to redactPatterns: what comes is not redacted by it")
     _end(report, json_wanted=json_wanted)

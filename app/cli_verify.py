@@ -162,7 +162,7 @@ def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: st
     for one, row in zip(shown, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
         note = "; deleted in OpenCode" if one.is_deleted else f"; {one.failure}" if one.failure else ""
-        yield screen.visible("  ".join([*cells, row[3].rjust(widths[3]), f"{row[4]}{note}"]))
+        yield "  ".join([*cells, row[3].rjust(widths[3]), f"{row[4]}{note}"])
     turns = sum(one.turns for one in shown)
     yield f"total: {len(shown)} session(s), {turns} turn(s): {_told(shown, sought) or 'none'}"
     yield from _advice(shown, sought, failure)
@@ -174,18 +174,16 @@ def _advice(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: 
         named = " ".join(f"--session {one.session}" for one in wrong[:NAMED_MAX])
         more = f" (and {len(wrong) - NAMED_MAX} more)" if len(wrong) > NAMED_MAX else ""
         count = sum(len(one.unexplained) for one in wrong)
-        yield screen.visible(
-            f"{count} unexplained: start OpenCode in that project, or: {PROGRAM} backfill {named}{more}"
-        )
+        yield f"{count} unexplained: start OpenCode in that project, or: {PROGRAM} backfill {named}{more}"
     lost = [name for name, one in sought.items() if one.missing]
     if lost:
         named = " ".join(lost[:NAMED_MAX])
-        yield screen.visible(f"not at Helicone, though it has accepted them: see `{PROGRAM} doctor --send`; {named}")
+        yield f"not at Helicone, though it has accepted them: see `{PROGRAM} doctor --send`; {named}"
     unnamed = sum(one.unnamed_turns for one in sought.values())
     if unnamed:
         yield f"{unnamed} delivered turn(s) with unknown ids were not looked for: they are older than the ids kept"
     if failure:
-        yield screen.visible(f"Helicone could not be asked: {failure}")
+        yield f"Helicone could not be asked: {failure}"
 
 
 _WORDS = {

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
-from app import clock, screen
+from app import clock
 from app.settings import from_arguments
 from app.since import since_ms
 from app.sources import Sources, typed
+from app.terminal import visible
 
 PROGRAM = "opencode-helicone"
 DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
@@ -47,13 +48,13 @@ def sources_of(
 
 
 def complain(message: str) -> None:
-    typer.echo(screen.visible(f"{PROGRAM}: {message}").replace("\n", " "), err=True)
+    typer.echo(visible(f"{PROGRAM}: {message}".replace("\n", " ")), err=True)
 
 
 def agrees(question: str) -> bool:
     """Whether somebody at the terminal says yes; the end of input is a no. Ends the command on Ctrl-C."""
     try:
-        return typer.confirm(question, err=True)
+        return typer.confirm(visible(question), err=True)
     except typer.Abort as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise typer.Exit(STOPPED) from None
@@ -67,7 +68,7 @@ def print_json(value: object) -> None:
 
 def print_lines(lines: Iterable[str], *, failed: bool = False) -> None:
     for line in lines:
-        typer.echo(line, err=failed)
+        typer.echo(visible(line), err=failed)
 
 
 def moment(since: str | None) -> int | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from app import salvage
@@ -162,6 +162,8 @@ def _update(db: Ledger, version: int, *, alone: bool) -> bool:
     else:
         return False
     migrate(db, migrations())
+    if version == 0:
+        _order(db)
     salvage.tidy(db.path)
     return True
 
@@ -180,9 +182,12 @@ def _open_new(path: Path, damaged: sqlite3.Connection | None = None) -> Ledger:
         versions = [number for number in versions if objects_of(number) <= found] or versions
     db = connect(private_file(path))
     try:
-        if version_of(db) == 0:
+        is_new = version_of(db) == 0
+        if is_new:
             _prepare(db)
         migrate(db, [(number, sql) for number, sql in migrations() if number <= versions[-1]])
+        if is_new:
+            _order(db)
     except BaseException:
         db.close()
         raise
@@ -211,6 +216,15 @@ def _back_up(db: Ledger, version: int) -> None:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _order(db: sqlite3.Connection) -> None:
+    """Have the tables of a new ledger begin where those of one that `app.erasure` has rewritten do.
+
+    So either can be read with the first page of a new one, should its own be lost (`salvage`).
+    """
+    with suppress(sqlite3.OperationalError):  # somebody else made it at the same time, and writes already
+        db.execute("vacuum")
 
 
 def _prepare(db: sqlite3.Connection) -> None:

@@ -5,7 +5,8 @@ claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            └─ not accepted ─▶ health.judge ─▶ bury | set_back | pause and give_back
 
 Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again. A job
-that gave up its bodies for want of room has them made again first, and posts them only if they are the same.
+that gave up its bodies for want of room has them made again first, and posts them only if they are the same, or are
+stricter and none of the job's was posted before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from app import crashpoint, destination, ledger
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
-from app.ledger import Body, Claim, Failure, LedgerError
+from app.ledger import Body, Claim, Failure, LedgerError, Remade
 from app.privacy.policy import Hold, Permit, Remake
 from app.retry import Outcome, Policy
 
@@ -50,7 +51,7 @@ class Courier:
     """Asked as a job is delivered: when it is to be read back, None for never."""
     max_retries_of: Callable[[Claim], int | None] = lambda _: None
     """What the job's folder says in place of `policy.max_retries`; None: nothing."""
-    rebuild: Callable[[Claim], Sequence[Body] | Hold | None] = lambda _: OTHER_TEXT
+    rebuild: Callable[[Claim], Remade | Hold | None] = lambda _: OTHER_TEXT
     """All bodies of a job that gave its own up, made again; None: nobody has the turn any more."""
     leave: Callable[[Claim], None] = lambda _: None
     """Told of a job that could not be finished because the ledger is locked, full or out of reach: see `let_go`."""
@@ -141,7 +142,7 @@ def _send(db: sqlite3.Connection, held: Claim, courier: Courier, made: Sequence[
 
 
 def _made_again(db: sqlite3.Connection, held: Claim, courier: Courier) -> Sequence[Body] | None:
-    """What the hook had made, byte for byte; None when nobody here can make it, and the job is held or dropped."""
+    """What the hook had made, or stricter; None when nobody here can make it, and the job is held or dropped."""
     permit = courier.permit(held)
     if isinstance(permit, Hold | Remake):
         _withhold(db, held, permit, courier.clock())
@@ -151,10 +152,10 @@ def _made_again(db: sqlite3.Connection, held: Claim, courier: Courier) -> Sequen
         if not ledger.drop_gone(db, held, courier.clock()):
             ledger.abandon(db, held)
         return None
-    if isinstance(made, Hold) or not ledger.fits(db, held, made):
+    if isinstance(made, Hold) or not ledger.take_remade(db, held, made):
         _withhold(db, held, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
         return None
-    return made
+    return made.bodies
 
 
 def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms: int) -> None:

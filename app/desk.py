@@ -42,6 +42,7 @@ from app.settings import Settings, SettingsError
 from app.sources import Sources, unattended
 from app.spool import Spool
 from app.succession import Succession, become_hook, bequeath
+from app.terminal import visible
 
 NOTHING_WANTED = 40
 """The exit code that says so; as in app/plugin/helicone.js."""
@@ -332,7 +333,7 @@ def main() -> None:
     try:
         sources = unattended(dict(os.environ))
     except SettingsError as error:
-        sys.stderr.write(f"opencode-helicone: {error}\n")
+        sys.stderr.write(visible(f"opencode-helicone: {error}") + "\n")
         sys.exit(USAGE)
     while True:
         desk = Desk(Inbox(*descriptors), sources, succession, children)

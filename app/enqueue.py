@@ -28,6 +28,7 @@ from app.record import Record
 from app.transcript import Transcript, Turn, key
 
 FAULTS_SHOWN = 3
+MARK_DIGITS = 4
 ODD = "odd values in what OpenCode stored, which were rounded, cut or left out"
 """As an incident."""
 UNREADABLE = "turns that could not be read of session"
@@ -269,6 +270,7 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
         # faster, it may turn out to be wanted after all.
         records = () if off else export.encode()
         bodies = [body_of(record) for record in records]
+        version = replace(version, known_marks=None if off else marks(db, export))
         admit(sum(len(body.body) for body in bodies))
         standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, off=off, judge=judge)
     match standing:
@@ -284,6 +286,11 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
             done.superseded += 1
         case Standing.SHUT:
             done.shut += 1
+
+
+def marks(db: sqlite3.Connection, export: Export) -> str:
+    """Of the known values that its `encode` has taken out: enough to tell them apart, too little to guess them by."""
+    return " ".join(sorted({destination.fingerprint(db, one.hex())[:MARK_DIGITS] for one in export.hits.known}))
 
 
 def body_of(record: Record) -> Body:

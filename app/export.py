@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.identity import Identity
 from app.ledger import SESSION_RECORD
 from app.naming import NAME, lasting_name
 from app.privacy.policy import Policy
-from app.privacy.redact import Redaction, redact_session, redact_turn, withhold_session, withhold_turn
+from app.privacy.redact import Hits, Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.record import Frame, Record, encode_session, encode_turn, record_count
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, session_digest
 
@@ -35,6 +35,8 @@ class Export:
     record_count: int
     faults: tuple[str, ...]
     encode: Callable[[], tuple[Record, ...]]
+    hits: Hits = field(default_factory=Hits, repr=False)
+    """What `encode` has taken out, once it was called."""
 
 
 def exports(
@@ -63,28 +65,31 @@ def _is_worked_on(turn: Turn) -> bool:
 
 
 def _session_export(transcript: Transcript, capture: Capture, identity: Identity) -> Export:
-    session = transcript.session
+    session, hits = transcript.session, Hits()
 
     def encode() -> tuple[Record, ...]:
-        shown = session_to_leave(session, capture)
+        shown = session_to_leave(session, capture, hits)
         return (encode_session(shown, _frame(session, shown, capture, identity, interrupted=False)),)
 
-    return Export(SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, transcript.faults, encode)
+    return Export(SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, transcript.faults, encode, hits)
 
 
 def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
+    hits = Hits()
+
     def encode() -> tuple[Record, ...]:
         withheld = capture.policy.mode == "metadata_only"
-        shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction)
+        shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction, hits)
         return encode_turn(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
 
-    return Export(turn.id, turn.digest, turn.facts_ms, tuple(children(turn)), record_count(turn), turn.faults, encode)
+    below = tuple(children(turn))
+    return Export(turn.id, turn.digest, turn.facts_ms, below, record_count(turn), turn.faults, encode, hits)
 
 
-def session_to_leave(session: Session, capture: Capture) -> Session:
+def session_to_leave(session: Session, capture: Capture, hits: Hits | None = None) -> Session:
     if capture.policy.mode == "metadata_only":
         return withhold_session(session)
-    return redact_session(session, capture.redaction)
+    return redact_session(session, capture.redaction, hits)
 
 
 def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:

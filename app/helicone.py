@@ -20,13 +20,14 @@ from typing import Any, Self, TypeAlias
 
 import httpx
 
+from app.answer import AnswerError, TooManyValuesError, parsed
 from app.endpoint import RouteKind, kind_of
 from app.privacy.excerpt import excerpt, repeats
 from app.retry import Kind, Outcome, retry_after_ms
 from app.transport import Transport, within
 
 ANSWER_BYTES_MAX = 64 * 1024
-READ_BACK_BYTES_MAX = 64 * 1024 * 1024
+READ_BACK_BYTES_MAX = 40 * 1024 * 1024
 READ_BACK_PAGE = 100
 READ_BACK_ROWS_MAX = 20_000
 SINCE_MARGIN_MS = 2_000
@@ -69,7 +70,7 @@ class ReadBackError(RuntimeError):
 
 
 class OverlongError(ReadBackError):
-    """The answer is longer than READ_BACK_BYTES_MAX: fewer requests have to be asked for at once."""
+    """The answer is longer than READ_BACK_BYTES_MAX, or holds too many values: fewer requests are to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +176,18 @@ class Client:
             answer = self._send(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
         except httpx.TransportError as error:
             raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
+        if len(answer.body) >= READ_BACK_BYTES_MAX:
+            raise OverlongError(f"reading back was answered with more than {READ_BACK_BYTES_MAX >> 20} MiB")
         try:
-            rows = json.loads(answer.body)["data"] if answer.status in (200, 201) else None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            rows = None
+            told = parsed(answer.body) if answer.status in (200, 201) else None
+        except TooManyValuesError as error:
+            raise OverlongError(f"reading back was answered with {error}") from None
+        except AnswerError as error:
+            raise ReadBackError(f"reading back was answered with {answer.status}: {error}") from None
+        rows = told.get("data") if isinstance(told, dict) else None
         if not isinstance(rows, list):
-            if len(answer.body) >= READ_BACK_BYTES_MAX:
-                raise OverlongError(f"reading back was answered with more than {READ_BACK_BYTES_MAX >> 20} MiB")
-            raise ReadBackError(f"reading back was answered with {answer.status}: {_describe(answer.body)}")
+            said = _describe(answer.body[:ANSWER_BYTES_MAX])
+            raise ReadBackError(f"reading back was answered with {answer.status}: {said}")
         return rows
 
     def _send(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> _Answer:

@@ -42,6 +42,10 @@ def bearer(authorization: str | None) -> str | None:
     return authorization.replace("Bearer ", "", 1).strip()
 
 
+def is_well_formed(key: str) -> bool:
+    return _KEY.fullmatch(key) is not None
+
+
 # --- the worker ------------------------------------------------------------------------------------------------------
 
 
@@ -82,7 +86,7 @@ def worker_reply(
 def _worker_refusal(key: str | None, keys: frozenset[str] | None) -> Reply | None:
     if key is None:
         return _error(401, "Must included Bearer in API Key")
-    if not _KEY.fullmatch(key):
+    if not is_well_formed(key):
         return _error(401, "API Key is not well formed")
     if keys is not None and key not in keys:
         return _error(200, "Auth failed! API key is unknown")
@@ -157,7 +161,7 @@ def jawn_reply(
 def jawn_refusal(headers: Mapping[str, str], keys: frozenset[str] | None) -> Reply | None:
     """The 401 of everything that jawn serves; None for a known key."""
     key = bearer(headers.get("authorization"))
-    if key and _KEY.fullmatch(key) and (keys is None or key in keys):
+    if key and is_well_formed(key) and (keys is None or key in keys):
         return None
     text = "No API key found" if "authorization" in headers else "No authorization header"
     return Reply(401, _json({"error": text, "trace": "isAuthenticated.error"}))

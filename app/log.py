@@ -22,6 +22,7 @@ from pathlib import Path
 
 from app import clock
 from app.place import PRIVATE_FILE, identity, private_directory
+from app.terminal import visible
 
 BYTES_MAX = 1_000_000
 """Of one file; the one before it is kept as `.1`, so a log takes twice this at the most, and a line of each writer."""
@@ -56,7 +57,7 @@ def append(path: Path, message: str, now_ms: int) -> None:
     message after that time, or at the end of the process. A log that cannot be written is tried again with the next
     message, and is given up without a word: there is nobody else to tell, and the work must go on.
     """
-    message = message[:LINE_MAX].replace("\r", " ").replace("\n", " ")
+    message = visible(message.replace("\r", " ").replace("\n", " "))[:LINE_MAX]
     with _lock:
         for key, one in list(_messages.items()):
             if 0 <= now_ms - one.since_ms < REPEAT_MS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app import clock
+from app.answer import AnswerError, parsed
 from app.confirm import IDS_MAX, Allowance
 from app.helicone import Client, ReadBackError, Shown
 from app.likeness import Likeness, json_digest
@@ -97,6 +97,6 @@ def _compared(likeness: Likeness, row: Shown) -> Outcome:
 
 def _parsed(body: object) -> object:
     try:
-        return json.loads(body) if isinstance(body, str) else body
-    except ValueError:
+        return parsed(body) if isinstance(body, str) else body
+    except AnswerError:
         return body

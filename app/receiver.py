@@ -6,9 +6,10 @@
     POST /_faults                                               script what goes wrong next (see app/faults.py)
     GET  /_sends                                                every POST that arrived, in order
 
-It listens on this machine only and accepts any well-formed key unless told otherwise; what was sent under one key is
-read back only with it. Unlike Helicone's, its read-back also shows rows that share a request id, because such rows are
-the mistake that one looks for here.
+It listens on this machine only, answers nobody who calls it by another name (a web page's name may be made to point
+here), and knows one key, random, which lies beside its store. What was sent under one key is read back only with it.
+Unlike Helicone's, its read-back also shows rows that share a request id, because such rows are the mistake that one
+looks for here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import socket
 import sqlite3
+import string
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -29,21 +32,25 @@ from typing import Any, TypeAlias
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import faults, intake, shelf
 from app.endpoint import RouteKind, is_loopback
 from app.faults import Fault, FaultError, Script
+from app.place import private_file
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 READ_LIMIT_MAX = 1_000
 
 _WORKER_PROVIDERS = {"custom": "CUSTOM", "oai": "OPENAI", "anthropic": "ANTHROPIC", "googleapis": "GOOGLE"}
 _JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
+_KEY_SIGNS = string.ascii_lowercase + string.digits
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 _SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNORECASE)
 
 _Object: TypeAlias = dict[str, Any]
@@ -62,7 +69,7 @@ def create(
 ) -> Starlette:
     """The receiver as an ASGI application. It opens its store when it starts, in the thread that serves it.
 
-    `keys`: the API keys that it knows; None: every well-formed one. `on_ready` is called once it can answer.
+    `keys`: the API keys that it knows; None, for tests: every well-formed one. `on_ready` is called once it can answer.
     """
     desk = _Desk(keys, Script(script))
 
@@ -86,7 +93,24 @@ def create(
         ],
     )
     app.router.redirect_slashes = False  # neither of the real servers does
+    app.add_middleware(_CalledByName)
     return app
+
+
+def own_key(store_path: Path) -> str:
+    """The key of the receiver that keeps this store; made when it is asked for first. Raises ReceiverError."""
+    path = store_path.with_name(f"{store_path.name}.key")
+    try:
+        private_file(path)
+        if not path.read_bytes():
+            groups = ("".join(secrets.choice(_KEY_SIGNS) for _ in range(7)) for _ in range(4))
+            path.write_text("-".join(["sk", "helicone", *groups]) + "\n", "ascii")
+        key = path.read_text("utf-8", "replace").strip()
+    except OSError as error:
+        raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
+    if not intake.is_well_formed(key):
+        raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
+    return key
 
 
 def serve(
@@ -95,11 +119,11 @@ def serve(
     port: int,
     store_path: Path,
     faults_path: Path | None = None,
-    on_listening: Callable[[str], None] = lambda _url: None,
+    on_listening: Callable[[str, str], None] = lambda _url, _key: None,
 ) -> None:
     """Serve until SIGINT, then return; SIGTERM ends the process once everything is closed.
 
-    Port 0 takes a free one; `on_listening` gets the address.
+    Port 0 takes a free one; `on_listening` gets the address and the key.
 
     `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError, all ValueErrors.
     """
@@ -107,8 +131,8 @@ def serve(
     with shelf.opened(store_path):
         pass  # refuse a wrong file here: once it runs, the server could only log it
     with listening(host, port) as bound:
-        url = address(bound)
-        app = create(store_path, script=script, on_ready=lambda: on_listening(url))
+        url, key = address(bound), own_key(store_path)
+        app = create(store_path, keys=frozenset({key}), script=script, on_ready=lambda: on_listening(url, key))
         with suppress(KeyboardInterrupt):
             server(app).run(sockets=[bound])
 
@@ -246,6 +270,25 @@ class _Desk:
 
     async def show_sends(self, _request: Request) -> Response:
         return JSONResponse({"sends": [asdict(send) for send in shelf.sends(self.db)]})
+
+
+class _CalledByName:
+    """Lets a request in whose `Host` is this machine. Any other was said by a page whose own name points here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_of_this_machine(Headers(scope=scope).getlist("host")):
+            refusal = PlainTextResponse("only a loopback address or localhost is answered", status_code=403)
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_of_this_machine(hosts: list[str]) -> bool:
+    found = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    return found is not None and is_loopback(found[1])
 
 
 class _BrokenOff(Response):

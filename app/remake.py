@@ -1,7 +1,8 @@
 """Turns without bodies are captured again, from OpenCode's own store.
 
     dropped (policy) ─ stored ▶ parse ▶ enqueue ─▶ pending, under the policy in force
-    pending, without its bodies ─ claimed ▶ rebuild ─▶ posted, if they are what they were; held otherwise
+    pending, without its bodies ─ claimed ▶ rebuild ─▶ posted, if they are what they were, or stricter and none of them
+                                │                  was posted before; held otherwise
                                 └ held ▶ refill (its project's hook) ─▶ pending, under the same key
 
 Where the store no longer has what a stricter policy took, it stays dropped, until its session is captured or imported
@@ -16,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from app import destination, ledger
-from app.enqueue import Place, body_of, enqueue
+from app.enqueue import Place, body_of, enqueue, marks
 from app.export import Capture, Export, exports
 from app.identity import Identity
-from app.ledger import SESSION_RECORD, Body, Claim, Emptied, Missing
+from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade
 from app.opencode import ExportError, Store, StoreError
 from app.presence import open_sessions
 from app.privacy.policy import Hold
@@ -86,8 +87,8 @@ class Remaking:
 
         Nothing is filled in a folder that holds more than `bytes_max_of` it.
         For a hook: it may redact text. A turn that has changed since comes as its new version; one that would come out
-        with other bytes under the same key stays held. Each is tried once, so that in an outage nothing is filled and
-        given up by turns. Raises sqlite3.Error.
+        with bytes that its job may not have (`ledger.may_refill`) stays held. Each is tried once, so that in an outage
+        nothing is filled and given up by turns. Raises sqlite3.Error.
         """
         full = ledger.excess_of_folders(db, bytes_max_of)
         for wanted in ledger.emptied(db, self._destination_id, folders):
@@ -117,7 +118,7 @@ class Remaking:
     def _fitting(
         self, db: sqlite3.Connection, transcript: Transcript, capturing: Capture, wanted: Emptied, *, abandoned: bool
     ) -> set[str]:
-        """Of the wanted turns those that come out as they were, or have changed.
+        """Of the wanted turns those that come out as they were, or stricter where they may, or have changed.
 
         The key says nothing of the secrets that were redacted: one that is not known here would be text again.
         """
@@ -129,15 +130,13 @@ class Remaking:
             for export in exports(transcript, capturing, identity, abandoned=abandoned)
             if isinstance(export, Export)
             and export.turn in wanted.turns
-            and ledger.fits_key(
-                db, self._destination_id, key(export.digest, digest), [body_of(record) for record in export.encode()]
-            )
+            and ledger.may_refill(db, self._destination_id, _remade(db, export, digest))
         }
 
-    def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Sequence[Body] | Hold | None:
+    def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Remade | Hold | None:
         """All bodies of a claimed job as this process makes them, in memory; None when nobody has its turn any more.
 
-        Whether they are what its project's hook had made is for the caller to see.
+        Whether the job may have them is for the caller to ask.
         """
         made_under = as_made(capturing, held.policy)
         known = ledger.frozen(db, self._destination_id, held.session)
@@ -158,8 +157,13 @@ class Remaking:
         # It was exported once, in the form that it had: whole, or interrupted for ever.
         for export in exports(transcript, made_under, known[1], abandoned=True):
             if isinstance(export, Export) and export.turn == held.turn:
-                return [body_of(record) for record in export.encode()]
+                return _remade(db, export, made_under.policy.digest(known[1].user_id))
         return None
+
+
+def _remade(db: sqlite3.Connection, export: Export, policy_digest: str) -> Remade:
+    bodies = tuple(body_of(record) for record in export.encode())
+    return Remade(key(export.digest, policy_digest), bodies, marks(db, export))
 
 
 def as_made(capturing: Capture | None, made_under: str) -> Capture | None:

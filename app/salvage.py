@@ -33,6 +33,7 @@ KEYS_MISSED_MAX = 5_000
 """In a row, in the gap between what can be read from the beginning and from the end of a table."""
 VALUE_BYTES_MAX = 100_000_000
 FILES = ("", "-wal", "-shm")
+_COPIES = ("{}.damaged-*", "{}.before-*", "{}.new*", "{}.broken.copy*", ".{}.backup*")
 WAL_HEADER = 32
 FRAME_HEADER = 24
 NOTE = "ledger"
@@ -416,10 +417,14 @@ def backups(path: Path) -> list[Path]:
 
 
 def forget_copies(path: Path) -> None:
-    """Delete all that was set aside: it still holds what is to be held nowhere any more."""
-    for pattern in (f"{path.name}.damaged-*", f"{path.name}.before-*"):
-        for file in path.parent.glob(pattern):
-            file.unlink(missing_ok=True)
+    """Delete all that was set aside, and drafts that a kill left: they hold what is to be held nowhere any more.
+
+    Raises OSError, and sqlite3.OperationalError when a recovery takes too long.
+    """
+    with exclusive(path):
+        for pattern in _COPIES:
+            for file in path.parent.glob(pattern.format(path.name)):
+                file.unlink(missing_ok=True)
 
 
 def tidy(path: Path, older_than_s: float = 0.0) -> None:

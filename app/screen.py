@@ -6,7 +6,6 @@ The same facts for programs are the dataclasses themselves, as JSON.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,17 +33,10 @@ LONG_FILES = 20
 LONG_BYTES = 20_000_000
 """Work on so much is long enough for a progress bar."""
 
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
 
 def day(time_ms: int) -> str:
     """A local date."""
     return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d")
-
-
-def visible(text: str) -> str:
-    """The text without what would steer a terminal: it may come from a file name, an answer or a transcript."""
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def import_lines(result: Imported) -> Iterator[str]:
@@ -63,17 +55,16 @@ def import_lines(result: Imported) -> Iterator[str]:
         told = "; ".join(filter(None, [told or "nothing to export", result.reason]))
     else:
         told = f"{result.outcome}: {result.reason}"
-    yield visible(": ".join(filter(None, [result.file, result.session, told])))
+    yield ": ".join(filter(None, [result.file, result.session, told]))
 
 
 def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     bodies = f"{_size(status.held_bytes)} of {_size(status.held_bytes_max)} for bodies not delivered, or not confirmed"
     known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
-    for alarm in status.alarms:
-        yield visible(alarm)
+    yield from status.alarms
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
     spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
-    yield visible(f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {bodies}")
+    yield f"spool: {spool}, {_size(status.spool_bytes)} of {_size(status.spool_bytes_max)}, {bodies}"
     if status.folder_limits:
         told = ", ".join(f"{option} in {folders}" for option, folders in status.folder_limits.items())
         yield f"folders whose own limits bind their jobs alone: {told}"
@@ -91,28 +82,28 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
     for refused in status.refused:
         when = _moment(refused.last_ms)
-        yield visible(f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log")
+        yield f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log"
     for incident in status.incidents:
-        yield visible(f"noted: {incident.what}: {incident.count}, the last at {_moment(incident.last_ms)}")
+        yield f"noted: {incident.what}: {incident.count}, the last at {_moment(incident.last_ms)}"
     for held in status.held_folders:
         folders = _number(held.folders, "folder")
-        yield visible(f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}")
+        yield f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}"
     yield from problem_lines(status.problems)
     yield from waiting_lines(status.waiting)
 
 
 def problem_lines(problems: Sequence[str]) -> Iterator[str]:
     for problem in problems:
-        yield visible(f"problem: {problem}")
+        yield f"problem: {problem}"
 
 
 def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
     for reason in waiting:
-        yield visible(f"waiting: {reason}")
+        yield f"waiting: {reason}"
 
 
 def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
-    yield visible(f"{'this' if one.current else 'other'} destination: {named(one)}")
+    yield f"{'this' if one.current else 'other'} destination: {named(one)}"
     at = one.conditions
     yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} failed before, {at.in_backoff} in backoff"
     if at.isolated:
@@ -120,22 +111,22 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
     if one.oldest_pending_ms is not None:
         yield f"  the oldest waits for {(now_ms - one.oldest_pending_ms) // 1000} s"
     if one.route is not None:
-        yield visible(f"  route: {one.route}")
+        yield f"  route: {one.route}"
     yield f"  health: {one.health}"
     if one.pause_reason is not None:
         is_ahead = one.next_probe_ms is not None and one.next_probe_ms > now_ms
-        yield visible(f"  paused{f' until {_moment(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}")
+        yield f"  paused{f' until {_moment(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}"
     for failing in one.errors:
         if failing.state != "dead":
-            yield visible(f"  {failing.jobs} {failing.state}: {failing.error}")
+            yield f"  {failing.jobs} {failing.state}: {failing.error}"
     for group in one.dead_letters:
-        yield visible(f"  {group.jobs} dead (error {group.fingerprint}): {group.reason}")
+        yield f"  {group.jobs} dead (error {group.fingerprint}): {group.reason}"
     read = one.confirmation
     told = f"{read.confirmed} confirmed, {read.waiting} to be confirmed"
     told += f", {read.body_not_stored} stored without body" if read.body_not_stored else ""
     told += f", {read.given_up} given up" if read.given_up else ""
     if any((read.confirmed, read.waiting, read.body_not_stored, read.given_up, read.notes)):
-        yield visible("; ".join([f"  read back: {told}", *read.notes]))
+        yield "; ".join([f"  read back: {told}", *read.notes])
 
 
 def flush_lines(flushed: Flushed) -> Iterator[str]:
@@ -145,7 +136,7 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
     if flushed.backlog:
         yield f"{flushed.backlog} lines of live hooks are not worked off"
     for failing in flushed.errors:
-        yield visible(f"{failing.jobs} {failing.state}: {failing.error}")
+        yield f"{failing.jobs} {failing.state}: {failing.error}"
     yield from waiting_lines(flushed.waiting)
 
 
@@ -153,20 +144,20 @@ def preview_lines(result: Previewed | Imported) -> Iterator[str]:
     if isinstance(result, Imported):
         yield from import_lines(result)
         return
-    yield visible(f"{result.file}: {result.session}: {len(result.records)} records, {result.mode}")
+    yield f"{result.file}: {result.session}: {len(result.records)} records, {result.mode}"
     for record in result.records:
-        yield visible(f"--- {record.path} ({record.kind}, {record.request_id}, {len(record.body)} bytes)")
-        yield visible(json.dumps(json.loads(record.body), ensure_ascii=False, indent=2))
+        yield f"--- {record.path} ({record.kind}, {record.request_id}, {len(record.body)} bytes)"
+        yield from json.dumps(json.loads(record.body), ensure_ascii=False, indent=2).split("\n")
     for name, number in sorted(result.hits.items()):
-        yield visible(f"redacted: {name}: {number}")
+        yield f"redacted: {name}: {number}"
     for name, number in sorted(result.identity_hits.items()):
-        yield visible(f"NOT redacted, matches an id or a name: {name}: {number}")
+        yield f"NOT redacted, matches an id or a name: {name}: {number}"
 
 
 def setting_line(setting: Shown) -> str:
     value = setting.value if isinstance(setting.value, str) else json.dumps(setting.value, ensure_ascii=False)
     unit = f" {setting.unit}" if setting.unit else ""
-    return visible(f"{setting.name} = {value}{unit}  [{setting.origin}]")
+    return f"{setting.name} = {value}{unit}  [{setting.origin}]"
 
 
 @contextmanager
@@ -227,14 +218,14 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         sessions = _number(project.sessions, "session")
         if project.sessions:
             what = f"{_number(project.logs, 'log')} in {_number(project.turns, 'turn')} of {sessions}"
-            yield visible(f"  {name}: {what}")
+            yield f"  {name}: {what}"
         if project.left_out:
-            yield visible(f"  {name}: {_number(project.left_out, 'session')} left out: {project.reason}")
+            yield f"  {name}: {_number(project.left_out, 'session')} left out: {project.reason}"
         if project.shut:
             told = "captured while export was off (--include-off takes them), deleted, or recalled"
-            yield visible(f"  {name}: {_number(project.shut, 'turn')} not taken: {told}")
+            yield f"  {name}: {_number(project.shut, 'turn')} not taken: {told}"
     for session, reason in plan.unreadable.items():
-        yield visible(f"  {session}: cannot be read: {reason}")
+        yield f"  {session}: cannot be read: {reason}"
     if plan.too_old:
         told = "not changed for 90 days: Helicone would blank their bodies (--since takes them)"
         yield f"  {_number(plan.too_old, 'session')} left out, {told}"
@@ -287,14 +278,13 @@ def _moment(time_ms: int) -> str:
 
 def worker_lines(target: Destination, log: str) -> Iterator[str]:
     if target.key_fingerprint:
-        yield visible(f"delivering to {target.endpoint} until stopped; log: {log}")
+        yield f"delivering to {target.endpoint} until stopped; log: {log}"
     else:
-        yield visible(f"no HELICONE_API_KEY is set: jobs wait; log: {log}")
+        yield f"no HELICONE_API_KEY is set: jobs wait; log: {log}"
 
 
-def receiver_lines(url: str, store: str) -> Iterator[str]:
-    key = "-".join(["sk", "helicone", *["example"] * 4])  # any that is well formed
-    yield visible(f"listening on {url}, keeping {store}")
+def receiver_lines(url: str, key: str, store: str) -> Iterator[str]:
+    yield f"listening on {url}, keeping {store}"
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
 
 
@@ -306,11 +296,9 @@ def letters_lines(listed: Listed, state: str) -> Iterator[str]:
     yield f"{listed.jobs} {state}"
     for group in listed.groups:
         name = f"{group.fingerprint}  " if group.fingerprint else ""
-        yield visible(f"{name}{group.jobs} {state}, the last at {_moment(group.last_ms)}: {group.reason}")
+        yield f"{name}{group.jobs} {state}, the last at {_moment(group.last_ms)}: {group.reason}"
     for letter in listed.letters[:LETTERS_SHOWN]:
-        yield visible(
-            f"  {short(letter.key)}  {_moment(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
-        )
+        yield f"  {short(letter.key)}  {_moment(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
     if listed.jobs > LETTERS_SHOWN:
         yield f"  and {listed.jobs - LETTERS_SHOWN} older ones; --json lists more"
 
@@ -319,19 +307,19 @@ def letter_lines(opened: Opened) -> Iterator[str]:
     letter = opened.letter
     error = f" (error {letter.fingerprint})" if letter.fingerprint else ""
     yield f"job {letter.key}"
-    yield visible(f"{letter.state} since {_moment(letter.finished_ms)}: {letter.reason}{error}")
-    yield visible(f"session {letter.session}, turn {letter.turn}, for {opened.endpoint or 'any endpoint'}")
+    yield f"{letter.state} since {_moment(letter.finished_ms)}: {letter.reason}{error}"
+    yield f"session {letter.session}, turn {letter.turn}, for {opened.endpoint or 'any endpoint'}"
     yield f"{letter.records} records, {_size(letter.body_bytes)} held; queued at {_moment(letter.enqueued_ms)}"
     yield f"what to do: {opened.todo}"
     yield f"tried {letter.attempts} times{', the last:' if opened.attempts else ''}"
     for one in opened.attempts:
         took = "ended with its worker" if one.ended_ms is None else f"{one.ended_ms - one.started_ms} ms"
         answer = f"; the answer began: {one.answer}" if one.answer else ""
-        yield visible(f"  {one.number}  {_moment(one.started_ms)}  {took}  {one.error or ''}{answer}")
+        yield f"  {one.number}  {_moment(one.started_ms)}  {took}  {one.error or ''}{answer}"
     for body in opened.bodies:
-        yield visible(json.dumps(body, ensure_ascii=False, indent=2))
+        yield from json.dumps(body, ensure_ascii=False, indent=2).split("\n")
     if opened.problem:
-        yield visible(f"the records cannot be read: {opened.problem}")
+        yield f"the records cannot be read: {opened.problem}"
 
 
 def retried_lines(jobs: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
@@ -353,4 +341,4 @@ def purged_lines(jobs: int) -> Iterator[str]:
 
 def finding_line(finding: Finding) -> str:
     todo = f" ({finding.todo})" if finding.todo else ""
-    return visible(f"{finding.level:8} {finding.check}: {finding.found}{todo}")
+    return f"{finding.level:8} {finding.check}: {finding.found}{todo}"

@@ -9,18 +9,18 @@ from app.audit import Audited
 from app.ledger import SESSION_RECORD
 from app.opencode import StoredSession
 from app.recall import Plan
-from app.screen import day, visible
+from app.screen import day
 
 
 def audit_lines(results: Sequence[Audited]) -> Iterator[str]:
     for one in results:
         if one.problem:
-            yield visible(f"{one.session}: cannot be audited: {one.problem}")
+            yield f"{one.session}: cannot be audited: {one.problem}"
         if one.records:
-            yield visible(f"{one.session}  {one.project or ''}  {day(one.created_ms or 0)}: {len(one.records)} records")
+            yield f"{one.session}  {one.project or ''}  {day(one.created_ms or 0)}: {len(one.records)} records"
         for record in one.records:
             told = ", ".join(f"{name}: {count}" for name, count in sorted(record.hits.items()))
-            yield visible(f"  {record.path} ({record.kind}): {told}")
+            yield f"  {record.path} ({record.kind}): {told}"
     totals = audit_totals(results)
     yield ", ".join(f"{number} {_TOTALS[name]}" for name, number in totals.items() if number) or "nothing was delivered"
 
@@ -86,9 +86,9 @@ class Report:
         return f"overwrite {self.records} records of {self.turns} turns in {self.sessions} sessions"
 
     def lines(self) -> Iterator[str]:
-        yield from map(visible, self.chosen)
+        yield from self.chosen
         yield f"{self.sessions} sessions, {self.turns} turns, {self.records} records"
         yield from (f"{number} {name}" for name, number in self.outcomes.items())
 
     def problem_lines(self) -> Iterator[str]:
-        yield from map(visible, self.problems)
+        yield from self.problems

@@ -34,7 +34,7 @@ from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
 from app.helicone import Client, ClientError, ReadBackError
 from app.keyring import Keyring
-from app.ledger import Body, Claim
+from app.ledger import Body, Claim, Remade
 from app.opencode import store_file
 from app.permit import Permits
 from app.presence import Announced, Only, present
@@ -213,7 +213,7 @@ class Worker:
     def _max_retries(self, held: Claim) -> int | None:
         return limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
 
-    def _rebuild(self, held: Claim) -> Sequence[Body] | Hold | None:
+    def _rebuild(self, held: Claim) -> Remade | Hold | None:
         capturing = self._permits.capture(self.db, held.folder)
         made = capturing if isinstance(capturing, Hold) else self._remaking.rebuild(self.db, held, capturing)
         if made is None:

@@ -30,8 +30,8 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def receiver(home: Path) -> Iterator[str]:
-    """The receiver as the command that people type; its address."""
+def receiver(home: Path) -> Iterator[tuple[str, str]]:
+    """The receiver as the command that people type; its address and its key, as it says what to export."""
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "receiver", "--port", "0", "--store", str(home / "receiver.db")],
         stdout=subprocess.PIPE,
@@ -40,8 +40,9 @@ def receiver(home: Path) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None
-        words = process.stdout.readline().split()
-        yield next(word.rstrip(",") for word in words if word.startswith("http://"))
+        said = process.stdout.readline() + process.stdout.readline()
+        told = dict(word.split("=", 1) for word in said.split() if "=" in word)
+        yield told["HELICONE_ENDPOINT"], told["HELICONE_API_KEY"]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
@@ -69,8 +70,8 @@ def run(home: Path) -> int:
     snapshot = export(RECORDING)
     with ExitStack() as running:
         say("1. a local receiver, compatible with Helicone")
-        url = running.enter_context(receiver(home))
-        station = Station(home, url)
+        url, key = running.enter_context(receiver(home))
+        station = Station(home, url, key)
         say(f"   {url}")
         say("2. a worker: huey_consumer app.worker.huey")
         running.enter_context(worker(station))

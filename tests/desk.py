@@ -25,6 +25,7 @@ def version(turn: str = "t1", content: str = "a", facts_ms: int = 100, session: 
         facts_ms=facts_ms,
         user_id="",
         folder="",
+        known_marks="",
     )
 
 

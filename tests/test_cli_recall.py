@@ -24,6 +24,7 @@ from tests.processes import Station
 from tests.servers import Receiver, receiving
 from tests.test_cli import example, shape
 from tests.test_enqueue import Door
+from tests.test_erasure import traces
 from tests.test_recall import claims, deliver, desk_of, shown, told
 from tests.test_store import built
 from tests.typed import Interrupted, typed
@@ -149,3 +150,13 @@ def test_audit_gives_no_all_clear_for_what_it_did_not_see(scene: Scene) -> None:
     built(scene.station.home / "data" / "opencode" / "opencode.db", recorded.export("a_simple"))
     gone = scene.station.run("audit")
     assert (gone.returncode, "ses_root: cannot be audited" in gone.stdout) == (1, True)
+
+
+def test_a_recall_leaves_no_body_of_what_it_overwrote_in_the_spool(scene: Scene) -> None:
+    """What was delivered lies in the log until that is written over, and in what was set aside after damage."""
+    spool = scene.station.spool
+    (spool / "ledger.db.damaged-wal-1").write_bytes((spool / "ledger.db-wal").read_bytes())
+    assert traces(spool, [], WHALE.encode()) == {"ledger.db-wal", "ledger.db.damaged-wal-1"}
+    code, said = scene.run("ses_root", "--blank", "--yes")
+    assert (code, said["problems"]) == (0, [])
+    assert traces(spool, [], WHALE.encode()) == set()

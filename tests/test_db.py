@@ -452,7 +452,14 @@ def test_a_folder_that_all_users_share_is_refused_and_left_as_it_is(tmp_path: Pa
     assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
 
 
-APPLIED = {1: "2b30271a0c8e", 2: "de22d874aab9", 3: "3ba9b645848a", 4: "523f0aa2340c", 5: "4ac36418db11"}
+APPLIED = {
+    1: "2b30271a0c8e",
+    2: "de22d874aab9",
+    3: "3ba9b645848a",
+    4: "523f0aa2340c",
+    5: "4ac36418db11",
+    6: "d4cdd3573d32",
+}
 """Of each migration as it was first applied somewhere, comments and white space aside: it is never edited again."""
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from app import destination, ledger
 from app.destination import Destination
-from app.ledger import Choice, Claim, Failure, Standing, Unconfirmed
+from app.ledger import Choice, Claim, Failure, Remade, Standing, Unconfirmed
 from app.ledger.claims import ISOLATED_KILLS
 from app.recall import REOPENED
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
@@ -426,6 +426,12 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         {name: SAME[name] for name in (*FREE, *DEAD) if name not in EMPTIED},
     ),
     "drop_gone": (lambda d, held, _: ledger.drop_gone(d.db, held, d.now_ms), to("dropped (size)", "emptied leased")),
+    "take_remade": (
+        lambda d, held, _: ledger.take_remade(
+            d.db, held, Remade(held.key, tuple(bodies("ses_1 t1", 1, "other")), "ab12")
+        ),
+        {"emptied leased": SAME["emptied leased"]},
+    ),
     # adoption
     "adopt": (lambda d, *_: ledger.adopt(d.db, d.destination, another(d).id, now_ms=d.now_ms), SAME),
     "adopt where the session is known": (lambda d, *_: adopt_where_known(d), to("superseded", *FREE)),
@@ -439,9 +445,10 @@ READERS = {
     "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "current_as",
     "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters", "due_for_confirmation",
     "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported", "exported_elsewhere",
-    "exported_sessions", "fits", "fits_key", "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_current",
+    "exported_sessions", "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_current",
     "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body", "latest_ms", "leasing_workers",
-    "letters_of", "letters_of_session", "made_under", "missing", "next_due_ms", "next_of_session", "pending_keys",
+    "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
+    "pending_keys",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "trusted_age_ms", "unacknowledged",
     "without_bodies",
 }  # fmt: skip

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from app import destination, ledger
-from app.ledger import Body, Choice, Claim, Failure, Unconfirmed, Version
+from app.ledger import Body, Choice, Claim, Failure, Remade, Unconfirmed, Version
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
 from app.ledger.upkeep import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
 from app.recall import REOPENED
@@ -214,7 +214,7 @@ class Histories(RuleBasedStateMachine):
     def left(self, held: Claim) -> list[Body]:
         job = self.model.jobs[held.key]
         if job.is_emptied:
-            assert ledger.fits(self.db, held, job.made)
+            assert ledger.take_remade(self.db, held, Remade(held.key, tuple(job.made), ""))
             assert ledger.is_emptied(self.db, held) is bool(self.model.missing(job))
         return list(ledger.unacknowledged(self.db, held, job.made if job.is_emptied else None))
 

@@ -39,7 +39,12 @@ def test_message_stays_on_one_line_and_bounded(tmp_path: Path) -> None:
 
 def test_lone_surrogate_does_not_stop_the_log(tmp_path: Path) -> None:
     append(tmp_path / "a.log", "before \ud800 after", NOON_MS)
-    assert "before ? after" in (tmp_path / "a.log").read_text()
+    assert "before \\ud800 after" in (tmp_path / "a.log").read_text()
+
+
+def test_what_would_steer_the_terminal_of_whoever_reads_it_is_escaped(tmp_path: Path) -> None:
+    append(tmp_path / "a.log", "a\x1b[2Jb\u202ec\u200bd\U000e0041e", NOON_MS)
+    assert (tmp_path / "a.log").read_text().endswith(" a\\u001b[2Jb\\u202ec\\u200bd\\udb40\\udc41e\n")
 
 
 def test_full_log_begins_anew_and_the_one_before_it_is_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -831,13 +832,70 @@ def test_a_script_of_faults_is_read_before_serving(tmp_path: Path, store: Path) 
             receiver.serve(host="127.0.0.1", port=0, store_path=store, faults_path=script)
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example.com",
+        "evil.example.com:80",
+        "127.0.0.1.evil.example.com",
+        "10.0.0.1",
+        "",
+        "localhost@evil",
+        "[::2]",
+        "::2",
+    ],
+)
+@pytest.mark.parametrize("path", ["/_sends", "/nowhere"])
+def test_a_name_that_is_not_of_this_machine_is_refused(
+    running: Receiver, http: httpx.Client, path: str, host: str
+) -> None:
+    """A web page whose own name was made to point here (DNS rebinding) says that name."""
+    refused = http.get(running.url + path, headers={"host": host})
+    assert refused.status_code == 403
+    assert "loopback" in refused.text
+    assert http.post(running.url + "/_faults", json=[{"status": 503}], headers={"host": host}).status_code == 403
+    assert http.get(running.url + path).status_code != 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1:8686", "127.1.2.3", "[::1]", "[::1]:8686"])
+def test_every_name_of_this_machine_is_taken(running: Receiver, http: httpx.Client, host: str) -> None:
+    assert http.get(running.url + "/_sends", headers={"host": host}).status_code == 200
+
+
+def test_a_request_that_names_no_host_is_refused(running: Receiver) -> None:
+    port = int(running.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET /_sends HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 403 ")
+
+
+def test_its_own_key_is_random_private_and_the_same_after_a_restart(store: Path, tmp_path: Path) -> None:
+    store.parent.mkdir()
+    key = receiver.own_key(store)
+    assert intake.is_well_formed(key)
+    assert receiver.own_key(store) == key
+    assert receiver.own_key(tmp_path / "another.db") != key
+    assert stat.S_IMODE(store.with_name("store.db.key").stat().st_mode) == 0o600
+    with servers.receiving(store):
+        pass
+    assert key.encode() not in store.read_bytes()
+
+
+def test_a_key_file_that_holds_no_key_is_named(store: Path) -> None:
+    store.parent.mkdir()
+    receiver.own_key(store)
+    store.with_name("store.db.key").write_text("guessed\n")
+    with pytest.raises(ReceiverError, match=r"store\.db\.key"):
+        receiver.own_key(store)
+
+
 SERVE = """
 import sys
 from pathlib import Path
 from app.receiver import serve
 serve(
     host="127.0.0.1", port=0, store_path=Path(sys.argv[1]), faults_path=Path(sys.argv[2]),
-    on_listening=lambda url: print(url, flush=True),
+    on_listening=lambda url, key: print(url, key, flush=True),
 )
 print("stopped")
 """
@@ -850,9 +908,11 @@ def test_it_serves_as_a_process_until_interrupted(http: httpx.Client, tmp_path: 
         [sys.executable, "-c", SERVE, store, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        post = Posting(http, url)
+        url, key = process.stdout.readline().split()
+        post = Posting(http, url, key)
         statuses = [post(WORKER, envelope()).status_code for _ in range(2)]
+        # No other key is known, however well formed; the worker's way to say so is 200.
+        assert "unknown" in Posting(http, url)(WORKER, envelope()).text
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=300)
     assert statuses == [503, 200]

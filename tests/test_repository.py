@@ -122,7 +122,17 @@ def test_no_comment_needs_a_tracker_to_be_understood() -> None:
 
 
 def test_what_a_checkout_must_have_is_there() -> None:
-    for name in ("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "Procfile", ".env.example", ".ci/run"):
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "SECURITY.md",
+        "docs/privacy.md",
+        "Makefile",
+        "Procfile",
+        ".env.example",
+        ".ci/run",
+    ):
         assert name in texts(), name
     assert texts()["LICENSE"].startswith("MIT License")
     assert re.fullmatch(r"worker: huey_consumer app\.worker\.huey [^\n]*\n", texts()["Procfile"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -13,14 +14,16 @@ import pytest
 
 from app import destination, ledger
 from app.connection import Ledger
+from app.db import open_ledger
 from app.deliver import OTHER_TEXT
-from app.enqueue import Place, enqueue
+from app.enqueue import MARK_DIGITS, Place, enqueue
 from app.export import Capture
-from app.ledger import Choice
+from app.ledger import Choice, Claim, Failure
 from app.letters import list_dropped, open_letters, what_to_do
 from app.opencode import Store, store_file
 from app.parse import parse
 from app.privacy.policy import Hold
+from app.privacy.redact import REDACTED, Redaction
 from app.remake import Remaking
 from app.room import AGAIN_MS, PATIENCE_MS, Made, Room
 from app.settings import Settings
@@ -67,6 +70,15 @@ class Bunk(Bench):
         ):
             done += 1
         return done
+
+    def release(self) -> None:
+        """What is held may be tried again now."""
+        self.db.execute("update job set due_ms = 3000, hold_reason = null where state = 'pending'")
+
+    def finish(self, held: Claim) -> None:
+        for body in ledger.unacknowledged(self.db, held):
+            ledger.acknowledge(self.db, self.destination, held, body, now_ms=2_000, lease_ms=60_000)
+        assert ledger.complete(self.db, held, 2_000)
 
     @property
     def bodies(self) -> list[bytes]:
@@ -376,6 +388,137 @@ def test_a_hook_tries_what_it_cannot_refill_once(bench: Bunk) -> None:
     remember(bench.environ, talk(1))
     assert bench.refill() == 0
     assert bench.states == ["delivered", "pending"]
+
+
+# --- rules or secrets became more meanwhile
+
+
+def stricter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another version of this program is: it takes out what says `!` as well."""
+    before = Redaction.text
+
+    def text(self: Redaction, value: str, hits: Counter[str] | None = None) -> str:
+        return before(self, value, hits).replace("!", REDACTED)
+
+    monkeypatch.setattr(Redaction, "text", text)
+
+
+def test_what_nobody_was_sent_is_sent_as_a_stricter_rule_makes_it(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.keep(talk(2))
+    before, keys = bench.bodies, bench.keys
+    bench.make_room()
+    stricter(monkeypatch)
+    bench.deliver()
+    assert (bench.states, bench.keys) == (["delivered"] * 3, keys)
+    assert len(bench.posted) == len(before)
+    assert bench.posted != before
+    assert "!" not in bench.wire
+
+
+def test_what_nobody_was_sent_is_sent_without_a_secret_that_became_known_later(bench: Bunk) -> None:
+    bench.keep(talk(2))
+    assert any(CANARY.encode() in body for body in bench.bodies)
+    bench.make_room()
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.deliver()
+    assert bench.states == ["delivered"] * 3
+    assert CANARY not in bench.wire
+
+
+def test_a_secret_that_was_known_then_is_not_let_out_by_a_stricter_rule(
+    bench: Bunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.keep(talk(1))
+    bench.make_room()
+    stricter(monkeypatch)
+    bench.start_worker(MY_TOKEN="another-secret-than-that")
+    bench.deliver()
+    assert bench.refill() == 1
+    bench.deliver()
+    assert bench.states == ["delivered", "pending"]
+    assert CANARY not in bench.wire
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.release()
+    bench.deliver()
+    assert bench.states == ["delivered"] * 2
+    assert CANARY not in bench.wire
+
+
+@pytest.mark.parametrize("came_to", ["answered", "accepted in part", "ended with its worker"])
+def test_what_somebody_may_have_been_sent_keeps_its_bytes(
+    bench: Bunk, monkeypatch: pytest.MonkeyPatch, came_to: str
+) -> None:
+    bench.keep(talk(1))
+    before = bench.bodies
+    (turn,) = bench.keys[1:]
+    held = ledger.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
+    while held is not None and held.turn == ledger.SESSION_RECORD:
+        bench.finish(held)
+        held = ledger.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
+    assert held is not None
+    match came_to:
+        case "answered":
+            ledger.give_back(bench.db, held, due_ms=2_100, failure=Failure("503: HTML", 503))
+        case "accepted in part":
+            first = next(ledger.unacknowledged(bench.db, held))
+            ledger.acknowledge(bench.db, bench.destination, held, first, now_ms=2_000, lease_ms=60_000)
+            ledger.give_back(bench.db, held, due_ms=2_100)
+        case _:
+            ledger.recover(bench.db, 2_100, ["w"])
+    bench.make_room()
+    stricter(monkeypatch)
+    bench.deliver()
+    assert (bench.states, bench.posted) == (["delivered", "pending"], [])
+    assert bench.refill() == 1
+    assert ledger.held_bytes(bench.db) == 0
+    monkeypatch.undo()
+    bench.release()
+    bench.deliver()
+    assert bench.states == ["delivered"] * 2
+    assert set(bench.posted) <= set(before)
+
+
+def test_an_attempt_that_did_not_connect_has_sent_nothing(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.keep(talk(1))
+    for _ in bench.keys:
+        held = ledger.claim(bench.db, bench.destination, bench.keys[0], worker="w", now_ms=2_000, lease_ms=60_000)
+        assert held is not None
+        ledger.give_back(bench.db, held, due_ms=2_500, failure=Failure("ConnectError: Connection refused"))
+    assert bench.states == ["pending"] * 2
+    bench.make_room()
+    stricter(monkeypatch)
+    bench.deliver()
+    assert bench.states == ["delivered"] * 2
+    assert "!" not in bench.wire
+
+
+def test_of_a_job_from_before_only_the_hook_of_its_project_may_change_a_byte(
+    bench: Bunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.keep(talk(1))
+    bench.make_room()
+    bench.db.execute("update job set known_marks = null")
+    stricter(monkeypatch)
+    bench.deliver()
+    assert bench.states == ["delivered", "pending"]
+    assert bench.refill() == 1
+    bench.deliver()
+    assert bench.states == ["delivered"] * 2
+    assert "!" not in bench.wire
+
+
+def test_marks_of_known_values_are_short_and_salted(bench: Bunk, tmp_path: Path) -> None:
+    bench.start_worker(MY_TOKEN=CANARY)
+    bench.keep(talk(1))
+    marks = [row["known_marks"] for row in bench.db.execute("select known_marks from job order by id")]
+    assert marks[0] == ""
+    assert len(marks[1]) == MARK_DIGITS
+    with closing(open_ledger(tmp_path / "another")) as db:
+        other = Bunk(db, tmp_path / "home-of-another")
+        other.start_worker(MY_TOKEN=CANARY)
+        other.keep(talk(1))
+        assert [row["known_marks"] for row in db.execute("select known_marks from job order by id")] != marks
 
 
 # --- settings change meanwhile

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,7 +13,7 @@ from app import destination, ledger
 from app.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
-from app.ledger import Body, Claim
+from app.ledger import Body, Claim, Remade
 from app.opencode import store_file
 from app.parse import parse
 from app.permit import Permits
@@ -213,7 +212,7 @@ class Bench:
     def permit(self, held: Claim) -> Permit:
         return self.permits.permit(self.db, held.folder, held.policy)
 
-    def rebuild(self, held: Claim) -> Sequence[Body] | Hold | None:
+    def rebuild(self, held: Claim) -> Remade | Hold | None:
         found = self.permits.capture(self.db, held.folder)
         return found if isinstance(found, Hold) else self.remaking.rebuild(self.db, held, found)
 

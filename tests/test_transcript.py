@@ -12,16 +12,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.parse import SUBAGENT_DEPTH_MAX, parse
+from app.privacy.policy import Policy
 from app.shape import DEPTH_MAX
 from app.transcript import (
     UNREADABLE,
     Assistant,
+    Failure,
     Other,
     Text,
+    Tokens,
     Tool,
     Transcript,
     TranscriptError,
     Turn,
+    is_llm_call,
     key,
     session_digest,
 )
@@ -396,6 +400,34 @@ def test_session_digest_is_of_the_record_alone() -> None:
     assert session_digest(replace(session, updated_ms=1)) == session_digest(session)
     assert session_digest(replace(session, title="renamed")) != session_digest(session)
     assert session_digest(replace(session, archived_ms=1)) != session_digest(session)
+
+
+def test_keys_are_the_same_in_every_version() -> None:
+    """Another key for what was sent would send it again: written out, so that no change goes unseen."""
+    asked, answered = (
+        user("msg_1", 1_000_010, text("Grüße\n")),
+        assistant("msg_2", 1_000_020, text("yes"), parent="msg_1"),
+    )
+    transcript = parse(snapshot(entry(asked, answered)))
+    (turn,) = transcript.turns
+    policy = Policy("full", ("b", "a"), redact_secrets=True, prefix="/opencode").digest("")
+    assert turn.digest == "8b7e4f32795c22629800aa9dcd1ce44b29db0db48d643a4a4f849bb9a3d34446"
+    assert session_digest(transcript.session) == "16e34be7db369ecc4fdbab88fb889d812f09038c8f7fbf16fbc19ed4b8ec530b"
+    assert policy == "84a293113fb04f1b8a04e2477ae3201bf4070c58d817e85f3df8f7e321b02323"
+    assert key(turn.digest, policy) == "0c890e42b6b03aad67692b560b077a4a9a0b166982597c8bbfb759c9be352f32"
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [{"finish": "stop"}, {"failure": Failure("UnknownError", None, None)}, {"tokens": Tokens(1, 1, 0, 0, 0)}, {}],
+    ids=["finish", "failure", "tokens", "none of them"],
+)
+def test_tools_alone_are_a_call_by_any_one_sign_of_one(sign: dict[str, Any]) -> None:
+    message = only_turn(user(), assistant("msg_2", 1_000_020, tool())).messages[1]
+    assert isinstance(message, Assistant)
+    bare = replace(message, finish=None, failure=None, tokens=None)
+    assert is_llm_call(replace(bare, **sign)) is bool(sign)
+    assert is_llm_call(replace(bare, parts=()))
 
 
 def test_key_depends_on_turn_and_policy() -> None:

@@ -101,7 +101,12 @@ def claim(
 
 def _begin_attempt(db: sqlite3.Connection, job_id: int, number: int, now_ms: int) -> None:
     db.execute("insert into attempt (job_id, number, started_ms) values (?, ?, ?)", (job_id, number, now_ms))
-    db.execute("delete from attempt where job_id = ? and number <= ?", (job_id, number - ATTEMPTS_KEPT))
+    # By their count: claims that were held have left no attempt, and an old one must not go for their sake.
+    db.execute(
+        "delete from attempt where job_id = ?1 and number not in"
+        " (select number from attempt where job_id = ?1 order by number desc limit ?2)",
+        (job_id, ATTEMPTS_KEPT),
+    )
 
 
 def _end_attempt(db: sqlite3.Connection, held: Claim, now_ms: int, failure: Failure) -> None:

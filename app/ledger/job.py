@@ -85,6 +85,8 @@ class Version:
     encoding: Encoding = NEWEST
     """Like the user id, this and the name are kept with the session by its first version, and by no later one."""
     session_name: str | None = None
+    known_marks: str | None = None
+    """Of the known values that were taken out of its bodies, as `marks` writes them; None where that is not known."""
 
 
 class Standing(Enum):

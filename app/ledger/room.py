@@ -15,10 +15,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.connection import transaction
-from app.ledger import limits
+from app.ledger import footprint, limits
+from app.ledger.claims import is_current
 from app.ledger.job import BATCH, Body, Claim, kept
 from app.ledger.limits import Limits
-from app.ledger.versions import forget_contents
+from app.ledger.versions import forget_contents, write_records
 
 _RELIED_ON = "store"
 _SEVERAL = ""
@@ -121,17 +122,80 @@ def is_emptied(db: sqlite3.Connection, held: Claim) -> bool:
     return row is not None
 
 
-def fits(db: sqlite3.Connection, held: Claim, made: Sequence[Body]) -> bool:
-    """Whether these are, byte for byte and in order, the bodies that the job had."""
-    wanted = [(one.request_id, one.digest) for one in kept(db, held.job_id)]
-    return wanted == [(body.request_id, body.digest) for body in made]
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """All bodies of a job that gave its own up, made again."""
+
+    key: str
+    """Of the turn as it is now: another one than the job's where it has changed."""
+    bodies: tuple[Body, ...]
+    known_marks: str
+    """As `Version.known_marks`."""
 
 
-def fits_key(db: sqlite3.Connection, destination_id: int, key: str, made: Sequence[Body]) -> bool:
-    """Whether these are the bodies that the job of this key had; also where there is none, and it may have any."""
-    job = db.execute("select id from job where destination_id = ? and key = ?", (destination_id, key)).fetchone()
-    wanted = [(one.request_id, one.digest) for one in kept(db, job["id"])] if job is not None else []
-    return not wanted or wanted == [(body.request_id, body.digest) for body in made]
+def take_remade(db: sqlite3.Connection, held: Claim, made: Remade) -> bool:
+    """Whether the claimed job may post these: the bodies that it had, or from now on has stricter ones in their place.
+
+    False too when the claim no longer stands.
+    """
+    with transaction(db):
+        if _are_those(db, held.job_id, made):
+            return True
+        if not (is_current(db, held) and is_emptied(db, held)):
+            return False
+        if made.key != held.key or not _may_differ(db, held.job_id, made):
+            return False
+        db.execute("delete from record where job_id = ?", (held.job_id,))
+        write_records(db, held.job_id, made.bodies)
+        footprint.write(db, held.job_id, made.bodies)
+        db.execute(
+            "update job set record_count = ?, known_marks = ? where id = ? and state = 'pending'",
+            (len(made.bodies), made.known_marks, held.job_id),
+        )
+    return True
+
+
+def may_refill(db: sqlite3.Connection, destination_id: int, made: Remade) -> bool:
+    """Whether the hook of its project may fill the job of their key with these bodies; also where there is no such job.
+
+    What was taken out of a job from before that was kept, its own project's hook knows as well as anybody.
+    """
+    job = db.execute(
+        "select id, known_marks from job where destination_id = ? and key = ?", (destination_id, made.key)
+    ).fetchone()
+    if job is None or not kept(db, job["id"]) or _are_those(db, job["id"], made):
+        return True
+    if job["known_marks"] is None:
+        return not _was_posted(db, job["id"])
+    return _may_differ(db, job["id"], made)
+
+
+def _are_those(db: sqlite3.Connection, job_id: int, made: Remade) -> bool:
+    wanted = [(one.request_id, one.digest) for one in kept(db, job_id)]
+    return wanted == [(body.request_id, body.digest) for body in made.bodies]
+
+
+def _may_differ(db: sqlite3.Connection, job_id: int, made: Remade) -> bool:
+    """Whether bytes that are not those of then withhold no less, and nobody has been sent any of those.
+
+    The program's own rules only become stricter; but whoever makes it again may not know a secret that was known then.
+    """
+    (known,) = db.execute("select known_marks from job where id = ?", (job_id,)).fetchone()
+    is_as_strict = known is not None and set(known.split()) <= set(made.known_marks.split())
+    return is_as_strict and not _was_posted(db, job_id)
+
+
+def _was_posted(db: sqlite3.Connection, job_id: int) -> bool:
+    """Whether any record of the job may have reached anybody. An attempt that did not connect reached nobody."""
+    row = db.execute(
+        "select 1 from job j where j.id = ? and (j.kills > 0 or exists (select 1 from record r join acknowledgement a"
+        "  on a.turn_id = j.turn_id and a.request_id = r.request_id and a.digest = r.digest where r.job_id = j.id)"
+        " or exists (select 1 from attempt t where t.job_id = j.id"
+        "  and (t.number < j.attempt or j.lease_until_ms is null) and (t.ended_ms is null or t.status is not null"
+        "   or not (t.error like 'ConnectError%' or t.error like 'ConnectTimeout%' or t.error like 'not tried%'))))",
+        (job_id,),
+    ).fetchone()
+    return row is not None
 
 
 def drop_gone(db: sqlite3.Connection, held: Claim, now_ms: int) -> bool:

@@ -275,10 +275,10 @@ def _write(  # noqa: PLR0913 - one row's columns
     pending = state == "pending"
     row = db.execute(
         "insert into job (destination_id, session_id, turn_id, policy_id, key, state, drop_reason, facts_ms,"
-        " enqueued_ms, due_ms, finished_ms, record_count, body_bytes, is_history, is_recall, is_sealed)"
-        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " enqueued_ms, due_ms, finished_ms, record_count, body_bytes, is_history, is_recall, is_sealed, known_marks)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " on conflict (destination_id, key) do update set state = excluded.state, drop_reason = excluded.drop_reason,"
-        " policy_id = excluded.policy_id,"
+        " policy_id = excluded.policy_id, known_marks = excluded.known_marks,"
         " is_history = excluded.is_history, is_recall = excluded.is_recall, is_sealed = excluded.is_sealed,"
         " facts_ms = excluded.facts_ms, enqueued_ms = excluded.enqueued_ms, due_ms = excluded.due_ms,"
         " finished_ms = excluded.finished_ms, record_count = excluded.record_count, body_bytes = excluded.body_bytes,"
@@ -307,21 +307,27 @@ def _write(  # noqa: PLR0913 - one row's columns
             version.is_history,
             version.is_recall,
             version.is_sealed,
+            version.known_marks,
         ),
     ).fetchone()
     if row is None:
         raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
     forget_contents(db, [row["id"]])
     footprint.write(db, row["id"], here)
+    write_records(db, row["id"], bodies)
+    if here:
+        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], bundle))
+
+
+def write_records(db: sqlite3.Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
+    """What each body of a job must be."""
     db.executemany(
         "insert into record (job_id, position, request_id, digest, body_bytes) values (?, ?, ?, ?, ?)",
         [
-            (row["id"], position, body.request_id.bytes, body.digest, body.body_bytes)
+            (job_id, position, body.request_id.bytes, body.digest, body.body_bytes)
             for position, body in enumerate(bodies)
         ],
     )
-    if here:
-        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], bundle))
 
 
 def _policy_id(db: sqlite3.Connection, facts: str) -> int | None:

@@ -9,6 +9,7 @@ tool name that Helicone tells records apart by; `identity_hits` says which patte
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections import Counter
@@ -45,6 +46,7 @@ from app.transcript import (
 )
 
 __all__ = [
+    "Hits",
     "PatternError",
     "Redaction",
     "identity_hits",
@@ -60,6 +62,14 @@ _DEPTH_MAX = 64
 _SPELLED_MAX = 64
 """Latin letters that stand for one character."""
 _Span = tuple[int, int]
+
+
+class Hits(Counter[str]):
+    """How often each name has hit; and of what was a known value, wherever it stood, a digest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[bytes] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +90,10 @@ class Redaction:
     def text(self, value: str, hits: Counter[str] | None = None) -> str:
         """The value with all that matches as `[REDACTED]`. Lone surrogates become U+FFFD, as UTF-8 has none."""
         data = _encoded(strip_blobs(value))
-        return _replaced(data, self._found(data), hits).decode("utf-8", "replace")
+        found = self._found(data)
+        if isinstance(hits, Hits):
+            hits.known |= {hashlib.sha256(data[start:end]).digest() for start, end in found[KNOWN]}
+        return _replaced(data, found, hits).decode("utf-8", "replace")
 
     def json(self, value: Json, hits: Counter[str] | None = None) -> Json:
         """Keys and values, recursively. What stands under a key named like a secret is replaced whole."""
