@@ -30,10 +30,10 @@ _FLAGS = re.compile(r"\(\?([is]+)\)")
 
 
 def tree(pattern: str) -> Any:
-    return _PARSER.parse(_in_python(pattern))
+    return _PARSER.parse(in_python(pattern))
 
 
-def _in_python(pattern: str) -> str:
+def in_python(pattern: str) -> str:
     """Go lets `(?i)` stand anywhere, and it counts to the end of its group; Python wants `(?i:…)`."""
     pattern = pattern.replace("[[:alnum:]]", "[a-zA-Z0-9]").replace(r"\z", r"\Z")
     made: list[str] = []
@@ -110,7 +110,9 @@ class _Sampler:
                 made = ""
             case "LITERAL":
                 made = chr(value)
-            case "ANY" | "NOT_LITERAL":
+            case "ANY":
+                made = "."  # a dot that was left unescaped: hooks.slack.com
+            case "NOT_LITERAL":
                 made = self._dice.choice(_ALNUM)
             case "IN":
                 made = self._dice.choice(self._letters(value, flags))
@@ -127,8 +129,8 @@ class _Sampler:
 
     def _repeated(self, least: int, most: Any, inner: Any, *, flags: int) -> str:
         times = self._dice.randint(least, min(int(most), least + _MORE_MAX))
-        if least == 0 and _is_anything(inner):
-            return "".join(self._dice.choices(_FILLER, k=times))
+        if _is_anything(inner):
+            return "".join(self._dice.choices(_ALNUM if least else _FILLER, k=times))
         return "".join(self.text(inner, flags) for _ in range(times))
 
     def _letters(self, items: Any, flags: int) -> str:
@@ -137,7 +139,8 @@ class _Sampler:
             letters = "".join(letter for letter in _PRINTABLE if letter not in letters)
         if len(letters) > _ANYTHING:
             return _ALNUM
-        if flags & _IGNORE_CASE and self._mixes_case:
+        is_range = any(str(kind) == "RANGE" for kind, _ in items)
+        if is_range and flags & _IGNORE_CASE and self._mixes_case:
             letters = "".join(sorted({*letters, *letters.upper(), *letters.lower()}))
         return letters
 
