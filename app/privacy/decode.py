@@ -38,6 +38,9 @@ class View:
     pieces: Sequence[tuple[int, int, bool]] = ()
     """Per piece: start and end in `below`, and whether it is a copy (else it stands for the whole range)."""
 
+    def part(self, start: int, end: int) -> View:
+        return View(self.data[start:end], self, (0,), ((start, end, True),))
+
     def source(self, start: int, end: int) -> tuple[int, int]:
         """The range of the text itself that `data[start:end]` (not empty) stands for."""
         if self.below is None:

@@ -16,6 +16,8 @@ from urllib.parse import quote_plus
 
 import re2
 
+from app.privacy.scout import trace_of
+
 LENGTH_MIN = 8
 """Characters. Shorter values are words and numbers that stand everywhere."""
 
@@ -59,6 +61,11 @@ def search_for(values: Iterable[str]) -> Any | None:
     options.log_errors = False
     options.max_mem = _PROGRAM_BYTES_MAX
     return re2.compile(b"|".join(longest_first), options)
+
+
+def traces_of(values: Iterable[str]) -> frozenset[bytes]:
+    """A few letters of each piece of each value: a text in which none of them stands holds no value."""
+    return frozenset(trace_of(piece.encode("utf-8", "replace")) for value in values for piece in _pieces(value))
 
 
 def _pieces(value: str) -> Iterator[str]:

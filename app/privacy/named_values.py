@@ -33,6 +33,8 @@ _NAME = (
     rb"(?:" + _PASSWORD + rb"|secret|token|api[ _-]?key|(?:" + _KEY_OF + rb")[ _-]?(?:access[ _-]?)?key"
     rb"|secret_key_base|:_auth)(?:[_-]?[0-9]+)?"
 )
+WORDS = (b"passw", b"passphrase", b"passcode", b"pwd", b"_pass", b"-pass", b"secret", b"token", b"key", b":_auth")
+"""Each name has one of these in it, in upper or lower case."""
 _IS_NAMED = _compiled(rb"(?:" + _NAME + rb"|^(?:proxy-)?authorization|^(?:set-)?cookie)$")
 _HAS_NAME = _compiled(_NAME)
 _IS_PASSWORD = _compiled(rb"^(?:" + _PASSWORD + rb")")

@@ -12,7 +12,7 @@ in linear time. The forms are those that vendors give their keys.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 import re2
 
 from app.privacy.decode import LINE_MARKS, View
-from app.privacy.named_values import ASSIGNMENT, assigned
+from app.privacy.literals import Literal, heads
+from app.privacy.named_values import ASSIGNMENT, WORDS, assigned
 
 
 def _compiled(pattern: bytes) -> Any:
@@ -43,31 +44,58 @@ class Rule:
     name: str
     regex: Any
     judge: _Judge
+    heads: tuple[Literal, ...]
+    """Where a text has none of them, the rule finds nothing."""
     is_key: bool
     """Known by its own letters, so that it is also found where a line end breaks it."""
-    length: int
+    length: int = 0
     """How long such a key is, where all are of one length; else 0."""
+    is_bounded: bool = False
+    """The byte before it is no letter and no digit."""
+    is_one_word: bool = False
+    """No space or quote stands in what the rule finds."""
+    before: int = 0
+    """So many bytes before its head it begins."""
+    reach: int = 0
+    """So many bytes after its head are undressed, whatever they are."""
+    window: int = 0
+    """Or it begins somewhere in so many bytes before its head."""
 
 
-def find(rule: Rule, view: View, seams: Sequence[int] = ()) -> Iterator[tuple[int, int]]:
-    """The ranges that are secret. `seams`: where line ends were taken out of the view; then those that cross one."""
+def find(rule: Rule, view: View, heads: Iterable[int], seams: Sequence[int] = ()) -> Iterator[tuple[int, int]]:
+    """The ranges that are secret. `heads`: where each of the rule's heads begins in the view, in order.
+
+    `seams`: where line ends were taken out of the view; then only the ranges that cross one.
+    """
     at = 0
-    while (found := rule.regex.search(view.data, at)) is not None:
-        at = found.start() + 1
-        span = rule.judge(view, found)
-        if span is None:
-            continue
-        start, end = span
-        if start == end:
-            at = end
-            continue
-        cuts = seams[bisect_right(seams, start) : bisect_left(seams, end)]
-        if cuts:
-            end = _end_over_cuts(rule, view.data, start, end, cuts)
-        # What no line end breaks is found in the view that still has them.
-        if not seams or (cuts and end > cuts[0]):
-            yield start, end
-        at = max(at, end)
+    for head in heads:
+        while (found := _at_head(rule, view, head, at)) is not None:
+            at = found.start() + 1
+            span = rule.judge(view, found)
+            if span is None:
+                continue
+            start, end = span
+            if start == end:
+                at = end
+                continue
+            cuts = seams[bisect_right(seams, start) : bisect_left(seams, end)]
+            if cuts:
+                end = _end_over_cuts(rule, view.data, start, end, cuts)
+            # What no line end breaks is found in the view that still has them.
+            if not seams or (cuts and end > cuts[0]):
+                yield start, end
+            at = max(at, end)
+
+
+def _at_head(rule: Rule, view: View, head: int, at: int) -> Any:
+    """What the rule's search has found at its head, not before `at`."""
+    if rule.window:
+        return rule.regex.search(view.data, max(at, head - rule.window), head + _WINDOW_AFTER)
+    start = head - rule.before
+    return rule.regex.match(view.data, start) if start >= at else None
+
+
+_WINDOW_AFTER = 1024
 
 
 def _end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence[int]) -> int:
@@ -101,7 +129,19 @@ def _is_random(word: bytes, length_min: int) -> bool:
 _CUT_OFF = rb"\s*(?:\z|\.\.\.|\xe2\x80\xa6)"
 """Where a tool's output was cut short: the beginning of a key is one too."""
 _IS_CUT_OFF = _compiled(_CUT_OFF)
-_CUT_MIN, _KEY_MAX = 4, 8192
+_CUT_MIN, _CUT_LETTERS_MIN, _KEY_MAX = 4, 8, 8192
+
+
+def _is_cut_off(data: bytes, start: int, end: int) -> bool:
+    """Whether it is the beginning of a key: no word, with which a text may end as well."""
+    if _IS_CUT_OFF.match(data, end) is None:
+        return False
+    letters = data[start:end].translate(None, b"-_.")
+    return not letters.isalpha() or (len(letters) >= _CUT_LETTERS_MIN and letters.upper() != letters != letters.lower())
+
+
+_APART = _compiled(rb"\\s|[ \"]|\[\^")
+"""What a pattern matches spaces with."""
 
 
 def _key(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
@@ -114,9 +154,11 @@ def _key(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) 
         if matched is None:
             return None
         end: int = matched.end()
-        return (start, end) if end - start >= least or _IS_CUT_OFF.match(view.data, end) else None
+        is_whole = end - start >= least
+        return (start, end) if is_whole or _is_cut_off(view.data, start, end) else None
 
-    return Rule(name, _compiled(beginning), judge, is_key=True, length=length)
+    is_one_word = _APART.search(beginning) is None
+    return Rule(name, _compiled(beginning), judge, heads(beginning), True, length, is_one_word=is_one_word)
 
 
 def _token(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
@@ -131,15 +173,15 @@ def _token(name: str, beginning: bytes, body: bytes, least: int, length: int = 0
 
 
 def _word_token(name: str, beginning: bytes, body: bytes, least: int, length: int = 0) -> Rule:
-    """A token whose beginning words have too: `task-…`, `npm_config_…`. It is no tail of a word, and has a digit."""
-    token, digit = _token(name, beginning, body, least, length), _compiled(body + rb"{0,60}?[0-9]")
+    """A token whose beginning words have too: `task-…`. It is no tail of a word."""
+    token = _token(name, beginning, body, least, length)
 
     def judge(view: View, found: Any) -> tuple[int, int] | None:
         start = found.start()
         glued = start > 0 and view.data[start - 1 : start].isalnum() and not view.is_seam(start)
-        return None if glued or digit.match(view.data, found.end()) is None else token.judge(view, found)
+        return None if glued else token.judge(view, found)
 
-    return replace(token, judge=judge)
+    return replace(token, judge=judge, is_bounded=True)
 
 
 def _jwt(token: Rule) -> Rule:
@@ -151,8 +193,9 @@ def _jwt(token: Rule) -> Rule:
     return replace(token, judge=judge)
 
 
-def _place(name: str, pattern: bytes, judge: _Judge) -> Rule:
-    return Rule(name, _compiled(pattern), judge, is_key=False, length=0)
+def _place(name: str, pattern: bytes, judge: _Judge, *words: bytes) -> Rule:
+    places = tuple(Literal(word, any_case=True) for word in words)
+    return Rule(name, _compiled(pattern), judge, places or heads(pattern), is_key=False)
 
 
 _LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n" + LINE_MARKS + rb"[ \t\"'`+(]*)+"
@@ -251,7 +294,11 @@ _KEYS = (
     _token("google", rb"ya29\.|GOCSPX-|1//0", _URL_SAFE, 20),
     _key("azure", rb"(?i)(?:Account|SharedAccess)Key=", _BASE64, 8),
     _key("azure", rb"[?&;]sig=", rb"[A-Za-z0-9%+/=_-]", 8),
-    _token("azure", rb"[A-Za-z0-9_~.-]{3}[78]Q~", rb"[A-Za-z0-9_~.-]", 8),
+    replace(
+        _token("azure", rb"[A-Za-z0-9_~.-]{3}[78]Q~", rb"[A-Za-z0-9_~.-]", 8),
+        heads=(Literal(b"7Q~"), Literal(b"8Q~")),
+        before=3,
+    ),
     _token("slack", rb"xox[abeoprs]-|xoxe\.xox[bp]-|xapp-[0-9]-", rb"[A-Za-z0-9-]", 10),
     _key("slack", rb"hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/", rb"[A-Za-z0-9/_-]", 8),
     _token("stripe", rb"[rs]k_(?:live|test)_", rb"[A-Za-z0-9]", 10),
@@ -263,34 +310,42 @@ _KEYS = (
     _word_token("authorization", rb"(?i)bearer[ \t]+", rb"[A-Za-z0-9._~+/=-]", 16),
 )
 _PLACES = (
-    replace(_place("pem", _PEM, _pem), is_key=True),
-    _place("pem", _PEM_WITHOUT_BEGIN, _pem),
+    replace(_place("pem", _PEM, _pem, b"-----begin"), is_key=True, reach=4096),
+    replace(_place("pem", _PEM_WITHOUT_BEGIN, _pem, b"-----end"), window=16_384, reach=64),
     _place("authorization", rb"(?i)authorization" + _SIGN, _header),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie),
-    replace(_place("url-password", rb"[a-z0-9]://" + _URL_PASSWORD, _url_password), is_key=True),
-    _place("url-password", rb"[a-z0-9]://" + _CUT_URL_PASSWORD + _CUT_OFF, _url_password),
-    _place("assignment", rb"(?i)" + ASSIGNMENT, _assignment),
+    replace(
+        _place("url-password", rb"[a-z0-9]://" + _URL_PASSWORD, _url_password, b"://"),
+        is_key=True,
+        is_one_word=True,
+        before=1,
+    ),
+    replace(_place("url-password", rb"[a-z0-9]://" + _CUT_URL_PASSWORD + _CUT_OFF, _url_password, b"://"), is_one_word=True, before=1),
+    replace(_place("assignment", rb"(?i)" + ASSIGNMENT, _assignment, *WORDS), window=80),
 )
 RULES = _KEYS + _PLACES
-_ANY_KEY = _compiled(b"|".join(rb"(?:%b)" % rule.regex.pattern for rule in _KEYS))
+Heads = Mapping[int, Sequence[int]]
+"""Where in a view the heads of each rule (its number in RULES) begin."""
 
 
-def secrets(view: View) -> Iterator[tuple[str, int, int]]:
+def secrets(view: View, heads_of: Heads) -> Iterator[tuple[str, int, int]]:
     """The name of each rule, with a range that it finds."""
-    # One search for all beginnings together tells that most texts hold no key.
-    for rule in RULES if _ANY_KEY.search(view.data) else _PLACES:
-        for start, end in find(rule, view):
-            yield rule.name, start, end
+    for number in sorted(heads_of):
+        for start, end in find(RULES[number], view, heads_of[number]):
+            yield RULES[number].name, start, end
 
 
-def broken_secrets(view: View, begun: AbstractSet[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
+def broken_secrets(
+    view: View, heads_of: Heads, begun: AbstractSet[tuple[str, int]]
+) -> Iterator[tuple[str, int, int]]:
     """The same in a view whose line ends were taken out: what goes over one.
 
     What is known by its place alone must have `begun` (rule and start in the text) in the line before: it is a secret
     without the next line, too. Only a next line that is long and random as a key needs no such beginning.
     """
-    for rule in RULES if _ANY_KEY.search(view.data) else _PLACES:
-        for start, end in find(rule, view, view.starts):
+    for number in sorted(heads_of):
+        rule = RULES[number]
+        for start, end in find(rule, view, heads_of[number], view.starts):
             rest = end - view.starts[bisect_right(view.starts, start)]
             if rule.is_key or rest >= _LONG_REST_MIN or (rule.name, view.source(start, end)[0]) in begun:
                 yield rule.name, start, end

@@ -1,0 +1,190 @@
+r"""Which stretches of a text must be undressed (app.privacy.decode) before the rules see all that is in it.
+
+Undressing costs a hundred times what searching for literals does. So it is done only around what may be part of a
+secret in a dress:
+
+    "token\": \"…          a rule's head with an escape in or behind it
+    ghp_…⏎12: …            a rule's head with a line end behind it
+    %67%68%70_  ghp⏎_…     a rule's head that is broken itself
+    cGFzc3dvcmQ9…          a rule's head in base64
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from app.privacy.decode import LINE_MARK, View, layers
+from app.privacy.literals import Literal, Search
+from app.privacy.rules import RULES
+from app.privacy.scout import Hits, Kind, Scout
+
+
+@dataclass(slots=True)
+class Stretch:
+    start: int
+    end: int
+    over_lines: bool = False
+    """Line ends are to be taken out."""
+    packed: bool = False
+    """Base64 is to be unpacked."""
+
+
+_UNDONE = rb"(?:\\[uxbfnrt\"'`/\\]|%[0-9A-Fa-f]{2}|\x1b)"
+_SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*[A-Za-z0-9+/=_.~-]"
+_DRESSED = re.compile(rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>" + _SEAM + rb"))?")
+_ON_LINE = re.compile(rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?")
+_AFTER_ESCAPE = re.compile(rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;:?]*[ -/]*[@-~])$")
+_IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
+_BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
+_BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
+_IS_SEAM = re.compile(_SEAM)
+_RUN_MIN, _RUN_MAX = 20, 8192
+_BEFORE, _AFTER = 512, 512
+_KNOWN_MAX = 1024
+"""A piece of a known value (app.privacy.known_secrets), with escapes in it."""
+_ESCAPE_BEFORE, _ESCAPE_AFTER = 64, 96
+
+
+def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
+    """In order, and apart from each other. `hits`: what the scout has seen in the text."""
+    return _merged(
+        [*_around_heads(data, hits, scout), *_around_escapes(data, hits, scout), *_around_broken(data, hits, scout)]
+    )
+
+
+def _merged(found: list[Stretch]) -> list[Stretch]:
+    made: list[Stretch] = []
+    for one in sorted(found, key=lambda stretch: stretch.start):
+        if made and one.start <= made[-1].end:
+            last = made[-1]
+            last.end = max(last.end, one.end)
+            last.over_lines |= one.over_lines
+            last.packed |= one.packed
+        else:
+            made.append(one)
+    return made
+
+
+def _stretch(data: bytes, start: int, end: int, *, over_lines: bool = False, packed: bool = False) -> Stretch:
+    begin = max(0, start - _BEFORE)
+    # From the start of a line, where that is near: what stands there may be a line's number.
+    line = data.rfind(b"\n", max(0, begin - _BEFORE), begin) + 1
+    return Stretch(line or begin, min(len(data), end + _AFTER), over_lines, packed)
+
+
+def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
+    run_upto, dressed = 0, None
+    for end, number in hits:
+        meaning = scout.meanings[number]
+        if meaning.kind is Kind.PACKED:
+            if (run := _base64_run(data, end - meaning.length, end)) is not None:
+                yield _stretch(data, *run, over_lines=True, packed=True)
+        elif meaning.kind is Kind.TRACE:
+            yield _stretch(data, end - _KNOWN_MAX, end + _KNOWN_MAX, over_lines=True)
+        elif meaning.kind is Kind.HEAD:
+            start = end - meaning.length
+            rules = [RULES[rule] for rule in meaning.rules]
+            if all(rule.is_bounded for rule in rules) and _is_glued(data, start):
+                continue
+            # One look at a run serves all heads in it.
+            if end > run_upto or dressed is None:
+                is_one_word = all(rule.is_one_word for rule in rules)
+                look = _DRESSED if is_one_word else _ON_LINE
+                dressed = look.match(data, end, end + _RUN_MAX)
+                run_upto = dressed.end() if is_one_word else end
+            if dressed["escape"] or dressed["seam"]:
+                yield _stretch(data, start, dressed.end(), over_lines=True)
+            elif reach := max(rule.reach for rule in rules):
+                yield _stretch(data, start, end + reach, over_lines=True)
+
+
+def _is_glued(data: bytes, start: int) -> bool:
+    return data[start - 1 : start].isalnum() and not _AFTER_ESCAPE.search(data, max(0, start - 12), start)
+
+
+def _base64_run(data: bytes, start: int, end: int) -> tuple[int, int] | None:
+    begin = _BASE64_BEFORE.search(data, max(0, start - _RUN_MIN), start).start()  # type: ignore[union-attr]
+    upto = _BASE64_AFTER.match(data, end, end + _RUN_MAX).end()  # type: ignore[union-attr]
+    is_short = upto - begin < _RUN_MIN and not _IS_SEAM.match(data, upto)
+    return None if is_short else (begin, upto)
+
+
+def _around_escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
+    """Where undoing an escape makes a head."""
+    for window in _merged(list(_escapes(data, hits, scout))):
+        part = View(data[window.start : window.end])
+        for view in layers(part)[1:]:
+            for end, number in scout.look(view.data):
+                meaning = scout.meanings[number]
+                if meaning.kind is not Kind.ESCAPE:
+                    start, upto = view.source(end - meaning.length, end)
+                    yield _stretch(
+                        data, window.start + start, window.start + upto + _RUN_MAX // 8, over_lines=True, packed=meaning.kind is Kind.PACKED
+                    )
+
+
+def _escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
+    for end, number in hits:
+        meaning = scout.meanings[number]
+        if meaning.kind is Kind.ESCAPE and _IS_ESCAPE.match(data, end - meaning.length):
+            yield Stretch(max(0, end - _ESCAPE_BEFORE), min(len(data), end + _ESCAPE_AFTER))
+
+
+_CHUNK = 2048
+_MARKED = Search([Literal(rb"\n[ \t]*" + LINE_MARK + rb"[^\n]*\n[ \t]*" + LINE_MARK)], are_patterns=True)
+_MARK = re.compile(rb"\n[ \t]*" + LINE_MARK)
+_SPACE = b" \t\r\n\\"
+
+
+def _around_broken(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
+    """Where a head goes over a line end: without line ends there are more of them in the text."""
+    if b"\n" not in data and b"\\n" not in data:
+        return
+    known = Counter(number for _, number in hits)
+    yield from _more_heads(data, known, _glued, scout)
+    if _MARKED.find(_lines(data)):
+        yield from _more_heads(data, known, _glued_without_marks, scout)
+
+
+def _lines(data: bytes) -> bytes:
+    """With escaped line ends as line ends, however often they are escaped."""
+    if b"\\" not in data:
+        return data
+    return data.replace(b"\\n", b"\n").replace(b"\\r", b"\r").replace(b"\\t", b"\t")
+
+
+def _glued(data: bytes) -> bytes:
+    return _lines(data).translate(None, _SPACE)
+
+
+def _glued_without_marks(data: bytes) -> bytes:
+    return _MARK.sub(b"\n", _lines(data)).translate(None, _SPACE)
+
+
+def _more_heads(data: bytes, known: Counter[int], glue: Callable[[bytes], bytes], scout: Scout) -> Iterator[Stretch]:
+    hits = scout.look(glue(data))
+    counts = Counter(number for _, number in hits)
+    more = {number for number, count in counts.items() if count > known[number] and scout.meanings[number].may_be_broken}
+    if not more:
+        return
+    starts = list(_chunks(data))
+    upto = list(accumulate(len(glue(data[start:end])) for start, end in pairwise((*starts, len(data)))))
+    for end, number in hits:
+        if number in more:
+            at = starts[min(bisect_right(upto, end - 1), len(starts) - 1)]
+            packed = scout.meanings[number].kind is Kind.PACKED
+            yield _stretch(data, max(0, at - _CHUNK), min(len(data), at + 2 * _CHUNK), over_lines=True, packed=packed)
+
+
+def _chunks(data: bytes) -> Iterator[int]:
+    """Where each chunk of a text begins: at a line end, where there is one."""
+    at = 0
+    while at < len(data):
+        yield at
+        line = data.rfind(b"\n", at + 1, at + _CHUNK)
+        at = line if line > 0 else at + _CHUNK
