@@ -27,7 +27,8 @@ _BLOB = re.compile(
     rf"(?:{_LINE_END}[A-Za-z0-9+/_-]{{60,}})*"
     rf"(?:{_LINE_END}[A-Za-z0-9+/_-]+(?=[=\r\n\\\"']|$))?={{0,2}}"
 )
-_DATA_ENDINGS = ("ta:", "TA:", "tA:", "Ta:")
+_DATA_COLONS = ("ta:", "TA:", "tA:", "Ta:")
+_DATA_HEAD = re.compile(r"data:[a-z0-9.+-]{1,64}\\?/", re.IGNORECASE)
 _SAMPLE_STEP = 32
 _SAMPLE_OF_BLOB = re.compile(rf"[A-Za-z0-9+/_\r\n\\-]{{{BLOB_CHARACTERS_MIN // _SAMPLE_STEP}}}")
 _ESCAPED_LINE_END = re.compile(r"\\[rn]")
@@ -57,12 +58,22 @@ def data_url_bytes(url: str) -> int | None:
 
 def strip_blobs(text: str) -> str:
     """The text with its data: URLs and its base64 over 4 kB described."""
-    if any(ending in text for ending in _DATA_ENDINGS):
+    if _may_have_url(text):
         text = _DATA_URL.sub(_without_url, text)
     # Every letter of a blob is one of few, so every 32nd is: most texts are told by a look at these.
     if len(text) > BLOB_CHARACTERS_MIN and _SAMPLE_OF_BLOB.search(text[::_SAMPLE_STEP]):
         text = _BLOB.sub(_without_blob, text)
     return text
+
+
+def _may_have_url(text: str) -> bool:
+    for colon in _DATA_COLONS:
+        at = text.find(colon)
+        while at >= 0:
+            if _DATA_HEAD.match(text, at - 2):
+                return True
+            at = text.find(colon, at + 1)
+    return False
 
 
 def _without_url(found: re.Match[str]) -> str:

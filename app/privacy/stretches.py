@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 from app.privacy.decode import LINE_MARK, View, layers
 from app.privacy.literals import Literal, Search
@@ -35,7 +33,9 @@ class Stretch:
 
 
 _UNDONE = rb"(?:\\[uxbfnrt\"'`/\\]|%[0-9A-Fa-f]{2}|\x1b)"
-_SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*[A-Za-z0-9+/=_.~-]"
+_LETTER = rb"[A-Za-z0-9+/=_.~-]"
+"""What a word consists of that may go on over a line end (app.privacy.decode.joined)."""
+_SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
 _DRESSED = re.compile(rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>" + _SEAM + rb"))?")
 _ON_LINE = re.compile(rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?")
 _AFTER_ESCAPE = re.compile(rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;:?]*[ -/]*[@-~])$")
@@ -53,7 +53,7 @@ _ESCAPE_BEFORE, _ESCAPE_AFTER = 64, 96
 def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
     """In order, and apart from each other. `hits`: what the scout has seen in the text."""
     return _merged(
-        [*_around_heads(data, hits, scout), *_around_escapes(data, hits, scout), *_around_broken(data, hits, scout)]
+        [*_around_heads(data, hits, scout), *_around_escapes(data, hits, scout), *_around_broken(data, scout)]
     )
 
 
@@ -135,56 +135,51 @@ def _escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             yield Stretch(max(0, end - _ESCAPE_BEFORE), min(len(data), end + _ESCAPE_AFTER))
 
 
-_CHUNK = 2048
-_MARKED = Search([Literal(rb"\n[ \t]*" + LINE_MARK + rb"[^\n]*\n[ \t]*" + LINE_MARK)], are_patterns=True)
-_MARK = re.compile(rb"\n[ \t]*" + LINE_MARK)
-_SPACE = b" \t\r\n\\"
+_LINE_END = rb"(?:\\?[ \t]*\r?\n|(?:\\{1,4}r)?\\{1,4}n)"
+_GAP = rb"(?:[ \t]*" + LINE_MARK + rb")?(?:[ \t]|\\{1,4}t)*"
+_REST_MIN = 8
+"""So many letters of a broken key, at least, are on the line after its head."""
+_BROKEN = Search(
+    [Literal(b"%b%b%b%b{%d}" % (_LETTER, _LINE_END, _GAP, _LETTER, _REST_MIN))], are_patterns=True
+)
+_GAP_AFTER = re.compile(_GAP)
+_GAP_MAX = 200
+_GLUED = 24
+"""So much of either line is looked at: no head is longer."""
 
 
-def _around_broken(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
-    """Where a head goes over a line end: without line ends there are more of them in the text."""
-    if b"\n" not in data and b"\\n" not in data:
-        return
-    known = Counter(number for _, number in hits)
-    yield from _more_heads(data, known, _glued, scout)
-    if _MARKED.find(_lines(data)):
-        yield from _more_heads(data, known, _glued_without_marks, scout)
+def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
+    """Where a head goes over a line end: the ends of such lines and the beginnings of the next ones are put together."""
+    glued: list[bytes] = []
+    starts: list[int] = []
+    cuts: list[tuple[int, int]] = []
+    """Where in what was glued the line end was, and where in the text."""
+    length = 0
+    for end, _ in _BROKEN.find(data):
+        upto = end - _REST_MIN
+        line = max(data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1)
+        if line <= 0:
+            continue
+        before = _before(data, line)
+        for after in _afters(data[line + 1 : end + _GLUED]):
+            starts.append(length)
+            cuts.append((length + len(before), line))
+            glued += (before, after, b"\n")
+            length += len(before) + len(after) + 1
+    for end, number in scout.look(b"".join(glued)):
+        cut, line = cuts[bisect_right(starts, end - 1) - 1]
+        meaning = scout.meanings[number]
+        if end - meaning.length < cut < end and meaning.may_be_broken:
+            yield _stretch(data, line, line + _GLUED, over_lines=True, packed=meaning.kind is Kind.PACKED)
 
 
-def _lines(data: bytes) -> bytes:
-    """With escaped line ends as line ends, however often they are escaped."""
-    if b"\\" not in data:
-        return data
-    return data.replace(b"\\n", b"\n").replace(b"\\r", b"\r").replace(b"\\t", b"\t")
+def _before(data: bytes, line: int) -> bytes:
+    before = data[max(0, line - _GAP_MAX) : line].rstrip(b" \t\r\\")
+    if before.endswith(b"\\r"):
+        before = before[:-2].rstrip(b"\\")
+    return before[-_GLUED:]
 
 
-def _glued(data: bytes) -> bytes:
-    return _lines(data).translate(None, _SPACE)
-
-
-def _glued_without_marks(data: bytes) -> bytes:
-    return _MARK.sub(b"\n", _lines(data)).translate(None, _SPACE)
-
-
-def _more_heads(data: bytes, known: Counter[int], glue: Callable[[bytes], bytes], scout: Scout) -> Iterator[Stretch]:
-    hits = scout.look(glue(data))
-    counts = Counter(number for _, number in hits)
-    more = {number for number, count in counts.items() if count > known[number] and scout.meanings[number].may_be_broken}
-    if not more:
-        return
-    starts = list(_chunks(data))
-    upto = list(accumulate(len(glue(data[start:end])) for start, end in pairwise((*starts, len(data)))))
-    for end, number in hits:
-        if number in more:
-            at = starts[min(bisect_right(upto, end - 1), len(starts) - 1)]
-            packed = scout.meanings[number].kind is Kind.PACKED
-            yield _stretch(data, max(0, at - _CHUNK), min(len(data), at + 2 * _CHUNK), over_lines=True, packed=packed)
-
-
-def _chunks(data: bytes) -> Iterator[int]:
-    """Where each chunk of a text begins: at a line end, where there is one."""
-    at = 0
-    while at < len(data):
-        yield at
-        line = data.rfind(b"\n", at + 1, at + _CHUNK)
-        at = line if line > 0 else at + _CHUNK
+def _afters(line: bytes) -> set[bytes]:
+    """What may go on there: a mark is one only if the line before has one of its kind."""
+    return {line[_GAP_AFTER.match(line).end() :], line.lstrip(b" \t")}  # type: ignore[union-attr]  # it may be empty
