@@ -210,7 +210,7 @@ def _floor() -> Callable[[str], object]:
     rules = re2.Set.SearchSet(options)
     for rule in RULES:
         if rule.is_key:
-            rules.Add(rule.regex.pattern)
+            rules.Add(rule.pattern)
     rules.Compile()
     return lambda text: rules.Match(text.encode())
 

@@ -6,6 +6,7 @@ places to look at closely (app.privacy.rules), no secrets yet.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,15 +17,15 @@ import hyperscan
 class Literal(NamedTuple):
     word: bytes
     any_case: bool = False
+    is_pattern: bool = False
+    """A regular expression, which takes a hundred times as long to compile; it is only known where it ends."""
 
 
 class Search:
     """Compiled when it is first used: not every process has a text to look at."""
 
-    def __init__(self, literals: Sequence[Literal], *, are_patterns: bool = False) -> None:
-        """`are_patterns`: each is a regular expression. These take a hundred times as long to compile."""
+    def __init__(self, literals: Sequence[Literal]) -> None:
         self.literals = tuple(literals)
-        self._are_patterns = are_patterns
         self._database: Any = None
         # The scratch memory of a database is one thread's at a time.
         self._lock = threading.Lock()
@@ -39,19 +40,18 @@ class Search:
 
             with self._lock:
                 if self._database is None:
-                    self._database = _compiled(self.literals, are_patterns=self._are_patterns)
+                    self._database = _compiled(self.literals)
                 self._database.scan(data, match_event_handler=note)
         return found
 
 
-def _compiled(literals: Sequence[Literal], *, are_patterns: bool) -> Any:
+def _compiled(literals: Sequence[Literal]) -> Any:
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
     database.compile(
-        expressions=[literal.word for literal in literals],
+        expressions=[literal.word if literal.is_pattern else re.escape(literal.word) for literal in literals],
         ids=list(range(len(literals))),
         elements=len(literals),
         flags=[hyperscan.HS_FLAG_CASELESS if literal.any_case else 0 for literal in literals],
-        literal=not are_patterns,
     )
     return database
 

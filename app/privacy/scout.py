@@ -68,6 +68,10 @@ class Meaning(NamedTuple):
     of_known: bool = False
     may_be_broken: bool = False
     """It is looked for over line ends, too."""
+    is_bounded: bool = False
+    is_one_word: bool = False
+    reach: int = 0
+    """As its rules say."""
 
 
 Hits = Sequence[tuple[int, int]]
@@ -84,12 +88,7 @@ class Scout:
     """Which literals there are, and what each of them means."""
 
     def __init__(self, heads: dict[Literal, list[int]], traces: Iterable[bytes]) -> None:
-        table = {
-            head: Meaning(
-                Kind.HEAD, len(head.word), tuple(rules), may_be_broken=any(RULES[rule].is_key for rule in rules)
-            )
-            for head, rules in heads.items()
-        }
+        table = {head: _of_rules(head, rules) for head, rules in heads.items()}
         known = [word for trace in traces for word in (trace, trace.hex().encode(), trace.hex().upper().encode())]
         for word in known:
             table[Literal(word)] = Meaning(Kind.TRACE, len(word), of_known=True, may_be_broken=True)
@@ -128,8 +127,21 @@ class Scout:
         return any(self.meanings[number].of_known for _, number in hits)
 
 
+def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
+    rules = [RULES[number] for number in numbers]
+    return Meaning(
+        Kind.HEAD,
+        0 if head.is_pattern else len(head.word),
+        tuple(numbers),
+        may_be_broken=any(rule.is_key for rule in rules),
+        is_bounded=not head.is_pattern and all(rule.is_bounded for rule in rules),
+        is_one_word=all(rule.is_one_word for rule in rules),
+        reach=max(rule.reach for rule in rules),
+    )
+
+
 def _packed(heads: Iterable[Literal], traces: Iterable[bytes]) -> dict[Literal, Meaning]:
-    words = [(word, False) for head in heads for word in _cases(head)] + [(trace, True) for trace in traces]
+    words = [(word, False) for head in heads if not head.is_pattern for word in _cases(head)] + [(trace, True) for trace in traces]
     cores: dict[bytes, set[_Core]] = defaultdict(set)
     known: set[bytes] = set()
     for word, of_known in words:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from app.privacy.decode import LINE_MARK, View, layers
 from app.privacy.literals import Literal, Search
-from app.privacy.rules import RULES
 from app.privacy.scout import Hits, Kind, Scout
 
 
@@ -78,29 +77,28 @@ def _stretch(data: bytes, start: int, end: int, *, over_lines: bool = False, pac
 
 
 def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
-    run_upto, dressed = 0, None
+    run_upto, run = 0, None
     for end, number in hits:
         meaning = scout.meanings[number]
+        start = end - meaning.length
         if meaning.kind is Kind.PACKED:
-            if (run := _base64_run(data, end - meaning.length, end)) is not None:
-                yield _stretch(data, *run, over_lines=True, packed=True)
+            if (packed := _base64_run(data, start, end)) is not None:
+                yield _stretch(data, *packed, over_lines=True, packed=True)
         elif meaning.kind is Kind.TRACE:
             yield _stretch(data, end - _KNOWN_MAX, end + _KNOWN_MAX, over_lines=True)
-        elif meaning.kind is Kind.HEAD:
-            start = end - meaning.length
-            rules = [RULES[rule] for rule in meaning.rules]
-            if all(rule.is_bounded for rule in rules) and _is_glued(data, start):
-                continue
-            # One look at a run serves all heads in it.
-            if end > run_upto or dressed is None:
-                is_one_word = all(rule.is_one_word for rule in rules)
-                look = _DRESSED if is_one_word else _ON_LINE
-                dressed = look.match(data, end, end + _RUN_MAX)
-                run_upto = dressed.end() if is_one_word else end
+        elif meaning.kind is Kind.HEAD and not (meaning.is_bounded and _is_glued(data, start)):
+            if not meaning.is_one_word:
+                dressed = _ON_LINE.match(data, end)
+            else:
+                # One look at a run serves all heads in it.
+                if end > run_upto or run is None:
+                    run = _DRESSED.match(data, end, end + _RUN_MAX)
+                    run_upto = run.end()
+                dressed = run
             if dressed["escape"] or dressed["seam"]:
                 yield _stretch(data, start, dressed.end(), over_lines=True)
-            elif reach := max(rule.reach for rule in rules):
-                yield _stretch(data, start, end + reach, over_lines=True)
+            elif meaning.reach:
+                yield _stretch(data, start, end + meaning.reach, over_lines=True)
 
 
 def _is_glued(data: bytes, start: int) -> bool:
@@ -139,9 +137,7 @@ _LINE_END = rb"(?:\\?[ \t]*\r?\n|(?:\\{1,4}r)?\\{1,4}n)"
 _GAP = rb"(?:[ \t]*" + LINE_MARK + rb")?(?:[ \t]|\\{1,4}t)*"
 _REST_MIN = 8
 """So many letters of a broken key, at least, are on the line after its head."""
-_BROKEN = Search(
-    [Literal(b"%b%b%b%b{%d}" % (_LETTER, _LINE_END, _GAP, _LETTER, _REST_MIN))], are_patterns=True
-)
+_BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, _LINE_END, _GAP, _LETTER, _REST_MIN), is_pattern=True)])
 _GAP_AFTER = re.compile(_GAP)
 _GAP_MAX = 200
 _GLUED = 24
