@@ -20,7 +20,7 @@ from typing import Any
 import re2
 
 from app.privacy.decode import LINE_MARKS, View
-from app.privacy.named_values import ASSIGNMENT, assigned
+from app.privacy.named_values import named_values
 
 
 def _compiled(pattern: bytes) -> Any:
@@ -63,27 +63,27 @@ def find(rule: Rule, view: View, seams: Sequence[int] = ()) -> Iterator[tuple[in
             continue
         cuts = seams[bisect_right(seams, start) : bisect_left(seams, end)]
         if cuts:
-            end = _end_over_cuts(rule, view.data, start, end, cuts)
+            end = _end_over_cuts(view.data, start, end, cuts, rule.length, _KEY_REST_MIN if rule.is_key else _REST_MIN)
         # What no line end breaks is found in the view that still has them.
         if not seams or (cuts and end > cuts[0]):
             yield start, end
         at = max(at, end)
 
 
-def _end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence[int]) -> int:
+def _end_over_cuts(data: bytes, start: int, end: int, cuts: Sequence[int], length: int, rest_min: int) -> int:
     """Where a secret ends that seems to go on over line ends: the next line may be its rest, or another word.
 
     It is the rest as long as the key is shorter than its kind is, and when it looks random and like nothing else: no
     name before a `=`, no call.
     """
     for cut, upto in zip(cuts, (*cuts[1:], end), strict=False):
-        if cut - start < rule.length:
-            end = min(end, start + rule.length)
+        if cut - start < length:
+            end = min(end, start + length)
             continue
         word: bytes = _WORD.match(data, cut).group()
         follows = data[cut + len(word) : cut + len(word) + 2].lstrip(b" \t")[:1]
         rest = word[: upto - cut]
-        if follows in {b"=", b"(", b":", b"["} or not _is_random(rest, _KEY_REST_MIN if rule.is_key else _REST_MIN):
+        if follows in {b"=", b"(", b":", b"["} or not _is_random(rest, rest_min):
             return cut
         if cut + len(rest) < upto:
             return cut + len(rest)
@@ -224,10 +224,6 @@ def _url_password(view: View, found: Any) -> tuple[int, int] | None:
     return None if is_template else (start, end)
 
 
-def _assignment(view: View, found: Any) -> tuple[int, int] | None:
-    return assigned(view.data, found)
-
-
 _BASE64, _URL_SAFE = rb"[A-Za-z0-9+/=]", rb"[A-Za-z0-9_-]"
 _KEYS = (
     _token("anthropic", rb"sk-ant-", _URL_SAFE, 16),
@@ -269,9 +265,9 @@ _PLACES = (
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie),
     replace(_place("url-password", rb"[a-z0-9]://" + _URL_PASSWORD, _url_password), is_key=True),
     _place("url-password", rb"[a-z0-9]://" + _CUT_URL_PASSWORD + _CUT_OFF, _url_password),
-    _place("assignment", rb"(?i)" + ASSIGNMENT, _assignment),
 )
 RULES = _KEYS + _PLACES
+NAMES = (*dict.fromkeys(rule.name for rule in RULES), "assignment")
 _ANY_KEY = _compiled(b"|".join(rb"(?:%b)" % rule.regex.pattern for rule in _KEYS))
 
 
@@ -281,6 +277,8 @@ def secrets(view: View) -> Iterator[tuple[str, int, int]]:
     for rule in RULES if _ANY_KEY.search(view.data) else _PLACES:
         for start, end in find(rule, view):
             yield rule.name, start, end
+    for start, end in named_values(view.data):
+        yield "assignment", start, end
 
 
 def broken_secrets(view: View, begun: AbstractSet[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
@@ -294,3 +292,9 @@ def broken_secrets(view: View, begun: AbstractSet[tuple[str, int]]) -> Iterator[
             rest = end - view.starts[bisect_right(view.starts, start)]
             if rule.is_key or rest >= _LONG_REST_MIN or (rule.name, view.source(start, end)[0]) in begun:
                 yield rule.name, start, end
+    for start, upto in named_values(view.data):
+        cuts = view.starts[bisect_right(view.starts, start) : bisect_left(view.starts, upto)]
+        end = _end_over_cuts(view.data, start, upto, cuts, 0, _REST_MIN) if cuts else upto
+        is_broken = cuts and end > cuts[0]
+        if is_broken and (end - cuts[0] >= _LONG_REST_MIN or ("assignment", view.source(start, end)[0]) in begun):
+            yield "assignment", start, end

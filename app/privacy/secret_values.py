@@ -1,0 +1,89 @@
+r"""Whether what stands in the place of a secret is one: no placeholder, no type, no piece of code.
+
+    <your password>  ${DB_PASSWORD}  ****     placeholders
+    None  str  optional                       plain words
+    get_password()  self.token  &mut x        references
+    9f8a7c…  Tr0ub4dor&3                      values
+
+The bytes that these look at are few: Python's own engine needs no automaton built before it can begin, as RE2 does.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def _compiled(pattern: bytes) -> re.Pattern[bytes]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_PLACEHOLDER = _compiled(
+    rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?"
+    rb"|(?-i:\$[A-Z0-9_]*)|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
+    rb"|[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
+)
+_PLAIN_WORD = _compiled(
+    rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"
+    rb"|object|unknown|never|void|self|this|optional|required|text|password|default|empty|yes|no|not|in|is|if|or|and"
+    rb"|new|await|async|typeof|lambda|function|return)$"
+)
+_REFERENCE = _compiled(
+    rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
+    rb"|^[(\[{]|^[|>][+-]?$|^#[a-z]*$|^[*&!]+[a-z_$]+$|^[a-z_$]{1,2}[+*/-]"
+)
+_IDENTIFIER = _compiled(rb"^[a-z_$][a-z0-9_$]*$")
+_NUMBER = _compiled(rb"^-?[0-9][0-9_.,]*[a-z%]?$")
+_HAS_NAME = _compiled(rb"pass|pwd|secret|token|credential|auth|key")
+_URL_SECRET = _compiled(rb"://[^\s/@]*:[^\s/@]+@|://[^\s/@:]{16,}@|[a-z0-9]:[^\s:@/]+@(?:tcp|unix|udp)?\(")
+_CONNECTION_SECRET = _compiled(rb"(?:password|pwd|accountkey|sharedaccesskey|accesskey|secret|token)=[^\s;&]")
+_USER_SECRET = _compiled(rb"^[a-z0-9_.@-]+:[^\s:/]{3,}$")
+_UUID = _compiled(rb"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_ALTERNATION = _compiled(rb"[a-z][0-9]|[0-9][a-z]")
+
+_RANDOM_MIN, _DIGITS_MIN, _ALTERNATIONS_MIN, _CREDENTIAL_MIN = 16, 3, 3, 6
+
+
+def is_placeholder(value: bytes) -> bool:
+    return _PLACEHOLDER.search(value) is not None
+
+
+def is_plain_word(word: bytes) -> bool:
+    return _PLAIN_WORD.search(word) is not None
+
+
+def is_reference(head: bytes) -> bool:
+    return _REFERENCE.search(head) is not None
+
+
+def is_number(word: bytes) -> bool:
+    return _NUMBER.search(word) is not None
+
+
+def is_name(word: bytes) -> bool:
+    """A variable that is named after what it holds: `user_password`."""
+    return _IDENTIFIER.search(word) is not None and _HAS_NAME.search(word) is not None
+
+
+def has_digits(word: bytes) -> bool:
+    """As a long random word has them; `self.token.value` does not."""
+    return len(word) >= _RANDOM_MIN and _digits(word) >= _DIGITS_MIN
+
+
+def is_random(value: bytes) -> bool:
+    """Letters and digits mixed as in no name, date, path or UUID."""
+    if len(value) < _RANDOM_MIN or b" " in value or _UUID.search(value) or _digits(value) < _DIGITS_MIN:
+        return False
+    return sum(1 for _ in _ALTERNATION.finditer(value)) >= _ALTERNATIONS_MIN
+
+
+def is_credential(value: bytes) -> bool:
+    """`user:password`, a URL or connection string with a password, a random word; no path and no setting."""
+    if _URL_SECRET.search(value) or _CONNECTION_SECRET.search(value):
+        return True
+    if len(value) < _CREDENTIAL_MIN or any(byte in value for byte in b" \t/\\(){}<>;$") or _HAS_NAME.search(value):
+        return is_random(value) and b"://" not in value
+    return _USER_SECRET.search(value) is not None or (value.upper() != value.lower() and _digits(value) > 1)
+
+
+def _digits(value: bytes) -> int:
+    return len(value) - len(value.translate(None, b"0123456789"))
