@@ -44,9 +44,10 @@ _OPTIONS = {
 _BEGINNING_LENGTH = 4
 _IDENTIFIED = re.compile(
     rb"identified[ \t]+(?:with[ \t]+\S{1,100}[ \t]+)?(?:by|as)[ \t]+(?:password[ \t]+)?(?:"
-    rb"(?P<quote>\\{0,8}['\"])(?P<quoted>[^'\"\r\n\\]+)|(?P<bare>[^\s\"'`;\\<]+)(?=[ \t]*(?:;|$)))",
+    rb"(?P<quote>\\{0,8}['\"])(?P<quoted>[^'\"\r\n\\]+)|(?P<bare>[^\s\"'`;\\<.]+)(?=[ \t]*(?:;|$)))",
     re.IGNORECASE | re.MULTILINE,
 )
+_USER_WORD = re.compile(rb"\b(?:user|role)\b", re.IGNORECASE)
 _PGPASS = re.compile(
     rb":(?:[0-9]{4,5}|\*):[^\s:]{1,100}:[^\s:]{1,100}:(?P<value>[^\s:/\"'](?:[^\s:\\]|\\[:\\])*)(?=\s|$)"
 )
@@ -57,7 +58,7 @@ _ENTRY_END = re.compile(rb"\n[ \t]*(?:machine|default)[ \t]|\n[ \t]*\r?\n")
 
 BEGINNINGS = (
     rb"(?:curl|mysql[a-z-]*|mariadb[a-z-]*|sshpass|mongo[a-z]*|redis-cli)[ \t\"']|(?:docker|podman)[ \t]+login[ \t]"
-    rb"|machine[ \t]|default[ \t]+login[ \t]|identified[ \t]|:(?:[0-9]{4,5}|\*):[^\s:]"
+    rb"|machine[ \t]|default[ \t]+login[ \t]|identified[ \t]+(?:by|with)[ \t]|:(?:[0-9]{4,5}|\*):[^\s:]"
 )
 """RE2, for one search with the names."""
 
@@ -70,7 +71,9 @@ def passwords_after(data: bytes, start: int) -> Iterator[tuple[int, int]]:
         if found and _HOST.search(data[max(0, start - _HOST_MAX) : start]):
             yield found.span("value")
     elif beginning == b"iden":
-        if (found := _IDENTIFIED.match(data, start, start + _LINE_MAX)) and (span := _quoted(found)):
+        # Prose says it as well: "can be identified by 'key'".
+        is_sql = data.startswith(b"IDENT", start) or _USER_WORD.search(data, max(0, start - _HOST_MAX), start)
+        if is_sql and (found := _IDENTIFIED.match(data, start, start + _LINE_MAX)) and (span := _quoted(found)):
             yield span
     else:
         end = _ENTRY_END if _OPTIONS[beginning] is _NETRC else _LINE_END

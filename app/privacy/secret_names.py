@@ -35,13 +35,16 @@ _FOREIGN = (
     rb"|\xe3\x83\x91\xe3\x82\xb9\xe3\x83\xaf\xe3\x83\xbc\xe3\x83\x89|\xeb\xb9\x84\xeb\xb0\x80\xeb\xb2\x88\xed\x98\xb8"
 )
 """Password in Spanish, Portuguese, French, Dutch, Russian, Chinese, Japanese and Korean; German is `passwort`."""
-WORDS = (
-    rb"pass|pwd|pw|secret|token|cred|dsn|connection[_-]?string|[_-]pat|:_auth|key_?base|"
-    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?key|" + _FOREIGN
+_WORDS = (
+    rb"passw(?:or)?[dt]|passphrase|passcode|pass|pwd|pw|secret|token|credential|cred|dsn|connection[_-]?string"
+    rb"|key_?base|:_auth|(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?key|"
+    + _FOREIGN
 )
-"""RE2: each name has one of these in it,"""
-WEAK_WORDS = rb"key|auth"
-"""or one of these, which stand everywhere: then a word with a digit must follow."""
+NAME = rb"(?:" + _WORDS + rb")s?(?:[0-9_.-][a-z0-9_.-]*)?"
+"""RE2: the name of a secret, from the word on that gives it away."""
+OPTION = rb"-[a-z0-9-]*(?:" + _WORDS + rb")[a-z0-9-]*"
+WEAK_NAME = rb"(?:key|auth)(?:[_-][a-z0-9_-]*)?|[_-]pat"
+"""Or one of these words, which stand everywhere: then a word with a digit must follow."""
 
 _PASSWORD = re.compile(rb"(?:passw(?:or)?[dt]|passphrase|passcode|pwd|" + _FOREIGN + rb")s?$")
 _PASS = re.compile(
