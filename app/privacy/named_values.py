@@ -75,7 +75,7 @@ _SIGNED = re.compile(
     rb"|[ \t]*(?P<sign>:=|=>|=|:|" + _FULL_WIDTH + rb")[ \t]*" + OPENER + rb")",
     re.IGNORECASE,
 )
-_OPTION_GAP = re.compile(rb"(?:[ \t]+" + OPENER + rb"|\\{0,8}[\"'][ \t]*,[ \t\r\n]*(?P<element>\\{0,8}[\"']))")
+_OPTION_GAP = re.compile(rb"(?:[ \t]+" + OPENER + rb"|\\{0,8}[\"'][ \t]*,[ \t\r\n]*(?P<element>\\{0,8}[\"'])(?!-))")
 _COMMA = re.compile(rb"\\{0,8}[\"'`],[ \t]*(?P<quote>\\{0,8}[\"'`])")
 _SQL = re.compile(rb"(?:[ \t]+|(?<=PASSWORD)\()(?P<quote>')")
 _PLURAL_LIST = re.compile(rb"\\{0,8}[\"'`]?[ \t]*[:=][ \t]*\[")
@@ -141,9 +141,9 @@ def _of(name: Name) -> Iterable[Span]:
 def _assigned(value: Value) -> Iterable[Span]:
     data, at = value.name.data, value.start
     if not value.quote:
-        if data[at : at + 1] == b"[" and (items := list(in_list(value))):
+        if data[at : at + 1] == b"[" and (items := in_list(value)):
             return items
-        if data[at : at + 1] == b"{" and value.closed and (members := list(in_object(value))):
+        if data[at : at + 1] == b"{" and value.closed and (members := in_object(value)):
             return members
         if next_line := NEXT_LINE.match(data, at):
             return on_next_lines(value, next_line)

@@ -88,4 +88,6 @@ def passwords_after(data: bytes, start: int) -> Iterator[tuple[int, int]]:
 def _quoted(found: re.Match[bytes]) -> tuple[int, int] | None:
     group = "quoted" if found["quoted"] else "bare"
     value = found[group]
+    if group == "bare" and not found[0].startswith(b"IDENT"):
+        return None
     return None if is_placeholder(value) or is_plain_word(value) else found.span(group)

@@ -50,6 +50,11 @@ _PASSWORD = re.compile(rb"(?:passw(?:or)?[dt]|passphrase|passcode|pwd|" + _FOREI
 _PASS = re.compile(
     rb"(?:^|[_.-])pass$|(?:store|key|user|db|bind|root|admin|ftp|smtp|mail|my|ssh|login|proxy|auth)pass$|(?:^|[_.-])pw$|^pass(?:in|out)$"
 )
+_PLACE = re.compile(
+    rb"(?:next|prev(?:ious)?|page|input|output|continu(?:ation|e)|start(?:ing)?|first|last|current|cancel(?:lation)?|request"
+    rb"|expected|idempotency|bos|eos|pad|unk|sep|cls|mask|stop|sync|skip|resume|scroll|read|iteration)_?token$"
+)
+"""It marks a place in a list or a text, or a request: whoever has it can do nothing with it."""
 _SECRET = re.compile(rb"(?:secret|token|" + _ANY_KEY + rb"|secret_?key_?base|:_auth)$")
 _CREDENTIALS = re.compile(rb"(?:credentials?|creds?|dsn|connection[ _-]?string|[a-z0-9][_-]pat)$")
 _KEY = re.compile(
@@ -59,7 +64,7 @@ _KEY = re.compile(
 _NO_VALUE = re.compile(
     rb"(?:^|[_.-])(?:ids?|names?|file|path|url|uri|endpoint|type|arn|count|limit|len|length|size|prefix|suffix|field|index"
     rb"|alg|algorithm|version|date|time|at|ttl|policy|spec|usage|mode|format|fingerprint|hash|digest|checksum|sha256"
-    rb"|public|etag|cache)(?:[_.-]|$)|public|integrity|checksum|cache|sort|primary|foreign|partition|idempotency|object"
+    rb"|public|etag|cache)(?:[_.-]|$)|public|integrity|checksum|cache|sort|primary|foreign|partition|idempotency|object|web_?socket"
 )
 _HUMP = re.compile(rb"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NUMBER = re.compile(rb"[_.-]?[0-9]+$")
@@ -73,7 +78,7 @@ def kind_of(name: bytes) -> Kind | None:
     if _PASSWORD.search(words) or _PASSWORD.search(whole) or _PASS.search(words):
         return Kind.PASSWORD
     if _SECRET.search(words) or _SECRET.search(whole):
-        return Kind.SECRET
+        return None if _PLACE.search(words) else Kind.SECRET
     if _CREDENTIALS.search(words):
         return Kind.CREDENTIALS
     return Kind.KEY if _KEY.search(words) and not _NO_VALUE.search(words) else None

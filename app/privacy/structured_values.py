@@ -12,16 +12,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from app.privacy.assigned_value import LINE_LOOKBACK, TOKEN_MIN, Name, Span, Value, fits, quote_end, secret_in
+from app.privacy.assigned_value import (
+    LINE_LOOKBACK,
+    TOKEN_MIN,
+    Name,
+    Span,
+    Value,
+    fits,
+    is_something_else,
+    quote_end,
+    secret_in,
+)
 from app.privacy.decode import LINE_MARKS
 from app.privacy.secret_names import Kind, kind_of
-from app.privacy.secret_values import is_name, is_placeholder, is_plain_word, is_reference
+from app.privacy.secret_values import is_name, is_placeholder, is_reference
 
 OPENER = rb"(?:[bfru@$]{0,2}(?P<quote>\\{0,8}[\"'`]))?"
 """What may stand before a value."""
 _ITEM = re.compile(rb"(?:[\s,]|" + LINE_MARKS + rb"(?=[ \t]*[\"'`\\]))*(?P<quote>\\{0,8}[\"'`])")
 _MEMBER = re.compile(rb"(?P<key>[A-Za-z0-9_.-]*)\\{0,8}[\"']\s*:\s*(?P<quote>\\{0,8}[\"'])")
 _SCHEMA = re.compile(rb"[\"'](?:type|description|\$ref|properties|format)\\*[\"']\s*:")
+_ABOUT = re.compile(
+    rb"(?:id|name|key|kind|ref|path|arn|date|time|expir[a-z]*|status|url|uri|user|at|in|from|version|title|label)$",
+    re.IGNORECASE,
+)
+"""What an object says about a secret, beside the secret."""
 _LIST_MAX_BYTES = 4_096
 
 
@@ -51,37 +66,43 @@ _ONE_WORD = re.compile(rb"[^\s:={}\[\],;#<>\"'`(|]+$")
 _BLOCK_LINES_MAX = 100
 
 
-def in_list(value: Value) -> Iterator[Span]:
-    """The strings of a list: all of them under a password's name, under another what has a digit."""
+def in_list(value: Value) -> list[Span]:
+    """The strings of a list, unless they are the names of secrets."""
     data, at = value.name.data, value.start + 1
     upto = value.start + _LIST_MAX_BYTES
+    found: list[Span] = []
     while at < upto and (item := _ITEM.match(data, at, upto)):
         end = quote_end(data, item.end(), item["quote"])
-        if _is_item(value.name.kind, data[item.end() : end]):
-            yield item.end(), end
+        if is_name(data[item.end() : end]):
+            return []
+        if _is_item(value.name, data[item.end() : end]):
+            found.append((item.end(), end))
         at = end + len(item["quote"])
+    return found
 
 
-def _is_item(kind: Kind, text: bytes) -> bool:
-    if not text or text[:1] in b",;)]}: \t" or is_placeholder(text) or is_plain_word(text) or is_name(text):
+def _is_item(name: Name, text: bytes) -> bool:
+    if not text or text[:1] in b",;)]}: \t" or is_something_else(name, text):
         return False
-    if kind is Kind.SECRET:
+    if name.kind is Kind.SECRET:
         return len(text) >= TOKEN_MIN and b" " not in text and any(byte in b"0123456789" for byte in text)
-    return fits(kind, text)
+    return fits(name.kind, text)
 
 
-def in_object(value: Value) -> Iterator[Span]:
-    """The strings of an object in JSON; of a schema none, and no name or kind of the secret."""
+def in_object(value: Value) -> list[Span]:
+    """The strings of an object in JSON that say what the secret is; of a schema none."""
     data, start = value.name.data, value.start
     end = data.find(b"}", start, start + _LIST_MAX_BYTES)
-    if end < 0 or _SCHEMA.search(data, start, end):
-        return
+    if end < 0 or value.name.kind not in {Kind.PASSWORD, Kind.SECRET} or _SCHEMA.search(data, start, end):
+        return []
+    found: list[Span] = []
     for member in _MEMBER.finditer(data, start, end):
         stop = min(quote_end(data, member.end(), member["quote"]), end)
-        if member["key"].lower() not in {b"name", b"key", b"id", b"kind", b"ref", b"path"} and _is_item(
-            value.name.kind, data[member.end() : stop]
-        ):
-            yield member.end(), stop
+        text = data[member.end() : stop]
+        is_value = b"value" in member["key"].lower() or _is_item(value.name, text)
+        if text and is_value and not is_something_else(value.name, text) and not _ABOUT.search(member["key"]):
+            found.append((member.end(), stop))
+    return found
 
 
 def beside(name: Name) -> Iterable[Span]:
@@ -91,13 +112,13 @@ def beside(name: Name) -> Iterable[Span]:
     if field is None:
         return ()
     if text := _TEXT_BESIDE.match(data, name.end, name.end + _SIBLING_LOOK):
-        return (text.span("value"),) if _is_text(name.kind, text["value"]) else ()
+        return (text.span("value"),) if _is_text(name, text["value"]) else ()
     end = _SIBLING_END.search(data, name.end, name.end + _SIBLING_LOOK)
     found = _VALUE_FIELD.search(data, name.end, end.start() if end else name.end + _SIBLING_LOOK)
     if found is None:
         begin = max(0, field.start() - _SIBLING_LOOK)
         for end in _SIBLING_END.finditer(data, begin, field.start()):
-            begin = end.end()
+            begin = end.end() - 1
         found = max(_VALUE_FIELD.finditer(data, begin, field.start()), key=re.Match.start, default=None)
     if found is None:
         return ()
@@ -113,20 +134,21 @@ def in_element(data: bytes, closing: int) -> Iterable[Span]:
     tag_end = start if not is_cdata else data.rfind(b">", begin, start) + 1
     tag = data.rfind(b"<", begin, tag_end)
     opening = _OPENING_TAG.match(data, tag, tag_end) if begin < tag_end and tag >= 0 else None
-    kind = kind_of(opening["name"].rpartition(b":")[2]) if opening else None
+    text = opening["name"].rpartition(b":")[2] if opening else b""
+    kind = kind_of(text)
     if kind is None or not data.startswith(opening["name"] + b">", closing + 2):  # type: ignore[index]  # kind is of it
         return ()
     start, end = (start + 9, closing - 3) if is_cdata else (start, closing)
-    text = data[start:end]
-    start += len(text) - len(text.lstrip())
-    text = text.strip()
-    return ((start, start + len(text)),) if _is_text(kind, text) else ()
+    inner = data[start:end]
+    start += len(inner) - len(inner.lstrip())
+    inner = inner.strip()
+    return ((start, start + len(inner)),) if _is_text(Name(data, tag, tag_end, text, kind), inner) else ()
 
 
-def _is_text(kind: Kind, text: bytes) -> bool:
-    if not text or is_placeholder(text) or is_plain_word(text) or is_name(text):
+def _is_text(name: Name, text: bytes) -> bool:
+    if not text or is_something_else(name, text) or is_name(text):
         return False
-    return fits(kind, text) and (kind is Kind.PASSWORD or b" " not in text)
+    return fits(name.kind, text) and (name.kind is Kind.PASSWORD or b" " not in text)
 
 
 def on_next_lines(value: Value, first: re.Match[bytes]) -> Iterable[Span]:
@@ -146,7 +168,7 @@ def on_next_lines(value: Value, first: re.Match[bytes]) -> Iterable[Span]:
     text = name.data[start:end]
     if text[:1] in b"\"'":
         return secret_in(Value(name, start + 1, text[:1], value.sign, value.closed, name.start))
-    if value.sign != b":" or len(lines) > 1 or not _ONE_WORD.match(text) or not _is_text(name.kind, text):
+    if value.sign != b":" or len(lines) > 1 or not _ONE_WORD.match(text) or not _is_text(name, text):
         return ()
     is_value = name.kind is Kind.PASSWORD or (len(text) >= TOKEN_MIN and any(byte in b"0123456789" for byte in text))
     return lines if is_value and not is_reference(text) else ()
