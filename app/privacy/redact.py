@@ -22,9 +22,10 @@ from app.envelope import readable
 from app.privacy.decode import View, joined, layers, unpacked
 from app.privacy.known_secrets import search_for, traces_of
 from app.privacy.metadata_only import withhold_session, withhold_turn
-from app.privacy.named_values import is_named
+from app.privacy.named_json import secrets_beside
 from app.privacy.rules import RULES, broken_secrets, secrets
 from app.privacy.scout import Hits, Scout, scout
+from app.privacy.secret_names import is_named
 from app.privacy.stretches import Stretch, stretches
 from app.privacy.user_patterns import Pattern, PatternError, compile_pattern
 from app.transcript import (
@@ -93,7 +94,7 @@ class Redaction:
         """Keys and values, recursively. What stands under a key named like a secret is replaced whole."""
         return self._json(value, hits, 0)
 
-    def _json(self, value: Json, hits: Counter[str] | None, depth: int) -> Json:
+    def _json(self, value: Json, hits: Counter[str] | None, depth: int, name: str = "") -> Json:
         if isinstance(value, str):
             return self.text(value, hits)
         if isinstance(value, bool) or value is None:
@@ -101,7 +102,8 @@ class Redaction:
         if depth > _DEPTH_MAX:
             return _masked("nested too deep", hits)
         if isinstance(value, list):
-            return [self._json(inner, hits, depth + 1) for inner in value]
+            beside = self._beside(value, hits, name)
+            return [self._json(beside.get(at, inner), hits, depth + 1) for at, inner in enumerate(value)]
         if isinstance(value, dict):
             return self._object(value, hits, depth)
         digits = json.dumps(value)
@@ -110,13 +112,24 @@ class Redaction:
 
     def _object(self, value: dict[str, Json], hits: Counter[str] | None, depth: int) -> dict[str, Json]:
         made: dict[str, Json] = {}
+        beside = self._beside(value, hits)
         for number, (key, inner) in enumerate(value.items()):
             is_secret = self.secrets and inner and not isinstance(inner, bool) and is_named(key)
             shown = self.text(key, hits)
             # Two keys may look alike now; neither takes the other's place.
             unique = f"{shown} {number}" if shown in made else shown
-            made[unique] = _masked("named value", hits) if is_secret else self._json(inner, hits, depth + 1)
+            made[unique] = (
+                _masked("named value", hits) if is_secret else self._json(beside.get(key, inner), hits, depth + 1, key)
+            )
         return made
+
+    def _beside(
+        self, value: dict[str, Json] | list[Json], hits: Counter[str] | None, name: str = ""
+    ) -> dict[str | int, str]:
+        found = secrets_beside(value, name, REDACTED) if self.secrets else {}
+        if found and hits is not None:
+            hits["assignment"] += len(found)
+        return found
 
     def _found(self, data: bytes) -> Found:
         """Ranges of the text by the name of what found them, the most certain first."""

@@ -85,7 +85,7 @@ def find(rule: Rule, view: View, heads: Iterable[int], seams: Sequence[int] = ()
                 continue
             cuts = seams[bisect_right(seams, start) : bisect_left(seams, end)]
             if cuts:
-                end = _end_over_cuts(rule, view.data, start, end, cuts)
+                end = end_over_cuts(rule, view.data, start, end, cuts)
             # What no line end breaks is found in the view that still has them.
             if not seams or (cuts and end > cuts[0]):
                 yield start, end
@@ -105,7 +105,7 @@ _WINDOW_AFTER = 1024
 _MATCH_MAX = 1 << 16
 
 
-def _end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence[int]) -> int:
+def end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence[int]) -> int:
     """Where a secret ends that seems to go on over line ends: the next line may be its rest, or another word.
 
     It is the rest as long as the key is shorter than its kind is, and when it looks random and like nothing else: no

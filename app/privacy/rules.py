@@ -8,55 +8,58 @@ r"""What a secret looks like: the built-in rules.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 from app.privacy.decode import View
 from app.privacy.keys import KEYS
 from app.privacy.literals import Literal
-from app.privacy.named_values import ASSIGNMENT, WORDS, assigned
+from app.privacy.named_values import EXACT_HEADS, HEADS, PORT, named_values
 from app.privacy.places import PLACES
-from app.privacy.rule import Rule, find, linear
+from app.privacy.rule import Rule, end_over_cuts, find
 
-
-def _assignment(view: View, found: Any) -> tuple[int, int] | None:
-    return assigned(view.data, found)
-
-
-_NAMES = Rule(
+_NAMED = Rule(
     "assignment",
-    rb"(?i)" + ASSIGNMENT,
-    _assignment,
-    tuple(Literal(word, any_case=True) for word in WORDS),
-    linear,
-    window=80,
+    b"",
+    lambda _view, _found: None,
+    (
+        *(Literal(word, any_case=True) for word in HEADS),
+        *(Literal(word) for word in EXACT_HEADS),
+        Literal(PORT, is_pattern=True),
+    ),
 )
-RULES = (*KEYS, *PLACES, _NAMES)
-_LONG_REST_MIN = 20
+RULES = (*KEYS, *PLACES, _NAMED)
 Heads = Mapping[int, Sequence[int]]
 """Where in a view the heads of each rule (its number in RULES) begin."""
+_LONG_REST_MIN = 20
 
 
 def secrets(view: View, heads_of: Heads) -> Iterator[tuple[str, int, int]]:
     """The name of each rule, with a range that it finds."""
     for number in sorted(heads_of):
-        for start, end in find(RULES[number], view, heads_of[number]):
-            yield RULES[number].name, start, end
+        rule, heads = RULES[number], heads_of[number]
+        for start, end in named_values(view.data, heads) if rule is _NAMED else find(rule, view, heads):
+            yield rule.name, start, end
 
 
-def broken_secrets(
-    view: View, heads_of: Heads, begun: AbstractSet[tuple[str, int]]
-) -> Iterator[tuple[str, int, int]]:
+def broken_secrets(view: View, heads_of: Heads, begun: AbstractSet[tuple[str, int]]) -> Iterator[tuple[str, int, int]]:
     """The same in a view whose line ends were taken out: what goes over one.
 
     What is known by its place alone must have `begun` (rule and start in the text) in the line before: it is a secret
     without the next line, too. Only a next line that is long and random as a key needs no such beginning.
     """
     for number in sorted(heads_of):
-        rule = RULES[number]
-        for start, end in find(rule, view, heads_of[number], view.starts):
+        rule, heads = RULES[number], heads_of[number]
+        for start, end in _broken_values(view, heads) if rule is _NAMED else find(rule, view, heads, view.starts):
             rest = end - view.starts[bisect_right(view.starts, start)]
             if rule.is_key or rest >= _LONG_REST_MIN or (rule.name, view.source(start, end)[0]) in begun:
                 yield rule.name, start, end
+
+
+def _broken_values(view: View, heads: Sequence[int]) -> Iterator[tuple[int, int]]:
+    for start, upto in named_values(view.data, heads):
+        cuts = view.starts[bisect_right(view.starts, start) : bisect_left(view.starts, upto)]
+        end = end_over_cuts(_NAMED, view.data, start, upto, cuts) if cuts else upto
+        if cuts and end > cuts[0]:
+            yield start, end

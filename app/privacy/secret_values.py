@@ -1,0 +1,142 @@
+r"""Whether what stands in the place of a secret is one: no placeholder, no type, no piece of code.
+
+    <your password>  ${DB_PASSWORD}  ****     placeholders
+    None  str  optional                       plain words
+    get_password()  self.token  &mut x        references
+    9f8a7c…  Tr0ub4dor&3                      values
+
+The bytes that these look at are few: Python's own engine needs no automaton built before it can begin, as RE2 does.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def _compiled(pattern: bytes) -> re.Pattern[bytes]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_PLACEHOLDER = _compiled(
+    rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?"
+    rb"|(?-i:\$[A-Z0-9_]*)|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
+    rb"|[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
+)
+_PLAIN_WORD = _compiled(
+    rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"
+    rb"|object|unknown|never|void|self|this|optional|required|text|password|default|empty|yes|no|not|in|is|if|or|and"
+    rb"|value|val|new|await|async|typeof|lambda|function|return)$"
+)
+_REFERENCE = _compiled(
+    rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
+    rb"|^@?[(\[{]|^[a-z_$][a-z0-9_$.]*[?]|^[|>][+-]?$|^#[a-z]*$|^[*&!]+[a-z_$]+$|^[a-z_$]{1,2}[+*/-]"
+)
+_IDENTIFIER = _compiled(rb"^[a-z_$][a-z0-9_$]*$")
+_NUMBER = _compiled(rb"^-?(?:0x[0-9a-f]+|[0-9][0-9_.,]*[a-z%]?)$")
+_VERSION = _compiled(rb"^[~^<>=v]*[0-9]+\.[0-9]+\.[0-9x]+(?:[ -].*)?$")
+_HAS_NAME = _compiled(
+    rb"passw(?:or)?d|passphrase|passcode|pwd|[_-]pass|secret|token|credential"
+    rb"|(?:api|access|private|account|auth|signing|encryption|master|shared|license)[ _-]?key"
+)
+_CALL = _compiled(rb"^[*&!]*[a-z_$][a-z0-9_$.]*\(|^(?:self|this|cls|super)\b")
+_TEMPLATE = _compiled(rb"\$?\{[^{}]*\}|%(?:\([a-z_]*\))?[sdr]|<[a-z_ -]+>")
+_PROSE = _compiled(rb"(?:\S+\s+){3}\S")
+_FUNCTION_WORD = _compiled(rb"\b(?:the|a|an|of|for|to|your|is|in|and|or|not|with|must|be)\b")
+_URL_SECRET = _compiled(rb"://[^\s/@]*:[^\s/@]+@|://[^\s/@:]{16,}@|[a-z0-9]:[^\s:@/]+@(?:tcp|unix|udp)?\(")
+_CONNECTION_SECRET = _compiled(rb"(?:password|pwd|accountkey|sharedaccesskey|accesskey|secret|token)=[^\s;&]")
+_USER_SECRET = _compiled(rb"^[a-z0-9_.@-]+:[^\s:/]{3,}$")
+_UUID = _compiled(rb"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_ALTERNATION = _compiled(rb"[a-z][0-9]|[0-9][a-z]")
+
+_RANDOM_MIN, _DIGITS_MIN, _ALTERNATIONS_MIN, _CREDENTIAL_MIN, _TOKEN_MIN, _SETTING_MIN = 16, 3, 3, 6, 3, 8
+
+
+def is_placeholder(value: bytes) -> bool:
+    return _PLACEHOLDER.search(value) is not None
+
+
+def is_plain_word(word: bytes) -> bool:
+    return _PLAIN_WORD.search(word) is not None
+
+
+def is_reference(head: bytes) -> bool:
+    return _REFERENCE.search(head) is not None
+
+
+def is_number(word: bytes) -> bool:
+    return _NUMBER.search(word) is not None
+
+
+def has_name(word: bytes) -> bool:
+    """A variable that is named after what it holds: `user_password`, `auth.token`."""
+    return _HAS_NAME.search(word) is not None
+
+
+def is_name(word: bytes) -> bool:
+    return has_name(word) and _IDENTIFIER.search(word) is not None
+
+
+def is_call(head: bytes) -> bool:
+    return _CALL.search(head) is not None
+
+
+def is_variable(word: bytes) -> bool:
+    """An identifier with one digit at most: `defaultToConfig2`."""
+    return _IDENTIFIER.search(word) is not None and _digits(word) <= 1
+
+
+def is_template(text: bytes) -> bool:
+    """`Bearer {token}`: a secret stands only where what is around the fields has digits."""
+    rest, fields = _TEMPLATE.subn(b"", text)
+    return fields > 0 and _digits(rest) < _DIGITS_MIN
+
+
+def is_prose(text: bytes) -> bool:
+    """A sentence about a password."""
+    return _PROSE.search(text) is not None and _FUNCTION_WORD.search(text) is not None
+
+
+def is_label(text: bytes) -> bool:
+    """What is written in the place of a password: its name, a type, a version: `New password:`, `INVALID_PASSWORD`."""
+    if is_plain_word(text) or _VERSION.search(text):
+        return True
+    return has_name(text) and _digits(text) == 0 and b"=" not in text and (b" " in text or text == text.upper())
+
+
+def is_no_token(text: bytes) -> bool:
+    """What stands in quotes under the name of a token or key and is none: a name, a pattern, words, a letter."""
+    if len(text) < _TOKEN_MIN or text[:1] in b"^([#" or not text.isascii():
+        return True
+    is_constant = b"_" in text and text == text.upper()
+    return _digits(text) == 0 and (is_constant or has_name(text))
+
+
+def has_digits(word: bytes) -> bool:
+    """As a long random word has them; `self.token.value` does not."""
+    return len(word) >= _RANDOM_MIN and _digits(word) >= _DIGITS_MIN
+
+
+def is_random(value: bytes) -> bool:
+    """Letters and digits mixed as in no name, date, path or UUID."""
+    if len(value) < _RANDOM_MIN or b" " in value or _UUID.search(value) or _digits(value) < _DIGITS_MIN:
+        return False
+    return sum(1 for _ in _ALTERNATION.finditer(value)) >= _ALTERNATIONS_MIN
+
+
+def is_credential(value: bytes) -> bool:
+    """`user:password`, a URL or connection string with a password, a random word; no path and no setting."""
+    if _URL_SECRET.search(value) or _CONNECTION_SECRET.search(value):
+        return True
+    if len(value) < _CREDENTIAL_MIN or any(byte in value for byte in b" \t/\\(){}<>;$") or _HAS_NAME.search(value):
+        return is_random(value) and b"://" not in value
+    is_mixed = value.upper() != value.lower() and _digits(value) > 0 and not is_variable(value)
+    return _USER_SECRET.search(value) is not None or is_mixed
+
+
+def is_setting(value: bytes) -> bool:
+    """Of an environment variable that may hold a secret: no path, switch, number or plain word."""
+    return len(value) >= _SETTING_MIN and b"/" not in value and _digits(value) > 0 and value.upper() != value.lower()
+
+
+def _digits(value: bytes) -> int:
+    return len(value) - len(value.translate(None, b"0123456789"))
