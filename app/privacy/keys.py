@@ -23,6 +23,7 @@ _WINDOW = 300
 
 def _key_rule(row: Vendor) -> Rule:
     beginning = row.beginning.encode()
+    is_one_word = simple(rb"\\s|[ \"]|\[\^").search(beginning) is None
     return Rule(
         row.name,
         beginning,
@@ -31,7 +32,8 @@ def _key_rule(row: Vendor) -> Rule:
         is_key=True,
         length=row.length,
         is_bounded=row.is_bounded,
-        is_one_word=simple(rb"\\s|[ \"]|\[\^").search(beginning) is None,
+        is_one_word=is_one_word,
+        least=row.least if is_one_word and not row.mark else 0,
     )
 
 

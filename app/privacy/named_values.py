@@ -50,9 +50,12 @@ SEARCH = b"|".join(
 _CANDIDATE = re.compile(SEARCH, re.IGNORECASE)
 _CANDIDATE_MAX = 400
 
-HEADS = (
+NAME_WORDS = (
     *(b"pass", b"pwd", b"pw", b"secret", b"token", b"cred", b"dsn", b"key", b"auth", b"_pat", b"-pat"),
     *(b"connections", b"connection_s", b"connection-s", b"contrase", b"senha", b"motdepasse", b"wachtwoord"),
+)
+HEADS = (
+    *NAME_WORDS,
     *(b"curl", b"mysql", b"mariadb", b"sshpass", b"mongo", b"redis-cli", b"login", b"machine", b"identified"),
 )
 """Each candidate has one of these in it, in upper or lower case,"""

@@ -64,6 +64,7 @@ _SPELLED_MAX = 64
 """Latin letters that stand for one character."""
 _EDGE = 64
 """What is found so near to the end of a stretch may go on behind it."""
+_ORDER = {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in RULES))))}
 _Span = tuple[int, int]
 Found = dict[str, list[_Span]]
 
@@ -132,11 +133,10 @@ class Redaction:
         return found
 
     def _found(self, data: bytes) -> Found:
-        """Ranges of the text by the name of what found them, the most certain first."""
-        found: Found = {KNOWN: []}
-        found.update((rule.name, []) for rule in RULES)
+        """Ranges of the text by the name of what found them."""
+        found: Found = defaultdict(list)
         text = View(data)
-        hits = self._scout.look(data)
+        hits = self._scout.promising(data, self._scout.look(data), is_text=True)
         self._look(text, hits, found)
         begun = {(name, start) for name, spans in found.items() for start, _ in spans}
         for stretch in stretches(data, hits, self._scout):
@@ -166,11 +166,11 @@ class Redaction:
         bare = layers(part)
         whole = joined(bare[-1]) if stretch.over_lines else None
         for view in bare[1:]:
-            self._look(view, self._scout.look(view.data), inside)
+            self._look(view, self._seen(view), inside)
         if stretch.packed:
             for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
                 for view in layers(packed):
-                    self._look(view, self._scout.look(view.data), inside)
+                    self._look(view, self._seen(view), inside)
         if whole:
             self._look_over_line_ends(whole, begun, inside)
         return inside
@@ -182,12 +182,15 @@ class Redaction:
             found[name].append(view.source(start, end))
 
     def _look_over_line_ends(self, view: View, begun: set[tuple[str, int]], found: Found) -> None:
-        hits = self._scout.look(view.data)
+        hits = self._seen(view)
         if self._scout.sees_known(hits):
             found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
         begun = begun | {(name, start) for name, spans in found.items() for start, _ in spans}
         for name, start, end in broken_secrets(view, self._scout.heads_among(hits), begun):
             found[name].append(view.source(start, end))
+
+    def _seen(self, view: View) -> Hits:
+        return self._scout.promising(view.data, self._scout.look(view.data), is_text=False)
 
     @property
     def _scout(self) -> Scout:
@@ -214,9 +217,10 @@ def _ranges(regex: Any, view: View) -> Iterator[_Span]:
 
 
 def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | None) -> bytes:
-    """Counts for each name what no name before it has covered."""
+    """Counts for each name what no name before it, which is more certain, has covered."""
     covered: list[_Span] = []
-    for name, spans in found.items():
+    for name in sorted(found, key=lambda name: _ORDER.get(name, len(_ORDER))):
+        spans = found[name]
         fresh = [span for span in _merged(spans) if not _is_within(span, covered)]
         if fresh and hits is not None:
             hits[name] += len(fresh)

@@ -55,6 +55,8 @@ class Rule:
     """Known by its own letters, so that it is also found where a line end breaks it."""
     length: int = 0
     """How long such a key is, where all are of one length; else 0."""
+    least: int = 0
+    """So many letters of one word stand after its head, at least."""
     is_bounded: bool = False
     """The byte before it is no letter and no digit."""
     is_one_word: bool = False

@@ -14,7 +14,9 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import NamedTuple
 
+from app.privacy.decode import LINE_MARK
 from app.privacy.literals import Literal, Search
+from app.privacy.named_values import NAME_WORDS
 from app.privacy.rules import RULES, Heads
 
 
@@ -71,7 +73,10 @@ class Meaning(NamedTuple):
     is_bounded: bool = False
     is_one_word: bool = False
     reach: int = 0
+    least: int = 0
     """As its rules say."""
+    is_name: bool = False
+    """A word of a name, which means nothing unless something is assigned to it."""
 
 
 Hits = Sequence[tuple[int, int]]
@@ -82,6 +87,10 @@ _IN_URL = Literal(b"%3a%2f%2f", any_case=True)
 """`://`"""
 _TRACE_MAX, _TRACE_MIN, _TRACE_OF_SIGNS = 12, 3, 4
 _LETTERS = re.compile(rb"[A-Za-z0-9]+")
+
+
+LINE_END = rb"(?:\\?[ \t]*\r?\n|(?:\\{1,4}r)?\\{1,4}n)"
+GAP = rb"(?:[ \t]*" + LINE_MARK + rb")?(?:[ \t]|\\{1,4}t)*"
 
 
 class Scout:
@@ -111,13 +120,32 @@ class Scout:
             for core in self.meanings[number].cores
         )
 
+    def promising(self, data: bytes, hits: Hits, *, is_text: bool) -> Hits:
+        """Without the heads that what stands around them makes meaningless; that is most of them.
+
+        `is_text`: nothing has been undone in it, so that a byte before a head is its neighbour.
+        """
+        kept: list[tuple[int, int]] = []
+        for hit in hits:
+            end, number = hit
+            meaning = self.meanings[number]
+            if meaning.kind is Kind.HEAD:
+                if is_text and meaning.is_bounded and is_glued(data, end - meaning.length):
+                    continue
+                if meaning.least and not _goes_on(data, end, meaning.least):
+                    continue
+                if meaning.is_name and not _is_assigned(data, end, meaning.length):
+                    continue
+            kept.append(hit)
+        return kept
+
     def heads_among(self, hits: Hits) -> Heads:
         """Where the heads of each rule begin."""
-        found: dict[int, list[int]] = defaultdict(list)
+        found: dict[int, list[int]] = {}
         for end, number in hits:
             meaning = self.meanings[number]
             for rule in meaning.rules:
-                found[rule].append(end - meaning.length)
+                found.setdefault(rule, []).append(end - meaning.length)
         # Heads of one rule differ in length.
         for starts in found.values():
             starts.sort()
@@ -127,6 +155,55 @@ class Scout:
         return any(self.meanings[number].of_known for _, number in hits)
 
 
+_AFTER_ESCAPE = re.compile(
+    rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;:?]*[ -/]*[@-~])$"
+)
+_ESCAPE_MAX = 16
+_RUN = re.compile(rb"[^\s\"'`\\%\x1b<>]*+")
+_RUN_GOES_ON = re.compile(rb"%[0-9A-Fa-f]{2}|\x1b|\\+(?:[ux/]|\Z)|\s*\Z")
+_NEXT_LINE = re.compile(LINE_END + GAP)
+"""What may stand between two lines of a word, in a JSON string as well."""
+_LONG_RUN = 16
+_ASSIGNED = re.compile(
+    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2})*+(?:[\\%\x1b\r\n]"
+    rb"|[\"'`\]!?]*+[ \t]*+(?:[:=>,(\\%\x1b]|\xef\xbc|\Z)|[ \t]+'|</|[\"'][>/ \t}\r\n])"
+)
+
+
+def is_glued(data: bytes, start: int) -> bool:
+    """Whether a letter or digit stands just before, which is not of an escape."""
+    if not start or not data[start - 1 : start].isalnum():
+        return False
+    return not _AFTER_ESCAPE.search(data, max(0, start - _ESCAPE_MAX), start)
+
+
+def _goes_on(data: bytes, end: int, least: int) -> bool:
+    """Whether the word is long enough; or it is cut off, or goes on after an escape or on the next line."""
+    upto = _run_end(data, end, end + least)
+    if upto - end >= least or _RUN_GOES_ON.match(data, upto) or _IS_CUT.search(data, end, upto):
+        return True
+    line = _NEXT_LINE.match(data, upto)
+    if line is None:
+        return False
+    rest = _run_end(data, line.end(), line.end() + least) - line.end()
+    return upto - end + rest >= least or (rest >= _LONG_RUN and _NEXT_LINE.match(data, line.end() + rest) is not None)
+
+
+def _run_end(data: bytes, start: int, upto: int) -> int:
+    return _RUN.match(data, start, upto).end()  # type: ignore[union-attr]  # it may be empty
+
+
+_IS_CUT = re.compile(rb"\.\.\.|\xe2\x80\xa6")
+_OPTION_MAX = 64
+
+
+def _is_assigned(data: bytes, end: int, length: int) -> bool:
+    if _ASSIGNED.match(data, end):
+        return True
+    before = data[max(0, end - length - _OPTION_MAX) : end - length]
+    return b"-" in before.rpartition(b" ")[2] or b"</" in before
+
+
 def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
     rules = [RULES[number] for number in numbers]
     return Meaning(
@@ -134,9 +211,11 @@ def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
         0 if head.is_pattern else len(head.word),
         tuple(numbers),
         may_be_broken=any(rule.is_key for rule in rules),
-        is_bounded=not head.is_pattern and all(rule.is_bounded for rule in rules),
+        is_bounded=all(rule.is_bounded and not rule.window for rule in rules),
         is_one_word=all(rule.is_one_word for rule in rules),
         reach=max(rule.reach for rule in rules),
+        least=min(rule.least for rule in rules),
+        is_name=head.word in NAME_WORDS,
     )
 
 

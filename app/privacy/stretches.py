@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from app.privacy.decode import LINE_MARK, View, layers
 from app.privacy.literals import Literal, Search
-from app.privacy.scout import Hits, Kind, Scout
+from app.privacy.scout import GAP, LINE_END, Hits, Kind, Scout
 
 
 @dataclass(slots=True)
@@ -37,7 +37,6 @@ _LETTER = rb"[A-Za-z0-9+/=_.~-]"
 _SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
 _DRESSED = re.compile(rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>" + _SEAM + rb"))?")
 _ON_LINE = re.compile(rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?")
-_AFTER_ESCAPE = re.compile(rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;:?]*[ -/]*[@-~])$")
 _IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
 _BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
 _BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
@@ -86,7 +85,7 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                 yield _stretch(data, *packed, over_lines=True, packed=True)
         elif meaning.kind is Kind.TRACE:
             yield _stretch(data, end - _KNOWN_MAX, end + _KNOWN_MAX, over_lines=True)
-        elif meaning.kind is Kind.HEAD and not (meaning.is_bounded and _is_glued(data, start)):
+        elif meaning.kind is Kind.HEAD:
             if not meaning.is_one_word:
                 dressed = _ON_LINE.match(data, end)
             else:
@@ -99,10 +98,6 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                 yield _stretch(data, start, dressed.end(), over_lines=True)
             elif meaning.reach:
                 yield _stretch(data, start, end + meaning.reach, over_lines=True)
-
-
-def _is_glued(data: bytes, start: int) -> bool:
-    return data[start - 1 : start].isalnum() and not _AFTER_ESCAPE.search(data, max(0, start - 12), start)
 
 
 def _base64_run(data: bytes, start: int, end: int) -> tuple[int, int] | None:
@@ -133,12 +128,10 @@ def _escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             yield Stretch(max(0, end - _ESCAPE_BEFORE), min(len(data), end + _ESCAPE_AFTER))
 
 
-_LINE_END = rb"(?:\\?[ \t]*\r?\n|(?:\\{1,4}r)?\\{1,4}n)"
-_GAP = rb"(?:[ \t]*" + LINE_MARK + rb")?(?:[ \t]|\\{1,4}t)*"
 _REST_MIN = 8
 """So many letters of a broken key, at least, are on the line after its head."""
-_BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, _LINE_END, _GAP, _LETTER, _REST_MIN), is_pattern=True)])
-_GAP_AFTER = re.compile(_GAP)
+_BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, LINE_END, GAP, _LETTER, _REST_MIN), is_pattern=True)])
+_GAP_AFTER = re.compile(GAP)
 _GAP_MAX = 200
 _GLUED = 24
 """So much of either line is looked at: no head is longer."""
