@@ -53,7 +53,12 @@ LINEAR_MAX = 3.0
 def source(megabytes: float) -> Iterator[str]:
     """Installed source code, files of all kinds in a random but fixed order."""
     folders = {sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib", "include")}
-    places = [*map(Path, sorted(folders)), Path("/usr/include"), Path("/usr/share/nodejs"), Path("/usr/lib/node_modules")]
+    places = [
+        *map(Path, sorted(folders)),
+        Path("/usr/include"),
+        Path("/usr/share/nodejs"),
+        Path("/usr/lib/node_modules"),
+    ]
     files = {file for place in places if place.exists() for file in place.rglob("*") if file.suffix in SUFFIXES}
     mixed = sorted(file for file in files if file.is_file())
     random.Random(7).shuffle(mixed)  # noqa: S311 - the same order each time, nothing to protect
@@ -87,7 +92,7 @@ def _with_hits(text: str) -> str:
     for at in range(0, len(text), 1_000_000 // HITS_PER_MB):
         word = "".join(dice.choices(string.ascii_letters + string.digits, k=36))
         kind = ("ghp" + "_", "DB_PASS" + "WORD=", '"api' + 'Key": "')[at % 3]
-        pieces.append(f"{text[at : at + 1_000_000 // HITS_PER_MB]}\n{kind}{word}\"\n")
+        pieces.append(f'{text[at : at + 1_000_000 // HITS_PER_MB]}\n{kind}{word}"\n')
     return "".join(pieces)
 
 
@@ -129,7 +134,7 @@ HOSTILE: dict[str, str] = {
 
 
 def main() -> None:
-    if len(sys.argv) > 2:  # noqa: PLR2004 - one measurement, in a process of its own
+    if len(sys.argv) > 2:
         print(json.dumps(_measure(sys.argv[1], float(sys.argv[2]))))
         return
     megabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 8.0
@@ -172,7 +177,7 @@ def _fastest(what: str, megabytes: float) -> Sequence[float]:
     """The least of both figures, over several fresh processes."""
     told = [
         json.loads(
-            subprocess.run(  # noqa: S603 - ourselves
+            subprocess.run(
                 [sys.executable, __file__, what, str(megabytes)], capture_output=True, text=True, check=True
             ).stdout
         )

@@ -73,9 +73,11 @@ def _vendor(row: Vendor) -> Rule:
     rule = _key_rule(row)
     fewest = min(len(head.word) for head in rule.heads)
     if fewest >= _HEAD_MIN:
-        return replace(rule, window=row.before + _WINDOW) if row.mark else rule
-    sight = row.mark if row.mark else f"(?:{row.beginning}){row.body}{{{min(row.least, _HEAD_LETTERS)}}}"
-    return replace(rule, heads=(Literal(sight.encode(), is_pattern=True),), window=row.before + _WINDOW)
+        return replace(rule, window=row.before + _WINDOW, reach=row.before) if row.mark else rule
+    sight = row.mark or f"(?:{row.beginning}){row.body}{{{min(row.least, _HEAD_LETTERS)}}}"
+    return replace(
+        rule, heads=(Literal(sight.encode(), is_pattern=True),), window=row.before + _WINDOW, reach=row.before
+    )
 
 
 def _own(name: str, beginning: str, body: str, least: int, *, keeps_beginning: bool = True) -> Vendor:

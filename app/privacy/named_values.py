@@ -25,7 +25,6 @@ from app.privacy.secret_names import NAME, OPTION, WEAK_NAME, Kind, kind_of
 from app.privacy.secret_values import is_random
 from app.privacy.structured_values import NEXT_LINE, OPENER, beside, in_element, in_list, in_object, on_next_lines
 
-
 _FULL_WIDTH = rb"\xef\xbc[\x9a\x9d]"
 """The colon and the equals sign of East Asian text."""
 _CLOSER = rb"[\\\"'`\]!?]*[ \t]*"
@@ -59,14 +58,13 @@ HEADS = (
     *(b"curl", b"mysql", b"mariadb", b"sshpass", b"mongo", b"redis-cli", b"login", b"machine", b"identified"),
 )
 """Each candidate has one of these in it, in upper or lower case,"""
-EXACT_HEADS = tuple(
-    word.encode() for word in ("пароль", "密码", "密碼", "口令", "パスワード", "비밀번호")
-)
+EXACT_HEADS = tuple(word.encode() for word in ("пароль", "密码", "密碼", "口令", "パスワード", "비밀번호"))
 """one of these as it stands,"""
 PORT = rb":(?:[0-9]{4,5}|\*):[^\s:]"
 """or this just before where it is looked for."""
 _KEY_OF = re.compile(
-    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$", re.IGNORECASE
+    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$",
+    re.IGNORECASE,
 )
 _LOGIN_OF = re.compile(rb"(?:default|docker|podman)[ \t]+$", re.IGNORECASE)
 _OPTION_OR_TAG = re.compile(rb"(?:</[a-z0-9:._-]*|-[a-z0-9-]*)$", re.IGNORECASE)

@@ -35,8 +35,22 @@ _UNDONE = rb"(?:\\[uxbfnrt\"'`/\\]|%[0-9A-Fa-f]{2}|\x1b)"
 _LETTER = rb"[A-Za-z0-9+/=_.~-]"
 """What a word consists of that may go on over a line end (app.privacy.decode.joined)."""
 _SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
-_DRESSED = re.compile(rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>" + _SEAM + rb"))?")
-_ON_LINE = re.compile(rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?")
+_DRESSED = re.compile(
+    rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?"
+)
+# Of what is known by its place, only a rest that looks random belongs to it (app.privacy.rule.end_over_cuts).
+_RANDOM = rb"(?=[A-Za-z0-9+/_.~-]{7})(?=[A-Za-z+/_.~-]{0,200}[0-9])"
+_ON_LINE, _VALUE_ON_LINE = (
+    re.compile(
+        rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>"
+        + _UNDONE
+        + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~ \t-])"
+        + _SEAM
+        + rest
+        + rb"))?"
+    )
+    for rest in (b"", _RANDOM)
+)
 _IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
 _BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
 _BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
@@ -87,7 +101,7 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             yield _stretch(data, end - _KNOWN_MAX, end + _KNOWN_MAX, over_lines=True)
         elif meaning.kind is Kind.HEAD:
             if not meaning.is_one_word:
-                dressed = _ON_LINE.match(data, end)
+                dressed = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
             else:
                 # One look at a run serves all heads in it.
                 if end > run_upto or run is None:
@@ -117,7 +131,11 @@ def _around_escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                 if meaning.kind is not Kind.ESCAPE:
                     start, upto = view.source(end - meaning.length, end)
                     yield _stretch(
-                        data, window.start + start, window.start + upto + _RUN_MAX // 8, over_lines=True, packed=meaning.kind is Kind.PACKED
+                        data,
+                        window.start + start,
+                        window.start + upto + _RUN_MAX // 8,
+                        over_lines=True,
+                        packed=meaning.kind is Kind.PACKED,
                     )
 
 
@@ -128,7 +146,7 @@ def _escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             yield Stretch(max(0, end - _ESCAPE_BEFORE), min(len(data), end + _ESCAPE_AFTER))
 
 
-_REST_MIN = 8
+_REST_MIN = 12
 """So many letters of a broken key, at least, are on the line after its head."""
 _BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, LINE_END, GAP, _LETTER, _REST_MIN), is_pattern=True)])
 _GAP_AFTER = re.compile(GAP)
@@ -146,15 +164,18 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
     length = 0
     for end, _ in _BROKEN.find(data):
         upto = end - _REST_MIN
-        line = max(data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1)
+        line = max(
+            data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1
+        )
         if line <= 0:
             continue
         before = _before(data, line)
         for after in _afters(data[line + 1 : end + _GLUED]):
             starts.append(length)
             cuts.append((length + len(before), line))
-            glued += (before, after, b"\n")
-            length += len(before) + len(after) + 1
+            piece = b"%b%b\n" % (before, after)
+            glued.append(piece)
+            length += len(piece)
     for end, number in scout.look(b"".join(glued)):
         cut, line = cuts[bisect_right(starts, end - 1) - 1]
         meaning = scout.meanings[number]
@@ -163,12 +184,17 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
 
 
 def _before(data: bytes, line: int) -> bytes:
-    before = data[max(0, line - _GAP_MAX) : line].rstrip(b" \t\r\\")
-    if before.endswith(b"\\r"):
-        before = before[:-2].rstrip(b"\\")
+    before = data[max(0, line - _GLUED) : line]
+    if data[line - 1] in b" \t\r\\":
+        before = data[max(0, line - _GAP_MAX) : line].rstrip(b" \t\r\\")
+        if before.endswith(b"\\r"):
+            before = before[:-2].rstrip(b"\\")
     return before[-_GLUED:]
 
 
-def _afters(line: bytes) -> set[bytes]:
+def _afters(line: bytes) -> tuple[bytes, ...]:
     """What may go on there: a mark is one only if the line before has one of its kind."""
-    return {line[_GAP_AFTER.match(line).end() :], line.lstrip(b" \t")}  # type: ignore[union-attr]  # it may be empty
+    plain = line.lstrip(b" \t")
+    if plain[0] not in b"0123456789L+-\\":
+        return (plain,)
+    return plain, line[_GAP_AFTER.match(line).end() :]  # type: ignore[union-attr]  # it may be empty
