@@ -2,9 +2,10 @@
 
     python benchmarks/redaction.py [megabytes]
 
-The floor is one `re2.Set` over the fixed letters of all rules: it says which of them are in a text, and nothing more. It is measured in the same run, because machines differ and are busy; so it is the ratio that counts. Each
-measurement is a process of its own that reads each text once: a text that is read again is in RE2's cache, and takes a
-tenth of the time. The fastest of several runs counts.
+The floor is one `re2.Set` over the fixed letters of all rules: it says which of them are in a text, and nothing more.
+It is measured in the same run, because machines differ and are busy; so it is the ratio that counts. Each measurement
+is a process of its own that reads each text once: a text that is read again is in RE2's cache, and takes a tenth of the
+time. The fastest of several runs counts.
 
 The texts are the source code that is installed beside this program (Python, JavaScript, C headers, JSON, Markdown),
 dressed in several ways; then texts that are made to be slow, which must take no more for each byte when they are ten

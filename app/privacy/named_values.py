@@ -10,8 +10,9 @@ r"""Secrets known by their name: `password=…`, `"apiKey": "…"`, `--token …
     max_tokens: 8192                      left: `tokens` is no such name
 
 One search (app.privacy.scout) finds the words of names. What stands around one must be a name of a secret
-(app.privacy.secret_names) with what may give it a value behind it. Which shape it is, and whether a secret stands there (app.privacy.secret_values), is decided by a look at so many bytes around it at
-most; what a value holds is not looked at again. So the time grows with the text and no faster.
+(app.privacy.secret_names) with what may give it a value behind it. Which shape it is, and whether a secret stands there
+(app.privacy.secret_values), is decided by a look at so many bytes around it at most; what a value holds is not looked
+at again. So the time grows with the text and no faster.
 """
 
 from __future__ import annotations
@@ -128,9 +129,9 @@ def _candidate(data: bytes, head: int) -> re.Match[bytes] | None:
 def _beginnings(data: bytes, head: int) -> Iterator[int]:
     """Where a candidate with this head in it may begin, the first one first."""
     before, first = data[max(0, head - _NAME_LOOKBACK) : head], data[head : head + 1]
-    if before and (before[-1] in b"-/:._" or before[-1:].isalnum()):
-        if option := _OPTION_OR_TAG.search(before):
-            yield head - len(option[0])
+    may_be_option = before and (before[-1] in b"-/:._" or before[-1:].isalnum())
+    if may_be_option and (option := _OPTION_OR_TAG.search(before)):
+        yield head - len(option[0])
     if before[-2:-1] == b":" and (port := _PORT_BEFORE.search(before)):
         yield head - len(port[0])
     if first in b"kK" and (of := _KEY_OF.search(before)):

@@ -31,7 +31,7 @@ def linear(pattern: bytes) -> Any:
 
 @cache
 def simple(pattern: bytes) -> re.Pattern[bytes]:
-    """Compiled by Python: a match is a tenth of the price of one of RE2's, and the pattern has nothing to go back to."""
+    """Compiled by Python: a match costs a tenth of one of RE2's, and the pattern leaves nothing to try again."""
     return re.compile(pattern)
 
 

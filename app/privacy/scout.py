@@ -1,7 +1,7 @@
 """Where in a text a secret may begin: each rule's first letters, and the same in base64; known values; escapes.
 
-One search (app.privacy.literals) finds them all. What it finds is no secret yet: the rules look there (app.privacy.rules),
-and around some of it the text must be undressed first (app.privacy.stretches).
+One search (app.privacy.literals) finds them all. What it finds is no secret yet: the rules look there
+(app.privacy.rules), and around some of it the text must be undressed first (app.privacy.stretches).
 """
 
 from __future__ import annotations
@@ -50,11 +50,8 @@ def _cores(word: bytes) -> Iterator[_Core]:
         values = [_DIGITS.index(digit) for digit in b64encode(bytes(shift) + word).rstrip(b"=")]
         start, end = (shift * 8 + 5) // 6, (shift + len(word)) * 8 // 6
         before = _letters(values[start - 1], unknown=range(0, 64, 64 >> shift * 2)) if shift else b""
-        after = (
-            _letters(values[end], unknown=range(4 if (shift + len(word)) % 3 == 2 else 16))
-            if end < len(values)
-            else b""
-        )
+        free_bits = 6 - (shift + len(word)) * 8 % 6
+        after = _letters(values[end], unknown=range(1 << free_bits)) if end < len(values) else b""
         digits = bytes(_DIGITS[value] for value in values[start:end])
         for written in {digits, digits.translate(_URL_SAFE)}:
             yield _Core(written, before, after)

@@ -59,7 +59,7 @@ _RUN_MIN, _RUN_MAX = 20, 8192
 _BEFORE, _AFTER = 512, 512
 _KNOWN_MAX = 1024
 """A piece of a known value (app.privacy.known_secrets), with escapes in it."""
-_ESCAPE_BEFORE, _ESCAPE_AFTER = 64, 96
+_ESCAPE_BEFORE, _ESCAPE_AFTER, _ESCAPED_MAX = 64, 96, 1024
 
 
 def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
@@ -90,7 +90,7 @@ def _stretch(data: bytes, start: int, end: int, *, over_lines: bool = False, pac
 
 
 def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
-    run_upto, run = 0, None
+    run_upto, run = 0, _DRESSED.match(b"")
     for end, number in hits:
         meaning = scout.meanings[number]
         start = end - meaning.length
@@ -104,11 +104,10 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                 dressed = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
             else:
                 # One look at a run serves all heads in it.
-                if end > run_upto or run is None:
-                    run = _DRESSED.match(data, end, end + _RUN_MAX)
-                    run_upto = run.end()
+                run = run if end <= run_upto else _DRESSED.match(data, end, end + _RUN_MAX)
+                run_upto = run.end()  # type: ignore[union-attr]  # it may be empty
                 dressed = run
-            if dressed["escape"] or dressed["seam"]:
+            if dressed and (dressed["escape"] or dressed["seam"]):
                 yield _stretch(data, start, dressed.end(), over_lines=True)
             elif meaning.reach:
                 yield _stretch(data, start, end + meaning.reach, over_lines=True)
@@ -156,7 +155,7 @@ _GLUED = 24
 
 
 def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
-    """Where a head goes over a line end: the ends of such lines and the beginnings of the next ones are put together."""
+    """Where a head goes over a line end: what stands on either side of it is put together, and looked through."""
     glued: list[bytes] = []
     starts: list[int] = []
     cuts: list[tuple[int, int]] = []
