@@ -110,8 +110,6 @@ AI = (
     Vendor("wandb", BETTERLEAKS, "wandb_v1_", WORD, 60, "wandb_v1_{alnum:77}"),
     Vendor("elevenlabs", TRUFFLEHOG, "sk_", HEX, 40, "sk_{hex:48}"),
     Vendor("inception", UNCHECKED, "sk_", HEX, 32, "sk_{hex:32}"),
-    Vendor("secret-key", KINGFISHER, "sk_(?:[A-Za-z0-9]{1,12}_){0,2}[A-Za-z0-9]{16}", URL, 4, "sk_car_{alnum:22}",
-           "sk_live_update_handler_for_tests"),
     Vendor("cursor", TITUS, "key_", HEX, 28, "key_{hex:64}", "key_facade"),
     Vendor("cursor", PUBLIC_CODE, "crsr_", HEX, 40, "crsr_{hex:64}"),
     Vendor("devin", BETTERLEAKS, "apk_(?:user_)?", PADDED, 80, "apk_user_{base64:150}"),
@@ -134,7 +132,6 @@ AI = (
     Vendor("apify", TRUFFLEHOG, "apify_api_", ALNUM, 34, "apify_api_{alnum:36}"),
     Vendor("browserbase", UNCHECKED, "bb_live_", URL, 20),
     Vendor("coderabbit", TITUS, "cr-", HEX, 58),
-    Vendor("retell", TITUS, "key_", HEX, 28, "key_{hex:28}"),
     Vendor("copilot", UNCHECKED, "tid=[0-9a-f]{32};exp=", r"""[^ \t\r\n"'`\\]""", 20,
            "tid={hex:32};exp={digits:10};sku=x;8kp=1:{hex:64}"),
     Vendor("browser-use", KINGFISHER, "bu_", URL, 42),
@@ -225,8 +222,10 @@ CLOUD = (
     Vendor("terraform", GITLEAKS, r"[A-Za-z0-9]{1,32}\.atlasv1\.", "[A-Za-z0-9_=-]", 55,
            "{alnum:14}.atlasv1.{alnum:67}", mark=r"\.atlasv1\.", before=32),
     Vendor("vault", TITUS, r"hv[sbr]\.", URL, 24, "hvs.{url:95}"),
-    Vendor("vault", GITLEAKS, r"s\.", ALNUM, 24, "s.{alnum:24}", "self.RelatedObjectDoesNotExistAtAll", length=26,
-           most=24),
+    Vendor("vault", GITLEAKS,
+           r"s\.(?:[A-Za-z0-9]{0,6}(?:[0-9]|[A-Z]{2})[A-Za-z0-9]{15}"
+           r"|[A-Za-z0-9]{7,14}(?:[0-9]|[A-Z]{2})[A-Za-z0-9]{8}|[A-Za-z0-9]{15,20}(?:[0-9]|[A-Z]{2}))",
+           ALNUM, 1, "s.{alnum:24}", "s.isOptionalCallExpression", length=26, mark=r"s\.[A-Za-z0-9]{24}", most=8),
     Vendor("pulumi", TRUFFLEHOG, "pul-", LOWER, 40),
     Vendor("doppler", TRUFFLEHOG, r"dp\.(?:ct|pt|st|sa|scim|audit|said)\.(?:[a-z0-9_-]{2,35}\.)?", ALNUM, 40,
            "dp.st.dev.{alnum:43}"),
@@ -247,11 +246,10 @@ CLOUD = (
     Vendor("hop", KINGFISHER, "(?:hop_pat|ptk)_", URL, 24, "hop_pat_{alnum:40}"),
     Vendor("pangea", KINGFISHER, "pt[si]_", LOWER, 28, "pts_{lower:32}"),
     Vendor("akamai", KINGFISHER, "akab-", "[a-z0-9-]", 16, "akab-{lower:16}-{lower:16}"),
-    Vendor("okta", TRUFFLEHOG, "00", URL, 40, "00{alnum:40}", most=40),
+    Vendor("okta", TRUFFLEHOG, "00[A-Za-z0-9_-]{24}", URL, 16, "00{alnum:40}", most=16),
     Vendor("bitwarden", UNCHECKED, r"0\.[0-9a-f]{8}-[0-9a-f-]{27}\.", "[A-Za-z0-9:+/=]", 40,
            "0.{uuid}.{alnum:30}:{base64:22}=="),
     Vendor("rancher", UNCHECKED, "token-[a-z0-9]{5}:", LOWER, 50, "token-{lower:5}:{lower:54}"),
-    Vendor("jenkins", UNCHECKED, "11", HEX, 32, "11{hex:32}", most=32),
     Vendor("ngrok", UNCHECKED, "2[A-Za-z0-9]{26}_", ALNUM, 18, "2{alnum:26}_{alnum:21}", most=24),
 )
 
@@ -336,7 +334,8 @@ CODE = (
     Vendor("depot", UNCHECKED, "depot_[a-z]+_", HEX, 40, "depot_org_{hex:64}"),
     Vendor("growthbook", UNCHECKED, "secret_(?:admin|user|readonly)_", URL, 24, "secret_admin_{alnum:40}"),
     Vendor("unleash", UNCHECKED, r"(?:\*|default|\[\]):[a-z*-]+\.", HEX, 50, "default:development.{hex:56}"),
-    Vendor("secret-token", "rfc-editor.org/rfc/rfc8959", "secret-token:", "[A-Za-z0-9._~:%-]", 8, "secret-token:{alnum:24}"),
+    Vendor("secret-token", "rfc-editor.org/rfc/rfc8959", "secret-token:", "[A-Za-z0-9._~:%-]", 8,
+           "secret-token:{alnum:24}"),
 )
 
 DATA = (
@@ -369,7 +368,7 @@ DATA = (
 )
 
 CHAT = (
-    Vendor("slack", GITLEAKS, "(?i)(?:xox[abeoprs]-|xoxe.xox[bp]-|xapp-[0-9]-|xwfp-)", "[A-Za-z0-9-]", 10,
+    Vendor("slack", GITLEAKS, "(?:xox[abeoprs]-|xoxe.xox[bpBP]-|xapp-[0-9]-|xwfp-)", "[A-Za-z0-9-]", 10,
            "xoxb-{digits:12}-{digits:12}-{alnum:24}", is_bounded=False),
     Vendor("slack", BETTERLEAKS, "xox[cd]-", "[A-Za-z0-9%/+=_-]", 30, "xoxd-{base64:120}"),
     Vendor("slack", GITLEAKS, "(?:https?://)?hooks.slack(?:-gov)?.com/(?:services|workflows|triggers)/",
@@ -379,9 +378,9 @@ CHAT = (
            mark=r"\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}", before=30),
     Vendor("discord", TRUFFLEHOG, r"discord(?:app)?\.com/api/(?:v[0-9]+/)?webhooks/[0-9]{17,20}/", URL, 60,
            "https://discord.com/api/webhooks/{digits:18}/{url:68}", is_bounded=False, keeps_beginning=True),
-    Vendor("teams", GITLEAKS, r"(?:https?://)?[a-z0-9]{1,80}\.webhook\.office\.com/webhookb2/", "[A-Za-z0-9@/-]", 40,
+    Vendor("teams", GITLEAKS, r"(?:https?://)?[a-z0-9]{1,150}\.webhook\.office\.com/webhookb2/", "[A-Za-z0-9@/-]", 40,
            "https://x.webhook.office.com/webhookb2/{uuid}@{uuid}/IncomingWebhook/{hex:32}/{uuid}",
-           mark=r"\.webhook\.office\.com", before=88),
+           mark=r"\.webhook\.office\.com", before=158),
     Vendor("telegram", TITUS, "[0-9]{6,12}:AA", URL, 32, "{digits:10}:AA{url:33}", mark=":AA[A-Za-z0-9_-]{32}",
            before=12),
     Vendor("mattermost", TITUS, "mattermost[A-Za-z0-9.-]*(?::[0-9]{2,5})?/hooks/", LOWER, 26,
@@ -418,7 +417,7 @@ CHAT = (
     Vendor("figma", TRUFFLEHOG, "fig(?:d|p|o[rh]?|u[rh]?)_", "[A-Za-z0-9_=-]", 36, "figd_{url:40}"),
     Vendor("typeform", TRUFFLEHOG, "tfp_", DOTTED, 40, "tfp_{alnum:44}_{alnum:14}"),
     Vendor("dropbox", TRUFFLEHOG, r"sl\.(?:u\.)?", URL, 100, "sl.{url:135}"),
-    Vendor("facebook", GITLEAKS, "EAA[A-Z]", ALNUM, 80, "EAAM{alnum:150}"),
+    Vendor("facebook", GITLEAKS, "EAA[B-Z]", ALNUM, 90, "EAAM{alnum:150}"),
     Vendor("facebook", GITLEAKS, r"[0-9]{15,16}\|", URL, 27, "{digits:15}|{url:27}", mark=r"[0-9]\|[A-Za-z0-9_-]{27}",
            before=16),
     Vendor("instagram", TITUS, "IG(?:QV|AA)", URL, 80, "IGQVJ{url:150}"),
@@ -439,7 +438,6 @@ CHAT = (
            r"[A-Za-z0-9_/\\=-]", 0, "ewogIC{url:30}.ewogIC{url:60}.{url:43}", mark=r"\.e[wy][A-Za-z0-9_/\\-]{12}",
            before=1024),
     Vendor("vk", KINGFISHER, r"vk1\.a\.", URL, 80, "vk1.a.{url:200}"),
-    Vendor("pushbullet", KINGFISHER, r"o\.", ALNUM, 32, most=32),
     Vendor("seam", KINGFISHER, "seam_(?:test2|live)[A-Za-z0-9]{1,8}_", ALNUM, 20, "seam_live{alnum:4}_{alnum:24}"),
     Vendor("mappedin", KINGFISHER, "mi[ks]_", ALNUM, 26, "mis_{alnum:52}"),
     Vendor("adafruit", TRUFFLEHOG, "aio_", ALNUM, 28),
@@ -450,6 +448,7 @@ CHAT = (
 )
 
 PAYMENT = (
+    Vendor("highnote", BETTERLEAKS, "[rs]k_(?:live|test)_a2V5Xz", PADDED, 60, "sk_live_a2V5Xz{base64:69}"),
     Vendor("stripe", GITLEAKS, "[rs]k_(?:live|test|prod|org)_(?:live_|test_)?", ALNUM, 10, "sk_live_{alnum:24}",
            "network_test_connection"),
     Vendor("stripe", KINGFISHER, "whsec_", PADDED, 24, "whsec_{alnum:32}", is_bounded=False),
@@ -464,8 +463,7 @@ PAYMENT = (
     Vendor("razorpay", TITUS, "rzp_(?:live|test)_", ALNUM, 14, "rzp_live_{alnum:14}"),
     Vendor("flutterwave", GITLEAKS, "FLW(?:SECK|PUBK)(?:_TEST)?-", "[A-Za-z0-9-]", 12, "FLWSECK_TEST-{hex:32}-X"),
     Vendor("lob", TRUFFLEHOG, "(?:live|test)_(?:pub_)?", HEX, 31, "live_{hex:35}"),
-    Vendor("mollie", UNCHECKED, "(?:live|test)_", ALNUM, 30, "live_{alnum:30}",
-           "test_GeneralizedMultivariateLogGammaDistribution", most=32),
+    Vendor("mollie", UNCHECKED, "live_", ALNUM, 30, "live_{alnum:30}", most=32),
     Vendor("gocardless", GITLEAKS, "(?:live|sandbox)_", URL, 40, "live_{url:40}"),
     Vendor("plaid", GITLEAKS, "(?:access|public|link)-(?:sandbox|development|production)-", UUID, 36,
            "access-sandbox-{uuid}"),
@@ -493,7 +491,6 @@ PAYMENT = (
     Vendor("adyen", UNCHECKED, "AQE[a-z]h", "[A-Za-z0-9+/=.-]", 80, "AQEyh{base64:120}"),
     Vendor("persona", BETTERLEAKS, "persona_(?:production|sandbox)_", "[a-z0-9_-]", 20, "persona_production_{uuid}"),
     Vendor("onfido", BETTERLEAKS, r"api_(?:live|sandbox)(?:_ca|_us)?\.", DOTTED, 24, "api_live.{alnum:11}.{alnum:32}"),
-    Vendor("highnote", BETTERLEAKS, "[rs]k_(?:live|test)_a2V5Xz", PADDED, 60, "sk_live_a2V5Xz{base64:69}"),
     Vendor("fleetbase", TRUFFLEHOG, "flb_(?:live|test)_", ALNUM, 20, "flb_live_{alnum:20}"),
     Vendor("flexport", TRUFFLEHOG, "shltm_", URL, 40),
     Vendor("samsara", BETTERLEAKS, "samsara_api_", ALNUM, 26),
@@ -508,11 +505,12 @@ PAYMENT = (
     Vendor("hcaptcha", KINGFISHER, "ES_", HEX, 32),
     Vendor("bitcoin", UNCHECKED, "[xyzt]prv", ALNUM, 100, "xprv{alnum:107}"),
     Vendor("nostr", UNCHECKED, "nsec1", LOWER, 58, "nsec1{bech32lower:58}"),
+    Vendor("secret-key", KINGFISHER, "sk_(?:[A-Za-z0-9]{1,12}_){0,2}[A-Za-z0-9]{16}", URL, 4, "sk_car_{alnum:22}",
+           "sk_live_update_handler_for_tests"),
 )
 
 MAIL = (
-    Vendor("sendgrid", TRUFFLEHOG, r"SG\.[A-Za-z0-9_-]{16,32}\.", URL, 32, "SG.{url:22}.{url:43}"),
-    Vendor("sendgrid", GITLEAKS, r"SG\.", "[A-Za-z0-9_=.-]", 66),
+    Vendor("sendgrid", TRUFFLEHOG, r"SG\.", "[A-Za-z0-9_=.-]", 66, "SG.{url:22}.{url:43}"),
     Vendor("mailgun", GITLEAKS, "(?:pub)?key-", HEX, 32, "key-{hex:32}", "key-value-store-abstraction-layer-x"),
     Vendor("mailchimp", TRUFFLEHOG, "[0-9a-f]{32}-us", DIGIT, 1, "{hex:32}-us12", mark="[0-9a-f]{8}-us[0-9]",
            before=24),
@@ -562,7 +560,7 @@ OBSERVABILITY = (
     Vendor("nightfall", TRUFFLEHOG, "NF-", ALNUM, 32),
     Vendor("trufflehog", TRUFFLEHOG, "thog-(?:key|secret)-", HEX, 16, "thog-secret-{hex:32}"),
     Vendor("censys", UNCHECKED, "censys_", ALNUM, 30),
-    Vendor("telnyx", KINGFISHER, "KEY", URL, 55, "KEY{alnum:55}", most=58),
+    Vendor("telnyx", KINGFISHER, "KEY[0-9A-F]", URL, 54, "KEY0{alnum:54}", most=57),
     Vendor("sqreen", KINGFISHER, "org_", HEX, 56, "org_{hex:60}"),
     Vendor("scrapfly", KINGFISHER, "scp-(?:live|test)-", HEX, 32, "scp-live-{hex:32}"),
 )
