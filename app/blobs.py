@@ -16,7 +16,7 @@ from __future__ import annotations
 import binascii
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 BLOB_CHARACTERS_MIN = 4096
@@ -81,6 +81,18 @@ _MAGIC = {
 
 def described(kind: str, size_bytes: int | None) -> str:
     return f"[{kind}]" if size_bytes is None else f"[{kind}, {size_bytes} bytes]"
+
+
+def described_pieces(values: Sequence[object]) -> list[str] | None:
+    """A list of a blob's pieces or bytes as one description; None for any other list."""
+    if all(isinstance(value, str) for value in values):
+        text = "\n".join(map(str, values))
+    elif all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        text = ", ".join(map(str, values))
+    else:
+        return None
+    told = describe_blobs(text)
+    return None if told == text else told.split("\n")
 
 
 class _Place(NamedTuple):

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from app.attachment import data_url_bytes, strip_blobs
 from app.blobs import BLOB_CHARACTERS_MIN, described
+from app.privacy.redact import Redaction
+from app.transcript import Json
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(1).randbytes(6_000)  # noqa: S311 - noise, no secret
+DESCRIBED = "[image/png, 6016 bytes]"
 BLOB = base64.b64encode(PNG).decode()
 LINES = base64.encodebytes(PNG).decode().rstrip("\n")
 
@@ -151,3 +154,37 @@ def test_what_is_described_once_stays(text: str) -> None:
     once = strip_blobs(text)
     assert strip_blobs(once) == once
     assert len(once) <= max(len(text), BLOB_CHARACTERS_MIN) + 100
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        pytest.param(wrap(BLOB, 500), ["[image/png, 6016 bytes]"], id="pieces"),
+        pytest.param({"type": "Buffer", "data": list(PNG)}, {"type": "Buffer", "data": [DESCRIBED]}, id="Buffer"),
+        pytest.param(list(range(200)), list(range(200)), id="few numbers"),
+        pytest.param([n * 300 for n in range(2_000)], [n * 300 for n in range(2_000)], id="no bytes"),
+        pytest.param(["a", *["b c"] * 3_000], ["a", *["b c"] * 3_000], id="words"),
+    ],
+)
+def test_pieces_of_a_blob_in_json_are_described(told: Json, shown: Json) -> None:
+    assert Redaction.compile([], secrets=False).json(told) == shown
+
+
+SLOW: dict[str, str] = {
+    "spaces": " " * 300_000,
+    "runs that are too short": (random.Random(2).randbytes(2_900).hex()[:4_000] + " ") * 60,  # noqa: S311 - noise
+    "lists that are too short": ("[" + "12," * 900 + "x]") * 100,
+    "pairs and nothing": "ff " * 100_000,
+    "lines of a dump": "00000000: ffff ffff\n" * 15_000,
+    "words of one blob's width": ("Ab1" * 7 + "\n") * 14_000,
+    "data": "data:" * 60_000,
+    "marks": "1: 2: 3: " * 30_000,
+    "backslashes": "\\" * 300_000,
+    "quotes": "aB1" * 10 + '",' * 150_000,
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_text_that_is_made_to_be_slow_is_read_through(name: str) -> None:
+    # Where the time grew with the square of the length, this would take hours.
+    assert len(strip_blobs(SLOW[name])) <= len(SLOW[name])
