@@ -9,7 +9,7 @@ from app.identity import Identity
 from app.ledger import SESSION_RECORD
 from app.naming import NAME, lasting_name
 from app.privacy.policy import Policy
-from app.privacy.redact import Hits, Redaction, redact_session, redact_turn, withhold_session, withhold_turn
+from app.privacy.redact import HitCounts, Redaction, redact_session, redact_turn, withhold_session, withhold_turn
 from app.record import Frame, Record, encode_session, encode_turn, record_count
 from app.transcript import Assistant, Session, Tool, Transcript, Turn, User, has_ended, session_digest
 
@@ -35,7 +35,7 @@ class Export:
     record_count: int
     faults: tuple[str, ...]
     encode: Callable[[], tuple[Record, ...]]
-    hits: Hits = field(default_factory=Hits, repr=False)
+    hits: HitCounts = field(default_factory=HitCounts, repr=False)
     """What `encode` has taken out, once it was called."""
 
 
@@ -65,7 +65,7 @@ def _is_worked_on(turn: Turn) -> bool:
 
 
 def _session_export(transcript: Transcript, capture: Capture, identity: Identity) -> Export:
-    session, hits = transcript.session, Hits()
+    session, hits = transcript.session, HitCounts()
 
     def encode() -> tuple[Record, ...]:
         shown = session_to_leave(session, capture, hits)
@@ -75,7 +75,7 @@ def _session_export(transcript: Transcript, capture: Capture, identity: Identity
 
 
 def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
-    hits = Hits()
+    hits = HitCounts()
 
     def encode() -> tuple[Record, ...]:
         withheld = capture.policy.mode == "metadata_only"
@@ -86,7 +86,7 @@ def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupte
     return Export(turn.id, turn.digest, turn.facts_ms, below, record_count(turn), turn.faults, encode, hits)
 
 
-def session_to_leave(session: Session, capture: Capture, hits: Hits | None = None) -> Session:
+def session_to_leave(session: Session, capture: Capture, hits: HitCounts | None = None) -> Session:
     if capture.policy.mode == "metadata_only":
         return withhold_session(session)
     return redact_session(session, capture.redaction, hits)

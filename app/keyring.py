@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from app.opencode.config import Document
 from app.opencode.logins import Logins
-from app.privacy.secret_values import of_configuration, of_environment, of_logins
+from app.privacy.machine_secrets import of_configuration, of_environment, of_logins
 
 
 class Keyring:

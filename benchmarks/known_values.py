@@ -59,7 +59,7 @@ def keys() -> Callable[[bytes], object]:
     together = re2.Set.SearchSet(options)
     for rule in RULES:
         if rule.is_key:
-            together.Add(rule.regex.pattern)
+            together.Add(rule.pattern)
     together.Compile()
     match: Callable[[bytes], object] = together.Match
     return match

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from app.privacy.keys import OWN
+from app.privacy.places import PLACES
 from app.privacy.redact import REDACTED, Redaction
-from app.privacy.rules import RULES
 from tests.dress import (
     DRESSES,
     added,
@@ -35,7 +36,7 @@ NOT_COVERED = {
     "assignment-quoted": {"broken at a third"},
     "assignment-typed": {"broken at a third"},
     "assignment-yaml": {"broken early", "broken at a third"},
-    "assignment-option": {"broken early", "broken at a third", "broken in the middle"},
+    "assignment-option": {"broken early", "broken at a third"},
     "assignment-connection": {"broken early", "broken at a third"},
     "assignment-passphrase": {"broken early", "broken at a third"},
 }
@@ -58,8 +59,8 @@ def test_a_hit_is_counted_for_the_rule_of_the_secret(sample: Sample) -> None:
     assert hits[sample.rule] >= 1
 
 
-def test_every_rule_has_a_sample() -> None:
-    assert {rule.name for rule in RULES} == {sample.rule for sample in SAMPLES}
+def test_every_rule_of_no_vendor_has_a_sample() -> None:
+    assert {rule.name for rule in (*OWN, *PLACES)} <= {sample.rule for sample in SAMPLES}
 
 
 @pytest.mark.parametrize("sample", KEYS, ids=lambda sample: sample.id)

@@ -38,6 +38,9 @@ class View:
     pieces: Sequence[tuple[int, int, bool]] = ()
     """Per piece: start and end in `below`, and whether it is a copy (else it stands for the whole range)."""
 
+    def part(self, start: int, end: int) -> View:
+        return View(self.data[start:end], self, (0,), ((start, end, True),))
+
     def source(self, start: int, end: int) -> tuple[int, int]:
         """The range of the text itself that `data[start:end]` (not empty) stands for."""
         if self.below is None:
@@ -136,11 +139,9 @@ def _latin1() -> re2.Options:
     return options
 
 
-_WORD = rb"[A-Za-z0-9+/=_.~-]"
-_BREAK = re2.compile(
-    _WORD + rb"(\\?[ \t]*\r?\n)((?:[ \t]*" + LINE_MARK + rb")?[ \t]*)" + _WORD,
-    _latin1(),
-)
+_LETTER = rb"[A-Za-z0-9+/=_.~-]"
+_BREAK = re.compile(rb"\n((?:[ \t]*+" + LINE_MARK + rb")?[ \t]*+)(?=" + _LETTER + rb")")
+_WORD_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_.~-")
 # The quote is that of a JSON string whose first line has a number.
 _MARK_AT_START = re.compile(rb"[ \t]*[\"'`]?(" + LINE_MARK + rb")")
 _LINE_LOOKBACK = 400
@@ -152,20 +153,29 @@ def joined(view: View) -> View | None:
 
     A line number or diff sign is taken out with the line end when the line before has one of its kind.
     """
-    made, at = _Assembly(view), 0
-    for found in _BREAK.finditer(view.data):
-        start, end = found.span(1)
-        mark = found.group(2)
-        if _mark_kind(mark) == _mark_kind(_mark_before(view.data, start)):
-            end += len(mark)
-        else:
-            end += len(mark) - len(mark.lstrip())
+    made, at, data = _Assembly(view), 0, view.data
+    for found in _BREAK.finditer(data):
+        start = _word_end(data, found.start())
+        if start < 0:
+            continue
+        mark = found[1]
+        is_mark = not mark.isspace() and _mark_kind(mark) == _mark_kind(_mark_before(data, start))
         made.copy(at, start)
-        at = end
+        at = found.end() if is_mark else found.end() - len(mark.lstrip())
     if not at:
         return None
-    made.copy(at, len(view.data))
+    made.copy(at, len(data))
     return made.view()
+
+
+def _word_end(data: bytes, line_end: int) -> int:
+    """Where the word before a line end ends: before spaces, and a backslash that shows that the line goes on."""
+    end = line_end - (data[line_end - 1 : line_end] == b"\r")
+    if data[end - 1 : end] in {b" ", b"\t"}:
+        line = data.rfind(b"\n", 0, end) + 1
+        end = line + len(data[line:end].rstrip(b" \t"))
+    end -= data[end - 1 : end] == b"\\"
+    return end if end > 0 and data[end - 1] in _WORD_BYTES else -1
 
 
 def _mark_before(data: bytes, position: int) -> bytes:

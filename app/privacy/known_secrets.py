@@ -21,7 +21,8 @@ from urllib.parse import quote_plus
 
 import re2
 
-from app.privacy.secret_values import LENGTH_MIN
+from app.privacy.machine_secrets import LENGTH_MIN
+from app.privacy.scout import trace_of
 
 _HEAD_BYTES = 8
 """As long as the shortest value: every form has a head."""
@@ -116,6 +117,11 @@ def _search(values: frozenset[str]) -> Search | None:
     """Kept, because all folders of a process look for the same values."""
     forms = {form for value in values for piece in _pieces(value) for form in _forms(piece)}
     return Search(forms) if forms else None
+
+
+def traces_of(values: Iterable[str]) -> frozenset[bytes]:
+    """A few letters of each piece of each value: a text in which none of them stands holds no value."""
+    return frozenset(trace_of(piece.encode("utf-8", "replace")) for value in values for piece in _pieces(value))
 
 
 def _pieces(value: str) -> Iterator[str]:

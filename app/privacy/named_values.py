@@ -1,209 +1,195 @@
-r"""Secrets known by their name: `password=…`, `"apiKey": "…"`, `--token …`, `SECRET_KEY = '…'`.
+r"""Secrets known by their name: `password=…`, `"apiKey": "…"`, `--token …`, `<password>…</password>`.
 
-    export DB_PASSWORD=…          redacted: a word after an environment variable's `=`
-    "token": "…"                  redacted: whatever stands in the quotes
-    password = get_password()     left: code
-    token: string                 left: a type
-    max_tokens: 8192              left: `tokens` is no such name
+    export DB_PASSWORD=…                  redacted: a word after an environment variable's `=`
+    "token": "…"                          redacted: whatever stands in the quotes
+    {"name": "DB_PASSWORD", "value": …}   redacted: a name in one field, its value in another
+    password: |  and the lines below      redacted: a value on the next line
+    "passwords": ["…", "…"]               redacted: a list
+    password = get_password()             left: code
+    token: string                         left: a type
+    max_tokens: 8192                      left: `tokens` is no such name
 
-A quoted value is taken for a secret unless it is a placeholder. A bare one may be code: `_is_code` weighs it.
+One search (app.privacy.scout) finds the words of names. What stands around one must be a name of a secret
+(app.privacy.secret_names) with what may give it a value behind it. Which shape it is, and whether a secret stands there
+(app.privacy.secret_values), is decided by a look at so many bytes around it at most; what a value holds is not looked
+at again. So the time grows with the text and no faster.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator
 
-import re2
+from app.privacy.assigned_value import Name, Span, Value, read, secret_in
+from app.privacy.passwords_in_commands import BEGINNINGS, passwords_after
+from app.privacy.secret_names import NAME, OPTION, WEAK_NAME, Kind, kind_of
+from app.privacy.secret_values import is_random
+from app.privacy.structured_values import NEXT_LINE, OPENER, beside, in_element, in_list, in_object, on_next_lines
 
-from app.privacy.decode import LINE_MARKS
-
-
-def _compiled(pattern: bytes) -> Any:
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.case_sensitive = False
-    options.log_errors = False
-    return re2.compile(pattern, options)
-
-
-_PASSWORD = rb"passw(?:or)?d|passphrase|passcode|pwd|[_-]pass"
-_KEY_OF = rb"access|secret|private|account|auth|signing|encryption|master|shared|license"
-_NAME = (
-    rb"(?:" + _PASSWORD + rb"|secret|token|api[ _-]?key|(?:" + _KEY_OF + rb")[ _-]?(?:access[ _-]?)?key"
-    rb"|secret_key_base|:_auth)(?:[_-]?[0-9]+)?"
+_FULL_WIDTH = rb"\xef\xbc[\x9a\x9d]"
+"""The colon and the equals sign of East Asian text."""
+_CLOSER = rb"[\\\"'`\]!?]*[ \t]*"
+# What may be a value: a quote, a list, the end of the line, `name =` after a type, or a word that does not go on as
+# code does: `token: string,` and `token = get(` are no candidates.
+_VALUE = (
+    rb"[\\\"'`\[{|>\r\n]|[a-z_$.]*[^a-z_$.,;()\[\]<>{} \t]|[a-z_$.]+\Z|[a-z_$.]+[ \t]+[^a-z_$.,;()\[\]<>{} \t]"
+    rb"|[a-z_][a-z0-9_.<>\[\]| ?]*=[ \t]*[bfru@$]?[\"'`]"
 )
-_IS_NAMED = _compiled(rb"(?:" + _NAME + rb"|^(?:proxy-)?authorization|^(?:set-)?cookie)$")
-_HAS_NAME = _compiled(_NAME)
-_IS_PASSWORD = _compiled(rb"^(?:" + _PASSWORD + rb")")
-_IS_SHORT = _compiled(rb"^(?:" + _PASSWORD + rb"|secret)")
-
-_OPENER = rb"(?:[bfru@$]{0,2}(\\*[\"'`]))?"
-# After `:` may stand a type, but only before a quoted value: `password: str = "…"`. Else base64's own `=` would end it.
-ASSIGNMENT = (
-    _NAME + rb"(\\*[\"'`]?\]?)(?:"
-    rb"[!?]?:[ \t]*[a-z_][a-z0-9_.<>\[\]| ?]{0,60}=[ \t]*[bfru@$]{0,2}(\\*[\"'`])"
-    rb"|[ \t]*(:=|=>|=|:)[ \t]*" + _OPENER + rb")"
-    rb"|--[a-z0-9-]{0,64}" + _NAME + rb"([ \t]+)" + _OPENER
-)
-_CLOSED, _TYPED_QUOTE, _SIGN, _QUOTE, _GAP, _OPTION_QUOTE = range(1, 7)
-
-_TO_QUOTE = {
-    b'"': _compiled(rb'(?:[^"\\\r\n]|\\[^\r\n])*'),
-    b"'": _compiled(rb"(?:[^'\\\r\n]|\\[^\r\n])*"),
-    b"`": _compiled(rb"[^`\r\n]*"),
-}
-_TO_ESCAPED_QUOTE = _compiled(rb"[^\"'`\r\n]*")
-_BARE = _compiled(rb"[^\s\"'`\\=:>,;)\]}](?:[^\s\"'`\\]|\\[^\snrt\"'`\\u])*")
-_WORD = _compiled(rb"[^,;)\]}&|<>]*")
-_HEAD_MAX = 200
-"""So much of a bare value decides whether it is code."""
-_PIN_MIN, _TOKEN_MIN, _LETTERS_MIN, _OPTION_MIN, _DIGITS_MIN = 4, 8, 16, 5, 3
-
-# What stands before the name on its line where the line is one assignment: `.env`, YAML, ini, Dockerfile, shell.
-_LINE_START = _compiled(
-    rb"^" + LINE_MARKS + rb"[ \t]*(?:-[ \t]*)?(?:(?:export|set|env|arg|-e|--env|-d|\$env:)[ \t]*)?$"
-)
-_LINE_LOOKBACK = 200
-_NAME_LOOKBACK = 64
-_NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
-_LEADING_NAME = _compiled(rb"[a-z0-9_-]*")
-
-_PLACEHOLDER = _compiled(
-    rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?"
-    rb"|(?-i:\$[A-Z0-9_]*)|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
-    rb"|[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
-)
-_PLAIN_WORD = _compiled(
-    rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"
-    rb"|object|unknown|never|void|self|this|optional|required|text|password|default|empty|yes|no|not|in|is|if|or|and"
-    rb"|new|await|async|typeof|lambda|function|return)$"
-)
-_REFERENCE = _compiled(
-    rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
-    rb"|^[(\[{]|^[|>][+-]?$|^#[a-z]*$|^[*&!]+[a-z_$]+$|^[a-z_$]{1,2}[+*/-]"
-)
-_IDENTIFIER = _compiled(rb"^[a-z_$][a-z0-9_$]*$")
-_NUMBER = _compiled(rb"^-?[0-9][0-9_.,]*[a-z%]?$")
-
-
-def is_named(key: str) -> bool:
-    """Whether a value under this JSON key is a secret by its name: `apiKey`, `db_password`, `X-Api-Key`, `Cookie`."""
-    return _IS_NAMED.search(key.encode("utf-8", "replace")) is not None
-
-
-def assigned(data: bytes, found: Any) -> tuple[int, int] | None:
-    """The secret that a match of ASSIGNMENT assigns; None when it is code, a type or a placeholder."""
-    quote = found.group(_TYPED_QUOTE) or found.group(_QUOTE) or found.group(_OPTION_QUOTE)
-    start = found.end()
-    span = _quoted(data, start, quote, found) if quote else _bare(data, found)
-    if span is None or _is_directory(data[found.start() : found.start() + 3], data[span[0] : span[0] + 2]):
-        return None
-    return span
-
-
-def _is_directory(name: bytes, value: bytes) -> bool:
-    """`PWD=/home/…` in what `env` prints is no password."""
-    return name.lower() == b"pwd" and (value[:1] in {b"/", b"~", b"."} or value[1:] == b":")
-
-
-def _quoted(data: bytes, start: int, quote: bytes, found: Any) -> tuple[int, int] | None:
-    measure = _TO_QUOTE[quote] if len(quote) == 1 else _TO_ESCAPED_QUOTE
-    value = measure.match(data, start).group().rstrip(b"\\" if len(quote) > 1 else b"")
-    # In `input("Password: ")` the quote closes: what follows it is code.
-    if not value or value[:1] in b",;)]}: \t" or _PLACEHOLDER.search(value):
-        return None
-    if found.group(_SIGN) == b":" and not found.group(_CLOSED) and value[:1] in b"+.%<>=\\|&?":
-        return None
-    return start, start + len(value)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bare:
-    """A value without quotes, and where it stands."""
-
-    head: bytes
-    word: bytes
-    """The head up to the first character that ends an expression."""
-    of_password: bool
-    may_be_short: bool
-    """A password or a secret; a token or key of less than 8 letters is a variable."""
-    is_option: bool
-    """`--password …`"""
-    fills_line: bool
-    """The line is this one assignment, as in a file of settings."""
-
-
-def _bare(data: bytes, found: Any) -> tuple[int, int] | None:
-    start = found.end()
-    value = _BARE.match(data, start, start + _HEAD_MAX)
-    if value is None:
-        return None
-    head: bytes = value.group()
-    word: bytes = _WORD.match(head).group()
-    if not word or _PLAIN_WORD.search(word) or _PLACEHOLDER.search(head) or _PLACEHOLDER.search(word):
-        return None
-    bare = _Bare(
-        head=head,
-        word=word,
-        of_password=_IS_PASSWORD.search(found.group()) is not None,
-        may_be_short=_IS_SHORT.search(found.group()) is not None,
-        is_option=found.group(_GAP) is not None,
-        fills_line=_fills_line(data, found, value.end()),
+_SIGN_AND_VALUE = rb"(?:=[^ \t>]|(?:=>?|:=?|" + _FULL_WIDTH + rb")[ \t]*(?:" + _VALUE + rb"))"
+SEARCH = b"|".join(
+    (
+        NAME + _CLOSER + _SIGN_AND_VALUE,
+        NAME + rb"(?:\\*[\"'][,>/ \t}\r\n]|[\r\n]|[ \t]+'|\('|</(?:key|name)>)",
+        rb"(?:" + WEAK_NAME + rb")[\"']?[ \t]*[:=][ \t]*[\"'`]?[a-z_+/=.-]*[0-9]",
+        OPTION + rb"[ \t]",
+        rb"</[a-z0-9:._-]*(?:pass|pwd|secret|token|cred|key)",
+        BEGINNINGS,
     )
-    if not _is_setting(data, found, bare) and _is_code(data, found, bare):
-        return None
-    if len(word) < len(head) and not bare.fills_line:
-        return start, start + len(word)
-    return start, _BARE.match(data, start).end()
+)
+"""Where a secret may stand under a name, in any case of its letters: what matches is no secret yet."""
+_CANDIDATE = re.compile(SEARCH, re.IGNORECASE)
+_CANDIDATE_MAX = 400
+
+NAME_WORDS = (
+    *(b"pass", b"pwd", b"pw", b"secret", b"token", b"cred", b"dsn", b"key", b"auth", b"_pat", b"-pat"),
+    *(b"connections", b"connection_s", b"connection-s", b"contrase", b"senha", b"motdepasse", b"wachtwoord"),
+)
+HEADS = (
+    *NAME_WORDS,
+    *(b"curl", b"mysql", b"mariadb", b"sshpass", b"mongo", b"redis-cli", b"login", b"machine", b"identified"),
+)
+"""Each candidate has one of these in it, in upper or lower case,"""
+EXACT_HEADS = tuple(word.encode() for word in ("пароль", "密码", "密碼", "口令", "パスワード", "비밀번호"))
+"""one of these as it stands,"""
+PORT = rb":(?:[0-9]{4,5}|\*):[^\s:]"
+"""or this just before where it is looked for."""
+_KEY_OF = re.compile(
+    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$",
+    re.IGNORECASE,
+)
+_LOGIN_OF = re.compile(rb"(?:default|docker|podman)[ \t]+$", re.IGNORECASE)
+_OPTION_OR_TAG = re.compile(rb"(?:</[a-z0-9:._-]*|-[a-z0-9-]*)$", re.IGNORECASE)
+_PORT_BEFORE = re.compile(PORT + rb"$")
+_HEAD = re.compile(b"|".join(rb"(?=%b)" % word for word in (*HEADS, *EXACT_HEADS)), re.IGNORECASE)
+_PORT = re.compile(PORT[:-6] + rb"(?=[^\s:])")
+
+_NAME_RUN = re.compile(
+    rb"(?:[a-z]+ (?=key)|:(?=_auth))?(?:[a-z0-9_.-]|\xc3[\xb1\x91]|[\xd0-\xed][\x80-\xbf]{1,2})*", re.IGNORECASE
+)
+_NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+_FIELD_SIGN = re.compile(rb"[:=]|" + _FULL_WIDTH)
+_IS_PORT = re.compile(rb":[0-9*]")
+_IS_COMMAND = re.compile(BEGINNINGS, re.IGNORECASE)
+
+# After `:` may stand a type, but only before a quoted value: `password: str = "…"`. Else base64's own `=` would end it.
+_SIGNED = re.compile(
+    rb"(?P<closed>\\{0,8}[\"'`]?\]?)(?:"
+    rb"[!?]?:[ \t]*[a-z_][a-z0-9_.<>\[\]| ?]{0,60}=[ \t]*[bfru@$]{0,2}(?P<typed>\\{0,8}[\"'`])"
+    rb"|[ \t]*(?P<sign>:=|=>|=|:|" + _FULL_WIDTH + rb")[ \t]*" + OPENER + rb")",
+    re.IGNORECASE,
+)
+_OPTION_GAP = re.compile(rb"(?:[ \t]+" + OPENER + rb"|\\{0,8}[\"'][ \t]*,[ \t\r\n]*(?P<element>\\{0,8}[\"'])(?!-))")
+_COMMA = re.compile(rb"\\{0,8}[\"'`],[ \t]*(?P<quote>\\{0,8}[\"'`])")
+_SQL = re.compile(rb"(?:[ \t]+|(?<=PASSWORD)\()(?P<quote>')")
+_PLURAL_LIST = re.compile(rb"\\{0,8}[\"'`]?[ \t]*[:=][ \t]*\[")
+_NAME_LOOKBACK = 64
 
 
-def _is_setting(data: bytes, found: Any, bare: _Bare) -> bool:
-    """`DB_PASSWORD=…` in a `.env` file or before a command: then anything is meant as it stands."""
-    if not _is_tight(data, found):
-        return False
-    name = _left_of(data, found) + _LEADING_NAME.match(found.group()).group()
-    if name == name.upper():
-        return bare.fills_line or bare.word == bare.head
-    calls = b"(" in bare.head or b"[" in bare.head
-    return bare.fills_line and bare.of_password and not calls and _HAS_NAME.search(bare.word) is None
+def named_values(data: bytes, heads: Iterable[int] | None = None) -> Iterator[Span]:
+    """The ranges of the values that stand under a secret's name.
+
+    `heads`: where each of HEADS begins, in order; None to look for them, in a short text.
+    """
+    covered = upto = 0
+    for head in _heads(data) if heads is None else heads:
+        if head < upto or (found := _candidate(data, head)) is None:
+            continue
+        begin, upto = found.span()
+        if upto <= covered:
+            continue
+        if data[upto - 1] in b"\r\n" and not _FIELD_SIGN.search(data, max(0, begin - _NAME_LOOKBACK), upto):
+            continue
+        for span in _secrets(data, begin, upto):
+            yield span
+            covered = max(covered, span[1])
 
 
-def _is_tight(data: bytes, found: Any) -> bool:
-    """No space around the `=`, as in files of settings and on command lines."""
-    return data[found.end() - 1 : found.end()] == b"=" and not data[found.end() - 2 : found.end() - 1].isspace()
+def _heads(data: bytes) -> list[int]:
+    found = {head.start() for head in _HEAD.finditer(data)} | {port.end() + 1 for port in _PORT.finditer(data)}
+    return sorted(found)
 
 
-def _is_code(data: bytes, found: Any, bare: _Bare) -> bool:
-    word = bare.word
-    if _NUMBER.search(word):
-        return not bare.of_password or len(word) < _PIN_MIN
-    if _REFERENCE.search(bare.head):
-        return not _is_random(word)
-    if _IDENTIFIER.search(word) and _HAS_NAME.search(word):
-        return True
-    if not word.translate(None, b"_").isalpha():
-        return not bare.may_be_short and len(word) < _TOKEN_MIN
-    # Letters alone are a variable, unless there is no code around for them to belong to.
-    alone = bare.fills_line or bare.is_option or (_is_tight(data, found) and word == bare.head)
-    letters_min = _LETTERS_MIN if not bare.of_password else _OPTION_MIN if bare.is_option else 1
-    return not alone or word[:1].isupper() or len(word) < letters_min
+def _candidate(data: bytes, head: int) -> re.Match[bytes] | None:
+    for begin in _beginnings(data, head):
+        if found := _CANDIDATE.match(data, begin, head + _CANDIDATE_MAX):
+            return found
+    return None
 
 
-def _is_random(word: bytes) -> bool:
-    return len(word) >= _LETTERS_MIN and sum(byte in b"0123456789" for byte in word) >= _DIGITS_MIN
+def _beginnings(data: bytes, head: int) -> Iterator[int]:
+    """Where a candidate with this head in it may begin, the first one first."""
+    before, first = data[max(0, head - _NAME_LOOKBACK) : head], data[head : head + 1]
+    may_be_option = before and (before[-1] in b"-/:._" or before[-1:].isalnum())
+    if may_be_option and (option := _OPTION_OR_TAG.search(before)):
+        yield head - len(option[0])
+    if before[-2:-1] == b":" and (port := _PORT_BEFORE.search(before)):
+        yield head - len(port[0])
+    if first in b"kK" and (of := _KEY_OF.search(before)):
+        yield head - len(of[0])
+    if first in b"lL" and (of := _LOGIN_OF.search(before)):
+        yield head - len(of[0])
+    yield head
 
 
-def _fills_line(data: bytes, found: Any, end: int) -> bool:
-    rest = data[end : end + 3].lstrip(b" \t")
-    if rest and rest[:1] not in b"\r\n#":
-        return False
-    begin = found.start() - len(_left_of(data, found))
-    line = data.rfind(b"\n", max(0, begin - _LINE_LOOKBACK), begin) + 1
-    return _LINE_START.search(data[max(line, begin - _LINE_LOOKBACK, 0) : begin]) is not None
+def _secrets(data: bytes, start: int, end: int) -> Iterable[Span]:
+    if data.startswith(b"</", start):
+        return in_element(data, start)
+    if (data[end - 1] in b" \t\"'" and _IS_COMMAND.match(data, start)) or _IS_PORT.match(data, start):
+        return passwords_after(data, start)
+    name = _name(data, start)
+    return () if name is None else _of(name)
 
 
-def _left_of(data: bytes, found: Any) -> bytes:
-    """The part of the name before the word that gives it away: `DB_` of `DB_PASSWORD`."""
-    before = data[max(0, found.start() - _NAME_LOOKBACK) : found.start()]
-    return before[len(before.rstrip(_NAME_BYTES)) :]
+def _name(data: bytes, start: int) -> Name | None:
+    """The name around a word of one, when it is a secret's."""
+    before = data[max(0, start - _NAME_LOOKBACK) : start]
+    begin = start - len(before) + len(before.rstrip(_NAME_BYTES))
+    end = start + len(read(_NAME_RUN, data, start))
+    text = data[begin:end]
+    kind = kind_of(text)
+    if kind is None and text[-1:] in b"sS" and _PLURAL_LIST.match(data, end):
+        kind = kind_of(text[:-1])
+    return None if kind is None else Name(data, begin, end, text, kind)
+
+
+def _of(name: Name) -> Iterable[Span]:
+    data = name.data
+    if signed := _SIGNED.match(data, name.end):
+        quote = signed["typed"] or signed["quote"] or b""
+        value = Value(name, signed.end(), quote, signed["sign"] or b":", bool(signed["closed"]), name.start)
+        return _assigned(value)
+    if name.text.startswith(b"-") and (gap := _OPTION_GAP.match(data, name.end)):
+        return secret_in(
+            Value(name, gap.end(), gap["element"] or gap["quote"] or b"", b"", closed=False, field_start=name.start)
+        )
+    if spans := beside(name):
+        return spans
+    if (comma := _COMMA.match(data, name.end)) and name.kind is not Kind.CREDENTIALS:
+        # An argument is a message more often than a secret.
+        value = Value(name, comma.end(), comma["quote"], b",", closed=True, field_start=name.start)
+        return (span for span in secret_in(value) if is_random(data[slice(*span)]))
+    if name.kind is Kind.PASSWORD and (sql := _SQL.match(data, name.end)):
+        return secret_in(Value(name, sql.end(), sql["quote"], b"", closed=False, field_start=name.start))
+    return ()
+
+
+def _assigned(value: Value) -> Iterable[Span]:
+    data, at = value.name.data, value.start
+    if not value.quote:
+        if data[at : at + 1] == b"[" and (items := in_list(value)):
+            return items
+        if data[at : at + 1] == b"{" and value.closed and (members := in_object(value)):
+            return members
+        if next_line := NEXT_LINE.match(data, at):
+            return on_next_lines(value, next_line)
+    return secret_in(value)

@@ -12,19 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
 from app.attachment import strip_blobs
+from app.blobs import described_pieces
 from app.envelope import readable
 from app.privacy.decode import View, joined, layers, unpacked
-from app.privacy.known_secrets import search_for
+from app.privacy.known_secrets import search_for, traces_of
 from app.privacy.metadata_only import withhold_session, withhold_turn
-from app.privacy.named_values import is_named
+from app.privacy.named_json import secrets_beside
 from app.privacy.rules import RULES, broken_secrets, secrets
+from app.privacy.scout import Hits, Scout, scout
+from app.privacy.secret_names import is_named
+from app.privacy.stretches import Stretch, stretches
 from app.privacy.user_patterns import Pattern, PatternError, compile_pattern
 from app.transcript import (
     Assistant,
@@ -46,7 +50,7 @@ from app.transcript import (
 )
 
 __all__ = [
-    "Hits",
+    "HitCounts",
     "PatternError",
     "Redaction",
     "identity_hits",
@@ -61,10 +65,14 @@ KNOWN = "known"
 _DEPTH_MAX = 64
 _SPELLED_MAX = 64
 """Latin letters that stand for one character."""
+_EDGE = 64
+"""What is found so near to the end of a stretch may go on behind it."""
+_ORDER = {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in RULES))))}
 _Span = tuple[int, int]
+Found = dict[str, list[_Span]]
 
 
-class Hits(Counter[str]):
+class HitCounts(Counter[str]):
     """How often each name has hit; and of what was a known value, wherever it stood, a digest."""
 
     def __init__(self) -> None:
@@ -80,18 +88,20 @@ class Redaction:
     secrets: bool
     known: Any = field(repr=False)
     """A compiled search for the known values in all their forms, or None."""
+    traces: frozenset[bytes] = field(default=frozenset(), repr=False)
+    """A text without them holds no known value."""
 
     @staticmethod
     def compile(patterns: Sequence[str], *, secrets: bool = True, known_values: Sequence[str] = ()) -> Redaction:
         """`secrets`: whether the built-in rules apply; known values are masked in any case. Raises PatternError."""
         numbered = tuple(compile_pattern(number, pattern) for number, pattern in enumerate(patterns, start=1))
-        return Redaction(numbered, secrets, search_for(known_values))
+        return Redaction(numbered, secrets, search_for(known_values), traces_of(known_values))
 
     def text(self, value: str, hits: Counter[str] | None = None) -> str:
         """The value with all that matches as `[REDACTED]`. Lone surrogates become U+FFFD, as UTF-8 has none."""
         data = _encoded(strip_blobs(value))
         found = self._found(data)
-        if isinstance(hits, Hits):
+        if isinstance(hits, HitCounts):
             hits.known |= {hashlib.sha256(data[start:end]).digest() for start, end in found[KNOWN]}
         return _replaced(data, found, hits).decode("utf-8", "replace")
 
@@ -99,7 +109,7 @@ class Redaction:
         """Keys and values, recursively. What stands under a key named like a secret is replaced whole."""
         return self._json(value, hits, 0)
 
-    def _json(self, value: Json, hits: Counter[str] | None, depth: int) -> Json:
+    def _json(self, value: Json, hits: Counter[str] | None, depth: int, name: str = "") -> Json:
         if isinstance(value, str):
             return self.text(value, hits)
         if isinstance(value, bool) or value is None:
@@ -107,7 +117,10 @@ class Redaction:
         if depth > _DEPTH_MAX:
             return _masked("nested too deep", hits)
         if isinstance(value, list):
-            return [self._json(inner, hits, depth + 1) for inner in value]
+            described = described_pieces(value)
+            items: list[Json] = value if described is None else [*described]
+            beside = self._beside(items, hits, name)
+            return [self._json(beside.get(at, inner), hits, depth + 1) for at, inner in enumerate(items)]
         if isinstance(value, dict):
             return self._object(value, hits, depth)
         digits = json.dumps(value)
@@ -116,43 +129,85 @@ class Redaction:
 
     def _object(self, value: dict[str, Json], hits: Counter[str] | None, depth: int) -> dict[str, Json]:
         made: dict[str, Json] = {}
+        beside = self._beside(value, hits)
         for number, (key, inner) in enumerate(value.items()):
             is_secret = self.secrets and inner and not isinstance(inner, bool) and is_named(key)
             shown = self.text(key, hits)
             # Two keys may look alike now; neither takes the other's place.
             unique = f"{shown} {number}" if shown in made else shown
-            made[unique] = _masked("named value", hits) if is_secret else self._json(inner, hits, depth + 1)
+            made[unique] = (
+                _masked("named value", hits) if is_secret else self._json(beside.get(key, inner), hits, depth + 1, key)
+            )
         return made
 
-    def _found(self, data: bytes) -> dict[str, list[_Span]]:
-        """Ranges of the text by the name of what found them, the most certain first."""
-        found: dict[str, list[_Span]] = {KNOWN: []}
-        found.update((rule.name, []) for rule in RULES)
-        bare = layers(View(data))
-        whole = joined(bare[-1])
-        self._look(bare, found)
-        for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
-            self._look(layers(packed), found)
-        if whole:
-            self._look_over_line_ends(whole, found)
-        for pattern in self.patterns:
-            found[pattern.name] = [view.source(*span) for view in bare for span in _ranges(pattern.regex, view)]
+    def _beside(
+        self, value: dict[str, Json] | list[Json], hits: Counter[str] | None, name: str = ""
+    ) -> dict[str | int, str]:
+        found = secrets_beside(value, name, REDACTED) if self.secrets else {}
+        if found and hits is not None:
+            hits["assignment"] += len(found)
         return found
 
-    def _look(self, views: Sequence[View], found: dict[str, list[_Span]]) -> None:
-        for view in views:
-            if self.known is not None:
-                found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
-            for name, start, end in secrets(view) if self.secrets else ():
-                found[name].append(view.source(start, end))
+    def _found(self, data: bytes) -> Found:
+        """Ranges of the text by the name of what found them."""
+        found: Found = defaultdict(list)
+        text = View(data)
+        hits = self._scout.look(data, is_text=True)
+        self._look(text, hits, found)
+        begun = {(name, start) for name, spans in found.items() for start, _ in spans}
+        for stretch in stretches(data, hits, self._scout):
+            self._look_into(text, stretch, found, begun)
+        for pattern in self.patterns:
+            found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
+        return found
 
-    def _look_over_line_ends(self, view: View, found: dict[str, list[_Span]]) -> None:
-        if self.known is not None:
+    def _look_into(self, text: View, stretch: Stretch, found: Found, begun: set[tuple[str, int]]) -> None:
+        """What is found once a stretch is undressed; it is a longer one where that goes on up to its end."""
+        start, end, size = stretch.start, stretch.end, len(text.data)
+        while True:
+            inside = self._undressed(text.part(start, end), stretch, begun)
+            spans = [span for some in inside.values() for span in some]
+            goes_on_left = start > 0 and any(begin < start + _EDGE for begin, _ in spans)
+            goes_on_right = end < size and any(upto > end - _EDGE for _, upto in spans)
+            if not goes_on_left and not goes_on_right:
+                break
+            length = end - start
+            start = max(0, start - length) if goes_on_left else start
+            end = min(size, end + length) if goes_on_right else end
+        for name, some in inside.items():
+            found[name] += some
+
+    def _undressed(self, part: View, stretch: Stretch, begun: set[tuple[str, int]]) -> Found:
+        inside: Found = defaultdict(list)
+        bare = layers(part)
+        whole = joined(bare[-1]) if stretch.over_lines else None
+        for view in bare[1:]:
+            self._look(view, self._scout.look(view.data), inside)
+        if stretch.packed:
+            for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
+                for view in layers(packed):
+                    self._look(view, self._scout.look(view.data), inside)
+        if whole:
+            self._look_over_line_ends(whole, begun, inside)
+        return inside
+
+    def _look(self, view: View, hits: Hits, found: Found) -> None:
+        if self._scout.sees_known(hits):
             found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
-        if self.secrets:
-            begun = {(name, start) for name, spans in found.items() for start, _ in spans}
-            for name, start, end in broken_secrets(view, begun):
-                found[name].append(view.source(start, end))
+        for name, start, end in secrets(view, self._scout.heads_among(hits)):
+            found[name].append(view.source(start, end))
+
+    def _look_over_line_ends(self, view: View, begun: set[tuple[str, int]], found: Found) -> None:
+        hits = self._scout.look(view.data)
+        if self._scout.sees_known(hits):
+            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+        begun = begun | {(name, start) for name, spans in found.items() for start, _ in spans}
+        for name, start, end in broken_secrets(view, self._scout.heads_among(hits), begun):
+            found[name].append(view.source(start, end))
+
+    @property
+    def _scout(self) -> Scout:
+        return scout(self.traces, secrets=self.secrets)
 
 
 def _masked(why: str, hits: Counter[str] | None) -> str:
@@ -175,9 +230,10 @@ def _ranges(regex: Any, view: View) -> Iterator[_Span]:
 
 
 def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | None) -> bytes:
-    """Counts for each name what no name before it has covered."""
+    """Counts for each name what no name before it, which is more certain, has covered."""
     covered: list[_Span] = []
-    for name, spans in found.items():
+    for name in sorted(found, key=lambda name: _ORDER.get(name, len(_ORDER))):
+        spans = found[name]
         fresh = [span for span in _merged(spans) if not _is_within(span, covered)]
         if fresh and hits is not None:
             hits[name] += len(fresh)

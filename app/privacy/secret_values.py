@@ -1,214 +1,152 @@
-r"""Which values are secrets, told by the name that they stand under and by what they look like.
+r"""Whether what stands in the place of a secret is one: no placeholder, no type, no piece of code.
 
-    DATABASE_URL=postgres://app:…@db/main      the password in it
-    WATSONX_AI_APIKEY=…                        all of it
-    "headers": {"Authorization": "Bearer …"}   what follows the scheme
-    SSH_AUTH_SOCK=/tmp/…, TOKEN_TYPE=bearer    nothing: a path, a description
+    <your password>  ${DB_PASSWORD}  ****     placeholders
+    None  str  optional                       plain words
+    get_password()  self.token  &mut x        references
+    9f8a7c…  Tr0ub4dor&3                      values
 
-A value that counts is masked wherever it stands in a text, so one that is an ordinary word must not: it would take that
-word out of every transcript.
+The bytes that these look at are few: Python's own engine needs no automaton built before it can begin, as RE2 does.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from base64 import b64decode
-from collections.abc import Iterator, Mapping
-from typing import Any
-from urllib.parse import unquote
 
-LENGTH_MIN = 8
-"""Characters. Shorter values are words and numbers that stand everywhere."""
 
-_IS_PASSWORD = re.compile(
-    r"PASSWORD|PASSWD|PASSPHRASE|PASSCODE|SECRET[0-9]*$|(?:^|_)(?:PASS|PWD)[0-9]*(?:_|$)|^SSHPASS$"
+def _compiled(pattern: bytes) -> re.Pattern[bytes]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+_PLACEHOLDER = _compiled(
+    rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?"
+    rb"|(?-i:\$[A-Z0-9_]*)|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
+    rb"|[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
 )
-_IS_KEY = re.compile(r"(?:(?:^|_)(?:KEYS?|PAT|JWT|COOKIE|AUTHORIZATION)|API_?KEYS?|SECRET_?KEY|TOKEN)[0-9]*$")
-_HOLDS_KEY = re.compile(
-    r"(?:^|_)(?:KEY|PAT|JWT)[0-9]*_|TOKEN[0-9]*_|SECRETS?[0-9]*(?:_|$)|APIKEY|CREDENTIAL|CONNECTION_?STRING|(?:^|_)DSN(?:_|$)"
-    r"|(?:ACCESS|ACCOUNT|APP|AUTH|ENCRYPTION|LICENSE|MASTER|PRIVATE|SERVICE|SHARED|SIGNING)KEY(?:_|$)"
+_PLAIN_WORD = _compiled(
+    rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"
+    rb"|object|unknown|never|void|self|this|optional|required|text|password|default|empty|yes|no|not|in|is|if|or|and"
+    rb"|value|val|new|await|async|typeof|lambda|function|return)$"
 )
-_DESCRIBES = re.compile(
-    r"_(?:ADDR|AGE|ALG|ALGORITHM|ARN|AUDIENCE|COUNT|DAYS|DIR|DIRECTORY|DOMAIN|ENABLED|ENDPOINT|EXPIR[A-Z]*|FILE|FORMAT"
-    r"|HEADER|HELPER|HOST|ISSUER|LENGTH|LIMIT|LOCATION|METHOD|MODE|MS|NAME|PATH|PORT|PREFIX|PROTO|PROVIDER|REGION|SCOPES?"
-    r"|SECONDS|SIZE|SOCK|SOURCE|STORE|STRATEGY|TTL|TYPE|URI|URL|USERNAME|VERSION)$"
-    r"|(?:^|_)PUB(?:LIC|LISHABLE)?_?KEYS?$"
+_REFERENCE = _compiled(
+    rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
+    rb"|^@?[(\[{]|^[a-z_$][a-z0-9_$.]*[?]|^[|>][+-]?$|^#[a-z]*$|^[*&!]+[a-z_$]+$|^[a-z_$]{1,2}[+*/-]"
 )
-_PUBLIC_FIELD = re.compile(r"(?:type|url|scopes?|expires?|expiresat|expiry)$", re.IGNORECASE)
-_IS_AUTH = re.compile(r"(?:^|_)AUTH(?:_|$)")
-"""Also of what says how one logs in."""
-_AMONG_SECRETS = {"environment", "env", "headers"}
-"""Parts of OpenCode's configuration that hold whatever a server or a provider wants to be given."""
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_USER_OF_URL = re.compile(r"://([^/?#@:\s]*)(?::([^/@\s]*))?@")
-_PAIR = re.compile(r"(?:^|[?&;\s])(-{0,2}[A-Za-z][\w. -]{0,63}?)\s*=\s*([^&;#\s]+)")
-_USER_OF_SOCKET = re.compile(r"^[^:@/\s]*:([^@\s]+)@(?:tcp|unix|udp)\(")
-_SCHEME = re.compile(r"^(?:Bearer|Basic|Token|Bot|Key|ApiKey|Api-Key)[ \t]+(\S+)$", re.IGNORECASE)
-_PATH = re.compile(r"(?:/|~/|\.{1,2}/|[A-Za-z]:[\\/])[^\n]*")
-_FINGERPRINT = re.compile(r"(?:0x)?[0-9A-Fa-f]{16,40}(?:[\s,]+[0-9A-Fa-f]{16,40})*")
-"""Of public keys: `GPG_KEY` in the images of Python."""
-_NUMBER = re.compile(r"[0-9]{1,15}")
-_WORD = re.compile(r"[A-Za-z]{1,15}")
-_PLAIN_PART = re.compile(r"[A-Za-z]{0,15}|[0-9]{1,4}")
-_SHORT_PART = re.compile(r"[A-Za-z0-9]{1,4}")
-_RUN_MIN = 20
-_COMMON = frozenset(
-    {
-        *("administrator", "changeit", "changeme", "elastic", "minioadmin", "passphrase", "password", "postgres"),
-        *("postgresql", "rabbitmq", "username", "database", "default", "development", "production", "localhost"),
-        *("enabled", "disabled", "required", "undefined", "example"),
-    }
+_IDENTIFIER = _compiled(rb"^[a-z_$][a-z0-9_$]*$")
+_NUMBER = _compiled(rb"^-?(?:0x[0-9a-f]+|[0-9][0-9_.,]*[a-z%]?)$")
+_VERSION = _compiled(rb"^[~^<>=v]*[0-9]+\.[0-9]+\.[0-9x]+(?:[ -].*)?$")
+_HAS_NAME = _compiled(
+    rb"passw(?:or)?d|passphrase|passcode|pwd|[_-]pass|secret|token|credential"
+    rb"|(?:api|access|private|account|auth|signing|encryption|master|shared|license)[ _-]?key"
 )
-"""Passwords by default, and no passwords: words that stand everywhere."""
-_DEPTH_MAX = 64
+_CALL = _compiled(rb"^[*&!]*[a-z_$][a-z0-9_$.]*\(|^(?:self|this|cls|super)\b")
+_TEMPLATE = _compiled(rb"\$?\{[^{}]*\}|%(?:\([a-z_]*\))?[sdr]|<[a-z_ -]+>")
+_PROSE = _compiled(rb"(?:\S+\s+){3}\S")
+_FUNCTION_WORD = _compiled(rb"\b(?:the|a|an|of|for|to|your|is|in|and|or|not|with|must|be)\b")
+_URL_SECRET = _compiled(rb"://[^\s/@]*:[^\s/@]+@|://[^\s/@:]{16,}@|[a-z0-9]:[^\s:@/]+@(?:tcp|unix|udp)?\(")
+_CONNECTION_SECRET = _compiled(rb"(?:password|pwd|accountkey|sharedaccesskey|accesskey|secret|token)=[^\s;&]")
+_USER_SECRET = _compiled(rb"^[a-z0-9_.@-]+:[^\s:/]{3,}$")
+_LONG_RUN = _compiled(rb"[0-9]{12}|[a-z0-9]{16}")
+_OPENING = _compiled(rb"^[a-z_$][a-z0-9_$.]*[(\[{:]$")
+_UUID = _compiled(rb"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_ALTERNATION = _compiled(rb"[a-z][0-9]|[0-9][a-z]")
+
+_RANDOM_MIN, _DIGITS_MIN, _ALTERNATIONS_MIN, _CREDENTIAL_MIN, _TOKEN_MIN, _SETTING_MIN = 16, 3, 3, 6, 3, 8
 
 
-def of_environment(environ: Mapping[str, str]) -> Iterator[str]:
-    """The secrets among variables. What `OPENCODE_AUTH_CONTENT` holds is for `of_logins`."""
-    for name, value in environ.items():
-        if name != "OPENCODE_AUTH_CONTENT":
-            yield from _of(name, value, is_among_secrets=False)
+def is_placeholder(value: bytes) -> bool:
+    return _PLACEHOLDER.search(value) is not None
 
 
-def of_configuration(document: Mapping[str, Any]) -> Iterator[str]:
-    """The secrets in one of OpenCode's configurations: keys of providers, and what MCP servers are given."""
-    return _of_tree("", document, is_among_secrets=False)
+def is_plain_word(word: bytes) -> bool:
+    return _PLAIN_WORD.search(word) is not None
 
 
-def of_logins(text: str | bytes) -> Iterator[str]:
-    """What a text in the form of `auth.json` or `mcp-auth.json` holds: every string but what is plainly public.
-
-    One that is broken holds nothing; why is not said, nor kept.
-    """
-    try:
-        yield from _of_login("", json.loads(text))
-    except (ValueError, RecursionError):
-        return
+def is_reference(head: bytes) -> bool:
+    return _REFERENCE.search(head) is not None
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether what stands under it is a secret, unless it looks like none."""
-    spelled = _spelled(name)
-    kinds = (_IS_PASSWORD, _IS_KEY, _HOLDS_KEY)
-    return _DESCRIBES.search(spelled) is None and any(kind.search(spelled) for kind in kinds)
+def is_number(word: bytes) -> bool:
+    return _NUMBER.search(word) is not None
 
 
-def _of_login(field: str, value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if name == "metadata":  # an account's name, a gateway's
-                yield from _of_tree("", inner, is_among_secrets=True)
-            else:
-                yield from _of_login(name, inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _of_login(field, inner)
-    elif isinstance(value, str) and not _PUBLIC_FIELD.search(field) and not _URL.match(value):
-        yield from filter(_is_long, [value.strip()])
+def has_name(word: bytes) -> bool:
+    """A variable that is named after what it holds: `user_password`, `auth.token`."""
+    return _HAS_NAME.search(word) is not None
 
 
-def _of_tree(name: str, value: Any, *, is_among_secrets: bool, depth: int = 0) -> Iterator[str]:
-    """The secrets in a JSON value that stands under a name."""
-    if depth > _DEPTH_MAX:
-        return
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            is_among = is_among_secrets or key in _AMONG_SECRETS
-            yield from _of_tree(key, inner, is_among_secrets=is_among, depth=depth + 1)
-    elif isinstance(value, list):
-        before = ""
-        for inner in value:
-            option = before if before.startswith("-") else name
-            yield from _of_tree(option, inner, is_among_secrets=is_among_secrets, depth=depth + 1)
-            before = inner if isinstance(inner, str) else ""
-    elif isinstance(value, str):
-        yield from _of(name, value, is_among_secrets=is_among_secrets)
+def is_name(word: bytes) -> bool:
+    return has_name(word) and _IDENTIFIER.search(word) is not None
 
 
-def _of(name: str, value: str, *, is_among_secrets: bool) -> Iterator[str]:
-    """The secrets in one text that stands under a name."""
-    if value.lstrip()[:1] == "{" and (tree := _object(value)) is not None:
-        yield from _of_tree("", tree, is_among_secrets=is_among_secrets or is_secret_name(name))
-        return
-    yield from filter(_is_long, _inside(value))
-    scheme = _SCHEME.match(value.strip())
-    bare = scheme[1] if scheme else value.strip()
-    if scheme and scheme[0][:5].lower() == "basic":
-        yield from filter(_is_long, _password_of(bare))
-    if _counts(name, bare, is_among_secrets=is_among_secrets):
-        yield bare
-        if "\\n" in bare:  # a key of many lines in one, which tools print as many
-            yield bare.replace("\\n", "\n")
+def is_opening(head: bytes) -> bool:
+    """`credentials[` before a quote, `parser.get(`"""
+    return head in {b"(", b"[", b"{"} or _OPENING.search(head) is not None
 
 
-def _inside(value: str) -> Iterator[str]:
-    """Passwords in a URL or a connection string, and what stands behind a name inside of a text."""
-    for user, password in _USER_OF_URL.findall(value):
-        told = password or ("" if _is_readable(user) else user)
-        yield from (told, unquote(told))
-    for password in _USER_OF_SOCKET.findall(value):
-        yield password
-    for name, inner in _PAIR.findall(value):
-        if _counts(name, inner, is_among_secrets=False):
-            yield from (inner, unquote(inner))
+def is_call(head: bytes) -> bool:
+    return _CALL.search(head) is not None
 
 
-def _counts(name: str, value: str, *, is_among_secrets: bool) -> bool:
-    """Whether the value under this name is a secret: all of it, as it stands."""
-    if not _is_long(value) or _URL.match(value) or _is_path(value):
-        return False
-    spelled = _spelled(name)
-    is_fingerprint = re.search("GPG|PGP", spelled) is not None and _FINGERPRINT.fullmatch(value) is not None
-    is_described = is_fingerprint or _DESCRIBES.search(spelled) is not None
-    if not is_described and _IS_PASSWORD.search(spelled):
+def is_variable(word: bytes) -> bool:
+    """An identifier with one digit at most: `defaultToConfig2`."""
+    return _IDENTIFIER.search(word) is not None and _digits(word) <= 1
+
+
+def is_template(text: bytes) -> bool:
+    """`Bearer {token}`: a secret stands only where what is around the fields has digits."""
+    rest, fields = _TEMPLATE.subn(b"", text)
+    return fields > 0 and _digits(rest) < _DIGITS_MIN
+
+
+def is_prose(text: bytes) -> bool:
+    """A sentence about a password."""
+    return _PROSE.search(text) is not None and _FUNCTION_WORD.search(text) is not None
+
+
+def is_label(text: bytes) -> bool:
+    """What is written in the place of a password: its name, a type, a version: `New password:`, `INVALID_PASSWORD`."""
+    if is_plain_word(text) or _VERSION.search(text):
         return True
-    if not is_described and _IS_KEY.search(spelled):
-        return not _WORD.fullmatch(value)
-    if not is_described and _HOLDS_KEY.search(spelled):
-        return not _WORD.fullmatch(value) and not _NUMBER.fullmatch(value)
-    return (is_among_secrets or _IS_AUTH.search(spelled) is not None) and not _is_readable(value)
+    return has_name(text) and _digits(text) == 0 and b"=" not in text and (b" " in text or text == text.upper())
 
 
-def _spelled(name: str) -> str:
-    """`clientSecret`, `client-secret` and `client_secret` are one name."""
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return re.sub(r"[^A-Za-z0-9]+", "_", apart).strip("_").upper()
+def is_no_token(text: bytes) -> bool:
+    """What stands in quotes under the name of a token or key and is none: a name, a pattern, words, a letter."""
+    if len(text) < _TOKEN_MIN or text[:1] in b"^([#" or not text.isascii():
+        return True
+    is_constant = b"_" in text and text == text.upper()
+    return _digits(text) == 0 and (is_constant or has_name(text))
 
 
-def _is_long(value: str) -> bool:
-    return len(value) >= LENGTH_MIN and value.lower() not in _COMMON
+def has_digits(word: bytes) -> bool:
+    """As a long random word has them; `self.token.value` does not."""
+    return len(word) >= _RANDOM_MIN and _digits(word) >= _DIGITS_MIN
 
 
-def _is_path(value: str) -> bool:
-    """A secret in base64 may begin with a slash, too, but has a long run of letters and digits."""
-    return _PATH.fullmatch(value) is not None and not any(map(_is_random, re.findall(r"[A-Za-z0-9+]+", value)))
+def is_random(value: bytes) -> bool:
+    """Letters and digits mixed as in no name, date, path or UUID."""
+    if len(value) < _RANDOM_MIN or b" " in value or _UUID.search(value) or _digits(value) < _DIGITS_MIN:
+        return False
+    return sum(1 for _ in _ALTERNATION.finditer(value)) >= _ALTERNATIONS_MIN
 
 
-def _is_random(run: str) -> bool:
-    kinds = (str.isdigit, str.isupper, str.islower)
-    return len(run) >= _RUN_MIN and all(any(map(kind, run)) for kind in kinds)
+def is_credential(value: bytes) -> bool:
+    """`user:password`, a URL or connection string with a password, a random word; no path and no setting."""
+    if _URL_SECRET.search(value) or _CONNECTION_SECRET.search(value):
+        return True
+    if len(value) < _CREDENTIAL_MIN or any(byte in value for byte in b" \t/\\(){}<>;$") or _HAS_NAME.search(value):
+        return is_random(value) and b"://" not in value
+    is_mixed = value.upper() != value.lower() and _digits(value) > 0 and not is_variable(value)
+    return _USER_SECRET.search(value) is not None or is_mixed
 
 
-def _is_readable(value: str) -> bool:
-    """Words and short numbers: `us-east-1`, `2024-06-01`, `application/json`, `gpt-4o-mini`, `client/1.0 (Linux)`."""
-    odd = [part for part in re.split(r"[^A-Za-z0-9]+", value) if not _PLAIN_PART.fullmatch(part)]
-    return not odd or (len(odd) == 1 and _SHORT_PART.fullmatch(odd[0]) is not None)
+def is_setting(value: bytes) -> bool:
+    """Of an environment variable that may hold a secret: no path, switch, short number or plain word."""
+    if b"/" in value and not is_random(value):
+        return False
+    is_mixed = len(value) >= _SETTING_MIN and _digits(value) > 0 and value.upper() != value.lower()
+    return is_mixed or _LONG_RUN.search(value) is not None
 
 
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _password_of(packed: str) -> Iterator[str]:
-    """Of `user:password` in base64."""
-    try:
-        _, _, password = b64decode(packed + "=" * (-len(packed) % 4)).decode().partition(":")
-    except ValueError:
-        return
-    yield password
+def _digits(value: bytes) -> int:
+    return len(value) - len(value.translate(None, b"0123456789"))

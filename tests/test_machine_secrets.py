@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.privacy.secret_values import is_secret_name, of_configuration, of_environment, of_logins
+from app.privacy.machine_secrets import is_secret_name, of_configuration, of_environment, of_logins
 from tests.opencode import OpenCode
 from tests.secrets import noise
 

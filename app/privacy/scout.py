@@ -1,0 +1,261 @@
+"""Where in a text a secret may begin: each rule's first letters, and the same in base64; known values; escapes.
+
+One search (app.privacy.literals) finds them all. What it finds is no secret yet: the rules look there
+(app.privacy.rules), and around some of it the text must be undressed first (app.privacy.stretches).
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum, auto
+from functools import lru_cache
+from typing import NamedTuple
+
+from app.privacy.decode import LINE_MARK
+from app.privacy.literals import Literal, Search
+from app.privacy.named_values import NAME_WORDS
+from app.privacy.rules import RULES, Heads
+
+
+class Kind(Enum):
+    HEAD = auto()
+    """The first letters of what a rule looks for."""
+    TRACE = auto()
+    """A piece of a known value."""
+    PACKED = auto()
+    """Either, in base64."""
+    ESCAPE = auto()
+    """What may stand inside of them, or make them. A quote or a line end may not."""
+
+
+class _Core(NamedTuple):
+    """What a word becomes in base64: the letters that are certain, and those that may stand before and after them."""
+
+    digits: bytes
+    before: bytes
+    """None of them where any letter may."""
+    after: bytes
+
+
+_DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+def _cores(word: bytes) -> Iterator[_Core]:
+    """Three, as a word begins at one of three places in a group of four letters; more where it has `+` or `/`."""
+    for shift in range(3):
+        values = [_DIGITS.index(digit) for digit in b64encode(bytes(shift) + word).rstrip(b"=")]
+        start, end = (shift * 8 + 5) // 6, (shift + len(word)) * 8 // 6
+        before = _letters(values[start - 1], unknown=range(0, 64, 64 >> shift * 2)) if shift else b""
+        free_bits = 6 - (shift + len(word)) * 8 % 6
+        after = _letters(values[end], unknown=range(1 << free_bits)) if end < len(values) else b""
+        digits = bytes(_DIGITS[value] for value in values[start:end])
+        for written in {digits, digits.translate(_URL_SAFE)}:
+            yield _Core(written, before, after)
+
+
+def _letters(known: int, unknown: Iterable[int]) -> bytes:
+    letters = bytes(_DIGITS[known | bits] for bits in unknown)
+    return letters + letters.translate(_URL_SAFE)
+
+
+class Meaning(NamedTuple):
+    kind: Kind
+    length: int
+    rules: tuple[int, ...] = ()
+    """Numbers in RULES."""
+    cores: tuple[_Core, ...] = ()
+    of_known: bool = False
+    may_be_broken: bool = False
+    """It is looked for over line ends, too."""
+    is_bounded: bool = False
+    is_one_word: bool = False
+    reach: int = 0
+    least: int = 0
+    """As its rules say."""
+    is_name: bool = False
+    """A word of a name, which means nothing unless something is assigned to it."""
+
+
+Hits = Sequence[tuple[int, int]]
+"""Where a literal ends, and its number."""
+
+_ESCAPES = (b"\x1b", b"\\u00", b"\\x", b"\\/", b"%")
+_IN_URL = Literal(b"%3a%2f%2f", any_case=True)
+"""`://`"""
+_TRACE_MAX, _TRACE_MIN, _TRACE_OF_SIGNS = 12, 3, 4
+_LETTERS = re.compile(rb"[A-Za-z0-9]+")
+
+
+LINE_END = rb"(?:\\?[ \t]*\r?\n|(?:\\{1,4}r)?\\{1,4}n)"
+GAP = rb"(?:[ \t]*" + LINE_MARK + rb")?(?:[ \t]|\\{1,4}t)*"
+
+
+class Scout:
+    """Which literals there are, and what each of them means."""
+
+    def __init__(self, heads: dict[Literal, list[int]], traces: Iterable[bytes]) -> None:
+        table = {head: _of_rules(head, rules) for head, rules in heads.items()}
+        known = [word for trace in traces for word in (trace, trace.hex().encode(), trace.hex().upper().encode())]
+        for word in known:
+            table[Literal(word)] = Meaning(Kind.TRACE, len(word), of_known=True, may_be_broken=True)
+        for escape in _ESCAPES:
+            table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
+        table |= _packed([*heads, _IN_URL] if heads else [], traces)
+        self.meanings = tuple(table.values())
+        self._search = Search(tuple(table))
+
+    def look(self, data: bytes, *, is_text: bool = False) -> Hits:
+        """Without those that what stands around them makes meaningless; that is most of them.
+
+        `is_text`: nothing has been undone in it, so that a byte before a head is its neighbour.
+        """
+        kept: list[tuple[int, int]] = []
+        for hit in self._search.find(data):
+            end, number = hit
+            meaning = self.meanings[number]
+            if meaning.is_bounded and is_text and _is_glued(data, end - meaning.length):
+                continue
+            if meaning.least and not _goes_on(data, end, meaning.least):
+                continue
+            if meaning.is_name and not _is_assigned(data, end, meaning.length):
+                continue
+            if meaning.cores and not self._fits(data, end, number):
+                continue
+            kept.append(hit)
+        return kept
+
+    def _fits(self, data: bytes, end: int, number: int) -> bool:
+        start = end - self.meanings[number].length
+        before, after = data[max(0, start - 1) : start], data[end : end + 1]
+        return any(
+            (not core.before or (before != b"" and before in core.before))
+            and (not core.after or (after != b"" and after in core.after))
+            for core in self.meanings[number].cores
+        )
+
+    def heads_among(self, hits: Hits) -> Heads:
+        """Where the heads of each rule begin."""
+        found: dict[int, list[int]] = {}
+        for end, number in hits:
+            meaning = self.meanings[number]
+            for rule in meaning.rules:
+                found.setdefault(rule, []).append(end - meaning.length)
+        # Heads of one rule differ in length.
+        for starts in found.values():
+            starts.sort()
+        return found
+
+    def sees_known(self, hits: Hits) -> bool:
+        return any(self.meanings[number].of_known for _, number in hits)
+
+
+_AFTER_ESCAPE = re.compile(
+    rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;:?]*[ -/]*[@-~])$"
+)
+_ESCAPE_MAX = 16
+_ALNUM = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+_PLAIN = frozenset(b" ghijklmnopqrstvwxyzGHIJKLMNOPQRSTUVWXYZ_.(")
+"""None of them is the last but one byte of an escape that ends in a letter."""
+_RUN = re.compile(rb"[^\s\"'`\\%\x1b<>(),;{}\[\]]*+")
+_RUN_GOES_ON = re.compile(rb"%[0-9A-Fa-f]{2}|\x1b|\\+(?:[ux/]|\Z)|\s*\Z")
+_NEXT_LINE = re.compile(LINE_END + GAP)
+"""What may stand between two lines of a word, in a JSON string as well."""
+_LONG_RUN = 16
+_ASSIGNED = re.compile(
+    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2})*+(?:[\\%\x1b\r\n]"
+    rb"|[\"'`\]!?]*+[ \t]*+(?:[:=>,(\\%\x1b]|\xef\xbc|\Z)|[ \t]+'|</|[\"'][>/ \t}\r\n])"
+)
+
+
+def _is_glued(data: bytes, start: int) -> bool:
+    """Whether a letter or digit stands just before, which is not of an escape."""
+    if not start or data[start - 1] not in _ALNUM:
+        return False
+    if data[start - 2] in _PLAIN:
+        return True
+    return not _AFTER_ESCAPE.search(data, max(0, start - _ESCAPE_MAX), start)
+
+
+def _goes_on(data: bytes, end: int, least: int) -> bool:
+    """Whether the word is long enough; or it is cut off, or goes on after an escape or on the next line."""
+    upto = _run_end(data, end, end + least)
+    if upto - end >= least or _RUN_GOES_ON.match(data, upto) or _IS_CUT.search(data, end, upto):
+        return True
+    line = _NEXT_LINE.match(data, upto)
+    if line is None:
+        return False
+    rest = _run_end(data, line.end(), line.end() + least) - line.end()
+    return upto - end + rest >= least or (rest >= _LONG_RUN and _NEXT_LINE.match(data, line.end() + rest) is not None)
+
+
+def _run_end(data: bytes, start: int, upto: int) -> int:
+    return _RUN.match(data, start, upto).end()  # type: ignore[union-attr]  # it may be empty
+
+
+_IS_CUT = re.compile(rb"\.\.\.|\xe2\x80\xa6")
+_OPTION_MAX = 64
+
+
+def _is_assigned(data: bytes, end: int, length: int) -> bool:
+    if _ASSIGNED.match(data, end):
+        return True
+    before = data[max(0, end - length - _OPTION_MAX) : end - length]
+    return b"-" in before.rpartition(b" ")[2] or b"</" in before
+
+
+def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
+    rules = [RULES[number] for number in numbers]
+    return Meaning(
+        Kind.HEAD,
+        0 if head.is_pattern else len(head.word),
+        tuple(numbers),
+        may_be_broken=any(rule.is_key for rule in rules),
+        is_bounded=all(rule.is_bounded and not rule.window for rule in rules),
+        is_one_word=all(rule.is_one_word for rule in rules),
+        reach=max(rule.reach for rule in rules),
+        least=0 if head.is_pattern else min(rule.least for rule in rules),
+        is_name=head.word in NAME_WORDS,
+    )
+
+
+def _packed(heads: Iterable[Literal], traces: Iterable[bytes]) -> dict[Literal, Meaning]:
+    words = [(word, False) for head in heads if not head.is_pattern for word in _cases(head)] + [
+        (trace, True) for trace in traces
+    ]
+    cores: dict[bytes, set[_Core]] = defaultdict(set)
+    known: set[bytes] = set()
+    for word, of_known in words:
+        for core in _cores(word):
+            cores[core.digits].add(core)
+            known |= {core.digits} if of_known else set()
+    return {
+        Literal(digits): Meaning(
+            Kind.PACKED, len(digits), cores=tuple(some), of_known=digits in known, may_be_broken=True
+        )
+        for digits, some in cores.items()
+    }
+
+
+def _cases(literal: Literal) -> set[bytes]:
+    word = literal.word
+    return {word, word.upper(), word.capitalize()} if literal.any_case else {word}
+
+
+@lru_cache(maxsize=8)
+def scout(traces: frozenset[bytes], *, secrets: bool) -> Scout:
+    """The same for the same: making one takes as long as reading ten megabytes."""
+    heads: dict[Literal, list[int]] = defaultdict(list)
+    for number, rule in enumerate(RULES if secrets else ()):
+        for head in rule.heads:
+            heads[head].append(number)
+    return Scout(heads, sorted(traces))
+
+
+def trace_of(piece: bytes) -> bytes:
+    """What no form of a known value is without: its letters stand as they are in JSON and URLs."""
+    longest = max(_LETTERS.findall(piece), key=len, default=b"")
+    return longest[:_TRACE_MAX] if len(longest) >= _TRACE_MIN else piece[:_TRACE_OF_SIGNS]

@@ -1,0 +1,199 @@
+r"""Which stretches of a text must be undressed (app.privacy.decode) before the rules see all that is in it.
+
+Undressing costs a hundred times what searching for literals does. So it is done only around what may be part of a
+secret in a dress:
+
+    "token\": \"…          a rule's head with an escape in or behind it
+    ghp_…⏎12: …            a rule's head with a line end behind it
+    %67%68%70_  ghp⏎_…     a rule's head that is broken itself
+    cGFzc3dvcmQ9…          a rule's head in base64
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.privacy.decode import LINE_MARK, View, layers
+from app.privacy.literals import Literal, Search
+from app.privacy.scout import GAP, LINE_END, Hits, Kind, Scout
+
+
+@dataclass(slots=True)
+class Stretch:
+    start: int
+    end: int
+    over_lines: bool = False
+    """Line ends are to be taken out."""
+    packed: bool = False
+    """Base64 is to be unpacked."""
+
+
+_UNDONE = rb"(?:\\[uxbfnrt\"'`/\\]|%[0-9A-Fa-f]{2}|\x1b)"
+_LETTER = rb"[A-Za-z0-9+/=_.~-]"
+"""What a word consists of that may go on over a line end (app.privacy.decode.joined)."""
+_SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
+_DRESSED = re.compile(
+    rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?"
+)
+# Of what is known by its place, only a rest that looks random belongs to it (app.privacy.rule.end_over_cuts).
+_RANDOM = rb"(?=[A-Za-z0-9+/_.~-]{7})(?=[A-Za-z+/_.~-]{0,200}[0-9])"
+_ON_LINE, _VALUE_ON_LINE = (
+    re.compile(
+        rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>"
+        + _UNDONE
+        + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~ \t-])"
+        + _SEAM
+        + rest
+        + rb"))?"
+    )
+    for rest in (b"", _RANDOM)
+)
+_IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
+_BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
+_BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
+_IS_SEAM = re.compile(_SEAM)
+_RUN_MIN, _RUN_MAX = 20, 8192
+_BEFORE, _AFTER = 512, 512
+_KNOWN_MAX = 1024
+"""A piece of a known value (app.privacy.known_secrets), with escapes in it."""
+_ESCAPE_BEFORE, _ESCAPE_AFTER, _ESCAPED_MAX = 64, 96, 1024
+
+
+def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
+    """In order, and apart from each other. `hits`: what the scout has seen in the text."""
+    return _merged(
+        [*_around_heads(data, hits, scout), *_around_escapes(data, hits, scout), *_around_broken(data, scout)]
+    )
+
+
+def _merged(found: list[Stretch]) -> list[Stretch]:
+    made: list[Stretch] = []
+    for one in sorted(found, key=lambda stretch: stretch.start):
+        if made and one.start <= made[-1].end:
+            last = made[-1]
+            last.end = max(last.end, one.end)
+            last.over_lines |= one.over_lines
+            last.packed |= one.packed
+        else:
+            made.append(one)
+    return made
+
+
+def _stretch(data: bytes, start: int, end: int, *, over_lines: bool = False, packed: bool = False) -> Stretch:
+    begin = max(0, start - _BEFORE)
+    # From the start of a line, where that is near: what stands there may be a line's number.
+    line = data.rfind(b"\n", max(0, begin - _BEFORE), begin) + 1
+    return Stretch(line or begin, min(len(data), end + _AFTER), over_lines, packed)
+
+
+def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
+    run_upto, run = 0, _DRESSED.match(b"")
+    for end, number in hits:
+        meaning = scout.meanings[number]
+        start = end - meaning.length
+        if meaning.kind is Kind.PACKED:
+            if (packed := _base64_run(data, start, end)) is not None:
+                yield _stretch(data, *packed, over_lines=True, packed=True)
+        elif meaning.kind is Kind.TRACE:
+            yield _stretch(data, end - _KNOWN_MAX, end + _KNOWN_MAX, over_lines=True)
+        elif meaning.kind is Kind.HEAD:
+            if not meaning.is_one_word:
+                dressed = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
+            else:
+                # One look at a run serves all heads in it.
+                run = run if end <= run_upto else _DRESSED.match(data, end, end + _RUN_MAX)
+                run_upto = run.end()  # type: ignore[union-attr]  # it may be empty
+                dressed = run
+            if dressed and (dressed["escape"] or dressed["seam"]):
+                yield _stretch(data, start, dressed.end(), over_lines=True)
+            elif meaning.reach:
+                yield _stretch(data, start, end + meaning.reach, over_lines=True)
+
+
+def _base64_run(data: bytes, start: int, end: int) -> tuple[int, int] | None:
+    begin = _BASE64_BEFORE.search(data, max(0, start - _RUN_MIN), start).start()  # type: ignore[union-attr]
+    upto = _BASE64_AFTER.match(data, end, end + _RUN_MAX).end()  # type: ignore[union-attr]
+    is_short = upto - begin < _RUN_MIN and not _IS_SEAM.match(data, upto)
+    return None if is_short else (begin, upto)
+
+
+def _around_escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
+    """Where undoing an escape makes a head."""
+    for window in _merged(list(_escapes(data, hits, scout))):
+        part = View(data[window.start : window.end])
+        for view in layers(part)[1:]:
+            for end, number in scout.look(view.data):
+                meaning = scout.meanings[number]
+                if meaning.kind is not Kind.ESCAPE:
+                    start, upto = view.source(end - meaning.length, end)
+                    yield _stretch(
+                        data,
+                        window.start + start,
+                        window.start + upto + _RUN_MAX // 8,
+                        over_lines=True,
+                        packed=meaning.kind is Kind.PACKED,
+                    )
+
+
+def _escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
+    for end, number in hits:
+        meaning = scout.meanings[number]
+        if meaning.kind is Kind.ESCAPE and _IS_ESCAPE.match(data, end - meaning.length):
+            yield Stretch(max(0, end - _ESCAPE_BEFORE), min(len(data), end + _ESCAPE_AFTER))
+
+
+_REST_MIN = 12
+"""So many letters of a broken key, at least, are on the line after its head."""
+_BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, LINE_END, GAP, _LETTER, _REST_MIN), is_pattern=True)])
+_GAP_AFTER = re.compile(GAP)
+_GAP_MAX = 200
+_GLUED = 24
+"""So much of either line is looked at: no head is longer."""
+
+
+def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
+    """Where a head goes over a line end: what stands on either side of it is put together, and looked through."""
+    glued: list[bytes] = []
+    starts: list[int] = []
+    cuts: list[tuple[int, int]] = []
+    """Where in what was glued the line end was, and where in the text."""
+    length = 0
+    for end, _ in _BROKEN.find(data):
+        upto = end - _REST_MIN
+        line = max(
+            data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1
+        )
+        if line <= 0:
+            continue
+        before = _before(data, line)
+        for after in _afters(data[line + 1 : end + _GLUED]):
+            starts.append(length)
+            cuts.append((length + len(before), line))
+            piece = b"%b%b\n" % (before, after)
+            glued.append(piece)
+            length += len(piece)
+    for end, number in scout.look(b"".join(glued)):
+        cut, line = cuts[bisect_right(starts, end - 1) - 1]
+        meaning = scout.meanings[number]
+        if end - meaning.length < cut < end and meaning.may_be_broken:
+            yield _stretch(data, line, line + _GLUED, over_lines=True, packed=meaning.kind is Kind.PACKED)
+
+
+def _before(data: bytes, line: int) -> bytes:
+    before = data[max(0, line - _GLUED) : line]
+    if data[line - 1] in b" \t\r\\":
+        before = data[max(0, line - _GAP_MAX) : line].rstrip(b" \t\r\\")
+        if before.endswith(b"\\r"):
+            before = before[:-2].rstrip(b"\\")
+    return before[-_GLUED:]
+
+
+def _afters(line: bytes) -> tuple[bytes, ...]:
+    """What may go on there: a mark is one only if the line before has one of its kind."""
+    plain = line.lstrip(b" \t")
+    if plain[0] not in b"0123456789L+-\\":
+        return (plain,)
+    return plain, line[_GAP_AFTER.match(line).end() :]  # type: ignore[union-attr]  # it may be empty
