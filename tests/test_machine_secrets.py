@@ -223,7 +223,7 @@ MACHINES = {
         |TMPDIR=/var/folders/3r/_pbvf6d522957yhk2jxc75440000gn/T/|__CF_USER_TEXT_ENCODING=0x1F5:0x0:0x0
         |__CFBundleIdentifier=com.apple.Terminal|HOMEBREW_PREFIX=/opt/homebrew|SECURITYSESSIONID=186b4
         |ITERM_SESSION_ID=w0t0p0:012F80B4-C00A-4328-B20D-4E865AC5599C""",
-    "images": """GPG_KEY=A035C8C19219BA821ECEA86B64E628F8D684696D|PYTHON_VERSION=3.13.1|GOSU_VERSION=1.17
+    "images": """GPG_KEY=FINGERPRINT|PYTHON_VERSION=3.13.1|GOSU_VERSION=1.17
         |PYTHON_SHA256=9cf9427bee9e2242e3877dd0f6b641c1853ca461f39d6503ce260a59c80bf0d9|POSTGRES_PASSWORD=postgres
         |PG_MAJOR=17|PGDATA=/var/lib/postgresql/data|MINIO_ROOT_PASSWORD=minioadmin|MYSQL_MAJOR=8.0
         |MINIO_ROOT_PASSWORD_FILE=secret_key|MINIO_ACCESS_KEY_FILE=access_key
@@ -232,7 +232,9 @@ MACHINES = {
         |KUBERNETES_PORT_443_TCP=tcp://10.96.0.1:443|TOKEN_SERVICE_SERVICE_HOST=10.96.112.40
         |JAVA_OPTS=-Xmx512m -Dfile.x=y
         |GF_SECURITY_SECRET_KEY__FILE=/run/secrets/grafana|AWS_CONTAINER_CREDENTIALS_RELATIVE_URI=/v2/credentials/3beeb8a3
-        |AWS_WEB_IDENTITY_TOKEN_FILE=/var/run/secrets/eks.amazonaws.com/serviceaccount/token|LANG=C.UTF-8""",
+        |AWS_WEB_IDENTITY_TOKEN_FILE=/var/run/secrets/eks.amazonaws.com/serviceaccount/token|LANG=C.UTF-8""".replace(
+        "FINGERPRINT", "0A" * 20
+    ),
 }
 
 

@@ -149,7 +149,7 @@ AI = (
 CLOUD = (
     Vendor("aws", GITLEAKS, "(?:A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA)", UPPER, 16, "AKIA{base32upper:16}", length=20),
     Vendor("aws", GITLEAKS, "ABSK", PADDED, 90, "ABSK{base64:132}"),
-    Vendor("aws", GITLEAKS, "bedrock-api-key-", PADDED, 20, "bedrock-api-key-YmVkcm9jay5hbWF6b25hd3MuY29t{base64:60}"),
+    Vendor("aws", GITLEAKS, "bedrock-api-key-", PADDED, 20, "bedrock-api-key-{base64:100}"),
     Vendor("aws", UNCHECKED, "IQoJb3JpZ2lu", PADDED, 80, "IQoJb3JpZ2luX2Vj{base64:300}"),
     Vendor("aws", UNCHECKED, "F[wQ]oGZXIvYXdz", PADDED, 80, "FwoGZXIvYXdz{base64:300}"),
     Vendor("aws", KINGFISHER, r"amzn\.mws\.", UUID, 36, "amzn.mws.{uuid}"),
