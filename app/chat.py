@@ -16,7 +16,7 @@ import json
 import re
 from collections import Counter
 
-from app.attachment import described
+from app.blobs import described
 from app.envelope import Log
 from app.identity import Encoding
 from app.transcript import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections.abc import Callable
 
 import pytest
 
@@ -265,7 +266,7 @@ def test_a_name_is_judged_by_its_words(name: str, kind: Kind | None) -> None:
     assert kind_of(name.encode()) is kind
 
 
-SLOW = {
+SLOW: dict[str, Callable[[int], str]] = {
     "options": lambda n: "--password " * n,
     "fields": lambda n: '"name": "password", ' * n,
     "elements": lambda n: "<password>" * n + "</password>" * n,

@@ -22,6 +22,7 @@ from app.privacy.secret_values import (
     is_name,
     is_no_token,
     is_number,
+    is_opening,
     is_placeholder,
     is_plain_word,
     is_prose,
@@ -145,6 +146,8 @@ class _Bare(NamedTuple):
 
 def _bare(value: Value) -> Span | None:
     name, start = value.name, value.start
+    if name.data[start : start + 1] == b"=" and name.text == name.text.upper() and _is_tight(value):
+        start += 1  # in a file of settings a value may begin with it
     found = _BARE.match(name.data, start, start + _HEAD_MAX)
     if found is None:
         return None
@@ -171,7 +174,7 @@ def _bare(value: Value) -> Span | None:
 def _is_no_value(head: bytes, word: bytes) -> bool:
     if not word.strip(b"/-_.:") or is_plain_word(word) or is_placeholder(head) or is_placeholder(word):
         return True
-    return head[-1:] in b"([{:" or (head[-1:] == b"," and is_name(word))
+    return is_opening(head) or (head[-1:] == b"," and is_name(word))
 
 
 def read(letters: re.Pattern[bytes], data: bytes, start: int) -> bytes:

@@ -18,6 +18,7 @@ from operator import itemgetter
 from typing import Any
 
 from app.attachment import strip_blobs
+from app.blobs import described_pieces
 from app.envelope import readable
 from app.privacy.decode import View, joined, layers, unpacked
 from app.privacy.known_secrets import search_for, traces_of
@@ -103,8 +104,10 @@ class Redaction:
         if depth > _DEPTH_MAX:
             return _masked("nested too deep", hits)
         if isinstance(value, list):
-            beside = self._beside(value, hits, name)
-            return [self._json(beside.get(at, inner), hits, depth + 1) for at, inner in enumerate(value)]
+            described = described_pieces(value)
+            items: list[Json] = value if described is None else [*described]
+            beside = self._beside(items, hits, name)
+            return [self._json(beside.get(at, inner), hits, depth + 1) for at, inner in enumerate(items)]
         if isinstance(value, dict):
             return self._object(value, hits, depth)
         digits = json.dumps(value)

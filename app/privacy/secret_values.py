@@ -45,6 +45,8 @@ _FUNCTION_WORD = _compiled(rb"\b(?:the|a|an|of|for|to|your|is|in|and|or|not|with
 _URL_SECRET = _compiled(rb"://[^\s/@]*:[^\s/@]+@|://[^\s/@:]{16,}@|[a-z0-9]:[^\s:@/]+@(?:tcp|unix|udp)?\(")
 _CONNECTION_SECRET = _compiled(rb"(?:password|pwd|accountkey|sharedaccesskey|accesskey|secret|token)=[^\s;&]")
 _USER_SECRET = _compiled(rb"^[a-z0-9_.@-]+:[^\s:/]{3,}$")
+_LONG_RUN = _compiled(rb"[0-9]{12}|[a-z0-9]{16}")
+_OPENING = _compiled(rb"^[a-z_$][a-z0-9_$.]*[(\[{:]$")
 _UUID = _compiled(rb"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 _ALTERNATION = _compiled(rb"[a-z][0-9]|[0-9][a-z]")
 
@@ -74,6 +76,11 @@ def has_name(word: bytes) -> bool:
 
 def is_name(word: bytes) -> bool:
     return has_name(word) and _IDENTIFIER.search(word) is not None
+
+
+def is_opening(head: bytes) -> bool:
+    """`credentials[` before a quote, `parser.get(`"""
+    return head in {b"(", b"[", b"{"} or _OPENING.search(head) is not None
 
 
 def is_call(head: bytes) -> bool:
@@ -134,8 +141,11 @@ def is_credential(value: bytes) -> bool:
 
 
 def is_setting(value: bytes) -> bool:
-    """Of an environment variable that may hold a secret: no path, switch, number or plain word."""
-    return len(value) >= _SETTING_MIN and b"/" not in value and _digits(value) > 0 and value.upper() != value.lower()
+    """Of an environment variable that may hold a secret: no path, switch, short number or plain word."""
+    if b"/" in value and not is_random(value):
+        return False
+    is_mixed = len(value) >= _SETTING_MIN and _digits(value) > 0 and value.upper() != value.lower()
+    return is_mixed or _LONG_RUN.search(value) is not None
 
 
 def _digits(value: bytes) -> int:
