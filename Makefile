@@ -8,7 +8,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test frozen outage years hammer backfill kills arrangements versions locks fuzz flips lint types walls wheel check bench lock clean
+.PHONY: help demo test frozen outage years hammer backfill kills arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14

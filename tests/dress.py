@@ -121,9 +121,9 @@ CUT = {f"cut {at}{name}": _cut(_PARTS[at], tail) for at in ("in the middle", "la
 DRESSES = WHOLE | BROKEN | CUT
 
 
-def leaks(text: str, secret: str) -> bool:
+def leaks(text: str, secret: str, gram: int = GRAM) -> bool:
     """Whether a reader who undresses the text still finds a piece of the secret."""
-    size = min(len(secret), GRAM)
+    size = min(len(secret), gram)
     pieces = {secret[at : at + size] for at in range(len(secret) - size + 1)}
     return any(piece in reading for reading in _readings(text) for piece in pieces)
 
