@@ -2,9 +2,10 @@
 
     python benchmarks/redaction.py [megabytes]
 
-The floor is one `re2.Set` over the fixed letters of all rules: it says which of them are in a text, and nothing more. It is measured in the same run, because machines differ and are busy; so it is the ratio that counts. Each
-measurement is a process of its own that reads each text once: a text that is read again is in RE2's cache, and takes a
-tenth of the time. The fastest of several runs counts.
+The floor is one `re2.Set` over the fixed letters of all rules: it says which of them are in a text, and nothing more.
+It is measured in the same run, because machines differ and are busy; so it is the ratio that counts. Each measurement
+is a process of its own that reads each text once: a text that is read again is in RE2's cache, and takes a tenth of the
+time. The fastest of several runs counts.
 
 The texts are the source code that is installed beside this program (Python, JavaScript, C headers, JSON, Markdown),
 dressed in several ways; then texts that are made to be slow, which must take no more for each byte when they are ten
@@ -53,7 +54,12 @@ LINEAR_MAX = 3.0
 def source(megabytes: float) -> Iterator[str]:
     """Installed source code, files of all kinds in a random but fixed order."""
     folders = {sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib", "include")}
-    places = [*map(Path, sorted(folders)), Path("/usr/include"), Path("/usr/share/nodejs"), Path("/usr/lib/node_modules")]
+    places = [
+        *map(Path, sorted(folders)),
+        Path("/usr/include"),
+        Path("/usr/share/nodejs"),
+        Path("/usr/lib/node_modules"),
+    ]
     files = {file for place in places if place.exists() for file in place.rglob("*") if file.suffix in SUFFIXES}
     mixed = sorted(file for file in files if file.is_file())
     random.Random(7).shuffle(mixed)  # noqa: S311 - the same order each time, nothing to protect
@@ -87,7 +93,7 @@ def _with_hits(text: str) -> str:
     for at in range(0, len(text), 1_000_000 // HITS_PER_MB):
         word = "".join(dice.choices(string.ascii_letters + string.digits, k=36))
         kind = ("ghp" + "_", "DB_PASS" + "WORD=", '"api' + 'Key": "')[at % 3]
-        pieces.append(f"{text[at : at + 1_000_000 // HITS_PER_MB]}\n{kind}{word}\"\n")
+        pieces.append(f'{text[at : at + 1_000_000 // HITS_PER_MB]}\n{kind}{word}"\n')
     return "".join(pieces)
 
 
@@ -129,7 +135,7 @@ HOSTILE: dict[str, str] = {
 
 
 def main() -> None:
-    if len(sys.argv) > 2:  # noqa: PLR2004 - one measurement, in a process of its own
+    if len(sys.argv) > 2:
         print(json.dumps(_measure(sys.argv[1], float(sys.argv[2]))))
         return
     megabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 8.0
@@ -172,7 +178,7 @@ def _fastest(what: str, megabytes: float) -> Sequence[float]:
     """The least of both figures, over several fresh processes."""
     told = [
         json.loads(
-            subprocess.run(  # noqa: S603 - ourselves
+            subprocess.run(
                 [sys.executable, __file__, what, str(megabytes)], capture_output=True, text=True, check=True
             ).stdout
         )

@@ -1,4 +1,4 @@
-"""The rules for keys that are known by their own letters: a vendor's (app.privacy.vendors), and a few that are nobody's.
+"""The rules for keys that are known by their own letters: vendors' (app.privacy.vendors), and a few of nobody's.
 
 A key is a beginning and at least so many letters of a body. Where a text ends, the beginning of a key is one too.
 """
@@ -70,12 +70,14 @@ def _is_cut_off(data: bytes, start: int, end: int) -> bool:
 
 def _vendor(row: Vendor) -> Rule:
     """Found by its first letters, or by its mark; where these are too few, with some of the body."""
-    rule = _key_rule(row)
+    rule, window = _key_rule(row), row.before + _WINDOW
     fewest = min(len(head.word) for head in rule.heads)
     if fewest >= _HEAD_MIN:
-        return replace(rule, window=row.before + _WINDOW) if row.mark else rule
-    sight = row.mark if row.mark else f"(?:{row.beginning}){row.body}{{{min(row.least, _HEAD_LETTERS)}}}"
-    return replace(rule, heads=(Literal(sight.encode(), is_pattern=True),), window=row.before + _WINDOW)
+        return replace(rule, window=window, reach=row.before) if row.mark else rule
+    sight = row.mark or f"(?:{row.beginning}){row.body}{{{min(row.least, _HEAD_LETTERS)}}}"
+    return replace(
+        rule, heads=(Literal(sight.encode(), is_pattern=True),), window=row.before + _WINDOW, reach=row.before
+    )
 
 
 def _own(name: str, beginning: str, body: str, least: int, *, keeps_beginning: bool = True) -> Vendor:

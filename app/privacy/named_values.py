@@ -10,8 +10,9 @@ r"""Secrets known by their name: `password=…`, `"apiKey": "…"`, `--token …
     max_tokens: 8192                      left: `tokens` is no such name
 
 One search (app.privacy.scout) finds the words of names. What stands around one must be a name of a secret
-(app.privacy.secret_names) with what may give it a value behind it. Which shape it is, and whether a secret stands there (app.privacy.secret_values), is decided by a look at so many bytes around it at
-most; what a value holds is not looked at again. So the time grows with the text and no faster.
+(app.privacy.secret_names) with what may give it a value behind it. Which shape it is, and whether a secret stands there
+(app.privacy.secret_values), is decided by a look at so many bytes around it at most; what a value holds is not looked
+at again. So the time grows with the text and no faster.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from app.privacy.passwords_in_commands import BEGINNINGS, passwords_after
 from app.privacy.secret_names import NAME, OPTION, WEAK_NAME, Kind, kind_of
 from app.privacy.secret_values import is_random
 from app.privacy.structured_values import NEXT_LINE, OPENER, beside, in_element, in_list, in_object, on_next_lines
-
 
 _FULL_WIDTH = rb"\xef\xbc[\x9a\x9d]"
 """The colon and the equals sign of East Asian text."""
@@ -59,14 +59,13 @@ HEADS = (
     *(b"curl", b"mysql", b"mariadb", b"sshpass", b"mongo", b"redis-cli", b"login", b"machine", b"identified"),
 )
 """Each candidate has one of these in it, in upper or lower case,"""
-EXACT_HEADS = tuple(
-    word.encode() for word in ("пароль", "密码", "密碼", "口令", "パスワード", "비밀번호")
-)
+EXACT_HEADS = tuple(word.encode() for word in ("пароль", "密码", "密碼", "口令", "パスワード", "비밀번호"))
 """one of these as it stands,"""
 PORT = rb":(?:[0-9]{4,5}|\*):[^\s:]"
 """or this just before where it is looked for."""
 _KEY_OF = re.compile(
-    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$", re.IGNORECASE
+    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$",
+    re.IGNORECASE,
 )
 _LOGIN_OF = re.compile(rb"(?:default|docker|podman)[ \t]+$", re.IGNORECASE)
 _OPTION_OR_TAG = re.compile(rb"(?:</[a-z0-9:._-]*|-[a-z0-9-]*)$", re.IGNORECASE)
@@ -130,9 +129,9 @@ def _candidate(data: bytes, head: int) -> re.Match[bytes] | None:
 def _beginnings(data: bytes, head: int) -> Iterator[int]:
     """Where a candidate with this head in it may begin, the first one first."""
     before, first = data[max(0, head - _NAME_LOOKBACK) : head], data[head : head + 1]
-    if before and (before[-1] in b"-/:._" or before[-1:].isalnum()):
-        if option := _OPTION_OR_TAG.search(before):
-            yield head - len(option[0])
+    may_be_option = before and (before[-1] in b"-/:._" or before[-1:].isalnum())
+    if may_be_option and (option := _OPTION_OR_TAG.search(before)):
+        yield head - len(option[0])
     if before[-2:-1] == b":" and (port := _PORT_BEFORE.search(before)):
         yield head - len(port[0])
     if first in b"kK" and (of := _KEY_OF.search(before)):

@@ -139,7 +139,7 @@ class Redaction:
         """Ranges of the text by the name of what found them."""
         found: Found = defaultdict(list)
         text = View(data)
-        hits = self._scout.promising(data, self._scout.look(data), is_text=True)
+        hits = self._scout.look(data, is_text=True)
         self._look(text, hits, found)
         begun = {(name, start) for name, spans in found.items() for start, _ in spans}
         for stretch in stretches(data, hits, self._scout):
@@ -169,11 +169,11 @@ class Redaction:
         bare = layers(part)
         whole = joined(bare[-1]) if stretch.over_lines else None
         for view in bare[1:]:
-            self._look(view, self._seen(view), inside)
+            self._look(view, self._scout.look(view.data), inside)
         if stretch.packed:
             for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
                 for view in layers(packed):
-                    self._look(view, self._seen(view), inside)
+                    self._look(view, self._scout.look(view.data), inside)
         if whole:
             self._look_over_line_ends(whole, begun, inside)
         return inside
@@ -185,15 +185,12 @@ class Redaction:
             found[name].append(view.source(start, end))
 
     def _look_over_line_ends(self, view: View, begun: set[tuple[str, int]], found: Found) -> None:
-        hits = self._seen(view)
+        hits = self._scout.look(view.data)
         if self._scout.sees_known(hits):
             found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
         begun = begun | {(name, start) for name, spans in found.items() for start, _ in spans}
         for name, start, end in broken_secrets(view, self._scout.heads_among(hits), begun):
             found[name].append(view.source(start, end))
-
-    def _seen(self, view: View) -> Hits:
-        return self._scout.promising(view.data, self._scout.look(view.data), is_text=False)
 
     @property
     def _scout(self) -> Scout:

@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import re2
@@ -20,7 +20,7 @@ from app.privacy.decode import View
 from app.privacy.literals import Literal
 
 
-@lru_cache(maxsize=None)
+@cache
 def linear(pattern: bytes) -> Any:
     """Compiled by RE2, for what Python's own search could take long over."""
     options = re2.Options()
@@ -29,9 +29,9 @@ def linear(pattern: bytes) -> Any:
     return re2.compile(pattern, options)
 
 
-@lru_cache(maxsize=None)
+@cache
 def simple(pattern: bytes) -> re.Pattern[bytes]:
-    """Compiled by Python: a match is a tenth of the price of one of RE2's, and the pattern has nothing to go back to."""
+    """Compiled by Python: a match costs a tenth of one of RE2's, and the pattern leaves nothing to try again."""
     return re.compile(pattern)
 
 

@@ -1,9 +1,9 @@
 r"""What a secret looks like: the built-in rules.
 
-    ghp_…  sk-ant-…  AKIA…              keys, known by their beginning (app.privacy.keys)
-    -----BEGIN … PRIVATE KEY-----       places: private keys, headers, cookies, URLs (app.privacy.places)
-    Authorization: …  ://user:…@
-    password = "…"                      assignments, known by their name (app.privacy.named_values)
+ghp_…  sk-ant-…  AKIA…              keys, known by their beginning (app.privacy.keys)
+-----BEGIN … PRIVATE KEY-----       places: private keys, headers, cookies, URLs (app.privacy.places)
+Authorization: …  ://user:…@
+password = "…"                      assignments, known by their name (app.privacy.named_values)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where in a text a secret may begin: each rule's first letters, and the same in base64; known values; escapes.
 
-One search (app.privacy.literals) finds them all. What it finds is no secret yet: the rules look there (app.privacy.rules),
-and around some of it the text must be undressed first (app.privacy.stretches).
+One search (app.privacy.literals) finds them all. What it finds is no secret yet: the rules look there
+(app.privacy.rules), and around some of it the text must be undressed first (app.privacy.stretches).
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def _cores(word: bytes) -> Iterator[_Core]:
         values = [_DIGITS.index(digit) for digit in b64encode(bytes(shift) + word).rstrip(b"=")]
         start, end = (shift * 8 + 5) // 6, (shift + len(word)) * 8 // 6
         before = _letters(values[start - 1], unknown=range(0, 64, 64 >> shift * 2)) if shift else b""
-        after = _letters(values[end], unknown=range(4 if (shift + len(word)) % 3 == 2 else 16)) if end < len(values) else b""
+        free_bits = 6 - (shift + len(word)) * 8 % 6
+        after = _letters(values[end], unknown=range(1 << free_bits)) if end < len(values) else b""
         digits = bytes(_DIGITS[value] for value in values[start:end])
         for written in {digits, digits.translate(_URL_SAFE)}:
             yield _Core(written, before, after)
@@ -103,41 +104,38 @@ class Scout:
             table[Literal(word)] = Meaning(Kind.TRACE, len(word), of_known=True, may_be_broken=True)
         for escape in _ESCAPES:
             table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
-        self._first_packed = len(table)
         table |= _packed([*heads, _IN_URL] if heads else [], traces)
         self.meanings = tuple(table.values())
         self._search = Search(tuple(table))
 
-    def look(self, data: bytes) -> Hits:
-        return [hit for hit in self._search.find(data) if hit[1] < self._first_packed or self._fits(data, *hit)]
+    def look(self, data: bytes, *, is_text: bool = False) -> Hits:
+        """Without those that what stands around them makes meaningless; that is most of them.
+
+        `is_text`: nothing has been undone in it, so that a byte before a head is its neighbour.
+        """
+        kept: list[tuple[int, int]] = []
+        for hit in self._search.find(data):
+            end, number = hit
+            meaning = self.meanings[number]
+            if meaning.is_bounded and is_text and _is_glued(data, end - meaning.length):
+                continue
+            if meaning.least and not _goes_on(data, end, meaning.least):
+                continue
+            if meaning.is_name and not _is_assigned(data, end, meaning.length):
+                continue
+            if meaning.cores and not self._fits(data, end, number):
+                continue
+            kept.append(hit)
+        return kept
 
     def _fits(self, data: bytes, end: int, number: int) -> bool:
         start = end - self.meanings[number].length
         before, after = data[max(0, start - 1) : start], data[end : end + 1]
         return any(
-            (not core.before or before != b"" and before in core.before)
-            and (not core.after or after != b"" and after in core.after)
+            (not core.before or (before != b"" and before in core.before))
+            and (not core.after or (after != b"" and after in core.after))
             for core in self.meanings[number].cores
         )
-
-    def promising(self, data: bytes, hits: Hits, *, is_text: bool) -> Hits:
-        """Without the heads that what stands around them makes meaningless; that is most of them.
-
-        `is_text`: nothing has been undone in it, so that a byte before a head is its neighbour.
-        """
-        kept: list[tuple[int, int]] = []
-        for hit in hits:
-            end, number = hit
-            meaning = self.meanings[number]
-            if meaning.kind is Kind.HEAD:
-                if is_text and meaning.is_bounded and is_glued(data, end - meaning.length):
-                    continue
-                if meaning.least and not _goes_on(data, end, meaning.least):
-                    continue
-                if meaning.is_name and not _is_assigned(data, end, meaning.length):
-                    continue
-            kept.append(hit)
-        return kept
 
     def heads_among(self, hits: Hits) -> Heads:
         """Where the heads of each rule begin."""
@@ -159,7 +157,10 @@ _AFTER_ESCAPE = re.compile(
     rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;:?]*[ -/]*[@-~])$"
 )
 _ESCAPE_MAX = 16
-_RUN = re.compile(rb"[^\s\"'`\\%\x1b<>]*+")
+_ALNUM = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+_PLAIN = frozenset(b" ghijklmnopqrstvwxyzGHIJKLMNOPQRSTUVWXYZ_.(")
+"""None of them is the last but one byte of an escape that ends in a letter."""
+_RUN = re.compile(rb"[^\s\"'`\\%\x1b<>(),;{}\[\]]*+")
 _RUN_GOES_ON = re.compile(rb"%[0-9A-Fa-f]{2}|\x1b|\\+(?:[ux/]|\Z)|\s*\Z")
 _NEXT_LINE = re.compile(LINE_END + GAP)
 """What may stand between two lines of a word, in a JSON string as well."""
@@ -170,10 +171,12 @@ _ASSIGNED = re.compile(
 )
 
 
-def is_glued(data: bytes, start: int) -> bool:
+def _is_glued(data: bytes, start: int) -> bool:
     """Whether a letter or digit stands just before, which is not of an escape."""
-    if not start or not data[start - 1 : start].isalnum():
+    if not start or data[start - 1] not in _ALNUM:
         return False
+    if data[start - 2] in _PLAIN:
+        return True
     return not _AFTER_ESCAPE.search(data, max(0, start - _ESCAPE_MAX), start)
 
 
@@ -214,13 +217,15 @@ def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
         is_bounded=all(rule.is_bounded and not rule.window for rule in rules),
         is_one_word=all(rule.is_one_word for rule in rules),
         reach=max(rule.reach for rule in rules),
-        least=min(rule.least for rule in rules),
+        least=0 if head.is_pattern else min(rule.least for rule in rules),
         is_name=head.word in NAME_WORDS,
     )
 
 
 def _packed(heads: Iterable[Literal], traces: Iterable[bytes]) -> dict[Literal, Meaning]:
-    words = [(word, False) for head in heads if not head.is_pattern for word in _cases(head)] + [(trace, True) for trace in traces]
+    words = [(word, False) for head in heads if not head.is_pattern for word in _cases(head)] + [
+        (trace, True) for trace in traces
+    ]
     cores: dict[bytes, set[_Core]] = defaultdict(set)
     known: set[bytes] = set()
     for word, of_known in words:

@@ -35,8 +35,22 @@ _UNDONE = rb"(?:\\[uxbfnrt\"'`/\\]|%[0-9A-Fa-f]{2}|\x1b)"
 _LETTER = rb"[A-Za-z0-9+/=_.~-]"
 """What a word consists of that may go on over a line end (app.privacy.decode.joined)."""
 _SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
-_DRESSED = re.compile(rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>" + _SEAM + rb"))?")
-_ON_LINE = re.compile(rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?")
+_DRESSED = re.compile(
+    rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?"
+)
+# Of what is known by its place, only a rest that looks random belongs to it (app.privacy.rule.end_over_cuts).
+_RANDOM = rb"(?=[A-Za-z0-9+/_.~-]{7})(?=[A-Za-z+/_.~-]{0,200}[0-9])"
+_ON_LINE, _VALUE_ON_LINE = (
+    re.compile(
+        rb"[^\r\n\\%\x1b]{0,200}+(?:(?P<escape>"
+        + _UNDONE
+        + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~ \t-])"
+        + _SEAM
+        + rest
+        + rb"))?"
+    )
+    for rest in (b"", _RANDOM)
+)
 _IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
 _BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
 _BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
@@ -45,7 +59,7 @@ _RUN_MIN, _RUN_MAX = 20, 8192
 _BEFORE, _AFTER = 512, 512
 _KNOWN_MAX = 1024
 """A piece of a known value (app.privacy.known_secrets), with escapes in it."""
-_ESCAPE_BEFORE, _ESCAPE_AFTER = 64, 96
+_ESCAPE_BEFORE, _ESCAPE_AFTER, _ESCAPED_MAX = 64, 96, 1024
 
 
 def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
@@ -76,7 +90,7 @@ def _stretch(data: bytes, start: int, end: int, *, over_lines: bool = False, pac
 
 
 def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
-    run_upto, run = 0, None
+    run_upto, run = 0, _DRESSED.match(b"")
     for end, number in hits:
         meaning = scout.meanings[number]
         start = end - meaning.length
@@ -87,14 +101,13 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             yield _stretch(data, end - _KNOWN_MAX, end + _KNOWN_MAX, over_lines=True)
         elif meaning.kind is Kind.HEAD:
             if not meaning.is_one_word:
-                dressed = _ON_LINE.match(data, end)
+                dressed = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
             else:
                 # One look at a run serves all heads in it.
-                if end > run_upto or run is None:
-                    run = _DRESSED.match(data, end, end + _RUN_MAX)
-                    run_upto = run.end()
+                run = run if end <= run_upto else _DRESSED.match(data, end, end + _RUN_MAX)
+                run_upto = run.end()  # type: ignore[union-attr]  # it may be empty
                 dressed = run
-            if dressed["escape"] or dressed["seam"]:
+            if dressed and (dressed["escape"] or dressed["seam"]):
                 yield _stretch(data, start, dressed.end(), over_lines=True)
             elif meaning.reach:
                 yield _stretch(data, start, end + meaning.reach, over_lines=True)
@@ -117,7 +130,11 @@ def _around_escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                 if meaning.kind is not Kind.ESCAPE:
                     start, upto = view.source(end - meaning.length, end)
                     yield _stretch(
-                        data, window.start + start, window.start + upto + _RUN_MAX // 8, over_lines=True, packed=meaning.kind is Kind.PACKED
+                        data,
+                        window.start + start,
+                        window.start + upto + _RUN_MAX // 8,
+                        over_lines=True,
+                        packed=meaning.kind is Kind.PACKED,
                     )
 
 
@@ -128,7 +145,7 @@ def _escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             yield Stretch(max(0, end - _ESCAPE_BEFORE), min(len(data), end + _ESCAPE_AFTER))
 
 
-_REST_MIN = 8
+_REST_MIN = 12
 """So many letters of a broken key, at least, are on the line after its head."""
 _BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, LINE_END, GAP, _LETTER, _REST_MIN), is_pattern=True)])
 _GAP_AFTER = re.compile(GAP)
@@ -138,7 +155,7 @@ _GLUED = 24
 
 
 def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
-    """Where a head goes over a line end: the ends of such lines and the beginnings of the next ones are put together."""
+    """Where a head goes over a line end: what stands on either side of it is put together, and looked through."""
     glued: list[bytes] = []
     starts: list[int] = []
     cuts: list[tuple[int, int]] = []
@@ -146,15 +163,18 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
     length = 0
     for end, _ in _BROKEN.find(data):
         upto = end - _REST_MIN
-        line = max(data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1)
+        line = max(
+            data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1
+        )
         if line <= 0:
             continue
         before = _before(data, line)
         for after in _afters(data[line + 1 : end + _GLUED]):
             starts.append(length)
             cuts.append((length + len(before), line))
-            glued += (before, after, b"\n")
-            length += len(before) + len(after) + 1
+            piece = b"%b%b\n" % (before, after)
+            glued.append(piece)
+            length += len(piece)
     for end, number in scout.look(b"".join(glued)):
         cut, line = cuts[bisect_right(starts, end - 1) - 1]
         meaning = scout.meanings[number]
@@ -163,12 +183,17 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
 
 
 def _before(data: bytes, line: int) -> bytes:
-    before = data[max(0, line - _GAP_MAX) : line].rstrip(b" \t\r\\")
-    if before.endswith(b"\\r"):
-        before = before[:-2].rstrip(b"\\")
+    before = data[max(0, line - _GLUED) : line]
+    if data[line - 1] in b" \t\r\\":
+        before = data[max(0, line - _GAP_MAX) : line].rstrip(b" \t\r\\")
+        if before.endswith(b"\\r"):
+            before = before[:-2].rstrip(b"\\")
     return before[-_GLUED:]
 
 
-def _afters(line: bytes) -> set[bytes]:
+def _afters(line: bytes) -> tuple[bytes, ...]:
     """What may go on there: a mark is one only if the line before has one of its kind."""
-    return {line[_GAP_AFTER.match(line).end() :], line.lstrip(b" \t")}  # type: ignore[union-attr]  # it may be empty
+    plain = line.lstrip(b" \t")
+    if plain[0] not in b"0123456789L+-\\":
+        return (plain,)
+    return plain, line[_GAP_AFTER.match(line).end() :]  # type: ignore[union-attr]  # it may be empty
