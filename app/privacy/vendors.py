@@ -242,7 +242,7 @@ CLOUD = (
     Vendor("tigris", KINGFISHER, "tsec_", "[A-Za-z0-9_+-]", 60, "tsec_{alnum:70}"),
     Vendor("trend-micro", KINGFISHER, "tmc1[A-Za-z0-9]{26,32}:", ALNUM, 60, "tmc1{alnum:30}:{alnum:64}"),
     Vendor("warpstream", KINGFISHER, "aks_", HEX, 64),
-    Vendor("portainer", KINGFISHER, "ptr_", "[A-Za-z0-9/+_=-]", 32, "ptr_{base64:43}="),
+    Vendor("portainer", KINGFISHER, "ptr_", "[A-Za-z0-9/+=]", 32, "ptr_{base64:43}="),
     Vendor("hop", KINGFISHER, "(?:hop_pat|ptk)_", URL, 24, "hop_pat_{alnum:40}"),
     Vendor("pangea", KINGFISHER, "pt[si]_", LOWER, 28, "pts_{lower:32}"),
     Vendor("akamai", KINGFISHER, "akab-", "[a-z0-9-]", 16, "akab-{lower:16}-{lower:16}"),
