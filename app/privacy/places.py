@@ -18,7 +18,7 @@ def _place(name: str, pattern: bytes, judge: Judge, word: bytes) -> Rule:
 
 _LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n" + LINE_MARKS + rb"[ \t\"'`+(]*)+"
 _PEM_HEADER = rb"(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset):[^\r\n]*"
-_PEM_BEGIN = rb"-----BEGIN[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
+_PEM_BEGIN = rb"-----BEGIN[A-Za-z0-9 +_-]{0,100}PRIVATE KEY(?: BLOCK)?-----"
 _PEM_END = rb"-----END[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
 # The end may be missing or cut. Where spaces stand for line ends, less than 16 letters are a word of a sentence, but
 # for a line of the key that is broken or cut.
@@ -28,13 +28,13 @@ _PEM_LINE = (
     rb"|[ \t]+[A-Za-z0-9+/=]{1,15}(?:" + _LINE_END + rb"[A-Za-z0-9+/=]{16,}|" + _RE2_CUT_OFF + rb")"
 )
 _PEM_GAP = rb"(?:" + _LINE_END + rb"|[ \t]+)"
-_PEM = _PEM_BEGIN + rb"(?:" + _PEM_LINE + rb")*(?:" + _PEM_GAP + rb"?-----END[A-Z0-9 +]*-{0,5})?"
+_PEM = _PEM_BEGIN + rb"(?:" + _PEM_LINE + rb")*(?:" + _PEM_GAP + rb"?-----END[A-Z0-9 +]*-{0,5}|(?: BLOCK)?-----)?"
 _PEM_WITHOUT_BEGIN = rb"(?:[A-Za-z0-9+/=]{16,}" + _LINE_END + rb")+(?:[A-Za-z0-9+/=]+" + _LINE_END + rb")?" + _PEM_END
 
 _PEM_LAST = linear(rb"\s+" + LINE_MARKS + rb"[ \t]*[A-Za-z0-9+/=]{1,15}$")
 
 
-_PEM_MARK = simple(rb"-----(?:BEGIN|END)[^-\r\n]*-{0,5}")
+_PEM_MARK = simple(rb"-----(?:BEGIN|END)(?:[^\r\n]*?KEY(?: BLOCK)?-----|[^-\r\n]*)")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _PEM_BODY_MIN = 16
 
@@ -58,6 +58,8 @@ _SCHEME = simple(rb"(?i)(?:bearer|basic|token|digest|negotiate|apikey|api-key|aw
 # Quoted parts belong to it, `Digest username="…", response="…"`; the quote in `"Cookie: a=" + value` ends it.
 _HEADER_VALUE = linear(rb"(?:=\\*\"(?:[^\"\r\n ;,)][^\"\r\n]*)?\"|=\\*\"[^\"\r\n ;,)][^\"\r\n]*|[^\r\n\"'`])*")
 _HEADER_HEAD_MAX = 200
+_WORDS = simple(rb"[a-z]+ [A-Za-z]+(?: |$)")
+_NAME = simple(rb"[,;:)}]*[A-Za-z._-]+[,;:)}]*")
 
 
 def _header(view: View, found: Any) -> tuple[int, int] | None:
@@ -67,10 +69,10 @@ def _header(view: View, found: Any) -> tuple[int, int] | None:
     head = _HEADER_VALUE.match(view.data, start, start + _HEADER_HEAD_MAX).group()
     if not head.strip(b"*.x\\ \t") or head[:1] in b"{$<%[(,;:)]}&|+.=!>":
         return None
-    word, *others = head.split(None, 2)
-    if is_placeholder(word.rstrip(b",;)}\\")) or (others and word.islower() and word.isalpha() and others[0].isalpha()):
+    word = head.split(None, 1)[0]
+    if is_placeholder(word.rstrip(b",;)}\\")) or _WORDS.match(head):
         return None
-    is_code = word.startswith((b"http://", b"https://")) or b"(" in word or b"[" in word or word.strip(b",;:)}").translate(None, b"._-").isalpha()
+    is_code = b"(" in word or b"[" in word or b"://" in word or _NAME.fullmatch(word) is not None
     if scheme is None and is_code:
         return None
     value = _HEADER_VALUE.match(view.data, start).group().rstrip(b"\\ \t")

@@ -85,7 +85,7 @@ def has_name(word: bytes) -> bool:
 def is_named_after(text: bytes, name: bytes) -> bool:
     """`MUST_PASS = "must_pass"`, `oid.CHALLENGE_PASSWORD: "challengePassword"`"""
     text, name = _letters(text), _letters(name.rpartition(b".")[2])
-    return text == name or (name.endswith(text) and has_name(text))
+    return _digits(text) == 0 and (text == name or (name.endswith(text) and has_name(text)))
 
 
 def is_name(word: bytes) -> bool:

@@ -225,7 +225,7 @@ CLOUD = (
     Vendor("vault", GITLEAKS,
            r"s\.(?:[A-Za-z0-9]{0,6}(?:[0-9]|[A-Z]{2})[A-Za-z0-9]{15}"
            r"|[A-Za-z0-9]{7,14}(?:[0-9]|[A-Z]{2})[A-Za-z0-9]{8}|[A-Za-z0-9]{15,20}(?:[0-9]|[A-Z]{2}))",
-           ALNUM, 1, "s.{alnum:24}", "s.isOptionalCallExpression", length=26, mark=r"s\.[A-Za-z0-9]{24}", most=8),
+           ALNUM, 0, "s.{alnum:24}", "s.isOptionalCallExpression", length=26, mark=r"s\.[A-Za-z0-9]{24}", most=8),
     Vendor("pulumi", TRUFFLEHOG, "pul-", LOWER, 40),
     Vendor("doppler", TRUFFLEHOG, r"dp\.(?:ct|pt|st|sa|scim|audit|said)\.(?:[a-z0-9_-]{2,35}\.)?", ALNUM, 40,
            "dp.st.dev.{alnum:43}"),
