@@ -232,7 +232,8 @@ def _is_code(value: Value, bare: _Bare) -> bool:
     # Letters alone are a variable, unless there is no code around for them to belong to.
     ends_command = is_option and _COMMAND_END.match(value.name.data, value.start + len(word)) is not None
     is_member = value.name.text.startswith((b"self.", b"this.", b"cls.", b"_"))
-    alone = (bare.fills_line and not is_member and not _is_statement(value)) or ends_command or (_is_tight(value) and word == bare.head)
+    is_line = bare.fills_line and not is_member and not _is_statement(value)
+    alone = is_line or ends_command or (_is_tight(value) and word == bare.head)
     letters_min = _LETTERS_MIN if not bare.of_password else _OPTION_MIN if is_option else 1
     return not alone or word[:1].isupper() or len(word) < letters_min
 
