@@ -99,6 +99,10 @@ def test_the_committed_table_is_what_the_judge_prints() -> None:
     assert list(gitleaks.measured(chosen, gitleaks.SAMPLES, gitleaks.SEED)) == [rows[rule.name] for rule in chosen]
 
 
+def test_the_committed_table_shows_the_reach() -> None:
+    assert not any(line.startswith("MISSED") for line in gitleaks.report(committed()))
+
+
 def row(name: str, **caught: int) -> gitleaks.Row:
     return gitleaks.Row(name, has_beginning=True, samples=20, caught=dict.fromkeys(gitleaks.DRESSES, 20) | caught)
 

@@ -14,15 +14,18 @@ from typing import NamedTuple
 from app.privacy.decode import LINE_MARKS
 from app.privacy.secret_names import Kind
 from app.privacy.secret_values import (
+    begins_sentence,
     has_digits,
     has_name,
     is_call,
     is_credential,
     is_label,
     is_name,
+    is_named_after,
     is_no_token,
     is_number,
     is_opening,
+    is_place,
     is_placeholder,
     is_plain_word,
     is_prose,
@@ -31,6 +34,7 @@ from app.privacy.secret_values import (
     is_setting,
     is_template,
     is_variable,
+    is_wording,
 )
 
 Span = tuple[int, int]
@@ -49,7 +53,7 @@ _HEAD_MAX = 200
 _PIN_MIN, TOKEN_MIN, _LETTERS_MIN, _OPTION_MIN = 4, 8, 16, 5
 
 # What stands before the name on its line where the line is one assignment: `.env`, YAML, ini, Dockerfile, shell.
-_COMPLAINT = re.compile(rb"(?:unexpected|invalid|missing|expected|illegal) $", re.IGNORECASE)
+_COMPLAINT = re.compile(rb"(?:unexpected|invalid|missing|expected|illegal) $|\? ?[\"'`]$", re.IGNORECASE)
 _BEFORE_NAME = 12
 _LINE_START = re.compile(
     LINE_MARKS + rb"[ \t]*(?:-[ \t]*)?(?:(?:export|set|env|arg|-e|--env|-d|\$env:)[ \t]*)?$",
@@ -84,8 +88,8 @@ class Value(NamedTuple):
 def secret_in(value: Value) -> Iterable[Span]:
     data, name = value.name.data, value.name
     before = data[max(0, name.start - _BEFORE_NAME) : name.start]
-    # A resource's name has colons on both sides, and messages say "unexpected token: 'x'".
-    if (value.sign == b":" and before[-1:] in b":/" and before) or _COMPLAINT.search(before):
+    # A resource's name has colons on both sides, a package's before it; and messages say "unexpected token: 'x'".
+    if (before[-1:] in {b":", b"/"} and (value.sign == b":" or value.closed)) or _COMPLAINT.search(before):
         return ()
     span = _quoted(value) if value.quote else _bare(value)
     if span is None or _is_directory(value.name.text, data[span[0] : span[0] + 2]):
@@ -111,11 +115,13 @@ def _quoted(value: Value) -> Span | None:
 
 def is_something_else(name: Name, text: bytes) -> bool:
     """A placeholder, a label or a sentence in the place of a secret."""
-    if is_placeholder(text) or is_template(text) or is_label(text):
+    if is_placeholder(text) or is_template(text) or is_label(text) or is_place(text):
         return True
-    if is_prose(text) and b"passphrase" not in name.text.lower():
+    if is_named_after(text, name.text):
         return True
-    return name.kind is Kind.SECRET and is_no_token(text)
+    if is_prose(text) and (b"passphrase" not in name.text.lower() or has_name(text)):
+        return True
+    return name.kind is Kind.SECRET and (is_no_token(text) or (b"secret" not in name.text.lower() and is_wording(text)))
 
 
 def quote_end(data: bytes, start: int, quote: bytes) -> int:
@@ -149,11 +155,11 @@ def _bare(value: Value) -> Span | None:
     if name.data[start : start + 1] == b"=" and name.text == name.text.upper() and _is_tight(value):
         start += 1  # in a file of settings a value may begin with it
     found = _BARE.match(name.data, start, start + _HEAD_MAX)
-    if found is None:
+    if found is None or _needs_quotes(value):
         return None
     head = found[0]
     word = read(_WORD, head, 0)
-    if _is_no_value(head, word):
+    if _is_no_value(head, word) or is_named_after(word, name.text):
         return None
     of_password = name.kind is Kind.PASSWORD
     bare = _Bare(
@@ -174,7 +180,15 @@ def _bare(value: Value) -> Span | None:
 def _is_no_value(head: bytes, word: bytes) -> bool:
     if not word.strip(b"/-_.:") or is_plain_word(word) or is_placeholder(head) or is_placeholder(word):
         return True
+    if (head[:1] == b"%" and is_template(head)) or is_place(word):
+        return True
     return is_opening(head) or (head[-1:] == b"," and is_name(word))
+
+
+def _needs_quotes(value: Value) -> bool:
+    """`options["pass"] = x`, `$token = Get-Token`: in code, a bare word is none of the program's own strings."""
+    data, name = value.name.data, value.name
+    return data[name.start - 1 : name.start] == b"$" or (value.closed and data.find(b"]", name.end, value.start) >= 0)
 
 
 def read(letters: re.Pattern[bytes], data: bytes, start: int) -> bytes:
@@ -190,7 +204,8 @@ def _is_setting(value: Value, bare: _Bare) -> bool:
     if not _is_tight(value):
         return False
     if name == name.upper():
-        return bare.fills_line or bare.word == bare.head
+        is_result = is_call(bare.head) and bare.head.endswith(b"),")
+        return not is_result and (bare.fills_line or bare.word == bare.head)
     calls = b"(" in bare.head or b"[" in bare.head
     return bare.fills_line and bare.of_password and not calls and not has_name(bare.word)
 
@@ -206,18 +221,27 @@ def _is_code(value: Value, bare: _Bare) -> bool:
     if is_number(word):
         return not bare.of_password or len(word) < _PIN_MIN or bare.head[-1:] in b",;" or word[1:2] in b"xX"
     if is_reference(bare.head):
-        return is_call(bare.head) or not has_digits(word)
+        return is_call(bare.head) or has_name(word) or not has_digits(word)
     if is_name(word):
+        return True
+    if begins_sentence(word) and not bare.fills_line:
         return True
     if not word.translate(None, b"_").isalpha():
         is_argument = bare.head[-1:] in b",;)" and is_variable(word)
         return not bare.may_be_short and (len(word) < TOKEN_MIN or is_argument)
     # Letters alone are a variable, unless there is no code around for them to belong to.
     ends_command = is_option and _COMMAND_END.match(value.name.data, value.start + len(word)) is not None
-    is_member = value.name.text.startswith((b"self.", b"this.", b"_"))
-    alone = (bare.fills_line and not is_member) or ends_command or (_is_tight(value) and word == bare.head)
+    is_member = value.name.text.startswith((b"self.", b"this.", b"cls.", b"_"))
+    is_line = bare.fills_line and not is_member and not _is_statement(value)
+    alone = is_line or ends_command or (_is_tight(value) and word == bare.head)
     letters_min = _LETTERS_MIN if not bare.of_password else _OPTION_MIN if is_option else 1
     return not alone or word[:1].isupper() or len(word) < letters_min
+
+
+def _is_statement(value: Value) -> bool:
+    """`    password = content`: code is indented and spaced so, files of settings hardly."""
+    before = value.name.data[max(0, value.field_start - 4) : value.field_start]
+    return value.sign == b"=" and not _is_tight(value) and (before == b"    " or before.endswith(b"\t\t"))
 
 
 def _fills_line(data: bytes, begin: int, end: int) -> bool:

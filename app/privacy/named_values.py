@@ -88,9 +88,11 @@ _SIGNED = re.compile(
     rb"|[ \t]*(?P<sign>:=|=>|=|:|" + _FULL_WIDTH + rb")[ \t]*" + OPENER + rb")",
     re.IGNORECASE,
 )
-_OPTION_GAP = re.compile(rb"(?:[ \t]+" + OPENER + rb"|\\{0,8}[\"'][ \t]*,[ \t\r\n]*(?P<element>\\{0,8}[\"'])(?!-))")
+_OPTION_GAP = re.compile(
+    rb"(?:[ \t]+(?!-)" + OPENER + rb"|\\{0,8}[\"'][ \t]*,[ \t\r\n]*(?P<element>\\{0,8}[\"'])(?!-))"
+)
 _COMMA = re.compile(rb"\\{0,8}[\"'`],[ \t]*(?P<quote>\\{0,8}[\"'`])")
-_SQL = re.compile(rb"(?:[ \t]+|(?<=PASSWORD)\()(?P<quote>')")
+_SQL = re.compile(rb"(?:(?<![sS])[ \t]+|(?<=PASSWORD)\()(?P<quote>')")
 _PLURAL_LIST = re.compile(rb"\\{0,8}[\"'`]?[ \t]*[:=][ \t]*\[")
 _NAME_LOOKBACK = 64
 

@@ -49,7 +49,7 @@ _IDENTIFIED = re.compile(
 )
 _USER_WORD = re.compile(rb"\b(?:user|role)\b", re.IGNORECASE)
 _PGPASS = re.compile(
-    rb":(?:[0-9]{4,5}|\*):[^\s:]{1,100}:[^\s:]{1,100}:(?P<value>[^\s:/\"'](?:[^\s:\\]|\\[:\\])*)(?=\s|$)"
+    rb":(?:[0-9]{4,5}|\*):[^\s:{}=%]{1,100}:(?![0-9a-f]{1,4}:[0-9a-f]{1,4}\b)[^\s:{}=%]{1,100}:(?P<value>[^\s:/\"'*](?:[^\s:\\]|\\[:\\])*)(?=\s|$)"
 )
 _HOST = re.compile(rb"(?:^|[\s:|\"'])[A-Za-z0-9.*-]+$")
 _HOST_MAX, _LINE_MAX = 100, 500

@@ -9,6 +9,7 @@ from app.privacy.decode import LINE_MARKS, View
 from app.privacy.keys import CUT_OFF
 from app.privacy.literals import Literal
 from app.privacy.rule import Judge, Rule, linear, simple
+from app.privacy.secret_values import is_placeholder
 
 
 def _place(name: str, pattern: bytes, judge: Judge, word: bytes) -> Rule:
@@ -17,7 +18,7 @@ def _place(name: str, pattern: bytes, judge: Judge, word: bytes) -> Rule:
 
 _LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n" + LINE_MARKS + rb"[ \t\"'`+(]*)+"
 _PEM_HEADER = rb"(?:Proc-Type|DEK-Info|Version|Comment|Hash|Charset):[^\r\n]*"
-_PEM_BEGIN = rb"-----BEGIN[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
+_PEM_BEGIN = rb"-----BEGIN[A-Za-z0-9 +_-]{0,100}PRIVATE KEY(?: BLOCK)?-----"
 _PEM_END = rb"-----END[A-Z0-9 +]*PRIVATE KEY(?: BLOCK)?-----"
 # The end may be missing or cut. Where spaces stand for line ends, less than 16 letters are a word of a sentence, but
 # for a line of the key that is broken or cut.
@@ -27,27 +28,38 @@ _PEM_LINE = (
     rb"|[ \t]+[A-Za-z0-9+/=]{1,15}(?:" + _LINE_END + rb"[A-Za-z0-9+/=]{16,}|" + _RE2_CUT_OFF + rb")"
 )
 _PEM_GAP = rb"(?:" + _LINE_END + rb"|[ \t]+)"
-_PEM = _PEM_BEGIN + rb"(?:" + _PEM_LINE + rb")*(?:" + _PEM_GAP + rb"?-----END[A-Z0-9 +]*-{0,5})?"
+_PEM = _PEM_BEGIN + rb"(?:" + _PEM_LINE + rb")*(?:" + _PEM_GAP + rb"?-----END[A-Z0-9 +]*-{0,5}|(?: BLOCK)?-----)?"
 _PEM_WITHOUT_BEGIN = rb"(?:[A-Za-z0-9+/=]{16,}" + _LINE_END + rb")+(?:[A-Za-z0-9+/=]+" + _LINE_END + rb")?" + _PEM_END
 
 _PEM_LAST = linear(rb"\s+" + LINE_MARKS + rb"[ \t]*[A-Za-z0-9+/=]{1,15}$")
 
 
-def _pem(view: View, found: Any) -> tuple[int, int]:
-    """Without the first word of the line after a key that has no end."""
+_PEM_MARK = simple(rb"-----(?:BEGIN|END)(?:[^\r\n]*?KEY(?: BLOCK)?-----|[^-\r\n]*)")
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_PEM_BODY_MIN = 16
+
+
+def _pem(view: View, found: Any) -> tuple[int, int] | None:
+    """Without the first word of the line after a key that has no end; a mark alone is none."""
     start, end = found.span()
+    body = _PEM_MARK.sub(b"", view.data[start:end])
+    if len(body) - len(body.translate(None, _BASE64)) < _PEM_BODY_MIN:
+        return None
     prose = view.data[end : end + 1] == b" " and _PEM_LAST.search(view.data[start:end])
     return start, start + prose.start() if prose else end
 
 
 _SIGN = (
-    rb"(?:\\*[\"'`]\]?[ \t]*(?:=>|[:=,])|[ \t]*(?:=>|[:=]))"  # a comma only after a quote: `setHeader("Cookie", …)`
-    rb"[ \t]*(?:[bfru@$]{0,2}\\*[\"'`])?[ \t]*"
+    # a comma only between quotes: `setHeader("Cookie", "…")`
+    rb"(?:\\*[\"'`][ \t]*,[ \t]*[bfru@$]{0,2}\\*[\"'`]"
+    rb"|(?:\\*[\"'`]\]?)?[ \t]*(?:=>|[:=])[ \t]*(?:[bfru@$]{0,2}\\*[\"'`])?)[ \t]*"
 )
 _SCHEME = simple(rb"(?i)(?:bearer|basic|token|digest|negotiate|apikey|api-key|aws4-hmac-sha256)[ \t]+")
 # Quoted parts belong to it, `Digest username="…", response="…"`; the quote in `"Cookie: a=" + value` ends it.
 _HEADER_VALUE = linear(rb"(?:=\\*\"(?:[^\"\r\n ;,)][^\"\r\n]*)?\"|=\\*\"[^\"\r\n ;,)][^\"\r\n]*|[^\r\n\"'`])*")
 _HEADER_HEAD_MAX = 200
+_WORDS = simple(rb"[a-z]+ [A-Za-z]+(?: |$)")
+_NAME = simple(rb"[,;:)}]*[A-Za-z._-]+[,;:)}]*")
 
 
 def _header(view: View, found: Any) -> tuple[int, int] | None:
@@ -58,7 +70,9 @@ def _header(view: View, found: Any) -> tuple[int, int] | None:
     if not head.strip(b"*.x\\ \t") or head[:1] in b"{$<%[(,;:)]}&|+.=!>":
         return None
     word = head.split(None, 1)[0]
-    is_code = b"(" in word or b"[" in word or word.strip(b",;:)}").translate(None, b"._-").isalpha()
+    if is_placeholder(word.rstrip(b",;)}\\")) or _WORDS.match(head):
+        return None
+    is_code = b"(" in word or b"[" in word or b"://" in word or _NAME.fullmatch(word) is not None
     if scheme is None and is_code:
         return None
     value = _HEADER_VALUE.match(view.data, start).group().rstrip(b"\\ \t")
@@ -81,7 +95,7 @@ def _url_password(view: View, found: Any) -> tuple[int, int] | None:
     start, end = found.span(1) if found.start(1) >= 0 else found.span(2)
     password = view.data[start:end]
     name = password.strip(b"{}()<>[]$%")
-    is_template = not name or (name != password and name.translate(None, b"_.").isalpha())
+    is_template = not name.strip(b"*") or (name != password and name.translate(None, b"_.").isalpha())
     return None if is_template else (start, end)
 
 

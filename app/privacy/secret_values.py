@@ -18,25 +18,33 @@ def _compiled(pattern: bytes) -> re.Pattern[bytes]:
 
 
 _PLACEHOLDER = _compiled(
-    rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|\$\{[^}]*\}?|\$\([^)]*\)?"
-    rb"|(?-i:\$[A-Z0-9_]*)|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+"
-    rb"|[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
+    rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|[$#]\{[^}]*\}?|\$\([^)]*\)?|(?-i:\$[A-Z0-9_]*)"
+    rb"|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|@[a-z0-9_]*(?:password|passwd|pwd|token|secret|key)"
+    rb"|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+|(?:[a-z]{1,12}[_-]){0,3}[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
 )
 _PLAIN_WORD = _compiled(
     rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"
     rb"|object|unknown|never|void|self|this|optional|required|text|password|default|empty|yes|no|not|in|is|if|or|and"
-    rb"|value|val|new|await|async|typeof|lambda|function|return)$"
+    rb"|value|val|new|await|async|typeof|lambda|function|return|bearer|requires|must"
+    rb"|cannot|options?|flags?|arguments?|parameters?|fields?)$"
 )
 _REFERENCE = _compiled(
     rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
-    rb"|^@?[(\[{]|^[a-z_$][a-z0-9_$.]*[?]|^[|>][+-]?$|^#[a-z]*$|^[*&!]+[a-z_$]+$|^[a-z_$]{1,2}[+*/-]"
+    rb"|^@?[(\[{]|^[a-z_$][a-z0-9_$.]*[?]|^[|>][+-]?$|^#[a-z]*$|^[*&!+]+[a-z_$]+;?$|^\$[a-z_]+[,;)]+$|^[a-z_$]+\.<|^[a-z_$]{1,2}[+*/-]"
+    rb"|^/[^/]*[(\[\\^$|]"
 )
 _IDENTIFIER = _compiled(rb"^[a-z_$][a-z0-9_$]*$")
-_NUMBER = _compiled(rb"^-?(?:0x[0-9a-f]+|[0-9][0-9_.,]*[a-z%]?)$")
-_VERSION = _compiled(rb"^[~^<>=v]*[0-9]+\.[0-9]+\.[0-9x]+(?:[ -].*)?$")
+_NUMBER = _compiled(rb"^[-!]?(?:0x[0-9a-f]+|[0-9][0-9_.,]*[a-z%]?)$")
+_VERSION = _compiled(rb"^[~^<>=v]*[0-9]+\.[0-9]+(?:\.[0-9x]+(?:[ -].*)?)?$")
+_TYPE = _compiled(rb"^[a-z_.]+\[[a-z_.,| \[\]]*\]$")
+_PATH = re.compile(rb"^(?:/[a-z._-]+){2,}$")
+_FILE = _compiled(rb"[a-z0-9_/-]\.(?:pem|key|crt|p12|json|ya?ml)$")
+_URL = _compiled(rb"^[a-z]+://[^\s@]+$")
+_WORDS = re.compile(rb"^[a-z]+(?:[./-][a-z]+)+$")
+_FIRST_WORD = re.compile(rb"^[A-Z][a-z]+[/-][a-z]+$")
 _HAS_NAME = _compiled(
     rb"passw(?:or)?d|passphrase|passcode|pwd|[_-]pass|secret|token|credential"
-    rb"|(?:api|access|private|account|auth|signing|encryption|master|shared|license)[ _-]?key"
+    rb"|(?:api|access|private|public|account|auth|signing|encryption|master|shared|license)[ _-]?key"
 )
 _CALL = _compiled(rb"^[*&!]*[a-z_$][a-z0-9_$.]*\(|^(?:self|this|cls|super)\b")
 _TEMPLATE = _compiled(rb"\$?\{[^{}]*\}|%(?:\([a-z_]*\))?[sdr]|<[a-z_ -]+>")
@@ -74,6 +82,12 @@ def has_name(word: bytes) -> bool:
     return _HAS_NAME.search(word) is not None
 
 
+def is_named_after(text: bytes, name: bytes) -> bool:
+    """`MUST_PASS = "must_pass"`, `oid.CHALLENGE_PASSWORD: "challengePassword"`"""
+    text, name = _letters(text), _letters(name.rpartition(b".")[2])
+    return _digits(text) == 0 and (text == name or (name.endswith(text) and has_name(text)))
+
+
 def is_name(word: bytes) -> bool:
     return has_name(word) and _IDENTIFIER.search(word) is not None
 
@@ -98,6 +112,18 @@ def is_template(text: bytes) -> bool:
     return fields > 0 and _digits(rest) < _DIGITS_MIN
 
 
+def is_place(text: bytes) -> bool:
+    """Where something is: a file, or an address without a password or random letters."""
+    if _PATH.search(text) or _FILE.search(text):
+        return True
+    return _URL.search(text) is not None and not is_random(text)
+
+
+def begins_sentence(word: bytes) -> bool:
+    """`App-level`, `Password/secret`"""
+    return _FIRST_WORD.search(word) is not None
+
+
 def is_prose(text: bytes) -> bool:
     """A sentence about a password."""
     return _PROSE.search(text) is not None and _FUNCTION_WORD.search(text) is not None
@@ -105,7 +131,7 @@ def is_prose(text: bytes) -> bool:
 
 def is_label(text: bytes) -> bool:
     """What is written in the place of a password: its name, a type, a version: `New password:`, `INVALID_PASSWORD`."""
-    if is_plain_word(text) or _VERSION.search(text):
+    if is_plain_word(text) or _VERSION.search(text) or _TYPE.search(text):
         return True
     return has_name(text) and _digits(text) == 0 and b"=" not in text and (b" " in text or text == text.upper())
 
@@ -116,6 +142,11 @@ def is_no_token(text: bytes) -> bool:
         return True
     is_constant = b"_" in text and text == text.upper()
     return _digits(text) == 0 and (is_constant or has_name(text))
+
+
+def is_wording(text: bytes) -> bool:
+    """Words, which make no token or key, though they may make a secret: `is not`, `xet-auth`."""
+    return _digits(text) == 0 and (b" " in text or _WORDS.search(text) is not None)
 
 
 def has_digits(word: bytes) -> bool:
@@ -142,10 +173,14 @@ def is_credential(value: bytes) -> bool:
 
 def is_setting(value: bytes) -> bool:
     """Of an environment variable that may hold a secret: no path, switch, short number or plain word."""
-    if b"/" in value and not is_random(value):
+    if (b"/" in value and not is_random(value)) or (has_name(value) and _digits(value) == 0):
         return False
     is_mixed = len(value) >= _SETTING_MIN and _digits(value) > 0 and value.upper() != value.lower()
     return is_mixed or _LONG_RUN.search(value) is not None
+
+
+def _letters(name: bytes) -> bytes:
+    return name.translate(None, b"_- ").lower()
 
 
 def _digits(value: bytes) -> int:

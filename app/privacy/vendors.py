@@ -225,7 +225,7 @@ CLOUD = (
     Vendor("vault", GITLEAKS,
            r"s\.(?:[A-Za-z0-9]{0,6}(?:[0-9]|[A-Z]{2})[A-Za-z0-9]{15}"
            r"|[A-Za-z0-9]{7,14}(?:[0-9]|[A-Z]{2})[A-Za-z0-9]{8}|[A-Za-z0-9]{15,20}(?:[0-9]|[A-Z]{2}))",
-           ALNUM, 1, "s.{alnum:24}", "s.isOptionalCallExpression", length=26, mark=r"s\.[A-Za-z0-9]{24}", most=8),
+           ALNUM, 0, "s.{alnum:24}", "s.isOptionalCallExpression", length=26, mark=r"s\.[A-Za-z0-9]{24}", most=8),
     Vendor("pulumi", TRUFFLEHOG, "pul-", LOWER, 40),
     Vendor("doppler", TRUFFLEHOG, r"dp\.(?:ct|pt|st|sa|scim|audit|said)\.(?:[a-z0-9_-]{2,35}\.)?", ALNUM, 40,
            "dp.st.dev.{alnum:43}"),
@@ -242,7 +242,7 @@ CLOUD = (
     Vendor("tigris", KINGFISHER, "tsec_", "[A-Za-z0-9_+-]", 60, "tsec_{alnum:70}"),
     Vendor("trend-micro", KINGFISHER, "tmc1[A-Za-z0-9]{26,32}:", ALNUM, 60, "tmc1{alnum:30}:{alnum:64}"),
     Vendor("warpstream", KINGFISHER, "aks_", HEX, 64),
-    Vendor("portainer", KINGFISHER, "ptr_", "[A-Za-z0-9/+_=-]", 32, "ptr_{base64:43}="),
+    Vendor("portainer", KINGFISHER, "ptr_", "[A-Za-z0-9/+=]", 32, "ptr_{base64:43}="),
     Vendor("hop", KINGFISHER, "(?:hop_pat|ptk)_", URL, 24, "hop_pat_{alnum:40}"),
     Vendor("pangea", KINGFISHER, "pt[si]_", LOWER, 28, "pts_{lower:32}"),
     Vendor("akamai", KINGFISHER, "akab-", "[a-z0-9-]", 16, "akab-{lower:16}-{lower:16}"),
