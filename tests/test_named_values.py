@@ -200,7 +200,7 @@ LEFT = [
     'api_key="hf_...",',
     'build(token="hf_***")',
     "export OPENAI_API_KEY=sk-...",
-    ".. _refresh token: https://tools.ietf.org/html/rfc6749#section-6",
+    ".. _refresh token: https://docs.example.org/html/rfc6749#section-6",
     '"token": "https://example.com/docs/tokens"',
     'def answer(default_token="Bearer")',
     "app_token: App-level token of the app",

@@ -191,7 +191,7 @@ CODE = [
     "Authorization: string",
     "authorization: config.token,",
     'print("Waiting for authorization", end="", flush=True)',
-    ".. _`RFC6749#Authorization`: https://tools.ietf.org/html/rfc6749",
+    ".. _`RFC6749#Authorization`: https://docs.example.org/html/rfc6749",
     '{"authorization": "Bearer hf_***", "user-agent": ""}',
     "Authorization: Basic decode should fail",
     '"API|TOKEN|HTTP_COOKIE", flags=re.I',
