@@ -99,6 +99,18 @@ def test_the_committed_table_is_what_the_judge_prints() -> None:
     assert list(gitleaks.measured(chosen, gitleaks.SAMPLES, gitleaks.SEED)) == [rows[rule.name] for rule in chosen]
 
 
+def test_the_page_on_privacy_says_what_the_table_says() -> None:
+    rows = committed()
+    own = [row for row in rows if row.has_beginning]
+    told = re.findall(
+        r"\(`([a-z ]+)`\) \| (\d+) \| (\d+) \|", (gitleaks.ROOT / "docs" / "privacy.md").read_text("utf-8")
+    )
+    assert told == [
+        (dress, *(str(len(some) - len(gitleaks.missed(some, dress))) for some in (own, rows)))
+        for dress in gitleaks.DRESSES
+    ]
+
+
 def test_the_committed_table_shows_the_reach() -> None:
     assert not any(line.startswith("MISSED") for line in gitleaks.report(committed()))
 
