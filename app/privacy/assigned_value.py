@@ -19,6 +19,7 @@ from app.privacy.secret_values import (
     has_name,
     is_call,
     is_credential,
+    is_key,
     is_label,
     is_name,
     is_named_after,
@@ -115,6 +116,8 @@ def _quoted(value: Value) -> Span | None:
 
 def is_something_else(name: Name, text: bytes) -> bool:
     """A placeholder, a label or a sentence in the place of a secret."""
+    if is_key(text):
+        return False
     if is_placeholder(text) or is_template(text) or is_label(text) or is_place(text):
         return True
     if is_named_after(text, name.text):
@@ -159,6 +162,8 @@ def _bare(value: Value) -> Span | None:
         return None
     head = found[0]
     word = read(_WORD, head, 0)
+    if word == head and is_key(word) and name.kind is not Kind.CREDENTIALS:
+        return start, start + len(read(_BARE, name.data, start))
     if _is_no_value(head, word) or is_named_after(word, name.text):
         return None
     of_password = name.kind is Kind.PASSWORD

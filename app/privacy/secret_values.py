@@ -56,6 +56,7 @@ _USER_SECRET = _compiled(rb"^[a-z0-9_.@-]+:[^\s:/]{3,}$")
 _LONG_RUN = _compiled(rb"[0-9]{12}|[a-z0-9]{16}")
 _OPENING = _compiled(rb"^[a-z_$][a-z0-9_$.]*[(\[{:]$")
 _UUID = _compiled(rb"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_RUN = re.compile(rb"[A-Za-z0-9+/_=-]{16,}+")
 _ALTERNATION = _compiled(rb"[a-z][0-9]|[0-9][a-z]")
 
 _RANDOM_MIN, _DIGITS_MIN, _ALTERNATIONS_MIN, _CREDENTIAL_MIN, _TOKEN_MIN, _SETTING_MIN = 16, 3, 3, 6, 3, 8
@@ -159,6 +160,16 @@ def is_random(value: bytes) -> bool:
     if len(value) < _RANDOM_MIN or b" " in value or _UUID.search(value) or _digits(value) < _DIGITS_MIN:
         return False
     return sum(1 for _ in _ALTERNATION.finditer(value)) >= _ALTERNATIONS_MIN
+
+
+def is_key(value: bytes) -> bool:
+    """One run of letters and digits, as keys have it: no placeholder, address, label or piece of code looks so.
+
+    Most secrets do, and need no closer look.
+    """
+    if _RUN.fullmatch(value) is None or not is_random(value) or has_name(value):
+        return False
+    return value[1:2] not in {b"x", b"X"} and value[:4].lower() != b"your"
 
 
 def is_credential(value: bytes) -> bool:
