@@ -107,9 +107,9 @@ class Scout:
         known = [word for trace in traces for word in (trace, trace.hex().encode(), trace.hex().upper().encode())]
         for word in known:
             table[Literal(word)] = Meaning(Kind.TRACE, len(word), of_known=True, may_be_broken=True)
-        for word in (*heads, *map(Literal, traces)):
-            if not word.is_pattern and not word.word.isascii():
-                escaped = json.dumps(word.word.decode("utf-8", "ignore"))[1:-1].encode()
+        for literal in (*heads, *map(Literal, traces)):
+            if not literal.is_pattern and not literal.word.isascii():
+                escaped = json.dumps(literal.word.decode("utf-8", "ignore"))[1:-1].encode()
                 table[Literal(escaped, any_case=True)] = Meaning(Kind.TRACE, len(escaped))
         for escape in _ESCAPES:
             table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
@@ -175,7 +175,7 @@ _NEXT_LINE = re.compile(LINE_END + GAP)
 """What may stand between two lines of a word, in a JSON string as well."""
 _LONG_RUN = 16
 _ASSIGNED = re.compile(
-    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2}){0,400}+(?:[\\%\x1b\r\n]"
+    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2}){0,100}+(?:[\\%\x1b\r\n]"
     rb"|[\"'`\]!?]*+[ \t]*+(?:[:=>,(\\%\x1b]|\xef\xbc|\Z)|[ \t]+'|</|[\"'][>/ \t}\r\n])"
 )
 
