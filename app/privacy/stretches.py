@@ -63,6 +63,8 @@ _ON_LINE, _VALUE_ON_LINE = (
 _IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
 _NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 _NAME_MAX = 64
+_HEAD_MAX = 200
+_LETTER_ESCAPE = re.compile(rb"\\[bfnrt]")
 _ESCAPE_LETTERS = frozenset((b"b", b"f", b"n", b"r", b"t"))
 _BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
 _BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
@@ -123,7 +125,7 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                 yield _stretch(data, start, dressed.end(), over_lines=True)
             elif meaning.reach:
                 yield _stretch(data, start, end + meaning.reach, over_lines=True)
-            elif _is_behind_escape(data, start):
+            elif _is_behind_escape(data, start) or (not meaning.length and _has_letter_escape(data, end)):
                 yield _stretch(data, start, end)
 
 
@@ -132,6 +134,11 @@ def _is_behind_escape(data: bytes, start: int) -> bool:
     before = data[max(0, start - _NAME_MAX) : start]
     escape = before[len(before.rstrip(_NAME_BYTES)) - 1 :][:2]
     return escape[:1] == b"\\" and escape[1:] in _ESCAPE_LETTERS
+
+
+def _has_letter_escape(data: bytes, end: int) -> bool:
+    """The same for a head of which only the end is known."""
+    return _LETTER_ESCAPE.search(data, max(0, end - _HEAD_MAX), end) is not None
 
 
 def _base64_run(data: bytes, start: int, end: int) -> tuple[int, int] | None:
