@@ -85,6 +85,9 @@ WHOLE: dict[str, Dress] = {
     "coloured in json": lambda sample: json.dumps(coloured(sample)),
     "json": _on_text(in_json),
     "json twice": _on_text(in_json_twice),
+    "last line of json": _on_text(lambda text: json.dumps({"output": f"the first line\n{text}"})),
+    "behind a tab in json": _on_text(lambda text: json.dumps(f"a\t{text}")),
+    "last line of json twice": _on_text(lambda text: json.dumps([json.dumps([f"the first line\n{text}"])])),
     "numbered in json": _on_text(lambda text: json.dumps(numbered(text))),
     "url": _on_text(in_url),
     "url in json": _on_text(lambda text: json.dumps(in_url(text))),
@@ -93,6 +96,7 @@ WHOLE: dict[str, Dress] = {
     "base64 shifted twice": _on_text(lambda text: in_base64(text, 2)),
     "base64 wrapped": _on_text(in_wrapped_base64),
     "base64 wrapped and numbered": _on_text(lambda text: numbered(in_wrapped_base64(text))),
+    "tabbed in json": _on_text(lambda text: json.dumps(tabbed(text))),
     "json in base64": _on_text(lambda text: in_base64(in_json(text))),
 }
 
@@ -114,7 +118,14 @@ def _cut(part: float, tail: str) -> Dress:
 
 
 _PARTS = {"early": 0.1, "at a third": 0.3, "in the middle": 0.5, "late": 0.9}
-_WEARS = {"": in_lines, ", numbered": numbered, ", added": added, ", in json": in_json}
+_WEARS = {
+    "": in_lines,
+    ", numbered": numbered,
+    ", added": added,
+    ", in json": in_json,
+    ", tabbed in json": lambda text: json.dumps(tabbed(text)),
+    ", in base64": in_base64,
+}
 BROKEN = {f"broken {at}{name}": _broken(_PARTS[at], wear) for at in _PARTS for name, wear in _WEARS.items()}
 _TAILS = {"": "", ", with dots": "...", ", with a line end": "\n"}
 CUT = {f"cut {at}{name}": _cut(_PARTS[at], tail) for at in ("in the middle", "late") for name, tail in _TAILS.items()}

@@ -147,3 +147,25 @@ def test_a_run_of_one_letter_is_one_range() -> None:
     redaction = Redaction.compile([], secrets=False, known_values=["x" * 8])
     search = redaction.known
     assert len(list(search.finditer(b"x" * 8_000))) == 1_000
+
+
+@pytest.mark.parametrize("value", [noise("broken", "abcdefghijkmnopqrstuvwxyz", 16), "62fA/rWxyP-jrNg7N4/Gv"])
+@pytest.mark.parametrize("wear", [in_lines, numbered, in_json])
+def test_a_known_value_broken_anywhere_is_found(value: str, wear: Callable[[str], str]) -> None:
+    redaction = Redaction.compile([], secrets=False, known_values=[value])
+    for at in range(1, len(value)):
+        for seam in ("\n", "\x1b[1m"):
+            assert REDACTED in redaction.text(wear(f"{value[:at]}{seam}{value[at:]}")), (at, seam)
+
+
+@pytest.mark.parametrize("value", ["пароль от склада", "密码是一二三四五", 'a"b!c\'d"e?f'])
+def test_a_known_value_of_few_plain_letters_is_found_in_json(value: str) -> None:
+    redaction = Redaction.compile([], secrets=False, known_values=[value])
+    assert redaction.text(json.dumps({"a": f"so {value} is"})) == '{"a": "so [REDACTED] is"}'
+
+
+def test_a_long_known_value_with_every_letter_escaped_is_found_whole() -> None:
+    value = noise("long", "abcdefghijkmnopqrstuvwxyz-.", 1_000)
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in value)
+    redaction = Redaction.compile([], secrets=False, known_values=[value])
+    assert redaction.text(f"so {escaped} is") == "so [REDACTED] is"

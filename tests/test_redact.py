@@ -14,7 +14,7 @@ from app.privacy.redact import REDACTED, PatternError, Redaction, identity_hits,
 from app.transcript import Assistant, Failure, File, Json, Other, Reasoning, Session, Text, Tool, Transcript, Turn, User
 from tests import recorded
 from tests.dress import in_json, in_lines, in_url
-from tests.secrets import KEYS, SAMPLES
+from tests.secrets import KEYS, SAMPLES, noise
 
 EMAIL = r"[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}"
 
@@ -360,3 +360,16 @@ def test_the_secrets_of_a_recorded_session_go() -> None:
     for secret in (*recorded.SECRETS.values(), *recorded.EMAILS):
         assert secret not in shown
     assert "Grüße" in shown
+
+
+@pytest.mark.parametrize("name", ["пароль", "密码", "パスワード"])
+def test_a_name_beyond_ascii_is_known_in_json_that_escapes_it(name: str) -> None:
+    secret = "sword" + "fish-7"
+    assert secret not in Redaction.compile([]).text(json.dumps({name: secret}))
+
+
+@pytest.mark.parametrize("escape", [r"\n", r"\t", r"\\n", r"\r\n"])
+@pytest.mark.parametrize("head", ["gh" + "p_", "AK" + "IA", "pw=", "--token ", "pass: "])
+def test_a_secret_just_behind_an_escape_is_found(escape: str, head: str) -> None:
+    body = noise(head, "ABCDEFGHIJKLMNOP234567", 16 if head == "AK" + "IA" else 36)
+    assert body not in Redaction.compile([]).text(f'"done:{escape}{head}{body}"')

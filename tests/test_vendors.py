@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import string
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import re2
 
+from app.privacy.redact import REDACTED, Redaction
 from app.privacy.vendors import VENDORS, Vendor
 
 ALPHABETS = {
@@ -115,3 +117,10 @@ def test_what_a_row_is_found_by_is_part_of_its_beginning() -> None:
             text = example(row, row.name).encode()
             place = re2.search(row.mark.encode(), text, options=_OPTIONS).start()
             assert place - (found(row, text)[0][0] if not row.keeps_beginning else 0) <= row.before, by_row(row)
+
+
+def test_an_example_is_found_just_behind_an_escape() -> None:
+    redaction = Redaction.compile([])
+    for row in VENDORS:
+        key = example(row, "escape")
+        assert REDACTED in redaction.text(json.dumps(f"done\n{key}")), row.name

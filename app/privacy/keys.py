@@ -48,6 +48,8 @@ def _judge(row: Vendor) -> Judge:
         end = matched.end()
         is_one = end - begin <= row.most if row.most else True
         is_whole = end - begin >= row.least
+        if not is_whole:
+            end = begin + len(matched[0].rstrip(b"."))
         if not is_one or not (is_whole or _is_cut_off(view.data, begin, end)):
             return None
         return (begin if row.keeps_beginning else start), end

@@ -21,13 +21,14 @@ from urllib.parse import quote_plus
 
 import re2
 
+from app.privacy import scout
 from app.privacy.machine_secrets import LENGTH_MIN
-from app.privacy.scout import trace_of
 
 _HEAD_BYTES = 8
 """As long as the shortest value: every form has a head."""
 _LINE_MIN = 16
-_PIECE_MAX = 512
+_PIECE_MAX = 128
+"""Each letter of it written as an escape, it is not longer than what is undressed around a trace of it."""
 _PROGRAM_BYTES_MAX = 1 << 28
 """Room for thousands of values; RE2 takes what it needs."""
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
@@ -121,7 +122,8 @@ def _search(values: frozenset[str]) -> Search | None:
 
 def traces_of(values: Iterable[str]) -> frozenset[bytes]:
     """A few letters of each piece of each value: a text in which none of them stands holds no value."""
-    return frozenset(trace_of(piece.encode("utf-8", "replace")) for value in values for piece in _pieces(value))
+    pieces = {piece.encode("utf-8", "replace") for value in values for piece in _pieces(value)}
+    return frozenset(trace for piece in pieces for trace in scout.traces_of(piece))
 
 
 def _pieces(value: str) -> Iterator[str]:

@@ -155,14 +155,17 @@ class Redaction:
         hits = self._scout.look(data, is_text=True)
         self._look(text, hits, found)
         begun = {(name, start) for name, spans in found.items() for start, _ in spans}
+        seen = Stretch(0, 0)
         for stretch in stretches(data, hits, self._scout):
-            self._look_into(text, stretch, found, begun)
+            # One that went on has been over the next ones, too.
+            if not stretch.is_within(seen):
+                seen = self._look_into(text, stretch, found, begun)
         for pattern in self.patterns:
             found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
         return found
 
-    def _look_into(self, text: View, stretch: Stretch, found: Found, begun: set[tuple[str, int]]) -> None:
-        """What is found once a stretch is undressed; it is a longer one where that goes on up to its end."""
+    def _look_into(self, text: View, stretch: Stretch, found: Found, begun: set[tuple[str, int]]) -> Stretch:
+        """What is found once a stretch is undressed; it is a longer one, returned, where that goes on up to its end."""
         start, end, size = stretch.start, stretch.end, len(text.data)
         while True:
             inside = self._undressed(text.part(start, end), stretch, begun)
@@ -176,6 +179,7 @@ class Redaction:
             end = min(size, end + length) if goes_on_right else end
         for name, some in inside.items():
             found[name] += some
+        return replace(stretch, start=start, end=end)
 
     def _undressed(self, part: View, stretch: Stretch, begun: set[tuple[str, int]]) -> Found:
         inside: Found = defaultdict(list)
@@ -185,8 +189,11 @@ class Redaction:
             self._look(view, self._scout.look(view.data), inside)
         if stretch.packed:
             for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
-                for view in layers(packed):
+                inner = layers(packed)
+                for view in inner:
                     self._look(view, self._scout.look(view.data), inside)
+                if held := joined(inner[-1]):
+                    self._look_over_line_ends(held, begun, inside)
         if whole:
             self._look_over_line_ends(whole, begun, inside)
         return inside

@@ -117,7 +117,7 @@ def end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence[
         if cut - start < rule.length:
             end = min(end, start + rule.length)
             continue
-        word = _WORD.match(data, cut)[0]  # type: ignore[index]  # it may be empty
+        word = _WORD.match(data, cut, upto + _FOLLOWING_MAX)[0]  # type: ignore[index]  # it may be empty
         follows = data[cut + len(word) : cut + len(word) + 2].lstrip(b" \t")[:1]
         rest = word[: upto - cut]
         if follows in {b"=", b"(", b":", b"["} or not _is_random(rest, _KEY_REST_MIN if rule.is_key else _REST_MIN):
@@ -128,6 +128,8 @@ def end_over_cuts(rule: Rule, data: bytes, start: int, end: int, cuts: Sequence[
 
 
 _WORD = simple(rb"[A-Za-z0-9+/_.~-]*={0,2}")
+_FOLLOWING_MAX = 200
+"""So far behind a secret its word is followed to its end."""
 _KEY_REST_MIN, _REST_MIN = 3, 8
 
 

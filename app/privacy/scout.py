@@ -6,6 +6,7 @@ One search (app.privacy.literals) finds them all. What it finds is no secret yet
 
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from collections import defaultdict
@@ -87,11 +88,15 @@ _ESCAPES = (b"\x1b", b"\\u00", b"\\x", b"\\/", b"%")
 _IN_URL = Literal(b"%3a%2f%2f", any_case=True)
 """`://`"""
 _TRACE_MAX, _TRACE_MIN, _TRACE_OF_SIGNS = 12, 3, 4
+_HALF_MIN = 6
+"""Of fewer letters half of them stand in too many words."""
 _LETTERS = re.compile(rb"[A-Za-z0-9]+")
+_UNESCAPED = re.compile(rb"[^\x00-\x20\"'`\\/%]+")
+"""What JSON leaves as it is, but for letters beyond ASCII."""
 
 
 LINE_END = rb"(?:\\?[ \t]*\r?\n|(?:\\{1,4}r)?\\{1,4}n)"
-GAP = rb"(?:[ \t]*" + LINE_MARK + rb")?(?:[ \t]|\\{1,4}t)*"
+GAP = rb"(?:[ \t]*(?:" + LINE_MARK + rb"|[0-9]{1,7}\\{1,4}t))?(?:[ \t]|\\{1,4}t)*"
 
 
 class Scout:
@@ -102,6 +107,10 @@ class Scout:
         known = [word for trace in traces for word in (trace, trace.hex().encode(), trace.hex().upper().encode())]
         for word in known:
             table[Literal(word)] = Meaning(Kind.TRACE, len(word), of_known=True, may_be_broken=True)
+        for literal in (*heads, *map(Literal, traces)):
+            if not literal.is_pattern and not literal.word.isascii():
+                escaped = json.dumps(literal.word.decode("utf-8", "ignore"))[1:-1].encode()
+                table[Literal(escaped, any_case=True)] = Meaning(Kind.TRACE, len(escaped))
         for escape in _ESCAPES:
             table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
         table |= _packed([*heads, _IN_URL] if heads else [], traces)
@@ -166,7 +175,7 @@ _NEXT_LINE = re.compile(LINE_END + GAP)
 """What may stand between two lines of a word, in a JSON string as well."""
 _LONG_RUN = 16
 _ASSIGNED = re.compile(
-    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2})*+(?:[\\%\x1b\r\n]"
+    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2}){0,100}+(?:[\\%\x1b\r\n]"
     rb"|[\"'`\]!?]*+[ \t]*+(?:[:=>,(\\%\x1b]|\xef\xbc|\Z)|[ \t]+'|</|[\"'][>/ \t}\r\n])"
 )
 
@@ -255,7 +264,17 @@ def scout(traces: frozenset[bytes], *, secrets: bool) -> Scout:
     return Scout(heads, sorted(traces))
 
 
-def trace_of(piece: bytes) -> bytes:
-    """What no form of a known value is without: its letters stand as they are in JSON and URLs."""
-    longest = max(_LETTERS.findall(piece), key=len, default=b"")
-    return longest[:_TRACE_MAX] if len(longest) >= _TRACE_MIN else piece[:_TRACE_OF_SIGNS]
+def traces_of(piece: bytes) -> tuple[bytes, ...]:
+    """What no form of a known value is without, where it is whole: letters stand as they are in JSON and URLs.
+
+    Two of them, where it has so many letters: a line end or a colour that breaks one leaves the other.
+    """
+    runs = sorted(_LETTERS.findall(piece), key=len, reverse=True)
+    if not runs or len(runs[0]) < _TRACE_MIN:
+        plain = max(_UNESCAPED.findall(piece), key=len, default=b"")
+        return ((plain if len(plain) >= _TRACE_MIN else piece)[:_TRACE_OF_SIGNS],)
+    longest = runs[0]
+    if len(longest) >= 2 * _HALF_MIN:
+        half = min(_TRACE_MAX, len(longest) // 2)
+        return longest[:half], longest[-half:]
+    return tuple(run[:_TRACE_MAX] for run in runs[:2] if len(run) >= _TRACE_MIN)

@@ -40,9 +40,9 @@ _WORDS = (
     rb"|key_?base|:_auth|(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?key|"
     + _FOREIGN
 )
-NAME = rb"(?:" + _WORDS + rb")s?(?:[0-9_.-][a-z0-9_.-]*)?"
+NAME = rb"(?:" + _WORDS + rb")s?(?:[0-9_.-][a-z0-9_.-]*+)?"
 """RE2: the name of a secret, from the word on that gives it away."""
-OPTION = rb"-[a-z0-9-]*(?:" + _WORDS + rb")[a-z0-9-]*"
+OPTION = rb"-(?=[a-z0-9-]*+[ \t])[a-z0-9-]*(?:" + _WORDS + rb")[a-z0-9-]*+"
 WEAK_NAME = rb"(?:key|auth)(?:[_-][a-z0-9_-]*)?|[_-]pat"
 """Or one of these words, which stand everywhere: then a word with a digit must follow."""
 

@@ -5,6 +5,7 @@ secret in a dress:
 
     "token\": \"…          a rule's head with an escape in or behind it
     ghp_…⏎12: …            a rule's head with a line end behind it
+    \nghp_…                a rule's head just behind an escape that ends in a letter
     %67%68%70_  ghp⏎_…     a rule's head that is broken itself
     cGFzc3dvcmQ9…          a rule's head in base64
 """
@@ -30,6 +31,14 @@ class Stretch:
     packed: bool = False
     """Base64 is to be unpacked."""
 
+    def is_within(self, other: Stretch) -> bool:
+        return (
+            other.start <= self.start
+            and self.end <= other.end
+            and self.over_lines <= other.over_lines
+            and self.packed <= other.packed
+        )
+
 
 _UNDONE = rb"(?:\\[uxbfnrt\"'`/\\]|%[0-9A-Fa-f]{2}|\x1b)"
 _LETTER = rb"[A-Za-z0-9+/=_.~-]"
@@ -52,6 +61,11 @@ _ON_LINE, _VALUE_ON_LINE = (
     for rest in (b"", _RANDOM)
 )
 _IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
+_NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+_NAME_MAX = 64
+_HEAD_MAX = 200
+_LETTER_ESCAPE = re.compile(rb"\\[bfnrt]")
+_ESCAPE_LETTERS = frozenset((b"b", b"f", b"n", b"r", b"t"))
 _BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
 _BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
 _IS_SEAM = re.compile(_SEAM)
@@ -111,6 +125,20 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                 yield _stretch(data, start, dressed.end(), over_lines=True)
             elif meaning.reach:
                 yield _stretch(data, start, end + meaning.reach, over_lines=True)
+            elif _is_behind_escape(data, start) or (not meaning.length and _has_letter_escape(data, end)):
+                yield _stretch(data, start, end)
+
+
+def _is_behind_escape(data: bytes, start: int) -> bool:
+    r"""Whether the word that goes on at `start` begins with the letter of a `\n`, which is none of it."""
+    before = data[max(0, start - _NAME_MAX) : start]
+    escape = before[len(before.rstrip(_NAME_BYTES)) - 1 :][:2]
+    return escape[:1] == b"\\" and escape[1:] in _ESCAPE_LETTERS
+
+
+def _has_letter_escape(data: bytes, end: int) -> bool:
+    """The same for a head of which only the end is known."""
+    return _LETTER_ESCAPE.search(data, max(0, end - _HEAD_MAX), end) is not None
 
 
 def _base64_run(data: bytes, start: int, end: int) -> tuple[int, int] | None:
@@ -131,7 +159,7 @@ def _around_escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
                     start, upto = view.source(end - meaning.length, end)
                     yield _stretch(
                         data,
-                        window.start + start,
+                        window.start + start - (_KNOWN_MAX if meaning.kind is Kind.TRACE else 0),
                         window.start + upto + _RUN_MAX // 8,
                         over_lines=True,
                         packed=meaning.kind is Kind.PACKED,
