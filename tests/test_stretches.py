@@ -31,16 +31,18 @@ def everywhere(text: str) -> set[tuple[str, int, int]]:
     view = View(text.encode())
     bare = layers(view)
     whole = joined(bare[-1])
-    views = [*bare]
+    views, wholes = [*bare], [whole]
     for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
-        views += layers(packed)
+        inner = layers(packed)
+        views += inner
+        wholes.append(joined(inner[-1]))
     found = {
         (name, *seen.source(start, end)) for seen in views for name, start, end in secrets(seen, all_heads(seen.data))
     }
-    if whole:
-        begun = {(name, start) for name, start, _ in found}
-        for name, start, end in broken_secrets(whole, all_heads(whole.data), begun):
-            found.add((name, *whole.source(start, end)))
+    begun = {(name, start) for name, start, _ in found}
+    for one in filter(None, wholes):
+        for name, start, end in broken_secrets(one, all_heads(one.data), begun):
+            found.add((name, *one.source(start, end)))
     return found
 
 
