@@ -149,7 +149,10 @@ def test_a_run_of_one_letter_is_one_range() -> None:
     assert len(list(search.finditer(b"x" * 8_000))) == 1_000
 
 
-@pytest.mark.parametrize("value", [noise("broken", "abcdefghijkmnopqrstuvwxyz", 16), "62fA/rWxyP-jrNg7N4/Gv"])
+@pytest.mark.parametrize(
+    "value",
+    [noise("broken", "abcdefghijkmnopqrstuvwxyz", 16), noise("short", "abcdefg1234", 8), "62fA/rWxyP-jrNg7N4/Gv"],
+)
 @pytest.mark.parametrize("wear", [in_lines, numbered, in_json])
 def test_a_known_value_broken_anywhere_is_found(value: str, wear: Callable[[str], str]) -> None:
     redaction = Redaction.compile([], secrets=False, known_values=[value])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from collections import Counter
@@ -373,3 +374,10 @@ def test_a_name_beyond_ascii_is_known_in_json_that_escapes_it(name: str) -> None
 def test_a_secret_just_behind_an_escape_is_found(escape: str, head: str) -> None:
     body = noise(head, "ABCDEFGHIJKLMNOP234567", 16 if head == "AK" + "IA" else 36)
     assert body not in Redaction.compile([]).text(f'"done:{escape}{head}{body}"')
+
+
+@pytest.mark.parametrize("seam", ["\\u0068", "\x1b[1mh", "h\x1b[0m"])
+@pytest.mark.parametrize("shift", ["", "x", "xy"])
+def test_an_escape_in_base64_hides_no_beginning_of_a_key(seam: str, shift: str) -> None:
+    packed = base64.b64encode(f"{shift} it is g{seam}p_{'0aB1' * 9} there".encode()).decode()
+    assert Redaction.compile(()).text(f"this {packed} is").replace("=", "") == "this [REDACTED] is"

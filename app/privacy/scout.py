@@ -85,10 +85,12 @@ Hits = Sequence[tuple[int, int]]
 """Where a literal ends, and its number."""
 
 _ESCAPES = (b"\x1b", b"\\u00", b"\\x", b"\\/", b"%")
+_ESCAPES_IN_BASE64 = tuple(map(Literal, (b"\\u00", b"\x1b[0", b"\x1b[1", b"\x1b[3", b"\x1b[9")))
+"""Those that are long enough to be told from chance. Base64 that holds one is unpacked, whatever else is in it."""
 _IN_URL = Literal(b"%3a%2f%2f", any_case=True)
 """`://`"""
 _TRACE_MAX, _TRACE_MIN, _TRACE_OF_SIGNS = 12, 3, 4
-_HALF_MIN = 6
+_HALF_MIN = 4
 """Of fewer letters half of them stand in too many words."""
 _LETTERS = re.compile(rb"[A-Za-z0-9]+")
 _UNESCAPED = re.compile(rb"[^\x00-\x20\"'`\\/%]+")
@@ -113,7 +115,7 @@ class Scout:
                 table[Literal(escaped, any_case=True)] = Meaning(Kind.TRACE, len(escaped))
         for escape in _ESCAPES:
             table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
-        table |= _packed([*heads, _IN_URL] if heads else [], traces)
+        table |= _packed([*_ESCAPES_IN_BASE64, *heads, *([_IN_URL] if heads else [])], traces)
         self.meanings = tuple(table.values())
         self._search = Search(tuple(table))
 
