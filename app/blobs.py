@@ -56,7 +56,6 @@ _NUMBER = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _NUMBERS = re.compile(
     rf"(?<![0-9.]){_NUMBER}(?:[ \t]*,(?:[ \t]*|[ \t]*{_LINE_END}{_MARK}[ \t]{{0,40}}){_NUMBER}(?![0-9.])){{8,}}"
 )
-_ANY_NUMBER = re.compile(r"[0-9]+")
 _ANY_PAIR = re.compile(r"(?:x|(?<![0-9a-fA-F]))[0-9a-fA-F]{2}(?![0-9a-fA-F])")
 _DUMPED = re.compile(r"[0-9a-fA-F]{6,8}:?[ \t]+((?:[0-9a-fA-F]{2,4}[ \t]+){1,17})")
 _ALPHABETS85 = (

@@ -134,7 +134,7 @@ class Remade:
 
 
 def take_remade(db: sqlite3.Connection, held: Claim, made: Remade) -> bool:
-    """Whether the claimed job may post these: the bodies that it had, or from now on has stricter ones in their place.
+    """Whether the claimed job may post these: the bodies that it had, or from now on has these in their place.
 
     False too when the claim no longer stands.
     """
@@ -176,9 +176,10 @@ def _are_those(db: sqlite3.Connection, job_id: int, made: Remade) -> bool:
 
 
 def _may_differ(db: sqlite3.Connection, job_id: int, made: Remade) -> bool:
-    """Whether bytes that are not those of then withhold no less, and nobody has been sent any of those.
+    """Whether bytes that are not those of then hold no secret that was known then, and nobody was sent any of those.
 
-    The program's own rules only become stricter; but whoever makes it again may not know a secret that was known then.
+    The rules are today's, as for all that is captured now; but whoever makes it again must know each secret that was
+    known then.
     """
     (known,) = db.execute("select known_marks from job where id = ?", (job_id,)).fetchone()
     is_as_strict = known is not None and set(known.split()) <= set(made.known_marks.split())
