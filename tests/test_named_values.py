@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import string
+from base64 import b64encode
 from collections.abc import Callable
+from random import Random
 
 import pytest
 
@@ -69,6 +71,8 @@ ANY_VALUE = [
     "default login me password @",
     "db.example.com:5432:app:me:@",
     "*:*:*:postgres:@",
+    '{"content": "localhost:5432:a:b:c\\ndb.example.com:5432:app:me:@\\n"}',
+    '{"content": "# hosts\\ndb.example.com:5432:app:me:@"}',
     "CREATE USER x WITH PASSWORD '@';",
     "ALTER ROLE x ENCRYPTED PASSWORD '@'",
     "CREATE USER x IDENTIFIED BY '@';",
@@ -103,6 +107,20 @@ ANY_VALUE = [
     "# Encrypted with the passphrase '@'",
     "password = @",
     "password_1 = '@'",
+    '{"name": "Authorization", "value": "Bearer @"}',
+    '{"name":"authorization","value":"@"}',
+    '{"value": "Basic @", "name": "Proxy-Authorization"}',
+    '{"name": "Cookie", "value": "theme=dark; sid=@"}',
+    "httpHeaders:\n- name: Authorization\n  value: Bearer @\n",
+    "- name: authorization\n  value: @",
+    '<header name="Authorization" value="Basic @"/>',
+    '{"name": "Set-Cookie", "value": "sid=@; Path=/"}',
+    '{"name": "X-Api-Key", "value": "@"}',
+    '{"cookies": [{"name": "theme", "value": "dark"}, {"name": "sid", "value": "@", "path": "/"}]}',
+    '"cookies": [\n  {\n    "name": "sid",\n    "value": "@"\n  }\n],',
+    '{"output": "password: @"}',
+    '{"output": "user: app\\npassword: @", "exit": 0}',
+    "{'output': 'DB_PASSWORD: @'}",
 ]
 
 
@@ -135,6 +153,36 @@ LIKELY_VALUE = [
 @pytest.mark.parametrize("shape", LIKELY_VALUE)
 def test_a_value_that_looks_like_one_goes_under_a_name_of_many_things(shape: str) -> None:
     assert RANDOM not in RULES_ONLY.text(f"first\n{shape.replace('@', RANDOM).replace('[at]', '@')}\nlast: 1")
+
+
+LOGINS = ["app:" + WORD, "app:" + STRONG, f"me@example.com:{RANDOM}", "user:pass"]
+LOGIN_SHAPES = [
+    '{"auths": {"https://index.example.com/v1/": {"auth": "@"}}}',
+    '"auth": "@"',
+    r'{"out": "{\"auth\": \"@\"}"}',
+    "//registry.example.com/:_auth=@",
+    "_auth=@",
+]
+
+
+@pytest.mark.parametrize("login", LOGINS)
+@pytest.mark.parametrize("shape", LOGIN_SHAPES)
+def test_a_user_with_a_password_in_base64_goes(shape: str, login: str) -> None:
+    packed = b64encode(login.encode()).decode()
+    assert packed not in RULES_ONLY.text(shape.replace("@", packed))
+
+
+def test_a_user_with_a_password_in_base64_goes_in_json() -> None:
+    packed = b64encode(f"app:{WORD}".encode()).decode()
+    told: Json = {"auths": {"https://index.example.com/v1/": {"auth": packed}}}
+    assert RULES_ONLY.json(told) == {"auths": {"https://index.example.com/v1/": {"auth": REDACTED}}}
+
+
+@pytest.mark.parametrize("shape", ["ALGOLIA_KEY=@", "KEY=@", 'export SERVICE_KEY="@"', "APP_KEY='@'"])
+@pytest.mark.parametrize("alphabet", [string.ascii_letters, string.ascii_uppercase, string.ascii_lowercase])
+def test_a_key_in_a_file_of_settings_needs_no_digit(shape: str, alphabet: str) -> None:
+    key = "".join(Random(shape + alphabet).choice(alphabet) for _ in range(32))  # noqa: S311 - the same each time
+    assert key not in RULES_ONLY.text(f"first=1\n{shape.replace('@', key)}\nlast=1")
 
 
 @pytest.mark.parametrize("shape", ['algolia_key: "@"', '"auth": "@"', 'setItem("token", "@")', '"tokens": ["@"]'])
@@ -236,6 +284,15 @@ LEFT = [
     "'Pod::Simple::EndToken'=> 'cpan',",
     '$is{pass} ? "PASS" : "FAIL"',
     "effective_pass => $test,",
+    '{"name": "Authorization", "value": "{{token}}"}',
+    '{"name": "Cookie", "description": "The session"}',
+    '"cookies": []',
+    '"cookies": ["sid", "theme"]',
+    '{"message": "password: required"}',
+    '"auth": "optional"',
+    '"auth": "username"',
+    "SORT_KEY=created_at_of_the_record",
+    "PUBLIC_KEY=abcdefghijklmnopqrstuvwxyz",
 ]
 
 
@@ -256,6 +313,9 @@ JSON: list[tuple[Json, Json]] = [
     ({"credentials": {"user": "x", "pass": "y"}}, {"credentials": {"user": "x", "pass": REDACTED}}),
     ({"pw": "x y", "dbPass": "1", "contraseña": "z"}, {"pw": REDACTED, "dbPass": REDACTED, "contraseña": REDACTED}),
     ({"credentials": f"app:{WORD}"}, {"credentials": REDACTED}),
+    ({"name": "Authorization", "value": f"Bearer {WORD}"}, {"name": "Authorization", "value": f"Bearer {REDACTED}"}),
+    ({"name": "Cookie", "value": f"sid={WORD}"}, {"name": "Cookie", "value": REDACTED}),
+    ({"cookies": [{"name": "sid", "value": WORD}]}, {"cookies": [{"name": "sid", "value": REDACTED}]}),
 ]
 
 

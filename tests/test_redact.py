@@ -376,6 +376,23 @@ def test_a_secret_just_behind_an_escape_is_found(escape: str, head: str) -> None
     assert body not in Redaction.compile([]).text(f'"done:{escape}{head}{body}"')
 
 
+@pytest.mark.parametrize(
+    "colour", [r"\033[33m", r"\e[1;33m", r"\x1b[33m", r"\u001b[0m", r"\\033[33m", r"\\e[33m", r"\012"]
+)
+@pytest.mark.parametrize("head", ["gh" + "p_", "AK" + "IA", "pw=", "xk" + "eysib-"])
+def test_a_secret_just_behind_a_colour_in_a_script_is_found(colour: str, head: str) -> None:
+    body = noise(head, "ABCDEFGHIJKLMNOP234567", 16 if head == "AK" + "IA" else 64)
+    assert body not in Redaction.compile([]).text(f'echo "{colour}{head}{body}{colour}"')
+
+
+@pytest.mark.parametrize("slash", ["\\", "\\\\"])
+@pytest.mark.parametrize("at", [0, 1, 2, 20])
+def test_a_key_with_octal_escapes_is_found(slash: str, at: int) -> None:
+    key = "gh" + "p_" + noise("octal", "abcdefghijklmnop234567", 36)
+    text = f'printf "{key[:at]}{slash}{ord(key[at]):03o}{key[at + 1 :]}"'
+    assert key[at + 1 : at + 9] not in Redaction.compile([]).text(text)
+
+
 @pytest.mark.parametrize("seam", ["\\u0068", "\x1b[1mh", "h\x1b[0m"])
 @pytest.mark.parametrize("shift", ["", "x", "xy"])
 def test_an_escape_in_base64_hides_no_beginning_of_a_key(seam: str, shift: str) -> None:

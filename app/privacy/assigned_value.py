@@ -21,6 +21,7 @@ from app.privacy.secret_values import (
     is_credential,
     is_key,
     is_label,
+    is_login,
     is_name,
     is_named_after,
     is_no_token,
@@ -56,10 +57,11 @@ _PIN_MIN, TOKEN_MIN, _LETTERS_MIN, _OPTION_MIN = 4, 8, 16, 5
 # What stands before the name on its line where the line is one assignment: `.env`, YAML, ini, Dockerfile, shell.
 _COMPLAINT = re.compile(rb"(?:unexpected|invalid|missing|expected|illegal) $|\? ?[\"'`]$", re.IGNORECASE)
 _BEFORE_NAME = 12
-_LINE_START = re.compile(
-    LINE_MARKS + rb"[ \t]*(?:-[ \t]*)?(?:(?:export|set|env|arg|-e|--env|-d|\$env:)[ \t]*)?$",
-    re.IGNORECASE,
-)
+_BEFORE_NAME_ON_LINE = LINE_MARKS + rb"[ \t]*(?:-[ \t]*)?(?:(?:export|set|env|arg|-e|--env|-d|\$env:)[ \t]*)?$"
+_LINE_START = re.compile(_BEFORE_NAME_ON_LINE, re.IGNORECASE)
+# The same where the line is the first or the last one of a string in JSON.
+_STRING_START = re.compile(rb"(?:[\"'][ \t]*:[ \t]*[\"']|\\[nrt])" + _BEFORE_NAME_ON_LINE, re.IGNORECASE)
+_STRING_END = re.compile(rb"[\"'][ \t]*(?:[,}\]]|\s*\Z)")
 LINE_LOOKBACK = 200
 
 
@@ -111,7 +113,14 @@ def _quoted(value: Value) -> Span | None:
         return None
     if value.sign == b":" and not value.closed and text[:1] in b"+.%<>=\\|&?":
         return None
-    return (value.start, end) if fits(value.name.kind, text) else None
+    is_secret = fits(value.name.kind, text) or (_is_variable(value) and is_setting(text))
+    return (value.start, end) if is_secret else None
+
+
+def _is_variable(value: Value) -> bool:
+    """`SERVICE_KEY="…"` in a file of settings."""
+    name = value.name
+    return name.text == name.text.upper() and value.start == name.end + len(value.quote) + 1 and value.sign == b"="
 
 
 def is_something_else(name: Name, text: bytes) -> bool:
@@ -137,7 +146,7 @@ def fits(kind: Kind, text: bytes) -> bool:
     """Whether what is a value fits a name of that kind."""
     if kind is Kind.CREDENTIALS:
         return is_credential(text)
-    return kind is not Kind.KEY or is_random(text)
+    return kind is not Kind.KEY or is_random(text) or is_login(text)
 
 
 class _Bare(NamedTuple):
@@ -162,11 +171,11 @@ def _bare(value: Value) -> Span | None:
         return None
     head = found[0]
     word = read(_WORD, head, 0)
-    if word == head and is_key(word) and name.kind is not Kind.CREDENTIALS:
+    if word == head and (is_key(word) or is_login(word)) and name.kind is not Kind.CREDENTIALS:
         return start, start + len(read(_BARE, name.data, start))
     if _is_no_value(head, word) or is_named_after(word, name.text):
         return None
-    of_password = name.kind is Kind.PASSWORD
+    of_password = name.kind in {Kind.PASSWORD, Kind.HEADER}
     bare = _Bare(
         head=head,
         word=word,
@@ -250,8 +259,10 @@ def _is_statement(value: Value) -> bool:
 
 
 def _fills_line(data: bytes, begin: int, end: int) -> bool:
+    ends_string = _STRING_END.match(data, end) is not None
     rest = data[end : end + 3].lstrip(b" \t")
-    if rest and rest[:1] not in b"\r\n#":
+    if rest and rest[:1] not in b"\r\n#" and not ends_string:
         return False
     line = data.rfind(b"\n", max(0, begin - LINE_LOOKBACK), begin) + 1
-    return _LINE_START.match(data[max(line, begin - LINE_LOOKBACK, 0) : begin]) is not None
+    before = data[max(line, begin - LINE_LOOKBACK, 0) : begin]
+    return _LINE_START.match(before) is not None or (ends_string and _STRING_START.search(before) is not None)

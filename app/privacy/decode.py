@@ -90,13 +90,15 @@ class _Assembly:
         return View(b"".join(self.data), self.below, self.starts, self.pieces)
 
 
+OCTAL = rb"\\(?:0(?:1[125]|33|[4-7][0-7])|1[0-7]{2})"
+"""A letter, a line end or the beginning of a colour, as C and shells may write it."""
 # Each alternative is decided by its first two bytes, so that the search is linear.
 _ESCAPE = re.compile(
-    rb"\x1b\[[0-9;:?]*[ -/]*[@-~]"
+    rb"(?:\x1b|\\(?:e|033))\[[0-9;:?]*[ -/]*[@-~]"
     rb"|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)?"
     rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\[\"'`/\\bfnrt]"
-    rb"|%[0-9a-fA-F]{2}"
+    rb"|%[0-9a-fA-F]{2}|" + OCTAL
 )
 _LETTERS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
@@ -137,8 +139,10 @@ _MEANINGS = {b"\\" + letter: _LETTERS.get(letter, letter) for letter in (*_LETTE
 
 
 def _meaning(escape: bytes) -> bytes:
-    if escape[:1] == b"\x1b":
+    if escape[:1] == b"\x1b" or escape.startswith((b"\\e", b"\\033[")):
         return b""
+    if escape[:2] in {b"\\0", b"\\1"}:
+        return bytes([int(escape[1:], 8)])
     if escape[:1] == b"%" or escape[1:2] == b"x":
         return bytes([int(escape[-2:], 16)])
     if escape[1:2] == b"u":

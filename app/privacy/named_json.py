@@ -21,10 +21,11 @@ _STRING_MAX, _LINE_BYTES_MAX = 1_000, 8_000
 def secrets_beside(value: dict[str, Json] | list[Json], name: str, mask: str) -> dict[str | int, str]:
     """By key or index: the strings in which a secret was found, with the mask in its place.
 
-    `name`: the key that the value itself stands under.
+    `name`: the key that the value itself, or the list that holds it, stands under.
     """
     items: Iterable[tuple[str | int, Json]] = value.items() if isinstance(value, dict) else enumerate(value)
-    line = bytearray(b"{" if isinstance(value, dict) else b'"%b": [' % _cut(name))
+    line = bytearray(b"" if isinstance(value, dict) and name.lower() != "cookies" else b'"%b": [' % _cut(name))
+    line += b"{" if isinstance(value, dict) else b""
     places: list[tuple[int, int, str | int, str]] = []
     for key, inner in items:
         if not isinstance(inner, str) or len(line) > _LINE_BYTES_MAX or (isinstance(key, str) and is_named(key)):

@@ -24,7 +24,16 @@ from app.privacy.assigned_value import Name, Span, Value, read, secret_in
 from app.privacy.passwords_in_commands import BEGINNINGS, passwords_after
 from app.privacy.secret_names import NAME, OPTION, WEAK_NAME, Kind, kind_of
 from app.privacy.secret_values import is_random
-from app.privacy.structured_values import NEXT_LINE, OPENER, beside, in_element, in_list, in_object, on_next_lines
+from app.privacy.structured_values import (
+    NEXT_LINE,
+    OPENER,
+    beside,
+    in_cookies,
+    in_element,
+    in_list,
+    in_object,
+    on_next_lines,
+)
 
 _FULL_WIDTH = rb"\xef\xbc[\x9a\x9d]"
 """The colon and the equals sign of East Asian text."""
@@ -41,6 +50,8 @@ SEARCH = b"|".join(
         NAME + _CLOSER + _SIGN_AND_VALUE,
         NAME + rb"(?:\\*[\"'][,>/ \t}\r\n]|[\r\n]|[ \t]+'|\('|</(?:key|name)>)",
         rb"(?:" + WEAK_NAME + rb")[\"']?[ \t]*[:=][ \t]*[\"'`]?[a-z_+/=.-]*[0-9]",
+        rb"auth\\*[\"']?[ \t]*[:=][ \t]*\\*[\"']?[a-z0-9+/]{8}|key=[\"']?[a-z0-9+/=_-]{16}",
+        rb"(?:authorization|cookies?)(?:\\*[\"'](?:[,>/ \t}\r\n]|:[ \t]*\[)|[\r\n]|</(?:key|name)>)",
         OPTION + rb"[ \t]",
         rb"</[a-z0-9:._-]*(?:pass|pwd|secret|token|cred|key)",
         BEGINNINGS,
@@ -52,7 +63,7 @@ _CANDIDATE_MAX = 400
 
 NAME_WORDS = (
     *(b"pass", b"pwd", b"pw", b"secret", b"token", b"cred", b"dsn", b"key", b"auth", b"_pat", b"-pat"),
-    *(b"connections", b"connection_s", b"connection-s", b"contrase", b"senha", b"motdepasse", b"wachtwoord"),
+    *(b"connections", b"connection_s", b"connection-s", b"contrase", b"senha", b"motdepasse", b"wachtwoord", b"cookie"),
 )
 HEADS = (
     *NAME_WORDS,
@@ -149,6 +160,8 @@ def _secrets(data: bytes, start: int, end: int) -> Iterable[Span]:
     if (data[end - 1] in b" \t\"'" and _IS_COMMAND.match(data, start)) or _IS_PORT.match(data, start):
         return passwords_after(data, start)
     name = _name(data, start)
+    if name is not None and name.kind is Kind.HEADER:
+        return in_cookies(name) or beside(name)
     return () if name is None else _of(name)
 
 

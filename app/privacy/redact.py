@@ -120,16 +120,16 @@ class Redaction:
             described = described_pieces(value)
             items: list[Json] = value if described is None else [*described]
             beside = self._beside(items, hits, name)
-            return [self._json(beside.get(at, inner), hits, depth + 1) for at, inner in enumerate(items)]
+            return [self._json(beside.get(at, inner), hits, depth + 1, name) for at, inner in enumerate(items)]
         if isinstance(value, dict):
-            return self._object(value, hits, depth)
+            return self._object(value, hits, depth, name)
         digits = json.dumps(value)
         shown = self.text(digits, hits)
         return value if shown == digits else shown
 
-    def _object(self, value: dict[str, Json], hits: Counter[str] | None, depth: int) -> dict[str, Json]:
+    def _object(self, value: dict[str, Json], hits: Counter[str] | None, depth: int, name: str) -> dict[str, Json]:
         made: dict[str, Json] = {}
-        beside = self._beside(value, hits)
+        beside = self._beside(value, hits, name)
         for number, (key, inner) in enumerate(value.items()):
             is_secret = self.secrets and inner and not isinstance(inner, bool) and is_named(key)
             shown = self.text(key, hits)
@@ -141,7 +141,7 @@ class Redaction:
         return made
 
     def _beside(
-        self, value: dict[str, Json] | list[Json], hits: Counter[str] | None, name: str = ""
+        self, value: dict[str, Json] | list[Json], hits: Counter[str] | None, name: str
     ) -> dict[str | int, str]:
         found = secrets_beside(value, name, REDACTED) if self.secrets else {}
         if found and hits is not None:

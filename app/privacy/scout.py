@@ -15,7 +15,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import NamedTuple
 
-from app.privacy.decode import LINE_MARK
+from app.privacy.decode import LINE_MARK, OCTAL
 from app.privacy.literals import Literal, Search
 from app.privacy.named_values import NAME_WORDS
 from app.privacy.rules import RULES, Heads
@@ -84,7 +84,7 @@ class Meaning(NamedTuple):
 Hits = Sequence[tuple[int, int]]
 """Where a literal ends, and its number."""
 
-_ESCAPES = (b"\x1b", b"\\u00", b"\\x", b"\\/", b"%")
+_ESCAPES = (b"\x1b", b"\\u00", b"\\x", b"\\/", b"%", b"\\e[", b"\\0", b"\\1")
 _ESCAPES_IN_BASE64 = tuple(map(Literal, (b"\\u00", b"\x1b[0", b"\x1b[1", b"\x1b[3", b"\x1b[9")))
 """Those that are long enough to be told from chance. Base64 that holds one is unpacked, whatever else is in it."""
 _IN_URL = Literal(b"%3a%2f%2f", any_case=True)
@@ -165,14 +165,17 @@ class Scout:
 
 
 _AFTER_ESCAPE = re.compile(
-    rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;:?]*[ -/]*[@-~])$"
+    rb"(?:\\[bfnrt]|\\x[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|%[0-9A-Fa-f]{2}|"
+    + OCTAL
+    + rb"|(?:\x1b|\\(?:e|033|x1b|u001b))\[[0-9;:?]*[ -/]*[@-~])$",
+    re.IGNORECASE,
 )
 _ESCAPE_MAX = 16
 _ALNUM = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
 _PLAIN = frozenset(b" ghijklmnopqrstvwxyzGHIJKLMNOPQRSTUVWXYZ_.(")
 """None of them is the last but one byte of an escape that ends in a letter."""
 _RUN = re.compile(rb"[^\s\"'`\\%\x1b<>(),;{}\[\]]*+")
-_RUN_GOES_ON = re.compile(rb"%[0-9A-Fa-f]{2}|\x1b|\\+(?:[ux/]|\Z)|\s*\Z")
+_RUN_GOES_ON = re.compile(rb"%[0-9A-Fa-f]{2}|\x1b|\\+(?:[ux/01e]|\Z)|\s*\Z")
 _NEXT_LINE = re.compile(LINE_END + GAP)
 """What may stand between two lines of a word, in a JSON string as well."""
 _LONG_RUN = 16

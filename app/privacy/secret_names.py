@@ -4,6 +4,7 @@
     clientSecret, X-Api-Key          SECRET        so is what stands in quotes; a bare word may be a variable
     credentials, DSN                 CREDENTIALS   may be a setting: the value must look like a user's or a URL's secret
     ALGOLIA_KEY, TOKEN_OLD, *_PAT    KEY           may be any key: the value must look random
+    Authorization, Set-Cookie        HEADER        in a list of headers; as a header, see app.privacy.places
     max_tokens, secretary, key_id    none
 
 A name is judged by its words, once: few names make up nearly all of a text.
@@ -21,6 +22,7 @@ class Kind(Enum):
     SECRET = auto()
     CREDENTIALS = auto()
     KEY = auto()
+    HEADER = auto()
 
 
 NAME_MAX = 100
@@ -66,6 +68,7 @@ _NO_VALUE = re.compile(
     rb"|alg|algorithm|version|date|time|at|ttl|policy|spec|usage|mode|format|fingerprint|hash|digest|checksum|sha256"
     rb"|public|etag|cache)(?:[_.-]|$)|public|integrity|checksum|cache|sort|primary|foreign|partition|idempotency|object|web_?socket"
 )
+_HEADER = re.compile(rb"(?:(?:proxy-)?authorization|(?:set-)?cookies?)$", re.IGNORECASE)
 _HUMP = re.compile(rb"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NUMBER = re.compile(rb"[_.-]?[0-9]+$")
 
@@ -73,6 +76,8 @@ _NUMBER = re.compile(rb"[_.-]?[0-9]+$")
 @lru_cache(_NAMES_MAX)
 def kind_of(name: bytes) -> Kind | None:
     """What kind of value stands under this name; None for any other name."""
+    if _HEADER.match(name):
+        return Kind.HEADER
     words = _NUMBER.sub(b"", _HUMP.sub(b"_", name[-NAME_MAX:]).lower()).lstrip(b"-.")
     whole = words.replace(b"_", b"")
     if _PASSWORD.search(words) or _PASSWORD.search(whole) or _PASS.search(words):

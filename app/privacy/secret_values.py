@@ -11,6 +11,7 @@ The bytes that these look at are few: Python's own engine needs no automaton bui
 from __future__ import annotations
 
 import re
+from binascii import a2b_base64
 
 
 def _compiled(pattern: bytes) -> re.Pattern[bytes]:
@@ -53,6 +54,8 @@ _FUNCTION_WORD = _compiled(rb"\b(?:the|a|an|of|for|to|your|is|in|and|or|not|with
 _URL_SECRET = _compiled(rb"://[^\s/@]*:[^\s/@]+@|://[^\s/@:]{16,}@|[a-z0-9]:[^\s:@/]+@(?:tcp|unix|udp)?\(")
 _CONNECTION_SECRET = _compiled(rb"(?:password|pwd|accountkey|sharedaccesskey|accesskey|secret|token)=[^\s;&]")
 _USER_SECRET = _compiled(rb"^[a-z0-9_.@-]+:[^\s:/]{3,}$")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
+_LOGIN = re.compile(rb"[!-9;-~]+:[ -~]+")
 _LONG_RUN = _compiled(rb"[0-9]{12}|[a-z0-9]{16}")
 _OPENING = _compiled(rb"^[a-z_$][a-z0-9_$.]*[(\[{:]$")
 _UUID = _compiled(rb"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
@@ -170,6 +173,16 @@ def is_key(value: bytes) -> bool:
     if _RUN.fullmatch(value) is None or not is_random(value) or has_name(value):
         return False
     return value[1:2] not in {b"x", b"X"} and value[:4].lower() != b"your"
+
+
+def is_login(value: bytes) -> bool:
+    """`user:password` in base64, as Docker and npm keep it."""
+    if len(value) < _SETTING_MIN or _BASE64.fullmatch(value) is None:
+        return False
+    try:
+        return _LOGIN.fullmatch(a2b_base64(value + b"=" * (-len(value) % 4))) is not None
+    except ValueError:
+        return False
 
 
 def is_credential(value: bytes) -> bool:

@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from app.privacy.decode import LINE_MARK, View, layers
+from app.privacy.decode import LINE_MARK, OCTAL, View, layers
 from app.privacy.literals import Literal, Search
 from app.privacy.scout import GAP, LINE_END, Hits, Kind, Scout
 
@@ -40,7 +40,7 @@ class Stretch:
         )
 
 
-_UNDONE = rb"(?:\\[uxbfnrt\"'`/\\]|%[0-9A-Fa-f]{2}|\x1b)"
+_UNDONE = rb"(?:\\[uxbfnrt\"'`/\\01e]|%[0-9A-Fa-f]{2}|\x1b)"
 _LETTER = rb"[A-Za-z0-9+/=_.~-]"
 """What a word consists of that may go on over a line end (app.privacy.decode.joined)."""
 _SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
@@ -60,12 +60,13 @@ _ON_LINE, _VALUE_ON_LINE = (
     )
     for rest in (b"", _RANDOM)
 )
-_IS_ESCAPE = re.compile(rb"\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
+_IS_ESCAPE = re.compile(OCTAL + rb"|\\e\[|\x1b|\\u00[0-9a-fA-F]{2}|\\x[0-9a-fA-F]{2}|\\/|%[0-9a-fA-F]{2}")
 _NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 _NAME_MAX = 64
 _HEAD_MAX = 200
 _LETTER_ESCAPE = re.compile(rb"\\[bfnrt]")
-_ESCAPE_LETTERS = frozenset((b"b", b"f", b"n", b"r", b"t"))
+_ESCAPE_LETTERS = frozenset((b"b", b"f", b"n", b"r", b"t", b"0", b"1"))
+_COLOUR_BEFORE = re.compile(rb"\\(?:e|033|x1b|u001b)\[[0-9;:?]*[ -/]*[@-~][A-Za-z0-9_.-]*$", re.IGNORECASE)
 _BASE64_BEFORE = re.compile(rb"[A-Za-z0-9+/_-]*$")
 _BASE64_AFTER = re.compile(rb"[A-Za-z0-9+/_-]*")
 _IS_SEAM = re.compile(_SEAM)
@@ -130,10 +131,12 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
 
 
 def _is_behind_escape(data: bytes, start: int) -> bool:
-    r"""Whether the word that goes on at `start` begins with the letter of a `\n`, which is none of it."""
+    r"""Whether the word that goes on at `start` begins with the end of a `\n` or `\e[33m`, which is none of it."""
     before = data[max(0, start - _NAME_MAX) : start]
     escape = before[len(before.rstrip(_NAME_BYTES)) - 1 :][:2]
-    return escape[:1] == b"\\" and escape[1:] in _ESCAPE_LETTERS
+    if escape[:1] == b"\\" and escape[1:] in _ESCAPE_LETTERS:
+        return True
+    return b"\\" in before and _COLOUR_BEFORE.search(before) is not None
 
 
 def _has_letter_escape(data: bytes, end: int) -> bool:

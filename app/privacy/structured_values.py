@@ -38,6 +38,8 @@ _ABOUT = re.compile(
 )
 """What an object says about a secret, beside the secret."""
 _LIST_MAX_BYTES = 4_096
+_LIST_OPENS = re.compile(rb"\\{0,8}[\"'][ \t]*:[ \t]*\[[^\[\]\"']{0,200}\{")
+_COOKIES_MAX_BYTES = 16_384
 
 
 # A name that stands as a value, `"name": "DB_PASSWORD"`, and the field that holds what it names.
@@ -56,6 +58,7 @@ _VALUE_FIELD = re.compile(
 _TEXT_BESIDE = re.compile(
     rb"(?:\\{0,8}[\"'][^<>]{0,100}>|</(?:key|name)>\s*<[a-z]+>)\s*(?P<value>[^<>]{1,1000}?)\s*</", re.IGNORECASE
 )
+_SCHEME = re.compile(rb"(?:bearer|basic|token|digest|negotiate|apikey|api-key)[ \t]+", re.IGNORECASE)
 _SIBLING_END = re.compile(rb"[{}>]|\n[ \t]*(?:[0-9]{1,7}[:|\t][ \t]*)?-[ \t]|\n[ \t]*\r?\n")
 _FIELD_LOOKBACK, _SIBLING_LOOK, _ELEMENT_LOOKBACK = 40, 300, 4_096
 _OPENING_TAG = re.compile(rb"<(?P<name>[A-Za-z0-9:._-]+)(?:\s[^<>]*)?>$")
@@ -105,6 +108,22 @@ def in_object(value: Value) -> list[Span]:
     return found
 
 
+def in_cookies(name: Name) -> list[Span]:
+    """The values of the objects in a list of cookies, whatever the cookies are called."""
+    data = name.data
+    opening = _LIST_OPENS.match(data, name.end)
+    if opening is None:
+        return []
+    end = data.find(b"]", opening.end(), opening.end() + _COOKIES_MAX_BYTES)
+    upto = opening.end() + _COOKIES_MAX_BYTES if end < 0 else end
+    found: list[Span] = []
+    for field in _VALUE_FIELD.finditer(data, opening.end(), upto):
+        stop = quote_end(data, field.end(), field["quote"]) if field["quote"] else field.end()
+        if stop > field.end() and not is_placeholder(data[field.end() : stop]):
+            found.append((field.end(), stop))
+    return found
+
+
 def beside(name: Name) -> Iterable[Span]:
     """The value in the field after that of the name, or before it; or in the text of its element."""
     data = name.data
@@ -123,7 +142,9 @@ def beside(name: Name) -> Iterable[Span]:
     if found is None:
         return ()
     field_start = found.end() - len(found[0].lstrip(b" \t\r\n\"'`,;{(<\\"))
-    return secret_in(Value(name, found.end(), found["quote"] or b"", b"", closed=True, field_start=field_start))
+    scheme = _SCHEME.match(data, found.end()) if name.kind is Kind.HEADER else None
+    start = scheme.end() if scheme else found.end()
+    return secret_in(Value(name, start, found["quote"] or b"", b"", closed=True, field_start=field_start))
 
 
 def in_element(data: bytes, closing: int) -> Iterable[Span]:
