@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.privacy.machine_secrets import is_secret_name, of_configuration, of_environment, of_logins
+from app.privacy.secret_names import Kind, kind_of
 from tests.opencode import OpenCode
 from tests.secrets import noise
 
@@ -93,10 +94,21 @@ def test_each_credential_that_the_real_opencode_reads_is_known(opencode: OpenCod
         "AZURE_STORAGE_CONNECTION_STRING",
         "SENTRY_DSN",
         "Helicone-Auth",
+        "KEYSTORE_STOREPASS",
+        "DB_PASSWORT",
+        "CONTENTFUL_READ_TOKEN",
     ],
 )
 def test_a_value_under_a_name_of_a_secret_is_known(name: str) -> None:
     assert known(**{name: VALUE}) == {VALUE}
+
+
+@pytest.mark.parametrize(
+    "name", ["DB_PASSWORD2", "userPwd", "clientSecret", "X-Api-Key", "DATABASE_DSN", "contraseña", "secret_key_base"]
+)
+def test_what_is_a_secrets_name_in_a_text_is_one_of_a_variable(name: str) -> None:
+    assert kind_of(name.encode()) in {Kind.PASSWORD, Kind.SECRET, Kind.CREDENTIALS}
+    assert is_secret_name(name)
 
 
 @pytest.mark.parametrize(

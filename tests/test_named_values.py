@@ -135,6 +135,7 @@ def test_a_value_goes_in_every_shape(shape: str, value: str) -> None:
 # Names that may be of something else: there the value must look like a secret.
 LIKELY_VALUE = [
     "GITHUB_PAT=@",
+    "CONTENTFUL_READ_TOKEN=@",
     "CLARIFAI_PAT=@",
     "MY_PASSPHRASE_PROD=@",
     "APIKEY_PROD=@",

@@ -5,6 +5,9 @@ r"""Which values are secrets, told by the name that they stand under and by what
     "headers": {"Authorization": "Bearer …"}   what follows the scheme
     SSH_AUTH_SOCK=/tmp/…, TOKEN_TYPE=bearer    nothing: a path, a description
 
+What a name says about a value in a text (app.privacy.secret_names) it says here as well; beyond that, a variable may be
+a secret by a word in the middle of its name.
+
 A value that counts is masked wherever it stands in a text, so one that is an ordinary word must not: it would take that
 word out of every transcript.
 """
@@ -18,15 +21,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from app.privacy.secret_names import Kind, kind_of
+
 LENGTH_MIN = 8
 """Characters. Shorter values are words and numbers that stand everywhere."""
 
-_IS_PASSWORD = re.compile(
-    r"PASSWORD|PASSWD|PASSPHRASE|PASSCODE|SECRET[0-9]*$|(?:^|_)(?:PASS|PWD)[0-9]*(?:_|$)|^SSHPASS$"
-)
-_IS_KEY = re.compile(r"(?:(?:^|_)(?:KEYS?|PAT|JWT|COOKIE|AUTHORIZATION)|API_?KEYS?|SECRET_?KEY|TOKEN)[0-9]*$")
+_IS_PASSWORD = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|PASSCODE|SECRET[0-9]*$|(?:^|_)(?:PASS|PWD)[0-9]*_")
+_IS_KEY = re.compile(r"(?:(?:^|_)(?:KEYS?|PAT|JWT|COOKIE|AUTHORIZATION)|API_?KEYS|TOKEN)[0-9]*$")
 _HOLDS_KEY = re.compile(
-    r"(?:^|_)(?:KEY|PAT|JWT)[0-9]*_|TOKEN[0-9]*_|SECRETS?[0-9]*(?:_|$)|APIKEY|CREDENTIAL|CONNECTION_?STRING|(?:^|_)DSN(?:_|$)"
+    r"(?:^|_)(?:KEY|PAT|JWT)[0-9]*_|TOKEN[0-9]*_|SECRETS?[0-9]*(?:_|$)|APIKEY|CREDENTIAL|CONNECTION_?STRING|(?:^|_)DSN_"
     r"|(?:ACCESS|ACCOUNT|APP|AUTH|ENCRYPTION|LICENSE|MASTER|PRIVATE|SERVICE|SHARED|SIGNING)KEY(?:_|$)"
 )
 _DESCRIBES = re.compile(
@@ -90,9 +93,20 @@ def of_logins(text: str | bytes) -> Iterator[str]:
 
 def is_secret_name(name: str) -> bool:
     """Whether what stands under it is a secret, unless it looks like none."""
+    return _kind(name) is not None
+
+
+def _kind(name: str) -> Kind | None:
+    """`KEY`: by its middle, so that a number or a word is none."""
     spelled = _spelled(name)
-    kinds = (_IS_PASSWORD, _IS_KEY, _HOLDS_KEY)
-    return _DESCRIBES.search(spelled) is None and any(kind.search(spelled) for kind in kinds)
+    if _DESCRIBES.search(spelled):
+        return None
+    in_text = kind_of(name.encode("utf-8", "replace"))
+    if in_text is Kind.PASSWORD or _IS_PASSWORD.search(spelled):
+        return Kind.PASSWORD
+    if in_text is Kind.SECRET or _IS_KEY.search(spelled):
+        return Kind.SECRET
+    return Kind.KEY if in_text is Kind.CREDENTIALS or _HOLDS_KEY.search(spelled) else None
 
 
 def _of_login(field: str, value: Any) -> Iterator[str]:
@@ -161,13 +175,11 @@ def _counts(name: str, value: str, *, is_among_secrets: bool) -> bool:
         return False
     spelled = _spelled(name)
     is_fingerprint = re.search("GPG|PGP", spelled) is not None and _FINGERPRINT.fullmatch(value) is not None
-    is_described = is_fingerprint or _DESCRIBES.search(spelled) is not None
-    if not is_described and _IS_PASSWORD.search(spelled):
+    kind = None if is_fingerprint else _kind(name)
+    if kind is Kind.PASSWORD:
         return True
-    if not is_described and _IS_KEY.search(spelled):
-        return not _WORD.fullmatch(value)
-    if not is_described and _HOLDS_KEY.search(spelled):
-        return not _WORD.fullmatch(value) and not _NUMBER.fullmatch(value)
+    if kind is not None:
+        return not _WORD.fullmatch(value) and (kind is Kind.SECRET or not _NUMBER.fullmatch(value))
     return (is_among_secrets or _IS_AUTH.search(spelled) is not None) and not _is_readable(value)
 
 

@@ -57,6 +57,8 @@ _PLACE = re.compile(
     rb"|expected|idempotency|bos|eos|pad|unk|sep|cls|mask|stop|sync|skip|resume|scroll|read|iteration)_?token$"
 )
 """It marks a place in a list or a text, or a request: whoever has it can do nothing with it."""
+_READ_TOKEN = re.compile(rb"[A-Z]_(?:READ|REQUEST|SYNC)_TOKEN$")
+"""A variable that holds what a service is read with."""
 _SECRET = re.compile(rb"(?:secret|token|" + _ANY_KEY + rb"|secret_?key_?base|:_auth)$")
 _CREDENTIALS = re.compile(rb"(?:credentials?|creds?|dsn|connection[ _-]?string|[a-z0-9][_-]pat)$")
 _KEY = re.compile(
@@ -83,7 +85,7 @@ def kind_of(name: bytes) -> Kind | None:
     if _PASSWORD.search(words) or _PASSWORD.search(whole) or _PASS.search(words):
         return Kind.PASSWORD
     if _SECRET.search(words) or _SECRET.search(whole):
-        return None if _PLACE.search(words) else Kind.SECRET
+        return None if _PLACE.search(words) and not _READ_TOKEN.search(name) else Kind.SECRET
     if _CREDENTIALS.search(words):
         return Kind.CREDENTIALS
     return Kind.KEY if _KEY.search(words) and not _NO_VALUE.search(words) else None
