@@ -124,3 +124,13 @@ def test_an_example_is_found_just_behind_an_escape() -> None:
     for row in VENDORS:
         key = example(row, "escape")
         assert REDACTED in redaction.text(json.dumps(f"done\n{key}")), row.name
+
+
+@pytest.mark.parametrize("row", [row for row in VENDORS if re.fullmatch(row.body, ".") and row.least >= 16], ids=by_row)
+def test_dots_behind_a_key_that_was_cut_off_are_none_of_its_letters(row: Vendor) -> None:
+    """Where a key may hold a dot, the three dots of a cut stand in it, and the key would seem not to end there."""
+    key = example(row, "cut")
+    begin = found(row, key.encode())[0][0] if row.keeps_beginning else 0
+    beginning = pattern(row).search(key.encode()).end(1)
+    cut = key[: beginning + min(row.least - 4, 24)].rstrip(".")
+    assert cut[begin:] not in Redaction.compile([]).text(f"client secret {cut}... and more")
