@@ -388,6 +388,9 @@ SLOW: dict[str, Callable[[int], str]] = {
     "quotes of one value": lambda n: "password='password=\"password=`" * n,
     "bare values": lambda n: "token=a1," * n,
     "types": lambda n: "token: a" * n,
+    "cookies": lambda n: '"cookies": [{' * n,
+    "cookies without a list": lambda n: '"name": "cookie", ' * n,
+    "ends of strings": lambda n: '"a": "password: b" ' * n,
     "foreign names": lambda n: "密码" * n,
 }
 

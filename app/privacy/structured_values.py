@@ -40,6 +40,7 @@ _ABOUT = re.compile(
 _LIST_MAX_BYTES = 4_096
 _LIST_OPENS = re.compile(rb"\\{0,8}[\"'][ \t]*:[ \t]*\[[^\[\]\"']{0,200}\{")
 _COOKIES_MAX_BYTES = 16_384
+_BRACKET = re.compile(rb"[\[\]]")
 
 
 # A name that stands as a value, `"name": "DB_PASSWORD"`, and the field that holds what it names.
@@ -114,8 +115,10 @@ def in_cookies(name: Name) -> list[Span]:
     opening = _LIST_OPENS.match(data, name.end)
     if opening is None:
         return []
-    end = data.find(b"]", opening.end(), opening.end() + _COOKIES_MAX_BYTES)
-    upto = opening.end() + _COOKIES_MAX_BYTES if end < 0 else end
+    upto = opening.end() + _COOKIES_MAX_BYTES
+    # Up to the next list as well, so that no byte belongs to two.
+    if bracket := _BRACKET.search(data, opening.end(), upto):
+        upto = bracket.start()
     found: list[Span] = []
     for field in _VALUE_FIELD.finditer(data, opening.end(), upto):
         stop = quote_end(data, field.end(), field["quote"]) if field["quote"] else field.end()
