@@ -92,7 +92,10 @@ def secret_in(value: Value) -> Iterable[Span]:
     data, name = value.name.data, value.name
     before = data[max(0, name.start - _BEFORE_NAME) : name.start]
     # A resource's name has colons on both sides, a package's before it; and messages say "unexpected token: 'x'".
-    if (before[-1:] in {b":", b"/"} and (value.sign == b":" or value.closed)) or _COMPLAINT.search(before):
+    last = before[-1:]
+    if last in {b":", b"/"} and (value.sign == b":" or value.closed):
+        return ()
+    if last in {b" ", b'"', b"'", b"`"} and _COMPLAINT.search(before):
         return ()
     span = _quoted(value) if value.quote else _bare(value)
     if span is None or _is_directory(value.name.text, data[span[0] : span[0] + 2]):

@@ -58,7 +58,8 @@ SEARCH = b"|".join(
     )
 )
 """Where a secret may stand under a name, in any case of its letters: what matches is no secret yet."""
-_CANDIDATE = re.compile(SEARCH, re.IGNORECASE)
+_CANDIDATE = re.compile(SEARCH)
+"""In lower case, in which the search takes half as long."""
 _CANDIDATE_MAX = 400
 
 NAME_WORDS = (
@@ -75,11 +76,11 @@ EXACT_HEADS = tuple(word.encode() for word in ("пароль", "密码", "密碼
 PORT = rb":(?:[0-9]{4,5}|\*):[^\s:]"
 """or this just before where it is looked for."""
 _KEY_OF = re.compile(
-    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$",
-    re.IGNORECASE,
+    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$"
 )
-_LOGIN_OF = re.compile(rb"(?:default|docker|podman)[ \t]+$", re.IGNORECASE)
-_OPTION_OR_TAG = re.compile(rb"(?:</[a-z0-9:._-]*|-[a-z0-9-]*)$", re.IGNORECASE)
+_LOGIN_OF = re.compile(rb"(?:default|docker|podman)[ \t]+$")
+_OPTION_BYTES = b"abcdefghijklmnopqrstuvwxyz0123456789-"
+_TAG_BYTES = _OPTION_BYTES + b":._"
 _PORT_BEFORE = re.compile(PORT + rb"$")
 _HEAD = re.compile(b"|".join(rb"(?=%b)" % word for word in (*HEADS, *EXACT_HEADS)), re.IGNORECASE)
 _PORT = re.compile(PORT[:-6] + rb"(?=[^\s:])")
@@ -117,7 +118,7 @@ def named_values(data: bytes, heads: Iterable[int] | None = None) -> Iterator[Sp
     for head in _heads(data) if heads is None else heads:
         if head < upto or (found := _candidate(data, head)) is None:
             continue
-        begin, upto = found.span()
+        begin, upto = found
         if upto <= covered:
             continue
         if data[upto - 1] in b"\r\n" and not _FIELD_SIGN.search(data, max(0, begin - _NAME_LOOKBACK), upto):
@@ -132,26 +133,29 @@ def _heads(data: bytes) -> list[int]:
     return sorted(found)
 
 
-def _candidate(data: bytes, head: int) -> re.Match[bytes] | None:
-    for begin in _beginnings(data, head):
-        if found := _CANDIDATE.match(data, begin, head + _CANDIDATE_MAX):
-            return found
+def _candidate(data: bytes, head: int) -> Span | None:
+    start = max(0, head - _NAME_LOOKBACK)
+    around = data[start : head + _CANDIDATE_MAX].lower()
+    for begin in _beginnings(around, head - start):
+        if found := _CANDIDATE.match(around, begin):
+            return start + begin, start + found.end()
     return None
 
 
-def _beginnings(data: bytes, head: int) -> Iterator[int]:
+def _beginnings(around: bytes, head: int) -> list[int]:
     """Where a candidate with this head in it may begin, the first one first."""
-    before, first = data[max(0, head - _NAME_LOOKBACK) : head], data[head : head + 1]
-    may_be_option = before and (before[-1] in b"-/:._" or before[-1:].isalnum())
-    if may_be_option and (option := _OPTION_OR_TAG.search(before)):
-        yield head - len(option[0])
+    begins, before, first = [head], around[:head], around[head : head + 1]
+    if first == b"k" and (of := _KEY_OF.search(before)):
+        begins.insert(0, of.start())
+    elif first == b"l" and (of := _LOGIN_OF.search(before)):
+        begins.insert(0, of.start())
     if before[-2:-1] == b":" and (port := _PORT_BEFORE.search(before)):
-        yield head - len(port[0])
-    if first in b"kK" and (of := _KEY_OF.search(before)):
-        yield head - len(of[0])
-    if first in b"lL" and (of := _LOGIN_OF.search(before)):
-        yield head - len(of[0])
-    yield head
+        begins.insert(0, port.start())
+    if b"</" in before and (tag := before.rstrip(_TAG_BYTES)).endswith(b"</"):
+        begins.insert(0, len(tag) - 2)
+    elif (dash := before.find(b"-", len(before.rstrip(_OPTION_BYTES)))) >= 0:
+        begins.insert(0, dash)
+    return begins
 
 
 def _secrets(data: bytes, start: int, end: int) -> Iterable[Span]:

@@ -43,7 +43,7 @@ _FILE = _compiled(rb"[a-z0-9_/-]\.(?:pem|key|crt|p12|json|ya?ml)$")
 _URL = _compiled(rb"^[a-z]+://[^\s@]+$")
 _WORDS = re.compile(rb"^[a-z]+(?:[./-][a-z]+)+$")
 _FIRST_WORD = re.compile(rb"^[A-Z][a-z]+[/-][a-z]+$")
-_HAS_NAME = _compiled(
+_HAS_NAME = re.compile(
     rb"passw(?:or)?d|passphrase|passcode|pwd|[_-]pass|secret|token|credential"
     rb"|(?:api|access|private|public|account|auth|signing|encryption|master|shared|license)[ _-]?key"
 )
@@ -60,9 +60,9 @@ _LONG_RUN = _compiled(rb"[0-9]{12}|[a-z0-9]{16}")
 _OPENING = _compiled(rb"^[a-z_$][a-z0-9_$.]*[(\[{:]$")
 _UUID = _compiled(rb"^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 _RUN = re.compile(rb"[A-Za-z0-9+/_=-]{16,}+")
-_ALTERNATION = _compiled(rb"[a-z][0-9]|[0-9][a-z]")
+_ALTERNATIONS = re.compile(rb"(?:(?>.*?(?:[A-Za-z][0-9]|[0-9][A-Za-z]))){3}", re.DOTALL)
 
-_RANDOM_MIN, _DIGITS_MIN, _ALTERNATIONS_MIN, _CREDENTIAL_MIN, _TOKEN_MIN, _SETTING_MIN = 16, 3, 3, 6, 3, 8
+_RANDOM_MIN, _DIGITS_MIN, _CREDENTIAL_MIN, _TOKEN_MIN, _SETTING_MIN = 16, 3, 6, 3, 8
 
 
 def is_placeholder(value: bytes) -> bool:
@@ -83,7 +83,7 @@ def is_number(word: bytes) -> bool:
 
 def has_name(word: bytes) -> bool:
     """A variable that is named after what it holds: `user_password`, `auth.token`."""
-    return _HAS_NAME.search(word) is not None
+    return _HAS_NAME.search(word.lower()) is not None
 
 
 def is_named_after(text: bytes, name: bytes) -> bool:
@@ -160,9 +160,9 @@ def has_digits(word: bytes) -> bool:
 
 def is_random(value: bytes) -> bool:
     """Letters and digits mixed as in no name, date, path or UUID."""
-    if len(value) < _RANDOM_MIN or b" " in value or _UUID.search(value) or _digits(value) < _DIGITS_MIN:
+    if len(value) < _RANDOM_MIN or b" " in value or _digits(value) < _DIGITS_MIN:
         return False
-    return sum(1 for _ in _ALTERNATION.finditer(value)) >= _ALTERNATIONS_MIN
+    return _ALTERNATIONS.match(value) is not None and _UUID.search(value) is None
 
 
 def is_key(value: bytes) -> bool:
@@ -170,9 +170,9 @@ def is_key(value: bytes) -> bool:
 
     Most secrets do, and need no closer look.
     """
-    if _RUN.fullmatch(value) is None or not is_random(value) or has_name(value):
+    if _RUN.fullmatch(value) is None or value[1:2] in {b"x", b"X"} or value[:4].lower() == b"your":
         return False
-    return value[1:2] not in {b"x", b"X"} and value[:4].lower() != b"your"
+    return is_random(value) and not has_name(value)
 
 
 def is_login(value: bytes) -> bool:
@@ -189,7 +189,7 @@ def is_credential(value: bytes) -> bool:
     """`user:password`, a URL or connection string with a password, a random word; no path and no setting."""
     if _URL_SECRET.search(value) or _CONNECTION_SECRET.search(value):
         return True
-    if len(value) < _CREDENTIAL_MIN or any(byte in value for byte in b" \t/\\(){}<>;$") or _HAS_NAME.search(value):
+    if len(value) < _CREDENTIAL_MIN or any(byte in value for byte in b" \t/\\(){}<>;$") or has_name(value):
         return is_random(value) and b"://" not in value
     is_mixed = value.upper() != value.lower() and _digits(value) > 0 and not is_variable(value)
     return _USER_SECRET.search(value) is not None or is_mixed
