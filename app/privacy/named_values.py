@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from app.privacy.assigned_value import Name, Span, Value, read, secret_in
-from app.privacy.passwords_in_commands import BEGINNINGS, passwords_after
+from app.privacy.passwords_in_commands import BEGINNINGS, begins_command, passwords_after
 from app.privacy.secret_names import NAME, OPTION, WEAK_NAME, Kind, kind_of
 from app.privacy.secret_values import is_random
 from app.privacy.structured_values import (
@@ -91,7 +91,6 @@ _NAME_RUN = re.compile(
 _NAME_BYTES = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 _FIELD_SIGN = re.compile(rb"[:=]|" + _FULL_WIDTH)
 _IS_PORT = re.compile(rb":[0-9*]")
-_IS_COMMAND = re.compile(BEGINNINGS, re.IGNORECASE)
 
 # After `:` may stand a type, but only before a quoted value: `password: str = "…"`. Else base64's own `=` would end it.
 _SIGNED = re.compile(
@@ -161,7 +160,8 @@ def _beginnings(around: bytes, head: int) -> list[int]:
 def _secrets(data: bytes, start: int, end: int) -> Iterable[Span]:
     if data.startswith(b"</", start):
         return in_element(data, start)
-    if (data[end - 1] in b" \t\"'" and _IS_COMMAND.match(data, start)) or _IS_PORT.match(data, start):
+    is_command = data[end - 1] in b" \t\"'" and begins_command(data, start)
+    if is_command or (data.startswith(b":", start) and _IS_PORT.match(data, start)):
         return passwords_after(data, start)
     name = _name(data, start)
     if name is not None and name.kind is Kind.HEADER:
@@ -184,9 +184,8 @@ def _name(data: bytes, start: int) -> Name | None:
 def _of(name: Name) -> Iterable[Span]:
     data = name.data
     if signed := _SIGNED.match(data, name.end):
-        quote = signed["typed"] or signed["quote"] or b""
-        value = Value(name, signed.end(), quote, signed["sign"] or b":", bool(signed["closed"]), name.start)
-        return _assigned(value)
+        closed, typed, sign, quote = signed.group("closed", "typed", "sign", "quote")
+        return _assigned(Value(name, signed.end(), typed or quote or b"", sign or b":", bool(closed), name.start))
     if name.text.startswith(b"-") and (gap := _OPTION_GAP.match(data, name.end)):
         return secret_in(
             Value(name, gap.end(), gap["element"] or gap["quote"] or b"", b"", closed=False, field_start=name.start)

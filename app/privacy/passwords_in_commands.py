@@ -41,6 +41,7 @@ _OPTIONS = {
     b"defa": _NETRC,
 }
 """By the first letters of the program."""
+_SQL = b"iden"
 _BEGINNING_LENGTH = 4
 _IDENTIFIED = re.compile(
     rb"identified[ \t]+(?:with[ \t]+\S{1,100}[ \t]+)?(?:by|as)[ \t]+(?:password[ \t]+)?(?:"
@@ -61,6 +62,13 @@ BEGINNINGS = (
     rb"|machine[ \t]|default[ \t]+login[ \t]|identified[ \t]+(?:by|with)[ \t]|:(?:[0-9]{4,5}|\*):[^\s:]"
 )
 """RE2, for one search with the names."""
+_BEGINNING = re.compile(BEGINNINGS, re.IGNORECASE)
+
+
+def begins_command(data: bytes, start: int) -> bool:
+    """Whether such a word stands there; not whether such a sign does."""
+    word = data[start : start + _BEGINNING_LENGTH].lower()
+    return (word in _OPTIONS or word == _SQL) and _BEGINNING.match(data, start) is not None
 
 
 def passwords_after(data: bytes, start: int) -> Iterator[tuple[int, int]]:
@@ -70,7 +78,7 @@ def passwords_after(data: bytes, start: int) -> Iterator[tuple[int, int]]:
         found = _PGPASS.match(data, start, start + _LINE_MAX)
         if found and _HOST.search(data[max(0, start - _HOST_MAX) : start]):
             yield found.span("value")
-    elif beginning == b"iden":
+    elif beginning == _SQL:
         # Prose says it as well: "can be identified by 'key'".
         is_sql = data.startswith(b"IDENT", start) or _USER_WORD.search(data, max(0, start - _HOST_MAX), start)
         if is_sql and (found := _IDENTIFIED.match(data, start, start + _LINE_MAX)) and (span := _quoted(found)):
