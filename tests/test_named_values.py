@@ -402,6 +402,22 @@ def test_a_text_that_is_made_to_be_slow_is_read_through(name: str) -> None:
     assert len(list(named_values(text.encode()))) <= len(re.findall(r"\w+", text)) + 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"curl --api-key {STRONG} -u app:{WORD} http://x",
+        f"curl -H 'X-Api-Key: {STRONG}' -u app:{WORD} http://x",
+        f"mysql --password {STRONG} -h db -p{WORD}",
+        f'{{"name": "DB_PASSWORD", "token": "{STRONG}", "value": "{WORD}"}}',
+        f"machine x login y account token={STRONG} password {WORD}",
+    ],
+)
+def test_a_value_between_a_name_and_its_value_goes_as_well(text: str) -> None:
+    shown = RULES_ONLY.text(text)
+    assert STRONG not in shown
+    assert WORD not in shown
+
+
 def test_names_are_found_inside_json_in_a_text() -> None:
     told = json.dumps(json.dumps({"name": "DB_PASSWORD", "value": WORD}))
     assert WORD not in RULES_ONLY.text(told)

@@ -18,7 +18,9 @@ at again. So the time grows with the text and no faster.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 
 from app.privacy.assigned_value import Name, Span, Value, read, secret_in
 from app.privacy.passwords_in_commands import BEGINNINGS, begins_command, passwords_after
@@ -113,18 +115,38 @@ def named_values(data: bytes, heads: Iterable[int] | None = None) -> Iterator[Sp
 
     `heads`: where each of HEADS begins, in order; None to look for them, in a short text.
     """
-    covered = upto = 0
+    found, upto = _Found(), 0
+    looked: dict[bytes, int] = {}
     for head in _heads(data) if heads is None else heads:
-        if head < upto or (found := _candidate(data, head)) is None:
+        if head < upto or (candidate := _candidate(data, head)) is None:
             continue
-        begin, upto = found
-        if upto <= covered:
+        begin, upto = candidate
+        if found.holds(begin, upto):
             continue
         if data[upto - 1] in b"\r\n" and not _FIELD_SIGN.search(data, max(0, begin - _NAME_LOOKBACK), upto):
             continue
-        for span in _secrets(data, begin, upto):
+        for span in _secrets(data, begin, upto, looked):
             yield span
-            covered = max(covered, span[1])
+            found.add(span)
+
+
+class _Found:
+    """The values found so far. What one holds is not looked at again; what stands before it is."""
+
+    def __init__(self) -> None:
+        self._spans: list[Span] = []
+        self._end = 0
+
+    def holds(self, start: int, end: int) -> bool:
+        if self._end < end:
+            return False
+        at = bisect_right(self._spans, start, key=itemgetter(0)) - 1
+        return at >= 0 and end <= self._spans[at][1]
+
+    def add(self, span: Span) -> None:
+        if not self.holds(*span):
+            insort(self._spans, span)
+            self._end = max(self._end, span[1])
 
 
 def _heads(data: bytes) -> list[int]:
@@ -157,12 +179,12 @@ def _beginnings(around: bytes, head: int) -> list[int]:
     return begins
 
 
-def _secrets(data: bytes, start: int, end: int) -> Iterable[Span]:
+def _secrets(data: bytes, start: int, end: int, looked: dict[bytes, int]) -> Iterable[Span]:
     if data.startswith(b"</", start):
         return in_element(data, start)
     is_command = data[end - 1] in b" \t\"'" and begins_command(data, start)
     if is_command or (data.startswith(b":", start) and _IS_PORT.match(data, start)):
-        return passwords_after(data, start)
+        return passwords_after(data, start, looked)
     name = _name(data, start)
     if name is not None and name.kind is Kind.HEADER:
         return in_cookies(name) or beside(name)

@@ -71,8 +71,12 @@ def begins_command(data: bytes, start: int) -> bool:
     return (word in _OPTIONS or word == _SQL) and _BEGINNING.match(data, start) is not None
 
 
-def passwords_after(data: bytes, start: int) -> Iterator[tuple[int, int]]:
-    """The ranges of the passwords that such a beginning announces."""
+def passwords_after(data: bytes, start: int, looked: dict[bytes, int]) -> Iterator[tuple[int, int]]:
+    """The ranges of the passwords that such a beginning announces.
+
+    `looked`: for each program, up to where it has been looked at all that may follow; kept from one call to the next,
+    so that a line that names a program many times is read once.
+    """
     beginning = data[start : start + _BEGINNING_LENGTH].lower()
     if beginning[:1] == b":":
         found = _PGPASS.match(data, start, start + _LINE_MAX)
@@ -83,10 +87,11 @@ def passwords_after(data: bytes, start: int) -> Iterator[tuple[int, int]]:
         is_sql = data.startswith(b"IDENT", start) or _USER_WORD.search(data, max(0, start - _HOST_MAX), start)
         if is_sql and (found := _IDENTIFIED.match(data, start, start + _LINE_MAX)) and (span := _quoted(found)):
             yield span
-    else:
+    elif start >= looked.get(beginning, 0):
         end = _ENTRY_END if _OPTIONS[beginning] is _NETRC else _LINE_END
-        cut = end.search(data, start, start + _LINE_MAX)
-        upto = cut.start() if cut else start + _LINE_MAX
+        cut = end.search(data, start, start + 2 * _LINE_MAX)
+        upto = cut.start() if cut else start + 2 * _LINE_MAX
+        looked[beginning] = upto if cut else start + _LINE_MAX
         for found in _OPTIONS[beginning].finditer(data, start, upto):
             value = found["value"]
             if not is_placeholder(value) and not is_plain_word(value):

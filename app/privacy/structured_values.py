@@ -129,8 +129,9 @@ def in_cookies(name: Name) -> list[Span]:
 
 def beside(name: Name) -> Iterable[Span]:
     """The value in the field after that of the name, or before it; or in the text of its element."""
-    data = name.data
-    field = _NAME_FIELD.search(data, max(0, name.start - _FIELD_LOOKBACK), name.start)
+    data, begin = name.data, max(0, name.start - _FIELD_LOOKBACK)
+    is_value = data[begin : name.start].rstrip(b" \t\\\"'`")[-1:] in {b":", b"=", b">"}
+    field = _NAME_FIELD.search(data, begin, name.start) if is_value else None
     if field is None:
         return ()
     if text := _TEXT_BESIDE.match(data, name.end, name.end + _SIBLING_LOOK):
