@@ -132,6 +132,12 @@ HOSTILE: dict[str, str] = {
     "base64": "cGFzc3dvcmQ9YWJj",
     "private keys": "-----BEGIN PRIV" + "ATE KEY-----\n",
     "ends of private keys": "AAAAAAAAAAAAAAAAAAAA\n-----END PRIV" + "ATE KEY-----\n",
+    "ends without a key": "-----END ",
+    "options": "-pw",
+    "programs": "curl ",
+    "beginnings of names": "k_",
+    "lists": "password: [",
+    "names on lines": "\ntoken:",
 }
 
 

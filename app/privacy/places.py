@@ -101,7 +101,7 @@ def _url_password(view: View, found: Any) -> tuple[int, int] | None:
 
 PLACES = (
     replace(_place("pem", _PEM, _pem, b"-----begin"), is_key=True, reach=4096),
-    replace(_place("pem", _PEM_WITHOUT_BEGIN, _pem, b"-----end"), window=16_384, reach=64),
+    replace(_place("pem", _PEM_WITHOUT_BEGIN, _pem, b"-----end"), window=16_384, has_one_head=True, reach=64),
     _place("authorization", rb"(?i)authorization" + _SIGN, _header, b"authoriz"),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie, b"cookie"),
     replace(_place("url-password", _URL, _url_password, b"://"), is_key=True, is_one_word=True, before=1),

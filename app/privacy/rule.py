@@ -67,6 +67,8 @@ class Rule:
     """So many bytes after its head are undressed, whatever they are."""
     window: int = 0
     """Or it begins somewhere in so many bytes before its head."""
+    has_one_head: bool = False
+    """It goes over no other head of its own, so that the window is that between two of them."""
 
 
 def find(rule: Rule, view: View, heads: Iterable[int], seams: Sequence[int] = ()) -> Iterator[tuple[int, int]]:
@@ -92,6 +94,8 @@ def find(rule: Rule, view: View, heads: Iterable[int], seams: Sequence[int] = ()
             if not seams or (cuts and end > cuts[0]):
                 yield start, end
             at = max(at, end)
+        if rule.has_one_head:
+            at = max(at, head)
 
 
 def _at_head(rule: Rule, view: View, head: int, at: int) -> Any:
