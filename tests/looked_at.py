@@ -16,7 +16,7 @@ from typing import Any
 
 import re2
 
-SHORT_BYTES, LONG_BYTES = 4_000, 40_000
+SHORT_BYTES, LONG_BYTES = 10_000, 100_000
 _ROOT = Path(__file__).parent.parent
 _looked_at = 0
 
@@ -69,7 +69,7 @@ def _count_from_now_on() -> None:
 
     def counting(compiled: Any) -> Any:
         def compiled_here(*arguments: Any) -> Any:
-            of = sys._getframe(1).f_globals["__name__"]  # noqa: SLF001 - whose pattern it is
+            of = sys._getframe(1).f_globals["__name__"]
             return _Counting(compiled(*arguments)) if of.startswith("app.") else compiled(*arguments)
 
         return compiled_here
@@ -89,7 +89,8 @@ def main() -> None:
         _count(len(data))
         return find(search, data)
 
-    Search.find = counted_find  # type: ignore[method-assign]  # counts as the patterns do
+    patched: Any = Search
+    patched.find = counted_find
     read = Redaction.compile([]).text
 
     def per_byte(unit: str, size: int) -> float:
@@ -100,7 +101,7 @@ def main() -> None:
 
     texts = runpy.run_path(str(_ROOT / "benchmarks" / "redaction.py"))["HOSTILE"]
     made = {name: [per_byte(unit, size) for size in (SHORT_BYTES, LONG_BYTES)] for name, unit in texts.items()}
-    print(json.dumps(made))
+    sys.stdout.write(json.dumps(made))
 
 
 if __name__ == "__main__":

@@ -77,10 +77,14 @@ EXACT_HEADS = tuple(word.encode() for word in ("пароль", "密码", "密碼
 """one of these as it stands,"""
 PORT = rb":(?:[0-9]{4,5}|\*):[^\s:]"
 """or this just before where it is looked for."""
-_KEY_OF = re.compile(
-    rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)[ _.-]?(?:access[ _.-]?)?$"
-)
-_LOGIN_OF = re.compile(rb"(?:default|docker|podman)[ \t]+$")
+_WORDS_BEFORE = {
+    b"k": re.compile(
+        rb"(?:api|access|secret|private|account|auth|signing|encryption|master|shared|license)"
+        rb"[ _.-]?(?:access[ _.-]?)?$"
+    ),
+    b"l": re.compile(rb"(?:default|docker|podman)[ \t]+$"),
+}
+"""What may belong to the head, by its first letter: `api_` before `key`, `docker ` before `login`."""
 _OPTION_BYTES = b"abcdefghijklmnopqrstuvwxyz0123456789-"
 _TAG_BYTES = _OPTION_BYTES + b":._"
 _PORT_BEFORE = re.compile(PORT + rb"$")
@@ -165,10 +169,9 @@ def _candidate(data: bytes, head: int) -> Span | None:
 
 def _beginnings(around: bytes, head: int) -> list[int]:
     """Where a candidate with this head in it may begin, the first one first."""
-    begins, before, first = [head], around[:head], around[head : head + 1]
-    if first == b"k" and (of := _KEY_OF.search(before)):
-        begins.insert(0, of.start())
-    elif first == b"l" and (of := _LOGIN_OF.search(before)):
+    begins, before = [head], around[:head]
+    words_before = _WORDS_BEFORE.get(around[head : head + 1])
+    if words_before and (of := words_before.search(before)):
         begins.insert(0, of.start())
     if before[-2:-1] == b":" and (port := _PORT_BEFORE.search(before)):
         begins.insert(0, port.start())
