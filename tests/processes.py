@@ -168,9 +168,9 @@ class HookProcess:
 
 
 @contextmanager
-def hook(station: Station, **options: Any) -> Iterator[HookProcess]:
+def hook(station: Station, python: str = sys.executable, **options: Any) -> Iterator[HookProcess]:
     process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "app", "hook"],
+        [python, "-I", "-m", "app", "hook"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
