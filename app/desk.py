@@ -18,6 +18,7 @@ what it has read and not stored goes along in a pipe (see `succession`).
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -34,7 +35,7 @@ from app import __version__, clock, destination, log
 from app.capturing import note_disabled
 from app.db import open_ledger
 from app.hook import CARE_S, Hook
-from app.inbox import Inbox, Line, LineError, has_half_a_character, read_line
+from app.inbox import NOTICES, Inbox, Line, LineError, has_half_a_character, read_line
 from app.place import PlaceError
 from app.privacy.redact import PatternError
 from app.schema import SchemaError, require_known
@@ -179,6 +180,8 @@ class Desk:
             self._refuse(str(error), self._where())
             return
         self._patiently(lambda: self._take(line), line)
+        if line.number is not None:
+            acknowledge(line.number)
         self._is_wanted = self._is_wanted or line.directory not in self._unwanted
 
     def _take(self, line: Line) -> None:
@@ -308,6 +311,12 @@ class Desk:
             return Path(named) if named.startswith("/") else _default_spool()
 
 
+def acknowledge(number: int) -> None:
+    """Tell the plugin that every line up to this one has been dealt with. Whether it listens is its own affair."""
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), json.dumps({"v": NOTICES, "ack": number}).encode() + b"\n")
+
+
 def _default_spool() -> Path | None:
     """None where this user has no home folder: then nobody can be told."""
     try:
@@ -325,6 +334,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = sys.stdin.fileno()
+    if not sys.stdout.isatty():  # a terminal is also the shell's
+        os.set_blocking(sys.stdout.fileno(), False)
     descriptors = [*map(int, sys.argv[3:4]), pipe]
     children = [int(pid) for pid in sys.argv[4:]]
     for descriptor in descriptors[:-1]:

@@ -20,7 +20,7 @@ from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError, read_line
 from app.keyring import Keyring
-from app.opencode import Store, store_file
+from app.opencode import ExportError, Store, store_file
 from app.parse import parse
 from app.place import identity
 from app.presence import Announced, open_sessions
@@ -126,7 +126,9 @@ class Hook:
                 self._open(line)
             case "snapshot":
                 self._snapshot(line)
-            case "deleted":
+            case "notice" if line.message.get("why") != "deleted":
+                self._notice(line)
+            case "deleted" | "notice":
                 self._unfinished.pop(line.session, None)
                 self._deleted[line.session] = line.raw
                 self._adopt(line.session)
@@ -210,6 +212,26 @@ class Hook:
             still = before is not None and any(turn.id not in brought for turn in left.turns)
             lines = (*(before.lines if before is not None and still else ()), line.raw)
             self._unfinished[session] = _Unfinished(left, place, lines)
+
+    def _notice(self, line: Line) -> None:
+        """Something of a session has changed: OpenCode's store says what."""
+        self._open(line)
+        seen = self._captures.seen(line.directory)
+        if seen is None or seen.capture is None or line.session in self._deleted:
+            return
+        try:
+            transcript = self._store.transcript(line.session)
+        except (ExportError, TranscriptError) as error:
+            self.log(f"what OpenCode's store holds could not be read: {error}")
+            return
+        if transcript is None:
+            return
+        place = Place(self.target.id, seen.folder)
+        self._adopt(transcript.session.id)
+        done = enqueue(self.db, transcript, seen.capture, place, now_ms=clock.now_ms(), ring=self.bell.ring)
+        self._tell(transcript.session.id, done)
+        if done.keys:
+            self._bound()
 
     def _tell(self, session: str, done: Enqueued) -> None:
         """What of a session was odd: places and rules, no text."""

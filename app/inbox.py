@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 PROTOCOL = 1
+NOTICES = 2
+"""The protocol of a plugin that says what has changed, and leaves the reading to the hook."""
 LINE_BYTES_MAX = 64 << 20
 QUEUE_BYTES_MAX = 64 << 20
 LINE_COST_BYTES = 1 << 10
@@ -150,6 +152,8 @@ class Line:
     message: Mapping[str, object]
     raw: bytes
     """As it came, without its line end."""
+    number: int | None = None
+    """By which it is acknowledged; a plugin of the first protocol counts nothing."""
 
     @property
     def held_since_ms(self) -> int | None:
@@ -172,7 +176,7 @@ def read_line(data: bytes) -> Line:
         raise LineError("not JSON") from None
     if not isinstance(message, dict):
         raise LineError("not an object")
-    if message.get("v") != PROTOCOL:
+    if message.get("v") not in (PROTOCOL, NOTICES):
         raise LineError("unknown version")
     fields = {"type": message.get("type"), "directory": message.get("directory", "")}
     fields["session"] = message.get("root") if fields["type"] == "snapshot" else message.get("session")
@@ -184,7 +188,10 @@ def read_line(data: bytes) -> Line:
     options = message.get("options") or {}
     if not isinstance(options, dict):
         raise LineError("options are no object")
-    return Line(**fields, options=options, message=message, raw=data)
+    number = message.get("n")
+    if number is not None and type(number) is not int:
+        raise LineError("n is no number")
+    return Line(**fields, options=options, message=message, raw=data, number=number)
 
 
 def has_half_a_character(text: str) -> bool:
