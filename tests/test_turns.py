@@ -161,9 +161,9 @@ def test_a_few_turns_are_outlined_as_in_the_whole(tmp_path: Path, seed: int) -> 
 
 
 CHANGES = {
-    "another part": "insert into part select 'prt_z', message_id, session_id, 0, 0, '{}' from part where message_id = :m limit 1",
+    "another part": "insert into part select 'prt_z', :m, session_id, 0, 0, '{}' from message where id = :m",
     "a part written": "update part set time_updated = 4102444800000 where message_id = :m",
-    "a part gone": "delete from part where message_id = :m limit 1",
+    "a part gone": "delete from part where message_id = :m",
     "the message written": "update message set time_updated = 4102444800000 where id = :m",
 }
 

@@ -221,12 +221,14 @@ def _excerpt(
     taken = set(names)
     called = {name for one in turns.calls(db, session, names).values() for name in one} - {session}
     if called:
-        first = turns.callers(db, session)
+        first = turns.callers(db, session, listed)
         for name in called:
             if first.get(name) in taken:
                 entries |= {child: found for child, found in _family(db, name).items() if child not in entries}
     positions = tuple(position for position, name in enumerate(listed) if name in taken)
-    return [*entries.values()], Excerpt(positions, _undone_from(db, entry), _origin(db, turns, session))
+    return [*entries.values()], Excerpt(
+        positions, _undone_from(db, entry), _origin(db, session, listed, turns.unreadable(session, listed))
+    )
 
 
 def _undone_from(db: sqlite3.Connection, entry: dict[str, Json]) -> tuple[int, str] | None:
@@ -239,10 +241,8 @@ def _undone_from(db: sqlite3.Connection, entry: dict[str, Json]) -> tuple[int, s
     return None if row is None else (row["time_created"], name)
 
 
-def _origin(db: sqlite3.Connection, turns: Turns, session: str) -> str | None:
+def _origin(db: sqlite3.Connection, session: str, listed: dict[str, str], left_out: Collection[str]) -> str | None:
     """Where the first answer that can be read, and that no fork has copied, was given."""
-    left_out = turns.unreadable(db, session)
-    listed = turns.listed(db, session)
     rows = db.execute(
         f"select m.id, m.time_created, s.time_created as began, {_CWD} as cwd from message m"
         " join session s on s.id = m.session_id where m.session_id = ? order by m.time_created, m.id",

@@ -83,9 +83,8 @@ class Turns:
                 remembered.unreadable.add(row["id"])
         return {name: known[name] for name in names}
 
-    def unreadable(self, db: sqlite3.Connection, session: str) -> set[str]:
+    def unreadable(self, session: str, listed: dict[str, str]) -> set[str]:
         """The turns that hold a message which is neither a question nor an answer."""
-        listed = self.listed(db, session)
         return {listed[name] for name in self._of(session).unreadable if name in listed}
 
     def calls(self, db: sqlite3.Connection, session: str, messages: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -112,9 +111,12 @@ class Turns:
         known.update((row["id"], found[row["id"]]) for row in settled)
         return found
 
-    def callers(self, db: sqlite3.Connection, session: str) -> dict[str, str]:
-        """For each session that a tool call names the first message that does: it belongs there."""
-        listed, first = self.listed(db, session), dict[str, str]()
+    def callers(self, db: sqlite3.Connection, session: str, listed: Collection[str]) -> dict[str, str]:
+        """For each session that a tool call names the first message that does: it belongs there.
+
+        `listed` are all messages of the session, in order.
+        """
+        first: dict[str, str] = {}
         unreadable = self._of(session).unreadable
         for message, names in self.calls(db, session, listed).items():
             for name in names if message not in unreadable else ():
@@ -137,7 +139,7 @@ class Turns:
         messages = [name for name, turn in listed.items() if turn in wanted]
         for message, rows, updated_ms in _weighed(db, session, messages, is_whole=len(messages) == len(listed)):
             add(listed[message], rows, updated_ms)
-        for child, message in self._children(db, session, messages).items():
+        for child, message in self._children(db, session, listed, messages).items():
             add(listed[message], *_family_weighed(db, child))
         for name in _undone(row, listed):
             if name in told:
@@ -145,12 +147,14 @@ class Turns:
         turns = tuple(TurnOutline(name, *one) for name, one in told.items())
         return Outline(session, str(row["directory"] or ""), _ms(row["time_updated"]), turns)
 
-    def _children(self, db: sqlite3.Connection, session: str, messages: Collection[str]) -> dict[str, str]:
+    def _children(
+        self, db: sqlite3.Connection, session: str, listed: dict[str, str], messages: Collection[str]
+    ) -> dict[str, str]:
         """Subagents with the first message that names each; those whose message is among these."""
         rows = db.execute("select id from session where parent_id = ?", (session,)).fetchall()
         if not rows:
             return {}
-        first, wanted = self.callers(db, session), set(messages)
+        first, wanted = self.callers(db, session, listed), set(messages)
         return {row["id"]: first[row["id"]] for row in rows if first.get(row["id"]) in wanted}
 
     def _of(self, session: str) -> _Remembered:
