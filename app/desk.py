@@ -28,7 +28,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app import __version__, clock, destination, log
@@ -63,9 +63,9 @@ class OutdatedError(Exception):
 class _Held:
     """A directory of which lines were refused because its settings could not be used."""
 
-    line: Line
-    """The first of them."""
     since_ms: int
+    lines: dict[str, Line] = field(default_factory=dict)
+    """The newest of each session."""
 
 
 class Desk:
@@ -173,7 +173,7 @@ class Desk:
         self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
         known = [line for hook in hooks for line in hook.estate()]
-        known += [replace(held.line, held_since_ms=held.since_ms) for held in self._held.values()]
+        known += [line for held in self._held.values() for line in held.lines.values()]
         return [*(line + b"\n" for line in (*(line.as_bytes() for line in known), *in_hand)), *self._inbox.leave()]
 
     def _acknowledge(self) -> None:
@@ -210,7 +210,8 @@ class Desk:
                     hook.resume(line, line.held_since_ms)
         except (SettingsError, PatternError):
             since_ms = clock.now_ms() if line.held_since_ms is None else line.held_since_ms
-            self._held.setdefault(line.directory, _Held(line, since_ms))
+            held = self._held.setdefault(line.directory, _Held(since_ms))
+            held.lines[line.session] = replace(line, number=None, held_since_ms=held.since_ms)
             raise
 
     def _hook_of(self, line: Line) -> Hook | None:
@@ -238,9 +239,11 @@ class Desk:
         """Take from OpenCode's store what was refused for settings that can be used by now."""
         for directory, held in list(self._held.items()):
             with suppress(SettingsError, PatternError, LineError, OSError, sqlite3.Error, SchemaError):  # the next look
-                hook = self._hook_of(held.line)
-                if hook is not None:
-                    hook.resume(held.line, held.since_ms)
+                for line in held.lines.values():
+                    hook = self._hook_of(line)
+                    if hook is not None:
+                        hook.take(line)
+                        hook.resume(line, held.since_ms)
                 del self._held[directory]
 
     def _patiently(self, act: Callable[[], None], at: Line | Hook) -> None:
