@@ -15,6 +15,7 @@ from dataclasses import replace
 from app import __version__, clock, crashpoint, destination, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capturing import Captures
+from app.connection import flushed_together
 from app.db import heal, open_ledger
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
@@ -246,7 +247,10 @@ class Hook:
         """Some turns of a session out of OpenCode's store."""
         self._adopt(transcript.session.id)
         now_ms, ring = clock.now_ms(), self.bell.ring
-        done = enqueue(self.db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned)
+        with flushed_together(self.db):
+            done = enqueue(
+                self.db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned
+            )
         self._tell(transcript.session.id, done)
         if done.keys:
             self._bound()
