@@ -89,7 +89,7 @@ class WrittenStore:
     def _put(self, entry: Fields, at_ms: int, *, whole: bool) -> None:
         info = entry["info"]
         revert = json.dumps(info["revert"]) if "revert" in info else None
-        text = [str(info.get(name, "")) for name in ("directory", "title", "version")]
+        text = [_text(info.get(name, "")) for name in ("directory", "title", "version")]
         time = info.get("time", {})
         # What `opencode export` shows as updated is this column: unlike those of messages and parts, it is not ours.
         times = [time.get("created", at_ms), time.get("updated", time.get("created", at_ms)), time.get("archived")]
@@ -131,6 +131,11 @@ def put(path: Path, *snapshots: Fields, at_ms: int | None = None, whole: bool = 
         for snapshot in snapshots:
             store.put(snapshot, at_ms=at_ms, whole=whole)
     return path
+
+
+def _text(value: object) -> str:
+    """As a column has it: without halves of characters."""
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _without(value: Fields, *names: str) -> str:
