@@ -52,7 +52,10 @@ _SESSION = (
     " time_updated, time_archived) values (?, 'project', ?, 'slug', ?, ?, ?, ?, ?, ?, ?)"
     " on conflict (id) do update set parent_id = excluded.parent_id, directory = excluded.directory,"
     " title = excluded.title, version = excluded.version, revert = excluded.revert,"
-    " time_updated = excluded.time_updated, time_archived = excluded.time_archived"
+    " time_archived = excluded.time_archived, time_updated = max(excluded.time_updated, time_updated + 1)"
+    " where (parent_id, directory, title, version, revert, time_archived) is not"
+    " (excluded.parent_id, excluded.directory, excluded.title, excluded.version, excluded.revert,"
+    " excluded.time_archived) or excluded.time_updated > time_updated"
 )
 
 
@@ -62,7 +65,7 @@ class WrittenStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         self._db.execute("pragma foreign_keys = on")
         if not self._db.execute("select 1 from sqlite_master where name = 'part'").fetchone():
             self._db.execute("pragma journal_mode = wal")
