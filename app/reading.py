@@ -62,6 +62,8 @@ class _Read:
     """Those from before capture began that were left out, as they were: (rows, updated_ms)."""
     waiting: dict[str, str | None] = field(default_factory=dict)
     """The unfinished ones, each with the session's last turn then."""
+    taken: set[str] = field(default_factory=set)
+    """By looks that did not get to their end, until one does."""
     last: str | None = None
     """From here on there may be new ones. None: all of them are to be looked at."""
     policy: str = ""
@@ -89,18 +91,20 @@ class Reader:
         now_ms: int,
         since_ms: int | None = None,
         whole: bool = False,
+        again: bool = False,
         is_over: Callable[[], bool] = lambda: False,
     ) -> Look | None:
         """Take what is new of a session; None when it is not in the store.
 
-        `whole`: also where no notice told of it. With `since_ms` only what was missed: what was written later, or of
-        which an earlier state was captured, whatever the policy was. `is_over` is asked about what is unfinished, and
-        once more when it was read: whether nobody will finish it.
+        `whole`: all of its turns are looked at. `again`: what was unfinished is read, if it looks as before, too. With
+        `since_ms` only what was missed is taken: what was written later, or of which an earlier state was captured,
+        whatever the policy was. `is_over` is asked about what is unfinished, and once more when it was read: whether
+        nobody will finish it.
         """
         frozen = ledger.frozen(db, self._destination_id, root)
         policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
         read = self._recall(db, root)
-        is_all = whole or read.policy != policy or read.last is None
+        is_all = whole or read.policy != policy or read.last is None or (since_ms is None and bool(read.early))
         outline = self._store.outline(root, since=None if is_all else read.last, also=() if is_all else read.waiting)
         if outline is None:
             del self._read[root]
@@ -110,13 +114,15 @@ class Reader:
         strict = dict[str, bool]()
 
         def is_ahead(one: TurnOutline) -> bool:
+            if one.turn in read.taken:
+                return False
             noted = read.turns.get(one.turn)
             if noted is None and since_ms is not None and read.early.get(one.turn) == (one.rows, one.updated_ms):
                 return over and one.turn in read.waiting
             if noted is None or (noted.rows, noted.updated_ms) != (one.rows, one.updated_ms):
                 return True
             if one.turn in read.waiting:
-                return over or read.waiting[one.turn] != last
+                return over or again or read.waiting[one.turn] != last
             if since_ms is not None:
                 return False
             if noted.policy not in strict:
@@ -129,7 +135,10 @@ class Reader:
         if last is not None and (batch or read.updated_ms != outline.updated_ms):
             look = self._take_turns(db, root, place, capturing, outline, batch, policy, now_ms, since_ms, is_over)
         has_more = len(batch) < len(ahead)
+        read.taken = {*read.taken, *(one.turn for one in batch)} if has_more else set()
         if not has_more:
+            # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
+            read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < now_ms - 1}
             read.updated_ms, read.last, read.policy = outline.updated_ms, last, policy
         return replace(look, has_more=has_more, is_waiting=bool(read.waiting))
 
@@ -175,10 +184,12 @@ class Reader:
             waiting = set()
         noted = {one.turn: TurnRead(one.rows, one.updated_ms, policy) for one in batch}
         read.turns |= {name: one for name, one in noted.items() if name not in early}
+        read.early = {name: one for name, one in read.early.items() if name not in names}
         read.early |= {name: (one.rows, one.updated_ms) for name, one in noted.items() if name in early}
         read.waiting = {name: turn for name, turn in read.waiting.items() if name not in names}
         read.waiting |= dict.fromkeys(waiting, last)
-        kept = {name: one for name, one in noted.items() if name not in early | waiting | undone}
+        left = early | waiting | undone
+        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < now_ms - 1}
         ledger.note_turns_read(db, self._destination_id, root, kept)
         return Look(is_whole=not early, has_interrupted=interrupted)
 
@@ -221,6 +232,14 @@ class Reader:
         while len(self._read) > REMEMBERED_MAX:
             del self._read[next(iter(self._read))]
         return self._read[root]
+
+    def go_on_from(self, other: Reader) -> None:
+        """What that one has read is gone with its spool, because somebody wanted that, and is not read again."""
+        self._read = other._read
+
+    def forget(self) -> None:
+        """What was left to another session may be wanted now."""
+        self._read.clear()
 
     def is_known(self, root: str) -> bool:
         """Whether it was looked at before, to its end."""

@@ -124,7 +124,9 @@ class HookProcess:
         A `directory` is where OpenCode was started: it is that of the sessions as well.
         """
         if "directory" in message:
-            moved = [{**one, "info": {**one["info"], "directory": message["directory"]}} for one in snapshot["sessions"]]
+            moved = [
+                {**one, "info": {**one["info"], "directory": message["directory"]}} for one in snapshot["sessions"]
+            ]
             snapshot = {**snapshot, "sessions": moved}
         self.notice(self.store.put(snapshot), **message)
 
