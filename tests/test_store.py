@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from app.opencode import ExportError, Store, StoreError, examine, families, snapshot, store_file
+from app.opencode.access import Access
 from app.parse import parse
 from app.transcript import UNREADABLE, Other
 from tests.recorded import export, exported
@@ -190,18 +191,6 @@ def test_a_store_of_another_kind_is_named_with_the_way_in(tmp_path: Path) -> Non
         Store(path).roots()
 
 
-def test_the_files_of_an_older_opencode_are_named_with_the_way_in(tmp_path: Path) -> None:
-    (tmp_path / "storage" / "session").mkdir(parents=True)
-    with pytest.raises(StoreError, match=r"JSON files of an older OpenCode.*opencode export ID > FILE"):
-        Store(tmp_path / "opencode.db").roots()
-
-
-def test_the_store_of_another_channel_is_named(tmp_path: Path) -> None:
-    built(tmp_path / "opencode-dev.db", export("a_simple"))
-    with pytest.raises(StoreError, match=r"but opencode-dev\.db: name one with OPENCODE_DB or --db"):
-        Store(tmp_path / "opencode.db").roots()
-
-
 def test_a_store_is_not_changed_by_reading(tmp_path: Path) -> None:
     path = built(tmp_path / "opencode.db", export("a_simple"))
     before = path.read_bytes()
@@ -322,8 +311,7 @@ def test_a_store_without_a_log_is_read_without_any_lock_and_again_if_it_is_writt
         asked.append(title)
         return asked[-1]
 
-    store = Store(path)
-    assert store._access.ask(question) == "another"
+    assert Access(path).ask(question) == "another"
     assert len(asked) == 2
     assert list(tmp_path.iterdir()) == [path]
 
