@@ -23,7 +23,7 @@ from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.finding import Finding, Level
-from app.opencode import NOT_TRIED, AbsentError, Store, StoreError, config, store_file
+from app.opencode import UNTRIED, AbsentError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
 from app.privacy.redact import PatternError
@@ -187,7 +187,7 @@ def _store(site: Site) -> Iterator[Finding]:
     try:
         store = Store(path)
         found = f"{path}, {len(store.roots())} session(s)"
-        yield Finding("OpenCode's store", "ok", f"{found}; {NOT_TRIED}" if store.is_newer() else found)
+        yield Finding("OpenCode's store", "ok", f"{found}; {UNTRIED}" if store.is_newer() else found)
     except AbsentError:
         yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
     except StoreError as error:

@@ -29,7 +29,7 @@ TRIES_MAX = 40
 """A read that a start of OpenCode gets in the way of is done again, BUSY_S in all."""
 _PASSING = {sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTINIT}
 """OpenCode is starting."""
-NOT_TRIED = "OpenCode 2 is read from its public description, not yet tried on it"
+UNTRIED = "OpenCode 2 is read from its public description, not yet tried on it"
 T = TypeVar("T")
 
 

@@ -50,7 +50,10 @@ class Walk:
 
 
 def walk(rows: Iterable[tuple[str, str]], v1: Mapping[str, str]) -> Walk:
-    """`rows` are ids and types. `v1`: messages that are read from OpenCode 1's tables, with their turns."""
+    """`rows` are ids and types. `v1`: messages that are read from OpenCode 1's tables, with their turns.
+
+    A shell command or a compaction while nobody answers is a turn of its own, so that the one before stays as it is.
+    """
     found = Walk()
     turn: str | None = None
     message: str | None = None
@@ -65,7 +68,7 @@ def walk(rows: Iterable[tuple[str, str]], v1: Mapping[str, str]) -> Walk:
         if begins:
             turn = name
         if begins or kind in ANSWERS:
-            turn = name if turn is None else turn
+            turn = turn if turn is not None and (runs or kind == "assistant") else name
             message = name
             found.turn_of[name], found.last[turn] = turn, name
         elif kind not in _SILENT and turn in found.turn_of:
