@@ -173,7 +173,7 @@ def set_the_clock_back(station: Station) -> None:
         (age_the_plugin, [("plugin", "warning")], "another version"),
         (replace_the_plugin, [("plugin", "problem")], "not written by"),
         (unplug, [("plugin", "warning")], "not installed"),
-        (bring_an_old_opencode, [("OpenCode's store", "warning")], "JSON files of an older OpenCode"),
+        (bring_an_unknown_store, [("OpenCode's store", "problem")], "is no store of OpenCode 1.18"),
         (leave_the_predecessors_spool, [("spool", "warning")], "of opencode-helicone-async-telemetry: nothing sends"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
         (from_the_future, [("ledger", "problem")], "schema 99"),
