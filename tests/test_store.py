@@ -274,8 +274,8 @@ def test_all_of_them_are_kept_open(tmp_path: Path) -> None:
     with store.kept_open():
         for wanted in (own, dev):
             assert store.transcript(wanted["root"]) == parse(wanted)
-            with closing(sqlite3.connect(tmp_path / "opencode-dev.db")) as opencode, opencode:
-                opencode.execute("update session set time_updated = 7")
+        with closing(sqlite3.connect(tmp_path / "opencode-dev.db")) as opencode, opencode:
+            opencode.execute("update session set time_updated = 7")
         assert 7 in {root.updated_ms for root in store.roots()}
 
 
