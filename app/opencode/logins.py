@@ -39,7 +39,7 @@ class Logins:
         """What each held last. They are small: reading one takes no longer than asking for its times, which may stand
         still for some milliseconds."""
         self._store = store_file(environ)
-        self._access = Access(self._store, needed={})
+        self._access = Access(self._store)
         self._written: object = None
 
     def changed(self) -> Iterator[str | bytes]:
