@@ -405,8 +405,15 @@ class Expected:
                 root = self.store.root_of(session)
                 self._transcripts[session] = None if root is None else self.store.transcript(root)
             except (ExportError, TranscriptError):
-                self.unread.add(session)
+                if self._has_turns(session):
+                    self.unread.add(session)
         return self._transcripts[session]
+
+    def _has_turns(self, session: str) -> bool:
+        with suppress(ExportError):
+            outline = self.store.outline(session)
+            return outline is not None and outline.turns != ()
+        return True
 
     def missing(self, db: Any) -> list[str]:
         """Turns of which the ledger has no version, though it should."""
