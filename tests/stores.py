@@ -104,6 +104,8 @@ class WrittenStore:
             messages.append(told["id"])
             row = [told["id"], info["id"], created_ms, at_ms, _without(told, "id", "sessionID")]
             self._db.execute(_MESSAGE, row)
+            (owner,) = self._db.execute("select session_id from message where id = ?", (told["id"],)).fetchone()
+            assert owner == info["id"], "a message of two sessions"
             for part in message["parts"]:
                 parts.append(part["id"])
                 row = [part["id"], told["id"], info["id"], at_ms, at_ms, _without(part, "id", "messageID", "sessionID")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -74,9 +75,8 @@ def says(station: Station, folder: str, fact: str) -> list[object]:
 
 
 def another(snapshot: Snapshot, n: int) -> Snapshot:
-    """The same conversation in a session of another id."""
-    root = snapshot["root"]
-    copy: Snapshot = json.loads(json.dumps(snapshot).replace(root, f"{root[:-6]}{n:06}"))
+    """The same conversation in a session of other ids."""
+    copy: Snapshot = json.loads(re.sub(r'"((?:ses|msg|prt)_\w+)\w{6}"', rf'"\g<1>{n:06}"', json.dumps(snapshot)))
     return copy
 
 
