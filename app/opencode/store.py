@@ -54,6 +54,12 @@ def store_file(environ: Mapping[str, str]) -> Path:
     return data_folder(environ) / (named or NAME)
 
 
+def databases(path: Path) -> list[Path]:
+    """The SQLite files that are there of a store."""
+    beside = sorted(path.parent.glob("opencode-*.db")) if path.name == NAME else []
+    return [one for one in (path, *beside) if one.is_file()]
+
+
 class Source(Protocol):
     def ask(self, question: Callable[[Rows], T]) -> T: ...
 
@@ -74,6 +80,9 @@ class Store:
                 stack.enter_context(database.kept_open())
             yield
 
+    def is_there(self) -> bool:
+        return bool(self._known()) or self._has_files()
+
     def is_newer(self) -> bool:
         """Whether it holds sessions of OpenCode 2, beside those of 1.x or alone."""
         return any(self._all(lambda rows: isinstance(rows, NewerRows)))
@@ -88,6 +97,10 @@ class Store:
             found = {head.id: head for head in heads} | found
         ordered = sorted(found.values(), key=lambda head: (head.created_ms, head.id))
         return [StoredSession(head.id, head.directory, head.created_ms, head.updated_ms) for head in ordered]
+
+    def directories(self) -> set[str]:
+        """Those that any session was started in."""
+        return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
 
     def uncalled(self, session: str) -> list[str]:
         """The sessions below this one that no call of a parent's turn names."""
@@ -169,13 +182,14 @@ class Store:
 
     def _known(self) -> list[Database]:
         """The files that are there."""
-        beside = sorted(self.path.parent.glob("opencode-*.db")) if self.path.name == NAME else []
-        paths = [path for path in (self.path, *beside) if path.is_file()]
-        return [self._databases.setdefault(path, Database(path)) for path in paths]
+        return [self._databases.setdefault(path, Database(path)) for path in databases(self.path)]
+
+    def _has_files(self) -> bool:
+        return self.path.name == NAME and self._files.are_there()
 
     def _sources(self) -> list[Source]:
         known: list[Source] = [*self._known()]
-        if self.path.name == NAME and self._files.are_there():
+        if self._has_files():
             known.append(self._files)
         return known or [Database(self.path)]  # which says that it is not there
 
