@@ -185,6 +185,8 @@ def _advice(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: 
 
 _WORDS = {
     "in_progress": "in progress",
+    "unread": "unread yet",
+    "undone": "undone before they were read",
     "switched_off": "switched off",
     "elsewhere": "in a folder that is not captured",
     "earlier": "from before capture or while it was off",

@@ -98,6 +98,10 @@ class Store:
         ordered = sorted(found.values(), key=lambda head: (head.created_ms, head.id))
         return [StoredSession(head.id, head.directory, head.created_ms, head.updated_ms) for head in ordered]
 
+    def directories(self) -> set[str]:
+        """Those that any session was started in."""
+        return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
+
     def uncalled(self, session: str) -> list[str]:
         """The sessions below this one that no call of a parent's turn names."""
 
