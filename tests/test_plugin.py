@@ -36,7 +36,7 @@ IN_FLIGHT_MAX = 64
 """As in the plugin."""
 
 STAND_IN = f"""#!{sys.executable} -I
-import json, os, signal, sys, time
+import contextlib, json, os, select, signal, sys, time
 folder = os.path.dirname(os.path.abspath(__file__))
 variables = {{name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "OPENCODE_HELICONE"))}}
 start = {{"pid": os.getpid(), "leads": os.getsid(0) == os.getpid(), "cwd": os.getcwd(), "variables": variables}}
@@ -52,20 +52,20 @@ if mode() == "close":
     os.close(0)
     time.sleep(600)
 with open(folder + "/lines", "ab") as lines:
-    rest = b""
-    while chunk := os.read(0, 65536):
-        lines.write(chunk)
-        lines.flush()
-        if mode() in {{"die", "unwanted"}}:
-            sys.exit({{"die": 7, "unwanted": {NOTHING_WANTED}}}[mode()])
-        *whole, rest = (rest + chunk).split(b"\\n")
-        while mode() == "silent":
-            time.sleep(0.01)
-        if whole:
-            try:
-                os.write(1, b'{{"v":2,"ack":%d}}\\n' % json.loads(whole[-1])["n"])
-            except OSError:
-                pass
+    chunk, rest, last = b"-", b"", None
+    while chunk:
+        if select.select([0], [], [], 0.02)[0]:
+            chunk = os.read(0, 65536)
+            lines.write(chunk)
+            lines.flush()
+            *whole, rest = (rest + chunk).split(b"\\n")
+            last = json.loads(whole[-1])["n"] if whole else last
+            if mode() in {{"die", "unwanted"}}:
+                sys.exit({{"die": 7, "unwanted": {NOTHING_WANTED}}}[mode()])
+        if last is not None and mode() != "silent":
+            with contextlib.suppress(OSError):
+                os.write(1, b'{{"v":2,"ack":%d}}\\n' % last)
+            last = None
 open(folder + "/eof", "w").close()
 """
 
@@ -377,7 +377,7 @@ def tool(session: str, status: str) -> dict[str, Any]:
 
 def turn(session: str) -> list[dict[str, Any]]:
     """What OpenCode tells of one answered question."""
-    question = [message(session, role="user"), part(session), updated(session)]
+    question = [message(session, role="user"), part(session)]
     answer = [busy(session), message(session), part(session), tool(session, "completed"), busy(session)]
     return [*question, *answer, event("session.status", session, status={"type": "idle"}), idle(session)]
 
@@ -386,7 +386,7 @@ def turn(session: str) -> list[dict[str, Any]]:
 def test_a_turn_is_two_notices(host: Host, hook: StandIn, spool: Path) -> None:
     options = {"spoolDirectory": str(spool), "redactPatterns": ["Grüße 🌍 \u2028 \x00 \x1b[1m \ud83d lone\n"]}
     host.load(hook.plugin(), options)
-    host.tell(created("ses_a"), *turn("ses_a"))
+    host.tell(created("ses_a"), updated("ses_a"), *turn("ses_a"), updated("ses_a"))
     wait_until(lambda: len(hook.lines) == 2)
     shared = {"v": 2, "type": "notice", "session": "ses_a", "directory": str(host.project), "options": options}
     assert hook.lines == [{**shared, "n": 1, "why": "busy"}, {**shared, "n": 2, "why": "idle"}]
@@ -559,7 +559,7 @@ def test_plugin_loaded_twice_works_once_with_the_options_of_the_load_that_has_so
         host.load(hook.plugin(f"copy{number}.mjs"), one)
     host.tell(*turn("ses_a"), deleted("ses_a"))
     wait_until(lambda: hook.of("deleted"))
-    assert [line["why"] for line in hook.lines] == ["renamed", "busy", "idle", "deleted"]
+    assert [line["why"] for line in hook.lines] == ["busy", "idle", "deleted"]
     assert {line["options"]["spoolDirectory"] for line in hook.lines} == {str(spool)}
     assert len(hook.starts) == 1
 
