@@ -1,12 +1,10 @@
 // opencode-helicone plugin, written by `opencode-helicone install-plugin`; the next install replaces this file.
 const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object", "code": ""}
-
-/* Tells a resident Python process, the hook, which session changed and why: one short JSON line, a notice, on its stdin.
-   The hook reads the session from OpenCode's store, and acknowledges lines by number on its stdout.
-   A notice is written in the tick of its event: OpenCode may end in the next one. The newest notice of each session is
-   kept and said again to the next hook, which so learns what its predecessor left undone, and which sessions are ours.
-   Nothing here prints, throws, waits or decides from options: each line carries them, the hook knows what they mean. */
-
+/* Tells a resident Python process, the hook, which session changed and why: a short JSON line, a notice, on its stdin.
+   The hook reads the session from OpenCode's store and acknowledges lines by number on its stdout. A notice is written
+   in the tick of its event: OpenCode may end in the next. The newest of each session is kept and said again to the next
+   hook, which so learns what the last one left undone and which sessions are ours. Nothing here prints, throws, blocks,
+   reads a session or decides from options: each line carries them, and the hook knows what they mean. */
 import { spawn } from "node:child_process"
 import path from "node:path"
 
@@ -18,10 +16,8 @@ const NOTHING_WANTED = 40 // the hook's exit code when the settings want nothing
 const RESTART_PAUSES_MS = [1_000, 10_000, 60_000] // after the first, second, third death in a row; then one an hour
 const HOUR_MS = 3_600_000
 const STEADY_MS = 600_000 // a hook that lived this long ends a row of deaths
-const REPEATING = new Set(["busy", "late", "renamed", "reverted"]) // of a session, one at a time is in flight
 
-// What was loaded last is in charge: all copies of this file in the process (global, project, config) share it, and it
-// takes over from an older one when OpenCode loads the file anew after an upgrade.
+// Of several copies in a process (the user's, a project's, one from before an upgrade) the one loaded last is in charge.
 const REGISTRY = Symbol.for("opencode-helicone/2")
 const current = () => globalThis[REGISTRY]
 const places = current()?.places ?? new Map() // directory → {directory, loads, options, isUnwanted, seen}
@@ -31,7 +27,7 @@ const NEW_LIFE = { child: null, first: null, n: 0, acked: 0, isSilent: false }
 const hook = { ...NEW_LIFE, deaths: 0, startedMs: 0, notBeforeMs: 0, reportedMs: 0 }
 
 /** Starts a process that outlives us; null when it cannot, or when the last one died too recently. Bun's own flush()
-    gives the bytes to the system before it returns, node's spawn in Bun does not; OpenCode's desktop program is Node. */
+    gives the bytes to the system before it returns, node's spawn in Bun does not. OpenCode's desktop app is Node. */
 function launch([name, ...args]) {
   if (Date.now() < hook.notBeforeMs) return null
   // Neither the search for the program nor its Python may meet files of the project.
@@ -45,8 +41,7 @@ function launch([name, ...args]) {
     if (globalThis.Bun) child = Bun.spawn([name, ...args], { ...options, onExit: (_, ...how) => exited(...how) })
     else child = spawn(name, args, options).on("error", failed).on("exit", exited)
     child.stdin.on?.("error", () => broken(child))
-    child.stdout.unref?.()
-    child.unref()
+    for (const one of [child, child.stdout]) one.unref?.()
     hook.startedMs = Date.now()
     listen(child).catch(() => {})
   } catch (error) {
@@ -56,8 +51,7 @@ function launch([name, ...args]) {
 }
 
 /** Takes in what the hook acknowledges, for as long as it lives. */
-async function listen(child) {
-  let text = ""
+async function listen(child, text = "") {
   for await (const chunk of child.stdout) {
     text = text.slice(-99) + Buffer.from(chunk).toString("latin1")
     const acked = Number([...text.matchAll(/"ack": ?(\d+)\}\n/g)].at(-1)?.[1] ?? 0)
@@ -67,7 +61,6 @@ async function listen(child) {
     pump()
   }
 }
-
 /** The hook does not read any more. If it has ended, the reason is on its way. */
 const broken = (child) => void setTimeout(() => lost(child, "hook closed its input"), MOMENT_MS).unref()
 
@@ -81,7 +74,7 @@ function lost(child, reason, code) {
   if (!place.isUnwanted) report(place, reason)
   Object.assign(hook, NEW_LIFE, { notBeforeMs: Date.now() + pauseMs })
   setTimeout(pump, pauseMs + 10).unref()
-  sayAgain()
+  sayAll()
 }
 
 /** One line in OpenCode's log, at most one an hour, and by the next hook, if there is one, in plugin.log. */
@@ -91,7 +84,7 @@ function report(place, reason) {
   due.add(Object.assign(sessionOf(place, ""), { why: "trouble", reason, isLast: true }))
   const message = `${reason}; command ${JSON.stringify(INSTALLED.command)}`
   // Asked by a directory without an instance, OpenCode would make one to answer.
-  const client = [place, ...places.values()].flatMap(({ loads }) => [...loads]).find((load) => load.client)?.client
+  const { client } = [place, ...places.values()].flatMap(({ loads }) => [...loads]).find((load) => load.client) ?? {}
   client?.app.log({ body: { service: "opencode-helicone", level: "error", message } }).catch(() => {})
 }
 
@@ -99,31 +92,26 @@ function report(place, reason) {
 function pump() {
   for (const session of due) {
     const { id, place, why, reason, n, said } = session
-    if (why === said && n > hook.acked && REPEATING.has(why)) continue
+    if (place.isUnwanted && due.delete(session)) continue
+    if (why === said && n > hook.acked && why !== "idle") continue // the same is in flight
     const child = hook.n - hook.acked < IN_FLIGHT_MAX && (hook.child ??= launch(INSTALLED.command))
     if (!child) break
     due.delete(session)
     hook.first ??= place
     Object.assign(session, { n: ++hook.n, said: why })
     const told = reason ? { type: "trouble", session: id, reason } : { type: "notice", session: id, why }
-    const line = JSON.stringify({ v: 2, n: hook.n, ...told, directory: place.directory, options: place.options }) + "\n"
-    const write = async () => Promise.all([child.stdin.write(line), child.stdin.flush?.()])
+    const line = { v: 2, n: hook.n, ...told, directory: place.directory, options: place.options }
+    const write = async () => Promise.all([child.stdin.write(JSON.stringify(line) + "\n"), child.stdin.flush?.()])
     write().catch(() => broken(child))
   }
 }
 
-/** To a new hook, everything. */
-function sayAgain() {
-  for (const session of [...sessions.values()].reverse()) {
-    session.n = 0
-    if (session.place.isUnwanted) forget(session)
-    else if (session.why) due.add(session)
-  }
+function sayAll() {
+  for (const session of [...sessions.values()].reverse()) if (session.why) due.add(Object.assign(session, { n: 0 }))
   pump()
 }
 
 const forget = (session) => void (sessions.delete(session.id), due.delete(session))
-
 function sessionOf(place, id) {
   const session = sessions.get(id) ?? { id, why: null, n: 0 }
   sessions.delete(id)
@@ -139,59 +127,44 @@ function changeOf(session, { info }) {
   if (session.revert !== revert) return "reverted"
   return session.facts !== facts && session.state !== "busy" ? "renamed" : null
 }
-
-const isOpen = (part) => ["pending", "running"].includes(part?.state?.status)
-const late = ({ state }, { part }) => (state === "idle" && !isOpen(part) ? "late" : null)
+const late = ({ state }, { part }) => (state === "idle" && !/pending|running/.test(part?.state?.status) ? "late" : null)
 
 /** The events that tell something: why, or how to know. */
 const WHY = {
-  __proto__: null,
+  __proto__: null, missed: "late", // ours
   "session.created": (session, told) => void changeOf(session, told),
   "session.updated": changeOf,
   "session.status": ({ state }, { status }) => (status.type === "idle" || state === "busy" ? null : "busy"),
-  "session.idle": "idle", "session.error": "error", "session.deleted": "deleted",
-  "message.updated": late, "message.part.updated": late,
-  "message.removed": "reverted", "message.part.removed": "reverted",
+  "session.idle": "idle", "session.error": "error", "session.deleted": "deleted", "message.part.removed": "reverted",
+  "message.updated": late, "message.part.updated": late, "message.removed": "reverted",
   // OpenCode 2, by its public description
-  "session.inbox.delivered": "busy", "session.revert.committed": "reverted", missed: "late",
+  "session.inbox.delivered": "busy", "session.revert.committed": "reverted",
   "session.execution.succeeded": "idle", "session.execution.failed": "idle", "session.execution.interrupted": "idle",
   "session.renamed": "renamed", "session.archived": "renamed", "session.unarchived": "renamed",
 }
 
-function see(place, event) {
-  const how = WHY[event.type]
+/** Asynchronous so that it never throws at OpenCode; it waits for nothing. */
+async function hear({ directory }, { event }) {
+  const [how, place] = [WHY[event.type], places.get(directory)]
   const once = how && (event.id ?? event) // before 1.4 events have no id, and both loads are handed the same object
   if (!how || place.isUnwanted || once === place.seen) return
   place.seen = once
-  const told = event.properties ?? event.data
+  const told = event.properties ?? event.data // before and from OpenCode 2 on
   const id = told.sessionID ?? told.part?.sessionID ?? told.info?.sessionID ?? told.info?.id
   const session = id && sessionOf(place, id)
   const why = typeof how === "string" ? how : session && how(session, told)
-  if (!why || !session || session.isLast) return
-  Object.assign(session, { why, isLast: why === "deleted" }, ["busy", "idle"].includes(why) && { state: why })
-  due.add(session)
+  if (!session || session.isLast || !why) return
+  due.add(Object.assign(session, { why, isLast: why === "deleted" }, /busy|idle/.test(why) && { state: why }))
   pump()
 }
 
-/** The options of a place are those of its newest load that has some. */
-const optionsOf = ({ loads }) => [...loads].findLast(({ options }) => Object.keys(options).length)?.options ?? {}
-
-/** A directory's loads (two copies of the file, an instance made anew while the old one is disposed of) share a place. */
+/** A directory's loads (two copies, an instance made anew) share a place. The newest that has options gives them. */
 function join(load) {
   const { directory } = load
   const place = places.get(directory) ?? { directory, loads: new Set() }
-  places.set(directory, Object.assign(place, { isUnwanted: false })) // until the hook says so of these options
-  place.options = optionsOf({ loads: place.loads.add(load) })
+  places.set(directory, Object.assign(place, { isUnwanted: false, options: optionsOf(place.loads.add(load)) }))
 }
-
-function hear({ directory }, input) {
-  const place = places.get(directory)
-  try {
-    see(place, input.event)
-  } catch (error) {
-    report(place, `event not understood: ${error?.name}`)
-  }
-}
+const optionsOf = (loads) => [...loads].findLast(({ options }) => Object.keys(options).length)?.options ?? {}
 
 /** Waits until everything is acknowledged, or until the hook keeps us waiting: once, until it is heard again. */
 async function leave(load) {
@@ -199,27 +172,25 @@ async function leave(load) {
   const untilMs = Date.now() + (hook.isSilent ? 0 : DISPOSE_MS_MAX)
   while (!isDone() && Date.now() < untilMs) await new Promise((resolve) => setTimeout(resolve, 10))
   hook.isSilent = !isDone()
-  const place = places.get(load.directory)
-  place.loads.delete(load)
-  if (place.loads.size) place.options = optionsOf(place)
+  const { loads } = places.get(load.directory)
+  if (loads.delete(load) && loads.size) places.get(load.directory).options = optionsOf(loads)
 }
 
 function stop() {
-  void Promise.resolve(hook.child?.stdin.end()).catch(() => {})
+  void (async () => hook.child?.stdin.end())().catch(() => {})
   Object.assign(hook, NEW_LIFE, { notBeforeMs: Infinity })
-  due.clear()
 }
-
 if (current()?.code !== INSTALLED.code) {
   current()?.stop()
-  globalThis[REGISTRY] = { code: INSTALLED.code, places, sessions, join, hear, leave, stop }
-  sayAgain()
+  globalThis[REGISTRY] = { code: INSTALLED.code, places, sessions, join, hear, leave, report, stop }
+  sayAll()
 }
 
 async function server({ client, directory }, options) {
   const load = { client, directory, options: options ?? {} }
+  const failed = ({ name }) => current().report(places.get(directory), `event not understood: ${name}`)
   current().join(load)
-  return { event: (input) => current().hear(load, input), dispose: () => current().leave(load) }
+  return { event: (input) => void current().hear(load, input).catch(failed), dispose: () => current().leave(load) }
 }
 
 /** OpenCode 2 calls this, and not `server`; from 1.17 on 1.x calls both, this one without what is asked for here. */
@@ -227,25 +198,23 @@ async function setup(ctx) {
   if (!ctx.app?.version || !ctx.location || !ctx.event?.subscribe) return
   const { event: tell, dispose } = await server(ctx.location, ctx.options)
   const [home, end] = [ctx.location.directory, new AbortController()]
-  async function follow() {
-    for await (const event of ctx.event.subscribe({ signal: end.signal })) {
-      if (!(event.type in WHY)) continue
-      const at = event.location ?? (await ctx.session.get(event.data).catch(() => null))?.location
-      if ((at?.directory ?? home) === home) tell({ event }) // whether others' come as well is not settled
-    }
-  }
-  async function followOn() {
+  const missed = (id) => ({ event: { type: "missed", data: { sessionID: id } } })
+  const follow = async () => {
     while (!end.signal.aborted) {
-      const known = [...sessions.values()].filter(({ place }) => place.directory === home) // and may have changed unseen
-      for (const { id } of known) tell({ event: { type: "missed", data: { sessionID: id } } })
-      await follow().catch(() => {}) // who reads too slowly is cut off
+      for (const { id, place } of [...sessions.values()]) if (place.directory === home) tell(missed(id))
+      try {
+        for await (const event of ctx.event.subscribe({ signal: end.signal })) {
+          if (!(event.type in WHY)) continue
+          const at = event.location ?? (await ctx.session.get(event.data).catch(() => null))?.location
+          if ((at?.directory ?? home) === home) tell({ event }) // whether others' come as well is not settled
+        }
+      } catch {} // who reads too slowly is cut off
       await new Promise((resolve) => setTimeout(resolve, MOMENT_MS).unref())
     }
   }
-  void followOn()
+  void follow()
   return () => end.abort() ?? dispose()
 }
 
-const plugin = { id: "opencode-helicone", server, setup }
-// OpenCode below 1.2.5 ends when the default export is no function, 1.2.5 to 1.3 pass over it; OpenCode 2 wants an object.
-export default INSTALLED.flavour === "function" ? Object.assign(server, plugin) : plugin
+// OpenCode below 1.2.5 ends when the default export is no function, 1.2.5 to 1.3 pass over it, 2 wants an object.
+export default Object.assign(INSTALLED.flavour === "function" ? server : {}, { id: "opencode-helicone", server, setup })
