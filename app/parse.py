@@ -35,10 +35,22 @@ SUBAGENT_DEPTH_MAX = 32
 DAY_MS = 86_400_000
 
 
-def parse(snapshot: Json) -> Transcript:
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """What the whole session would tell of the messages of some of its turns."""
+
+    positions: tuple[int, ...]
+    """Of each of them in order."""
+    undone_from: tuple[int, str] | None
+    """(time.created, id) of the message that `/undo` went back to."""
+    origin: str | None
+
+
+def parse(snapshot: Json, excerpt: Excerpt | None = None) -> Transcript:
     """The root session's transcript, its subagents under the calls that started them.
 
-    Raises TranscriptError when there is no such session, or it has no list of messages.
+    `excerpt`: only these turns of the root are there. Raises TranscriptError when there is no such session, or it has
+    no list of messages.
     """
     top = place(snapshot, "")
     name = top.id("root")
@@ -52,7 +64,7 @@ def parse(snapshot: Json) -> Transcript:
             top.faults.append(str(error))
     root = unclaimed.pop(name, None) or refuse("root", "names none of the sessions")
     root.faults.extend(top.faults)
-    return _transcript(root, unclaimed, 0)
+    return _transcript(root, unclaimed, 0, excerpt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,7 @@ class _Told:
     """None when nothing tells."""
 
 
-def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int) -> Transcript:
+def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int, excerpt: Excerpt | None = None) -> Transcript:
     """`unclaimed` loses each subagent's session to the first call that names it, which also rules out cycles."""
     info = entry.need("info")
     listed = _in_order(entry, info.object("time").moment("created") or 0)
@@ -91,7 +103,9 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int) -> Transc
 
     turns: dict[str, list[_Told]] = {}
     unreadable: list[Unreadable] = []
-    for index, one in enumerate(listed, entry.position("first_index")):
+    first = entry.position("first_index")
+    positions = range(first, first + len(listed)) if excerpt is None else excerpt.positions
+    for index, one in zip(positions, listed, strict=True):
         try:
             read = read_message(one.place, index, one.created_ms, child_of)
         except TranscriptError as error:
@@ -102,8 +116,8 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int) -> Transc
         turns.setdefault(value.id if isinstance(value, User) else value.parent_id, []).append(told)
     left_out = {one.turn for one in unreadable}
     own = [one for name, told in turns.items() if name not in left_out for one in told if one.is_copy is not True]
-    session = replace(session, origin=_origin(own))
-    undone_from = _undone_from(info, listed)
+    session = replace(session, origin=_origin(own) if excerpt is None else excerpt.origin)
+    undone_from = (excerpt and excerpt.undone_from) or _undone_from(info, listed)
     found = [_turn(session, name, told, undone_from) for name, told in turns.items() if name not in left_out]
     return Transcript(
         session,

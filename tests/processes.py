@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import signal
 import sqlite3
@@ -18,13 +19,17 @@ from typing import Any
 from app import destination, ledger
 from app.db import open_ledger
 from app.ledger import Counts
+from app.opencode import store_file
 from app.presence import present
 from tests.servers import api_key
+from tests.stores import WrittenStore
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 PROJECT = "/home/dev/project"
 """The folder that the recordings come from."""
+WAIT_S = 300.0
+"""As in `waiting`: only a test that fails waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,55 @@ def repository(folder: Path) -> None:
 
 @dataclass(slots=True)
 class HookProcess:
-    """A live hook and its standard input."""
+    """A live hook, and the OpenCode that it belongs to: what that writes to its store, and says and hears as plugin."""
 
     process: subprocess.Popen[bytes]
+    store_path: Path
+    said: int = 0
+    """Number of the newest line that asks to be acknowledged."""
+    acknowledged: int = 0
+    _store: WrittenStore | None = None
+    _heard: bytes = b""
+
+    def notice(self, session: str, why: str = "idle", **message: Any) -> int:
+        """Say that something of the session is new in the store; the notice's number."""
+        self.said += 1
+        self.say(**{"v": 2, "n": self.said, "type": "notice", "session": session, "why": why, **message})
+        return self.said
+
+    def show(self, snapshot: dict[str, Any], **message: Any) -> None:
+        """OpenCode writes what the snapshot shows to its store, and the plugin gives notice of it.
+
+        A `directory` is where OpenCode was started: it is that of the sessions as well.
+        """
+        if "directory" in message:
+            moved = [{**one, "info": {**one["info"], "directory": message["directory"]}} for one in snapshot["sessions"]]
+            snapshot = {**snapshot, "sessions": moved}
+        self.notice(self.store.put(snapshot), **message)
+
+    def delete(self, session: str, **message: Any) -> None:
+        """OpenCode deletes the session."""
+        self.store.delete(session)
+        self.notice(session, "deleted", **message)
+
+    @property
+    def store(self) -> WrittenStore:
+        """Open, and made if need be, from the first time on until OpenCode ends."""
+        self._store = self._store or WrittenStore(self.store_path)
+        return self._store
+
+    def wait_for_ack(self, number: int | None = None) -> None:
+        """Until the hook has acknowledged this line (the newest one). Fails when it ends without."""
+        number = self.said if number is None else number
+        assert self.process.stdout is not None
+        pipe = self.process.stdout.fileno()
+        while self.acknowledged < number:
+            ready, _, _ = select.select([pipe], [], [], WAIT_S)
+            read = os.read(pipe, 1 << 16) if ready else b""
+            assert read, f"line {number} was not acknowledged, but {self.acknowledged} was"
+            *lines, self._heard = (self._heard + read).split(b"\n")
+            for line in lines:
+                self.acknowledged = json.loads(line)["ack"]
 
     def say(self, type: str, **message: Any) -> None:  # noqa: A002 - the protocol's word
         self.raw(json.dumps({"v": 1, "type": type, "directory": PROJECT, "options": {}, **message}).encode())
@@ -109,33 +160,37 @@ class HookProcess:
         self.process.stdin.write(line + b"\n")
         self.process.stdin.flush()
 
-    def show(self, snapshot: dict[str, Any], **message: Any) -> None:
-        """An `open` line and a snapshot of the session, as the plugin sends them."""
-        self.say("open", session=snapshot["root"], **message)
-        self.say("snapshot", **snapshot, **message)
-
     def end(self) -> int:
         """OpenCode ends: EOF. The exit code."""
         assert self.process.stdin is not None
+        self.close_store()
         self.process.stdin.close()
-        return self.process.wait(300)
+        return self.process.wait(WAIT_S)
+
+    def close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
 
 @contextmanager
-def hook(station: Station, **options: Any) -> Iterator[HookProcess]:
+def hook(station: Station, python: str = sys.executable, **options: Any) -> Iterator[HookProcess]:
     process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "app", "hook"],
+        [python, "-I", "-m", "app", "hook"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=station.environ,
         **options,
     )
+    running = HookProcess(process, store_file(station.environ))
     try:
-        yield HookProcess(process)
+        yield running
     finally:
-        if process.stdin is not None and not process.stdin.closed:
-            process.stdin.close()
+        running.close_store()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None and not pipe.closed:
+                pipe.close()
         process.kill()
         process.wait()
 

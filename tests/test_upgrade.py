@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,8 +20,7 @@ import pytest
 from app import __version__
 from app.presence import present
 from tests.installation import MAPPING, NEXT_SCHEMA, NEXT_VERSION, Installation, installed, next_version
-from tests.processes import PROJECT, HookProcess, Station, procfile_command
-from tests.processes import hook as hook_of
+from tests.processes import PROJECT, HookProcess, Station, hook, procfile_command
 from tests.recorded import export
 from tests.servers import Receiver, receiving
 from tests.waiting import wait_until
@@ -41,19 +40,6 @@ def station(tmp_path: Path, receiver: Receiver) -> Station:
     home = tmp_path / "home"
     home.mkdir()
     return Station(home, receiver.url, variables={"OPENCODE_HELICONE_WORKER": "auto"})
-
-
-@contextmanager
-def hook(installation: Installation, station: Station) -> Iterator[HookProcess]:
-    command = [str(installation.python), "-I", "-m", "app", "hook"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=station.environ)
-    try:
-        yield HookProcess(process)
-    finally:
-        with suppress(OSError):
-            HookProcess(process).end()
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -139,7 +125,7 @@ def test_a_new_version_takes_over_from_everything_that_runs_and_every_turn_is_se
     installation = installed(tmp_path / "environment")
     following = next_version(tmp_path / "following")
     waits, early = unfinished(another(export(SIMPLE), 900_001)), another(export("b_tools"), 900_002)
-    with hook(installation, station) as process:
+    with hook(station, str(installation.python)) as process:
         process.show(early)
         process.show(waits)
         wait_until(lambda: receiver.sends() and states(station)["pending"] == 0)
@@ -192,7 +178,7 @@ def test_an_automatic_worker_that_ends_because_another_is_wanted_finishes_its_po
     station: Station, receiver: Receiver
 ) -> None:
     external = replace(station, variables={})
-    with hook_of(external) as process:
+    with hook(external) as process:
         process.show(export(SIMPLE))
         assert process.end() == 0
     receiver.fault({"delay_ms": 1_500, "times": 1})

@@ -11,6 +11,7 @@
     policies    what the settings in force forbid: jobs are held, or dropped to be captured again
     adoption    jobs that change their destination
     history     all versions of a session's turns, and what Helicone knows their records by (footprint)
+    notices     what the plugin said and is not read yet; how each turn was when it was last read
     letters     what is dead or dropped, for who looks into it; dead ones come back or go for good
     readings    numbers, for people
 
@@ -52,6 +53,7 @@ from app.ledger.history import (
     Exported,
     brought_along,
     compare_again,
+    current_turns,
     exported,
     exported_elsewhere,
     exported_sessions,
@@ -88,6 +90,19 @@ from app.ledger.letters import (
     retry_dead,
 )
 from app.ledger.limits import NO_LIMITS, Limits
+from app.ledger.notices import (
+    TurnRead,
+    Unread,
+    forget_notices,
+    has_turn,
+    note_notice,
+    note_turns_read,
+    note_wait,
+    open_notices,
+    settle_notices,
+    turns_read,
+    unread,
+)
 from app.ledger.policies import (
     Missing,
     drop_for_policy,
@@ -195,7 +210,9 @@ __all__ = [
     "Print",
     "Remade",
     "Standing",
+    "TurnRead",
     "Unconfirmed",
+    "Unread",
     "Version",
     "abandon",
     "acknowledge",
@@ -216,6 +233,7 @@ __all__ = [
     "control",
     "counts",
     "current_as",
+    "current_turns",
     "dead_groups",
     "dead_keys",
     "dead_letters",
@@ -239,6 +257,7 @@ __all__ = [
     "exported_sessions",
     "forget_acknowledgements",
     "forget_footprints",
+    "forget_notices",
     "forget_rings",
     "frozen",
     "give_back",
@@ -246,6 +265,7 @@ __all__ = [
     "give_up_bodies",
     "give_up_confirmation",
     "give_up_confirmations",
+    "has_turn",
     "held",
     "held_bytes",
     "held_folders",
@@ -274,8 +294,12 @@ __all__ = [
     "note_body_not_stored",
     "note_found",
     "note_missed",
+    "note_notice",
     "note_reconciled",
     "note_sleep",
+    "note_turns_read",
+    "note_wait",
+    "open_notices",
     "pause_read_back",
     "pending_keys",
     "place_under",
@@ -291,6 +315,7 @@ __all__ = [
     "send_again",
     "sendable",
     "set_back",
+    "settle_notices",
     "shrink",
     "standing",
     "steady_ms",
@@ -299,7 +324,9 @@ __all__ = [
     "take_remade",
     "to_ring",
     "trusted_age_ms",
+    "turns_read",
     "unacknowledged",
+    "unread",
     "unwarp",
     "without_bodies",
 ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from app.ledger import footprint
 from app.ledger.footprint import Print
 from app.ledger.job import SESSION_RECORD
+from app.ledger.versions import Current
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,17 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
         )
         for row in rows
     ]
+
+
+def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, Current]:
+    """By turn what is current of it, whatever became of that."""
+    rows = db.execute(
+        "select t.name, j.key, coalesce(p.facts, '') as policy, j.facts_ms from session s"
+        " join turn t on t.session_id = s.id join job j on j.turn_id = t.id and j.state <> 'superseded'"
+        " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ?",
+        (destination_id, session),
+    )
+    return {row["name"]: Current(row["key"], row["policy"], row["facts_ms"]) for row in rows}
 
 
 def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, int]:

@@ -294,7 +294,7 @@ def _write(  # noqa: PLR0913 - one row's columns
             destination_id,
             session_id,
             turn_id,
-            _policy_id(db, version.policy),
+            policy_id(db, version.policy),
             version.key,
             state,
             drop_reason,
@@ -330,7 +330,7 @@ def write_records(db: sqlite3.Connection, job_id: int, bodies: Sequence[Body | K
     )
 
 
-def _policy_id(db: sqlite3.Connection, facts: str) -> int | None:
+def policy_id(db: sqlite3.Connection, facts: str) -> int | None:
     if not facts:
         return None
     db.execute("insert into policy (facts) values (?) on conflict do nothing", (facts,))

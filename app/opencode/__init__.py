@@ -10,6 +10,7 @@ configuration is apart from them, in `app.opencode.config`.
 from app.opencode.access import NOT_READ, AbsentError, StoreError
 from app.opencode.files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
 from app.opencode.store import Store, StoredSession, store_file
+from app.opencode.turns import Outline, TurnOutline
 
 __all__ = [
     "FILE_BYTES_MAX",
@@ -18,9 +19,11 @@ __all__ = [
     "Export",
     "ExportError",
     "File",
+    "Outline",
     "Store",
     "StoreError",
     "StoredSession",
+    "TurnOutline",
     "examine",
     "families",
     "snapshot",

@@ -14,14 +14,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.minting import is_copy
 from app.opencode.access import Access, NewerError, StoreError, is_newer
 from app.opencode.files import File
 from app.opencode.folders import data_folder
-from app.parse import parse
+from app.opencode.turns import CALLED, IS_TIME, PARENT, TYPE, Outline, Turns
+from app.parse import Excerpt, parse
 from app.transcript import Json, Transcript, TranscriptError
 
-_IS_TIME = "time_updated between 0 and 253402300799999"
-"""Up to the year 9999. A row with something else there has no say in when a session changed."""
+_CWD = (
+    "iif(json_valid(m.data) and json_extract(m.data, '$.role') = 'assistant', json_extract(m.data, '$.path.cwd'), null)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._access = Access(path)
+        self._turns = Turns()
 
     def kept_open(self) -> AbstractContextManager[None]:
         """As `Access` has it."""
@@ -107,9 +111,9 @@ class Store:
             lambda db: db.execute(
                 f"with recursive family(root, id) as (select id, id from session where {condition}"
                 "  union select f.root, s.id from session s join family f on s.parent_id = f.id)"
-                f" select f.root, max(max(iif(s.{_IS_TIME}, s.time_updated, 0),"
-                f"  coalesce((select max(time_updated) from message where session_id = s.id and {_IS_TIME}), 0),"
-                f"  coalesce((select max(time_updated) from part where session_id = s.id and {_IS_TIME}), 0)))"
+                f" select f.root, max(max(iif(s.{IS_TIME}, s.time_updated, 0),"
+                f"  coalesce((select max(time_updated) from message where session_id = s.id and {IS_TIME}), 0),"
+                f"  coalesce((select max(time_updated) from part where session_id = s.id and {IS_TIME}), 0)))"
                 " as changed_ms from family f join session s on s.id = f.id group by f.root",
                 (argument,),
             ).fetchall()
@@ -129,27 +133,51 @@ class Store:
             raise StoreError(f"OpenCode's store {self.path} holds no session {session}")
         return [File(name, json.dumps(entry).encode()) for name, entry in found.items()]
 
-    def transcript(self, session: str) -> Transcript | None:
-        """The session with its subagents; None when it is not there. Raises TranscriptError."""
+    def root_of(self, session: str) -> str | None:
+        """The session inside which it is shown: up to its parent as long as a call of that one's turns names it.
+
+        Itself where nobody names it; None when it is not there.
+        """
+        return self._access.ask(lambda db: _root_of(db, self._turns, session))
+
+    def outline(self, root: str, *, since: str | None = None, also: Collection[str] = ()) -> Outline | None:
+        """Its turns from this one on (all, where that is not there), and these others; None when it is not there.
+
+        Subagents count with the turn whose call has started them. No text is read for it.
+        """
+        return self._access.ask(lambda db: self._turns.outline(db, root, since, also))
+
+    def transcript(self, session: str, turns: Collection[str] | None = None) -> Transcript | None:
+        """The session with its subagents, or only these of its turns, as the whole transcript has them.
+
+        None when it is not there. Raises TranscriptError.
+        """
+        if turns is not None:
+            return self._excerpt(session, turns)
         entries: list[Json] = [*self._access.ask(lambda db: _family(db, session)).values()]
         return parse({"root": session, "sessions": entries}) if entries else None
+
+    def _excerpt(self, session: str, turns: Collection[str]) -> Transcript | None:
+        found = self._access.ask(lambda db: _excerpt(db, self._turns, session, turns))
+        if found is None:
+            return None
+        entries, excerpt = found
+        return parse({"root": session, "sessions": entries}, excerpt)
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
         """The session with this one of its turns (None: its first), as the whole transcript has it.
 
-        Of the turns before it only the subagents that they name are read. None when it is not there. Raises
-        TranscriptError.
+        None when it is not there. Raises TranscriptError.
         """
-        entries = self._access.ask(lambda db: _turn(db, session, turn))
-        if entries is None:
-            return None
-        found = parse({"root": session, "sessions": entries})
-        turns = tuple(one for one in found.turns if turn is None or one.id == turn)[:1]
-        return Transcript(found.session, turns) if turns else None
+        name = self._access.ask(lambda db: _first_turn(db, session)) if turn is None else turn
+        found = self.transcript(session, {name}) if name is not None else None
+        return found if found is not None and found.turns else None
 
     def holds(self, session: str, turn: str | None) -> bool:
         """Whether the turn's user message, or an answer to it, is there (None: any turn). Looks into no text."""
-        return self._access.ask(lambda db: _span(db, session, turn)) is not None
+        if turn is None:
+            return self._access.ask(lambda db: _first_turn(db, session)) is not None
+        return self._access.ask(lambda db: turn in self._turns.listed(db, session).values())
 
 
 def _family(db: sqlite3.Connection, session: str) -> dict[str, dict[str, Json]]:
@@ -164,50 +192,81 @@ def _family(db: sqlite3.Connection, session: str) -> dict[str, dict[str, Json]]:
     return found
 
 
-_WHOLE = (0, "", 1 << 62, "")
-# A row that is not JSON costs its own session, where it is read, and no question about others.
-_PARENT = "iif(json_valid(m.data), json_extract(m.data, '$.parentID'), null)"
+def _root_of(db: sqlite3.Connection, turns: Turns, session: str) -> str | None:
+    seen: list[str] = []
+    above: str | None = session
+    while above is not None and above not in seen:
+        row = db.execute("select parent_id from session where id = ?", (above,)).fetchone()
+        if row is None or (seen and not _is_called(db, turns, above, seen[-1])):
+            break
+        seen.append(above)
+        above = row["parent_id"]
+    return seen[-1] if seen else None
 
 
-def _turn(db: sqlite3.Connection, session: str, turn: str | None) -> list[Json] | None:
-    span = _span(db, session, turn)
-    entry = _entry(db, session, span) if span is not None else None
-    if span is None or entry is None:
+def _is_called(db: sqlite3.Connection, turns: Turns, parent: str, session: str) -> bool:
+    messages = turns.listed(db, parent)
+    return any(session in names for names in turns.calls(db, parent, messages).values())
+
+
+def _excerpt(
+    db: sqlite3.Connection, turns: Turns, session: str, wanted: Collection[str]
+) -> tuple[list[Json], Excerpt] | None:
+    listed = turns.listed(db, session)
+    names = [name for name, turn in listed.items() if turn in wanted]
+    entry = _entry(db, session, names)
+    if entry is None:
         return None
-    (entry["first_index"],) = db.execute(
-        "select count(*) from message where session_id = ? and (time_created, id) < (?, ?)", (session, *span[:2])
-    ).fetchone()
-    # A subagent belongs to the first call that names it.
-    elsewhere = {*_subagents(db, session, (0, "", span[0], span[1])), session}
     entries: dict[str, Json] = {session: entry}
-    for name in _subagents(db, session, span):
-        if name not in elsewhere:
-            entries |= {child: found for child, found in _family(db, name).items() if child not in entries}
-    return list(entries.values())
+    taken = set(names)
+    called = {name for one in turns.calls(db, session, names).values() for name in one} - {session}
+    if called:
+        first = turns.callers(db, session, listed)
+        for name in called:
+            if first.get(name) in taken:
+                entries |= {child: found for child, found in _family(db, name).items() if child not in entries}
+    positions = tuple(position for position, name in enumerate(listed) if name in taken)
+    return [*entries.values()], Excerpt(
+        positions, _undone_from(db, entry), _origin(db, session, listed, turns.unreadable(session, listed))
+    )
 
 
-def _span(db: sqlite3.Connection, session: str, turn: str | None) -> tuple[int, str, int, str] | None:
-    """From the turn's first message to before the one after its last: what (time_created, id) to begin and end at."""
-    if turn is None:
-        row = db.execute(
-            f"select coalesce({_PARENT}, m.id) as turn from message m join session s on s.id = m.session_id"
-            # Older ones are mostly a fork's copies.
-            " where m.session_id = ? order by m.time_created < s.time_created, m.time_created, m.id limit 1",
-            (session,),
-        ).fetchone()
-        return None if row is None else _span(db, session, row["turn"])
-    rows = db.execute(
-        "select m.time_created, m.id from message m where m.session_id = :session"
-        f" and (m.id = :turn or {_PARENT} = :turn) order by m.time_created, m.id",
-        {"session": session, "turn": turn},
-    ).fetchall()
-    if not rows:
+def _undone_from(db: sqlite3.Connection, entry: dict[str, Json]) -> tuple[int, str] | None:
+    info = entry["info"]
+    revert = info.get("revert") if isinstance(info, dict) else None
+    name = revert.get("messageID") if isinstance(revert, dict) else None
+    if not isinstance(name, str) or not isinstance(info, dict):
         return None
-    last = rows[-1]
-    return rows[0]["time_created"], rows[0]["id"], last["time_created"], f"{last['id']}\0"
+    row = db.execute("select time_created from message where id = ? and session_id = ?", (name, info["id"])).fetchone()
+    return None if row is None else (row["time_created"], name)
 
 
-def _entry(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str] = _WHOLE) -> dict[str, Json] | None:
+def _origin(db: sqlite3.Connection, session: str, listed: dict[str, str], left_out: Collection[str]) -> str | None:
+    """Where the first answer that can be read, and that no fork has copied, was given."""
+    rows = db.execute(
+        f"select m.id, m.time_created, s.time_created as began, {_CWD} as cwd from message m"
+        " join session s on s.id = m.session_id where m.session_id = ? order by m.time_created, m.id",
+        (session,),
+    )
+    for row in rows:
+        is_own = is_copy(row["id"], row["time_created"], row["began"]) is not True
+        if isinstance(row["cwd"], str) and is_own and listed[row["id"]] not in left_out:
+            return row["cwd"]
+    return None
+
+
+def _first_turn(db: sqlite3.Connection, session: str) -> str | None:
+    row = db.execute(
+        f"select coalesce({PARENT}, m.id) as turn from message m join session s on s.id = m.session_id"
+        # Older ones are mostly a fork's copies.
+        " where m.session_id = ? order by m.time_created < s.time_created, m.time_created, m.id limit 1",
+        (session,),
+    ).fetchone()
+    return None if row is None else str(row["turn"])
+
+
+def _entry(db: sqlite3.Connection, session: str, names: list[str] | None = None) -> dict[str, Json] | None:
+    """The session with all of its messages, or only these."""
     row = db.execute("select * from session where id = ?", (session,)).fetchone()
     if row is None:
         return None
@@ -225,9 +284,10 @@ def _entry(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str]
         info["revert"] = _fields(row["revert"])
     messages: list[Json] = []
     rows = db.execute(
-        "select id, data from message where session_id = ? and (time_created, id) >= (?, ?)"
-        " and (time_created, id) < (?, ?) order by time_created, id",
-        (session, *span),
+        "select id, data from message where session_id = ? order by time_created, id"
+        if names is None
+        else "select m.id, m.data from json_each(?) w join message m on m.id = w.value order by w.key",
+        (session if names is None else json.dumps(names),),
     ).fetchall()
     for message in rows:
         ids = {"messageID": message["id"], "sessionID": session}
@@ -247,29 +307,23 @@ def _fields(data: object) -> dict[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
-# What a tool call names as its subagent.
-_CALLED = "iif(json_valid(p.data), json_extract(p.data, '$.state.metadata.sessionId'), null)"
-_TYPE = "iif(json_valid(p.data), json_extract(p.data, '$.type'), null)"
-
-
 def _called(db: sqlite3.Connection, parents: Collection[str]) -> set[tuple[str, str]]:
     """(session, subagent) for each subagent that a tool call of one of these sessions names."""
     rows = db.execute(
-        f"select distinct p.session_id, {_CALLED} as name from part p join message m on m.id = p.message_id"
+        f"select distinct p.session_id, {CALLED} as name from part p join message m on m.id = p.message_id"
         # Most parts are long and name nobody: not every one is taken apart.
         " where p.session_id in (select value from json_each(?)) and instr(p.data, '\"sessionId\"')"
-        f" and {_TYPE} = 'tool' and name is not null",
+        f" and {TYPE} = 'tool' and name is not null",
         (json.dumps(list(parents)),),
     )
     return {(row["session_id"], row["name"]) for row in rows}
 
 
-def _subagents(db: sqlite3.Connection, session: str, span: tuple[int, str, int, str] = _WHOLE) -> list[str]:
-    """The sessions that tool calls of these messages name, in order."""
+def _subagents(db: sqlite3.Connection, session: str) -> list[str]:
+    """The sessions that its tool calls name, in order."""
     rows = db.execute(
-        f"select {_CALLED} as name, {_TYPE} as type from message m join part p"
-        " on p.message_id = m.id where m.session_id = ? and (m.time_created, m.id) >= (?, ?)"
-        " and (m.time_created, m.id) < (?, ?) order by m.time_created, m.id, p.id",
-        (session, *span),
+        f"select {CALLED} as name from message m join part p on p.message_id = m.id where m.session_id = ?"
+        f" and instr(p.data, '\"sessionId\"') and {TYPE} = 'tool' order by m.time_created, m.id, p.id",
+        (session,),
     )
-    return [row["name"] for row in rows if row["type"] == "tool" and isinstance(row["name"], str)]
+    return [row["name"] for row in rows if isinstance(row["name"], str)]

@@ -1,0 +1,128 @@
+"""Debts: the plugin said that something of a session has changed, and it is not in the ledger yet.
+
+Beside them, how each turn was when it was last read. Nothing here needs to outlive the machine: what is lost is said
+again, or read again.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from app import crashpoint
+from app.connection import transaction, unflushed
+from app.ledger.versions import policy_id
+
+
+def note_notice(
+    db: sqlite3.Connection, store: str, session: str, folder: str, now_ms: int, *, wait_reason: str | None = None
+) -> int:
+    """Something of the session is new, whatever was said of it before; what settles this very notice."""
+    with unflushed(db), transaction(db):
+        row = db.execute(
+            "insert into notice (store, session, folder, noticed_ms, wait_reason) values (?, ?, ?, ?, ?)"
+            " on conflict do update set folder = excluded.folder, wait_reason = excluded.wait_reason,"
+            " noticed_ms = max(excluded.noticed_ms, noticed_ms + 1) returning noticed_ms",
+            (store, session, folder, now_ms, wait_reason),
+        ).fetchone()
+    return int(row["noticed_ms"])
+
+
+def note_wait(db: sqlite3.Connection, store: str, sessions: Collection[str], reason: str) -> None:
+    """Open -> open: it cannot be read now."""
+    with unflushed(db), transaction(db):
+        db.execute(
+            "update notice set wait_reason = :reason where store = :store and wait_reason is not :reason"
+            " and session in (select value from json_each(:sessions))",
+            {"store": store, "sessions": json.dumps(list(sessions)), "reason": reason},
+        )
+
+
+def settle_notices(db: sqlite3.Connection, store: str, seen: Mapping[str, int]) -> int:
+    """Open -> (nothing): what these notices named is in the ledger, or gone. Returns how many were open.
+
+    `seen` is by session what `note_notice` gave: a later notice of the session stays open.
+    """
+    with unflushed(db), transaction(db):
+        settled = db.execute(
+            "delete from notice where store = ? and exists (select 1 from json_each(?) seen"
+            " where seen.key = notice.session and seen.value >= notice.noticed_ms)",
+            (store, json.dumps(seen)),
+        ).rowcount
+        crashpoint.reach("notice.settling")
+    return settled
+
+
+def open_notices(db: sqlite3.Connection, store: str, folder: str) -> dict[str, int]:
+    """By session what settles it."""
+    rows = db.execute("select session, noticed_ms from notice where store = ? and folder = ?", (store, folder))
+    return {row["session"]: row["noticed_ms"] for row in rows}
+
+
+def forget_notices(db: sqlite3.Connection, before_ms: int) -> int:
+    """Open -> (nothing): too old, as those of a data folder that is gone."""
+    return db.execute("delete from notice where noticed_ms < ?", (before_ms,)).rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Notices that are open."""
+
+    reason: str | None
+    """Why they cannot be read now; None: they are about to be, or the turn goes on."""
+    sessions: int
+    oldest_ms: int
+
+
+def unread(db: sqlite3.Connection) -> list[Unread]:
+    rows = db.execute(
+        "select wait_reason, count(*) as sessions, min(noticed_ms) as oldest_ms from notice"
+        " group by wait_reason order by wait_reason"
+    )
+    return [Unread(row["wait_reason"], row["sessions"], row["oldest_ms"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRead:
+    """A turn as it was when it was last read."""
+
+    rows: int
+    updated_ms: int
+    policy: str
+    """The one in force then, as `Policy.facts` says it."""
+
+
+def turns_read(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, TurnRead]:
+    rows = db.execute(
+        "select t.name, t.row_count, t.updated_ms, coalesce(p.facts, '') as policy from session s"
+        " join turn t on t.session_id = s.id and t.row_count is not null left join policy p on p.id = t.policy_id"
+        " where s.destination_id = ? and s.name = ?",
+        (destination_id, session),
+    )
+    return {row["name"]: TurnRead(row["row_count"], row["updated_ms"], row["policy"]) for row in rows}
+
+
+def note_turns_read(db: sqlite3.Connection, destination_id: int, session: str, turns: Mapping[str, TurnRead]) -> None:
+    """Of those that the ledger has."""
+    with unflushed(db), transaction(db):
+        policies = {one.policy: policy_id(db, one.policy) for one in turns.values()}
+        db.executemany(
+            "update turn set row_count = ?, updated_ms = ?, policy_id = ? where name = ?"
+            " and session_id = (select id from session where destination_id = ? and name = ?)",
+            [
+                (one.rows, one.updated_ms, policies[one.policy], name, destination_id, session)
+                for name, one in turns.items()
+            ],
+        )
+
+
+def has_turn(db: sqlite3.Connection, destination_id: int, session: str, turn: str) -> bool:
+    """Whether a version of it was ever taken."""
+    row = db.execute(
+        "select 1 from session s join turn t on t.session_id = s.id and t.name = ? where s.destination_id = ?"
+        " and s.name = ?",
+        (turn, destination_id, session),
+    ).fetchone()
+    return row is not None
