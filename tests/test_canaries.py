@@ -26,7 +26,6 @@ from app.db import open_ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.parse import parse
-from app.presence import present
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
@@ -35,7 +34,6 @@ from app.transcript import Transcript, TranscriptError
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot
-from tests.waiting import wait_until
 
 FOUND = re.compile(rb"CANARY[0-9]|41704170417[0-9]", re.IGNORECASE)
 PATTERNS = ["CANARY[0-9]+", "41704170417[0-9]+"]

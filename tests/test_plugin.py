@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -117,7 +116,8 @@ const commands = {
   },
   setup: async ({ file, directory, version, sessions, options }) => {
     const { default: plugin } = await import(file)
-    const context = version ? contextOf2({ version, directory, sessions, options }) : { agent: {}, options: {}, skill: {} }
+    const of1 = { agent: {}, options: {}, skill: {} }
+    const context = version ? contextOf2({ version, directory, sessions, options }) : of1
     cleanups.push(await plugin.setup(context))
     return typeof cleanups.at(-1)
   },
@@ -171,7 +171,8 @@ class StandIn:
 
     def behave(self, mode: str) -> None:
         """`record`: read and acknowledge; `silent`: wait with that until told otherwise; `stop`: stop at the start,
-        until continued; `close`: close the input and live on; `die`, `unwanted`: end at the first words."""
+        until continued; `close`: close the input and live on; `die`, `unwanted`: end at the first words.
+        """
         draft = self.folder / "mode.draft"
         draft.write_text(mode)
         draft.replace(self.folder / "mode")
@@ -418,7 +419,7 @@ def test_hook_starts_at_the_first_busy_session_and_not_before(host: Host, hook: 
 @in_both_runtimes
 @pytest.mark.parametrize("is_running", [True, False], ids=["running hook", "no hook yet"])
 def test_notice_arrives_although_the_process_is_killed_in_the_same_tick(
-    host: Host, hook: StandIn, is_running: bool
+    host: Host, hook: StandIn, *, is_running: bool
 ) -> None:
     host.load(hook.plugin())
     if is_running:
@@ -445,7 +446,7 @@ def test_notice_arrives_although_the_process_is_killed_in_the_same_tick(
     ],
     ids=["message", "summary", "part", "tool's end", "tool's error", "tool's output", "tool's start", "totals", "diff"],
 )
-def test_what_is_finished_after_idle_is_told(host: Host, hook: StandIn, late: dict[str, Any], is_told: bool) -> None:
+def test_what_is_finished_after_idle_is_told(host: Host, hook: StandIn, late: dict[str, Any], *, is_told: bool) -> None:
     """After an abort or an error OpenCode goes idle first and finishes the message then."""
     host.load(hook.plugin())
     host.tell(created("ses_a"), *turn("ses_a"), late, busy("ses_b"))
