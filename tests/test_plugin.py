@@ -170,8 +170,10 @@ class StandIn:
         return self.folder / "opencode-helicone"
 
     def behave(self, mode: str) -> None:
-        """`record`: read and acknowledge; `silent`: wait with that until told otherwise; `stop`: stop at the start,
-        until continued; `close`: close the input and live on; `die`, `unwanted`: end at the first words.
+        """Do this at once, or from the next start on.
+
+        `record`: read and acknowledge; `silent`: wait with that until told otherwise; `stop`: stop at the start, until
+        continued; `close`: close the input and live on; `die`, `unwanted`: end at the first words.
         """
         draft = self.folder / "mode.draft"
         draft.write_text(mode)
@@ -462,6 +464,14 @@ def test_error_is_told(host: Host, hook: StandIn) -> None:
     assert hook.why("ses_a") == ["busy", "error", "idle", "idle"]
 
 
+def test_each_idle_is_told_at_once(host: Host, hook: StandIn) -> None:
+    """After an error there are two, and the first may be read before the message is finished."""
+    hook.behave("silent")
+    host.load(hook.plugin())
+    host.tell(busy("ses_a"), idle("ses_a"), idle("ses_a"))
+    wait_until(lambda: hook.why("ses_a") == ["busy", "idle", "idle"])
+
+
 REVERT = {"messageID": "msg_0003"}
 
 
@@ -575,6 +585,14 @@ def test_plugin_loaded_twice_works_once_with_the_options_of_the_load_that_has_so
     assert len(hook.starts) == 1
 
 
+def test_the_options_of_the_newest_load_count(host: Host, hook: StandIn) -> None:
+    for number in range(2):
+        host.load(hook.plugin(f"copy{number}.mjs"), {"redactPatterns": [f"{number}"]})
+    host.tell(busy("ses_a"))
+    wait_until(lambda: hook.lines)
+    assert hook.lines[0]["options"] == {"redactPatterns": ["1"]}
+
+
 def test_directories_of_one_process_share_a_hook(host: Host, hook: StandIn, spool: Path, tmp_path: Path) -> None:
     plugin = hook.plugin()
     first = host.load(plugin, {"spoolDirectory": str(spool), "redactPatterns": ["1"]})
@@ -683,16 +701,20 @@ def test_where_nothing_is_wanted_no_other_hook_starts_until_the_folder_is_loaded
 
 
 def test_only_the_folder_that_was_surely_heard_is_taken_for_unwanted(host: Host, hook: StandIn, tmp_path: Path) -> None:
-    """The hook may have ended before it read the other one's line."""
+    """The hook may have ended before it read the other ones' lines: each is asked about anew, without a pause."""
     hook.behave("unwanted")
-    first = host.load(hook.plugin(), {"enable": False})
-    second = host.load(hook.plugin(), {}, tmp_path / "other")
-    host.tell(busy("ses_a"), targets=[first])
-    host.tell(busy("ses_b"), targets=[second])
-    wait_until(lambda: hook.starts)
+    plugin, folders = hook.plugin(), [str(tmp_path / f"{number}") for number in range(6)]
+    loads = [host.load(plugin, {}, Path(folder)) for folder in folders]
+    for number, load in enumerate(loads):
+        host.tell(busy(f"ses_{number}"), targets=[load])
+    wait_until(lambda: len(hook.starts) == len(folders))
+    wait_until(lambda: not children_of(host))
+    assert sorted(line["directory"] for line in hook.lines if line["n"] == 1) == folders
     hook.behave("record")
-    wait_until(lambda: "ses_b" in [line["session"] for line in hook.lines if line["n"] == 1])
-    wait_until(lambda: len(hook.starts) == 2)
+    again = host.load(plugin, {"enable": True}, Path(folders[3]))
+    host.tell(idle("ses_3"), targets=[again])
+    wait_until(lambda: ("ses_3", "idle") in hook.told)
+    assert host.call("logged") == []
 
 
 @in_both_runtimes
@@ -1166,9 +1188,10 @@ def test_a_served_prompt_is_told(serving: Serving, script: str) -> None:
 def test_second_prompt_of_a_served_session_is_told(serving: Serving) -> None:
     server, hook = serving.server, serving.hook
     root = server.new_session()
-    for text, times in (("[[script:hello]] one", 1), ("[[script:second]] two", 2)):
-        server.prompt(root, text)
-        wait_until(lambda times=times: hook.why(root).count("idle") == times, REAL_S_MAX)
+    server.prompt(root, "[[script:hello]] one")
+    wait_until(lambda: hook.why(root).count("idle") == 1, REAL_S_MAX)
+    server.prompt(root, "[[script:second]] two")
+    wait_until(lambda: hook.why(root).count("idle") == 2, REAL_S_MAX)
     assert hook.why(root).count("busy") == 2
 
 
