@@ -1031,6 +1031,7 @@ def test_in_opencode_2_nothing_is_followed_after_the_cleanup(host_2: Host2, hook
     wait_until(lambda: hook.why("ses_a") == ["busy"])
     host_2.host.call("cleanup")
     host_2.publish(in_2("session.execution.succeeded", "ses_a"))
+    host_2.host.call("nap")
     host_2.host.process.kill()
     wait_until(lambda: hook.has_ended)
     assert hook.why("ses_a") == ["busy"]
