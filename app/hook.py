@@ -21,7 +21,7 @@ from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
-from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, look_again, postpone, settle
+from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.opencode import AbsentError, ExportError, Store, store_file
 from app.place import identity
 from app.presence import Announced, open_sessions
@@ -93,7 +93,7 @@ class Hook:
         held: set[str] = set()
         with suppress(sqlite3.Error):  # its files have no name any more, and can be read as long as they are open
             held = ledger.pending_keys(self.db)
-        old = self.db, self.bell, self._announced, self._starting
+        old, reader = (self.db, self.bell, self._announced, self._starting), self._reader
         self._settle()
         with suppress(sqlite3.Error, OSError):
             _close(*old)
@@ -101,6 +101,7 @@ class Hook:
         if any(what.startswith("ledger: ") for what, _, _ in destination.incidents(self.db)):
             self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
             return
+        self._reader.go_on_from(reader)
         lost = len(held - ledger.pending_keys(self.db))
         self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
         if lost:
@@ -150,13 +151,14 @@ class Hook:
         added = self._notices.add(line, self._owe(line))
         crashpoint.reach("notice.noted")
         if line.why == "busy" and added.root is not None and self._reader.is_known(added.root):
-            settle(added)  # it will say when it has done
+            leave(added)  # it will say when it has done
 
     def _begin_anew(self) -> None:
         """In another ledger than before, which knows neither of this hook nor of what is owed."""
         self._introduce()
         for one in self._notices:
-            one.mark, one.due_s = self._owe(one.line), 0
+            if one.mark is not None:
+                one.mark, one.due_s = self._owe(one.line), 0
 
     def _owe(self, line: Line) -> int:
         of = folder(self.db, line.directory)
@@ -175,6 +177,7 @@ class Hook:
             # A fork of it may show the same turns, which were left to their origin until now.
             of = folder(self.db, line.directory)
             ledger.compare_again(self.db, of)
+            self._reader.forget()
             self._reconciling.begin(line.directory, of)
 
     def resume(self, line: Line, since_ms: int) -> None:
@@ -269,7 +272,7 @@ class Hook:
         try:
             one.root = root = self._store.root_of(one.session)
             if root not in (None, one.session) and self._notices.is_at_work(root) and not self._has_ended:
-                settle(one)  # what it is shown inside of says when that is done
+                leave(one)  # what it is shown inside of says when that is done
                 return
             inside = [one] if root is None else self._notices.inside(root)
             due = [each for each in inside if each is one or (each.due_s is not None and each.due_s <= now_s)]
@@ -301,6 +304,7 @@ class Hook:
             capturing,
             now_ms=now_ms,
             whole=self._has_ended or any(each.is_anywhere for each in due),
+            again=any(each.looks == 0 for each in due),
             is_over=lambda: self._has_ended and root not in self._elsewhere(),
         )
         if look == Look() and changed_ms is not None:
@@ -308,13 +312,13 @@ class Hook:
         return look
 
     def _settle_those(self, those: list[Noticed]) -> None:
-        ledger.settle_notices(self.db, self._store_name, {one.session: one.mark for one in those})
+        ledger.settle_notices(self.db, self._store_name, marks(those))
         for one in those:
             settle(one)
 
     def _give_up(self, those: list[Noticed]) -> None:
         """They are not there any more."""
-        gone = ledger.settle_notices(self.db, self._store_name, {one.session: one.mark for one in those})
+        gone = ledger.settle_notices(self.db, self._store_name, marks(those))
         for one in those:
             self._notices.drop(one.session)
         if gone:
@@ -421,6 +425,11 @@ class Hook:
 
     def close(self) -> None:
         _close(self.db, self.bell, self._announced, self._starting)
+
+
+def marks(those: list[Noticed]) -> dict[str, int]:
+    """By session what settles each of these notices."""
+    return {one.session: one.mark for one in those if one.mark is not None}
 
 
 def plain(said: object) -> str:

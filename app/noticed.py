@@ -28,8 +28,8 @@ class Noticed:
     """A session that this OpenCode has open, as of its newest notice."""
 
     line: Line
-    mark: int
-    """What settles the notice in the ledger."""
+    mark: int | None
+    """What settles the notice in the ledger; None: it is settled."""
     root: str | None = None
     """The session inside which it is shown, as far as that is known."""
     due_s: float | None = 0
@@ -125,6 +125,11 @@ def postpone(one: Noticed, now_s: float, pause_s: float) -> None:
     one.looks += 1
 
 
-def settle(one: Noticed) -> None:
+def leave(one: Noticed) -> None:
+    """It stays owed, and another notice is bound to come."""
     one.number = one.due_s = None
+
+
+def settle(one: Noticed) -> None:
+    one.number = one.due_s = one.mark = None
     one.is_anywhere = False

@@ -80,7 +80,8 @@ class Reconciling:
 
     def begin(self, directory: str, folder: str) -> None:
         """Look at the sessions of a folder, from the next step on."""
-        self._folders[directory] = folder
+        if directory.encode(errors="ignore").decode() == directory:  # else no store holds it
+            self._folders[directory] = folder
 
     def is_due(self, now_s: float) -> bool:
         """Whether `step` has something to do. `now_s` is monotonic."""

@@ -84,6 +84,10 @@ def unread(db: sqlite3.Connection) -> list[Unread]:
     return [Unread(row["wait_reason"], row["sessions"], row["oldest_ms"]) for row in rows]
 
 
+def unread_sessions(db: sqlite3.Connection) -> set[str]:
+    return {row["session"] for row in db.execute("select session from notice")}
+
+
 @dataclass(frozen=True, slots=True)
 class TurnRead:
     """A turn as it was when it was last read."""
