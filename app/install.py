@@ -17,6 +17,7 @@ What the file exports is an object, or, for older versions, a function with the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -177,8 +178,12 @@ def uninstall(scope: Global | Project, *, dry_run: bool = False) -> Installed:
 
 
 def render(source: str, command: tuple[str, ...], flavour: Flavour = "object") -> str:
-    """The plugin's text with the command that starts the hook, and with what it exports."""
-    line = f"const INSTALLED = {json.dumps({'command': command, 'flavour': flavour})}"
+    """The plugin's text with the command that starts the hook, with what it exports, and with the name of its code.
+
+    By that name a copy that OpenCode loads into a running process knows whether an older one is there to be replaced.
+    """
+    code = hashlib.sha256(source.encode()).hexdigest()[:12]
+    line = f"const INSTALLED = {json.dumps({'command': command, 'flavour': flavour, 'code': code})}"
     content, count = re.subn(r"^const INSTALLED = .*$", lambda _: line, source, flags=re.MULTILINE)
     if count != 1:
         raise ValueError(f"the plugin has {count} lines for what is installed, not 1")

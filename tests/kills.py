@@ -172,7 +172,7 @@ def remove(plugin: Path) -> None:
 def forget_python(plugin: Path) -> None:
     """What the plugin starts is not there any more."""
     lines = plugin.read_text("utf-8").split("\n")
-    installed = {"command": ["/nowhere/python", "-m", "app", "hook"], "flavour": "object"}
+    installed = {"command": ["/nowhere/python", "-m", "app", "hook"], "flavour": "object", "code": "other"}
     command = f"const INSTALLED = {json.dumps(installed)}"
     changed = [command if line.startswith("const INSTALLED = ") else line for line in lines]
     assert changed != lines

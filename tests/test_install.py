@@ -72,12 +72,21 @@ def test_rendering_changes_one_line() -> None:
     source = SOURCE.read_text()
     rendered = render(source, ("x",), "function")
     changed = [(old, new) for old, new in zip(source.split("\n"), rendered.split("\n"), strict=True) if old != new]
+    code = re.findall(r'"code": "([0-9a-f]{12})"', rendered)
     assert changed == [
         (
-            'const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object"}',
-            'const INSTALLED = {"command": ["x"], "flavour": "function"}',
+            'const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object", "code": ""}',
+            f'const INSTALLED = {{"command": ["x"], "flavour": "function", "code": "{code[0]}"}}',
         )
     ]
+
+
+def test_code_is_named_by_what_it_is_and_not_by_what_it_starts() -> None:
+    source = SOURCE.read_text()
+    names = [
+        render(*one).split('"code": "')[1][:12] for one in ((source, ("x",)), (source, ("y",)), (source + "\n", ("x",)))
+    ]
+    assert names[0] == names[1] != names[2]
 
 
 def test_source_carries_the_marker() -> None:

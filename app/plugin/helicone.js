@@ -1,545 +1,220 @@
 // opencode-helicone plugin, written by `opencode-helicone install-plugin`; the next install replaces this file.
-const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object"}
-
-/* Hands each finished turn of OpenCode to a resident Python process, the hook, as one JSON line on its stdin.
-
-     OpenCode instance ── loads ──▶ Place   one per directory: which sessions changed, and since which message
-     Place ── shares ─────────────▶ hook    one per process: a child, one line in flight
-
-   Events only leave marks. A snapshot is read from OpenCode when the hook can take it, never before, so that a hook
-   which does not read costs no memory and the newest state wins. Nothing here prints, throws, redacts or hashes, and
-   nothing is decided from options: each line carries them, and the hook knows what they mean. */
-
+const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object", "code": ""}
+/* Tells a resident Python process, the hook, which session changed and why: a short JSON line, a notice, on its stdin.
+   The hook reads the session from OpenCode's store and acknowledges lines by number on its stdout. A notice is written
+   in the tick of its event: OpenCode may end in the next. The newest of each session is kept and said again to the next
+   hook, which so learns what the last one left undone and which sessions are ours. Nothing here prints, throws, blocks,
+   reads a session or decides from options: each line carries them, and the hook knows what they mean. */
 import { spawn } from "node:child_process"
-import fs from "node:fs"
 import path from "node:path"
 
-const LINE_BYTES_MAX = 8 * 1024 * 1024 // a longer snapshot is sent as several lines, cut between turns
-const TURN_BYTES_MAX = 16 * 1024 * 1024 // a longer turn is refused
-const SLICE_BYTES = 64 * 1024 // of one write: bounds what the runtime holds for a hook that stopped reading
+const IN_FLIGHT_MAX = 64 // lines that are not acknowledged yet: so many fit in a pipe
+const SESSIONS_MAX = 1_000 // the newest are kept
 const DISPOSE_MS_MAX = 2_000
+const MOMENT_MS = 100 // until a broken pipe is explained by an exit code, and before events are subscribed to again
 const NOTHING_WANTED = 40 // the hook's exit code when the settings want nothing from its folders; as in app/desk.py
 const RESTART_PAUSES_MS = [1_000, 10_000, 60_000] // after the first, second, third death in a row; then one an hour
 const HOUR_MS = 3_600_000
 const STEADY_MS = 600_000 // a hook that lived this long ends a row of deaths
-const TOUCHED_MAX = 4_096 // more marks than this on one session: send it whole
-const NOTES_MAX = 1_000
-const EXIT_MS_MAX = 100 // how long a broken pipe waits for the exit code that explains it
-const DEPTH_MAX = 100 // of subagents below subagents
 
-// One registry for the whole process: several copies of this file (global, project, config) share the first one's code.
-const REGISTRY = Symbol.for("opencode-helicone/1")
-const places = new Map() // directory → Place
-const hook = {
-  child: null,
-  life: 0, // counts deaths: what was sent to an earlier life must be sent again
-  first: null, // the Place of this life's first line
-  startedMs: 0,
-  deaths: 0, // in a row
-  notBeforeMs: 0,
-  pumping: null, // promise of the pump's end while it runs
-  abandon: null, // ends the wait for the write in flight
-  movedMs: 0, // when the hook last took something, or was last offered something after a pause
-  notes: [], // {place, line}: lines not yet sent, beside what is made when it is sent
-  reportedMs: 0,
-}
+// Of several copies in a process (the user's, a project's, one from before an upgrade) the one loaded last is in charge.
+const REGISTRY = Symbol.for("opencode-helicone/2")
+const current = () => globalThis[REGISTRY]
+const places = current()?.places ?? new Map() // directory → {directory, loads, options, isUnwanted, seen}
+const sessions = current()?.sessions ?? new Map() // id → {id, place, why, n, said, state, …}, the latest at the end
+const due = new Set() // sessions whose newest notice is not written yet
+const NEW_LIFE = { child: null, first: null, n: 0, acked: 0, isSilent: false }
+const hook = { ...NEW_LIFE, deaths: 0, startedMs: 0, notBeforeMs: 0, reportedMs: 0 }
 
-// ---- the hook -------------------------------------------------------------------------------------------------------
-
-/** The absolute path of `name`, or null. Relative PATH entries are passed over: they would run the project's files. */
-function executable(name) {
-  if (path.isAbsolute(name)) return name
-  for (const folder of (process.env.PATH ?? "").split(path.delimiter)) {
-    if (!path.isAbsolute(folder)) continue
-    const file = path.join(folder, name)
-    try {
-      fs.accessSync(file, fs.constants.X_OK)
-      if (fs.statSync(file).isFile()) return file
-    } catch {} // not in this folder
-  }
-  return null
-}
-
-/** The hook's environment: ours, without what would make its Python run the project's files. */
-function environment() {
-  const env = { ...process.env, PWD: "/" }
-  for (const name of Object.keys(env)) if (/^(PYTHON|__PYVENV)/.test(name)) delete env[name]
-  return env
-}
-
-/** Starts a process that outlives us: {pid, write}. `write` settles when the operating system has the bytes, or cannot
-    take them. `ended` is told the reason when it did not start or ended. The command line and the TUI run in Bun, where
-    only Bun's own flush() waits for the system (node's callback comes early); OpenCode's desktop program runs in Node. */
-function launch(file, options, ended) {
-  const exited = (code, signal) => ended(`hook ended: ${signal ?? `exit code ${code}`}`, code)
-  const [, ...args] = INSTALLED.command
-  if (globalThis.Bun) {
-    const onExit = (_, code, signal) => exited(code, signal)
-    const pipes = { stdin: "pipe", stdout: "ignore", stderr: "ignore" }
-    const child = Bun.spawn([file, ...args], { ...options, ...pipes, onExit })
-    child.unref()
-    return { pid: child.pid, write: async (bytes) => Promise.all([child.stdin.write(bytes), child.stdin.flush()]) }
-  }
-  const child = spawn(file, args, { ...options, stdio: ["pipe", "ignore", "ignore"] })
-  child.on("error", (error) => ended(`hook did not start: ${error.code}`))
-  child.on("exit", exited)
-  child.stdin?.on("error", () => {}) // told by the write's callback too
-  child.unref()
-  const write = (bytes) =>
-    new Promise((resolve, reject) => child.stdin.write(bytes, (error) => (error ? reject(error) : resolve())))
-  return { pid: child.pid, write }
-}
-
-/** True when the hook can be written to. Starts it unless it died too recently. */
-function running() {
-  if (hook.child) return hook.child.pid !== undefined
-  if (Date.now() < hook.notBeforeMs) return false
-  const file = executable(INSTALLED.command[0])
+/** Starts a process that outlives us; null when it cannot, or when the last one died too recently. Bun's own flush()
+    gives the bytes to the system before it returns, node's spawn in Bun does not. OpenCode's desktop app is Node. */
+function launch([name, ...args]) {
+  if (Date.now() < hook.notBeforeMs) return null
+  // Neither the search for the program nor its Python may meet files of the project.
+  const env = Object.fromEntries(Object.entries(process.env).filter(([variable]) => !/^(PYTHON|__PYV)/.test(variable)))
+  const PATH = (env.PATH ?? "").split(path.delimiter).filter((folder) => path.isAbsolute(folder)).join(path.delimiter)
+  const options = { cwd: "/", env: { ...env, PATH, PWD: "/" }, detached: true, stdio: ["pipe", "pipe", "ignore"] }
+  const exited = (code, signal) => lost(child, `hook ended: ${signal ?? `exit code ${code}`}`, code)
+  const failed = (error) => lost(child, `hook did not start: ${error.code ?? error.name}`)
+  let child = null
   try {
-    if (!file) throw new Error("not found on PATH")
-    const child = launch(file, { cwd: "/", env: environment(), detached: true }, (...why) => lost(child, ...why))
-    hook.child = child
+    if (globalThis.Bun) child = Bun.spawn([name, ...args], { ...options, onExit: (_, ...how) => exited(...how) })
+    else child = spawn(name, args, options).on("error", failed).on("exit", exited)
+    child.stdin.on?.("error", () => broken(child))
+    for (const one of [child, child.stdout]) one.unref?.()
     hook.startedMs = Date.now()
+    listen(child).catch(() => {})
   } catch (error) {
-    lost(null, `hook did not start: ${error.code ?? error.message}`)
+    failed(error)
   }
-  return hook.child?.pid !== undefined
+  return child
 }
+
+/** Takes in what the hook acknowledges, for as long as it lives. */
+async function listen(child, text = "") {
+  for await (const chunk of child.stdout) {
+    text = text.slice(-99) + Buffer.from(chunk).toString("latin1")
+    const acked = Number([...text.matchAll(/"ack": ?(\d+)\}\n/g)].at(-1)?.[1] ?? 0)
+    if (hook.child !== child || acked <= hook.acked) continue
+    Object.assign(hook, { acked, isSilent: false })
+    for (const session of sessions.values()) if (session.isLast && session.n > 0 && session.n <= acked) forget(session)
+    pump()
+  }
+}
+/** The hook does not read any more. If it has ended, the reason is on its way. */
+const broken = (child) => void setTimeout(() => lost(child, "hook closed its input"), MOMENT_MS).unref()
 
 /** The child is of no use any more (died, never started, closed its input). Plans the next start. */
 function lost(child, reason, code) {
   if (hook.child !== child) return // already told
-  const now = Date.now()
-  const { first } = hook
-  Object.assign(hook, { child: null, first: null, life: hook.life + 1 })
-  hook.abandon?.()
-  for (const place of places.values()) for (const root of place.roots.values()) root.due = root.active
-  let pauseMs = 0
-  if (code === NOTHING_WANTED && first) {
-    // Only its first line is known to have been read: the others' places are asked about anew.
-    first.isUnwanted = true
-  } else {
-    if (child && now - hook.startedMs > STEADY_MS) hook.deaths = 0
-    pauseMs = RESTART_PAUSES_MS[hook.deaths] ?? HOUR_MS
-    hook.deaths += 1
-    report(first ?? [...places.values()].at(-1), reason)
-  }
-  hook.notBeforeMs = now + pauseMs
+  const place = hook.first ?? [...places.values()].at(-1)
+  if (child && Date.now() - hook.startedMs > STEADY_MS) hook.deaths = 0
+  place.isUnwanted = code === NOTHING_WANTED && hook.first !== null // only its line was surely read: others ask anew
+  const pauseMs = place.isUnwanted ? 0 : (RESTART_PAUSES_MS[hook.deaths++] ?? HOUR_MS)
+  if (!place.isUnwanted) report(place, reason)
+  Object.assign(hook, NEW_LIFE, { notBeforeMs: Date.now() + pauseMs })
   setTimeout(pump, pauseMs + 10).unref()
+  sayAll()
 }
 
 /** One line in OpenCode's log, at most one an hour, and by the next hook, if there is one, in plugin.log. */
 function report(place, reason) {
-  const now = Date.now()
-  if (!place || now - hook.reportedMs < HOUR_MS) return
-  hook.reportedMs = now
-  note(place, { type: "trouble", session: "", reason })
+  if (Date.now() - hook.reportedMs < HOUR_MS) return
+  hook.reportedMs = Date.now()
+  due.add(Object.assign(sessionOf(place, ""), { why: "trouble", reason, isLast: true }))
   const message = `${reason}; command ${JSON.stringify(INSTALLED.command)}`
-  const body = { service: "opencode-helicone", level: "error", message }
-  for (const one of [place, ...places.values()]) {
-    const sent = clientOf(one)?.app?.log({ body })
-    if (sent) return void sent.catch(() => {})
-  }
+  // Asked by a directory without an instance, OpenCode would make one to answer.
+  const { client } = [place, ...places.values()].flatMap(({ loads }) => [...loads]).find((load) => load.client) ?? {}
+  client?.app.log({ body: { service: "opencode-helicone", level: "error", message } }).catch(() => {})
 }
 
-function note(place, line) {
-  if (hook.notes.length >= NOTES_MAX) return
-  hook.notes.push({ place, line: { v: 1, directory: place.directory, options: place.options, ...line } })
-}
-
-/** Hands bytes over slice by slice; true when the operating system has them all, false when the hook is lost. */
-async function write(place, bytes) {
-  const { child } = hook
-  if (!child) return false // lost while the bytes were made
-  hook.first ??= place
-  hook.movedMs = Date.now()
-  for (let at = 0; at < bytes.length; at += SLICE_BYTES) {
-    const gone = new Promise((resolve) => (hook.abandon = () => resolve(false)))
-    const slice = child.write(bytes.subarray(at, at + SLICE_BYTES)).then(() => true)
-    const taken = await Promise.race([slice, gone]).catch(() => false)
-    hook.abandon = null
-    if (!taken) {
-      await new Promise((resolve) => setTimeout(resolve, EXIT_MS_MAX).unref())
-      lost(child, "hook closed its input")
-    }
-    if (hook.child !== child) return false
-    hook.movedMs = Date.now()
-  }
-  return true
-}
-
-// ---- the pump: takes work while the hook takes lines ----------------------------------------------------------------
-
-/** The newest instance's client, null when the directory has no live instance: asking OpenCode would make one. */
-const clientOf = (place) => [...place.loads].at(-1)?.client ?? null
-
-/** The next thing to send, or null: notes, then sessions to announce, then sessions to send. */
-function nextWork() {
-  hook.notes = hook.notes.filter(({ place }) => !place.isUnwanted)
-  if (hook.notes.length) return { kind: "note", place: hook.notes[0].place }
-  const live = [...places.values()].filter((place) => !place.isUnwanted && clientOf(place))
-  for (const kind of ["open", "snapshot"]) {
-    for (const place of live) {
-      for (const root of place.roots.values()) {
-        if (root.active && (kind === "open" ? root.opened !== hook.life : root.due)) return { kind, place, root }
-      }
-    }
-  }
-  return null
-}
-
-async function perform({ kind, place, root }) {
-  if (kind === "note") {
-    const [sent] = hook.notes
-    if (await write(place, encode(sent.line))) hook.notes = hook.notes.filter((one) => one !== sent)
-    return
-  }
-  if (!(await verify(place, root))) return
-  const { life } = hook
-  if (kind === "open") {
-    const { directory, options } = place
-    if (await write(place, encode({ v: 1, type: "open", session: root.id, directory, options }))) root.opened = life
-    return
-  }
-  const { line, next } = await snapshot(place, root, root.sent !== life)
-  if (!line) return
-  if (await write(place, line)) Object.assign(root, { sent: life }, next && { next, due: true })
-  else root.due = true // for the hook's next life
-}
-
-/** Sends until nothing is left to send or the hook is gone; resolves then. One runs at a time for a hook. */
+/** Writes what is due, as far as the hook keeps up. */
 function pump() {
-  hook.pumping ??= (async () => {
-    await null // leave the event that called us first
-    for (let work = nextWork(); work && running(); work = nextWork()) {
-      try {
-        await perform(work)
-      } catch (error) {
-        setAside(work, error)
-      }
-    }
-    hook.pumping = null // in the same turn as the look that found nothing: no event falls between
-  })()
-  return hook.pumping
-}
-
-/** A session that could not be read waits, to be sent whole, for its next event or its directory's next instance. */
-function setAside({ place, root }, error) {
-  if (!root) return void hook.notes.shift() // a line that cannot even be written as JSON
-  Object.assign(root, { due: !clientOf(place), active: root.verified, whole: true })
-  if (clientOf(place)) report(place, `session not read: ${error?.name}`)
-}
-
-// ---- snapshots ------------------------------------------------------------------------------------------------------
-
-const encode = (value) => Buffer.from(JSON.stringify(value) + "\n")
-
-/** False when the session turns out to be a subagent's, or is gone. */
-async function verify(place, root) {
-  if (root.verified) return true
-  const info = await ask(place, (client) => client.session.get({ path: { id: root.id } }))
-  if (info && !info.parentID) return (root.verified = true)
-  place.roots.delete(root.id)
-  if (info) place.parents.set(root.id, info.parentID)
-  return false
-}
-
-/** The data of OpenCode's answer, null when there is no such thing. */
-async function ask(place, request) {
-  const client = clientOf(place)
-  if (!client) throw new Error("the directory has no instance any more")
-  const { data, response } = await request(client)
-  if (!data && response?.status !== 404) throw new Error(`OpenCode answered ${response?.status}`)
-  return data ?? null
-}
-
-/** {info, messages in order}, null when the session is gone. */
-async function readSession(place, id) {
-  const info = await ask(place, (client) => client.session.get({ path: { id } }))
-  const messages = info && (await ask(place, (client) => client.session.messages({ path: { id } })))
-  if (!messages) return null
-  const order = (a, b) => a.info.time.created - b.info.time.created || (a.info.id < b.info.id ? -1 : 1)
-  return { info, messages: messages.sort(order) }
-}
-
-const turnOf = ({ info }) => (info.role === "user" ? info.id : (info.parentID ?? info.id))
-
-/** Sessions that its tools started: OpenCode's own `task`, or one of another plugin. */
-const subagentsOf = ({ parts }) =>
-  parts.map((part) => part.state?.metadata?.sessionId).filter((id) => typeof id === "string" && id)
-
-/** Where a session may be cut: `at` lists the positions from which on no message belongs to a turn, or names a
-    subagent, that appears before; `first` tells where each turn and subagent appears first. */
-function cuts(messages) {
-  const first = new Map()
-  const reach = messages.map((message, index) => {
-    const keys = [turnOf(message), ...subagentsOf(message)]
-    for (const key of keys) if (!first.has(key)) first.set(key, index)
-    return Math.min(...keys.map((key) => first.get(key)))
-  })
-  const at = []
-  for (let index = messages.length - 1, low = index; index >= 0; index--) {
-    low = Math.min(low, reach[index])
-    if (low === index) at.unshift(index)
-  }
-  return { at, first }
-}
-
-/** The last cut at or before everything that was touched; the last cut when nothing was (a renamed session). */
-function startOf({ at, first }, messages, { touched, subagents, next }) {
-  const marks = [...subagents].map((id) => first.get(id) ?? Infinity)
-  messages.forEach(({ info }, index) => {
-    if (touched.has(info.id) || info.id === next) marks.push(index)
-  })
-  const earliest = Math.min(...marks, Infinity)
-  return at.findLast((cut) => cut <= earliest) ?? 0
-}
-
-/** The JSON texts of the subagents named by these messages, and by theirs, each once. */
-async function readSubagents(place, messages, seen) {
-  const texts = []
-  for (const id of messages.flatMap(subagentsOf)) {
-    if (seen.has(id)) continue
-    seen.add(id)
-    const session = await readSession(place, id)
-    if (!session) continue
-    texts.push(JSON.stringify({ ...session, first_index: 0 }))
-    texts.push(...(await readSubagents(place, session.messages, seen)))
-  }
-  return texts
-}
-
-/** The next line for a session: {line: bytes, next: id of the message to go on from, null at the end}; {} when gone. */
-async function snapshot(place, root, isFirst) {
-  const marks = takeMarks(root)
-  const session = await readSession(place, root.id)
-  if (!session) {
-    place.roots.delete(root.id)
-    return {}
-  }
-  const { info, messages } = session
-  const cut = cuts(messages)
-  const start = isFirst || marks.whole ? 0 : startOf(cut, messages, marks)
-  const taken = await takeTurns(place, root.id, messages, [...cut.at.filter((at) => at >= start), messages.length])
-  const next = messages[taken.end]?.info.id ?? null
-  if (taken.refused) return { line: encode(taken.refused), next }
-  const { directory, options } = place
-  const head = JSON.stringify({ v: 1, type: "snapshot", directory, options, root: root.id }).slice(0, -1)
-  const own = `{"info":${JSON.stringify(info)},"messages":[${taken.messages.join(",")}],"first_index":${start}}`
-  return { line: Buffer.from(`${head},"sessions":[${[own, ...taken.subagents].join(",")}]}\n`), next }
-}
-
-/** As many turns as fit in a line, from the first of `bounds` on (at least one): JSON texts of messages and subagents. */
-async function takeTurns(place, session, messages, bounds) {
-  const taken = { messages: [], subagents: [], end: bounds[0], refused: null }
-  const seen = new Set([session])
-  let bytes = 0
-  for (let index = 1; index < bounds.length; index++) {
-    const turn = messages.slice(bounds[index - 1], bounds[index])
-    const texts = turn.map((message) => JSON.stringify(message))
-    const subagents = await readSubagents(place, turn, seen)
-    const size = [...texts, ...subagents].reduce((sum, text) => sum + Buffer.byteLength(text), 0)
-    if (index > 1 && bytes + size > LINE_BYTES_MAX) break
-    taken.end = bounds[index]
-    if (size > TURN_BYTES_MAX) {
-      taken.refused = { v: 1, type: "refused", session, reason: "too large", bytes: size }
-      break
-    }
-    bytes += size
-    taken.messages.push(...texts)
-    taken.subagents.push(...subagents)
-  }
-  return taken
-}
-
-// ---- marks: what OpenCode's events leave behind ---------------------------------------------------------------------
-
-function newRoot(id) {
-  return {
-    id,
-    verified: false, // known to have no parent
-    active: false, // was busy, or had something to send, in this process
-    busy: false,
-    idled: false,
-    opened: -1, // the hook's life that knows of it
-    sent: -1, // the hook's life that has had it whole
-    due: false,
-    facts: null,
-    ...noMarks(),
+  for (const session of due) {
+    const { id, place, why, reason, n, said } = session
+    if (place.isUnwanted && due.delete(session)) continue
+    if (why === said && n > hook.acked && why !== "idle") continue // the same is in flight
+    const child = hook.n - hook.acked < IN_FLIGHT_MAX && (hook.child ??= launch(INSTALLED.command))
+    if (!child) break
+    due.delete(session)
+    hook.first ??= place
+    Object.assign(session, { n: ++hook.n, said: why })
+    const told = reason ? { type: "trouble", session: id, reason } : { type: "notice", session: id, why }
+    const line = { v: 2, n: hook.n, ...told, directory: place.directory, options: place.options }
+    const write = async () => Promise.all([child.stdin.write(JSON.stringify(line) + "\n"), child.stdin.flush?.()])
+    write().catch(() => broken(child))
   }
 }
 
-/** What changed since the last snapshot was read: message ids, subagents, the session's own facts. */
-const noMarks = () => ({ touched: new Set(), subagents: new Set(), whole: false, renamed: false, next: null })
-
-function takeMarks(root) {
-  const { touched, subagents, whole, next } = root
-  Object.assign(root, noMarks(), { due: false })
-  return { touched, subagents, whole, next }
-}
-
-const isChanged = (root) => root.touched.size > 0 || root.subagents.size > 0 || root.whole || root.renamed
-
-/** The root with this id, made if need be; null for a subagent's session. */
-function rootOf(place, id) {
-  if (!id || place.parents.has(id)) return null
-  if (!place.roots.has(id)) place.roots.set(id, newRoot(id))
-  return place.roots.get(id)
-}
-
-function want(place, root, mark) {
-  Object.assign(root, mark, { active: true })
+function sayAll() {
+  for (const session of [...sessions.values()].reverse()) if (session.why) due.add(Object.assign(session, { n: 0 }))
   pump()
 }
 
-/** A change inside a subagent's session is a change of the turn that named its outermost ancestor below the root. */
-function touch(place, session, message) {
-  let id = session
-  let subagent = null
-  for (let depth = 0; place.parents.has(id) && depth < DEPTH_MAX; depth++) [subagent, id] = [id, place.parents.get(id)]
-  const root = rootOf(place, id)
-  if (!root) return null
-  if (subagent) root.subagents.add(subagent)
-  else if (root.touched.size < TOUCHED_MAX) root.touched.add(message)
-  else root.whole = true
-  return subagent ? null : root
+const forget = (session) => void (sessions.delete(session.id), due.delete(session))
+function sessionOf(place, id) {
+  const session = sessions.get(id) ?? { id, why: null, n: 0 }
+  sessions.delete(id)
+  sessions.set(id, Object.assign(session, { place }))
+  if (sessions.size > SESSIONS_MAX) forget(sessions.values().next().value)
+  return session
 }
 
-function learn(place, { info }) {
-  if (info.parentID) {
-    place.parents.set(info.id, info.parentID)
-    place.roots.delete(info.id)
-    return
-  }
-  const root = rootOf(place, info.id)
-  const facts = { title: info.title, archived: info.time?.archived, revert: JSON.stringify(info.revert) }
-  const before = root.facts ?? facts
-  root.verified = true
-  root.facts = facts
-  if (facts.revert !== before.revert) root.whole = true
-  if (facts.title !== before.title || facts.archived !== before.archived) root.renamed = true
+/** Why a session's own facts are news; a new name can wait until the work is done. */
+function changeOf(session, { info }) {
+  const { facts, revert } = session
+  Object.assign(session, { facts: `${info?.title} ${info?.time?.archived}`, revert: JSON.stringify(info?.revert) })
+  if (session.revert !== revert) return "reverted"
+  return session.facts !== facts && session.state !== "busy" ? "renamed" : null
+}
+const late = ({ state }, { part }) => (state === "idle" && !/pending|running/.test(part?.state?.status) ? "late" : null)
+
+/** The events that tell something: why, or how to know. */
+const WHY = {
+  __proto__: null, missed: "late", // ours
+  "session.created": (session, told) => void changeOf(session, told),
+  "session.updated": changeOf,
+  "session.status": ({ state }, { status }) => (status.type === "idle" || state === "busy" ? null : "busy"),
+  "session.idle": "idle", "session.error": "error", "session.deleted": "deleted", "message.part.removed": "reverted",
+  "message.updated": late, "message.part.updated": late, "message.removed": "reverted",
+  // OpenCode 2, by its public description
+  "session.inbox.delivered": "busy", "session.revert.committed": "reverted",
+  "session.execution.succeeded": "idle", "session.execution.failed": "idle", "session.execution.interrupted": "idle",
+  "session.renamed": "renamed", "session.archived": "renamed", "session.unarchived": "renamed",
 }
 
-function forget(place, session) {
-  place.roots.delete(session)
-  place.parents.delete(session)
-  note(place, { type: "deleted", session })
-  pump()
-}
-
-function removed(place, { sessionID, messageID }) {
-  const root = touch(place, sessionID, messageID)
-  if (root) root.whole = true
-}
-
-const EVENTS = {
-  __proto__: null,
-  "session.created": learn,
-  "session.updated": learn,
-  "session.deleted": (place, { sessionID, info }) => forget(place, sessionID ?? info.id),
-  "session.status": (place, { sessionID, status }) => {
-    const root = status.type === "idle" ? null : rootOf(place, sessionID)
-    if (root) want(place, root, { busy: true })
-  },
-  "session.idle": (place, { sessionID }) => {
-    const root = rootOf(place, sessionID)
-    if (root) want(place, root, { busy: false, idled: true, due: true })
-  },
-  "session.error": (place, { sessionID }) => {
-    const root = rootOf(place, sessionID)
-    if (root) want(place, root, { due: true })
-  },
-  "message.updated": (place, { sessionID, info }) => {
-    // Each new turn tells the one before it its diffs anew, which are no part of a transcript.
-    if (info.role === "user" && info.summary) return
-    const root = touch(place, sessionID ?? info.sessionID, info.id)
-    const isFinished = info.role === "assistant" && (info.time?.completed || info.error)
-    if (root?.idled && !root.busy && isFinished) want(place, root, { due: true }) // an abort or error, told after idle
-  },
-  "message.part.updated": (place, { part }) => void touch(place, part.sessionID, part.messageID),
-  "message.removed": removed,
-  "message.part.removed": removed,
-}
-
-// ---- what OpenCode calls --------------------------------------------------------------------------------------------
-
-/** A directory's loads (two copies of the file, an instance made anew while the old one is disposed of) share one
-    Place; the newest client speaks, and the options are those of the newest load that has some. */
-function placeOf(directory, load) {
-  if (!places.has(directory)) places.set(directory, { directory, loads: new Set(), roots: new Map(), parents: new Map() })
-  const place = places.get(directory)
-  place.loads.add(load)
-  place.isUnwanted = false // until the hook says so of these options
-  configure(place)
-  return place
-}
-
-function configure(place) {
-  place.options = [...place.loads].findLast(({ options }) => Object.keys(options).length)?.options ?? {}
-}
-
-/** Called for each load of each instance. */
-function join(ctx, options) {
-  const load = { client: ctx.client, options: options ?? {} }
-  const place = placeOf(ctx.directory, load)
-  return {
-    event(input) {
-      try {
-        if (input.event.type === "message.part.delta") return
-        see(place, input.event)
-      } catch (error) {
-        report(place, `event not understood: ${error?.name}`)
-      }
-    },
-    async dispose() {
-      try {
-        await finish(place)
-      } catch (error) {
-        report(place, `dispose failed: ${error?.name}`)
-      } finally {
-        place.loads.delete(load)
-        if (place.loads.size) configure(place)
-      }
-    },
-  }
-}
-
-/** OpenCode 2 calls this, and not `server`. From 1.17 on 1.x calls both, this one without what is asked for here. */
-function setup(ctx) {
-  try {
-    if (!ctx.app?.version || !ctx.location || !ctx.event?.subscribe) return
-    const place = placeOf(ctx.location.directory, { client: null, options: ctx.options ?? {} })
-    note(place, { type: "trouble", session: "", reason: `OpenCode ${ctx.app.version}: its sessions are not read yet` })
-    pump()
-  } catch {} // a context of a shape that nobody knows
-}
-
-function see(place, event) {
-  const handle = EVENTS[event.type]
-  if (!handle || place.isUnwanted) return
-  const once = event.id ?? event // before 1.4 events have no id, and both loads are handed the same object
-  if (once === place.seen) return // the second of two loads
+/** Asynchronous so that it never throws at OpenCode; it waits for nothing. */
+async function hear({ directory }, { event }) {
+  const [how, place] = [WHY[event.type], places.get(directory)]
+  const once = how && (event.id ?? event) // before 1.4 events have no id, and both loads are handed the same object
+  if (!how || place.isUnwanted || once === place.seen) return
   place.seen = once
-  handle(place, event.properties)
+  const told = event.properties ?? event.data // before and from OpenCode 2 on
+  const id = told.sessionID ?? told.part?.sessionID ?? told.info?.sessionID ?? told.info?.id
+  const session = id && sessionOf(place, id)
+  const why = typeof how === "string" ? how : session && how(session, told)
+  if (!session || session.isLast || !why) return
+  due.add(Object.assign(session, { why, isLast: why === "deleted" }, /busy|idle/.test(why) && { state: why }))
+  pump()
 }
 
-/** Sends what changed since the last snapshots; resolves when it is handed over, or when the hook keeps us waiting. */
-async function finish(place) {
-  for (const root of place.roots.values()) if (root.active && isChanged(root)) root.due = true
-  // A hook that has taken nothing for so long will not begin now.
-  const patienceMs = hook.abandon ? hook.movedMs + DISPOSE_MS_MAX - Date.now() : DISPOSE_MS_MAX
-  if (patienceMs <= 0) return
-  let timer
-  const timeout = new Promise((resolve) => (timer = setTimeout(resolve, patienceMs)))
-  await Promise.race([pump(), timeout])
-  clearTimeout(timer)
+/** A directory's loads (two copies, an instance made anew) share a place. The newest that has options gives them. */
+function join(load) {
+  const { directory } = load
+  const place = places.get(directory) ?? { directory, loads: new Set() }
+  places.set(directory, Object.assign(place, { isUnwanted: false, options: optionsOf(place.loads.add(load)) }))
+}
+const optionsOf = (loads) => [...loads].findLast(({ options }) => Object.keys(options).length)?.options ?? {}
+
+/** Waits until everything is acknowledged, or until the hook keeps us waiting: once, until it is heard again. */
+async function leave(load) {
+  const isDone = () => !hook.child || (hook.n === hook.acked && !due.size)
+  const untilMs = Date.now() + (hook.isSilent ? 0 : DISPOSE_MS_MAX)
+  while (!isDone() && Date.now() < untilMs) await new Promise((resolve) => setTimeout(resolve, 10))
+  hook.isSilent = !isDone()
+  const { loads } = places.get(load.directory)
+  if (loads.delete(load) && loads.size) places.get(load.directory).options = optionsOf(loads)
 }
 
-// What other copies of this file call, older and newer ones: it stays as it is.
-globalThis[REGISTRY] ??= { join, setup }
+function stop() {
+  void (async () => hook.child?.stdin.end())().catch(() => {})
+  Object.assign(hook, NEW_LIFE, { notBeforeMs: Infinity })
+}
+if (current()?.code !== INSTALLED.code) {
+  current()?.stop()
+  globalThis[REGISTRY] = { code: INSTALLED.code, places, sessions, join, hear, leave, report, stop }
+  sayAll()
+}
 
-const server = async (ctx, options) => globalThis[REGISTRY].join(ctx, options)
-const plugin = { id: "opencode-helicone", server, setup: async (ctx) => globalThis[REGISTRY].setup?.(ctx) }
+async function server({ client, directory }, options) {
+  const load = { client, directory, options: options ?? {} }
+  const failed = ({ name }) => current().report(places.get(directory), `event not understood: ${name}`)
+  current().join(load)
+  return { event: (input) => void current().hear(load, input).catch(failed), dispose: () => current().leave(load) }
+}
 
-// OpenCode below 1.2.5 ends when the default export is no function, 1.2.5 to 1.3 pass over it; OpenCode 2 wants an object.
-export default INSTALLED.flavour === "function" ? Object.assign(server, plugin) : plugin
+/** OpenCode 2 calls this, and not `server`; from 1.17 on 1.x calls both, this one without what is asked for here. */
+async function setup(ctx) {
+  if (!ctx.app?.version || !ctx.location || !ctx.event?.subscribe) return
+  const { event: tell, dispose } = await server(ctx.location, ctx.options)
+  const [home, end] = [ctx.location.directory, new AbortController()]
+  const missed = (id) => ({ event: { type: "missed", data: { sessionID: id } } })
+  const follow = async () => {
+    while (!end.signal.aborted) {
+      for (const { id, place } of [...sessions.values()]) if (place.directory === home) tell(missed(id))
+      try {
+        for await (const event of ctx.event.subscribe({ signal: end.signal })) {
+          if (!(event.type in WHY)) continue
+          const at = event.location ?? (await ctx.session.get(event.data).catch(() => null))?.location
+          if ((at?.directory ?? home) === home) tell({ event }) // whether others' come as well is not settled
+        }
+      } catch {} // who reads too slowly is cut off
+      await new Promise((resolve) => setTimeout(resolve, MOMENT_MS).unref())
+    }
+  }
+  void follow()
+  return () => end.abort() ?? dispose()
+}
+
+// OpenCode below 1.2.5 ends when the default export is no function, 1.2.5 to 1.3 pass over it, 2 wants an object.
+export default Object.assign(INSTALLED.flavour === "function" ? server : {}, { id: "opencode-helicone", server, setup })
