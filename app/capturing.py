@@ -25,7 +25,7 @@ class Captured:
     """How a folder is captured, and what that follows from."""
 
     line: Line
-    """The last one that brought other options, without its message."""
+    """The last one that brought other options."""
     basis: object
     folder: str
     settings: Settings
@@ -85,7 +85,7 @@ class Captures:
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
         ledger.adopt_rotated(self._db, self._target, clock.now_ms())
-        self._seen[line.directory] = Captured(replace(line, message={}), basis, place, settings, known, made)
+        self._seen[line.directory] = Captured(line, basis, place, settings, known, made)
         return made
 
     def _as_known(self, seen: Captured) -> Captured:
@@ -100,7 +100,7 @@ class Captures:
     def refresh(self) -> None:
         """Look at the settings again."""
         for seen in list(self._seen.values()):
-            with suppress(SettingsError, PatternError):  # said when the next snapshot comes
+            with suppress(SettingsError, PatternError):  # said with the next notice
                 self.take(seen.line)
 
     def seen(self, directory: str) -> Captured | None:

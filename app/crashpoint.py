@@ -16,8 +16,11 @@ from dataclasses import dataclass, field
 VARIABLE = "OPENCODE_HELICONE_CRASH_AT"
 
 POINTS = (
+    "notice.noted",  # what the plugin said is owed, nothing is read
+    "notice.read",  # turns are read from OpenCode's store, nothing of them is in the ledger
+    "notice.settling",  # all that a notice named is in the ledger; that nothing is owed any more is not committed
     "enqueue.inserting",  # a job and its records are written, not committed
-    "enqueue.committed",  # all jobs of a snapshot are committed, nothing is rung
+    "enqueue.committed",  # all jobs of a transcript are committed, nothing is rung
     "claim.committed",  # a worker has the job, and has done nothing yet
     "post.sending",  # subject: the request id
     "post.answered",  # Helicone has answered, the ledger does not know; subject: the request id

@@ -28,14 +28,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app import __version__, clock, destination, log
 from app.capturing import note_disabled
 from app.db import open_ledger
 from app.hook import CARE_S, Hook
-from app.inbox import NOTICES, Inbox, Line, LineError, has_half_a_character, read_line
+from app.inbox import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
 from app.place import PlaceError
 from app.privacy.redact import PatternError
 from app.schema import SchemaError, require_known
@@ -63,9 +63,9 @@ class OutdatedError(Exception):
 class _Held:
     """A directory of which lines were refused because its settings could not be used."""
 
-    line: Line
-    """The first of them, without its message."""
     since_ms: int
+    lines: dict[str, Line] = field(default_factory=dict)
+    """The newest of each session."""
 
 
 class Desk:
@@ -80,6 +80,8 @@ class Desk:
         self._sources = sources
         self._succession = succession or Succession()
         self._in_hand: bytes | LineError | None = None
+        self._taken = self._acknowledged = 0
+        """The newest line that was taken, and the newest that the plugin was told about."""
         self._hooks: dict[Path, Hook] = {}
         """By spool."""
         self._spools: dict[str, Path] = {}
@@ -118,8 +120,8 @@ class Desk:
             self._consider_succession()
             self._reap()
             try:
-                is_behind = any(hook.has_more for hook in self._hooks.values())
-                self._in_hand = self._inbox.next(0 if is_behind else CARE_S)
+                pause_s = min((hook.due_s() for hook in self._hooks.values()), default=CARE_S)
+                self._in_hand = self._inbox.next(min(pause_s, CARE_S))
             except EOFError:
                 break
             if self._in_hand is not None:
@@ -131,9 +133,11 @@ class Desk:
                 self._resume()
             for hook in self._hooks.values():
                 self._tend(hook)
+            self._acknowledge()
         self._resume()
         for hook in self._hooks.values():
             self._patiently(hook.finish, hook)
+        self._acknowledge()
         for hook in self._hooks.values():
             self._patiently(hook.finish_reconciling, hook)
         self._count()
@@ -143,11 +147,12 @@ class Desk:
             hook.announce(len(self._inbox))
             hook.care()
         # A line that waits goes first.
-        if hook.has_more and not len(self._inbox):
+        if hook.due_s() <= 0 and not len(self._inbox):
             error = self._attempt(hook.catch_up, hook)
             if error is not None:
-                told = f"what OpenCode's store holds is not compared yet: {type(error).__name__}: {error}"
+                told = f"what OpenCode's store holds is not in the spool yet: {type(error).__name__}: {error}"
                 self._log(told, hook.spool.path)
+                self._heal(error, hook.spool.path)
 
     def _consider_succession(self) -> None:
         """Raises OutdatedError."""
@@ -168,8 +173,20 @@ class Desk:
         self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
         known = [line for hook in hooks for line in hook.estate()]
-        held = [held.line.as_open(held.since_ms) for held in self._held.values()]
-        return [*(line + b"\n" for line in (*known, *held, *in_hand)), *self._inbox.leave()]
+        known += [line for held in self._held.values() for line in held.lines.values()]
+        return [*(line + b"\n" for line in (*(line.as_bytes() for line in known), *in_hand)), *self._inbox.leave()]
+
+    def _acknowledge(self) -> None:
+        """Tell the plugin up to which line everything was looked for, or is owed in the ledger.
+
+        Whether it listens is its own affair.
+        """
+        ahead = [hook.acknowledged for hook in self._hooks.values()]
+        number = min([self._taken, *(number - 1 for number in ahead if number is not None)])
+        if number > self._acknowledged:
+            self._acknowledged = number
+            with suppress(OSError):
+                os.write(sys.stdout.fileno(), json.dumps({"v": PROTOCOL, "ack": number}).encode() + b"\n")
 
     def _attend(self, data: bytes | LineError) -> None:
         try:
@@ -180,8 +197,7 @@ class Desk:
             self._refuse(str(error), self._where())
             return
         self._patiently(lambda: self._take(line), line)
-        if line.number is not None:
-            acknowledge(line.number)
+        self._taken = max(self._taken, line.number or 0)
         self._is_wanted = self._is_wanted or line.directory not in self._unwanted
 
     def _take(self, line: Line) -> None:
@@ -194,7 +210,8 @@ class Desk:
                     hook.resume(line, line.held_since_ms)
         except (SettingsError, PatternError):
             since_ms = clock.now_ms() if line.held_since_ms is None else line.held_since_ms
-            self._held.setdefault(line.directory, _Held(replace(line, message={}, raw=b""), since_ms))
+            held = self._held.setdefault(line.directory, _Held(since_ms))
+            held.lines[line.session] = replace(line, number=None, held_since_ms=held.since_ms)
             raise
 
     def _hook_of(self, line: Line) -> Hook | None:
@@ -213,7 +230,7 @@ class Desk:
         self._unwanted.discard(line.directory)
         self._spools[line.directory] = spool
         if spool not in self._hooks:
-            if line.type == "deleted" and not (spool / "ledger.db").exists():
+            if line.why == "deleted" and not (spool / "ledger.db").exists():
                 return None
             self._hooks[spool] = Hook(self._sources, line, settings)
         return self._hooks[spool]
@@ -222,9 +239,11 @@ class Desk:
         """Take from OpenCode's store what was refused for settings that can be used by now."""
         for directory, held in list(self._held.items()):
             with suppress(SettingsError, PatternError, LineError, OSError, sqlite3.Error, SchemaError):  # the next look
-                hook = self._hook_of(held.line)
-                if hook is not None:
-                    hook.resume(held.line, held.since_ms)
+                for line in held.lines.values():
+                    hook = self._hook_of(line)
+                    if hook is not None:
+                        hook.take(line)
+                        hook.resume(line, held.since_ms)
                 del self._held[directory]
 
     def _patiently(self, act: Callable[[], None], at: Line | Hook) -> None:
@@ -309,12 +328,6 @@ class Desk:
         except SettingsError:
             named = self._sources.environ.get("OPENCODE_HELICONE_SPOOL_DIRECTORY", "")
             return Path(named) if named.startswith("/") else _default_spool()
-
-
-def acknowledge(number: int) -> None:
-    """Tell the plugin that every line up to this one has been dealt with. Whether it listens is its own affair."""
-    with suppress(OSError):
-        os.write(sys.stdout.fileno(), json.dumps({"v": NOTICES, "ack": number}).encode() + b"\n")
 
 
 def _default_spool() -> Path | None:

@@ -1,4 +1,4 @@
-"""What a hook does with the plugin's lines: snapshots become jobs, and a worker is there to send them.
+"""What a hook does with the plugin's notices: it reads OpenCode's store, turns become jobs, and a worker sends them.
 
 `desk` is the process around it.
 """
@@ -10,25 +10,27 @@ import sqlite3
 import time
 from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from app import __version__, clock, destination, ledger, limits, log, salvage
+from app import __version__, clock, crashpoint, destination, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capturing import Captures
 from app.db import heal, open_ledger
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
-from app.inbox import CUT_OFF, TOO_LONG, Line, LineError, read_line
+from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
-from app.opencode import ExportError, Store, store_file
-from app.parse import parse
+from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, look_again, postpone, settle
+from app.opencode import AbsentError, ExportError, Store, store_file
 from app.place import identity
 from app.presence import Announced, open_sessions
+from app.privacy.redact import PatternError
+from app.reading import GONE, Look, Reader, reason_of
 from app.reconcile import Reconciling
 from app.remake import Remaking
 from app.room import Room
 from app.schema import require_known
-from app.settings import Settings, delivery_record
+from app.settings import Settings, SettingsError, delivery_record
 from app.sources import Sources
 from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
@@ -38,32 +40,19 @@ CARE_S = 2.0
 """How often the hook looks whether its worker lives."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Unfinished:
-    """Turns of a session that were not final, and where they are to go should nobody complete them."""
-
-    transcript: Transcript
-    place: Place
-    lines: tuple[bytes, ...]
-    """The snapshots that told of them, as they came."""
-
-
 class Hook:
-    """One spool of this OpenCode: its ledger, where its jobs go, its sessions, and the turns that wait."""
+    """One spool of this OpenCode: its ledger, where its jobs go, its sessions, and what is to be read of them."""
 
     def __init__(self, sources: Sources, first: Line, settings: Settings) -> None:
         self._sources = sources
         self._keyring = Keyring(sources.environ)
         self.spool = Spool(settings.spool_directory)
-        self._first = first.as_open()
-        self._sessions: dict[str, bytes] = {}
-        """Those that live here, each with the line that opens it; in the order of the last time."""
-        self._unfinished: dict[str, _Unfinished] = {}
-        self._deleted: dict[str, bytes] = {}
-        self._missed: dict[str, str] = {}
-        """Sessions with their directories of which something came while it could not be captured."""
+        self._first = Line("notice", first.directory, first.options, "", "busy")
+        self._notices = Notices()
+        self._deleted: dict[str, Line] = {}
+        self._has_ended = False
         self._told: set[str] = set()
-        """What the log already says of odd values: each snapshot shows them again."""
+        """What the log already says: each look at a session shows its odd values again."""
         self._settings = settings
         log.carry_warnings(self.spool.hook_log)
         self._settle()
@@ -85,8 +74,10 @@ class Hook:
         stored = store_file(self._sources.environ)
         self._remaking = Remaking(stored, ours.id, self.spool.hooks)
         self._store = Store(stored)
+        self._store_name = destination.fingerprint(db, str(stored))
+        self._reader = Reader(self._store, ours.id, self._take_turns)
         self._reconciling = Reconciling(
-            self._store, ours.id, elsewhere=self._elsewhere, take=self._take_stored, tell=self.log
+            self._store, self._store_name, self._reader, ours.id, elsewhere=self._elsewhere, tell=self.log
         )
         self._room = Room(stored)
         self._captures = Captures(self._sources, self._keyring, db, ours, self._reconciling.begin, self.log)
@@ -105,7 +96,7 @@ class Hook:
         self._settle()
         with suppress(sqlite3.Error, OSError):
             _close(*old)
-        self._introduce()
+        self._begin_anew()
         if any(what.startswith("ledger: ") for what, _, _ in destination.incidents(self.db)):
             self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
             return
@@ -122,56 +113,68 @@ class Hook:
         self._settle_anew()
         require_known(self.db)
         match line.type:
-            case "open":
-                self._open(line)
-            case "snapshot":
-                self._snapshot(line)
-            case "notice" if line.message.get("why") != "deleted":
+            case "notice" if line.why == "deleted":
+                self._delete(line)
+            case "notice":
                 self._notice(line)
-            case "deleted" | "notice":
-                self._unfinished.pop(line.session, None)
-                self._deleted[line.session] = line.raw
-                self._adopt(line.session)
-                dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
-                salvage.forget_copies(self.spool.path / "ledger.db")
-                if dropped:
-                    self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
-                    # A fork of it may show the same turns, which were left to their origin until now.
-                    of = folder(self.db, line.directory)
-                    ledger.compare_again(self.db, of)
-                    self._reconciling.begin(line.directory, of)
+            case "refused" if line.session:
+                self._notice(replace(line, why="idle"))  # a turn that was too long for the plugin is none for us
             case "refused":
-                reason = line.message.get("reason")
-                # The first two were said by the hook that this process was before. (It may be anything: no set.)
-                known = reason in (TOO_LONG, CUT_OFF)
-                raise LineError(
-                    str(reason) if known else f"by the plugin: {reason if reason == 'too large' else 'unknown'}"
-                )
+                # Said by the hook that this process was before. (It may be anything: no set.)
+                raise LineError(str(line.reason) if line.reason in (TOO_LONG, CUT_OFF) else "unknown")
             case "trouble":
-                log.append(self.spool.plugin_log, plain(line.message.get("reason")), clock.now_ms())
-            case _:
-                raise LineError("unknown type")
+                log.append(self.spool.plugin_log, plain(line.reason), clock.now_ms())
 
-    def _open(self, line: Line) -> None:
-        self._capture_of(line)
-        settings = self._sources.load(line.directory or None, handed=line.options)
-        if not settings.enable:
+    def _notice(self, line: Line) -> None:
+        """Something of a session is new: note that as owed, and look at it when no line waits."""
+        if line.session in self._deleted:
+            return  # it was on its way when the session was deleted
+        try:
+            self._captures.take(line)
+        except (SettingsError, PatternError):
+            self._owe_session(line)
+            raise
+        seen = self._captures.seen(line.directory)
+        if seen is None or not seen.settings.enable:
             return  # noted for a worker that still runs; the other folders go on
-        self._sessions.pop(line.session, None)
-        self._sessions[line.session] = line.raw
-        self._settings = settings
-        self._introduce()
+        if seen.settings is not self._settings or line.session not in self._notices:
+            self._settings = seen.settings
+            self._introduce()
+        self._owe_session(line)
         self.care()
 
-    def _capture_of(self, line: Line) -> Capture | None:
-        """As `Captures.take`; what this line tells of is taken from OpenCode's store when it can be captured again."""
-        capturing = None
-        try:
-            capturing = self._captures.take(line)
-        finally:
-            if capturing is None and line.session:
-                self._missed[line.session] = line.directory
-        return capturing
+    def _owe_session(self, line: Line) -> None:
+        if not line.session:
+            return  # a hook that took over was told of the folder alone
+        added = self._notices.add(line, self._owe(line))
+        crashpoint.reach("notice.noted")
+        if line.why == "busy" and added.root is not None and self._reader.is_known(added.root):
+            settle(added)  # it will say when it has done
+
+    def _begin_anew(self) -> None:
+        """In another ledger than before, which knows neither of this hook nor of what is owed."""
+        self._introduce()
+        for one in self._notices:
+            one.mark, one.due_s = self._owe(one.line), 0
+
+    def _owe(self, line: Line) -> int:
+        of = folder(self.db, line.directory)
+        return ledger.note_notice(self.db, self._store_name, line.session, of, clock.now_ms())
+
+    def _delete(self, line: Line) -> None:
+        self._notices.drop(line.session)
+        self._deleted[line.session] = line
+        self._adopt(line.session)
+        if ledger.settle_notices(self.db, self._store_name, {line.session: destination.NEVER_MS}):
+            destination.note(self.db, GONE, clock.now_ms())
+        dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
+        salvage.forget_copies(self.spool.path / "ledger.db")
+        if dropped:
+            self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
+            # A fork of it may show the same turns, which were left to their origin until now.
+            of = folder(self.db, line.directory)
+            ledger.compare_again(self.db, of)
+            self._reconciling.begin(line.directory, of)
 
     def resume(self, line: Line, since_ms: int) -> None:
         """The settings of a folder can be used again, after they could not since then. Raises as `take`."""
@@ -184,61 +187,15 @@ class Hook:
         destination.remember_delivery_options(self.db, self.target.id, delivery_record(self._settings))
         destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
 
-    def _snapshot(self, line: Line) -> None:
-        capturing = self._capture_of(line)
-        if capturing is None:
-            return
-        try:
-            transcript = parse(line.message)  # type: ignore[arg-type]  # JSON, as read
-        except TranscriptError as error:
-            self.log(f"snapshot: {error}")
-            raise LineError("snapshot that cannot be read") from None
-        session = transcript.session.id
-        if session in self._deleted:
-            return  # it was on its way when the session was deleted
-        self._sessions.setdefault(session, line.as_open())
-        self._adopt(session)
-        place = Place(self.target.id, folder(self.db, line.directory))
-        whole = self._with_unfinished(transcript)
-        done = enqueue(self.db, whole, capturing, place, now_ms=clock.now_ms(), ring=self.bell.ring)
-        self._tell(session, done)
-        self._reconciling.look_below(session, place)
-        before = self._unfinished.pop(session, None)
-        if done.keys:
-            self._bound()
-        if done.waiting:
-            left = replace(whole, turns=tuple(done.waiting))
-            brought = {turn.id for turn in transcript.turns}
-            still = before is not None and any(turn.id not in brought for turn in left.turns)
-            lines = (*(before.lines if before is not None and still else ()), line.raw)
-            self._unfinished[session] = _Unfinished(left, place, lines)
-
-    def _notice(self, line: Line) -> None:
-        """Something of a session has changed: OpenCode's store says what."""
-        self._open(line)
-        seen = self._captures.seen(line.directory)
-        if seen is None or seen.capture is None or line.session in self._deleted:
-            return
-        try:
-            transcript = self._store.transcript(line.session)
-        except (ExportError, TranscriptError) as error:
-            self.log(f"what OpenCode's store holds could not be read: {error}")
-            return
-        if transcript is None:
-            return
-        place = Place(self.target.id, seen.folder)
-        self._adopt(transcript.session.id)
-        done = enqueue(self.db, transcript, seen.capture, place, now_ms=clock.now_ms(), ring=self.bell.ring)
-        self._tell(transcript.session.id, done)
-        if done.keys:
-            self._bound()
-
     def _tell(self, session: str, done: Enqueued) -> None:
         """What of a session was odd: places and rules, no text."""
-        told = f"odd in {session}: {done.remark}"
-        if done.faults and told not in self._told:
-            self._told.add(told)
-            self.log(told)
+        if done.faults:
+            self._tell_once(f"odd in {session}: {done.remark}")
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            self.log(message)
 
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
@@ -257,16 +214,6 @@ class Hook:
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         if made.emptied or made.dropped:
             self.log(made.told)
-
-    def _with_unfinished(self, transcript: Transcript) -> Transcript:
-        """The snapshot's turns and those that waited and that it does not bring again, in order."""
-        unfinished = self._unfinished.get(transcript.session.id)
-        if unfinished is None:
-            return transcript
-        brought = {turn.id for turn in transcript.turns}
-        waited = [turn for turn in unfinished.transcript.turns if turn.id not in brought]
-        turns = sorted((*waited, *transcript.turns), key=lambda turn: turn.messages[0].index)
-        return replace(transcript, turns=tuple(turns))
 
     def _capture_again(self) -> bool:
         """One session of the folders that this OpenCode has open; False when there is none.
@@ -293,7 +240,7 @@ class Hook:
         """The sessions that another live OpenCode has open."""
         return open_sessions(self.spool.hooks, but=self._announced.name)
 
-    def _take_stored(
+    def _take_turns(
         self, transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
     ) -> Enqueued:
         """Some turns of a session out of OpenCode's store."""
@@ -305,42 +252,88 @@ class Hook:
             self._bound()
         return done
 
-    def finish(self) -> None:
-        """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open.
+    def _look(self, one: Noticed, now_s: float) -> None:
+        """Read what a notice named, as far as one look goes. Raises sqlite3.Error, to be tried again."""
+        seen = self._captures.seen(one.line.directory)
+        if seen is not None and not seen.settings.enable:
+            self._settle_those([one])
+            return
+        if seen is None or seen.capture is None:
+            self._wait([one], now_s, CARE_S, "the settings of its folder cannot be used")
+            return
+        due = [one]
+        try:
+            one.root = root = self._store.root_of(one.session)
+            if root not in (None, one.session) and self._notices.is_at_work(root) and not self._has_ended:
+                settle(one)  # what it is shown inside of says when that is done
+                return
+            inside = [one] if root is None else self._notices.inside(root)
+            due = [each for each in inside if each is one or (each.due_s is not None and each.due_s <= now_s)]
+            look = None if root is None else self._read(root, due, Place(self.target.id, seen.folder), seen.capture)
+        except (ExportError, TranscriptError) as error:
+            self._tell_once(f"what OpenCode's store holds could not be read: {error}")
+            if self._has_ended and isinstance(error, AbsentError):
+                self._give_up(due)
+            else:
+                self._wait(due, now_s, FAILED_S if one.looks == 0 else AGAIN_S, reason_of(error))
+            return
+        if look is not None and look.has_more:
+            return
+        if look is not None and not look.is_waiting:
+            self._settle_those(inside)
+            return
+        for each in due:
+            look_again(each, now_s)
+        if look is None and one.due_s is None and (one.line.why != "busy" or self._has_ended):
+            self._give_up(due)
 
-        Its store tells more than the last snapshots, which count where it cannot be read.
-        """
+    def _read(self, root: str, due: list[Noticed], place: Place, capturing: Capture) -> Look | None:
+        now_ms = clock.now_ms()
+        changed_ms = self._store.changed_ms(root) if self._has_ended else None
+        look = self._reader.look(
+            self.db,
+            root,
+            place,
+            capturing,
+            now_ms=now_ms,
+            whole=self._has_ended or any(each.is_anywhere for each in due),
+            is_over=lambda: self._has_ended and root not in self._elsewhere(),
+        )
+        if look == Look() and changed_ms is not None:
+            ledger.note_reconciled(self.db, self.target.id, root, min(changed_ms, now_ms))
+        return look
+
+    def _settle_those(self, those: list[Noticed]) -> None:
+        ledger.settle_notices(self.db, self._store_name, {one.session: one.mark for one in those})
+        for one in those:
+            settle(one)
+
+    def _give_up(self, those: list[Noticed]) -> None:
+        """They are not there any more."""
+        gone = ledger.settle_notices(self.db, self._store_name, {one.session: one.mark for one in those})
+        for one in those:
+            self._notices.drop(one.session)
+        if gone:
+            destination.note(self.db, GONE, clock.now_ms(), gone)
+
+    def _wait(self, those: list[Noticed], now_s: float, pause_s: float, reason: str) -> None:
+        for one in those:
+            postpone(one, now_s, pause_s)
+        ledger.note_wait(self.db, self._store_name, [one.session for one in those], reason)
+
+    def finish(self) -> None:
+        """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
         self._settle_anew()
         require_known(self.db)
         self._captures.refresh()
+        self._has_ended = True
+        # Before the last look: of two that end together the later one sees that nobody has the session open.
+        self.announce(0)
+        now_s = time.monotonic()
+        self._notices.look_at_all(now_s)
         with self._store.kept_open():
-            opened = {session: read_line(line).directory for session, line in self._sessions.items()}
-            for session, directory in (opened | self._missed).items():
-                seen = self._captures.seen(directory)
-                if seen is None or seen.capture is None or session in self._deleted:
-                    continue
-                now_ms = clock.now_ms()
-                if self._reconciling.compare(self.db, session, seen.folder, seen.capture, now_ms, has_ended=True):
-                    self._unfinished.pop(session, None)
-                self._reconciling.look_below(session, Place(self.target.id, seen.folder), has_ended=True)
-                self._sessions.pop(session, None)
-                self._missed.pop(session, None)
-        elsewhere = self._elsewhere()
-        current = self._captures.by_folder()
-        for session, left in list(self._unfinished.items()):
-            # Not as it was captured when it began: its folder may be held by now. Then OpenCode's store keeps it.
-            capturing = current.get(left.place.folder)
-            if session not in elsewhere and capturing is not None:
-                enqueue(
-                    self.db,
-                    left.transcript,
-                    capturing,
-                    left.place,
-                    now_ms=clock.now_ms(),
-                    ring=self.bell.ring,
-                    abandoned=True,
-                )
-            del self._unfinished[session]
+            while (one := self._notices.next(now_s)) is not None:
+                self._look(one, now_s)
 
     def finish_reconciling(self) -> None:
         """The other sessions of its folders, as far as it has not come to them while OpenCode lived."""
@@ -354,10 +347,9 @@ class Hook:
         """The worker that it started, as far as it has not ended."""
         return self._starting.pid
 
-    def estate(self) -> list[bytes]:
+    def estate(self) -> list[Line]:
         """Lines that make another hook know what this one knows and the ledger does not."""
-        waiting = [line for left in self._unfinished.values() for line in left.lines]
-        return [self._first, *self._sessions.values(), *self._deleted.values(), *waiting]
+        return [self._first, *(one.line for one in self._notices), *self._deleted.values()]
 
     # --- beside the lines
 
@@ -368,11 +360,12 @@ class Hook:
             self._settle()  # the new ledger may know the destination by another number, and nothing of its folders
             with suppress(sqlite3.Error, OSError):
                 _close(*old)
-            self._introduce()
+            self._begin_anew()
             self.log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
 
     def announce(self, backlog: int) -> None:
-        facts = {"destination": self.target.id, "sessions": sorted(self._sessions), "backlog": backlog}
+        owned = [] if self._has_ended else self._notices.owned()
+        facts = {"destination": self.target.id, "sessions": owned, "backlog": backlog + len(self._notices)}
         self._announced.say({**facts, "version": __version__})
 
     def care(self) -> None:
@@ -387,43 +380,37 @@ class Hook:
         if settings.enable and settings.worker == "auto" and settings.api_key is not None:
             self._starting.look(self._cared_s)
 
-    @property
-    def has_more(self) -> bool:
-        """Whether `catch_up` may have something to do."""
+    def due_s(self) -> float:
+        """How long until `catch_up` may have something to do."""
         now_s = time.monotonic()
-        is_behind = (
-            self._may_capture_again or self._reconciling.is_due(now_s) or self._missed_and_captured() is not None
-        )
-        return now_s >= self._catch_up_s and is_behind
+        if self._may_capture_again or self._reconciling.is_due(now_s):
+            return max(0.0, self._catch_up_s - now_s)
+        due_s = self._notices.due_s()
+        return CARE_S if due_s is None else max(0.0, due_s - now_s, self._catch_up_s - now_s)
 
     def catch_up(self) -> None:
-        """One session out of OpenCode's store: captured again, or compared. Raises sqlite3.Error, OSError, SchemaError.
+        """One session out of OpenCode's store: read, captured again, or compared.
 
-        Only one, so that a line never waits for longer than that.
+        Only one, so that a line never waits for longer than that. Raises sqlite3.Error, OSError, SchemaError.
         """
         now_s, now_ms = time.monotonic(), clock.now_ms()
         self._catch_up_s = now_s + CARE_S  # should it fail
-        if identity(self.spool.path / "ledger.db") != self._ledger_file:
-            return  # the next line goes on in the one that is there now
+        self._settle_anew()
         require_known(self.db)
-        self._may_capture_again = self._may_capture_again and self._capture_again()
-        missed = self._missed_and_captured()
-        if missed is not None:
-            session, seen, capturing = missed
-            self._reconciling.compare(self.db, session, seen, capturing, now_ms, has_ended=False)
-            del self._missed[session]
-        elif not self._may_capture_again and self._reconciling.is_due(now_s):
-            ours = {*self._sessions, *self._deleted}
+        noticed = self._notices.next(now_s)
+        if noticed is not None:
+            self._look(noticed, now_s)
+        elif self._may_capture_again:
+            self._may_capture_again = self._capture_again()
+        elif self._reconciling.is_due(now_s):
+            ours = {*self._notices.owned(), *self._deleted}
             self._reconciling.step(self.db, self._captures.of, ours, now_s=now_s, now_ms=now_ms)
         self._catch_up_s = now_s
 
-    def _missed_and_captured(self) -> tuple[str, str, Capture] | None:
-        """A session of which something was missed and that can be captured now, its folder, and how."""
-        for session, directory in self._missed.items():
-            seen = self._captures.seen(directory)
-            if seen is not None and seen.capture is not None and session not in self._deleted:
-                return session, seen.folder, seen.capture
-        return None
+    @property
+    def acknowledged(self) -> int | None:
+        """Every line before this one was looked for; None where all were."""
+        return self._notices.acknowledged()
 
     def log(self, message: str) -> None:
         log.append(self.spool.hook_log, message, clock.now_ms())

@@ -205,7 +205,7 @@ def read_line(data: bytes) -> Line:
     return Line(
         **fields,
         options=options,
-        why=why if fields["type"] == "notice" else "",
+        why=str(why) if fields["type"] == "notice" else "",
         number=number,
         reason=message.get("reason"),
         held_since_ms=held_since_ms,

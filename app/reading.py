@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from app import crashpoint, destination, ledger
 from app.enqueue import Enqueued, Place
 from app.export import Capture
 from app.ledger import SESSION_RECORD, TurnRead
-from app.opencode import Outline, Store, TurnOutline
+from app.opencode import AbsentError, ExportError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
-from app.transcript import Transcript
+from app.transcript import Transcript, TranscriptError
 
 ROWS_MAX = 150
 """Of messages and parts that one look takes, unless a single turn has more."""
 REMEMBERED_MAX = 256
 """Sessions of which is kept in memory what was read of them."""
+GONE = "sessions gone before they were read"
+"""As an incident: deleted, or with a data folder that is not there any more."""
 UNDONE = "turns undone before they were read, and not exported, of session"
 """As an incident; the session's id follows."""
 
@@ -47,6 +49,8 @@ class Look:
     """A turn is unfinished."""
     is_whole: bool = True
     """Every turn that was looked at is in the ledger, also what was written before capture began."""
+    has_interrupted: bool = False
+    """What was unfinished was taken as it is."""
 
 
 @dataclass(slots=True)
@@ -121,13 +125,13 @@ class Reader:
 
         ahead = [one for one in outline.turns if is_ahead(one)]
         batch = _batch(ahead)
-        is_whole = True
+        look = Look()
         if last is not None and (batch or read.updated_ms != outline.updated_ms):
-            is_whole = self._take_turns(db, root, place, capturing, outline, batch, policy, now_ms, since_ms, is_over)
+            look = self._take_turns(db, root, place, capturing, outline, batch, policy, now_ms, since_ms, is_over)
         has_more = len(batch) < len(ahead)
         if not has_more:
             read.updated_ms, read.last, read.policy = outline.updated_ms, last, policy
-        return Look(has_more, bool(read.waiting), is_whole)
+        return replace(look, has_more=has_more, is_waiting=bool(read.waiting))
 
     def _take_turns(  # noqa: PLR0913 - a part of `look`
         self,
@@ -141,15 +145,14 @@ class Reader:
         now_ms: int,
         since_ms: int | None,
         is_over: Callable[[], bool],
-    ) -> bool:
-        """Whether nothing of it was left out."""
+    ) -> Look:
         read, last = self._read[root], outline.turns[-1].turn
         names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
         transcript = self._store.transcript(root, {*names, last})
         crashpoint.reach("notice.read")
         if transcript is None:
-            return True
+            return Look()
         undone = {
             turn.id
             for turn in transcript.turns
@@ -165,7 +168,9 @@ class Reader:
             only &= missed
         done = self._take(transcript, capturing, place, only=only, abandoned=False)
         waiting = names & {turn.id for turn in done.waiting} - undone
-        if waiting and is_over() and self._is_unchanged(root, [one for one in batch if one.turn in waiting]):
+        unfinished = [one for one in batch if one.turn in waiting]
+        interrupted = bool(unfinished) and is_over() and self._is_unchanged(root, unfinished)
+        if interrupted:
             self._take(transcript, capturing, place, only=only & waiting, abandoned=True)
             waiting = set()
         noted = {one.turn: TurnRead(one.rows, one.updated_ms, policy) for one in batch}
@@ -175,7 +180,7 @@ class Reader:
         read.waiting |= dict.fromkeys(waiting, last)
         kept = {name: one for name, one in noted.items() if name not in early | waiting | undone}
         ledger.note_turns_read(db, self._destination_id, root, kept)
-        return not early
+        return Look(is_whole=not early, has_interrupted=interrupted)
 
     def _is_unchanged(self, root: str, turns: list[TurnOutline]) -> bool:
         """Whether these are as before: reading them took its time."""
@@ -185,7 +190,7 @@ class Reader:
 
     def _missed(
         self, db: sqlite3.Connection, transcript: Transcript, policy: str, since_ms: int
-    ) -> tuple[set[str], Collection[str]]:
+    ) -> tuple[set[str], set[str]]:
         """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
 
         And all that it knows of the session.
@@ -208,7 +213,7 @@ class Reader:
             missed.add(SESSION_RECORD)
         # Not to be taken, but to be told of.
         unreadable = {one.turn for one in transcript.unreadable if one.turn is not None and one.turn not in known}
-        return missed | unreadable, known.keys()
+        return missed | unreadable, set(known)
 
     def _recall(self, db: sqlite3.Connection, root: str) -> _Read:
         found = self._read.pop(root, None)
@@ -230,3 +235,14 @@ def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
             break
         taken.append(one)
     return taken
+
+
+def reason_of(error: ExportError | TranscriptError) -> str:
+    """Why a session cannot be read now, in words that are kept: without its text, and without a path."""
+    match error:
+        case AbsentError():
+            return "OpenCode's store is not there"
+        case StoreError():
+            return "OpenCode's store cannot be read"
+        case _:
+            return "the session cannot be read"

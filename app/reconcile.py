@@ -1,7 +1,7 @@
-"""What OpenCode's store holds and no snapshot told of: turns of an OpenCode that was killed, or ran without its plugin.
+"""What OpenCode's store holds and no notice led to: turns of an OpenCode that was killed, or ran without its plugin.
 
-    a folder is captured ─▶ its sessions that changed since they were last compared, one at a time:
-        stored ▶ parse ▶ enqueue ─▶ all of it is in the ledger: noted, and not read again until it changes
+    a folder is captured ─▶ its sessions that changed since they were last compared, and what a dead hook still owed:
+        `reading`, one at a time ─▶ all of it is in the ledger: noted, and not read again until it changes
                                  └▶ a turn is unfinished: looked at again, until it is finished or nobody can finish it
 
 What was written before capture of the folder began is for `backfill`.
@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from app import destination, ledger
-from app.enqueue import Enqueued, Place
+from app.enqueue import Place
 from app.export import Capture
+from app.noticed import AGAIN_S
 from app.opencode import ExportError, Store, StoreError
-from app.transcript import Transcript, TranscriptError
+from app.reading import GONE, Reader
+from app.transcript import TranscriptError
 
 QUIET_MS = 600_000
 """An unfinished turn that no hook owns, in a session that was not written to for so long, is taken for abandoned."""
 SETTLE_S = 3.0
 """Between two looks that both see no owner: one that makes way for a newer version is away for half a second."""
-AGAIN_S = 30.0
-"""Between two looks at what is unfinished, and after a store that could not be read."""
 FAILURES_MAX = 3
 """So many tries to read the store that fail end the last looks."""
 
@@ -35,27 +34,23 @@ def is_quiet(changed_ms: int, now_ms: int) -> bool:
     return abs(now_ms - changed_ms) >= QUIET_MS
 
 
-class Take(Protocol):
-    """Enqueues `only` these turns of a session; as interrupted what is not finished, if it is `abandoned`."""
-
-    def __call__(
-        self, transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
-    ) -> Enqueued: ...
-
-
 @dataclass(slots=True)
 class _Ahead:
     """A session that is to be looked at."""
 
     place: Place
     due_s: float
-    has_ended: bool = False
-    """The OpenCode that had it open is known to be gone."""
+    owed: dict[str, int] = field(default_factory=dict)
+    """What settles the notices of a hook that is gone: then it is read as whole as that one would have."""
     unowned_s: float | None = None
     """Since when nobody was seen to have it open."""
     is_settled: bool = False
     read_ms: int | None = None
-    """What OpenCode had written when its transcript was last read."""
+    """What OpenCode had written when it was last read."""
+    has_more: bool = False
+    """The last look did not get to its end."""
+    is_whole: bool = True
+    """Nothing of it was left out so far."""
 
 
 class Reconciling:
@@ -64,17 +59,19 @@ class Reconciling:
     def __init__(
         self,
         store: Store,
+        store_name: str,
+        reader: Reader,
         destination_id: int,
         *,
         elsewhere: Callable[[], Collection[object]],
-        take: Take,
         tell: Callable[[str], None],
     ) -> None:
-        """`elsewhere` tells the sessions that another live OpenCode has open."""
+        """`store_name` is what notices know the store by. `elsewhere` tells what another live OpenCode has open."""
         self._store = store
+        self._store_name = store_name
+        self._reader = reader
         self._destination_id = destination_id
         self._elsewhere = elsewhere
-        self._take = take
         self._tell = tell
         self._folders: dict[str, str] = {}
         """Not yet listed: by directory, as the ledger knows it."""
@@ -84,20 +81,6 @@ class Reconciling:
     def begin(self, directory: str, folder: str) -> None:
         """Look at the sessions of a folder, from the next step on."""
         self._folders[directory] = folder
-
-    def look_below(self, session: str, place: Place, *, has_ended: bool = False) -> None:
-        """Look at the subagents of a session that no call of it names: a plugin has started them, nobody tells of them.
-
-        `has_ended` as for `_Ahead`.
-        """
-        try:
-            found = self._store.uncalled(session)
-        except ExportError as error:
-            self._fail(error)
-            return
-        for name in found:
-            if has_ended or name not in self._ahead:
-                self._ahead[name] = _Ahead(place, 0, has_ended=has_ended)
 
     def is_due(self, now_s: float) -> bool:
         """Whether `step` has something to do. `now_s` is monotonic."""
@@ -115,7 +98,7 @@ class Reconciling:
         """List a folder, or look at a session. Raises sqlite3.Error, to be tried again.
 
         `capture_of` a folder is None where it is not captured now. `ours` are the sessions that our own OpenCode has
-        open: they tell of themselves, and `compare` looks at them in the end.
+        open: notices tell of them.
         """
         if self._folders:
             self._list(db, now_s, now_ms)
@@ -135,6 +118,7 @@ class Reconciling:
         try:
             if one.unowned_s is not None and self._compare(db, session, one, capturing, now_ms):
                 return
+            one.due_s = now_s if one.has_more else one.due_s
         except (ExportError, TranscriptError) as error:
             self._fail(error)
             for other in self._ahead.values():
@@ -144,24 +128,6 @@ class Reconciling:
             self._ahead[session] = one
             raise
         self._ahead[session] = one
-
-    def compare(
-        self, db: sqlite3.Connection, session: str, folder: str, capturing: Capture, now_ms: int, *, has_ended: bool
-    ) -> bool:
-        """A session of our own OpenCode; if that has ended, what it left unfinished is interrupted.
-
-        Not where another one has it open. False when the store does not have it, or cannot be read, if only in part.
-        """
-        try:
-            stored = self._store.transcript(session)
-            if self._store.changed_ms(session) is None or not _is_of(db, stored, folder):
-                return False
-            one = _Ahead(Place(self._destination_id, folder), 0, has_ended=has_ended)
-            self._compare(db, session, one, capturing, now_ms)
-        except (ExportError, TranscriptError) as error:
-            self._fail(error)
-            return False
-        return stored is None or not stored.unreadable
 
     def last_looks(
         self, db: sqlite3.Connection, capture_of: Callable[[str], Capture | None], *, now_s: float, now_ms: int
@@ -175,7 +141,8 @@ class Reconciling:
             if capturing is not None and session not in self._elsewhere() and failures < FAILURES_MAX:
                 one.is_settled = True
                 try:
-                    self._compare(db, session, one, capturing, now_ms)
+                    while not self._compare(db, session, one, capturing, now_ms) and one.has_more:
+                        pass
                 except (ExportError, TranscriptError) as error:
                     # A session that cannot be read is one; a store that cannot be is the end.
                     failures += isinstance(error, StoreError)
@@ -197,11 +164,22 @@ class Reconciling:
             }
             for one in self._store.roots(directory, among={name for name in due if not self._is_inside(db, name)}):
                 self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
+            self._list_owed(db, folder, now_s, now_ms)
         except ExportError as error:
             self._fail(error)
         except sqlite3.Error:
             self._folders[directory] = folder
             raise
+
+    def _list_owed(self, db: sqlite3.Connection, folder: str, now_s: float, now_ms: int) -> None:
+        elsewhere = self._elsewhere()
+        for session, mark in ledger.open_notices(db, self._store_name, folder).items():
+            root = None if session in elsewhere else self._store.root_of(session)
+            if root is not None:
+                place = Place(self._destination_id, folder)
+                self._ahead.setdefault(root, _Ahead(place, now_s)).owed[session] = mark
+            elif session not in elsewhere and ledger.settle_notices(db, self._store_name, {session: mark}):
+                destination.note(db, GONE, now_ms)
 
     def _is_inside(self, db: sqlite3.Connection, session: str) -> bool:
         """A subagent that was exported with the session that called it, and is looked at with that one."""
@@ -215,30 +193,39 @@ class Reconciling:
     def _compare(self, db: sqlite3.Connection, session: str, one: _Ahead, capturing: Capture, now_ms: int) -> bool:
         """Whether nothing is left to be looked at again. Raises sqlite3.Error, ExportError, TranscriptError."""
         changed_ms = self._store.changed_ms(session)
-        if changed_ms is None or self._is_compared(db, session, changed_ms, now_ms):
-            return True
-        is_over = one.has_ended or (one.is_settled and is_quiet(changed_ms, now_ms))
+        if changed_ms is None or (not one.owed and self._is_compared(db, session, changed_ms, now_ms)):
+            return self._settle(db, one)
+        is_over = one.is_settled and is_quiet(changed_ms, now_ms)
         if one.read_ms == changed_ms and not is_over:
             return False
-        transcript = self._store.transcript(session)
-        if transcript is None:
-            return True
         # What is `off` is noted without content whenever it was written.
-        since_ms = 0 if capturing.policy.mode == "off" else destination.captured_since_ms(db, one.place.folder) or 0
-        missed, is_whole = _missed(db, self._destination_id, transcript, capturing, since_ms)
-        noted_ms = min(changed_ms, now_ms)
-        done = self._take(transcript, capturing, one.place, only=missed, abandoned=False)
-        if not done.waiting:
-            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not is_whole)
-            return True
-        one.read_ms = changed_ms
-        # Asked again, as reading it took its time.
-        if not is_over or session in self._elsewhere() or self._store.changed_ms(session) != changed_ms:
+        is_all = one.owed or capturing.policy.mode == "off"
+        since_ms = None if is_all else destination.captured_since_ms(db, one.place.folder) or 0
+        look = self._reader.look(
+            db,
+            session,
+            one.place,
+            capturing,
+            now_ms=now_ms,
+            since_ms=since_ms,
+            whole=True,
+            is_over=lambda: is_over and session not in self._elsewhere(),
+        )
+        one.has_more = look is not None and look.has_more
+        if look is None:
+            return self._settle(db, one)
+        one.is_whole &= look.is_whole
+        if look.has_more or look.is_waiting:
+            one.read_ms = None if look.has_more else changed_ms
             return False
-        unfinished = missed & {turn.id for turn in done.waiting}
-        self._take(transcript, capturing, one.place, only=unfinished, abandoned=True)
-        if one.has_ended:  # of others that is a guess, and the next start looks again
-            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not is_whole)
+        if not look.has_interrupted:  # that is a guess, and the next start looks again
+            noted_ms = min(changed_ms, now_ms)
+            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not one.is_whole)
+        return self._settle(db, one)
+
+    def _settle(self, db: sqlite3.Connection, one: _Ahead) -> bool:
+        if one.owed:
+            ledger.settle_notices(db, self._store_name, one.owed)
         return True
 
     def _fail(self, error: ExportError | TranscriptError) -> None:
@@ -246,40 +233,3 @@ class Reconciling:
         if told not in self._told:
             self._told.add(told)
             self._tell(told)
-
-
-def _is_of(db: sqlite3.Connection, transcript: Transcript | None, folder: str) -> bool:
-    """Whether it is stored under this folder; one of another folder may have options of its own there."""
-    directory = transcript.session.directory if transcript is not None else ""
-    return not directory or destination.fingerprint(db, directory) == folder
-
-
-def _missed(
-    db: sqlite3.Connection, destination_id: int, transcript: Transcript, capturing: Capture, since_ms: int
-) -> tuple[set[str], bool]:
-    """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
-
-    A turn that ended before `since_ms` counts only where an earlier state of it was captured. Whether every turn is
-    among them, or in the ledger.
-
-    What it holds under another policy and is as new stays as it is: a new pattern sends nothing again by itself. Nor
-    does a new key or endpoint.
-    """
-    frozen = ledger.frozen(db, destination_id, transcript.session.id)
-    policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
-    found = ledger.exported(db, destination_id, transcript.session.id)
-    known = {one.turn: one for one in found if one.state != "superseded"}
-    elsewhere = ledger.exported_elsewhere(db, destination_id, transcript.session.id)
-
-    def is_missed(name: str, facts_ms: int) -> bool:
-        one = known.get(name)
-        if one is None:
-            return facts_ms >= since_ms and elsewhere.get(name, -1) < facts_ms
-        return one.facts_ms < facts_ms or one.policy == policy
-
-    missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
-    if missed or (ledger.SESSION_RECORD in known and is_missed(ledger.SESSION_RECORD, 0)):
-        missed.add(ledger.SESSION_RECORD)
-    # Not to be taken, but to be told of.
-    missed |= {one.turn for one in transcript.unreadable if one.turn is not None and one.turn not in known}
-    return missed, all(turn.id in known or turn.id in missed for turn in transcript.turns)

@@ -115,11 +115,17 @@ class HookProcess:
     def notice(self, session: str, why: str = "idle", **message: Any) -> int:
         """Say that something of the session is new in the store; the notice's number."""
         self.said += 1
-        self.say("notice", **{"v": 2, "n": self.said, "session": session, "why": why, **message})
+        self.say(**{"v": 2, "n": self.said, "type": "notice", "session": session, "why": why, **message})
         return self.said
 
     def show(self, snapshot: dict[str, Any], **message: Any) -> None:
-        """OpenCode writes what the snapshot shows to its store, and the plugin gives notice of it."""
+        """OpenCode writes what the snapshot shows to its store, and the plugin gives notice of it.
+
+        A `directory` is where OpenCode was started: it is that of the sessions as well.
+        """
+        if "directory" in message:
+            moved = [{**one, "info": {**one["info"], "directory": message["directory"]}} for one in snapshot["sessions"]]
+            snapshot = {**snapshot, "sessions": moved}
         self.notice(self.store.put(snapshot), **message)
 
     def delete(self, session: str, **message: Any) -> None:

@@ -46,7 +46,7 @@ def refusals(station: Station) -> dict[str, int]:
 def at_work(station: Station, process: HookProcess) -> None:
     """It has opened the spool, and has a log to write to."""
     process.raw(b"{")
-    process.say("open", session="ses_1")
+    process.notice("ses_1", "busy")
     wait_until(lambda: "ses_1" in str([one.says for one in present(station.spool / "hooks")]))
 
 
@@ -94,7 +94,7 @@ def test_what_comes_while_the_disk_is_full_is_stored_when_it_is_not(station: Sta
     with hook(station) as process:
         at_work(station, process)
         disk.fill(process)
-        process.say("snapshot", **export(SIMPLE))
+        process.show(export(SIMPLE))
         process.raw(b"{")
         wait_until(lambda: TRYING in station.text("hook.log"))
         disk.empty(process)
@@ -146,8 +146,8 @@ def test_a_spool_that_may_not_be_used_is_named_where_status_looks_by_default(sta
     (tmp_path / "link").symlink_to(tmp_path / "real")
     usual = replace(station, variables={"OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
     with hook(usual) as process:
-        for kind, message in (("open", {"session": "ses_1"}), ("snapshot", export(SIMPLE))):
-            process.say(kind, options={"spoolDirectory": str(tmp_path / "link")}, **message)
+        for name in (SIMPLE, "b_tools"):
+            process.show(export(name), options={"spoolDirectory": str(tmp_path / "link")})
         assert process.end() == 0
     status = json.loads(usual.run("status", "--json").stdout)
     assert [(one["reason"], one["count"]) for one in status["refused"]] == [("PlaceError", 2)]

@@ -202,8 +202,7 @@ def test_no_canary_of_any_recording_gets_through_a_hook(station: Station, rule_n
     with hook(station) as process:
         for snapshot in recordings():
             process.show(sower.snapshot(snapshot), directory=f"/home/{sower.text()}/project")
-        process.say("open", session="ses_last")
-        wait_until(lambda: "ses_last" in str([one.says for one in present(station.spool / "hooks")]))
+        process.wait_for_ack()
         # The hook is alive and its connection open: what it wrote is still in the WAL.
         assert (station.spool / "ledger.db-wal").stat().st_size > 0
         assert canaries(every_byte(station.spool)) == []

@@ -11,11 +11,9 @@ import pytest
 from app import destination, ledger
 from app.db import open_ledger
 from app.desk import NOTHING_WANTED
-from app.opencode import store_file
 from tests.processes import Station, hook
 from tests.recorded import export
 from tests.test_held import asked
-from tests.test_store import built
 from tests.waiting import wait_until
 
 JOBS = 2
@@ -61,13 +59,13 @@ def test_a_relative_spool_of_the_environment_lies_in_the_project(station: Statio
 def test_a_folder_that_wants_nothing_keeps_no_process_and_one_that_does_goes_on(station: Station) -> None:
     off = {"enable": False}
     with hook(station) as process:
-        process.say("open", session="ses_1", options=off, directory="/home/dev/off")
+        process.notice("ses_1", "busy", options=off, directory="/home/dev/off")
         process.show(export("a_simple"))
-        process.say("snapshot", **export("b_tools"), options=off, directory="/home/dev/off")
+        process.show(export("b_tools"), options=off, directory="/home/dev/off")
         assert process.end() == 0
     assert station.counts().pending == JOBS
     with hook(station) as process:
-        process.say("open", session="ses_1", options=off, directory="/home/dev/off")
+        process.notice("ses_1", "busy", options=off, directory="/home/dev/off")
         assert process.process.wait(60) == NOTHING_WANTED
     with station.ledger() as db:
         recorded = destination.folder_options(db, destination.fingerprint(db, "/home/dev/off"))
@@ -77,15 +75,15 @@ def test_a_folder_that_wants_nothing_keeps_no_process_and_one_that_does_goes_on(
 
 def test_a_deletion_makes_no_spool(station: Station) -> None:
     with hook(station) as process:
-        process.say("deleted", session="ses_1")
+        process.notice("ses_1", "deleted")
         assert process.end() == 0
     assert not station.spool.exists()
 
 
 def test_trouble_of_an_earlier_hook_is_in_the_plugins_log(station: Station) -> None:
     with hook(station) as process:
-        process.say("trouble", session="", reason="hook ended: SIGKILL")
-        process.say("trouble", session="", reason="a prompt: <hello>\n")
+        for reason in ("hook ended: SIGKILL", "a prompt: <hello>\n"):
+            process.notice("", type="trouble", reason=reason)
         assert process.end() == 0
     told = [line.partition(" ")[2] for line in station.text("plugin.log").splitlines()]
     assert told == ["hook ended: SIGKILL", "trouble that cannot be told"]
@@ -114,10 +112,8 @@ def test_a_folder_whose_settings_cannot_be_used_is_taken_from_the_store_when_the
         before = JOBS if is_known else 0
         config.write_text(unusable)
         process.show(wanted, directory=str(project))
-        wait_until(lambda: sum(refusals(station).values()) == 2)
+        wait_until(lambda: sum(refusals(station).values()) == 1)
         assert station.counts().pending == before
-        store_file(station.environ).parent.mkdir(parents=True)
-        built(store_file(station.environ), wanted)
         config.write_text("")
         if not is_last:
             wait_until(lambda: station.counts().pending == before + JOBS)

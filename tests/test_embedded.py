@@ -1,4 +1,4 @@
-"""`app.enqueue` in a program of somebody else's, that has transcripts of its own and neither an OpenCode nor its store."""
+"""`app.enqueue` in a program of somebody else, that has transcripts of its own, and neither OpenCode nor its store."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ import pytest
 
 from app.ledger import footprint
 from app.opencode import store_file
-from tests.first_ledger import CALLED, DEAD, DELIVERED, EMPTIED, WAITING, conversation, restore
+from tests.first_ledger import CALLED, CREATED_MS, DEAD, DELIVERED, EMPTIED, WAITING, conversation, restore
 from tests.processes import Station, hook, worker
 from tests.servers import Receiver, receiving
-from tests.test_store import built
+from tests.stores import put
 from tests.waiting import wait_until
 
 SESSIONS = (DELIVERED, CALLED, DEAD, EMPTIED, WAITING)
@@ -42,10 +42,7 @@ def station(tmp_path: Path, receiver: Receiver) -> Station:
 
 def keep(station: Station, turns: int) -> None:
     """Have OpenCode's own store hold the sessions with so many turns."""
-    path = store_file(station.environ)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-    built(path, *[conversation(name, turns) for name in SESSIONS])
+    put(store_file(station.environ), *[conversation(name, turns) for name in SESSIONS], at_ms=CREATED_MS)
 
 
 def known(spool: Path) -> dict[str, tuple[str, str, str]]:

@@ -21,7 +21,7 @@ from tests.processes import HookProcess, Station, hook, repository, worker
 from tests.recorded import export
 from tests.servers import nobody, receiving
 from tests.snapshots import Fields, assistant, entry, snapshot, text, user
-from tests.test_tightening import CANARY, Bench, bench, remember, talk
+from tests.test_tightening import CANARY, Bench, bench, talk
 from tests.typed import typed as command
 from tests.waiting import wait_until
 
@@ -90,7 +90,6 @@ def test_a_held_folder_is_seen_and_its_turns_come_from_the_store_when_the_files_
     station: Station, project: Path, wrong: str
 ) -> None:
     configure(project, wrong)
-    remember(station.environ, asked(project))
     with hook(station) as process:
         show(process, project, asked(project))
         assert process.end() == 0
@@ -106,7 +105,7 @@ def test_a_held_folder_is_seen_and_its_turns_come_from_the_store_when_the_files_
     assert b"swordfish" not in everything
     configure(project, RIGHT)
     with hook(station) as process:
-        process.say("open", session="", directory=str(project), spool=None)
+        process.notice("", "busy", directory=str(project))
         wait_until(lambda: station.counts().pending == 2)
         assert process.end() == 0
     assert patterns_of_jobs(station) == [1, 1]
@@ -118,7 +117,6 @@ def test_what_was_said_while_a_folder_was_held_comes_at_the_end_of_that_opencode
     station: Station, project: Path
 ) -> None:
     configure(project, WRONG["a misspelt option"])
-    remember(station.environ, asked(project))
     with hook(station) as process:
         show(process, project, asked(project))
         wait_until(lambda: held(station))

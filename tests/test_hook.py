@@ -51,19 +51,26 @@ def refusals(station: Station) -> dict[str, int]:
         return {reason: count for reason, count, _ in destination.refusals(db)}
 
 
-def test_a_refusal_of_the_plugin_may_hold_anything(station: Station) -> None:
+def test_what_was_refused_may_hold_anything(station: Station) -> None:
     with hook(station) as process:
         process.show(export("a_simple"))
-        reasons: list[object] = [[], {}, None, 1, "too large"]
+        reasons: list[object] = [[], {}, None, 1, "too large", "too long"]
         for reason in reasons:
-            process.say("refused", session="ses_1", reason=reason)
+            process.say("refused", session="", reason=reason)
         assert process.end() == 0
-    with station.ledger() as db:
-        counted = {reason: count for reason, count, _ in destination.refusals(db)}
-    assert counted == {"by the plugin: unknown": 4, "by the plugin: too large": 1}
+    assert refusals(station) == {"unknown": 5, "too long": 1}
 
 
-def test_a_snapshot_becomes_jobs_and_the_same_one_again_becomes_none(station: Station) -> None:
+def test_a_turn_that_was_too_long_for_an_older_plugin_is_read(station: Station) -> None:
+    with hook(station) as process:
+        session = process.store.put(export(SIMPLE))
+        process.say("refused", session=session, reason="too large")
+        wait_until(lambda: station.counts().pending == JOBS)
+        process.end()
+    assert refusals(station) == {}
+
+
+def test_a_session_becomes_jobs_and_the_same_one_again_becomes_none(station: Station) -> None:
     with hook(station) as process:
         process.show(export(SIMPLE))
         process.show(export(SIMPLE))
@@ -76,14 +83,15 @@ RUBBISH = {
     "no object": b"[1]",
     "empty": b"",
     "no UTF-8": b"\xff\xfe",
-    "unknown version": b'{"v":2,"type":"open"}',
+    "unknown version": b'{"v":3,"type":"notice"}',
     "no type": b'{"v":1}',
     "unknown type": b'{"v":1,"type":"party","directory":"/p","session":"ses_1"}',
     "no root": b'{"v":1,"type":"snapshot","directory":"/p"}',
     "NaN": b'{"v":1,"type":"open","session":NaN}',
     "deep": b'{"v":1,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "options no object": b'{"v":1,"type":"open","directory":"/p","session":"ses_1","options":3}',
-    "no sessions": b'{"v":1,"type":"snapshot","directory":"/p","root":"ses_1","sessions":7}',
+    "no session": b'{"v":2,"n":1,"type":"notice","why":"idle","directory":"/p"}',
+    "unknown reason": b'{"v":2,"n":1,"type":"notice","why":"bored","directory":"/p","session":"ses_1"}',
 }
 
 
@@ -193,15 +201,24 @@ def turns_and_states(station: Station) -> list[tuple[str, str]]:
     return [(row["name"], row["state"]) for row in rows if row["name"] != ledger.SESSION_RECORD]
 
 
-def test_an_unfinished_turn_waits_for_the_snapshot_that_completes_it(station: Station) -> None:
+def test_an_unfinished_turn_waits_for_the_notice_of_its_end(station: Station) -> None:
     with hook(station) as process:
         process.show(unfinished(SIMPLE))
-        process.say("open", session="ses_later")
-        wait_until(lambda: "ses_later" in str([one.says for one in present(station.spool / "hooks")]))
+        process.wait_for_ack()
         assert turns_and_states(station) == []
-        process.say("snapshot", **export(SIMPLE))
+        process.show(export(SIMPLE))
+        process.wait_for_ack()
+        assert [state for _, state in turns_and_states(station)] == ["pending"]
         process.end()
-    assert [state for _, state in turns_and_states(station)] == ["pending"]
+
+
+def test_a_turn_that_ends_a_moment_after_its_notice_is_taken_without_another_one(station: Station) -> None:
+    with hook(station) as process:
+        process.show(unfinished(SIMPLE))
+        process.wait_for_ack()
+        process.store.put(export(SIMPLE))
+        wait_until(lambda: turns_and_states(station))
+        process.end()
 
 
 def test_an_unfinished_turn_is_exported_as_interrupted_when_the_next_question_comes(station: Station) -> None:
@@ -209,12 +226,13 @@ def test_an_unfinished_turn_is_exported_as_interrupted_when_the_next_question_co
     messages = both["sessions"][0]["messages"]
     first = {**both, "sessions": [{**both["sessions"][0], "messages": messages[:2]}]}
     del first["sessions"][0]["messages"][1]["info"]["time"]["completed"]
-    # Only what was touched since: the plugin does not send the first turn again.
-    second = {**both, "sessions": [{**both["sessions"][0], "messages": messages[2:], "first_index": 2}]}
+    second = {**both, "sessions": [{**both["sessions"][0], "messages": messages[2:]}]}
     with hook(station) as process:
         process.show(first)
-        process.say("snapshot", **second)
-        wait_until(lambda: len(turns_and_states(station)) == 2)
+        process.wait_for_ack()
+        process.show(second)
+        process.wait_for_ack()
+        assert len(turns_and_states(station)) == 2
         process.end()
 
 
@@ -237,7 +255,8 @@ def test_an_unfinished_turn_is_left_to_another_opencode_that_has_the_session_ope
 def test_undelivered_jobs_of_a_deleted_session_are_dropped(station: Station) -> None:
     with hook(station) as process:
         process.show(export(SIMPLE))
-        process.say("deleted", session=export(SIMPLE)["root"])
+        process.wait_for_ack()
+        process.delete(export(SIMPLE)["root"])
         process.show(export(SIMPLE))
         process.end()
     counts = station.counts()
@@ -480,7 +499,7 @@ def test_the_spool_is_bounded_also_where_no_worker_runs(station: Station) -> Non
         process.end()
     counts = station.counts()
     assert counts.body_bytes <= 1500
-    assert counts.dropped_by_reason["size"] > 0
+    assert counts.pending > JOBS  # without their text, which OpenCode's store has
     assert "maxSpoolSize" in station.text("hook.log")
 
 

@@ -134,7 +134,7 @@ def test_nobody_sees_it_in_a_list_of_processes_or_in_what_they_write(station: St
 def test_a_key_that_is_malformed_is_refused_without_being_shown(station: Station) -> None:
     here = replace(station, key=f"{KEY} {KEY}")
     with hook(here) as process:
-        process.say("open", session="ses_1", spool=str(here.spool))
+        process.notice("ses_1", "busy")
         assert process.end() == 0
     done = here.run("flush")
     assert "SettingsError" in here.text("hook.log")

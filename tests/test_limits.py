@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from app.deliver import Courier, deliver
 from app.ledger import Version
 from app.ledger.upkeep import STEADY_MS
 from app.limits import of_folders
+from app.opencode import store_file
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.room import Made, Room
@@ -27,7 +28,8 @@ from tests.desk import WORKER, Desk, version
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export
 from tests.servers import nobody, receiving
-from tests.test_tightening import configure, own_folder, remember
+from tests.stores import WrittenStore
+from tests.test_tightening import configure, own_folder
 from tests.waiting import wait_until
 
 OTHER = "/home/dev/other"
@@ -51,6 +53,13 @@ def captured(station: Station, directory: str, *told: Snapshot) -> None:
         for one in told:
             process.show(one, directory=directory)
         process.end()
+
+
+def forget(station: Station, *told: Snapshot) -> None:
+    """OpenCode's store loses them."""
+    with closing(WrittenStore(store_file(station.environ))) as store:
+        for one in told:
+            store.delete(one["root"])
 
 
 def limit(station: Station, directory: str, **limits: int) -> None:
@@ -122,7 +131,7 @@ def test_the_bodies_of_a_folder_are_kept_below_its_own_size(station: Station, tm
     without_key = replace(station, key="")
     captured(without_key, OTHER, stored, lost)
     captured(without_key, PROJECT, neighbour)
-    remember(station.environ, stored)
+    forget(station, lost, neighbour)
     sizes = by_folder(station, "body_bytes")
     limit(station, OTHER, maxSpoolSize=1)
     with worker(without_key):
@@ -144,8 +153,11 @@ def test_a_hook_keeps_to_the_size_of_its_folder_where_no_worker_runs(station: St
         limit(station, OTHER, maxSpoolSize=1)
         process.show(export("c_second_prompt"), directory=OTHER)
         process.end()
-    assert set(by_folder(station, "state")[OTHER]) == {"dropped"}
-    assert by_folder(station, "state")[PROJECT] == ["pending"] * JOBS
+    # Nothing is dropped: OpenCode's store has it.
+    assert set(by_folder(station, "state")[OTHER]) == {"pending"}
+    sizes = by_folder(station, "body_bytes")
+    assert set(sizes[OTHER]) == {0}
+    assert 0 not in sizes[PROJECT]
 
 
 # --- which limits there are

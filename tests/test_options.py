@@ -21,12 +21,14 @@ from app import clock, confirm, destination, ledger
 from app.db import open_ledger
 from app.desk import Desk
 from app.inbox import Inbox
+from app.opencode import store_file
 from app.settings import from_arguments
 from app.sources import Sources, unattended
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export, export_files
 from tests.servers import Scripted, answer, api_key, receiving, scripted
+from tests.stores import put
 from tests.test_tightening import configure
 from tests.waiting import wait_until
 
@@ -60,15 +62,15 @@ class Option:
 
 
 def capture(place: Place, session: Snapshot | None = None) -> None:
-    """A hook's whole work, in this process: the lines of an OpenCode that was asked one question."""
-    line = {"v": 1, "directory": PROJECT, "options": place.plugin, "spool": place.plugin.get("spoolDirectory")}
+    """A hook's whole work, in this process: that of an OpenCode which was asked one question."""
     session = session or export("a_simple")
-    lines = [{**line, "type": "open", "session": session["root"]}, {**line, "type": "snapshot", **session}]
+    put(store_file(place.sources.environ), session)
+    line = {"v": 2, "n": 1, "type": "notice", "session": session["root"], "why": "idle", "directory": PROJECT}
     reader, writer = os.pipe()
     with os.fdopen(reader) as pipe:
         inbox = Inbox(pipe.fileno())
         with os.fdopen(writer, "w") as other_end:
-            other_end.writelines(json.dumps(one) + "\n" for one in lines)
+            other_end.write(json.dumps({**line, "options": place.plugin}) + "\n")
         Desk(inbox, place.sources).serve()
 
 

@@ -18,15 +18,17 @@ from app import clock, ledger
 from app.capture import capture
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
+from app.opencode import store_file
 from app.parse import parse
 from app.presence import Announced, present
 from app.sources import unattended
 from app.spool import Spool, target
 from app.status import read_hooks, read_workers
 from app.worker import Worker
-from tests.enqueuer import growing
+from tests.enqueuer import growing, name
 from tests.lean_receiver import LeanReceiver, lean_receiver
 from tests.processes import PROJECT, Station, let_leases_last, procfile_command
+from tests.stores import put
 from tests.waiting import wait_until
 
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
@@ -120,13 +122,13 @@ def started(station: Station, command: list[str]) -> Iterator[subprocess.Popen[b
 
 
 def show_through_a_hook_of_its_own(station: Station, session: int) -> None:
-    """A hook in a namespace, that may start a worker: it is shown a session, and ends."""
+    """A hook in a namespace, that may start a worker: it gets notice of a session, and ends."""
     command = [*NAMESPACE, sys.executable, "-I", "-m", "app", "hook"]
     automatic = Station(station.home, station.endpoint, station.key, {"OPENCODE_HELICONE_WORKER": "auto"})
-    snapshot = growing(session, 1)
-    lines = [{"type": "open", "session": snapshot["root"], "spool": None}, {"type": "snapshot", **snapshot}]
-    said = "".join(json.dumps({"v": 1, "directory": PROJECT, "options": {}, **line}) + "\n" for line in lines)
-    subprocess.run(command, env=automatic.environ, input=said.encode(), timeout=300, check=True)
+    put(store_file(station.environ), growing(session, 1))
+    notice = {"v": 2, "n": 1, "type": "notice", "session": name(session), "why": "idle", "directory": PROJECT}
+    said = json.dumps({**notice, "options": {}}).encode() + b"\n"
+    subprocess.run(command, env=automatic.environ, input=said, stdout=subprocess.DEVNULL, timeout=300, check=True)
 
 
 def present_inside(station: Station) -> int:

@@ -331,8 +331,6 @@ def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) ->
     with receiving(tmp_path / "receiver.db") as receiver:
         loose = Station(tmp_path, receiver.url, variables={"OPENCODE_HELICONE_REDACT_SECRETS": "false"})
         strict = replace(loose, variables={"OPENCODE_HELICONE_REDACT_SECRETS": "true"})
-        (tmp_path / "data" / "opencode").mkdir(parents=True)
-        built(tmp_path / "data" / "opencode" / "opencode.db", told())
         with worker(loose), hook(loose) as live:
             live.show(told())
             wait_until(lambda: loose.delivered(2))

@@ -224,11 +224,10 @@ def test_what_a_machine_holds_stays_there_whenever_it_changes(machine: Machine, 
         station = replace(machine.station, endpoint=receiver.url)
         directory = str(machine.project)
         with hook(station) as process:
-            process.say("open", session="ses_root", directory=directory)
             for turn in range(ROUNDS):
                 for place, hold in PLACES.items():
                     hold(machine, place, turn)
-                process.say("snapshot", directory=directory, **talk(machine.project, turn + 1))
+                process.show(talk(machine.project, turn + 1), directory=directory)
                 wait_until(partial(has_taken, station, turn + 1))
             assert leaks(*written(station)) == set()  # with its connection open, and its WAL there
             assert process.end() == 0
@@ -247,8 +246,8 @@ def test_a_new_token_sends_nothing_anew(machine: Machine) -> None:
         process.show(talk(machine.project, 1), directory=directory)
         wait_until(partial(has_taken, machine.station, 1))
         auth(machine, "auth.json", 1)
-        process.say("snapshot", directory=directory, **talk(machine.project, 1))
-        process.say("snapshot", directory=directory, **another)
+        process.notice("ses_root", directory=directory)
+        process.show(another, directory=directory)
         wait_until(partial(has_taken, machine.station, 3))
         assert process.end() == 0
     with machine.station.ledger() as db:

@@ -644,7 +644,6 @@ def test_a_small_spool_loses_nothing_while_nobody_listens(tmp_path: Path) -> Non
     variables = {"OPENCODE_HELICONE_RETRY_BASE_DELAY": "20", "OPENCODE_HELICONE_MAX_SPOOL_SIZE": "20000"}
     station = Station(tmp_path / "home", url, variables=variables)
     wanted = long_talk(10)
-    remember(station.environ, wanted)
     with hook(station) as process:
         process.show(wanted)
         wait_until(lambda: station.counts().pending == 11)

@@ -28,7 +28,7 @@ from app.tightening import Tightening
 from tests.processes import PROJECT, Station, hook, worker
 from tests.servers import Exchange, nobody, ok, receiving, request_id_of, scripted, whole
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, user
-from tests.test_store import built
+from tests.stores import put
 from tests.waiting import wait_until
 
 CANARY = "swordfish-4711"
@@ -62,9 +62,7 @@ def own_folder(station: Station) -> Path:
 
 def remember(environ: dict[str, str], wanted: Fields) -> None:
     """Have OpenCode's own store hold the session."""
-    path = store_file(environ)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    built(path, wanted)
+    put(store_file(environ), wanted)
 
 
 # --- processes
@@ -87,7 +85,6 @@ def test_a_stricter_mode_and_a_new_pattern_reach_what_waits_while_the_worker_run
     with nobody() as url:
         port = urlsplit(url).port or 0
     station = replace(station, endpoint=url)
-    remember(station.environ, talk())
     with hook(station) as first:
         first.show(talk())
         wait_until(lambda: station.counts().pending == JOBS)
@@ -96,7 +93,7 @@ def test_a_stricter_mode_and_a_new_pattern_reach_what_waits_while_the_worker_run
         wait_until(lambda: station.counts().in_flight or station.counts().retrying or _is_paused(station))
         with hook(station) as second:
             # OpenCode is started anew with a pattern among the plugin's options.
-            second.say("open", session="ses_root", options={"redactPatterns": ["swordfish-\\d+"]})
+            second.notice("ses_root", "busy", options={"redactPatterns": ["swordfish-\\d+"]})
             wait_until(lambda: _anew(station, "full", 1))
             second.end()
         configure(own_folder(station), exportMode="metadata_only")
@@ -137,7 +134,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
     def disable(exchange: Exchange) -> None:
         exchange.read_body()
         with hook(station) as another:
-            another.say("open", session="ses_other", options={"enable": False})
+            another.notice("ses_other", "busy", options={"enable": False})
             another.process.wait(300)
         exchange.send(whole(200, b"ok", {"helicone-id": request_id_of(exchange.heard.body)}))
 
@@ -161,7 +158,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
             assert len(server.requests) == 3
             assert not present(station.spool / "hooks")
             with hook(station) as process:
-                process.say("open", session="ses_root")
+                process.notice("ses_root", "busy")
                 wait_until(lambda: station.delivered(2))
                 process.end()
         assert len(server.requests) == 4

@@ -316,10 +316,10 @@ def test_fifty_hooks_at_once_start_one_worker_and_leave_no_zombie(station: Stati
     try:
         opened = [context.__enter__() for context in contexts]
         for process in opened:
-            process.say("open", session=snapshot["root"])
+            process.notice(snapshot["root"], "busy")
         wait_until(lambda: len(present(station.spool / "hooks")) == 50)
         wait_until(lambda: present(station.spool / "workers"))
-        opened[0].say("snapshot", **snapshot)
+        opened[0].show(snapshot)
         wait_until(lambda: station.delivered(JOBS))
         assert len(present(station.spool / "workers")) == 1
         assert station.text("worker.log").count("starts") == 1
