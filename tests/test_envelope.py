@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app import envelope
 from app.envelope import (
     BODY_BYTES_MAX,
     KEPT_CHARACTERS_MIN,
@@ -78,6 +79,20 @@ def test_body_over_the_limit_is_shortened_at_its_longest_string() -> None:
     assert found is not None
     assert len(message) - len(found[0]) + int(found[1]) == len(longest)
     assert whole["input"] == whole["providerRequest"]["json"]["input"] == {"command": other}
+
+
+def test_what_is_much_too_long_is_never_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    dumped = envelope._dumped
+
+    def noted(value: Json) -> bytes:
+        written.append(len(dumped(value)))
+        return dumped(value)
+
+    monkeypatch.setattr(envelope, "_dumped", noted)
+    body = encode(log({"command": "c" * 1_000_000}, "o" * 1_000_000), 20_000)
+    assert len(body) <= 20_000
+    assert max(written) < 100_000
 
 
 def test_both_copies_of_the_request_are_shortened() -> None:
