@@ -32,6 +32,8 @@ STEP_CHARACTERS_MAX = 128
 KEPT_CHARACTERS_MIN = 1024
 """A string is not shortened below this, so that ids, names and roles always stay whole."""
 _PIECE_CHARACTERS = 2**14
+_ESCAPED_IN_HEX = bytes(set(range(32)) - set(b"\b\t\n\f\r"))
+_ESCAPED = bytes(range(32)) + b'"\\'
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _START = re.compile(rb'"timing":\{"startTime":\{"seconds":([0-9]{1,15}),"milliseconds":([0-9]{1,3})\}')
@@ -149,8 +151,13 @@ _Path = tuple[str | int, ...]
 
 def _size_bytes(text: str) -> int:
     """Of a string as `_dumped` writes it."""
-    pieces = (text[at : at + _PIECE_CHARACTERS] for at in range(0, len(text), _PIECE_CHARACTERS))
-    return len('""') + sum(len(_dumped(piece)) - len('""') for piece in pieces)
+    size_bytes = len('""')
+    for at in range(0, len(text), _PIECE_CHARACTERS):
+        data = text[at : at + _PIECE_CHARACTERS].encode("utf-8", "surrogatepass")  # as long as what stands for them
+        escaped = len(data) - len(data.translate(None, _ESCAPED))
+        in_hex = len(data) - len(data.translate(None, _ESCAPED_IN_HEX)) if escaped else 0
+        size_bytes += len(data) + escaped * len("\\") + in_hex * len("u000")
+    return size_bytes
 
 
 def _characters(value: Json) -> int:

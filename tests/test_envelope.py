@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import pytest
@@ -79,6 +80,17 @@ def test_body_over_the_limit_is_shortened_at_its_longest_string() -> None:
     assert found is not None
     assert len(message) - len(found[0]) + int(found[1]) == len(longest)
     assert whole["input"] == whole["providerRequest"]["json"]["input"] == {"command": other}
+
+
+@given(st.text(st.characters() | st.sampled_from('\ud800\U0001f600"\\\n\x00\x7f'), max_size=20))
+def test_a_string_is_measured_as_it_is_written(text: str) -> None:
+    with patch.object(envelope, "_PIECE_CHARACTERS", 3):
+        assert envelope._size_bytes(text) == len(envelope._dumped(text))
+
+
+def test_every_character_that_json_escapes_is_measured() -> None:
+    for code in range(256):
+        assert envelope._size_bytes(chr(code)) == len(envelope._dumped(chr(code))), code
 
 
 def test_what_is_much_too_long_is_never_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
