@@ -31,7 +31,11 @@ STEP_CHARACTERS_MAX = 128
 """Of one step of a session path."""
 KEPT_CHARACTERS_MIN = 1024
 """A string is not shortened below this, so that ids, names and roles always stay whole."""
+_PIECE_CHARACTERS = 2**14
+_ESCAPED_IN_HEX = bytes(set(range(32)) - set(b"\b\t\n\f\r"))
+_ESCAPED = bytes(range(32)) + b'"\\'
 
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _START = re.compile(rb'"timing":\{"startTime":\{"seconds":([0-9]{1,15}),"milliseconds":([0-9]{1,3})\}')
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_LATIN_1 = re.compile("[^ -$&-~\u00a0-\u00ff]")
@@ -96,10 +100,13 @@ def _escaped(character: str) -> str:
 
 def encode(log: Log, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     """The body, in UTF-8. One over `bytes_max` is shortened first, the longest strings before the others."""
-    body = _dumped(_union(log))
-    if len(body) > bytes_max:
-        log = _strings_cut(log, len(body) - bytes_max)
+    # What is longer for sure is not made whole to be measured.
+    if 2 * _characters(log.request) + _characters(log.response) <= bytes_max:
         body = _dumped(_union(log))
+        if len(body) <= bytes_max:
+            return body
+    log = _strings_cut(log, bytes_max)
+    body = _dumped(_union(log))
     while len(body) > bytes_max:
         log = _lists_cut(log)
         body = _dumped(_union(log))
@@ -132,7 +139,7 @@ def _moment(time_ms: int) -> dict[str, Json]:
 
 
 def _dumped(value: Json) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _json(value)
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -142,10 +149,33 @@ def _dumped(value: Json) -> bytes:
 _Path = tuple[str | int, ...]
 
 
-def _strings_cut(log: Log, excess_bytes: int) -> Log:
-    """The longest strings cut until `excess_bytes` are saved, or all are at the least that is kept."""
-    tree: dict[str, Json] = {"request": log.request, "response": log.response}
-    found = [(len(_dumped(text)) * _copies(path), path, text) for path, text in _strings(tree, ())]
+def _size_bytes(text: str) -> int:
+    """Of a string as `_dumped` writes it."""
+    size_bytes = len('""')
+    for at in range(0, len(text), _PIECE_CHARACTERS):
+        data = text[at : at + _PIECE_CHARACTERS].encode("utf-8", "surrogatepass")  # as long as what stands for them
+        escaped = len(data) - len(data.translate(None, _ESCAPED))
+        in_hex = len(data) - len(data.translate(None, _ESCAPED_IN_HEX)) if escaped else 0
+        size_bytes += len(data) + escaped * len("\\") + in_hex * len("u000")
+    return size_bytes
+
+
+def _characters(value: Json) -> int:
+    """Of its values that are strings."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
+
+
+def _strings_cut(log: Log, bytes_max: int) -> Log:
+    """The longest strings cut until the body has `bytes_max`, or all are at the least that is kept."""
+    long = [*_strings({"request": log.request, "response": log.response}, ())]
+    found = [(_size_bytes(text) * _copies(path), path, text) for path, text in long]
+    without = _replaced(log, {path: "" for path, _ in long})
+    empty_bytes = sum(len('""') * _copies(path) for path, _ in long)
+    excess_bytes = len(_dumped(_union(without))) - empty_bytes + sum(size for size, _, _ in found) - bytes_max
     cuts: dict[_Path, str] = {}
     for size, path, text in sorted(found, key=lambda item: -item[0]):
         if excess_bytes <= 0:
@@ -153,8 +183,14 @@ def _strings_cut(log: Log, excess_bytes: int) -> Log:
         shorter = _cut(text, (size - excess_bytes) // _copies(path))
         if len(shorter) < len(text):
             cuts[path] = shorter
-            excess_bytes -= size - len(_dumped(shorter)) * _copies(path)
-    return replace(log, request=_with(log.request, cuts, "request"), response=_with(log.response, cuts, "response"))
+            excess_bytes -= size - _size_bytes(shorter) * _copies(path)
+    return _replaced(log, cuts)
+
+
+def _replaced(log: Log, strings: dict[_Path, str]) -> Log:
+    return replace(
+        log, request=_with(log.request, strings, "request"), response=_with(log.response, strings, "response")
+    )
 
 
 def _copies(path: _Path) -> int:

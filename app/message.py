@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from app.attachment import data_url_bytes
 from app.minting import distance, ticks
-from app.shape import Place, canonical, place, refuse, whole
+from app.shape import Canonical, Place, canonical, joined, place, refuse, whole
 from app.transcript import (
     UNREADABLE,
     Assistant,
@@ -41,8 +41,8 @@ class Read:
     """A message, and what its turn needs to know of it beside its value."""
 
     value: Message
-    told: str
-    """In canonical form, without the fields that OpenCode still writes after the turn has ended."""
+    told: Canonical
+    """Without the fields that OpenCode still writes after the turn has ended."""
     latest_ms: int
 
 
@@ -51,7 +51,7 @@ class _Found:
     """A part: its value, itself in canonical form, and the times in it."""
 
     value: Part
-    told: str
+    told: Canonical
     times_ms: tuple[int, ...]
 
 
@@ -70,7 +70,7 @@ def read_message(message: Place, index: int, created_ms: int, child_of: FindChil
     times_ms = [*_times_ms(info.fields), *(time_ms for part in found for time_ms in part.times_ms)]
     return Read(
         value=value,
-        told=f'{{"info":{told},"parts":[{",".join(part.told for part in found)}]}}',
+        told=('{"info":', *told, ',"parts":[', *joined(part.told for part in found), "]}"),
         latest_ms=max(times_ms, default=created_ms),
     )
 
@@ -176,7 +176,7 @@ def _read_part(item: Json, path: str, name: str, faults: list[str], child_of: Fi
         told, times_ms = canonical(_lasting(part.fields), path), tuple(_part_times_ms(part.fields))
     except TranscriptError as error:
         faults.append(str(error))
-        return _Found(Other(name, UNREADABLE), f'"{UNREADABLE}"', ())
+        return _Found(Other(name, UNREADABLE), (f'"{UNREADABLE}"',), ())
     try:
         return _Found(_part(part, name, child_of), told, times_ms)
     except TranscriptError as error:

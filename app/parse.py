@@ -11,12 +11,11 @@ among the faults. Only a session without an id, or without messages, is refused.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 from app.message import Read, read_message, turn_name
 from app.minting import is_copy, minted_ms
-from app.shape import Place, canonical, place, refuse
+from app.shape import Canonical, Place, canonical, joined, place, refuse, sha256
 from app.transcript import (
     Assistant,
     Json,
@@ -278,11 +277,11 @@ def _faults_of(children: list[Transcript]) -> list[str]:
     return found
 
 
-def _digest(session: Session, name: str, messages: list[str], children: list[Transcript], *, is_undone: bool) -> str:
+def _digest(
+    session: Session, name: str, messages: list[Canonical], children: list[Transcript], *, is_undone: bool
+) -> str:
     told: list[Json] = [[session_digest(child.session), *(turn.digest for turn in child.turns)] for child in children]
     # In the order of their keys, as everywhere; what is undone says so, and everything else says nothing about it.
-    names, undone = canonical([session.id, name], "turn"), ',"undone":true' if is_undone else ""
-    whole_turn = (
-        f'{{"messages":[{",".join(messages)}],"subagents":{canonical(told, "sessions")},"turn":{names}{undone}}}'
-    )
-    return hashlib.sha256(whole_turn.encode("ascii")).hexdigest()
+    subagents, names = canonical(told, "sessions"), canonical([session.id, name], "turn")
+    undone = ',"undone":true}' if is_undone else "}"
+    return sha256(('{"messages":[', *joined(messages), '],"subagents":', *subagents, ',"turn":', *names, undone))

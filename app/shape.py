@@ -11,10 +11,12 @@ neither faults nor refusals carry transcript text.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from app.transcript import Json, TranscriptError
 
@@ -29,6 +31,11 @@ TAKEN = frozenset({"session", "user", "assistant"})
 DEPTH_MAX = 100
 """Nesting of one message or part. OpenCode's own is under 10; the rest is a tool's input."""
 
+LONG_CHARACTERS_MIN = 2**16
+PIECE_CHARACTERS = 2**14
+"""Of a long string, which is written as JSON piece by piece."""
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -175,22 +182,76 @@ def as_json(value: Json) -> str:
         return ""
 
 
-def canonical(value: Json, path: str) -> str:
-    """One text for equal values: sorted keys, no spaces, ASCII (in which lone surrogates have a form, too).
+@dataclass(frozen=True, slots=True)
+class Long:
+    """A string of a canonical form that is not written as JSON yet, as it would be as large once more."""
+
+    text: str
+
+    def spelled(self) -> Iterator[str]:
+        """As JSON, in pieces. ASCII has a form of its own for each character, whatever stands beside it."""
+        yield '"'
+        for at in range(0, len(self.text), PIECE_CHARACTERS):
+            yield _canonical(self.text[at : at + PIECE_CHARACTERS])[1:-1]
+        yield '"'
+
+
+Canonical: TypeAlias = tuple[str | Long, ...]
+"""One text for equal values, in pieces."""
+
+
+def canonical(value: Json, path: str) -> Canonical:
+    """Sorted keys, no spaces, ASCII (in which lone surrogates have a form, too).
 
     Raises TranscriptError for what is nested too deeply, and for numbers that JSON does not have.
     """
+    has_long = False
     level = [value]
     for _ in range(DEPTH_MAX):
+        has_long = has_long or any(isinstance(item, str) and len(item) >= LONG_CHARACTERS_MIN for item in level)
         level = [item for parent in level if isinstance(parent, list | dict) for item in _items(parent)]
         if not level:
             break
     else:
         refuse(path, f"nested deeper than {DEPTH_MAX} levels")
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return tuple(_in_pieces(value)) if has_long else (_canonical(value),)
     except ValueError:
         refuse(path, "holds a number that is not finite, or too long")
+
+
+def _in_pieces(value: Json) -> Iterator[str | Long]:
+    if isinstance(value, str) and len(value) >= LONG_CHARACTERS_MIN:
+        yield Long(value)
+    elif isinstance(value, dict) and value:
+        for number, (name, item) in enumerate(sorted(value.items())):
+            yield f"{',' if number else '{'}{_canonical(name)}:"
+            yield from _in_pieces(item)
+        yield "}"
+    elif isinstance(value, list) and value:
+        for number, item in enumerate(value):
+            yield "," if number else "["
+            yield from _in_pieces(item)
+        yield "]"
+    else:
+        yield _canonical(value)
+
+
+def joined(items: Iterable[Canonical]) -> Iterator[str | Long]:
+    """As a list has them."""
+    for number, pieces in enumerate(items):
+        if number:
+            yield ","
+        yield from pieces
+
+
+def sha256(pieces: Iterable[str | Long]) -> str:
+    """In hex, of a text in canonical form."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        for some in piece.spelled() if isinstance(piece, Long) else (piece,):
+            digest.update(some.encode("ascii"))
+    return digest.hexdigest()
 
 
 def _items(parent: list[Json] | dict[str, Json]) -> list[Json]:

@@ -188,3 +188,9 @@ SLOW: dict[str, str] = {
 def test_a_text_that_is_made_to_be_slow_is_read_through(name: str) -> None:
     # Where the time grew with the square of the length, this would take hours.
     assert len(strip_blobs(SLOW[name])) <= len(SLOW[name])
+
+
+def test_what_was_described_is_not_copied_once_more_for_each_data_url() -> None:
+    """For that took minutes."""
+    count = 200_000
+    assert strip_blobs("see data:a/b,x " * count) == "see [a/b, 1 bytes] " * count

@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app import envelope
 from app.envelope import (
     BODY_BYTES_MAX,
     KEPT_CHARACTERS_MIN,
@@ -78,6 +80,31 @@ def test_body_over_the_limit_is_shortened_at_its_longest_string() -> None:
     assert found is not None
     assert len(message) - len(found[0]) + int(found[1]) == len(longest)
     assert whole["input"] == whole["providerRequest"]["json"]["input"] == {"command": other}
+
+
+@given(st.text(st.characters() | st.sampled_from('\ud800\U0001f600"\\\n\x00\x7f'), max_size=20))
+def test_a_string_is_measured_as_it_is_written(text: str) -> None:
+    with patch.object(envelope, "_PIECE_CHARACTERS", 3):
+        assert envelope._size_bytes(text) == len(envelope._dumped(text))
+
+
+def test_every_character_that_json_escapes_is_measured() -> None:
+    for code in range(256):
+        assert envelope._size_bytes(chr(code)) == len(envelope._dumped(chr(code))), code
+
+
+def test_what_is_much_too_long_is_never_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    dumped = envelope._dumped
+
+    def noted(value: Json) -> bytes:
+        written.append(len(dumped(value)))
+        return dumped(value)
+
+    monkeypatch.setattr(envelope, "_dumped", noted)
+    body = encode(log({"command": "c" * 1_000_000}, "o" * 1_000_000), 20_000)
+    assert len(body) <= 20_000
+    assert max(written) < 100_000
 
 
 def test_both_copies_of_the_request_are_shortened() -> None:

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app import shape
 from app.parse import SUBAGENT_DEPTH_MAX, parse
 from app.privacy.policy import Policy
-from app.shape import DEPTH_MAX
+from app.shape import DEPTH_MAX, canonical, sha256
 from app.transcript import (
     UNREADABLE,
     Assistant,
@@ -393,6 +396,30 @@ def test_facts_ms_is_the_latest_time_of_the_turn_and_its_subagents() -> None:
     messages = [user(), assistant("msg_2", 2_000_000, task("ses_child"))]
     assert only_turn(*messages).facts_ms == 2_000_100
     assert only_turn(*messages, others=(child(user(), assistant("msg_2", 2_000_000, late)),)).facts_ms == 6_000_000
+
+
+# Surrogates, and what is written as two of them.
+TEXT = st.text(st.characters() | st.sampled_from('\ud83d\ude00\U0001f600"\\\n\x00é'), max_size=12)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda items: st.lists(items, max_size=4) | st.dictionaries(TEXT, items, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_digest_is_of_json_also_where_a_long_string_is_written_in_pieces(value: Any) -> None:
+    with patch.multiple(shape, LONG_CHARACTERS_MIN=3, PIECE_CHARACTERS=2):
+        digest = sha256(canonical(value, ""))
+    whole = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    assert digest == hashlib.sha256(whole.encode("ascii")).hexdigest()
+
+
+def test_a_long_string_is_not_copied_to_be_hashed() -> None:
+    long = "\U0001f600 said\n" * 2**16
+    told = canonical({"id": "part", "state": {"output": long}}, "")
+    assert [piece.text is long for piece in told if isinstance(piece, shape.Long)] == [True]
+    assert sum(len(piece) for piece in told if isinstance(piece, str)) < 100
 
 
 def test_session_digest_is_of_the_record_alone() -> None:

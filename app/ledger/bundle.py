@@ -21,11 +21,11 @@ class BundleError(ValueError):
 
 
 def pack(bodies: Sequence[bytes]) -> bytes:
-    whole = b"".join(bodies)
-    if len(whole) < _SMALL_BYTES:
-        return zlib.compress(whole)
+    if sum(map(len, bodies)) < _SMALL_BYTES:
+        return zlib.compress(b"".join(bodies))
     # Each body has a checksum of its own.
-    return lzma.compress(whole, check=lzma.CHECK_NONE, preset=0)
+    packing = lzma.LZMACompressor(check=lzma.CHECK_NONE, preset=0)
+    return b"".join([*map(packing.compress, bodies), packing.flush()])
 
 
 def unpack(bundle: bytes, sizes_bytes: Sequence[int]) -> Iterator[bytes]:
