@@ -200,7 +200,60 @@ def test_a_password_that_a_url_escapes_is_known_as_it_is_typed() -> None:
 
 
 def test_a_key_of_many_lines_in_one_is_known_as_many() -> None:
-    assert known(APP_PRIVATE_KEY=f"{VALUE}\\n{OTHER}") == {f"{VALUE}\\n{OTHER}", f"{VALUE}\n{OTHER}"}
+    assert known(APP_PRIVATE_KEY=f"{VALUE}\\n{OTHER}") == {f"{VALUE}\\n{OTHER}", f"{VALUE}\n{OTHER}", VALUE, OTHER}
+
+
+@pytest.mark.parametrize("name", ["GEMINI_API_KEY", "API_KEYS", "BOT_TOKEN", "DB_PASSWORD", "APP_CREDENTIALS"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"{VALUE},{OTHER}",
+        f"{VALUE}, {OTHER}",
+        f"{VALUE} {OTHER}",
+        f"{VALUE}\n{OTHER}\n",
+        f"{VALUE}\r\n{OTHER}",
+        f"{VALUE}\\n{OTHER}",
+        f"{VALUE};{OTHER}",
+        f"{VALUE}|{OTHER}",
+        f"one:{VALUE},two:{OTHER}",
+        f"one={VALUE}&two={OTHER}",
+        f"'{VALUE}','{OTHER}'",
+        f"['{VALUE}', '{OTHER}']",
+        json.dumps([VALUE, OTHER]),
+        json.dumps([{"key": VALUE}, {"key": OTHER}]),
+        json.dumps({"one": VALUE, "two": [OTHER]}),
+        json.dumps({"one": VALUE, "two": [OTHER]})[:-1],
+    ],
+    ids=[
+        *("comma", "comma-and-space", "space", "lines", "windows-lines", "escaped-lines", "semicolon", "bar", "named"),
+        *("query", "quoted", "python", "json", "objects", "object", "cut-object"),
+    ],
+)
+def test_each_of_several_keys_in_one_variable_is_known(name: str, value: str) -> None:
+    assert {VALUE, OTHER} <= known(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["GEMINI_API_KEY", "DB_PASSWORD", "APP_CREDENTIALS"])
+def test_words_dates_paths_and_addresses_beside_keys_are_not(name: str) -> None:
+    told = f"{VALUE},production,2024-06-01,us-east-1 /home/dev/keys https://example.com/keys {OTHER}"
+    assert known(**{name: told}) == {told, VALUE, OTHER}
+
+
+def test_keys_in_base64_keep_their_end() -> None:
+    assert {f"{VALUE}==", f"{OTHER}="} <= known(API_KEYS=f"{VALUE}==,{OTHER}=")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"Authorization: Bearer {VALUE}\nX-Api-Key: {OTHER}",
+        f"X-Org: example-1\nAuthorization: token {VALUE}, {OTHER}",
+        f"api-key={VALUE},other-key={OTHER}",
+        f"x-org=example-1,api-key={VALUE},Authorization=Bearer%20{OTHER},authorization={OTHER}",
+    ],
+)
+def test_headers_in_a_variable_are_known_whatever_it_is_called(value: str) -> None:
+    assert {VALUE, OTHER} <= known(CUSTOM_HEADERS=value)
 
 
 # What `env` prints on machines of the kinds named, with the values made up.
@@ -275,6 +328,22 @@ def test_nothing_is_taken_for_a_secret_in_the_environment_of_a_machine_that_has_
         {"mcp": {"x": {"type": "remote", "headers": {"Authorization": VALUE}}}},
         {"mcp": {"x": {"type": "remote", "oauth": {"clientId": "client-1", "clientSecret": VALUE}}}},
         {"mcp": {"x": {"headers": {"Authorization": "Basic " + b64encode(f"app:{VALUE}".encode()).decode()}}}},
+        {"mcp": {"x": {"headers": {"Cookie": "a=1, Basic " + b64encode(f"app:{VALUE}".encode()).decode() + ", b=2"}}}},
+        {"mcp": {"x": {"headers": {"X-Api-Key": f"Bearer {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"X-Api-Key": f"Bearer {OTHER}, Bearer {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f"token {OTHER}, {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f"token {VALUE}, {OTHER}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f"SSWS {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f'Digest username="dev", response="{VALUE}"'}}}},
+        {"mcp": {"x": {"headers": {"Cookie": f"theme=dark; session={VALUE}; other={OTHER}"}}}},
+        {"mcp": {"x": {"headers": {"X-Any": f"Own-Scheme {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"X-Any": f"{OTHER};{VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"X-Any": json.dumps([OTHER, VALUE])}}}},
+        {"mcp": {"x": {"command": ["npx", "mcp-remote", "--header", f"Authorization: Bearer {VALUE}"]}}},
+        {"mcp": {"x": {"command": ["npx", "mcp-remote", "--header", f"Authorization:Bearer {VALUE}"]}}},
+        {"mcp": {"x": {"command": ["npx", "mcp-remote", f"--header=X-Api-Key:{VALUE}"]}}},
+        {"mcp": {"x": {"command": ["sh", "-c", f"server -H 'X-Org: example-1' -H 'X-Api-Key: {VALUE}'"]}}},
+        {"agent": {"x": {"prompt": f"Say what password = {VALUE} opens."}}},
         {"plugin": [["another-plugin", {"token": VALUE}]]},
         {"lsp": {"x": {"env": {"ANYTHING": VALUE}}}},
     ],
@@ -296,6 +365,8 @@ def test_the_rest_of_a_configuration_is_not() -> None:
         "mcp": {"x": {"command": ["npx", "-y", "@example/server"], "environment": environment, "timeout": 10_000_000}},
         "keybinds": {"session_new": "ctrl+n", "leader": "ctrl+x"},
         "agent": {"review": {"prompt": "Look for tokens = secrets that are committed.", "model": "openai/gpt-4o-mini"}},
+        "mode": {"plan": {"prompt": "Say password = swordfish, password: geheimnis\ntoken: swordfish is no password."}},
+        "command": {"x": {"template": "password=swordfish", "description": "Sets password: swordfish"}},
         "permission": {"bash": {"git push": "ask"}},
     }
     assert set(of_configuration(document)) == set()
