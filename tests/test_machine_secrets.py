@@ -412,8 +412,69 @@ def test_what_it_gives_mcp_servers_is_known() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"null", b'"a string alone"'[:3], b"[" * 100_000, b'{"a": {"b": ' * 400, b"12345678"],
-    ids=["empty", "cut", "no-utf-8", "null", "half-a-string", "deep", "deep-and-cut", "number"],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"\xef\xbb\xbf",
+        b"\0" * 99,
+        b'"a string alone"'[:3],
+        b"[" * 100_000,
+        b'{"a": {"b": ' * 400,
+        b"12345678",
+    ],
+    ids=["empty", "cut", "no-utf-8", "null", "mark", "zeros", "half-a-string", "deep", "deep-and-cut", "number"],
 )
 def test_a_broken_login_file_says_nothing(content: bytes) -> None:
     assert set(of_logins(content)) == set()
+
+
+TWO = json.dumps({"one": {"type": "oauth", "access": VALUE}, "two": {"type": "api", "key": OTHER}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TWO.encode().replace(b"oauth", b"oa\xffuth"),
+        TWO.encode().replace(b"{", b"{\xff", 1),
+        b"\xff" + TWO.encode(),
+        b"\xef\xbb\xbf" + TWO.encode(),
+        TWO.encode("utf-16"),
+        TWO.encode("utf-16-le"),
+        TWO[:-1].encode("utf-16"),
+        TWO.encode("utf-16") + b"\0",
+        b"\0" * 4096 + TWO.encode(),
+        TWO.encode() + b"\0" * 4096,
+        TWO.encode()[:-1],
+        TWO.encode()[:-3],
+        TWO.encode() + TWO.encode(),
+        b'{"a": tru, ' + TWO.encode()[1:],
+        b'{"a: 1, ' + TWO.encode()[1:],
+        b'{"a": "\\x", ' + TWO.encode()[1:],
+        b'{"a": "\n", ' + TWO.encode()[1:],
+        b'{"a": ' + b"[" * 10_000 + b"]" * 10_000 + b"," + TWO.encode()[1:],
+        TWO.encode().replace(b'"two"', b'"one"'),
+        TWO.encode().replace(b":", b""),
+        TWO.encode().replace(b'"', b"'"),
+        json.dumps({"one": f"{VALUE},{OTHER}"}).encode(),
+        json.dumps({"one": {"key": TWO}}).encode(),
+        json.dumps({"one": f"{VALUE}\xff{OTHER}"}, ensure_ascii=False).encode("latin-1"),
+    ],
+    ids=[
+        *("odd-byte", "odd-byte-outside", "odd-byte-first", "mark", "utf-16", "utf-16-le", "cut-utf-16", "odd-utf-16"),
+        *("zeros-before", "zeros-behind", "cut", "cut-in-a-value", "twice", "no-word", "no-quote", "no-escape", "line"),
+        *("deep", "one-name-twice", "no-colons", "other-quotes", "several", "json-in-json", "odd-byte-between"),
+    ],
+)
+def test_what_is_wrong_at_one_place_of_a_login_file_hides_nothing_else(content: bytes) -> None:
+    assert {VALUE, OTHER} <= set(of_logins(content))
+
+
+def test_the_words_and_addresses_of_a_broken_login_file_are_not_known() -> None:
+    public = {"type": "api-key-login", "serverUrl": "https://example.com/login", "scope": "mcp:read mcp:write"}
+    assert set(of_logins(json.dumps({"server": public, "key": VALUE})[:-1])) == {VALUE}
+
+
+def test_a_token_is_told_apart_from_its_escapes_in_a_broken_file() -> None:
+    assert 'slash/and"quote' in set(of_logins(b'{"a": "slash\\/and\\"quote", '))

@@ -75,6 +75,7 @@ _COMMON = frozenset(
     }
 )
 """Passwords by default, and no passwords: words that stand everywhere, and the name of a scheme."""
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)(?:"\s*(:?)|$)', re.DOTALL)
 _DEPTH_MAX = 64
 
 
@@ -93,12 +94,37 @@ def of_configuration(document: Mapping[str, Any]) -> Iterator[str]:
 def of_logins(text: str | bytes) -> Iterator[str]:
     """What a text in the form of `auth.json` or `mcp-auth.json` holds: every string but what is plainly public.
 
-    One that is broken holds nothing; why is not said, nor kept.
+    Also of one that is broken, cut off or not UTF-8, as far as its strings can be told; why is not said, nor kept.
     """
+    whole = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "replace")
     try:
-        yield from _of_login("", json.loads(text))
+        yield from _of_login("", json.loads(whole.removeprefix("\ufeff"), object_pairs_hook=_all, strict=False))
     except (ValueError, RecursionError):
-        return
+        torn = text if isinstance(text, str) else text.replace(b"\0", b"").decode("utf-8", "replace")
+        yield from _of_strings(torn)
+
+
+def _all(pairs: list[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """An object in which a name may stand again."""
+    found: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _of_strings(torn: str) -> Iterator[str]:
+    """Each string of what is no JSON, under the name before it; and what looks like a key, wherever quotes stand."""
+    field = ""
+    for raw, colon in _STRING.findall(torn):
+        try:
+            told = json.loads(f'"{raw}"', strict=False)
+        except ValueError:
+            told = raw
+        if colon:
+            field = told
+        else:
+            yield from _of_login(field, told)
+    yield from _several(torn, is_named=True)
 
 
 def is_secret_name(name: str) -> bool:
@@ -131,6 +157,7 @@ def _of_login(field: str, value: Any) -> Iterator[str]:
             yield from _of_login(field, inner)
     elif isinstance(value, str) and not _PUBLIC_FIELD.search(field) and not _URL.match(value):
         yield from filter(_is_long, [value.strip()])
+        yield from _several(value, is_named=True)
 
 
 def _of_tree(name: str, value: Any, *, is_among_secrets: bool, depth: int = 0) -> Iterator[str]:
