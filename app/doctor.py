@@ -285,8 +285,11 @@ def _described(one: DestinationStatus) -> str:
 
 def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for what, count, _last_ms in destination.incidents(db):
-        is_ledger = what.startswith("ledger: ")
-        todo = "the damaged file is kept for a while: ledger.db.damaged-*" if is_ledger else "see logs/ there"
+        todo = "see logs/ there"
+        if what.startswith("ledger: "):
+            todo = "the damaged file is kept for a while: ledger.db.damaged-*"
+        elif what == destination.UNERASED:
+            todo = "run `opencode-helicone dead purge --all`, or start a worker"
         yield Finding("incident", "warning", f"{count} times: {what}", todo)
 
 
