@@ -9,7 +9,10 @@ import pytest
 from app.command import complain, print_lines
 from app.terminal import visible
 
-BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\ufe00\ufe0d\uffa0\U00013441\U00013442\U00016fe4\U0001d159\U000e0100\U000e01ef"
+BLANK = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\ufe00\ufe0d\uffa0"
+    "\U00013441\U00013442\U00016fe4\U0001d159\U000e0100\U000e01ef"
+)
 FORMS = range(0xFE00, 0xFE0E), range(0xE0100, 0xE01F0)
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
