@@ -131,7 +131,8 @@ class Hook:
                 self._deleted[line.session] = line.raw
                 self._adopt(line.session)
                 dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
-                salvage.forget_copies(self.spool.path / "ledger.db")
+                for left in salvage.forget_copies(self.spool.path / "ledger.db").values():
+                    self.log(left)
                 if dropped:
                     self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
                     # A fork of it may show the same turns, which were left to their origin until now.
