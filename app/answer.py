@@ -27,7 +27,7 @@ class TooManyValuesError(AnswerError):
 
 
 def parsed(text: bytes | str) -> Any:
-    """The value of a JSON text. Raises AnswerError."""
+    """The value of a JSON text, in UTF-8: in another encoding its outline could not be told. Raises AnswerError."""
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     outline = _outside_strings(raw)
     if len(outline) - sum(map(outline.count, _CLOSING)) > VALUES_MAX:
@@ -38,7 +38,7 @@ def parsed(text: bytes | str) -> Any:
         if depth > DEPTH_MAX:
             raise AnswerError(f"JSON nested deeper than {DEPTH_MAX}")
     try:
-        return json.loads(text)
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig", "surrogatepass"))
     except (ValueError, RecursionError):
         raise AnswerError("no JSON") from None
 

@@ -55,6 +55,8 @@ class Captures:
         self._begin = begin
         self._tell = tell
         self._seen: dict[str, Captured] = {}
+        self._unknown: tuple[str, ...] = ()
+        """What was told of secrets that could not be looked for."""
 
     def take(self, line: Line) -> Capture | None:
         """How this line's folder is captured; None where `enable` is false, or where the folder is held.
@@ -69,6 +71,7 @@ class Captures:
         try:
             settings = self._sources.load(line.directory or None, handed=line.options)
             known = self._keyring.learn(self._sources.documents(line.directory or None), settings.api_key)
+            self._tell_unknown()
             made = capture(settings, known) if settings.enable and not settings.held else None
         except (SettingsError, PatternError):
             if seen is not None:  # what it was says nothing any more
@@ -91,11 +94,18 @@ class Captures:
     def _as_known(self, seen: Captured) -> Captured:
         """With the secrets that have become known since: OpenCode may have got a new token a moment ago."""
         known = self._keyring.look()
+        self._tell_unknown()
         if seen.capture is None or seen.known is known:
             return seen
         renewed = replace(seen, known=known, capture=capture(seen.settings, known))
         self._seen[seen.line.directory] = renewed
         return renewed
+
+    def _tell_unknown(self) -> None:
+        before, self._unknown = self._unknown, self._keyring.problems
+        for problem in self._unknown:
+            if problem not in before:
+                self._tell(problem)
 
     def refresh(self) -> None:
         """Look at the settings again."""

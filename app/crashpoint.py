@@ -32,6 +32,9 @@ POINTS = (
     "watch.ringing",  # jobs are marked as rung, nothing is rung
     "prune.dropping",  # jobs are dropped, not committed
     "migrate.applying",  # a migration is applied, not committed
+    "erase.beginning",  # what a person wants gone is deleted, and lies in the files
+    "erase.rewritten",  # the ledger is rewritten, as far as the log is copied into it
+    "erase.finishing",  # it is in no file any more, and still noted
     "worker.ending",  # the worker was told to end; its lock file is still there
 )
 """Every point there is."""

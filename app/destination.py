@@ -20,6 +20,7 @@ Paused: TypeAlias = Literal["down", "refused"]
 
 CONCURRENCY_MAX = 16
 """From here on a destination that was paused takes as many jobs at once as there are threads."""
+UNERASED = "deleted records still lie in files of the spool: a worker, or `dead purge --all`, rewrites these"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +244,22 @@ def note_at_most(db: sqlite3.Connection, incident: str, now_ms: int, count: int)
         " set count = excluded.count, last_ms = excluded.last_ms where count < excluded.count",
         (incident, count, now_ms),
     )
+
+
+def note_unerased(db: sqlite3.Connection, now_ms: int) -> None:
+    """In the transaction that deletes what a person wants gone: it lies in the files until these are rewritten."""
+    note(db, UNERASED, now_ms)
+
+
+def unerased(db: sqlite3.Connection) -> tuple[int, int] | None:
+    """How often that was noted, and when last (in ms); None where nothing is left to be rewritten."""
+    row = db.execute("select count, last_ms from incident where what = ?", (UNERASED,)).fetchone()
+    return None if row is None else (row["count"], row["last_ms"])
+
+
+def note_erased(db: sqlite3.Connection, seen: tuple[int, int]) -> None:
+    """All is rewritten that was noted when `unerased` said so, and perhaps not what was noted since."""
+    db.execute("delete from incident where what = ? and (count, last_ms) = (?, ?)", (UNERASED, *seen))
 
 
 def incidents(db: sqlite3.Connection, limit: int = 20) -> list[tuple[str, int, int]]:

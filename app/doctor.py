@@ -23,6 +23,7 @@ from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.finding import Finding, Level
+from app.keyring import Keyring
 from app.opencode import UNTRIED, AbsentError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
@@ -194,6 +195,14 @@ def _store(site: Site) -> Iterator[Finding]:
         yield Finding("OpenCode's store", "problem", str(error), "what OpenCode writes there is not captured")
 
 
+def _logins(site: Site) -> Iterator[Finding]:
+    """Whether all that OpenCode logs in with is known, so that it is masked."""
+    keyring = Keyring(site.sources.environ)
+    keyring.look()
+    for problem in keyring.problems:
+        yield Finding("logins", "problem", problem, "mend it: until then these may leave as a part of a transcript")
+
+
 # --- inside
 
 
@@ -274,8 +283,11 @@ def _described(one: DestinationStatus) -> str:
 
 def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for what, count, _last_ms in destination.incidents(db):
-        is_ledger = what.startswith("ledger: ")
-        todo = "the damaged file is kept for a while: ledger.db.damaged-*" if is_ledger else "see logs/ there"
+        todo = "see logs/ there"
+        if what.startswith("ledger: "):
+            todo = "the damaged file is kept for a while: ledger.db.damaged-*"
+        elif what == destination.UNERASED:
+            todo = "run `opencode-helicone dead purge --all`, or start a worker"
         yield Finding("incident", "warning", f"{count} times: {what}", todo)
 
 
@@ -320,6 +332,7 @@ _AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (
     _sqlite,
     _plugin,
     _store,
+    _logins,
 )
 _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,

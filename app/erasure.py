@@ -1,9 +1,12 @@
 """What was deleted from the ledger is in no file of the spool any more.
 
-    rows deleted ─▶ copies set aside go ─▶ vacuum ─▶ the WAL is copied into the file, begun anew and cut
+    rows deleted, and noted ─▶ copies set aside go ─▶ vacuum ─▶ the WAL is copied into the file, begun anew and cut
+                                                                                                   ─▶ the note goes
 
 SQLite only marks the pages of deleted rows as free, keeps what stood beside rows in pages that are in use, and writes
 over its WAL from the beginning, as far as there is something to write.
+
+Whoever is killed on the way leaves the note, which `status` shows and a worker finds.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from app import salvage
+from app import crashpoint, destination, salvage
 from app.connection import WAL_BYTES, Ledger, checkpoint, transaction
 
 TRIES = 50
@@ -36,18 +39,27 @@ def erase(db: Ledger) -> list[str]:
 
     No statement of this connection may be under way. Takes a second for 50 MB; others wait meanwhile.
     """
+    crashpoint.reach("erase.beginning")
+    noted = destination.unerased(db)
     found: list[str] = []
     try:
-        salvage.forget_copies(db.path)
+        copies = salvage.forget_copies(db.path)
+        found += copies.values()
         found += (
-            f"{name} in the spool is not of this program: if it is a copy, delete it" for name in _foreign(db.path)
+            f"{name} in the spool is not of this program: if it is a copy, delete it"
+            for name in _foreign(db.path)
+            if name not in copies
         )
         db.execute("pragma temp_store = memory")
         db.execute("vacuum")
     except (sqlite3.OperationalError, OSError) as error:
         return [*found, f"ledger.db still holds what was deleted, and could not be rewritten ({error}): {_AGAIN}"]
+    crashpoint.reach("erase.rewritten")
     if not _begin_wal_anew(db):
         found.append("ledger.db-wal still holds what was deleted, because another process reads it: " + _AGAIN)
+    elif noted is not None and not copies:
+        crashpoint.reach("erase.finishing")
+        destination.note_erased(db, noted)
     return found
 
 

@@ -115,21 +115,19 @@ class Client:
             answer = self._send(url, body, ANSWER_BYTES_MAX, allowed_s)
         except httpx.TransportError as error:
             return _unreached(error, allowed_s)
-        said = answer.body.replace(self._key.encode(), b"[key]")
-        outcome = classify(kind_of(url), answer.status, answer.headers, said, request_id, now_ms)
+        redact = self._redacted
+        outcome = classify(kind_of(url), answer.status, answer.headers, answer.body, request_id, now_ms, redact)
         if outcome.kind == "accepted":
             return outcome
-        return replace(outcome, reason=self._reason(outcome.reason, answer.status, body), answer=self._kept(said, body))
+        reason = outcome.reason
+        if repeats(reason, body):
+            reason = f"{answer.status}: the answer's text repeats the record and is withheld"
+        kept = "" if self._redact is None else excerpt(answer.body, body, redact)
+        return replace(outcome, reason=reason, answer=kept)
 
-    def _reason(self, reason: str, status: int, sent: bytes) -> str:
-        if repeats(reason, sent):
-            return f"{status}: the answer's text repeats the record and is withheld"
-        # Once more: what was escaped in the answer's JSON can be read now.
-        bare = reason.replace(self._key, "[key]")
+    def _redacted(self, text: str) -> str:
+        bare = text.replace(self._key, "[key]")
         return bare if self._redact is None else self._redact(bare)
-
-    def _kept(self, answer: bytes, sent: bytes) -> str:
-        return "" if self._redact is None else excerpt(answer, sent, self._redact)
 
     def read_back(self, url: str, session_id: str, *, start_ms: int) -> Iterator[_Row]:
         """Every stored request of a session that starts at `start_ms` or later, oldest first.
@@ -186,7 +184,7 @@ class Client:
             raise ReadBackError(f"reading back was answered with {answer.status}: {error}") from None
         rows = told.get("data") if isinstance(told, dict) else None
         if not isinstance(rows, list):
-            said = _describe(answer.body[:ANSWER_BYTES_MAX])
+            said = _describe(answer.body[:ANSWER_BYTES_MAX], self._redacted)
             raise ReadBackError(f"reading back was answered with {answer.status}: {said}")
         return rows
 
@@ -214,16 +212,22 @@ class Client:
 
 
 def classify(
-    kind: RouteKind, status: int, headers: Mapping[str, str], body: bytes, request_id: str, now_ms: int
+    kind: RouteKind,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    request_id: str,
+    now_ms: int,
+    redact: Callable[[str], str] = str,
 ) -> Outcome:
     """What an answer means. `headers` by lower-case name; `body` may be cut.
 
-    The reason holds the status, the kind of body and at most 120 characters of a JSON `error`.
+    The reason holds the status, the kind of body and at most 120 characters of a JSON `error`, redacted.
     """
-    said = _describe(body)
+    said = _describe(body, redact)
     meaning: tuple[Kind, str]
     if status == 200:  # noqa: PLR2004 - HTTP's own numbers read better than names here
-        meaning = _worker_200(headers, body, request_id) if kind == "worker" else _jawn_200(body)
+        meaning = _worker_200(headers, body, request_id, said) if kind == "worker" else _jawn_200(body, said)
     elif status in _WAIT:
         meaning = ("wait", said)
     elif status >= 500:  # noqa: PLR2004
@@ -243,7 +247,7 @@ def classify(
     )
 
 
-def _worker_200(headers: Mapping[str, str], body: bytes, request_id: str) -> tuple[Kind, str]:
+def _worker_200(headers: Mapping[str, str], body: bytes, request_id: str, said: str) -> tuple[Kind, str]:
     if body.strip() == b"ok":
         echoed = headers.get("helicone-id")
         if echoed is None:
@@ -254,17 +258,17 @@ def _worker_200(headers: Mapping[str, str], body: bytes, request_id: str) -> tup
         return "accepted", "ok"
     error = _fields(body).get("error")
     if not isinstance(error, str):
-        return "refused", f"not an answer of Helicone's worker ({_describe(body)})"
+        return "refused", f"not an answer of Helicone's worker ({said})"
     if _names_a_connection_error(body):
-        return "wait", _describe(body)
+        return "wait", said
     # An unknown key is "Auth failed! …"; every other error is an exception behind the worker.
-    return ("refused" if "auth" in error.lower() else "retry"), _describe(body)
+    return ("refused" if "auth" in error.lower() else "retry"), said
 
 
-def _jawn_200(body: bytes) -> tuple[Kind, str]:
+def _jawn_200(body: bytes, said: str) -> tuple[Kind, str]:
     if not body:
         return "accepted", "stored, unverified"
-    return "refused", f"not an answer of Helicone's API server ({_describe(body)})"
+    return "refused", f"not an answer of Helicone's API server ({said})"
 
 
 def _is_the_body_at_fault(body: bytes) -> bool:
@@ -287,7 +291,7 @@ def _fields(body: bytes) -> _Row:
     return value if isinstance(value, dict) else {}
 
 
-def _describe(body: bytes) -> str:
+def _describe(body: bytes, redact: Callable[[str], str]) -> str:
     """The kind of body, and what a JSON `error` says: nothing else of an answer is worth the risk of keeping it."""
     start = body.lstrip()[:1]
     if not start:
@@ -298,7 +302,9 @@ def _describe(body: bytes) -> str:
     if isinstance(error, dict):
         error = error.get("message")
     if isinstance(error, str):
-        return "error " + "".join(char if char.isprintable() else " " for char in error[:ERROR_CHARS_MAX])
+        # Redacted before it is cut: half a secret is none that a rule would know.
+        shown = "".join(char if char.isprintable() else " " for char in redact(error.replace("\0", "")))
+        return "error " + shown[:ERROR_CHARS_MAX]
     return "JSON" if start in b"{[" else "text"
 
 

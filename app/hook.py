@@ -171,7 +171,8 @@ class Hook:
         if ledger.settle_notices(self.db, self._store_name, {line.session: destination.NEVER_MS}):
             destination.note(self.db, GONE, clock.now_ms())
         dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
-        salvage.forget_copies(self.spool.path / "ledger.db")
+        for left in salvage.forget_copies(self.spool.path / "ledger.db").values():
+            self.log(left)
         if dropped:
             self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
             # A fork of it may show the same turns, which were left to their origin until now.

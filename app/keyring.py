@@ -40,6 +40,11 @@ class Keyring:
                 self._add(of_logins(text))
             return self._values
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What could not be looked into when it was looked last, for a person."""
+        return self._logins.problems
+
     def learn(self, documents: Iterable[Document], own: SecretStr | None) -> tuple[str, ...]:
         """What configurations hold that are in force somewhere, and the program's own key there. Tells as `look`."""
         with self._lock:

@@ -15,7 +15,9 @@ looks for here.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import re
 import secrets
 import socket
@@ -98,14 +100,18 @@ def create(
 
 
 def own_key(store_path: Path) -> str:
-    """The key of the receiver that keeps this store; made when it is asked for first. Raises ReceiverError."""
-    path = store_path.with_name(f"{store_path.name}.key")
+    """The key of all receivers that keep this store; made when it is asked for first. Raises ReceiverError."""
+    real = Path(os.path.realpath(store_path))
+    path = real.with_name(f"{real.name}.key")
     try:
-        private_file(path)
-        if not path.read_bytes():
-            groups = ("".join(secrets.choice(_KEY_SIGNS) for _ in range(7)) for _ in range(4))
-            path.write_text("-".join(["sk", "helicone", *groups]) + "\n", "ascii")
-        key = path.read_text("utf-8", "replace").strip()
+        with private_file(path).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # two that start at once would each make one
+            data = file.read()
+            if not data:
+                groups = ("".join(secrets.choice(_KEY_SIGNS) for _ in range(7)) for _ in range(4))
+                data = "-".join(["sk", "helicone", *groups]).encode() + b"\n"
+                file.write(data)
+        key = data.decode("utf-8", "replace").strip()
     except OSError as error:
         raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
     if not intake.is_well_formed(key):

@@ -416,15 +416,22 @@ def backups(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.before-*"))
 
 
-def forget_copies(path: Path) -> None:
+def forget_copies(path: Path) -> dict[str, str]:
     """Delete all that was set aside, and drafts that a kill left: they hold what is to be held nowhere any more.
 
-    Raises OSError, and sqlite3.OperationalError when a recovery takes too long.
+    By name those that cannot be deleted, with a line about each for a person. Raises sqlite3.OperationalError when a
+    recovery takes too long.
     """
+    left: dict[str, str] = {}
     with exclusive(path):
         for pattern in _COPIES:
             for file in path.parent.glob(pattern.format(path.name)):
-                file.unlink(missing_ok=True)
+                try:
+                    file.unlink(missing_ok=True)
+                except OSError as error:
+                    why = error.strerror or "no reason given"
+                    left[file.name] = f"{file.name} in the spool cannot be deleted ({why}): delete it"
+    return left
 
 
 def tidy(path: Path, older_than_s: float = 0.0) -> None:

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import unicodedata
 
+_BLANK = {
+    *(0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0),
+    *(0x13441, 0x13442, 0x16FE4, 0x1D159, *range(0xFE00, 0xFE0E), *range(0xE0100, 0xE01F0)),
+}
+"""Letters and signs by their category that show nothing: fillers of Hangul, the empty pattern of Braille, what chooses
+among forms of a letter; but for U+FE0E and U+FE0F, which stand behind many an emoji."""
+
 
 class _Signs(dict[int, str]):
     """By code point what is shown for it; filled with those that come up."""
 
     def __missing__(self, point: int) -> str:
         character = chr(point)
-        is_plain = character.isprintable() or character == "\t" or unicodedata.category(character) == "Zs"
+        is_shown = character.isprintable() and point not in _BLANK
+        is_plain = is_shown or character == "\t" or unicodedata.category(character) == "Zs"
         self[point] = shown = character if is_plain else json.dumps(character)[1:-1]
         return shown
 
@@ -23,6 +31,6 @@ def visible(text: str) -> str:
     """One line, in which what would steer a terminal, turn the order of the text or show nothing stands as in JSON.
 
     That is every character of the Unicode categories control (line ends too, but not the tab), format (bidirectional
-    marks, zero width, tags), surrogate, private use, line and paragraph separator, and not assigned.
+    marks, zero width, tags), surrogate, private use, line and paragraph separator, and not assigned; and blank letters.
     """
     return text.translate(_SIGNS)

@@ -57,7 +57,8 @@ class Tightening:
         )
         if dropped:
             # They hold the bodies that were just dropped.
-            salvage.forget_copies(db.path)
+            for left in salvage.forget_copies(db.path).values():
+                self._log(left)
         if held or dropped or released:
             self._log(
                 f"settings changed: {held} job(s) wait, {released} no longer wait,"

@@ -32,6 +32,7 @@ from app.db import heal, inspect, open_ledger
 from app.deliver import Courier, deliver, let_go
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
+from app.erasure import erase
 from app.helicone import Client, ClientError, ReadBackError
 from app.keyring import Keyring
 from app.ledger import Body, Claim, Remade
@@ -128,6 +129,7 @@ class Worker:
         self._useful_ms = clock.now_ms()
         self._seen = clock.read()
         self._pruned_ms = 0
+        self._erased: tuple[int, int] | None = None
         self._succession: Succession | None = Succession()
         self._outdated_s: float | None = None
         self._is_replaced = False
@@ -400,6 +402,17 @@ class Worker:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
         if made.emptied or made.dropped:
             self._log(made.told)
+        self._finish_erasure(now_ms)
+
+    def _finish_erasure(self, now_ms: int) -> None:
+        """Where a command deleted something, and ended before it had rewritten the files that held it."""
+        noted = destination.unerased(self.db)
+        if noted is None or noted == self._erased or 0 <= now_ms - noted[1] < PRUNE_MS:
+            return  # nothing, or tried already, or the command is at it
+        self._erased = noted
+        self._log("rewrites the ledger, which a purge or recall that was interrupted has not done")
+        for left in erase(self.db):
+            self._log(left)
 
     # --- reading back
 

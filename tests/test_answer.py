@@ -55,6 +55,15 @@ def test_what_is_nested_too_deep_is_refused_and_as_deep_as_may_be_is_read() -> N
     assert len(parsed(json.dumps("[" * 10_000))) == 10_000
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_in_another_encoding_than_utf_8_is_refused(encoding: str) -> None:
+    """Its bytes hide brackets in letters, and letters in brackets."""
+    for text in ('{"data": []}', '["\\"", ' + "[" * 100_000, '["' + "\u5b22" * 9 + '"]'):
+        with pytest.raises(AnswerError):
+            parsed(text.encode(encoding))
+    assert parsed('{"data": []}'.encode("utf-8-sig")) == {"data": []}
+
+
 @pytest.mark.parametrize("text", [b"", b'"', b'"\\', b"\xff", b"]" * 9, b"9" * 5_000, b'["a', "\ud800"], ids=repr)
 def test_what_is_no_json_is_said_to_be_none(text: bytes | str) -> None:
     with pytest.raises(AnswerError, match="no JSON"):

@@ -18,6 +18,7 @@ import pytest
 from app import clock, destination, install
 from app.confirm import NOT_STORED_CAUSES
 from app.opencode import store_file
+from app.opencode.logins import FILE_BYTES_MAX
 from app.presence import Announced
 from app.spool import Spool
 from tests.desk import Desk, version
@@ -119,6 +120,11 @@ def bring_an_unknown_store(station: Station) -> None:
         db.execute("create table session (id text primary key)")
 
 
+def log_in_without_end(station: Station) -> None:
+    (station.home / "data" / "opencode").mkdir(parents=True)
+    (station.home / "data" / "opencode" / "auth.json").write_bytes(b" " * (FILE_BYTES_MAX + 1))
+
+
 def leave_the_predecessors_spool(station: Station) -> None:
     (station.home / ".opencode" / "helicone-spool").mkdir(parents=True)
 
@@ -178,6 +184,7 @@ def set_the_clock_back(station: Station) -> None:
         (replace_the_plugin, [("plugin", "problem")], "not written by"),
         (unplug, [("plugin", "warning")], "not installed"),
         (bring_an_unknown_store, [("OpenCode's store", "problem")], "is no store of OpenCode 1.18"),
+        (log_in_without_end, [("logins", "problem")], "auth.json: it is larger than"),
         (leave_the_predecessors_spool, [("spool", "warning")], "of opencode-helicone-async-telemetry: nothing sends"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
         (from_the_future, [("ledger", "problem")], "schema 99"),

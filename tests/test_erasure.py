@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import random
 import re
+import signal
 import sqlite3
 import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from app import erasure, ledger
+from app import clock, destination, erasure, ledger
+from app.connection import Ledger
+from app.crashpoint import VARIABLE
 from app.db import open_ledger
 from app.ledger import Body, Choice
+from app.worker import PRUNE_MS
 from tests.desk import Desk, version
 from tests.processes import Station, worker
 from tests.test_cli import said
 from tests.typed import typed
+from tests.waiting import wait_until
 
 CANARY = b"canary-4711"
 STREAMS = re.compile(rb"x[\x01\x5e\x9c\xda]|\xfd7zXZ\x00")
 PIECE = 32
+KILLED_AT = ("erase.beginning", "erase.rewritten", "erase.finishing")
+"""Points of `app.crashpoint`."""
 
 
 @pytest.fixture
@@ -172,6 +181,93 @@ def test_a_log_that_somebody_reads_is_named_and_goes_with_the_next_purge(
         reader.execute("commit")
         assert erasure.erase(db) == []
         assert traces(station.spool, bundles) == set()
+
+
+def noted(station: Station) -> list[str]:
+    with station.ledger() as db:
+        return [what for what, _, _ in destination.incidents(db)]
+
+
+def pruned(station: Station) -> bool:
+    """Whether a worker has done what it does each minute."""
+    with station.ledger() as db:
+        return db.execute("select 1 from meta where name = 'clock_seen_ms'").fetchone() is not None
+
+
+@pytest.mark.parametrize("point", KILLED_AT)
+def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Station, point: str) -> None:
+    bundles = buried(station)
+    with station.ledger() as db:
+        db.execute("pragma secure_delete = off")  # as SQLite's own default is; some systems have another
+        ledger.purge_dead(db, Choice(keys=(version("t4").key,)), 2_000)
+    killed = replace(station, variables={VARIABLE: point}).run("dead", "purge", "--all", "--yes")
+    assert killed.returncode == -signal.SIGKILL
+    assert bool(traces(station.spool, bundles)) is (point != "erase.finishing")
+    assert station.counts().dead == 0
+    assert noted(station) == [destination.UNERASED]
+    assert f"noted: {destination.UNERASED}: 2" in typed(station, "status").stdout
+    told = json.loads(typed(station, "doctor", "--json").stdout)["findings"]
+    assert ["dead purge --all" in one["todo"] for one in told if one["check"] == "incident"] == [True]
+    with station.ledger() as db:
+        db.execute("update incident set last_ms = last_ms - ?", (PRUNE_MS,))  # a minute later
+    with worker(station):
+        wait_until(lambda: noted(station) == [])
+        assert traces(station.spool, bundles) == set()
+    assert "rewrites the ledger" in station.text("worker.log")
+
+
+def test_a_worker_leaves_a_purge_that_is_under_way_to_its_command(station: Station) -> None:
+    buried(station)
+    with station.ledger() as db:
+        ledger.purge_dead(db, Choice(), clock.now_ms())
+    with worker(station):
+        wait_until(lambda: "starts" in station.text("worker.log"))
+        wait_until(lambda: pruned(station))
+    assert noted(station) == [destination.UNERASED]
+    assert typed(station, "dead", "purge", "--all").returncode == 0
+    assert noted(station) == []
+
+
+def test_a_recall_notes_that_what_it_replaces_lies_in_the_files(station: Station) -> None:
+    with station.ledger() as db:
+        desk = Desk(db)
+        desk.put(version())
+        assert noted(station) == []
+        ledger.insert(db, desk.destination, replace(version(content="b"), is_recall=True), [], now_ms=desk.now_ms)
+        assert noted(station) == [destination.UNERASED]
+
+
+def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buried(station)
+    begin = erasure._begin_wal_anew
+
+    def purging(db: Ledger) -> bool:
+        with station.ledger() as another:
+            ledger.purge_dead(another, Choice(keys=(version("t2").key,)), 2_000)
+        return begin(db)
+
+    with closing(open_ledger(station.spool)) as db:
+        ledger.purge_dead(db, Choice(keys=(version("t1").key,)), 2_000)
+        with monkeypatch.context() as patch:
+            patch.setattr("app.erasure._begin_wal_anew", purging)
+            assert erasure.erase(db) == []
+        assert noted(station) == [destination.UNERASED]
+        assert erasure.erase(db) == []
+    assert noted(station) == []
+
+
+def test_copies_that_cannot_be_deleted_are_named_and_the_rest_is_cleared(station: Station) -> None:
+    bundles = buried(station)
+    (station.spool / "ledger.db.before-1").mkdir()
+    (station.spool / "ledger.db.before-2").write_bytes((station.spool / "ledger.db").read_bytes())
+    done = typed(station, "dead", "purge", "--all", "--yes")
+    assert done.returncode == 1
+    assert "ledger.db.before-1 in the spool cannot be deleted" in done.stderr
+    assert "not of this program" not in done.stderr
+    assert traces(station.spool, bundles) == set()
+    assert noted(station) == [destination.UNERASED]
 
 
 def test_a_ledger_that_cannot_be_rewritten_is_named(station: Station) -> None:

@@ -7,13 +7,13 @@ import json
 import os
 import uuid
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import pytest
 
-from app.helicone import Client
-from app.privacy.excerpt import CHARS_MAX, WITHHELD
+from app.helicone import Client, ReadBackError
+from app.privacy.excerpt import CHARS_MAX, UNREADABLE, WITHHELD
 from app.privacy.redact import REDACTED, Redaction
 from app.retry import Outcome
 from tests.secrets import KEYS, noise
@@ -128,6 +128,64 @@ def test_an_answer_and_its_reason_are_kept_without_secrets(client: Client, secre
             assert told not in kept
         assert REDACTED in kept or "[key]" in kept
         assert "denied to" in kept
+
+
+UNICODE = {
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16 BE": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+    "UTF-16 without a mark": lambda text: text.encode("utf-16-le"),
+    "UTF-16 BE without a mark": lambda text: text.encode("utf-16-be"),
+    "UTF-32": lambda text: text.encode("utf-32"),
+    "UTF-8 with a mark": lambda text: text.encode("utf-8-sig"),
+    "zeros between": lambda text: "\0".join(text).encode(),
+    "zeros between, escaped": lambda text: json.dumps({"error": "\0".join(text)}).encode(),
+    "cut in a letter": lambda text: f"{text} ".encode("utf-16")[:-1],
+}
+
+
+@pytest.mark.parametrize("encode", UNICODE.values(), ids=UNICODE)
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
+def test_secrets_are_masked_in_whatever_unicode_they_come(
+    client: Client, secret: str, encode: Callable[[str], bytes]
+) -> None:
+    outcome = post(client, encode(f'{{"error": "denied to {secret} today"}}'), 401)
+    for kept in (outcome.answer, outcome.reason):
+        for told in (secret, api_key(), KNOWN):
+            assert bare(told) not in bare(kept)
+    assert "denied to" in outcome.answer
+    assert REDACTED in outcome.answer or "[key]" in outcome.answer
+
+
+def bare(text: str) -> str:
+    return "".join(char for char in text if char.isalnum())
+
+
+@pytest.mark.parametrize("encode", UNICODE.values(), ids=UNICODE)
+def test_what_was_sent_is_withheld_in_whatever_unicode_it_comes(client: Client, encode: Callable[[str], bytes]) -> None:
+    assert post(client, encode(f"cannot parse {SAID[:24]}"), 400).answer == WITHHELD
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "shift_jis", "euc_jp"])
+def test_of_what_cannot_be_read_nothing_is_kept(client: Client, encoding: str) -> None:
+    assert post(client, f"near {OTHER} here".encode(encoding), 400).answer == UNREADABLE
+
+
+@pytest.mark.parametrize("length", range(100, 130, 7))
+def test_a_secret_that_stands_where_a_reason_is_cut_is_not_cut_in_half(client: Client, length: int) -> None:
+    for secret in (api_key(), escaped(api_key()), KNOWN):
+        said = f'{{"error": "{"x " * (length // 2)}{secret}"}}'.encode()
+        for body in (said, said.decode().encode("utf-16")):
+            reason = post(client, body, 401).reason
+            assert not any(bare(told)[:8] in bare(reason) for told in (api_key(), KNOWN))
+
+
+@pytest.mark.parametrize("encode", UNICODE.values(), ids=UNICODE)
+def test_why_reading_back_failed_is_said_without_secrets(client: Client, encode: Callable[[str], bytes]) -> None:
+    for secret in (api_key(), escaped(api_key()), KNOWN):
+        with scripted(answer(500, encode(f'{{"error": "denied to {secret}"}}'))) as server:
+            with pytest.raises(ReadBackError) as caught:
+                client.stored(server.url, start_ms=0, request_ids=[uuid.UUID(ID)])
+            assert not any(bare(told) in bare(str(caught.value)) for told in (api_key(), KNOWN))
 
 
 def test_a_secret_that_stands_where_the_answer_is_cut_is_not_cut_in_half(client: Client) -> None:

@@ -306,6 +306,16 @@ def test_a_pattern_that_does_not_compile_stops_the_export_and_is_named(station: 
     assert station.counts().pending == JOBS
 
 
+def test_logins_that_cannot_be_read_are_told_of_once_in_the_log(station: Station) -> None:
+    (station.home / "data" / "opencode" / "auth.json").mkdir(parents=True)
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        process.show(export("b_tools"))
+        process.end()
+    assert station.text("hook.log").count("what OpenCode logs in with is not known") == 1
+    assert station.counts().pending > JOBS
+
+
 def test_no_secret_of_a_recording_is_in_any_byte_of_the_spool(station: Station) -> None:
     station = replace(station, variables={"OPENCODE_HELICONE_REDACT_PATTERNS": json.dumps([r"[\w.]+@example\.com"])})
     with hook(station) as process:

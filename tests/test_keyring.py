@@ -16,13 +16,14 @@ from pydantic import SecretStr
 from app.capture import capture
 from app.keyring import Keyring
 from app.opencode import config
-from app.opencode.logins import Logins
+from app.opencode.logins import FILE_BYTES_MAX, Logins
 from app.settings import Settings
 from tests.opencode import OpenCode
 from tests.secrets import noise
 
 pytest_plugins = ["tests.opencode"]
 
+FILES = ["auth.json", "mcp-auth.json"]
 OLD, NEW = (noise(name, "abcdefghijkmnopqrstuvwxyz", 24) for name in ("old", "new"))
 
 
@@ -55,7 +56,7 @@ def keep(store: sqlite3.Connection, value: str) -> None:
     store.execute("insert or replace into credential values ('cre_1', ?)", [told])
 
 
-@pytest.mark.parametrize("name", ["auth.json", "mcp-auth.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_that_changed_is_read_again_and_what_it_held_stays_known(
     home: Path, environ: dict[str, str], name: str
 ) -> None:
@@ -113,10 +114,68 @@ def test_a_store_that_cannot_be_read_says_nothing(home: Path, environ: dict[str,
     assert Keyring(environ).look() == (OLD,)
 
 
-def test_files_that_are_none_say_nothing(home: Path, environ: dict[str, str]) -> None:
+def test_files_that_are_none_say_nothing_but_that(home: Path, environ: dict[str, str]) -> None:
     (home / "data" / "opencode" / "auth.json").mkdir()
     os.mkfifo(home / "data" / "opencode" / "mcp-auth.json")
-    assert Keyring({**environ, "A_KEY": OLD}).look() == (OLD,)
+    keyring = Keyring({**environ, "A_KEY": OLD})
+    assert keyring.look() == (OLD,)
+    assert [name in problem for name, problem in zip(FILES, keyring.problems, strict=True)] == [True, True]
+
+
+def test_a_file_that_is_large_is_read(home: Path, environ: dict[str, str]) -> None:
+    hold(home, "auth.json", "x" * 2_000_000 + OLD)
+    keyring = Keyring(environ)
+    assert [value[-len(OLD) :] for value in keyring.look()] == [OLD]
+    assert keyring.problems == ()
+
+
+def test_a_file_that_is_too_large_is_said_to_be_and_others_are_read(home: Path, environ: dict[str, str]) -> None:
+    hold(home, "auth.json", "x" * FILE_BYTES_MAX)
+    hold(home, "mcp-auth.json", OLD)
+    keyring = Keyring(environ)
+    assert keyring.look() == (OLD,)
+    (problem,) = keyring.problems
+    assert "auth.json: it is larger than" in problem
+    hold(home, "auth.json", NEW)
+    assert set(keyring.look()) == {OLD, NEW}
+    assert keyring.problems == ()
+
+
+def test_a_look_at_the_store_that_failed_is_repeated(home: Path, environ: dict[str, str]) -> None:
+    """Also where the store looks as it did then: who had locked it left no trace."""
+    path = home / "data" / "opencode" / "opencode.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("create table credential (id text primary key, value text not null)")
+        keep(db, OLD)
+    whole, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.write_bytes(b"x" * 100 + whole[100:])
+    os.utime(path, ns=times)
+    keyring = Keyring(environ)
+    assert keyring.look() == ()
+    assert ["cannot be read" in problem for problem in keyring.problems] == [True]
+    path.write_bytes(whole)
+    os.utime(path, ns=times)
+    assert keyring.look() == (OLD,)
+    assert keyring.problems == ()
+
+
+def test_what_cannot_be_read_in_the_store_hides_nothing_else(home: Path, environ: dict[str, str]) -> None:
+    path = home / "data" / "opencode" / "opencode.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("create table credential (id text primary key, value text not null)")
+        db.execute("create table account (id text primary key, access_token text, refresh_token blob)")
+        db.execute("insert into credential values ('cre_0', '{broken'), ('cre_1', x'ff22'), ('cre_2', 'a')")
+        db.execute("insert into credential values ('cre_3', ?)", [f'{{"key": "{OLD}"'])
+        db.execute("insert into account values ('acc_1', ?, ?)", [NEW.upper(), NEW.encode()])
+        root, page = db.execute("select rootpage, (select page_size from pragma_page_size) from sqlite_master"
+                                " where name = 'credential'").fetchone()  # fmt: skip
+    assert set(Keyring(environ).look()) == {OLD, NEW, NEW.upper()}
+    with path.open("r+b") as file:
+        file.seek((root - 1) * page)
+        file.write(b"\xff" * page)
+    keyring = Keyring(environ)
+    assert set(keyring.look()) == {NEW, NEW.upper()}
+    assert ["is damaged in credential" in problem for problem in keyring.problems] == [True]
 
 
 def test_a_store_behind_a_symbolic_link_is_read_with_its_log(

@@ -200,7 +200,60 @@ def test_a_password_that_a_url_escapes_is_known_as_it_is_typed() -> None:
 
 
 def test_a_key_of_many_lines_in_one_is_known_as_many() -> None:
-    assert known(APP_PRIVATE_KEY=f"{VALUE}\\n{OTHER}") == {f"{VALUE}\\n{OTHER}", f"{VALUE}\n{OTHER}"}
+    assert known(APP_PRIVATE_KEY=f"{VALUE}\\n{OTHER}") == {f"{VALUE}\\n{OTHER}", f"{VALUE}\n{OTHER}", VALUE, OTHER}
+
+
+@pytest.mark.parametrize("name", ["GEMINI_API_KEY", "API_KEYS", "BOT_TOKEN", "DB_PASSWORD", "APP_CREDENTIALS"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"{VALUE},{OTHER}",
+        f"{VALUE}, {OTHER}",
+        f"{VALUE} {OTHER}",
+        f"{VALUE}\n{OTHER}\n",
+        f"{VALUE}\r\n{OTHER}",
+        f"{VALUE}\\n{OTHER}",
+        f"{VALUE};{OTHER}",
+        f"{VALUE}|{OTHER}",
+        f"one:{VALUE},two:{OTHER}",
+        f"one={VALUE}&two={OTHER}",
+        f"'{VALUE}','{OTHER}'",
+        f"['{VALUE}', '{OTHER}']",
+        json.dumps([VALUE, OTHER]),
+        json.dumps([{"key": VALUE}, {"key": OTHER}]),
+        json.dumps({"one": VALUE, "two": [OTHER]}),
+        json.dumps({"one": VALUE, "two": [OTHER]})[:-1],
+    ],
+    ids=[
+        *("comma", "comma-and-space", "space", "lines", "windows-lines", "escaped-lines", "semicolon", "bar", "named"),
+        *("query", "quoted", "python", "json", "objects", "object", "cut-object"),
+    ],
+)
+def test_each_of_several_keys_in_one_variable_is_known(name: str, value: str) -> None:
+    assert {VALUE, OTHER} <= known(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["GEMINI_API_KEY", "DB_PASSWORD", "APP_CREDENTIALS"])
+def test_words_dates_paths_and_addresses_beside_keys_are_not(name: str) -> None:
+    told = f"{VALUE},production,2024-06-01,us-east-1 /home/dev/keys https://example.com/keys {OTHER}"
+    assert known(**{name: told}) == {told, VALUE, OTHER}
+
+
+def test_keys_in_base64_keep_their_end() -> None:
+    assert {f"{VALUE}==", f"{OTHER}="} <= known(API_KEYS=f"{VALUE}==,{OTHER}=")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"Authorization: Bearer {VALUE}\nX-Api-Key: {OTHER}",
+        f"X-Org: example-1\nAuthorization: token {VALUE}, {OTHER}",
+        f"api-key={VALUE},other-key={OTHER}",
+        f"x-org=example-1,api-key={VALUE},Authorization=Bearer%20{OTHER},authorization={OTHER}",
+    ],
+)
+def test_headers_in_a_variable_are_known_whatever_it_is_called(value: str) -> None:
+    assert {VALUE, OTHER} <= known(CUSTOM_HEADERS=value)
 
 
 # What `env` prints on machines of the kinds named, with the values made up.
@@ -275,6 +328,22 @@ def test_nothing_is_taken_for_a_secret_in_the_environment_of_a_machine_that_has_
         {"mcp": {"x": {"type": "remote", "headers": {"Authorization": VALUE}}}},
         {"mcp": {"x": {"type": "remote", "oauth": {"clientId": "client-1", "clientSecret": VALUE}}}},
         {"mcp": {"x": {"headers": {"Authorization": "Basic " + b64encode(f"app:{VALUE}".encode()).decode()}}}},
+        {"mcp": {"x": {"headers": {"Cookie": "a=1, Basic " + b64encode(f"app:{VALUE}".encode()).decode() + ", b=2"}}}},
+        {"mcp": {"x": {"headers": {"X-Api-Key": f"Bearer {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"X-Api-Key": f"Bearer {OTHER}, Bearer {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f"token {OTHER}, {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f"token {VALUE}, {OTHER}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f"SSWS {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"Authorization": f'Digest username="dev", response="{VALUE}"'}}}},
+        {"mcp": {"x": {"headers": {"Cookie": f"theme=dark; session={VALUE}; other={OTHER}"}}}},
+        {"mcp": {"x": {"headers": {"X-Any": f"Own-Scheme {VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"X-Any": f"{OTHER};{VALUE}"}}}},
+        {"mcp": {"x": {"headers": {"X-Any": json.dumps([OTHER, VALUE])}}}},
+        {"mcp": {"x": {"command": ["npx", "mcp-remote", "--header", f"Authorization: Bearer {VALUE}"]}}},
+        {"mcp": {"x": {"command": ["npx", "mcp-remote", "--header", f"Authorization:Bearer {VALUE}"]}}},
+        {"mcp": {"x": {"command": ["npx", "mcp-remote", f"--header=X-Api-Key:{VALUE}"]}}},
+        {"mcp": {"x": {"command": ["sh", "-c", f"server -H 'X-Org: example-1' -H 'X-Api-Key: {VALUE}'"]}}},
+        {"agent": {"x": {"prompt": f"Say what password = {VALUE} opens."}}},
         {"plugin": [["another-plugin", {"token": VALUE}]]},
         {"lsp": {"x": {"env": {"ANYTHING": VALUE}}}},
     ],
@@ -296,6 +365,8 @@ def test_the_rest_of_a_configuration_is_not() -> None:
         "mcp": {"x": {"command": ["npx", "-y", "@example/server"], "environment": environment, "timeout": 10_000_000}},
         "keybinds": {"session_new": "ctrl+n", "leader": "ctrl+x"},
         "agent": {"review": {"prompt": "Look for tokens = secrets that are committed.", "model": "openai/gpt-4o-mini"}},
+        "mode": {"plan": {"prompt": "Say password = swordfish, password: geheimnis\ntoken: swordfish is no password."}},
+        "command": {"x": {"template": "password=swordfish", "description": "Sets password: swordfish"}},
         "permission": {"bash": {"git push": "ask"}},
     }
     assert set(of_configuration(document)) == set()
@@ -341,8 +412,69 @@ def test_what_it_gives_mcp_servers_is_known() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"null", b'"a string alone"'[:3], b"[" * 100_000, b'{"a": {"b": ' * 400, b"12345678"],
-    ids=["empty", "cut", "no-utf-8", "null", "half-a-string", "deep", "deep-and-cut", "number"],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"\xef\xbb\xbf",
+        b"\0" * 99,
+        b'"a string alone"'[:3],
+        b"[" * 100_000,
+        b'{"a": {"b": ' * 400,
+        b"12345678",
+    ],
+    ids=["empty", "cut", "no-utf-8", "null", "mark", "zeros", "half-a-string", "deep", "deep-and-cut", "number"],
 )
 def test_a_broken_login_file_says_nothing(content: bytes) -> None:
     assert set(of_logins(content)) == set()
+
+
+TWO = json.dumps({"one": {"type": "oauth", "access": VALUE}, "two": {"type": "api", "key": OTHER}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TWO.encode().replace(b"oauth", b"oa\xffuth"),
+        TWO.encode().replace(b"{", b"{\xff", 1),
+        b"\xff" + TWO.encode(),
+        b"\xef\xbb\xbf" + TWO.encode(),
+        TWO.encode("utf-16"),
+        TWO.encode("utf-16-le"),
+        TWO[:-1].encode("utf-16"),
+        TWO.encode("utf-16") + b"\0",
+        b"\0" * 4096 + TWO.encode(),
+        TWO.encode() + b"\0" * 4096,
+        TWO.encode()[:-1],
+        TWO.encode()[:-3],
+        TWO.encode() + TWO.encode(),
+        b'{"a": tru, ' + TWO.encode()[1:],
+        b'{"a: 1, ' + TWO.encode()[1:],
+        b'{"a": "\\x", ' + TWO.encode()[1:],
+        b'{"a": "\n", ' + TWO.encode()[1:],
+        b'{"a": ' + b"[" * 10_000 + b"]" * 10_000 + b"," + TWO.encode()[1:],
+        TWO.encode().replace(b'"two"', b'"one"'),
+        TWO.encode().replace(b":", b""),
+        TWO.encode().replace(b'"', b"'"),
+        json.dumps({"one": f"{VALUE},{OTHER}"}).encode(),
+        json.dumps({"one": {"key": TWO}}).encode(),
+        json.dumps({"one": f"{VALUE}\xff{OTHER}"}, ensure_ascii=False).encode("latin-1"),
+    ],
+    ids=[
+        *("odd-byte", "odd-byte-outside", "odd-byte-first", "mark", "utf-16", "utf-16-le", "cut-utf-16", "odd-utf-16"),
+        *("zeros-before", "zeros-behind", "cut", "cut-in-a-value", "twice", "no-word", "no-quote", "no-escape", "line"),
+        *("deep", "one-name-twice", "no-colons", "other-quotes", "several", "json-in-json", "odd-byte-between"),
+    ],
+)
+def test_what_is_wrong_at_one_place_of_a_login_file_hides_nothing_else(content: bytes) -> None:
+    assert {VALUE, OTHER} <= set(of_logins(content))
+
+
+def test_the_words_and_addresses_of_a_broken_login_file_are_not_known() -> None:
+    public = {"type": "api-key-login", "serverUrl": "https://example.com/login", "scope": "mcp:read mcp:write"}
+    assert set(of_logins(json.dumps({"server": public, "key": VALUE})[:-1])) == {VALUE}
+
+
+def test_a_token_is_told_apart_from_its_escapes_in_a_broken_file() -> None:
+    assert 'slash/and"quote' in set(of_logins(b'{"a": "slash\\/and\\"quote", '))

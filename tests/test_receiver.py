@@ -881,6 +881,23 @@ def test_its_own_key_is_random_private_and_the_same_after_a_restart(store: Path,
     assert key.encode() not in store.read_bytes()
 
 
+def test_receivers_that_keep_one_store_have_one_key(store: Path, tmp_path: Path) -> None:
+    store.parent.mkdir()
+    (tmp_path / "link.db").symlink_to(store)
+    (tmp_path / "linked").symlink_to(store.parent)
+    names = [store, tmp_path / "link.db", tmp_path / "linked" / store.name]
+    for _ in range(50):
+        store.with_name("store.db.key").unlink(missing_ok=True)
+        at_once = threading.Barrier(len(names))
+
+        def key(name: Path, at_once: threading.Barrier = at_once) -> str:
+            at_once.wait()
+            return receiver.own_key(name)
+
+        with ThreadPoolExecutor(len(names)) as pool:
+            assert len({*pool.map(key, names)}) == 1
+
+
 def test_a_key_file_that_holds_no_key_is_named(store: Path) -> None:
     store.parent.mkdir()
     receiver.own_key(store)

@@ -159,7 +159,7 @@ def test_jobs_survive_the_loss_of_a_table_that_they_refer_to(spool: Path, table:
 def test_what_was_set_aside_goes_when_it_is_old_or_holds_what_is_to_be_held_nowhere(spool: Path) -> None:
     filled(spool, 5)
     path = spool / "ledger.db"
-    ways: list[Callable[[], None]] = [
+    ways: list[Callable[[], object]] = [
         lambda: salvage.forget_copies(path),
         lambda: salvage.tidy(path, older_than_s=1e11),
     ]

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from app import destination
 from app.connection import transaction
 from app.fingerprint import ErrorKind, kind_of_error
 from app.ledger.job import BATCH
@@ -235,4 +236,6 @@ def purge_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
             {**_bound(db, choice), "now": now_ms},
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
+        if rows:
+            destination.note_unerased(db, now_ms)
     return len(rows)

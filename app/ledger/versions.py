@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from app import crashpoint
+from app import crashpoint, destination
 from app.connection import transaction
 from app.identity import Encoding, Identity
 from app.ledger import footprint
@@ -159,6 +159,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
             return verdict
         if version.is_recall:
             _disbelieve_recall(db, turn_id, version.key)
+            destination.note_unerased(db, now_ms)
         elif _is_recall_due(db, turn_id):
             version = replace(version, is_recall=True)
         _supersede(db, turn_id, version.key, now_ms)

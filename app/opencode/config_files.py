@@ -72,11 +72,11 @@ class Files:
         self.seen: dict[str, bytes | str | None] = {}
         """By path: bytes, or why they cannot be had; None: not there. By `{env:NAME}`: the variable's value."""
 
-    def read(self, path: Path) -> bytes | None:
+    def read(self, path: Path, bytes_max: int = FILE_BYTES_MAX) -> bytes | None:
         """None: not there. Raises UnreadableError."""
-        data = self._look(path, FILE_BYTES_MAX + 1)
-        if data is not None and len(data) > FILE_BYTES_MAX:
-            raise UnreadableError(f"it is larger than {FILE_BYTES_MAX} bytes")
+        data = self._look(path, bytes_max + 1)
+        if data is not None and len(data) > bytes_max:
+            raise UnreadableError(f"it is larger than {bytes_max} bytes")
         return data
 
     def starts_with(self, path: Path, head: bytes) -> bool:

@@ -17,11 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from app.opencode.access import Access, StoreError
+from app.opencode.access import AbsentError, Access, StoreError
 from app.opencode.config_files import Files, UnreadableError
 from app.opencode.folders import data_folder
 from app.opencode.store import databases, store_file
 
+FILE_BYTES_MAX = 16_000_000
 _FILES = ("auth.json", "mcp-auth.json")
 _TABLES = {
     "credential": ("value",),
@@ -31,7 +32,7 @@ _TABLES = {
 
 
 class Logins:
-    """Tells what is new in them. None of them need be there, or be whole: then it says nothing."""
+    """Tells what is new in them. None of them need be there."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         folder = data_folder(environ)
@@ -40,22 +41,44 @@ class Logins:
         still for some milliseconds."""
         self._store = store_file(environ)
         self._written: dict[Path, object] = {}
+        self._problems: dict[Path, str] = {}
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Which of them could not be read when they were looked at last, and why, for a person."""
+        return tuple(f"what OpenCode logs in with is not known: {one}" for one in self._problems.values())
 
     def changed(self) -> Iterator[str | bytes]:
-        """Each that was written since it was told last, as JSON."""
+        """Each that was written since it was told last, as JSON; also what is broken, as it stands there."""
         for path, before in self._files.items():
-            with suppress(UnreadableError):
-                data = Files().read(path)
-                if data and data != before:
-                    self._files[path] = data
-                    yield data
+            try:
+                data = Files().read(path, FILE_BYTES_MAX)
+            except UnreadableError as error:
+                self._problems[path] = f"{path}: {error.what}"
+                continue
+            self._problems.pop(path, None)
+            if data and data != before:
+                self._files[path] = data
+                yield data
         for path in databases(self._store):
             written = _written(path)
-            if written != self._written.get(path):
-                # Also when it cannot be read: it is asked again when OpenCode has written to it.
+            # What could not be read is asked again each time: whoever was in the way may leave no trace.
+            if written != self._written.get(path) or path in self._problems:
                 self._written[path] = written
-                with suppress(StoreError):
-                    yield from Access(path).ask(_held)
+                yield from self._stored(path)
+
+    def _stored(self, path: Path) -> list[str]:
+        self._problems.pop(path, None)
+        try:
+            found, damaged = Access(path).ask(_held)
+        except AbsentError:
+            return []
+        except StoreError as error:
+            self._problems[path] = str(error)
+            return []
+        if damaged:
+            self._problems[path] = f"OpenCode's store {path} is damaged in {', '.join(damaged)}"
+        return found
 
 
 def _written(store: Path) -> object:
@@ -70,11 +93,20 @@ def _written(store: Path) -> object:
     return found
 
 
-def _held(db: sqlite3.Connection) -> list[str]:
+def _held(db: sqlite3.Connection) -> tuple[list[str], list[str]]:
+    """What can be read of it, and the tables in which something cannot."""
     found: list[str] = []
+    damaged: list[str] = []
     for table, columns in _TABLES.items():
         there = {row["name"] for row in db.execute(f"pragma table_info({table})")}
-        for column in there.intersection(columns):
-            told = (row[0] for row in db.execute(f"select {column} from {table}"))  # noqa: S608 - names from above
-            found += (text if column == "value" else json.dumps(text) for text in told if isinstance(text, str))
-    return found
+        for column in sorted(there.intersection(columns)):
+            try:
+                for (value,) in db.execute(f"select {column} from {table}"):  # noqa: S608 - names from above
+                    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                    if isinstance(text, str):
+                        found.append(text if text.lstrip()[:1] in {"{", "["} else json.dumps(text))
+            except sqlite3.DatabaseError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_CORRUPT:
+                    raise
+                damaged.append(table)
+    return found, damaged

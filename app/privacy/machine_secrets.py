@@ -3,6 +3,7 @@ r"""Which values are secrets, told by the name that they stand under and by what
     DATABASE_URL=postgres://app:…@db/main      the password in it
     WATSONX_AI_APIKEY=…                        all of it
     "headers": {"Authorization": "Bearer …"}   what follows the scheme
+    API_KEYS=…,…                               all of it, and each of them
     SSH_AUTH_SOCK=/tmp/…, TOKEN_TYPE=bearer    nothing: a path, a description
 
 What a name says about a value in a text (app.privacy.secret_names) it says here as well; beyond that, a variable may be
@@ -43,12 +44,21 @@ _IS_AUTH = re.compile(r"(?:^|_)AUTH(?:_|$)")
 """Also of what says how one logs in."""
 _AMONG_SECRETS = {"environment", "env", "headers"}
 """Parts of OpenCode's configuration that hold whatever a server or a provider wants to be given."""
+_PROSE = {"prompt", "description", "template"}
+"""Parts of it that a person wrote for a model or a person: what stands there as a password may be any word."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _USER_OF_URL = re.compile(r"://([^/?#@:\s]*)(?::([^/@\s]*))?@")
 _PAIR = re.compile(r"(?:^|[?&;\s])(-{0,2}[A-Za-z][\w. -]{0,63}?)\s*=\s*([^&;#\s]+)")
+_LISTED_PAIR = re.compile(r"(?:^|,)\s*([A-Za-z][\w.-]{0,63})=([^,;&#\s]+)")
+_HEADER = re.compile(r"(?:^|[\"'=\s])([A-Za-z][\w-]{0,63})\s*:(?!//)[ \t]*([^\"'\n]+)")
+"""`Authorization: Bearer …`, in an option of a command or a line of a variable."""
 _USER_OF_SOCKET = re.compile(r"^[^:@/\s]*:([^@\s]+)@(?:tcp|unix|udp)\(")
 _SCHEME = re.compile(r"^(?:Bearer|Basic|Token|Bot|Key|ApiKey|Api-Key)[ \t]+(\S+)$", re.IGNORECASE)
+_BASIC = re.compile(r"\bBasic[ \t]+([\w+/-]+=*)", re.IGNORECASE)
+_SEPARATOR = re.compile(r"(?:[\s,;&|\"'`()\[\]{}<>\ufffd]|\\n)+|:(?!//)|=(?![=,;\s]|$)")
+"""Between several keys in one text, and between each and what it is called there."""
+_MIXED = re.compile(r"[A-Za-z0-9]{16}|(?=[0-9]*[A-Za-z])(?=[A-Za-z]*[0-9])[A-Za-z0-9]{8}")
 _PATH = re.compile(r"(?:/|~/|\.{1,2}/|[A-Za-z]:[\\/])[^\n]*")
 _FINGERPRINT = re.compile(r"(?:0x)?[0-9A-Fa-f]{16,40}(?:[\s,]+[0-9A-Fa-f]{16,40})*")
 """Of public keys: `GPG_KEY` in the images of Python."""
@@ -61,10 +71,11 @@ _COMMON = frozenset(
     {
         *("administrator", "changeit", "changeme", "elastic", "minioadmin", "passphrase", "password", "postgres"),
         *("postgresql", "rabbitmq", "username", "database", "default", "development", "production", "localhost"),
-        *("enabled", "disabled", "required", "undefined", "example"),
+        *("enabled", "disabled", "required", "undefined", "example", "aws4-hmac-sha256"),
     }
 )
-"""Passwords by default, and no passwords: words that stand everywhere."""
+"""Passwords by default, and no passwords: words that stand everywhere, and the name of a scheme."""
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*+)(?:"\s*(:?)|$)', re.DOTALL)
 _DEPTH_MAX = 64
 
 
@@ -83,12 +94,37 @@ def of_configuration(document: Mapping[str, Any]) -> Iterator[str]:
 def of_logins(text: str | bytes) -> Iterator[str]:
     """What a text in the form of `auth.json` or `mcp-auth.json` holds: every string but what is plainly public.
 
-    One that is broken holds nothing; why is not said, nor kept.
+    Also of one that is broken, cut off or not UTF-8, as far as its strings can be told; why is not said, nor kept.
     """
+    whole = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "replace")
     try:
-        yield from _of_login("", json.loads(text))
+        yield from _of_login("", json.loads(whole.removeprefix("\ufeff"), object_pairs_hook=_all, strict=False))
     except (ValueError, RecursionError):
-        return
+        torn = text if isinstance(text, str) else text.replace(b"\0", b"").decode("utf-8", "replace")
+        yield from _of_strings(torn)
+
+
+def _all(pairs: list[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """An object in which a name may stand again."""
+    found: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _of_strings(torn: str) -> Iterator[str]:
+    """Each string of what is no JSON, under the name before it; and what looks like a key, wherever quotes stand."""
+    field = ""
+    for raw, colon in _STRING.findall(torn):
+        try:
+            told = json.loads(f'"{raw}"', strict=False)
+        except ValueError:
+            told = raw
+        if colon:
+            field = told
+        else:
+            yield from _of_login(field, told)
+    yield from _several(torn, is_named=True)
 
 
 def is_secret_name(name: str) -> bool:
@@ -121,6 +157,7 @@ def _of_login(field: str, value: Any) -> Iterator[str]:
             yield from _of_login(field, inner)
     elif isinstance(value, str) and not _PUBLIC_FIELD.search(field) and not _URL.match(value):
         yield from filter(_is_long, [value.strip()])
+        yield from _several(value, is_named=True)
 
 
 def _of_tree(name: str, value: Any, *, is_among_secrets: bool, depth: int = 0) -> Iterator[str]:
@@ -143,18 +180,35 @@ def _of_tree(name: str, value: Any, *, is_among_secrets: bool, depth: int = 0) -
 
 def _of(name: str, value: str, *, is_among_secrets: bool) -> Iterator[str]:
     """The secrets in one text that stands under a name."""
-    if value.lstrip()[:1] == "{" and (tree := _object(value)) is not None:
-        yield from _of_tree("", tree, is_among_secrets=is_among_secrets or is_secret_name(name))
+    if value.lstrip()[:1] in {"{", "["} and (tree := _tree(value)) is not None:
+        yield from _of_tree(name, tree, is_among_secrets=is_among_secrets or is_secret_name(name))
         return
-    yield from filter(_is_long, _inside(value))
-    scheme = _SCHEME.match(value.strip())
-    bare = scheme[1] if scheme else value.strip()
-    if scheme and scheme[0][:5].lower() == "basic":
-        yield from filter(_is_long, _password_of(bare))
+    yield from _whole(name, value, is_among_secrets=is_among_secrets)
+    for inner in _inside(value):
+        if _is_long(inner) and not (name in _PROSE and _is_readable(inner)):
+            yield inner
+
+
+def _whole(name: str, value: str, *, is_among_secrets: bool) -> Iterator[str]:
+    """The value without its scheme, if it counts, and each of several keys in it."""
+    value = value.strip()
+    scheme = _SCHEME.match(value)
+    bare = scheme[1] if scheme else value
+    for packed in _BASIC.findall(value):
+        yield from filter(_is_long, _password_of(packed))
     if _counts(name, bare, is_among_secrets=is_among_secrets):
         yield bare
         if "\\n" in bare:  # a key of many lines in one, which tools print as many
             yield bare.replace("\\n", "\n")
+        yield from _several(bare, is_named=_kind(name) in {Kind.PASSWORD, Kind.SECRET})
+
+
+def _several(value: str, *, is_named: bool) -> Iterator[str]:
+    """Keys that stand together in one text: between commas, line ends, quotes, behind names. Words are none of them."""
+    for part in _SEPARATOR.split(value):
+        is_no_key = not _is_long(part) or _URL.match(part) or _is_path(part) or _is_readable(part)
+        if not is_no_key and (is_named or _MIXED.search(part)):
+            yield part
 
 
 def _inside(value: str) -> Iterator[str]:
@@ -164,9 +218,11 @@ def _inside(value: str) -> Iterator[str]:
         yield from (told, unquote(told))
     for password in _USER_OF_SOCKET.findall(value):
         yield password
-    for name, inner in _PAIR.findall(value):
+    for name, inner in (*_PAIR.findall(value), *_LISTED_PAIR.findall(value)):
         if _counts(name, inner, is_among_secrets=False):
             yield from (inner, unquote(inner))
+    for name, inner in _HEADER.findall(value):
+        yield from _whole(name, inner, is_among_secrets=False)
 
 
 def _counts(name: str, value: str, *, is_among_secrets: bool) -> bool:
@@ -209,12 +265,12 @@ def _is_readable(value: str) -> bool:
     return not odd or (len(odd) == 1 and _SHORT_PART.fullmatch(odd[0]) is not None)
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def _tree(text: str) -> dict[str, Any] | list[Any] | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    return value if isinstance(value, dict | list) else None
 
 
 def _password_of(packed: str) -> Iterator[str]:
