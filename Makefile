@@ -61,7 +61,7 @@ hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: not
 backfill: .venv/ready  ## 10,000 turns of history, the backfill killed 20 times: all arrive once, live turns first (minutes)
 	@$(BIN)/python -m tests.backfill
 
-versions: .venv/ready  ## Both forms of the plugin in eight versions of the real OpenCode (minutes)
+versions: .venv/ready  ## Both forms of the plugin in eleven versions of the real OpenCode (minutes)
 	@$(BIN)/python -m tests.versions
 
 locks: .venv/ready  ## A ledger that is locked most of the time: 18 jobs are delivered, no worker's death is charged (a minute)

@@ -25,6 +25,24 @@ def put(folder: Path, *snapshots: Fields) -> Path:
     return folder / "opencode.db"
 
 
+def sessions(storage: Path, directory: Path) -> list[Fields]:
+    """The sessions of a directory that lie there, oldest first, named as the columns of a newer OpenCode's table."""
+    found = [json.loads(path.read_text("utf-8")) for path in storage.glob("session/*/*.json")]
+    own = sorted((one for one in found if one["directory"] == str(directory)), key=lambda one: one["time"]["created"])
+    return [{**one, "parent_id": one.get("parentID")} for one in own]
+
+
+def stored(storage: Path, session: str) -> list[Fields]:
+    """Its messages with their parts, in order."""
+    infos = [json.loads(path.read_text("utf-8")) for path in (storage / "message" / session).glob("*.json")]
+    infos.sort(key=lambda info: (info["time"]["created"], info["id"]))
+    return [{"info": info, "parts": _parts(storage / "part" / info["id"])} for info in infos]
+
+
+def _parts(folder: Path) -> list[Fields]:
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
 def _write(path: Path, value: Fields) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2))

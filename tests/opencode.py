@@ -37,6 +37,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests import json_store
 from tests.fake_llm import fake_llm
 
 VERSION = "1.18.33"
@@ -123,6 +124,10 @@ class OpenCode:
     plain: Finished | None = None
     """How `[[script:hello]]` ended with a plugin that does nothing."""
 
+    @property
+    def data(self) -> Path:
+        return self.home / ".local" / "share" / "opencode"
+
     def project(self, directory: Path, *, plugin: list[Any] | None = None) -> Path:
         """A git repository with a README and a configuration that names `plugin`."""
         directory.mkdir(parents=True)
@@ -162,8 +167,10 @@ class OpenCode:
         return Finished(process.returncode, output, errors)
 
     def stored(self, session: str) -> list[dict[str, Any]]:
-        """The session's messages with their parts, in order, as OpenCode's own database holds them."""
-        path = self.home / ".local" / "share" / "opencode" / "opencode.db"
+        """The session's messages with their parts, in order, as OpenCode's own store holds them."""
+        path = self.data / "opencode.db"
+        if not path.exists():
+            return json_store.stored(self.data / "storage", session)
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
             messages = db.execute(
                 "select id, data from message where session_id = ? order by time_created, id", [session]
@@ -182,6 +189,16 @@ class OpenCode:
             }
             for message, data in messages
         ]
+
+    def sessions(self, project: Path) -> list[dict[str, Any]]:
+        """The sessions of a project, oldest first: columns of OpenCode's table."""
+        path = self.data / "opencode.db"
+        if not path.exists():
+            return json_store.sessions(self.data / "storage", project)
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            db.row_factory = sqlite3.Row
+            rows = db.execute("select * from session where directory = ? order by time_created", (str(project),))
+            return [dict(row) for row in rows]
 
     def spare_installation(self, directory: Path) -> None:
         """Links into a folder of plugins what OpenCode would otherwise install there from npm at its first start."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -55,15 +52,6 @@ def for_opencode(station: Station) -> dict[str, str]:
     return {**ours, "PATH": f"{Path(sys.executable).parent}:{station.environ['PATH']}"}
 
 
-def sessions(opencode: OpenCode, project: Path) -> list[dict[str, Any]]:
-    """OpenCode's own sessions of a project, oldest first."""
-    path = opencode.home / ".local" / "share" / "opencode" / "opencode.db"
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        db.row_factory = sqlite3.Row
-        rows = db.execute("select * from session where directory = ? order by time_created", (str(project),))
-        return [dict(row) for row in rows]
-
-
 def arrived(receiver: Receiver, root: str) -> list[Stored]:
     """What a search for the session's path finds."""
     prefix = f"/opencode/{root}"
@@ -73,7 +61,7 @@ def arrived(receiver: Receiver, root: str) -> list[Stored]:
 def expect_delivered(opencode: OpenCode, project: Path, station: Station, receiver: Receiver) -> list[Stored]:
     """Everything of the project's sessions arrives, once, with OpenCode's own tokens and cost."""
     wait_until(lambda: station.counts().delivered and station.counts().pending == 0, DELIVERY_S)
-    own = sessions(opencode, project)
+    own = opencode.sessions(project)
     (root,) = [one["id"] for one in own if one["parent_id"] is None]
     messages = [message for one in own for message in opencode.stored(one["id"])]
     calls = [one["info"] for one in messages if one["info"]["role"] == "assistant"]

@@ -22,9 +22,8 @@ from tests.test_end_to_end import expect_delivered
 pytest_plugins = ["tests.opencode"]
 pytestmark = pytest.mark.opencode
 
-WITHOUT_STORE = ("1.0.185", "1.1.65")
-"""They keep JSON files, and `opencode run` ends at idle: what the plugin could not hand over by then is nowhere."""
-WITH_STORE = ("1.2.27", "1.3.2", "1.14.41", VERSION)
+VERSIONS = ("1.0.185", "1.1.65", "1.2.27", "1.3.2", "1.14.41", "1.15.4", "1.17.11", VERSION, "1.18.34")
+"""Up to 1.1 they keep JSON files, and `opencode run` ends at idle: what is read then is what the files hold."""
 PROMPT = "[[script:tools]] do it"
 
 
@@ -44,10 +43,10 @@ def install(station: Station, opencode: OpenCode) -> str:
     return done.stdout
 
 
-OTHERS = (pytest.param(version, marks=pytest.mark.matrix) for version in (*WITHOUT_STORE, *WITH_STORE[:-1]))
+OTHERS = [pytest.param(version, marks=pytest.mark.matrix) for version in VERSIONS if version != VERSION]
 
 
-@pytest.mark.parametrize("version", [*OTHERS, VERSION])
+@pytest.mark.parametrize("version", [VERSION, *OTHERS])
 def test_a_run_is_as_without_the_plugin_and_arrives_once(tmp_path: Path, receiver: Receiver, version: str) -> None:
     (tmp_path / "station").mkdir()
     station = Station(tmp_path / "station", receiver.url)
@@ -60,8 +59,7 @@ def test_a_run_is_as_without_the_plugin_and_arrives_once(tmp_path: Path, receive
     with installed_opencode(tmp_path / "with", version) as opencode, worker(station):
         assert f"for OpenCode {version} " in install(station, opencode)
         assert opencode.run(project, PROMPT, environ=ours) == without
-        if version in WITH_STORE:
-            expect_delivered(opencode, project, station, receiver)
+        expect_delivered(opencode, project, station, receiver)
 
 
 # --- two copies at once

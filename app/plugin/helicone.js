@@ -8,7 +8,7 @@ const INSTALLED = {"command": ["opencode-helicone", "hook"], "flavour": "object"
 import { spawn } from "node:child_process"
 import path from "node:path"
 
-const IN_FLIGHT_MAX = 64 // lines that are not acknowledged yet: so many fit in a pipe
+const IN_FLIGHT_MAX = 64 // lines that are not acknowledged yet: so many fit in the pipe, however slow the hook is
 const SESSIONS_MAX = 1_000 // the newest are kept
 const DISPOSE_MS_MAX = 2_000
 const MOMENT_MS = 100 // until a broken pipe is explained by an exit code, and before events are subscribed to again
