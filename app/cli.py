@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +46,7 @@ from app.finding import Finding
 from app.folders import effective
 from app.ledger import LedgerError
 from app.letters import LetterError
-from app.opencode import NOT_READ, ExportError, Store, StoreError, store_file
+from app.opencode import ExportError
 from app.privacy.redact import PatternError
 from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown, standard_folder
@@ -210,10 +210,6 @@ def _status(
         print_json(asdict(status))
     else:
         print_lines(screen.status_lines(status, now_ms))
-    with suppress(StoreError):  # `doctor` says what it is
-        if Store(store_file(os.environ)).is_newer():
-            complain(NOT_READ)
-            raise typer.Exit(PROBLEM)
 
 
 @app.command("doctor")

@@ -31,7 +31,7 @@ from app.command import (
     sources_of,
 )
 from app.db import open_ledger
-from app.opencode import NOT_READ, Store, store_file
+from app.opencode import Store, store_file
 from app.settings import SettingsError
 from app.sources import Sources
 from app.spool import find_target
@@ -83,9 +83,6 @@ def _verify(  # noqa: PLR0913 - one for each option
         print_json(as_json(verdicts, sought, failure))
     else:
         print_lines(lines(verdicts, sought, failure))
-    if store.is_newer():
-        complain(NOT_READ)
-        raise typer.Exit(PROBLEM)
     is_fine = all(one.is_fine for one in verdicts) and all(one.is_fine for one in sought.values()) and not failure
     raise typer.Exit(DONE if is_fine else PROBLEM)
 
@@ -188,6 +185,8 @@ def _advice(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: 
 
 _WORDS = {
     "in_progress": "in progress",
+    "unread": "unread yet",
+    "undone": "undone before they were read",
     "switched_off": "switched off",
     "elsewhere": "in a folder that is not captured",
     "earlier": "from before capture or while it was off",

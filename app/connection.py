@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -90,6 +92,30 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
     if isinstance(db, Ledger):
         checkpoint(db)
+
+
+@contextmanager
+def unflushed(db: sqlite3.Connection) -> Iterator[None]:
+    """The write transactions in here do not wait for the disk: the machine's death may undo them, and nothing less."""
+    db.execute("pragma synchronous = normal")
+    try:
+        yield
+    finally:
+        db.execute("pragma synchronous = full")
+
+
+@contextmanager
+def flushed_together(db: Ledger) -> Iterator[None]:
+    """All write transactions in here wait for the disk once, at the end."""
+    with unflushed(db):
+        yield
+    with suppress(FileNotFoundError):  # then all of it is in the database
+        descriptor = os.open(db.path.with_name(f"{db.path.name}-wal"), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            flush = getattr(fcntl, "F_FULLFSYNC", None)  # macOS flushes the drive's cache only when told so
+            os.fsync(descriptor) if flush is None else fcntl.fcntl(descriptor, flush)
+        finally:
+            os.close(descriptor)
 
 
 def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:

@@ -179,6 +179,15 @@ def captured_since_ms(db: sqlite3.Connection, folder: str) -> int | None:
     return None if row is None else int(row["since_ms"])
 
 
+def is_captured(db: sqlite3.Connection, folder: str, destination_id: int) -> bool:
+    """Whether what is written in the folder is captured now, for this destination."""
+    row = db.execute(
+        "select 1 from folder where hash = ? and destination_id = ? and since_ms < ?",
+        (folder, destination_id, NEVER_MS),
+    ).fetchone()
+    return row is not None
+
+
 def folder_options(db: sqlite3.Connection, folder: str) -> dict[str, object] | None:
     """The capture options last seen for a folder, None when live capture never saw it."""
     row = db.execute("select capture_options from folder where hash = ?", (folder,)).fetchone()

@@ -23,7 +23,7 @@ from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.finding import Finding, Level
-from app.opencode import NOT_READ, AbsentError, Store, StoreError, config, store_file
+from app.opencode import UNTRIED, AbsentError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
 from app.privacy.redact import PatternError
@@ -182,18 +182,16 @@ def _plugin(site: Site) -> Iterator[Finding]:
 
 
 def _store(site: Site) -> Iterator[Finding]:
-    """Live capture does not need it; to find out what it has missed, and to bring the history, does."""
+    """All that is captured is read from it."""
     path = store_file(site.sources.environ)
     try:
         store = Store(path)
-        if store.is_newer():
-            yield Finding("OpenCode's store", "problem", f"{path}: {NOT_READ}", "what it wrote waits in its store")
-        else:
-            yield Finding("OpenCode's store", "ok", f"{path}, {len(store.roots())} session(s)")
+        found = f"{path}, {len(store.roots())} session(s)"
+        yield Finding("OpenCode's store", "ok", f"{found}; {UNTRIED}" if store.is_newer() else found)
     except AbsentError:
         yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
     except StoreError as error:
-        yield Finding("OpenCode's store", "warning", str(error), "verify and backfill need it; live capture does not")
+        yield Finding("OpenCode's store", "problem", str(error), "what OpenCode writes there is not captured")
 
 
 # --- inside

@@ -1,4 +1,4 @@
-"""Send what waits, now: let the hooks finish what they have read, and deliver here when nobody else does.
+"""Send what waits, now: let hooks finish, read what none of them will, and deliver here when nobody else does.
 
 What waits is looked for at the destination of the present settings and at those that the settings of any captured
 folder mean: these have keys that are not known here, and are waited for as long as they have a worker.
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 from app import clock, destination, ledger
 from app.db import open_whole
+from app.ledger import Unread
 from app.sources import Sources
 from app.spool import Spool, folder, target
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
+from app.unread import read_unread
 from app.worker import Worker
 
 LOOK_S = 0.1
@@ -32,7 +34,9 @@ class Flushed:
     captured_here: bool
     """The folder where it was typed ever had a job."""
     backlog: int
-    """Lines that live hooks have not worked off."""
+    """Lines and sessions that live hooks have not worked off."""
+    unread: tuple[Unread, ...]
+    """What OpenCode's plugin has told of and nobody has read yet."""
     waiting: tuple[str, ...]
     """Why jobs wait, for a person."""
     errors: tuple[Failing, ...]
@@ -42,7 +46,8 @@ class Flushed:
 
     @property
     def is_done(self) -> bool:
-        return not (self.jobs.pending or self.elsewhere or self.backlog)
+        cannot = any(one.reason is not None for one in self.unread)
+        return not (self.jobs.pending or self.elsewhere or self.backlog or cannot)
 
 
 def flush(sources: Sources, timeout_s: float, *, only_present: bool = False) -> Flushed:
@@ -71,12 +76,15 @@ def flush(sources: Sources, timeout_s: float, *, only_present: bool = False) -> 
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
             return not (_backlog(spool, seen) or any(ledger.is_pending(db, one) for one in seen & going))
 
-        was_stopped = False
-        while not is_over() and not was_stopped:
-            if ours.key_fingerprint and ledger.is_pending(db, ours.id) and ours.id not in _served(spool):
-                was_stopped = not Worker(sources).run_until(is_over)
-            else:
-                time.sleep(LOOK_S)
+        was_stopped, has_read = False, True
+        while has_read and not was_stopped:
+            # Once more when all is sent: a hook may have been late, and is gone by now.
+            has_read = read_unread(db, sources, spool, ours.id, lambda _: None) > 0 and time.monotonic() < end_s
+            while not is_over() and not was_stopped:
+                if ours.key_fingerprint and ledger.is_pending(db, ours.id) and ours.id not in _served(spool):
+                    was_stopped = not Worker(sources).run_until(is_over)
+                else:
+                    time.sleep(LOOK_S)
         now_ms = clock.now_ms()
         current, *others = [one for one in read_destinations(db, settings, now_ms) if one.current or one.id in seen]
         return Flushed(
@@ -84,6 +92,7 @@ def flush(sources: Sources, timeout_s: float, *, only_present: bool = False) -> 
             elsewhere=sum(one.jobs.pending for one in others),
             captured_here=destination.had_jobs(db, folder(db, str(sources.cwd or sources.base))),
             backlog=_backlog(spool, seen),
+            unread=tuple(ledger.unread(db)),
             waiting=waiting([current, *others], read_workers(spool), now_ms),
             errors=current.errors,
             was_stopped=was_stopped,
@@ -96,7 +105,7 @@ def _served(spool: Spool) -> set[int | None]:
 
 
 def _backlog(spool: Spool, destination_ids: Collection[int | None]) -> int:
-    """Lines that hooks have read and not worked off. One that has not said yet where it delivers has at least one."""
+    """What hooks have not worked off; one that has not said yet where it delivers has at least one line."""
     return sum(
         1 if hook.destination is None else hook.backlog
         for hook in read_hooks(spool)

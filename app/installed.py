@@ -10,7 +10,7 @@ from pathlib import Path
 from app import destination, install
 from app.finding import Finding
 from app.install import Found, InstallError, Project
-from app.opencode import NOT_READ, Store, StoreError, store_file
+from app.opencode import UNTRIED, Store, StoreError, store_file
 from app.opencode.program import Program
 from app.spool import folder
 
@@ -65,7 +65,7 @@ def _program(program: Program) -> Finding:
         found = f"{program.path} does not say its version"
         return Finding("OpenCode", "warning", found, "see that `opencode --version` answers")
     if program.version >= install.NEEDS_OBJECT_FROM:
-        return Finding("OpenCode", "problem", f"{program}: {NOT_READ}", "what it writes waits in its store")
+        return Finding("OpenCode", "warning", f"{program}: {UNTRIED}", "see that its sessions arrive")
     return Finding("OpenCode", "ok", str(program))
 
 

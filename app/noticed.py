@@ -28,8 +28,8 @@ class Noticed:
     """A session that this OpenCode has open, as of its newest notice."""
 
     line: Line
-    mark: int
-    """What settles the notice in the ledger."""
+    mark: int | None
+    """What settles the notice in the ledger; None: it is settled."""
     root: str | None = None
     """The session inside which it is shown, as far as that is known."""
     due_s: float | None = 0
@@ -97,13 +97,18 @@ class Notices:
         due = [one for one in self if one.due_s is not None and one.due_s <= now_s]
         return min(due, key=lambda one: one.due_s or 0, default=None)
 
-    def inside(self, root: str) -> list[Noticed]:
+    def inside(self, root: str | None) -> list[Noticed]:
         """Those that are shown inside of a session, itself included."""
         return [one for one in self if one.root == root]
 
-    def is_at_work(self, root: str) -> bool:
+    def due_inside(self, one: Noticed, now_s: float) -> list[Noticed]:
+        """What is to be looked at now inside the same session, this one first."""
+        others = [each for each in self.inside(one.root) if each is not one]
+        return [one, *(each for each in others if each.due_s is not None and each.due_s <= now_s)]
+
+    def is_at_work(self, root: str | None) -> bool:
         """Whether the session itself said that it is, so that it will say when it has done."""
-        one = self._sessions.get(root)
+        one = self._sessions.get(root or "")
         return one is not None and one.line.why == "busy"
 
     def acknowledged(self) -> int | None:
@@ -125,6 +130,11 @@ def postpone(one: Noticed, now_s: float, pause_s: float) -> None:
     one.looks += 1
 
 
-def settle(one: Noticed) -> None:
+def leave(one: Noticed) -> None:
+    """It stays owed, and another notice is bound to come."""
     one.number = one.due_s = None
+
+
+def settle(one: Noticed) -> None:
+    one.number = one.due_s = one.mark = None
     one.is_anywhere = False

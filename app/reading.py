@@ -62,12 +62,26 @@ class _Read:
     """Those from before capture began that were left out, as they were: (rows, updated_ms)."""
     waiting: dict[str, str | None] = field(default_factory=dict)
     """The unfinished ones, each with the session's last turn then."""
+    taken: set[str] = field(default_factory=set)
+    """By looks that did not get to their end, until one does."""
     last: str | None = None
     """From here on there may be new ones. None: all of them are to be looked at."""
     policy: str = ""
     """Under which all of them were looked at."""
     updated_ms: int | None = None
     """When the session's own row was written, as last seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How a session is to be read."""
+
+    place: Place
+    capturing: Capture
+    policy: str
+    now_ms: int
+    since_ms: int | None
+    is_over: Callable[[], bool]
 
 
 class Reader:
@@ -89,70 +103,73 @@ class Reader:
         now_ms: int,
         since_ms: int | None = None,
         whole: bool = False,
+        again: bool = False,
         is_over: Callable[[], bool] = lambda: False,
     ) -> Look | None:
         """Take what is new of a session; None when it is not in the store.
 
-        `whole`: also where no notice told of it. With `since_ms` only what was missed: what was written later, or of
-        which an earlier state was captured, whatever the policy was. `is_over` is asked about what is unfinished, and
-        once more when it was read: whether nobody will finish it.
+        `whole`: all of its turns are looked at. `again`: what was unfinished is read, if it looks as before, too. With
+        `since_ms` only what was missed is taken: what was written later, or of which an earlier state was captured,
+        whatever the policy was. `is_over` is asked about what is unfinished, and once more when it was read: whether
+        nobody will finish it.
         """
         frozen = ledger.frozen(db, self._destination_id, root)
         policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
+        asked = _Asked(place, capturing, policy, now_ms, since_ms, is_over)
         read = self._recall(db, root)
-        is_all = whole or read.policy != policy or read.last is None
+        is_all = whole or read.policy != policy or read.last is None or (since_ms is None and bool(read.early))
         outline = self._store.outline(root, since=None if is_all else read.last, also=() if is_all else read.waiting)
         if outline is None:
             del self._read[root]
             return None
-        last = outline.turns[-1].turn if outline.turns else None
-        over = is_over()
-        strict = dict[str, bool]()
-
-        def is_ahead(one: TurnOutline) -> bool:
-            noted = read.turns.get(one.turn)
-            if noted is None and since_ms is not None and read.early.get(one.turn) == (one.rows, one.updated_ms):
-                return over and one.turn in read.waiting
-            if noted is None or (noted.rows, noted.updated_ms) != (one.rows, one.updated_ms):
-                return True
-            if one.turn in read.waiting:
-                return over or read.waiting[one.turn] != last
-            if since_ms is not None:
-                return False
-            if noted.policy not in strict:
-                strict[noted.policy] = is_as_strict(noted.policy, policy)
-            return not strict[noted.policy]
-
-        ahead = [one for one in outline.turns if is_ahead(one)]
+        ahead = [one for one in outline.turns if _is_ahead(one, read, outline, asked, again=again or is_over())]
         batch = _batch(ahead)
         look = Look()
-        if last is not None and (batch or read.updated_ms != outline.updated_ms):
-            look = self._take_turns(db, root, place, capturing, outline, batch, policy, now_ms, since_ms, is_over)
+        if outline.turns and (batch or read.updated_ms != outline.updated_ms):
+            look = self._take_turns(db, outline, batch, asked)
         has_more = len(batch) < len(ahead)
+        read.taken = {*read.taken, *(one.turn for one in batch)} if has_more else set()
         if not has_more:
-            read.updated_ms, read.last, read.policy = outline.updated_ms, last, policy
+            # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
+            read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < now_ms - 1}
+            read.updated_ms, read.last, read.policy = outline.updated_ms, _last(outline), policy
         return replace(look, has_more=has_more, is_waiting=bool(read.waiting))
 
-    def _take_turns(  # noqa: PLR0913 - a part of `look`
-        self,
-        db: sqlite3.Connection,
-        root: str,
-        place: Place,
-        capturing: Capture,
-        outline: Outline,
-        batch: list[TurnOutline],
-        policy: str,
-        now_ms: int,
-        since_ms: int | None,
-        is_over: Callable[[], bool],
-    ) -> Look:
-        read, last = self._read[root], outline.turns[-1].turn
+    def _take_turns(self, db: sqlite3.Connection, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> Look:
+        root, read, last = outline.session, self._read[outline.session], _last(outline)
         names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
-        transcript = self._store.transcript(root, {*names, last})
+        transcript = self._store.transcript(root, {*names, outline.turns[-1].turn})
         crashpoint.reach("notice.read")
         if transcript is None:
             return Look()
+        undone = self._undone(db, transcript, asked.now_ms)
+        only, early = (names | {SESSION_RECORD}) - undone, set[str]()
+        if asked.since_ms is not None:
+            missed, known = self._missed(db, transcript, asked.policy, asked.since_ms)
+            early = only - missed - known - {SESSION_RECORD}
+            only &= missed
+        done = self._take(transcript, asked.capturing, asked.place, only=only, abandoned=False)
+        waiting = names & {turn.id for turn in done.waiting} - undone
+        unfinished = [one for one in batch if one.turn in waiting]
+        interrupted = bool(unfinished) and asked.is_over() and self._is_unchanged(root, unfinished)
+        if interrupted:
+            self._take(transcript, asked.capturing, asked.place, only=only & waiting, abandoned=True)
+            waiting = set()
+        noted = {one.turn: TurnRead(one.rows, one.updated_ms, asked.policy) for one in batch}
+        read.turns |= {name: one for name, one in noted.items() if name not in early}
+        read.early = {name: one for name, one in read.early.items() if name not in names}
+        read.early |= {name: (one.rows, one.updated_ms) for name, one in noted.items() if name in early}
+        read.waiting = {name: then for name, then in read.waiting.items() if name not in names}
+        read.waiting |= dict.fromkeys(waiting, last)
+        left = early | waiting | undone
+        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
+        ledger.note_turns_read(db, self._destination_id, root, kept)
+        return Look(is_whole=not early, has_interrupted=interrupted)
+
+    def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
+        """The turns that were taken back before any of them was read: they are not exported, and that is said."""
+        root = transcript.session.id
         undone = {
             turn.id
             for turn in transcript.turns
@@ -160,27 +177,7 @@ class Reader:
         }
         if undone:
             destination.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
-        only = (names | {SESSION_RECORD}) - undone
-        early = set[str]()
-        if since_ms is not None:
-            missed, known = self._missed(db, transcript, policy, since_ms)
-            early = only - missed - known - {SESSION_RECORD}
-            only &= missed
-        done = self._take(transcript, capturing, place, only=only, abandoned=False)
-        waiting = names & {turn.id for turn in done.waiting} - undone
-        unfinished = [one for one in batch if one.turn in waiting]
-        interrupted = bool(unfinished) and is_over() and self._is_unchanged(root, unfinished)
-        if interrupted:
-            self._take(transcript, capturing, place, only=only & waiting, abandoned=True)
-            waiting = set()
-        noted = {one.turn: TurnRead(one.rows, one.updated_ms, policy) for one in batch}
-        read.turns |= {name: one for name, one in noted.items() if name not in early}
-        read.early |= {name: (one.rows, one.updated_ms) for name, one in noted.items() if name in early}
-        read.waiting = {name: turn for name, turn in read.waiting.items() if name not in names}
-        read.waiting |= dict.fromkeys(waiting, last)
-        kept = {name: one for name, one in noted.items() if name not in early | waiting | undone}
-        ledger.note_turns_read(db, self._destination_id, root, kept)
-        return Look(is_whole=not early, has_interrupted=interrupted)
+        return undone
 
     def _is_unchanged(self, root: str, turns: list[TurnOutline]) -> bool:
         """Whether these are as before: reading them took its time."""
@@ -222,9 +219,36 @@ class Reader:
             del self._read[next(iter(self._read))]
         return self._read[root]
 
+    def go_on_from(self, other: Reader) -> None:
+        """What that one has read is gone with its spool, because somebody wanted that, and is not read again."""
+        self._read = other._read
+
+    def forget(self) -> None:
+        """What was left to another session may be wanted now."""
+        self._read.clear()
+
     def is_known(self, root: str) -> bool:
         """Whether it was looked at before, to its end."""
         return root in self._read and self._read[root].last is not None
+
+
+def _is_ahead(one: TurnOutline, read: _Read, outline: Outline, asked: _Asked, *, again: bool) -> bool:
+    """Whether a turn is to be read: it is new or has changed, or waits, or a stricter policy is in force."""
+    if one.turn in read.taken:
+        return False
+    noted = read.turns.get(one.turn)
+    if noted is None and asked.since_ms is not None and read.early.get(one.turn) == (one.rows, one.updated_ms):
+        return again and one.turn in read.waiting
+    if noted is None or (noted.rows, noted.updated_ms) != (one.rows, one.updated_ms):
+        return True
+    if one.turn in read.waiting:
+        return again or read.waiting[one.turn] != _last(outline)
+    # Reconciling sends nothing again for another policy.
+    return asked.since_ms is None and noted.policy != asked.policy and not is_as_strict(noted.policy, asked.policy)
+
+
+def _last(outline: Outline) -> str | None:
+    return outline.turns[-1].turn if outline.turns else None
 
 
 def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:

@@ -107,7 +107,7 @@ class Room:
 
     def _is_out_of_reach(self, now_ms: int) -> bool:
         """Whether a store that could not be read just now counts as holding nothing."""
-        if not self._store.path.is_file():
+        if not self._store.is_there():
             return True
         if self._unread_since_ms is None or now_ms < self._unread_since_ms:
             self._unread_since_ms = now_ms

@@ -18,6 +18,7 @@ from app.backfill import Fed, Plan
 from app.destination import Destination
 from app.finding import Finding
 from app.importing import Imported
+from app.ledger import Unread
 from app.letters import Listed, Opened, short
 from app.opencode import File
 from app.preview import Previewed
@@ -78,8 +79,9 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     backlog = sum(hook.backlog for hook in status.hooks)
     sessions = sum(hook.sessions for hook in status.hooks)
     automatic = sum(worker.automatic for worker in status.workers)
-    yield f"live hooks: {len(status.hooks)}" + (f" ({sessions} sessions, {backlog} lines)" if status.hooks else "")
+    yield f"live hooks: {len(status.hooks)}" + (f" ({sessions} sessions, {backlog} to be read)" if status.hooks else "")
     yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
+    yield from unread_lines(status.unread)
     for refused in status.refused:
         when = _moment(refused.last_ms)
         yield f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log"
@@ -95,6 +97,12 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
 def problem_lines(problems: Sequence[str]) -> Iterator[str]:
     for problem in problems:
         yield f"problem: {problem}"
+
+
+def unread_lines(unread: Sequence[Unread]) -> Iterator[str]:
+    for one in unread:
+        reason = one.reason or "about to be read, or a turn goes on"
+        yield f"unread: {_number(one.sessions, 'session')}, noticed since {_moment(one.oldest_ms)}: {reason}"
 
 
 def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
@@ -134,7 +142,8 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
     if not flushed.captured_here:
         yield "nothing was ever captured here: the queue never held a session of the current folder"
     if flushed.backlog:
-        yield f"{flushed.backlog} lines of live hooks are not worked off"
+        yield f"{flushed.backlog} lines or sessions of live hooks are not worked off"
+    yield from unread_lines(flushed.unread)
     for failing in flushed.errors:
         yield f"{failing.jobs} {failing.state}: {failing.error}"
     yield from waiting_lines(flushed.waiting)

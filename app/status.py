@@ -13,7 +13,7 @@ from app.connection import wal_reset_bug
 from app.db import open_whole
 from app.destination import Destination
 from app.endpoint import normalise
-from app.ledger import Choice, Conditions, Counts, Group
+from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.limits import folders_by_option
 from app.presence import present
 from app.settings import Settings
@@ -115,7 +115,7 @@ class LiveHook:
     sessions: int
     """OpenCode sessions that it owns."""
     backlog: int
-    """Lines that it has read and not worked off."""
+    """Lines and sessions that it has not worked off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,8 @@ class Status:
     destinations: tuple[DestinationStatus, ...]
     hooks: tuple[LiveHook, ...]
     workers: tuple[LiveWorker, ...]
+    unread: tuple[Unread, ...]
+    """What the plugin has told of, and OpenCode's store was not read for yet."""
     refused: tuple[Refused, ...]
     incidents: tuple[Incident, ...]
     held_folders: tuple[HeldFolders, ...]
@@ -203,6 +205,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             destinations=destinations,
             hooks=read_hooks(spool),
             workers=workers,
+            unread=tuple(ledger.unread(db)),
             refused=tuple(Refused(*row) for row in destination.refusals(db)),
             incidents=tuple(Incident(*row) for row in destination.incidents(db)),
             held_folders=tuple(HeldFolders(*row) for row in destination.held_folders(db)),

@@ -23,6 +23,8 @@ State: TypeAlias = Literal[
     "dead",
     "dropped",
     "in_progress",
+    "unread",
+    "undone",
     "switched_off",
     "elsewhere",
     "earlier",
@@ -36,6 +38,8 @@ recalled           it was written over at Helicone, because somebody asked for t
 waiting, dead, dropped   as the ledger says of its job
 in_progress        a live OpenCode has its session open, and brings it, or its newer version; or it is unfinished, and
                    may have one without a hook
+unread             the plugin has told of it; the next hook of its folder reads it, or `flush`
+undone             it was taken back with `/undo` before it was read
 switched_off       its folder's settings keep it from being exported
 elsewhere          its folder was never captured by a hook
 earlier            OpenCode wrote it before capture of its folder began, or while it was off
@@ -55,6 +59,7 @@ class StoredTurn:
     digest: str
     facts_ms: int
     is_final: bool
+    is_undone: bool = False
 
 
 def stored_turns(transcript: Transcript) -> Iterator[StoredTurn]:
@@ -63,7 +68,7 @@ def stored_turns(transcript: Transcript) -> Iterator[StoredTurn]:
     if transcript.turns:
         yield StoredTurn(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, is_final=True)
     for turn in transcript.turns:
-        yield StoredTurn(turn.id, turn.digest, turn.facts_ms, turn.final)
+        yield StoredTurn(turn.id, turn.digest, turn.facts_ms, turn.final, turn.is_undone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,8 @@ class Circumstances:
     """The turns that the ledger has for other destinations."""
     sealed: frozenset[str] = frozenset()
     """The turns that hold a subagent which was recalled: they are not taken."""
+    is_unread: bool = False
+    """Whether a notice of it is open."""
     is_recent: bool = False
     """Whether OpenCode wrote to it so short a time ago that one without a hook may still be at it."""
 
@@ -95,7 +102,7 @@ def judge(turn: StoredTurn, versions: Sequence[Exported], at: Circumstances) -> 
             return "other_destination"
         if turn.name in at.sealed:
             return "recalled"
-        return _excuse(turn, at) or "never_seen"
+        return "undone" if turn.is_undone else _excuse(turn, at) or "never_seen"
     if _is_newer(turn, known, at):
         return "in_progress" if at.is_live else (_excuse(turn, at) or "changed")
     return fate(known)
@@ -137,9 +144,11 @@ def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
         return "switched_off"
     if at.captured_since_ms is None:
         return "elsewhere"
-    if turn.facts_ms < at.captured_since_ms:
+    if turn.facts_ms < at.captured_since_ms and not at.is_unread:
         return "earlier"
-    return "in_progress" if (at.is_live or at.is_recent) and not turn.is_final else None
+    if (at.is_live or at.is_recent) and not turn.is_final:
+        return "in_progress"
+    return "unread" if at.is_unread else None
 
 
 @dataclass(frozen=True, slots=True)

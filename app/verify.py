@@ -122,6 +122,7 @@ class Verification:
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),
+            is_unread=session.id in ledger.unread_sessions(self._db),
             is_recent=not is_quiet(changed_ms, clock.now_ms()),
             elsewhere=frozenset(ledger.exported_elsewhere(self._db, self.destination_id, session.id)),
         )

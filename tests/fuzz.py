@@ -1,4 +1,4 @@
-"""`make fuzz`: 50,000 broken recordings through real hooks and through `import`. Prints what became of them.
+"""`make fuzz`: 50,000 broken lines and files, and broken sessions in OpenCode's store, through real hooks and `import`.
 
     python -m tests.fuzz [--count 50000] [--seed N]
 
@@ -23,17 +23,19 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import destination
+from app import destination, ledger
 from app.db import open_ledger
 from app.importing import Imported, import_files
-from app.opencode import File
+from app.opencode import File, Store, store_file
 from app.sources import Sources
 from tests import mutants
 from tests.mutants import Expected, audit
 from tests.processes import PROJECT, Station, hook
+from tests.stores import put
 
 LINES_EACH = 2_500
 """Of one hook's life."""
+LINES_PER_SESSION = 3
 FILES_EACH = 50
 HOOK_MIB_MAX = 768
 """About 400 with a line of 50 MB and one of more than is allowed; under 100 with recordings of the usual size."""
@@ -55,10 +57,18 @@ def refusals(db: sqlite3.Connection) -> Counter[str]:
     return Counter({reason: count for reason, count, _ in destination.refusals(db, 1_000)})
 
 
-def first_line(station: Station) -> bytes:
-    """Says where the spool is, so that no broken line can."""
-    line = {"v": 1, "type": "open", "directory": PROJECT, "options": {}, "session": "ses_first"}
-    return json.dumps({**line, "spool": str(station.spool)}).encode()
+def first_line() -> bytes:
+    """Makes the spool."""
+    line = {
+        "v": 2,
+        "n": 1,
+        "type": "notice",
+        "session": "ses_first",
+        "why": "busy",
+        "directory": PROJECT,
+        "options": {},
+    }
+    return json.dumps(line).encode()
 
 
 def compare(station: Station, expected: Sequence[Expected]) -> Counter[str]:
@@ -68,13 +78,17 @@ def compare(station: Station, expected: Sequence[Expected]) -> Counter[str]:
         wanted = sum((one.refusals for one in expected), Counter[str]())
         assert counted == wanted, f"refused {counted - wanted} too often, {wanted - counted} too seldom"
         missing = [job for one in expected for job in one.missing(db)]
-        assert not missing, f"{len(missing)} jobs are missing"
+        assert not missing, f"{len(missing)} turns are missing"
+        left = sum(one.sessions for one in ledger.unread(db))
+        unread = set().union(*(one.unread for one in expected)) - set().union(*(one.deleted for one in expected))
+        assert left == len(unread), f"{left} sessions are unread, and {len(unread)} cannot be read"
         seen = audit(db)
     assert "Traceback" not in station.text("hook.log") + station.text("worker.log")
     fed = sum(one.lines for one in expected)
-    snapshots, others = sum(one.snapshots for one in expected), sum(one.others for one in expected)
-    assert fed == snapshots + others + counted.total()
-    return seen + counted + Counter({"lines": fed, "snapshots taken": snapshots, "other lines taken": others})
+    notices, others = sum(one.notices for one in expected), sum(one.others for one in expected)
+    assert fed == notices + others + counted.total()
+    told = {"lines": fed, "notices taken": notices, "other lines taken": others, "sessions unread": left}
+    return seen + counted + Counter(told)
 
 
 def compare_import(files: Sequence[File], results: Sequence[Imported]) -> Counter[str]:
@@ -126,11 +140,18 @@ def memory_mib(pid: int) -> int:
     return next((int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
-def hooks(dice: random.Random, home: Path, count: int, extra: Sequence[bytes] = ()) -> tuple[Counter[str], int]:
+def remember(dice: random.Random, station: Station, count: int) -> list[str]:
+    """Have OpenCode's store hold so many sessions that are broken in some way; their ids."""
+    return [mutants.stored(dice, store_file(station.environ)) for _ in range(count)]
+
+
+def hooks(dice: random.Random, home: Path, count: int, *, largest: bool = False) -> tuple[Counter[str], int]:
     """Two hooks at once on one spool; what became of their lines, and the most memory of one of them."""
     station = machine(home)
-    batches = [[first_line(station), *(mutants.line(dice) for _ in range(count // 2)), *extra] for _ in range(2)]
-    expected = [Expected() for _ in batches]
+    sessions = remember(dice, station, count // LINES_PER_SESSION)
+    extra = [mutants.giant(dice), long_text(dice, station)] if largest else []
+    batches = [[first_line(), *(mutants.line(dice, sessions) for _ in range(count // 2)), *extra] for _ in range(2)]
+    expected = [Expected(Store(store_file(station.environ))) for _ in batches]
     peaks: list[int] = []
     threads = [threading.Thread(target=lambda lines=lines: peaks.append(fed(station, lines))) for lines in batches]
     for thread in threads:
@@ -184,13 +205,15 @@ def _peaks(process: subprocess.Popen[bytes]) -> list[int]:
     return found
 
 
-def long_text(dice: random.Random) -> bytes:
-    """A line of 50 MB that is fine: a long tool output."""
+def long_text(dice: random.Random, station: Station) -> bytes:
+    """Of a session with a text of 50 MB."""
     small, _ = mutants.recordings()
     snapshot = json.loads(dice.choice([one for one in small if '"type": "text"' in one]))
     parts = [part for message in snapshot["sessions"][0]["messages"] for part in message["parts"]]
     next(part for part in parts if part["type"] == "text")["text"] = "word " * 10_000_000
-    return json.dumps({"v": 1, "type": "snapshot", "directory": PROJECT, **snapshot}).encode()
+    put(store_file(station.environ), snapshot)
+    said = {"v": 2, "n": 2, "type": "notice", "session": snapshot["root"], "why": "idle", "directory": PROJECT}
+    return json.dumps(said).encode()
 
 
 def main() -> None:
@@ -209,8 +232,7 @@ def main() -> None:
             home = Path(folder, f"hooks-{left}")
             home.mkdir()
             # Once: what is larger than all else.
-            extra = [mutants.giant(dice), long_text(dice)] if not total else []
-            became, peak = hooks(dice, home, min(left, 2 * LINES_EACH), extra)
+            became, peak = hooks(dice, home, min(left, 2 * LINES_EACH), largest=not total)
             total, hook_mib, left = total + became, max(hook_mib, peak), left - 2 * LINES_EACH
             print(f"  {total['lines']} lines, hook's peak {peak} MiB, {time.monotonic() - started_s:.0f} s", flush=True)
         station = machine(Path(folder, "imports"))

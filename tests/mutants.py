@@ -1,37 +1,42 @@
-"""Recordings that were broken in some way: lines for a hook, files for `import`, and what must have become of them.
+"""What was broken somehow: lines for a hook, rows in OpenCode's store, files for `import`; what must become of them.
 
 `make fuzz` (`fuzz.py`) feeds 50,000 of them, `test_mutants.py` a few.
 
-Nothing may vanish: of every line it is known beforehand which refusal is counted for it, or which jobs it leaves.
+Nothing may vanish: of every line it is known beforehand which refusal is counted for it, or which jobs are there of the
+session that it names.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
+import sqlite3
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from app import ledger
 from app.capture import capture
 from app.destination import destinations
 from app.envelope import BODY_BYTES_MAX
-from app.export import Export, exports
+from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
-from app.opencode import File, examine, snapshot
+from app.opencode import ExportError, File, Store, examine, snapshot
 from app.parse import parse
-from app.privacy.policy import is_as_strict
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
 from app.sources import Sources
 from app.transcript import Transcript, TranscriptError, key
 from tests import recorded
 from tests.processes import PROJECT
+from tests.stores import put
 
 Steps: TypeAlias = tuple[str | int, ...]
 
@@ -233,7 +238,7 @@ def broken(dice: random.Random, value: Any) -> bytes:
     return data
 
 
-# --- what a hook is fed ----------------------------------------------------------------------------------------------
+# --- what a hook is told and finds -----------------------------------------------------------------------------------
 
 
 @cache
@@ -243,37 +248,78 @@ def recordings() -> tuple[list[str], list[str]]:
     return [one for one in told if len(one) < LARGE_BYTES], [one for one in told if len(one) >= LARGE_BYTES]
 
 
-def _recording(dice: random.Random) -> Any:
-    """A snapshot; every other one of a session that nothing else is about."""
+def _recording(dice: random.Random, *, own: float = 0.5) -> Any:
+    """A snapshot; every other one, or as many as wanted, of a session that nothing else is about."""
     small, large = recordings()
     text = dice.choice(large if dice.random() < LARGE_SHARE else small)
-    snapshot = json.loads(text)
-    if dice.random() < 0.5:
+    if dice.random() < own:
         mark = f"{dice.randrange(2**32):08x}"
-        for session in snapshot["sessions"]:
-            text = text.replace(session["info"]["id"], session["info"]["id"] + mark)
-        snapshot = json.loads(text)
-    return snapshot
+        text = re.sub(r'"((?:ses|msg|prt)_\w+)"', rf'"\g<1>{mark}"', text)
+    return json.loads(text)
 
 
-def line(dice: random.Random) -> bytes:
+def stored(dice: random.Random, path: Path) -> str:
+    """Write a recording to OpenCode's store, and break some of its rows; the root's id."""
+    snapshot = _recording(dice, own=1)
+    sessions = [one["info"]["id"] for one in snapshot["sessions"]]
+    put(path, snapshot)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.row_factory = sqlite3.Row
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        for _ in range(dice.choice((0, 1, 1, 1, 2, 3))):
+            _break_a_row(dice, db, sessions)
+    return str(snapshot["root"])
+
+
+def _break_a_row(dice: random.Random, db: sqlite3.Connection, sessions: list[str]) -> None:
+    table, owner = dice.choice((("session", "id"), *[("message", "session_id"), ("part", "session_id")] * 3))
+    rows = db.execute(f"select rowid as place, * from {table} where {owner} = ?", (dice.choice(sessions),)).fetchall()  # noqa: S608
+    if not rows:
+        return
+    row = dice.choice(rows)
+    value: object
+    if table != "session" and dice.random() < 0.7:
+        column, value = "data", broken(dice, json.loads(row["data"]) if _is_json(row["data"]) else {})
+    else:
+        told = [name for name in row.keys() if name != "place"]  # noqa: SIM118 - a row is no mapping
+        column = dice.choice([name for name in told if not name.startswith(("cost", "tokens", "summary"))])
+        value = dice.choice((*sessions, "x", "", -1, 2**62, 1.5, "[]", "{", b"\xff", "\0", "a/b", "日本"))
+    # As text, even if it is none.
+    wanted = f"update {table} set {column} = iif(typeof(?1) = 'blob', cast(?1 as text), ?1) where rowid = ?2"  # noqa: S608
+    with suppress(sqlite3.IntegrityError):  # an id that another row has
+        db.execute(wanted, (value, row["place"]))
+
+
+def _is_json(data: object) -> bool:
+    try:
+        json.loads(str(data))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def line(dice: random.Random, sessions: Sequence[str]) -> bytes:
     """What a plugin wrote, or what became of it. May hold line ends: then it is several lines."""
-    snapshot = _recording(dice)
-    head: dict[str, Any] = {"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}}
+    head: dict[str, Any] = {"v": 2, "n": dice.randrange(9), "directory": PROJECT, "options": {}}
+    session = dice.choice(sessions)
+    said = {**head, "type": "notice", "session": session, "why": dice.choice(("idle", "busy", "error", "late"))}
+    first = {**head, "v": 1, "session": session}
     match dice.randrange(40):
         case 0:
             return dice.choice((b"", dice.randbytes(dice.randrange(1, 200))))
         case 1 | 2:
-            said = {**head, "type": "open", "session": snapshot["root"], "spool": None}
+            said = {**first, "type": "open", "spool": None}
         case 3:
-            said = {**head, "type": "deleted", "session": snapshot["root"] + "gone"}
+            said = {**said, "session": f"{session}gone", "why": "deleted"}
         case 4:
-            said = {**head, "type": "refused", "session": snapshot["root"], "reason": "too large"}
+            said = {**first, "type": "refused", "reason": "too large"}
         case 5:
             options = {"redactPatterns": ["abc", "d+"], "maxRetries": 3, "sessionPathPrefix": "/x", "flushInterval": 5}
-            said = {**head, "options": options, **snapshot}
-        case _:
-            said = {**head, **snapshot}
+            said = {**said, "options": options}
+        case 6 | 7:
+            said = {**first, "type": "snapshot", **_recording(dice)}
+        case 8:
+            said = {**head, "type": "trouble", "session": "", "reason": "hook ended: exit code 1"}
     return broken(dice, said)
 
 
@@ -296,18 +342,21 @@ def export_file(dice: random.Random) -> bytes:
 
 @dataclass(slots=True)
 class Expected:
-    """Of the lines that a hook was fed: refusals by reason, sessions that are gone, and the jobs of what it takes."""
+    """Of the lines that a hook was fed: refusals by reason, sessions that are gone, and the jobs of what it noticed."""
 
+    store: Store
+    """As it stays while they are fed."""
     refusals: Counter[str] = field(default_factory=Counter)
     lines: int = 0
-    snapshots: int = 0
+    notices: int = 0
     others: int = 0
     """Lines that are fine and bring no turns."""
-    jobs: dict[str, str] = field(default_factory=dict)
-    """Key -> root session."""
+    jobs: dict[tuple[str, str, str], set[str]] = field(default_factory=dict)
+    """(Root session, turn, digest) -> keys. One must be there: what is there under a stricter policy stays."""
+    unread: set[str] = field(default_factory=set)
+    """Sessions that cannot be read."""
     deleted: set[str] = field(default_factory=set)
-    policies: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """(Session, turn) -> what each of its versions was made under."""
+    _transcripts: dict[str, Transcript | None] = field(default_factory=dict)
 
     def feed(self, data: bytes, sources: Sources) -> None:
         """Note what a hook that has its spool already must make of these bytes and a line end."""
@@ -324,59 +373,54 @@ class Expected:
         if len(data) > LINE_BYTES_MAX:
             raise LineError("too long")
         said = read_line(data)
-        match said.type:
-            case "open":
-                settings = sources.load(said.directory or None, handed=said.options)
-                if not settings.held:
-                    capture(settings, ())
-                self.others += 1
-            case "deleted":
-                self.deleted.add(said.session)
-                self.others += 1
-            case "refused":
-                reason = "too large" if said.message.get("reason") == "too large" else "unknown"
-                raise LineError(f"by the plugin: {reason}")
-            case "snapshot":
-                settings = sources.load(said.directory or None, handed=said.options)
-                if settings.held:  # an option was broken: nothing is taken, and nothing refused
-                    self.others += 1
-                    return
-                capturing = capture(settings, ())
-                try:
-                    transcript = parse(said.message)  # type: ignore[arg-type]  # JSON
-                except TranscriptError:
-                    raise LineError("snapshot that cannot be read") from None
-                self.snapshots += 1
-                if transcript.session.id not in self.deleted:
-                    told = [
-                        one
-                        for one in exports(transcript, capturing, Identity(""), abandoned=False)
-                        if isinstance(one, Export)
-                    ]
-                    # What a fork has copied is left to its origin, should that be among the lines.
-                    copies = {turn.digest for turn in transcript.turns if turn.is_copy}
-                    self.jobs |= {
-                        key(one.digest, capturing.policy.digest("")): transcript.session.id
-                        for one in told
-                        if one.digest not in copies
-                        and (one.turn != ledger.SESSION_RECORD or copies == set())
-                        and self._is_wanted(transcript.session.id, one.turn, capturing.policy.facts(""))
-                    }
-            case _:
-                raise LineError("unknown type")
+        if said.type == "refused" and not said.session:
+            raise LineError("unknown")
+        if said.type == "trouble" or said.why == "deleted":
+            self.others += 1
+            self.deleted |= {said.session} if said.type == "notice" else set()
+            return
+        settings = sources.load(said.directory or None, handed=said.options)
+        capturing = None if settings.held else capture(settings, ())
+        self.notices += 1
+        # Where an option was broken nothing is taken, and nothing refused.
+        if capturing is not None and settings.enable and said.session:
+            self._notice(said.session, capturing)
 
-    def _is_wanted(self, session: str, turn: str, now: str) -> bool:
-        """What is there under a stricter policy may stay as it is."""
-        before = self.policies.setdefault((session, turn), [])
-        stays = any(is_as_strict(made, now) and not is_as_strict(now, made) for made in before)
-        before.append(now)
-        return not stays
+    def _notice(self, session: str, capturing: Capture) -> None:
+        transcript = self._transcript(session)
+        if transcript is None:
+            return
+        told = [one for one in exports(transcript, capturing, Identity(""), abandoned=False) if isinstance(one, Export)]
+        # What a fork has copied is left to its origin, should that be among the sessions.
+        copies = {turn.digest for turn in transcript.turns if turn.is_copy}
+        for one in told:
+            if one.digest not in copies and (one.turn != ledger.SESSION_RECORD or not copies):
+                made = self.jobs.setdefault((transcript.session.id, one.turn, one.digest), set())
+                made.add(key(one.digest, capturing.policy.digest("")))
+
+    def _transcript(self, session: str) -> Transcript | None:
+        if session not in self._transcripts:
+            self._transcripts[session] = None
+            try:
+                root = self.store.root_of(session)
+                self._transcripts[session] = None if root is None else self.store.transcript(root)
+            except (ExportError, TranscriptError):
+                if self._has_turns(session):
+                    self.unread.add(session)
+        return self._transcripts[session]
+
+    def _has_turns(self, session: str) -> bool:
+        with suppress(ExportError):
+            outline = self.store.outline(session)
+            return outline is not None and outline.turns != ()
+        return True
 
     def missing(self, db: Any) -> list[str]:
-        """Keys that the ledger has not, though it should."""
+        """Turns of which the ledger has no version, though it should."""
         have = {row["key"] for row in db.execute("select key from job")}
         under = {row["name"] for row in db.execute("select name from session where root_name <> name")}
-        return [job for job, root in self.jobs.items() if job not in have and root not in self.deleted | under]
+        lost = [root for (root, _, _), keys in self.jobs.items() if not keys & have]
+        return [root for root in lost if root not in self.deleted | under]
 
 
 def audit(db: Any) -> Counter[str]:

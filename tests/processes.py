@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +124,8 @@ class HookProcess:
         A `directory` is where OpenCode was started: it is that of the sessions as well.
         """
         if "directory" in message:
-            moved = [{**one, "info": {**one["info"], "directory": message["directory"]}} for one in snapshot["sessions"]]
+            there = {"directory": message["directory"]}
+            moved = [{**one, "info": {**one["info"], **there}} for one in snapshot["sessions"]]
             snapshot = {**snapshot, "sessions": moved}
         self.notice(self.store.put(snapshot), **message)
 
@@ -174,9 +175,11 @@ class HookProcess:
 
 
 @contextmanager
-def hook(station: Station, python: str = sys.executable, **options: Any) -> Iterator[HookProcess]:
+def hook(
+    station: Station, python: str = sys.executable, arguments: Sequence[str] = (), **options: Any
+) -> Iterator[HookProcess]:
     process = subprocess.Popen(
-        [python, "-I", "-m", "app", "hook"],
+        [python, "-I", "-m", "app", "hook", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

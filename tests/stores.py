@@ -52,7 +52,10 @@ _SESSION = (
     " time_updated, time_archived) values (?, 'project', ?, 'slug', ?, ?, ?, ?, ?, ?, ?)"
     " on conflict (id) do update set parent_id = excluded.parent_id, directory = excluded.directory,"
     " title = excluded.title, version = excluded.version, revert = excluded.revert,"
-    " time_updated = excluded.time_updated, time_archived = excluded.time_archived"
+    " time_archived = excluded.time_archived, time_updated = max(excluded.time_updated, time_updated + 1)"
+    " where (parent_id, directory, title, version, revert, time_archived) is not"
+    " (excluded.parent_id, excluded.directory, excluded.title, excluded.version, excluded.revert,"
+    " excluded.time_archived) or excluded.time_updated > time_updated"
 )
 
 
@@ -62,7 +65,7 @@ class WrittenStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         self._db.execute("pragma foreign_keys = on")
         if not self._db.execute("select 1 from sqlite_master where name = 'part'").fetchone():
             self._db.execute("pragma journal_mode = wal")
@@ -89,7 +92,7 @@ class WrittenStore:
     def _put(self, entry: Fields, at_ms: int, *, whole: bool) -> None:
         info = entry["info"]
         revert = json.dumps(info["revert"]) if "revert" in info else None
-        text = [str(info.get(name, "")) for name in ("directory", "title", "version")]
+        text = [_text(info.get(name, "")) for name in ("directory", "title", "version")]
         time = info.get("time", {})
         # What `opencode export` shows as updated is this column: unlike those of messages and parts, it is not ours.
         times = [time.get("created", at_ms), time.get("updated", time.get("created", at_ms)), time.get("archived")]
@@ -101,6 +104,8 @@ class WrittenStore:
             messages.append(told["id"])
             row = [told["id"], info["id"], created_ms, at_ms, _without(told, "id", "sessionID")]
             self._db.execute(_MESSAGE, row)
+            (owner,) = self._db.execute("select session_id from message where id = ?", (told["id"],)).fetchone()
+            assert owner == info["id"], "a message of two sessions"
             for part in message["parts"]:
                 parts.append(part["id"])
                 row = [part["id"], told["id"], info["id"], at_ms, at_ms, _without(part, "id", "messageID", "sessionID")]
@@ -131,6 +136,11 @@ def put(path: Path, *snapshots: Fields, at_ms: int | None = None, whole: bool = 
         for snapshot in snapshots:
             store.put(snapshot, at_ms=at_ms, whole=whole)
     return path
+
+
+def _text(value: object) -> str:
+    """As a column has it: without halves of characters."""
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _without(value: Fields, *names: str) -> str:

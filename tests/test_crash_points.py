@@ -26,6 +26,7 @@ from app.crashpoint import POINTS, VARIABLE
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
 from app.ledger.upkeep import KILLS_MAX
+from app.opencode import store_file
 from app.parse import parse
 from app.place import private_directory
 from app.sources import unattended
@@ -33,6 +34,7 @@ from app.spool import Spool, target
 from tests.enqueuer import growing, records
 from tests.lean_receiver import LeanReceiver, lean_receiver
 from tests.processes import PROJECT, ROOT, Station, catches, hook, procfile_command
+from tests.stores import put
 from tests.waiting import wait_until
 
 AT_A_TIME = 3
@@ -116,17 +118,14 @@ def consumer(station: Station) -> subprocess.Popen[bytes]:
     return started(station, procfile_command())
 
 
-def hook_with_a_snapshot(station: Station) -> subprocess.Popen[bytes]:
+def hook_with_a_notice(station: Station) -> subprocess.Popen[bytes]:
+    """OpenCode has written a session to its store, and lives on."""
     process = started(station, [sys.executable, "-I", "-m", "app", "hook"], stdin=subprocess.PIPE)
     assert process.stdin is not None
-    snapshot = growing(0, 1)
-    said = [
-        {"type": "open", "session": snapshot["root"], "spool": None},
-        {"type": "snapshot", **snapshot},
-    ]
-    for message in said:
-        line = json.dumps({"v": 1, "directory": PROJECT, "options": {}, **message})
-        process.stdin.write(line.encode() + b"\n")
+    session = growing(0, 1)["root"]
+    put(store_file(station.environ), growing(0, 1))
+    said = {"type": "notice", "session": session, "why": "idle", "directory": PROJECT, "options": {}}
+    process.stdin.write(json.dumps({"v": 2, "n": 1, **said}).encode() + b"\n")
     process.stdin.flush()
     return process
 
@@ -152,10 +151,19 @@ def as_it_is(_: Station) -> None:
     """A new worker is all that is needed."""
 
 
-def shown_again(station: Station) -> None:
-    """A new hook sees the session: what OpenCode does when it goes on with it."""
+def found_in_the_store(station: Station) -> None:
+    """Another OpenCode works in the folder, in another session: its hook finds what the dead one has left."""
     with hook(station) as process:
-        process.show(growing(0, 1))
+        process.notice("ses_other", "busy")
+        assert process.end() == 0
+    with station.ledger() as db:
+        assert ledger.unread(db) == []
+
+
+def said_again(station: Station) -> None:
+    """The plugin says to the next hook what the dead one had not acknowledged."""
+    with hook(station) as process:
+        process.wait_for_ack(process.notice(growing(0, 1)["root"]))
         assert process.end() == 0
 
 
@@ -178,9 +186,12 @@ class Case:
 
 
 CASES = (
-    Case("enqueue.inserting", State(), nothing, hook_with_a_snapshot, then=shown_again),
-    Case("enqueue.inserting:2", State(pending=1, records=1), nothing, hook_with_a_snapshot, then=shown_again),
-    Case("enqueue.committed", WAITING, nothing, hook_with_a_snapshot),
+    Case("notice.noted", State(), nothing, hook_with_a_notice, then=found_in_the_store),
+    Case("notice.read", State(), nothing, hook_with_a_notice, then=found_in_the_store),
+    Case("notice.settling", WAITING, nothing, hook_with_a_notice, then=found_in_the_store),
+    Case("enqueue.inserting", State(), nothing, hook_with_a_notice, then=found_in_the_store),
+    Case("enqueue.inserting:2", State(pending=1, records=1), nothing, hook_with_a_notice, then=found_in_the_store),
+    Case("enqueue.committed", WAITING, nothing, hook_with_a_notice, then=found_in_the_store),
     Case("claim.committed", replace(CLAIMED, rung=True)),
     Case("post.sending", replace(CLAIMED, rung=True)),
     # The two at which Helicone has said yes and the ledger does not know: no order of steps can do without.
@@ -202,7 +213,7 @@ CASES = (
         variables={"OPENCODE_HELICONE_MAX_SPOOL_SIZE": "1"},
         then=due_now,
     ),
-    Case("migrate.applying", State(), nothing, hook_with_a_snapshot, then=shown_again),
+    Case("migrate.applying", State(), nothing, hook_with_a_notice, then=said_again),
     Case("worker.ending", replace(DONE, rung=True), process=worker_told_to_end),
 )
 

@@ -21,6 +21,7 @@ from app.opencode import store_file
 from app.presence import Announced
 from app.spool import Spool
 from tests.desk import Desk, version
+from tests.newer_store import NewerStore
 from tests.processes import Station
 from tests.recorded import export
 from tests.servers import Exchange, answer, receiving, scripted, whole
@@ -111,8 +112,11 @@ def unplug(station: Station) -> None:
     (station.home / PLUGIN).unlink()
 
 
-def bring_an_old_opencode(station: Station) -> None:
-    (station.home / "data" / "opencode" / "storage" / "session").mkdir(parents=True)
+def bring_an_unknown_store(station: Station) -> None:
+    path = store_file(station.environ)
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("create table session (id text primary key)")
 
 
 def leave_the_predecessors_spool(station: Station) -> None:
@@ -173,7 +177,7 @@ def set_the_clock_back(station: Station) -> None:
         (age_the_plugin, [("plugin", "warning")], "another version"),
         (replace_the_plugin, [("plugin", "problem")], "not written by"),
         (unplug, [("plugin", "warning")], "not installed"),
-        (bring_an_old_opencode, [("OpenCode's store", "warning")], "JSON files of an older OpenCode"),
+        (bring_an_unknown_store, [("OpenCode's store", "problem")], "is no store of OpenCode 1.18"),
         (leave_the_predecessors_spool, [("spool", "warning")], "of opencode-helicone-async-telemetry: nothing sends"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
         (from_the_future, [("ledger", "problem")], "schema 99"),
@@ -282,7 +286,7 @@ def test_a_form_of_the_plugin_that_opencode_cannot_load_is_found(
 ) -> None:
     config = install.Global(station.home / "config" / "opencode")
     install.install(config, python=sys.executable, flavour=flavour)
-    found = findings(opencode(station, version), code=int(bool(expected)))
+    found = findings(opencode(station, version), code=int("plugin" in expected))
     assert [check for check, _ in bad(found)] == expected[:2]
     assert any(f"OpenCode {version} (" in one["found"] for one in found)
 
@@ -322,19 +326,31 @@ def test_sessions_from_before_the_plugin_are_nobodys_fault(station: Station) -> 
 
 
 @pytest.mark.parametrize("is_upgraded", [False, True], ids=["fresh", "upgraded"])
-def test_a_store_of_opencode_2_is_told_by_every_command_that_reads_it(station: Station, *, is_upgraded: bool) -> None:
+def test_that_opencode_2_was_not_tried_is_told(station: Station, *, is_upgraded: bool) -> None:
     path = store_file(station.environ)
     path.parent.mkdir(parents=True)
-    if is_upgraded:
-        built(path, export("a_simple"))
+    newer = NewerStore(path, *([export("a_simple")] if is_upgraded else []))
+    newer.turn(newer.session("ses_newer"), "one", "1")
+    found = findings(station)
+    assert bad(found) == []
+    (told,) = (one["found"] for one in found if one["check"] == "OpenCode's store")
+    assert (
+        told
+        == f"{path}, {1 + is_upgraded} session(s); OpenCode 2 is read from its public description, not yet tried on it"
+    )
+
+
+def test_a_schema_of_opencode_2_that_is_not_known_is_a_problem(station: Station) -> None:
+    path = store_file(station.environ)
+    path.parent.mkdir(parents=True)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("create table session_v2 (id text primary key, directory text not null, title text)")
-    assert bad(findings(station, code=1)) == [("OpenCode's store", "problem")]
-    for command in ("status", "verify", "doctor"):
+    found = findings(station, code=1)
+    assert bad(found) == [("OpenCode's store", "problem")]
+    for command in ("verify", "doctor"):
         done = typed(station, command)
         assert done.returncode == 1, command
-        assert "sessions of OpenCode 2 are not read yet" in done.stdout + done.stderr
-        assert "opencode export" not in done.stdout + done.stderr
+        assert "no store of OpenCode 2 as far as that is known" in done.stdout + done.stderr
 
 
 def test_neither_key_nor_transcript_is_printed(station: Station) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from app import install, ledger
+from app.opencode import store_file
 from app.presence import present
 from app.settings import SettingsError, from_arguments, load
 from app.sources import Sources
@@ -31,8 +32,13 @@ PIECES = ("qqqqqqq", base64.b64encode(KEY.encode()).decode()[:24], KEY.encode().
 
 
 def found(station: Station, *texts: str | bytes) -> list[str]:
-    """Where the key is: in a text, or in a file below the machine's home (the spool, its WAL and logs included)."""
-    files = {str(path): path.read_bytes() for path in station.home.rglob("*") if path.is_file()}
+    """Where the key is: in a text, or in a file below the machine's home (the spool, its WAL and logs included).
+
+    Not in OpenCode's own store, where somebody pasted it.
+    """
+    store = store_file(station.environ)
+    below = (path for path in station.home.rglob("*") if path.is_file() and not path.name.startswith(store.name))
+    files = {str(path): path.read_bytes() for path in below}
     told = {f"text {number}": text for number, text in enumerate(texts)}
     data = {name: text.encode() if isinstance(text, str) else text for name, text in {**files, **told}.items()}
     return [name for name, held in data.items() if any(piece.encode() in held for piece in PIECES)]

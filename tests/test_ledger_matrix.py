@@ -13,7 +13,7 @@ import pytest
 
 from app import destination, ledger
 from app.destination import Destination
-from app.ledger import Choice, Claim, Failure, Remade, Standing, Unconfirmed
+from app.ledger import Choice, Claim, Failure, Remade, Standing, TurnRead, Unconfirmed
 from app.ledger.claims import ISOLATED_KILLS
 from app.recall import REOPENED
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
@@ -432,6 +432,15 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         ),
         {"emptied leased": SAME["emptied leased"]},
     ),
+    # notices
+    "note_notice": (lambda d, *_: ledger.note_notice(d.db, "store", "ses_1", "", d.now_ms) < 0, {}),
+    "note_wait": (lambda d, *_: ledger.note_wait(d.db, "store", ["ses_1"], "away"), {}),
+    "note_turns_read": (
+        lambda d, *_: ledger.note_turns_read(d.db, d.destination, "ses_1", {"t1": TurnRead(2, d.now_ms, "{}")}),
+        {},
+    ),
+    "settle_notices": (lambda d, *_: ledger.settle_notices(d.db, "store", {"ses_1": d.now_ms}), {}),
+    "forget_notices": (lambda d, *_: ledger.forget_notices(d.db, d.now_ms), {}),
     # adoption
     "adopt": (lambda d, *_: ledger.adopt(d.db, d.destination, another(d).id, now_ms=d.now_ms), SAME),
     "adopt where the session is known": (lambda d, *_: adopt_where_known(d), to("superseded", *FREE)),
@@ -443,18 +452,19 @@ stays untouched."""
 
 READERS = {
     "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "current_as",
-    "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters", "due_for_confirmation",
-    "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported", "exported_elsewhere",
-    "exported_sessions", "frozen", "held", "held_bytes", "held_folders", "is_alone", "is_current",
+    "current_turns", "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters",
+    "due_for_confirmation", "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
+    "exported_elsewhere",
+    "exported_sessions", "frozen", "has_turn", "held", "held_bytes", "held_folders", "is_alone", "is_current",
     "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
-    "pending_keys",
+    "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "trusted_age_ms", "unacknowledged",
     "without_bodies",
 }  # fmt: skip
 TABLES = (
-    "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder", "confirmation",
-    "destination",
+    "notice", "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder",
+    "confirmation", "destination",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Broken recordings through a hook's desk and through `import`, a few of them; `make fuzz` is the long form."""
+"""Broken lines and rows through a hook's desk, broken files through `import`, a few; `make fuzz` is the long form."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 from app.desk import Desk
 from app.importing import import_files
 from app.inbox import Inbox
-from app.opencode import FILE_BYTES_MAX, File
+from app.opencode import FILE_BYTES_MAX, File, Store, store_file
 from tests import mutants
-from tests.fuzz import compare, compare_import, first_line, machine, sources
+from tests.fuzz import LINES_PER_SESSION, compare, compare_import, first_line, machine, remember, sources
 from tests.mutants import Expected
 from tests.processes import Station
 
@@ -45,8 +45,9 @@ def feed(pipe: BinaryIO, lines: list[bytes]) -> None:
 
 
 def test_of_broken_lines_each_is_counted_or_leaves_all_of_its_jobs(dice: random.Random, station: Station) -> None:
-    lines = [first_line(station), *(mutants.line(dice) for _ in range(LINES))]
-    expected = Expected()
+    sessions = remember(dice, station, LINES // LINES_PER_SESSION)
+    lines = [first_line(), *(mutants.line(dice, sessions) for _ in range(LINES))]
+    expected = Expected(Store(store_file(station.environ)))
     for line in lines:
         expected.feed(line, sources(station))
     reader, writer = os.pipe()
@@ -57,7 +58,7 @@ def test_of_broken_lines_each_is_counted_or_leaves_all_of_its_jobs(dice: random.
     feeding.join(20)
     os.close(reader)
     became = compare(station, [expected])
-    assert became["snapshots taken"] > LINES // 5
+    assert became["notices taken"] > LINES // 5
 
 
 def test_of_broken_files_each_is_named_or_leaves_all_of_its_jobs(dice: random.Random, station: Station) -> None:

@@ -126,7 +126,7 @@ def pause_between_looks_ms(place: Place) -> int:
         return made._look()
 
 
-def dropped_by_a_look(place: Place) -> dict[str, int]:
+def after_a_look(place: Place) -> ledger.Counts:
     capture(place)
     with delivering(place) as made:
         # As if they had been captured before this moment: a fast machine does all of this within a millisecond.
@@ -136,7 +136,16 @@ def dropped_by_a_look(place: Place) -> dict[str, int]:
             # As if no time passed: on a slow machine the first job would be due again before the second had its turn.
             made.db.execute("update job set due_ms = due_ms + 60000 where attempted_ms is not null")
         made._look()
-        return dict(ledger.counts(made.db).dropped_by_reason)
+        return ledger.counts(made.db)
+
+
+def dropped_by_a_look(place: Place) -> dict[str, int]:
+    return dict(after_a_look(place).dropped_by_reason)
+
+
+def text_is_held(place: Place) -> bool:
+    """What has no room waits without it: OpenCode's store has it."""
+    return after_a_look(place).body_bytes > 0
 
 
 def posts_before_a_job_is_dead(place: Place) -> int:
@@ -180,7 +189,7 @@ OPTIONS = {
     ),
     "redactPatterns": Option("REDACT_PATTERNS", tells_of_the_title, value=["fake gen"], by_default=True, changed=False),
     "flushInterval": Option("FLUSH_INTERVAL", pause_between_looks_ms, value=50, by_default=LOOK_MS, changed=50),
-    "maxSpoolSize": Option("MAX_SPOOL_SIZE", dropped_by_a_look, value=1, by_default={}, changed={"size": JOBS}),
+    "maxSpoolSize": Option("MAX_SPOOL_SIZE", text_is_held, value=1, by_default=True, changed=False),
     "maxSpoolAge": Option("MAX_SPOOL_AGE", dropped_by_a_look, value=1, by_default={}, changed={"age": JOBS}),
     "maxRetries": Option("MAX_RETRIES", posts_before_a_job_is_dead, value=1, by_default=6, changed=2),
     "retryBaseDelay": Option(

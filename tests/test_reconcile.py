@@ -1,4 +1,4 @@
-"""What OpenCode wrote and no snapshot told of: found in its store when a hook starts, and when it ends."""
+"""What OpenCode wrote and no notice led to: found in its store when a hook starts, and when it ends."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from app.desk import Desk
 from app.export import exports
 from app.hook import Hook
 from app.identity import Identity
-from app.inbox import Inbox, read_line
+from app.inbox import Inbox, Line
+from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, store_file
 from app.presence import Announced
-from app.reconcile import AGAIN_S, QUIET_MS, SETTLE_S
+from app.reading import GONE
+from app.reconcile import QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
 from app.transcript import Turn, key
 from tests.servers import api_key
-from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, tool, unfinished, user
-from tests.test_store import built
+from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
+from tests.stores import put
 from tests.test_tightening import configure
 from tests.waiting import wait_until
 
@@ -87,29 +89,23 @@ class Machine:
 
     def remember(self, wanted: Fields, *, written_ms: int | None = None) -> str:
         """Have OpenCode's store hold the session, as last written at that time (now, by the sessions' own clock)."""
-        self.store.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.home / "part.db"
-        part.unlink(missing_ok=True)
-        built(part, wanted)
-        if not self.store.path.exists():
-            built(self.store.path, {"sessions": []})
-        session = wanted["root"]
-        with closing(sqlite3.connect(self.store.path, isolation_level=None)) as db:
-            db.execute("attach ? as part", [str(part)])
-            for table, owner in (("part", "session_id"), ("message", "session_id"), ("session", "id")):
-                db.execute(f"delete from main.{table} where {owner} = ?", [session])  # noqa: S608 - names from above
-                db.execute(f"insert into main.{table} select * from part.{table}")  # noqa: S608
-                if written_ms is not None:
-                    db.execute(f"update main.{table} set time_updated = ? where {owner} = ?", [written_ms, session])  # noqa: S608
-        return str(session)
+        (info,) = [entry["info"] for entry in wanted["sessions"]]
+        times = [message["info"]["time"]["created"] for entry in wanted["sessions"] for message in entry["messages"]]
+        at_ms = max(info["time"]["updated"], *times) if written_ms is None else written_ms
+        put(self.store.path, wanted, at_ms=at_ms, whole=True)
+        if written_ms is not None:
+            with closing(sqlite3.connect(self.store.path)) as db, db:
+                db.execute("update session set time_updated = ? where id = ?", [written_ms, info["id"]])
+        return str(wanted["root"])
 
     def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
-        """One whose OpenCode has just opened this session."""
-        line = open_line(session, directory, **options)
+        """One whose OpenCode is at work in this session, looked at once."""
+        line = notice(session, "busy", directory, **options)
         made = Hook(self.sources, line, self.sources.load(line.directory or None, handed=line.options))
         self.hooks.append(made)
         made.take(line)
         made.announce(0)
+        look_for(made)
         return made
 
     def capture_since(self, since_ms: int) -> None:
@@ -152,21 +148,20 @@ def machine(tmp_path: Path, migrated: Path) -> Iterator[Machine]:
         made.leave(one)
 
 
-def open_line(session: str, directory: str = HERE, **options: object) -> Any:
-    message = {"v": 1, "type": "open", "session": session, "directory": directory, "options": options, "spool": None}
-    return read_line(json.dumps(message).encode())
+def notice(session: str, why: str = "busy", directory: str = HERE, **options: object) -> Line:
+    return Line("notice", directory, options, session, why)
 
 
 def look(one: Hook, now_s: float, now_ms: int = CREATED_MS + 1_000) -> None:
-    """All that is due at these times."""
+    """All of other sessions that is due at these times."""
     while one._reconciling.is_due(now_s):
-        ours = {*one._sessions, *one._deleted}
+        ours = {*one._notices.owned(), *one._deleted}
         one._reconciling.step(one.db, one._captures.of, ours, now_s=now_s, now_ms=now_ms)
 
 
 def stored_key(one: Hook, session: str) -> list[str]:
     """Of the session's turns, as anybody computes them from the store, all taken as over."""
-    transcript = one._reconciling._store.transcript(session)
+    transcript = one._store.transcript(session)
     (capturing,) = one._captures.by_folder().values()
     assert transcript is not None
     assert capturing is not None
@@ -189,7 +184,7 @@ def test_turns_from_while_the_plugin_was_missing_are_exported_by_the_next_hook_a
     assert [job[2] for job in machine.jobs()] == [stored_key(one, f"ses_{name}")[0] for name in ("a", "b", "c")]
     machine.end(one)
     another = machine.hook()
-    assert another.has_more
+    assert another.due_s() <= 0
     look(another, 0)
     assert another._reconciling._ahead == {}
     assert len(machine.jobs()) == 3
@@ -222,21 +217,29 @@ def test_what_was_written_before_capture_began_or_in_another_folder_is_left_alon
     assert machine.states() == [("ses_new", "pending")]
 
 
-@pytest.mark.parametrize("is_own", [True, False])
-def test_of_a_session_that_goes_on_only_what_was_written_since_capture_began_is_missed(
-    machine: Machine, *, is_own: bool
-) -> None:
+def test_of_a_session_that_goes_on_only_what_was_written_since_capture_began_is_missed(machine: Machine) -> None:
     machine.capture_since(CREATED_MS + 500)
     both = talk("a", *asked_and_answered(), *followed_up(CREATED_MS + 600), at_ms=CREATED_MS + 900)
     session = machine.remember(both)
-    one = machine.hook(session if is_own else "ses_own")
+    one = machine.hook()
     wanted = stored_key(one, session)
     machine.end(one)
     assert [key for _, _, key in machine.jobs()] == [wanted[1]]
 
 
-@pytest.mark.parametrize("is_own", [True, False])
-def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine, *, is_own: bool) -> None:
+def test_a_notice_brings_the_whole_session_whenever_it_was_written_and_whatever_was_left_out(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS + 500)
+    both = talk("a", *asked_and_answered(), *followed_up(CREATED_MS + 600), at_ms=CREATED_MS + 900)
+    session = machine.remember(both)
+    one = machine.hook()
+    wanted = stored_key(one, session)
+    look(one, 0)
+    assert len(machine.jobs()) == 1
+    show(one, session)
+    assert sorted(key for _, _, key in machine.jobs()) == sorted(wanted)
+
+
+def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     ahead_ms = CREATED_MS + 10 * QUIET_MS
     session = machine.remember(talk("a", *asked_and_answered()), written_ms=ahead_ms)
@@ -247,13 +250,8 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine, *, is_own:
     # The clock is right again; what was written while it was ahead still is what was written last.
     now_ms = CREATED_MS + 900
     machine.remember(talk("a", *asked_and_answered(), *followed_up(now_ms - 300), at_ms=now_ms), written_ms=ahead_ms)
-    one = machine.hook(session if is_own else "ses_own")
-    if is_own:
-        ((place, capturing),) = one._captures.by_folder().items()
-        assert capturing is not None
-        one._reconciling.compare(one.db, session, place, capturing, now_ms, has_ended=True)
-    else:
-        look(one, 0, now_ms)
+    one = machine.hook()
+    look(one, 0, now_ms)
     assert len(machine.jobs()) == 2
     noted_ms = ledger.reconciled_ms(one.db, one.target.id, session)
     assert noted_ms is not None
@@ -272,21 +270,6 @@ def test_a_subagent_that_no_call_names_goes_as_a_session_until_one_does(machine:
     )
     machine.end(machine.hook())
     assert sorted(machine.states()) == [(child, "superseded"), ("ses_root", "pending"), ("ses_root", "pending")]
-
-
-def test_merely_opening_a_session_from_before_capture_began_exports_nothing(machine: Machine) -> None:
-    machine.capture_since(CREATED_MS + 500)
-    session = machine.remember(talk("a", *asked_and_answered(), at_ms=CREATED_MS + 900))
-    machine.end(machine.hook(session))
-    with closing(open_ledger(machine.home / "spool")) as db:
-        assert db.execute("select count(*) from job").fetchone()[0] == 0
-
-
-def test_a_session_stored_under_another_folder_is_left_to_that_folders_hook(machine: Machine) -> None:
-    machine.capture_since(CREATED_MS)
-    session = machine.remember(talk("far", *asked_and_answered(), directory="/elsewhere"))
-    machine.end(machine.hook(session))
-    assert machine.jobs() == []
 
 
 def test_a_turn_that_was_killed_before_any_snapshot_is_interrupted_when_its_opencode_has_ended(
@@ -308,47 +291,53 @@ def test_a_turn_that_was_killed_before_any_snapshot_is_interrupted_when_its_open
     assert len(machine.jobs()) == 1
 
 
-def test_the_store_counts_and_not_the_last_snapshot_of_a_killed_turn(machine: Machine) -> None:
+def show(one: Hook, session: str, why: str = "idle") -> None:
+    """Notice is given of the session, and looked for until the next one."""
+    one.take(notice(session, why))
+    look_for(one)
+
+
+def look_for(one: Hook) -> None:
+    """What notices named, until there is nothing to do before the next one, or it cannot be read."""
+    while (due_s := one._notices.due_s()) is not None and due_s < FAILED_S:
+        noticed = one._notices.next(due_s)
+        assert noticed is not None
+        one._looking.look(noticed, due_s, CREATED_MS + 1_000)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ("missing", "OpenCode's store is not there"),
+        ("rubbish", "OpenCode's store cannot be read"),
+        ("another generation", "OpenCode's store cannot be read"),
+    ],
+)
+def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machine, spoil: str, reason: str) -> None:
     machine.capture_since(CREATED_MS)
-    asked, partly = cut_off()
-    told = talk("a", asked, partly)
-    session = machine.remember(talk("a", asked, {**partly, "parts": [text("half of", "prt_a"), tool()]}))
-    one = machine.hook(session)
-    show(one, told)
-    wanted = stored_key(one, session)
-    machine.end(one)
-    assert [(state, key) for _, state, key in machine.jobs()] == [("pending", wanted[0])]
-
-
-def show(one: Hook, wanted: Fields) -> None:
-    one.take(read_line(snapshot_line(wanted)))
-
-
-def snapshot_line(wanted: Fields) -> bytes:
-    return json.dumps({"v": 1, "type": "snapshot", "directory": HERE, "options": {}, **wanted}).encode()
-
-
-@pytest.mark.parametrize("spoil", ["missing", "rubbish", "another generation", "no JSON"])
-def test_where_the_store_cannot_be_read_the_last_snapshot_counts(machine: Machine, spoil: str) -> None:
-    machine.capture_since(CREATED_MS)
-    wanted = talk("a", *cut_off())
-    machine.remember(wanted)
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
     path = machine.store.path
+    whole = path.read_bytes()
+    if spoil == "another generation":
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("drop table part")
+    else:
+        path.write_bytes(b"no database at all, however long it is" * 100)
     if spoil == "missing":
         path.unlink()
-    elif spoil == "rubbish":
-        path.write_bytes(b"no database at all, however long it is" * 100)
-    else:
-        sql = "drop table part" if spoil == "another generation" else "update message set data = '{'"
-        with closing(sqlite3.connect(path)) as db, db:
-            db.execute(sql)
-    one = machine.hook("ses_a")
-    show(one, wanted)
-    look(one, 0)
-    machine.end(one)
+    one.take(notice("ses_a", "idle"))
+    for due_s in (0.0, FAILED_S):
+        noticed = one._notices.next(due_s)
+        assert noticed is not None
+        one._looking.look(noticed, due_s, CREATED_MS + 1_000)
+    assert one._notices.next(FAILED_S + AGAIN_S - 1) is None
+    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [(reason, 1)]
+    assert "could not be read" in (machine.home / "spool" / "logs" / "hook.log").read_text()
+    path.write_bytes(whole)
+    show(one, "ses_a")
     assert machine.states() == [("ses_a", "pending")]
-    told = (machine.home / "spool" / "logs" / "hook.log").read_text()
-    assert ("odd in ses_a" if spoil == "no JSON" else "could not be compared") in told
+    assert [each.sessions for each in ledger.unread(one.db)] == [1]  # its own session, which is not there
 
 
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
@@ -417,13 +406,13 @@ def test_an_owner_that_appears_while_the_store_is_read_counts(machine: Machine) 
     quiet_ms = CREATED_MS + QUIET_MS + 1_000
     look(one, 0, quiet_ms)
     owner = Announced(one.spool.hooks)
-    taken = one._reconciling._take
+    taken = one._looking.reader._take
 
     def take(*args: Any, **options: Any) -> Any:
         owner.say({"sessions": ["ses_a"]})
         return taken(*args, **options)
 
-    one._reconciling._take = take
+    one._looking.reader._take = take
     look(one, SETTLE_S, quiet_ms)
     owner.withdraw()
     assert machine.jobs() == []
@@ -435,13 +424,14 @@ def test_a_turn_that_goes_on_while_the_store_is_read_is_not_interrupted(machine:
     one = machine.hook()
     quiet_ms = CREATED_MS + QUIET_MS + 1_000
     look(one, 0, quiet_ms)
-    taken = one._reconciling._take
+    taken = one._looking.reader._take
 
     def take(*args: Any, **options: Any) -> Any:
-        machine.remember(talk("a", *cut_off(), at_ms=quiet_ms))
+        asked, partly = cut_off()
+        machine.remember(talk("a", asked, {**partly, "parts": [text("more", "prt_a")]}), written_ms=quiet_ms)
         return taken(*args, **options)
 
-    one._reconciling._take = take
+    one._looking.reader._take = take
     look(one, SETTLE_S, quiet_ms)
     assert machine.jobs() == []
 
@@ -481,7 +471,7 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
     machine.capture_since(CREATED_MS)
     one = machine.hook()
     configure(machine.home / "config", **mode)
-    one.take(open_line("ses_own"))
+    one.take(notice("ses_own"))
     machine.remember(talk("a", *asked_and_answered()))
     look(one, 0)
     machine.end(one)
@@ -496,7 +486,7 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
     assert CREATED_MS < since_ms < destination.NEVER_MS
     # Of a session that goes on, too.
     session = machine.remember(talk("a", *asked_and_answered(), *followed_up(since_ms + 1), at_ms=since_ms + 1))
-    one = machine.hook(session)
+    one = machine.hook()
     wanted = stored_key(one, session)
     machine.end(one)
     assert [key for _, _, key in machine.jobs()] == [wanted[1]]
@@ -504,9 +494,10 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
 
 def test_another_opencode_that_is_switched_off_in_the_same_folder_hides_no_turn_of_this_one(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
-    one = machine.hook("ses_a")
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
     destination.stop_capture(one.db, destination.fingerprint(one.db, HERE))
-    show(one, talk("a", *asked_and_answered()))
+    show(one, "ses_a")
     assert len(machine.jobs()) == 1
 
 
@@ -582,9 +573,10 @@ def test_a_turn_that_was_changed_without_a_later_time_is_a_newer_version(machine
 def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     session = machine.remember(talk("a", *asked_and_answered()))
-    one = machine.hook(session)
-    one.take(read_line(json.dumps({"v": 1, "type": "deleted", "session": session, "directory": HERE}).encode()))
+    one = machine.hook()
+    one.take(notice(session, "deleted"))
     look(one, 0)
+    show(one, session)  # it was on its way
     machine.end(one)
     assert machine.jobs() == []
 
@@ -594,7 +586,7 @@ def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothin
     for name in ("a", "b"):
         machine.remember(talk(name, *asked_and_answered()))
     one = machine.hook()
-    one.catch_up()  # the list
+    one._reconciling.step(one.db, one._captures.of, (), now_s=0, now_ms=CREATED_MS + 1_000)  # the list
     away = machine.store.path.rename(machine.store.path.with_name("away.db"))
     look(one, 1e9)
     assert machine.jobs() == []
@@ -614,7 +606,7 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(machine: Machine) -> Non
     one.catch_up()
     with pytest.raises(sqlite3.OperationalError):
         one.catch_up()
-    assert not one.has_more
+    assert one.due_s() > 0
     one.db.execute("pragma query_only = off")
     look(one, 1e9)
     assert machine.states() == [("ses_a", "pending")]
@@ -643,24 +635,25 @@ def test_what_is_held_without_bodies_is_filled_one_session_at_a_time_and_once(ma
     one.care()
     assert len(emptied(one)) == 3
     for left in (2, 1, 0):
-        assert one.has_more
+        assert one.due_s() <= 0
         one.catch_up()
         assert len(emptied(one)) == left
     one.catch_up()
-    assert not one.has_more
+    assert one.due_s() > 0
     # Given up once more, in an outage: not filled and given up by turns.
     assert len(held_without_bodies(machine, one)) == 3
     one._cared_s = 0.0
     one.care()
     one.catch_up()
-    assert not one.has_more
+    assert one.due_s() > 0
     assert len(emptied(one)) == 3
 
 
 def test_the_desk_takes_lines_that_wait_before_it_looks_into_the_store(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
-    machine.remember(talk("a", *asked_and_answered()))
-    lines = [open_line("ses_1").raw, *(snapshot_line(talk(name, *asked_and_answered())) for name in "1234")]
+    for name in ("a", *"1234"):
+        machine.remember(talk(name, *asked_and_answered()))
+    lines = [notice(f"ses_{name}", "idle").as_bytes() for name in "1234"]
     reader, writer = os.pipe()
     os.write(writer, b"".join(line + b"\n" for line in lines))
     os.close(writer)
@@ -676,7 +669,7 @@ def test_a_hook_that_has_nothing_else_to_do_looks_into_the_store_at_once(machine
     for name in "abc":
         machine.remember(talk(name, *asked_and_answered()))
     reader, writer = os.pipe()
-    os.write(writer, open_line("ses_own").raw + b"\n")
+    os.write(writer, notice("ses_own").as_bytes() + b"\n")
     desk = Desk(Inbox(reader), machine.sources)
     serving = threading.Thread(target=desk.serve)
     serving.start()
@@ -710,39 +703,50 @@ def test_a_fork_exports_what_its_origin_took_along_when_it_was_deleted(machine: 
     origin = talk("a", *asked_and_answered())
     machine.remember(origin)
     machine.remember(fork_of(asked_and_answered()))
-    one = machine.hook("ses_a")
-    show(one, origin)
+    one = machine.hook()
+    show(one, "ses_a")
     look(one, 0)
     assert {session for session, state in machine.states() if state == "pending"} == {"ses_a"}
     with closing(sqlite3.connect(machine.store.path)) as db, db:
         db.execute("delete from session where id = 'ses_a'")
-    one.take(read_line(json.dumps({"v": 1, "type": "deleted", "session": "ses_a", "directory": HERE}).encode()))
+    one.take(notice("ses_a", "deleted"))
     machine.end(one)
     assert {session for session, state in machine.states() if state == "pending"} == {"ses_fork"}
 
 
-def test_a_subagent_that_no_call_names_is_captured_while_its_opencode_lives(machine: Machine) -> None:
+def test_a_subagent_that_no_call_names_gives_notice_of_its_own(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
-    root = talk("a", *asked_and_answered())
-    machine.remember(root)
+    machine.remember(talk("a", *asked_and_answered()))
     one = machine.hook("ses_a")
-    look(one, 0)
-    child = talk("b", *asked_and_answered(CREATED_MS + 100), parent="ses_a")
-    machine.remember(child)
-    show(one, root)
-    look(one, 0)
-    assert ("ses_b", "pending") in machine.states()
+    machine.remember(talk("b", *asked_and_answered(CREATED_MS + 100), parent="ses_a"))
+    show(one, "ses_b")
+    assert machine.states() == [("ses_a", "pending"), ("ses_b", "pending")]
     machine.end(one)
 
 
-def test_a_subagent_that_no_call_names_is_captured_at_the_end_of_its_opencode(machine: Machine) -> None:
+def test_a_subagent_is_read_with_its_root_when_that_has_done(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
-    root = talk("a", *asked_and_answered())
-    machine.remember(root)
+    asked, answered = asked_and_answered()
+    calls = {**answered, "parts": [task("ses_b", "prt_a", status="running")]}
+    machine.remember(talk("b", *asked_and_answered(CREATED_MS + 30), parent="ses_a"))
+    machine.remember(talk("a", asked, calls))
     one = machine.hook("ses_a")
-    show(one, root)
-    look(one, 0)
+    show(one, "ses_b")
+    assert machine.jobs() == []
+    assert [each.sessions for each in ledger.unread(one.db)] == [2]
+    machine.remember(talk("a", asked, {**answered, "parts": [task("ses_b", "prt_a")]}))
+    show(one, "ses_a")
+    assert machine.states() == [("ses_a", "pending")]
+    assert ledger.unread(one.db) == []
+    assert one._notices.owned() == ["ses_a", "ses_b"]
+
+
+def test_a_subagent_that_no_call_names_is_cut_off_with_its_opencode(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook("ses_a")
     machine.remember(talk("b", *cut_off(), parent="ses_a"))
+    show(one, "ses_b", "busy")
     machine.end(one)
     assert ("ses_b", "pending") in machine.states()
 
@@ -753,14 +757,13 @@ def test_a_turn_waits_for_its_background_subagent_when_the_person_goes_on(machin
     called = assistant("msg_2", CREATED_MS + 20, task("ses_b"))
     root = talk("a", asked, called, *followed_up(CREATED_MS + 1_000))
     child = talk("b", *cut_off(), parent="ses_a")
-    both = {**root, "sessions": [*root["sessions"], *child["sessions"]]}
     machine.remember(root)
     machine.remember(child)
-    one = machine.hook("ses_a")
-    show(one, both)
+    one = machine.hook()
+    show(one, "ses_a")
     assert turns_of(machine) == {"session", "msg_a_3"}
-    ended = talk("b", *asked_and_answered(), parent="ses_a")
-    show(one, {**root, "sessions": [*root["sessions"], *ended["sessions"]]})
+    machine.remember(talk("b", *asked_and_answered(), parent="ses_a"))
+    show(one, "ses_b")
     assert turns_of(machine) == {"session", "msg_a_1", "msg_a_3"}
     machine.end(one)
 
@@ -786,13 +789,15 @@ def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Ma
     odd = talk("a", *asked_and_answered(), *followed_up(CREATED_MS + 1_000))
     odd["sessions"][0]["messages"][2]["info"]["role"] = "oddity"
     machine.remember(odd)
-    one = machine.hook("ses_a")
-    show(one, odd)
-    show(one, odd)
+    one = machine.hook()
+    show(one, "ses_a")
+    show(one, "ses_a")
+    show(one, "ses_a", "reverted")
     machine.end(one)
     assert turns_of(machine) == {"session", "msg_a_1"}
     told = (machine.home / "spool" / "logs" / "hook.log").read_text()
     assert told.count("odd in ses_a: sessions[0].messages[2].info.role: neither user nor assistant") == 1
     with closing(open_ledger(machine.home / "spool")) as db:
-        (incident,) = destination.incidents(db)
-    assert incident[:2] == ("turns that could not be read of session ses_a", 1)
+        incidents = {what: count for what, count, _ in destination.incidents(db)}
+    assert incidents["turns that could not be read of session ses_a"] == 1
+    assert incidents[GONE] == 2  # the own sessions of its two hooks, which nobody has written

@@ -1,7 +1,6 @@
-"""One session, three ways in: what OpenCode's events built up, its export, and OpenCode's own store.
+"""One session, four ways in: a notice of each change, and what a hook misses, a backfill and an import find later.
 
-Through a hook, an import and a backfill: all must come to the same jobs, the same keys, the same request ids, the same
-bytes.
+All must come to the same jobs, the same keys, the same request ids, the same bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from app import destination, ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
+from app.opencode import store_file
 from app.parse import parse
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
@@ -29,7 +29,7 @@ from app.transcript import Turn
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot
-from tests.test_store import built
+from tests.stores import put
 from tests.typed import typed
 
 FULL = Capture(Policy("full", (), redact_secrets=True, prefix="/opencode"), Redaction.compile(()), user_id="")
@@ -82,13 +82,35 @@ def from_events() -> list[Snapshot]:
     return [recorded.replayed(name)[recorded.export(name)["root"]] for name in recorded.exported()]
 
 
-def captured(station: Station, snapshots: list[Snapshot]) -> Jobs:
+def of_long_ago(path: Path) -> Path:
+    """A store with all exports, which nobody writes to any more."""
+    for one in map(recorded.export, recorded.exported()):
+        put(path, one, at_ms=one["sessions"][0]["info"]["time"]["updated"])
+    return path
+
+
+def noticed(station: Station, snapshots: list[Snapshot]) -> Jobs:
+    """Written to the store one after the other, each read before the next comes."""
     with hook(station) as process:
         for snapshot in snapshots:
             process.show(snapshot)
+            process.wait_for_ack()
         assert process.end() == 0
-    [line] = station.text("hook.log").splitlines()  # no OpenCode ever ran here
-    assert line.endswith("/opencode/opencode.db is not there")
+    assert station.text("hook.log") == ""
+    return jobs(station)
+
+
+def reconciled(station: Station) -> Jobs:
+    """No notice ever came, since the folder is captured."""
+    with hook(station) as process:
+        process.notice("", "busy")
+        assert process.end() == 0
+    with station.ledger() as db:
+        db.execute("update folder set since_ms = 0")
+    of_long_ago(store_file(station.environ))
+    with hook(station) as process:
+        process.notice("", "busy")
+        assert process.end() == 0
     return jobs(station)
 
 
@@ -103,7 +125,7 @@ def imported(station: Station) -> Jobs:
 
 
 def backfilled(station: Station) -> Jobs:
-    store = built(station.home / "opencode.db", *map(recorded.export, recorded.exported()))
+    store = of_long_ago(station.home / "opencode.db")
     done = typed(station, "backfill", "--db", str(store), "--since", "2000-01-01", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["logs"] == RECORDS
@@ -116,7 +138,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Jobs]:
 
     @cache
     def made(policy: str) -> Jobs:
-        return captured(machine(tmp_path_factory.mktemp("live") / "home", **POLICIES[policy]), from_events())
+        return noticed(machine(tmp_path_factory.mktemp("live") / "home", **POLICIES[policy]), from_events())
 
     return made
 
@@ -129,7 +151,7 @@ def assert_same(found: Jobs, expected: Jobs) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_events_through_the_hook_and_exports_through_import_give_the_same_bytes(
+def test_events_through_a_hook_and_exports_through_import_give_the_same_bytes(
     tmp_path: Path, live: Callable[[str], Jobs], policy: str
 ) -> None:
     later = imported(machine(tmp_path / "home", **POLICIES[policy]))
@@ -145,7 +167,14 @@ def test_a_backfill_from_opencodes_store_gives_the_same_bytes(
     assert_same(live(policy), backfilled(machine(tmp_path / "home", **POLICIES[policy])))
 
 
-# --- as the plugin cuts it -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_a_hook_finds_without_a_notice_gives_the_same_bytes(
+    tmp_path: Path, live: Callable[[str], Jobs], policy: str
+) -> None:
+    assert_same(reconciled(machine(tmp_path / "home", **POLICIES[policy])), live(policy))
+
+
+# --- as it grows -----------------------------------------------------------------------------------------------------
 
 
 def turn_of(message: dict[str, Any]) -> str:
@@ -175,7 +204,7 @@ def ordered(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def piece(snapshot: Snapshot, start: int, end: int) -> Snapshot:
-    """What the plugin sends of the messages from `start` to before `end`: with them the subagents that they name."""
+    """The messages from `start` to before `end`, and with them the subagents that they name."""
     root, *others = snapshot["sessions"]
     messages = ordered(snapshot)[start:end]
     named = {session for message in messages for session in subagents_of(message)}
@@ -185,7 +214,7 @@ def piece(snapshot: Snapshot, start: int, end: int) -> Snapshot:
 
 
 def growing(snapshot: Snapshot) -> Iterator[Snapshot]:
-    """One snapshot for each turn: the first whole, the later ones with what was touched since. Then it gets a title."""
+    """What is written in the course of each turn. With the last one the session gets its title."""
     messages = ordered(snapshot)
     for start, end in pairwise([*cuts(messages), len(messages)]):
         part = piece(snapshot, start, end)
@@ -196,13 +225,13 @@ def growing(snapshot: Snapshot) -> Iterator[Snapshot]:
         yield part
 
 
-def test_snapshots_cut_as_the_plugin_cuts_them_give_the_same_jobs_as_the_whole(
+def test_sessions_that_grow_with_a_notice_of_each_turn_give_the_same_jobs_as_whole_ones(
     tmp_path: Path, live: Callable[[str], Jobs]
 ) -> None:
     snapshots = from_events()
     pieces = [part for snapshot in snapshots for part in growing(snapshot)]
     assert len(pieces) > len(snapshots) + 100
-    assert_same(captured(machine(tmp_path / "home"), pieces), live("full"))
+    assert_same(noticed(machine(tmp_path / "home"), pieces), live("full"))
 
 
 def at_each_idle(name: str) -> Iterator[dict[str, Snapshot]]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from app.opencode import ExportError, Store, StoreError, examine, families, snapshot, store_file
+from app.opencode.access import Access
 from app.parse import parse
 from app.transcript import UNREADABLE, Other
 from tests.recorded import export, exported
@@ -190,16 +191,92 @@ def test_a_store_of_another_kind_is_named_with_the_way_in(tmp_path: Path) -> Non
         Store(path).roots()
 
 
-def test_the_files_of_an_older_opencode_are_named_with_the_way_in(tmp_path: Path) -> None:
-    (tmp_path / "storage" / "session").mkdir(parents=True)
-    with pytest.raises(StoreError, match=r"JSON files of an older OpenCode.*opencode export ID > FILE"):
-        Store(tmp_path / "opencode.db").roots()
+# --- several files beside each other
 
 
-def test_the_store_of_another_channel_is_named(tmp_path: Path) -> None:
-    built(tmp_path / "opencode-dev.db", export("a_simple"))
-    with pytest.raises(StoreError, match=r"but opencode-dev\.db: name one with OPENCODE_DB or --db"):
-        Store(tmp_path / "opencode.db").roots()
+def beside(tmp_path: Path) -> tuple[Store, Fields, Fields]:
+    """The store, and what opencode.db and opencode-dev.db hold."""
+    own, dev = export("a_simple"), export("f_subagent")
+    built(tmp_path / "opencode.db", own)
+    built(tmp_path / "opencode-dev.db", dev)
+    return Store(tmp_path / "opencode.db"), own, dev
+
+
+def test_the_stores_of_all_channels_are_read_as_one(tmp_path: Path) -> None:
+    store, own, dev = beside(tmp_path)
+    assert {root.id for root in store.roots()} == {own["root"], dev["root"]}
+    directory = dev["sessions"][0]["info"]["directory"]
+    assert {root.id for root in store.roots(directory)} == {own["root"], dev["root"]}
+    child = dev["sessions"][1]["info"]["id"]
+    assert set(store.changes(directory)) == {own["root"], dev["root"], child}
+    for wanted in (own, dev):
+        whole = parse(wanted)
+        assert store.transcript(wanted["root"]) == whole
+        assert store.holds(wanted["root"], whole.turns[0].id)
+        assert store.changed_ms(wanted["root"]) is not None
+        assert store.files(wanted["root"])
+        outline = store.outline(wanted["root"])
+        assert outline is not None
+        assert [one.turn for one in outline.turns] == [turn.id for turn in whole.turns]
+    assert store.root_of(child) == dev["root"]
+
+
+def test_a_channel_of_which_nothing_else_is_there_is_found(tmp_path: Path) -> None:
+    store, _, dev = beside(tmp_path)
+    store.path.unlink()
+    assert [root.id for root in store.roots()] == [dev["root"]]
+    assert store.transcript(dev["root"]) == parse(dev)
+
+
+def test_a_session_in_two_of_them_is_that_of_the_first(tmp_path: Path) -> None:
+    store, own, _ = beside(tmp_path)
+    copied = export("a_simple")
+    copied["sessions"][0]["info"]["title"] = "a copy"
+    built(tmp_path / "opencode-copy.db", copied)
+    assert [root.id for root in store.roots()].count(own["root"]) == 1
+    assert store.transcript(own["root"]) == parse(own)
+
+
+def test_a_file_of_another_name_stands_alone(tmp_path: Path) -> None:
+    _, own, dev = beside(tmp_path)
+    store = Store(tmp_path / "opencode-dev.db")
+    assert [root.id for root in store.roots()] == [dev["root"]]
+    assert store.root_of(own["root"]) is None
+    with pytest.raises(StoreError, match="is not there"):
+        Store(tmp_path / "opencode-beta.db").roots()
+
+
+def test_one_that_cannot_be_read_is_told_unless_another_has_what_is_asked_for(tmp_path: Path) -> None:
+    store, own, dev = beside(tmp_path)
+    (tmp_path / "opencode-dev.db").write_bytes(b"no database at all, however long it is" * 100)
+    assert store.transcript(own["root"]) == parse(own)
+    asked = (
+        store.roots,
+        lambda: store.changes("/d"),
+        lambda: store.root_of(dev["root"]),
+        lambda: store.outline(dev["root"]),
+        lambda: store.holds("ses_nowhere", None),
+    )
+    for ask in asked:
+        with pytest.raises(StoreError, match=r"opencode-dev\.db cannot be read"):
+            ask()
+
+
+def test_one_that_opencode_has_only_begun_holds_nothing(tmp_path: Path) -> None:
+    store, own, _ = beside(tmp_path)
+    (tmp_path / "opencode-dev.db").write_bytes(b"")
+    assert [root.id for root in store.roots()] == [own["root"]]
+    assert store.root_of("ses_nowhere") is None
+
+
+def test_all_of_them_are_kept_open(tmp_path: Path) -> None:
+    store, own, dev = beside(tmp_path)
+    with store.kept_open():
+        for wanted in (own, dev):
+            assert store.transcript(wanted["root"]) == parse(wanted)
+        with closing(sqlite3.connect(tmp_path / "opencode-dev.db")) as opencode, opencode:
+            opencode.execute("update session set time_updated = 7")
+        assert 7 in {root.updated_ms for root in store.roots()}
 
 
 def test_a_store_is_not_changed_by_reading(tmp_path: Path) -> None:
@@ -322,8 +399,7 @@ def test_a_store_without_a_log_is_read_without_any_lock_and_again_if_it_is_writt
         asked.append(title)
         return asked[-1]
 
-    store = Store(path)
-    assert store._access.ask(question) == "another"
+    assert Access(path).ask(question) == "another"
     assert len(asked) == 2
     assert list(tmp_path.iterdir()) == [path]
 

@@ -12,7 +12,7 @@ import pytest
 from app.opencode import Store
 from app.parse import parse
 from tests.recorded import export, exported, replayed
-from tests.snapshots import SESSION, assistant, entry, snapshot, task, text, user
+from tests.snapshots import CREATED_MS, SESSION, assistant, entry, snapshot, task, text, user
 from tests.stores import WrittenStore, put
 
 
@@ -44,6 +44,7 @@ def test_what_changed_is_written_later_and_nothing_else(tmp_path: Path) -> None:
     found = Store(path).transcript(SESSION)
     assert found is not None
     assert found.session.title == "renamed"
+    assert rows(path, "session") == {SESSION: CREATED_MS + 2}
 
 
 def test_what_is_not_shown_is_left_unless_all_is_shown(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from app.succession import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
 from app.worker import MAKE_WAY_S_MAX, Worker
 from tests.processes import PROJECT, Station
 from tests.recorded import export
+from tests.stores import put
 from tests.test_held import asked
-from tests.test_store import built
 from tests.waiting import wait_until
 
 NOWHERE = "http://127.0.0.1:9"
@@ -250,9 +250,14 @@ class Plugin:
         self.sources = unattended(station.environ)
         self.reader, self._writer = os.pipe()
 
-    def say(self, type: str, **message: Any) -> None:  # noqa: A002 - the protocol's word
-        line = {"v": 1, "type": type, "directory": PROJECT, "options": {}, **message}
-        os.write(self._writer, json.dumps(line).encode() + b"\n")
+    def say(self, session: str, why: str = "idle", **message: Any) -> None:
+        line = {"v": 2, "type": "notice", "why": why, "session": session, "directory": PROJECT, "options": {}}
+        os.write(self._writer, json.dumps({**line, **message}).encode() + b"\n")
+
+    def show(self, snapshot: dict[str, Any], **message: Any) -> None:
+        """OpenCode writes it to its store, and the plugin gives notice of it."""
+        put(store_file(self.sources.environ), snapshot)
+        self.say(snapshot["root"], **message)
 
     def end(self) -> None:
         os.close(self._writer)
@@ -315,15 +320,14 @@ def jobs(station: Station) -> dict[str, int]:
 
 def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: Station, plugin: Plugin) -> None:
     waiting, deleted, late = unfinished(SIMPLE), export("b_tools"), export("c_second_prompt")
-    plugin.say("open", session=waiting["root"])
-    plugin.say("open", session="ses_other")
-    plugin.say("snapshot", **waiting)
-    plugin.say("deleted", session=deleted["root"])
-    estate = made_way(plugin, 4)
+    plugin.say("ses_other", "busy")
+    plugin.show(waiting)
+    plugin.say(deleted["root"], "deleted")
+    estate = made_way(plugin, 3)
     assert present(station.spool / "hooks") == []
     inbox = Inbox(pipe_of(*estate), plugin.reader)
-    plugin.say("snapshot", **deleted)
-    plugin.say("snapshot", **late)
+    plugin.show(deleted)
+    plugin.show(late)
     plugin.end()
     listener = Listener(station)
     Desk(inbox, plugin.sources, listener).serve()
@@ -337,7 +341,7 @@ def test_unfinished_turns_of_several_spools_go_along(station: Station, plugin: P
     inbox = Inbox(plugin.reader)
     for name, recording in (("one", SIMPLE), ("two", "b_tools")):
         project = str(station.home / name)
-        plugin.say("snapshot", **unfinished(recording), directory=project, options={"spoolDirectory": "spool"})
+        plugin.show(unfinished(recording), directory=project, options={"spoolDirectory": "spool"})
     wait_until(lambda: len(inbox) == 2)
     estate = Desk(inbox, sources, WhenEmpty(inbox, 2)).serve()
     assert estate is not None
@@ -358,10 +362,9 @@ def test_what_was_said_while_settings_could_not_be_used_comes_after_a_succession
     config.write_text("maxRetries = \n")
     plugin.sources = replace(plugin.sources, own=station.home)
     wanted = asked_soon(station, monkeypatch)
-    plugin.say("snapshot", **wanted, directory=str(station.home / "shop"))
+    plugin.say(wanted["root"], directory=str(station.home / "shop"))
     estate = made_way(plugin, 1)
-    store_file(station.environ).parent.mkdir(parents=True)
-    built(store_file(station.environ), wanted)
+    put(store_file(station.environ), wanted)
     config.write_text("" if is_right else "maxRetries = \n")
     later_ms = clock.now_ms() + 3_600_000
     monkeypatch.setattr(clock, "now_ms", lambda: later_ms)
@@ -408,9 +411,7 @@ def test_settings_that_are_right_again_count_from_when_they_were_wrong(
     config = station.home / "config.toml"
     config.write_text(unusable)
     wanted = asked_soon(station, monkeypatch)
-    store_file(station.environ).parent.mkdir(parents=True)
-    built(store_file(station.environ), wanted)
-    plugin.say("snapshot", **wanted, directory=str(station.home / "shop"))
+    plugin.show(wanted, directory=str(station.home / "shop"))
     plugin.end()
     inbox = Inbox(plugin.reader)
     wait_until(lambda: inbox.ended)
@@ -422,7 +423,7 @@ def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(
     station: Station, plugin: Plugin
 ) -> None:
     inbox = Inbox(plugin.reader)
-    plugin.say("open", session="ses_1")
+    plugin.say("ses_1", "busy")
     inbox._put(LineError("too long"))
     wait_until(lambda: len(inbox) == 2)
     estate = Desk(inbox, plugin.sources, WhenEmpty(inbox, 0)).serve()
@@ -469,13 +470,18 @@ class Newer(Succession):
 def test_lines_for_a_ledger_that_becomes_newer_are_kept_for_the_program_that_knows_it(
     station: Station, plugin: Plugin
 ) -> None:
-    plugin.say("open", session=export(SIMPLE)["root"])
-    plugin.say("snapshot", **export(SIMPLE))
+    plugin.say("ses_other", "busy")
+    plugin.show(export(SIMPLE))
     inbox = Inbox(plugin.reader)
     wait_until(lambda: len(inbox) == 2)
     estate = Desk(inbox, plugin.sources, Newer(station, 1)).serve()
     assert estate is not None
-    assert [json.loads(line)["type"] for line in estate if line] == ["open", "open", "snapshot"]
+    told = [json.loads(line) for line in estate if line]
+    assert [(line["session"], line["why"]) for line in told] == [
+        ("", "busy"),
+        ("ses_other", "busy"),
+        (export(SIMPLE)["root"], "idle"),
+    ]
     assert "trying again: SchemaError" in station.text("hook.log")
     with closing(sqlite3.connect(station.spool / "ledger.db")) as db:
         assert db.execute("select count(*) from job").fetchone()[0] == 0
@@ -485,10 +491,10 @@ def test_lines_for_a_ledger_that_becomes_newer_are_kept_for_the_program_that_kno
 def test_without_such_a_program_what_is_left_when_opencode_ends_is_given_up_by_name(
     station: Station, plugin: Plugin
 ) -> None:
-    plugin.say("open", session=export(SIMPLE)["root"])
+    plugin.say(export(SIMPLE)["root"], "busy")
     made_way(plugin, 1)
     make_newer(station)
-    plugin.say("snapshot", **export(SIMPLE))
+    plugin.show(export(SIMPLE))
     plugin.end()
     inbox = Inbox(plugin.reader)
     wait_until(lambda: inbox.ended)

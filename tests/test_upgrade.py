@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -18,11 +20,13 @@ from typing import Any, Self
 import pytest
 
 from app import __version__
+from app.opencode import store_file
 from app.presence import present
 from tests.installation import MAPPING, NEXT_SCHEMA, NEXT_VERSION, Installation, installed, next_version
-from tests.processes import PROJECT, HookProcess, Station, hook, procfile_command
+from tests.processes import PROJECT, HookProcess, Station, hook, procfile_command, worker
 from tests.recorded import export
 from tests.servers import Receiver, receiving
+from tests.stores import put
 from tests.waiting import wait_until
 
 Snapshot = dict[str, Any]
@@ -71,9 +75,8 @@ def says(station: Station, folder: str, fact: str) -> list[object]:
 
 
 def another(snapshot: Snapshot, n: int) -> Snapshot:
-    """The same conversation in a session of another id."""
-    root = snapshot["root"]
-    copy: Snapshot = json.loads(json.dumps(snapshot).replace(root, f"{root[:-6]}{n:06}"))
+    """The same conversation in a session of other ids."""
+    copy: Snapshot = json.loads(re.sub(r'"((?:ses|msg|prt)_\w+)\w{6}"', rf'"\g<1>{n:06}"', json.dumps(snapshot)))
     return copy
 
 
@@ -183,16 +186,103 @@ def test_an_automatic_worker_that_ends_because_another_is_wanted_finishes_its_po
         assert process.end() == 0
     receiver.fault({"delay_ms": 1_500, "times": 1})
     command = [sys.executable, "-I", "-m", "app", "worker", "--automatic"]
-    with subprocess.Popen(command, env=station.environ) as worker:
+    with subprocess.Popen(command, env=station.environ) as automatic:
         wait_until(receiver.sends)
         with ledger(station) as db:
             db.execute("update destination set worker_wanted = 'none'")
-        assert worker.wait(300) == 0
+        assert automatic.wait(300) == 0
     assert receiver.sends()[0].status == 200
     with ledger(station) as db:
         acknowledged = db.execute("select count(*) from acknowledgement").fetchone()[0]
     assert acknowledged == len(receiver.sends())
 
+
+# --- over the first protocol, whose plugin sent whole sessions
+
+
+def said_before(snapshot: Snapshot) -> Snapshot:
+    """The same session with other words: what an old plugin says is not what is exported."""
+    copy = json.loads(json.dumps(snapshot))
+    for part in (part for message in copy["sessions"][0]["messages"] for part in message["parts"]):
+        if "text" in part:
+            part["text"] = "as the old plugin has it"
+    return dict(copy)
+
+
+def texts(receiver: Receiver) -> list[str]:
+    return [row.log.request_body + row.log.response_body for row in receiver.rows()]
+
+
+def test_a_plugin_of_the_first_protocol_goes_on_in_mid_turn_and_the_stores_text_is_exported(
+    station: Station, receiver: Receiver
+) -> None:
+    station = replace(station, variables={})
+    whole, begun = export(SIMPLE), unfinished(export(SIMPLE))
+    with worker(station), hook(station) as process:
+        process.store.put(begun)
+        process.say("open", session=whole["root"])
+        process.say("snapshot", **said_before(begun))
+        wait_until(lambda: station.delivered(1))  # the session itself: its turn goes on
+        process.store.put(whole)
+        process.say("snapshot", **said_before(whole))
+        wait_until(lambda: station.delivered(2))
+        assert process.end() == 0
+    assert station.delivered(2)
+    assert {row.sends for row in receiver.rows()} == {1}
+    assert not any("as the old plugin has it" in text for text in texts(receiver))
+    assert any(whole["sessions"][0]["messages"][-1]["parts"][1]["text"] in text for text in texts(receiver))
+
+
+def test_a_hook_that_takes_over_from_the_first_protocols_loses_nothing_that_was_left_to_it(
+    station: Station, receiver: Receiver
+) -> None:
+    """As that one handed over: a pipe with the lines of its sessions, unfinished snapshots and what waited unread."""
+    station = replace(station, variables={})
+    begun, unread = unfinished(export(SIMPLE)), export("b_tools")
+    put(store_file(station.environ), begun, unread)
+    head = {"v": 1, "directory": PROJECT, "options": {}}
+    left = [
+        {**head, "type": "open", "session": begun["root"], "spool": None},
+        {**head, "type": "snapshot", **said_before(begun)},
+        {**head, "type": "deleted", "session": "ses_gone"},
+        {**head, "type": "snapshot", **said_before(unread)},
+    ]
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as pipe:
+        pipe.writelines(json.dumps(line) + "\n" for line in left)
+    with worker(station), hook(station, arguments=("--inbox", str(reader)), pass_fds=[reader]) as process:
+        os.close(reader)
+        wait_until(lambda: station.delivered(3))
+        process.store.put(export(SIMPLE))
+        process.say("snapshot", **said_before(export(SIMPLE)))
+        wait_until(lambda: station.delivered(4))
+        assert process.end() == 0
+    assert {row.sends for row in receiver.rows()} == {1}
+    assert not any("as the old plugin has it" in text for text in texts(receiver))
+
+
+def test_a_notice_that_nobody_acknowledged_is_said_to_the_next_hook_and_done_once(
+    station: Station, receiver: Receiver
+) -> None:
+    station = replace(station, variables={})
+    with worker(station):
+        with hook(station) as process:
+            process.show(export(SIMPLE))
+            process.wait_for_ack()
+            process.process.send_signal(signal.SIGSTOP)
+            process.show(export("b_tools"))
+            process.process.kill()
+        with hook(station) as process:
+            for name in (SIMPLE, "b_tools"):  # what its OpenCode owns
+                process.notice(export(name)["root"])
+            process.wait_for_ack()
+            wait_until(lambda: station.delivered(4))
+            assert process.end() == 0
+    assert station.delivered(4)
+    assert {row.sends for row in receiver.rows()} == {1}
+
+
+# --- what is loaded
 
 RUN = """
 import os, sys
@@ -212,8 +302,10 @@ def test_what_a_hook_and_a_worker_need_is_loaded_when_they_start(station: Statio
     """So that files which an installer exchanges under them are none of theirs."""
     external = {"OPENCODE_HELICONE_WORKER": "external", "OPENCODE_HELICONE_REDACT_PATTERNS": r'["a\\d"]'}
     station = replace(station, variables=external)
+    told = {"v": 2, "type": "notice", "why": "idle", "directory": PROJECT, "options": {}}
     snapshots = [export(name) for name in (SIMPLE, "b_tools", "f_subagent")]
-    lines = [{"v": 1, "type": "snapshot", "directory": PROJECT, "options": {}, **one} for one in snapshots]
+    put(store_file(station.environ), *snapshots)
+    lines = [{**told, "n": number, "session": one["root"]} for number, one in enumerate(snapshots, 1)]
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         env=station.environ,
@@ -223,5 +315,5 @@ def test_what_a_hook_and_a_worker_need_is_loaded_when_they_start(station: Statio
         timeout=300,
         check=True,
     )
-    assert done.stdout == "[]\n"
+    assert done.stdout.splitlines()[-1] == "[]"
     assert set(states(station)) == {"delivered"}

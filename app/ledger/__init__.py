@@ -102,6 +102,7 @@ from app.ledger.notices import (
     settle_notices,
     turns_read,
     unread,
+    unread_sessions,
 )
 from app.ledger.policies import (
     Missing,
@@ -327,6 +328,7 @@ __all__ = [
     "turns_read",
     "unacknowledged",
     "unread",
+    "unread_sessions",
     "unwarp",
     "without_bodies",
 ]

@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from app import crashpoint
-from app.connection import transaction
+from app.connection import transaction, unflushed
 from app.ledger.versions import policy_id
-
-
-@contextmanager
-def _unflushed(db: sqlite3.Connection) -> Iterator[None]:
-    """A transaction that does not wait for the disk."""
-    db.execute("pragma synchronous = normal")
-    try:
-        with transaction(db):
-            yield
-    finally:
-        db.execute("pragma synchronous = full")
 
 
 def note_notice(
     db: sqlite3.Connection, store: str, session: str, folder: str, now_ms: int, *, wait_reason: str | None = None
 ) -> int:
     """Something of the session is new, whatever was said of it before; what settles this very notice."""
-    with _unflushed(db):
+    with unflushed(db), transaction(db):
         row = db.execute(
             "insert into notice (store, session, folder, noticed_ms, wait_reason) values (?, ?, ?, ?, ?)"
             " on conflict do update set folder = excluded.folder, wait_reason = excluded.wait_reason,"
@@ -44,7 +32,7 @@ def note_notice(
 
 def note_wait(db: sqlite3.Connection, store: str, sessions: Collection[str], reason: str) -> None:
     """Open -> open: it cannot be read now."""
-    with _unflushed(db):
+    with unflushed(db), transaction(db):
         db.execute(
             "update notice set wait_reason = :reason where store = :store and wait_reason is not :reason"
             " and session in (select value from json_each(:sessions))",
@@ -57,7 +45,7 @@ def settle_notices(db: sqlite3.Connection, store: str, seen: Mapping[str, int]) 
 
     `seen` is by session what `note_notice` gave: a later notice of the session stays open.
     """
-    with _unflushed(db):
+    with unflushed(db), transaction(db):
         settled = db.execute(
             "delete from notice where store = ? and exists (select 1 from json_each(?) seen"
             " where seen.key = notice.session and seen.value >= notice.noticed_ms)",
@@ -96,6 +84,10 @@ def unread(db: sqlite3.Connection) -> list[Unread]:
     return [Unread(row["wait_reason"], row["sessions"], row["oldest_ms"]) for row in rows]
 
 
+def unread_sessions(db: sqlite3.Connection) -> set[str]:
+    return {row["session"] for row in db.execute("select session from notice")}
+
+
 @dataclass(frozen=True, slots=True)
 class TurnRead:
     """A turn as it was when it was last read."""
@@ -118,7 +110,7 @@ def turns_read(db: sqlite3.Connection, destination_id: int, session: str) -> dic
 
 def note_turns_read(db: sqlite3.Connection, destination_id: int, session: str, turns: Mapping[str, TurnRead]) -> None:
     """Of those that the ledger has."""
-    with _unflushed(db):
+    with unflushed(db), transaction(db):
         policies = {one.policy: policy_id(db, one.policy) for one in turns.values()}
         db.executemany(
             "update turn set row_count = ?, updated_ms = ?, policy_id = ? where name = ?"

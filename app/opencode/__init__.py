@@ -7,14 +7,14 @@ Both give `File`s, which `families` puts together and `snapshot` turns into what
 configuration is apart from them, in `app.opencode.config`.
 """
 
-from app.opencode.access import NOT_READ, AbsentError, StoreError
+from app.opencode.access import UNTRIED, AbsentError, StoreError
 from app.opencode.files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
 from app.opencode.store import Store, StoredSession, store_file
 from app.opencode.turns import Outline, TurnOutline
 
 __all__ = [
     "FILE_BYTES_MAX",
-    "NOT_READ",
+    "UNTRIED",
     "AbsentError",
     "Export",
     "ExportError",

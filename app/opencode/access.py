@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,9 @@ LOG_HEADER_BYTES = 32
 """A log that is not longer holds nothing, and `readonly_shm` waits for one that has only its header (SQLite 3.40.1)."""
 TRIES_MAX = 40
 """A read that a start of OpenCode gets in the way of is done again, BUSY_S in all."""
-_NEEDED = {
-    "session": {"id", "parent_id", "directory", "title", "version", "time_created", "time_updated", "time_archived"},
-    "message": {"id", "session_id", "time_created", "time_updated", "data"},
-    "part": {"id", "message_id", "session_id", "time_updated", "data"},
-}
-_WAY_IN = "write its sessions to files with `opencode export ID > FILE`, and import these"
 _PASSING = {sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTINIT}
 """OpenCode is starting."""
-NOT_READ = "sessions of OpenCode 2 are not read yet"
+UNTRIED = "OpenCode 2 is read from its public description, not yet tried on it"
 T = TypeVar("T")
 
 
@@ -47,17 +41,11 @@ class AbsentError(StoreError):
     """OpenCode has made none yet."""
 
 
-class NewerError(StoreError):
-    """It holds nothing but sessions of OpenCode 2."""
-
-
 class Access:
     """To the store in one file."""
 
-    def __init__(self, path: Path, needed: Mapping[str, set[str]] = _NEEDED) -> None:
-        """`needed`: the columns, by table, without which the store cannot be read for sessions."""
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._needed = needed
         self._keeps = False
         self._kept: tuple[object, sqlite3.Connection] | None = None
 
@@ -98,7 +86,6 @@ class Access:
         db = self._kept[1]
         try:
             db.execute("begin")  # one state for all statements of a question
-            _require_known(db, self.path, self._needed)
             return question(db)
         finally:
             with suppress(sqlite3.Error):
@@ -126,7 +113,7 @@ class Access:
         beside = ("", "-wal", "-shm", "-journal")
         found, log, index, journal = (_stat(path.with_name(path.name + ending)) for ending in beside)
         if found is None or not S_ISREG(found.st_mode):
-            raise _absence(self.path)
+            raise AbsentError(f"OpenCode's store {self.path} is not there")
         return _State(
             file=(found.st_dev, found.st_ino),
             written=(found.st_size, found.st_mtime_ns),
@@ -164,37 +151,3 @@ class _State:
     def opened_as(self) -> object:
         """An open connection sees what is written later to the log, and to nothing else."""
         return (self.file, self.how, None if self.has_log else self.written)
-
-
-def _absence(path: Path) -> StoreError:
-    """What there is where OpenCode's store should be."""
-    with suppress(OSError):
-        if (path.parent / "storage" / "session").is_dir():
-            return StoreError(
-                f"{path.parent / 'storage'} holds JSON files of an older OpenCode, which are not read: {_WAY_IN}"
-            )
-        others = sorted(other.name for other in path.parent.glob("opencode*.db"))
-        if others:
-            return StoreError(
-                f"OpenCode's store {path} is not there, but {', '.join(others)}: name one with OPENCODE_DB or --db"
-            )
-    return AbsentError(f"OpenCode's store {path} is not there")
-
-
-def is_newer(db: sqlite3.Connection) -> bool:
-    """Whether OpenCode 2 writes to it. What 1.x had written stays beside that, and is as it was."""
-    return db.execute("select 1 from sqlite_master where type = 'table' and name = 'session_v2'").fetchone() is not None
-
-
-def _require_known(db: sqlite3.Connection, path: Path, needed: Mapping[str, set[str]]) -> None:
-    """Raises StoreError for a file of a generation that this program does not know."""
-    missing = sorted(
-        f"{table}.{column}"
-        for table, columns in needed.items()
-        for column in columns - {row["name"] for row in db.execute(f"pragma table_info({table})")}
-    )
-    if missing and is_newer(db):
-        raise NewerError(f"{path}: {NOT_READ}")
-    if missing:
-        known = ", ".join(missing[:3])
-        raise StoreError(f"{path} is no store of OpenCode 1.18 (it has no {known}), and is not read: {_WAY_IN}")

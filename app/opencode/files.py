@@ -2,6 +2,8 @@
 
     {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}
 
+Those of OpenCode 2's `opencode session export` are taken as well: `translated` says what is made of them.
+
 Lines around that (a status line, a log line, what `2>&1` brought along) are skipped. One file is one session. A
 subagent's file belongs under the session whose task call names it, if that one's file is in the same set: together they
 are a family, and a family is one snapshot. Only one family is held in memory at a time.
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.opencode.translated import exported
 from app.parse import parse
 from app.shape import place
 from app.transcript import Json
@@ -139,7 +142,7 @@ def _entry(file: File) -> tuple[dict[str, Json], int]:
     if not _is_export(value):
         raise ExportError("it is JSON, but not of opencode export: an object with info and messages")
     if _is_of_opencode_2(value):
-        raise ExportError("it is an export of OpenCode 2, which this version does not read")
+        value = exported(value)
     return {"info": value["info"], "messages": value["messages"]}, skipped
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from app.opencode.access import Access, StoreError
 from app.opencode.config_files import Files, UnreadableError
 from app.opencode.folders import data_folder
-from app.opencode.store import store_file
+from app.opencode.store import databases, store_file
 
 _FILES = ("auth.json", "mcp-auth.json")
 _TABLES = {
@@ -39,8 +39,7 @@ class Logins:
         """What each held last. They are small: reading one takes no longer than asking for its times, which may stand
         still for some milliseconds."""
         self._store = store_file(environ)
-        self._access = Access(self._store, needed={})
-        self._written: object = None
+        self._written: dict[Path, object] = {}
 
     def changed(self) -> Iterator[str | bytes]:
         """Each that was written since it was told last, as JSON."""
@@ -50,12 +49,13 @@ class Logins:
                 if data and data != before:
                     self._files[path] = data
                     yield data
-        written = _written(self._store)
-        if written != self._written:
-            # Also when it cannot be read: it is asked again when OpenCode has written to it.
-            self._written = written
-            with suppress(StoreError):
-                yield from self._access.ask(_held)
+        for path in databases(self._store):
+            written = _written(path)
+            if written != self._written.get(path):
+                # Also when it cannot be read: it is asked again when OpenCode has written to it.
+                self._written[path] = written
+                with suppress(StoreError):
+                    yield from Access(path).ask(_held)
 
 
 def _written(store: Path) -> object:

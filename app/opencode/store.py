@@ -1,30 +1,35 @@
-"""OpenCode's own store, read and never written: the SQLite generation of OpenCode 1.18.
+"""OpenCode's own store, read and never written: all that its generations have left beside each other in one folder.
 
-One file holds all projects; `session`, `message` and `part` are what `opencode export` prints: a row's ids and its
-`data` together are one `info` or one part, messages in the order of creation time and id, parts in that of their ids
-(OpenCode 1.18.33). Every question is one short read; `access` says how.
+    opencode.db, opencode-<channel>.db    SQLite, one file for all projects: OpenCode 1.2 to 1.18, and 2
+    storage/                              JSON files: OpenCode 1.0 and 1.1
+
+A session is read from the first that holds it, SQLite before JSON: what was copied from there goes on here.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from app.minting import is_copy
-from app.opencode.access import Access, NewerError, StoreError, is_newer
+from app.opencode import turns as reading
+from app.opencode.access import AbsentError, StoreError
+from app.opencode.database import Database
 from app.opencode.files import File
 from app.opencode.folders import data_folder
-from app.opencode.turns import CALLED, IS_TIME, PARENT, TYPE, Outline, Turns
-from app.parse import Excerpt, parse
+from app.opencode.json_files import JsonFiles
+from app.opencode.newer import NewerRows
+from app.opencode.rows import Head, Rows
+from app.opencode.turns import Outline
+from app.parse import parse
 from app.transcript import Json, Transcript, TranscriptError
 
-_CWD = (
-    "iif(json_valid(m.data) and json_extract(m.data, '$.role') = 'assistant', json_extract(m.data, '$.path.cwd'), null)"
-)
+NAME = "opencode.db"
+"""What lies beside a file of this name is read with it. One of another name stands alone."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,79 +51,78 @@ def store_file(environ: Mapping[str, str]) -> Path:
     named = environ.get("OPENCODE_DB")
     if named and Path(named).is_absolute():
         return Path(named)
-    return data_folder(environ) / (named or "opencode.db")
+    return data_folder(environ) / (named or NAME)
+
+
+def databases(path: Path) -> list[Path]:
+    """The SQLite files that are there of a store."""
+    beside = sorted(path.parent.glob("opencode-*.db")) if path.name == NAME else []
+    return [one for one in (path, *beside) if one.is_file()]
+
+
+class Source(Protocol):
+    def ask(self, question: Callable[[Rows], T]) -> T: ...
 
 
 class Store:
-    """The store in one file. All methods raise StoreError."""
+    """All methods raise StoreError: also where one of several files cannot be read, and may hold what is asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._access = Access(path)
-        self._turns = Turns()
+        self._databases: dict[Path, Database] = {}
+        self._files = JsonFiles(path.parent / "storage", self._in_databases)
 
-    def kept_open(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
         """As `Access` has it."""
-        return self._access.kept_open()
+        with ExitStack() as stack:
+            for database in self._known():
+                stack.enter_context(database.kept_open())
+            yield
+
+    def is_there(self) -> bool:
+        return bool(self._known()) or self._has_files()
 
     def is_newer(self) -> bool:
         """Whether it holds sessions of OpenCode 2, beside those of 1.x or alone."""
-        try:
-            return self._access.ask(is_newer)
-        except NewerError:
-            return True
+        return any(self._all(lambda rows: isinstance(rows, NewerRows)))
 
     def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[StoredSession]:
         """Those of all projects, or those that were started in `directory`; the oldest first.
 
         Only those `among` others: to tell a subagent, all that was said in its parent is read.
         """
+        found: dict[str, Head] = {}
+        for heads in self._all(lambda rows: reading.roots(rows, directory, among)):
+            found = {head.id: head for head in heads} | found
+        ordered = sorted(found.values(), key=lambda head: (head.created_ms, head.id))
+        return [StoredSession(head.id, head.directory, head.created_ms, head.updated_ms) for head in ordered]
 
-        def listed(db: sqlite3.Connection) -> list[sqlite3.Row]:
-            rows = db.execute(
-                "select id, directory, cast(time_created as integer), cast(time_updated as integer),"
-                " (select p.id from session p where p.id = s.parent_id) as parent from session s"
-                " where ? is null or directory = ? order by time_created, id",
-                (directory, directory),
-            ).fetchall()
-            rows = [row for row in rows if among is None or row["id"] in among]
-            called = _called(db, {row["parent"] for row in rows} - {None})
-            return [row for row in rows if (row["parent"], row["id"]) not in called]
-
-        return [StoredSession(*row[:4]) for row in self._access.ask(listed)]
+    def directories(self) -> set[str]:
+        """Those that any session was started in."""
+        return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
 
     def uncalled(self, session: str) -> list[str]:
         """The sessions below this one that no call of a parent's turn names."""
-        rows = self._access.ask(
-            lambda db: db.execute(
-                "with recursive below(id) as (select id from session where parent_id = ?"
-                "  union select s.id from session s join below b on s.parent_id = b.id) select id from below",
-                (session,),
-            ).fetchall()
-        )
-        return [one.id for one in self.roots(among={row["id"] for row in rows})] if rows else []
+
+        def asked(rows: Rows) -> list[str]:
+            below = reading.below(rows, session)
+            return [head.id for head in reading.roots(rows, None, below)] if below else []
+
+        return self._where(session, asked) or []
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
-        return self._changes("id = ?", session).get(session)
+        return self._where(session, lambda rows: reading.family_weight(rows, session)[1])
 
     def changes(self, directory: str) -> dict[str, int]:
-        """`changed_ms` of all roots that were started in a directory."""
-        return self._changes("directory = ?", directory)
-
-    def _changes(self, condition: str, argument: str) -> dict[str, int]:
-        rows = self._access.ask(
-            lambda db: db.execute(
-                f"with recursive family(root, id) as (select id, id from session where {condition}"
-                "  union select f.root, s.id from session s join family f on s.parent_id = f.id)"
-                f" select f.root, max(max(iif(s.{IS_TIME}, s.time_updated, 0),"
-                f"  coalesce((select max(time_updated) from message where session_id = s.id and {IS_TIME}), 0),"
-                f"  coalesce((select max(time_updated) from part where session_id = s.id and {IS_TIME}), 0)))"
-                " as changed_ms from family f join session s on s.id = f.id group by f.root",
-                (argument,),
-            ).fetchall()
-        )
-        return {row["root"]: int(row["changed_ms"]) for row in rows}
+        """`changed_ms` of all sessions that were started in a directory."""
+        found: dict[str, int] = {}
+        for changes in self._all(
+            lambda rows: {head.id: reading.family_weight(rows, head.id)[1] for head in rows.heads(directory)}
+        ):
+            found = changes | found
+        return found
 
     def files(self, session: str) -> list[File]:
         """A session and, after it, the subagents that its task calls name, each as `opencode export` would put it.
@@ -126,7 +130,7 @@ class Store:
         In memory only. Raises StoreError when there is no such session.
         """
         try:
-            found = self._access.ask(lambda db: _family(db, session))
+            found = self._where(session, lambda rows: reading.family(rows, session))
         except TranscriptError as error:
             raise StoreError(str(error)) from None
         if not found:
@@ -138,192 +142,90 @@ class Store:
 
         Itself where nobody names it; None when it is not there.
         """
-        return self._access.ask(lambda db: _root_of(db, self._turns, session))
+        return self._where(session, lambda rows: reading.root_of(rows, session))
 
     def outline(self, root: str, *, since: str | None = None, also: Collection[str] = ()) -> Outline | None:
         """Its turns from this one on (all, where that is not there), and these others; None when it is not there.
 
         Subagents count with the turn whose call has started them. No text is read for it.
         """
-        return self._access.ask(lambda db: self._turns.outline(db, root, since, also))
+        return self._where(root, lambda rows: reading.outline(rows, root, since, also))
 
     def transcript(self, session: str, turns: Collection[str] | None = None) -> Transcript | None:
         """The session with its subagents, or only these of its turns, as the whole transcript has them.
 
         None when it is not there. Raises TranscriptError.
         """
-        if turns is not None:
-            return self._excerpt(session, turns)
-        entries: list[Json] = [*self._access.ask(lambda db: _family(db, session)).values()]
-        return parse({"root": session, "sessions": entries}) if entries else None
-
-    def _excerpt(self, session: str, turns: Collection[str]) -> Transcript | None:
-        found = self._access.ask(lambda db: _excerpt(db, self._turns, session, turns))
+        if turns is None:
+            whole = self._where(session, lambda rows: reading.family(rows, session))
+            return None if whole is None else parse({"root": session, "sessions": [*whole.values()]})
+        found = self._where(session, lambda rows: reading.excerpt(rows, session, turns))
         if found is None:
             return None
         entries, excerpt = found
-        return parse({"root": session, "sessions": entries}, excerpt)
+        sessions: list[Json] = [*entries]
+        return parse({"root": session, "sessions": sessions}, excerpt)
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
         """The session with this one of its turns (None: its first), as the whole transcript has it.
 
         None when it is not there. Raises TranscriptError.
         """
-        name = self._access.ask(lambda db: _first_turn(db, session)) if turn is None else turn
+        name = self._where(session, lambda rows: reading.first_turn(rows, session)) if turn is None else turn
         found = self.transcript(session, {name}) if name is not None else None
         return found if found is not None and found.turns else None
 
     def holds(self, session: str, turn: str | None) -> bool:
         """Whether the turn's user message, or an answer to it, is there (None: any turn). Looks into no text."""
-        if turn is None:
-            return self._access.ask(lambda db: _first_turn(db, session)) is not None
-        return self._access.ask(lambda db: turn in self._turns.listed(db, session).values())
+        turns = self._where(session, lambda rows: set(rows.listed(session).values())) or set()
+        return bool(turns) if turn is None else turn in turns
 
+    def _known(self) -> list[Database]:
+        """The files that are there."""
+        return [self._databases.setdefault(path, Database(path)) for path in databases(self.path)]
 
-def _family(db: sqlite3.Connection, session: str) -> dict[str, dict[str, Json]]:
-    found: dict[str, dict[str, Json]] = {}
-    ahead = [session]
-    while ahead:
-        name = ahead.pop()
-        entry = None if name in found else _entry(db, name)
-        if entry is not None:
-            found[name] = entry
-            ahead += _subagents(db, name)
-    return found
+    def _has_files(self) -> bool:
+        return self.path.name == NAME and self._files.are_there()
 
+    def _sources(self) -> list[Source]:
+        known: list[Source] = [*self._known()]
+        if self._has_files():
+            known.append(self._files)
+        return known or [Database(self.path)]  # which says that it is not there
 
-def _root_of(db: sqlite3.Connection, turns: Turns, session: str) -> str | None:
-    seen: list[str] = []
-    above: str | None = session
-    while above is not None and above not in seen:
-        row = db.execute("select parent_id from session where id = ?", (above,)).fetchone()
-        if row is None or (seen and not _is_called(db, turns, above, seen[-1])):
-            break
-        seen.append(above)
-        above = row["parent_id"]
-    return seen[-1] if seen else None
+    def _in_databases(self) -> set[str]:
+        return {head.id for database in self._known() for head in database.ask(lambda rows: rows.heads())}
 
+    def _all(self, question: Callable[[Rows], T]) -> list[T]:
+        """What each says that is there."""
+        found: list[T] = []
+        absent: AbsentError | None = None
+        for source in self._sources():
+            try:
+                found.append(source.ask(question))
+            except AbsentError as error:
+                absent = absent or error
+        if absent is not None and not found:
+            raise absent
+        return found
 
-def _is_called(db: sqlite3.Connection, turns: Turns, parent: str, session: str) -> bool:
-    messages = turns.listed(db, parent)
-    return any(session in names for names in turns.calls(db, parent, messages).values())
+    def _where(self, session: str, question: Callable[[Rows], T]) -> T | None:
+        """What the first says that holds the session."""
 
+        def asked(rows: Rows) -> tuple[T] | None:
+            return None if rows.head(session) is None else (question(rows),)
 
-def _excerpt(
-    db: sqlite3.Connection, turns: Turns, session: str, wanted: Collection[str]
-) -> tuple[list[Json], Excerpt] | None:
-    listed = turns.listed(db, session)
-    names = [name for name, turn in listed.items() if turn in wanted]
-    entry = _entry(db, session, names)
-    if entry is None:
+        failed: StoreError | None = None
+        is_there = False
+        for source in self._sources():
+            try:
+                answer = source.ask(asked)
+            except StoreError as error:
+                failed = error if failed is None or isinstance(failed, AbsentError) else failed
+            else:
+                is_there = True
+                if answer is not None:
+                    return answer[0]
+        if failed is not None and not (is_there and isinstance(failed, AbsentError)):
+            raise failed
         return None
-    entries: dict[str, Json] = {session: entry}
-    taken = set(names)
-    called = {name for one in turns.calls(db, session, names).values() for name in one} - {session}
-    if called:
-        first = turns.callers(db, session, listed)
-        for name in called:
-            if first.get(name) in taken:
-                entries |= {child: found for child, found in _family(db, name).items() if child not in entries}
-    positions = tuple(position for position, name in enumerate(listed) if name in taken)
-    return [*entries.values()], Excerpt(
-        positions, _undone_from(db, entry), _origin(db, session, listed, turns.unreadable(session, listed))
-    )
-
-
-def _undone_from(db: sqlite3.Connection, entry: dict[str, Json]) -> tuple[int, str] | None:
-    info = entry["info"]
-    revert = info.get("revert") if isinstance(info, dict) else None
-    name = revert.get("messageID") if isinstance(revert, dict) else None
-    if not isinstance(name, str) or not isinstance(info, dict):
-        return None
-    row = db.execute("select time_created from message where id = ? and session_id = ?", (name, info["id"])).fetchone()
-    return None if row is None else (row["time_created"], name)
-
-
-def _origin(db: sqlite3.Connection, session: str, listed: dict[str, str], left_out: Collection[str]) -> str | None:
-    """Where the first answer that can be read, and that no fork has copied, was given."""
-    rows = db.execute(
-        f"select m.id, m.time_created, s.time_created as began, {_CWD} as cwd from message m"
-        " join session s on s.id = m.session_id where m.session_id = ? order by m.time_created, m.id",
-        (session,),
-    )
-    for row in rows:
-        is_own = is_copy(row["id"], row["time_created"], row["began"]) is not True
-        if isinstance(row["cwd"], str) and is_own and listed[row["id"]] not in left_out:
-            return row["cwd"]
-    return None
-
-
-def _first_turn(db: sqlite3.Connection, session: str) -> str | None:
-    row = db.execute(
-        f"select coalesce({PARENT}, m.id) as turn from message m join session s on s.id = m.session_id"
-        # Older ones are mostly a fork's copies.
-        " where m.session_id = ? order by m.time_created < s.time_created, m.time_created, m.id limit 1",
-        (session,),
-    ).fetchone()
-    return None if row is None else str(row["turn"])
-
-
-def _entry(db: sqlite3.Connection, session: str, names: list[str] | None = None) -> dict[str, Json] | None:
-    """The session with all of its messages, or only these."""
-    row = db.execute("select * from session where id = ?", (session,)).fetchone()
-    if row is None:
-        return None
-    info: dict[str, Json] = {
-        "id": row["id"],
-        "title": row["title"],
-        "directory": row["directory"],
-        "version": row["version"],
-        "time": {"created": row["time_created"], "updated": row["time_updated"]}
-        | ({"archived": row["time_archived"]} if row["time_archived"] is not None else {}),
-    }
-    if row["parent_id"] is not None:
-        info["parentID"] = row["parent_id"]
-    if "revert" in row.keys() and row["revert"]:  # noqa: SIM118 - a row is no mapping
-        info["revert"] = _fields(row["revert"])
-    messages: list[Json] = []
-    rows = db.execute(
-        "select id, data from message where session_id = ? order by time_created, id"
-        if names is None
-        else "select m.id, m.data from json_each(?) w join message m on m.id = w.value order by w.key",
-        (session if names is None else json.dumps(names),),
-    ).fetchall()
-    for message in rows:
-        ids = {"messageID": message["id"], "sessionID": session}
-        found = db.execute("select id, data from part where message_id = ? order by id", (message["id"],))
-        parts: list[Json] = [{**_fields(part["data"]), "id": part["id"], **ids} for part in found]
-        info_of = {**_fields(message["data"]), "id": message["id"], "sessionID": session}
-        messages.append({"info": info_of, "parts": parts})
-    return {"info": info, "messages": messages}
-
-
-def _fields(data: object) -> dict[str, Json]:
-    """The JSON object in a column; an empty one for anything else, which is unreadable for `parse`."""
-    try:
-        value = json.loads(data) if isinstance(data, str | bytes) else None
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _called(db: sqlite3.Connection, parents: Collection[str]) -> set[tuple[str, str]]:
-    """(session, subagent) for each subagent that a tool call of one of these sessions names."""
-    rows = db.execute(
-        f"select distinct p.session_id, {CALLED} as name from part p join message m on m.id = p.message_id"
-        # Most parts are long and name nobody: not every one is taken apart.
-        " where p.session_id in (select value from json_each(?)) and instr(p.data, '\"sessionId\"')"
-        f" and {TYPE} = 'tool' and name is not null",
-        (json.dumps(list(parents)),),
-    )
-    return {(row["session_id"], row["name"]) for row in rows}
-
-
-def _subagents(db: sqlite3.Connection, session: str) -> list[str]:
-    """The sessions that its tool calls name, in order."""
-    rows = db.execute(
-        f"select {CALLED} as name from message m join part p on p.message_id = m.id where m.session_id = ?"
-        f" and instr(p.data, '\"sessionId\"') and {TYPE} = 'tool' order by m.time_created, m.id, p.id",
-        (session,),
-    )
-    return [row["name"] for row in rows if isinstance(row["name"], str)]

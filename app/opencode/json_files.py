@@ -1,0 +1,253 @@
+"""The JSON files of OpenCode 1.0 and 1.1, of which a newer one may have left some where it found them.
+
+    storage/session/<project>/<session>.json    what `opencode export` prints as a session's `info`
+    storage/message/<session>/<message>.json    a message's `info`
+    storage/part/<message>/<part>.json          a part
+
+OpenCode writes a file anew as a whole, and not at once: one that is not JSON is read again a moment later, and is
+unreadable as it is where it stays so. When something was written is the time of its file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from app.opencode.access import StoreError
+from app.opencode.rows import Head, Memory, Rows, turn_of
+from app.transcript import Json
+
+TORN_S = 10.0
+"""A file that is not JSON and was written so recently is being written."""
+_NAME = re.compile(r"\w+")
+_SHOWN = ("id", "title", "directory", "version", "parentID", "revert")
+T = TypeVar("T")
+
+
+class JsonFiles:
+    """The store in a folder."""
+
+    def __init__(self, path: Path, copied: Callable[[], Collection[str]]) -> None:
+        """`copied`: the sessions that a newer OpenCode holds."""
+        self.path = path
+        self._copied = copied
+        self._memory = Memory()
+        self._parents: dict[str, str | None] = {}
+
+    def are_there(self) -> bool:
+        return (self.path / "session").is_dir()
+
+    def ask(self, question: Callable[[Rows], T]) -> T:
+        """Raises StoreError, and what the question raises."""
+        try:
+            return question(JsonRows(self.path, self._memory, self._parents, self._copied, time.time()))
+        except OSError as error:
+            raise StoreError(f"OpenCode's store {self.path} cannot be read: {error.strerror}") from None
+
+
+class JsonRows:
+    """As `Rows` has it."""
+
+    def __init__(
+        self,
+        path: Path,
+        memory: Memory,
+        parents: dict[str, str | None],
+        copied: Callable[[], Collection[str]],
+        now_s: float,
+    ) -> None:
+        self._path = path
+        self._copied = copied
+        self._memory = memory
+        self._parents = parents
+        """By session; what they are does not change."""
+        self._now_s = now_s
+
+    def heads(self, directory: str | None = None) -> list[Head]:
+        """Where a newer OpenCode has copied them, what is not older than that: it has deleted the others since."""
+        heads = [head for head in map(self._head, self._path.glob("session/*/ses_*.json")) if head is not None]
+        copied = self._copied()
+        copied_ms = max((head.created_ms for head in heads if head.id in copied), default=-1)
+        found = [head for head in heads if head.created_ms > copied_ms and directory in (None, head.directory)]
+        return sorted(found, key=lambda head: (head.created_ms, head.id))
+
+    def head(self, session: str) -> Head | None:
+        path = self._file(session)
+        head = None if path is None else self._head(path)
+        is_shown = head is not None and (not self._copied() or session in {one.id for one in self.heads()})
+        return head if is_shown else None
+
+    def below(self, session: str) -> list[str]:
+        path = self._file(session)
+        found = []
+        for other in path.parent.glob("ses_*.json") if path is not None else ():
+            if other.stem not in self._parents:
+                self._parents[other.stem] = _text(self._fields(other), "parentID")
+            if self._parents[other.stem] == session:
+                found.append(other.stem)
+        return sorted(found)
+
+    def info(self, session: str) -> dict[str, Json]:
+        path = self._file(session)
+        told = (self._fields(path) if path is not None else None) or {}
+        times = told.get("time")
+        return {name: told[name] for name in _SHOWN if told.get(name) is not None} | {
+            "id": session,
+            "time": {name: ms for name, ms in times.items() if ms is not None} if isinstance(times, dict) else {},
+        }
+
+    def listed(self, session: str) -> dict[str, str]:
+        known = self._memory.of(session)
+        found = {}
+        for path in self._path.glob(f"message/{session}/*.json"):
+            if path.stem not in known.created_ms or path.stem in known.unreadable:
+                self._learn(session, path)
+            if path.stem in known.created_ms:
+                found[path.stem] = known.created_ms[path.stem]
+        ordered = sorted(found, key=lambda name: (found[name], name))
+        return {name: known.turn_of[name] for name in ordered}
+
+    def unreadable(self, session: str) -> Collection[str]:
+        return self._memory.of(session).unreadable
+
+    def messages(self, session: str, names: list[str]) -> list[Json]:
+        found: list[Json] = []
+        for name in names:
+            told = self._fields(self._message(session, name))
+            if told is None:
+                continue
+            ids: dict[str, Json] = {"messageID": name, "sessionID": session}
+            parts: list[Json] = []
+            for path in sorted(self._parts(name)):
+                part = self._fields(path)
+                if part is not None:
+                    parts.append({**part, "id": path.stem, **ids})
+            found.append({"info": {**told, "id": name, "sessionID": session}, "parts": parts})
+        return found
+
+    def calls(self, session: str, messages: Collection[str]) -> dict[str, tuple[str, ...]]:
+        known = self._memory.of(session).calls
+        found = {}
+        for name in messages:
+            if name not in known:
+                found[name] = tuple(self._named(name))
+                told = self._fields(self._message(session, name)) or {}
+                times = told.get("time")
+                if told.get("role") == "user" or (isinstance(times, dict) and times.get("completed") is not None):
+                    known[name] = found[name]
+        return {name: found[name] if name in found else known[name] for name in messages}
+
+    def answers(self, session: str) -> Iterator[tuple[str, int, str]]:
+        for name, created_ms in self.created_ms(session).items():
+            told = self._fields(self._message(session, name)) or {}
+            path = told.get("path")
+            cwd = _text(path, "cwd") if isinstance(path, dict) else None
+            if told.get("role") == "assistant" and cwd is not None:
+                yield name, created_ms, cwd
+
+    def created_ms(self, session: str) -> dict[str, int]:
+        known = self._memory.of(session).created_ms
+        return {name: known[name] for name in self.listed(session)}
+
+    def weighed(self, session: str, messages: list[str]) -> Iterable[tuple[str, int, int]]:
+        for name in messages:
+            files = [self._message(session, name), *self._parts(name)]
+            yield name, len(files), max(map(_written_ms, files))
+
+    def weight(self, session: str) -> tuple[int, int]:
+        path = self._file(session)
+        found = list(self.weighed(session, list(self.listed(session))))
+        written_ms = [updated_ms for _, _, updated_ms in found]
+        count = 1 + sum(rows for _, rows, _ in found)
+        return count, max([_written_ms(path) if path is not None else 0, *written_ms])
+
+    def _file(self, session: str) -> Path | None:
+        is_name = _NAME.fullmatch(session) is not None
+        return next(self._path.glob(f"session/*/{session}.json"), None) if is_name else None
+
+    def _message(self, session: str, name: str) -> Path:
+        return self._path / "message" / session / f"{name}.json"
+
+    def _parts(self, message: str) -> list[Path]:
+        return list(self._path.glob(f"part/{message}/*.json"))
+
+    def _head(self, path: Path) -> Head | None:
+        told = self._fields(path)
+        if told is None:
+            return None
+        times = told.get("time")
+        created_ms, updated_ms = (
+            _ms(times.get(name)) if isinstance(times, dict) else None for name in ("created", "updated")
+        )
+        written_ms = _written_ms(path)
+        parent = _text(told, "parentID")
+        return Head(
+            path.stem,
+            parent if parent is not None and (path.parent / f"{parent}.json").exists() else None,
+            _text(told, "directory") or "",
+            written_ms if created_ms is None else created_ms,
+            written_ms if updated_ms is None else updated_ms,
+        )
+
+    def _learn(self, session: str, path: Path) -> None:
+        """What cannot change of a message. One that is gone meanwhile is not there."""
+        told = self._fields(path)
+        if told is None:
+            return
+        known = self._memory.of(session)
+        times = told.get("time")
+        created_ms = _ms(times.get("created")) if isinstance(times, dict) else None
+        known.created_ms[path.stem] = _written_ms(path) if created_ms is None else created_ms
+        known.turn_of[path.stem] = turn_of(path.stem, told.get("role"), told.get("parentID"))
+        known.unreadable.discard(path.stem)
+        if told.get("role") not in ("user", "assistant"):
+            known.unreadable.add(path.stem)
+
+    def _named(self, message: str) -> Iterator[str]:
+        for path in sorted(self._parts(message)):
+            if b'"sessionId"' not in _bytes(path):
+                continue
+            part = self._fields(path) or {}
+            state = part.get("state")
+            metadata = state.get("metadata") if part.get("type") == "tool" and isinstance(state, dict) else None
+            name = _text(metadata, "sessionId") if isinstance(metadata, dict) else None
+            if name is not None:
+                yield name
+
+    def _fields(self, path: Path) -> dict[str, Json] | None:
+        """What a file holds: None when it is gone, nothing where it is not what it should be. Raises StoreError."""
+        try:
+            value = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict) and abs(self._now_s - _written_ms(path) / 1000) < TORN_S:
+            raise StoreError(f"OpenCode's store {self._path} cannot be read: {path.name} is being written")
+        return value if isinstance(value, dict) else {}
+
+
+def _bytes(path: Path) -> bytes:
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
+
+
+def _written_ms(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns // 1_000_000
+    return 0
+
+
+def _text(fields: dict[str, Json] | None, name: str) -> str | None:
+    value = fields.get(name) if fields is not None else None
+    return value if isinstance(value, str) else None
+
+
+def _ms(value: Json) -> int | None:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,99 @@
+"""What a store of OpenCode is asked for, whichever generation of OpenCode wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from app.shape import IDENTITY_CHARACTERS_MAX, TAKEN
+from app.transcript import Json
+
+SESSIONS_MAX = 64
+"""So many are remembered, those that were asked for last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a store tells of a session without looking into it."""
+
+    id: str
+    parent: str | None
+    """None also where that one is gone."""
+    directory: str
+    created_ms: int
+    updated_ms: int
+
+
+class Rows(Protocol):
+    """One state of a store. Messages and parts are rows, also where each is a file. Raises StoreError."""
+
+    def heads(self, directory: str | None = None) -> list[Head]:
+        """Of all sessions, or of those of a directory; the oldest first."""
+
+    def head(self, session: str) -> Head | None: ...
+
+    def below(self, session: str) -> list[str]:
+        """The sessions whose parent it is."""
+
+    def info(self, session: str) -> dict[str, Json]:
+        """As `opencode export` prints it."""
+
+    def listed(self, session: str) -> dict[str, str]:
+        """Each message of the session, in order, with the turn that it belongs to."""
+
+    def unreadable(self, session: str) -> Collection[str]:
+        """Those of them that are neither a question nor an answer."""
+
+    def messages(self, session: str, names: list[str]) -> list[Json]:
+        """These, in this order, as `opencode export` prints them."""
+
+    def calls(self, session: str, messages: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """For each of these messages the sessions that its tool calls name, in order."""
+
+    def answers(self, session: str) -> Iterator[tuple[str, int, str]]:
+        """(message, time.created, where OpenCode worked), in order, of answers that say so."""
+
+    def created_ms(self, session: str) -> dict[str, int]:
+        """Of each message, in order."""
+
+    def weighed(self, session: str, messages: list[str]) -> Iterable[tuple[str, int, int]]:
+        """For each of these how many rows it has, itself included, and when one of them was written last."""
+
+    def weight(self, session: str) -> tuple[int, int]:
+        """The same of a whole session, without those below it."""
+
+
+@dataclass(slots=True)
+class Known:
+    """What cannot change of a session."""
+
+    turn_of: dict[str, str] = field(default_factory=dict)
+    """By message."""
+    calls: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The sessions that a message's tool calls name, in order; of messages that are completed."""
+    unreadable: set[str] = field(default_factory=set)
+    """Messages that nobody has said."""
+    created_ms: dict[str, int] = field(default_factory=dict)
+    """By message, where a store keeps it inside of that."""
+
+
+class Memory:
+    """What is remembered of sessions from one question to the next."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Known] = {}
+
+    def of(self, session: str) -> Known:
+        found = self._sessions.pop(session, None) or Known()
+        self._sessions[session] = found
+        while len(self._sessions) > SESSIONS_MAX:
+            del self._sessions[next(iter(self._sessions))]
+        return found
+
+
+def turn_of(message: str, role: object, parent: object) -> str:
+    """The turn of a message, as `parse` finds it."""
+    is_name = isinstance(parent, str) and 0 < len(parent) <= IDENTITY_CHARACTERS_MAX
+    is_answer = role != "user" and is_name and "/" not in str(parent) and parent not in TAKEN
+    return str(parent) if is_answer else message
