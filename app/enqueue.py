@@ -268,10 +268,9 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
     elif standing is not Standing.SHUT:
         # Also for what looks superseded: asked again inside the transaction, where another process may have been
         # faster, it may turn out to be wanted after all.
-        records = () if off else export.encode()
-        bodies = [body_of(record) for record in records]
+        records = iter(()) if off else export.encode()
         version = replace(version, known_marks=None if off else marks(db, export))
-        admit(sum(len(body.body) for body in bodies))
+        bodies = _admitted(records, admit)
         standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, off=off, judge=judge)
     match standing:
         case Standing.NEW | Standing.REOPENED if off:
@@ -286,6 +285,15 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
             done.superseded += 1
         case Standing.SHUT:
             done.shut += 1
+
+
+def _admitted(records: Iterable[Record], admit: Callable[[int], None]) -> Iterator[Body]:
+    """As the ledger takes them, one after the other, before it begins to write."""
+    size_bytes = 0
+    for record in records:
+        size_bytes += len(record.body)
+        yield body_of(record)
+    admit(size_bytes)
 
 
 def marks(db: sqlite3.Connection, export: Export) -> str:

@@ -34,7 +34,7 @@ class Export:
     children: tuple[str, ...]
     record_count: int
     faults: tuple[str, ...]
-    encode: Callable[[], tuple[Record, ...]]
+    encode: Callable[[], Iterator[Record]]
     hits: HitCounts = field(default_factory=HitCounts, repr=False)
     """What `encode` has taken out, once it was called."""
 
@@ -67,9 +67,9 @@ def _is_worked_on(turn: Turn) -> bool:
 def _session_export(transcript: Transcript, capture: Capture, identity: Identity) -> Export:
     session, hits = transcript.session, HitCounts()
 
-    def encode() -> tuple[Record, ...]:
+    def encode() -> Iterator[Record]:
         shown = session_to_leave(session, capture, hits)
-        return (encode_session(shown, _frame(session, shown, capture, identity, interrupted=False)),)
+        return iter([encode_session(shown, _frame(session, shown, capture, identity, interrupted=False))])
 
     return Export(SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, transcript.faults, encode, hits)
 
@@ -77,7 +77,7 @@ def _session_export(transcript: Transcript, capture: Capture, identity: Identity
 def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
     hits = HitCounts()
 
-    def encode() -> tuple[Record, ...]:
+    def encode() -> Iterator[Record]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction, hits)
         return encode_turn(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))

@@ -92,10 +92,10 @@ def encode_session(session: Session, frame: Frame) -> Record:
     return _session(_Spot(frame, session, None, _root_path(frame)))
 
 
-def encode_turn(turn: Turn, frame: Frame) -> tuple[Record, ...]:
-    """The turn's records, each subagent's after the tool call that started it."""
+def encode_turn(turn: Turn, frame: Frame) -> Iterator[Record]:
+    """The turn's records, each subagent's after the tool call that started it. One is in memory at a time."""
     shown = as_first_encoded(turn) if frame.encoding == 1 else turn
-    return tuple(_turn(shown, frame, _root_path(frame)))
+    return _turn(shown, frame, _root_path(frame))
 
 
 def record_count(turn: Turn) -> int:

@@ -84,7 +84,7 @@ def test_logs_are_counted_as_they_are_encoded(name: str, mode: Mode) -> None:
         if not isinstance(one, Turn)
     ]
     assert found
-    assert [one.record_count for one in found] == [len(one.encode()) for one in found]
+    assert [one.record_count for one in found] == [len(list(one.encode())) for one in found]
 
 
 def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -> None:
@@ -95,7 +95,7 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     assert shape(told) == shape({**example("backfill"), "unreadable": [], "queued": None})
     found = [one for name in names for one in exports(parse(export(name)), CAPTURE, Identity(""), abandoned=True)]
     counted = [one for one in found if isinstance(one, Export)]
-    assert (told["logs"], told["sessions"]) == (sum(len(one.encode()) for one in counted), 3)
+    assert (told["logs"], told["sessions"]) == (sum(len(list(one.encode())) for one in counted), 3)
     assert told["turns"] == len(counted) - 3
     assert not station.spool.exists()
     assert store.read_bytes() == before

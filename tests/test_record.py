@@ -645,7 +645,7 @@ def test_withheld_content_leaves_the_records_and_no_field_of_content(name: str) 
     value = parse(recorded.export(name))
     frame = Frame(value.session.id, "opencode", "/opencode", "", interrupted=True, encoding=2)
     for turn in value.turns:
-        full, bare = encode_turn(turn, frame), encode_turn(without_content(turn), frame)
+        full, bare = [*encode_turn(turn, frame)], [*encode_turn(without_content(turn), frame)]
         assert [(r.request_id, r.model, r.start_ms, r.path) for r in bare] == [
             (r.request_id, r.model, r.start_ms, r.path) for r in full
         ]

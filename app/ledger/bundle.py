@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _SMALL_BYTES = 4_096
 """Below this zlib makes less of it, and sooner."""
@@ -20,12 +20,18 @@ class BundleError(ValueError):
     """The stream is damaged, or shorter than its records."""
 
 
-def pack(bodies: Sequence[bytes]) -> bytes:
-    if sum(map(len, bodies)) < _SMALL_BYTES:
-        return zlib.compress(b"".join(bodies))
+def pack(bodies: Iterable[bytes]) -> bytes:
+    """They are asked for one after the other, so that not all need be in memory."""
+    stream, begun = iter(bodies), b""
+    for body in stream:
+        begun += body
+        if len(begun) >= _SMALL_BYTES:
+            break
+    else:
+        return zlib.compress(begun)
     # Each body has a checksum of its own.
     packing = lzma.LZMACompressor(check=lzma.CHECK_NONE, preset=0)
-    return b"".join([*map(packing.compress, bodies), packing.flush()])
+    return b"".join([packing.compress(begun), *map(packing.compress, stream), packing.flush()])
 
 
 def unpack(bundle: bytes, sizes_bytes: Sequence[int]) -> Iterator[bytes]:

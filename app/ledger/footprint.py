@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection, Row
 
-from app.ledger.job import BATCH, Body, Frozen
+from app.ledger.job import BATCH, Body, Frozen, Kept
 
 DIGEST_BYTES = 4
 """Enough to see whether a record would be another one today."""
@@ -41,7 +41,7 @@ class Print:
     frozen: Frozen
 
 
-def write(db: Connection, job_id: int, bodies: Sequence[Body]) -> None:
+def write(db: Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
     """Note the bodies that a job gets, beside those that it had: what was sent once can only be overwritten."""
     prints = {one.request_id: one for one in read(db, [job_id]).get(job_id, ())}
     prints |= {

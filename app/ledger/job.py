@@ -61,6 +61,8 @@ class Kept:
     request_id: uuid.UUID
     digest: bytes
     body_bytes: int
+    frozen: Frozen | None = field(default=None, compare=False)
+    """As that of `Body`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from app import crashpoint, destination
 from app.connection import transaction
@@ -132,7 +133,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
     db: sqlite3.Connection,
     destination_id: int,
     version: Version,
-    bodies: Sequence[Body | Kept],
+    bodies: Iterable[Body | Kept],
     *,
     now_ms: int,
     reopen: Collection[str] = (),
@@ -143,9 +144,10 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
 
     The version that was current becomes superseded; what replaces a recall that was not delivered is one itself. With
     `off` the job is born dropped, without bodies. `judge` is asked, inside the transaction, in place of `standing` by
-    whoever knows more reasons against it.
+    whoever knows more reasons against it. The bodies are asked for before the transaction, one after the other.
     Raises LedgerError for a key that another turn has.
     """
+    contents = _contents(() if off else bodies)
     with transaction(db):
         verdict = judge() if judge else standing(db, destination_id, version, reopen=reopen, off=off)
         if verdict in {Standing.KNOWN, Standing.SHUT}:
@@ -155,7 +157,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
         here = replace(version, folder="") if verdict is Standing.SUPERSEDED else version
         session_id, turn_id = _place(db, destination_id, here)
         if verdict is Standing.SUPERSEDED:
-            _write(db, destination_id, session_id, turn_id, version, (), now_ms, "superseded", None)
+            _write(db, destination_id, session_id, turn_id, version, _contents(()), now_ms, "superseded", None)
             return verdict
         if version.is_recall:
             _disbelieve_recall(db, turn_id, version.key)
@@ -170,7 +172,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
             session_id,
             turn_id,
             version,
-            () if off else bodies,
+            contents,
             now_ms,
             state,
             "off" if off else None,
@@ -260,19 +262,41 @@ def forget_contents(db: sqlite3.Connection, job_ids: Sequence[int]) -> None:
         db.executemany(f"delete from {table} where job_id = ?", [(job_id,) for job_id in job_ids])
 
 
+class _Contents(NamedTuple):
+    """Of a job, ready to be written."""
+
+    records: list[Kept]
+    here: list[Kept]
+    """Those that have a body."""
+    bundle: bytes
+
+
+def _contents(bodies: Iterable[Body | Kept]) -> _Contents:
+    records: list[Kept] = []
+    here: list[Kept] = []
+
+    def noted() -> Iterator[bytes]:
+        for one in bodies:
+            records.append(Kept(one.request_id, one.digest, one.body_bytes, one.frozen))
+            if isinstance(one, Body):
+                here.append(records[-1])
+                yield one.body
+
+    bundle = pack(noted())
+    return _Contents(records, here, bundle if here else b"")
+
+
 def _write(  # noqa: PLR0913 - one row's columns
     db: sqlite3.Connection,
     destination_id: int,
     session_id: int,
     turn_id: int,
     version: Version,
-    bodies: Sequence[Body | Kept],
+    contents: _Contents,
     now_ms: int,
     state: str,
     drop_reason: str | None,
 ) -> None:
-    here = [body for body in bodies if isinstance(body, Body)]
-    bundle = pack([body.body for body in here]) if here else b""
     pending = state == "pending"
     row = db.execute(
         "insert into job (destination_id, session_id, turn_id, policy_id, key, state, drop_reason, facts_ms,"
@@ -303,8 +327,8 @@ def _write(  # noqa: PLR0913 - one row's columns
             now_ms,
             now_ms if pending else None,
             None if pending else now_ms,
-            len(bodies),
-            len(bundle),
+            len(contents.records),
+            len(contents.bundle),
             version.is_history,
             version.is_recall,
             version.is_sealed,
@@ -314,10 +338,10 @@ def _write(  # noqa: PLR0913 - one row's columns
     if row is None:
         raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
     forget_contents(db, [row["id"]])
-    footprint.write(db, row["id"], here)
-    write_records(db, row["id"], bodies)
-    if here:
-        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], bundle))
+    footprint.write(db, row["id"], contents.here)
+    write_records(db, row["id"], contents.records)
+    if contents.bundle:
+        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], contents.bundle))
 
 
 def write_records(db: sqlite3.Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
