@@ -45,7 +45,8 @@ _CHUNKS = re.compile(
 # The `n` of an escaped line end is no letter of a piece.
 _PIECE = re.compile(r"(?<!\\)(?:[A-Za-z0-9+/_-]{16,}={0,2}|[A-Za-z0-9+/_-]+={0,2}$)")
 _DENSE = re.compile(r"[A-Za-z0-9+/_=-]{16,}")
-_NOT_OF_NUMBERS = str.maketrans("", "", string.hexdigits + string.whitespace + "x\\,:|\"'[]<>.")
+_DIGITS = string.digits.encode()
+_OF_NUMBERS = string.hexdigits.encode() + b"x\\,:|\"'[]<>."
 
 _PAIR = r"(?:\\?\\x|0x)?[0-9a-fA-F]{2}"
 _GAP = rf"(?:[\s:,]|{_LINE_END}|[\"'][ \t]*{_LINE_END}?[ \t]*[\"'])"
@@ -119,9 +120,10 @@ def _places(text: str) -> Iterator[_Place]:
     start, chunks, numbers, base85 = 0, False, False, False
     for at in range(0, len(text) - _LOOK + 1, _STEP):
         seen = text[at : at + _LOOK]
-        digits = sum(map(seen.count, string.digits))
+        solid = "".join(seen.split()).encode("ascii", "replace")
+        digits = len(solid) - len(solid.translate(None, _DIGITS))
         has_chunks = digits >= _DIGITS_MIN and sum(map(len, _DENSE.findall(seen))) >= _DENSE_MIN
-        has_numbers = digits >= _DIGITS_MIN and _is_numeric(seen, digits)
+        has_numbers = digits >= _DIGITS_MIN and _is_numeric(solid, digits)
         has_base85 = " " not in seen and len(set(seen)) >= _LETTERS85_MIN
         if has_chunks or has_numbers or has_base85:
             chunks, numbers, base85 = chunks or has_chunks, numbers or has_numbers, base85 or has_base85
@@ -134,9 +136,8 @@ def _places(text: str) -> Iterator[_Place]:
         yield _Place(start, len(text), chunks, numbers, base85)
 
 
-def _is_numeric(seen: str, digits: int) -> bool:
-    solid = "".join(seen.split())
-    others = len(solid.translate(_NOT_OF_NUMBERS))
+def _is_numeric(solid: bytes, digits: int) -> bool:
+    others = len(solid.translate(None, _OF_NUMBERS))
     return others <= len(solid) * _OTHERS_MAX_SHARE and digits > len(solid) * _DIGITS_MIN_SHARE
 
 
