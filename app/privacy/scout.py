@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from app.privacy.decode import LINE_MARK, OCTAL
 from app.privacy.literals import Literal, Search
-from app.privacy.named_values import NAME_WORDS
+from app.privacy.named_values import HEADS, may_be_named
 from app.privacy.rules import RULES, Heads
 
 
@@ -77,8 +77,8 @@ class Meaning(NamedTuple):
     reach: int = 0
     least: int = 0
     """As its rules say."""
-    is_name: bool = False
-    """A word of a name, which means nothing unless something is assigned to it."""
+    of_name: bytes = b""
+    """One of the heads of names, which means nothing unless a value may follow."""
 
 
 Hits = Sequence[tuple[int, int]]
@@ -132,7 +132,7 @@ class Scout:
                 continue
             if meaning.least and not _goes_on(data, end, meaning.least):
                 continue
-            if meaning.is_name and not _is_assigned(data, end, meaning.length):
+            if meaning.of_name and not may_be_named(meaning.of_name, data, end - meaning.length, end):
                 continue
             if meaning.cores and not self._fits(data, end, number):
                 continue
@@ -179,10 +179,6 @@ _RUN_GOES_ON = re.compile(rb"%[0-9A-Fa-f]{2}|\x1b|\\+(?:[ux/01e]|\Z)|\s*\Z")
 _NEXT_LINE = re.compile(LINE_END + GAP)
 """What may stand between two lines of a word, in a JSON string as well."""
 _LONG_RUN = 16
-_ASSIGNED = re.compile(
-    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2}){0,100}+(?:[\\%\x1b\r\n]"
-    rb"|[\"'`\]!?]*+[ \t]*+(?:[:=>,(\\%\x1b]|\xef\xbc|\Z)|[ \t]+'|</|[\"'][>/ \t}\r\n])"
-)
 
 
 def _is_glued(data: bytes, start: int) -> bool:
@@ -211,14 +207,6 @@ def _run_end(data: bytes, start: int, upto: int) -> int:
 
 
 _IS_CUT = re.compile(rb"\.\.\.|\xe2\x80\xa6")
-_OPTION_MAX = 64
-
-
-def _is_assigned(data: bytes, end: int, length: int) -> bool:
-    if _ASSIGNED.match(data, end):
-        return True
-    before = data[max(0, end - length - _OPTION_MAX) : end - length]
-    return b"-" in before.rpartition(b" ")[2] or b"</" in before
 
 
 def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
@@ -232,7 +220,7 @@ def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
         is_one_word=all(rule.is_one_word for rule in rules),
         reach=max(rule.reach for rule in rules),
         least=0 if head.is_pattern else min(rule.least for rule in rules),
-        is_name=head.word in NAME_WORDS,
+        of_name=head.word if head.any_case and head.word in HEADS else b"",
     )
 
 
