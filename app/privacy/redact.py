@@ -152,7 +152,7 @@ class Redaction:
         """Ranges of the text by the name of what found them."""
         found: Found = defaultdict(list)
         text = View(data)
-        hits = self._scout.look(data, is_text=True)
+        hits = self._scout.look(text)
         self._look(text, hits, found)
         begun = {(name, start) for name, spans in found.items() for start, _ in spans}
         seen = Stretch(0, 0)
@@ -186,12 +186,12 @@ class Redaction:
         bare = layers(part)
         whole = joined(bare[-1]) if stretch.over_lines else None
         for view in bare[1:]:
-            self._look(view, self._scout.look(view.data), inside)
+            self._look(view, self._scout.look(view), inside)
         if stretch.packed:
             for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
                 inner = layers(packed)
                 for view in inner:
-                    self._look(view, self._scout.look(view.data), inside)
+                    self._look(view, self._scout.look(view), inside)
                 if held := joined(inner[-1]):
                     self._look_over_line_ends(held, begun, inside)
         if whole:
@@ -205,7 +205,7 @@ class Redaction:
             found[name].append(view.source(start, end))
 
     def _look_over_line_ends(self, view: View, begun: set[tuple[str, int]], found: Found) -> None:
-        hits = self._scout.look(view.data)
+        hits = self._scout.look(view)
         if self._scout.sees_known(hits):
             found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
         begun = begun | {(name, start) for name, spans in found.items() for start, _ in spans}

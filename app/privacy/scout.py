@@ -15,7 +15,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from typing import NamedTuple
 
-from app.privacy.decode import LINE_MARK, OCTAL
+from app.privacy.decode import LINE_MARK, OCTAL, View
 from app.privacy.literals import Literal, Search
 from app.privacy.named_values import HEADS, may_be_named
 from app.privacy.rules import RULES, Heads
@@ -119,16 +119,14 @@ class Scout:
         self.meanings = tuple(table.values())
         self._search = Search(tuple(table))
 
-    def look(self, data: bytes, *, is_text: bool = False) -> Hits:
-        """Without those that what stands around them makes meaningless; that is most of them.
-
-        `is_text`: nothing has been undone in it, so that a byte before a head is its neighbour.
-        """
+    def look(self, view: View) -> Hits:
+        """Without those that what stands around them makes meaningless; that is most of them."""
+        data, has_seams = view.data, view.has_seams
         kept: list[tuple[int, int]] = []
         for hit in self._search.find(data):
             end, number = hit
             meaning = self.meanings[number]
-            if meaning.is_bounded and is_text and _is_glued(data, end - meaning.length):
+            if meaning.is_bounded and not has_seams and _is_glued(data, end - meaning.length):
                 continue
             if meaning.least and not _goes_on(data, end, meaning.least):
                 continue

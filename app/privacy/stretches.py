@@ -156,7 +156,7 @@ def _around_escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
     for window in _merged(list(_escapes(data, hits, scout))):
         part = View(data[window.start : window.end])
         for view in layers(part)[1:]:
-            for end, number in scout.look(view.data):
+            for end, number in scout.look(view):
                 meaning = scout.meanings[number]
                 if meaning.kind is not Kind.ESCAPE:
                     start, upto = view.source(end - meaning.length, end)
@@ -206,7 +206,7 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
             piece = b"%b%b\n" % (before, after)
             glued.append(piece)
             length += len(piece)
-    for end, number in scout.look(b"".join(glued)):
+    for end, number in scout.look(View(b"".join(glued), has_seams=True)):
         cut, line = cuts[bisect_right(starts, end - 1) - 1]
         meaning = scout.meanings[number]
         if end - meaning.length < cut < end and meaning.may_be_broken:
