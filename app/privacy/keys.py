@@ -38,7 +38,7 @@ def _key_rule(row: Vendor) -> Rule:
 
 
 def _judge(row: Vendor) -> Judge:
-    body = b"%b{%d,}" % (row.body.encode(), min(row.least, _CUT_MIN))
+    body = b"%b{%d,}" % (row.body.encode(), _fewest(row))
 
     def judge(view: View, found: Any) -> tuple[int, int] | None:
         start, begin = found.span()
@@ -55,6 +55,11 @@ def _judge(row: Vendor) -> Judge:
         return (begin if row.keeps_beginning else start), end
 
     return judge
+
+
+def _fewest(row: Vendor) -> int:
+    """Letters of the body, even where a key is cut off."""
+    return min(row.least, _CUT_MIN)
 
 
 def _is_tail(view: View, start: int) -> bool:
@@ -74,8 +79,12 @@ def _vendor(row: Vendor) -> Rule:
     """Found by its first letters, or by its mark; where these are too few, with some of the body."""
     rule, window = _key_rule(row), row.before + _WINDOW
     fewest = min(len(head.word) for head in rule.heads)
+    if fewest >= _HEAD_MIN and row.mark:
+        return replace(rule, window=window, reach=row.before)
     if fewest >= _HEAD_MIN:
-        return replace(rule, window=window, reach=row.before) if row.mark else rule
+        # Most beginnings stand where no body follows; none of them is tried in another way.
+        beginning = b"(?i:%b)" % rule.pattern[4:] if rule.pattern.startswith(b"(?i)") else rule.pattern
+        return replace(rule, pattern=b"(?>%b)(?=%b{%d})" % (beginning, row.body.encode(), _fewest(row)))
     sight = row.mark or f"(?:{row.beginning}){row.body}{{{min(row.least, _HEAD_LETTERS)}}}"
     return replace(
         rule, heads=(Literal(sight.encode(), is_pattern=True),), window=row.before + _WINDOW, reach=row.before
