@@ -118,12 +118,12 @@ def describe_blobs(text: str) -> str:
 def _places(text: str) -> Iterator[_Place]:
     """From the last look that met nothing to the next one."""
     start, chunks, numbers, base85 = 0, False, False, False
+    data = text.encode("ascii", "replace")
     for at in range(0, len(text) - _LOOK + 1, _STEP):
+        digits = _LOOK - len(data[at : at + _LOOK].translate(None, _DIGITS))
         seen = text[at : at + _LOOK]
-        solid = "".join(seen.split()).encode("ascii", "replace")
-        digits = len(solid) - len(solid.translate(None, _DIGITS))
         has_chunks = digits >= _DIGITS_MIN and sum(map(len, _DENSE.findall(seen))) >= _DENSE_MIN
-        has_numbers = digits >= _DIGITS_MIN and _is_numeric(solid, digits)
+        has_numbers = digits >= _DIGITS_MIN and _is_numeric(seen, digits)
         has_base85 = " " not in seen and len(set(seen)) >= _LETTERS85_MIN
         if has_chunks or has_numbers or has_base85:
             chunks, numbers, base85 = chunks or has_chunks, numbers or has_numbers, base85 or has_base85
@@ -136,7 +136,8 @@ def _places(text: str) -> Iterator[_Place]:
         yield _Place(start, len(text), chunks, numbers, base85)
 
 
-def _is_numeric(solid: bytes, digits: int) -> bool:
+def _is_numeric(seen: str, digits: int) -> bool:
+    solid = "".join(seen.split()).encode("ascii", "replace")
     others = len(solid.translate(None, _OF_NUMBERS))
     return others <= len(solid) * _OTHERS_MAX_SHARE and digits > len(solid) * _DIGITS_MIN_SHARE
 

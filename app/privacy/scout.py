@@ -117,6 +117,7 @@ class Scout:
             table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
         table |= _packed([*_ESCAPES_IN_BASE64, *heads, *([_IN_URL] if heads else [])], traces)
         self.meanings = tuple(table.values())
+        self._conditions = [(one.length, one.is_bounded, one.least, one.of_name, one.cores) for one in self.meanings]
         self._search = Search(tuple(table))
 
     def look(self, view: View) -> Hits:
@@ -125,26 +126,17 @@ class Scout:
         kept: list[tuple[int, int]] = []
         for hit in self._search.find(data):
             end, number = hit
-            meaning = self.meanings[number]
-            if meaning.is_bounded and not has_seams and _is_glued(data, end - meaning.length):
+            length, is_bounded, least, of_name, cores = self._conditions[number]
+            if is_bounded and not has_seams and _is_glued(data, end - length):
                 continue
-            if meaning.least and not _goes_on(data, end, meaning.least):
+            if least and not _goes_on(data, end, least):
                 continue
-            if meaning.of_name and not may_be_named(meaning.of_name, data, end - meaning.length, end):
+            if of_name and not may_be_named(of_name, data, end - length, end):
                 continue
-            if meaning.cores and not self._fits(data, end, number):
+            if cores and not _fits(data, end - length, end, cores):
                 continue
             kept.append(hit)
         return kept
-
-    def _fits(self, data: bytes, end: int, number: int) -> bool:
-        start = end - self.meanings[number].length
-        before, after = data[max(0, start - 1) : start], data[end : end + 1]
-        return any(
-            (not core.before or (before != b"" and before in core.before))
-            and (not core.after or (after != b"" and after in core.after))
-            for core in self.meanings[number].cores
-        )
 
     def heads_among(self, hits: Hits) -> Heads:
         """Where the heads of each rule begin."""
@@ -186,6 +178,16 @@ def _is_glued(data: bytes, start: int) -> bool:
     if data[start - 2] in _PLAIN:
         return True
     return not _AFTER_ESCAPE.search(data, max(0, start - _ESCAPE_MAX), start)
+
+
+def _fits(data: bytes, start: int, end: int, cores: Sequence[_Core]) -> bool:
+    before, after = data[start - 1 : start], data[end : end + 1]
+    for core in cores:
+        if (not core.before or (before and before in core.before)) and (
+            not core.after or (after and after in core.after)
+        ):
+            return True
+    return False
 
 
 def _goes_on(data: bytes, end: int, least: int) -> bool:
