@@ -56,20 +56,20 @@ def _compiled(literals: Sequence[Literal]) -> Any:
     return database
 
 
-_HEAD_MAX = 8
-"""So many letters are enough, and fewer are seldom broken."""
 _HEADS_MAX, _CLASS_MAX = 64, 12
 
 
-def heads(pattern: bytes) -> tuple[Literal, ...]:
+def heads(pattern: bytes, most: int) -> tuple[Literal, ...]:
     """The fixed letters that a pattern begins with: of `(?i)gh[po]_[a-z]+|x-` they are `ghp_`, `gho_` and `x-`.
+
+    No more than so many of them.
 
     It understands what the rules are written in, and stops before anything else.
     """
     any_case = pattern.startswith(b"(?i)")
     text = pattern.removeprefix(b"(?i)").decode("latin-1")
     words, _ = _alternatives(text)
-    short = dict.fromkeys(word[:_HEAD_MAX].lower() if any_case else word[:_HEAD_MAX] for word in words)
+    short = dict.fromkeys(word[:most].lower() if any_case else word[:most] for word in words)
     return tuple(Literal(word.encode("latin-1"), any_case) for word in short)
 
 

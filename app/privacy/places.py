@@ -106,6 +106,12 @@ PLACES = (
     replace(_place("pem", _PEM_WITHOUT_BEGIN, _pem, b"-----end"), window=16_384, has_one_head=True, reach=64),
     _place("authorization", rb"(?i)authorization" + _SIGN, _header, b"authoriz"),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie, b"cookie"),
-    replace(_place("url-password", _URL, _url_password, b"://", simple), is_key=True, is_one_word=True, before=1),
-    replace(_place("url-password", _CUT_URL, _url_password, b"://", simple), is_one_word=True, before=1),
+    replace(
+        _place("url-password", _URL, _url_password, b"://", simple),
+        is_key=True,
+        is_one_word=True,
+        ends_at=b"/",
+        before=1,
+    ),
+    replace(_place("url-password", _CUT_URL, _url_password, b"://", simple), is_one_word=True, ends_at=b"/", before=1),
 )

@@ -61,6 +61,8 @@ class Rule:
     """The byte before it is no letter and no digit."""
     is_one_word: bool = False
     """No space or quote stands in what the rule finds."""
+    ends_at: bytes = b""
+    """Signs of which none stands in what the rule finds, where that is one word."""
     before: int = 0
     """So many bytes before its head it begins."""
     reach: int = 0

@@ -74,6 +74,7 @@ class Meaning(NamedTuple):
     """It is looked for over line ends, too."""
     is_bounded: bool = False
     is_one_word: bool = False
+    ends_at: bytes = b""
     reach: int = 0
     least: int = 0
     """As its rules say."""
@@ -218,6 +219,7 @@ def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
         may_be_broken=any(rule.is_key for rule in rules),
         is_bounded=all(rule.is_bounded and not rule.window for rule in rules),
         is_one_word=all(rule.is_one_word for rule in rules),
+        ends_at=bytes(sorted(set.intersection(*(set(rule.ends_at) for rule in rules)))),
         reach=max(rule.reach for rule in rules),
         least=0 if head.is_pattern else min(rule.least for rule in rules),
         of_name=head.word if head.any_case and head.word in HEADS else b"",

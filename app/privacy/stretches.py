@@ -16,6 +16,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from app.privacy.decode import LINE_MARK, OCTAL, View, layers
 from app.privacy.literals import Literal, Search
@@ -44,9 +45,17 @@ _UNDONE = rb"(?:\\[uxbfnrt\"'`/\\01e]|%[0-9A-Fa-f]{2}|\x1b)"
 _LETTER = rb"[A-Za-z0-9+/=_.~-]"
 """What a word consists of that may go on over a line end (app.privacy.decode.joined)."""
 _SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
-_DRESSED = re.compile(
-    rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?"
-)
+
+
+@cache
+def _dressed(ends_at: bytes) -> re.Pattern[bytes]:
+    """The rest of a word, and what it may go on behind."""
+    return re.compile(
+        rb"[^\s\"'`\\%%\x1b<>%b]*+(?:(?P<escape>%b)|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])%b))?"
+        % (re.escape(ends_at), _UNDONE, _SEAM)
+    )
+
+
 # Of what is known by its place, only a rest that looks random belongs to it (app.privacy.rule.end_over_cuts).
 _RANDOM = rb"(?=[A-Za-z0-9+/_.~-]{7})(?=[A-Za-z+/_.~-]{0,200}[0-9])"
 _ON_LINE, _VALUE_ON_LINE = (
@@ -104,8 +113,23 @@ def _stretch(data: bytes, start: int, end: int, *, over_lines: bool = False, pac
     return Stretch(line or begin, min(len(data), end + _AFTER), over_lines, packed)
 
 
+class _Words:
+    """One look at a word serves all heads in it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._seen: dict[bytes, re.Match[bytes]] = {}
+
+    def rest(self, start: int, ends_at: bytes) -> re.Match[bytes]:
+        seen = self._seen.get(ends_at)
+        if seen is None or start > seen.end():
+            # It may be empty, but it is always one.
+            seen = self._seen[ends_at] = _dressed(ends_at).match(self._data, start, start + _RUN_MAX)  # type: ignore[assignment]
+        return seen  # type: ignore[return-value]
+
+
 def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
-    run_upto, run = 0, _DRESSED.match(b"")
+    words = _Words(data)
     for end, number in hits:
         meaning = scout.meanings[number]
         start = end - meaning.length
@@ -118,10 +142,7 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             if not meaning.is_one_word:
                 dressed = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
             else:
-                # One look at a run serves all heads in it.
-                run = run if end <= run_upto else _DRESSED.match(data, end, end + _RUN_MAX)
-                run_upto = run.end()  # type: ignore[union-attr]  # it may be empty
-                dressed = run
+                dressed = words.rest(end, meaning.ends_at)
             if dressed and (dressed["escape"] or dressed["seam"]):
                 yield _stretch(data, start, dressed.end(), over_lines=True)
             elif meaning.reach:
