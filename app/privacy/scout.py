@@ -12,7 +12,7 @@ from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, auto
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from app.privacy.decode import LINE_MARK, OCTAL, View
@@ -48,17 +48,19 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 def _cores(word: bytes) -> Iterator[_Core]:
     """Three, as a word begins at one of three places in a group of four letters; more where it has `+` or `/`."""
     for shift in range(3):
-        values = [_DIGITS.index(digit) for digit in b64encode(bytes(shift) + word).rstrip(b"=")]
+        encoded = b64encode(bytes(shift) + word).rstrip(b"=")
         start, end = (shift * 8 + 5) // 6, (shift + len(word)) * 8 // 6
-        before = _letters(values[start - 1], unknown=range(0, 64, 64 >> shift * 2)) if shift else b""
+        before = _letters(encoded[start - 1], unknown=range(0, 64, 64 >> shift * 2)) if shift else b""
         free_bits = 6 - (shift + len(word)) * 8 % 6
-        after = _letters(values[end], unknown=range(1 << free_bits)) if end < len(values) else b""
-        digits = bytes(_DIGITS[value] for value in values[start:end])
+        after = _letters(encoded[end], unknown=range(1 << free_bits)) if end < len(encoded) else b""
+        digits = encoded[start:end]
         for written in {digits, digits.translate(_URL_SAFE)}:
             yield _Core(written, before, after)
 
 
-def _letters(known: int, unknown: Iterable[int]) -> bytes:
+@cache
+def _letters(digit: int, unknown: range) -> bytes:
+    known = _DIGITS.index(digit)
     letters = bytes(_DIGITS[known | bits] for bits in unknown)
     return letters + letters.translate(_URL_SAFE)
 
@@ -117,9 +119,13 @@ class Scout:
         for escape in _ESCAPES:
             table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
         table |= _packed([*_ESCAPES_IN_BASE64, *heads, *([_IN_URL] if heads else [])], traces)
-        self.meanings = tuple(table.values())
+        known_last = sorted(table, key=lambda literal: table[literal].of_known)
+        self.meanings = tuple(table[literal] for literal in known_last)
         self._conditions = [(one.length, one.is_bounded, one.least, one.of_name, one.cores) for one in self.meanings]
-        self._search = Search(tuple(table))
+        self._search = Search(
+            [literal for literal in known_last if not table[literal].of_known],
+            [literal.word for literal in known_last if table[literal].of_known],
+        )
 
     def look(self, view: View) -> Hits:
         """Without those that what stands around them makes meaningless; that is most of them."""
