@@ -43,8 +43,10 @@ class Search:
         found: list[tuple[int, int]] = []
         if self.literals and data:
 
+            keep = found.append
+
             def note(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
-                found.append((end, number))
+                keep((end, number))
 
             with self._lock:
                 if self._database is None:

@@ -134,13 +134,14 @@ class Scout:
         for hit in self._search.find(data):
             end, number = hit
             length, is_bounded, least, of_name, cores = self._conditions[number]
-            if is_bounded and not has_seams and _is_glued(data, end - length):
+            start = end - length
+            if is_bounded and not has_seams and start and data[start - 1] in _ALNUM and _is_glued(data, start):
                 continue
             if least and not _goes_on(data, end, least):
                 continue
-            if of_name and not may_be_named(of_name, data, end - length, end):
+            if of_name and not may_be_named(of_name, data, start, end):
                 continue
-            if cores and not _fits(data, end - length, end, cores):
+            if cores and not _fits(data, start, end, cores):
                 continue
             kept.append(hit)
         return kept
@@ -179,9 +180,7 @@ _LONG_RUN = 16
 
 
 def _is_glued(data: bytes, start: int) -> bool:
-    """Whether a letter or digit stands just before, which is not of an escape."""
-    if not start or data[start - 1] not in _ALNUM:
-        return False
+    """Whether the letter or digit that stands just before is not of an escape."""
     if data[start - 2] in _PLAIN:
         return True
     return not _AFTER_ESCAPE.search(data, max(0, start - _ESCAPE_MAX), start)

@@ -154,10 +154,12 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
 def _is_behind_escape(data: bytes, start: int) -> bool:
     r"""Whether the word that goes on at `start` begins with the end of a `\n` or `\e[33m`, which is none of it."""
     before = data[max(0, start - _NAME_MAX) : start]
+    if b"\\" not in before:
+        return False
     escape = before[len(before.rstrip(_NAME_BYTES)) - 1 :][:2]
     if escape[:1] == b"\\" and escape[1:] in _ESCAPE_LETTERS:
         return True
-    return b"\\" in before and _COLOUR_BEFORE.search(before) is not None
+    return _COLOUR_BEFORE.search(before) is not None
 
 
 def _has_letter_escape(data: bytes, end: int) -> bool:
@@ -201,6 +203,7 @@ _REST_MIN = 12
 """So many letters of a broken key, at least, are on the line after its head."""
 _BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, LINE_END, GAP, _LETTER, _REST_MIN), is_pattern=True)])
 _GAP_AFTER = re.compile(GAP)
+_LINE_FEED = ord("\n")
 _GAP_MAX = 200
 _GLUED = 24
 """So much of either line is looked at: no head is longer."""
@@ -214,10 +217,10 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
     """Where in what was glued the line end was, and where in the text."""
     length = 0
     for end, _ in _BROKEN.find(data):
-        upto = end - _REST_MIN
-        line = max(
-            data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1
-        )
+        line = end - _REST_MIN - 1
+        if data[line] != _LINE_FEED:
+            low = max(0, line - _GAP_MAX)
+            line = max(data.rfind(b"\n", low, line + 1), data.rfind(b"\\n", low, line + 1) + 1)
         if line <= 0:
             continue
         before = _before(data, line)
@@ -245,7 +248,7 @@ def _before(data: bytes, line: int) -> bytes:
 
 def _afters(line: bytes) -> tuple[bytes, ...]:
     """What may go on there: a mark is one only if the line before has one of its kind."""
-    plain = line.lstrip(b" \t")
+    plain = line if line[0] not in b" \t" else line.lstrip(b" \t")
     if plain[0] not in b"0123456789L+-\\":
         return (plain,)
     return plain, line[_GAP_AFTER.match(line).end() :]  # type: ignore[union-attr]  # it may be empty
