@@ -42,7 +42,6 @@ class Search:
         """Where a literal ends, and its number; by where they end, overlapping ones included."""
         found: list[tuple[int, int]] = []
         if self.literals and data:
-
             keep = found.append
 
             def note(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
