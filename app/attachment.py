@@ -9,7 +9,6 @@ Their size is that of the bytes that they stand for.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
 from app.blobs import describe_blobs, described
@@ -21,8 +20,8 @@ _DATA_URL = re.compile(
     re.IGNORECASE,
 )
 _NO_DIGITS = {ord(character): None for character in "=\\\r\n"}
-_ENDINGS = ("ta:", "TA:", "tA:", "Ta:")
-"""Of `data:`; str.find is ten times as fast as a search that ignores case."""
+_COLON = re.compile(r":(?<=[dD][aA][tT][aA]:)")
+"""That of `data:`; a search for one fixed letter is ten times as fast as one that ignores case."""
 
 
 def data_url_bytes(url: str) -> int | None:
@@ -36,20 +35,11 @@ def data_url_bytes(url: str) -> int | None:
 def strip_blobs(text: str) -> str:
     """The text with its data: URLs, and its blobs over 4 kB, described."""
     made, at = "", 0
-    for start in sorted(_data_urls(text)):
+    for colon in _COLON.finditer(text):
+        start = colon.end() - len("data:")
         if start >= at and (found := _DATA_URL.match(text, start)):
             made, at = made + text[at:start] + _without_url(found), found.end()
     return describe_blobs(made + text[at:])
-
-
-def _data_urls(text: str) -> Iterator[int]:
-    """Where one may begin."""
-    for ending in _ENDINGS:
-        at = text.find(ending)
-        while at >= 0:
-            if text[max(0, at - 2) : at].lower() == "da":
-                yield at - 2
-            at = text.find(ending, at + 1)
 
 
 def _without_url(found: re.Match[str]) -> str:
