@@ -20,8 +20,8 @@ _DATA_URL = re.compile(
     re.IGNORECASE,
 )
 _NO_DIGITS = {ord(character): None for character in "=\\\r\n"}
-_BEGUN = re.compile(r":(?<=data:)", re.IGNORECASE)
-"""Searched for by its colon: that is ten times as fast."""
+_COLON = re.compile(r":(?<=[dD][aA][tT][aA]:)")
+"""That of `data:`; a search for one fixed letter is ten times as fast as one that ignores case."""
 
 
 def data_url_bytes(url: str) -> int | None:
@@ -36,8 +36,8 @@ def strip_blobs(text: str) -> str:
     """The text with its data: URLs, and its blobs over 4 kB, described."""
     made: list[str] = []
     at = 0
-    for begun in _BEGUN.finditer(text):
-        start = begun.end() - len("data:")
+    for colon in _COLON.finditer(text):
+        start = colon.end() - len("data:")
         if start >= at and (found := _DATA_URL.match(text, start)):
             made += (text[at:start], _without_url(found))
             at = found.end()

@@ -45,7 +45,8 @@ _CHUNKS = re.compile(
 # The `n` of an escaped line end is no letter of a piece.
 _PIECE = re.compile(r"(?<!\\)(?:[A-Za-z0-9+/_-]{16,}={0,2}|[A-Za-z0-9+/_-]+={0,2}$)")
 _DENSE = re.compile(r"[A-Za-z0-9+/_=-]{16,}")
-_NOT_OF_NUMBERS = str.maketrans("", "", string.hexdigits + string.whitespace + "x\\,:|\"'[]<>.")
+_DIGITS = string.digits.encode()
+_OF_NUMBERS = string.hexdigits.encode() + b"x\\,:|\"'[]<>."
 
 _PAIR = r"(?:\\?\\x|0x)?[0-9a-fA-F]{2}"
 _GAP = rf"(?:[\s:,]|{_LINE_END}|[\"'][ \t]*{_LINE_END}?[ \t]*[\"'])"
@@ -117,9 +118,10 @@ def describe_blobs(text: str) -> str:
 def _places(text: str) -> Iterator[_Place]:
     """From the last look that met nothing to the next one."""
     start, chunks, numbers, base85 = 0, False, False, False
+    data = text.encode("ascii", "replace")
     for at in range(0, len(text) - _LOOK + 1, _STEP):
+        digits = _LOOK - len(data[at : at + _LOOK].translate(None, _DIGITS))
         seen = text[at : at + _LOOK]
-        digits = sum(map(seen.count, string.digits))
         has_chunks = digits >= _DIGITS_MIN and sum(map(len, _DENSE.findall(seen))) >= _DENSE_MIN
         has_numbers = digits >= _DIGITS_MIN and _is_numeric(seen, digits)
         has_base85 = " " not in seen and len(set(seen)) >= _LETTERS85_MIN
@@ -135,8 +137,8 @@ def _places(text: str) -> Iterator[_Place]:
 
 
 def _is_numeric(seen: str, digits: int) -> bool:
-    solid = "".join(seen.split())
-    others = len(solid.translate(_NOT_OF_NUMBERS))
+    solid = "".join(seen.split()).encode("ascii", "replace")
+    others = len(solid.translate(None, _OF_NUMBERS))
     return others <= len(solid) * _OTHERS_MAX_SHARE and digits > len(solid) * _DIGITS_MIN_SHARE
 
 

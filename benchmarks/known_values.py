@@ -57,9 +57,8 @@ def keys() -> Callable[[bytes], object]:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     together = re2.Set.SearchSet(options)
-    for rule in RULES:
-        if rule.is_key:
-            together.Add(rule.pattern)
+    for word in {head.word for rule in RULES for head in rule.heads if not head.is_pattern}:
+        together.Add(re2.escape(word))
     together.Compile()
     match: Callable[[bytes], object] = together.Match
     return match

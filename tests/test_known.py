@@ -8,6 +8,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
+from app.privacy.literals import Literal, Search
 from app.privacy.redact import REDACTED, Redaction
 from tests.dress import added, in_base64, in_json, in_json_twice, in_lines, in_url, leaks, numbered
 from tests.secrets import noise
@@ -16,6 +17,9 @@ from tests.secrets import noise
 ODD = 'zw"olf \\ bo/xk+ämp & fer?'
 VALUE = noise("known", "abcdefghijkmnopqrstuvwxyz", 24)
 REDACTION = Redaction.compile([], secrets=False, known_values=[VALUE, ODD])
+OTHERS = [noise(f"other {number}", "abcdefghijkmnopqrstuvwxyz0123456789", 24) for number in range(600)]
+OF_MANY = Redaction.compile([], secrets=False, known_values=[VALUE, ODD, *OTHERS])
+"""So many are looked for in another way."""
 
 
 @pytest.mark.parametrize("value", [VALUE, ODD], ids=["letters", "odd"])
@@ -72,9 +76,10 @@ REDACTION = Redaction.compile([], secrets=False, known_values=[VALUE, ODD])
         "broken-numbered",
     ],
 )
-def test_a_known_value_is_masked_in_every_form(value: str, form: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("redaction", [REDACTION, OF_MANY], ids=["", "of-many"])
+def test_a_known_value_is_masked_in_every_form(value: str, form: Callable[[str], str], redaction: Redaction) -> None:
     hits: Counter[str] = Counter()
-    text = REDACTION.text(form(value), hits)
+    text = redaction.text(form(value), hits)
     assert not leaks(text, value)
     assert REDACTED in text
     assert hits == {"known": 1}
@@ -99,6 +104,13 @@ def test_a_line_that_begins_with_a_sign_of_its_own_keeps_it() -> None:
 def test_the_text_around_a_known_value_stays() -> None:
     assert REDACTION.text(f"a {VALUE} b") == f"a {REDACTED} b"
     assert REDACTION.text(VALUE[:-1]) == VALUE[:-1]
+
+
+@pytest.mark.parametrize("others", [0, 6_000])
+def test_words_that_begin_alike_or_overlap_are_all_found(others: int) -> None:
+    words = [b"abc", b"abcdefgh", b"abcdefghij", b"bcd", *(b"%05d" % number for number in range(others))]
+    search = Search([Literal(b"CD", any_case=True)], words)
+    assert search.find(b"xabcdefghijx") == [(4, 1), (5, 0), (5, 4), (9, 2), (11, 3)]
 
 
 def test_the_longer_of_two_known_values_goes_whole() -> None:
@@ -154,8 +166,9 @@ def test_a_run_of_one_letter_is_one_range() -> None:
     [noise("broken", "abcdefghijkmnopqrstuvwxyz", 16), noise("short", "abcdefg1234", 8), "62fA/rWxyP-jrNg7N4/Gv"],
 )
 @pytest.mark.parametrize("wear", [in_lines, numbered, in_json])
-def test_a_known_value_broken_anywhere_is_found(value: str, wear: Callable[[str], str]) -> None:
-    redaction = Redaction.compile([], secrets=False, known_values=[value])
+@pytest.mark.parametrize("others", [[], OTHERS], ids=["", "of-many"])
+def test_a_known_value_broken_anywhere_is_found(value: str, wear: Callable[[str], str], others: list[str]) -> None:
+    redaction = Redaction.compile([], secrets=False, known_values=[value, *others])
     for at in range(1, len(value)):
         for seam in ("\n", "\x1b[1m"):
             assert REDACTED in redaction.text(wear(f"{value[:at]}{seam}{value[at:]}")), (at, seam)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from app.privacy.decode import View, joined, layers, unpacked
+from app.privacy.decode import View, _meaning, joined, layers, unpacked
 from app.privacy.literals import Literal
 from app.privacy.redact import Redaction
 from app.privacy.rules import RULES, Heads, broken_secrets, secrets
@@ -97,3 +97,52 @@ OUTER = st.sampled_from([str, in_json, numbered, in_url, in_base64, in_wrapped_b
 def test_around_literals_the_same_is_found_as_everywhere(pieces: list[str], outer: Callable[[str], str]) -> None:
     text = outer("\n".join(pieces))
     assert covered(seen(text)) == covered(everywhere(text))
+
+
+ESCAPES = [
+    *(
+        b"\\",
+        b"\\\\",
+        b"\\n",
+        b'\\"',
+        b"\\\\n",
+        b"%",
+        b"%41",
+        b"%5c",
+        b"%6e",
+        b"\\u005c",
+        b"\\u0041",
+        b"\\x6e",
+        b"\\x00",
+    ),
+    *(
+        b"\\033",
+        b"\\134",
+        b"\\e",
+        b"\x1b[1m",
+        b"\\033[0m",
+        b"[0m",
+        b"n",
+        b"u",
+        b"x",
+        b"0",
+        b"41",
+        b"/",
+        b"`",
+        b"\n",
+        b"\x00",
+    ),
+]
+
+
+@settings(max_examples=2_000, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(st.lists(st.sampled_from(ESCAPES), max_size=9))
+def test_escapes_that_are_undone_all_at_once_are_those_that_stand_there(pieces: list[bytes]) -> None:
+    for view in layers(View(b"".join(pieces)))[1:]:
+        assert view.below is not None
+        view.source(0, 1)
+        one_by_one = [
+            view.below.data[start:end] if is_copy else _meaning(view.below.data[start:end])
+            for start, end, is_copy in view.pieces
+        ]
+        assert view.data == b"".join(one_by_one)

@@ -29,23 +29,26 @@ LINE_MARKS = rb"(?:[ \t]*" + LINE_MARK + rb"){0,2}"
 """The same, also of a file that holds such a file."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class View:
     data: bytes
     below: View | None = None
     """What this was made from; None for the text itself."""
     starts: Sequence[int] = ()
-    """Where each piece begins in `data`."""
+    """Where each piece begins in `data`; of one whose escapes were undone, when it is first asked for."""
     pieces: Sequence[tuple[int, int, bool]] = ()
     """Per piece: start and end in `below`, and whether it is a copy (else it stands for the whole range)."""
+    has_seams: bool = False
+    """Something may have been taken out between two of its bytes."""
 
     def part(self, start: int, end: int) -> View:
-        return View(self.data[start:end], self, (0,), ((start, end, True),))
+        return View(self.data[start:end], self, (0,), ((start, end, True),), self.has_seams)
 
     def source(self, start: int, end: int) -> tuple[int, int]:
         """The range of the text itself that `data[start:end]` (not empty) stands for."""
         if self.below is None:
             return start, end
+        self._locate(self.below)
         first, last = bisect_right(self.starts, start) - 1, bisect_left(self.starts, end) - 1
         begin, _, copied = self.pieces[first]
         if copied:
@@ -57,13 +60,22 @@ class View:
 
     def is_seam(self, position: int) -> bool:
         """Whether something was taken out just before this position: the byte before it is no neighbour."""
-        if self.below is None:
+        if self.below is None or (position and not self.has_seams):
             return False
+        self._locate(self.below)
         at = bisect_right(self.starts, position) - 1
         begin, _, copied = self.pieces[at]
         if self.starts[at] == position and (at == 0 or self.pieces[at - 1][1] != begin):
             return True
         return self.below.is_seam(begin + position - self.starts[at] if copied else begin)
+
+    def _locate(self, below: View) -> None:
+        if not self.pieces:
+            self.pieces = _around_escapes(below.data)
+            lengths = (
+                end - start if copied else len(_meaning(below.data[start:end])) for start, end, copied in self.pieces
+            )
+            self.starts = list(accumulate(lengths, initial=0))[:-1]
 
 
 @dataclass(slots=True)
@@ -87,7 +99,7 @@ class _Assembly:
         self.put(self.below.data[start:end], start, end, copied=True)
 
     def view(self) -> View:
-        return View(b"".join(self.data), self.below, self.starts, self.pieces)
+        return View(b"".join(self.data), self.below, self.starts, self.pieces, has_seams=True)
 
 
 OCTAL = rb"\\(?:0(?:1[125]|33|[4-7][0-7])|1[0-7]{2})"
@@ -113,42 +125,71 @@ def layers(view: View) -> list[View]:
 
 def unescaped(view: View) -> View | None:
     """None when there is nothing to undo."""
-    # Text in JSON has an escape every thirty letters, so nothing is called for each that need not be.
-    data, texts, pieces, at = view.data, list[bytes](), list[tuple[int, int, bool]](), 0
-    for escape in _ESCAPE.finditer(data):
-        start, end = escape.span()
-        if at < start:
-            texts.append(data[at:start])
-            pieces.append((at, start, True))
-        meaning = _MEANINGS.get(data[start:end])
-        if meaning is None:
-            meaning = _meaning(data[start:end])
-        if meaning:
-            texts.append(meaning)
-            pieces.append((start, end, False))
-        at = end
-    if not at:
-        return None
-    if at < len(data):
-        texts.append(data[at:])
-        pieces.append((at, len(data), True))
-    return View(b"".join(texts), view, list(accumulate(map(len, texts[:-1]), initial=0)), pieces)
+    data = view.data
+    has_colours = any(colour in data for colour in _COLOURS)
+    made = _ESCAPE.sub(_undone, data) if has_colours or b"\x00" in data else _without_colours(data)
+    return None if made == data else View(made, view, has_seams=view.has_seams or has_colours)
 
 
-_MEANINGS = {b"\\" + letter: _LETTERS.get(letter, letter) for letter in (*_LETTERS, *(b'"', b"'", b"`", b"/", b"\\"))}
+_COLOURS = (b"\x1b", b"\\e[", b"\\033[")
+_BACKSLASHES = b"\\\\"
+_UNUSUAL = (b"\\u", b"\\x", b"\\0", b"\\1")
+_PERCENT = re.compile(rb"%[0-9a-fA-F]{2}")
+_SIMPLE = {b"\\" + letter: letter for letter in (b'"', b"'", b"`", b"/")} | {
+    b"\\b": b"\b",
+    b"\\f": b"\f",
+    b"\\n": b"\n",
+    b"\\r": b"\r",
+    b"\\t": b"\t",
+}
+
+
+def _without_colours(data: bytes) -> bytes:
+    """The same, faster: text in JSON has an escape every thirty letters, so that nothing is called for most of them."""
+    has_percent = _PERCENT.search(data) is not None
+    if not has_percent and b"\\" not in data:
+        return data
+    # Two backslashes are one, and what follows them is no escape: a zero stands for them meanwhile.
+    made = data.replace(_BACKSLASHES, b"\x00")
+    for escape, meaning in _SIMPLE.items():
+        made = made.replace(escape, meaning)
+    if has_percent or any(escape in made for escape in _UNUSUAL):
+        return _ESCAPE.sub(_undone, made.replace(b"\x00", _BACKSLASHES))
+    return made.replace(b"\x00", b"\\")
+
+
+def _undone(escape: re.Match[bytes]) -> bytes:
+    return _meaning(escape[0])
 
 
 def _meaning(escape: bytes) -> bytes:
+    if simple := _SIMPLE.get(escape):
+        return simple
+    if escape == _BACKSLASHES:
+        return b"\\"
     if escape[:1] == b"\x1b" or escape.startswith((b"\\e", b"\\033[")):
         return b""
     if escape[:2] in {b"\\0", b"\\1"}:
         return bytes([int(escape[1:], 8)])
     if escape[:1] == b"%" or escape[1:2] == b"x":
         return bytes([int(escape[-2:], 16)])
-    if escape[1:2] == b"u":
-        character: str = json.loads(b'"%b"' % escape)
-        return character.encode("utf-8", "replace")
-    return _MEANINGS[escape]
+    character: str = json.loads(b'"%b"' % escape)
+    return character.encode("utf-8", "replace")
+
+
+def _around_escapes(data: bytes) -> list[tuple[int, int, bool]]:
+    """The escapes, and the pieces between them, which are copies."""
+    pieces: list[tuple[int, int, bool]] = []
+    at = 0
+    for escape in _ESCAPE.finditer(data):
+        start, end = escape.span()
+        if at < start:
+            pieces.append((at, start, True))
+        pieces.append((start, end, False))
+        at = end
+    if at < len(data):
+        pieces.append((at, len(data), True))
+    return pieces
 
 
 def _latin1() -> re2.Options:

@@ -17,6 +17,10 @@ CUT_OFF = rb"\s*(?:\Z|\.\.\.|\xe2\x80\xa6)"
 """Where a tool's output was cut short."""
 _CUT_MIN, _CUT_LETTERS_MIN, _KEY_MAX = 4, 8, 8192
 _HEAD_MIN, _HEAD_LETTERS = 3, 16
+_HEAD_MAX, _LONG_HEAD_MAX = 8, 16
+"""So many letters are enough, and fewer are seldom broken. A text is undressed far behind a head of several words."""
+_SIGNS = b"(){}[],;"
+"""Code goes on with them."""
 _WINDOW = 300
 """In front of what it is found by a key has no more than so many letters, unless its row says so."""
 
@@ -28,17 +32,24 @@ def _key_rule(row: Vendor) -> Rule:
         row.name,
         beginning,
         _judge(row),
-        heads((row.mark or row.beginning).encode()),
+        heads((row.mark or row.beginning).encode(), _HEAD_MAX if is_one_word else _LONG_HEAD_MAX),
         is_key=True,
         length=row.length,
         is_bounded=row.is_bounded,
         is_one_word=is_one_word,
+        ends_at=_ends_at(row),
         least=row.least if is_one_word and not row.mark else 0,
     )
 
 
+def _ends_at(row: Vendor) -> bytes:
+    fixed = simple(rb"\{[0-9,]+\}").sub(b"", row.beginning.encode())
+    in_key = {sign for sign in b"(){}[]" if b"\\%c" % sign in fixed} | {sign for sign in b",;" if sign in fixed}
+    return bytes(sign for sign in _SIGNS if sign not in in_key and not simple(row.body.encode()).match(bytes([sign])))
+
+
 def _judge(row: Vendor) -> Judge:
-    body = b"%b{%d,}" % (row.body.encode(), min(row.least, _CUT_MIN))
+    body = b"%b{%d,}" % (row.body.encode(), _fewest(row))
 
     def judge(view: View, found: Any) -> tuple[int, int] | None:
         start, begin = found.span()
@@ -55,6 +66,11 @@ def _judge(row: Vendor) -> Judge:
         return (begin if row.keeps_beginning else start), end
 
     return judge
+
+
+def _fewest(row: Vendor) -> int:
+    """Letters of the body, even where a key is cut off."""
+    return min(row.least, _CUT_MIN)
 
 
 def _is_tail(view: View, start: int) -> bool:
@@ -74,8 +90,12 @@ def _vendor(row: Vendor) -> Rule:
     """Found by its first letters, or by its mark; where these are too few, with some of the body."""
     rule, window = _key_rule(row), row.before + _WINDOW
     fewest = min(len(head.word) for head in rule.heads)
+    if fewest >= _HEAD_MIN and row.mark:
+        return replace(rule, window=window, reach=row.before)
     if fewest >= _HEAD_MIN:
-        return replace(rule, window=window, reach=row.before) if row.mark else rule
+        # Most beginnings stand where no body follows; none of them is tried in another way.
+        beginning = b"(?i:%b)" % rule.pattern[4:] if rule.pattern.startswith(b"(?i)") else rule.pattern
+        return replace(rule, pattern=b"(?>%b)(?=%b{%d})" % (beginning, row.body.encode(), _fewest(row)))
     sight = row.mark or f"(?:{row.beginning}){row.body}{{{min(row.least, _HEAD_LETTERS)}}}"
     return replace(
         rule, heads=(Literal(sight.encode(), is_pattern=True),), window=row.before + _WINDOW, reach=row.before

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import hyperscan
+import re2
 
 
 class Literal(NamedTuple):
@@ -21,11 +23,17 @@ class Literal(NamedTuple):
     """A regular expression, which takes a hundred times as long to compile; it is only known where it ends."""
 
 
+_WORDS_MAX = 5_000
+
+
 class Search:
     """Compiled when it is first used: not every process has a text to look at."""
 
-    def __init__(self, literals: Sequence[Literal]) -> None:
-        self.literals = tuple(literals)
+    def __init__(self, literals: Sequence[Literal], words: Sequence[bytes] = ()) -> None:
+        """`words`, which stand as they are, are numbered after the literals."""
+        is_many = len(words) > _WORDS_MAX
+        self.literals = (*literals, *(() if is_many else map(Literal, words)))
+        self._words = _Words(words, len(literals)) if is_many else None
         self._database: Any = None
         # The scratch memory of a database is one thread's at a time.
         self._lock = threading.Lock()
@@ -34,15 +42,52 @@ class Search:
         """Where a literal ends, and its number; by where they end, overlapping ones included."""
         found: list[tuple[int, int]] = []
         if self.literals and data:
+            keep = found.append
 
             def note(number: int, _start: int, end: int, _flags: int, _context: object) -> None:
-                found.append((end, number))
+                keep((end, number))
 
             with self._lock:
                 if self._database is None:
                     self._database = _compiled(self.literals)
                 self._database.scan(data, match_event_handler=note)
-        return found
+        return sorted([*found, *self._words.find(data)]) if self._words else found
+
+
+_WORD_HEAD = 8
+_PROGRAM_BYTES_MAX = 1 << 28
+
+
+class _Words:
+    """For thousands of words: RE2 is ready in a tenth of the time that Hyperscan needs, and reads at half its speed."""
+
+    def __init__(self, words: Sequence[bytes], first: int) -> None:
+        numbered = {word: number for number, word in enumerate(words, start=first)}
+        beginning: dict[bytes, list[bytes]] = defaultdict(list)
+        for word in words:
+            beginning[word[:_WORD_HEAD]].append(word)
+        # Where one word is the beginning of another both are found.
+        sizes = {len(head) for head in beginning}
+        self._words = {
+            head: [
+                (word, numbered[word]) for size in sizes if size <= len(head) for word in beginning.get(head[:size], ())
+            ]
+            for head in beginning
+        }
+        options = re2.Options()
+        options.encoding = re2.Options.Encoding.LATIN1
+        options.log_errors = False
+        options.max_mem = _PROGRAM_BYTES_MAX
+        longest_first = sorted(beginning, key=lambda head: (-len(head), head))
+        self._heads: Any = re2.compile(b"|".join(map(re2.escape, longest_first)), options)
+
+    def find(self, data: bytes) -> Iterator[tuple[int, int]]:
+        at = 0
+        while (head := self._heads.search(data, at)) is not None:
+            at = head.start() + 1
+            for word, number in self._words[head.group()]:
+                if data.startswith(word, at - 1):
+                    yield at - 1 + len(word), number
 
 
 def _compiled(literals: Sequence[Literal]) -> Any:
@@ -56,20 +101,20 @@ def _compiled(literals: Sequence[Literal]) -> Any:
     return database
 
 
-_HEAD_MAX = 8
-"""So many letters are enough, and fewer are seldom broken."""
 _HEADS_MAX, _CLASS_MAX = 64, 12
 
 
-def heads(pattern: bytes) -> tuple[Literal, ...]:
+def heads(pattern: bytes, most: int) -> tuple[Literal, ...]:
     """The fixed letters that a pattern begins with: of `(?i)gh[po]_[a-z]+|x-` they are `ghp_`, `gho_` and `x-`.
+
+    No more than so many of them.
 
     It understands what the rules are written in, and stops before anything else.
     """
     any_case = pattern.startswith(b"(?i)")
     text = pattern.removeprefix(b"(?i)").decode("latin-1")
     words, _ = _alternatives(text)
-    short = dict.fromkeys(word[:_HEAD_MAX].lower() if any_case else word[:_HEAD_MAX] for word in words)
+    short = dict.fromkeys(word[:most].lower() if any_case else word[:most] for word in words)
     return tuple(Literal(word.encode("latin-1"), any_case) for word in short)
 
 

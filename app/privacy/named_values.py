@@ -64,13 +64,12 @@ _CANDIDATE = re.compile(SEARCH)
 """In lower case, in which the search takes half as long."""
 _CANDIDATE_MAX = 400
 
-NAME_WORDS = (
-    *(b"pass", b"pwd", b"pw", b"secret", b"token", b"cred", b"dsn", b"key", b"auth", b"_pat", b"-pat"),
-    *(b"connections", b"connection_s", b"connection-s", b"contrase", b"senha", b"motdepasse", b"wachtwoord", b"cookie"),
-)
+_KEY, _AUTH, _PATS = b"key", b"auth", (b"_pat", b"-pat")
+_COMMANDS = (b"curl", b"mysql", b"mariadb", b"sshpass", b"mongo", b"redis-cli", b"login", b"machine", b"identified")
 HEADS = (
-    *NAME_WORDS,
-    *(b"curl", b"mysql", b"mariadb", b"sshpass", b"mongo", b"redis-cli", b"login", b"machine", b"identified"),
+    *(b"pass", b"pwd", b"pw", b"secret", b"token", b"cred", b"dsn", _KEY, _AUTH, *_PATS),
+    *(b"connections", b"connection_s", b"connection-s", b"contrase", b"senha", b"motdepasse", b"wachtwoord", b"cookie"),
+    *_COMMANDS,
 )
 """Each candidate has one of these in it, in upper or lower case,"""
 EXACT_HEADS = tuple(word.encode() for word in ("пароль", "密码", "密碼", "口令", "パスワード", "비밀번호"))
@@ -90,6 +89,46 @@ _TAG_BYTES = _OPTION_BYTES + b":._"
 _PORT_BEFORE = re.compile(PORT + rb"$")
 _HEAD = re.compile(b"|".join(rb"(?=%b)" % word for word in (*HEADS, *EXACT_HEADS)), re.IGNORECASE)
 _PORT = re.compile(PORT[:-6] + rb"(?=[^\s:])")
+
+# What follows a head where a value may stand. An escape, or a line end inside of a value, may stand for anything.
+_REST_OF_NAME = rb"(?:w(?:or)?[dt]|phrase|code|ential|tring|(?:\xc3[\xb1\x91]|n)a)?s?(?:[0-9_.-][a-z0-9_.-]{0,100}+)?"
+_ASSIGNED = (
+    rb"(?:[\\%\x1b\r\n]|[\"'`\]!?]*+[ \t]*+(?:[:=>\\%\x1b]|\xef\xbc|\Z)|[\"'][,>/ \t}\r\n]|\(['\\%\x1b]|[ \t]+'|</)"
+)
+_REST_OF_WEAK = rb"(?:[_-][a-z0-9_-]{0,100}+)?"
+_WITH_DIGIT = rb"[\"']?[ \t]*+(?:[\\%\x1b]|[:=][ \t]*+[\"'`]?[a-z_+/=.-]{0,200}+[0-9\\%\x1b\r\n])"
+_AFTER_NAME, _AFTER_KEY, _AFTER_AUTH, _AFTER_PAT, _AFTER_COMMAND, _AFTER_OPTION = (
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        _REST_OF_NAME + _ASSIGNED,
+        _REST_OF_WEAK + _WITH_DIGIT + rb"|=[\"']?[a-z0-9+/=_-]{16}|_?base",
+        _REST_OF_WEAK + _WITH_DIGIT + rb"|[\"']?[ \t]*[:=][ \t]*[\"']?[a-z0-9+/]{8}|orization" + _ASSIGNED,
+        _WITH_DIGIT,
+        rb"[a-z-]{0,100}+(?:[ \t\"'\\%\x1b]|\Z)",
+        rb"[a-z0-9-]{0,100}+[ \t\\%\x1b]",
+    )
+)
+_AFTER = {
+    **dict.fromkeys(HEADS, _AFTER_NAME),
+    **dict.fromkeys(_PATS, _AFTER_PAT),
+    **dict.fromkeys(_COMMANDS, _AFTER_COMMAND),
+    _KEY: _AFTER_KEY,
+    _AUTH: _AFTER_AUTH,
+}
+
+
+def may_be_named(head: bytes, data: bytes, start: int, end: int) -> bool:
+    """Whether a value may be named by the head that stands there. Most stand in another word, or nothing follows."""
+    if _AFTER[head].match(data, end):
+        return True
+    before = data[max(0, start - _NAME_LOOKBACK) : start].lower()
+    if head == _KEY and _AFTER_NAME.match(data, end) and _WORDS_BEFORE[b"k"].search(before):
+        return True
+    is_option = b"-" in before and before.find(b"-", len(before.rstrip(_OPTION_BYTES))) >= 0
+    if is_option and _AFTER_OPTION.match(data, end):
+        return True
+    return b"</" in before and before.rstrip(_TAG_BYTES).endswith(b"</")
+
 
 _NAME_RUN = re.compile(
     rb"(?:[a-z]+ (?=key)|:(?=_auth))?(?:[a-z0-9_.-]|\xc3[\xb1\x91]|[\xd0-\xed][\x80-\xbf]{1,2})*", re.IGNORECASE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from app.privacy.rule import Judge, Rule, linear, simple
 from app.privacy.secret_values import is_placeholder
 
 
-def _place(name: str, pattern: bytes, judge: Judge, word: bytes) -> Rule:
-    return Rule(name, pattern, judge, (Literal(word, any_case=True),), linear)
+def _place(name: str, pattern: bytes, judge: Judge, word: bytes, compiled: Callable[[bytes], Any] = linear) -> Rule:
+    return Rule(name, pattern, judge, (Literal(word, any_case=True),), compiled)
 
 
 _LINE_END = rb"[\"'`,;+)\\ \t]*(?:\r?\n" + LINE_MARKS + rb"[ \t\"'`+(]*)+"
@@ -84,10 +85,11 @@ def _cookie(view: View, found: Any) -> tuple[int, int]:
     return found.start(1), _HEADER_VALUE.match(view.data, found.end() - 1).end()
 
 
+# Neither goes over a slash, so that no letter is looked at for two of them.
 _URL = rb"[a-z0-9]://(?:[^\s/:@\"'`<>]*:([^\s/\"'`<>]+)@|([A-Za-z0-9_-]{20,})@)"
 
 # A number alone would be a port.
-_CUT_URL = rb"[a-z0-9]://[^\s/:@\"'`<>]*:([0-9]*[^\s/:@\"'`<>0-9][^\s/:@\"'`<>]*)" + _RE2_CUT_OFF
+_CUT_URL = rb"[a-z0-9]://[^\s/:@\"'`<>]*:([0-9]*[^\s/:@\"'`<>0-9][^\s/:@\"'`<>]*)" + CUT_OFF
 
 
 def _url_password(view: View, found: Any) -> tuple[int, int] | None:
@@ -104,6 +106,12 @@ PLACES = (
     replace(_place("pem", _PEM_WITHOUT_BEGIN, _pem, b"-----end"), window=16_384, has_one_head=True, reach=64),
     _place("authorization", rb"(?i)authorization" + _SIGN, _header, b"authoriz"),
     _place("cookie", rb"(?i)cookie" + _SIGN + rb"([a-z0-9_.%!#$&*+^|~-]+=)", _cookie, b"cookie"),
-    replace(_place("url-password", _URL, _url_password, b"://"), is_key=True, is_one_word=True, before=1),
-    replace(_place("url-password", _CUT_URL, _url_password, b"://"), is_one_word=True, before=1),
+    replace(
+        _place("url-password", _URL, _url_password, b"://", simple),
+        is_key=True,
+        is_one_word=True,
+        ends_at=b"/",
+        before=1,
+    ),
+    replace(_place("url-password", _CUT_URL, _url_password, b"://", simple), is_one_word=True, ends_at=b"/", before=1),
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,24 +152,28 @@ class Redaction:
         """Ranges of the text by the name of what found them."""
         found: Found = defaultdict(list)
         text = View(data)
-        hits = self._scout.look(data, is_text=True)
+        hits = self._scout.look(text)
         self._look(text, hits, found)
-        begun = {(name, start) for name, spans in found.items() for start, _ in spans}
+        plain = sorted((start, end, name) for name, spans in found.items() for start, end in spans)
         seen = Stretch(0, 0)
         for stretch in stretches(data, hits, self._scout):
             # One that went on has been over the next ones, too.
             if not stretch.is_within(seen):
-                seen = self._look_into(text, stretch, found, begun)
+                seen = self._look_into(text, stretch, found, plain)
         for pattern in self.patterns:
             found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
         return found
 
-    def _look_into(self, text: View, stretch: Stretch, found: Found, begun: set[tuple[str, int]]) -> Stretch:
-        """What is found once a stretch is undressed; it is a longer one, returned, where that goes on up to its end."""
+    def _look_into(self, text: View, stretch: Stretch, found: Found, plain: Sequence[tuple[int, int, str]]) -> Stretch:
+        """What is found once a stretch is undressed; it is a longer one, returned, where that goes on up to its end.
+
+        `plain`: what is found as it stands, in order. That goes no further, or a stretch is around it already.
+        """
         start, end, size = stretch.start, stretch.end, len(text.data)
         while True:
-            inside = self._undressed(text.part(start, end), stretch, begun)
-            spans = [span for some in inside.values() for span in some]
+            here = set(plain[bisect_left(plain, (start,)) : bisect_left(plain, (end,))])
+            inside = self._undressed(text.part(start, end), stretch, {(name, begin) for begin, _, name in here})
+            spans = [span for name, some in inside.items() for span in some if (*span, name) not in here]
             goes_on_left = start > 0 and any(begin < start + _EDGE for begin, _ in spans)
             goes_on_right = end < size and any(upto > end - _EDGE for _, upto in spans)
             if not goes_on_left and not goes_on_right:
@@ -186,12 +190,12 @@ class Redaction:
         bare = layers(part)
         whole = joined(bare[-1]) if stretch.over_lines else None
         for view in bare[1:]:
-            self._look(view, self._scout.look(view.data), inside)
+            self._look(view, self._scout.look(view), inside)
         if stretch.packed:
             for packed in unpacked(whole, whole.starts) if whole else unpacked(bare[-1]):
                 inner = layers(packed)
                 for view in inner:
-                    self._look(view, self._scout.look(view.data), inside)
+                    self._look(view, self._scout.look(view), inside)
                 if held := joined(inner[-1]):
                     self._look_over_line_ends(held, begun, inside)
         if whole:
@@ -205,7 +209,7 @@ class Redaction:
             found[name].append(view.source(start, end))
 
     def _look_over_line_ends(self, view: View, begun: set[tuple[str, int]], found: Found) -> None:
-        hits = self._scout.look(view.data)
+        hits = self._scout.look(view)
         if self._scout.sees_known(hits):
             found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
         begun = begun | {(name, start) for name, spans in found.items() for start, _ in spans}

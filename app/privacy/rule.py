@@ -61,6 +61,8 @@ class Rule:
     """The byte before it is no letter and no digit."""
     is_one_word: bool = False
     """No space or quote stands in what the rule finds."""
+    ends_at: bytes = b""
+    """Signs of which none stands in what the rule finds, where that is one word."""
     before: int = 0
     """So many bytes before its head it begins."""
     reach: int = 0
@@ -76,9 +78,16 @@ def find(rule: Rule, view: View, heads: Iterable[int], seams: Sequence[int] = ()
 
     `seams`: where line ends were taken out of the view; then only the ranges that cross one.
     """
-    at = 0
+    at, data, regex = 0, view.data, rule.compiled(rule.pattern)
     for head in heads:
-        while (found := _at_head(rule, view, head, at)) is not None:
+        while True:
+            if rule.window:
+                found = regex.search(data, max(at, head - rule.window), head + _WINDOW_AFTER)
+            else:
+                start = head - rule.before
+                found = regex.match(data, start, start + _MATCH_MAX) if start >= at else None
+            if found is None:
+                break
             at = found.start() + 1
             span = rule.judge(view, found)
             if span is None:
@@ -89,22 +98,13 @@ def find(rule: Rule, view: View, heads: Iterable[int], seams: Sequence[int] = ()
                 continue
             cuts = seams[bisect_right(seams, start) : bisect_left(seams, end)]
             if cuts:
-                end = end_over_cuts(rule, view.data, start, end, cuts)
+                end = end_over_cuts(rule, data, start, end, cuts)
             # What no line end breaks is found in the view that still has them.
             if not seams or (cuts and end > cuts[0]):
                 yield start, end
             at = max(at, end)
         if rule.has_one_head:
             at = max(at, head)
-
-
-def _at_head(rule: Rule, view: View, head: int, at: int) -> Any:
-    """What the rule's search has found at its head, not before `at`."""
-    regex = rule.compiled(rule.pattern)
-    if rule.window:
-        return regex.search(view.data, max(at, head - rule.window), head + _WINDOW_AFTER)
-    start = head - rule.before
-    return regex.match(view.data, start, start + _MATCH_MAX) if start >= at else None
 
 
 _WINDOW_AFTER = 1024

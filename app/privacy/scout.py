@@ -12,12 +12,12 @@ from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, auto
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
-from app.privacy.decode import LINE_MARK, OCTAL
+from app.privacy.decode import LINE_MARK, OCTAL, View
 from app.privacy.literals import Literal, Search
-from app.privacy.named_values import NAME_WORDS
+from app.privacy.named_values import HEADS, may_be_named
 from app.privacy.rules import RULES, Heads
 
 
@@ -48,17 +48,19 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 def _cores(word: bytes) -> Iterator[_Core]:
     """Three, as a word begins at one of three places in a group of four letters; more where it has `+` or `/`."""
     for shift in range(3):
-        values = [_DIGITS.index(digit) for digit in b64encode(bytes(shift) + word).rstrip(b"=")]
+        encoded = b64encode(bytes(shift) + word).rstrip(b"=")
         start, end = (shift * 8 + 5) // 6, (shift + len(word)) * 8 // 6
-        before = _letters(values[start - 1], unknown=range(0, 64, 64 >> shift * 2)) if shift else b""
+        before = _letters(encoded[start - 1], unknown=range(0, 64, 64 >> shift * 2)) if shift else b""
         free_bits = 6 - (shift + len(word)) * 8 % 6
-        after = _letters(values[end], unknown=range(1 << free_bits)) if end < len(values) else b""
-        digits = bytes(_DIGITS[value] for value in values[start:end])
+        after = _letters(encoded[end], unknown=range(1 << free_bits)) if end < len(encoded) else b""
+        digits = encoded[start:end]
         for written in {digits, digits.translate(_URL_SAFE)}:
             yield _Core(written, before, after)
 
 
-def _letters(known: int, unknown: Iterable[int]) -> bytes:
+@cache
+def _letters(digit: int, unknown: range) -> bytes:
+    known = _DIGITS.index(digit)
     letters = bytes(_DIGITS[known | bits] for bits in unknown)
     return letters + letters.translate(_URL_SAFE)
 
@@ -74,11 +76,12 @@ class Meaning(NamedTuple):
     """It is looked for over line ends, too."""
     is_bounded: bool = False
     is_one_word: bool = False
+    ends_at: bytes = b""
     reach: int = 0
     least: int = 0
     """As its rules say."""
-    is_name: bool = False
-    """A word of a name, which means nothing unless something is assigned to it."""
+    of_name: bytes = b""
+    """One of the heads of names, which means nothing unless a value may follow."""
 
 
 Hits = Sequence[tuple[int, int]]
@@ -116,37 +119,32 @@ class Scout:
         for escape in _ESCAPES:
             table[Literal(escape)] = Meaning(Kind.ESCAPE, len(escape))
         table |= _packed([*_ESCAPES_IN_BASE64, *heads, *([_IN_URL] if heads else [])], traces)
-        self.meanings = tuple(table.values())
-        self._search = Search(tuple(table))
+        known_last = sorted(table, key=lambda literal: table[literal].of_known)
+        self.meanings = tuple(table[literal] for literal in known_last)
+        self._conditions = [(one.length, one.is_bounded, one.least, one.of_name, one.cores) for one in self.meanings]
+        self._search = Search(
+            [literal for literal in known_last if not table[literal].of_known],
+            [literal.word for literal in known_last if table[literal].of_known],
+        )
 
-    def look(self, data: bytes, *, is_text: bool = False) -> Hits:
-        """Without those that what stands around them makes meaningless; that is most of them.
-
-        `is_text`: nothing has been undone in it, so that a byte before a head is its neighbour.
-        """
+    def look(self, view: View) -> Hits:
+        """Without those that what stands around them makes meaningless; that is most of them."""
+        data, has_seams = view.data, view.has_seams
         kept: list[tuple[int, int]] = []
         for hit in self._search.find(data):
             end, number = hit
-            meaning = self.meanings[number]
-            if meaning.is_bounded and is_text and _is_glued(data, end - meaning.length):
+            length, is_bounded, least, of_name, cores = self._conditions[number]
+            start = end - length
+            if is_bounded and not has_seams and start and data[start - 1] in _ALNUM and _is_glued(data, start):
                 continue
-            if meaning.least and not _goes_on(data, end, meaning.least):
+            if least and not _goes_on(data, end, least):
                 continue
-            if meaning.is_name and not _is_assigned(data, end, meaning.length):
+            if of_name and not may_be_named(of_name, data, start, end):
                 continue
-            if meaning.cores and not self._fits(data, end, number):
+            if cores and not _fits(data, start, end, cores):
                 continue
             kept.append(hit)
         return kept
-
-    def _fits(self, data: bytes, end: int, number: int) -> bool:
-        start = end - self.meanings[number].length
-        before, after = data[max(0, start - 1) : start], data[end : end + 1]
-        return any(
-            (not core.before or (before != b"" and before in core.before))
-            and (not core.after or (after != b"" and after in core.after))
-            for core in self.meanings[number].cores
-        )
 
     def heads_among(self, hits: Hits) -> Heads:
         """Where the heads of each rule begin."""
@@ -179,19 +177,23 @@ _RUN_GOES_ON = re.compile(rb"%[0-9A-Fa-f]{2}|\x1b|\\+(?:[ux/01e]|\Z)|\s*\Z")
 _NEXT_LINE = re.compile(LINE_END + GAP)
 """What may stand between two lines of a word, in a JSON string as well."""
 _LONG_RUN = 16
-_ASSIGNED = re.compile(
-    rb"(?:[A-Za-z0-9_.-]|[\xc3\xd0-\xed][\x80-\xbf]{1,2}){0,100}+(?:[\\%\x1b\r\n]"
-    rb"|[\"'`\]!?]*+[ \t]*+(?:[:=>,(\\%\x1b]|\xef\xbc|\Z)|[ \t]+'|</|[\"'][>/ \t}\r\n])"
-)
 
 
 def _is_glued(data: bytes, start: int) -> bool:
-    """Whether a letter or digit stands just before, which is not of an escape."""
-    if not start or data[start - 1] not in _ALNUM:
-        return False
+    """Whether the letter or digit that stands just before is not of an escape."""
     if data[start - 2] in _PLAIN:
         return True
     return not _AFTER_ESCAPE.search(data, max(0, start - _ESCAPE_MAX), start)
+
+
+def _fits(data: bytes, start: int, end: int, cores: Sequence[_Core]) -> bool:
+    before, after = data[start - 1 : start], data[end : end + 1]
+    for core in cores:
+        if (not core.before or (before and before in core.before)) and (
+            not core.after or (after and after in core.after)
+        ):
+            return True
+    return False
 
 
 def _goes_on(data: bytes, end: int, least: int) -> bool:
@@ -211,14 +213,6 @@ def _run_end(data: bytes, start: int, upto: int) -> int:
 
 
 _IS_CUT = re.compile(rb"\.\.\.|\xe2\x80\xa6")
-_OPTION_MAX = 64
-
-
-def _is_assigned(data: bytes, end: int, length: int) -> bool:
-    if _ASSIGNED.match(data, end):
-        return True
-    before = data[max(0, end - length - _OPTION_MAX) : end - length]
-    return b"-" in before.rpartition(b" ")[2] or b"</" in before
 
 
 def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
@@ -230,9 +224,10 @@ def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
         may_be_broken=any(rule.is_key for rule in rules),
         is_bounded=all(rule.is_bounded and not rule.window for rule in rules),
         is_one_word=all(rule.is_one_word for rule in rules),
+        ends_at=bytes(sorted(set.intersection(*(set(rule.ends_at) for rule in rules)))),
         reach=max(rule.reach for rule in rules),
         least=0 if head.is_pattern else min(rule.least for rule in rules),
-        is_name=head.word in NAME_WORDS,
+        of_name=head.word if head.any_case and head.word in HEADS else b"",
     )
 
 

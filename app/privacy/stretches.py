@@ -16,6 +16,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from app.privacy.decode import LINE_MARK, OCTAL, View, layers
 from app.privacy.literals import Literal, Search
@@ -44,9 +45,17 @@ _UNDONE = rb"(?:\\[uxbfnrt\"'`/\\01e]|%[0-9A-Fa-f]{2}|\x1b)"
 _LETTER = rb"[A-Za-z0-9+/=_.~-]"
 """What a word consists of that may go on over a line end (app.privacy.decode.joined)."""
 _SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
-_DRESSED = re.compile(
-    rb"[^\s\"'`\\%\x1b<>]*+(?:(?P<escape>" + _UNDONE + rb")|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])" + _SEAM + rb"))?"
-)
+
+
+@cache
+def _dressed(ends_at: bytes) -> re.Pattern[bytes]:
+    """The rest of a word, and what it may go on behind."""
+    return re.compile(
+        rb"[^\s\"'`\\%%\x1b<>%b]*+(?:(?P<escape>%b)|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])%b))?"
+        % (re.escape(ends_at), _UNDONE, _SEAM)
+    )
+
+
 # Of what is known by its place, only a rest that looks random belongs to it (app.privacy.rule.end_over_cuts).
 _RANDOM = rb"(?=[A-Za-z0-9+/_.~-]{7})(?=[A-Za-z+/_.~-]{0,200}[0-9])"
 _ON_LINE, _VALUE_ON_LINE = (
@@ -104,8 +113,23 @@ def _stretch(data: bytes, start: int, end: int, *, over_lines: bool = False, pac
     return Stretch(line or begin, min(len(data), end + _AFTER), over_lines, packed)
 
 
+class _Words:
+    """One look at a word serves all heads in it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._seen: dict[bytes, re.Match[bytes]] = {}
+
+    def rest(self, start: int, ends_at: bytes) -> re.Match[bytes]:
+        seen = self._seen.get(ends_at)
+        if seen is None or start > seen.end():
+            # It may be empty, but it is always one.
+            seen = self._seen[ends_at] = _dressed(ends_at).match(self._data, start, start + _RUN_MAX)  # type: ignore[assignment]
+        return seen  # type: ignore[return-value]
+
+
 def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
-    run_upto, run = 0, _DRESSED.match(b"")
+    words = _Words(data)
     for end, number in hits:
         meaning = scout.meanings[number]
         start = end - meaning.length
@@ -118,10 +142,7 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             if not meaning.is_one_word:
                 dressed = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
             else:
-                # One look at a run serves all heads in it.
-                run = run if end <= run_upto else _DRESSED.match(data, end, end + _RUN_MAX)
-                run_upto = run.end()  # type: ignore[union-attr]  # it may be empty
-                dressed = run
+                dressed = words.rest(end, meaning.ends_at)
             if dressed and (dressed["escape"] or dressed["seam"]):
                 yield _stretch(data, start, dressed.end(), over_lines=True)
             elif meaning.reach:
@@ -133,10 +154,12 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
 def _is_behind_escape(data: bytes, start: int) -> bool:
     r"""Whether the word that goes on at `start` begins with the end of a `\n` or `\e[33m`, which is none of it."""
     before = data[max(0, start - _NAME_MAX) : start]
+    if b"\\" not in before:
+        return False
     escape = before[len(before.rstrip(_NAME_BYTES)) - 1 :][:2]
     if escape[:1] == b"\\" and escape[1:] in _ESCAPE_LETTERS:
         return True
-    return b"\\" in before and _COLOUR_BEFORE.search(before) is not None
+    return _COLOUR_BEFORE.search(before) is not None
 
 
 def _has_letter_escape(data: bytes, end: int) -> bool:
@@ -156,7 +179,7 @@ def _around_escapes(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
     for window in _merged(list(_escapes(data, hits, scout))):
         part = View(data[window.start : window.end])
         for view in layers(part)[1:]:
-            for end, number in scout.look(view.data):
+            for end, number in scout.look(view):
                 meaning = scout.meanings[number]
                 if meaning.kind is not Kind.ESCAPE:
                     start, upto = view.source(end - meaning.length, end)
@@ -180,6 +203,7 @@ _REST_MIN = 12
 """So many letters of a broken key, at least, are on the line after its head."""
 _BROKEN = Search([Literal(b"%b%b%b%b{%d}" % (_LETTER, LINE_END, GAP, _LETTER, _REST_MIN), is_pattern=True)])
 _GAP_AFTER = re.compile(GAP)
+_LINE_FEED = ord("\n")
 _GAP_MAX = 200
 _GLUED = 24
 """So much of either line is looked at: no head is longer."""
@@ -193,10 +217,10 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
     """Where in what was glued the line end was, and where in the text."""
     length = 0
     for end, _ in _BROKEN.find(data):
-        upto = end - _REST_MIN
-        line = max(
-            data.rfind(b"\n", max(0, upto - _GAP_MAX), upto), data.rfind(b"\\n", max(0, upto - _GAP_MAX), upto) + 1
-        )
+        line = end - _REST_MIN - 1
+        if data[line] != _LINE_FEED:
+            low = max(0, line - _GAP_MAX)
+            line = max(data.rfind(b"\n", low, line + 1), data.rfind(b"\\n", low, line + 1) + 1)
         if line <= 0:
             continue
         before = _before(data, line)
@@ -206,7 +230,7 @@ def _around_broken(data: bytes, scout: Scout) -> Iterator[Stretch]:
             piece = b"%b%b\n" % (before, after)
             glued.append(piece)
             length += len(piece)
-    for end, number in scout.look(b"".join(glued)):
+    for end, number in scout.look(View(b"".join(glued), has_seams=True)):
         cut, line = cuts[bisect_right(starts, end - 1) - 1]
         meaning = scout.meanings[number]
         if end - meaning.length < cut < end and meaning.may_be_broken:
@@ -224,7 +248,7 @@ def _before(data: bytes, line: int) -> bytes:
 
 def _afters(line: bytes) -> tuple[bytes, ...]:
     """What may go on there: a mark is one only if the line before has one of its kind."""
-    plain = line.lstrip(b" \t")
+    plain = line if line[0] not in b" \t" else line.lstrip(b" \t")
     if plain[0] not in b"0123456789L+-\\":
         return (plain,)
     return plain, line[_GAP_AFTER.match(line).end() :]  # type: ignore[union-attr]  # it may be empty

@@ -257,7 +257,8 @@ CLOUD = (
     Vendor("bitwarden", UNCHECKED, r"0\.[0-9a-f]{8}-[0-9a-f-]{27}\.", "[A-Za-z0-9:+/=]", 40,
            "0.{uuid}.{alnum:30}:{base64:22}=="),
     Vendor("rancher", UNCHECKED, "token-[a-z0-9]{5}:", LOWER, 50, "token-{lower:5}:{lower:54}"),
-    Vendor("ngrok", KINGFISHER, "2[A-Za-z0-9]{26}_", ALNUM, 18, "2{alnum:26}_{alnum:21}", most=24),
+    Vendor("ngrok", KINGFISHER, "2[A-Za-z0-9]{26}_", ALNUM, 18, "2{alnum:26}_{alnum:21}", most=24,
+           mark="2[A-Za-z0-9]{26}_"),
     Vendor("kong", PUBLIC_CODE, "[ks]pat_", ALNUM, 32, "kpat_{alnum:49}"),
     Vendor("descope", PUBLIC_CODE, "K2", ALNUM, 48, "K2{alnum:72}", most=90),
 )
@@ -589,7 +590,8 @@ OBSERVABILITY = (
     Vendor("scrapfly", KINGFISHER, "scp-(?:live|test)-", HEX, 32, "scp-live-{hex:32}"),
     Vendor("datadog", "docs.datadoghq.com/account_management/personal-access-tokens", "dd(?:app|pat|sat)_", WORD, 30,
            "ddapp_{alnum:34}"),
-    Vendor("uptimerobot", TRUFFLEHOG, "(?:ur?|m)[0-9]{6,10}-", HEX, 24, "u{digits:7}-{hex:24}", most=24),
+    Vendor("uptimerobot", TRUFFLEHOG, "(?:ur?|m)[0-9]{6,10}-", HEX, 24, "u{digits:7}-{hex:24}", most=24,
+           mark="[0-9]{6}-[0-9A-Fa-f]{16}", before=6),
 )
 # fmt: on
 
