@@ -34,12 +34,14 @@ def data_url_bytes(url: str) -> int | None:
 
 def strip_blobs(text: str) -> str:
     """The text with its data: URLs, and its blobs over 4 kB, described."""
-    made, at = "", 0
+    made: list[str] = []
+    at = 0
     for colon in _COLON.finditer(text):
         start = colon.end() - len("data:")
         if start >= at and (found := _DATA_URL.match(text, start)):
-            made, at = made + text[at:start] + _without_url(found), found.end()
-    return describe_blobs(made + text[at:])
+            made += (text[at:start], _without_url(found))
+            at = found.end()
+    return describe_blobs("".join((*made, text[at:])))
 
 
 def _without_url(found: re.Match[str]) -> str:
