@@ -109,10 +109,12 @@ def describe_blobs(text: str) -> str:
     """The text with its blobs over 4 kB described."""
     if len(text) <= BLOB_CHARACTERS_MIN:
         return text
-    made, at = "", 0
+    made: list[str] = []
+    at = 0
     for place in _places(text):
-        made, at = made + text[at : place.start] + _described_in(text[place.start : place.end], place), place.end
-    return made + text[at:]
+        made += (text[at : place.start], _described_in(text[place.start : place.end], place))
+        at = place.end
+    return "".join((*made, text[at:]))
 
 
 def _places(text: str) -> Iterator[_Place]:
@@ -156,12 +158,14 @@ def _without_chunks(found: re.Match[str]) -> str:
     text = found[0]
     if len(text) <= BLOB_CHARACTERS_MIN:
         return text
-    made, at = "", 0
+    made: list[str] = []
+    at = 0
     for pieces in _blobs(_pieces(text)):
         start, end = pieces[0][0], pieces[-1][1]
         if told := _told([text[slice(*piece)] for piece in pieces]):
-            made, at = made + text[at:start] + told, end
-    return made + text[at:]
+            made += (text[at:start], told)
+            at = end
+    return "".join((*made, text[at:]))
 
 
 def _pieces(text: str) -> list[tuple[int, int]]:
