@@ -453,7 +453,7 @@ def test_what_opencode_2_carries_beside_what_was_said_is_not_even_read(carrier: 
         {"id": "msg_1", "type": kind, **json.loads(json.dumps(data).replace("@", "CANARY1"))},
     ]
     messages = [{**row, "time": {"created": at, "completed": at + 1}} for at, row in enumerate(rows, 1)]
-    told = {"info": {"id": "ses_1", "location": {"directory": "/d"}}, "messages": messages}
+    told: dict[str, Any] = {"info": {"id": "ses_1", "location": {"directory": "/d"}}, "messages": messages}
     found = parse({"root": "ses_1", "sessions": [exported(told)]})
     assert found.turns[0].id == "msg_0"
     is_said = carrier == "a shell's output"  # as that of a tool, which is redacted
