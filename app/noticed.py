@@ -98,8 +98,8 @@ class Notices:
         return min(due, key=lambda one: one.due_s or 0, default=None)
 
     def inside(self, root: str | None) -> list[Noticed]:
-        """Those that are shown inside of a session, itself included."""
-        return [one for one in self if one.root == root]
+        """Those that are shown inside of a session, itself included; of none where that is not known."""
+        return [one for one in self if root is not None and one.root == root]
 
     def due_inside(self, one: Noticed, now_s: float) -> list[Noticed]:
         """What is to be looked at now inside the same session, this one first."""

@@ -252,7 +252,6 @@ def test_a_subagent_is_shown_under_its_call(newer: NewerStore) -> None:
     assert [one.turn for one in after.turns if one not in before.turns] == [asked]
     assert store.changed_ms(SESSION) == newer.now_ms
     assert store.changes(DIRECTORY)[SESSION] == newer.now_ms
-    assert store.uncalled(SESSION) == []
 
 
 def test_a_staged_revert_marks_what_it_takes_back_and_a_committed_one_takes_it_away(newer: NewerStore) -> None:

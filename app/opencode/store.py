@@ -102,15 +102,6 @@ class Store:
         """Those that any session was started in."""
         return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
 
-    def uncalled(self, session: str) -> list[str]:
-        """The sessions below this one that no call of a parent's turn names."""
-
-        def asked(rows: Rows) -> list[str]:
-            below = reading.below(rows, session)
-            return [head.id for head in reading.roots(rows, None, below)] if below else []
-
-        return self._where(session, asked) or []
-
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
         return self._where(session, lambda rows: reading.family_weight(rows, session)[1])
