@@ -24,7 +24,6 @@ import signal
 import sqlite3
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
@@ -36,6 +35,7 @@ from app.capturing import note_disabled
 from app.db import open_ledger
 from app.hook import CARE_S, Hook
 from app.inbox import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
+from app.looking import BUG, where
 from app.place import PlaceError
 from app.privacy.redact import PatternError
 from app.schema import SchemaError, require_known
@@ -281,9 +281,7 @@ class Desk:
         except (sqlite3.Error, OSError, SchemaError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            self._refuse(f"internal error {type(error).__name__}", self._where(at), where)
+            self._refuse(f"{BUG} {type(error).__name__}", self._where(at), where(error))
         return None
 
     def _heal(self, error: Exception, spool: Path | None) -> None:

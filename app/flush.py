@@ -105,7 +105,7 @@ def _served(spool: Spool) -> set[int | None]:
 
 
 def _backlog(spool: Spool, destination_ids: Collection[int | None]) -> int:
-    """Lines and sessions that hooks have not worked off. One that has not said yet where it delivers has at least one."""
+    """What hooks have not worked off; one that has not said yet where it delivers has at least one line."""
     return sum(
         1 if hook.destination is None else hook.backlog
         for hook in read_hooks(spool)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, clock, crashpoint, destination, ledger, limits, log, salvage
+from app import __version__, clock, destination, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capturing import Captures
 from app.connection import flushed_together
@@ -21,12 +21,13 @@ from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
-from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
-from app.opencode import AbsentError, ExportError, Store, store_file
+from app.looking import Looking
+from app.noticed import Notices
+from app.opencode import Store, store_file
 from app.place import identity
 from app.presence import Announced, open_sessions
 from app.privacy.redact import PatternError
-from app.reading import GONE, Look, Reader, reason_of
+from app.reading import Reader
 from app.reconcile import Reconciling
 from app.remake import Remaking
 from app.room import Room
@@ -35,7 +36,7 @@ from app.settings import Settings, SettingsError, delivery_record
 from app.sources import Sources
 from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
-from app.transcript import Transcript, TranscriptError
+from app.transcript import Transcript
 
 CARE_S = 2.0
 """How often the hook looks whether its worker lives."""
@@ -52,6 +53,8 @@ class Hook:
         self._notices = Notices()
         self._deleted: dict[str, Line] = {}
         self._has_ended = False
+        self._left: tuple[set[str], Reader] | None = None
+        """Jobs that waited in a spool that is gone, and what was read for it, until the new one knows."""
         self._told: set[str] = set()
         """What the log already says: each look at a session shows its odd values again."""
         self._settings = settings
@@ -75,37 +78,59 @@ class Hook:
         stored = store_file(self._sources.environ)
         self._remaking = Remaking(stored, ours.id, self.spool.hooks)
         self._store = Store(stored)
-        self._store_name = destination.fingerprint(db, str(stored))
-        self._reader = Reader(self._store, ours.id, self._take_turns)
+        self._captures = Captures(self._sources, self._keyring, db, ours, self._begin, self.log)
+        self._looking = Looking(
+            db,
+            self._store,
+            ours.id,
+            self._captures,
+            self._notices,
+            elsewhere=self._elsewhere,
+            take=self._take_turns,
+            tell=self._tell_once,
+        )
         self._reconciling = Reconciling(
-            self._store, self._store_name, self._reader, ours.id, elsewhere=self._elsewhere, tell=self.log
+            self._store,
+            self._looking.store_name,
+            self._looking.reader,
+            ours.id,
+            elsewhere=self._elsewhere,
+            tell=self._tell_once,
         )
         self._room = Room(stored)
-        self._captures = Captures(self._sources, self._keyring, db, ours, self._reconciling.begin, self.log)
+
+    def _begin(self, directory: str, of: str) -> None:
+        """Capture of a folder begins."""
+        self._reconciling.begin(directory, of)
 
     def _settle_anew(self) -> None:
         """Where the spool was removed or replaced: go on in the one that is there now, made if need be.
 
         What waited in the old one is not brought over: whoever removes a spool wants what is in it gone.
         """
-        if identity(self.spool.path / "ledger.db") == self._ledger_file:
-            return
-        held: set[str] = set()
-        with suppress(sqlite3.Error):  # its files have no name any more, and can be read as long as they are open
-            held = ledger.pending_keys(self.db)
-        old, reader = (self.db, self.bell, self._announced, self._starting), self._reader
-        self._settle()
-        with suppress(sqlite3.Error, OSError):
-            _close(*old)
-        self._begin_anew()
+        if identity(self.spool.path / "ledger.db") != self._ledger_file:
+            held: set[str] = set()
+            with suppress(sqlite3.Error):  # its files have no name any more, and can be read as long as they are open
+                held = ledger.pending_keys(self.db)
+            old, reader = (self.db, self.bell, self._announced, self._starting), self._looking.reader
+            self._settle()
+            with suppress(sqlite3.Error, OSError):
+                _close(*old)
+            self._left = held, reader
+        if self._left is not None:
+            self._begin_anew()
+            self._leave_behind(*self._left)
+            self._left = None
+
+    def _leave_behind(self, held: set[str], reader: Reader) -> None:
         if any(what.startswith("ledger: ") for what, _, _ in destination.incidents(self.db)):
             self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
             return
-        self._reader.go_on_from(reader)
         lost = len(held - ledger.pending_keys(self.db))
-        self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
         if lost:
             destination.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
+        self._looking.reader.go_on_from(reader)
+        self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
 
     def take(self, line: Line) -> None:
         """Do what a line says. Raises LineError for one that cannot be used, sqlite3.Error to be tried again.
@@ -134,7 +159,7 @@ class Hook:
         try:
             self._captures.take(line)
         except (SettingsError, PatternError):
-            self._owe_session(line)
+            self._owe(line)
             raise
         seen = self._captures.seen(line.directory)
         if seen is None or not seen.settings.enable:
@@ -142,34 +167,22 @@ class Hook:
         if seen.settings is not self._settings or line.session not in self._notices:
             self._settings = seen.settings
             self._introduce()
-        self._owe_session(line)
+        self._owe(line)
         self.care()
 
-    def _owe_session(self, line: Line) -> None:
-        if not line.session:
-            return  # a hook that took over was told of the folder alone
-        added = self._notices.add(line, self._owe(line))
-        crashpoint.reach("notice.noted")
-        if line.why == "busy" and added.root is not None and self._reader.is_known(added.root):
-            leave(added)  # it will say when it has done
+    def _owe(self, line: Line) -> None:
+        if line.session:  # else a hook that took over was told of the folder alone
+            self._looking.owe(line, clock.now_ms())
 
     def _begin_anew(self) -> None:
         """In another ledger than before, which knows neither of this hook nor of what is owed."""
         self._introduce()
-        for one in self._notices:
-            if one.mark is not None:
-                one.mark, one.due_s = self._owe(one.line), 0
-
-    def _owe(self, line: Line) -> int:
-        of = folder(self.db, line.directory)
-        return ledger.note_notice(self.db, self._store_name, line.session, of, clock.now_ms())
+        self._looking.owe_again(clock.now_ms())
 
     def _delete(self, line: Line) -> None:
-        self._notices.drop(line.session)
+        self._looking.forget(line.session, clock.now_ms())
         self._deleted[line.session] = line
         self._adopt(line.session)
-        if ledger.settle_notices(self.db, self._store_name, {line.session: destination.NEVER_MS}):
-            destination.note(self.db, GONE, clock.now_ms())
         dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
         salvage.forget_copies(self.spool.path / "ledger.db")
         if dropped:
@@ -177,7 +190,7 @@ class Hook:
             # A fork of it may show the same turns, which were left to their origin until now.
             of = folder(self.db, line.directory)
             ledger.compare_again(self.db, of)
-            self._reader.forget()
+            self._looking.reader.forget()
             self._reconciling.begin(line.directory, of)
 
     def resume(self, line: Line, since_ms: int) -> None:
@@ -259,76 +272,6 @@ class Hook:
             self._bound()
         return done
 
-    def _look(self, one: Noticed, now_s: float) -> None:
-        """Read what a notice named, as far as one look goes. Raises sqlite3.Error, to be tried again."""
-        seen = self._captures.seen(one.line.directory)
-        if seen is not None and not seen.settings.enable:
-            self._settle_those([one])
-            return
-        if seen is None or seen.capture is None:
-            self._wait([one], now_s, CARE_S, "the settings of its folder cannot be used")
-            return
-        due = [one]
-        try:
-            one.root = root = self._store.root_of(one.session)
-            if root not in (None, one.session) and self._notices.is_at_work(root) and not self._has_ended:
-                leave(one)  # what it is shown inside of says when that is done
-                return
-            inside = [one] if root is None else self._notices.inside(root)
-            due = [each for each in inside if each is one or (each.due_s is not None and each.due_s <= now_s)]
-            look = None if root is None else self._read(root, due, Place(self.target.id, seen.folder), seen.capture)
-        except (ExportError, TranscriptError) as error:
-            self._tell_once(f"what OpenCode's store holds could not be read: {error}")
-            if self._has_ended and isinstance(error, AbsentError):
-                self._give_up(due)
-            else:
-                self._wait(due, now_s, FAILED_S if one.looks == 0 else AGAIN_S, reason_of(error))
-            return
-        if look is not None and look.has_more:
-            return
-        if look is not None and not look.is_waiting:
-            self._settle_those(inside)
-            return
-        for each in due:
-            look_again(each, now_s)
-        if look is None and one.due_s is None and (one.line.why != "busy" or self._has_ended):
-            self._give_up(due)
-
-    def _read(self, root: str, due: list[Noticed], place: Place, capturing: Capture) -> Look | None:
-        now_ms = clock.now_ms()
-        changed_ms = self._store.changed_ms(root) if self._has_ended else None
-        look = self._reader.look(
-            self.db,
-            root,
-            place,
-            capturing,
-            now_ms=now_ms,
-            whole=self._has_ended or any(each.is_anywhere for each in due),
-            again=any(each.looks == 0 for each in due),
-            is_over=lambda: self._has_ended and root not in self._elsewhere(),
-        )
-        if look == Look() and changed_ms is not None:
-            ledger.note_reconciled(self.db, self.target.id, root, min(changed_ms, now_ms))
-        return look
-
-    def _settle_those(self, those: list[Noticed]) -> None:
-        ledger.settle_notices(self.db, self._store_name, marks(those))
-        for one in those:
-            settle(one)
-
-    def _give_up(self, those: list[Noticed]) -> None:
-        """They are not there any more."""
-        gone = ledger.settle_notices(self.db, self._store_name, marks(those))
-        for one in those:
-            self._notices.drop(one.session)
-        if gone:
-            destination.note(self.db, GONE, clock.now_ms(), gone)
-
-    def _wait(self, those: list[Noticed], now_s: float, pause_s: float, reason: str) -> None:
-        for one in those:
-            postpone(one, now_s, pause_s)
-        ledger.note_wait(self.db, self._store_name, [one.session for one in those], reason)
-
     def finish(self) -> None:
         """OpenCode has ended: what still waits is interrupted, unless another OpenCode has the session open."""
         self._settle_anew()
@@ -338,10 +281,10 @@ class Hook:
         # Before the last look: of two that end together the later one sees that nobody has the session open.
         self.announce(0)
         now_s = time.monotonic()
-        self._notices.look_at_all(now_s)
+        self._looking.end(now_s)
         with self._store.kept_open():
             while (one := self._notices.next(now_s)) is not None:
-                self._look(one, now_s)
+                self._looking.look(one, now_s, clock.now_ms())
 
     def finish_reconciling(self) -> None:
         """The other sessions of its folders, as far as it has not come to them while OpenCode lived."""
@@ -407,7 +350,7 @@ class Hook:
         require_known(self.db)
         noticed = self._notices.next(now_s)
         if noticed is not None:
-            self._look(noticed, now_s)
+            self._looking.look(noticed, now_s, now_ms)
         elif self._may_capture_again:
             self._may_capture_again = self._capture_again()
         elif self._reconciling.is_due(now_s):
@@ -425,11 +368,6 @@ class Hook:
 
     def close(self) -> None:
         _close(self.db, self.bell, self._announced, self._starting)
-
-
-def marks(those: list[Noticed]) -> dict[str, int]:
-    """By session what settles each of these notices."""
-    return {one.session: one.mark for one in those if one.mark is not None}
 
 
 def plain(said: object) -> str:

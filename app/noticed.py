@@ -97,13 +97,18 @@ class Notices:
         due = [one for one in self if one.due_s is not None and one.due_s <= now_s]
         return min(due, key=lambda one: one.due_s or 0, default=None)
 
-    def inside(self, root: str) -> list[Noticed]:
-        """Those that are shown inside of a session, itself included."""
-        return [one for one in self if one.root == root]
+    def inside(self, root: str | None) -> list[Noticed]:
+        """Those that are shown inside of a session, itself included; of none where that is not known."""
+        return [one for one in self if root is not None and one.root == root]
 
-    def is_at_work(self, root: str) -> bool:
+    def due_inside(self, one: Noticed, now_s: float) -> list[Noticed]:
+        """What is to be looked at now inside the same session, this one first."""
+        others = [each for each in self.inside(one.root) if each is not one]
+        return [one, *(each for each in others if each.due_s is not None and each.due_s <= now_s)]
+
+    def is_at_work(self, root: str | None) -> bool:
         """Whether the session itself said that it is, so that it will say when it has done."""
-        one = self._sessions.get(root)
+        one = self._sessions.get(root or "")
         return one is not None and one.line.why == "busy"
 
     def acknowledged(self) -> int | None:

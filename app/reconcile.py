@@ -25,6 +25,8 @@ QUIET_MS = 600_000
 """An unfinished turn that no hook owns, in a session that was not written to for so long, is taken for abandoned."""
 SETTLE_S = 3.0
 """Between two looks that both see no owner: one that makes way for a newer version is away for half a second."""
+OWED_MS_MAX = 30 * 86_400_000
+"""A notice that nobody could read for so long is of a store that is gone."""
 FAILURES_MAX = 3
 """So many tries to read the store that fail end the last looks."""
 
@@ -76,7 +78,6 @@ class Reconciling:
         self._folders: dict[str, str] = {}
         """Not yet listed: by directory, as the ledger knows it."""
         self._ahead: dict[str, _Ahead] = {}
-        self._told: set[str] = set()
 
     def begin(self, directory: str, folder: str) -> None:
         """Look at the sessions of a folder, from the next step on."""
@@ -173,6 +174,9 @@ class Reconciling:
             raise
 
     def _list_owed(self, db: sqlite3.Connection, folder: str, now_s: float, now_ms: int) -> None:
+        """What the hooks of the folder that are gone had not read."""
+        if old := ledger.forget_notices(db, now_ms - OWED_MS_MAX):
+            destination.note(db, GONE, now_ms, old)
         elsewhere = self._elsewhere()
         for session, mark in ledger.open_notices(db, self._store_name, folder).items():
             root = None if session in elsewhere else self._store.root_of(session)
@@ -230,7 +234,4 @@ class Reconciling:
         return True
 
     def _fail(self, error: ExportError | TranscriptError) -> None:
-        told = f"what OpenCode's store holds could not be compared: {error}"
-        if told not in self._told:
-            self._told.add(told)
-            self._tell(told)
+        self._tell(f"what OpenCode's store holds could not be compared: {error}")

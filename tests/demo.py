@@ -76,7 +76,7 @@ def run(home: Path) -> int:
         say("2. a worker: huey_consumer app.worker.huey")
         running.enter_context(worker(station))
         wait_until(lambda: present(station.spool / "workers"), 60)
-        say("3. a hook, fed with what OpenCode's plugin sends: a session with a subagent")
+        say("3. a hook, given notice of a session with a subagent, which it reads from a store as OpenCode writes it")
         process = running.enter_context(hook(station))
         process.show(snapshot, directory=str(home))
         process.end()

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from app.opencode import Store, StoreError
+from app.opencode import Store, StoreError, store_file
 from app.parse import parse
 from app.transcript import UNREADABLE, Other
 from tests.json_store import put
 from tests.opencode import install_opencode, installed_opencode
+from tests.processes import Station, hook
 from tests.recorded import export, exported
 from tests.test_store import built
 from tests.test_turns import Random, told
+from tests.waiting import wait_until
 
 pytest_plugins = ["tests.opencode"]
 
@@ -201,3 +203,33 @@ def test_what_opencode_kept_in_json_has_the_same_keys_after_an_upgrade(tmp_path:
         after = keys(store)
         assert len(after) == len(before) + 1
         assert before.items() <= after.items()
+
+
+# --- by notice
+
+
+def taken(station: Station) -> list[str]:
+    with station.ledger() as db:
+        return [
+            name for (name,) in db.execute("select t.name from job j join turn t on t.id = j.turn_id order by j.id")
+        ]
+
+
+def test_a_notice_brings_what_stands_in_json_files_and_what_was_torn_a_moment_later(tmp_path: Path) -> None:
+    station = Station(tmp_path / "home", "http://127.0.0.1:9")
+    folder = store_file(station.environ).parent
+    wanted, other = export("a_simple"), export("b_tools")
+    put(folder, wanted, other)
+    part = wanted["sessions"][0]["messages"][-1]["parts"][-1]
+    file = folder / "storage" / "part" / part["messageID"] / f"{part['id']}.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:20])
+    with hook(station) as running:
+        running.notice(other["root"])
+        running.notice(wanted["root"])
+        running.wait_for_ack()
+        assert set(taken(station)) == {"session", *(turn.id for turn in parse(other).turns)}
+        file.write_bytes(whole)
+        names = {turn.id for one in (wanted, other) for turn in parse(one).turns}
+        wait_until(lambda: names <= set(taken(station)))
+    assert len(taken(station)) == len(names) + 2

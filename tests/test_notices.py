@@ -104,3 +104,11 @@ def test_a_session_is_owned_with_the_one_inside_which_it_is_shown() -> None:
     assert [one.session for one in notices.inside("ses_a")] == ["ses_b"]
     notices.drop("ses_b")
     assert notices.owned() == ["ses_c"]
+
+
+def test_sessions_of_which_nothing_is_known_have_nothing_to_do_with_each_other() -> None:
+    notices = Notices()
+    first, second = notices.add(said("ses_1"), 1), notices.add(said("ses_2"), 2)
+    assert notices.due_inside(first, 10.0) == [first]
+    first.root = second.root = "ses_0"
+    assert notices.due_inside(first, 10.0) == [first, second]

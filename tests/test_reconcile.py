@@ -302,7 +302,7 @@ def look_for(one: Hook) -> None:
     while (due_s := one._notices.due_s()) is not None and due_s < FAILED_S:
         noticed = one._notices.next(due_s)
         assert noticed is not None
-        one._look(noticed, due_s)
+        one._looking.look(noticed, due_s, CREATED_MS + 1_000)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
     for due_s in (0.0, FAILED_S):
         noticed = one._notices.next(due_s)
         assert noticed is not None
-        one._look(noticed, due_s)
+        one._looking.look(noticed, due_s, CREATED_MS + 1_000)
     assert one._notices.next(FAILED_S + AGAIN_S - 1) is None
     assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [(reason, 1)]
     assert "could not be read" in (machine.home / "spool" / "logs" / "hook.log").read_text()
@@ -406,13 +406,13 @@ def test_an_owner_that_appears_while_the_store_is_read_counts(machine: Machine) 
     quiet_ms = CREATED_MS + QUIET_MS + 1_000
     look(one, 0, quiet_ms)
     owner = Announced(one.spool.hooks)
-    taken = one._reader._take
+    taken = one._looking.reader._take
 
     def take(*args: Any, **options: Any) -> Any:
         owner.say({"sessions": ["ses_a"]})
         return taken(*args, **options)
 
-    one._reader._take = take
+    one._looking.reader._take = take
     look(one, SETTLE_S, quiet_ms)
     owner.withdraw()
     assert machine.jobs() == []
@@ -424,14 +424,14 @@ def test_a_turn_that_goes_on_while_the_store_is_read_is_not_interrupted(machine:
     one = machine.hook()
     quiet_ms = CREATED_MS + QUIET_MS + 1_000
     look(one, 0, quiet_ms)
-    taken = one._reader._take
+    taken = one._looking.reader._take
 
     def take(*args: Any, **options: Any) -> Any:
         asked, partly = cut_off()
         machine.remember(talk("a", asked, {**partly, "parts": [text("more", "prt_a")]}), written_ms=quiet_ms)
         return taken(*args, **options)
 
-    one._reader._take = take
+    one._looking.reader._take = take
     look(one, SETTLE_S, quiet_ms)
     assert machine.jobs() == []
 

@@ -215,3 +215,29 @@ def test_sessions_that_are_each_others_parent_have_a_root_nevertheless(tmp_path:
     with closing(sqlite3.connect(store.path)) as db, db:
         db.execute("update session set parent_id = ? where id = ?", (child, wanted["root"]))
     assert store.root_of(child) == wanted["root"]
+
+
+def test_a_call_that_names_its_subagent_only_later_is_found_then(tmp_path: Path) -> None:
+    wanted = export("f_subagent")
+    root, child = (one["info"]["id"] for one in wanted["sessions"])
+    store = Store(built(tmp_path / "opencode.db", wanted))
+    with closing(sqlite3.connect(store.path)) as db, db:
+        (part, message, whole) = db.execute(
+            "select p.id, m.id, m.data from part p join message m on m.id = p.message_id"
+            " where p.session_id = ? and p.data like '%sessionId%'",
+            (root,),
+        ).fetchone()
+        (named,) = db.execute("select data from part where id = ?", (part,)).fetchone()
+        db.execute("update part set data = replace(data, 'sessionId', 'session') where id = ?", (part,))
+        db.execute("update message set data = json_remove(data, '$.time.completed') where id = ?", (message,))
+    before = store.outline(root)
+    assert store.root_of(child) == child
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("update part set data = ? where id = ?", (named, part))
+        db.execute("update message set data = ? where id = ?", (whole, message))
+    after = store.outline(root)
+    assert before is not None
+    assert after is not None
+    assert sum(one.rows for one in after.turns) > sum(one.rows for one in before.turns)
+    assert store.root_of(child) == root
+    assert store.transcript(root, {after.turns[0].turn}) == store.transcript(root)

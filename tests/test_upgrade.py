@@ -226,8 +226,11 @@ def test_a_plugin_of_the_first_protocol_goes_on_in_mid_turn_and_the_stores_text_
         process.store.put(whole)
         process.say("snapshot", **said_before(whole))
         wait_until(lambda: station.delivered(2))
+        # What was too large for that plugin is not for the store.
+        process.say("refused", session=process.store.put(export("b_tools")), reason="too large")
+        wait_until(lambda: station.delivered(4))
         assert process.end() == 0
-    assert station.delivered(2)
+    assert station.delivered(4)
     assert {row.sends for row in receiver.rows()} == {1}
     assert not any("as the old plugin has it" in text for text in texts(receiver))
     assert any(whole["sessions"][0]["messages"][-1]["parts"][1]["text"] in text for text in texts(receiver))
