@@ -72,14 +72,22 @@ def command_of(file: Path) -> str:
     return found[1]
 
 
-OLD = (Path(__file__).parent / "plugins" / "first.js").read_text("utf-8")
-"""The plugin as it was while it still chose the spool itself and asked the options whether it is enabled."""
-COPIES = {"both new": (), "an old one of the project": ("project",), "an old one of the user": ("user",)}
+FIRST, SECOND = (Path(__file__).parent / "plugins" / name for name in ("first.js", "second.js"))
+"""The plugin as it was while it still chose the spool itself and asked the options whether it is enabled, and as it was
+while it still read the sessions and sent snapshots of them."""
+COPIES = {
+    "both new": {},
+    "a first one of the project": {"project": FIRST},
+    "a first one of the user": {"user": FIRST},
+    "a second one of the project": {"project": SECOND},
+    "a second one of the user": {"user": SECOND},
+    "both second": {"user": SECOND, "project": SECOND},
+}
 
 
 @pytest.mark.parametrize("old", COPIES.values(), ids=COPIES)
 def test_two_copies_bring_everything_once_and_the_options_of_both_count(
-    opencode: OpenCode, receiver: Receiver, tmp_path: Path, old: tuple[str, ...]
+    opencode: OpenCode, receiver: Receiver, tmp_path: Path, old: dict[str, Path]
 ) -> None:
     (tmp_path / "station").mkdir()
     station = Station(tmp_path / "station", receiver.url)
@@ -90,7 +98,7 @@ def test_two_copies_bring_everything_once_and_the_options_of_both_count(
     ):
         file = install_plugin(scope, python=sys.executable).path
         if name in old:
-            file.write_text(OLD.replace('["opencode-helicone", "hook"]', command_of(file)))
+            file.write_text(old[name].read_text("utf-8").replace('["opencode-helicone", "hook"]', command_of(file)))
         opencode.spare_installation(file.parent.parent)
         listed = {"plugin": [[file.as_uri(), {"redactPatterns": [pattern]}]]}
         (file.parent.parent / "opencode.json").write_text(json.dumps(listed))
