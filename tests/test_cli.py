@@ -598,6 +598,7 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         )
         destination.refuse(db, "not JSON", 1_000)
         destination.note(db, "ledger: damaged, set aside and recovered", 1_000)
+        ledger.note_notice(db, "store", "ses_1", "here", 1_000, wait_reason="OpenCode's store cannot be read")
     hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
         hook.say({"destination": ours.id, "sessions": ["ses_1", "ses_2"], "backlog": 0})
@@ -612,6 +613,7 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         other.withdraw()
     assert shape(told) == shape(example("status"))
     assert "noted: ledger: damaged, set aside and recovered: 1" in lines
+    assert re.search(r"^unread: 1 session, noticed since .*: OpenCode's store cannot be read$", lines, re.MULTILINE)
     assert told["jobs"] == {"pending": 2 * JOBS, "delivered": 0, "dead": 0, "superseded": 0, "dropped": 0}
     assert told["held_bytes"] > 0
     assert told["spool_bytes"] > told["held_bytes"]

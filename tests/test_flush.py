@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from app import clock, ledger
+from app.crashpoint import VARIABLE
+from app.opencode import store_file
 from app.presence import present
+from tests import snapshots
 from tests.processes import Station, hook, worker
 from tests.recorded import export
 from tests.servers import Receiver, api_key, nobody, receiving
+from tests.stores import put
 from tests.test_cli import JOBS, SIMPLE, files, said
 from tests.waiting import wait_until
 
@@ -90,3 +96,40 @@ def test_a_folder_that_never_had_a_job_is_told_of(station: Station) -> None:
 def test_what_was_imported_into_a_folder_counts_for_that_folder_alone(station: Station) -> None:
     assert station.run("import", *files(SIMPLE)).returncode == 0
     assert not said(station.run("flush", "--json"))["captured_here"]
+
+
+def test_what_a_killed_hook_had_not_read_is_read_and_sent(station: Station) -> None:
+    with hook(replace(station, variables={VARIABLE: "notice.noted"})) as process:
+        process.show(export(SIMPLE), directory=str(station.home))
+        assert process.process.wait(60) == -signal.SIGKILL
+    assert [one["sessions"] for one in said(station.run("status", "--json"))["unread"]] == [1]
+    told = said(station.run("flush", "--expect-some", "--json"))
+    assert (told["jobs"]["delivered"], told["unread"]) == (JOBS, [])
+
+
+def test_what_was_written_in_a_captured_folder_and_nobody_told_of_is_read_and_sent(station: Station) -> None:
+    capture(station, str(station.home))
+    now_ms = clock.now_ms()
+    for name, directory in (("here", str(station.home)), ("there", "/elsewhere")):
+        asked = snapshots.user(f"msg_{name}_1", now_ms)
+        answered = snapshots.assistant(f"msg_{name}_2", now_ms + 1, parent=f"msg_{name}_1")
+        time = {"created": now_ms, "updated": now_ms}
+        shown = snapshots.entry(asked, answered, id=f"ses_{name}", directory=directory, time=time)
+        put(store_file(station.environ), snapshots.snapshot(shown))
+    told = said(station.run("flush", "--json"))
+    assert told["jobs"]["delivered"] == 2 * JOBS
+    with station.ledger() as db:
+        assert {row["name"] for row in db.execute("select name from session")} == {export(SIMPLE)["root"], "ses_here"}
+
+
+def test_what_cannot_be_read_is_shown_and_is_not_done(station: Station) -> None:
+    with hook(replace(station, variables={VARIABLE: "notice.noted"})) as process:
+        process.show(export(SIMPLE), directory=str(station.home))
+        process.process.wait(60)
+    with station.ledger() as db:
+        (row,) = db.execute("select store, session from notice").fetchall()
+        ledger.note_wait(db, row["store"], [row["session"]], "OpenCode's store cannot be read")
+    store_file(station.environ).write_bytes(b"no database at all" * 1_000)
+    done = station.run("flush")
+    assert done.returncode == 1
+    assert "unread: 1 session" in done.stdout

@@ -78,6 +78,35 @@ def test_a_session_becomes_jobs_and_the_same_one_again_becomes_none(station: Sta
     assert station.counts().pending == JOBS
 
 
+def test_each_line_is_acknowledged_when_its_session_is_in_the_ledger(station: Station) -> None:
+    with hook(station) as process:
+        process.show(export(SIMPLE))
+        process.wait_for_ack()
+        assert station.counts().pending == JOBS
+        with station.ledger() as db:
+            assert ledger.unread(db) == []
+        process.notice("ses_nowhere", "busy")
+        process.wait_for_ack()
+        with station.ledger() as db:
+            assert [one.sessions for one in ledger.unread(db)] == [1]
+        process.say("notice", v=2, n=process.said + 1, session="", why="bored")  # refused and counted
+        process.said += 1
+        process.show(export("b_tools"))
+        process.wait_for_ack()
+        assert process.end() == 0
+    assert station.counts().pending == 2 * JOBS
+
+
+def test_a_plugin_that_reads_no_acknowledgement_costs_nothing(station: Station) -> None:
+    with hook(station) as process:
+        assert process.process.stdout is not None
+        process.process.stdout.close()
+        process.show(export(SIMPLE))
+        process.show(export("b_tools"))
+        assert process.end() == 0
+    assert station.counts().pending == 2 * JOBS
+
+
 RUBBISH = {
     "no JSON": b"{",
     "no object": b"[1]",
