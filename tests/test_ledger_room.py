@@ -182,7 +182,9 @@ def test_a_job_is_emptied_while_a_record_of_it_must_be_posted(desk: Desk) -> Non
 def test_what_another_turn_has_posted_is_not_posted_for_this_one(desk: Desk) -> None:
     held = emptied(desk)
     [body] = bodies("ses_1 t1", 1, T1.key)
-    desk.db.execute("insert into turn select 99, session_id, 'other' from turn where id = ?", (held.turn_id,))
+    desk.db.execute(
+        "insert into turn (id, session_id, name) select 99, session_id, 'other' from turn where id = ?", (held.turn_id,)
+    )
     desk.db.execute("insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (99, ?, ?, 1)",
                     (body.request_id.bytes, body.digest))  # fmt: skip
     assert ledger.is_emptied(desk.db, held)
