@@ -109,7 +109,7 @@ def families(exports: Iterable[Export]) -> list[tuple[Export, ...]]:
 
 
 def snapshot(family: Iterable[Export]) -> Json:
-    """The whole family as the plugin would have sent it. Raises OSError, ExportError."""
+    """The whole family, for `parse`. Raises OSError, ExportError."""
     return _snapshot([_entry(export.file)[0] for export in family])
 
 
