@@ -10,8 +10,8 @@ are refused, and what they told of is taken from OpenCode's store when the setti
 
 It reads until EOF, ignores the signals of OpenCode's terminal, and no line can end it: a line that cannot be used is
 one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the plugin
-sees that nothing is acknowledged, and keeps the newest notice of each session, which is all that matters. What could not
-be said or counted meanwhile is, as soon as the disk takes it.
+sees that nothing is acknowledged, and keeps the newest notice of each session, which is all that matters. What could
+not be said or counted meanwhile is, as soon as the disk takes it.
 When the program was installed anew, or the ledger belongs to a newer one, this process becomes the installed program:
 what it has read and not stored goes along in a pipe (see `succession`).
 """
