@@ -1,7 +1,7 @@
 """The plugin's other end: one process for one OpenCode, NDJSON on stdin, jobs in the ledger.
 
-    stdin ─▶ Inbox (a thread) ─▶ one line at a time ─▶ the Hook of its directory's spool: parse ▶ enqueue ▶ ring
-                                 beside the lines: make sure that a worker runs
+    stdin ─▶ Inbox (a thread) ─▶ one line at a time ─▶ the Hook of its directory's spool notes it as owed
+    stdout ◀─ acknowledged        beside the lines: what is owed is read from OpenCode's store, and a worker runs
 
 The settings of a line's directory say which spool that is; the first ones that could be used, for as long as this
 process lives. Where they want nothing (`enable` is false), nothing is made. When that holds for every directory, the
@@ -9,9 +9,9 @@ process ends with NOTHING_WANTED, and the plugin starts no other one for these. 
 are refused, and what they told of is taken from OpenCode's store when the settings can be used again.
 
 It reads until EOF, ignores the signals of OpenCode's terminal, and no line can end it: a line that cannot be used is
-one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the full
-inbox is then felt by the plugin as a pipe that does not drain, and it holds snapshots back, of which the newest is
-all that matters. What could not be said or counted meanwhile is, as soon as the disk takes it.
+one line in the log and a number in the ledger. While the ledger cannot be written the line is tried again; the plugin
+sees that nothing is acknowledged, and keeps the newest notice of each session, which is all that matters. What could
+not be said or counted meanwhile is, as soon as the disk takes it.
 When the program was installed anew, or the ledger belongs to a newer one, this process becomes the installed program:
 what it has read and not stored goes along in a pipe (see `succession`).
 """

@@ -56,7 +56,7 @@ class Enqueued:
     """Not taken: the turn was captured while export was off, its session was deleted, or it, or a subagent in it, was
     recalled with something that the settings do not say."""
     waiting: list[Turn] = field(default_factory=list)
-    """Not final yet: the snapshot that completes the turn will bring it."""
+    """Not final yet, and not taken."""
     keys: list[str] = field(default_factory=list)
     """Of the new jobs, in order."""
     under: str | None = None

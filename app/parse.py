@@ -1,12 +1,11 @@
 """The door from OpenCode's JSON to the values of `transcript`.
 
     {"root": "ses_…", "sessions": [
-        {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …], "first_index": 0}, …]}
+        {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, …]}
 
-`sessions` holds the root and its subagents' sessions, each once, in any order, as do `messages` and `parts`.
-`first_index` is the position in its session of the first message carried (0 when absent). Unknown keys are ignored. A
-known key with an odd value costs that value, an unreadable part itself, an unreadable message its turn; each is told
-among the faults. Only a session without an id, or without messages, is refused.
+`sessions` holds the root and its subagents' sessions, each once, in any order, as do `messages` and `parts`. Unknown
+keys are ignored. A known key with an odd value costs that value, an unreadable part itself, an unreadable message its
+turn; each is told among the faults. Only a session without an id, or without messages, is refused.
 """
 
 from __future__ import annotations
@@ -102,8 +101,7 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int, excerpt: 
 
     turns: dict[str, list[_Told]] = {}
     unreadable: list[Unreadable] = []
-    first = entry.position("first_index")
-    positions = range(first, first + len(listed)) if excerpt is None else excerpt.positions
+    positions = range(len(listed)) if excerpt is None else excerpt.positions
     for index, one in zip(positions, listed, strict=True):
         try:
             read = read_message(one.place, index, one.created_ms, child_of)

@@ -28,7 +28,11 @@ from app.transcript import Transcript, TranscriptError, key
 
 
 class Remaking:
-    """Captures one session at a time, and none twice for as long as nothing changes."""
+    """Captures one session at a time, and none twice for as long as nothing changes.
+
+    A `Store` is made for each time: threads of a worker call `rebuild` beside each other, and what a store remembers is
+    one thread's.
+    """
 
     def __init__(self, store: Path, destination_id: int, hooks: Path) -> None:
         self._store = store
@@ -57,7 +61,7 @@ class Remaking:
             if attempt in self._tried:
                 continue
             self._tried.add(attempt)
-            transcript = found(self._store, wanted.session)
+            transcript = self._found(wanted.session)
             if transcript is not None:
                 enqueue(
                     db,
@@ -98,7 +102,7 @@ class Remaking:
             if ledger.held_bytes(db) >= bytes_max:
                 return False
             self._tried.add((wanted, wanted.policy))
-            transcript = found(self._store, wanted.session)
+            transcript = self._found(wanted.session)
             if transcript is not None:
                 abandoned = wanted.session not in open_sessions(self._hooks)
                 enqueue(
@@ -114,6 +118,13 @@ class Remaking:
                 )
             return True
         return False
+
+    def _found(self, session: str) -> Transcript | None:
+        """The session as OpenCode holds it, with its subagents; None where it is not there or cannot be read."""
+        try:
+            return Store(self._store).transcript(session)
+        except (ExportError, TranscriptError):
+            return None
 
     def _fitting(
         self, db: sqlite3.Connection, transcript: Transcript, capturing: Capture, wanted: Emptied, *, abandoned: bool
@@ -173,11 +184,3 @@ def as_made(capturing: Capture | None, made_under: str) -> Capture | None:
     """
     policy = capturing and capturing.policy.as_made(made_under)
     return replace(capturing, policy=policy) if capturing and policy else None
-
-
-def found(store: Path, session: str) -> Transcript | None:
-    """The session as OpenCode holds it, with its subagents; None where it is not there or cannot be read."""
-    try:
-        return Store(store).transcript(session)
-    except (ExportError, TranscriptError):
-        return None

@@ -119,12 +119,6 @@ class Place:
             self.note(key, "not an integer")
         return None if number is None else round(number)
 
-    def position(self, key: str) -> int:
-        number = self.count(key) or 0
-        if number < 0:
-            self.note(key, "negative")
-        return max(0, number)
-
     def moment(self, key: str) -> int | None:
         """A time in milliseconds; a fraction is rounded."""
         value = self.fields.get(key)

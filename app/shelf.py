@@ -185,12 +185,6 @@ def sends(db: sqlite3.Connection) -> list[Send]:
     return [Send(*row) for row in db.execute(f"select {names} from send order by n")]  # noqa: S608 - as above
 
 
-def sent_bodies(db: sqlite3.Connection) -> Iterator[bytes]:
-    """The bytes of every POST that is remembered, exactly as they came over the wire."""
-    for row in db.execute("select body from send order by n"):
-        yield zlib.decompress(row["body"])
-
-
 def select(
     db: sqlite3.Connection, owner: str, wanted: Filter, *, newest_first: bool, limit: int, offset: int
 ) -> list[Stored]:
@@ -217,29 +211,6 @@ def sessions(db: sqlite3.Connection, owner: str, start_ms: int, end_ms: int) -> 
         (owner, start_ms, end_ms),
     )
     return [dict(row) for row in rows]
-
-
-def session_tree(path: Path, session_id: str) -> tuple[Stored, ...]:
-    """A session's rows as Helicone shows them: folders by path, each where its first request stands in time.
-
-    Raises ShelfError when `path` is no receiver's store.
-    """
-    if not path.exists():
-        raise ShelfError(f"{path} does not exist; the receiver makes it")
-    with opened(path) as db:
-        rows = db.execute("select * from log where session_id = ? order by created_ms, rowid", (session_id,))
-        stored = [_stored(row) for row in rows]
-    first: dict[str, int] = {}
-    for position, row in enumerate(stored):
-        for folder in _folders(row.path):
-            first.setdefault(folder, position)
-    return tuple(sorted(stored, key=lambda row: [first[folder] for folder in _folders(row.path)]))
-
-
-def _folders(path: str) -> list[str]:
-    """Every folder from the top down to `path` itself."""
-    parts = path.split("/")
-    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def _stored(row: sqlite3.Row) -> Stored:

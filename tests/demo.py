@@ -19,6 +19,7 @@ from app import shelf
 from app.presence import present
 from tests.processes import Station, hook, worker
 from tests.recorded import export
+from tests.servers import Receiver
 from tests.waiting import wait_until
 
 RECORDING = "f_subagent"
@@ -50,7 +51,22 @@ def receiver(home: Path) -> Iterator[tuple[str, str]]:
             process.stdout.close()
 
 
-def tree(rows: tuple[shelf.Stored, ...]) -> Iterator[str]:
+def in_tree(rows: list[shelf.Stored]) -> list[shelf.Stored]:
+    """As Helicone shows them: folders by path, each where its first request stands in time."""
+    first: dict[str, int] = {}
+    for position, row in enumerate(rows):
+        for folder in folders(row.path):
+            first.setdefault(folder, position)
+    return sorted(rows, key=lambda row: [first[folder] for folder in folders(row.path)])
+
+
+def folders(path: str) -> list[str]:
+    """Every folder from the top down to `path` itself."""
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def tree(rows: list[shelf.Stored]) -> Iterator[str]:
     """One line per record: its place in the session, and what Helicone shows beside it."""
     width = max(len(label(row)) for row in rows)
     for row in rows:
@@ -86,7 +102,7 @@ def run(home: Path) -> int:
         if flushed.returncode != 0:
             return flushed.returncode
         say("5. the session, as Helicone shows it")
-        say("\n".join(tree(shelf.session_tree(home / "receiver.db", snapshot["root"]))))
+        say("\n".join(tree(in_tree(Receiver(url, home / "receiver.db").rows()))))
         say("6. opencode-helicone status")
         status = station.run("status")
         say(indented(status.stdout + status.stderr))

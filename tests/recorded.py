@@ -103,4 +103,4 @@ def _family(root: str, sessions: dict[str, Any]) -> list[str]:
 
 
 def _snapshot(entries: list[Any]) -> Snapshot:
-    return {"root": entries[0]["info"]["id"], "sessions": [{**entry, "first_index": 0} for entry in entries]}
+    return {"root": entries[0]["info"]["id"], "sessions": entries}

@@ -598,7 +598,8 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         )
         destination.refuse(db, "not JSON", 1_000)
         destination.note(db, "ledger: damaged, set aside and recovered", 1_000)
-        ledger.note_notice(db, "store", "ses_1", "here", 1_000, wait_reason="OpenCode's store cannot be read")
+        ledger.note_notice(db, "store", "ses_1", "here", 1_000)
+        ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
     hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
         hook.say({"destination": ours.id, "sessions": ["ses_1", "ses_2"], "backlog": 0})

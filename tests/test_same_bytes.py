@@ -22,7 +22,7 @@ from app import destination, ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.opencode import store_file
-from app.parse import parse
+from app.parse import Excerpt, parse
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.transcript import Turn
@@ -188,7 +188,7 @@ def subagents_of(message: dict[str, Any]) -> list[str]:
 
 
 def cuts(messages: list[dict[str, Any]]) -> list[int]:
-    """Positions from which on no message belongs to a turn that begins before, as in the plugin."""
+    """Positions from which on no message belongs to a turn that begins before, as in an excerpt."""
     first: dict[str, int] = {}
     for index, message in enumerate(messages):
         first.setdefault(turn_of(message), index)
@@ -209,8 +209,7 @@ def piece(snapshot: Snapshot, start: int, end: int) -> Snapshot:
     messages = ordered(snapshot)[start:end]
     named = {session for message in messages for session in subagents_of(message)}
     taken = [entry for entry in others if entry["info"]["id"] in named]
-    own = {"info": root["info"], "messages": messages, "first_index": start}
-    return {"root": snapshot["root"], "sessions": [own, *taken]}
+    return {"root": snapshot["root"], "sessions": [{"info": root["info"], "messages": messages}, *taken]}
 
 
 def growing(snapshot: Snapshot) -> Iterator[Snapshot]:
@@ -276,7 +275,8 @@ def test_a_turn_is_the_same_value_whatever_came_with_it(name: str, dice: Any) ->
     for entry in part["sessions"]:
         # OpenCode promises no order.
         entry["messages"] = dice.sample(entry["messages"], len(entry["messages"]))
-    turns: dict[str, Turn] = {turn.id: turn for turn in parse(snapshot).turns}
-    carried = parse(part).turns
+    whole = parse(snapshot)
+    turns: dict[str, Turn] = {turn.id: turn for turn in whole.turns}
+    carried = parse(part, Excerpt(tuple(range(start, end)), None, whole.session.origin)).turns
     assert carried
     assert all(turns[turn.id] == turn for turn in carried)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import shape
-from app.parse import SUBAGENT_DEPTH_MAX, parse
+from app.parse import SUBAGENT_DEPTH_MAX, Excerpt, parse
 from app.privacy.policy import Policy
 from app.shape import DEPTH_MAX, canonical, sha256
 from app.transcript import (
@@ -73,9 +73,8 @@ def test_parts_stand_in_order_of_id() -> None:
     assert [part.id for part in turn.messages[0].parts] == ["prt_1", "prt_2"]
 
 
-def test_first_index_is_where_the_positions_begin() -> None:
-    suffix = entry(user(), assistant()) | {"first_index": 40}
-    (turn,) = parse(snapshot(suffix)).turns
+def test_an_excerpt_tells_the_positions() -> None:
+    (turn,) = parse(snapshot(entry(user(), assistant())), Excerpt((40, 41), None, None)).turns
     assert [message.index for message in turn.messages] == [40, 41]
 
 
@@ -166,7 +165,9 @@ def test_a_turn_read_alone_is_undone_as_in_its_session() -> None:
     talk = [user(name, FORKED_MS + 1_000 * number) for number, name in enumerate(names)]
     facts: Fields = {"time": {"created": FORKED_MS}, "revert": {"messageID": names[1]}}
     whole = parse(snapshot(entry(*talk, **facts))).turns
-    alone = [parse(snapshot(entry(message, **facts) | {"first_index": at})).turns[0] for at, message in enumerate(talk)]
+    alone = [
+        parse(snapshot(entry(message, **facts)), Excerpt((at,), None, None)).turns[0] for at, message in enumerate(talk)
+    ]
     assert [turn.digest for turn in alone] == [turn.digest for turn in whole]
 
 
@@ -342,7 +343,6 @@ def tool_state(value: Fields) -> Fields:
         pytest.param(lambda value: value["sessions"].reverse(), id="order of sessions"),
         pytest.param(lambda value: value["sessions"][0]["messages"].reverse(), id="order of messages"),
         pytest.param(lambda value: root_message(value, 1)["parts"].reverse(), id="order of parts"),
-        pytest.param(lambda value: value["sessions"][0].update(first_index=7), id="position in the session"),
         pytest.param(lambda value: value["sessions"][0]["info"].update(title="new", version="9"), id="root's title"),
         pytest.param(lambda value: value["sessions"][1]["info"]["time"].update(updated=9**14), id="update time"),
         pytest.param(lambda value: value["sessions"][1]["info"].update(cost=1, tokens={}), id="child's totals"),
@@ -377,9 +377,10 @@ def test_digest_moves_with_the_turn(change: Callable[[Fields], object]) -> None:
 def test_turns_of_a_suffix_have_the_digests_of_the_whole() -> None:
     whole = recorded.export("i_long_session")
     suffix = copy.deepcopy(whole)
-    suffix["sessions"][0]["messages"] = suffix["sessions"][0]["messages"][190:]
-    suffix["sessions"][0]["first_index"] = 190
-    assert parse(suffix).turns == parse(whole).turns[95:]
+    suffix["sessions"][0]["messages"] = messages = suffix["sessions"][0]["messages"][190:]
+    transcript = parse(whole)
+    excerpt = Excerpt(tuple(range(190, 190 + len(messages))), None, transcript.session.origin)
+    assert parse(suffix, excerpt).turns == transcript.turns[95:]
 
 
 @pytest.mark.parametrize("name", recorded.exported())
@@ -512,7 +513,7 @@ def test_only_a_session_without_id_or_messages_is_refused(path: tuple[str | int,
 
 def other_turns(transcript: Transcript) -> list[Turn]:
     """All but the one that is broken, as they are otherwise, too."""
-    expected = parse(broken((*ROOT, "first_index"), 0)).turns
+    expected = parse(broken((*ROOT, "seen"), "")).turns
     kept = [turn for turn in transcript.turns if turn.id == "msg_3"]
     assert [replace(turn, session=expected[1].session) for turn in kept] == [expected[1]]
     return [turn for turn in transcript.turns if turn.id != "msg_3"]
@@ -545,7 +546,6 @@ def test_an_unreadable_message_costs_its_turn(path: tuple[str | int, ...], value
 @pytest.mark.parametrize(
     ("path", "value", "place"),
     [
-        pytest.param((*ROOT, "first_index"), -1, "sessions[0].first_index", id="negative position"),
         pytest.param((*ROOT, "info", "time"), ..., "sessions[0].info.time.created", id="session without time"),
         pytest.param((*ROOT, "info", "title"), 5, "sessions[0].info.title", id="title a number"),
     ],

@@ -16,16 +16,14 @@ from app.connection import transaction, unflushed
 from app.ledger.versions import policy_id
 
 
-def note_notice(
-    db: sqlite3.Connection, store: str, session: str, folder: str, now_ms: int, *, wait_reason: str | None = None
-) -> int:
+def note_notice(db: sqlite3.Connection, store: str, session: str, folder: str, now_ms: int) -> int:
     """Something of the session is new, whatever was said of it before; what settles this very notice."""
     with unflushed(db), transaction(db):
         row = db.execute(
-            "insert into notice (store, session, folder, noticed_ms, wait_reason) values (?, ?, ?, ?, ?)"
-            " on conflict do update set folder = excluded.folder, wait_reason = excluded.wait_reason,"
+            "insert into notice (store, session, folder, noticed_ms) values (?, ?, ?, ?)"
+            " on conflict do update set folder = excluded.folder, wait_reason = null,"
             " noticed_ms = max(excluded.noticed_ms, noticed_ms + 1) returning noticed_ms",
-            (store, session, folder, now_ms, wait_reason),
+            (store, session, folder, now_ms),
         ).fetchone()
     return int(row["noticed_ms"])
 

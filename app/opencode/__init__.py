@@ -1,10 +1,10 @@
 """OpenCode's own data, read from outside of it: its store, the files of `opencode export`, and its configuration.
 
-    files   {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, one session each
-    store   the SQLite file in which OpenCode 1.18 keeps all sessions of all projects
+    store   what each generation of OpenCode keeps: SQLite files from 1.2 on, JSON files before; gives `Transcript`s
+    files   {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, one session each; `families` puts
+            them together, and `snapshot` makes of a family what `parse` reads
 
-Both give `File`s, which `families` puts together and `snapshot` turns into what the plugin would have sent. The
-configuration is apart from them, in `app.opencode.config`.
+The configuration is apart from them, in `app.opencode.config`.
 """
 
 from app.opencode.access import UNTRIED, AbsentError, StoreError

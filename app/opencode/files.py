@@ -6,7 +6,7 @@ Those of OpenCode 2's `opencode session export` are taken as well: `translated` 
 
 Lines around that (a status line, a log line, what `2>&1` brought along) are skipped. One file is one session. A
 subagent's file belongs under the session whose task call names it, if that one's file is in the same set: together they
-are a family, and a family is one snapshot. Only one family is held in memory at a time.
+are a family, which `parse` reads as one. Only one family is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def families(exports: Iterable[Export]) -> list[tuple[Export, ...]]:
 
 
 def snapshot(family: Iterable[Export]) -> Json:
-    """The whole family as the plugin would have sent it. Raises OSError, ExportError."""
+    """The whole family, for `parse`. Raises OSError, ExportError."""
     return _snapshot([_entry(export.file)[0] for export in family])
 
 

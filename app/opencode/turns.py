@@ -25,9 +25,8 @@ class TurnOutline:
 @dataclass(frozen=True, slots=True)
 class Outline:
     session: str
-    directory: str
     updated_ms: int
-    """When the session's own row was written: its title, where it lies, what is undone of it."""
+    """When the session's own row was written: its title, its folder, what is undone of it."""
     turns: tuple[TurnOutline, ...]
     """In the order of their first messages."""
 
@@ -94,7 +93,7 @@ def outline(rows: Rows, session: str, since: str | None, also: Collection[str]) 
         if name in told:
             add(name, 1, 0)
     turns = tuple(TurnOutline(name, *one) for name, one in told.items())
-    return Outline(session, head.directory, head.updated_ms, turns)
+    return Outline(session, head.updated_ms, turns)
 
 
 def entry(rows: Rows, session: str, names: list[str] | None = None) -> dict[str, Json]:
