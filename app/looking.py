@@ -115,13 +115,16 @@ class Looking:
 
     def _read(self, root: str, due: Sequence[Noticed], place: Place, capturing: Capture, now_ms: int) -> Look | None:
         changed_ms = self._store.changed_ms(root) if self._has_ended else None
+        # What is new of a subagent belongs to the turn that called it first, however old that is.
+        inside = (each for each in self._notices.inside(root) if each.mark is not None)
+        is_anywhere = any(each.is_anywhere or each.session != root for each in inside)
         look = self.reader.look(
             self._db,
             root,
             place,
             capturing,
             now_ms=now_ms,
-            whole=self._has_ended or any(one.is_anywhere for one in due),
+            whole=self._has_ended or is_anywhere,
             again=any(one.looks == 0 for one in due),
             is_over=lambda: self._has_ended and root not in self._elsewhere(),
         )

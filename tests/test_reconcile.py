@@ -801,3 +801,62 @@ def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Ma
         incidents = {what: count for what, count, _ in destination.incidents(db)}
     assert incidents["turns that could not be read of session ses_a"] == 1
     assert incidents[GONE] == 2  # the own sessions of its two hooks, which nobody has written
+
+
+def test_a_session_that_is_not_there_costs_the_others_nothing(machine: Machine) -> None:
+    for name in ("a", "b", "c"):
+        machine.remember(talk(name, *asked_and_answered()))
+    one = machine.hook()
+    for session, why in (("ses_gone", "idle"), ("ses_a", "idle"), ("ses_b", "idle"), ("ses_c", "busy")):
+        one.take(notice(session, why))
+    look_for(one)
+    assert {session for session, _ in machine.states()} == {"ses_a", "ses_b", "ses_c"}
+    assert {what: count for what, count, _ in destination.incidents(one.db)} == {GONE: 1}
+    assert one._notices.owned() == ["ses_a", "ses_b", "ses_c", "ses_own"]
+
+
+def versions_of(machine: Machine, turn: str) -> int:
+    with closing(open_ledger(machine.home / "spool")) as db:
+        row = db.execute("select count(*) from job j join turn t on t.id = j.turn_id where t.name = ?", [turn])
+        return int(row.fetchone()[0])
+
+
+def test_a_subagent_that_is_resumed_in_a_later_turn_is_read_with_the_turn_that_it_belongs_to(machine: Machine) -> None:
+    asked, answered = asked_and_answered()
+    first = asked, {**answered, "parts": [task("ses_b", "prt_a")]}
+    machine.remember(talk("b", *asked_and_answered(CREATED_MS + 12), parent="ses_a"))
+    machine.remember(talk("a", *first))
+    one = machine.hook("ses_a")
+    show(one, "ses_a")
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
+    show(one, "ses_a")
+    assert versions_of(machine, "msg_a_1") == 1
+    for session in ("ses_a", "ses_b"):
+        show(one, session, "busy")
+    told = (*asked_and_answered(CREATED_MS + 12), *followed_up(CREATED_MS + 510))
+    machine.remember(talk("b", *told, parent="ses_a"))
+    resumed = user("msg_5", CREATED_MS + 500), assistant("msg_6", CREATED_MS + 505, task("ses_b"), parent="msg_5")
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300), *resumed))
+    show(one, "ses_b")
+    show(one, "ses_a")
+    assert versions_of(machine, "msg_a_1") == 2
+    assert ledger.unread(one.db) == []
+
+
+def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_done(machine: Machine) -> None:
+    asked, answered = asked_and_answered()
+    first = asked, {**answered, "parts": [task("ses_b", "prt_a")]}
+    machine.remember(talk("b", *asked_and_answered(CREATED_MS + 12), parent="ses_a"))
+    machine.remember(talk("a", *first, user("msg_3", CREATED_MS + 300)))
+    one = machine.hook("ses_a")
+    show(one, "ses_b", "late")
+    assert versions_of(machine, "msg_a_1") == 1
+    show(one, "ses_a", "busy")
+    asked, answered = asked_and_answered(CREATED_MS + 12)
+    late = {**answered, "parts": [text("late", "prt_a")]}
+    machine.remember(talk("b", asked, late, parent="ses_a"), written_ms=CREATED_MS + 305)
+    show(one, "ses_b", "late")
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
+    show(one, "ses_a")
+    assert versions_of(machine, "msg_a_1") == 2
+    assert ledger.unread(one.db) == []
