@@ -51,8 +51,6 @@ class _Ahead:
     """What OpenCode had written when it was last read."""
     has_more: bool = False
     """The last look did not get to its end."""
-    is_whole: bool = True
-    """Nothing of it was left out so far."""
 
 
 class Reconciling:
@@ -219,13 +217,12 @@ class Reconciling:
         one.has_more = look is not None and look.has_more
         if look is None:
             return self._settle(db, one)
-        one.is_whole &= look.is_whole
         if look.has_more or look.is_waiting:
             one.read_ms = None if look.has_more else changed_ms
             return False
         if not look.has_interrupted:  # that is a guess, and the next start looks again
             noted_ms = min(changed_ms, now_ms)
-            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not one.is_whole)
+            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not look.is_whole)
         return self._settle(db, one)
 
     def _settle(self, db: sqlite3.Connection, one: _Ahead) -> bool:

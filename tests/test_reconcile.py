@@ -860,3 +860,37 @@ def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_don
     show(one, "ses_a")
     assert versions_of(machine, "msg_a_1") == 2
     assert ledger.unread(one.db) == []
+
+
+def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outlined = []
+    ask = Store.outline
+
+    def outline(store: Store, root: str, **asked: Any) -> Any:
+        outlined.append(root)
+        return ask(store, root, **asked)
+
+    monkeypatch.setattr(Store, "outline", outline)
+    told = list[Fields]()
+    for number in range(0, 300, 2):
+        told.append(user(f"msg_{number:03}", CREATED_MS + number, text("why?", f"prt_{number}")))
+        answer = text("so!", f"prt_{number + 1}")
+        told.append(assistant(f"msg_{number + 1:03}", CREATED_MS + number + 1, answer, parent=f"msg_{number:03}"))
+    machine.remember(talk("a", *told))
+    one = machine.hook()
+    outlined.clear()
+    one.take(notice("ses_a", "idle"))
+    noticed = one._notices.next(0)
+    assert noticed is not None
+    one._looking.look(noticed, 0, CREATED_MS + 1_000)
+    assert 0 < len(turns_of(machine)) < 100
+    told[1]["parts"][0]["text"] = "changed meanwhile"
+    machine.remember(talk("a", *told), written_ms=CREATED_MS + 900)
+    one.take(notice("ses_a", "late"))
+    look_for(one)
+    assert len(turns_of(machine)) == 1 + 150
+    assert versions_of(machine, "msg_a_000") == 2
+    assert outlined == ["ses_a"] * 2
+    assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
