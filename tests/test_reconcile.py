@@ -593,8 +593,6 @@ def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothin
     assert not one._reconciling.is_due(1e9 + AGAIN_S - 1)
     away.rename(machine.store.path)
     look(one, 1e9 + AGAIN_S)
-    assert len(machine.jobs()) == 1
-    machine.end(machine.hook())
     assert len(machine.jobs()) == 2
 
 
@@ -894,3 +892,98 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     assert versions_of(machine, "msg_a_000") == 2
     assert outlined == ["ses_a"] * 2
     assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
+
+
+def unread(one: Hook) -> list[tuple[str | None, int]]:
+    return [(each.reason, each.sessions) for each in ledger.unread(one.db)]
+
+
+@pytest.mark.parametrize("has_looked", [True, False])
+def test_what_a_dead_hook_owed_waits_visibly_until_the_store_can_be_read(machine: Machine, *, has_looked: bool) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b"):
+        machine.remember(talk(name, *asked_and_answered()))
+    dead = machine.hook("ses_a")
+    dead.take(notice("ses_b", "idle"))
+    away = machine.store.path.rename(machine.store.path.with_name("away.db"))
+    if has_looked:
+        look_for(dead)
+    machine.leave(dead)
+    one = machine.hook()
+    look(one, 0)
+    assert unread(one) == [("OpenCode's store is not there", 2)]
+    assert not one._reconciling.is_due(AGAIN_S - 1)
+    away.rename(machine.store.path)
+    look(one, AGAIN_S)
+    assert {session for session, _ in machine.states()} == {"ses_a", "ses_b"}
+    assert unread(one) == [("OpenCode's store is not there", 1)]  # its own, which it has not looked at again
+
+
+def test_a_session_that_could_not_be_compared_is_tried_again_after_the_others(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b"):
+        machine.remember(talk(name, *asked_and_answered()))
+    dead = machine.hook()
+    dead.take(notice("ses_a", "idle"))
+    machine.leave(dead)
+    one = machine.hook()
+    one._reconciling.step(one.db, one._captures.of, {"ses_own"}, now_s=0, now_ms=CREATED_MS + 1_000)  # the list
+    away = machine.store.path.rename(machine.store.path.with_name("away.db"))
+    look(one, 0)
+    assert ("OpenCode's store is not there", 1) in unread(one)
+    away.rename(machine.store.path)
+    look(one, AGAIN_S)
+    assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
+    assert unread(one) == [(None, 1)]
+
+
+def test_what_a_dead_hook_owed_of_a_subagent_is_settled_with_its_root_that_is_open_again(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    called = assistant("msg_2", CREATED_MS + 20, task("ses_b"), finish=None, time={"created": CREATED_MS + 20})
+    machine.remember(talk("a", user("msg_1", CREATED_MS + 10), called))
+    machine.remember(talk("b", *asked_and_answered(), parent="ses_a"))
+    dead = machine.hook("ses_a")
+    show(dead, "ses_b", "busy")
+    machine.leave(dead)
+    one = machine.hook("ses_a")
+    look(one, 0)
+    assert unread(one) == [(None, 2)]
+    assert one._notices.owned() == ["ses_a", "ses_b"]
+    machine.remember(talk("a", user("msg_1", CREATED_MS + 10), assistant("msg_2", CREATED_MS + 20, task("ses_b"))))
+    show(one, "ses_a")
+    assert turns_of(machine) == {"session", "msg_a_1"}
+    assert unread(one) == []
+
+
+def test_a_session_that_is_about_to_be_written_for_the_first_time_is_not_gone(machine: Machine) -> None:
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook("ses_new")
+    look(one, 0)
+    assert unread(one) == [(None, 1)]
+    assert destination.incidents(one.db) == []
+
+
+def test_who_ends_last_settles_what_another_left_to_it(machine: Machine) -> None:
+    session = machine.remember(talk("a", *cut_off()))
+    one, another = machine.hook(session), machine.hook(session)
+    look(one, 0)
+    machine.end(another)
+    machine.end(one)
+    assert machine.states() == [(session, "pending")]
+    assert unread(machine.hook("ses_later")) == [(None, 1)]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_is_owed_when_the_spool_is_removed_is_read_into_the_new_one(machine: Machine, *, goes_on: bool) -> None:
+    session = machine.remember(talk("a", *cut_off()))
+    one = machine.hook(session)
+    show(one, session)
+    shutil.rmtree(machine.home / "spool")
+    if goes_on:
+        machine.remember(talk("a", *asked_and_answered()))
+        one.catch_up()
+        look_for(one)
+        assert unread(one) == []
+        assert machine.states() == [(session, "pending")]
+    machine.end(one)
+    assert machine.states() == [(session, "pending")]
