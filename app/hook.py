@@ -95,6 +95,7 @@ class Hook:
             self._looking.reader,
             ours.id,
             elsewhere=self._elsewhere,
+            inherit=self._looking.inherit,
             tell=self._tell_once,
         )
         self._room = Room(stored)

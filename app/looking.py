@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from app import crashpoint, destination, ledger
@@ -15,8 +17,10 @@ from app.export import Capture
 from app.inbox import Line
 from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.opencode import AbsentError, ExportError, Store
+from app.privacy.redact import PatternError
 from app.reading import GONE, Look, Reader, Take, reason_of
 from app.schema import SchemaError
+from app.settings import SettingsError
 from app.spool import folder
 from app.transcript import TranscriptError
 
@@ -79,9 +83,25 @@ class Looking:
         """OpenCode has ended: one more look at each session, and what is unfinished then is interrupted."""
         self._has_ended = True
         self._notices.look_at_all(now_s)
+        for of in {folder(self._db, one.line.directory) for one in self._notices}:
+            # What another OpenCode that had them open has left to this one.
+            left = ledger.open_notices(self._db, self.store_name, of)
+            for one in self._notices:
+                one.mark = left.get(one.session, one.mark)
+
+    def inherit(self, root: str, owed: Mapping[str, int]) -> None:
+        """A hook that is gone was told of these, which are shown inside of a session that is open here."""
+        for known in self._notices.inside(root)[:1]:
+            for session, mark in owed.items():
+                if session not in self._notices:
+                    line = replace(known.line, session=session, why="idle", number=None)
+                    self._notices.add(line, mark).root = root
 
     def look(self, one: Noticed, now_s: float, now_ms: int) -> None:
         """Read what a notice named, as far as one look goes."""
+        if self._captures.seen(one.line.directory) is None:  # the spool is new
+            with suppress(SettingsError, PatternError):
+                self._captures.take(one.line)
         seen = self._captures.seen(one.line.directory)
         if seen is not None and not seen.settings.enable:
             self._settle([one])
@@ -115,13 +135,16 @@ class Looking:
 
     def _read(self, root: str, due: Sequence[Noticed], place: Place, capturing: Capture, now_ms: int) -> Look | None:
         changed_ms = self._store.changed_ms(root) if self._has_ended else None
+        # What is new of a subagent belongs to the turn that called it first, however old that is.
+        inside = (each for each in self._notices.inside(root) if each.mark is not None)
+        is_anywhere = any(each.is_anywhere or each.session != root for each in inside)
         look = self.reader.look(
             self._db,
             root,
             place,
             capturing,
             now_ms=now_ms,
-            whole=self._has_ended or any(one.is_anywhere for one in due),
+            whole=self._has_ended or is_anywhere,
             again=any(one.looks == 0 for one in due),
             is_over=lambda: self._has_ended and root not in self._elsewhere(),
         )

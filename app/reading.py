@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from app import crashpoint, destination, ledger
@@ -48,7 +48,7 @@ class Look:
     is_waiting: bool = False
     """A turn is unfinished."""
     is_whole: bool = True
-    """Every turn that was looked at is in the ledger, also what was written before capture began."""
+    """Nothing was left out, also of what was written before capture began."""
     has_interrupted: bool = False
     """What was unfinished was taken as it is."""
 
@@ -60,10 +60,15 @@ class _Read:
     turns: dict[str, TurnRead]
     early: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Those from before capture began that were left out, as they were: (rows, updated_ms)."""
-    waiting: dict[str, str | None] = field(default_factory=dict)
-    """The unfinished ones, each with the session's last turn then."""
-    taken: set[str] = field(default_factory=set)
-    """By looks that did not get to their end, until one does."""
+    waiting: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
+    """The unfinished ones, each with the session's last turn then, and whether nobody was to finish it."""
+    began_ms: int | None = None
+    """The first of the looks that have not got to the end; None: the last one has."""
+    outline: Outline | None = None
+    ahead: list[TurnOutline] = field(default_factory=list)
+    """What they have not got to, of this outline."""
+    has_interrupted: bool = False
+    """They, or the last one."""
     last: str | None = None
     """From here on there may be new ones. None: all of them are to be looked at."""
     policy: str = ""
@@ -117,32 +122,39 @@ class Reader:
         policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
         asked = _Asked(place, capturing, policy, now_ms, since_ms, is_over)
         read = self._recall(db, root)
-        is_all = whole or read.policy != policy or read.last is None or (since_ms is None and bool(read.early))
-        outline = self._store.outline(root, since=None if is_all else read.last, also=() if is_all else read.waiting)
-        if outline is None:
-            del self._read[root]
-            return None
-        ahead = [one for one in outline.turns if _is_ahead(one, read, outline, asked, again=again or is_over())]
+        outline, ahead, is_further = read.outline, read.ahead, read.began_ms is not None
+        if outline is None or not ahead:  # when all is taken, what was written meanwhile
+            is_all = is_further or whole or read.policy != policy or read.last is None
+            is_all = is_all or (since_ms is None and bool(read.early))
+            also = () if is_all else read.waiting
+            outline = self._store.outline(root, since=None if is_all else read.last, also=also)
+            if outline is None:
+                del self._read[root]
+                return None
+            then, again = (_last(outline), is_over()), again and not is_further
+            ahead = [one for one in outline.turns if _is_ahead(one, read, then, asked, again=again)]
         batch = _batch(ahead)
-        look = Look()
+        read.has_interrupted &= is_further
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            look = self._take_turns(db, outline, batch, asked)
-        has_more = len(batch) < len(ahead)
-        read.taken = {*read.taken, *(one.turn for one in batch)} if has_more else set()
+            self._take_turns(db, outline, batch, asked)
+            read.updated_ms = outline.updated_ms
+        has_more = len(batch) < len(ahead) or bool(read.ahead)
+        read.began_ms = now_ms if read.began_ms is None else read.began_ms
+        read.outline, read.ahead = outline, ahead[len(batch) :]
         if not has_more:
             # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
-            read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < now_ms - 1}
-            read.updated_ms, read.last, read.policy = outline.updated_ms, _last(outline), policy
-        return replace(look, has_more=has_more, is_waiting=bool(read.waiting))
+            read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < read.began_ms - 1}
+            read.last, read.policy, read.began_ms, read.outline = _last(outline), policy, None, None
+        return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
-    def _take_turns(self, db: sqlite3.Connection, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> Look:
-        root, read, last = outline.session, self._read[outline.session], _last(outline)
+    def _take_turns(self, db: sqlite3.Connection, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> None:
+        root, read = outline.session, self._read[outline.session]
         names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
         transcript = self._store.transcript(root, {*names, outline.turns[-1].turn})
         crashpoint.reach("notice.read")
         if transcript is None:
-            return Look()
+            return
         undone = self._undone(db, transcript, asked.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
         if asked.since_ms is not None:
@@ -152,20 +164,19 @@ class Reader:
         done = self._take(transcript, asked.capturing, asked.place, only=only, abandoned=False)
         waiting = names & {turn.id for turn in done.waiting} - undone
         unfinished = [one for one in batch if one.turn in waiting]
-        interrupted = bool(unfinished) and asked.is_over() and self._is_unchanged(root, unfinished)
-        if interrupted:
+        is_over = bool(unfinished) and asked.is_over()
+        if is_over and self._is_unchanged(root, unfinished):
             self._take(transcript, asked.capturing, asked.place, only=only & waiting, abandoned=True)
-            waiting = set()
+            waiting, read.has_interrupted = set(), True
         noted = {one.turn: TurnRead(one.rows, one.updated_ms, asked.policy) for one in batch}
         read.turns |= {name: one for name, one in noted.items() if name not in early}
         read.early = {name: one for name, one in read.early.items() if name not in names}
         read.early |= {name: (one.rows, one.updated_ms) for name, one in noted.items() if name in early}
         read.waiting = {name: then for name, then in read.waiting.items() if name not in names}
-        read.waiting |= dict.fromkeys(waiting, last)
+        read.waiting |= dict.fromkeys(waiting, (_last(outline), is_over))
         left = early | waiting | undone
         kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
         ledger.note_turns_read(db, self._destination_id, root, kept)
-        return Look(is_whole=not early, has_interrupted=interrupted)
 
     def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
         """The turns that were taken back before any of them was read: they are not exported, and that is said."""
@@ -232,19 +243,17 @@ class Reader:
         return root in self._read and self._read[root].last is not None
 
 
-def _is_ahead(one: TurnOutline, read: _Read, outline: Outline, asked: _Asked, *, again: bool) -> bool:
+def _is_ahead(one: TurnOutline, read: _Read, then: tuple[str | None, bool], asked: _Asked, *, again: bool) -> bool:
     """Whether a turn is to be read: it is new or has changed, or waits, or a stricter policy is in force."""
-    if one.turn in read.taken:
-        return False
-    noted = read.turns.get(one.turn)
-    if noted is None and asked.since_ms is not None and read.early.get(one.turn) == (one.rows, one.updated_ms):
-        return again and one.turn in read.waiting
-    if noted is None or (noted.rows, noted.updated_ms) != (one.rows, one.updated_ms):
+    noted, found = read.turns.get(one.turn), (one.rows, one.updated_ms)
+    left = read.early.get(one.turn) if asked.since_ms is not None else None
+    if found != (left if noted is None else (noted.rows, noted.updated_ms)):
         return True
     if one.turn in read.waiting:
-        return again or read.waiting[one.turn] != _last(outline)
-    # Reconciling sends nothing again for another policy.
-    return asked.since_ms is None and noted.policy != asked.policy and not is_as_strict(noted.policy, asked.policy)
+        return again or read.waiting[one.turn] != then
+    if noted is None or asked.since_ms is not None:
+        return False  # reconciling sends nothing again for another policy
+    return noted.policy != asked.policy and not is_as_strict(noted.policy, asked.policy)
 
 
 def _last(outline: Outline) -> str | None:

@@ -10,7 +10,7 @@ What was written before capture of the folder began is for `backfill`.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from app import destination, ledger
@@ -18,7 +18,7 @@ from app.enqueue import Place
 from app.export import Capture
 from app.noticed import AGAIN_S
 from app.opencode import ExportError, Store, StoreError
-from app.reading import GONE, Reader
+from app.reading import GONE, Reader, reason_of
 from app.transcript import TranscriptError
 
 QUIET_MS = 600_000
@@ -51,8 +51,6 @@ class _Ahead:
     """What OpenCode had written when it was last read."""
     has_more: bool = False
     """The last look did not get to its end."""
-    is_whole: bool = True
-    """Nothing of it was left out so far."""
 
 
 class Reconciling:
@@ -66,27 +64,35 @@ class Reconciling:
         destination_id: int,
         *,
         elsewhere: Callable[[], Collection[object]],
+        inherit: Callable[[str, Mapping[str, int]], None] = lambda *_: None,
         tell: Callable[[str], None],
     ) -> None:
-        """`store_name` is what notices know the store by. `elsewhere` tells what another live OpenCode has open."""
+        """`store_name` is what notices know the store by. `elsewhere` tells what another live OpenCode has open.
+
+        `inherit` is given what a dead hook owed inside of a session that our own OpenCode has open.
+        """
         self._store = store
         self._store_name = store_name
         self._reader = reader
         self._destination_id = destination_id
         self._elsewhere = elsewhere
+        self._inherit = inherit
         self._tell = tell
-        self._folders: dict[str, str] = {}
-        """Not yet listed: by directory, as the ledger knows it."""
+        self._folders: dict[str, tuple[str, float]] = {}
+        """Not yet listed: by directory, as the ledger knows it, and when it is due."""
         self._ahead: dict[str, _Ahead] = {}
 
     def begin(self, directory: str, folder: str) -> None:
         """Look at the sessions of a folder, from the next step on."""
         if directory.encode(errors="ignore").decode() == directory:  # else no store holds it
-            self._folders[directory] = folder
+            self._folders[directory] = folder, 0
 
     def is_due(self, now_s: float) -> bool:
         """Whether `step` has something to do. `now_s` is monotonic."""
-        return bool(self._folders) or any(one.due_s <= now_s for one in self._ahead.values())
+        return bool(self._due_folders(now_s)) or any(one.due_s <= now_s for one in self._ahead.values())
+
+    def _due_folders(self, now_s: float) -> list[str]:
+        return [directory for directory, (_, due_s) in self._folders.items() if due_s <= now_s]
 
     def step(
         self,
@@ -102,13 +108,15 @@ class Reconciling:
         `capture_of` a folder is None where it is not captured now. `ours` are the sessions that our own OpenCode has
         open: notices tell of them.
         """
-        if self._folders:
-            self._list(db, now_s, now_ms)
+        if folders := self._due_folders(now_s):
+            self._list(db, folders[0], ours, now_s, now_ms)
             return
-        session = min((one.due_s, name) for name, one in self._ahead.items() if one.due_s <= now_s)[1]
-        one = self._ahead.pop(session)
+        session, one = next((name, one) for name, one in self._ahead.items() if one.due_s <= now_s)
         capturing = capture_of(one.place.folder)
+        if session in ours:
+            self._inherit(session, one.owed)
         if capturing is None or session in ours:
+            del self._ahead[session]
             return
         is_first = one.unowned_s is None
         if session in self._elsewhere():
@@ -118,25 +126,24 @@ class Reconciling:
         one.is_settled = one.unowned_s is not None and now_s - one.unowned_s >= SETTLE_S
         one.due_s = now_s + (SETTLE_S if is_first and one.unowned_s is not None else AGAIN_S)
         try:
-            if one.unowned_s is not None and self._compare(db, session, one, capturing, now_ms):
-                return
-            one.due_s = now_s if one.has_more else one.due_s
+            is_done = one.unowned_s is not None and self._compare(db, session, one, capturing, now_ms)
         except (ExportError, TranscriptError) as error:
-            self._fail(error)
-            for other in self._ahead.values():
+            self._fail(db, error, one.owed)
+            for other in self._ahead.values() if isinstance(error, StoreError) else (one,):
                 other.due_s = max(other.due_s, now_s + AGAIN_S)
+            self._ahead[session] = self._ahead.pop(session)  # the others first
             return
-        except sqlite3.Error:
-            self._ahead[session] = one
-            raise
-        self._ahead[session] = one
+        if is_done:
+            del self._ahead[session]
+        elif one.has_more:
+            one.due_s = now_s
 
     def last_looks(
         self, db: sqlite3.Connection, capture_of: Callable[[str], Capture | None], *, now_s: float, now_ms: int
     ) -> None:
         """All that is ahead, once, now that no line will come any more. Raises sqlite3.Error, to be tried again."""
-        while self._folders:
-            self._list(db, now_s, now_ms)
+        for directory in list(self._folders):
+            self._list(db, directory, (), now_s, now_ms)
         failures = 0
         for session, one in sorted(self._ahead.items()):
             capturing = capture_of(one.place.folder)
@@ -148,42 +155,48 @@ class Reconciling:
                 except (ExportError, TranscriptError) as error:
                     # A session that cannot be read is one; a store that cannot be is the end.
                     failures += isinstance(error, StoreError)
-                    self._fail(error)
+                    self._fail(db, error, one.owed)
             del self._ahead[session]
 
-    def _list(self, db: sqlite3.Connection, now_s: float, now_ms: int) -> None:
+    def _list(self, db: sqlite3.Connection, directory: str, ours: Collection[str], now_s: float, now_ms: int) -> None:
         """What changed since it was compared: anything in it, as its end may come after that of its hook."""
-        directory, folder = self._folders.popitem()
-        try:
-            since_ms = destination.captured_since_ms(db, folder)
-            if since_ms is None:
+        folder, _ = self._folders[directory]
+        since_ms = destination.captured_since_ms(db, folder)
+        if since_ms is not None:
+            if old := ledger.forget_notices(db, now_ms - OWED_MS_MAX):
+                destination.note(db, GONE, now_ms, old)
+            elsewhere, owed = self._elsewhere(), ledger.open_notices(db, self._store_name, folder)
+            owed = {session: mark for session, mark in owed.items() if session not in elsewhere and session not in ours}
+            try:
+                self._list_sessions(db, directory, folder, since_ms, now_s, now_ms)
+                self._list_owed(db, owed, folder, now_s, now_ms)
+            except ExportError as error:
+                self._fail(db, error, owed)
+                self._folders[directory] = folder, now_s + AGAIN_S
                 return
-            changes = self._store.changes(directory)
-            due = {
-                name
-                for name, changed_ms in changes.items()
-                if changed_ms >= since_ms and not self._is_compared(db, name, changed_ms, now_ms)
-            }
-            for one in self._store.roots(directory, among={name for name in due if not self._is_inside(db, name)}):
-                self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
-            self._list_owed(db, folder, now_s, now_ms)
-        except ExportError as error:
-            self._fail(error)
-        except sqlite3.Error:
-            self._folders[directory] = folder
-            raise
+        del self._folders[directory]
 
-    def _list_owed(self, db: sqlite3.Connection, folder: str, now_s: float, now_ms: int) -> None:
+    def _list_sessions(
+        self, db: sqlite3.Connection, directory: str, folder: str, since_ms: int, now_s: float, now_ms: int
+    ) -> None:
+        due = {
+            name
+            for name, changed_ms in self._store.changes(directory).items()
+            if changed_ms >= since_ms and not self._is_compared(db, name, changed_ms, now_ms)
+        }
+        for one in self._store.roots(directory, among={name for name in due if not self._is_inside(db, name)}):
+            self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
+
+    def _list_owed(
+        self, db: sqlite3.Connection, owed: Mapping[str, int], folder: str, now_s: float, now_ms: int
+    ) -> None:
         """What the hooks of the folder that are gone had not read."""
-        if old := ledger.forget_notices(db, now_ms - OWED_MS_MAX):
-            destination.note(db, GONE, now_ms, old)
-        elsewhere = self._elsewhere()
-        for session, mark in ledger.open_notices(db, self._store_name, folder).items():
-            root = None if session in elsewhere else self._store.root_of(session)
+        for session, mark in owed.items():
+            root = self._store.root_of(session)
             if root is not None:
                 place = Place(self._destination_id, folder)
                 self._ahead.setdefault(root, _Ahead(place, now_s)).owed[session] = mark
-            elif session not in elsewhere and ledger.settle_notices(db, self._store_name, {session: mark}):
+            elif ledger.settle_notices(db, self._store_name, {session: mark}):
                 destination.note(db, GONE, now_ms)
 
     def _is_inside(self, db: sqlite3.Connection, session: str) -> bool:
@@ -219,13 +232,12 @@ class Reconciling:
         one.has_more = look is not None and look.has_more
         if look is None:
             return self._settle(db, one)
-        one.is_whole &= look.is_whole
         if look.has_more or look.is_waiting:
             one.read_ms = None if look.has_more else changed_ms
             return False
         if not look.has_interrupted:  # that is a guess, and the next start looks again
             noted_ms = min(changed_ms, now_ms)
-            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not one.is_whole)
+            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not look.is_whole)
         return self._settle(db, one)
 
     def _settle(self, db: sqlite3.Connection, one: _Ahead) -> bool:
@@ -233,5 +245,6 @@ class Reconciling:
             ledger.settle_notices(db, self._store_name, one.owed)
         return True
 
-    def _fail(self, error: ExportError | TranscriptError) -> None:
+    def _fail(self, db: sqlite3.Connection, error: ExportError | TranscriptError, owed: Collection[str]) -> None:
+        ledger.note_wait(db, self._store_name, owed, reason_of(error))
         self._tell(f"what OpenCode's store holds could not be compared: {error}")

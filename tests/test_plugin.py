@@ -879,10 +879,13 @@ def test_copy_with_newer_code_takes_over_and_ends_the_hook_of_the_older(host: Ho
     host.tell(*turn("ses_a"), busy("ses_b"))
     wait_until(lambda: hook.why("ses_b"))
     newer = hook.plugin("new.mjs", other_code(SOURCE.read_text()))
+    hook.behave("silent")
     host.load(newer)
-    wait_until(lambda: hook.has_ended)
     wait_until(lambda: len(hook.starts) == 2)
     wait_until(lambda: len(hook.why("ses_b")) == 2)
+    assert not hook.has_ended  # it would take the turn of ses_b for cut off: nobody else has it open yet
+    hook.behave("record")
+    wait_until(lambda: hook.has_ended)
     host.tell(idle("ses_b"), targets=[0])  # OpenCode still calls what the old code gave it
     wait_until(lambda: hook.of("idle").count("ses_b") == 1)
     second = hook.lines[[line["n"] for line in hook.lines].index(1, 1) :]

@@ -593,8 +593,6 @@ def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothin
     assert not one._reconciling.is_due(1e9 + AGAIN_S - 1)
     away.rename(machine.store.path)
     look(one, 1e9 + AGAIN_S)
-    assert len(machine.jobs()) == 1
-    machine.end(machine.hook())
     assert len(machine.jobs()) == 2
 
 
@@ -801,3 +799,191 @@ def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Ma
         incidents = {what: count for what, count, _ in destination.incidents(db)}
     assert incidents["turns that could not be read of session ses_a"] == 1
     assert incidents[GONE] == 2  # the own sessions of its two hooks, which nobody has written
+
+
+def test_a_session_that_is_not_there_costs_the_others_nothing(machine: Machine) -> None:
+    for name in ("a", "b", "c"):
+        machine.remember(talk(name, *asked_and_answered()))
+    one = machine.hook()
+    for session, why in (("ses_gone", "idle"), ("ses_a", "idle"), ("ses_b", "idle"), ("ses_c", "busy")):
+        one.take(notice(session, why))
+    look_for(one)
+    assert {session for session, _ in machine.states()} == {"ses_a", "ses_b", "ses_c"}
+    assert {what: count for what, count, _ in destination.incidents(one.db)} == {GONE: 1}
+    assert one._notices.owned() == ["ses_a", "ses_b", "ses_c", "ses_own"]
+
+
+def versions_of(machine: Machine, turn: str) -> int:
+    with closing(open_ledger(machine.home / "spool")) as db:
+        row = db.execute("select count(*) from job j join turn t on t.id = j.turn_id where t.name = ?", [turn])
+        return int(row.fetchone()[0])
+
+
+def test_a_subagent_that_is_resumed_in_a_later_turn_is_read_with_the_turn_that_it_belongs_to(machine: Machine) -> None:
+    asked, answered = asked_and_answered()
+    first = asked, {**answered, "parts": [task("ses_b", "prt_a")]}
+    machine.remember(talk("b", *asked_and_answered(CREATED_MS + 12), parent="ses_a"))
+    machine.remember(talk("a", *first))
+    one = machine.hook("ses_a")
+    show(one, "ses_a")
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
+    show(one, "ses_a")
+    assert versions_of(machine, "msg_a_1") == 1
+    for session in ("ses_a", "ses_b"):
+        show(one, session, "busy")
+    told = (*asked_and_answered(CREATED_MS + 12), *followed_up(CREATED_MS + 510))
+    machine.remember(talk("b", *told, parent="ses_a"))
+    resumed = user("msg_5", CREATED_MS + 500), assistant("msg_6", CREATED_MS + 505, task("ses_b"), parent="msg_5")
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300), *resumed))
+    show(one, "ses_b")
+    show(one, "ses_a")
+    assert versions_of(machine, "msg_a_1") == 2
+    assert ledger.unread(one.db) == []
+
+
+def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_done(machine: Machine) -> None:
+    asked, answered = asked_and_answered()
+    first = asked, {**answered, "parts": [task("ses_b", "prt_a")]}
+    machine.remember(talk("b", *asked_and_answered(CREATED_MS + 12), parent="ses_a"))
+    machine.remember(talk("a", *first, user("msg_3", CREATED_MS + 300)))
+    one = machine.hook("ses_a")
+    show(one, "ses_b", "late")
+    assert versions_of(machine, "msg_a_1") == 1
+    show(one, "ses_a", "busy")
+    asked, answered = asked_and_answered(CREATED_MS + 12)
+    late = {**answered, "parts": [text("late", "prt_a")]}
+    machine.remember(talk("b", asked, late, parent="ses_a"), written_ms=CREATED_MS + 305)
+    show(one, "ses_b", "late")
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
+    show(one, "ses_a")
+    assert versions_of(machine, "msg_a_1") == 2
+    assert ledger.unread(one.db) == []
+
+
+def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outlined = []
+    ask = Store.outline
+
+    def outline(store: Store, root: str, **asked: Any) -> Any:
+        outlined.append(root)
+        return ask(store, root, **asked)
+
+    monkeypatch.setattr(Store, "outline", outline)
+    told = list[Fields]()
+    for number in range(0, 300, 2):
+        told.append(user(f"msg_{number:03}", CREATED_MS + number, text("why?", f"prt_{number}")))
+        answer = text("so!", f"prt_{number + 1}")
+        told.append(assistant(f"msg_{number + 1:03}", CREATED_MS + number + 1, answer, parent=f"msg_{number:03}"))
+    machine.remember(talk("a", *told))
+    one = machine.hook()
+    outlined.clear()
+    one.take(notice("ses_a", "idle"))
+    noticed = one._notices.next(0)
+    assert noticed is not None
+    one._looking.look(noticed, 0, CREATED_MS + 1_000)
+    assert 0 < len(turns_of(machine)) < 100
+    told[1]["parts"][0]["text"] = "changed meanwhile"
+    machine.remember(talk("a", *told), written_ms=CREATED_MS + 900)
+    one.take(notice("ses_a", "late"))
+    look_for(one)
+    assert len(turns_of(machine)) == 1 + 150
+    assert versions_of(machine, "msg_a_000") == 2
+    assert outlined == ["ses_a"] * 2
+    assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
+
+
+def unread(one: Hook) -> list[tuple[str | None, int]]:
+    return [(each.reason, each.sessions) for each in ledger.unread(one.db)]
+
+
+@pytest.mark.parametrize("has_looked", [True, False])
+def test_what_a_dead_hook_owed_waits_visibly_until_the_store_can_be_read(machine: Machine, *, has_looked: bool) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b"):
+        machine.remember(talk(name, *asked_and_answered()))
+    dead = machine.hook("ses_a")
+    dead.take(notice("ses_b", "idle"))
+    away = machine.store.path.rename(machine.store.path.with_name("away.db"))
+    if has_looked:
+        look_for(dead)
+    machine.leave(dead)
+    one = machine.hook()
+    look(one, 0)
+    assert unread(one) == [("OpenCode's store is not there", 2)]
+    assert not one._reconciling.is_due(AGAIN_S - 1)
+    away.rename(machine.store.path)
+    look(one, AGAIN_S)
+    assert {session for session, _ in machine.states()} == {"ses_a", "ses_b"}
+    assert unread(one) == [("OpenCode's store is not there", 1)]  # its own, which it has not looked at again
+
+
+def test_a_session_that_could_not_be_compared_is_tried_again_after_the_others(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    for name in ("a", "b"):
+        machine.remember(talk(name, *asked_and_answered()))
+    dead = machine.hook()
+    dead.take(notice("ses_a", "idle"))
+    machine.leave(dead)
+    one = machine.hook()
+    one._reconciling.step(one.db, one._captures.of, {"ses_own"}, now_s=0, now_ms=CREATED_MS + 1_000)  # the list
+    away = machine.store.path.rename(machine.store.path.with_name("away.db"))
+    look(one, 0)
+    assert ("OpenCode's store is not there", 1) in unread(one)
+    away.rename(machine.store.path)
+    look(one, AGAIN_S)
+    assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
+    assert unread(one) == [(None, 1)]
+
+
+def test_what_a_dead_hook_owed_of_a_subagent_is_settled_with_its_root_that_is_open_again(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    called = assistant("msg_2", CREATED_MS + 20, task("ses_b"), finish=None, time={"created": CREATED_MS + 20})
+    machine.remember(talk("a", user("msg_1", CREATED_MS + 10), called))
+    machine.remember(talk("b", *asked_and_answered(), parent="ses_a"))
+    dead = machine.hook("ses_a")
+    show(dead, "ses_b", "busy")
+    machine.leave(dead)
+    one = machine.hook("ses_a")
+    look(one, 0)
+    assert unread(one) == [(None, 2)]
+    assert one._notices.owned() == ["ses_a", "ses_b"]
+    machine.remember(talk("a", user("msg_1", CREATED_MS + 10), assistant("msg_2", CREATED_MS + 20, task("ses_b"))))
+    show(one, "ses_a")
+    assert turns_of(machine) == {"session", "msg_a_1"}
+    assert unread(one) == []
+
+
+def test_a_session_that_is_about_to_be_written_for_the_first_time_is_not_gone(machine: Machine) -> None:
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook("ses_new")
+    look(one, 0)
+    assert unread(one) == [(None, 1)]
+    assert destination.incidents(one.db) == []
+
+
+def test_who_ends_last_settles_what_another_left_to_it(machine: Machine) -> None:
+    session = machine.remember(talk("a", *cut_off()))
+    one, another = machine.hook(session), machine.hook(session)
+    look(one, 0)
+    machine.end(another)
+    machine.end(one)
+    assert machine.states() == [(session, "pending")]
+    assert unread(machine.hook("ses_later")) == [(None, 1)]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_is_owed_when_the_spool_is_removed_is_read_into_the_new_one(machine: Machine, *, goes_on: bool) -> None:
+    session = machine.remember(talk("a", *cut_off()))
+    one = machine.hook(session)
+    show(one, session)
+    shutil.rmtree(machine.home / "spool")
+    if goes_on:
+        machine.remember(talk("a", *asked_and_answered()))
+        one.catch_up()
+        look_for(one)
+        assert unread(one) == []
+        assert machine.states() == [(session, "pending")]
+    machine.end(one)
+    assert machine.states() == [(session, "pending")]

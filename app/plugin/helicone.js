@@ -59,6 +59,7 @@ async function listen(child, text = "") {
     Object.assign(hook, { acked, isSilent: false })
     for (const session of sessions.values()) if (session.isLast && session.n > 0 && session.n <= acked) forget(session)
     pump()
+    if (isHeard()) hook.endFormer = hook.endFormer?.() // before, it would take what goes on in our sessions for cut off
   }
 }
 /** The hook does not read any more. If it has ended, the reason is on its way. */
@@ -111,6 +112,7 @@ function sayAll() {
   pump()
 }
 
+const isHeard = () => hook.n === hook.acked && !due.size
 const forget = (session) => void (sessions.delete(session.id), due.delete(session))
 function sessionOf(place, id) {
   const session = sessions.get(id) ?? { id, why: null, n: 0 }
@@ -132,8 +134,7 @@ const late = ({ state }, { part }) => (state === "idle" && !/pending|running/.te
 /** The events that tell something: why, or how to know. */
 const WHY = {
   __proto__: null, missed: "late", // ours
-  "session.created": (session, told) => void changeOf(session, told),
-  "session.updated": changeOf,
+  "session.created": (session, told) => void changeOf(session, told), "session.updated": changeOf,
   "session.status": ({ state }, { status }) => (status.type === "idle" || state === "busy" ? null : "busy"),
   "session.idle": "idle", "session.error": "error", "session.deleted": "deleted", "message.part.removed": "reverted",
   "message.updated": late, "message.part.updated": late, "message.removed": "reverted",
@@ -159,8 +160,7 @@ async function hear({ directory }, { event }) {
 }
 
 /** A directory's loads (two copies, an instance made anew) share a place. The newest that has options gives them. */
-function join(load) {
-  const { directory } = load
+function join(load, { directory } = load) {
   const place = places.get(directory) ?? { directory, loads: new Set() }
   places.set(directory, Object.assign(place, { isUnwanted: false, options: optionsOf(place.loads.add(load)) }))
 }
@@ -168,20 +168,20 @@ const optionsOf = (loads) => [...loads].findLast(({ options }) => Object.keys(op
 
 /** Waits until everything is acknowledged, or until the hook keeps us waiting: once, until it is heard again. */
 async function leave(load) {
-  const isDone = () => !hook.child || (hook.n === hook.acked && !due.size)
   const untilMs = Date.now() + (hook.isSilent ? 0 : DISPOSE_MS_MAX)
-  while (!isDone() && Date.now() < untilMs) await new Promise((resolve) => setTimeout(resolve, 10))
-  hook.isSilent = !isDone()
+  while (hook.child && !isHeard() && Date.now() < untilMs) await new Promise((resolve) => setTimeout(resolve, 10))
+  hook.isSilent = hook.child !== null && !isHeard()
   const { loads } = places.get(load.directory)
   if (loads.delete(load) && loads.size) places.get(load.directory).options = optionsOf(loads)
 }
 
-function stop() {
-  void (async () => hook.child?.stdin.end())().catch(() => {})
+/** Says and starts nothing any more. What it returns ends the hook, once the next one knows which sessions are open. */
+function stop({ child, endFormer } = hook) {
   Object.assign(hook, NEW_LIFE, { notBeforeMs: Infinity })
+  return () => void (async () => endFormer?.() ?? child?.stdin.end())().catch(() => {})
 }
 if (current()?.code !== INSTALLED.code) {
-  current()?.stop()
+  hook.endFormer = current()?.stop()
   globalThis[REGISTRY] = { code: INSTALLED.code, places, sessions, join, hear, leave, report, stop }
   sayAll()
 }
