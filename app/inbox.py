@@ -194,6 +194,8 @@ def read_line(data: bytes) -> Line:
             raise LineError(f"no {name}")
         if name != "directory" and has_half_a_character(value):
             raise LineError(f"{name} holds half a character")
+        if name != "directory" and "\0" in value:
+            raise LineError(f"{name} holds a NUL")  # where SQLite's JSON functions end a text
     if fields["type"] not in {"notice", "trouble", "refused"} or (fields["type"] == "notice" and why not in WHYS):
         raise LineError("unknown type")
     options = message.get("options") or {}

@@ -279,11 +279,15 @@ def _break_a_row(dice: random.Random, db: sqlite3.Connection, sessions: list[str
     row = dice.choice(rows)
     value: object
     if table != "session" and dice.random() < 0.7:
-        column, value = "data", broken(dice, json.loads(row["data"]) if _is_json(row["data"]) else {})
+        made = broken(dice, json.loads(row["data"]) if _is_json(row["data"]) else {})
+        # SQLite's JSON functions end a text at a NUL, so that an id with one is another for them.
+        column, value = "data", made.replace(b"\\u0000", b"?")
     else:
         told = [name for name in row.keys() if name != "place"]  # noqa: SIM118 - a row is no mapping
         column = dice.choice([name for name in told if not name.startswith(("cost", "tokens", "summary"))])
-        value = dice.choice((*sessions, "x", "", -1, 2**62, 1.5, "[]", "{", b"\xff", "\0", "a/b", "日本"))
+        times, names = (-1, 0, 1.5, 2**62), (*sessions, "x", "", "a/b", "日本")
+        texts = (*names, *times, "[]", "{", b"\xff", "\0")
+        value = dice.choice(times if column.startswith("time") else names if column.endswith("id") else texts)
     # As text, even if it is none.
     wanted = f"update {table} set {column} = iif(typeof(?1) = 'blob', cast(?1 as text), ?1) where rowid = ?2"  # noqa: S608
     with suppress(sqlite3.IntegrityError):  # an id that another row has
@@ -351,8 +355,9 @@ class Expected:
     notices: int = 0
     others: int = 0
     """Lines that are fine and bring no turns."""
-    jobs: dict[tuple[str, str, str], set[str]] = field(default_factory=dict)
-    """(Root session, turn, digest) -> keys. One must be there: what is there under a stricter policy stays."""
+    turns: set[tuple[str, str]] = field(default_factory=set)
+    """(Root session, digest) of what must be there, under any policy that a line brought: a stricter one stays."""
+    policies: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
     """Sessions that cannot be read."""
     deleted: set[str] = field(default_factory=set)
@@ -384,6 +389,7 @@ class Expected:
         self.notices += 1
         # Where an option was broken nothing is taken, and nothing refused.
         if capturing is not None and settings.enable and said.session:
+            self.policies.add(capturing.policy.digest(""))
             self._notice(said.session, capturing)
 
     def _notice(self, session: str, capturing: Capture) -> None:
@@ -395,8 +401,7 @@ class Expected:
         copies = {turn.digest for turn in transcript.turns if turn.is_copy}
         for one in told:
             if one.digest not in copies and (one.turn != ledger.SESSION_RECORD or not copies):
-                made = self.jobs.setdefault((transcript.session.id, one.turn, one.digest), set())
-                made.add(key(one.digest, capturing.policy.digest("")))
+                self.turns.add((transcript.session.id, one.digest))
 
     def _transcript(self, session: str) -> Transcript | None:
         if session not in self._transcripts:
@@ -419,7 +424,7 @@ class Expected:
         """Turns of which the ledger has no version, though it should."""
         have = {row["key"] for row in db.execute("select key from job")}
         under = {row["name"] for row in db.execute("select name from session where root_name <> name")}
-        lost = [root for (root, _, _), keys in self.jobs.items() if not keys & have]
+        lost = [root for root, digest in self.turns if not any(key(digest, policy) in have for policy in self.policies)]
         return [root for root in lost if root not in self.deleted | under]
 
 

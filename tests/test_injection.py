@@ -107,7 +107,7 @@ def test_no_header_and_no_file_name_comes_from_a_session(tmp_path: Path) -> None
             api_key("q"),
             {"OPENCODE_HELICONE_USER_ID": "a%0d%0aX-Injected: yes/../日本"},
         )
-        evil = hostile(EVIL, EVIL.replace("/", "").replace("\ud800", ""))
+        evil = hostile(EVIL, re.sub("[/\0\ud800]", "", EVIL))  # a notice's ids hold no NUL
         with hook(station) as process:
             process.show(evil, directory=f"/home/{EVIL}")
             process.end()

@@ -93,7 +93,8 @@ class Store:
         Only those `among` others: to tell a subagent, all that was said in its parent is read.
         """
         found: dict[str, Head] = {}
-        for heads in self._all(lambda rows: reading.roots(rows, directory, among)):
+        where = None if directory is None else _as_stored(directory)
+        for heads in self._all(lambda rows: reading.roots(rows, where, among)):
             found = {head.id: head for head in heads} | found
         ordered = sorted(found.values(), key=lambda head: (head.created_ms, head.id))
         return [StoredSession(head.id, head.directory, head.created_ms, head.updated_ms) for head in ordered]
@@ -109,8 +110,9 @@ class Store:
     def changes(self, directory: str) -> dict[str, int]:
         """`changed_ms` of all sessions that were started in a directory."""
         found: dict[str, int] = {}
+        where = _as_stored(directory)
         for changes in self._all(
-            lambda rows: {head.id: reading.family_weight(rows, head.id)[1] for head in rows.heads(directory)}
+            lambda rows: {head.id: reading.family_weight(rows, head.id)[1] for head in rows.heads(where)}
         ):
             found = changes | found
         return found
@@ -220,3 +222,8 @@ class Store:
         if failed is not None and not (is_there and isinstance(failed, AbsentError)):
             raise failed
         return None
+
+
+def _as_stored(directory: str) -> str:
+    """No store holds half a character."""
+    return directory.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

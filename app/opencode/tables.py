@@ -22,7 +22,7 @@ NEEDED = {
     "part": {"id", "message_id", "session_id", "time_updated", "data"},
 }
 # A row that is not JSON costs its own session, where it is read, and no question about others.
-_PARENT = "iif(json_valid(m.data), json_extract(m.data, '$.parentID'), null)"
+_PARENT = "iif(json_valid(m.data) and json_type(m.data, '$.parentID') = 'text', m.data ->> '$.parentID', null)"
 _ROLE = "iif(json_valid(m.data), json_extract(m.data, '$.role'), null)"
 _CWD = "iif(json_valid(m.data), json_extract(m.data, '$.path.cwd'), null)"
 _COMPLETED = "iif(json_valid(m.data), json_extract(m.data, '$.time.completed'), null)"
