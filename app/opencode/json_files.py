@@ -20,7 +20,8 @@ from stat import S_ISDIR
 from typing import TypeVar
 
 from app.opencode.access import StoreError, may_be
-from app.opencode.rows import Head, Memory, Rows, turn_of
+from app.opencode.rows import Head, Memory, Rows, is_settled, subagent
+from app.shape import Place
 from app.transcript import Json
 
 TORN_S = 10.0
@@ -109,7 +110,9 @@ class JsonRows:
         found = {}
         for path in _inside(self._path / "message" / session):
             if path.stem not in known.created_ms or path.stem in known.unreadable:
-                self._learn(session, path)
+                told = self._fields(path)
+                if told is not None:
+                    known.learn(path.stem, told, _written_ms(path))
             if path.stem in known.created_ms:
                 found[path.stem] = known.created_ms[path.stem]
         ordered = sorted(found, key=lambda name: (found[name], name))
@@ -139,19 +142,12 @@ class JsonRows:
         for name in messages:
             if name not in known:
                 found[name] = tuple(self._named(name))
-                told = self._fields(self._message(session, name)) or {}
-                times = told.get("time")
-                if told.get("role") == "user" or (isinstance(times, dict) and times.get("completed") is not None):
+                if is_settled(self._fields(self._message(session, name)) or {}):
                     known[name] = found[name]
         return {name: found[name] if name in found else known[name] for name in messages}
 
-    def answers(self, session: str) -> Iterator[tuple[str, int, str]]:
-        for name, created_ms in self.created_ms(session).items():
-            told = self._fields(self._message(session, name)) or {}
-            path = told.get("path")
-            cwd = _text(path, "cwd") if isinstance(path, dict) else None
-            if told.get("role") == "assistant" and cwd is not None:
-                yield name, created_ms, cwd
+    def answers(self, session: str) -> Iterable[tuple[str, int, str]]:
+        return self._memory.of(session).answers(self.listed(session))
 
     def created_ms(self, session: str) -> dict[str, int]:
         known = self._memory.of(session).created_ms
@@ -197,10 +193,8 @@ class JsonRows:
         told = self._fields(path)
         if told is None:
             return None
-        times = told.get("time")
-        created_ms, updated_ms = (
-            _ms(times.get(name)) if isinstance(times, dict) else None for name in ("created", "updated")
-        )
+        time = Place("", told).object("time")
+        created_ms, updated_ms = time.moment("created"), time.moment("updated")
         written_ms = _written_ms(path)
         parent = _text(told, "parentID")
         return Head(
@@ -211,28 +205,11 @@ class JsonRows:
             written_ms if updated_ms is None else updated_ms,
         )
 
-    def _learn(self, session: str, path: Path) -> None:
-        """What cannot change of a message. One that is gone meanwhile is not there."""
-        told = self._fields(path)
-        if told is None:
-            return
-        known = self._memory.of(session)
-        times = told.get("time")
-        created_ms = _ms(times.get("created")) if isinstance(times, dict) else None
-        known.created_ms[path.stem] = _written_ms(path) if created_ms is None else created_ms
-        known.turn_of[path.stem] = turn_of(path.stem, told.get("role"), told.get("parentID"))
-        known.unreadable.discard(path.stem)
-        if told.get("role") not in ("user", "assistant"):
-            known.unreadable.add(path.stem)
-
     def _named(self, message: str) -> Iterator[str]:
         for path in sorted(self._parts(message)):
             if b'"sessionId"' not in _bytes(path):
                 continue
-            part = self._fields(path) or {}
-            state = part.get("state")
-            metadata = state.get("metadata") if part.get("type") == "tool" and isinstance(state, dict) else None
-            name = _text(metadata, "sessionId") if isinstance(metadata, dict) else None
+            name = subagent(self._fields(path))
             if name is not None:
                 yield name
 
@@ -273,7 +250,3 @@ def _written_ms(path: Path) -> int:
 def _text(fields: dict[str, Json] | None, name: str) -> str | None:
     value = fields.get(name) if fields is not None else None
     return value if isinstance(value, str) else None
-
-
-def _ms(value: Json) -> int | None:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
