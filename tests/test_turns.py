@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from app.opencode import Outline, Store
+from app.opencode.rows import Memory
+from app.opencode.tables import TableRows
 from app.parse import parse
 from app.transcript import TranscriptError, Turn
 from tests import snapshots
@@ -267,6 +269,43 @@ def test_an_answer_belongs_to_the_same_turn_in_all_that_is_read(tmp_path: Path, 
         apart = store.transcript(wanted["root"], {turn.id})
         assert apart is not None
         assert told(apart.turns) == told([turn])
+
+
+ELSEWHERE = {
+    "one gone in the middle": "delete from message where id = (select id from message order by id limit 1 offset 3)",
+    "the last one gone": "delete from message where id = (select max(id) from message)",
+    "the last one replaced": "update message set id = 'msg_zz' where id = (select max(id) from message)",
+    "one more at the end": "insert into message select 'msg_zz', session_id, 9e15, 0, '{}' from message limit 1",
+    "one more in the middle": "insert into message select 'msg_aa', session_id, 0, 0, '{}' from message limit 1",
+    "an undo and another turn": "delete from message where id > (select id from message order by id limit 1 offset 3);"
+    "insert into message select id || 'z', session_id, 9e15, 0, data from message",
+    "all gone": "delete from message",
+}
+
+
+@pytest.mark.parametrize("change", ELSEWHERE)
+def test_messages_that_come_and_go_are_listed_as_they_are(tmp_path: Path, change: str) -> None:
+    wanted = export("i_long_session")
+    store = stored(tmp_path, wanted)
+    before = store.outline(wanted["root"])
+    assert before == store.outline(wanted["root"])
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.executescript(ELSEWHERE[change])
+    assert store.outline(wanted["root"]) == Store(store.path).outline(wanted["root"]) != before
+    assert store.transcript(wanted["root"]) == Store(store.path).transcript(wanted["root"])
+
+
+def test_of_a_session_that_is_known_only_what_is_new_is_listed(tmp_path: Path) -> None:
+    wanted = export("i_long_session")
+    said: list[str] = []
+    with closing(sqlite3.connect(stored(tmp_path, wanted).path)) as db:
+        db.row_factory = sqlite3.Row
+        rows = TableRows(db, Memory())
+        whole = rows.listed(wanted["root"])
+        db.execute("insert into message select 'msg_zz', session_id, 9e15, 0, '{}' from message limit 1")
+        db.set_trace_callback(said.append)
+        assert list(rows.listed(wanted["root"])) == [*whole, "msg_zz"]
+    assert not [one for one in said if "order by" in one and ">=" not in one]
 
 
 def test_a_subagent_is_shown_inside_of_the_session_whose_call_names_it(tmp_path: Path) -> None:

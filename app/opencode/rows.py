@@ -81,6 +81,11 @@ class Known:
     worked_in: dict[str, str] = field(default_factory=dict)
     """By answer where OpenCode worked."""
 
+    listed: dict[str, str] = field(default_factory=dict)
+    """All messages with their turns, in order, as last seen."""
+    newest: tuple[object, ...] | None = None
+    """The last of them, as the store finds it again."""
+
     def learn(self, message: str, told: dict[str, Json], written_ms: int) -> None:
         """From a message's `info`, as `parse` finds it."""
         info = Place("", {**told, "id": message})

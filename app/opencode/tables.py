@@ -61,18 +61,22 @@ class TableRows:
 
     def listed(self, session: str) -> dict[str, str]:
         known = self._memory.of(session)
-        rows = self._db.execute(
-            f"select {ID} as name, coalesce(cast(time_created as integer), 0) as created_ms"
-            " from message where session_id = ? order by time_created, id",
-            (session,),
-        )
-        found = {row["name"]: row["created_ms"] for row in rows}
+        (count,) = self._db.execute("select count(*) from message where session_id = ?", (session,)).fetchone()
+        added = self._since(session, known.newest) if known.newest is not None else []
+        # Where other messages came or went than at the end, all are listed anew.
+        if not added or added[0][:2] != known.newest or len(known.listed) + len(added) - 1 != count:
+            known.listed, added = {}, self._since(session)
+        known.newest = added[-1][:2] if added else None
+        found = {name: created_ms for *_, name, created_ms in added if name not in known.listed}
         for row in self._messages([name for name in found if name not in known.turn_of]):
             known.learn(row["id"], fields(row["data"]), found.get(row["id"], 0))
         for name, created_ms in found.items():
             if name not in known.turn_of:
                 known.learn(name, {}, created_ms)  # it cannot be asked for: no text, or not in UTF-8
-        return {name: known.turn_of[name] for name in sorted(found, key=lambda name: (known.created_ms[name], name))}
+        if found:
+            names = sorted([*known.listed, *found], key=lambda name: (known.created_ms[name], name))
+            known.listed = {name: known.turn_of[name] for name in names}
+        return known.listed
 
     def unreadable(self, session: str) -> Collection[str]:
         return self._memory.of(session).unreadable
@@ -136,6 +140,16 @@ class TableRows:
             for table, name in (("session", "id"), ("message", "session_id"), ("part", "session_id"))
         ]
         return sum(row["rows"] for row in found), max(row["updated_ms"] for row in found)
+
+    def _since(self, session: str, newest: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """The messages from this one on, or all: (time_created, id) as they are kept, and as they are read."""
+        later = "and (time_created, id) >= (?, ?)" if newest else ""
+        rows = self._db.execute(
+            f"select time_created, id, {ID}, coalesce(cast(time_created as integer), 0)"
+            f" from message where session_id = ? {later} order by time_created, id",
+            (session, *newest),
+        )
+        return [tuple(row) for row in rows]
 
     def _messages(self, names: list[str]) -> sqlite3.Cursor:
         """Those of them that can be asked for, and others: SQLite ends a text in JSON at a NUL."""
