@@ -42,6 +42,8 @@ class Excerpt:
     undone_from: tuple[int, str] | None
     """(time.created, id) of the message that `/undo` went back to."""
     origin: str | None
+    began_ms: int
+    """When its first message was created."""
 
 
 def parse(snapshot: Json, excerpt: Excerpt | None = None) -> Transcript:
@@ -94,7 +96,8 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int, excerpt: 
     """`unclaimed` loses each subagent's session to the first call that names it, which also rules out cycles."""
     info = entry.need("info")
     listed = _in_order(entry, info.object("time").moment("created") or 0)
-    session = _session(info, min((one.created_ms for one in listed if one.created_ms), default=0))
+    began_ms = min((one.created_ms for one in listed if one.created_ms), default=0)
+    session = _session(info, began_ms if excerpt is None else excerpt.began_ms)
 
     def child_of(part: Place) -> Transcript | None:
         return _child(part, session, unclaimed, depth)

@@ -279,15 +279,11 @@ def _break_a_row(dice: random.Random, db: sqlite3.Connection, sessions: list[str
     row = dice.choice(rows)
     value: object
     if table != "session" and dice.random() < 0.7:
-        made = broken(dice, json.loads(row["data"]) if _is_json(row["data"]) else {})
-        # SQLite's JSON functions end a text at a NUL, so that an id with one is another for them.
-        column, value = "data", made.replace(b"\\u0000", b"?")
+        column, value = "data", broken(dice, json.loads(row["data"]) if _is_json(row["data"]) else {})
     else:
         told = [name for name in row.keys() if name != "place"]  # noqa: SIM118 - a row is no mapping
         column = dice.choice([name for name in told if not name.startswith(("cost", "tokens", "summary"))])
-        times, names = (-1, 0, 1.5, 2**62), (*sessions, "x", "", "a/b", "日本")
-        texts = (*names, *times, "[]", "{", b"\xff", "\0")
-        value = dice.choice(times if column.startswith("time") else names if column.endswith("id") else texts)
+        value = dice.choice((*sessions, "x", "", -1, 0, 2**62, 1.5, "[]", "{", b"\xff", "\0", "a/b", "日本"))
     # As text, even if it is none.
     wanted = f"update {table} set {column} = iif(typeof(?1) = 'blob', cast(?1 as text), ?1) where rowid = ?2"  # noqa: S608
     with suppress(sqlite3.IntegrityError):  # an id that another row has

@@ -133,9 +133,51 @@ def test_a_file_that_stays_torn_costs_itself_and_is_told(tmp_path: Path) -> None
     assert "secret-word" not in repr(found)
 
 
+@pytest.mark.parametrize("why", ["torn", "unreadable"])
+def test_a_session_whose_file_cannot_be_read_costs_itself(tmp_path: Path, why: str) -> None:
+    family, other = export("f_subagent"), export("a_simple")
+    store = Store(put(tmp_path, family, other))
+    directory = other["sessions"][0]["info"]["directory"]
+    file = next((tmp_path / "storage" / "session").glob(f"*/{family['root']}.json"))
+    if why == "torn":
+        file.write_text("{")
+    else:
+        file.unlink()
+        file.mkdir()
+    assert {other["root"], family["root"]} <= {root.id for root in store.roots()}
+    assert other["root"] in {root.id for root in store.roots(directory)} & set(store.changes(directory))
+    assert store.transcript(other["root"]) == parse(other)
+    with pytest.raises(StoreError, match="cannot be read: ses_"):
+        store.root_of(family["root"])
+
+
+def test_a_folder_that_cannot_be_listed_is_none_that_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, other = export("a_simple"), export("b_tools")
+    store = Store(put(tmp_path, wanted, other))
+    listdir = os.listdir
+
+    def refused(folder: Path) -> list[str]:
+        if wanted["root"] in str(folder):
+            raise PermissionError(13, "Permission denied")
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(StoreError, match="Permission denied"):
+        store.outline(wanted["root"])
+    assert store.transcript(other["root"]) == parse(other)
+
+
+def test_a_parent_that_cannot_be_a_file_is_none(tmp_path: Path) -> None:
+    wanted, odd = export("a_simple"), export("b_tools")
+    odd["sessions"][0]["info"]["parentID"] = "x" * 300
+    store = Store(put(tmp_path, wanted, odd))
+    assert {root.id for root in store.roots()} == {wanted["root"], odd["root"]}
+    assert store.root_of(odd["root"]) == odd["root"]
+
+
 def test_a_name_that_is_none_leads_nowhere(tmp_path: Path) -> None:
     store = Store(put(tmp_path, export("a_simple")))
-    for name in ("*", "../*/*", "ses_*", "", "ses_nowhere"):
+    for name in ("*", "../*/*", "ses_*", "", "ses_nowhere", "x" * 300, "\0"):
         assert store.root_of(name) is None
         assert store.outline(name) is None
         assert store.transcript(name) is None

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from app.opencode import ExportError, Store, StoreError, examine, families, snapshot, store_file
+from app.opencode import AbsentError, ExportError, Store, StoreError, examine, families, snapshot, store_file
 from app.opencode.access import Access
+from app.opencode.store import databases
 from app.parse import parse
 from app.transcript import UNREADABLE, Other
 from tests.recorded import export, exported
@@ -292,6 +293,26 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         Store(tmp_path / "opencode.db").files("ses_1")
     with pytest.raises(ExportError, match="holds no session ses_1"):
         Store(built(tmp_path / "opencode.db", export("a_simple"))).files("ses_1")
+
+
+def test_a_place_that_nobody_may_look_into_is_none_that_is_empty(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 300)
+    store = Store(folder / "opencode.db")
+    assert store.is_there()
+    for ask in (store.roots, lambda: store.root_of("ses_1"), lambda: store.outline("ses_1")):
+        with pytest.raises(StoreError, match="cannot be read: File name too long") as told:
+            ask()
+        assert not isinstance(told.value, AbsentError)
+    assert databases(folder / "another.db") == [folder / "another.db"]
+
+
+def test_a_channel_that_nobody_may_look_at_costs_itself(tmp_path: Path) -> None:
+    own = export("a_simple")
+    store = Store(built(tmp_path / "opencode.db", own))
+    (tmp_path / "opencode-dev.db").symlink_to(tmp_path / ("x" * 300))
+    assert store.transcript(own["root"]) == parse(own)
+    with pytest.raises(StoreError, match=r"opencode-dev\.db cannot be read"):
+        store.root_of("ses_nowhere")
 
 
 def test_the_store_lies_where_opencode_says() -> None:

@@ -7,14 +7,16 @@ import random
 import re
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from app.opencode import Outline, Store
+from app.opencode.rows import Memory
+from app.opencode.tables import TableRows
 from app.parse import parse
-from app.transcript import Turn
+from app.transcript import TranscriptError, Turn
 from tests import snapshots
 from tests.recorded import export, exported
 from tests.snapshots import CREATED_MS, Fields
@@ -192,6 +194,116 @@ def test_an_undo_shows_in_the_outline_of_the_turns_that_it_takes_back(tmp_path: 
     after = store.outline(wanted["root"])
     assert after is not None
     assert [one.turn for one in after.turns if one not in before.turns] == [one.turn for one in before.turns[-2:]]
+
+
+ODD = (
+    "null", "-1", "1.5", "4611686018427387904", "9e999", "''", "'soon'", "'a/b'", "'session'", "x''", "x'ff'",
+    *(f"cast(x'{raw}' as text)" for raw in ("00", "610062", "ff", "eda080")),
+)  # fmt: skip
+"""What a column may hold: also bytes, texts with a NUL in them, and texts that are not UTF-8."""
+COLUMNS = {
+    "session": ("id", "parent_id", "directory", "title", "version", "time_created", "time_updated", "time_archived"),
+    "message": ("id", "time_created", "time_updated", "data"),
+    "part": ("id", "time_created", "time_updated", "data"),
+}
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("table", COLUMNS)
+def test_an_odd_row_costs_its_own_turn_at_most(tmp_path: Path, table: str, value: str) -> None:
+    wanted = export("f_subagent")
+    asked = [snapshots.user(f"msg_{n}", CREATED_MS + n, snapshots.text("asked", f"prt_{n}")) for n in (1, 3)]
+    said = [
+        snapshots.assistant(
+            f"msg_{n + 1}", CREATED_MS + n + 1, snapshots.text("said", f"prt_{n + 1}"), parent=f"msg_{n}"
+        )
+        for n in (1, 3)
+    ]
+    other = snapshots.snapshot(snapshots.entry(asked[0], said[0], asked[1], said[1]))
+    for column in COLUMNS[table]:
+        path = tmp_path / column
+        path.mkdir()
+        store = stored(path, wanted, other)
+        whole = parse(other)
+        owner = "id" if table == "session" else "session_id"
+        with closing(sqlite3.connect(store.path)) as db, db:
+            (last,) = db.execute(f"select max(rowid) from {table} where {owner} = ?", (other["root"],)).fetchone()  # noqa: S608
+            db.execute(f"update {table} set {column} = {value} where rowid = ?", (last,))  # noqa: S608
+        assert store.transcript(wanted["root"]) == parse(wanted)
+        assert wanted["root"] in {root.id for root in store.roots()}
+        assert wanted["root"] in store.changes(wanted["sessions"][0]["info"]["directory"])
+        root = next((root.id for root in store.roots() if root.id != wanted["root"]), other["root"])
+        store.root_of(root)
+        if table == "session" and column == "id":
+            with suppress(TranscriptError):
+                store.transcript(root)
+            continue
+        outline, found = store.outline(root), store.transcript(root)
+        assert store.changed_ms(root) is not None
+        assert outline is not None
+        assert found is not None
+        assert table == "session" or whole.turns[:-1] == found.turns[: len(whole.turns) - 1]
+        assert {turn.id for turn in found.turns} <= {turn.turn for turn in outline.turns}
+        for turn in outline.turns:
+            apart = store.transcript(root, {turn.turn})
+            assert apart is not None
+            assert told(apart.turns) == told(one for one in found.turns if one.id == turn.turn)
+            assert store.outline(root, since=turn.turn) is not None
+        store.turn(root, None)
+        assert store.files(root)
+
+
+@pytest.mark.parametrize(
+    "parent", [5, ["x"], "", "a/b", "session", "a\0b", "\ud800", "x" * 600, None, {"a": 1}], ids=ascii
+)
+def test_an_answer_belongs_to_the_same_turn_in_all_that_is_read(tmp_path: Path, parent: object) -> None:
+    wanted = export("a_simple")
+    wanted["sessions"][0]["messages"][-1]["info"]["parentID"] = parent
+    store = stored(tmp_path, wanted)
+    whole, outline = parse(wanted), store.outline(wanted["root"])
+    assert outline is not None
+    assert {one.turn for one in outline.turns} == {turn.id for turn in whole.turns}
+    for turn in whole.turns:
+        apart = store.transcript(wanted["root"], {turn.id})
+        assert apart is not None
+        assert told(apart.turns) == told([turn])
+
+
+ELSEWHERE = {
+    "one gone in the middle": "delete from message where id = (select id from message order by id limit 1 offset 3)",
+    "the last one gone": "delete from message where id = (select max(id) from message)",
+    "the last one replaced": "update message set id = 'msg_zz' where id = (select max(id) from message)",
+    "one more at the end": "insert into message select 'msg_zz', session_id, 9e15, 0, '{}' from message limit 1",
+    "one more in the middle": "insert into message select 'msg_aa', session_id, 0, 0, '{}' from message limit 1",
+    "an undo and another turn": "delete from message where id > (select id from message order by id limit 1 offset 3);"
+    "insert into message select id || 'z', session_id, 9e15, 0, data from message",
+    "all gone": "delete from message",
+}
+
+
+@pytest.mark.parametrize("change", ELSEWHERE)
+def test_messages_that_come_and_go_are_listed_as_they_are(tmp_path: Path, change: str) -> None:
+    wanted = export("i_long_session")
+    store = stored(tmp_path, wanted)
+    before = store.outline(wanted["root"])
+    assert before == store.outline(wanted["root"])
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.executescript(ELSEWHERE[change])
+    assert store.outline(wanted["root"]) == Store(store.path).outline(wanted["root"]) != before
+    assert store.transcript(wanted["root"]) == Store(store.path).transcript(wanted["root"])
+
+
+def test_of_a_session_that_is_known_only_what_is_new_is_listed(tmp_path: Path) -> None:
+    wanted = export("i_long_session")
+    said: list[str] = []
+    with closing(sqlite3.connect(stored(tmp_path, wanted).path)) as db:
+        db.row_factory = sqlite3.Row
+        rows = TableRows(db, Memory())
+        whole = rows.listed(wanted["root"])
+        db.execute("insert into message select 'msg_zz', session_id, 9e15, 0, '{}' from message limit 1")
+        db.set_trace_callback(said.append)
+        assert list(rows.listed(wanted["root"])) == [*whole, "msg_zz"]
+    assert not [one for one in said if "order by" in one and ">=" not in one]
 
 
 def test_a_subagent_is_shown_inside_of_the_session_whose_call_names_it(tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ class Access:
 
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """What it finds in one state of the store. Raises StoreError, and what the question raises."""
+        try:
+            return self._ask(question)
+        except OSError as error:
+            raise StoreError(f"OpenCode's store {self.path} cannot be read: {error.strerror}") from None
+
+    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         for _ in range(TRIES_MAX):
             before = self._look()
             try:
@@ -110,10 +116,11 @@ class Access:
         """What is there of it now."""
         # SQLite, too, looks for these beside what a symbolic link means.
         path = Path(os.path.realpath(self.path))
-        beside = ("", "-wal", "-shm", "-journal")
-        found, log, index, journal = (_stat(path.with_name(path.name + ending)) for ending in beside)
-        if found is None or not S_ISREG(found.st_mode):
+        beside = ("-wal", "-shm", "-journal")
+        if not may_be(path, S_ISREG):
             raise AbsentError(f"OpenCode's store {self.path} is not there")
+        found = path.stat()
+        log, index, journal = (_stat(path.with_name(path.name + ending)) for ending in beside)
         return _State(
             file=(found.st_dev, found.st_ino),
             written=(found.st_size, found.st_mtime_ns),
@@ -121,6 +128,16 @@ class Access:
             has_index=index is not None,
             has_journal=journal is not None and journal.st_size > 0,
         )
+
+
+def may_be(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Whether there is one of this kind; also where nobody can tell: whoever reads it learns why."""
+    try:
+        return is_kind(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
 
 
 def _stat(path: Path) -> os.stat_result | None:

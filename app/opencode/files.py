@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.opencode.rows import subagents
 from app.opencode.translated import exported
 from app.parse import parse
 from app.shape import place
@@ -83,7 +84,7 @@ def examine(file: File) -> Export:
         directory=session.directory,
         created_ms=session.created_ms,
         updated_ms=session.updated_ms,
-        subagents=frozenset(_subagents(entry)),
+        subagents=frozenset(subagents(entry)),
         is_sanitized=any(_MARK.fullmatch(text) for text in (session.title or "", session.directory or "")),
         skipped=skipped,
     )
@@ -205,15 +206,3 @@ def _snapshot(entries: list[dict[str, Json]]) -> dict[str, Json]:
     root = place(entries[0]["info"], "info").identity("id")
     sessions: list[Json] = [*entries]
     return {"root": root, "sessions": sessions}
-
-
-def _subagents(entry: dict[str, Json]) -> Iterable[str]:
-    """Of an entry that was parsed already."""
-    for _, message in place(entry, "").items("messages"):
-        parts = message.get("parts") if isinstance(message, dict) else None
-        for part in parts if isinstance(parts, list) else ():
-            state = part.get("state") if isinstance(part, dict) and part.get("type") == "tool" else None
-            metadata = state.get("metadata") if isinstance(state, dict) else None
-            name = metadata.get("sessionId") if isinstance(metadata, dict) else None
-            if isinstance(name, str):
-                yield name

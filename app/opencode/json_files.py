@@ -16,15 +16,18 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TypeVar
 
-from app.opencode.access import StoreError
-from app.opencode.rows import Head, Memory, Rows, turn_of
+from app.opencode.access import StoreError, may_be
+from app.opencode.rows import Head, Memory, Rows, is_settled, subagent
+from app.shape import Place
 from app.transcript import Json
 
 TORN_S = 10.0
 """A file that is not JSON and was written so recently is being written."""
-_NAME = re.compile(r"\w+")
+_NAME = re.compile(r"\w{1,250}", re.ASCII)
+"""With an ending it is a file's name."""
 _SHOWN = ("id", "title", "directory", "version", "parentID", "revert")
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ class JsonFiles:
         self._parents: dict[str, str | None] = {}
 
     def are_there(self) -> bool:
-        return (self.path / "session").is_dir()
+        return may_be(self.path / "session", S_ISDIR)
 
     def ask(self, question: Callable[[Rows], T]) -> T:
         """Raises StoreError, and what the question raises."""
@@ -70,7 +73,7 @@ class JsonRows:
 
     def heads(self, directory: str | None = None) -> list[Head]:
         """Where a newer OpenCode has copied them, what is not older than that: it has deleted the others since."""
-        heads = [head for head in map(self._head, self._path.glob("session/*/ses_*.json")) if head is not None]
+        heads = [head for path in self._sessions() if (head := self._listed_head(path)) is not None]
         copied = self._copied()
         copied_ms = max((head.created_ms for head in heads if head.id in copied), default=-1)
         found = [head for head in heads if head.created_ms > copied_ms and directory in (None, head.directory)]
@@ -85,10 +88,11 @@ class JsonRows:
     def below(self, session: str) -> list[str]:
         path = self._file(session)
         found = []
-        for other in path.parent.glob("ses_*.json") if path is not None else ():
+        for other in _inside(path.parent) if path is not None else ():
             if other.stem not in self._parents:
-                self._parents[other.stem] = _text(self._fields(other), "parentID")
-            if self._parents[other.stem] == session:
+                with suppress(StoreError):  # it costs itself
+                    self._parents[other.stem] = _text(self._fields(other), "parentID")
+            if self._parents.get(other.stem) == session:
                 found.append(other.stem)
         return sorted(found)
 
@@ -104,9 +108,11 @@ class JsonRows:
     def listed(self, session: str) -> dict[str, str]:
         known = self._memory.of(session)
         found = {}
-        for path in self._path.glob(f"message/{session}/*.json"):
+        for path in _inside(self._path / "message" / session):
             if path.stem not in known.created_ms or path.stem in known.unreadable:
-                self._learn(session, path)
+                told = self._fields(path)
+                if told is not None:
+                    known.learn(path.stem, told, _written_ms(path))
             if path.stem in known.created_ms:
                 found[path.stem] = known.created_ms[path.stem]
         ordered = sorted(found, key=lambda name: (found[name], name))
@@ -136,19 +142,12 @@ class JsonRows:
         for name in messages:
             if name not in known:
                 found[name] = tuple(self._named(name))
-                told = self._fields(self._message(session, name)) or {}
-                times = told.get("time")
-                if told.get("role") == "user" or (isinstance(times, dict) and times.get("completed") is not None):
+                if is_settled(self._fields(self._message(session, name)) or {}):
                     known[name] = found[name]
         return {name: found[name] if name in found else known[name] for name in messages}
 
-    def answers(self, session: str) -> Iterator[tuple[str, int, str]]:
-        for name, created_ms in self.created_ms(session).items():
-            told = self._fields(self._message(session, name)) or {}
-            path = told.get("path")
-            cwd = _text(path, "cwd") if isinstance(path, dict) else None
-            if told.get("role") == "assistant" and cwd is not None:
-                yield name, created_ms, cwd
+    def answers(self, session: str) -> Iterable[tuple[str, int, str]]:
+        return self._memory.of(session).answers(self.listed(session))
 
     def created_ms(self, session: str) -> dict[str, int]:
         known = self._memory.of(session).created_ms
@@ -167,55 +166,50 @@ class JsonRows:
         return count, max([_written_ms(path) if path is not None else 0, *written_ms])
 
     def _file(self, session: str) -> Path | None:
-        is_name = _NAME.fullmatch(session) is not None
-        return next(self._path.glob(f"session/*/{session}.json"), None) if is_name else None
+        if _NAME.fullmatch(session) is None:
+            return None
+        return next((path for one in self._projects() if (path := one / f"{session}.json").exists()), None)
 
     def _message(self, session: str, name: str) -> Path:
         return self._path / "message" / session / f"{name}.json"
 
     def _parts(self, message: str) -> list[Path]:
-        return list(self._path.glob(f"part/{message}/*.json"))
+        return _inside(self._path / "part" / message)
+
+    def _projects(self) -> list[Path]:
+        return _inside(self._path / "session", "")
+
+    def _sessions(self) -> list[Path]:
+        return [path for one in self._projects() for path in _inside(one) if path.name.startswith("ses_")]
+
+    def _listed_head(self, path: Path) -> Head | None:
+        """Of one that cannot be read only that it is there: whoever asks for it is told why."""
+        try:
+            return self._head(path)
+        except StoreError:
+            return Head(path.stem, None, "", 0, _written_ms(path))
 
     def _head(self, path: Path) -> Head | None:
         told = self._fields(path)
         if told is None:
             return None
-        times = told.get("time")
-        created_ms, updated_ms = (
-            _ms(times.get(name)) if isinstance(times, dict) else None for name in ("created", "updated")
-        )
+        time = Place("", told).object("time")
+        created_ms, updated_ms = time.moment("created"), time.moment("updated")
         written_ms = _written_ms(path)
         parent = _text(told, "parentID")
         return Head(
             path.stem,
-            parent if parent is not None and (path.parent / f"{parent}.json").exists() else None,
+            parent if _NAME.fullmatch(parent or "") and (path.parent / f"{parent}.json").exists() else None,
             _text(told, "directory") or "",
             written_ms if created_ms is None else created_ms,
             written_ms if updated_ms is None else updated_ms,
         )
 
-    def _learn(self, session: str, path: Path) -> None:
-        """What cannot change of a message. One that is gone meanwhile is not there."""
-        told = self._fields(path)
-        if told is None:
-            return
-        known = self._memory.of(session)
-        times = told.get("time")
-        created_ms = _ms(times.get("created")) if isinstance(times, dict) else None
-        known.created_ms[path.stem] = _written_ms(path) if created_ms is None else created_ms
-        known.turn_of[path.stem] = turn_of(path.stem, told.get("role"), told.get("parentID"))
-        known.unreadable.discard(path.stem)
-        if told.get("role") not in ("user", "assistant"):
-            known.unreadable.add(path.stem)
-
     def _named(self, message: str) -> Iterator[str]:
         for path in sorted(self._parts(message)):
             if b'"sessionId"' not in _bytes(path):
                 continue
-            part = self._fields(path) or {}
-            state = part.get("state")
-            metadata = state.get("metadata") if part.get("type") == "tool" and isinstance(state, dict) else None
-            name = _text(metadata, "sessionId") if isinstance(metadata, dict) else None
+            name = subagent(self._fields(path))
             if name is not None:
                 yield name
 
@@ -225,11 +219,20 @@ class JsonRows:
             value = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StoreError(f"OpenCode's store {self._path} cannot be read: {path.name}: {error.strerror}") from None
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict) and abs(self._now_s - _written_ms(path) / 1000) < TORN_S:
             raise StoreError(f"OpenCode's store {self._path} cannot be read: {path.name} is being written")
         return value if isinstance(value, dict) else {}
+
+
+def _inside(folder: Path, ending: str = ".json") -> list[Path]:
+    """Unlike a glob it says where a folder may not be read."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return [path for path in folder.iterdir() if path.name.endswith(ending)]
+    return []
 
 
 def _bytes(path: Path) -> bytes:
@@ -247,7 +250,3 @@ def _written_ms(path: Path) -> int:
 def _text(fields: dict[str, Json] | None, name: str) -> str | None:
     value = fields.get(name) if fields is not None else None
     return value if isinstance(value, str) else None
-
-
-def _ms(value: Json) -> int | None:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from app.opencode.rows import Head, Memory
-from app.opencode.tables import IS_TIME, TableRows, fields, info
+from app.opencode.tables import HEAD, ID, IS_NAMED, WRITTEN, TableRows, fields, head, info, told
 from app.opencode.translated import Row, Walk, beside, messages, subagents, walk
 from app.transcript import Json
 
@@ -29,10 +29,8 @@ NEEDED = {
     "kv": {"key", "value", "time_updated"},
 }
 END_MS = 1 << 62
-_HEAD = (
-    "select id, (select p.id from session_v2 p where p.id = s.parent_id) as parent, directory,"
-    " cast(time_created as integer), cast(time_updated as integer) from session_v2 s"
-)
+_HEAD = HEAD.format("session_v2")
+_CREATED = "coalesce(cast(time_created as integer), 0) as time_created"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +57,22 @@ class NewerRows:
         self._mixed: dict[str, _Mixed] = {}
 
     def heads(self, directory: str | None = None) -> list[Head]:
-        rows = self._db.execute(f"{_HEAD} where ? is null or directory = ?", (directory, directory))
-        found = [_head(row) for row in rows]
+        rows = self._db.execute(f"{_HEAD} where {IS_NAMED} and (? is null or directory = ?)", (directory, directory))
+        found = [head(row) for row in rows]
         if self._v1 is not None:
-            found += [head for head in self._v1.heads(directory) if self._is_only_v1(head)]
-        return sorted(found, key=lambda head: (head.created_ms, head.id))
+            found += [one for one in self._v1.heads(directory) if self._is_only_v1(one)]
+        return sorted(found, key=lambda one: (one.created_ms, one.id))
 
     def head(self, session: str) -> Head | None:
         row = self._row(session, _HEAD)
         if row is not None:
-            return _head(row)
-        head = self._v1.head(session) if self._v1 is not None else None
-        return head if head is not None and self._is_only_v1(head) else None
+            return head(row)
+        found = self._v1.head(session) if self._v1 is not None else None
+        return found if found is not None and self._is_only_v1(found) else None
 
     def below(self, session: str) -> list[str]:
-        rows = self._db.execute("select id from session_v2 where parent_id = ? order by id", (session,))
-        found = [row["id"] for row in rows]
+        rows = self._db.execute(f"select {ID} as name from session_v2 where parent_id = ? order by id", (session,))
+        found = [row["name"] for row in rows]
         old = self._v1.below(session) if self._v1 is not None else []
         return found + [name for name in old if name not in found and self.head(name) is not None]
 
@@ -82,10 +80,10 @@ class NewerRows:
         row = self._row(session)
         if row is None:
             return self._old.info(session)
-        told = info(row, row["parent_id"])
+        shown = info(row, row["parent_id"])
         if row["parent_id"] is not None and not self._is_in_v1(session):
-            del told["version"]  # an export does not tell it, and a subagent's counts in its parent's key
-        return told
+            del shown["version"]  # an export does not tell it, and a subagent's counts in its parent's key
+        return shown
 
     def listed(self, session: str) -> dict[str, str]:
         mixed = self._of(session)
@@ -121,8 +119,8 @@ class NewerRows:
                 known[row["id"]] = found[row["id"]]
         return {name: found[name] for name in messages}
 
-    def answers(self, session: str) -> Iterator[tuple[str, int, str]]:
-        return self._v1.answers(session) if self._v1 is not None else iter(())
+    def answers(self, session: str) -> Iterable[tuple[str, int, str]]:
+        return self._v1.answers(session) if self._v1 is not None else ()
 
     def created_ms(self, session: str) -> dict[str, int]:
         return self._of(session).listed_ms
@@ -140,12 +138,8 @@ class NewerRows:
     def weight(self, session: str) -> tuple[int, int]:
         count, updated_ms = self._v1.weight(session) if self._v1 is not None else (0, 0)
         for table, name in (("session_v2", "id"), ("session_message", "session_id")):
-            row = self._db.execute(
-                f"select count(*) as rows, coalesce(max(iif({IS_TIME}, time_updated, 0)), 0) as updated_ms from {table}"
-                f" where {name} = ?",
-                (session,),
-            ).fetchone()
-            count, updated_ms = count + row["rows"], max(updated_ms, int(row["updated_ms"]))
+            row = self._db.execute(f"select {WRITTEN} from {table} where {name} = ?", (session,)).fetchone()
+            count, updated_ms = count + row["rows"], max(updated_ms, row["updated_ms"])
         return count, updated_ms
 
     @property
@@ -160,10 +154,10 @@ class NewerRows:
     def _is_in_v1(self, session: str) -> bool:
         return self._v1 is not None and self._v1.head(session) is not None
 
-    def _is_only_v1(self, head: Head) -> bool:
+    def _is_only_v1(self, one: Head) -> bool:
         """One that OpenCode 1 has made since, or that is not copied yet; not one that OpenCode 2 has deleted."""
-        is_known = self._row(head.id, "select 1 from session_v2 s") is not None
-        return not is_known and (self._migrated_ms is None or head.created_ms > self._migrated_ms)
+        is_known = self._row(one.id, "select 1 from session_v2 s") is not None
+        return not is_known and (self._migrated_ms is None or one.created_ms > self._migrated_ms)
 
     def _of(self, session: str) -> _Mixed:
         if session not in self._mixed:
@@ -172,7 +166,9 @@ class NewerRows:
 
     def _read(self, session: str) -> _Mixed:
         rows = self._db.execute(
-            "select id, type, time_created, time_updated from session_message where session_id = ? order by seq",
+            f"select {ID} as id, cast(type as text) as type, {_CREATED},"
+            " coalesce(cast(time_updated as integer), 0) as time_updated"
+            " from session_message where session_id = ? order by seq",
             (session,),
         ).fetchall()
         v1 = self._v1.listed(session) if self._v1 is not None else {}
@@ -187,7 +183,7 @@ class NewerRows:
         if v1:
             times_ms |= {name: ms for name, ms in self._old.created_ms(session).items() if name in v1}
         ordered = sorted(times_ms.items(), key=lambda one: (one[1], one[0]))
-        return _Mixed(v1, walked, dict(ordered), {row["id"]: int(row["time_updated"]) for row in rows})
+        return _Mixed(v1, walked, dict(ordered), {row["id"]: row["time_updated"] for row in rows})
 
     def _left(self, session: str, v1: dict[str, str], kept: set[str]) -> dict[str, str]:
         """Without the turns that OpenCode 2 has taken back: it deletes the rows from one on."""
@@ -198,27 +194,27 @@ class NewerRows:
         return {name: turn for name, turn in v1.items() if turn not in gone}
 
     def _translated(self, session: str, mixed: _Mixed, names: list[str]) -> dict[str, Json]:
-        head = self._row(session)
-        if head is None:
+        row = self._row(session)
+        if row is None:
             return {}
         rows = self._rows({*names, *beside(names, mixed.walk)})
-        return messages(names, mixed.walk, rows, head["agent"], is_suspended=head["time_suspended"] is not None)
+        return messages(names, mixed.walk, rows, told(row["agent"]), is_suspended=row["time_suspended"] is not None)
 
     def _rows(self, names: Collection[str]) -> dict[str, Row]:
         rows = self._db.execute(
-            "select id, type, time_created, data from session_message where id in (select value from json_each(?))",
+            f"select id, cast(type as text) as type, {_CREATED}, data from session_message"
+            " where id in (select value from json_each(?))",
             (json.dumps([*names]),),
         )
-        return {row["id"]: Row(row["id"], row["type"], row["time_created"], fields(row["data"])) for row in rows}
+        found = {row["id"]: Row(row["id"], row["type"], row["time_created"], fields(row["data"])) for row in rows}
+        # One that cannot be asked for, with no text as its id or one that is not in UTF-8, is of no known kind.
+        return {name: found[name] if name in found else Row(name, "", 0, {}) for name in names}
 
 
 def _migrated_ms(db: sqlite3.Connection) -> int | None:
     """When all of OpenCode 1 was copied; None where nothing was, or not yet all."""
-    row = db.execute("select value, time_updated from kv where key = 'migration.v1-v2'").fetchone()
+    row = db.execute(
+        "select value, coalesce(cast(time_updated as integer), 0) as time_updated from kv where key = 'migration.v1-v2'"
+    ).fetchone()
     is_done = row is not None and fields(row["value"]).get("phase") == "completed"
-    return int(row["time_updated"]) if is_done else None
-
-
-def _head(row: sqlite3.Row) -> Head:
-    name, parent, directory, created_ms, updated_ms = row
-    return Head(name, parent, str(directory or ""), created_ms or 0, updated_ms or 0)
+    return row["time_updated"] if is_done else None

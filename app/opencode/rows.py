@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.shape import IDENTITY_CHARACTERS_MAX, TAKEN
-from app.transcript import Json
+from app.message import turn_name
+from app.shape import Place
+from app.transcript import Json, TranscriptError
 
 SESSIONS_MAX = 64
 """So many are remembered, those that were asked for last."""
@@ -51,7 +53,7 @@ class Rows(Protocol):
     def calls(self, session: str, messages: Collection[str]) -> dict[str, tuple[str, ...]]:
         """For each of these messages the sessions that its tool calls name, in order."""
 
-    def answers(self, session: str) -> Iterator[tuple[str, int, str]]:
+    def answers(self, session: str) -> Iterable[tuple[str, int, str]]:
         """(message, time.created, where OpenCode worked), in order, of answers that say so."""
 
     def created_ms(self, session: str) -> dict[str, int]:
@@ -75,7 +77,33 @@ class Known:
     unreadable: set[str] = field(default_factory=set)
     """Messages that nobody has said."""
     created_ms: dict[str, int] = field(default_factory=dict)
-    """By message, where a store keeps it inside of that."""
+    """By message."""
+    worked_in: dict[str, str] = field(default_factory=dict)
+    """By answer where OpenCode worked."""
+
+    listed: dict[str, str] = field(default_factory=dict)
+    """All messages with their turns, in order, as last seen."""
+    newest: tuple[object, ...] | None = None
+    """The last of them, as the store finds it again."""
+
+    def learn(self, message: str, told: dict[str, Json], written_ms: int) -> None:
+        """From a message's `info`, as `parse` finds it."""
+        info = Place("", {**told, "id": message})
+        try:
+            self.turn_of[message] = turn_name(info)
+        except TranscriptError:
+            self.turn_of[message] = message
+        created_ms = info.object("time").moment("created")
+        self.created_ms[message] = written_ms if created_ms is None else created_ms
+        role, cwd = told.get("role"), info.object("path").fields.get("cwd")
+        self.unreadable.discard(message)
+        if role not in ("user", "assistant"):
+            self.unreadable.add(message)
+        if role == "assistant" and isinstance(cwd, str):
+            self.worked_in[message] = sys.intern(cwd)
+
+    def answers(self, listed: Iterable[str]) -> Iterator[tuple[str, int, str]]:
+        return ((name, self.created_ms[name], self.worked_in[name]) for name in listed if name in self.worked_in)
 
 
 class Memory:
@@ -92,8 +120,26 @@ class Memory:
         return found
 
 
-def turn_of(message: str, role: object, parent: object) -> str:
-    """The turn of a message, as `parse` finds it."""
-    is_name = isinstance(parent, str) and 0 < len(parent) <= IDENTITY_CHARACTERS_MAX
-    is_answer = role != "user" and is_name and "/" not in str(parent) and parent not in TAKEN
-    return str(parent) if is_answer else message
+def is_settled(told: dict[str, Json]) -> bool:
+    """Whether a message with this `info` makes no more calls."""
+    time = told.get("time")
+    return told.get("role") == "user" or (isinstance(time, dict) and time.get("completed") is not None)
+
+
+def subagent(part: Json) -> str | None:
+    """The session that a tool call names."""
+    state = part.get("state") if isinstance(part, dict) and part.get("type") == "tool" else None
+    metadata = state.get("metadata") if isinstance(state, dict) else None
+    name = metadata.get("sessionId") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def subagents(entry: dict[str, Json]) -> Iterator[str]:
+    """All that the calls of an export name, in order."""
+    messages = entry.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        parts = message.get("parts") if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else ():
+            name = subagent(part)
+            if name is not None:
+                yield name

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Protocol, TypeVar
 
 from app.opencode import turns as reading
-from app.opencode.access import AbsentError, StoreError
+from app.opencode.access import AbsentError, StoreError, may_be
 from app.opencode.database import Database
 from app.opencode.files import File
 from app.opencode.folders import data_folder
@@ -56,8 +57,11 @@ def store_file(environ: Mapping[str, str]) -> Path:
 
 def databases(path: Path) -> list[Path]:
     """The SQLite files that are there of a store."""
-    beside = sorted(path.parent.glob("opencode-*.db")) if path.name == NAME else []
-    return [one for one in (path, *beside) if one.is_file()]
+    beside: list[Path] = []
+    if path.name == NAME:
+        with suppress(OSError):
+            beside = sorted(path.parent.glob("opencode-*.db"))
+    return [one for one in (path, *beside) if may_be(one, S_ISREG)]
 
 
 class Source(Protocol):

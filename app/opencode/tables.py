@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
+from typing import Any
 
-from app.opencode.rows import Head, Memory, turn_of
+from app.opencode.rows import Head, Memory, is_settled, subagent
 from app.transcript import Json
 
 IS_TIME = "time_updated between 0 and 253402300799999"
@@ -21,18 +22,15 @@ NEEDED = {
     "message": {"id", "session_id", "time_created", "time_updated", "data"},
     "part": {"id", "message_id", "session_id", "time_updated", "data"},
 }
-# A row that is not JSON costs its own session, where it is read, and no question about others.
-_PARENT = "iif(json_valid(m.data) and json_type(m.data, '$.parentID') = 'text', m.data ->> '$.parentID', null)"
-_ROLE = "iif(json_valid(m.data), json_extract(m.data, '$.role'), null)"
-_CWD = "iif(json_valid(m.data), json_extract(m.data, '$.path.cwd'), null)"
-_COMPLETED = "iif(json_valid(m.data), json_extract(m.data, '$.time.completed'), null)"
-_TYPE = "iif(json_valid(p.data), json_extract(p.data, '$.type'), null)"
-_CALLED = "iif(json_valid(p.data), json_extract(p.data, '$.state.metadata.sessionId'), null)"
-_HEAD = (
-    "select id, (select p.id from session p where p.id = s.parent_id) as parent, directory,"
-    " cast(time_created as integer), cast(time_updated as integer) from session s"
+# SQLite holds any value in any column: here an id is a text, and a time is an integer.
+ID = "coalesce(cast(id as text), '')"
+IS_NAMED = "typeof(id) = 'text'"
+HEAD = (
+    f"select {ID}, (select cast(p.id as text) from {{0}} p where p.id = s.parent_id), cast(directory as text),"
+    " cast(time_created as integer), cast(time_updated as integer) from {0} s"
 )
-_WRITTEN = f"count(*) as rows, coalesce(max(iif({IS_TIME}, time_updated, 0)), 0) as updated_ms"
+WRITTEN = f"count(*) as rows, coalesce(max(iif({IS_TIME}, cast(time_updated as integer), 0)), 0) as updated_ms"
+_HEAD = HEAD.format("session")
 
 
 class TableRows:
@@ -44,17 +42,18 @@ class TableRows:
 
     def heads(self, directory: str | None = None) -> list[Head]:
         rows = self._db.execute(
-            f"{_HEAD} where ? is null or directory = ? order by time_created, id", (directory, directory)
+            f"{_HEAD} where {IS_NAMED} and (? is null or directory = ?) order by time_created, id",
+            (directory, directory),
         )
-        return [_head(row) for row in rows]
+        return [head(row) for row in rows]
 
     def head(self, session: str) -> Head | None:
         row = self._db.execute(f"{_HEAD} where id = ?", (session,)).fetchone()
-        return None if row is None else _head(row)
+        return None if row is None else head(row)
 
     def below(self, session: str) -> list[str]:
-        rows = self._db.execute("select id from session where parent_id = ? order by id", (session,))
-        return [row["id"] for row in rows]
+        rows = self._db.execute(f"select {ID} as name from session where parent_id = ? order by id", (session,))
+        return [row["name"] for row in rows]
 
     def info(self, session: str) -> dict[str, Json]:
         row = self._db.execute("select * from session where id = ?", (session,)).fetchone()
@@ -62,73 +61,65 @@ class TableRows:
 
     def listed(self, session: str) -> dict[str, str]:
         known = self._memory.of(session)
-        rows = self._db.execute("select id from message where session_id = ? order by time_created, id", (session,))
-        names = [row["id"] for row in rows]
-        told = self._db.execute(
-            f"select m.id, {_ROLE} as role, {_PARENT} as parent from json_each(?) w join message m on m.id = w.value",
-            (json.dumps([name for name in names if name not in known.turn_of]),),
-        )
-        for row in told:
-            known.turn_of[row["id"]] = turn_of(row["id"], row["role"], row["parent"])
-            if row["role"] not in {"user", "assistant"}:
-                known.unreadable.add(row["id"])
-        return {name: known.turn_of[name] for name in names}
+        (count,) = self._db.execute("select count(*) from message where session_id = ?", (session,)).fetchone()
+        added = self._since(session, known.newest) if known.newest is not None else []
+        # Where other messages came or went than at the end, all are listed anew.
+        if not added or added[0][:2] != known.newest or len(known.listed) + len(added) - 1 != count:
+            known.listed, added = {}, self._since(session)
+        known.newest = added[-1][:2] if added else None
+        found = {name: created_ms for *_, name, created_ms in added if name not in known.listed}
+        for row in self._messages([name for name in found if name not in known.turn_of]):
+            known.learn(row["id"], fields(row["data"]), found.get(row["id"], 0))
+        for name, created_ms in found.items():
+            if name not in known.turn_of:
+                known.learn(name, {}, created_ms)  # it cannot be asked for: no text, or not in UTF-8
+        if found:
+            names = sorted([*known.listed, *found], key=lambda name: (known.created_ms[name], name))
+            known.listed = {name: known.turn_of[name] for name in names}
+        return known.listed
 
     def unreadable(self, session: str) -> Collection[str]:
         return self._memory.of(session).unreadable
 
     def messages(self, session: str, names: list[str]) -> list[Json]:
         found: list[Json] = []
-        rows = self._db.execute(
-            "select m.id, m.data from json_each(?) w join message m on m.id = w.value order by w.key",
-            (json.dumps(names),),
-        ).fetchall()
-        for message in rows:
-            ids = {"messageID": message["id"], "sessionID": session}
-            of_message = self._db.execute(
-                "select id, data from part where message_id = ? order by id", (message["id"],)
-            )
-            parts: list[Json] = [{**fields(part["data"]), "id": part["id"], **ids} for part in of_message]
-            told = {**fields(message["data"]), "id": message["id"], "sessionID": session}
-            found.append({"info": told, "parts": parts})
+        known = self._memory.of(session)
+        told = {row["id"]: fields(row["data"]) for row in self._messages(names)}
+        for name in names:
+            ids = {"messageID": name, "sessionID": session}
+            rows = self._db.execute(f"select {ID} as name, data from part where message_id = ? order by id", (name,))
+            parts: list[Json] = [{**fields(row["data"]), "id": row["name"], **ids} for row in rows]
+            # What says nothing stands where its row does.
+            own = told.get(name) or {"time": {"created": known.created_ms.get(name)}}
+            found.append({"info": {**own, "id": name, "sessionID": session}, "parts": parts})
         return found
 
     def calls(self, session: str, messages: Collection[str]) -> dict[str, tuple[str, ...]]:
         known = self._memory.of(session).calls
         unread = [name for name in messages if name not in known]
         named: dict[str, list[str]] = {name: [] for name in unread}
-        wanted = json.dumps(unread)
         rows = self._db.execute(
-            f"select p.message_id, {_CALLED} as name from json_each(?) w join part p on p.message_id = w.value"
+            "select p.message_id, p.data from json_each(?) w join part p on p.message_id = w.value"
             # Most parts are long and name nobody: not every one is taken apart.
-            f" where instr(p.data, '\"sessionId\"') and {_TYPE} = 'tool' order by w.key, p.id",
-            (wanted,),
+            " where instr(p.data, '\"sessionId\"') order by w.key, p.id",
+            (json.dumps(unread),),
         )
         for row in rows:
-            if isinstance(row["name"], str):
-                named[row["message_id"]].append(row["name"])
-        settled = self._db.execute(
-            "select m.id from json_each(?) w join message m on m.id = w.value"
-            f" where {_ROLE} = 'user' or {_COMPLETED} is not null",
-            (wanted,),
-        ).fetchall()
+            name = subagent(fields(row["data"]))
+            if name is not None and row["message_id"] in named:
+                named[row["message_id"]].append(name)
         found = {name: known[name] if name in known else tuple(named[name]) for name in messages}
-        known.update((row["id"], found[row["id"]]) for row in settled)
+        for row in self._messages(unread):
+            if row["id"] in named and is_settled(fields(row["data"])):
+                known[row["id"]] = found[row["id"]]
         return found
 
-    def answers(self, session: str) -> Iterator[tuple[str, int, str]]:
-        rows = self._db.execute(
-            f"select m.id, m.time_created, {_CWD} as cwd from message m"
-            f" where m.session_id = ? and {_ROLE} = 'assistant' order by m.time_created, m.id",
-            (session,),
-        )
-        return ((row["id"], row["time_created"], row["cwd"]) for row in rows if isinstance(row["cwd"], str))
+    def answers(self, session: str) -> Iterable[tuple[str, int, str]]:
+        return self._memory.of(session).answers(self.listed(session))
 
     def created_ms(self, session: str) -> dict[str, int]:
-        rows = self._db.execute(
-            "select id, time_created from message where session_id = ? order by time_created, id", (session,)
-        )
-        return {row["id"]: row["time_created"] for row in rows}
+        known = self._memory.of(session).created_ms
+        return {name: known[name] for name in self.listed(session)}
 
     def weighed(self, session: str, messages: list[str]) -> Iterable[tuple[str, int, int]]:
         (count,) = self._db.execute("select count(*) from message where session_id = ?", (session,)).fetchone()
@@ -138,34 +129,46 @@ class TableRows:
         for table, message in (("message", "id"), ("part", "message_id")):
             which = "session_id = ?" if is_whole else f"{message} in (select value from json_each(?))"
             rows = self._db.execute(
-                f"select {message} as message, {_WRITTEN} from {table} where {which} group by {message}",
+                f"select {message} as message, {WRITTEN} from {table} where {which} group by {message}",
                 (session if is_whole else json.dumps(messages),),
             )
             yield from ((row["message"], row["rows"], row["updated_ms"]) for row in rows if row["message"] in wanted)
 
     def weight(self, session: str) -> tuple[int, int]:
         found = [
-            self._db.execute(f"select {_WRITTEN} from {table} where {name} = ?", (session,)).fetchone()
+            self._db.execute(f"select {WRITTEN} from {table} where {name} = ?", (session,)).fetchone()
             for table, name in (("session", "id"), ("message", "session_id"), ("part", "session_id"))
         ]
-        return sum(row["rows"] for row in found), max(int(row["updated_ms"]) for row in found)
+        return sum(row["rows"] for row in found), max(row["updated_ms"] for row in found)
+
+    def _since(self, session: str, newest: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """The messages from this one on, or all: (time_created, id) as they are kept, and as they are read."""
+        later = "and (time_created, id) >= (?, ?)" if newest else ""
+        rows = self._db.execute(
+            f"select time_created, id, {ID}, coalesce(cast(time_created as integer), 0)"
+            f" from message where session_id = ? {later} order by time_created, id",
+            (session, *newest),
+        )
+        return [tuple(row) for row in rows]
+
+    def _messages(self, names: list[str]) -> sqlite3.Cursor:
+        """Those of them that can be asked for, and others: SQLite ends a text in JSON at a NUL."""
+        return self._db.execute(
+            "select m.id, m.data from json_each(?) w join message m on m.id = w.value",
+            (json.dumps(names),),
+        )
 
 
 def info(row: sqlite3.Row, parent: str | None) -> dict[str, Json]:
     """A row of either table of sessions."""
-    told: dict[str, Json] = {
-        "id": row["id"],
-        "title": row["title"],
-        "directory": row["directory"],
-        "version": row["version"],
-        "time": {"created": row["time_created"], "updated": row["time_updated"]}
-        | ({"archived": row["time_archived"]} if row["time_archived"] is not None else {}),
-    }
+    found: dict[str, Json] = {name: told(row[name]) for name in ("id", "title", "directory", "version")}
+    times = {name: told(row[f"time_{name}"]) for name in ("created", "updated", "archived")}
+    found["time"] = {name: time for name, time in times.items() if time is not None or name != "archived"}
     if parent is not None:
-        told["parentID"] = parent
+        found["parentID"] = told(parent)
     if "revert" in row.keys() and row["revert"]:  # noqa: SIM118 - a row is no mapping
-        told["revert"] = fields(row["revert"])
-    return told
+        found["revert"] = fields(row["revert"])
+    return found
 
 
 def fields(data: object) -> dict[str, Json]:
@@ -177,6 +180,11 @@ def fields(data: object) -> dict[str, Json]:
     return value if isinstance(value, dict) else {}
 
 
-def _head(row: sqlite3.Row) -> Head:
+def told(value: Any) -> Json:
+    """What a column holds."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def head(row: sqlite3.Row) -> Head:
     name, parent, directory, created_ms, updated_ms = row
-    return Head(name, parent, str(directory or ""), created_ms or 0, updated_ms or 0)
+    return Head(name, parent, directory or "", created_ms or 0, updated_ms or 0)

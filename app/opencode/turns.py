@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from app.minting import is_copy
-from app.opencode.rows import Head, Rows
+from app.opencode.rows import Head, Rows, subagents
 from app.parse import Excerpt
 from app.transcript import Json
 
@@ -110,7 +110,7 @@ def family(rows: Rows, session: str) -> dict[str, dict[str, Json]]:
         name = ahead.pop()
         if name not in found and rows.head(name) is not None:
             found[name] = entry(rows, name)
-            ahead += _called(rows, name)
+            ahead += subagents(found[name])
     return found
 
 
@@ -122,14 +122,16 @@ def excerpt(rows: Rows, session: str, turns: Collection[str]) -> tuple[list[Json
     listed = rows.listed(session)
     names = [name for name, turn in listed.items() if turn in turns]
     taken = set(names)
-    entries: dict[str, Json] = {session: entry(rows, session, names)}
-    called = {name for one in rows.calls(session, names).values() for name in one} - {session}
+    own = entry(rows, session, names)
+    entries: dict[str, Json] = {session: own}
+    called = {*subagents(own)} - {session}
     callers = _callers(rows, session, listed) if called else {}
     for name in called:
         if callers.get(name) in taken:
             entries |= {child: found for child, found in family(rows, name).items() if child not in entries}
     positions = tuple(position for position, name in enumerate(listed) if name in taken)
-    told = Excerpt(positions, _undone_from(rows, session), _origin(rows, head, listed))
+    began_ms = min(filter(None, rows.created_ms(session).values()), default=0)
+    told = Excerpt(positions, _undone_from(rows, session), _origin(rows, head, listed), began_ms)
     return [*entries.values()], told
 
 
