@@ -161,12 +161,17 @@ class Reader:
             missed, known = self._missed(db, transcript, asked.policy, asked.since_ms)
             early = only - missed - known - {SESSION_RECORD}
             only &= missed
+        is_told = ledger.has_turn(db, self._destination_id, root, SESSION_RECORD)
+        if not is_told and not any(turn.final for turn in transcript.turns):
+            # Its own record goes with its first turn: until that has ended OpenCode has not named it yet.
+            only -= {SESSION_RECORD}
         done = self._take(transcript, asked.capturing, asked.place, only=only, abandoned=False)
         waiting = names & {turn.id for turn in done.waiting} - undone
         unfinished = [one for one in batch if one.turn in waiting]
         is_over = bool(unfinished) and asked.is_over()
         if is_over and self._is_unchanged(root, unfinished):
-            self._take(transcript, asked.capturing, asked.place, only=only & waiting, abandoned=True)
+            ended = (only & waiting) | {SESSION_RECORD}
+            self._take(transcript, asked.capturing, asked.place, only=ended, abandoned=True)
             waiting, read.has_interrupted = set(), True
         noted = {one.turn: TurnRead(one.rows, one.updated_ms, asked.policy) for one in batch}
         read.turns |= {name: one for name, one in noted.items() if name not in early}

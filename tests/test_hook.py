@@ -241,6 +241,21 @@ def test_an_unfinished_turn_waits_for_the_notice_of_its_end(station: Station) ->
         process.end()
 
 
+def test_a_sessions_own_record_goes_with_its_first_turn_and_by_the_name_that_it_has_then(station: Station) -> None:
+    named, unnamed = export(SIMPLE), unfinished(SIMPLE)
+    unnamed["sessions"][0]["info"]["title"] = "New session - 2026-11-22T10:36:10.437Z"
+    with hook(station) as process:
+        process.show(unnamed, why="busy")
+        process.wait_for_ack()
+        with station.ledger() as db:
+            assert db.execute("select count(*) from job").fetchone()[0] == 0
+        process.show(named)
+        process.wait_for_ack()
+        with station.ledger() as db:
+            assert [row[0] for row in db.execute("select state from job")] == ["pending"] * JOBS
+        process.end()
+
+
 def test_a_turn_that_ends_a_moment_after_its_notice_is_taken_without_another_one(station: Station) -> None:
     with hook(station) as process:
         process.show(unfinished(SIMPLE))
