@@ -67,8 +67,8 @@ versions: .venv/ready  ## Both forms of the plugin in eleven versions of the rea
 locks: .venv/ready  ## A ledger that is locked most of the time: 18 jobs are delivered, no worker's death is charged (a minute)
 	@$(BIN)/python -m tests.locks
 
-kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time (minutes)
-	@$(BIN)/python -m tests.kills
+kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time; VERSIONS names others (minutes)
+	@$(BIN)/python -m tests.kills $(VERSIONS)
 
 arrangements: .venv/ready  ## Each option in twelve places of OpenCode's configuration, on three OpenCodes; VERSIONS names others (minutes)
 	@$(BIN)/python -m tests.arrangements $(VERSIONS)

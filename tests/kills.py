@@ -1,6 +1,6 @@
 """The real OpenCode killed in the middle of turns, run without our plugin, without our Python, and twice at a time.
 
-    python -m tests.kills
+    python -m tests.kills [VERSION ...]
 
 After the next start every turn of OpenCode's store has to be in the ledger as it is there, and every record has to
 arrive once. Exits with 1 where that is not so. `tests/test_killed_opencode.py` plays the most telling cases.
@@ -24,7 +24,7 @@ from app.opencode import Store
 from app.presence import present
 from app.privacy.policy import Policy
 from app.transcript import Assistant, Tool, Turn, key
-from tests.opencode import OpenCode, installed_opencode
+from tests.opencode import VERSION, OpenCode, installed_opencode
 from tests.processes import Station, worker
 from tests.servers import Receiver, receiving
 from tests.typed import typed
@@ -204,10 +204,12 @@ def two_at_once(place: Ground, script: str, end: Callable[[], object]) -> list[t
     return [*during, *place.versions(name)]
 
 
-def main() -> int:
+def play(version: str) -> bool:
+    """Whether all is as it has to be."""
+    print(f"OpenCode {version}", flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        installed_opencode(Path(folder)) as opencode,
+        installed_opencode(Path(folder), version) as opencode,
         ground(opencode, Path(folder) / "ground") as place,
     ):
         for script, where in ((STREAM, "mid-stream"), (TOOL, "mid-tool")):
@@ -228,7 +230,13 @@ def main() -> int:
         left, twice = len(place.unexplained()) + place.verified(), place.sent_twice()
         sends = len(place.receiver.sends())
         print(f"at the end: {left} of {len(place.turns())} turns unexplained, {sends} sends, {twice} of them twice")
-    return 1 if left or twice or len(versions) != 1 else 0
+    return not (left or twice or len(versions) != 1)
+
+
+def main() -> int:
+    """All versions, also after one that failed."""
+    played = [play(version) for version in sys.argv[1:] or [VERSION]]
+    return 0 if all(played) else 1
 
 
 if __name__ == "__main__":
