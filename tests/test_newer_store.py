@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import pytest
 
 from app.opencode import File, Store, StoreError, examine, families, snapshot
 from app.parse import parse
-from app.transcript import Assistant, Other, Reasoning, Text, Tokens, Tool, Transcript, Turn, User
+from app.transcript import Assistant, Other, Reasoning, Text, Tokens, Tool, Transcript, TranscriptError, Turn, User
 from tests import snapshots
 from tests.newer_store import BEGAN_MS, DIRECTORY, NewerStore, reasoning, text, tool
 from tests.recorded import export, exported
 from tests.snapshots import Fields
-from tests.test_turns import told
+from tests.test_turns import ODD, told
 
 SESSION, CHILD = "ses_newer", "ses_child"
 
@@ -262,6 +264,40 @@ def test_a_staged_revert_marks_what_it_takes_back_and_a_committed_one_takes_it_a
     newer.db.execute("update session_v2 set revert = null")
     assert [turn.id for turn in turns(newer)] == [first]
     assert not Store(newer.path).holds(SESSION, second)
+
+
+COLUMNS = {
+    "session_v2": ("id", "parent_id", "directory", "title", "version", "agent", "revert", "time_created"),
+    "session_message": ("id", "session_id", "type", "time_created", "time_updated", "data"),
+    "kv": ("value", "time_updated"),
+}
+
+
+@pytest.mark.parametrize("value", ODD)
+@pytest.mark.parametrize("table", COLUMNS)
+def test_an_odd_row_is_no_error_and_costs_no_other_turn(newer: NewerStore, table: str, value: str) -> None:
+    asked = newer.user(SESSION, "first")
+    newer.assistant(SESSION, text("said"))
+    newer.user(SESSION, "second")
+    last = newer.assistant(SESSION, text("said"))
+    whole = turns(newer)
+    for column in COLUMNS[table]:
+        store = Store(newer.path)
+        with closing(sqlite3.connect(newer.path, isolation_level=None)) as db:
+            db.execute(f"create table kept as select * from {table}")  # noqa: S608
+            with suppress(sqlite3.IntegrityError):
+                where = f"id = '{last}'" if table == "session_message" else "true"
+                db.execute(f"update {table} set {column} = {value} where {where}")  # noqa: S608
+        names = [root.id for root in store.roots()] if table == "session_v2" else [SESSION]
+        for name in names:
+            with suppress(TranscriptError):
+                found, outline = store.transcript(name), store.outline(name)
+                assert table == "session_v2" or (found and whole[0].digest in keys(found.turns).values())
+                store.turn(name, asked)
+                assert outline is None or store.transcript(name, {one.turn for one in outline.turns}) is not None
+                assert store.changed_ms(name) is not None or found is None
+        with closing(sqlite3.connect(newer.path)) as db, db:
+            db.executescript(f"delete from {table}; insert into {table} select * from kept; drop table kept")  # noqa: S608
 
 
 def test_what_a_fork_has_copied_is_a_copy(newer: NewerStore) -> None:

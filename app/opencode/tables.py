@@ -101,7 +101,7 @@ class TableRows:
         rows = self._db.execute(
             "select p.message_id, p.data from json_each(?) w join part p on p.message_id = w.value"
             # Most parts are long and name nobody: not every one is taken apart.
-            " where instr(p.data, '\"sessionId\"') order by w.key, p.id",
+            " where p.data glob '*\"sessionId\"*' order by w.key, p.id",
             (json.dumps(unread),),
         )
         for row in rows:
