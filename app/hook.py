@@ -281,7 +281,7 @@ class Hook:
         self._captures.refresh()
         self._has_ended = True
         # Before the last look: of two that end together the later one sees that nobody has the session open.
-        self.announce(0)
+        self.announce(1)  # until it is done
         now_s = time.monotonic()
         self._looking.end(now_s)
         with self._store.kept_open():

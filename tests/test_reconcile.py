@@ -22,6 +22,7 @@ from app.export import exports
 from app.hook import Hook
 from app.identity import Identity
 from app.inbox import Inbox, Line
+from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, store_file
 from app.presence import Announced
@@ -29,6 +30,7 @@ from app.reading import GONE
 from app.reconcile import QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
+from app.status import read_hooks
 from app.transcript import Turn, key
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
@@ -961,6 +963,23 @@ def test_a_session_that_is_about_to_be_written_for_the_first_time_is_not_gone(ma
     look(one, 0)
     assert unread(one) == [(None, 1)]
     assert destination.incidents(one.db) == []
+
+
+def test_who_waits_for_hooks_waits_for_the_last_looks_of_one_that_ends(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = machine.remember(talk("a", *cut_off()))
+    one = machine.hook(session)
+    seen = []
+    look_at = Looking.look
+
+    def look(*asked: Any) -> None:
+        seen.append([(hook.sessions, hook.backlog) for hook in read_hooks(one.spool)])
+        look_at(*asked)
+
+    monkeypatch.setattr(Looking, "look", look)
+    one.finish()
+    assert seen == [[(0, 1)]]
 
 
 def test_who_ends_last_settles_what_another_left_to_it(machine: Machine) -> None:
