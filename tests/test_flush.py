@@ -168,6 +168,13 @@ def test_what_a_hook_had_not_read_when_it_was_killed_is_read_when_it_is_gone(sta
     put(store_file(station.environ), asked_now("late", str(station.home)))
     another = Announced(station.spool / "hooks")
     another.say({"destination": 1, "sessions": ["ses_late"], "backlog": 1})
-    threading.Timer(3, another.withdraw).start()
+
+    def end() -> None:
+        wait_until(lambda: station.counts().delivered == JOBS)  # it has looked into the store by then
+        another.withdraw()
+
+    ending = threading.Thread(target=end)
+    ending.start()
     told = said(station.run("flush", "--json"))
+    ending.join()
     assert (told["jobs"]["delivered"], told["unread"]) == (2 * JOBS, [])
