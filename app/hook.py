@@ -285,7 +285,7 @@ class Hook:
         now_s = time.monotonic()
         self._looking.end(now_s)
         with self._store.kept_open():
-            while (one := self._notices.next(now_s)) is not None:
+            while not self._looking.is_given_up and (one := self._notices.next(now_s)) is not None:
                 self._looking.look(one, now_s, clock.now_ms())
 
     def finish_reconciling(self) -> None:
