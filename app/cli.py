@@ -183,7 +183,7 @@ def _flush(
     sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:
         with screen.spinner("delivering"):
-            flushed = flush(sources, timeout)
+            flushed = flush(sources, timeout, expect_some=expect_some)
     except ClientError as error:
         raise SettingsError([str(error)]) from None
     if json_wanted:

@@ -21,6 +21,8 @@ from app.unread import read_unread
 from app.worker import Worker
 
 LOOK_S = 0.1
+START_S_MAX = 30.0
+"""A hook that OpenCode started a moment ago has said so by then, and that the folder is captured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,10 @@ class Flushed:
         return not (self.jobs.pending or self.elsewhere or self.backlog or cannot)
 
 
-def flush(sources: Sources, timeout_s: float, *, only_present: bool = False) -> Flushed:
+def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only_present: bool = False) -> Flushed:
     """Return as soon as nothing more can go, or when the time is up; what is being posted then is waited for.
 
+    `expect_some`: where the folder never had a job, its hook is waited for, START_S_MAX at most.
     `only_present`: no other destination than that of the present settings is looked at.
 
     Must be called in the main thread. Raises SettingsError, OSError, sqlite3.Error, SchemaError.
@@ -67,30 +70,34 @@ def flush(sources: Sources, timeout_s: float, *, only_present: bool = False) -> 
             ledger.end_read_back_pause(db, one, clock.now_ms())
         if settings.takes_over:
             ledger.take_over(db, ours, clock.now_ms())
-        end_s = time.monotonic() + timeout_s
+        here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
+        end_s = begin_s + timeout_s
 
         def is_over() -> bool:
             if time.monotonic() >= end_s:
                 return True
+            if expect_some and time.monotonic() < begin_s + START_S_MAX and not destination.had_jobs(db, here):
+                return False
             # Nothing is sent without a key, however long one waits.
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
             return not (_backlog(spool, seen) or any(ledger.is_pending(db, one) for one in seen & going))
 
         was_stopped, has_read = False, True
+        read_unread(db, sources, spool, ours.id)
         while has_read and not was_stopped:
-            # Once more when all is sent: a hook may have been late, and is gone by now.
-            has_read = read_unread(db, sources, spool, ours.id, lambda _: None) > 0 and time.monotonic() < end_s
             while not is_over() and not was_stopped:
                 if ours.key_fingerprint and ledger.is_pending(db, ours.id) and ours.id not in _served(spool):
                     was_stopped = not Worker(sources).run_until(is_over)
                 else:
                     time.sleep(LOOK_S)
+            # Once more when all is sent: a hook may have been late, and is gone by now.
+            has_read = time.monotonic() < end_s and read_unread(db, sources, spool, ours.id) > 0
         now_ms = clock.now_ms()
         current, *others = [one for one in read_destinations(db, settings, now_ms) if one.current or one.id in seen]
         return Flushed(
             jobs=current.jobs,
             elsewhere=sum(one.jobs.pending for one in others),
-            captured_here=destination.had_jobs(db, folder(db, str(sources.cwd or sources.base))),
+            captured_here=destination.had_jobs(db, here),
             backlog=_backlog(spool, seen),
             unread=tuple(ledger.unread(db)),
             waiting=waiting([current, *others], read_workers(spool), now_ms),

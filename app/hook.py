@@ -281,11 +281,11 @@ class Hook:
         self._captures.refresh()
         self._has_ended = True
         # Before the last look: of two that end together the later one sees that nobody has the session open.
-        self.announce(0)
+        self.announce(1)  # until it is done
         now_s = time.monotonic()
         self._looking.end(now_s)
         with self._store.kept_open():
-            while (one := self._notices.next(now_s)) is not None:
+            while not self._looking.is_given_up and (one := self._notices.next(now_s)) is not None:
                 self._looking.look(one, now_s, clock.now_ms())
 
     def finish_reconciling(self) -> None:

@@ -16,9 +16,9 @@ from app.enqueue import Place
 from app.export import Capture
 from app.inbox import Line
 from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
-from app.opencode import AbsentError, ExportError, Store
+from app.opencode import AbsentError, ExportError, Store, StoreError
 from app.privacy.redact import PatternError
-from app.reading import GONE, Look, Reader, Take, reason_of
+from app.reading import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
 from app.schema import SchemaError
 from app.settings import SettingsError
 from app.spool import folder
@@ -55,6 +55,8 @@ class Looking:
         self.reader = Reader(store, destination_id, take)
         self.store_name = destination.fingerprint(db, str(store.path))
         self._has_ended = False
+        self._failures = 0
+        """Of looks since then, by the store's own fault."""
 
     def owe(self, line: Line, now_ms: int) -> None:
         """Note that a session is to be read."""
@@ -79,15 +81,19 @@ class Looking:
         if ledger.settle_notices(self._db, self.store_name, {session: destination.NEVER_MS}):
             destination.note(self._db, GONE, now_ms)
 
+    @property
+    def is_given_up(self) -> bool:
+        """OpenCode has ended, and its store cannot be read: each try may wait for seconds. All is owed."""
+        return self._failures >= FAILURES_MAX
+
     def end(self, now_s: float) -> None:
         """OpenCode has ended: one more look at each session, and what is unfinished then is interrupted."""
         self._has_ended = True
         self._notices.look_at_all(now_s)
-        for of in {folder(self._db, one.line.directory) for one in self._notices}:
-            # What another OpenCode that had them open has left to this one.
-            left = ledger.open_notices(self._db, self.store_name, of)
-            for one in self._notices:
-                one.mark = left.get(one.session, one.mark)
+        # What another OpenCode that had them open has left to this one.
+        left = ledger.open_notices(self._db, self.store_name)
+        for one in self._notices:
+            one.mark, _ = left.get(one.session, (one.mark, ""))
 
     def inherit(self, root: str, owed: Mapping[str, int]) -> None:
         """A hook that is gone was told of these, which are shown inside of a session that is open here."""
@@ -178,6 +184,7 @@ class Looking:
             destination.note(self._db, GONE, now_ms, gone)
 
     def _fail(self, those: Sequence[Noticed], now_s: float, error: ExportError | TranscriptError) -> None:
+        self._failures += self._has_ended and isinstance(error, StoreError)
         self._tell(f"what OpenCode's store holds could not be read: {error}")
         self._wait(those, now_s, FAILED_S if those[0].looks == 0 else AGAIN_S, reason_of(error))
 

@@ -25,6 +25,8 @@ ROWS_MAX = 150
 """Of messages and parts that one look takes, unless a single turn has more."""
 REMEMBERED_MAX = 256
 """Sessions of which is kept in memory what was read of them."""
+FAILURES_MAX = 3
+"""So many tries to read the store that fail end the last looks."""
 GONE = "sessions gone before they were read"
 """As an incident: deleted, or with a data folder that is not there any more."""
 UNDONE = "turns undone before they were read, and not exported, of session"

@@ -18,7 +18,7 @@ from app.enqueue import Place
 from app.export import Capture
 from app.noticed import AGAIN_S
 from app.opencode import ExportError, Store, StoreError
-from app.reading import GONE, Reader, reason_of
+from app.reading import FAILURES_MAX, GONE, Reader, reason_of
 from app.transcript import TranscriptError
 
 QUIET_MS = 600_000
@@ -26,9 +26,7 @@ QUIET_MS = 600_000
 SETTLE_S = 3.0
 """Between two looks that both see no owner: one that makes way for a newer version is away for half a second."""
 OWED_MS_MAX = 30 * 86_400_000
-"""A notice that nobody could read for so long is of a store that is gone."""
-FAILURES_MAX = 3
-"""So many tries to read the store that fail end the last looks."""
+"""Of another store: a notice that nobody could read for so long is of one that is gone."""
 
 
 def is_quiet(changed_ms: int, now_ms: int) -> bool:
@@ -163,41 +161,34 @@ class Reconciling:
         folder, _ = self._folders[directory]
         since_ms = destination.captured_since_ms(db, folder)
         if since_ms is not None:
-            if old := ledger.forget_notices(db, now_ms - OWED_MS_MAX):
+            if old := ledger.forget_notices(db, self._store_name, now_ms - OWED_MS_MAX):
                 destination.note(db, GONE, now_ms, old)
-            elsewhere, owed = self._elsewhere(), ledger.open_notices(db, self._store_name, folder)
-            owed = {session: mark for session, mark in owed.items() if session not in elsewhere and session not in ours}
+            alive = {*self._elsewhere(), *ours}
+            owed = {name: one for name, one in ledger.open_notices(db, self._store_name).items() if name not in alive}
             try:
-                self._list_sessions(db, directory, folder, since_ms, now_s, now_ms)
-                self._list_owed(db, owed, folder, now_s, now_ms)
+                changes = self._store.changes(directory)
+                due = {
+                    name
+                    for name, changed_ms in changes.items()
+                    if changed_ms >= since_ms
+                    and not self._is_compared(db, name, changed_ms, now_ms)
+                    and not self._is_inside(db, name)
+                }
+                ahead = {one.id: dict[str, int]() for one in self._store.roots(directory, among=due)}
+                for name, (mark, of) in owed.items():
+                    root = self._store.root_of(name)
+                    if root is None and ledger.settle_notices(db, self._store_name, {name: mark}):
+                        destination.note(db, GONE, now_ms)
+                    elif root is not None and (of == folder or root in changes):
+                        ahead.setdefault(root, {})[name] = mark
             except ExportError as error:
-                self._fail(db, error, owed)
+                self._fail(db, error, [name for name, (_, of) in owed.items() if of == folder])
                 self._folders[directory] = folder, now_s + AGAIN_S
                 return
+            for root, marks in ahead.items():
+                one = self._ahead.setdefault(root, _Ahead(Place(self._destination_id, folder), now_s))
+                one.owed |= marks
         del self._folders[directory]
-
-    def _list_sessions(
-        self, db: sqlite3.Connection, directory: str, folder: str, since_ms: int, now_s: float, now_ms: int
-    ) -> None:
-        due = {
-            name
-            for name, changed_ms in self._store.changes(directory).items()
-            if changed_ms >= since_ms and not self._is_compared(db, name, changed_ms, now_ms)
-        }
-        for one in self._store.roots(directory, among={name for name in due if not self._is_inside(db, name)}):
-            self._ahead.setdefault(one.id, _Ahead(Place(self._destination_id, folder), now_s))
-
-    def _list_owed(
-        self, db: sqlite3.Connection, owed: Mapping[str, int], folder: str, now_s: float, now_ms: int
-    ) -> None:
-        """What the hooks of the folder that are gone had not read."""
-        for session, mark in owed.items():
-            root = self._store.root_of(session)
-            if root is not None:
-                place = Place(self._destination_id, folder)
-                self._ahead.setdefault(root, _Ahead(place, now_s)).owed[session] = mark
-            elif ledger.settle_notices(db, self._store_name, {session: mark}):
-                destination.note(db, GONE, now_ms)
 
     def _is_inside(self, db: sqlite3.Connection, session: str) -> bool:
         """A subagent that was exported with the session that called it, and is looked at with that one."""

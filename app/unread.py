@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 
 from app import clock, destination
@@ -22,7 +22,7 @@ from app.spool import Spool, folder
 from app.transcript import Transcript
 
 
-def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int, ring: Callable[[str], None]) -> int:
+def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int) -> int:
     """The number of new jobs. What is unfinished stays so: whoever owns it may be about to go on.
 
     Raises sqlite3.Error.
@@ -36,9 +36,8 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int,
         transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
     ) -> Enqueued:
         with flushed_together(db):
-            done = enqueue(
-                db, transcript, capture, place, now_ms=clock.now_ms(), ring=ring, only=only, abandoned=abandoned
-            )
+            now_ms, ring = clock.now_ms(), lambda _: None
+            done = enqueue(db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned)
         found.extend(done.keys)
         return done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from app import clock, ledger
 from app.crashpoint import VARIABLE
 from app.opencode import store_file
-from app.presence import present
+from app.presence import Announced, present
 from tests import snapshots
 from tests.processes import Station, hook, worker
 from tests.recorded import export
@@ -41,6 +42,15 @@ def capture(station: Station, directory: str, session: str = SIMPLE) -> None:
     with hook(station) as process:
         process.show(export(session), directory=directory)
         assert process.end() == 0
+
+
+def asked_now(name: str, directory: str) -> snapshots.Fields:
+    """A session of a moment ago."""
+    now_ms = clock.now_ms()
+    asked = snapshots.user(f"msg_{name}_1", now_ms)
+    answered = snapshots.assistant(f"msg_{name}_2", now_ms + 1, parent=f"msg_{name}_1")
+    time = {"created": now_ms, "updated": now_ms}
+    return snapshots.snapshot(snapshots.entry(asked, answered, id=f"ses_{name}", directory=directory, time=time))
 
 
 def with_another_key(station: Station) -> Station:
@@ -82,9 +92,9 @@ def test_jobs_that_no_captured_folder_means_any_more_keep_nobody(station: Statio
 def test_a_folder_that_never_had_a_job_is_told_of(station: Station) -> None:
     done = station.run("flush")
     assert (done.returncode, NOTHING in done.stdout) == (0, True)
-    assert station.run("flush", "--expect-some").returncode == 1
+    assert station.run("flush", "--expect-some", "--timeout", "0").returncode == 1
     capture(station, "/home/dev/other")
-    elsewhere = station.run("flush", "--expect-some")
+    elsewhere = station.run("flush", "--expect-some", "--timeout", "1")
     assert (elsewhere.returncode, NOTHING in elsewhere.stdout) == (1, True)
     capture(station, str(station.home), "b_tools")
     here = station.run("flush", "--expect-some")
@@ -109,13 +119,8 @@ def test_what_a_killed_hook_had_not_read_is_read_and_sent(station: Station) -> N
 
 def test_what_was_written_in_a_captured_folder_and_nobody_told_of_is_read_and_sent(station: Station) -> None:
     capture(station, str(station.home))
-    now_ms = clock.now_ms()
     for name, directory in (("here", str(station.home)), ("there", "/elsewhere")):
-        asked = snapshots.user(f"msg_{name}_1", now_ms)
-        answered = snapshots.assistant(f"msg_{name}_2", now_ms + 1, parent=f"msg_{name}_1")
-        time = {"created": now_ms, "updated": now_ms}
-        shown = snapshots.entry(asked, answered, id=f"ses_{name}", directory=directory, time=time)
-        put(store_file(station.environ), snapshots.snapshot(shown))
+        put(store_file(station.environ), asked_now(name, directory))
     told = said(station.run("flush", "--json"))
     assert told["jobs"]["delivered"] == 2 * JOBS
     with station.ledger() as db:
@@ -133,3 +138,43 @@ def test_what_cannot_be_read_is_shown_and_is_not_done(station: Station) -> None:
     done = station.run("flush")
     assert done.returncode == 1
     assert "unread: 1 session" in done.stdout
+
+
+@pytest.mark.parametrize("was_captured", [True, False])
+def test_a_run_is_sent_however_late_its_hook_starts(station: Station, *, was_captured: bool) -> None:
+    if was_captured:
+        capture(station, str(station.home))
+        assert station.run("flush").returncode == 0
+    with hook(station) as process:
+        process.process.send_signal(signal.SIGSTOP)
+        process.show(asked_now("late", str(station.home)), directory=str(station.home))
+        process.close_store()
+        assert process.process.stdin is not None
+        process.process.stdin.close()
+        # In a folder of which nothing is known only the hook can say that it is captured.
+        starting = threading.Timer(3, process.process.send_signal, [signal.SIGCONT])
+        if not was_captured:
+            starting.start()
+        told = said(station.run("flush", "--expect-some", "--json", timeout_s=600))
+        assert (told["captured_here"], told["unread"]) == (True, [])
+        assert told["jobs"]["delivered"] == JOBS * (1 + was_captured)
+        process.process.send_signal(signal.SIGCONT)
+        assert process.process.wait(60) == 0
+    assert station.delivered(JOBS * (1 + was_captured))
+
+
+def test_what_a_hook_had_not_read_when_it_was_killed_is_read_when_it_is_gone(station: Station) -> None:
+    capture(station, str(station.home))
+    put(store_file(station.environ), asked_now("late", str(station.home)))
+    another = Announced(station.spool / "hooks")
+    another.say({"destination": 1, "sessions": ["ses_late"], "backlog": 1})
+
+    def end() -> None:
+        wait_until(lambda: station.counts().delivered == JOBS)  # it has looked into the store by then
+        another.withdraw()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    told = said(station.run("flush", "--json"))
+    ending.join()
+    assert (told["jobs"]["delivered"], told["unread"]) == (2 * JOBS, [])

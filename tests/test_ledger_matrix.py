@@ -440,7 +440,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         {},
     ),
     "settle_notices": (lambda d, *_: ledger.settle_notices(d.db, "store", {"ses_1": d.now_ms}), {}),
-    "forget_notices": (lambda d, *_: ledger.forget_notices(d.db, d.now_ms), {}),
+    "forget_notices": (lambda d, *_: ledger.forget_notices(d.db, "store", d.now_ms), {}),
     # adoption
     "adopt": (lambda d, *_: ledger.adopt(d.db, d.destination, another(d).id, now_ms=d.now_ms), SAME),
     "adopt where the session is known": (lambda d, *_: adopt_where_known(d), to("superseded", *FREE)),

@@ -16,11 +16,12 @@ def test_a_notice_is_open_until_it_is_settled_and_a_later_one_stays(db: sqlite3.
     later = ledger.note_notice(db, "store", "ses_1", "here", 900)  # by a clock that was set back
     ledger.note_notice(db, "another", "ses_1", "here", 1_000)
     assert ledger.settle_notices(db, "store", {"ses_1": first}) == 0
-    assert ledger.open_notices(db, "store", "here") == {"ses_1": later}
+    assert ledger.open_notices(db, "store") == {"ses_1": (later, "here")}
     assert ledger.settle_notices(db, "store", {"ses_1": later, "ses_2": later}) == 1
-    assert ledger.open_notices(db, "store", "here") == {}
-    assert ledger.open_notices(db, "another", "here") == {"ses_1": 1_000}
-    assert ledger.forget_notices(db, 1_001) == 1
+    assert ledger.open_notices(db, "store") == {}
+    assert ledger.open_notices(db, "another") == {"ses_1": (1_000, "here")}
+    assert ledger.forget_notices(db, "another", 1_001) == 0
+    assert ledger.forget_notices(db, "store", 1_001) == 1
     assert ledger.unread(db) == []
 
 

@@ -15,20 +15,22 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import clock, destination, ledger
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
 from app.hook import Hook
 from app.identity import Identity
 from app.inbox import Inbox, Line
+from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
-from app.opencode import Store, store_file
+from app.opencode import Store, StoreError, store_file
 from app.presence import Announced
-from app.reading import GONE
-from app.reconcile import QUIET_MS, SETTLE_S
+from app.reading import FAILURES_MAX, GONE
+from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
+from app.status import read_hooks
 from app.transcript import Turn, key
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
@@ -963,6 +965,23 @@ def test_a_session_that_is_about_to_be_written_for_the_first_time_is_not_gone(ma
     assert destination.incidents(one.db) == []
 
 
+def test_who_waits_for_hooks_waits_for_the_last_looks_of_one_that_ends(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = machine.remember(talk("a", *cut_off()))
+    one = machine.hook(session)
+    seen = []
+    look_at = Looking.look
+
+    def look(*asked: Any) -> None:
+        seen.append([(hook.sessions, hook.backlog) for hook in read_hooks(one.spool)])
+        look_at(*asked)
+
+    monkeypatch.setattr(Looking, "look", look)
+    one.finish()
+    assert seen == [[(0, 1)]]
+
+
 def test_who_ends_last_settles_what_another_left_to_it(machine: Machine) -> None:
     session = machine.remember(talk("a", *cut_off()))
     one, another = machine.hook(session), machine.hook(session)
@@ -987,3 +1006,47 @@ def test_what_is_owed_when_the_spool_is_removed_is_read_into_the_new_one(machine
         assert machine.states() == [(session, "pending")]
     machine.end(one)
     assert machine.states() == [(session, "pending")]
+
+
+def test_what_was_said_in_another_folder_than_the_sessions_own_is_settled_with_it(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    dead = machine.hook(directory="/elsewhere")
+    dead.take(notice("ses_a", "idle", "/elsewhere"))
+    machine.leave(dead)
+    one = machine.hook()
+    look(one, 0)
+    assert machine.states() == [("ses_a", "pending")]
+    assert unread(one) == [(None, 1)]
+
+
+def test_what_was_owed_for_long_is_looked_for_and_not_forgotten(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    dead = machine.hook()
+    dead.take(notice("ses_a", "idle"))
+    machine.leave(dead)
+    one = machine.hook()
+    one.db.execute("update notice set noticed_ms = noticed_ms - ? where session = 'ses_a'", [2 * OWED_MS_MAX])
+    before = destination.incidents(one.db)
+    look(one, 0, clock.now_ms())
+    assert machine.states() == [("ses_a", "pending")]
+    assert destination.incidents(one.db) == before
+
+
+def test_a_store_that_cannot_be_read_when_opencode_has_ended_is_tried_a_few_times(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine.hook()
+    for number in range(10):
+        one.take(notice(f"ses_{number}", "idle"))
+    tried = []
+
+    def root_of(_: Store, session: str) -> str:
+        tried.append(session)
+        raise StoreError("it is locked")
+
+    monkeypatch.setattr(Store, "root_of", root_of)
+    machine.end(one)
+    assert len(tried) == FAILURES_MAX
+    assert sum(count for _, count in unread(machine.hook())) == 11

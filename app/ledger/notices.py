@@ -53,15 +53,15 @@ def settle_notices(db: sqlite3.Connection, store: str, seen: Mapping[str, int]) 
     return settled
 
 
-def open_notices(db: sqlite3.Connection, store: str, folder: str) -> dict[str, int]:
-    """By session what settles it."""
-    rows = db.execute("select session, noticed_ms from notice where store = ? and folder = ?", (store, folder))
-    return {row["session"]: row["noticed_ms"] for row in rows}
+def open_notices(db: sqlite3.Connection, store: str) -> dict[str, tuple[int, str]]:
+    """By session what settles it, and the folder that it was said in, which need not be the session's own."""
+    rows = db.execute("select session, noticed_ms, folder from notice where store = ?", (store,))
+    return {row["session"]: (row["noticed_ms"], row["folder"]) for row in rows}
 
 
-def forget_notices(db: sqlite3.Connection, before_ms: int) -> int:
-    """Open -> (nothing): too old, as those of a data folder that is gone."""
-    return db.execute("delete from notice where noticed_ms < ?", (before_ms,)).rowcount
+def forget_notices(db: sqlite3.Connection, store: str, before_ms: int) -> int:
+    """Open -> (nothing): too old, and of another store: its data folder may be gone, and nobody would know."""
+    return db.execute("delete from notice where store <> ? and noticed_ms < ?", (store, before_ms)).rowcount
 
 
 @dataclass(frozen=True, slots=True)
