@@ -180,11 +180,13 @@ def forget_python(plugin: Path) -> None:
 
 
 @contextmanager
-def ground(opencode: OpenCode, home: Path) -> Iterator[Ground]:
+def ground(opencode: OpenCode, home: Path, version: str = VERSION) -> Iterator[Ground]:
     """One whose first turn was captured, so that what comes can be missed."""
     (home / "station").mkdir(parents=True)
     project = opencode.project(home / "project")
-    install.install(install.Project(project), python=sys.executable)
+    major, minor, patch = map(int, version.split("."))
+    flavour: install.Flavour = "object" if install.fits("object", (major, minor, patch)) else "function"
+    install.install(install.Project(project), python=sys.executable, flavour=flavour)
     opencode.spare_installation(project / ".opencode")
     with receiving(home / "receiver" / "store.db") as receiver:
         made = Ground(opencode, Station(home / "station", receiver.url), receiver, project)
@@ -210,7 +212,7 @@ def play(version: str) -> bool:
     with (
         tempfile.TemporaryDirectory() as folder,
         installed_opencode(Path(folder), version) as opencode,
-        ground(opencode, Path(folder) / "ground") as place,
+        ground(opencode, Path(folder) / "ground", version) as place,
     ):
         for script, where in ((STREAM, "mid-stream"), (TOOL, "mid-tool")):
             for signum in SIGNALS:
