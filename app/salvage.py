@@ -243,6 +243,9 @@ def _copy(source: sqlite3.Connection | None, db: sqlite3.Connection) -> dict[str
         for row in own:
             marks = ", ".join("?" * len(row))
             db.execute(f"insert or ignore into {table} values ({marks})", tuple(row))
+    if any(column[1] == "policy_id" for column in db.execute("pragma table_info(turn)")):
+        # Another policy may get the number of one that is lost.
+        db.execute("update turn set policy_id = null where policy_id not in (select id from policy)")
     return lost
 
 

