@@ -178,14 +178,15 @@ def _meaning(escape: bytes) -> bytes:
 
 
 def _around_escapes(data: bytes) -> list[tuple[int, int, bool]]:
-    """The escapes, and the pieces between them, which are copies."""
+    """The escapes that mean something, and the pieces between them, which are copies: where a colour was, is a gap."""
     pieces: list[tuple[int, int, bool]] = []
     at = 0
     for escape in _ESCAPE.finditer(data):
         start, end = escape.span()
         if at < start:
             pieces.append((at, start, True))
-        pieces.append((start, end, False))
+        if _meaning(escape[0]):
+            pieces.append((start, end, False))
         at = end
     if at < len(data):
         pieces.append((at, len(data), True))
