@@ -120,7 +120,7 @@ def _options(
 
 @app.command("hook")
 def _hook() -> None:
-    """Take sessions from OpenCode's plugin.
+    """Read what OpenCode's plugin gives notice of.
 
     On standard input, until it ends. The plugin starts this.
     """

@@ -254,7 +254,7 @@ def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 _HEALTH: dict[str, tuple[Level, str]] = {
-    "down": ("warning", "nothing: it is tried again by itself; flush tries now"),
+    "down": ("warning", "nothing while a worker runs: it is tried again by itself; flush tries now"),
     "refused": ("problem", "check the key and the endpoint; flush tries again now"),
     "quota": ("warning", "Helicone keeps numbers without bodies until the quota has room"),
 }
@@ -283,7 +283,7 @@ def _described(one: DestinationStatus) -> str:
 
 def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for what, count, _last_ms in destination.incidents(db):
-        todo = "see logs/ there"
+        todo = "see logs/ in the spool"
         if what.startswith("ledger: "):
             todo = "the damaged file is kept for a while: ledger.db.damaged-*"
         elif what == destination.UNERASED:
