@@ -311,6 +311,15 @@ def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding("lines", "ok", "each line of the plugin was used")
 
 
+def _unread(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for one in ledger.unread(db):
+        if one.reason is not None:
+            found = f"{one.sessions} session(s) that OpenCode has told of wait: {one.reason}"
+            yield Finding(
+                "unread", "warning", found, "they are read when that is mended, within 30 days; flush tries now"
+            )
+
+
 def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     counts = ledger.counts(db)
     if counts.dead:
@@ -345,5 +354,6 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _clock,
     _incidents,
     _refusals,
+    _unread,
     _letters,
 )

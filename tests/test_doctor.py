@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, install
+from app import clock, destination, install, ledger
 from app.confirm import NOT_STORED_CAUSES
 from app.opencode import store_file
 from app.opencode.logins import FILE_BYTES_MAX
@@ -134,6 +134,13 @@ def break_the_queue(station: Station) -> None:
     (station.spool / "queue.db").chmod(0o600)
 
 
+def leave_a_session_unread(station: Station) -> None:
+    with station.ledger() as db:
+        ledger.note_notice(db, "store", "ses_1", "here", clock.now_ms())
+        ledger.note_notice(db, "store", "ses_2", "here", clock.now_ms())  # about to be read: no fault
+        ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store is not there")
+
+
 def from_the_future(station: Station) -> None:
     with station.ledger() as db:
         db.execute("pragma user_version = 99")
@@ -187,6 +194,11 @@ def set_the_clock_back(station: Station) -> None:
         (log_in_without_end, [("logins", "problem")], "auth.json: it is larger than"),
         (leave_the_predecessors_spool, [("spool", "warning")], "of opencode-helicone-async-telemetry: nothing sends"),
         (break_the_queue, [("queue.db", "warning")], "not a database"),
+        (
+            leave_a_session_unread,
+            [("unread", "warning")],
+            "1 session(s) that OpenCode has told of wait: OpenCode's store",
+        ),
         (from_the_future, [("ledger", "problem")], "schema 99"),
         (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were not used: not JSON"),
         (note_an_incident, [("incident", "warning")], "the clock jumped"),
