@@ -4,13 +4,15 @@
 
 Two readers ask in a tight loop what a hook asks: root, outline, turns, changes. None of the starts may fail, none may
 say that its database is locked, and the write-ahead log may grow to twice of what it is without readers. Each tenth
-start is killed in mid-turn. Exits with 1 where that is not so.
+start is killed in mid-turn. Exits with 1 where that is not so. With `READ_WITH=pysqlite3` the readers use the SQLite
+that this wheel brings (`pip install pysqlite3`), not Python's.
 """
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
-import sqlite3
+import os
 import sys
 import tempfile
 import time
@@ -19,8 +21,10 @@ from contextlib import contextmanager, suppress
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from app.opencode import Store, StoreError
-from tests.opencode import VERSION, OpenCode, installed_opencode
+sys.modules["sqlite3"] = sqlite3 = importlib.import_module(os.environ.get("READ_WITH", "sqlite3"))
+
+from app.opencode import Store, StoreError  # noqa: E402 - after which SQLite it gets
+from tests.opencode import VERSION, OpenCode, installed_opencode  # noqa: E402 - the same
 
 STARTS = 200
 KILLED_EACH = 10
