@@ -171,3 +171,16 @@ def test_the_map_of_the_modules_names_each_of_them() -> None:
     found = [path for folder in ("app", "app/opencode") for path in (ROOT / folder).glob("*.py")]
     modules = {path.stem for path in found} - {"__init__", "__main__"}
     assert {name for name in modules if f"`{name}`" not in page} == set()
+
+
+def test_every_file_and_target_that_a_page_names_is_there() -> None:
+    targets = set(re.findall(r"^([a-z]+):", texts()["Makefile"], re.MULTILINE))
+    missing = []
+    for name, text in texts().items():
+        if not name.endswith(".md") or name == "CHANGELOG.md":
+            continue
+        quoted = re.findall(r"`((?:app|tests|docs|benchmarks|migrations|\.ci|\.github)/[\w./-]*)", text)
+        linked = [(Path(name).parent / link).as_posix() for link in re.findall(r"\]\(([\w./-]+)\)", text)]
+        missing += [f"{name}: {path}" for path in (*quoted, *linked) if not (ROOT / path).exists()]
+        missing += [f"{name}: make {made}" for made in re.findall(r"`make ([a-z]+)", text) if made not in targets]
+    assert missing == []
