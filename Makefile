@@ -85,9 +85,6 @@ fuzz: .venv/ready  ## 50,000 broken recordings through hook and import (several 
 flips: .venv/ready  ## 500 random faults in the files of a spool; FAULTS and SEED change that
 	@$(BIN)/python -m tests.flips $(or $(FAULTS),500) $(SEED)
 
-secrets: .venv/ready  ## What the built-in rules catch of what gitleaks finds, and what they mask by mistake (minutes)
-	@$(BIN)/python -m tests.gitleaks
-
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra receiver --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
 
