@@ -13,6 +13,7 @@ import pytest
 
 from app.attachment import strip_blobs
 from app.privacy.redact import REDACTED, Redaction
+from app.privacy.vendors import UNCHECKED, VENDORS
 from app.settings import Settings
 from app.settings.names import NAMES
 from tests.processes import ROOT
@@ -131,6 +132,8 @@ def test_what_a_checkout_must_have_is_there() -> None:
         "CHANGELOG.md",
         "LICENSE",
         "SECURITY.md",
+        "CONTRIBUTING.md",
+        "AGENTS.md",
         "docs/privacy.md",
         "Makefile",
         "Procfile",
@@ -164,6 +167,21 @@ def test_the_readme_has_every_setting_with_its_variable_and_default() -> None:
     meant = {(name.option if name.plugin else "", name.variable, default(field)) for field, name in NAMES.items()}
     assert told == meant | {("", "OPENCODE_HELICONE_REDACT_REGEX", "")}
     assert len(rows) == len(told)
+
+
+def test_the_table_of_vendors_has_as_many_rows_as_the_page_says() -> None:
+    page = texts()["docs/privacy.md"]
+    (vendors,) = re.findall(r"keys of (\d+) vendors", page)
+    ((rows, unchecked),) = re.findall(r"Of the table's (\d+) rows, (\d+) are marked `unchecked`", page)
+    assert int(vendors) == len({row.name for row in VENDORS})
+    assert (int(rows), int(unchecked)) == (len(VENDORS), sum(row.source == UNCHECKED for row in VENDORS))
+
+
+def test_the_readme_has_every_command_that_the_page_of_commands_has() -> None:
+    table = texts()["README.md"].split("\n## Commands\n")[1].split("\n## ")[0]
+    headings = re.findall("^## (`.*)", texts()["docs/commands.md"], re.MULTILINE)
+    commands = {name for heading in headings for name in re.findall("`([a-z-]+(?: [a-z]+)?)", heading)}
+    assert {name for name in commands - {"hook"} if f"`{name}" not in table} == set()
 
 
 def test_the_map_of_the_modules_names_each_of_them() -> None:
