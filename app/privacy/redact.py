@@ -99,8 +99,10 @@ class Redaction:
 
     def text(self, value: str, hits: Counter[str] | None = None) -> str:
         """The value with all that matches as `[REDACTED]`. Lone surrogates become U+FFFD, as UTF-8 has none."""
-        data = _encoded(strip_blobs(value))
+        text, data = _encoded(strip_blobs(value))
         found = self._found(data)
+        if not any(found.values()):
+            return text  # which may be long, and is not made once more
         if isinstance(hits, HitCounts):
             hits.known |= {hashlib.sha256(data[start:end]).digest() for start, end in found[KNOWN]}
         return _replaced(data, found, hits).decode("utf-8", "replace")
@@ -227,11 +229,12 @@ def _masked(why: str, hits: Counter[str] | None) -> str:
     return REDACTED
 
 
-def _encoded(value: str) -> bytes:
+def _encoded(value: str) -> tuple[str, bytes]:
+    """The text with nothing but whole characters, and the same in UTF-8."""
     try:
-        return value.encode()
+        return value, value.encode()
     except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        return _encoded(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _ranges(regex: Any, view: View) -> Iterator[_Span]:
@@ -361,7 +364,7 @@ def identity_hits(turn: Turn, redaction: Redaction) -> Counter[str]:
     hits: Counter[str] = Counter()
     for text in set(_identity(turn)):
         for pattern in redaction.patterns:
-            hits[pattern.name] += sum(1 for _ in _ranges(pattern.regex, View(_encoded(text))))
+            hits[pattern.name] += sum(1 for _ in _ranges(pattern.regex, View(_encoded(text)[1])))
     return +hits
 
 
