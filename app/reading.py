@@ -3,7 +3,8 @@
     outline ─ what differs from what was noted ─▶ transcript (these turns) ─▶ enqueue ─▶ noted
                                                                         └▶ unfinished: waits
 
-One look takes a few turns, the oldest first, so that other sessions need not wait for a long one.
+One look takes a few turns, the oldest first, so that other sessions need not wait for a long one. Where these are large
+it only reads them, and the next one takes them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from app.export import Capture
 from app.ledger import SESSION_RECORD, TurnRead
 from app.opencode import AbsentError, ExportError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
-from app.transcript import Transcript, TranscriptError
+from app.transcript import Part, Reasoning, Text, Tool, Transcript, TranscriptError
 
 ROWS_MAX = 150
 """Of messages and parts that one look takes, unless a single turn has more."""
+LARGE_CHARACTERS_MIN = 1 << 22
+"""Of the turns that are read in one look and taken in the next: either needs a tenth of a second, or more."""
 REMEMBERED_MAX = 256
 """Sessions of which is kept in memory what was read of them."""
 FAILURES_MAX = 3
@@ -99,6 +102,8 @@ class Reader:
         self._destination_id = destination_id
         self._take = take
         self._read: dict[str, _Read] = {}
+        self._held: tuple[_Read, Transcript] | None = None
+        """What was read and is still to be taken; of one session at a time, as it is large."""
 
     def look(  # noqa: PLR0913 - where, how, and what for
         self,
@@ -137,26 +142,49 @@ class Reader:
             ahead = [one for one in outline.turns if _is_ahead(one, read, then, asked, again=again)]
         batch = _batch(ahead)
         read.has_interrupted &= is_further
+        left = ahead[len(batch) :]
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            self._take_turns(db, outline, batch, asked)
-            read.updated_ms = outline.updated_ms
-        has_more = len(batch) < len(ahead) or bool(read.ahead)
+            transcript = self._transcript(read, outline, batch)
+            if self._held is not None and self._held[0] is read:
+                left = ahead
+            else:
+                self._take_turns(db, transcript, outline, batch, asked)
+                read.updated_ms = outline.updated_ms
+        has_more = bool(left or read.ahead)
         read.began_ms = now_ms if read.began_ms is None else read.began_ms
-        read.outline, read.ahead = outline, ahead[len(batch) :]
+        read.outline, read.ahead = outline, left
         if not has_more:
             # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
             read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < read.began_ms - 1}
             read.last, read.policy, read.began_ms, read.outline = _last(outline), policy, None, None
         return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
-    def _take_turns(self, db: sqlite3.Connection, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> None:
-        root, read = outline.session, self._read[outline.session]
-        names = {one.turn for one in batch}
+    def _transcript(self, read: _Read, outline: Outline, batch: list[TurnOutline]) -> Transcript | None:
+        """What was held, or is read now: then it is held where it is large."""
+        held = self._held
+        if held is not None and held[0] is read:
+            self._held = None
+            return held[1]
         # The last one says whether the person has gone on.
-        transcript = self._store.transcript(root, {*names, outline.turns[-1].turn})
+        found = self._store.transcript(outline.session, {*(one.turn for one in batch), outline.turns[-1].turn})
         crashpoint.reach("notice.read")
+        if batch and found is not None and _characters(found) >= LARGE_CHARACTERS_MIN:
+            # Where another one was held that is read again: two of them would take twice the memory.
+            self._held = (read, found) if held is None else None
+        return found
+
+    def _take_turns(
+        self,
+        db: sqlite3.Connection,
+        transcript: Transcript | None,
+        outline: Outline,
+        batch: list[TurnOutline],
+        asked: _Asked,
+    ) -> None:
         if transcript is None:
             return
+        root, read = outline.session, self._read[outline.session]
+        names = {one.turn for one in batch}
         undone = self._undone(db, transcript, asked.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
         if asked.since_ms is not None:
@@ -241,6 +269,10 @@ class Reader:
         """What that one has read is gone with its spool, because somebody wanted that, and is not read again."""
         self._read = other._read
 
+    def let_go(self) -> None:
+        """What is held may not be wanted any more, and is read again where it is."""
+        self._held = None
+
     def forget(self) -> None:
         """What was left to another session may be wanted now."""
         self._read.clear()
@@ -275,6 +307,23 @@ def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
             break
         taken.append(one)
     return taken
+
+
+def _characters(transcript: Transcript) -> int:
+    """Of what was said, and of what tools put out, subagents included."""
+    messages = (message for turn in transcript.turns for message in turn.messages)
+    return sum(_characters_of(part) for message in messages for part in message.parts)
+
+
+def _characters_of(part: Part) -> int:
+    match part:
+        case Text() | Reasoning():
+            return len(part.text or "")
+        case Tool():
+            below = 0 if part.child is None else _characters(part.child)
+            return len(part.output or "") + len(part.error or "") + below
+        case _:
+            return 0
 
 
 def reason_of(error: ExportError | TranscriptError) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, StoreError, store_file
 from app.presence import Announced
-from app.reading import FAILURES_MAX, GONE
+from app.reading import FAILURES_MAX, GONE, LARGE_CHARACTERS_MIN
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
@@ -894,6 +894,84 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     assert versions_of(machine, "msg_a_000") == 2
     assert outlined == ["ses_a"] * 2
     assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
+
+
+def long_one(name: str) -> Fields:
+    told = list[Fields]()
+    for number in range(100, 400, 2):
+        told.append(user(f"msg_{number}", CREATED_MS + number, text("why?", f"prt_{number}")))
+        answer = text("so!", f"prt_{number + 1}")
+        told.append(assistant(f"msg_{number + 1}", CREATED_MS + number + 1, answer, parent=f"msg_{number}"))
+    return talk(name, *told)
+
+
+def large_one(name: str, said: str = "words ") -> Fields:
+    asked, answered = asked_and_answered()
+    answered["parts"][0]["text"] = said * (LARGE_CHARACTERS_MIN // len(said) + 1)
+    return talk(name, asked, answered)
+
+
+def look_once(one: Hook, now_s: float) -> str:
+    """At the session that was looked at."""
+    noticed = one._notices.next(now_s)
+    assert noticed is not None
+    one._looking.look(noticed, now_s, CREATED_MS + 1_000)
+    return noticed.session
+
+
+@pytest.mark.parametrize(("make", "turns"), [(long_one, 150), (large_one, 1)])
+def test_others_are_read_between_the_looks_at_a_session(
+    machine: Machine, make: Callable[[str], Fields], turns: int
+) -> None:
+    machine.remember(make("a"))
+    machine.remember(talk("b", *asked_and_answered()))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    assert look_once(one, 0.1) == "ses_a"
+    one.take(notice("ses_b", "idle"))
+    assert look_once(one, 0.2) == "ses_b"
+    assert machine.states().count(("ses_b", "pending")) == 1
+    assert machine.states().count(("ses_a", "pending")) < turns
+    look_for(one)
+    assert machine.states().count(("ses_a", "pending")) == turns
+    assert one._notices.acknowledged() is None
+
+
+def test_of_two_large_sessions_one_is_held_and_both_are_taken(machine: Machine) -> None:
+    for name in ("a", "b"):
+        machine.remember(large_one(name))
+    one = machine.hook()
+    for name in ("a", "b"):
+        one.take(notice(f"ses_{name}", "idle"))
+    looks = []
+    while (due_s := one._notices.due_s()) is not None:
+        looks.append(look_once(one, max(due_s, (len(looks) + 1) / 10)))
+        assert len(looks) < 10
+    assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
+    assert one._looking.reader._held is None
+
+
+def test_a_large_session_that_is_deleted_once_it_is_read_is_not_exported(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    assert one._looking.reader._held is not None
+    one.take(notice("ses_a", "deleted"))
+    assert one._looking.reader._held is None
+    look_for(one)
+    assert machine.jobs() == []
+
+
+def test_a_large_session_that_changes_once_it_is_read_is_taken_as_it_is_then(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    machine.remember(large_one("a", "other words "), written_ms=CREATED_MS + 900)
+    look_for(one)
+    assert machine.states() == [("ses_a", "superseded"), ("ses_a", "pending")]
+    assert machine.jobs()[-1][2] == stored_key(one, "ses_a")[0]
 
 
 def unread(one: Hook) -> list[tuple[str | None, int]]:
