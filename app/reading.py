@@ -4,28 +4,27 @@
                                                                         └▶ unfinished: waits
 
 One look takes a few turns, the oldest first, so that other sessions need not wait for a long one. Where these are large
-it only reads them, and the next one takes them.
+it only reads them, and the next ones make them ready (`ahead`) and take them.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from app import crashpoint, destination, ledger
-from app.enqueue import Enqueued, Place
+from app.ahead import Ahead, is_large
+from app.enqueue import Enqueued, Place, outlook
 from app.export import Capture
-from app.ledger import SESSION_RECORD, TurnRead
+from app.ledger import SESSION_RECORD, Standing, TurnRead
 from app.opencode import AbsentError, ExportError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
-from app.transcript import Part, Reasoning, Text, Tool, Transcript, TranscriptError
+from app.transcript import Transcript, TranscriptError
 
 ROWS_MAX = 150
 """Of messages and parts that one look takes, unless a single turn has more."""
-LARGE_CHARACTERS_MIN = 1 << 22
-"""Of the turns that are read in one look and taken in the next: either needs a tenth of a second, or more."""
 REMEMBERED_MAX = 256
 """Sessions of which is kept in memory what was read of them."""
 FAILURES_MAX = 3
@@ -102,8 +101,8 @@ class Reader:
         self._destination_id = destination_id
         self._take = take
         self._read: dict[str, _Read] = {}
-        self._held: tuple[_Read, Transcript] | None = None
-        """What was read and is still to be taken; of one session at a time, as it is large."""
+        self._held: tuple[_Read, Ahead] | None = None
+        """What was read and is to be taken; of one session at a time, as it is large."""
 
     def look(  # noqa: PLR0913 - where, how, and what for
         self,
@@ -144,11 +143,12 @@ class Reader:
         read.has_interrupted &= is_further
         left = ahead[len(batch) :]
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            transcript = self._transcript(read, outline, batch)
-            if self._held is not None and self._held[0] is read:
+            found = self._transcript(db, read, outline, batch, asked)
+            if found is None:
                 left = ahead
             else:
-                self._take_turns(db, transcript, outline, batch, asked)
+                transcript, capturing = found
+                self._take_turns(db, transcript, outline, batch, replace(asked, capturing=capturing))
                 read.updated_ms = outline.updated_ms
         has_more = bool(left or read.ahead)
         read.began_ms = now_ms if read.began_ms is None else read.began_ms
@@ -159,19 +159,31 @@ class Reader:
             read.last, read.policy, read.began_ms, read.outline = _last(outline), policy, None, None
         return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
-    def _transcript(self, read: _Read, outline: Outline, batch: list[TurnOutline]) -> Transcript | None:
-        """What was held, or is read now: then it is held where it is large."""
-        held = self._held
-        if held is not None and held[0] is read:
+    def _transcript(
+        self, db: sqlite3.Connection, read: _Read, outline: Outline, batch: list[TurnOutline], asked: _Asked
+    ) -> tuple[Transcript | None, Capture] | None:
+        """What is to be taken, and how; None: not yet, it is large, and held until it is ready."""
+        if self._held is not None and self._held[0] is read:
+            _, ahead = self._held
+            if ahead.is_under(asked.capturing):
+                ready = ahead.step()
+                if ready is None:
+                    return None
+                self._held = None
+                return ahead.transcript, ready
             self._held = None
-            return held[1]
         # The last one says whether the person has gone on.
         found = self._store.transcript(outline.session, {*(one.turn for one in batch), outline.turns[-1].turn})
         crashpoint.reach("notice.read")
-        if batch and found is not None and _characters(found) >= LARGE_CHARACTERS_MIN:
-            # Where another one was held that is read again: two of them would take twice the memory.
-            self._held = (read, found) if held is None else None
-        return found
+        if found is not None and batch:
+            told = outlook(db, found, asked.capturing, asked.place)
+            new = {export.turn for export, standing in told if standing in {Standing.NEW, Standing.REOPENED}}
+            if is_large(found, new.intersection(one.turn for one in batch)):
+                if self._held is None:
+                    self._held = read, Ahead(found, new, asked.capturing)
+                    return None
+                self._held = None  # that is read again: two of them would take twice the memory
+        return found, asked.capturing
 
     def _take_turns(
         self,
@@ -307,23 +319,6 @@ def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
             break
         taken.append(one)
     return taken
-
-
-def _characters(transcript: Transcript) -> int:
-    """Of what was said, and of what tools put out, subagents included."""
-    messages = (message for turn in transcript.turns for message in turn.messages)
-    return sum(_characters_of(part) for message in messages for part in message.parts)
-
-
-def _characters_of(part: Part) -> int:
-    match part:
-        case Text() | Reasoning():
-            return len(part.text or "")
-        case Tool():
-            below = 0 if part.child is None else _characters(part.child)
-            return len(part.output or "") + len(part.error or "") + below
-        case _:
-            return 0
 
 
 def reason_of(error: ExportError | TranscriptError) -> str:

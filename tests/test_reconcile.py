@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from app import clock, destination, ledger
+from app.ahead import LARGE_CHARACTERS_MIN
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
@@ -26,7 +27,7 @@ from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, StoreError, store_file
 from app.presence import Announced
-from app.reading import FAILURES_MAX, GONE, LARGE_CHARACTERS_MIN
+from app.reading import FAILURES_MAX, GONE
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
