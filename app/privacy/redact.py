@@ -122,7 +122,9 @@ class Redaction:
             return text  # which may be long, and is not made once more
         if isinstance(hits, HitCounts):
             hits.known |= {hashlib.sha256(data[start:end]).digest() for start, end in found[KNOWN]}
-        return _replaced(data, found, hits).decode("utf-8", "replace")
+        del text  # of what is long no form is kept that is not needed
+        data = _replaced(data, found, hits)
+        return data.decode("utf-8", "replace")
 
     def json(self, value: Json, hits: Counter[str] | None = None) -> Json:
         """Keys and values, recursively. What stands under a key named like a secret is replaced whole."""
@@ -284,12 +286,12 @@ def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | N
         if fresh and hits is not None:
             hits[name] += len(fresh)
         covered = _merged([*covered, *fresh]) if fresh else covered
-    pieces: list[bytes] = []
-    at = 0
+    pieces: list[bytes | memoryview] = []
+    at, view = 0, memoryview(data)
     for start, end in covered:
-        pieces += (data[at:start], REDACTED.encode())
+        pieces += (view[at:start], REDACTED.encode())
         at = end
-    return b"".join((*pieces, data[at:]))
+    return b"".join((*pieces, view[at:]))
 
 
 def _merged(spans: list[_Span]) -> list[_Span]:
