@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -225,7 +226,8 @@ def commit(pairs: int, folder: Path) -> bool:
 def memory(folder: Path) -> bool:
     code = "".join(path.read_text() for path in sorted((ROOT / "app").rglob("*.py")))
     texts = {"words": "words that a tool has written ", "code": code.encode("ascii", "ignore").decode()}
-    return all([captured(name, text, folder / name) for name, text in texts.items()])
+    is_reached = [captured(name, text, folder / name) for name, text in texts.items()]
+    return all(is_reached)
 
 
 def captured(name: str, text: str, folder: Path) -> bool:
@@ -249,13 +251,13 @@ def captured(name: str, text: str, folder: Path) -> bool:
                 asked = "select 1 from turn t join session s on s.id = t.session_id where s.name = ? and t.name like ?"
                 return db.execute(asked, (session, "msg_%")).fetchone() is not None
 
-            show("ses_large000", (text * (TURN_BYTES // len(text) + 1))[:TURN_BYTES])
+            show("ses_large000", text * (TURN_BYTES // len(text)))
             began_s = time.perf_counter()
             while not has_turn("ses_large000"):
                 session = f"ses_other{len(waits_ms):03}"
                 show(session, "a short output")
                 noticed_s = time.perf_counter()
-                wait_until(lambda session=session: has_turn(session), 120)
+                wait_until(partial(has_turn, session), 600, 0.005)
                 waits_ms.append((time.perf_counter() - noticed_s) * 1_000)
             took_ms = (time.perf_counter() - began_s) * 1_000
         more = peak_bytes(running.process.pid) - usual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import sqlite3
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 
 from app import clock, destination, ledger
-from app.ahead import LARGE_CHARACTERS_MIN
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
@@ -906,9 +906,19 @@ def long_one(name: str) -> Fields:
     return talk(name, *told)
 
 
+LARGE = 1 << 15
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large, and a step in it, is so much smaller that no test takes long."""
+    monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", LARGE)
+    monkeypatch.setattr("app.ahead.STEP_COST", 2 * LARGE)
+
+
 def large_one(name: str, said: str = "words ") -> Fields:
     asked, answered = asked_and_answered()
-    answered["parts"][0]["text"] = said * (LARGE_CHARACTERS_MIN // len(said) + 1)
+    answered["parts"][0]["text"] = said * (LARGE // len(said) + 1)
     return talk(name, asked, answered)
 
 
@@ -920,6 +930,7 @@ def look_once(one: Hook, now_s: float) -> str:
     return noticed.session
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize(("make", "turns"), [(long_one, 150), (large_one, 1)])
 def test_others_are_read_between_the_looks_at_a_session(
     machine: Machine, make: Callable[[str], Fields], turns: int
@@ -938,13 +949,14 @@ def test_others_are_read_between_the_looks_at_a_session(
     assert one._notices.acknowledged() is None
 
 
+@pytest.mark.usefixtures("large")
 def test_of_two_large_sessions_one_is_held_and_both_are_taken(machine: Machine) -> None:
     for name in ("a", "b"):
         machine.remember(large_one(name))
     one = machine.hook()
     for name in ("a", "b"):
         one.take(notice(f"ses_{name}", "idle"))
-    looks = []
+    looks = list[str]()
     while (due_s := one._notices.due_s()) is not None:
         looks.append(look_once(one, max(due_s, (len(looks) + 1) / 10)))
         assert len(looks) < 10
@@ -952,18 +964,22 @@ def test_of_two_large_sessions_one_is_held_and_both_are_taken(machine: Machine) 
     assert one._looking.reader._held is None
 
 
+@pytest.mark.usefixtures("large")
 def test_a_large_session_that_is_deleted_once_it_is_read_is_not_exported(machine: Machine) -> None:
     machine.remember(large_one("a"))
     one = machine.hook()
     one.take(notice("ses_a", "idle"))
     look_once(one, 0.1)
-    assert one._looking.reader._held is not None
+    reader = one._looking.reader
+    held = [reader._held is not None]
     one.take(notice("ses_a", "deleted"))
-    assert one._looking.reader._held is None
+    held.append(reader._held is not None)
+    assert held == [True, False]
     look_for(one)
     assert machine.jobs() == []
 
 
+@pytest.mark.usefixtures("large")
 def test_a_large_session_that_changes_once_it_is_read_is_taken_as_it_is_then(machine: Machine) -> None:
     machine.remember(large_one("a"))
     one = machine.hook()
@@ -973,6 +989,47 @@ def test_a_large_session_that_changes_once_it_is_read_is_taken_as_it_is_then(mac
     look_for(one)
     assert machine.states() == [("ses_a", "superseded"), ("ses_a", "pending")]
     assert machine.jobs()[-1][2] == stored_key(one, "ses_a")[0]
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("mode", ["full", "metadata_only"])
+def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    other, made = Machine(tmp_path / "other"), []
+    for one in (machine, other):
+        configure(one.home / "config", exportMode=mode)
+        one.remember(large_one("a", "words, password = hunter2-and-more, \\u0070assword: hunter3-and-more\n"))
+        taking = one.hook()
+        taking.take(notice("ses_a", "idle"))
+        assert look_once(taking, 0.1) == "ses_a"
+        assert (taking._looking.reader._held is None) == (one is other)
+        look_for(taking)
+        with closing(open_ledger(one.home / "spool")) as db:
+            asked = "select request_id, digest, key from record r join job j on j.id = job_id order by j.id, position"
+            made.append([tuple(row) for row in db.execute(asked)])
+        monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", 1 << 40)
+        one.end(taking)
+    assert made[0] == made[1]
+    assert len(made[0]) == 3
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_turn_is_taken_under_the_settings_of_when_it_is_taken(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    configure(machine.home / "config", redactPatterns=["words"])
+    one._captures.refresh()
+    look_for(one)
+    ((_, _, stored),) = machine.jobs()
+    assert stored == stored_key(one, "ses_a")[0]
+    with closing(open_ledger(machine.home / "spool")) as db:
+        bodies = [row["bodies"] for row in db.execute("select bodies from bundle order by length(bodies)")]
+    assert b"[REDACTED]" in lzma.decompress(bodies[-1])
+    assert b"words" not in lzma.decompress(bodies[-1])
 
 
 def unread(one: Hook) -> list[tuple[str | None, int]]:

@@ -93,7 +93,7 @@ class Redaction:
     """A compiled search for the known values in all their forms, or None."""
     traces: frozenset[bytes] = field(default=frozenset(), repr=False)
     """A text without them holds no known value."""
-    done: Mapping[str, tuple[str, HitCounts]] = field(default_factory=dict, repr=False)
+    done: Mapping[str, tuple[str, HitCounts]] = field(default_factory=dict, repr=False, compare=False)
     """What some texts have become, and what was hit in them, before they are asked for."""
 
     @staticmethod
