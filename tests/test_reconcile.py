@@ -33,6 +33,7 @@ from app.room import Room
 from app.sources import Sources
 from app.status import read_hooks
 from app.transcript import Turn, key
+from tests.secrets import noise
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
 from tests.stores import put
@@ -998,9 +999,11 @@ def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
 ) -> None:
     (tmp_path / "other").mkdir()
     other, made = Machine(tmp_path / "other"), []
+    word = noise("some", "abcdefgh23456789", 20)
+    said = f"words, password = {word}, \\u0070assword: {word}\n"
     for one in (machine, other):
         configure(one.home / "config", exportMode=mode)
-        one.remember(large_one("a", "words, password = hunter2-and-more, \\u0070assword: hunter3-and-more\n"))
+        one.remember(large_one("a", said))
         taking = one.hook()
         taking.take(notice("ses_a", "idle"))
         assert look_once(taking, 0.1) == "ses_a"
