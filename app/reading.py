@@ -172,16 +172,17 @@ class Reader:
                 self._held = None
                 return ahead.transcript, ready
             self._held = None
+        names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
-        found = self._store.transcript(outline.session, {*(one.turn for one in batch), outline.turns[-1].turn})
+        found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
         crashpoint.reach("notice.read")
-        if found is not None and batch:
+        if found is not None and is_large(found, names):
             told = outlook(db, found, asked.capturing, asked.place)
-            new = {export.turn for export, standing in told if standing in {Standing.NEW, Standing.REOPENED}}
-            if is_large(found, new.intersection(one.turn for one in batch)):
-                if self._held is None:
-                    self._held = read, Ahead(found, new, asked.capturing)
-                    return None
+            new = names & {export.turn for export, standing in told if standing in {Standing.NEW, Standing.REOPENED}}
+            if new and self._held is None:
+                self._held = read, Ahead(found, new, asked.capturing)
+                return None
+            if new:
                 self._held = None  # that is read again: two of them would take twice the memory
         return found, asked.capturing
 
