@@ -114,6 +114,7 @@ class Reconciling:
         if session in ours:
             self._inherit(session, one.owed)
         if capturing is None or session in ours:
+            self._reader.let_go()
             del self._ahead[session]
             return
         is_first = one.unowned_s is None
@@ -232,6 +233,7 @@ class Reconciling:
         return self._settle(db, one)
 
     def _settle(self, db: sqlite3.Connection, one: _Ahead) -> bool:
+        self._reader.let_go()
         if one.owed:
             ledger.settle_notices(db, self._store_name, one.owed)
         return True

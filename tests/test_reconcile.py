@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from app.room import Room
 from app.sources import Sources
 from app.status import read_hooks
 from app.transcript import Turn, key
+from tests.secrets import noise
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
 from tests.stores import put
@@ -894,6 +896,143 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     assert versions_of(machine, "msg_a_000") == 2
     assert outlined == ["ses_a"] * 2
     assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
+
+
+def long_one(name: str) -> Fields:
+    told = list[Fields]()
+    for number in range(100, 400, 2):
+        told.append(user(f"msg_{number}", CREATED_MS + number, text("why?", f"prt_{number}")))
+        answer = text("so!", f"prt_{number + 1}")
+        told.append(assistant(f"msg_{number + 1}", CREATED_MS + number + 1, answer, parent=f"msg_{number}"))
+    return talk(name, *told)
+
+
+LARGE = 1 << 15
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large, and a step in it, is so much smaller that no test takes long."""
+    monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", LARGE)
+    monkeypatch.setattr("app.ahead.STEP_COST", 2 * LARGE)
+
+
+def large_one(name: str, said: str = "words ") -> Fields:
+    asked, answered = asked_and_answered()
+    answered["parts"][0]["text"] = said * (LARGE // len(said) + 1)
+    return talk(name, asked, answered)
+
+
+def look_once(one: Hook, now_s: float) -> str:
+    """At the session that was looked at."""
+    noticed = one._notices.next(now_s)
+    assert noticed is not None
+    one._looking.look(noticed, now_s, CREATED_MS + 1_000)
+    return noticed.session
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(("make", "turns"), [(long_one, 150), (large_one, 1)])
+def test_others_are_read_between_the_looks_at_a_session(
+    machine: Machine, make: Callable[[str], Fields], turns: int
+) -> None:
+    machine.remember(make("a"))
+    machine.remember(talk("b", *asked_and_answered()))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    assert look_once(one, 0.1) == "ses_a"
+    one.take(notice("ses_b", "idle"))
+    assert look_once(one, 0.2) == "ses_b"
+    assert machine.states().count(("ses_b", "pending")) == 1
+    assert machine.states().count(("ses_a", "pending")) < turns
+    look_for(one)
+    assert machine.states().count(("ses_a", "pending")) == turns
+    assert one._notices.acknowledged() is None
+
+
+@pytest.mark.usefixtures("large")
+def test_of_two_large_sessions_one_is_held_and_both_are_taken(machine: Machine) -> None:
+    for name in ("a", "b"):
+        machine.remember(large_one(name))
+    one = machine.hook()
+    for name in ("a", "b"):
+        one.take(notice(f"ses_{name}", "idle"))
+    looks = list[str]()
+    while (due_s := one._notices.due_s()) is not None:
+        looks.append(look_once(one, max(due_s, (len(looks) + 1) / 10)))
+        assert len(looks) < 10
+    assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
+    assert one._looking.reader._held is None
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_session_that_is_deleted_once_it_is_read_is_not_exported(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    reader = one._looking.reader
+    held = [reader._held is not None]
+    one.take(notice("ses_a", "deleted"))
+    held.append(reader._held is not None)
+    assert held == [True, False]
+    look_for(one)
+    assert machine.jobs() == []
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_session_that_changes_once_it_is_read_is_taken_as_it_is_then(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    machine.remember(large_one("a", "other words "), written_ms=CREATED_MS + 900)
+    look_for(one)
+    assert machine.states() == [("ses_a", "superseded"), ("ses_a", "pending")]
+    assert machine.jobs()[-1][2] == stored_key(one, "ses_a")[0]
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("mode", ["full", "metadata_only"])
+def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    other, made = Machine(tmp_path / "other"), []
+    word = noise("some", "abcdefgh23456789", 20)
+    said = f"words, password = {word}, \\u0070assword: {word}\n"
+    for one in (machine, other):
+        configure(one.home / "config", exportMode=mode)
+        one.remember(large_one("a", said))
+        taking = one.hook()
+        taking.take(notice("ses_a", "idle"))
+        assert look_once(taking, 0.1) == "ses_a"
+        assert (taking._looking.reader._held is None) == (one is other)
+        look_for(taking)
+        with closing(open_ledger(one.home / "spool")) as db:
+            asked = "select request_id, digest, key from record r join job j on j.id = job_id order by j.id, position"
+            made.append([tuple(row) for row in db.execute(asked)])
+        monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", 1 << 40)
+        one.end(taking)
+    assert made[0] == made[1]
+    assert len(made[0]) == 3
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_turn_is_taken_under_the_settings_of_when_it_is_taken(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    configure(machine.home / "config", redactPatterns=["words"])
+    one._captures.refresh()
+    look_for(one)
+    ((_, _, stored),) = machine.jobs()
+    assert stored == stored_key(one, "ses_a")[0]
+    with closing(open_ledger(machine.home / "spool")) as db:
+        bodies = [row["bodies"] for row in db.execute("select bodies from bundle order by length(bodies)")]
+    assert b"[REDACTED]" in lzma.decompress(bodies[-1])
+    assert b"words" not in lzma.decompress(bodies[-1])
 
 
 def unread(one: Hook) -> list[tuple[str | None, int]]:
