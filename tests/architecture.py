@@ -1,6 +1,6 @@
 """Draws `docs/architecture.md` from the imports in `app/`: packages as floors, each above all that it imports.
 
-    python -m tests.architecture    writes the page; a test checks that it is current
+`python -m tests.architecture` writes the page; a test checks that it is current.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Imports = Mapping[str, frozenset[str]]
 HEAD = """# Which package knows which
 
 Made from the imports by `python -m tests.architecture`; a test fails while it is not current. An arrow says "imports".
-Arrows that follow from others are left out: what a package imports may import more. No arrow goes upwards: `make walls` checks that, and the
-contracts in `pyproject.toml` say what else must not be imported.
+Arrows that follow from others are left out: a package may also import what lies further along its arrows. No arrow
+goes upwards; `make walls` checks that, and the contracts in `pyproject.toml` say what else must not be imported.
 """
 
 
