@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, destination, installed, ledger, place
+from app import __version__, destination, environment, installed, ledger, place
 from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
@@ -27,6 +27,7 @@ from app.keyring import Keyring
 from app.opencode import UNTRIED, AbsentError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
+from app.presence import present
 from app.privacy.redact import PatternError
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
@@ -247,6 +248,13 @@ def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     yield Finding("processes", "warning" if waits else "ok", found, todo if waits else "")
 
 
+def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    """Whether OpenCode sees what the shell sees, as far as its hooks are alive to tell."""
+    told = [hook.says.get("environment") for hook in present(site.spool.hooks)]
+    hooks = [one for one in told if isinstance(one, dict)]  # older ones do not say
+    return environment.differences(db, site.sources.environ, site.sources.own, hooks)
+
+
 def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for reason, folders in destination.held_folders(db):
         found = f"{folders} folder(s), as seen last: {reason}"
@@ -347,6 +355,7 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,
     _queue,
     _processes,
+    _environment,
     _hook,
     _held,
     _destinations,

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, clock, destination, ledger, limits, log, salvage
+from app import __version__, clock, destination, environment, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capturing import Captures
 from app.connection import flushed_together
@@ -75,6 +75,7 @@ class Hook:
             self._announced = Announced(self.spool.hooks)
             stack.pop_all()  # `close` does it from here on
         self.db, self._ledger_file, self.target, self.bell, self._starting = db, opened, ours, bell, starting
+        self._environment = environment.fingerprints(db, self._sources.environ)
         stored = store_file(self._sources.environ)
         self._remaking = Remaking(stored, ours.id, self.spool.hooks)
         self._store = Store(stored)
@@ -319,7 +320,7 @@ class Hook:
     def announce(self, backlog: int) -> None:
         owned = [] if self._has_ended else self._notices.owned()
         facts = {"destination": self.target.id, "sessions": owned, "backlog": backlog + len(self._notices)}
-        self._announced.say({**facts, "version": __version__})
+        self._announced.say({**facts, "version": __version__, "environment": self._environment})
 
     def care(self) -> None:
         """Make sure that one worker runs, if that is ours to do. Cheap: looks every CARE_S at the most."""

@@ -23,7 +23,7 @@ from app.presence import Announced
 from app.spool import Spool
 from tests.desk import Desk, version
 from tests.newer_store import NewerStore
-from tests.processes import Station
+from tests.processes import Station, hook
 from tests.recorded import export
 from tests.servers import Exchange, answer, receiving, scripted, whole
 from tests.test_cli import example, said, shape
@@ -541,3 +541,61 @@ def test_send_with_certificates_that_cannot_be_used_says_so(station: Station, co
 def test_send_without_a_key_sends_nothing(station: Station) -> None:
     found = findings(replace(station, variables={"HELICONE_API_KEY": ""}), "--send", code=1)
     assert bad(found) == [("key", "problem"), ("send", "problem")]
+
+
+def told_of_environment(station: Station, *, of_hook: Station) -> list[tuple[str, str]]:
+    """What doctor says beside a live hook that was started in another environment."""
+    with hook(of_hook) as process:
+        process.notice("ses_nowhere", "busy")
+        process.wait_for_ack()
+        found = [one for one in findings(station) if one["check"] == "environment"]
+        written = "".join(path.read_text() for path in (station.spool / "hooks").iterdir())
+        assert station.key not in written
+        assert "redact-this" not in written
+        process.end()
+    return [(one["found"], one["todo"]) for one in found]
+
+
+def test_a_variable_that_opencode_was_started_without_is_named(station: Station) -> None:
+    service = replace(station, variables={"HELICONE_API_KEY": "", "XDG_CONFIG_HOME": str(station.home / "elsewhere")})
+    here = replace(station, variables={"OPENCODE_HELICONE_REDACT_PATTERNS": '["redact-this"]'})
+    told = told_of_environment(here, of_hook=service)
+    assert [found for found, _ in told] == [
+        "HELICONE_API_KEY is set here, and not where OpenCode was started",
+        "OPENCODE_HELICONE_REDACT_PATTERNS is set here, and not where OpenCode was started",
+        "XDG_CONFIG_HOME is not the same here as where OpenCode was started",
+    ]
+    assert all(str(station.home / "config" / "opencode-helicone" / ".env") in todo for _, todo in told[:2])
+    assert "start OpenCode" in told[2][1]
+
+
+def test_a_variable_that_only_opencode_has_is_named(station: Station) -> None:
+    service = replace(station, variables={"OPENCODE_DB": "other.db", "OPENCODE_HELICONE_EXPORT_MODE": "metadata_only"})
+    assert [found for found, _ in told_of_environment(station, of_hook=service)] == [
+        "OPENCODE_HELICONE_EXPORT_MODE is set where OpenCode was started, and not here",
+        "OPENCODE_DB is set where OpenCode was started, and not here",
+    ]
+
+
+def test_what_the_configuration_folder_says_counts_as_set_in_both_places(station: Station) -> None:
+    own = station.home / "config" / "opencode-helicone"
+    own.mkdir(parents=True)
+    (own / ".env").write_text(f"HELICONE_API_KEY={station.key}\n")
+    assert told_of_environment(station, of_hook=replace(station, variables={"HELICONE_API_KEY": ""})) == []
+    (own / ".env").write_text("HELICONE_API_KEY=another\n")
+    assert len(told_of_environment(station, of_hook=replace(station, variables={"HELICONE_API_KEY": ""}))) == 1
+
+
+def test_a_standard_folder_may_be_said_or_not(station: Station) -> None:
+    said_so = {"XDG_DATA_HOME": str(station.home / ".local/share"), "XDG_CONFIG_HOME": str(station.home / ".config")}
+    silent = replace(station, variables={"XDG_DATA_HOME": "", "XDG_CONFIG_HOME": ""})
+    assert told_of_environment(silent, of_hook=replace(station, variables=said_so)) == []
+
+
+def test_a_hook_of_an_older_version_says_nothing_of_its_environment(station: Station) -> None:
+    older = Announced(Spool(station.spool).hooks)
+    try:
+        older.say({"destination": 1, "sessions": [], "backlog": 0})
+        assert bad(findings(station)) == []
+    finally:
+        older.withdraw()
