@@ -6,7 +6,7 @@ OpenCode need not run in the environment of the shell: its service has that of w
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app import destination
@@ -30,7 +30,7 @@ def fingerprints(db: sqlite3.Connection, environ: Mapping[str, str]) -> dict[str
 
 
 def differences(
-    db: sqlite3.Connection, environ: Mapping[str, str], own: Path, hooks: list[Mapping[str, object]]
+    db: sqlite3.Connection, environ: Mapping[str, str], own: Path, hooks: Sequence[Mapping[str, str]]
 ) -> Iterator[Finding]:
     """What the shell and the hooks see differently; `own` is the configuration folder, which both read.
 
@@ -41,7 +41,7 @@ def differences(
     both = {name: text for name, text in both.items() if name in _SETTINGS}
     here = both | fingerprints(db, environ)
     for name in (*_SETTINGS, "OPENCODE_DB", *_STANDARD):
-        there = {(both | hook).get(name) for hook in hooks}
+        there = {hook.get(name, both.get(name)) for hook in hooks}
         if there <= {here.get(name)}:
             continue
         if name not in here:

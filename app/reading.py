@@ -17,7 +17,7 @@ from app import crashpoint, destination, ledger
 from app.enqueue import Enqueued, Place
 from app.export import Capture
 from app.ledger import SESSION_RECORD, TurnRead
-from app.opencode import AbsentError, ExportError, Outline, Store, StoreError, TurnOutline
+from app.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
 from app.transcript import Transcript, TranscriptError
 
@@ -280,6 +280,8 @@ def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
 def reason_of(error: ExportError | TranscriptError) -> str:
     """Why a session cannot be read now, in words that are kept: without its text, and without a path."""
     match error:
+        case InMemoryError():
+            return "OpenCode keeps its store in memory, where nobody can read it"
         case AbsentError():
             return "OpenCode's store is not there"
         case StoreError():

@@ -101,7 +101,7 @@ def problem_lines(problems: Sequence[str]) -> Iterator[str]:
 
 def unread_lines(unread: Sequence[Unread]) -> Iterator[str]:
     for one in unread:
-        reason = one.reason or "about to be read, or a turn goes on, or was cut off"
+        reason = one.reason or "about to be read, or a turn goes on, or was cut off; doctor names what stays"
         yield f"unread: {_number(one.sessions, 'session')}, noticed since {_moment(one.oldest_ms)}: {reason}"
 
 

@@ -20,7 +20,9 @@ from app.confirm import NOT_STORED_CAUSES
 from app.opencode import store_file
 from app.opencode.logins import FILE_BYTES_MAX
 from app.presence import Announced
+from app.reconcile import QUIET_MS
 from app.spool import Spool
+from tests import json_store
 from tests.desk import Desk, version
 from tests.newer_store import NewerStore
 from tests.processes import Station, hook
@@ -141,6 +143,11 @@ def leave_a_session_unread(station: Station) -> None:
         ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store is not there")
 
 
+def leave_a_session_that_nobody_reads(station: Station) -> None:
+    with station.ledger() as db:
+        ledger.note_notice(db, "store", "ses_1", "here", clock.now_ms() - QUIET_MS - 1)
+
+
 def from_the_future(station: Station) -> None:
     with station.ledger() as db:
         db.execute("pragma user_version = 99")
@@ -198,6 +205,11 @@ def set_the_clock_back(station: Station) -> None:
             leave_a_session_unread,
             [("unread", "warning")],
             "1 session(s) that OpenCode has told of wait: OpenCode's store",
+        ),
+        (
+            leave_a_session_that_nobody_reads,
+            [("unread", "warning")],
+            "1 session(s) that OpenCode has told of were not read",
         ),
         (from_the_future, [("ledger", "problem")], "schema 99"),
         (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were not used: not JSON"),
@@ -599,3 +611,31 @@ def test_a_hook_of_an_older_version_says_nothing_of_its_environment(station: Sta
         assert bad(findings(station)) == []
     finally:
         older.withdraw()
+
+
+def test_a_store_in_opencodes_memory_is_a_problem(station: Station) -> None:
+    found = findings(replace(station, variables={"OPENCODE_DB": ":memory:"}), code=1)
+    assert bad(found) == [("OpenCode's store", "problem")]
+    (told,) = (one for one in found if one["check"] == "OpenCode's store")
+    assert told["found"] == "OpenCode keeps its sessions in memory (OPENCODE_DB=:memory:), where nobody can read them"
+    assert "OPENCODE_DB" in told["todo"]
+
+
+def test_the_store_that_is_there_is_the_one_that_is_named(station: Station) -> None:
+    data = store_file(station.environ).parent
+    json_store.put(data, export("a_simple"))
+    (told,) = (one["found"] for one in findings(station) if one["check"] == "OpenCode's store")
+    assert told == f"{data / 'storage'}, 1 session(s)"
+    built(data / "opencode-dev.db", export("a_simple"))
+    (told,) = (one["found"] for one in findings(station) if one["check"] == "OpenCode's store")
+    assert told == f"{data / 'opencode-dev.db'}, 1 session(s)"
+
+
+def test_a_long_turn_that_an_opencode_is_at_is_no_fault(station: Station) -> None:
+    leave_a_session_that_nobody_reads(station)
+    owner = Announced(Spool(station.spool).hooks)
+    try:
+        owner.say({"sessions": ["ses_1"]})
+        assert bad(findings(station)) == []
+    finally:
+        owner.withdraw()

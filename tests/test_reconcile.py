@@ -342,6 +342,17 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
     assert [each.sessions for each in ledger.unread(one.db)] == [1]  # its own session, which is not there
 
 
+def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_it(machine: Machine) -> None:
+    machine.variables["OPENCODE_DB"] = ":memory:"
+    one = machine.hook()
+    show(one, "ses_a")
+    reason = "OpenCode keeps its store in memory, where nobody can read it"
+    assert [(each.reason, each.sessions) for each in ledger.unread(one.db)] == [(reason, 2)]
+    one.finish()
+    assert ledger.unread(one.db) == []
+    assert [(what, count) for what, count, _ in destination.incidents(one.db)] == [(GONE, 2)]
+
+
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     session = machine.remember(talk("a", *cut_off()))
