@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger
+from app import clock, destination, ledger, noticed
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
@@ -34,7 +34,7 @@ from app.status import read_hooks
 from app.transcript import Turn, key
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
-from tests.stores import put
+from tests.stores import WrittenStore, put
 from tests.test_tightening import configure
 from tests.waiting import wait_until
 
@@ -99,6 +99,11 @@ class Machine:
             with closing(sqlite3.connect(self.store.path)) as db, db:
                 db.execute("update session set time_updated = ? where id = ?", [written_ms, info["id"]])
         return str(wanted["root"])
+
+    def forget(self, session: str) -> None:
+        """OpenCode deletes the session."""
+        with closing(WrittenStore(self.store.path)) as store:
+            store.delete(session)
 
     def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
         """One whose OpenCode is at work in this session, looked at once."""
@@ -589,9 +594,40 @@ def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) ->
     one = machine.hook()
     one.take(notice(session, "deleted"))
     look(one, 0)
+    machine.forget(session)
     show(one, session)  # it was on its way
+    assert session not in ledger.unread_sessions(one.db)
     machine.end(one)
     assert machine.jobs() == []
+
+
+def test_a_session_that_is_there_again_after_it_was_deleted_is_taken_with_its_next_notice(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
+    machine.forget(session)
+    one.take(notice(session, "deleted"))
+    away = machine.store.path.rename(machine.store.path.with_name("away.db"))
+    show(one, session)
+    away.rename(machine.store.path)
+    machine.remember(talk("a", *asked_and_answered()))
+    look(one, 0)
+    assert machine.jobs() == []
+    show(one, session)
+    assert machine.states() == [(session, "pending")]
+
+
+def test_what_a_hook_remembers_of_deleted_sessions_and_oddities_is_bounded(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noticed, "OWNED_MAX", 3)
+    one = machine.hook()
+    for number in range(5):
+        one.take(notice(f"ses_{number}", "deleted"))
+        one._tell_once(f"odd in ses_{number}")
+    one.take(notice("ses_2", "deleted"))
+    assert [line.session for line in one.estate() if line.why == "deleted"] == ["ses_3", "ses_4", "ses_2"]
+    assert list(one._told) == ["odd in ses_2", "odd in ses_3", "odd in ses_4"]
 
 
 def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothing(machine: Machine) -> None:
