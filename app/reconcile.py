@@ -175,20 +175,43 @@ class Reconciling:
                     and not self._is_inside(db, name)
                 }
                 ahead = {one.id: dict[str, int]() for one in self._store.roots(directory, among=due)}
-                for name, (mark, of) in owed.items():
-                    root = self._store.root_of(name)
-                    if root is None and ledger.settle_notices(db, self._store_name, {name: mark}):
-                        destination.note(db, GONE, now_ms)
-                    elif root is not None and (of == folder or root in changes):
-                        ahead.setdefault(root, {})[name] = mark
             except ExportError as error:
                 self._fail(db, error, [name for name, (_, of) in owed.items() if of == folder])
                 self._folders[directory] = folder, now_s + AGAIN_S
                 return
+            is_whole = self._add_owed(db, ahead, owed, folder, changes, now_ms)
             for root, marks in ahead.items():
                 one = self._ahead.setdefault(root, _Ahead(Place(self._destination_id, folder), now_s))
                 one.owed |= marks
+            if not is_whole:
+                self._folders[directory] = folder, now_s + AGAIN_S
+                return
         del self._folders[directory]
+
+    def _add_owed(
+        self,
+        db: sqlite3.Connection,
+        ahead: dict[str, dict[str, int]],
+        owed: Mapping[str, tuple[int, str]],
+        folder: str,
+        changes: Collection[str],
+        now_ms: int,
+    ) -> bool:
+        """What was noticed, to the sessions inside which it is shown; False where one of a folder's cannot be read."""
+        is_whole = True
+        for name, (mark, of) in owed.items():
+            try:
+                root = self._store.root_of(name)
+            except ExportError as error:
+                if of == folder:
+                    self._fail(db, error, [name])
+                    is_whole = False
+                continue
+            if root is None and ledger.settle_notices(db, self._store_name, {name: mark}):
+                destination.note(db, GONE, now_ms)
+            elif root is not None and (of == folder or root in changes):
+                ahead.setdefault(root, {})[name] = mark
+        return is_whole
 
     def _is_inside(self, db: sqlite3.Connection, session: str) -> bool:
         """A subagent that was exported with the session that called it, and is looked at with that one."""

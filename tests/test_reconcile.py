@@ -30,8 +30,10 @@ from app.reading import FAILURES_MAX, GONE
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
+from app.spool import folder
 from app.status import read_hooks
 from app.transcript import Turn, key
+from tests import json_store
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
 from tests.stores import WrittenStore, put
@@ -984,6 +986,32 @@ def test_a_session_that_could_not_be_compared_is_tried_again_after_the_others(ma
     look(one, AGAIN_S)
     assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
     assert unread(one) == [(None, 1)]
+
+
+def test_a_json_file_that_is_being_written_holds_up_nothing_else_that_a_dead_hook_owed(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    above = talk("p", user("msg_1", CREATED_MS + 10), assistant("msg_2", CREATED_MS + 20, task("ses_c")))
+    below = talk("c", *asked_and_answered(CREATED_MS + 15), parent="ses_p")
+    json_store.put(machine.store.path.parent, talk("a", *asked_and_answered()), above, below)
+    part = machine.store.path.parent / "storage" / "part" / "msg_p_2" / "prt_p_task.json"
+    whole = part.read_bytes()
+    part.write_bytes(b"")
+    one = machine.hook()
+    now_ms = clock.now_ms()
+    for name in ("ses_a", "ses_c"):
+        ledger.note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
+    one._reconciling.begin(HERE, folder(one.db, HERE))
+    for at_s in (0.0, 2 * AGAIN_S, 3 * AGAIN_S):
+        look(one, at_s, now_ms)
+    assert machine.states() == [("ses_a", "pending")]
+    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [
+        ("OpenCode's store cannot be read", 1)
+    ]
+    part.write_bytes(whole)
+    for at_s in (5 * AGAIN_S, 7 * AGAIN_S, 9 * AGAIN_S):
+        look(one, at_s, now_ms)
+    assert {session for session, _ in machine.states()} == {"ses_a", "ses_p"}
+    assert unread(one) == [(None, 1)]  # its own
 
 
 def test_what_a_dead_hook_owed_of_a_subagent_is_settled_with_its_root_that_is_open_again(machine: Machine) -> None:
