@@ -29,6 +29,8 @@ FAILURES_MAX = 3
 """So many tries to read the store that fail end the last looks."""
 GONE = "sessions gone before they were read"
 """As an incident: deleted, or with a data folder that is not there any more."""
+GONE_TURNS = "turns gone before they were read"
+"""As an incident: deleted between two looks."""
 UNDONE = "turns undone before they were read, and not exported, of session"
 """As an incident; the session's id follows."""
 
@@ -138,7 +140,9 @@ class Reader:
         batch = _batch(ahead)
         read.has_interrupted &= is_further
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            self._take_turns(db, outline, batch, asked)
+            if not self._take_turns(db, outline, batch, asked):
+                del self._read[root]
+                return None
             read.updated_ms = outline.updated_ms
         has_more = len(batch) < len(ahead) or bool(read.ahead)
         read.began_ms = now_ms if read.began_ms is None else read.began_ms
@@ -149,14 +153,16 @@ class Reader:
             read.last, read.policy, read.began_ms, read.outline = _last(outline), policy, None, None
         return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
-    def _take_turns(self, db: sqlite3.Connection, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> None:
+    def _take_turns(self, db: sqlite3.Connection, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> bool:
+        """False when the session is not there any more."""
         root, read = outline.session, self._read[outline.session]
         names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
         transcript = self._store.transcript(root, {*names, outline.turns[-1].turn})
         crashpoint.reach("notice.read")
         if transcript is None:
-            return
+            return False
+        self._count_gone(db, transcript, names, asked.now_ms)
         undone = self._undone(db, transcript, asked.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
         if asked.since_ms is not None:
@@ -184,6 +190,19 @@ class Reader:
         left = early | waiting | undone
         kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
         ledger.note_turns_read(db, self._destination_id, root, kept)
+        return True
+
+    def _count_gone(self, db: sqlite3.Connection, transcript: Transcript, names: Collection[str], now_ms: int) -> None:
+        """Of the turns that were looked through those that were deleted since, and before any of them was read."""
+        root = transcript.session.id
+        missing = set(names) - {turn.id for turn in transcript.turns}
+        gone = [
+            name
+            for name in missing
+            if not self._store.holds(root, name) and not ledger.has_turn(db, self._destination_id, root, name)
+        ]
+        if gone:
+            destination.note(db, GONE_TURNS, now_ms, len(gone))
 
     def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
         """The turns that were taken back before any of them was read: they are not exported, and that is said."""

@@ -225,8 +225,10 @@ class Reconciling:
     def _compare(self, db: sqlite3.Connection, session: str, one: _Ahead, capturing: Capture, now_ms: int) -> bool:
         """Whether nothing is left to be looked at again. Raises sqlite3.Error, ExportError, TranscriptError."""
         changed_ms = self._store.changed_ms(session)
-        if changed_ms is None or (not one.owed and self._is_compared(db, session, changed_ms, now_ms)):
-            return self._settle(db, one)
+        if changed_ms is None:
+            return self._give_up(db, one, now_ms)
+        if not one.owed and self._is_compared(db, session, changed_ms, now_ms):
+            return True
         is_over = one.is_settled and is_quiet(changed_ms, now_ms)
         if one.read_ms == changed_ms and not is_over:
             return False
@@ -245,7 +247,7 @@ class Reconciling:
         )
         one.has_more = look is not None and look.has_more
         if look is None:
-            return self._settle(db, one)
+            return self._give_up(db, one, now_ms)
         if look.has_more or look.is_waiting:
             one.read_ms = None if look.has_more else changed_ms
             return False
@@ -257,6 +259,12 @@ class Reconciling:
     def _settle(self, db: sqlite3.Connection, one: _Ahead) -> bool:
         if one.owed:
             ledger.settle_notices(db, self._store_name, one.owed)
+        return True
+
+    def _give_up(self, db: sqlite3.Connection, one: _Ahead, now_ms: int) -> bool:
+        """The session is not there any more."""
+        if one.owed and (gone := ledger.settle_notices(db, self._store_name, one.owed)):
+            destination.note(db, GONE, now_ms, gone)
         return True
 
     def _fail(self, db: sqlite3.Connection, error: ExportError | TranscriptError, owed: Collection[str]) -> None:

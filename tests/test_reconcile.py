@@ -7,7 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,13 @@ from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, StoreError, store_file
 from app.presence import Announced
-from app.reading import FAILURES_MAX, GONE
+from app.reading import FAILURES_MAX, GONE, GONE_TURNS
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
 from app.spool import folder
 from app.status import read_hooks
-from app.transcript import Turn, key
+from app.transcript import Transcript, Turn, key
 from tests import json_store
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
@@ -831,6 +831,60 @@ def test_a_background_subagent_is_cut_off_with_its_opencode(machine: Machine) ->
 def turns_of(machine: Machine) -> set[str]:
     with closing(open_ledger(machine.home / "spool")) as db:
         return {row["name"] for row in db.execute("select t.name from turn t join job j on j.turn_id = t.id")}
+
+
+def deleted_meanwhile(machine: Machine, patch: pytest.MonkeyPatch, session: str, left: Fields | None) -> None:
+    """Of the session only this is left when it is read, after it was looked through."""
+    read = Store.transcript
+
+    def transcript(store: Store, root: str, turns: Collection[str] | None = None) -> Transcript | None:
+        if root == session:
+            machine.forget(session) if left is None else machine.remember(left)
+        return read(store, root, turns)
+
+    patch.setattr(Store, "transcript", transcript)
+
+
+def incidents_of(one: Hook) -> dict[str, int]:
+    return {what: count for what, count, _ in destination.incidents(one.db)}
+
+
+def test_a_turn_that_is_deleted_before_it_is_read_is_counted_as_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.capture_since(CREATED_MS)
+    first = asked_and_answered()
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
+    one = machine.hook()
+    deleted_meanwhile(machine, monkeypatch, "ses_a", talk("a", *first))
+    before = incidents_of(one)
+    show(one, "ses_a")
+    assert turns_of(machine) == {"session", "msg_a_1"}
+    assert unread(one) == [(None, 1)]  # its own
+    assert incidents_of(one) == before | {GONE_TURNS: 1}
+    show(one, "ses_a")
+    assert incidents_of(one) == before | {GONE_TURNS: 1}
+
+
+@pytest.mark.parametrize("by_notice", [True, False], ids=["notice", "owed"])
+def test_a_session_that_is_deleted_before_it_is_read_is_counted_as_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, *, by_notice: bool
+) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
+    deleted_meanwhile(machine, monkeypatch, "ses_a", None)
+    before = incidents_of(one).get(GONE, 0)
+    if by_notice:
+        show(one, "ses_a")
+    else:
+        ledger.note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
+        one._reconciling.begin(HERE, folder(one.db, HERE))
+        for at_s in (0.0, AGAIN_S):
+            look(one, at_s)
+    assert machine.jobs() == []
+    assert unread(one) == [(None, 1)]
+    assert incidents_of(one)[GONE] == before + 1
 
 
 def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Machine) -> None:
