@@ -19,7 +19,7 @@ from app.ahead import Ahead, is_large
 from app.enqueue import Enqueued, Place, outlook
 from app.export import Capture
 from app.ledger import SESSION_RECORD, Standing, TurnRead
-from app.opencode import AbsentError, ExportError, Outline, Store, StoreError, TurnOutline
+from app.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
 from app.transcript import Transcript, TranscriptError
 
@@ -31,6 +31,8 @@ FAILURES_MAX = 3
 """So many tries to read the store that fail end the last looks."""
 GONE = "sessions gone before they were read"
 """As an incident: deleted, or with a data folder that is not there any more."""
+GONE_TURNS = "turns gone before they were read"
+"""As an incident: deleted between two looks."""
 UNDONE = "turns undone before they were read, and not exported, of session"
 """As an incident; the session's id follows."""
 
@@ -148,6 +150,9 @@ class Reader:
                 left = ahead
             else:
                 transcript, capturing = found
+                if transcript is None:
+                    del self._read[root]
+                    return None
                 self._take_turns(db, transcript, outline, batch, replace(asked, capturing=capturing))
                 read.updated_ms = outline.updated_ms
         has_more = bool(left or read.ahead)
@@ -189,15 +194,14 @@ class Reader:
     def _take_turns(
         self,
         db: sqlite3.Connection,
-        transcript: Transcript | None,
+        transcript: Transcript,
         outline: Outline,
         batch: list[TurnOutline],
         asked: _Asked,
     ) -> None:
-        if transcript is None:
-            return
         root, read = outline.session, self._read[outline.session]
         names = {one.turn for one in batch}
+        self._count_gone(db, transcript, names, asked.now_ms)
         undone = self._undone(db, transcript, asked.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
         if asked.since_ms is not None:
@@ -225,6 +229,18 @@ class Reader:
         left = early | waiting | undone
         kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
         ledger.note_turns_read(db, self._destination_id, root, kept)
+
+    def _count_gone(self, db: sqlite3.Connection, transcript: Transcript, names: Collection[str], now_ms: int) -> None:
+        """Of the turns that were looked through those that were deleted since, and before any of them was read."""
+        root = transcript.session.id
+        missing = set(names) - {turn.id for turn in transcript.turns}
+        gone = [
+            name
+            for name in missing
+            if not self._store.holds(root, name) and not ledger.has_turn(db, self._destination_id, root, name)
+        ]
+        if gone:
+            destination.note(db, GONE_TURNS, now_ms, len(gone))
 
     def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
         """The turns that were taken back before any of them was read: they are not exported, and that is said."""
@@ -325,6 +341,8 @@ def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
 def reason_of(error: ExportError | TranscriptError) -> str:
     """Why a session cannot be read now, in words that are kept: without its text, and without a path."""
     match error:
+        case InMemoryError():
+            return "OpenCode keeps its store in memory, where nobody can read it"
         case AbsentError():
             return "OpenCode's store is not there"
         case StoreError():

@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger
+from app import clock, destination, ledger, noticed
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
@@ -27,16 +27,18 @@ from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, StoreError, store_file
 from app.presence import Announced
-from app.reading import FAILURES_MAX, GONE
+from app.reading import FAILURES_MAX, GONE, GONE_TURNS
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
+from app.spool import folder
 from app.status import read_hooks
-from app.transcript import Turn, key
+from app.transcript import Transcript, Turn, key
+from tests import json_store
 from tests.secrets import noise
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
-from tests.stores import put
+from tests.stores import WrittenStore, put
 from tests.test_tightening import configure
 from tests.waiting import wait_until
 
@@ -101,6 +103,11 @@ class Machine:
             with closing(sqlite3.connect(self.store.path)) as db, db:
                 db.execute("update session set time_updated = ? where id = ?", [written_ms, info["id"]])
         return str(wanted["root"])
+
+    def forget(self, session: str) -> None:
+        """OpenCode deletes the session."""
+        with closing(WrittenStore(self.store.path)) as store:
+            store.delete(session)
 
     def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
         """One whose OpenCode is at work in this session, looked at once."""
@@ -344,6 +351,17 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
     assert [each.sessions for each in ledger.unread(one.db)] == [1]  # its own session, which is not there
 
 
+def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_it(machine: Machine) -> None:
+    machine.variables["OPENCODE_DB"] = ":memory:"
+    one = machine.hook()
+    show(one, "ses_a")
+    reason = "OpenCode keeps its store in memory, where nobody can read it"
+    assert [(each.reason, each.sessions) for each in ledger.unread(one.db)] == [(reason, 2)]
+    one.finish()
+    assert ledger.unread(one.db) == []
+    assert [(what, count) for what, count, _ in destination.incidents(one.db)] == [(GONE, 2)]
+
+
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     session = machine.remember(talk("a", *cut_off()))
@@ -580,9 +598,40 @@ def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) ->
     one = machine.hook()
     one.take(notice(session, "deleted"))
     look(one, 0)
+    machine.forget(session)
     show(one, session)  # it was on its way
+    assert session not in ledger.unread_sessions(one.db)
     machine.end(one)
     assert machine.jobs() == []
+
+
+def test_a_session_that_is_there_again_after_it_was_deleted_is_taken_with_its_next_notice(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
+    machine.forget(session)
+    one.take(notice(session, "deleted"))
+    away = machine.store.path.rename(machine.store.path.with_name("away.db"))
+    show(one, session)
+    away.rename(machine.store.path)
+    machine.remember(talk("a", *asked_and_answered()))
+    look(one, 0)
+    assert machine.jobs() == []
+    show(one, session)
+    assert machine.states() == [(session, "pending")]
+
+
+def test_what_a_hook_remembers_of_deleted_sessions_and_oddities_is_bounded(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noticed, "OWNED_MAX", 3)
+    one = machine.hook()
+    for number in range(5):
+        one.take(notice(f"ses_{number}", "deleted"))
+        one._tell_once(f"odd in ses_{number}")
+    one.take(notice("ses_2", "deleted"))
+    assert [line.session for line in one.estate() if line.why == "deleted"] == ["ses_3", "ses_4", "ses_2"]
+    assert list(one._told) == ["odd in ses_2", "odd in ses_3", "odd in ses_4"]
 
 
 def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothing(machine: Machine) -> None:
@@ -784,6 +833,60 @@ def test_a_background_subagent_is_cut_off_with_its_opencode(machine: Machine) ->
 def turns_of(machine: Machine) -> set[str]:
     with closing(open_ledger(machine.home / "spool")) as db:
         return {row["name"] for row in db.execute("select t.name from turn t join job j on j.turn_id = t.id")}
+
+
+def deleted_meanwhile(machine: Machine, patch: pytest.MonkeyPatch, session: str, left: Fields | None) -> None:
+    """Of the session only this is left when it is read, after it was looked through."""
+    read = Store.transcript
+
+    def transcript(store: Store, root: str, turns: Collection[str] | None = None) -> Transcript | None:
+        if root == session:
+            machine.forget(session) if left is None else machine.remember(left)
+        return read(store, root, turns)
+
+    patch.setattr(Store, "transcript", transcript)
+
+
+def incidents_of(one: Hook) -> dict[str, int]:
+    return {what: count for what, count, _ in destination.incidents(one.db)}
+
+
+def test_a_turn_that_is_deleted_before_it_is_read_is_counted_as_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.capture_since(CREATED_MS)
+    first = asked_and_answered()
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
+    one = machine.hook()
+    deleted_meanwhile(machine, monkeypatch, "ses_a", talk("a", *first))
+    before = incidents_of(one)
+    show(one, "ses_a")
+    assert turns_of(machine) == {"session", "msg_a_1"}
+    assert unread(one) == [(None, 1)]  # its own
+    assert incidents_of(one) == before | {GONE_TURNS: 1}
+    show(one, "ses_a")
+    assert incidents_of(one) == before | {GONE_TURNS: 1}
+
+
+@pytest.mark.parametrize("by_notice", [True, False], ids=["notice", "owed"])
+def test_a_session_that_is_deleted_before_it_is_read_is_counted_as_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, *, by_notice: bool
+) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
+    deleted_meanwhile(machine, monkeypatch, "ses_a", None)
+    before = incidents_of(one).get(GONE, 0)
+    if by_notice:
+        show(one, "ses_a")
+    else:
+        ledger.note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
+        one._reconciling.begin(HERE, folder(one.db, HERE))
+        for at_s in (0.0, AGAIN_S):
+            look(one, at_s)
+    assert machine.jobs() == []
+    assert unread(one) == [(None, 1)]
+    assert incidents_of(one)[GONE] == before + 1
 
 
 def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Machine) -> None:
@@ -1076,6 +1179,32 @@ def test_a_session_that_could_not_be_compared_is_tried_again_after_the_others(ma
     look(one, AGAIN_S)
     assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
     assert unread(one) == [(None, 1)]
+
+
+def test_a_json_file_that_is_being_written_holds_up_nothing_else_that_a_dead_hook_owed(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    above = talk("p", user("msg_1", CREATED_MS + 10), assistant("msg_2", CREATED_MS + 20, task("ses_c")))
+    below = talk("c", *asked_and_answered(CREATED_MS + 15), parent="ses_p")
+    json_store.put(machine.store.path.parent, talk("a", *asked_and_answered()), above, below)
+    part = machine.store.path.parent / "storage" / "part" / "msg_p_2" / "prt_p_task.json"
+    whole = part.read_bytes()
+    part.write_bytes(b"")
+    one = machine.hook()
+    now_ms = clock.now_ms()
+    for name in ("ses_a", "ses_c"):
+        ledger.note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
+    one._reconciling.begin(HERE, folder(one.db, HERE))
+    for at_s in (0.0, 2 * AGAIN_S, 3 * AGAIN_S):
+        look(one, at_s, now_ms)
+    assert machine.states() == [("ses_a", "pending")]
+    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [
+        ("OpenCode's store cannot be read", 1)
+    ]
+    part.write_bytes(whole)
+    for at_s in (5 * AGAIN_S, 7 * AGAIN_S, 9 * AGAIN_S):
+        look(one, at_s, now_ms)
+    assert {session for session, _ in machine.states()} == {"ses_a", "ses_p"}
+    assert unread(one) == [(None, 1)]  # its own
 
 
 def test_what_a_dead_hook_owed_of_a_subagent_is_settled_with_its_root_that_is_open_again(machine: Machine) -> None:
