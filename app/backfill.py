@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from os.path import isdir
 from pathlib import Path
 
-from app import clock, ledger
+from app import ledger
 from app.capture import why_nothing
 from app.destination import Destination
 from app.enqueue import Place, enqueue, outlook
@@ -25,10 +25,11 @@ from app.export import Capture
 from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
 from app.opencode import ExportError, Store, StoredSession, StoreError
-from app.presence import open_sessions
 from app.reconcile import is_quiet
+from app.runtime import clock
+from app.runtime.liveness import open_sessions
+from app.runtime.spool import Spool, folder
 from app.sources import Sources
-from app.spool import Spool, folder
 from app.status import read_workers
 from app.transcript import Transcript, TranscriptError
 

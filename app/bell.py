@@ -19,7 +19,7 @@ from huey import SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
 
-from app.place import private_directory, private_file
+from app.runtime.filesystem import private_directory, private_file
 
 RINGS_MAX = 1_000
 """Messages that may wait in the queue. More rings would wake nobody sooner."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
-from app import clock, destination, ledger
+from app import destination, ledger
 from app.capture import capture
 from app.db import open_ledger
 from app.destination import Destination
@@ -15,9 +15,10 @@ from app.export import Capture
 from app.inbox import Line
 from app.keyring import Keyring
 from app.privacy.redact import PatternError
+from app.runtime import clock
+from app.runtime.spool import folder, target
 from app.settings import Settings, SettingsError, folder_record
 from app.sources import Sources
-from app.spool import folder, target
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from app import __version__, clock, doctor, install, screen
+from app import __version__, doctor, install, screen
 from app.cli_backfill import backfill
 from app.cli_dead import dead
 from app.cli_import import importing
@@ -48,6 +48,7 @@ from app.ledger import LedgerError
 from app.letters import LetterError
 from app.opencode import ExportError
 from app.privacy.redact import PatternError
+from app.runtime import clock
 from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown, standard_folder
 from app.sources import Sources, unattended

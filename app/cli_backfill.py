@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from app import clock, ledger, screen
+from app import ledger, screen
 from app.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, Room
 from app.command import (
     DONE,
@@ -36,9 +36,10 @@ from app.command import (
 )
 from app.db import open_ledger, open_whole
 from app.opencode import Store, store_file
+from app.runtime import clock
+from app.runtime.spool import Spool, find_target, target
 from app.settings import Settings
 from app.sources import Sources
-from app.spool import Spool, find_target, target
 from app.status import read_workers
 
 backfill = typer.Typer(rich_markup_mode=None)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app import clock, letters, screen
+from app import letters, screen
 from app.command import (
     PROBLEM,
     USAGE,
@@ -28,8 +28,9 @@ from app.command import (
 from app.db import open_ledger
 from app.erasure import erase
 from app.ledger import Choice
+from app.runtime import clock
+from app.runtime.spool import Spool
 from app.settings import Settings
-from app.spool import Spool
 from app.status import read_workers
 
 dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that are not tried again.")

@@ -40,10 +40,10 @@ from app.erasure import erase
 from app.folders import Folders
 from app.opencode import Store, StoredSession, StoreError, store_file
 from app.recall import Recall
+from app.runtime.spool import find_target
 from app.screen_recall import Report, audit_lines, audit_totals
 from app.settings import SettingsError
 from app.sources import Sources
-from app.spool import find_target
 from app.transcript import TranscriptError
 
 recalling = typer.Typer(rich_markup_mode=None)

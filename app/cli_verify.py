@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app import clock, confirm, ledger, screen
+from app import confirm, ledger, screen
 from app.command import (
     DONE,
     PROBLEM,
@@ -32,9 +32,10 @@ from app.command import (
 )
 from app.db import open_ledger
 from app.opencode import Store, store_file
+from app.runtime import clock
+from app.runtime.spool import find_target
 from app.settings import SettingsError
 from app.sources import Sources
-from app.spool import find_target
 from app.verdict import Verdict
 from app.verify import Choice, UnknownSessionError, verify
 

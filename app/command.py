@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from app import clock
+from app.runtime import clock
+from app.runtime.terminal import visible
 from app.settings import from_arguments
 from app.since import since_ms
 from app.sources import Sources, typed
-from app.terminal import visible
 
 PROGRAM = "opencode-helicone"
 DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app import salvage
 from app.connection import BUSY_TIMEOUT_MS, Ledger, Replaced, connect
-from app.place import private_file, private_spool
+from app.runtime.filesystem import private_file, private_spool
 from app.schema import Damaged, SchemaError, found_objects, look_at_schema, migrate, migrations, objects_of, version_of
 
 

@@ -15,11 +15,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from app import crashpoint, destination, ledger
+from app import destination, ledger
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
 from app.ledger import Body, Claim, Failure, LedgerError, Remade
 from app.privacy.policy import Hold, Permit, Remake
 from app.retry import Outcome, Policy
+from app.runtime import failpoint
 
 LEASE_MS = 60_000
 """Renewed by each acknowledgement; one POST takes 30 s at the most."""
@@ -70,7 +71,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     )
     if held is None:
         return None
-    crashpoint.reach("claim.committed")
+    failpoint.reach("claim.committed")
     try:
         was_asked = _carry(db, held, courier)
     except sqlite3.OperationalError:
@@ -116,9 +117,9 @@ def _send(db: sqlite3.Connection, held: Claim, courier: Courier, made: Sequence[
             if isinstance(permit, Hold | Remake):
                 _withhold(db, held, permit, courier.clock())
                 return asked
-            crashpoint.reach("post.sending", str(body.request_id))
+            failpoint.reach("post.sending", str(body.request_id))
             outcome = courier.post(body)
-            crashpoint.reach("post.answered", str(body.request_id))
+            failpoint.reach("post.answered", str(body.request_id))
             asked = True
             if outcome.kind != "accepted":
                 _settle(db, held, outcome, courier)

@@ -30,20 +30,21 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app import __version__, clock, destination, log
+from app import __version__, destination
 from app.capturing import note_disabled
 from app.db import open_ledger
 from app.hook import CARE_S, Hook
 from app.inbox import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
 from app.looking import BUG, where
-from app.place import PlaceError
 from app.privacy.redact import PatternError
+from app.runtime import clock, log
+from app.runtime.filesystem import PlaceError
+from app.runtime.spool import Spool
+from app.runtime.terminal import visible
+from app.runtime.upgrade import Succession, become_hook, bequeath
 from app.schema import SchemaError, require_known
 from app.settings import Settings, SettingsError
 from app.sources import Sources, unattended
-from app.spool import Spool
-from app.succession import Succession, become_hook, bequeath
-from app.terminal import visible
 
 NOTHING_WANTED = 40
 """The exit code that says so; as in app/plugin/helicone.js."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, destination, environment, installed, ledger, place
+from app import __version__, destination, environment, installed, ledger
 from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
@@ -27,13 +27,14 @@ from app.keyring import Keyring
 from app.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
-from app.presence import open_sessions, present
 from app.privacy.redact import PatternError
 from app.reconcile import QUIET_MS
+from app.runtime import filesystem
+from app.runtime.liveness import open_sessions, present
+from app.runtime.spool import Spool
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
-from app.spool import Spool
 from app.status import (
     BYTES_BESIDE_BODIES_MAX,
     DestinationStatus,
@@ -152,7 +153,7 @@ def _patterns(site: Site) -> Iterator[Finding]:
 def _place(site: Site) -> Iterator[Finding]:
     """Before the ledger is opened, which closes what is open to others."""
     spool = site.spool.path
-    weak = place.findings(spool)
+    weak = filesystem.findings(spool)
     yield from (Finding("spool", "problem", found, "see README, Settings") for found in weak)
     if not weak:
         yield Finding("spool", "ok", str(spool) if spool.exists() else f"{spool} is not there yet")

@@ -18,13 +18,14 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from app import crashpoint, destination, ledger
+from app import destination, ledger
 from app.export import Capture, Export, children, exports, session_to_leave
 from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
 from app.naming import first_name
 from app.privacy.policy import is_as_strict
 from app.record import Record
+from app.runtime import failpoint
 from app.transcript import Transcript, Turn, key
 
 FAULTS_SHOWN = 3
@@ -120,7 +121,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
         _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
     _note(db, transcript, done, only, now_ms)
     if done.keys:
-        crashpoint.reach("enqueue.committed")
+        failpoint.reach("enqueue.committed")
         ring(done.keys[0])
     return done
 

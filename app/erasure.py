@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from app import crashpoint, destination, salvage
+from app import destination, salvage
 from app.connection import WAL_BYTES, Ledger, checkpoint, transaction
+from app.runtime import failpoint
 
 TRIES = 50
 PAUSE_S = 0.1
@@ -39,7 +40,7 @@ def erase(db: Ledger) -> list[str]:
 
     No statement of this connection may be under way. Takes a second for 50 MB; others wait meanwhile.
     """
-    crashpoint.reach("erase.beginning")
+    failpoint.reach("erase.beginning")
     noted = destination.unerased(db)
     found: list[str] = []
     try:
@@ -54,11 +55,11 @@ def erase(db: Ledger) -> list[str]:
         db.execute("vacuum")
     except (sqlite3.OperationalError, OSError) as error:
         return [*found, f"ledger.db still holds what was deleted, and could not be rewritten ({error}): {_AGAIN}"]
-    crashpoint.reach("erase.rewritten")
+    failpoint.reach("erase.rewritten")
     if not _begin_wal_anew(db):
         found.append("ledger.db-wal still holds what was deleted, because another process reads it: " + _AGAIN)
     elif noted is not None and not copies:
-        crashpoint.reach("erase.finishing")
+        failpoint.reach("erase.finishing")
         destination.note_erased(db, noted)
     return found
 

@@ -11,11 +11,12 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 
-from app import clock, destination, ledger
+from app import destination, ledger
 from app.db import open_whole
 from app.ledger import Unread
+from app.runtime import clock
+from app.runtime.spool import Spool, folder, target
 from app.sources import Sources
-from app.spool import Spool, folder, target
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
 from app.unread import read_unread
 from app.worker import Worker

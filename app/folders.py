@@ -13,9 +13,9 @@ from app import destination
 from app.capture import capture
 from app.export import Capture
 from app.keyring import Keyring
+from app.runtime.spool import find_target, folder
 from app.settings import Settings
 from app.sources import Sources
-from app.spool import find_target, folder
 
 
 class Folders:

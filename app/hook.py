@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, clock, destination, environment, ledger, limits, log, salvage
+from app import __version__, destination, environment, ledger, limits, salvage
 from app.bell import Bell
 from app.capturing import Captures
 from app.connection import flushed_together
@@ -24,17 +24,18 @@ from app.keyring import Keyring
 from app.looking import Looking
 from app.noticed import Notices, bound
 from app.opencode import Store, StoreError, store_file
-from app.place import identity
-from app.presence import Announced, open_sessions
 from app.privacy.redact import PatternError
 from app.reading import Reader
 from app.reconcile import Reconciling
 from app.remake import Remaking
 from app.room import Room
+from app.runtime import clock, log
+from app.runtime.filesystem import identity
+from app.runtime.liveness import Announced, open_sessions
+from app.runtime.spool import Spool, folder, target, worker_signature
 from app.schema import require_known
 from app.settings import Settings, SettingsError, delivery_record
 from app.sources import Sources
-from app.spool import Spool, folder, target, worker_signature
 from app.starting import Starting
 from app.transcript import Transcript
 

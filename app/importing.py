@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app import clock, ledger
+from app import ledger
 from app.bell import Bell
 from app.capture import why_nothing
 from app.db import open_whole
@@ -22,9 +22,10 @@ from app.enqueue import Enqueued, Place, enqueue
 from app.folders import Folders
 from app.opencode import Export, ExportError, File, examine, families, snapshot
 from app.parse import parse
+from app.runtime import clock
+from app.runtime.spool import folder, target
 from app.settings import Settings
 from app.sources import Sources
-from app.spool import folder, target
 from app.transcript import TranscriptError
 
 ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")

@@ -12,7 +12,7 @@ from app.finding import Finding
 from app.install import Found, InstallError, Project
 from app.opencode import UNTRIED, Store, StoreError, store_file
 from app.opencode.program import Program
-from app.spool import folder
+from app.runtime.spool import folder
 
 AT_WORK_MS = 60_000
 """Of a session that was written to so short ago, the hook may not have said anything yet."""

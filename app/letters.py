@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from app import destination, ledger
 from app.bell import Bell
 from app.ledger import Attempt, Choice, Group, LedgerError, Letter
+from app.runtime.spool import Spool
 from app.settings import Settings
-from app.spool import Spool
 
 KEY_CHARACTERS = 12
 """Of a job's key, as people see and type it."""

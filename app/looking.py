@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from app import crashpoint, destination, ledger
+from app import destination, ledger
 from app.capturing import Captures
 from app.connection import Ledger
 from app.enqueue import Place
@@ -19,9 +19,10 @@ from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, 
 from app.opencode import AbsentError, ExportError, Store, StoreError
 from app.privacy.redact import PatternError
 from app.reading import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
+from app.runtime import failpoint
+from app.runtime.spool import folder
 from app.schema import SchemaError
 from app.settings import SettingsError
-from app.spool import folder
 from app.transcript import TranscriptError
 
 BUG = "internal error"
@@ -61,7 +62,7 @@ class Looking:
     def owe(self, line: Line, now_ms: int) -> None:
         """Note that a session is to be read."""
         added = self._notices.add(line, self._noted(line, now_ms))
-        crashpoint.reach("notice.noted")
+        failpoint.reach("notice.noted")
         if line.why == "busy" and added.root is not None and self.reader.is_known(added.root):
             leave(added)  # it will say when it has done
 

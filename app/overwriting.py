@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import clock, ledger, overwritten
+from app import ledger, overwritten
 from app.bell import Bell
 from app.confirm import plan as confirm_plan
 from app.db import open_ledger
@@ -17,10 +17,11 @@ from app.flush import flush
 from app.helicone import Client
 from app.likeness import Likeness
 from app.recall import Recall
+from app.runtime import clock
+from app.runtime.spool import find_target
 from app.screen import spinner
 from app.screen_recall import Report
 from app.sources import Sources
-from app.spool import find_target
 
 
 class StoppedError(Exception):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from app import clock
 from app.answer import AnswerError, parsed
 from app.confirm import IDS_MAX, Allowance
 from app.helicone import Client, ReadBackError, Shown
 from app.likeness import Likeness, json_digest
+from app.runtime import clock
 
 Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]
 LOOK_S = 1.0

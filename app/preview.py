@@ -21,8 +21,8 @@ from app.opencode import Export, ExportError, File, families, snapshot
 from app.parse import parse
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.record import Record
+from app.runtime.spool import find_target, folder
 from app.sources import Sources
-from app.spool import find_target, folder
 from app.transcript import Transcript, TranscriptError, Turn
 
 

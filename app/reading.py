@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from app import crashpoint, destination, ledger
+from app import destination, ledger
 from app.ahead import Ahead, is_large
 from app.enqueue import Enqueued, Place, outlook
 from app.export import Capture
 from app.ledger import SESSION_RECORD, Standing, TurnRead
 from app.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
+from app.runtime import failpoint
 from app.transcript import Transcript, TranscriptError
 
 ROWS_MAX = 150
@@ -180,7 +181,7 @@ class Reader:
         names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
         found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
-        crashpoint.reach("notice.read")
+        failpoint.reach("notice.read")
         if found is not None and is_large(found, names):
             told = outlook(db, found, asked.capturing, asked.place)
             new = names & {export.turn for export, standing in told if standing in {Standing.NEW, Standing.REOPENED}}

@@ -44,7 +44,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app import faults, intake, shelf
 from app.endpoint import RouteKind, is_loopback
 from app.faults import Fault, FaultError, Script
-from app.place import private_file
+from app.runtime.filesystem import private_file
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 READ_LIMIT_MAX = 1_000

@@ -22,8 +22,8 @@ from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade
 from app.opencode import ExportError, Store, StoreError
-from app.presence import open_sessions
 from app.privacy.policy import Hold
+from app.runtime.liveness import open_sessions
 from app.transcript import Transcript, TranscriptError, key
 
 

@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.place import PRIVATE_FILE, private_file
+from app.runtime.filesystem import PRIVATE_FILE, private_file
 
 OPEN_S_MAX = 60.0
 """How long somebody who wants to open the ledger waits for a recovery by another process."""

@@ -9,8 +9,8 @@ from contextlib import closing
 from functools import cache
 from importlib import resources
 
-from app import crashpoint
 from app.connection import transaction
+from app.runtime import failpoint
 
 VERSIONS_MAX = 1_000
 """A version above this, with tables that we know, is no version but damage."""
@@ -90,7 +90,7 @@ def _apply(db: sqlite3.Connection, version: int, sql: str) -> None:
         if broken:
             raise SchemaError(f"migration {version} leaves {len(broken)} row(s) of {broken[0]['table']} without parent")
         db.execute(f"pragma user_version = {version}")
-        crashpoint.reach("migrate.applying")
+        failpoint.reach("migrate.applying")
 
 
 def is_newer(db: sqlite3.Connection) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 from app.connection import transaction
 from app.manual_log import Log
-from app.place import private_file
+from app.runtime.filesystem import private_file
 
 SENDS_MAX = 10_000
 """Older POSTs are forgotten; what they stored stays."""

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 
-from app import log
-from app.presence import Only, is_taken, present
-from app.spool import Spool
+from app.runtime import log
+from app.runtime.liveness import Only, is_taken, present
+from app.runtime.spool import Spool
 
 STARTING_S = 30.0
 """How long a worker that was started may take until it holds its lock."""

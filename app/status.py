@@ -15,9 +15,9 @@ from app.destination import Destination
 from app.endpoint import normalise
 from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.limits import folders_by_option
-from app.presence import present
+from app.runtime.liveness import present
+from app.runtime.spool import Spool, find_target, meant
 from app.settings import Settings
-from app.spool import Spool, find_target, meant
 
 KEY_CHARACTERS = 8
 """Of a key's fingerprint: enough to tell two keys apart."""

@@ -6,19 +6,20 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
-from app import clock, destination
+from app import destination
 from app.connection import Ledger, flushed_together
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.folders import Folders
 from app.opencode import ExportError, Store, store_file
-from app.presence import open_sessions
 from app.privacy.redact import PatternError
 from app.reading import Reader
 from app.reconcile import Reconciling
+from app.runtime import clock
+from app.runtime.liveness import open_sessions
+from app.runtime.spool import Spool, folder
 from app.settings import SettingsError
 from app.sources import Sources
-from app.spool import Spool, folder
 from app.transcript import Transcript
 
 

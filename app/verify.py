@@ -14,16 +14,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app import clock, destination, ledger
+from app import destination, ledger
 from app.db import open_ledger
 from app.enqueue import holds_sealed, own_turns
 from app.export import children
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
-from app.presence import open_sessions, present
 from app.reconcile import is_quiet
+from app.runtime import clock
+from app.runtime.liveness import open_sessions, present
+from app.runtime.spool import Spool, find_target, folder
 from app.sources import Sources
-from app.spool import Spool, find_target, folder
 from app.transcript import TranscriptError
 from app.verdict import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
 

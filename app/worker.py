@@ -24,7 +24,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, confirm, crashpoint, destination, ledger, limits, log, retry, salvage
+from app import __version__, confirm, destination, ledger, limits, retry, salvage
 from app.bell import Bell
 from app.capture import capture
 from app.connection import PATIENT_MS, Ledger
@@ -38,17 +38,18 @@ from app.keyring import Keyring
 from app.ledger import Body, Claim, Remade
 from app.opencode import store_file
 from app.permit import Permits
-from app.presence import Announced, Only, present
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.remake import Remaking
 from app.retry import Outcome
 from app.room import Room
+from app.runtime import clock, failpoint, log
+from app.runtime.liveness import Announced, Only, present
+from app.runtime.spool import Spool, target, worker_signature
+from app.runtime.upgrade import Succession, become_anew, is_replaced
 from app.schema import SchemaError, is_newer, require_known
 from app.settings import Settings, SettingsError
 from app.sources import Sources, typed
-from app.spool import Spool, target, worker_signature
-from app.succession import Succession, become_anew, is_replaced
 from app.tightening import Tightening
 
 CONSUMER = {
@@ -323,7 +324,7 @@ class Worker:
             # No more than wake all threads: whatever is rung now waits behind few.
             room = max(1, RINGS_PER_LOOK - self.bell.waiting())
             for key in ledger.to_ring(self.db, self.target.id, now_ms, room):
-                crashpoint.reach("watch.ringing")
+                failpoint.reach("watch.ringing")
                 self._ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
@@ -540,7 +541,7 @@ class Worker:
 
     def close(self) -> None:
         self._stop.set()
-        crashpoint.reach("worker.ending")
+        failpoint.reach("worker.ending")
         try:
             self._let_go(clock.now_ms())
         except sqlite3.Error as error:

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import clock, destination, install, ledger
+from app import destination, install, ledger
 from app.db import open_ledger
-from app.presence import present
-from app.spool import Spool, folder
+from app.runtime import clock
+from app.runtime.liveness import present
+from app.runtime.spool import Spool, folder
 from tests.opencode import CONFIG, VERSION, OpenCode, installed_opencode
 from tests.servers import Receiver, api_key, receiving
 from tests.waiting import wait_until

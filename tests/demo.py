@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from app import shelf
-from app.presence import present
+from app.runtime.liveness import present
 from tests.processes import Station, hook, worker
 from tests.recorded import export
 from tests.servers import Receiver

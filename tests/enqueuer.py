@@ -11,7 +11,6 @@ import random
 import sys
 from collections.abc import Iterator
 
-from app import clock
 from app.bell import Bell
 from app.capture import capture
 from app.db import open_ledger
@@ -19,8 +18,9 @@ from app.enqueue import Place, enqueue
 from app.export import Capture, Export, exports
 from app.identity import Identity
 from app.parse import parse
+from app.runtime import clock
+from app.runtime.spool import Spool, target
 from app.sources import unattended
-from app.spool import Spool, target
 from tests import snapshots
 from tests.snapshots import Fields
 

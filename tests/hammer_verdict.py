@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app import clock
 from app.capture import capture
 from app.intake import jawn_reply
+from app.runtime import clock
 from app.sources import unattended
 from tests.enqueuer import RECORDS_PER_TURN, records
 from tests.lean_receiver import FAILED, Send, digest_of

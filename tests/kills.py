@@ -21,8 +21,8 @@ from pathlib import Path
 
 from app import install, ledger
 from app.opencode import Store
-from app.presence import present
 from app.privacy.policy import Policy
+from app.runtime.liveness import present
 from app.transcript import Assistant, Tool, Turn, key
 from tests.opencode import VERSION, OpenCode, installed_opencode
 from tests.processes import Station, worker

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import destination, ledger
-from app.clock import Reading, jump_ms
 from app.db import open_ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
@@ -40,6 +39,7 @@ from app.privacy.redact import Redaction
 from app.remake import Remaking
 from app.retry import Outcome, Policy
 from app.room import Room
+from app.runtime.clock import Reading, jump_ms
 from app.settings import Settings
 from app.transcript import Transcript
 from app.worker import CONSUMER, RINGS_PER_LOOK

@@ -20,7 +20,7 @@ from app import destination, ledger
 from app.db import open_ledger
 from app.ledger import Counts
 from app.opencode import store_file
-from app.presence import present
+from app.runtime.liveness import present
 from tests.servers import api_key
 from tests.stores import WrittenStore
 from tests.waiting import wait_until

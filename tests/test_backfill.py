@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 
-from app import backfill, clock, destination
+from app import backfill, destination
 from app.capture import capture
 from app.command import STOPPED
 from app.export import Export, exports
 from app.identity import Identity
 from app.parse import parse
-from app.presence import Announced
 from app.privacy.policy import Mode
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import Spool, folder
 from app.settings import Settings
-from app.spool import Spool, folder
 from app.transcript import Turn
 from tests import backfill as violence
 from tests.desk import Desk, version

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from app import destination
-from app.presence import present
+from app.runtime.liveness import present
 from tests.processes import HookProcess, Station, hook, worker
 from tests.recorded import export
 from tests.servers import receiving

@@ -13,14 +13,15 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 import pytest
 
-from app import clock, confirm, destination, ledger
-from app.clock import Reading, jump_ms
+from app import confirm, destination, ledger
 from app.confirm import Allowance
 from app.deliver import LEASE_MS, Courier
 from app.doctor import examine
 from app.ledger import Body, Failure
 from app.ledger.upkeep import KILLS_MAX, SLEEP_MS, UNSEEN_MS
 from app.retry import Outcome
+from app.runtime import clock
+from app.runtime.clock import Reading, jump_ms
 from app.sources import Sources
 from app.status import Status, read_status
 from app.worker import Worker

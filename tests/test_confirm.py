@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import ledger
 from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.helicone import Client
 from app.importing import import_files
 from app.opencode import File
+from app.runtime import clock
 from app.sources import Sources
 from app.status import Confirmation, DestinationStatus, read_status
 from app.worker import CONSUMER, Worker

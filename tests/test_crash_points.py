@@ -20,17 +20,18 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import ledger
 from app.capture import capture
-from app.crashpoint import POINTS, VARIABLE
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
 from app.ledger.upkeep import KILLS_MAX
 from app.opencode import store_file
 from app.parse import parse
-from app.place import private_directory
+from app.runtime import clock
+from app.runtime.failpoint import POINTS, VARIABLE
+from app.runtime.filesystem import private_directory
+from app.runtime.spool import Spool, target
 from app.sources import unattended
-from app.spool import Spool, target
 from tests.enqueuer import growing, records
 from tests.lean_receiver import LeanReceiver, lean_receiver
 from tests.processes import PROJECT, ROOT, Station, catches, hook, procfile_command
@@ -328,7 +329,7 @@ def test_every_point_has_a_case() -> None:
 
 INERT = """
 import sys
-from app import crashpoint
+from app.runtime import failpoint as crashpoint
 for point in crashpoint.POINTS:
     crashpoint.reach(point)
 crashpoint.reach("post.sending", "another")

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, install, ledger
+from app import destination, install, ledger
 from app.confirm import NOT_STORED_CAUSES
 from app.opencode import store_file
 from app.opencode.logins import FILE_BYTES_MAX
-from app.presence import Announced
 from app.reconcile import QUIET_MS
-from app.spool import Spool
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import Spool
 from tests import json_store
 from tests.desk import Desk, version
 from tests.newer_store import NewerStore

@@ -21,7 +21,7 @@ from app.db import open_ledger
 from app.enqueue import Place, enqueue
 from app.parse import parse
 from app.sources import unattended
-from app.spool import folder, target
+from app.runtime.spool import folder, target
 
 settings, now_ms = unattended(dict(os.environ)).load(), time.time_ns() // 1_000_000
 db = open_ledger(settings.spool_directory)

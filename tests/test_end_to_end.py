@@ -14,7 +14,7 @@ import pytest
 from app import install, ledger
 from app.helicone import Client
 from app.ledger import Body
-from app.presence import present
+from app.runtime.liveness import present
 from app.shelf import Stored
 from tests.opencode import OpenCode, Server
 from tests.processes import Station, end_automatic_workers, worker

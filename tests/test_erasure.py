@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, destination, erasure, ledger
+from app import destination, erasure, ledger
 from app.connection import Ledger
-from app.crashpoint import VARIABLE
 from app.db import open_ledger
 from app.ledger import Body, Choice
+from app.runtime import clock
+from app.runtime.failpoint import VARIABLE
 from app.worker import PRUNE_MS
 from tests.desk import Desk, version
 from tests.processes import Station, worker
@@ -33,7 +34,7 @@ CANARY = b"canary-4711"
 STREAMS = re.compile(rb"x[\x01\x5e\x9c\xda]|\xfd7zXZ\x00")
 PIECE = 32
 KILLED_AT = ("erase.beginning", "erase.rewritten", "erase.finishing")
-"""Points of `app.crashpoint`."""
+"""Points of `app.runtime.failpoint`."""
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
-from app.crashpoint import VARIABLE
+from app import ledger
 from app.opencode import store_file
-from app.presence import Announced, present
+from app.runtime import clock
+from app.runtime.failpoint import VARIABLE
+from app.runtime.liveness import Announced, present
 from tests import snapshots
 from tests.processes import Station, hook, worker
 from tests.recorded import export

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, destination, ledger
+from app import destination, ledger
 from app.db import open_ledger
 from app.privacy.policy import Hold
+from app.runtime import clock
+from app.runtime.spool import target
 from app.settings import Settings
 from app.sources import Sources, typed, unattended
-from app.spool import target
 from app.worker import CONSUMER, Worker
 from tests.processes import HookProcess, Station, hook, repository, worker
 from tests.recorded import export

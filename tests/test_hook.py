@@ -21,7 +21,7 @@ from app import destination, ledger
 from app.db import open_ledger
 from app.desk import NOTHING_WANTED, Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
-from app.presence import present
+from app.runtime.liveness import present
 from app.sources import unattended
 from tests.processes import PROJECT, Station, hook
 from tests.recorded import EMAILS, SECRETS, export

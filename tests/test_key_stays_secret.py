@@ -17,7 +17,7 @@ import pytest
 
 from app import install, ledger
 from app.opencode import store_file
-from app.presence import present
+from app.runtime.liveness import present
 from app.settings import SettingsError, from_arguments, load
 from app.sources import Sources
 from tests.processes import ROOT, Station, end_automatic_workers, hook

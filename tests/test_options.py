@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, confirm, destination, ledger
+from app import confirm, destination, ledger
 from app.db import open_ledger
 from app.desk import Desk
 from app.inbox import Inbox
 from app.opencode import store_file
+from app.runtime import clock
 from app.settings import from_arguments
 from app.sources import Sources, unattended
 from app.worker import CONSUMER, LOOK_MS, Worker

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import ledger
 from app.capture import capture
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
 from app.opencode import store_file
 from app.parse import parse
-from app.presence import Announced, present
+from app.runtime import clock
+from app.runtime.liveness import Announced, present
+from app.runtime.spool import Spool, target
 from app.sources import unattended
-from app.spool import Spool, target
 from app.status import read_hooks, read_workers
 from app.worker import Worker
 from tests.enqueuer import growing, name
@@ -36,9 +37,7 @@ NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
 JOBS = 2
 """Of a session with one turn."""
 
-PRESENT = (
-    "import sys; from pathlib import Path; from app.presence import present; print(len(present(Path(sys.argv[1]))))"
-)
+PRESENT = "import sys; from pathlib import Path; from app.runtime.liveness import present; print(len(present(Path(sys.argv[1]))))"
 
 
 def stored(station: Station, session: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger, noticed
+from app import destination, ledger, noticed
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
@@ -26,12 +26,13 @@ from app.inbox import Inbox, Line
 from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, StoreError, store_file
-from app.presence import Announced
 from app.reading import FAILURES_MAX, GONE, GONE_TURNS
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import folder
 from app.sources import Sources
-from app.spool import folder
 from app.status import read_hooks
 from app.transcript import Transcript, Turn, key
 from tests import json_store

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from app import log, salvage
+from app import salvage
 from app.destination import fingerprint
 from app.endpoint import read_back_url
 from app.enqueue import MARK_DIGITS
 from app.erasure import _foreign
 from app.ledger.footprint import BESIDE_BODIES_BYTES_MAX
-from app.place import PRIVATE_DIRECTORY, PRIVATE_FILE
+from app.runtime import log
+from app.runtime.filesystem import PRIVATE_DIRECTORY, PRIVATE_FILE
 from app.settings import Settings
 from tests.processes import Station, hook, worker
 from tests.recorded import export, exported

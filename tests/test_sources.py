@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.runtime.spool import worker_signature
 from app.settings import Settings, delivery_record, folder_record
 from app.sources import Sources
-from app.spool import worker_signature
 from tests.processes import repository
 
 

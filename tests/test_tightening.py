@@ -17,11 +17,11 @@ from app.ledger import Body, Claim, Remade
 from app.opencode import store_file
 from app.parse import parse
 from app.permit import Permits
-from app.presence import present
 from app.privacy.policy import Hold, Permit
 from app.remake import Remaking
 from app.retry import Kind, Outcome
 from app.retry import Policy as RetryPolicy
+from app.runtime.liveness import present
 from app.sources import Sources
 from app.status import read_destinations, waiting
 from app.tightening import Tightening

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger
+from app import destination, ledger
 from app.helicone import Client
 from app.ledger import Failure
 from app.opencode import Store, store_file
-from app.presence import Announced
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import Spool, folder
 from app.seek import IDS_MAX, seek
 from app.sources import typed as typed_sources
-from app.spool import Spool, folder
 from app.verdict import Circumstances, StoredTurn, judge
 from app.verify import SETTLE_S, Choice, verify
 from tests.processes import PROJECT, Station

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 
-from app import crashpoint, destination
+from app import destination
 from app.connection import transaction
 from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
 from app.ledger.versions import forget_contents
+from app.runtime import failpoint
 
 ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
@@ -178,8 +179,8 @@ def acknowledge(
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
             (now_ms + lease_ms, passes, held.job_id, held.attempt),
         )
-        crashpoint.reach("acknowledge.noting")
-    crashpoint.reach("acknowledge.committed")
+        failpoint.reach("acknowledge.noting")
+    failpoint.reach("acknowledge.committed")
     return updated.rowcount == 1
 
 
@@ -206,8 +207,8 @@ def complete(db: sqlite3.Connection, held: Claim, now_ms: int, *, confirm_ms: in
             )
             if confirm_ms is None:
                 forget_contents(db, [held.job_id])
-        crashpoint.reach("complete.finishing")
-    crashpoint.reach("complete.committed")
+        failpoint.reach("complete.finishing")
+    failpoint.reach("complete.committed")
     return updated.rowcount == 1
 
 

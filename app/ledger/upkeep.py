@@ -6,10 +6,11 @@ import json
 import sqlite3
 from collections.abc import Collection
 
-from app import crashpoint, destination
+from app import destination
 from app.connection import transaction
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.job import BATCH
+from app.runtime import failpoint
 
 KILLS_MAX = 5
 """Attempts that may end with their worker's death before the job is taken for the killer."""
@@ -74,7 +75,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
             f" where id in (select id from job where {orphaned} limit :limit)",
             arguments,
         ).rowcount
-        crashpoint.reach("recover.freeing")
+        failpoint.reach("recover.freeing")
     return buried + freed
 
 

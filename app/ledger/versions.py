@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from app import crashpoint, destination
+from app import destination
 from app.connection import transaction
 from app.identity import Encoding, Identity
 from app.ledger import footprint
 from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version
+from app.runtime import failpoint
 
 
 def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
@@ -177,7 +178,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
             state,
             "off" if off else None,
         )
-        crashpoint.reach("enqueue.inserting")
+        failpoint.reach("enqueue.inserting")
         return verdict
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.endpoint import EndpointError, normalise
-from app.place import default_spool
+from app.runtime.filesystem import default_spool
 from app.settings.names import NAMES
 
 PROGRAM = "opencode-helicone"

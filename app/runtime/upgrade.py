@@ -20,7 +20,7 @@ from typing import TypeAlias
 from app import __version__
 from app.schema import migrations
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 SUFFIXES = {".py", ".sql", ".js"}
 LOOK_S = 1.0
 """Between two looks at the files. Equal in two of them: whoever installs has finished."""

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.place import PRIVATE_FILE, private_directory
+from app.runtime.filesystem import PRIVATE_FILE, private_directory
 
 SUFFIX = ".lock"
 DRAFT = ".draft"

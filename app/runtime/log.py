@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app import clock
-from app.place import PRIVATE_FILE, identity, private_directory
-from app.terminal import visible
+from app.runtime import clock
+from app.runtime.filesystem import PRIVATE_FILE, identity, private_directory
+from app.runtime.terminal import visible
 
 BYTES_MAX = 1_000_000
 """Of one file; the one before it is kept as `.1`, so a log takes twice this at the most, and a line of each writer."""
@@ -151,7 +151,7 @@ def _put_aside(path: Path, descriptor: int) -> None:
 
 
 class _Lines(logging.Handler):
-    """Warnings and errors of libraries, and of `app.place`, as lines of a log."""
+    """Warnings and errors of libraries, and of `app.runtime.filesystem`, as lines of a log."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.WARNING)
