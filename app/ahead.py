@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from app.export import Capture
 from app.privacy.redact import HitCounts
-from app.transcript import Reasoning, Text, Tool, Transcript, Turn
+from app.transcript.model import Reasoning, Text, Tool, Transcript, Turn
 
 LARGE_CHARACTERS_MIN = 1 << 22
 """Below this all of it takes less than half a second."""

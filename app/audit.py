@@ -19,7 +19,6 @@ from app import ledger
 from app.enqueue import body_of
 from app.export import Capture, Export, exports
 from app.folders import Folders
-from app.identity import Identity
 from app.ledger import Exported, Print
 from app.ledger.footprint import DIGEST_BYTES
 from app.naming import project_name
@@ -27,7 +26,8 @@ from app.opencode import Store
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
 from app.record import Kind, Record
-from app.transcript import Transcript, TranscriptError, Turn
+from app.transcript.identity import Identity
+from app.transcript.model import Transcript, TranscriptError, Turn
 
 GONE = "no longer in OpenCode's store"
 EXPORT_MODE = "export mode"

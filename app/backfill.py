@@ -31,7 +31,7 @@ from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder
 from app.sources import Sources
 from app.status import read_workers
-from app.transcript import Transcript, TranscriptError
+from app.transcript.model import Transcript, TranscriptError
 
 AGE_MS_MAX = 90 * 24 * 3_600_000
 """Helicone keeps bodies for so long, counted from when the turn happened: it would blank those of older ones."""

@@ -16,10 +16,10 @@ import json
 import re
 from collections import Counter
 
-from app.blobs import described
 from app.envelope import Log
-from app.identity import Encoding
-from app.transcript import (
+from app.transcript.blobs import described
+from app.transcript.identity import Encoding
+from app.transcript.model import (
     Assistant,
     Failure,
     File,

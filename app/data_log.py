@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from app.chat import attached, known, part_counts
 from app.envelope import Log
-from app.transcript import Json, Session, Text, User
+from app.transcript.model import Json, Session, Text, User
 
 SESSION_MODEL = "data:opencode.session"
 USER_MODEL = "data:opencode.user"

@@ -44,7 +44,7 @@ from app.status import (
     read_hooks,
     read_workers,
 )
-from app.transcript import Json
+from app.transcript.model import Json
 
 # As Helicone itself asks of a key; one that somebody hosts may be less strict.
 _KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)

@@ -4,7 +4,7 @@ The embedded API. A program that has a transcript and an open ledger exports it 
 
     from app.db import open_ledger
     from app.enqueue import enqueue
-    from app.parse import parse
+    from app.transcript.parse import parse
 
     done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, ring=bell.ring)
 
@@ -20,13 +20,13 @@ from dataclasses import dataclass, field, replace
 
 from app import destination, ledger
 from app.export import Capture, Export, children, exports, session_to_leave
-from app.identity import NEWEST, Identity
 from app.ledger import Body, Frozen, Standing, Version
 from app.naming import first_name
 from app.privacy.policy import is_as_strict
 from app.record import Record
 from app.runtime import failpoint
-from app.transcript import Transcript, Turn, key
+from app.transcript.identity import NEWEST, Identity
+from app.transcript.model import Transcript, Turn, key
 
 FAULTS_SHOWN = 3
 MARK_DIGITS = 4

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from anyascii import anyascii
 
-from app.transcript import Json
+from app.transcript.model import Json
 
 PROVIDER = "CUSTOM"
 BODY_BYTES_MAX = 19 * 2**19

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from app.transcript import Assistant, File, Message, Other, Part, Retry, Subtask, Tool, Turn
+from app.transcript.model import Assistant, File, Message, Other, Part, Retry, Subtask, Tool, Turn
 
 
 def as_first_encoded(turn: Turn) -> Turn:

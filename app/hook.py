@@ -37,7 +37,7 @@ from app.schema import require_known
 from app.settings import Settings, SettingsError, delivery_record
 from app.sources import Sources
 from app.starting import Starting
-from app.transcript import Transcript
+from app.transcript.model import Transcript
 
 CARE_S = 2.0
 """How often the hook looks whether its worker lives."""

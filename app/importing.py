@@ -21,12 +21,12 @@ from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
 from app.folders import Folders
 from app.opencode import Export, ExportError, File, examine, families, snapshot
-from app.parse import parse
 from app.runtime import clock
 from app.runtime.spool import folder, target
 from app.settings import Settings
 from app.sources import Sources
-from app.transcript import TranscriptError
+from app.transcript.model import TranscriptError
+from app.transcript.parse import parse
 
 ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")
 """Why an import takes jobs back, as a person asks for them: dropped for these, stored without their bodies, or

@@ -23,7 +23,7 @@ from app.runtime import failpoint
 from app.runtime.spool import folder
 from app.schema import SchemaError
 from app.settings import SettingsError
-from app.transcript import TranscriptError
+from app.transcript.model import TranscriptError
 
 BUG = "internal error"
 SETTINGS_S = 2.0

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 
 from app.envelope import readable
-from app.identity import Encoding, Identity
-from app.transcript import Session
+from app.transcript.identity import Encoding, Identity
+from app.transcript.model import Session
 
 NAME = "opencode"
 """Of a session without a project."""

@@ -18,12 +18,12 @@ from app.export import Capture, exports
 from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot
-from app.parse import parse
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.record import Record
 from app.runtime.spool import find_target, folder
 from app.sources import Sources
-from app.transcript import Transcript, TranscriptError, Turn
+from app.transcript.model import Transcript, TranscriptError, Turn
+from app.transcript.parse import parse
 
 
 @dataclass(frozen=True, slots=True)

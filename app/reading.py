@@ -22,7 +22,7 @@ from app.ledger import SESSION_RECORD, Standing, TurnRead
 from app.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
 from app.runtime import failpoint
-from app.transcript import Transcript, TranscriptError
+from app.transcript.model import Transcript, TranscriptError
 
 ROWS_MAX = 150
 """Of messages and parts that one look takes, unless a single turn has more."""

@@ -19,7 +19,6 @@ from app.capture import why_nothing
 from app.enqueue import body_of
 from app.export import Capture, Export
 from app.folders import Folders
-from app.identity import Identity
 from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
@@ -28,7 +27,8 @@ from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.user_patterns import compile_pattern
 from app.record import Record, blank
-from app.transcript import Transcript, TranscriptError, key
+from app.transcript.identity import Identity
+from app.transcript.model import Transcript, TranscriptError, key
 
 REOPENED = ("delivered", "dead", "pending", "sealed", "body_not_stored", "age", "size", "purged", "deleted", "off")
 """Whatever became of a turn: what of it is at Helicone is overwritten."""

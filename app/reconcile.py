@@ -19,7 +19,7 @@ from app.export import Capture
 from app.noticed import AGAIN_S
 from app.opencode import ExportError, Store, StoreError
 from app.reading import FAILURES_MAX, GONE, Reader, reason_of
-from app.transcript import TranscriptError
+from app.transcript.model import TranscriptError
 
 QUIET_MS = 600_000
 """An unfinished turn that no hook owns, in a session that was not written to for so long, is taken for abandoned."""

@@ -20,9 +20,9 @@ from typing import Literal
 from app import chat, data_log
 from app.envelope import PROVIDER, Log, below, encode, latin1, readable
 from app.first_encoding import as_first_encoded
-from app.identity import Encoding
 from app.naming import project_name, project_of
-from app.transcript import (
+from app.transcript.identity import Encoding
+from app.transcript.model import (
     Assistant,
     Json,
     Message,

@@ -20,7 +20,7 @@ from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder
 from app.settings import SettingsError
 from app.sources import Sources
-from app.transcript import Transcript
+from app.transcript.model import Transcript
 
 
 def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int) -> int:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from app import ledger
 from app.export import Capture
 from app.ledger import Exported
-from app.transcript import Transcript, Unreadable, key, session_digest
+from app.transcript.model import Transcript, Unreadable, key, session_digest
 
 State: TypeAlias = Literal[
     "delivered",

@@ -16,11 +16,11 @@ from app.capture import capture
 from app.db import open_ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture, Export, exports
-from app.identity import Identity
-from app.parse import parse
 from app.runtime import clock
 from app.runtime.spool import Spool, target
 from app.sources import unattended
+from app.transcript.identity import Identity
+from app.transcript.parse import parse
 from tests import snapshots
 from tests.snapshots import Fields
 

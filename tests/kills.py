@@ -23,7 +23,7 @@ from app import install, ledger
 from app.opencode import Store
 from app.privacy.policy import Policy
 from app.runtime.liveness import present
-from app.transcript import Assistant, Tool, Turn, key
+from app.transcript.model import Assistant, Tool, Turn, key
 from tests.opencode import VERSION, OpenCode, installed_opencode
 from tests.processes import Station, worker
 from tests.servers import Receiver, receiving

@@ -26,14 +26,14 @@ from app.capture import capture
 from app.destination import destinations
 from app.envelope import BODY_BYTES_MAX
 from app.export import Capture, Export, exports
-from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.opencode import ExportError, File, Store, examine, snapshot
-from app.parse import parse
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
 from app.sources import Sources
-from app.transcript import Transcript, TranscriptError, key
+from app.transcript.identity import Identity
+from app.transcript.model import Transcript, TranscriptError, key
+from app.transcript.parse import parse
 from tests import recorded
 from tests.processes import PROJECT
 from tests.stores import put

@@ -41,7 +41,7 @@ from app.retry import Outcome, Policy
 from app.room import Room
 from app.runtime.clock import Reading, jump_ms
 from app.settings import Settings
-from app.transcript import Transcript
+from app.transcript.model import Transcript
 from app.worker import CONSUMER, RINGS_PER_LOOK
 from tests.snapshots import assistant, text, tool, user
 from tests.test_store import TABLES

@@ -17,14 +17,14 @@ from app import backfill, destination
 from app.capture import capture
 from app.command import STOPPED
 from app.export import Export, exports
-from app.identity import Identity
-from app.parse import parse
 from app.privacy.policy import Mode
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool, folder
 from app.settings import Settings
-from app.transcript import Turn
+from app.transcript.identity import Identity
+from app.transcript.model import Turn
+from app.transcript.parse import parse
 from tests import backfill as violence
 from tests.desk import Desk, version
 from tests.processes import PROJECT, Station, repository

@@ -27,12 +27,12 @@ from app.db import open_ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.opencode.translated import exported
-from app.parse import parse
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.record import Frame, Record, encode_session, encode_turn
-from app.transcript import Transcript, TranscriptError
+from app.transcript.model import Transcript, TranscriptError
+from app.transcript.parse import parse
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot

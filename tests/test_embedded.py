@@ -19,7 +19,7 @@ from app.bell import Bell
 from app.capture import capture
 from app.db import open_ledger
 from app.enqueue import Place, enqueue
-from app.parse import parse
+from app.transcript.parse import parse
 from app.sources import unattended
 from app.runtime.spool import folder, target
 

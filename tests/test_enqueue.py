@@ -15,11 +15,11 @@ from app.connection import connect
 from app.db import open_ledger
 from app.enqueue import Enqueued, Place, enqueue, outlook
 from app.export import Capture
-from app.identity import Identity
 from app.ledger import Body, Standing, Version
-from app.parse import parse
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
+from app.transcript.identity import Identity
+from app.transcript.parse import parse
 from tests import recorded
 from tests.snapshots import (
     CREATED_MS,

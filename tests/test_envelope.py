@@ -22,7 +22,7 @@ from app.envelope import (
     latin1,
     readable,
 )
-from app.transcript import Json
+from app.transcript.model import Json
 
 MARKER = re.compile(r"…\[(\d+) (characters|items) cut by opencode-helicone\]$")
 IDENTITY: dict[str, Json] = {"_type": "tool", "toolName": "bash"}

@@ -11,10 +11,10 @@ import pytest
 from app import destination, ledger
 from app.enqueue import Place
 from app.export import exports
-from app.identity import Identity
 from app.ledger import Frozen, footprint
-from app.parse import parse
-from app.transcript import Turn
+from app.transcript.identity import Identity
+from app.transcript.model import Turn
+from app.transcript.parse import parse
 from tests import recorded
 from tests.desk import Desk, version
 from tests.test_enqueue import Door, capture

@@ -10,7 +10,7 @@ import pytest
 
 from app import destination, ledger
 from app.enqueue import Place
-from app.identity import Identity
+from app.transcript.identity import Identity
 from tests.snapshots import CREATED_MS, SESSION, Fields, assistant, entry, snapshot, task, text, user
 from tests.test_enqueue import Door, capture
 

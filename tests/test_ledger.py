@@ -12,11 +12,11 @@ import pytest
 
 from app import destination, ledger
 from app.connection import connect
-from app.identity import Identity
 from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
 from app.ledger.upkeep import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX, RING_AGAIN_MS
+from app.transcript.identity import Identity
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 # --- insert

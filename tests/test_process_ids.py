@@ -19,12 +19,12 @@ from app.capture import capture
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
 from app.opencode import store_file
-from app.parse import parse
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, target
 from app.sources import unattended
 from app.status import read_hooks, read_workers
+from app.transcript.parse import parse
 from app.worker import Worker
 from tests.enqueuer import growing, name
 from tests.lean_receiver import LeanReceiver, lean_receiver

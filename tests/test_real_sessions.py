@@ -12,7 +12,7 @@ import pytest
 
 from app.opencode import Store
 from app.record import Frame, encode_turn
-from app.transcript import Transcript, Turn
+from app.transcript.model import Transcript, Turn
 from tests.opencode import OpenCode, Server
 from tests.processes import Station
 from tests.typed import typed

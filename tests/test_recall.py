@@ -21,18 +21,18 @@ from app.endpoint import read_back_url
 from app.enqueue import Place, enqueue, outlook
 from app.export import Capture
 from app.helicone import Client
-from app.identity import Identity
 from app.ledger import Claim, Standing
 from app.likeness import Likeness
 from app.opencode import Store
 from app.overwritten import counted, look
-from app.parse import parse
 from app.precedent import Precedent
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
 from app.recall import REOPENED, Plan, Recall
 from app.record import blank, kind_of
 from app.settings import Settings
+from app.transcript.identity import Identity
+from app.transcript.parse import parse
 from tests import recorded
 from tests.desk import Desk, version
 from tests.processes import Station, hook, worker

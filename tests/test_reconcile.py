@@ -21,7 +21,6 @@ from app.db import open_ledger
 from app.desk import Desk
 from app.export import exports
 from app.hook import Hook
-from app.identity import Identity
 from app.inbox import Inbox, Line
 from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
@@ -34,7 +33,8 @@ from app.runtime.liveness import Announced
 from app.runtime.spool import folder
 from app.sources import Sources
 from app.status import read_hooks
-from app.transcript import Transcript, Turn, key
+from app.transcript.identity import Identity
+from app.transcript.model import Transcript, Turn, key
 from tests import json_store
 from tests.secrets import noise
 from tests.servers import api_key

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from app.attachment import strip_blobs
 from app.privacy.redact import REDACTED, Redaction
 from app.settings import Settings
 from app.settings.names import NAMES
+from app.transcript.attachments import strip_blobs
 from tests.processes import ROOT
 from tests.secrets import KEYS, Sample
 

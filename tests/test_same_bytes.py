@@ -22,10 +22,10 @@ from app import destination, ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.opencode import store_file
-from app.parse import Excerpt, parse
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
-from app.transcript import Turn
+from app.transcript.model import Turn
+from app.transcript.parse import Excerpt, parse
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot

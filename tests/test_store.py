@@ -18,8 +18,8 @@ import pytest
 from app.opencode import AbsentError, ExportError, Store, StoreError, examine, families, snapshot, store_file
 from app.opencode.access import Access
 from app.opencode.store import databases
-from app.parse import parse
-from app.transcript import UNREADABLE, Other
+from app.transcript.model import UNREADABLE, Other
+from app.transcript.parse import parse
 from tests.recorded import export, exported
 from tests.snapshots import Fields
 

@@ -15,7 +15,6 @@ from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.ledger import Body, Claim, Remade
 from app.opencode import store_file
-from app.parse import parse
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.remake import Remaking
@@ -25,6 +24,7 @@ from app.runtime.liveness import present
 from app.sources import Sources
 from app.status import read_destinations, waiting
 from app.tightening import Tightening
+from app.transcript.parse import parse
 from tests.processes import PROJECT, Station, hook, worker
 from tests.servers import Exchange, nobody, ok, receiving, request_id_of, scripted, whole
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, user

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from app import destination
 from app.connection import transaction
-from app.identity import Encoding, Identity
 from app.ledger import footprint
 from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version
 from app.runtime import failpoint
+from app.transcript.identity import Encoding, Identity
 
 
 def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:

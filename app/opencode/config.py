@@ -23,7 +23,7 @@ from app.install import FILE_NAME, MARKER
 from app.opencode.config_files import Files, RelativeError, Source, UnreadableError, filled_in, in_force, text
 from app.opencode.jsonc import NotJsonError, Parsed, parse
 from app.opencode.jsonc import Path as Place
-from app.transcript import Json
+from app.transcript.model import Json
 
 PLUGIN = FILE_NAME.removesuffix(".js")
 PREDECESSOR = "opencode-helicone-async-telemetry"

@@ -21,9 +21,9 @@ from typing import Any
 
 from app.opencode.rows import subagents
 from app.opencode.translated import exported
-from app.parse import parse
-from app.shape import place
-from app.transcript import Json
+from app.transcript.fields import place
+from app.transcript.model import Json
+from app.transcript.parse import parse
 
 PIPE_BYTES = 64 * 1024
 """`opencode export` may cut its output at a multiple of this when it goes to a pipe (OpenCode 1.18.33)."""

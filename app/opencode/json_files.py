@@ -21,8 +21,8 @@ from typing import TypeVar
 
 from app.opencode.access import StoreError, may_be
 from app.opencode.rows import Head, Memory, Rows, is_settled, subagent
-from app.shape import Place
-from app.transcript import Json
+from app.transcript.fields import Place
+from app.transcript.model import Json
 
 TORN_S = 10.0
 """A file that is not JSON and was written so recently is being written."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from app.transcript import Json
+from app.transcript.model import Json
 
 DEPTH_MAX = 200
 _KEPT = 64

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from app.opencode.rows import Head, Memory
 from app.opencode.tables import HEAD, ID, IS_NAMED, WRITTEN, TableRows, fields, head, info, told
 from app.opencode.translated import Row, Walk, beside, messages, subagents, walk
-from app.transcript import Json
+from app.transcript.model import Json
 
 NEEDED = {
     "session_v2": {

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.message import turn_name
-from app.shape import Place
-from app.transcript import Json, TranscriptError
+from app.transcript.fields import Place
+from app.transcript.message import turn_name
+from app.transcript.model import Json, TranscriptError
 
 SESSIONS_MAX = 64
 """So many are remembered, those that were asked for last."""

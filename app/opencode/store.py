@@ -25,8 +25,8 @@ from app.opencode.json_files import JsonFiles
 from app.opencode.newer import NewerRows
 from app.opencode.rows import Head, Rows
 from app.opencode.turns import Outline
-from app.parse import parse
-from app.transcript import Json, Transcript, TranscriptError
+from app.transcript.model import Json, Transcript, TranscriptError
+from app.transcript.parse import parse
 
 NAME = "opencode.db"
 """What lies beside a file of this name is read with it. One of another name stands alone."""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from app.opencode.rows import Head, Memory, is_settled, subagent
-from app.transcript import Json
+from app.transcript.model import Json
 
 IS_TIME = "time_updated between 0 and 253402300799999"
 """Up to the year 9999. A row with something else there has no say in when a session changed."""

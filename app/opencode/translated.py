@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from app.transcript import Json
+from app.transcript.model import Json
 
 Fields = dict[str, Json]
 

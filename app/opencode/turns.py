@@ -6,11 +6,11 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.minting import is_copy
 from app.opencode.access import StoreError
 from app.opencode.rows import Head, Rows, subagents
-from app.parse import Excerpt
-from app.transcript import Json
+from app.transcript.id_times import is_copy
+from app.transcript.model import Json
+from app.transcript.parse import Excerpt
 
 
 @dataclass(frozen=True, slots=True)

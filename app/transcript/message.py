@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from app.attachment import data_url_bytes
-from app.minting import distance, ticks
-from app.shape import Canonical, Place, canonical, joined, place, refuse, whole
-from app.transcript import (
+from app.transcript.attachments import data_url_bytes
+from app.transcript.fields import Canonical, Place, canonical, joined, place, refuse, whole
+from app.transcript.id_times import distance, ticks
+from app.transcript.model import (
     UNREADABLE,
     Assistant,
     Failure,

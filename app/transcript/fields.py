@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
-from app.transcript import Json, TranscriptError
+from app.transcript.model import Json, TranscriptError
 
 INTEGER_MAX = 2**53
 """Beyond this JavaScript, which wrote the numbers, cannot tell neighbours apart."""

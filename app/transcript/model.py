@@ -7,7 +7,7 @@
           parts: Text | Reasoning | Tool | File | Other ...
             Tool.child: Transcript      a subagent's session, under the call that started it
 
-`app.parse` is the only door from JSON to these values; nothing inward of it sees OpenCode's dictionaries.
+`app.transcript.parse` is the only door from JSON to these values; nothing inward of it sees OpenCode's dictionaries.
 A content field (marked so below) is None when it is absent or was withheld by the policy.
 Shapes and traps were measured on OpenCode 1.18.33.
 """

@@ -1,7 +1,7 @@
 """Puts a description in place of what nobody reads as text: `[image/png, 70 bytes]`.
 
     data:image/png;base64,iVBORw0KGgo…      a data: URL, however short
-    iVBORw0KGgo…                            a file's bytes over 4 kB, however they are written (app.blobs)
+    iVBORw0KGgo…                            a file's bytes over 4 kB, however they are written (app.transcript.blobs)
 
 Their size is that of the bytes that they stand for.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
-from app.blobs import describe_blobs, described
+from app.transcript.blobs import describe_blobs, described
 
 _DATA_URL = re.compile(
     # The slash is escaped (`\/`) in some JSON that stands in a text.

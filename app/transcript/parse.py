@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from app.message import Read, read_message, turn_name
-from app.minting import is_copy, minted_ms
-from app.shape import Canonical, Place, canonical, joined, place, refuse, sha256
-from app.transcript import (
+from app.transcript.fields import Canonical, Place, canonical, joined, place, refuse, sha256
+from app.transcript.id_times import is_copy, minted_ms
+from app.transcript.message import Read, read_message, turn_name
+from app.transcript.model import (
     Assistant,
     Json,
     Session,
