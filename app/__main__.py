@@ -35,7 +35,7 @@ def ready() -> None:
     import app.cli  # noqa: PLC0415
     import app.desk  # noqa: PLC0415
     import app.worker  # noqa: PLC0415
-    from app.schema import migrations  # noqa: PLC0415
+    from app.database.schema import migrations  # noqa: PLC0415
 
     sys.stdout.write(f"{app.__version__} {migrations()[-1][0]}\n")
 

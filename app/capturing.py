@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from app import destination, ledger
 from app.capture import capture
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.destination import Destination
 from app.export import Capture
 from app.inbox import Line

@@ -40,7 +40,8 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.db import open_ledger, read_ledger
+from app.database.open import open_ledger, read_ledger
+from app.database.schema import SchemaError, migrations
 from app.endpoint import EndpointError
 from app.finding import Finding
 from app.folders import effective
@@ -49,7 +50,6 @@ from app.letters import LetterError
 from app.opencode import ExportError
 from app.privacy.redact import PatternError
 from app.runtime import clock
-from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown, standard_folder
 from app.sources import Sources, unattended
 from app.status import read_status

@@ -34,7 +34,7 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.db import open_ledger, open_whole
+from app.database.open import open_ledger, open_whole
 from app.opencode import Store, store_file
 from app.runtime import clock
 from app.runtime.spool import Spool, find_target, target

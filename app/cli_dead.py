@@ -25,7 +25,7 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.erasure import erase
 from app.ledger import Choice
 from app.runtime import clock

@@ -34,7 +34,7 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.db import open_ledger, open_whole
+from app.database.open import open_ledger, open_whole
 from app.destination import Destination
 from app.erasure import erase
 from app.folders import Folders

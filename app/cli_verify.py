@@ -30,7 +30,7 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.opencode import Store, store_file
 from app.runtime import clock
 from app.runtime.spool import find_target

@@ -32,7 +32,8 @@ from pathlib import Path
 
 from app import __version__, destination
 from app.capturing import note_disabled
-from app.db import open_ledger
+from app.database.open import open_ledger
+from app.database.schema import SchemaError, require_known
 from app.hook import CARE_S, Hook
 from app.inbox import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
 from app.looking import BUG, where
@@ -42,7 +43,6 @@ from app.runtime.filesystem import PlaceError
 from app.runtime.spool import Spool
 from app.runtime.terminal import visible
 from app.runtime.upgrade import Succession, become_hook, bequeath
-from app.schema import SchemaError, require_known
 from app.settings import Settings, SettingsError
 from app.sources import Sources, unattended
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from app import __version__, destination, environment, installed, ledger
 from app.capture import capture
-from app.connection import wal_reset_bug
-from app.db import open_ledger
+from app.database.connection import wal_reset_bug
+from app.database.open import open_ledger
+from app.database.schema import SchemaError
 from app.finding import Finding, Level
 from app.keyring import Keyring
 from app.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
@@ -32,7 +33,6 @@ from app.reconcile import QUIET_MS
 from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
-from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
 from app.status import (

@@ -2,7 +2,7 @@
 
 The embedded API. A program that has a transcript and an open ledger exports it with
 
-    from app.db import open_ledger
+    from app.database.open import open_ledger
     from app.enqueue import enqueue
     from app.transcript.parse import parse
 

@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from app import destination, salvage
-from app.connection import WAL_BYTES, Ledger, checkpoint, transaction
+from app import destination
+from app.database import recover
+from app.database.connection import WAL_BYTES, Ledger, checkpoint, transaction
 from app.runtime import failpoint
 
 TRIES = 50
@@ -44,7 +45,7 @@ def erase(db: Ledger) -> list[str]:
     noted = destination.unerased(db)
     found: list[str] = []
     try:
-        copies = salvage.forget_copies(db.path)
+        copies = recover.forget_copies(db.path)
         found += copies.values()
         found += (
             f"{name} in the spool is not of this program: if it is a copy, delete it"
@@ -68,7 +69,7 @@ def _begin_wal_anew(db: Ledger) -> bool:
     """Whether the WAL now holds nothing but one row that says nothing.
 
     Not by `wal_checkpoint(truncate)`, which goes on without the write lock where it does not get it (see
-    `app.connection`): the WAL is copied under the lock, and the next commit begins it anew and cuts it, as it is told.
+    `app.database.connection`): the WAL is copied under the lock, and the next commit begins it anew and cuts it, as it is told.
     """
     wal = db.path.with_name(f"{db.path.name}-wal")
     if not wal.exists():
@@ -80,7 +81,7 @@ def _begin_wal_anew(db: Ledger) -> bool:
             checkpoint(db, 0)
             with transaction(db):
                 db.execute(_SAY_NOTHING)
-            if wal.stat().st_size <= _PAGES_MAX * (page_bytes + salvage.FRAME_HEADER):
+            if wal.stat().st_size <= _PAGES_MAX * (page_bytes + recover.FRAME_HEADER):
                 return True
             time.sleep(PAUSE_S)
     finally:

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from app import destination, ledger
-from app.db import open_whole
+from app.database.open import open_whole
 from app.ledger import Unread
 from app.runtime import clock
 from app.runtime.spool import Spool, folder, target

@@ -12,11 +12,13 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, destination, environment, ledger, limits, salvage
+from app import __version__, destination, environment, ledger, limits
 from app.bell import Bell
 from app.capturing import Captures
-from app.connection import flushed_together
-from app.db import heal, open_ledger
+from app.database import recover
+from app.database.connection import flushed_together
+from app.database.open import heal, open_ledger
+from app.database.schema import require_known
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
@@ -33,7 +35,6 @@ from app.runtime import clock, log
 from app.runtime.filesystem import identity
 from app.runtime.liveness import Announced, open_sessions
 from app.runtime.spool import Spool, folder, target, worker_signature
-from app.schema import require_known
 from app.settings import Settings, SettingsError, delivery_record
 from app.sources import Sources
 from app.starting import Starting
@@ -197,7 +198,7 @@ class Hook:
         bound(self._deleted)
         self._adopt(line.session)
         dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
-        for left in salvage.forget_copies(self.spool.path / "ledger.db").values():
+        for left in recover.forget_copies(self.spool.path / "ledger.db").values():
             self.log(left)
         if dropped:
             self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")

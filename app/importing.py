@@ -16,7 +16,7 @@ from typing import Literal
 from app import ledger
 from app.bell import Bell
 from app.capture import why_nothing
-from app.db import open_whole
+from app.database.open import open_whole
 from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
 from app.folders import Folders

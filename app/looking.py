@@ -11,7 +11,8 @@ from pathlib import Path
 
 from app import destination, ledger
 from app.capturing import Captures
-from app.connection import Ledger
+from app.database.connection import Ledger
+from app.database.schema import SchemaError
 from app.enqueue import Place
 from app.export import Capture
 from app.inbox import Line
@@ -21,7 +22,6 @@ from app.privacy.redact import PatternError
 from app.reading import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
 from app.runtime import failpoint
 from app.runtime.spool import folder
-from app.schema import SchemaError
 from app.settings import SettingsError
 from app.transcript.model import TranscriptError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from app import ledger, overwritten
 from app.bell import Bell
 from app.confirm import plan as confirm_plan
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.destination import Destination
 from app.endpoint import read_back_url
 from app.flush import flush

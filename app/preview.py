@@ -12,7 +12,7 @@ from typing import Literal
 
 from app import ledger
 from app.capture import why_nothing
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.enqueue import Place, identity_of, own_turns
 from app.export import Capture, exports
 from app.folders import Folders

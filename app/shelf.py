@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from app.connection import transaction
+from app.database.connection import transaction
 from app.manual_log import Log
 from app.runtime.filesystem import private_file
 

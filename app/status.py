@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 
 from app import __version__, confirm, destination, ledger
 from app.confirm import Plan
-from app.connection import wal_reset_bug
-from app.db import open_whole
+from app.database.connection import wal_reset_bug
+from app.database.open import open_whole
 from app.destination import Destination
 from app.endpoint import normalise
 from app.ledger import Choice, Conditions, Counts, Group, Unread

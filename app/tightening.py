@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app import ledger, salvage
-from app.connection import Ledger
+from app import ledger
+from app.database import recover
+from app.database.connection import Ledger
 from app.deliver import HOLD_MS
 from app.export import Capture
 from app.permit import Permits
@@ -57,7 +58,7 @@ class Tightening:
         )
         if dropped:
             # They hold the bodies that were just dropped.
-            for left in salvage.forget_copies(db.path).values():
+            for left in recover.forget_copies(db.path).values():
                 self._log(left)
         if held or dropped or released:
             self._log(

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from app import destination
-from app.connection import Ledger, flushed_together
+from app.database.connection import Ledger, flushed_together
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.folders import Folders

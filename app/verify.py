@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.enqueue import holds_sealed, own_turns
 from app.export import children
 from app.folders import Folders

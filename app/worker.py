@@ -24,11 +24,13 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, confirm, destination, ledger, limits, retry, salvage
+from app import __version__, confirm, destination, ledger, limits, retry
 from app.bell import Bell
 from app.capture import capture
-from app.connection import PATIENT_MS, Ledger
-from app.db import heal, inspect, open_ledger
+from app.database import recover
+from app.database.connection import PATIENT_MS, Ledger
+from app.database.open import heal, inspect, open_ledger
+from app.database.schema import SchemaError, is_newer, require_known
 from app.deliver import Courier, deliver, let_go
 from app.destination import Destination
 from app.endpoint import EndpointError, Route, routes
@@ -47,7 +49,6 @@ from app.runtime import clock, failpoint, log
 from app.runtime.liveness import Announced, Only, present
 from app.runtime.spool import Spool, target, worker_signature
 from app.runtime.upgrade import Succession, become_anew, is_replaced
-from app.schema import SchemaError, is_newer, require_known
 from app.settings import Settings, SettingsError
 from app.sources import Sources, typed
 from app.tightening import Tightening
@@ -397,7 +398,7 @@ class Worker:
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         ledger.forget_acknowledgements(self.db, now_ms)
         ledger.forget_footprints(self.db)
-        salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
+        recover.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
         ledger.shrink(self.db)
         if aged:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")

@@ -4,7 +4,7 @@
 
 Processes insert, claim, acknowledge and complete jobs of two records in one ledger, through the functions that hook and
 worker use. Ways: plain WAL with SQLite's own checkpoints (not safe before 3.51.3), WAL with the checkpoints of
-`app.db` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows all.
+`app.database.open` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows all.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app import destination, ledger  # noqa: E402 - from a checkout
-from app.connection import Ledger  # noqa: E402
-from app.db import open_ledger  # noqa: E402
+from app.database.connection import Ledger  # noqa: E402
+from app.database.open import open_ledger  # noqa: E402
 from tests.desk import bodies, version  # noqa: E402
 
 ROUNDS = 3

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from app import destination, install, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.spool import Spool, folder

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from app.connection import Ledger
-from app.db import open_ledger
+from app.database.connection import Ledger
+from app.database.open import open_ledger
 from app.runtime import clock
 from tests.desk import Desk
 

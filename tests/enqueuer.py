@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from app.bell import Bell
 from app.capture import capture
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture, Export, exports
 from app.runtime import clock

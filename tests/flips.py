@@ -22,12 +22,12 @@ from pathlib import Path
 
 from app import destination, ledger
 from app.bell import Bell
-from app.connection import Ledger
-from app.db import heal, inspect, open_ledger
+from app.database.connection import Ledger
+from app.database.open import heal, inspect, open_ledger
+from app.database.schema import SchemaError
 from app.deliver import Courier, deliver
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
-from app.schema import SchemaError
 from app.sources import unattended
 from app.status import Status, read_status
 from tests.desk import bodies, version

@@ -24,7 +24,7 @@ from contextlib import closing
 from pathlib import Path
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.importing import Imported, import_files
 from app.opencode import File, Store, store_file
 from app.sources import Sources

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.export import Capture

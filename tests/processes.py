@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.ledger import Counts
 from app.opencode import store_file
 from app.runtime.liveness import present

@@ -13,8 +13,9 @@ import pytest
 
 from app import confirm, destination, ledger, screen
 from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
-from app.connection import Ledger, connect
-from app.db import open_ledger
+from app.database.connection import Ledger, connect
+from app.database.open import open_ledger
+from app.database.schema import migrate, migrations
 from app.deliver import Courier, deliver
 from app.doctor import examine
 from app.envelope import Log, encode
@@ -23,7 +24,6 @@ from app.helicone import Client, ReadBackError
 from app.ledger import Body, Version
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
-from app.schema import migrate, migrations
 from app.settings import Settings
 from app.sources import Sources
 from app.status import Confirmation, Status, read_status

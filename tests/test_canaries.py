@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.opencode.translated import exported

@@ -24,12 +24,12 @@ from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
 from app import cli, destination, ledger
 from app.command import DONE, PROBLEM, STOPPED, USAGE
+from app.database.schema import migrations
 from app.endpoint import normalise
 from app.ledger import Failure
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, folder
-from app.schema import migrations
 from app.worker import CONSUMER
 from tests.processes import PROJECT, ROOT, Station, worker
 from tests.recorded import export, export_files

@@ -17,7 +17,7 @@ import pytest
 
 from app import destination, ledger
 from app.command import STOPPED
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.enqueue import Place
 from tests import recorded
 from tests.processes import Station

@@ -14,8 +14,8 @@ import pytest
 
 from app import confirm, destination, ledger
 from app.confirm import Allowance, Unread, looks_ms
-from app.connection import transaction
-from app.db import open_ledger
+from app.database.connection import transaction
+from app.database.open import open_ledger
 from app.envelope import Log, encode
 from app.ledger import Body, Standing, Unconfirmed, Version
 from app.ledger.confirmations import AHEAD_MS_MAX

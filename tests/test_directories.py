@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.desk import NOTHING_WANTED
 from tests.processes import Station, hook
 from tests.recorded import export

@@ -17,7 +17,7 @@ PROGRAM = """
 import json, os, sys, time
 from app.bell import Bell
 from app.capture import capture
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.enqueue import Place, enqueue
 from app.transcript.parse import parse
 from app.sources import unattended

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.connection import connect
-from app.db import open_ledger
+from app.database.connection import connect
+from app.database.open import open_ledger
 from app.enqueue import Enqueued, Place, enqueue, outlook
 from app.export import Capture
 from app.ledger import Body, Standing, Version

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from app import destination, erasure, ledger
-from app.connection import Ledger
-from app.db import open_ledger
+from app.database.connection import Ledger
+from app.database.open import open_ledger
 from app.ledger import Body, Choice
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE

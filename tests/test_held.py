@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.privacy.policy import Hold
 from app.runtime import clock
 from app.runtime.spool import target

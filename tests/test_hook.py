@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.desk import NOTHING_WANTED, Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.runtime.liveness import present

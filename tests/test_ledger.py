@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import destination, ledger
-from app.connection import connect
+from app.database.connection import connect
 from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
@@ -43,7 +43,7 @@ INSERTER = """
 import sys, uuid
 from pathlib import Path
 from app import ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.ledger import Body, Version
 db = open_ledger(Path(sys.argv[1]))
 print("ready", flush=True)
@@ -367,7 +367,7 @@ CLAIMER = """
 import sys
 from pathlib import Path
 from app import ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 db = open_ledger(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import destination, ledger
-from app.connection import Ledger
+from app.database.connection import Ledger
 from app.deliver import Courier, deliver
 from app.ledger import Version
 from app.ledger.upkeep import STEADY_MS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.connection import PATIENT_MS
+from app.database.connection import PATIENT_MS
 from app.deliver import LEASE_MS
 from app.importing import import_files
 from app.opencode import File

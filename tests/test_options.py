@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from app import confirm, destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.desk import Desk
 from app.inbox import Inbox
 from app.opencode import store_file

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.runtime import filesystem
 from app.runtime.filesystem import (
     PlaceError,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app import destination, ledger
 from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.blanking import sent
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.endpoint import read_back_url
 from app.enqueue import Place, enqueue, outlook
 from app.export import Capture

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from app import destination, ledger, noticed
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.desk import Desk
 from app.export import exports
 from app.hook import Hook

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from app import destination, ledger
-from app.connection import Ledger
-from app.db import open_ledger
+from app.database.connection import Ledger
+from app.database.open import open_ledger
 from app.deliver import OTHER_TEXT
 from app.enqueue import MARK_DIGITS, Place, enqueue
 from app.export import Capture

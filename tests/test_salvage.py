@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger, salvage
-from app.connection import Ledger, Replaced
-from app.db import heal, inspect, open_ledger, open_whole
+from app import destination, ledger
+from app.database import recover
+from app.database.connection import Ledger, Replaced
+from app.database.open import heal, inspect, open_ledger, open_whole
 from app.deliver import Courier, deliver
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
@@ -164,8 +165,8 @@ def test_what_was_set_aside_goes_when_it_is_old_or_holds_what_is_to_be_held_nowh
     filled(spool, 5)
     path = spool / "ledger.db"
     ways: list[Callable[[], object]] = [
-        lambda: salvage.forget_copies(path),
-        lambda: salvage.tidy(path, older_than_s=1e11),
+        lambda: recover.forget_copies(path),
+        lambda: recover.tidy(path, older_than_s=1e11),
     ]
     for forget in ways:
         overwrite(path, 0, bytes(100))
@@ -238,7 +239,7 @@ def test_a_recovery_that_was_killed_at_its_very_end_does_not_begin_again(spool: 
 RECOVERER = """
 import sys
 from pathlib import Path
-from app.db import open_ledger
+from app.database.open import open_ledger
 print("ready", flush=True)
 sys.stdin.readline()
 db = open_ledger(Path(sys.argv[1]))
@@ -264,7 +265,7 @@ def replaced(spool: Path) -> Ledger:
     """A connection to a ledger that another process recovers meanwhile."""
     db = open_ledger(spool)
     code = (
-        "import sys; from pathlib import Path; from app.db import open_ledger, heal, Damaged;"
+        "import sys; from pathlib import Path; from app.database.open import open_ledger, heal, Damaged;"
         "db = open_ledger(Path(sys.argv[1])); assert heal(db, Damaged('as a test')); db.close()"
     )
     subprocess.run([sys.executable, "-c", code, str(spool)], check=True)
@@ -307,14 +308,14 @@ def test_an_error_that_is_no_damage_heals_nothing(db: Ledger, spool: Path) -> No
 
 
 def test_files_set_aside_are_bounded(spool: Path) -> None:
-    for _ in range(salvage.KEPT + 2):
+    for _ in range(recover.KEPT + 2):
         open_ledger(spool).close()
         overwrite(spool / "ledger.db", 0, bytes(PAGE_BYTES))
         stamped = names(spool, "*.damaged-*")
         for name in stamped:  # all of them within this second
             (spool / name).rename(spool / f"{name}{len(stamped)}")
     open_ledger(spool).close()
-    assert len(names(spool, "*.damaged-*")) == salvage.KEPT
+    assert len(names(spool, "*.damaged-*")) == recover.KEPT
 
 
 # --- the WAL

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app import salvage
+from app.database import recover
 from app.destination import fingerprint
 from app.endpoint import read_back_url
 from app.enqueue import MARK_DIGITS
@@ -39,11 +39,11 @@ def test_how_long_and_how_much_is_kept_is_what_the_settings_say() -> None:
     assert int(told(r"`maxSpoolSize` \((\d+) bytes\)")) == Settings().max_spool_bytes
     assert int(told(r"for good, up to (\d+) MB")) * 10**6 == BESIDE_BODIES_BYTES_MAX
     assert {int(size) * 10**6 for size in re.findall(r"`maxSpoolAge`, (\d+) MB at most", PAGE)} == {
-        salvage.KEPT_BYTES_MAX
+        recover.KEPT_BYTES_MAX
     }
     assert int(told(r"(\d+) MB of each and 1 MB of the one before")) * 10**6 == log.BYTES_MAX
     assert int(told(r"\((\d+) bits of each\)")) == 4 * MARK_DIGITS
-    assert len(["two", "damaged", "ledgers"]) - 1 == salvage.KEPT
+    assert len(["two", "damaged", "ledgers"]) - 1 == recover.KEPT
 
 
 def test_the_modes_are_those_of_the_program() -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app import destination, ledger
-from app.connection import Ledger
+from app.database.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.ledger import Body, Claim, Remade

@@ -19,7 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 from app import destination, ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 from app.ledger import Body, Failure, Frozen, Version
 from app.settings import Settings
 

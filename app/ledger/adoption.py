@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from app import destination
-from app.connection import transaction
+from app.database.connection import transaction
 from app.destination import Destination
 from app.ledger.job import BATCH, Body, Kept, LedgerError, Version, bodies, kept
 from app.ledger.versions import insert, supersede_where

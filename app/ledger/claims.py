@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 
 from app import destination
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
 from app.ledger.versions import forget_contents
 from app.runtime import failpoint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app import destination
-from app.connection import transaction
+from app.database.connection import transaction
 from app.fingerprint import ErrorKind, kind_of_error
 from app.ledger.job import BATCH
 from app.ledger.versions import forget_contents

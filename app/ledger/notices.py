@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from app.connection import transaction, unflushed
+from app.database.connection import transaction, unflushed
 from app.ledger.versions import policy_id
 from app.runtime import failpoint
 

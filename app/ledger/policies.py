@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger.job import BATCH, Claim
 from app.ledger.versions import forget_contents
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger import limits
 from app.ledger.confirmations import forget_session
 from app.ledger.job import BATCH

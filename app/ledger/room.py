@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger import footprint, limits
 from app.ledger.claims import is_current
 from app.ledger.job import BATCH, Body, Claim, kept

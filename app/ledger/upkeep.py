@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Collection
 
 from app import destination
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.job import BATCH
 from app.runtime import failpoint

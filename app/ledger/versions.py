@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from app import destination
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger import footprint
 from app.ledger.bundle import pack
 from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version

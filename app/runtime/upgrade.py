@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import __version__
-from app.schema import migrations
+from app.database.schema import migrations
 
 PACKAGE = Path(__file__).parent.parent
 SUFFIXES = {".py", ".sql", ".js"}

@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import cache
 from importlib import resources
 
-from app.connection import transaction
+from app.database.connection import transaction
 from app.runtime import failpoint
 
 VERSIONS_MAX = 1_000

@@ -16,10 +16,19 @@ import time
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
-from app import salvage
-from app.connection import BUSY_TIMEOUT_MS, Ledger, Replaced, connect
+from app.database import recover
+from app.database.connection import BUSY_TIMEOUT_MS, Ledger, Replaced, connect
+from app.database.schema import (
+    Damaged,
+    SchemaError,
+    found_objects,
+    look_at_schema,
+    migrate,
+    migrations,
+    objects_of,
+    version_of,
+)
 from app.runtime.filesystem import private_file, private_spool
-from app.schema import Damaged, SchemaError, found_objects, look_at_schema, migrate, migrations, objects_of, version_of
 
 
 def open_ledger(spool: Path) -> Ledger:
@@ -30,16 +39,16 @@ def open_ledger(spool: Path) -> Ledger:
     Raises OSError, sqlite3.OperationalError (locked, disk full, read-only) and SchemaError.
     """
     path = private_spool(spool) / "ledger.db"
-    with salvage.shared(path):
-        if not salvage.is_unfinished(path):
+    with recover.shared(path):
+        if not recover.is_unfinished(path):
             db = _open(path, alone=False)
             if db is not None:
                 return db
-    with salvage.exclusive(path):
+    with recover.exclusive(path):
         # Somebody else may have been faster.
-        db = None if salvage.is_unfinished(path) else _open(path, alone=True)
+        db = None if recover.is_unfinished(path) else _open(path, alone=True)
         if db is None:
-            salvage.recover(path, _open_new, _now_ms())
+            recover.recover(path, _open_new, _now_ms())
             db = _open_new(path)
         return db
 
@@ -89,9 +98,9 @@ def heal(db: Ledger, error: Exception) -> bool:
         return True
     if not (_tells_damage(error) or _has_lost_its_schema(db, error) or _is_read_only_for_no_reason(db.path, error)):
         return False
-    with salvage.exclusive(db.path):
+    with recover.exclusive(db.path):
         if db.is_current():  # nobody was faster
-            salvage.recover(db.path, _open_new, _now_ms())
+            recover.recover(db.path, _open_new, _now_ms())
     return True
 
 
@@ -131,7 +140,7 @@ def _open(path: Path, *, alone: bool) -> Ledger | None:
     """None when it is damaged, or when it must be migrated and others might do that as well (not `alone`)."""
     db: Ledger | None = None
     try:
-        salvage.count_torn_transactions(path, _now_ms())
+        recover.count_torn_transactions(path, _now_ms())
         db = connect(private_file(path))
         version = look_at_schema(db)
     except BaseException as error:
@@ -164,7 +173,7 @@ def _update(db: Ledger, version: int, *, alone: bool) -> bool:
     migrate(db, migrations())
     if version == 0:
         _order(db)
-    salvage.tidy(db.path)
+    recover.tidy(db.path)
     return True
 
 
@@ -203,7 +212,7 @@ def _back_up(db: Ledger, version: int) -> None:
     try:
         with closing(sqlite3.connect(draft)) as copy:
             db.backup(copy)
-        for older in salvage.backups(db.path):
+        for older in recover.backups(db.path):
             older.unlink()
         draft.rename(db.path.with_name(f"{db.path.name}.before-{version}"))
     except sqlite3.Error as error:
