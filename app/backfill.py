@@ -29,7 +29,7 @@ from app.reconcile import is_quiet
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import read_workers
 from app.transcript.model import Transcript, TranscriptError
 

@@ -18,7 +18,7 @@ from app.privacy.redact import PatternError
 from app.runtime import clock
 from app.runtime.spool import folder, target
 from app.settings import Settings, SettingsError, folder_record
-from app.sources import Sources
+from app.settings.lookup import Sources
 
 
 @dataclass(frozen=True, slots=True)

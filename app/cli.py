@@ -51,7 +51,7 @@ from app.opencode import ExportError
 from app.privacy.redact import PatternError
 from app.runtime import clock
 from app.settings import SettingsError, shown, standard_folder
-from app.sources import Sources, unattended
+from app.settings.lookup import Sources, unattended
 from app.status import read_status
 
 app = typer.Typer(

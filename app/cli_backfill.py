@@ -39,7 +39,7 @@ from app.opencode import Store, store_file
 from app.runtime import clock
 from app.runtime.spool import Spool, find_target, target
 from app.settings import Settings
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import read_workers
 
 backfill = typer.Typer(rich_markup_mode=None)

@@ -43,7 +43,7 @@ from app.recall import Recall
 from app.runtime.spool import find_target
 from app.screen_recall import Report, audit_lines, audit_totals
 from app.settings import SettingsError
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.transcript.model import TranscriptError
 
 recalling = typer.Typer(rich_markup_mode=None)

@@ -35,7 +35,7 @@ from app.opencode import Store, store_file
 from app.runtime import clock
 from app.runtime.spool import find_target
 from app.settings import SettingsError
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.verdict import Verdict
 from app.verify import Choice, UnknownSessionError, verify
 

@@ -44,7 +44,7 @@ from app.runtime.spool import Spool
 from app.runtime.terminal import visible
 from app.runtime.upgrade import Succession, become_hook, bequeath
 from app.settings import Settings, SettingsError
-from app.sources import Sources, unattended
+from app.settings.lookup import Sources, unattended
 
 NOTHING_WANTED = 40
 """The exit code that says so; as in app/plugin/helicone.js."""

@@ -34,7 +34,7 @@ from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
 from app.settings import Settings, SettingsError
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import (
     BYTES_BESIDE_BODIES_MAX,
     DestinationStatus,

@@ -16,7 +16,7 @@ from app.database.open import open_whole
 from app.ledger import Unread
 from app.runtime import clock
 from app.runtime.spool import Spool, folder, target
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
 from app.unread import read_unread
 from app.worker import Worker

@@ -15,7 +15,7 @@ from app.export import Capture
 from app.keyring import Keyring
 from app.runtime.spool import find_target, folder
 from app.settings import Settings
-from app.sources import Sources
+from app.settings.lookup import Sources
 
 
 class Folders:

@@ -36,7 +36,7 @@ from app.runtime.filesystem import identity
 from app.runtime.liveness import Announced, open_sessions
 from app.runtime.spool import Spool, folder, target, worker_signature
 from app.settings import Settings, SettingsError, delivery_record
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.starting import Starting
 from app.transcript.model import Transcript
 

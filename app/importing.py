@@ -24,7 +24,7 @@ from app.opencode import Export, ExportError, File, examine, families, snapshot
 from app.runtime import clock
 from app.runtime.spool import folder, target
 from app.settings import Settings
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.transcript.model import TranscriptError
 from app.transcript.parse import parse
 

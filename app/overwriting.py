@@ -21,7 +21,7 @@ from app.runtime import clock
 from app.runtime.spool import find_target
 from app.screen import spinner
 from app.screen_recall import Report
-from app.sources import Sources
+from app.settings.lookup import Sources
 
 
 class StoppedError(Exception):

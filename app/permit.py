@@ -15,7 +15,7 @@ from app.keyring import Keyring
 from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
-from app.sources import Sources
+from app.settings.lookup import Sources
 
 
 class Permits:

@@ -21,7 +21,7 @@ from app.opencode import Export, ExportError, File, families, snapshot
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.record import Record
 from app.runtime.spool import find_target, folder
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.transcript.model import Transcript, TranscriptError, Turn
 from app.transcript.parse import parse
 

@@ -19,7 +19,7 @@ from app.runtime import clock
 from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder
 from app.settings import SettingsError
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.transcript.model import Transcript
 
 

@@ -24,7 +24,7 @@ from app.reconcile import is_quiet
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool, find_target, folder
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.transcript.model import TranscriptError
 from app.verdict import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
 

@@ -50,7 +50,7 @@ from app.runtime.liveness import Announced, Only, present
 from app.runtime.spool import Spool, target, worker_signature
 from app.runtime.upgrade import Succession, become_anew, is_replaced
 from app.settings import Settings, SettingsError
-from app.sources import Sources, typed
+from app.settings.lookup import Sources, typed
 from app.tightening import Tightening
 
 CONSUMER = {

@@ -27,7 +27,7 @@ from pathlib import Path
 from app import ledger
 from app.capture import capture
 from app.database.open import open_ledger
-from app.sources import unattended
+from app.settings.lookup import unattended
 from tests.enqueuer import growing, name, records
 from tests.lean_receiver import LeanProcess, Send, lean_process
 from tests.processes import ROOT, HookProcess, Station, hook, worker

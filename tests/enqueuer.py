@@ -18,7 +18,7 @@ from app.enqueue import Place, enqueue
 from app.export import Capture, Export, exports
 from app.runtime import clock
 from app.runtime.spool import Spool, target
-from app.sources import unattended
+from app.settings.lookup import unattended
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
 from tests import snapshots

@@ -28,7 +28,7 @@ from app.database.schema import SchemaError
 from app.deliver import Courier, deliver
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
-from app.sources import unattended
+from app.settings.lookup import unattended
 from app.status import Status, read_status
 from tests.desk import bodies, version
 

@@ -27,7 +27,7 @@ from app import destination, ledger
 from app.database.open import open_ledger
 from app.importing import Imported, import_files
 from app.opencode import File, Store, store_file
-from app.sources import Sources
+from app.settings.lookup import Sources
 from tests import mutants
 from tests.mutants import Expected, audit
 from tests.processes import PROJECT, Station, hook

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from app.capture import capture
 from app.intake import jawn_reply
 from app.runtime import clock
-from app.sources import unattended
+from app.settings.lookup import unattended
 from tests.enqueuer import RECORDS_PER_TURN, records
 from tests.lean_receiver import FAILED, Send, digest_of
 from tests.processes import Station

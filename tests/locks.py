@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.importing import import_files
 from app.opencode import File
-from app.sources import Sources
+from app.settings.lookup import Sources
 from tests.processes import Station, worker
 from tests.recorded import export_files, exported
 from tests.servers import receiving

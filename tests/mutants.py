@@ -30,7 +30,7 @@ from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.opencode import ExportError, File, Store, examine, snapshot
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 from app.transcript.parse import parse

@@ -25,7 +25,7 @@ from app.ledger import Body, Version
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.settings import Settings
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import Confirmation, Status, read_status
 from tests.desk import Desk, key, version
 from tests.servers import Receiver, api_key, receiving

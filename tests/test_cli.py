@@ -278,7 +278,7 @@ def test_import_from_8_processes_at_once_makes_one_job_each(
         "import os, sys\n"
         "from app.importing import import_files\n"
         "from app.opencode import File\n"
-        "from app.sources import unattended\n"
+        "from app.settings.lookup import unattended\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "results = list(import_files([File(name) for name in sys.argv[1:]], unattended(os.environ)))\n"

@@ -22,7 +22,7 @@ from app.ledger.upkeep import KILLS_MAX, SLEEP_MS, UNSEEN_MS
 from app.retry import Outcome
 from app.runtime import clock
 from app.runtime.clock import Reading, jump_ms
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import Status, read_status
 from app.worker import Worker
 from tests.desk import Desk, version

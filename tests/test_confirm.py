@@ -16,7 +16,7 @@ from app.helicone import Client
 from app.importing import import_files
 from app.opencode import File
 from app.runtime import clock
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import Confirmation, DestinationStatus, read_status
 from app.worker import CONSUMER, Worker
 from tests.processes import Station, worker

@@ -30,7 +30,7 @@ from app.runtime import clock
 from app.runtime.failpoint import POINTS, VARIABLE
 from app.runtime.filesystem import private_directory
 from app.runtime.spool import Spool, target
-from app.sources import unattended
+from app.settings.lookup import unattended
 from app.transcript.parse import parse
 from tests.enqueuer import growing, records
 from tests.lean_receiver import LeanReceiver, lean_receiver

@@ -20,7 +20,7 @@ from app.capture import capture
 from app.database.open import open_ledger
 from app.enqueue import Place, enqueue
 from app.transcript.parse import parse
-from app.sources import unattended
+from app.settings.lookup import unattended
 from app.runtime.spool import folder, target
 
 settings, now_ms = unattended(dict(os.environ)).load(), time.time_ns() // 1_000_000

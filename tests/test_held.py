@@ -16,7 +16,7 @@ from app.privacy.policy import Hold
 from app.runtime import clock
 from app.runtime.spool import target
 from app.settings import Settings
-from app.sources import Sources, typed, unattended
+from app.settings.lookup import Sources, typed, unattended
 from app.worker import CONSUMER, Worker
 from tests.processes import HookProcess, Station, hook, repository, worker
 from tests.recorded import export

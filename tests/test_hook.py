@@ -22,7 +22,7 @@ from app.database.open import open_ledger
 from app.desk import NOTHING_WANTED, Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.runtime.liveness import present
-from app.sources import unattended
+from app.settings.lookup import unattended
 from tests.processes import PROJECT, Station, hook
 from tests.recorded import EMAILS, SECRETS, export
 from tests.servers import api_key

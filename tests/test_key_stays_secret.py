@@ -19,7 +19,7 @@ from app import install, ledger
 from app.opencode import store_file
 from app.runtime.liveness import present
 from app.settings import SettingsError, from_arguments, load
-from app.sources import Sources
+from app.settings.lookup import Sources
 from tests.processes import ROOT, Station, end_automatic_workers, hook
 from tests.recorded import Snapshot, export
 from tests.servers import Act, Exchange, Scripted, answer, api_key, scripted, whole

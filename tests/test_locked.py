@@ -13,7 +13,7 @@ from app.database.connection import PATIENT_MS
 from app.deliver import LEASE_MS
 from app.importing import import_files
 from app.opencode import File
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.worker import CONSUMER, POST_S_MAX, Worker
 from tests.processes import Station
 from tests.recorded import export_files

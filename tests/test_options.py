@@ -24,7 +24,7 @@ from app.inbox import Inbox
 from app.opencode import store_file
 from app.runtime import clock
 from app.settings import from_arguments
-from app.sources import Sources, unattended
+from app.settings.lookup import Sources, unattended
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export, export_files

@@ -22,7 +22,7 @@ from app.opencode import store_file
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, target
-from app.sources import unattended
+from app.settings.lookup import unattended
 from app.status import read_hooks, read_workers
 from app.transcript.parse import parse
 from app.worker import Worker

@@ -31,7 +31,7 @@ from app.room import Room
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import folder
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import read_hooks
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, Turn, key

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.runtime.spool import worker_signature
 from app.settings import Settings, delivery_record, folder_record
-from app.sources import Sources
+from app.settings.lookup import Sources
 from tests.processes import repository
 
 

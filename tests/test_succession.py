@@ -25,7 +25,7 @@ from app.opencode import store_file
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
-from app.sources import unattended
+from app.settings.lookup import unattended
 from app.worker import MAKE_WAY_S_MAX, Worker
 from tests.processes import PROJECT, Station
 from tests.recorded import export

@@ -21,7 +21,7 @@ from app.remake import Remaking
 from app.retry import Kind, Outcome
 from app.retry import Policy as RetryPolicy
 from app.runtime.liveness import present
-from app.sources import Sources
+from app.settings.lookup import Sources
 from app.status import read_destinations, waiting
 from app.tightening import Tightening
 from app.transcript.parse import parse

@@ -297,7 +297,7 @@ RUN = """
 import os, sys
 sys.argv = ["app", "hook"]
 import app.desk, app.worker
-from app.sources import unattended
+from app.settings.lookup import unattended
 before = set(sys.modules)
 app.desk.main()
 worker = app.worker.Worker(unattended(os.environ))

@@ -21,7 +21,7 @@ from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool, folder
 from app.seek import IDS_MAX, seek
-from app.sources import typed as typed_sources
+from app.settings.lookup import typed as typed_sources
 from app.verdict import Circumstances, StoredTurn, judge
 from app.verify import SETTLE_S, Choice, verify
 from tests.processes import PROJECT, Station

@@ -17,7 +17,7 @@ import pytest
 from app import destination, ledger
 from app.bell import Bell
 from app.runtime.liveness import Only, is_taken, present
-from app.sources import unattended
+from app.settings.lookup import unattended
 from app.worker import IDLE_MS, Worker
 from tests.processes import HookProcess, Station, catches, end_automatic_workers, hook, let_leases_last, worker
 from tests.recorded import EMAILS, SECRETS, export
