@@ -22,10 +22,10 @@ from app.folders import Folders
 from app.ledger import Exported, Print
 from app.ledger.footprint import DIGEST_BYTES
 from app.naming import project_name
-from app.opencode import Store
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
 from app.record import Kind, Record
+from app.sources.opencode import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, Turn
 

@@ -24,12 +24,12 @@ from app.enqueue import Place, enqueue, outlook
 from app.export import Capture
 from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
-from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.reconcile import is_quiet
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder
 from app.settings.lookup import Sources
+from app.sources.opencode import ExportError, Store, StoredSession, StoreError
 from app.status import read_workers
 from app.transcript.model import Transcript, TranscriptError
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from app import __version__, doctor, install, screen
+from app import __version__, doctor, screen
 from app.cli_backfill import backfill
 from app.cli_dead import dead
 from app.cli_import import importing
@@ -47,11 +47,11 @@ from app.finding import Finding
 from app.folders import effective
 from app.ledger import LedgerError
 from app.letters import LetterError
-from app.opencode import ExportError
 from app.privacy.redact import PatternError
 from app.runtime import clock
 from app.settings import SettingsError, shown, standard_folder
 from app.settings.lookup import Sources, unattended
+from app.sources.opencode import ExportError, install
 from app.status import read_status
 
 app = typer.Typer(

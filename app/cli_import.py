@@ -26,8 +26,8 @@ from app.command import (
     sources_of,
 )
 from app.importing import Imported, import_files
-from app.opencode import FILE_BYTES_MAX, File, Store, store_file
 from app.preview import Previewed, as_json, preview
+from app.sources.opencode import FILE_BYTES_MAX, File, Store, store_file
 
 importing = typer.Typer()
 

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from app import install, screen
+from app import screen
 from app.command import print_lines
-from app.opencode.program import programs
+from app.sources.opencode import install
+from app.sources.opencode.program import programs
 
 plugin = typer.Typer()
 

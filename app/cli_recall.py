@@ -38,12 +38,12 @@ from app.database.open import open_ledger, open_whole
 from app.destination import Destination
 from app.erasure import erase
 from app.folders import Folders
-from app.opencode import Store, StoredSession, StoreError, store_file
 from app.recall import Recall
 from app.runtime.spool import find_target
 from app.screen_recall import Report, audit_lines, audit_totals
 from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.sources.opencode import Store, StoredSession, StoreError, store_file
 from app.transcript.model import TranscriptError
 
 recalling = typer.Typer(rich_markup_mode=None)

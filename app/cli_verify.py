@@ -31,11 +31,11 @@ from app.command import (
     sources_of,
 )
 from app.database.open import open_ledger
-from app.opencode import Store, store_file
 from app.runtime import clock
 from app.runtime.spool import find_target
 from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.sources.opencode import Store, store_file
 from app.verdict import Verdict
 from app.verify import Choice, UnknownSessionError, verify
 

@@ -47,7 +47,7 @@ from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources, unattended
 
 NOTHING_WANTED = 40
-"""The exit code that says so; as in app/plugin/helicone.js."""
+"""The exit code that says so; as in app/sources/opencode/plugin/helicone.js."""
 TRY_AGAIN_S = 1.0
 UNCOUNTED_MAX = 100
 USAGE = 2

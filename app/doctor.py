@@ -25,9 +25,6 @@ from app.database.open import open_ledger
 from app.database.schema import SchemaError
 from app.finding import Finding, Level
 from app.keyring import Keyring
-from app.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
-from app.opencode.config import Document
-from app.opencode.program import programs
 from app.privacy.redact import PatternError
 from app.reconcile import QUIET_MS
 from app.runtime import filesystem
@@ -35,6 +32,9 @@ from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
 from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources
+from app.sources.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
+from app.sources.opencode.config import Document
+from app.sources.opencode.program import programs
 from app.status import (
     BYTES_BESIDE_BODIES_MAX,
     DestinationStatus,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from app import destination
 from app.finding import Finding
-from app.opencode.folders import home
 from app.settings.names import VARIABLES
 from app.settings.places import existing
 from app.settings.variables import dotenv_variables
+from app.sources.opencode.folders import home
 
 _STANDARD = {"HOME": "", "XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share"}
 """Below the home folder: said or not, it is the same."""

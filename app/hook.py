@@ -25,7 +25,6 @@ from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
 from app.looking import Looking
 from app.noticed import Notices, bound
-from app.opencode import Store, StoreError, store_file
 from app.privacy.redact import PatternError
 from app.reading import Reader
 from app.reconcile import Reconciling
@@ -37,6 +36,7 @@ from app.runtime.liveness import Announced, open_sessions
 from app.runtime.spool import Spool, folder, target, worker_signature
 from app.settings import Settings, SettingsError, delivery_record
 from app.settings.lookup import Sources
+from app.sources.opencode import Store, StoreError, store_file
 from app.starting import Starting
 from app.transcript.model import Transcript
 

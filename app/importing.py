@@ -20,11 +20,11 @@ from app.database.open import open_whole
 from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
 from app.folders import Folders
-from app.opencode import Export, ExportError, File, examine, families, snapshot
 from app.runtime import clock
 from app.runtime.spool import folder, target
 from app.settings import Settings
 from app.settings.lookup import Sources
+from app.sources.opencode import Export, ExportError, File, examine, families, snapshot
 from app.transcript.model import TranscriptError
 from app.transcript.parse import parse
 

@@ -7,12 +7,12 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from app import destination, install
+from app import destination
 from app.finding import Finding
-from app.install import Found, InstallError, Project
-from app.opencode import UNTRIED, Store, StoreError, store_file
-from app.opencode.program import Program
 from app.runtime.spool import folder
+from app.sources.opencode import UNTRIED, Store, StoreError, install, store_file
+from app.sources.opencode.install import Found, InstallError, Project
+from app.sources.opencode.program import Program
 
 AT_WORK_MS = 60_000
 """Of a session that was written to so short ago, the hook may not have said anything yet."""

@@ -15,9 +15,9 @@ from threading import Lock
 
 from pydantic import SecretStr
 
-from app.opencode.config import Document
-from app.opencode.logins import Logins
 from app.privacy.machine_secrets import of_configuration, of_environment, of_logins
+from app.sources.opencode.config import Document
+from app.sources.opencode.logins import Logins
 
 
 class Keyring:

@@ -17,12 +17,12 @@ from app.enqueue import Place
 from app.export import Capture
 from app.inbox import Line
 from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
-from app.opencode import AbsentError, ExportError, Store, StoreError
 from app.privacy.redact import PatternError
 from app.reading import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
 from app.runtime import failpoint
 from app.runtime.spool import folder
 from app.settings import SettingsError
+from app.sources.opencode import AbsentError, ExportError, Store, StoreError
 from app.transcript.model import TranscriptError
 
 BUG = "internal error"

@@ -17,11 +17,11 @@ from app.enqueue import Place, identity_of, own_turns
 from app.export import Capture, exports
 from app.folders import Folders
 from app.importing import Imported, examined, why
-from app.opencode import Export, ExportError, File, families, snapshot
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.record import Record
 from app.runtime.spool import find_target, folder
 from app.settings.lookup import Sources
+from app.sources.opencode import Export, ExportError, File, families, snapshot
 from app.transcript.model import Transcript, TranscriptError, Turn
 from app.transcript.parse import parse
 

@@ -19,9 +19,9 @@ from app.ahead import Ahead, is_large
 from app.enqueue import Enqueued, Place, outlook
 from app.export import Capture
 from app.ledger import SESSION_RECORD, Standing, TurnRead
-from app.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
 from app.runtime import failpoint
+from app.sources.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.transcript.model import Transcript, TranscriptError
 
 ROWS_MAX = 150

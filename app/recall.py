@@ -21,12 +21,12 @@ from app.export import Capture, Export
 from app.folders import Folders
 from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
-from app.opencode import Store, StoreError
 from app.precedent import Precedent, mode_of
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.user_patterns import compile_pattern
 from app.record import Record, blank
+from app.sources.opencode import Store, StoreError
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 

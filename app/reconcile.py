@@ -17,8 +17,8 @@ from app import destination, ledger
 from app.enqueue import Place
 from app.export import Capture
 from app.noticed import AGAIN_S
-from app.opencode import ExportError, Store, StoreError
 from app.reading import FAILURES_MAX, GONE, Reader, reason_of
+from app.sources.opencode import ExportError, Store, StoreError
 from app.transcript.model import TranscriptError
 
 QUIET_MS = 600_000

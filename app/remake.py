@@ -20,9 +20,9 @@ from app import destination, ledger
 from app.enqueue import Place, body_of, enqueue, marks
 from app.export import Capture, Export, exports
 from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade
-from app.opencode import ExportError, Store, StoreError
 from app.privacy.policy import Hold
 from app.runtime.liveness import open_sessions
+from app.sources.opencode import ExportError, Store, StoreError
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from app import destination, ledger
 from app.ledger import SESSION_RECORD, Bulk
-from app.opencode import Store, StoreError
+from app.sources.opencode import Store, StoreError
 
 ASKED_MAX = 2_000
 """Turns that one call asks the store about; the next one goes on, and until then there may be too much."""

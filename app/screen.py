@@ -20,9 +20,9 @@ from app.finding import Finding
 from app.importing import Imported
 from app.ledger import Unread
 from app.letters import Listed, Opened, short
-from app.opencode import File
 from app.preview import Previewed
 from app.settings import Shown
+from app.sources.opencode import File
 from app.status import DestinationStatus, Jobs, Status, named
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from app.audit import Audited
 from app.ledger import SESSION_RECORD
-from app.opencode import StoredSession
 from app.recall import Plan
 from app.screen import day
+from app.sources.opencode import StoredSession
 
 
 def audit_lines(results: Sequence[Audited]) -> Iterator[str]:

@@ -11,7 +11,6 @@ from app.database.connection import Ledger, flushed_together
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.folders import Folders
-from app.opencode import ExportError, Store, store_file
 from app.privacy.redact import PatternError
 from app.reading import Reader
 from app.reconcile import Reconciling
@@ -20,6 +19,7 @@ from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder
 from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.sources.opencode import ExportError, Store, store_file
 from app.transcript.model import Transcript
 
 

@@ -19,12 +19,12 @@ from app.database.open import open_ledger
 from app.enqueue import holds_sealed, own_turns
 from app.export import children
 from app.folders import Folders
-from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.reconcile import is_quiet
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool, find_target, folder
 from app.settings.lookup import Sources
+from app.sources.opencode import ExportError, Store, StoredSession, StoreError
 from app.transcript.model import TranscriptError
 from app.verdict import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
 

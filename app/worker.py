@@ -38,7 +38,6 @@ from app.erasure import erase
 from app.helicone import Client, ClientError, ReadBackError
 from app.keyring import Keyring
 from app.ledger import Body, Claim, Remade
-from app.opencode import store_file
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
@@ -51,6 +50,7 @@ from app.runtime.spool import Spool, target, worker_signature
 from app.runtime.upgrade import Succession, become_anew, is_replaced
 from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources, typed
+from app.sources.opencode import store_file
 from app.tightening import Tightening
 
 CONSUMER = {

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import destination, install, ledger
+from app import destination, ledger
 from app.database.open import open_ledger
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.spool import Spool, folder
+from app.sources.opencode import install
 from tests.opencode import CONFIG, VERSION, OpenCode, installed_opencode
 from tests.servers import Receiver, api_key, receiving
 from tests.waiting import wait_until

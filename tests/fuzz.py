@@ -26,8 +26,8 @@ from pathlib import Path
 from app import destination, ledger
 from app.database.open import open_ledger
 from app.importing import Imported, import_files
-from app.opencode import File, Store, store_file
 from app.settings.lookup import Sources
+from app.sources.opencode import File, Store, store_file
 from tests import mutants
 from tests.mutants import Expected, audit
 from tests.processes import PROJECT, Station, hook

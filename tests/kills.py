@@ -19,10 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import install, ledger
-from app.opencode import Store
+from app import ledger
 from app.privacy.policy import Policy
 from app.runtime.liveness import present
+from app.sources.opencode import Store, install
 from app.transcript.model import Assistant, Tool, Turn, key
 from tests.opencode import VERSION, OpenCode, installed_opencode
 from tests.processes import Station, worker

@@ -17,8 +17,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from app.importing import import_files
-from app.opencode import File
 from app.settings.lookup import Sources
+from app.sources.opencode import File
 from tests.processes import Station, worker
 from tests.recorded import export_files, exported
 from tests.servers import receiving

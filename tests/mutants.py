@@ -27,10 +27,10 @@ from app.destination import destinations
 from app.envelope import BODY_BYTES_MAX
 from app.export import Capture, Export, exports
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
-from app.opencode import ExportError, File, Store, examine, snapshot
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.sources.opencode import ExportError, File, Store, examine, snapshot
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 from app.transcript.parse import parse

@@ -32,7 +32,6 @@ from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.ledger import Body, Version
-from app.opencode import Store
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
 from app.privacy.redact import Redaction
@@ -41,6 +40,7 @@ from app.retry import Outcome, Policy
 from app.room import Room
 from app.runtime.clock import Reading, jump_ms
 from app.settings import Settings
+from app.sources.opencode import Store
 from app.transcript.model import Transcript
 from app.worker import CONSUMER, RINGS_PER_LOOK
 from tests.snapshots import assistant, text, tool, user

@@ -19,8 +19,8 @@ from typing import Any
 from app import destination, ledger
 from app.database.open import open_ledger
 from app.ledger import Counts
-from app.opencode import store_file
 from app.runtime.liveness import present
+from app.sources.opencode import store_file
 from tests.servers import api_key
 from tests.stores import WrittenStore
 from tests.waiting import wait_until

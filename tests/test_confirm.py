@@ -14,9 +14,9 @@ from app import ledger
 from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.helicone import Client
 from app.importing import import_files
-from app.opencode import File
 from app.runtime import clock
 from app.settings.lookup import Sources
+from app.sources.opencode import File
 from app.status import Confirmation, DestinationStatus, read_status
 from app.worker import CONSUMER, Worker
 from tests.processes import Station, worker

@@ -25,12 +25,12 @@ from app.capture import capture
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
 from app.ledger.upkeep import KILLS_MAX
-from app.opencode import store_file
 from app.runtime import clock
 from app.runtime.failpoint import POINTS, VARIABLE
 from app.runtime.filesystem import private_directory
 from app.runtime.spool import Spool, target
 from app.settings.lookup import unattended
+from app.sources.opencode import store_file
 from app.transcript.parse import parse
 from tests.enqueuer import growing, records
 from tests.lean_receiver import LeanReceiver, lean_receiver

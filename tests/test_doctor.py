@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from app import destination, install, ledger
+from app import destination, ledger
 from app.confirm import NOT_STORED_CAUSES
-from app.opencode import store_file
-from app.opencode.logins import FILE_BYTES_MAX
 from app.reconcile import QUIET_MS
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
+from app.sources.opencode import install, store_file
+from app.sources.opencode.logins import FILE_BYTES_MAX
 from tests import json_store
 from tests.desk import Desk, version
 from tests.newer_store import NewerStore

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app import install, ledger
+from app import ledger
 from app.helicone import Client
 from app.ledger import Body
 from app.runtime.liveness import present
 from app.shelf import Stored
+from app.sources.opencode import install
 from tests.opencode import OpenCode, Server
 from tests.processes import Station, end_automatic_workers, worker
 from tests.servers import Receiver, receiving

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from app import ledger
-from app.opencode import store_file
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
 from app.runtime.liveness import Announced, present
+from app.sources.opencode import store_file
 from tests import snapshots
 from tests.processes import Station, hook, worker
 from tests.recorded import export

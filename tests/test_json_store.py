@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.opencode import Store, StoreError, store_file
-from app.opencode.rows import subagent
+from app.sources.opencode import Store, StoreError, store_file
+from app.sources.opencode.rows import subagent
 from app.transcript.model import UNREADABLE, Other
 from app.transcript.parse import parse
 from tests.json_store import put

@@ -18,12 +18,12 @@ from app.deliver import Courier, deliver
 from app.ledger import Version
 from app.ledger.upkeep import STEADY_MS
 from app.limits import of_folders
-from app.opencode import store_file
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.room import Made, Room
 from app.settings import Settings
 from app.settings.model import Origin
+from app.sources.opencode import store_file
 from tests.desk import WORKER, Desk, version
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export

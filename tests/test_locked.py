@@ -12,8 +12,8 @@ import pytest
 from app.database.connection import PATIENT_MS
 from app.deliver import LEASE_MS
 from app.importing import import_files
-from app.opencode import File
 from app.settings.lookup import Sources
+from app.sources.opencode import File
 from app.worker import CONSUMER, POST_S_MAX, Worker
 from tests.processes import Station
 from tests.recorded import export_files

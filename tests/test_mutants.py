@@ -14,7 +14,7 @@ import pytest
 from app.desk import Desk
 from app.importing import import_files
 from app.inbox import Inbox
-from app.opencode import FILE_BYTES_MAX, File, Store, store_file
+from app.sources.opencode import FILE_BYTES_MAX, File, Store, store_file
 from tests import mutants
 from tests.fuzz import LINES_PER_SESSION, compare, compare_import, first_line, machine, remember, sources
 from tests.mutants import Expected

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.opencode import File, Store, StoreError, examine, families, snapshot
+from app.sources.opencode import File, Store, StoreError, examine, families, snapshot
 from app.transcript.model import (
     Assistant,
     Other,

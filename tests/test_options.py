@@ -21,10 +21,10 @@ from app import confirm, destination, ledger
 from app.database.open import open_ledger
 from app.desk import Desk
 from app.inbox import Inbox
-from app.opencode import store_file
 from app.runtime import clock
 from app.settings import from_arguments
 from app.settings.lookup import Sources, unattended
+from app.sources.opencode import store_file
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export, export_files

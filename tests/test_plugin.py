@@ -23,7 +23,7 @@ from typing import Any, get_args
 import pytest
 
 from app.desk import NOTHING_WANTED
-from app.install import SOURCE, Flavour, Global, Project, install, render
+from app.sources.opencode.install import SOURCE, Flavour, Global, Project, install, render
 from tests.opencode import (
     CONFIG,
     MODEL,

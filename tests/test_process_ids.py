@@ -18,11 +18,11 @@ from app import ledger
 from app.capture import capture
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
-from app.opencode import store_file
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, target
 from app.settings.lookup import unattended
+from app.sources.opencode import store_file
 from app.status import read_hooks, read_workers
 from app.transcript.parse import parse
 from app.worker import Worker

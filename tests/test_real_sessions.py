@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.opencode import Store
 from app.record import Frame, encode_turn
+from app.sources.opencode import Store
 from app.transcript.model import Transcript, Turn
 from tests.opencode import OpenCode, Server
 from tests.processes import Station

@@ -23,7 +23,6 @@ from app.export import Capture
 from app.helicone import Client
 from app.ledger import Claim, Standing
 from app.likeness import Likeness
-from app.opencode import Store
 from app.overwritten import counted, look
 from app.precedent import Precedent
 from app.privacy.policy import Mode, Policy
@@ -31,6 +30,7 @@ from app.privacy.redact import Redaction
 from app.recall import REOPENED, Plan, Recall
 from app.record import blank, kind_of
 from app.settings import Settings
+from app.sources.opencode import Store
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
 from tests import recorded

@@ -24,7 +24,6 @@ from app.hook import Hook
 from app.inbox import Inbox, Line
 from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
-from app.opencode import Store, StoreError, store_file
 from app.reading import FAILURES_MAX, GONE, GONE_TURNS
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
@@ -32,6 +31,7 @@ from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import folder
 from app.settings.lookup import Sources
+from app.sources.opencode import Store, StoreError, store_file
 from app.status import read_hooks
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, Turn, key

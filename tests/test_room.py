@@ -20,12 +20,12 @@ from app.enqueue import MARK_DIGITS, Place, enqueue
 from app.export import Capture
 from app.ledger import Choice, Claim, Failure
 from app.letters import list_dropped, open_letters, what_to_do
-from app.opencode import Store, store_file
 from app.privacy.policy import Hold
 from app.privacy.redact import REDACTED, Redaction
 from app.remake import Remaking
 from app.room import AGAIN_MS, PATIENCE_MS, Made, Room
 from app.settings import Settings
+from app.sources.opencode import Store, store_file
 from app.status import read_destinations, waiting
 from app.transcript.parse import parse
 from tests.processes import PROJECT, Station, hook, worker

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from app import destination, ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
-from app.opencode import store_file
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
+from app.sources.opencode import store_file
 from app.transcript.model import Turn
 from app.transcript.parse import Excerpt, parse
 from tests import recorded

@@ -21,11 +21,11 @@ from app.database.open import open_ledger
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.desk import Desk
 from app.inbox import QUEUE_BYTES_MAX, Inbox, LineError
-from app.opencode import store_file
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
 from app.settings.lookup import unattended
+from app.sources.opencode import store_file
 from app.worker import MAKE_WAY_S_MAX, Worker
 from tests.processes import PROJECT, Station
 from tests.recorded import export

@@ -14,7 +14,6 @@ from app.database.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.ledger import Body, Claim, Remade
-from app.opencode import store_file
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.remake import Remaking
@@ -22,6 +21,7 @@ from app.retry import Kind, Outcome
 from app.retry import Policy as RetryPolicy
 from app.runtime.liveness import present
 from app.settings.lookup import Sources
+from app.sources.opencode import store_file
 from app.status import read_destinations, waiting
 from app.tightening import Tightening
 from app.transcript.parse import parse

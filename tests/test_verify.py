@@ -16,12 +16,12 @@ import pytest
 from app import destination, ledger
 from app.helicone import Client
 from app.ledger import Failure
-from app.opencode import Store, store_file
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool, folder
 from app.seek import IDS_MAX, seek
 from app.settings.lookup import typed as typed_sources
+from app.sources.opencode import Store, store_file
 from app.verdict import Circumstances, StoredTurn, judge
 from app.verify import SETTLE_S, Choice, verify
 from tests.processes import PROJECT, Station

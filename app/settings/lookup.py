@@ -6,8 +6,6 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.opencode import config
-from app.opencode.config import Configuration, Document, Entry, Problem
 from app.settings import (
     Complaint,
     Options,
@@ -18,6 +16,8 @@ from app.settings import (
     load,
     standard_folder,
 )
+from app.sources.opencode import config
+from app.sources.opencode.config import Configuration, Document, Entry, Problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from app.opencode.rows import Head, Memory, is_settled, subagent
+from app.sources.opencode.rows import Head, Memory, is_settled, subagent
 from app.transcript.model import Json
 
 IS_TIME = "time_updated between 0 and 253402300799999"

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
-from app.opencode.folders import home
+from app.sources.opencode.folders import home
 
 FILE_BYTES_MAX = 1_000_000
 """Of a configuration, and of each file whose text it takes in."""

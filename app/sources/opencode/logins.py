@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from app.opencode.access import AbsentError, Access, StoreError
-from app.opencode.config_files import Files, UnreadableError
-from app.opencode.folders import data_folder
-from app.opencode.store import databases, store_file
+from app.sources.opencode.access import AbsentError, Access, StoreError
+from app.sources.opencode.config_files import Files, UnreadableError
+from app.sources.opencode.folders import data_folder
+from app.sources.opencode.store import databases, store_file
 
 FILE_BYTES_MAX = 16_000_000
 _FILES = ("auth.json", "mcp-auth.json")

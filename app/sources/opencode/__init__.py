@@ -4,13 +4,13 @@
     files   {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, one session each; `families` puts
             them together, and `snapshot` makes of a family what `parse` reads
 
-The configuration is apart from them, in `app.opencode.config`.
+The configuration is apart from them, in `app.sources.opencode.config`.
 """
 
-from app.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
-from app.opencode.files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
-from app.opencode.store import Store, StoredSession, store_file
-from app.opencode.turns import Outline, TurnOutline
+from app.sources.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
+from app.sources.opencode.export_files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
+from app.sources.opencode.store import Store, StoredSession, store_file
+from app.sources.opencode.turns import Outline, TurnOutline
 
 __all__ = [
     "FILE_BYTES_MAX",

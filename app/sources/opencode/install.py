@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
-from app.opencode.program import Program, Version
+from app.sources.opencode.program import Program, Version
 
 MARKER = "// opencode-helicone plugin"
 """How the head line of our file begins. A file without it is somebody else's."""

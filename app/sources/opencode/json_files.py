@@ -19,8 +19,8 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import TypeVar
 
-from app.opencode.access import StoreError, may_be
-from app.opencode.rows import Head, Memory, Rows, is_settled, subagent
+from app.sources.opencode.access import StoreError, may_be
+from app.sources.opencode.rows import Head, Memory, Rows, is_settled, subagent
 from app.transcript.fields import Place
 from app.transcript.model import Json
 

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.opencode.access import StoreError
-from app.opencode.rows import Head, Rows, subagents
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.rows import Head, Rows, subagents
 from app.transcript.id_times import is_copy
 from app.transcript.model import Json
 from app.transcript.parse import Excerpt

@@ -16,15 +16,15 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol, TypeVar
 
-from app.opencode import turns as reading
-from app.opencode.access import AbsentError, StoreError, may_be
-from app.opencode.database import Database
-from app.opencode.files import File
-from app.opencode.folders import data_folder
-from app.opencode.json_files import JsonFiles
-from app.opencode.newer import NewerRows
-from app.opencode.rows import Head, Rows
-from app.opencode.turns import Outline
+from app.sources.opencode import turns as reading
+from app.sources.opencode.access import AbsentError, StoreError, may_be
+from app.sources.opencode.database import Database
+from app.sources.opencode.export_files import File
+from app.sources.opencode.folders import data_folder
+from app.sources.opencode.json_files import JsonFiles
+from app.sources.opencode.newer import NewerRows
+from app.sources.opencode.rows import Head, Rows
+from app.sources.opencode.turns import Outline
 from app.transcript.model import Json, Transcript, TranscriptError
 from app.transcript.parse import parse
 

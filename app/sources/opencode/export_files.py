@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.opencode.rows import subagents
-from app.opencode.translated import exported
+from app.sources.opencode.rows import subagents
+from app.sources.opencode.translated import exported
 from app.transcript.fields import place
 from app.transcript.model import Json
 from app.transcript.parse import parse

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.opencode.folders import home
+from app.sources.opencode.folders import home
 
 ASK_S_MAX = 60.0
 """On a busy machine OpenCode took 20 s to say it."""

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from app.install import FILE_NAME, MARKER
-from app.opencode.config_files import Files, RelativeError, Source, UnreadableError, filled_in, in_force, text
-from app.opencode.jsonc import NotJsonError, Parsed, parse
-from app.opencode.jsonc import Path as Place
+from app.sources.opencode.config_files import Files, RelativeError, Source, UnreadableError, filled_in, in_force, text
+from app.sources.opencode.install import FILE_NAME, MARKER
+from app.sources.opencode.jsonc import NotJsonError, Parsed, parse
+from app.sources.opencode.jsonc import Path as Place
 from app.transcript.model import Json
 
 PLUGIN = FILE_NAME.removesuffix(".js")

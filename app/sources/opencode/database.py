@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from app.opencode import newer, tables
-from app.opencode.access import AbsentError, Access, StoreError
-from app.opencode.rows import Memory, Rows
+from app.sources.opencode import newer, tables
+from app.sources.opencode.access import AbsentError, Access, StoreError
+from app.sources.opencode.rows import Memory, Rows
 
 _WAY_IN = "write its sessions to files with `opencode export ID > FILE`, and import these"
 _KNOWN = "no store of OpenCode {} as far as that is known (it has no {}), and is not read"

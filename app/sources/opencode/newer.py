@@ -15,9 +15,9 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from app.opencode.rows import Head, Memory
-from app.opencode.tables import HEAD, ID, IS_NAMED, WRITTEN, TableRows, fields, head, info, told
-from app.opencode.translated import Row, Walk, beside, messages, subagents, walk
+from app.sources.opencode.rows import Head, Memory
+from app.sources.opencode.tables import HEAD, ID, IS_NAMED, WRITTEN, TableRows, fields, head, info, told
+from app.sources.opencode.translated import Row, Walk, beside, messages, subagents, walk
 from app.transcript.model import Json
 
 NEEDED = {
