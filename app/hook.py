@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
 from app import __version__, destination, environment, ledger, limits
-from app.bell import Bell
 from app.capturing import Captures
 from app.database import recover
 from app.database.connection import flushed_together
@@ -26,6 +25,7 @@ from app.keyring import Keyring
 from app.looking import Looking
 from app.noticed import Notices, bound
 from app.privacy.redact import PatternError
+from app.queue import Bell
 from app.reading import Reader
 from app.reconcile import Reconciling
 from app.remake import Remaking

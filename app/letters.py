@@ -10,8 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from app import destination, ledger
-from app.bell import Bell
 from app.ledger import Attempt, Choice, Group, LedgerError, Letter
+from app.queue import Bell
 from app.runtime.spool import Spool
 from app.settings import Settings
 

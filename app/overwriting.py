@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 
 from app import ledger, overwritten
-from app.bell import Bell
 from app.confirm import plan as confirm_plan
 from app.database.open import open_ledger
 from app.destination import Destination
@@ -16,6 +15,7 @@ from app.endpoint import read_back_url
 from app.flush import flush
 from app.helicone import Client
 from app.likeness import Likeness
+from app.queue import Bell
 from app.recall import Recall
 from app.runtime import clock
 from app.runtime.spool import find_target

@@ -25,7 +25,6 @@ from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
 from app import __version__, confirm, destination, ledger, limits, retry
-from app.bell import Bell
 from app.capture import capture
 from app.database import recover
 from app.database.connection import PATIENT_MS, Ledger
@@ -41,6 +40,7 @@ from app.ledger import Body, Claim, Remade
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
+from app.queue import Bell
 from app.remake import Remaking
 from app.retry import Outcome
 from app.room import Room

@@ -11,11 +11,11 @@ import random
 import sys
 from collections.abc import Iterator
 
-from app.bell import Bell
 from app.capture import capture
 from app.database.open import open_ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture, Export, exports
+from app.queue import Bell
 from app.runtime import clock
 from app.runtime.spool import Spool, target
 from app.settings.lookup import unattended

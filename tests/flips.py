@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import destination, ledger
-from app.bell import Bell
 from app.database.connection import Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError
 from app.deliver import Courier, deliver
 from app.privacy.policy import Post
+from app.queue import Bell
 from app.retry import Outcome, Policy
 from app.settings.lookup import unattended
 from app.status import Status, read_status

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from app import ledger, letters
-from app.bell import Bell
 from app.ledger import Choice
 from app.privacy.excerpt import WITHHELD
+from app.queue import Bell
 from app.settings import Settings
 from tests.desk import Desk, version
 from tests.processes import Station, worker

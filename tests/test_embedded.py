@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 PROGRAM = """
 import json, os, sys, time
-from app.bell import Bell
+from app.queue import Bell
 from app.capture import capture
 from app.database.open import open_ledger
 from app.enqueue import Place, enqueue

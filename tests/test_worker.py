@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app import destination, ledger
-from app.bell import Bell
+from app.queue import Bell
 from app.runtime.liveness import Only, is_taken, present
 from app.settings.lookup import unattended
 from app.worker import IDLE_MS, Worker

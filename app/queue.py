@@ -70,7 +70,8 @@ class Bell:
             if answer is not None:
                 answer(key)
 
-        # The name travels in messages: it stays, whatever the function is called.
+        # The name travels in messages: it stays, whatever module and function are called.
+        deliver.__module__ = "app.bell"
         self._task = self.huey.task(name="deliver", retries=0)(deliver)
 
     def ring(self, key: str, *, is_history: bool = False) -> None:
