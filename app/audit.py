@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from app import ledger
 from app.enqueue import body_of
 from app.export import Capture, Export, exports
+from app.exporters.helicone.naming import project_name
+from app.exporters.helicone.records import Kind, Record
 from app.folders import Folders
 from app.ledger import Exported, Print
 from app.ledger.footprint import DIGEST_BYTES
-from app.naming import project_name
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
-from app.record import Kind, Record
 from app.sources.opencode import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, Turn

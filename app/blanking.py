@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from app.enqueue import body_of
+from app.exporters.helicone.records import Record, blank, kind_of
 from app.ledger import Body, Exported, Frozen, Print
-from app.record import Record, blank, kind_of
 
 
 def sent(versions: Sequence[Exported]) -> Iterator[Print]:

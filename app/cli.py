@@ -42,7 +42,7 @@ from app.command import (
 )
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
-from app.endpoint import EndpointError
+from app.exporters.helicone.routes import EndpointError
 from app.finding import Finding
 from app.folders import effective
 from app.ledger import LedgerError
@@ -143,7 +143,7 @@ def _worker(
 
     By SIGTERM or SIGINT; what is being posted then is finished. The same as huey_consumer app.worker.huey.
     """
-    from app.helicone import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
+    from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
     from app.worker import Worker  # noqa: PLC0415 - the same
 
     sources = unattended(os.environ) if automatic else sources_of(env_file, spool_directory, endpoint, chosen=chosen)
@@ -178,8 +178,8 @@ def _flush(
 
     Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
     """
+    from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - the same
     from app.flush import flush  # noqa: PLC0415 - as in `_worker`
-    from app.helicone import ClientError  # noqa: PLC0415 - the same
 
     sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:

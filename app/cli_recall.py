@@ -269,7 +269,7 @@ def _carry_out(
     report: Report,
     timeout_s: float,
 ) -> None:
-    from app.helicone import ClientError  # noqa: PLC0415 - takes longer to load than most commands run
+    from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - takes longer to load than most commands run
     from app.overwriting import StoppedError, overwrite, read_back  # noqa: PLC0415 - the same
 
     end_s = time.monotonic() + timeout_s

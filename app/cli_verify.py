@@ -90,7 +90,7 @@ def _verify(  # noqa: PLR0913 - one for each option
 
 def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sought]) -> str:
     """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
-    from app.helicone import Client, ClientError, ReadBackError  # noqa: PLC0415 - takes longer to load than the rest
+    from app.exporters.helicone.client import Client, ClientError, ReadBackError  # noqa: PLC0415 - takes longer to load than the rest
     from app.seek import seek  # noqa: PLC0415 - the same
 
     settings = sources.load()

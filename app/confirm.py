@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from app import destination, ledger
-from app.endpoint import is_cloud, kind_of, read_back_url
-from app.envelope import start_ms_of
+from app.exporters.helicone.body import start_ms_of
+from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url
+from app.exporters.outcome import pause_ms
 from app.ledger import Control, Unconfirmed
-from app.retry import pause_ms
 
 SAMPLE_MS = 3_600_000
 """On the cloud one job is read back in so long a time."""

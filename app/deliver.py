@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app import destination, ledger
+from app.exporters.outcome import Outcome, Policy
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
 from app.ledger import Body, Claim, Failure, LedgerError, Remade
 from app.privacy.policy import Hold, Permit, Remake
-from app.retry import Outcome, Policy
 from app.runtime import failpoint
 
 LEASE_MS = 60_000

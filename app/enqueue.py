@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 
 from app import destination, ledger
 from app.export import Capture, Export, children, exports, session_to_leave
+from app.exporters.helicone.naming import first_name
+from app.exporters.helicone.records import Record
 from app.ledger import Body, Frozen, Standing, Version
-from app.naming import first_name
 from app.privacy.policy import is_as_strict
-from app.record import Record
 from app.runtime import failpoint
 from app.transcript.identity import NEWEST, Identity
 from app.transcript.model import Transcript, Turn, key

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from app.exporters.helicone.naming import NAME, lasting_name
+from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn, record_count
 from app.ledger import SESSION_RECORD
-from app.naming import NAME, lasting_name
 from app.privacy.policy import Policy
 from app.privacy.redact import HitCounts, Redaction, redact_session, redact_turn, withhold_session, withhold_turn
-from app.record import Frame, Record, encode_session, encode_turn, record_count
 from app.transcript.identity import Identity
 from app.transcript.model import Assistant, Session, Tool, Transcript, Turn, User, has_ended, session_digest
 

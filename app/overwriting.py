@@ -11,9 +11,9 @@ from app import ledger, overwritten
 from app.confirm import plan as confirm_plan
 from app.database.open import open_ledger
 from app.destination import Destination
-from app.endpoint import read_back_url
+from app.exporters.helicone.client import Client
+from app.exporters.helicone.routes import read_back_url
 from app.flush import flush
-from app.helicone import Client
 from app.likeness import Likeness
 from app.queue import Bell
 from app.recall import Recall

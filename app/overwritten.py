@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from app.answer import AnswerError, parsed
 from app.confirm import IDS_MAX, Allowance
-from app.helicone import Client, ReadBackError, Shown
+from app.exporters.answer import AnswerError, parsed
+from app.exporters.helicone.client import Client, ReadBackError, Shown
 from app.likeness import Likeness, json_digest
 from app.runtime import clock
 

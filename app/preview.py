@@ -15,10 +15,10 @@ from app.capture import why_nothing
 from app.database.open import open_ledger
 from app.enqueue import Place, identity_of, own_turns
 from app.export import Capture, exports
+from app.exporters.helicone.records import Record
 from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.privacy.redact import identity_hits, redact_session, redact_turn
-from app.record import Record
 from app.runtime.spool import find_target, folder
 from app.settings.lookup import Sources
 from app.sources.opencode import Export, ExportError, File, families, snapshot

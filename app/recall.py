@@ -18,6 +18,7 @@ from app.blanking import blank_body, blank_key, is_unprinted, row, sent
 from app.capture import why_nothing
 from app.enqueue import body_of
 from app.export import Capture, Export
+from app.exporters.helicone.records import Record, blank
 from app.folders import Folders
 from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
@@ -25,7 +26,6 @@ from app.precedent import Precedent, mode_of
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.user_patterns import compile_pattern
-from app.record import Record, blank
 from app.sources.opencode import Store, StoreError
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key

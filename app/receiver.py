@@ -42,7 +42,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import faults, intake, shelf
-from app.endpoint import RouteKind, is_loopback
+from app.exporters.helicone.routes import RouteKind, is_loopback
 from app.faults import Fault, FaultError, Script
 from app.runtime.filesystem import private_file
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from app.helicone import OverlongError
+from app.exporters.helicone.client import OverlongError
 from app.ledger import Exported
 from app.verdict import by_turn, current, fate
 

@@ -12,7 +12,7 @@ from app.confirm import Plan
 from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
 from app.destination import Destination
-from app.endpoint import normalise
+from app.exporters.helicone.routes import normalise
 from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.limits import folders_by_option
 from app.runtime.liveness import present

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Iterator
 
 from app.confirm import NOT_STORED_CAUSES
-from app.endpoint import read_back_url, routes
-from app.envelope import Log, encode
+from app.exporters.helicone.body import Log, encode
+from app.exporters.helicone.client import Client, ClientError, ReadBackError
+from app.exporters.helicone.routes import read_back_url, routes
+from app.exporters.outcome import Outcome
 from app.finding import Finding
-from app.helicone import Client, ClientError, ReadBackError
-from app.retry import Outcome
 from app.settings import Settings
 
 LOOK_S = 1.0

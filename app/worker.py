@@ -24,7 +24,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, confirm, destination, ledger, limits, retry
+from app import __version__, confirm, destination, ledger, limits
 from app.capture import capture
 from app.database import recover
 from app.database.connection import PATIENT_MS, Ledger
@@ -32,9 +32,11 @@ from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError, is_newer, require_known
 from app.deliver import Courier, deliver, let_go
 from app.destination import Destination
-from app.endpoint import EndpointError, Route, routes
 from app.erasure import erase
-from app.helicone import Client, ClientError, ReadBackError
+from app.exporters import outcome
+from app.exporters.helicone.client import Client, ClientError, ReadBackError
+from app.exporters.helicone.routes import EndpointError, Route, routes
+from app.exporters.outcome import Outcome
 from app.keyring import Keyring
 from app.ledger import Body, Claim, Remade
 from app.permit import Permits
@@ -42,7 +44,6 @@ from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.queue import Bell
 from app.remake import Remaking
-from app.retry import Outcome
 from app.room import Room
 from app.runtime import clock, failpoint, log
 from app.runtime.liveness import Announced, Only, present
@@ -180,7 +181,7 @@ class Worker:
         courier = Courier(
             destination_id=self.target.id,
             worker=self._announced.name,
-            policy=retry.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
+            policy=outcome.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             permit=self._permit,
             post=self._post,
             clock=clock.now_ms,

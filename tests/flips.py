@@ -25,9 +25,9 @@ from app.database.connection import Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError
 from app.deliver import Courier, deliver
+from app.exporters.outcome import Outcome, Policy
 from app.privacy.policy import Post
 from app.queue import Bell
-from app.retry import Outcome, Policy
 from app.settings.lookup import unattended
 from app.status import Status, read_status
 from tests.desk import bodies, version

@@ -31,12 +31,12 @@ from app.database.open import open_ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.export import Capture
+from app.exporters.outcome import Outcome, Policy
 from app.ledger import Body, Version
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
 from app.privacy.redact import Redaction
 from app.remake import Remaking
-from app.retry import Outcome, Policy
 from app.room import Room
 from app.runtime.clock import Reading, jump_ms
 from app.settings import Settings

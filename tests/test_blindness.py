@@ -18,12 +18,12 @@ from app.database.open import open_ledger
 from app.database.schema import migrate, migrations
 from app.deliver import Courier, deliver
 from app.doctor import examine
-from app.envelope import Log, encode
+from app.exporters.helicone.body import Log, encode
+from app.exporters.helicone.client import Client, ReadBackError
+from app.exporters.outcome import Outcome, Policy
 from app.finding import Finding
-from app.helicone import Client, ReadBackError
 from app.ledger import Body, Version
 from app.privacy.policy import Post
-from app.retry import Outcome, Policy
 from app.settings import Settings
 from app.settings.lookup import Sources
 from app.status import Confirmation, Status, read_status

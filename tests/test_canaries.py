@@ -26,10 +26,10 @@ from app import destination, ledger
 from app.database.open import open_ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
+from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
-from app.record import Frame, Record, encode_session, encode_turn
 from app.sources.opencode.translated import exported
 from app.transcript.model import Transcript, TranscriptError
 from app.transcript.parse import parse

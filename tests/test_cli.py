@@ -25,7 +25,7 @@ from huey.consumer_options import ConsumerConfig, OptionParserHandler
 from app import cli, destination, ledger
 from app.command import DONE, PROBLEM, STOPPED, USAGE
 from app.database.schema import migrations
-from app.endpoint import normalise
+from app.exporters.helicone.routes import normalise
 from app.ledger import Failure
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
@@ -119,7 +119,7 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
     )
     loaded = json.loads(process.stdout)
     assert "app.hook" in loaded
-    heavy = {"app.cli", "app.helicone", "app.worker", "httpx", "rich", "starlette", "typer", "uvicorn"}
+    heavy = {"app.cli", "app.exporters.helicone.client", "app.worker", "httpx", "rich", "starlette", "typer", "uvicorn"}
     assert not heavy.intersection(loaded)
 
 

@@ -17,9 +17,9 @@ from app import confirm, destination, ledger
 from app.confirm import Allowance
 from app.deliver import LEASE_MS, Courier
 from app.doctor import examine
+from app.exporters.outcome import Outcome
 from app.ledger import Body, Failure
 from app.ledger.upkeep import KILLS_MAX, SLEEP_MS, UNSEEN_MS
-from app.retry import Outcome
 from app.runtime import clock
 from app.runtime.clock import Reading, jump_ms
 from app.settings.lookup import Sources

@@ -12,7 +12,7 @@ import pytest
 
 from app import ledger
 from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
-from app.helicone import Client
+from app.exporters.helicone.client import Client
 from app.importing import import_files
 from app.runtime import clock
 from app.settings.lookup import Sources

@@ -16,7 +16,7 @@ from app import confirm, destination, ledger
 from app.confirm import Allowance, Unread, looks_ms
 from app.database.connection import transaction
 from app.database.open import open_ledger
-from app.envelope import Log, encode
+from app.exporters.helicone.body import Log, encode
 from app.ledger import Body, Standing, Unconfirmed, Version
 from app.ledger.confirmations import AHEAD_MS_MAX
 from app.ledger.readback import Confirmations

@@ -10,9 +10,9 @@ import pytest
 from app import destination, ledger
 from app.deliver import LEASE_MS, Courier, deliver
 from app.destination import Destination
+from app.exporters.outcome import Kind, Outcome, Policy
 from app.ledger import Body
 from app.privacy.policy import Post
-from app.retry import Kind, Outcome, Policy
 from app.worker import POST_S_MAX
 from tests.desk import Desk, version
 

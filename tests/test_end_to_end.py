@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app import ledger
-from app.helicone import Client
+from app.exporters.helicone.client import Client
 from app.ledger import Body
 from app.runtime.liveness import present
 from app.shelf import Stored

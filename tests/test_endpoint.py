@@ -4,8 +4,8 @@ import doctest
 
 import pytest
 
-from app import endpoint
-from app.endpoint import EndpointError, Route, is_loopback, kind_of, normalise, read_back_url, routes
+from app.exporters.helicone import routes as endpoint
+from app.exporters.helicone.routes import EndpointError, Route, is_loopback, kind_of, normalise, read_back_url, routes
 from tests.servers import api_key
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app import envelope
-from app.envelope import (
+from app.exporters.helicone import body as envelope
+from app.exporters.helicone.body import (
     BODY_BYTES_MAX,
     KEPT_CHARACTERS_MIN,
     META_CHARACTERS_MAX,

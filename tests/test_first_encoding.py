@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.record import Frame, encode_turn
+from app.exporters.helicone.records import Frame, encode_turn
 from app.transcript.identity import Encoding
 from app.transcript.model import Transcript
 from app.transcript.parse import parse

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.exporters.outcome import Outcome, Policy
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
-from app.retry import Outcome, Policy
 
 POLICY = Policy.of(max_retries=3, base_ms=1_000)
 CALM = Situation(

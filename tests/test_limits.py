@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from app import destination, ledger
 from app.database.connection import Ledger
 from app.deliver import Courier, deliver
+from app.exporters.outcome import Outcome, Policy
 from app.ledger import Version
 from app.ledger.upkeep import STEADY_MS
 from app.limits import of_folders
 from app.privacy.policy import Post
-from app.retry import Outcome, Policy
 from app.room import Made, Room
 from app.settings import Settings
 from app.settings.model import Origin

@@ -14,11 +14,11 @@ import pytest
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.export import Capture
+from app.exporters.outcome import Outcome
+from app.exporters.outcome import Policy as Patience
 from app.ledger import Body
 from app.privacy.policy import Policy, Post
 from app.privacy.redact import Redaction
-from app.retry import Outcome
-from app.retry import Policy as Patience
 from app.transcript.parse import parse
 from tests import recorded
 from tests.desk import Desk

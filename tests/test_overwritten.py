@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 
-from app.helicone import Client
+from app.exporters.helicone.client import Client
 from app.likeness import Likeness
 from app.overwritten import look
 from tests.servers import answer, api_key, scripted

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.record import Frame, encode_turn
+from app.exporters.helicone.records import Frame, encode_turn
 from app.sources.opencode import Store
 from app.transcript.model import Transcript, Turn
 from tests.opencode import OpenCode, Server

@@ -17,10 +17,11 @@ from app import destination, ledger
 from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.blanking import sent
 from app.database.open import open_ledger
-from app.endpoint import read_back_url
 from app.enqueue import Place, enqueue, outlook
 from app.export import Capture
-from app.helicone import Client
+from app.exporters.helicone.client import Client
+from app.exporters.helicone.records import blank, kind_of
+from app.exporters.helicone.routes import read_back_url
 from app.ledger import Claim, Standing
 from app.likeness import Likeness
 from app.overwritten import counted, look
@@ -28,7 +29,6 @@ from app.precedent import Precedent
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
 from app.recall import REOPENED, Plan, Recall
-from app.record import blank, kind_of
 from app.settings import Settings
 from app.sources.opencode import Store
 from app.transcript.identity import Identity

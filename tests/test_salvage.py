@@ -19,8 +19,8 @@ from app.database import recover
 from app.database.connection import Ledger, Replaced
 from app.database.open import heal, inspect, open_ledger, open_whole
 from app.deliver import Courier, deliver
+from app.exporters.outcome import Outcome, Policy
 from app.privacy.policy import Post
-from app.retry import Outcome, Policy
 from tests import flips
 from tests.desk import Desk, bodies, version
 

@@ -10,9 +10,9 @@ import pytest
 
 from app.database import recover
 from app.destination import fingerprint
-from app.endpoint import read_back_url
 from app.enqueue import MARK_DIGITS
 from app.erasure import _foreign
+from app.exporters.helicone.routes import read_back_url
 from app.ledger.footprint import BESIDE_BODIES_BYTES_MAX
 from app.runtime import log
 from app.runtime.filesystem import PRIVATE_DIRECTORY, PRIVATE_FILE

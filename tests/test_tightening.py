@@ -13,12 +13,12 @@ from app import destination, ledger
 from app.database.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
+from app.exporters.outcome import Kind, Outcome
+from app.exporters.outcome import Policy as RetryPolicy
 from app.ledger import Body, Claim, Remade
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.remake import Remaking
-from app.retry import Kind, Outcome
-from app.retry import Policy as RetryPolicy
 from app.runtime.liveness import present
 from app.settings.lookup import Sources
 from app.sources.opencode import store_file

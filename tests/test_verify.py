@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app import destination, ledger
-from app.helicone import Client
+from app.exporters.helicone.client import Client
 from app.ledger import Failure
 from app.runtime import clock
 from app.runtime.liveness import Announced

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from app.envelope import readable
+from app.exporters.helicone.body import readable
 from app.privacy.decode import View, joined, layers, unpacked
 from app.privacy.known_secrets import search_for, traces_of
 from app.privacy.metadata_only import withhold_session, withhold_turn

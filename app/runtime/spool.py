@@ -20,7 +20,7 @@ from pathlib import Path
 
 from app import __version__, destination
 from app.destination import Destination
-from app.endpoint import normalise
+from app.exporters.helicone.routes import normalise
 from app.settings import Settings, delivery_options
 
 

@@ -13,7 +13,7 @@ from platformdirs import user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, TypeAdapter
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.endpoint import EndpointError, normalise
+from app.exporters.helicone.routes import EndpointError, normalise
 from app.runtime.filesystem import default_spool
 from app.settings.names import NAMES
 

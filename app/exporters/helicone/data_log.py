@@ -6,8 +6,8 @@ beside the old one, not replace it.
 
 from __future__ import annotations
 
-from app.chat import attached, known, part_counts
-from app.envelope import Log
+from app.exporters.helicone.body import Log
+from app.exporters.helicone.chat import attached, known, part_counts
 from app.transcript.model import Json, Session, Text, User
 
 SESSION_MODEL = "data:opencode.session"

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app import chat, data_log
-from app.envelope import PROVIDER, Log, below, encode, latin1, readable
-from app.first_encoding import as_first_encoded
-from app.naming import project_name, project_of
+from app.exporters.helicone import chat, data_log
+from app.exporters.helicone.body import PROVIDER, Log, below, encode, latin1, readable
+from app.exporters.helicone.first_encoding import as_first_encoded
+from app.exporters.helicone.naming import project_name, project_of
 from app.transcript.identity import Encoding
 from app.transcript.model import (
     Assistant,

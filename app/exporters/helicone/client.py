@@ -20,11 +20,11 @@ from typing import Any, Self, TypeAlias
 
 import httpx
 
-from app.answer import AnswerError, TooManyValuesError, parsed
-from app.endpoint import RouteKind, kind_of
+from app.exporters.answer import AnswerError, TooManyValuesError, parsed
+from app.exporters.helicone.routes import RouteKind, kind_of
+from app.exporters.outcome import Kind, Outcome, retry_after_ms
+from app.exporters.transport import Transport, within
 from app.privacy.excerpt import excerpt, repeats
-from app.retry import Kind, Outcome, retry_after_ms
-from app.transport import Transport, within
 
 ANSWER_BYTES_MAX = 64 * 1024
 READ_BACK_BYTES_MAX = 40 * 1024 * 1024

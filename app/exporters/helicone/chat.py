@@ -16,7 +16,7 @@ import json
 import re
 from collections import Counter
 
-from app.envelope import Log
+from app.exporters.helicone.body import Log
 from app.transcript.blobs import described
 from app.transcript.identity import Encoding
 from app.transcript.model import (

@@ -37,7 +37,7 @@ _ESCAPED = bytes(range(32)) + b'"\\'
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _START = re.compile(rb'"timing":\{"startTime":\{"seconds":([0-9]{1,15}),"milliseconds":([0-9]{1,3})\}')
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_LATIN_1 = re.compile("[^ -$&-~\u00a0-\u00ff]")
 """Control characters, DEL and what is beyond Latin-1; `%`, so that the escapes can be undone."""
 
@@ -95,7 +95,7 @@ def below(path: str, *steps: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    return quote(_LONE_SURROGATE.sub("\ufffd", character), safe="")
+    return quote(LONE_SURROGATE.sub("\ufffd", character), safe="")
 
 
 def encode(log: Log, bytes_max: int = BODY_BYTES_MAX) -> bytes:
@@ -143,7 +143,7 @@ def _dumped(value: Json) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        return _LONE_SURROGATE.sub("\ufffd", text).encode()
+        return LONE_SURROGATE.sub("\ufffd", text).encode()
 
 
 _Path = tuple[str | int, ...]
