@@ -22,7 +22,7 @@ from app.exporters.helicone.naming import project_name
 from app.exporters.helicone.records import Kind, Record
 from app.folders import Folders
 from app.ledger import Exported, Print
-from app.ledger.footprint import DIGEST_BYTES
+from app.ledger.record_identity import DIGEST_BYTES
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
 from app.sources.opencode import Store

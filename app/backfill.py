@@ -19,11 +19,11 @@ from pathlib import Path
 
 from app import ledger
 from app.capture import why_nothing
-from app.destination import Destination
 from app.enqueue import Place, enqueue, outlook
 from app.export import Capture
 from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
+from app.ledger.destinations import Destination
 from app.reconcile import is_quiet
 from app.runtime import clock
 from app.runtime.liveness import open_sessions

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
-from app import destination, ledger
+from app import ledger
 from app.capture import capture
 from app.database.open import open_ledger
-from app.destination import Destination
 from app.export import Capture
 from app.inbox import Line
 from app.keyring import Keyring
+from app.ledger import destinations
+from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
 from app.runtime import clock
 from app.runtime.spool import folder, target
@@ -79,13 +80,13 @@ class Captures:
                 self._seen[line.directory] = replace(seen, basis=None, capture=None)
             raise
         place = folder(self._db, line.directory)
-        destination.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
+        destinations.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
         for complaint in settings.complaints:
             self._tell(f"{'a folder is held: ' if complaint.holds else ''}{complaint.short}")
         if not settings.enable or settings.export_mode == "off":
-            destination.stop_capture(self._db, place)
+            destinations.stop_capture(self._db, place)
         else:
-            destination.resume_capture(self._db, place, clock.now_ms())
+            destinations.resume_capture(self._db, place, clock.now_ms())
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
         ledger.adopt_rotated(self._db, self._target, clock.now_ms())
@@ -134,5 +135,5 @@ def note_disabled(settings: Settings, line: Line) -> None:
     with closing(open_ledger(settings.spool_directory)) as db:
         place = folder(db, line.directory)
         ours = target(db, settings, clock.now_ms())
-        destination.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
-        destination.stop_capture(db, place)
+        destinations.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
+        destinations.stop_capture(db, place)

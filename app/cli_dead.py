@@ -26,8 +26,8 @@ from app.command import (
     sources_of,
 )
 from app.database.open import open_ledger
-from app.erasure import erase
 from app.ledger import Choice
+from app.ledger.erasure import erase
 from app.runtime import clock
 from app.runtime.spool import Spool
 from app.settings import Settings

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from app import destination, ledger, screen
+from app import ledger, screen
 from app.audit import GONE, Audited, audit
 from app.command import (
     DONE,
@@ -35,9 +35,10 @@ from app.command import (
     sources_of,
 )
 from app.database.open import open_ledger, open_whole
-from app.destination import Destination
-from app.erasure import erase
 from app.folders import Folders
+from app.ledger import destinations
+from app.ledger.destinations import Destination
+from app.ledger.erasure import erase
 from app.recall import Recall
 from app.runtime.spool import find_target
 from app.screen_recall import Report, audit_lines, audit_totals
@@ -242,7 +243,7 @@ def _elsewhere(db: sqlite3.Connection, ours: int, sessions: Collection[str]) -> 
     """Sessions that were delivered under another key or to another endpoint, too: these rows stay as they are."""
     return [
         f"{name}: also delivered to {other.endpoint or 'another endpoint'} under another key: not reached from here"
-        for other in destination.destinations(db)
+        for other in destinations.destinations(db)
         if other.id != ours
         for name in ledger.exported_sessions(db, other.id)
         if name in sessions and any(one.was_attempted for one in ledger.exported(db, other.id, name))

@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from app import destination, ledger
+from app import ledger
 from app.exporters.helicone.body import start_ms_of
 from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url
 from app.exporters.outcome import pause_ms
-from app.ledger import Control, Unconfirmed
+from app.ledger import Control, Unconfirmed, destinations
 
 SAMPLE_MS = 3_600_000
 """On the cloud one job is read back in so long a time."""
@@ -111,14 +111,14 @@ def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -
     """When a job that is delivered now is to be read back; None: not at all."""
     if plan.url is None:
         return None
-    one = destination.by_id(db, destination_id)
+    one = destinations.by_id(db, destination_id)
     first_ms = now_ms + looks_ms(one.route, 0)[0]
     # What was just delivered got through, so it is worth asking again.
     ledger.end_read_back_pause(db, destination_id, first_ms)
     if (
         plan.is_sampled
         and one.health != "quota"
-        and not destination.take_sample(db, destination_id, now_ms=now_ms, every_ms=SAMPLE_MS)
+        and not destinations.take_sample(db, destination_id, now_ms=now_ms, every_ms=SAMPLE_MS)
     ):
         return None
     return first_ms
@@ -240,14 +240,14 @@ def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: in
         ledger.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
     if has_body:
         if ledger.confirmed(db, one.job, now_ms):
-            destination.within_quota(db, destination_id)
-    elif ledger.note_body_not_stored(db, one.job, now_ms) and destination.exceed_quota(db, destination_id):
+            destinations.within_quota(db, destination_id)
+    elif ledger.note_body_not_stored(db, one.job, now_ms) and destinations.exceed_quota(db, destination_id):
         # Where only samples are looked at, what came since the last one may have lost its bodies, too.
         ledger.look_back(db, destination_id, now_ms)
 
 
 def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int) -> None:
-    route = destination.by_id(db, destination_id).route
+    route = destinations.by_id(db, destination_id).route
     later = [at_ms for look in looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
     if later:
         ledger.not_found_yet(db, job, later[0])

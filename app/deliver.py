@@ -15,10 +15,10 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from app import destination, ledger
+from app import ledger
 from app.exporters.outcome import Outcome, Policy
 from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
-from app.ledger import Body, Claim, Failure, LedgerError, Remade
+from app.ledger import Body, Claim, Failure, LedgerError, Remade, destinations
 from app.privacy.policy import Hold, Permit, Remake
 from app.runtime import failpoint
 
@@ -79,7 +79,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
         raise
     if not was_asked and held.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
-        destination.probe_now(db, courier.destination_id, courier.clock())
+        destinations.probe_now(db, courier.destination_id, courier.clock())
     return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
 
 
@@ -92,7 +92,7 @@ def let_go(db: sqlite3.Connection, destination_id: int, held: Claim, now_ms: int
     if not ledger.give_back(db, held, due_ms=now_ms + UNFINISHED_MS, failure=failure):
         ledger.abandon(db, held)
     if held.is_probe:
-        destination.probe_now(db, destination_id, now_ms)
+        destinations.probe_now(db, destination_id, now_ms)
 
 
 def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
@@ -171,13 +171,13 @@ def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms
 
 def _resume(db: sqlite3.Connection, courier: Courier) -> None:
     """paused -> fine. Rings that were answered during the pause brought no claim: the watch shall ring anew."""
-    if destination.resume(db, courier.destination_id):
+    if destinations.resume(db, courier.destination_id):
         ledger.forget_rings(db, courier.destination_id)
 
 
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
     now_ms = courier.clock()
-    known = destination.evidence(db, courier.destination_id, held.job_id)
+    known = destinations.evidence(db, courier.destination_id, held.job_id)
     at = Situation(
         setbacks=held.setbacks,
         failures=held.failures,
@@ -199,7 +199,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
                 # It answered, about this job: the destination itself is there again.
                 _resume(db, courier)
         case SetBack(delay_ms, charged):
-            destination.suspect(db, courier.destination_id, held.job_id)
+            destinations.suspect(db, courier.destination_id, held.job_id)
             settled = ledger.set_back(
                 db,
                 held,
@@ -210,7 +210,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
                 charged=charged,
             )
         case Pause(health, count, delay_ms, charged, asks_another):
-            destination.pause(
+            destinations.pause(
                 db,
                 courier.destination_id,
                 health=health,

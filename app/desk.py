@@ -30,12 +30,13 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app import __version__, destination
+from app import __version__
 from app.capturing import note_disabled
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, require_known
 from app.hook import CARE_S, Hook
 from app.inbox import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
+from app.ledger import destinations
 from app.looking import BUG, where
 from app.privacy.redact import PatternError
 from app.runtime import clock, log
@@ -307,7 +308,7 @@ class Desk:
                 hook = self._hooks.get(path)
                 db = hook.db if hook is not None else stack.enter_context(closing(open_ledger(path)))
                 require_known(db)
-                destination.refuse(db, reason, clock.now_ms(), times=times)
+                destinations.refuse(db, reason, clock.now_ms(), times=times)
                 del self._uncounted[path, reason]
 
     def _log(self, message: str, spool: Path | None = None) -> None:

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, destination, environment, installed, ledger
+from app import __version__, environment, installed, ledger
 from app.capture import capture
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError
 from app.finding import Finding, Level
 from app.keyring import Keyring
+from app.ledger import destinations
 from app.privacy.redact import PatternError
 from app.reconcile import QUIET_MS
 from app.runtime import filesystem
@@ -261,7 +262,7 @@ def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    for reason, folders in destination.held_folders(db):
+    for reason, folders in destinations.held_folders(db):
         found = f"{folders} folder(s), as seen last: {reason}"
         yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store")
 
@@ -295,11 +296,11 @@ def _described(one: DestinationStatus) -> str:
 
 
 def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    for what, count, _last_ms in destination.incidents(db):
+    for what, count, _last_ms in destinations.incidents(db):
         todo = "see logs/ in the spool"
         if what.startswith("ledger: "):
             todo = "the damaged file is kept for a while: ledger.db.damaged-*"
-        elif what == destination.UNERASED:
+        elif what == destinations.UNERASED:
             todo = "run `opencode-helicone dead purge --all`, or start a worker"
         yield Finding("incident", "warning", f"{count} times: {what}", todo)
 
@@ -314,7 +315,7 @@ def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    refused = destination.refusals(db)
+    refused = destinations.refusals(db)
     for reason, count, _last_ms in refused:
         found = f"{count} line(s) of the plugin were not used: {reason}"
         yield Finding(

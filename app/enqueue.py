@@ -18,11 +18,11 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from app import destination, ledger
+from app import ledger
 from app.export import Capture, Export, children, exports, session_to_leave
 from app.exporters.helicone.naming import first_name
 from app.exporters.helicone.records import Record
-from app.ledger import Body, Frozen, Standing, Version
+from app.ledger import Body, Frozen, Standing, Version, destinations
 from app.privacy.policy import is_as_strict
 from app.runtime import failpoint
 from app.transcript.identity import NEWEST, Identity
@@ -161,12 +161,12 @@ def _note(
     """Tell `status` of what was odd in what is new, and of what cannot be read."""
     done.odd = len(done.faults)
     if done.odd:
-        destination.note(db, ODD, now_ms, done.odd)
+        destinations.note(db, ODD, now_ms, done.odd)
     lost = [one for one in transcript.unreadable if only is None or one.turn is None or one.turn in only]
     if lost:
         done.unreadable = len({one.turn or one.why for one in lost})
         done.faults += [one.why for one in lost]
-        destination.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, done.unreadable)
+        destinations.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, done.unreadable)
 
 
 def _standing(
@@ -299,7 +299,7 @@ def _admitted(records: Iterable[Record], admit: Callable[[int], None]) -> Iterat
 
 def marks(db: sqlite3.Connection, export: Export) -> str:
     """Of the known values that its `encode` has taken out: enough to tell them apart, too little to guess them by."""
-    return " ".join(sorted({destination.fingerprint(db, one.hex())[:MARK_DIGITS] for one in export.hits.known}))
+    return " ".join(sorted({destinations.fingerprint(db, one.hex())[:MARK_DIGITS] for one in export.hits.known}))
 
 
 def body_of(record: Record) -> Body:

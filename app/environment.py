@@ -9,8 +9,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from app import destination
 from app.finding import Finding
+from app.ledger import destinations
 from app.settings.names import VARIABLES
 from app.settings.places import existing
 from app.settings.variables import dotenv_variables
@@ -26,7 +26,7 @@ def fingerprints(db: sqlite3.Connection, environ: Mapping[str, str]) -> dict[str
     """By the name of each variable that is set and matters here."""
     texts = {name: environ.get(name, "").strip() for name in (*_SETTINGS, "OPENCODE_DB")}
     texts |= {name: environ.get(name) or str(home(environ) / below) for name, below in _STANDARD.items()}
-    return {name: destination.fingerprint(db, text)[:_CHARACTERS] for name, text in texts.items() if text}
+    return {name: destinations.fingerprint(db, text)[:_CHARACTERS] for name, text in texts.items() if text}
 
 
 def differences(

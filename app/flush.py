@@ -11,9 +11,9 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 
-from app import destination, ledger
+from app import ledger
 from app.database.open import open_whole
-from app.ledger import Unread
+from app.ledger import Unread, destinations
 from app.runtime import clock
 from app.runtime.spool import Spool, folder, target
 from app.settings.lookup import Sources
@@ -65,9 +65,9 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
     spool = Spool(settings.spool_directory)
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
-        seen = {ours.id} | (set() if only_present else destination.of_folders(db))
+        seen = {ours.id} | (set() if only_present else destinations.of_folders(db))
         for one in seen:
-            destination.probe_now(db, one, clock.now_ms())
+            destinations.probe_now(db, one, clock.now_ms())
             ledger.end_read_back_pause(db, one, clock.now_ms())
         if settings.takes_over:
             ledger.take_over(db, ours, clock.now_ms())
@@ -77,7 +77,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
         def is_over() -> bool:
             if time.monotonic() >= end_s:
                 return True
-            if expect_some and time.monotonic() < begin_s + START_S_MAX and not destination.had_jobs(db, here):
+            if expect_some and time.monotonic() < begin_s + START_S_MAX and not destinations.had_jobs(db, here):
                 return False
             # Nothing is sent without a key, however long one waits.
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
@@ -98,7 +98,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
         return Flushed(
             jobs=current.jobs,
             elsewhere=sum(one.jobs.pending for one in others),
-            captured_here=destination.had_jobs(db, here),
+            captured_here=destinations.had_jobs(db, here),
             backlog=_backlog(spool, seen),
             unread=tuple(ledger.unread(db)),
             waiting=waiting([current, *others], read_workers(spool), now_ms),

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, destination, environment, ledger, limits
+from app import __version__, environment, ledger, limits
 from app.capturing import Captures
 from app.database import recover
 from app.database.connection import flushed_together
@@ -22,6 +22,7 @@ from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
+from app.ledger import destinations
 from app.looking import Looking
 from app.noticed import Notices, bound
 from app.privacy.redact import PatternError
@@ -128,12 +129,12 @@ class Hook:
             self._left = None
 
     def _leave_behind(self, held: set[str], reader: Reader) -> None:
-        if any(what.startswith("ledger: ") for what, _, _ in destination.incidents(self.db)):
+        if any(what.startswith("ledger: ") for what, _, _ in destinations.incidents(self.db)):
             self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
             return
         lost = len(held - ledger.pending_keys(self.db))
         if lost:
-            destination.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
+            destinations.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
         self._looking.reader.go_on_from(reader)
         self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
 
@@ -212,12 +213,12 @@ class Hook:
         """The settings of a folder can be used again, after they could not since then. Raises as `take`."""
         require_known(self.db)
         self._captures.take(line)
-        destination.capture_from(self.db, folder(self.db, line.directory), since_ms)
+        destinations.capture_from(self.db, folder(self.db, line.directory), since_ms)
 
     def _introduce(self) -> None:
         """Tell the ledger how to deliver, and which worker is wanted."""
-        destination.remember_delivery_options(self.db, self.target.id, delivery_record(self._settings))
-        destination.want_worker(self.db, self.target.id, worker_signature(self._settings))
+        destinations.remember_delivery_options(self.db, self.target.id, delivery_record(self._settings))
+        destinations.want_worker(self.db, self.target.id, worker_signature(self._settings))
 
     def _tell(self, session: str, done: Enqueued) -> None:
         """What of a session was odd: places and rules, no text."""
@@ -232,7 +233,7 @@ class Hook:
 
     def _adopt(self, session: str) -> None:
         """What this session left behind while no key was known goes where it goes now."""
-        for one in destination.destinations(self.db) if self.target.key_fingerprint else []:
+        for one in destinations.destinations(self.db) if self.target.key_fingerprint else []:
             if not one.key_fingerprint:
                 ledger.adopt(self.db, one.id, self.target.id, now_ms=clock.now_ms(), session=session)
 
@@ -242,7 +243,7 @@ class Hook:
         bytes_max_of = limits.of_folders(self.db, self._settings, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
         ledger.give_up_confirmations(
-            self.db, now_ms, bytes_max=bytes_max, age_ms_max=destination.NEVER_MS, bytes_max_of=bytes_max_of
+            self.db, now_ms, bytes_max=bytes_max, age_ms_max=destinations.NEVER_MS, bytes_max_of=bytes_max_of
         )
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         if made.emptied or made.dropped:

@@ -16,9 +16,9 @@ from typing import Literal
 from app import ledger
 from app.capture import why_nothing
 from app.database.open import open_whole
-from app.destination import Destination
 from app.enqueue import Enqueued, Place, enqueue
 from app.folders import Folders
+from app.ledger.destinations import Destination
 from app.queue import Bell
 from app.runtime import clock
 from app.runtime.spool import folder, target

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from app import destination, ledger
-from app.ledger import Attempt, Choice, Group, LedgerError, Letter
+from app import ledger
+from app.ledger import Attempt, Choice, Group, LedgerError, Letter, destinations
 from app.queue import Bell
 from app.runtime.spool import Spool
 from app.settings import Settings
@@ -118,7 +118,7 @@ def _opened(db: sqlite3.Connection, letter: Letter, *, with_bodies: bool) -> Ope
             problem = str(error)
     return Opened(
         letter=letter,
-        endpoint=destination.by_id(db, letter.destination_id).endpoint,
+        endpoint=destinations.by_id(db, letter.destination_id).endpoint,
         todo=what_to_do(letter),
         attempts=tuple(ledger.attempts(db, letter.job_id)),
         bodies=bodies,

@@ -9,13 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from app import destination, ledger
+from app import ledger
 from app.capturing import Captures
 from app.database.connection import Ledger
 from app.database.schema import SchemaError
 from app.enqueue import Place
 from app.export import Capture
 from app.inbox import Line
+from app.ledger import destinations
 from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.privacy.redact import PatternError
 from app.reading import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
@@ -54,7 +55,7 @@ class Looking:
         self._elsewhere = elsewhere
         self._tell = tell
         self.reader = Reader(store, destination_id, take)
-        self.store_name = destination.fingerprint(db, str(store.path))
+        self.store_name = destinations.fingerprint(db, str(store.path))
         self._has_ended = False
         self._failures = 0
         """Of looks since then, by the store's own fault."""
@@ -80,8 +81,8 @@ class Looking:
         """It was deleted."""
         self._notices.drop(session)
         self.reader.let_go()
-        if ledger.settle_notices(self._db, self.store_name, {session: destination.NEVER_MS}):
-            destination.note(self._db, GONE, now_ms)
+        if ledger.settle_notices(self._db, self.store_name, {session: destinations.NEVER_MS}):
+            destinations.note(self._db, GONE, now_ms)
 
     @property
     def is_given_up(self) -> bool:
@@ -186,7 +187,7 @@ class Looking:
         for one in those:
             self._notices.drop(one.session)
         if gone:
-            destination.note(self._db, GONE, now_ms, gone)
+            destinations.note(self._db, GONE, now_ms, gone)
 
     def _fail(self, those: Sequence[Noticed], now_s: float, error: ExportError | TranscriptError) -> None:
         self._failures += self._has_ended and isinstance(error, StoreError)

@@ -10,10 +10,10 @@ from pathlib import Path
 from app import ledger, overwritten
 from app.confirm import plan as confirm_plan
 from app.database.open import open_ledger
-from app.destination import Destination
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.routes import read_back_url
 from app.flush import flush
+from app.ledger.destinations import Destination
 from app.likeness import Likeness
 from app.queue import Bell
 from app.recall import Recall

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sqlite3
 
-from app import destination
 from app.capture import capture, why_nothing
 from app.export import Capture
 from app.keyring import Keyring
+from app.ledger import destinations
 from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
@@ -35,7 +35,7 @@ class Permits:
 
     def capture(self, db: sqlite3.Connection, folder: str) -> Capture | Hold:
         """How the folder would be captured now; Hold where nothing of it may leave, or nobody can say what may."""
-        options = destination.folder_options(db, folder)
+        options = destinations.folder_options(db, folder)
         basis = (self._sources.basis(), options, self.keyring.look())
         seen = self._found.get(folder)
         if seen is None or seen[0] != basis:
@@ -44,7 +44,7 @@ class Permits:
 
     def basis(self, db: sqlite3.Connection) -> object:
         """Equal for as long as the answers for all folders are."""
-        return self._sources.basis(), destination.all_folder_options(db)
+        return self._sources.basis(), destinations.all_folder_options(db)
 
     def _read(self, options: dict[str, object]) -> Capture | Hold:
         try:

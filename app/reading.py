@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from app import destination, ledger
+from app import ledger
 from app.ahead import Ahead, is_large
 from app.enqueue import Enqueued, Place, outlook
 from app.export import Capture
-from app.ledger import SESSION_RECORD, Standing, TurnRead
+from app.ledger import SESSION_RECORD, Standing, TurnRead, destinations
 from app.privacy.policy import is_as_strict
 from app.runtime import failpoint
 from app.sources.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
@@ -241,7 +241,7 @@ class Reader:
             if not self._store.holds(root, name) and not ledger.has_turn(db, self._destination_id, root, name)
         ]
         if gone:
-            destination.note(db, GONE_TURNS, now_ms, len(gone))
+            destinations.note(db, GONE_TURNS, now_ms, len(gone))
 
     def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
         """The turns that were taken back before any of them was read: they are not exported, and that is said."""
@@ -252,7 +252,7 @@ class Reader:
             if turn.is_undone and not ledger.has_turn(db, self._destination_id, root, turn.id)
         }
         if undone:
-            destination.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
+            destinations.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
         return undone
 
     def _is_unchanged(self, root: str, turns: list[TurnOutline]) -> bool:

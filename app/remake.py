@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app import destination, ledger
+from app import ledger
 from app.enqueue import Place, body_of, enqueue, marks
 from app.export import Capture, Export, exports
-from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade
+from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade, destinations
 from app.privacy.policy import Hold
 from app.runtime.liveness import open_sessions
 from app.sources.opencode import ExportError, Store, StoreError
@@ -161,7 +161,7 @@ class Remaking:
         except (StoreError, TranscriptError):
             return Hold("its text is in OpenCode's store, which cannot be read here")
         if transcript is None:
-            is_the_one = ledger.relies_on(db, destination.fingerprint(db, str(self._store)))
+            is_the_one = ledger.relies_on(db, destinations.fingerprint(db, str(self._store)))
             return (
                 None if is_the_one else Hold("its text is in another store of OpenCode than the one that is read here")
             )

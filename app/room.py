@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import destination, ledger
-from app.ledger import SESSION_RECORD, Bulk
+from app import ledger
+from app.ledger import SESSION_RECORD, Bulk, destinations
 from app.sources.opencode import Store, StoreError
 
 ASKED_MAX = 2_000
@@ -70,7 +70,7 @@ class Room:
     def _make(self, db: sqlite3.Connection, now_ms: int, excess: dict[str, int], drop: Callable[[], int]) -> Made:
         with self._store.kept_open():
             chosen, are_all = self._choose(db, excess, now_ms)
-        store = destination.fingerprint(db, str(self._store.path))
+        store = destinations.fingerprint(db, str(self._store.path))
         emptied = ledger.give_up_bodies(db, chosen, store) if chosen else 0
         return Made(emptied, drop() if are_all else 0)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.backfill import Fed, Plan
-from app.destination import Destination
 from app.finding import Finding
 from app.importing import Imported
 from app.ledger import Unread
+from app.ledger.destinations import Destination
 from app.letters import Listed, Opened, short
 from app.preview import Previewed
 from app.settings import Shown

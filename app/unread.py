@@ -6,11 +6,11 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
-from app import destination
 from app.database.connection import Ledger, flushed_together
 from app.enqueue import Enqueued, Place, enqueue
 from app.export import Capture
 from app.folders import Folders
+from app.ledger import destinations
 from app.privacy.redact import PatternError
 from app.reading import Reader
 from app.reconcile import Reconciling
@@ -50,7 +50,7 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
 
     reconciling = Reconciling(
         store,
-        destination.fingerprint(db, str(store.path)),
+        destinations.fingerprint(db, str(store.path)),
         Reader(store, destination_id, take),
         destination_id,
         elsewhere=lambda: open_sessions(spool.hooks),
@@ -59,7 +59,7 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
     with suppress(ExportError), store.kept_open():  # `doctor` says what is wrong with the store
         for directory in store.directories():
             place = folder(db, directory)
-            if destination.is_captured(db, place, destination_id):
+            if destinations.is_captured(db, place, destination_id):
                 directories[place] = directory
                 reconciling.begin(directory, place)
         now_s = time.monotonic()

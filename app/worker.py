@@ -24,21 +24,21 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, confirm, destination, ledger, limits
+from app import __version__, confirm, ledger, limits
 from app.capture import capture
 from app.database import recover
 from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError, is_newer, require_known
 from app.deliver import Courier, deliver, let_go
-from app.destination import Destination
-from app.erasure import erase
 from app.exporters import outcome
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import EndpointError, Route, routes
 from app.exporters.outcome import Outcome
 from app.keyring import Keyring
-from app.ledger import Body, Claim, Remade
+from app.ledger import Body, Claim, Remade, destinations
+from app.ledger.destinations import Destination
+from app.ledger.erasure import erase
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
@@ -204,7 +204,7 @@ class Worker:
             return
         if following is not None:
             self._ring(following)
-        elif destination.by_id(self.db, self.target.id).concurrency is not None:
+        elif destinations.by_id(self.db, self.target.id).concurrency is not None:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
             for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2):
                 self._ring(ringing)
@@ -236,7 +236,7 @@ class Worker:
             if outcome.status is not None and outcome.status != NOT_FOUND and route.url != self._route:
                 # The answer counts more than the note: where the ledger is locked, the next answer brings it.
                 with suppress(sqlite3.OperationalError):
-                    destination.remember_route(self.db, self.target.id, route.url)
+                    destinations.remember_route(self.db, self.target.id, route.url)
                     self._route = route.url
             if outcome.status != NOT_FOUND:
                 break
@@ -251,7 +251,7 @@ class Worker:
         if self._announced is not None:
             ledger.give_back_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
-            destination.probe_now(self.db, self.target.id, clock.now_ms())
+            destinations.probe_now(self.db, self.target.id, clock.now_ms())
 
     # --- the watch
 
@@ -299,7 +299,7 @@ class Worker:
         for complaint in self.settings.complaints:
             self._log(complaint.short)
         inspect(self.db)
-        destination.probe_now(self.db, self.target.id, clock.now_ms())
+        destinations.probe_now(self.db, self.target.id, clock.now_ms())
         ledger.forget_rings(self.db, self.target.id)
         present(self.spool.workers)  # which removes what killed workers left there
         if self.settings.takes_over:
@@ -409,7 +409,7 @@ class Worker:
 
     def _finish_erasure(self, now_ms: int) -> None:
         """Where a command deleted something, and ended before it had rewritten the files that held it."""
-        noted = destination.unerased(self.db)
+        noted = destinations.unerased(self.db)
         if noted is None or noted == self._erased or 0 <= now_ms - noted[1] < PRUNE_MS:
             return  # nothing, or tried already, or the command is at it
         self._erased = noted
@@ -472,7 +472,7 @@ class Worker:
 
     def _consider_ending(self, now_ms: int) -> None:
         """An automatic worker ends when another is wanted, or when nobody needs it any more."""
-        wanted = destination.by_id(self.db, self.target.id).worker_wanted
+        wanted = destinations.by_id(self.db, self.target.id).worker_wanted
         if is_replaced(self.signature, wanted):
             self._log("ends: a worker of another version or with other settings is wanted")
             self._end()

@@ -23,9 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app import destination, ledger  # noqa: E402 - from a checkout
+from app import ledger  # noqa: E402 - from a checkout
 from app.database.connection import Ledger  # noqa: E402
 from app.database.open import open_ledger  # noqa: E402
+from app.ledger import destinations  # noqa: E402 - from a checkout
 from tests.desk import bodies, version  # noqa: E402
 
 ROUNDS = 3
@@ -52,7 +53,7 @@ def work(spool: Path, way: str, name: int, seconds: float, found: multiprocessin
     dice = random.Random(name)  # noqa: S311 - bodies, no secrets
     taken_s: list[float] = []
     with closing(opened(spool, way)) as db:
-        one = destination.destination(db, "https://example.invalid", "fingerprint", 1)
+        one = destinations.destination(db, "https://example.invalid", "fingerprint", 1)
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             made = version(f"msg_{len(taken_s)}", session=f"ses_{name}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import uuid
 
-from app import destination, ledger
-from app.ledger import Body, Claim, Failure, Standing, Version
+from app import ledger
+from app.ledger import Body, Claim, Failure, Standing, Version, destinations
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -39,7 +39,7 @@ class Desk:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
-        self.destination = destination.destination(db, "https://example.invalid", "fingerprint", 0).id
+        self.destination = destinations.destination(db, "https://example.invalid", "fingerprint", 0).id
         self.now_ms = 1_000
 
     def put(
@@ -103,7 +103,7 @@ class Desk:
         return ledger.to_ring(self.db, self.destination, self.now_ms, limit)
 
     def pause(self, probe_ms: int) -> None:
-        destination.pause(
+        destinations.pause(
             self.db, self.destination, health="down", reason="503", count=1, probe_ms=probe_ms, now_ms=self.now_ms
         )
 

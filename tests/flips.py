@@ -20,12 +20,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import destination, ledger
+from app import ledger
 from app.database.connection import Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError
 from app.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
+from app.ledger import destinations
 from app.privacy.policy import Post
 from app.queue import Bell
 from app.settings.lookup import unattended
@@ -77,7 +78,7 @@ def populate(spool: Path, scratch: Path, sessions: int = SESSIONS) -> set[str]:
     for half in (0, 1):
         db = open_ledger(scratch)
         db.execute("pragma synchronous = off")
-        one = destination.destination(db, "https://example.invalid", "fingerprint", NOW_MS)
+        one = destinations.destination(db, "https://example.invalid", "fingerprint", NOW_MS)
         courier = _courier(one.id, lambda: NOW_MS)
         for session in range(sessions):
             for turn in range(half * TURNS // 2, (half + 1) * TURNS // 2):
@@ -158,7 +159,7 @@ class Machine:
             ledger.recover(db, self.now_ms, ledger.leasing_workers(db))
             keys: list[str] = []
             waits = []
-            for one in destination.destinations(db):
+            for one in destinations.destinations(db):
                 found = ledger.to_ring(db, one.id, self.now_ms, 50)
                 keys += found
                 waits.append(ledger.next_due_ms(db, one.id, self.now_ms))
@@ -167,7 +168,7 @@ class Machine:
                 for key in found:
                     deliver(db, key, _courier(one.id, lambda: self.now_ms))
             if not keys:
-                if not any(ledger.is_pending(db, one.id) for one in destination.destinations(db)):
+                if not any(ledger.is_pending(db, one.id) for one in destinations.destinations(db)):
                     return
                 self.now_ms += 60_000
         # What is due in a million years after a flip waits, and is seen to wait.

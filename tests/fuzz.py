@@ -23,9 +23,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import destination, ledger
+from app import ledger
 from app.database.open import open_ledger
 from app.importing import Imported, import_files
+from app.ledger import destinations
 from app.settings.lookup import Sources
 from app.sources.opencode import File, Store, store_file
 from tests import mutants
@@ -54,7 +55,7 @@ def sources(station: Station) -> Sources:
 
 
 def refusals(db: sqlite3.Connection) -> Counter[str]:
-    return Counter({reason: count for reason, count, _ in destination.refusals(db, 1_000)})
+    return Counter({reason: count for reason, count, _ in destinations.refusals(db, 1_000)})
 
 
 def first_line() -> bytes:

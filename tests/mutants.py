@@ -23,10 +23,10 @@ from typing import Any, TypeAlias
 
 from app import ledger
 from app.capture import capture
-from app.destination import destinations
 from app.export import Capture, Export, exports
 from app.exporters.helicone.body import BODY_BYTES_MAX
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
+from app.ledger.destinations import destinations
 from app.privacy.redact import PatternError
 from app.settings import SettingsError
 from app.settings.lookup import Sources

@@ -26,13 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from app import destination, ledger
+from app import ledger
 from app.database.open import open_ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.export import Capture
 from app.exporters.outcome import Outcome, Policy
-from app.ledger import Body, Version
+from app.ledger import Body, Version, destinations
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
 from app.privacy.redact import Redaction
@@ -204,15 +204,15 @@ class Machine:
 
     def use_key(self, key: str) -> None:
         """As a new worker with this key would start."""
-        self.destination = destination.destination(self.db, ENDPOINT, key, self.world.now_ms)
+        self.destination = destinations.destination(self.db, ENDPOINT, key, self.world.now_ms)
         ledger.take_over(self.db, self.destination, self.world.now_ms)
-        destination.probe_now(self.db, self.destination.id, self.world.now_ms)
+        destinations.probe_now(self.db, self.destination.id, self.world.now_ms)
 
     def capture(self, session: str, turn: str, bodies: list[Body], folder: str = "folder") -> None:
         now_ms = self.world.now_ms
         key = uuid.uuid5(uuid.NAMESPACE_OID, session + turn).hex * 2
         # As the hook does at the first line of a folder.
-        destination.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
+        destinations.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
         ledger.adopt_rotated(self.db, self.destination, now_ms)
         version = Version(session, session, turn, key, now_ms, "", folder)
         ledger.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app import destination, ledger
+from app import ledger
 from app.database.open import open_ledger
-from app.ledger import Counts
+from app.ledger import Counts, destinations
 from app.runtime.liveness import present
 from app.sources.opencode import store_file
 from tests.servers import api_key
@@ -246,6 +246,6 @@ def let_leases_last(station: Station) -> None:
 def end_automatic_workers(station: Station) -> None:
     """Have the workers that a hook started end: they are nobody's children."""
     with station.ledger() as db:
-        for one in destination.destinations(db):
-            destination.want_worker(db, one.id, "none")
+        for one in destinations.destinations(db):
+            destinations.want_worker(db, one.id, "none")
     wait_until(lambda: not present(station.spool / "workers"))

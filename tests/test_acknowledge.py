@@ -6,8 +6,8 @@ import sqlite3
 
 import pytest
 
-from app import destination, ledger
-from app.ledger import Claim
+from app import ledger
+from app.ledger import Claim, destinations
 from tests.desk import LEASE_MS, Desk, version
 
 
@@ -79,7 +79,7 @@ def test_whoever_lost_the_claim_is_told_and_changes_no_job_and_the_note_stands(d
 def test_another_job_and_another_destination_are_left_alone(desk: Desk) -> None:
     held = put(desk)
     desk.put(version("t2", session="ses_2"))
-    other = destination.destination(desk.db, "https://other.invalid", "f", 0).id
+    other = destinations.destination(desk.db, "https://other.invalid", "f", 0).id
     before = tuple(desk.row(version("t2", session="ses_2")))
     desk.acknowledge(held, desk.left(held)[0])
     assert tuple(desk.row(version("t2", session="ses_2"))) == before

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, destination, ledger, screen
+from app import confirm, ledger, screen
 from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
 from app.database.connection import Ledger, connect
 from app.database.open import open_ledger
@@ -22,7 +22,7 @@ from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client, ReadBackError
 from app.exporters.outcome import Outcome, Policy
 from app.finding import Finding
-from app.ledger import Body, Version
+from app.ledger import Body, Version, destinations
 from app.privacy.policy import Post
 from app.settings import Settings
 from app.settings.lookup import Sources
@@ -48,7 +48,7 @@ class Person:
         self.now_ms = FIRST_MS
         self.plan = confirm.plan("auto", receiver.url, "", None)
         self.allowance = Allowance(FOR_EVER, FOR_EVER, self.now_ms)
-        self.destination = destination.destination(db, receiver.url, "fingerprint", self.now_ms).id
+        self.destination = destinations.destination(db, receiver.url, "fingerprint", self.now_ms).id
 
     def capture(self, turn: str) -> None:
         """A turn of two records that ended just now, in a session of its own."""
@@ -99,7 +99,7 @@ class Person:
 
     def post(self, body: Body) -> Outcome:
         url = f"{self.receiver.url}/v1/trace/custom/log"
-        destination.remember_route(self.db, self.destination, url)
+        destinations.remember_route(self.db, self.destination, url)
         return self.client.post(url, body.body, str(body.request_id), self.now_ms)
 
     def stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | Unread:

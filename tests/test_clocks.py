@@ -13,13 +13,13 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 import pytest
 
-from app import confirm, destination, ledger
+from app import confirm, ledger
 from app.confirm import Allowance
 from app.deliver import LEASE_MS, Courier
 from app.doctor import examine
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Failure
-from app.ledger.upkeep import KILLS_MAX, SLEEP_MS, UNSEEN_MS
+from app.ledger import Body, Failure, destinations
+from app.ledger.maintenance import KILLS_MAX, SLEEP_MS, UNSEEN_MS
 from app.runtime import clock
 from app.runtime.clock import Reading, jump_ms
 from app.settings.lookup import Sources
@@ -166,7 +166,7 @@ def in_every_situation(machine: Patient, *, is_away: bool) -> None:
         machine.bring("first")
         machine.bring("second")
         later(machine, 10 * SECOND_MS)
-        destination.probe_now(machine.db, machine.destination.id, world.now_ms)
+        destinations.probe_now(machine.db, machine.destination.id, world.now_ms)
     for session in ("leased", "due"):
         for turn in ("t1", "t2", "t3"):
             machine.bring(session, turn)

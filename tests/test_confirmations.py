@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, destination, ledger
+from app import confirm, ledger
 from app.confirm import Allowance, Unread, looks_ms
 from app.database.connection import transaction
 from app.database.open import open_ledger
 from app.exporters.helicone.body import Log, encode
-from app.ledger import Body, Standing, Unconfirmed, Version
+from app.ledger import Body, Standing, Unconfirmed, Version, destinations
 from app.ledger.confirmations import AHEAD_MS_MAX
 from app.ledger.readback import Confirmations
 from tests.desk import Desk, bodies, version
@@ -51,7 +51,7 @@ def deliver(desk: Desk, wanted: Version, *, confirm_ms: int | None = 1_000, reco
 
 def carry(desk: Desk, wanted: Version, *, confirm_ms: int | None = 1_000) -> int:
     """Post what waits; the number of records posted."""
-    destination.remember_route(desk.db, desk.destination, JAWN)
+    destinations.remember_route(desk.db, desk.destination, JAWN)
     held = desk.held(wanted)
     left = desk.left(held)
     for body in left:
@@ -74,7 +74,7 @@ def last_id(wanted: Version, records: int = 2) -> uuid.UUID:
 
 
 def health(desk: Desk) -> str:
-    return destination.by_id(desk.db, desk.destination).health
+    return destinations.by_id(desk.db, desk.destination).health
 
 
 def told(desk: Desk) -> Confirmations:
@@ -182,7 +182,7 @@ def test_what_is_never_found_is_sent_again_so_often_and_is_then_dead_with_the_ca
 
 def test_where_the_server_queues_it_is_given_longer(desk: Desk) -> None:
     deliver(desk, T1)
-    destination.remember_route(desk.db, desk.destination, WORKER)
+    destinations.remember_route(desk.db, desk.destination, WORKER)
     desk.now_ms += LOOKS[-1]
     look(desk, Helicone())
     assert desk.state(T1) == "delivered"
@@ -286,10 +286,10 @@ def test_of_more_than_one_pass_can_look_back_at_the_latest_are_looked_for(
 def test_a_job_that_is_sent_again_is_judged_as_one_that_never_failed(desk: Desk) -> None:
     deliver(desk, T1)
     (one,) = due(desk)
-    before = destination.evidence(desk.db, desk.destination, one.job_id)
+    before = destinations.evidence(desk.db, desk.destination, one.job_id)
     assert not before.others_passed  # since its own last record
     assert ledger.send_again(desk.db, one, desk.now_ms)
-    assert destination.evidence(desk.db, desk.destination, one.job_id).others_passed
+    assert destinations.evidence(desk.db, desk.destination, one.job_id).others_passed
 
 
 def test_a_failed_reading_back_judges_no_job_and_pauses_only_itself_with_growing_pauses(desk: Desk) -> None:
@@ -466,7 +466,7 @@ def test_what_is_read_back_and_where(
 
 def test_on_the_cloud_one_job_an_hour_is_read_back_and_every_one_while_the_quota_is_exceeded(desk: Desk) -> None:
     plan = confirm.plan("auto", CLOUD, "", None)
-    destination.remember_route(desk.db, desk.destination, f"{CLOUD}/custom/v1/log")
+    destinations.remember_route(desk.db, desk.destination, f"{CLOUD}/custom/v1/log")
     first_ms = looks_ms(WORKER, 0)[0]
 
     def when(now_ms: int) -> int | None:
@@ -477,13 +477,13 @@ def test_on_the_cloud_one_job_an_hour_is_read_back_and_every_one_while_the_quota
     assert [when(5 * hour_ms + later) for later in (0, 1, hour_ms - 1)] == [None, None, None]
     assert when(6 * hour_ms) == 6 * hour_ms + first_ms
     assert when(hour_ms) == hour_ms + first_ms  # the clock was set back
-    destination.exceed_quota(desk.db, desk.destination)
+    destinations.exceed_quota(desk.db, desk.destination)
     assert when(hour_ms + 1) == hour_ms + 1 + first_ms
 
 
 def test_self_hosted_every_job_is_read_back(desk: Desk) -> None:
     plan = confirm.plan("auto", "http://127.0.0.1:8585", "", None)
-    destination.remember_route(desk.db, desk.destination, JAWN)
+    destinations.remember_route(desk.db, desk.destination, JAWN)
     assert [confirm.when(desk.db, desk.destination, plan, now_ms) for now_ms in (1, 2)] == [
         1 + LOOKS[0],
         2 + LOOKS[0],

@@ -24,7 +24,7 @@ from app import ledger
 from app.capture import capture
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
-from app.ledger.upkeep import KILLS_MAX
+from app.ledger.maintenance import KILLS_MAX
 from app.runtime import clock
 from app.runtime.failpoint import POINTS, VARIABLE
 from app.runtime.filesystem import private_directory

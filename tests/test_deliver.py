@@ -7,11 +7,11 @@ from typing import Literal
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.deliver import LEASE_MS, Courier, deliver
-from app.destination import Destination
 from app.exporters.outcome import Kind, Outcome, Policy
-from app.ledger import Body
+from app.ledger import Body, destinations
+from app.ledger.destinations import Destination
 from app.privacy.policy import Post
 from app.worker import POST_S_MAX
 from tests.desk import Desk, version
@@ -78,7 +78,7 @@ class Shop:
 
     @property
     def destination(self) -> Destination:
-        return destination.by_id(self.desk.db, self.desk.destination)
+        return destinations.by_id(self.desk.db, self.desk.destination)
 
     def numbers(self) -> list[int]:
         """Which records were posted, in order."""
@@ -459,7 +459,7 @@ def test_probe_that_got_a_record_through_and_then_failed_is_a_first_failure(shop
 def test_probe_now_lets_the_next_one_through_at_once(shop: Shop) -> None:
     shop.desk.put(version())
     shop.deliver(outcome("refused"))
-    assert destination.probe_now(shop.desk.db, shop.desk.destination, 1_000)
+    assert destinations.probe_now(shop.desk.db, shop.desk.destination, 1_000)
     shop.deliver()
     assert shop.desk.state() == "delivered"
 
@@ -655,7 +655,7 @@ def test_every_kind_of_outcome_is_settled(shop: Shop) -> None:
     kinds: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]  # a Literal's
     for n, kind in enumerate(kinds):
         shop.desk.put(version(session=f"ses_{n}"))
-        destination.resume(shop.desk.db, shop.desk.destination)
+        destinations.resume(shop.desk.db, shop.desk.destination)
         shop.deliver(outcome(kind), session=f"ses_{n}")
         assert shop.desk.row(version(session=f"ses_{n}"))["lease_until_ms"] is None, kind
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.database.connection import connect
 from app.database.open import open_ledger
 from app.enqueue import Enqueued, Place, enqueue, outlook
 from app.export import Capture
-from app.ledger import Body, Standing, Version
+from app.ledger import Body, Standing, Version, destinations
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
 from app.transcript.identity import Identity
@@ -88,7 +88,7 @@ class Door:
 @pytest.fixture
 def door(db: sqlite3.Connection) -> Door:
     db.execute("pragma synchronous = off")  # nobody cuts the power here
-    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
     return Door(db, Place(target.id, "folder"))
 
 
@@ -110,7 +110,7 @@ def one(*messages: Fields, **info: Any) -> Fields:
 def test_embedding_program_needs_a_ledger_and_a_transcript_alone(spool: Path) -> None:
     rung: list[str] = []
     with closing(open_ledger(spool)) as db:
-        target = destination.destination(db, "", "", NOW_MS)
+        target = destinations.destination(db, "", "", NOW_MS)
         done = enqueue(db, parse(one(*TURN)), capture(), Place(target.id, ""), now_ms=NOW_MS, ring=rung.append)
         assert (done.new, len(done.keys), done.waiting, done.under) == (2, 2, [], None)
         assert rung == done.keys[:1]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.database.open import open_ledger
+from app.ledger import destinations as destination
 from app.privacy.policy import Hold
 from app.runtime import clock
 from app.runtime.spool import target

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.enqueue import Place
 from app.export import exports
-from app.ledger import Frozen, footprint
+from app.ledger import Frozen, destinations, record_identity
 from app.transcript.identity import Identity
 from app.transcript.model import Turn
 from app.transcript.parse import parse
@@ -24,7 +24,7 @@ FROZEN = Frozen("CUSTOM", "data:opencode.user", 1, "opencode: project", "/openco
 
 @pytest.fixture
 def door(db: sqlite3.Connection) -> Door:
-    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
     return Door(db, Place(target.id, "folder"))
 
 
@@ -75,11 +75,11 @@ def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection
 
 def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
     desk = Desk(db)
-    assert destination.captured_since_ms(db, "folder") is None
+    assert destinations.captured_since_ms(db, "folder") is None
     for now_ms, options in ((500_000, {}), (900_000, {"exportMode": "off"})):
-        destination.remember_folder(db, "folder", desk.destination, options, now_ms)
+        destinations.remember_folder(db, "folder", desk.destination, options, now_ms)
     # Its first hook was starting while the first turn began.
-    assert destination.captured_since_ms(db, "folder") == 500_000 - destination.STARTING_MS
+    assert destinations.captured_since_ms(db, "folder") == 500_000 - destinations.STARTING_MS
 
 
 def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(door: Door) -> None:
@@ -101,7 +101,7 @@ def test_what_moves_to_another_destination_stays_what_it_is(door: Door) -> None:
     door.put(told)
     before = ledger.exported(door.db, door.place.destination_id, told["root"])
     door.db.execute("update job set is_history = 1, is_recall = 1, is_sealed = 1")
-    another = destination.destination(door.db, "https://example.invalid", "another", 0).id
+    another = destinations.destination(door.db, "https://example.invalid", "another", 0).id
     # It knows the session, so what waits moves job by job.
     ledger.insert(
         door.db, another, replace(version(), session=told["root"], root=told["root"], facts_ms=1), [], now_ms=1
@@ -116,7 +116,7 @@ def test_what_moves_to_another_destination_stays_what_it_is(door: Door) -> None:
 def test_elsewhere_counts_what_is_there_or_waits_for_it(door: Door) -> None:
     told = recorded.export("a_simple")
     door.put(told)
-    another = destination.destination(door.db, "https://example.invalid", "another", 0).id
+    another = destinations.destination(door.db, "https://example.invalid", "another", 0).id
     found = ledger.exported_elsewhere(door.db, another, told["root"])
     assert set(found) == {job.turn for job in ledger.exported(door.db, door.place.destination_id, told["root"])}
     assert ledger.exported_elsewhere(door.db, door.place.destination_id, told["root"]) == {}
@@ -190,7 +190,7 @@ def test_what_was_acknowledged_with_other_bytes_must_be_posted_and_made_again(db
 
 
 def test_the_footprints_that_go_first_are_those_of_the_oldest_jobs(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.ledger.footprint.BATCH", 1)
+    monkeypatch.setattr("app.ledger.record_identity.BATCH", 1)
     door.put(recorded.export("a_simple"))
     assert ledger.forget_footprints(door.db, 0) == 1
     (gone,) = door.db.execute("select id from job where id not in (select job_id from footprint)").fetchall()
@@ -202,15 +202,15 @@ def test_a_log_that_is_no_more_of_its_job_keeps_its_footprint(door: Door) -> Non
     row = door.db.execute("select job_id, length(ids) as size from footprint order by size desc").fetchone()
     job = door.db.execute("select id, key from job where id = ?", (row["job_id"],)).fetchone()
     bodies = [replace(body, frozen=FROZEN) for body in ledger.bodies(door.db, job["id"], job["key"])]
-    footprint.write(door.db, row["job_id"], bodies[:1])
-    assert len(footprint.read(door.db, [row["job_id"]])[row["job_id"]]) == len(bodies) > 1
+    record_identity.write(door.db, row["job_id"], bodies[:1])
+    assert len(record_identity.read(door.db, [row["job_id"]])[row["job_id"]]) == len(bodies) > 1
 
 
 def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3.Connection) -> None:
     desk = Desk(db)
-    for name, since_ms in (("ahead", 10**14), ("off", destination.NEVER_MS), ("past", 5)):
-        destination.remember_folder(db, name, desk.destination, {}, 1)
+    for name, since_ms in (("ahead", 10**14), ("off", destinations.NEVER_MS), ("past", 5)):
+        destinations.remember_folder(db, name, desk.destination, {}, 1)
         db.execute("update folder set since_ms = ? where hash = ?", (since_ms, name))
     ledger.unwarp(db, 1_000)
-    since = {name: destination.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
-    assert since == {"ahead": 1_000, "off": destination.NEVER_MS, "past": 5}
+    since = {name: destinations.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
+    assert since == {"ahead": 1_000, "off": destinations.NEVER_MS, "past": 5}

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.database.open import open_ledger
 from app.desk import NOTHING_WANTED, Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
+from app.ledger import destinations
 from app.runtime.liveness import present
 from app.settings.lookup import unattended
 from tests.processes import PROJECT, Station, hook
@@ -48,7 +49,7 @@ def told(station: Station, message: str) -> int:
 
 def refusals(station: Station) -> dict[str, int]:
     with station.ledger() as db:
-        return {reason: count for reason, count, _ in destination.refusals(db)}
+        return {reason: count for reason, count, _ in destinations.refusals(db)}
 
 
 def test_what_was_refused_may_hold_anything(station: Station) -> None:
@@ -345,7 +346,7 @@ def test_a_pattern_that_does_not_compile_stops_the_export_and_is_named(station: 
     assert f"a folder is held: {held}" in station.text("hook.log")
     assert "broken(" not in station.text("hook.log")
     with station.ledger() as db:
-        assert destination.held_folders(db) == [(held, 1)]
+        assert destinations.held_folders(db) == [(held, 1)]
     assert refusals(station) == {}
     assert station.counts().pending == JOBS
 
@@ -410,7 +411,7 @@ def test_a_project_of_that_name_and_a_hostile_env_file_redirect_nothing(station:
         process.end()
     assert not (tmp_path / "trapped").exists()
     with station.ledger() as db:
-        assert [one.endpoint for one in destination.destinations(db)] == [NOWHERE]
+        assert [one.endpoint for one in destinations.destinations(db)] == [NOWHERE]
 
 
 def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station) -> None:
@@ -419,9 +420,9 @@ def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station)
         process.show(export(SIMPLE), options=options)
         process.end()
     with station.ledger() as db:
-        (one,) = destination.destinations(db)
+        (one,) = destinations.destinations(db)
         assert one.delivery_options == {"confirm": "off", "flushInterval": 9}
-        recorded = destination.folder_options(db, destination.fingerprint(db, PROJECT))
+        recorded = destinations.folder_options(db, destinations.fingerprint(db, PROJECT))
     # What may stand in the project's own files limits the jobs of its folder, not those of others.
     assert recorded == {
         "maxRetries": 2,
@@ -500,7 +501,7 @@ def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spo
         process.show(export(SIMPLE))
         assert process.end() == 0
     with closing(open_ledger(station.home / "data" / "opencode-helicone")) as db:
-        assert sum(count for _, count, _ in destination.refusals(db)) == refused
+        assert sum(count for _, count, _ in destinations.refusals(db)) == refused
         assert ledger.counts(db).pending == JOBS
 
 
@@ -538,11 +539,11 @@ def test_a_session_captured_again_with_a_key_moves_to_it_even_where_two_keys_are
             process.show(export(SIMPLE))
             process.end()
     with station.ledger() as db:
-        pending = {one.key_fingerprint: ledger.counts(db, one.id).pending for one in destination.destinations(db)}
+        pending = {one.key_fingerprint: ledger.counts(db, one.id).pending for one in destinations.destinations(db)}
         assert pending == {
-            destination.fingerprint(db, other.key): JOBS,
+            destinations.fingerprint(db, other.key): JOBS,
             "": 0,
-            destination.fingerprint(db, station.key): JOBS,
+            destinations.fingerprint(db, station.key): JOBS,
         }
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.database.connection import connect
-from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version
+from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version, destinations
 from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.maintenance import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX, RING_AGAIN_MS
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
-from app.ledger.upkeep import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX, RING_AGAIN_MS
 from app.transcript.identity import Identity
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
@@ -348,7 +348,7 @@ def test_held_job_that_is_tried_after_all_is_no_longer_told_of_as_held(desk: Des
 
 def test_claim_of_another_destination_finds_nothing(desk: Desk) -> None:
     desk.put(version())
-    foreign = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
+    foreign = destinations.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
     assert ledger.claim(desk.db, foreign, version().key, worker="w", now_ms=1_000, lease_ms=1) is None
 
 
@@ -598,7 +598,7 @@ def test_suspected_killer_is_claimed_only_alone_and_nobody_beside_it(desk: Desk)
 
 def test_suspected_killer_is_alone_at_its_own_destination_only(desk: Desk) -> None:
     other = Desk(desk.db)
-    other.destination = destination.destination(desk.db, "https://elsewhere.invalid", "another", 0).id
+    other.destination = destinations.destination(desk.db, "https://elsewhere.invalid", "another", 0).id
     for one in (desk, other):
         one.put(version(session="ses_1"))
         one.put(version(session="ses_2"))
@@ -629,12 +629,12 @@ def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_window_
     for n in range(20):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=1_000)
-    destination.resume(desk.db, desk.destination)
+    destinations.resume(desk.db, desk.destination)
     seen = []
     for _ in range(5):
         seen.append(in_flight(desk, 20))
         for _ in range(seen[-1]):
-            destination.passed(desk.db, desk.destination)
+            destinations.passed(desk.db, desk.destination)
         ledger.give_back_all(desk.db, WORKER)
     assert seen == [1, 2, 4, 8, 20]
 
@@ -643,8 +643,8 @@ def test_rings_are_no_more_than_the_destination_takes(desk: Desk) -> None:
     for n in range(20):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=1_000)
-    destination.resume(desk.db, desk.destination)
-    destination.passed(desk.db, desk.destination)
+    destinations.resume(desk.db, desk.destination)
+    destinations.passed(desk.db, desk.destination)
     desk.held(version(session="ses_0"))
     assert len(desk.ring()) == 1
     assert len(desk.ring(limit=50)) == 1, "of two that it takes one is in flight"
@@ -704,7 +704,7 @@ def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> No
     assert desk.row(version(session="ses_2"))["lease_until_ms"] == desk.now_ms + LEASE_AHEAD_MS_MAX
     assert ledger.unwarp(desk.db, desk.now_ms + 500) == 0
     assert desk.row(version(session="ses_3"))["due_ms"] == desk.now_ms
-    assert destination.terms(desk.db, desk.destination, desk.now_ms) is not None
+    assert destinations.terms(desk.db, desk.destination, desk.now_ms) is not None
 
 
 # --- acknowledgements do not grow for ever
@@ -821,7 +821,7 @@ def test_recovered_job_is_rung_at_once(desk: Desk) -> None:
 
 def test_jobs_of_another_destination_are_not_rung(desk: Desk) -> None:
     desk.put(version())
-    foreign = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
+    foreign = destinations.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
     assert ledger.to_ring(desk.db, foreign, 1_000, 10) == []
 
 
@@ -986,7 +986,7 @@ def test_session_deleted_while_in_flight_is_noticed_by_its_worker(desk: Desk) ->
 def keyless(desk: Desk) -> Desk:
     """The same ledger, as the destination without a key."""
     other = Desk(desk.db)
-    other.destination = destination.destination(desk.db, "", "", 0).id
+    other.destination = destinations.destination(desk.db, "", "", 0).id
     return other
 
 
@@ -1050,8 +1050,8 @@ def test_a_session_that_was_sealed_keeps_its_seal_when_it_turns_out_to_be_a_suba
 
 @pytest.mark.parametrize("endpoint", ["same", "another"])
 def test_adopting_sends_no_turn_again_that_was_sealed_at_its_endpoint(desk: Desk, keyless: Desk, endpoint: str) -> None:
-    there = destination.by_id(desk.db, desk.destination).endpoint if endpoint == "same" else "http://another"
-    other = destination.destination(desk.db, there, "another key", 0).id
+    there = destinations.by_id(desk.db, desk.destination).endpoint if endpoint == "same" else "http://another"
+    other = destinations.destination(desk.db, there, "another key", 0).id
     keyless.put(version("t1", "text"))
     keyless.put(version("t2"))
     sealed = replace(version("t1", "blank"), is_sealed=True)

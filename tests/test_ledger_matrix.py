@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 import pytest
 
-from app import destination, ledger
-from app.destination import Destination
-from app.ledger import Choice, Claim, Failure, Remade, Standing, TurnRead, Unconfirmed
+from app import ledger
+from app.ledger import Choice, Claim, Failure, Remade, Standing, TurnRead, Unconfirmed, destinations
 from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.destinations import Destination
 from app.recall import REOPENED
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
@@ -224,7 +224,7 @@ def complete(desk: Desk, held: Claim, confirm_ms: int | None) -> bool:
 
 
 def another(desk: Desk) -> Destination:
-    return destination.destination(desk.db, "https://example.invalid", "another", 0)
+    return destinations.destination(desk.db, "https://example.invalid", "another", 0)
 
 
 def adopt_where_known(desk: Desk) -> int:
@@ -238,8 +238,8 @@ def adopt_where_known(desk: Desk) -> int:
 def rotate(desk: Desk, function: Callable[..., object]) -> bool:
     """Our key is refused, and the folder was captured with another one since."""
     ours = another(desk)
-    destination.pause(desk.db, desk.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
-    destination.remember_folder(desk.db, "", ours.id, {}, 1)
+    destinations.pause(desk.db, desk.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
+    destinations.remember_folder(desk.db, "", ours.id, {}, 1)
     function(desk.db, ours, desk.now_ms)
     return bool(desk.row()["destination_id"] == ours.id)
 

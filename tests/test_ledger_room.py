@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from app import destination, ledger
-from app.ledger import Body, Bulk, Claim, Failure, Frozen, Remade, Version
+from app import ledger
+from app.ledger import Body, Bulk, Claim, Failure, Frozen, Remade, Version, destinations
 from tests.desk import Desk, bodies, version
 
 T1, T2, T3, T4 = (version(f"t{n}") for n in range(1, 5))
@@ -47,7 +47,7 @@ def lose_bundle(desk: Desk, wanted: Version) -> None:
 def elsewhere(desk: Desk) -> Desk:
     """Another destination of the same ledger."""
     other = Desk(desk.db)
-    other.destination = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
+    other.destination = destinations.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
     return other
 
 

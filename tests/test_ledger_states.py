@@ -17,10 +17,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from app import destination, ledger
-from app.ledger import Body, Choice, Claim, Failure, Remade, Unconfirmed, Version
+from app import ledger
+from app.ledger import Body, Choice, Claim, Failure, Remade, Unconfirmed, Version, destinations
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
-from app.ledger.upkeep import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
+from app.ledger.maintenance import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
 from app.recall import REOPENED
 from tests.ledger_model import LOOSE, Job, Model
 
@@ -75,9 +75,9 @@ class Histories(RuleBasedStateMachine):
         """What was last read to be confirmed, stale ones included."""
         for table in TABLES:
             db.execute(f"delete from {table}")  # noqa: S608 - names from above
-        self.ours = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+        self.ours = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
         self.destination = self.ours.id
-        self.keyless = destination.destination(db, "", "", 0).id
+        self.keyless = destinations.destination(db, "", "", 0).id
         self.now_ms = 100 * DAY_MS
         self.facts_ms = 100
         self.model = Model()
@@ -445,7 +445,7 @@ class Histories(RuleBasedStateMachine):
         match step:
             case "pause":
                 probe_ms = self.now_ms + delay_ms
-                destination.pause(
+                destinations.pause(
                     self.db,
                     self.destination,
                     health="down",
@@ -456,12 +456,12 @@ class Histories(RuleBasedStateMachine):
                 )
                 health.probe_ms, health.probed_ms = probe_ms, self.now_ms
             case "resume":
-                assert destination.resume(self.db, self.destination) is (health.probe_ms is not None)
+                assert destinations.resume(self.db, self.destination) is (health.probe_ms is not None)
                 if health.probe_ms is not None:
                     health.resume()
             case _:
                 may = health.probe_ms is not None and health.probe_ms > self.now_ms
-                assert destination.probe_now(self.db, self.destination, self.now_ms) is may
+                assert destinations.probe_now(self.db, self.destination, self.now_ms) is may
                 if may:
                     health.probe_ms = self.now_ms
 
@@ -668,7 +668,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def the_destination_is_as_the_model_says(self) -> None:
         health = self.model.health
-        one = destination.by_id(self.db, self.destination)
+        one = destinations.by_id(self.db, self.destination)
         assert (one.probe_ms, one.concurrency) == (health.probe_ms, health.concurrency)
         assert ledger.confirmations(self.db, self.destination).given_up == self.model.given_up
 

@@ -6,9 +6,9 @@ import doctest
 
 import pytest
 
-from app import destination, fingerprint, ledger
-from app.fingerprint import kind_of_error
-from app.ledger import Choice, Failure, Standing, Version
+from app import ledger
+from app.ledger import Choice, Failure, Standing, Version, destinations, fingerprint
+from app.ledger.fingerprint import kind_of_error
 from app.letters import what_to_do
 from tests.desk import WORKER, Desk, version
 
@@ -69,7 +69,7 @@ def test_the_examples_hold() -> None:
 
 def test_a_letter_whose_workers_died_says_where_to_look(desk: Desk) -> None:
     desk.put(version())
-    for _ in range(ledger.upkeep.KILLS_MAX):
+    for _ in range(ledger.maintenance.KILLS_MAX):
         desk.held()
         ledger.recover(desk.db, desk.now_ms, [WORKER])
         desk.now_ms += 60_000
@@ -201,7 +201,7 @@ def test_what_helicone_accepted_and_did_not_store_is_sent_again(desk: Desk) -> N
 def test_the_age_of_a_retried_letter_counts_from_then_on(desk: Desk) -> None:
     die(desk, version())
     desk.now_ms += 8 * DAY_MS
-    destination.pause(
+    destinations.pause(
         desk.db, desk.destination, health="down", reason="x", count=1, probe_ms=desk.now_ms, now_ms=desk.now_ms
     )
     retry(desk)

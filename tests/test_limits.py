@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
+from app import ledger
 from app.database.connection import Ledger
 from app.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
-from app.ledger import Version
-from app.ledger.upkeep import STEADY_MS
+from app.ledger import Version, destinations
+from app.ledger.maintenance import STEADY_MS
 from app.limits import of_folders
 from app.privacy.policy import Post
 from app.room import Made, Room
@@ -65,10 +65,10 @@ def forget(station: Station, *told: Snapshot) -> None:
 def limit(station: Station, directory: str, **limits: int) -> None:
     """As a hook records what stands in the files of a project."""
     with station.ledger() as db:
-        place = destination.fingerprint(db, directory)
-        ours = destination.destinations(db)[0].id
-        options = destination.folder_options(db, place) or {}
-        destination.remember_folder(db, place, ours, {**options, **limits}, 1_000)
+        place = destinations.fingerprint(db, directory)
+        ours = destinations.destinations(db)[0].id
+        options = destinations.folder_options(db, place) or {}
+        destinations.remember_folder(db, place, ours, {**options, **limits}, 1_000)
 
 
 def unheard(station: Station) -> tuple[Station, int]:
@@ -80,7 +80,7 @@ def unheard(station: Station) -> tuple[Station, int]:
 def by_folder(station: Station, column: str) -> dict[str, list[object]]:
     """Of all jobs, in order."""
     with station.ledger() as db:
-        names = {destination.fingerprint(db, name): name for name in (PROJECT, OTHER)}
+        names = {destinations.fingerprint(db, name): name for name in (PROJECT, OTHER)}
         found: dict[str, list[object]] = {PROJECT: [], OTHER: []}
         for row in db.execute("select s.folder, j.* from job j join session s on s.id = j.session_id order by j.id"):
             found[names[row["folder"]]].append(row[column])
@@ -121,7 +121,7 @@ def test_a_job_is_given_up_at_the_age_that_its_own_project_says(station: Station
 
 def destination_is_down(station: Station) -> bool:
     with station.ledger() as db:
-        return destination.destinations(db)[0].health == "down"
+        return destinations.destinations(db)[0].health == "down"
 
 
 def test_the_bodies_of_a_folder_are_kept_below_its_own_size(station: Station, tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_a_hook_keeps_to_the_size_of_its_folder_where_no_worker_runs(station: St
 
 
 def test_a_limit_is_overruled_by_what_overrules_a_plugins_options(db: Ledger) -> None:
-    ours = destination.destination(db, "https://example.invalid", "f", 0).id
-    destination.remember_folder(db, "own", ours, {"maxRetries": 2, "exportMode": "full"}, 1)
-    destination.remember_folder(db, "none", ours, {"maxSpoolAge": "7d"}, 1)
+    ours = destinations.destination(db, "https://example.invalid", "f", 0).id
+    destinations.remember_folder(db, "own", ours, {"maxRetries": 2, "exportMode": "full"}, 1)
+    destinations.remember_folder(db, "none", ours, {"maxSpoolAge": "7d"}, 1)
     for source, counts in {
         "command line": False, "environment": False, ".env": False, "plugin": True, "config file": True,
     }.items():  # fmt: skip
@@ -183,7 +183,7 @@ def test_a_limit_is_overruled_by_what_overrules_a_plugins_options(db: Ledger) ->
 def test_each_age_waits_for_a_clock_that_has_gone_on_for_as_long_or_an_hour(
     steady_ms: int, age_ms: int, *, trusted: bool
 ) -> None:
-    assert ledger.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else destination.NEVER_MS)
+    assert ledger.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else destinations.NEVER_MS)
 
 
 # --- retries
@@ -210,7 +210,7 @@ def test_the_folder_of_a_job_decides_how_often_it_is_charged(desk: Desk, own: in
         max_retries_of=lambda held: own if held.folder == "f" else None,
     )
     while desk.state() == "pending":
-        destination.passed(desk.db, desk.destination)  # others' records
+        destinations.passed(desk.db, desk.destination)  # others' records
         deliver(desk.db, version().key, courier)
         desk.now_ms += 1
     assert len(posted) == posts

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, destination, ledger
+from app import confirm, ledger
 from app.database.open import open_ledger
 from app.desk import Desk
 from app.inbox import Inbox
+from app.ledger import destinations
 from app.runtime import clock
 from app.settings import from_arguments
 from app.settings.lookup import Sources, unattended
@@ -155,7 +156,7 @@ def posts_before_a_job_is_dead(place: Place) -> int:
         while ledger.counts(made.db).dead == 0:
             # As if its time had come, and other jobs' records had passed.
             made.db.execute("update job set due_ms = 1 where state = 'pending'")
-            destination.passed(made.db, made.target.id)
+            destinations.passed(made.db, made.target.id)
             attempt(made)
     return len(place.server.requests)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
+from app import ledger
 from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.blanking import sent
 from app.database.open import open_ledger
@@ -22,7 +22,7 @@ from app.export import Capture
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.records import blank, kind_of
 from app.exporters.helicone.routes import read_back_url
-from app.ledger import Claim, Standing
+from app.ledger import Claim, Standing, destinations
 from app.likeness import Likeness
 from app.overwritten import counted, look
 from app.precedent import Precedent
@@ -49,7 +49,7 @@ NO_REDACTION = Redaction.compile([], secrets=False)
 
 @pytest.fixture
 def door(db: sqlite3.Connection) -> Door:
-    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
     return Door(db, Place(target.id, "folder"))
 
 
@@ -203,7 +203,7 @@ def test_a_sealed_turn_does_not_come_back_under_another_key_of_its_endpoint(
 ) -> None:
     door.put(told())
     recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
-    other = Door(door.db, Place(destination.destination(door.db, endpoint, "another", 0).id, "folder"))
+    other = Door(door.db, Place(destinations.destination(door.db, endpoint, "another", 0).id, "folder"))
     done = other.put(told())
     assert (done.new, done.shut) == ((0, 2) if is_shut else (2, 0))
     assert other.put(told(), reopen=("sealed",)).new == (2 if is_shut else 0)
@@ -322,7 +322,7 @@ def new_door(migrated: Path) -> Callable[[Path], Door]:
     def make(folder: Path) -> Door:
         shutil.copytree(migrated, folder / "spool")
         db = open_ledger(folder / "spool")
-        return Door(db, Place(destination.destination(db, "https://example.invalid", "f", 0).id, "folder"))
+        return Door(db, Place(destinations.destination(db, "https://example.invalid", "f", 0).id, "folder"))
 
     return make
 

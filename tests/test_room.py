@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.database.connection import Ledger
 from app.database.open import open_ledger
 from app.deliver import OTHER_TEXT
 from app.enqueue import MARK_DIGITS, Place, enqueue
 from app.export import Capture
-from app.ledger import Choice, Claim, Failure
+from app.ledger import Choice, Claim, Failure, destinations
 from app.letters import list_dropped, open_letters, what_to_do
 from app.privacy.policy import Hold
 from app.privacy.redact import REDACTED, Redaction
@@ -610,7 +610,7 @@ def test_a_job_without_bodies_goes_along_to_another_destination(bench: Bunk) -> 
     bench.keep(talk(2))
     before = bench.bodies
     bench.make_room()
-    another = destination.destination(bench.db, "https://example.invalid", "another", 0).id
+    another = destinations.destination(bench.db, "https://example.invalid", "another", 0).id
     found = bench.permits.capture(bench.db, "")
     assert not isinstance(found, Hold)
     # It knows the session, so what waits moves job by job.

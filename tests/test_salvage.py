@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.database import recover
 from app.database.connection import Ledger, Replaced
 from app.database.open import heal, inspect, open_ledger, open_whole
 from app.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
+from app.ledger import destinations
 from app.privacy.policy import Post
 from tests import flips
 from tests.desk import Desk, bodies, version
@@ -62,7 +63,7 @@ def leaf_pages(path: Path, root: int) -> list[int]:
 
 
 def noted(db: sqlite3.Connection) -> dict[str, int]:
-    return {what: count for what, count, _ in destination.incidents(db)}
+    return {what: count for what, count, _ in destinations.incidents(db)}
 
 
 def names(spool: Path, pattern: str) -> list[str]:

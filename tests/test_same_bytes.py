@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
+from app import ledger
 from app.enqueue import Place, enqueue
 from app.export import Capture
+from app.ledger import destinations
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.sources.opencode import store_file
@@ -250,7 +251,7 @@ def test_what_was_captured_at_an_idle_is_not_captured_again(
     db: sqlite3.Connection, live: Callable[[str], Jobs], name: str
 ) -> None:
     root = recorded.export(name)["root"]
-    place = Place(destination.destination(db, "", "", 0).id, "")
+    place = Place(destinations.destination(db, "", "", 0).id, "")
     for now_ms, snapshots in enumerate(at_each_idle(name)):
         if root in snapshots:
             enqueue(db, parse(snapshots[root]), FULL, place, now_ms=now_ms, ring=lambda _: None)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from app.database import recover
-from app.destination import fingerprint
 from app.enqueue import MARK_DIGITS
-from app.erasure import _foreign
 from app.exporters.helicone.routes import read_back_url
-from app.ledger.footprint import BESIDE_BODIES_BYTES_MAX
+from app.ledger.destinations import fingerprint
+from app.ledger.erasure import _foreign
+from app.ledger.record_identity import BESIDE_BODIES_BYTES_MAX
 from app.runtime import log
 from app.runtime.filesystem import PRIVATE_DIRECTORY, PRIVATE_FILE
 from app.settings import Settings

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from app import __version__, destination
+from app import __version__
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.desk import Desk
 from app.inbox import QUEUE_BYTES_MAX, Inbox, LineError
+from app.ledger import destinations
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
@@ -432,7 +433,7 @@ def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(
     plugin.end()
     Desk(Inbox(pipe_of(*estate), plugin.reader), plugin.sources).serve()
     with station.ledger() as db:
-        assert [reason for reason, *_ in destination.refusals(db)] == ["too long"]
+        assert [reason for reason, *_ in destinations.refusals(db)] == ["too long"]
 
 
 # --- a ledger that is newer ------------------------------------------------------------------------------------------

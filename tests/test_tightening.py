@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.database.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.exporters.outcome import Kind, Outcome
 from app.exporters.outcome import Policy as RetryPolicy
-from app.ledger import Body, Claim, Remade
+from app.ledger import Body, Claim, Remade, destinations
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.remake import Remaking
@@ -109,7 +109,7 @@ def test_a_stricter_mode_and_a_new_pattern_reach_what_waits_while_the_worker_run
 
 def _is_paused(station: Station) -> bool:
     with station.ledger() as db:
-        return any(one.pause_reason for one in destination.destinations(db))
+        return any(one.pause_reason for one in destinations.destinations(db))
 
 
 def _anew(station: Station, mode: str, patterns: int) -> bool:
@@ -180,7 +180,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.environ = {"HOME": str(self.home), "XDG_DATA_HOME": str(self.home / "data")}
         self.own = self.home / "config"
-        self.destination = destination.destination(self.db, "https://example.invalid", "fingerprint", 0).id
+        self.destination = destinations.destination(self.db, "https://example.invalid", "fingerprint", 0).id
         self.start_worker()
 
     def start_worker(self, **variables: str) -> None:
@@ -190,7 +190,7 @@ class Bench:
 
     def record(self, folder: str = "", **options: object) -> None:
         """What a hook records when its plugin brings these options."""
-        destination.remember_folder(self.db, folder, self.destination, options, 1_000)
+        destinations.remember_folder(self.db, folder, self.destination, options, 1_000)
 
     def capture(self, wanted: Fields, folder: str = "") -> None:
         """What a hook does with a snapshot, under the settings in force."""

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
 from app.exporters.helicone.client import Client
-from app.ledger import Failure
+from app.ledger import Failure, destinations
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool, folder
@@ -85,9 +85,9 @@ class Desk:
     def captured(self, since_ms: int = 0, **options: object) -> None:
         """A hook has captured the folder since then."""
         with self.station.ledger() as db:
-            ours = destination.destinations(db)
+            ours = destinations.destinations(db)
             one = ours[-1].id if ours else None
-            remember = destination.remember_folder
+            remember = destinations.remember_folder
             remember(db, folder(db, PROJECT), one, options, since_ms)  # type: ignore[arg-type]  # none yet
 
     def change(self, columns: str, **names: str) -> None:
@@ -103,7 +103,7 @@ class Desk:
     def deliver(self, url: str | None = None, now_ms: int = 1_000) -> None:
         """All that waits, the oldest first; posted where a receiver is named."""
         with self.station.ledger() as db, Client(self.station.key) as client:
-            (one,) = destination.destinations(db)
+            (one,) = destinations.destinations(db)
             for name in sorted(ledger.pending_keys(db)):
                 held = ledger.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
                 assert held is not None
@@ -316,7 +316,7 @@ def test_what_was_over_before_capture_began_is_not_missed(desk: Desk) -> None:
 
 def test_of_a_session_that_went_on_only_what_came_then_is_missed(desk: Desk) -> None:
     desk.holds(talk(2))
-    desk.captured(since_ms=CREATED_MS + 2_000 + destination.STARTING_MS)  # the second turn begins
+    desk.captured(since_ms=CREATED_MS + 2_000 + destinations.STARTING_MS)  # the second turn begins
     assert desk.states() == {"earlier": 1, "never_seen": 1}
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
+from app import ledger
+from app.ledger import destinations
 from app.queue import Bell
 from app.runtime.liveness import Only, is_taken, present
 from app.settings.lookup import unattended
@@ -163,7 +164,7 @@ def test_two_workers_and_needless_rings_send_everything_once(station: Station, r
     with station.ledger() as db:
         jobs = ledger.counts(db).pending
         keys = [row[0] for row in db.execute("select key from job")]
-        (target,) = destination.destinations(db)
+        (target,) = destinations.destinations(db)
     bell = Bell(station.spool, target.id)
     for key in keys * 3:
         bell.ring(key)
@@ -195,7 +196,7 @@ def test_a_refused_key_pauses_and_charges_nobody_and_a_restart_tries_at_once(
 
 def paused(station: Station) -> str | None:
     with station.ledger() as db:
-        return destination.destinations(db)[0].pause_reason
+        return destinations.destinations(db)[0].pause_reason
 
 
 def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
@@ -418,7 +419,7 @@ def test_a_key_that_nothing_was_captured_for_does_not_stand_in_the_way_of_the_fi
     elsewhere = replace(station, key=api_key("z"), endpoint="http://127.0.0.1:9")
     assert elsewhere.run("status").returncode == 0
     with station.ledger() as db:
-        destination.destination(db, "http://127.0.0.1:9", "fingerprint", 1)
+        destinations.destination(db, "http://127.0.0.1:9", "fingerprint", 1)
     with worker(station):
         wait_until(lambda: station.delivered(JOBS))
     assert len(receiver.rows()) == RECORDS

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from app import destination, ledger
+from app import ledger
 from app.database.open import open_ledger
-from app.ledger import Body, Failure, Frozen, Version
+from app.ledger import Body, Failure, Frozen, Version, destinations
 from app.settings import Settings
 
 TURNS = 60_000
@@ -52,7 +52,7 @@ def main(turns: int = TURNS) -> int:
 def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> None:
     dice = random.Random(1)  # noqa: S311 - the scenario
     settings = Settings()
-    ours = destination.destination(db, "https://example.invalid", "key", 0).id
+    ours = destinations.destination(db, "https://example.invalid", "key", 0).id
     for turn in range(turns):
         now_ms = turn * DAY_MS // TURNS_A_DAY
         bodies = [record(dice, turn, n, now_ms) for n in range(RECORDS)]

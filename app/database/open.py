@@ -228,7 +228,7 @@ def _now_ms() -> int:
 
 
 def _order(db: sqlite3.Connection) -> None:
-    """Have the tables of a new ledger begin where those of one that `app.erasure` has rewritten do.
+    """Have the tables of a new ledger begin where those of one that `app.ledger.erasure` has rewritten do.
 
     So either can be read with the first page of a new one, should its own be lost (`salvage`).
     """

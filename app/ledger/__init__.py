@@ -48,7 +48,50 @@ from app.ledger.confirmations import (
     send_again,
     stop_confirming,
 )
-from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
+from app.ledger.counts import (
+    Conditions,
+    Counts,
+    conditions,
+    counts,
+    errors,
+    is_history,
+    is_pending,
+    latest_ms,
+    pending_keys,
+    sendable,
+)
+from app.ledger.dead_letters import (
+    Attempt,
+    Choice,
+    Group,
+    Letter,
+    attempts,
+    dead_groups,
+    dead_keys,
+    dead_letters,
+    dropped_groups,
+    dropped_letters,
+    letters_of,
+    letters_of_session,
+    purge_dead,
+    retry_dead,
+)
+from app.ledger.eviction import (
+    Bulk,
+    Emptied,
+    Remade,
+    bulk,
+    drop_gone,
+    emptied,
+    excess_of_folders,
+    give_up_bodies,
+    held_bytes,
+    is_emptied,
+    may_refill,
+    relies_on,
+    take_remade,
+    without_bodies,
+)
 from app.ledger.history import (
     Exported,
     brought_along,
@@ -73,23 +116,19 @@ from app.ledger.job import (
     Version,
     bodies,
 )
-from app.ledger.letters import (
-    Attempt,
-    Choice,
-    Group,
-    Letter,
-    attempts,
-    dead_groups,
-    dead_keys,
-    dead_letters,
-    dropped_groups,
-    dropped_letters,
-    letters_of,
-    letters_of_session,
-    purge_dead,
-    retry_dead,
-)
 from app.ledger.limits import NO_LIMITS, Limits
+from app.ledger.maintenance import (
+    forget_rings,
+    leasing_workers,
+    next_due_ms,
+    next_of_session,
+    note_sleep,
+    recover,
+    steady_ms,
+    to_ring,
+    trusted_age_ms,
+    unwarp,
+)
 from app.ledger.notices import (
     TurnRead,
     Unread,
@@ -105,7 +144,7 @@ from app.ledger.notices import (
     unread,
     unread_sessions,
 )
-from app.ledger.policies import (
+from app.ledger.policy_enforcement import (
     Missing,
     drop_for_policy,
     drop_looser,
@@ -136,46 +175,7 @@ from app.ledger.readback import (
     read_back_failures,
     resume_read_back,
 )
-from app.ledger.readings import (
-    Conditions,
-    Counts,
-    conditions,
-    counts,
-    errors,
-    is_history,
-    is_pending,
-    latest_ms,
-    pending_keys,
-    sendable,
-)
-from app.ledger.room import (
-    Bulk,
-    Emptied,
-    Remade,
-    bulk,
-    drop_gone,
-    emptied,
-    excess_of_folders,
-    give_up_bodies,
-    held_bytes,
-    is_emptied,
-    may_refill,
-    relies_on,
-    take_remade,
-    without_bodies,
-)
-from app.ledger.upkeep import (
-    forget_rings,
-    leasing_workers,
-    next_due_ms,
-    next_of_session,
-    note_sleep,
-    recover,
-    steady_ms,
-    to_ring,
-    trusted_age_ms,
-    unwarp,
-)
+from app.ledger.record_identity import DIGEST_BYTES, Print, forget_footprints
 from app.ledger.versions import (
     current_as,
     encoding_elsewhere,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from sqlite3 import Connection, Row
 
-from app.ledger.bundle import BundleError, unpack
+from app.ledger.compression import BundleError, unpack
 from app.transcript.identity import NEWEST, Encoding
 
 BATCH = 500

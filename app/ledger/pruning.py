@@ -7,9 +7,9 @@ import sqlite3
 from app.database.connection import transaction
 from app.ledger import limits
 from app.ledger.confirmations import forget_session
+from app.ledger.eviction import HELD, excess_of_folders, held_bytes
 from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
-from app.ledger.room import HELD, excess_of_folders, held_bytes
 from app.ledger.versions import forget_contents
 from app.runtime import failpoint
 

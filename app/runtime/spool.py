@@ -18,9 +18,10 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import __version__, destination
-from app.destination import Destination
+from app import __version__
 from app.exporters.helicone.routes import normalise
+from app.ledger import destinations
+from app.ledger.destinations import Destination
 from app.settings import Settings, delivery_options
 
 
@@ -59,20 +60,20 @@ def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destinati
 
     Without a key and without a chosen endpoint it is the one destination that any first key may take over.
     """
-    return destination.destination(db, *meant(db, settings), now_ms)
+    return destinations.destination(db, *meant(db, settings), now_ms)
 
 
 def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
     """(endpoint, key fingerprint): what tells that destination from others."""
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     chosen = key or "endpoint" in settings.origins
-    return (normalise(settings.endpoint) if chosen else ""), destination.fingerprint(db, key)
+    return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, key)
 
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
     """As `target`, for those who only look: None when there is no such destination yet."""
     ours = meant(db, settings)
-    return next((one for one in destination.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
+    return next((one for one in destinations.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
 
 
 def worker_signature(settings: Settings) -> str:
@@ -83,4 +84,4 @@ def worker_signature(settings: Settings) -> str:
 
 def folder(db: sqlite3.Connection, directory: str | None) -> str:
     """What the ledger knows a project folder by: a salted hash, '' for none."""
-    return destination.fingerprint(db, directory or "")
+    return destinations.fingerprint(db, directory or "")

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.database.connection import transaction
-from app.ledger import footprint, limits
+from app.ledger import limits, record_identity
 from app.ledger.claims import is_current
 from app.ledger.job import BATCH, Body, Claim, kept
 from app.ledger.limits import Limits
@@ -147,7 +147,7 @@ def take_remade(db: sqlite3.Connection, held: Claim, made: Remade) -> bool:
             return False
         db.execute("delete from record where job_id = ?", (held.job_id,))
         write_records(db, held.job_id, made.bodies)
-        footprint.write(db, held.job_id, made.bodies)
+        record_identity.write(db, held.job_id, made.bodies)
         db.execute(
             "update job set record_count = ?, known_marks = ? where id = ? and state = 'pending'",
             (len(made.bodies), made.known_marks, held.job_id),
