@@ -16,11 +16,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app import ledger
-from app.enqueue import body_of
-from app.export import Capture, Export, exports
+from app.capture.enqueue import body_of
+from app.capture.export import Capture, Export, exports
+from app.capture.folders import Folders
 from app.exporters.helicone.naming import project_name
 from app.exporters.helicone.records import Kind, Record
-from app.folders import Folders
 from app.ledger import Exported, Print
 from app.ledger.record_identity import DIGEST_BYTES
 from app.privacy.policy import Policy, retold

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from app.enqueue import body_of
+from app.capture.enqueue import body_of
 from app.exporters.helicone.records import Record, blank, kind_of
 from app.ledger import Body, Exported, Frozen, Print
 

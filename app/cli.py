@@ -17,6 +17,7 @@ import typer
 from platformdirs import user_data_path
 
 from app import __version__, doctor, screen
+from app.capture.folders import effective
 from app.cli_backfill import backfill
 from app.cli_dead import dead
 from app.cli_import import importing
@@ -44,7 +45,6 @@ from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
 from app.exporters.helicone.routes import EndpointError
 from app.finding import Finding
-from app.folders import effective
 from app.ledger import LedgerError
 from app.letters import LetterError
 from app.privacy.redact import PatternError
@@ -125,7 +125,7 @@ def _hook() -> None:
 
     On standard input, until it ends. The plugin starts this.
     """
-    from app.desk import main as serve  # noqa: PLC0415 - normally __main__ has done this, without a command line
+    from app.capture.daemon import main as serve  # noqa: PLC0415 - normally __main__ has done this, without a command line
 
     serve()
 

@@ -16,6 +16,7 @@ import typer
 
 from app import ledger, screen
 from app.audit import GONE, Audited, audit
+from app.capture.folders import Folders
 from app.command import (
     DONE,
     PROBLEM,
@@ -35,7 +36,6 @@ from app.command import (
     sources_of,
 )
 from app.database.open import open_ledger, open_whole
-from app.folders import Folders
 from app.ledger import destinations
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, environment, installed, ledger
-from app.capture import capture
+from app import __version__, installed, ledger
+from app.capture import environment
+from app.capture.config import capture
+from app.capture.keyring import Keyring
+from app.capture.reconcile import QUIET_MS
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError
 from app.finding import Finding, Level
-from app.keyring import Keyring
 from app.ledger import destinations
 from app.privacy.redact import PatternError
-from app.reconcile import QUIET_MS
 from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool

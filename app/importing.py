@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app import ledger
-from app.capture import why_nothing
+from app.capture.config import why_nothing
+from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.folders import Folders
 from app.database.open import open_whole
-from app.enqueue import Enqueued, Place, enqueue
-from app.folders import Folders
 from app.ledger.destinations import Destination
 from app.queue import Bell
 from app.runtime import clock

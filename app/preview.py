@@ -11,12 +11,12 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from app import ledger
-from app.capture import why_nothing
+from app.capture.config import why_nothing
+from app.capture.enqueue import Place, identity_of, own_turns
+from app.capture.export import Capture, exports
+from app.capture.folders import Folders
 from app.database.open import open_ledger
-from app.enqueue import Place, identity_of, own_turns
-from app.export import Capture, exports
 from app.exporters.helicone.records import Record
-from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.runtime.spool import find_target, folder

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from app import ledger
 from app.audit import GONE, bare, encoded, hits, sent_turns
 from app.blanking import blank_body, blank_key, is_unprinted, row, sent
-from app.capture import why_nothing
-from app.enqueue import body_of
-from app.export import Capture, Export
+from app.capture.config import why_nothing
+from app.capture.enqueue import body_of
+from app.capture.export import Capture, Export
+from app.capture.folders import Folders
 from app.exporters.helicone.records import Record, blank
-from app.folders import Folders
 from app.ledger import Body, Exported, Standing, Version
 from app.likeness import Likeness, likeness
 from app.precedent import Precedent, mode_of

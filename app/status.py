@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 
 from app import __version__, confirm, ledger
+from app.capture.folder_limits import folders_by_option
 from app.confirm import Plan
 from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
@@ -15,7 +16,6 @@ from app.exporters.helicone.routes import normalise
 from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.ledger import destinations as destination
 from app.ledger.destinations import Destination
-from app.limits import folders_by_option
 from app.runtime.liveness import present
 from app.runtime.spool import Spool, find_target, meant
 from app.settings import Settings

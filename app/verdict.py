@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from app import ledger
-from app.export import Capture
+from app.capture.export import Capture
 from app.ledger import Exported
 from app.transcript.model import Transcript, Unreadable, key, session_digest
 

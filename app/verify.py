@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app import ledger
+from app.capture.enqueue import holds_sealed, own_turns
+from app.capture.export import children
+from app.capture.folders import Folders
+from app.capture.reconcile import is_quiet
 from app.database.open import open_ledger
-from app.enqueue import holds_sealed, own_turns
-from app.export import children
-from app.folders import Folders
 from app.ledger import destinations
-from app.reconcile import is_quiet
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool, find_target, folder

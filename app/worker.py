@@ -24,8 +24,12 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, confirm, ledger, limits
-from app.capture import capture
+from app import __version__, confirm, ledger
+from app.capture import folder_limits
+from app.capture.config import capture
+from app.capture.eviction import Room
+from app.capture.keyring import Keyring
+from app.capture.recapture import Remaking
 from app.database import recover
 from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import heal, inspect, open_ledger
@@ -35,7 +39,6 @@ from app.exporters import outcome
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import EndpointError, Route, routes
 from app.exporters.outcome import Outcome
-from app.keyring import Keyring
 from app.ledger import Body, Claim, Remade, destinations
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
@@ -43,8 +46,6 @@ from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.queue import Bell
-from app.remake import Remaking
-from app.room import Room
 from app.runtime import clock, failpoint, log
 from app.runtime.liveness import Announced, Only, present
 from app.runtime.spool import Spool, target, worker_signature
@@ -216,7 +217,7 @@ class Worker:
         return self._permits.permit(self.db, held.folder, held.policy)
 
     def _max_retries(self, held: Claim) -> int | None:
-        return limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
+        return folder_limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
 
     def _rebuild(self, held: Claim) -> Remade | Hold | None:
         capturing = self._permits.capture(self.db, held.folder)
@@ -376,8 +377,8 @@ class Worker:
 
     def _prune(self, now_ms: int) -> None:
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
-        bytes_max_of = limits.of_folders(self.db, self.settings, "max_spool_bytes")
-        ages_ms = limits.of_folders(self.db, self.settings, "max_spool_age_ms")
+        bytes_max_of = folder_limits.of_folders(self.db, self.settings, "max_spool_bytes")
+        ages_ms = folder_limits.of_folders(self.db, self.settings, "max_spool_age_ms")
         steady_ms = ledger.steady_ms(self.db, now_ms)
         trusted_ms = ledger.trusted_age_ms(age_ms_max, steady_ms)
         trusted_ms_of = {folder: ledger.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}

@@ -33,7 +33,7 @@ import re2
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.export import Capture, exports  # noqa: E402 - from a checkout
+from app.capture.export import Capture, exports  # noqa: E402 - from a checkout
 from app.privacy.policy import Policy  # noqa: E402
 from app.privacy.redact import Redaction  # noqa: E402
 from app.privacy.rules import RULES  # noqa: E402

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import ledger
-from app.capture import capture
+from app.capture.config import capture
 from app.database.open import open_ledger
 from app.settings.lookup import unattended
 from tests.enqueuer import growing, name, records

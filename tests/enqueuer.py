@@ -11,10 +11,10 @@ import random
 import sys
 from collections.abc import Iterator
 
-from app.capture import capture
+from app.capture.config import capture
+from app.capture.enqueue import Place, enqueue
+from app.capture.export import Capture, Export, exports
 from app.database.open import open_ledger
-from app.enqueue import Place, enqueue
-from app.export import Capture, Export, exports
 from app.queue import Bell
 from app.runtime import clock
 from app.runtime.spool import Spool, target

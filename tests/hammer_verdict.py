@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app.capture import capture
+from app.capture.config import capture
 from app.intake import jawn_reply
 from app.runtime import clock
 from app.settings.lookup import unattended

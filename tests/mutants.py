@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from app import ledger
-from app.capture import capture
-from app.export import Capture, Export, exports
+from app.capture.config import capture
+from app.capture.export import Capture, Export, exports
+from app.capture.messages import LINE_BYTES_MAX, LineError, read_line
 from app.exporters.helicone.body import BODY_BYTES_MAX
-from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.ledger.destinations import destinations
 from app.privacy.redact import PatternError
 from app.settings import SettingsError

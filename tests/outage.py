@@ -27,17 +27,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import ledger
+from app.capture.enqueue import Place, enqueue
+from app.capture.eviction import Room
+from app.capture.export import Capture
+from app.capture.recapture import Remaking
 from app.database.open import open_ledger
 from app.deliver import Courier, deliver
-from app.enqueue import Place, enqueue
-from app.export import Capture
 from app.exporters.outcome import Outcome, Policy
 from app.ledger import Body, Version, destinations
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
 from app.privacy.redact import Redaction
-from app.remake import Remaking
-from app.room import Room
 from app.runtime.clock import Reading, jump_ms
 from app.settings import Settings
 from app.sources.opencode import Store

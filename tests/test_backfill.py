@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from app import backfill
-from app.capture import capture
+from app.capture.config import capture
+from app.capture.export import Export, exports
 from app.command import STOPPED
-from app.export import Export, exports
 from app.ledger import destinations
 from app.privacy.policy import Mode
 from app.runtime import clock

@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import ledger
+from app.capture.enqueue import Place, enqueue
+from app.capture.export import Capture
 from app.database.open import open_ledger
-from app.enqueue import Place, enqueue
-from app.export import Capture
 from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
 from app.ledger import destinations
 from app.privacy.metadata_only import withhold_session, withhold_turn

@@ -118,7 +118,7 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
         check=True,
     )
     loaded = json.loads(process.stdout)
-    assert "app.hook" in loaded
+    assert "app.capture.handler" in loaded
     heavy = {"app.cli", "app.exporters.helicone.client", "app.worker", "httpx", "rich", "starlette", "typer", "uvicorn"}
     assert not heavy.intersection(loaded)
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from app import ledger
+from app.capture.enqueue import Place
 from app.command import STOPPED
 from app.database.open import open_ledger
-from app.enqueue import Place
 from app.ledger import destinations
 from tests import recorded
 from tests.processes import Station

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app import ledger
+from app.capture.daemon import NOTHING_WANTED
 from app.database.open import open_ledger
-from app.desk import NOTHING_WANTED
 from app.ledger import destinations
 from tests.processes import Station, hook
 from tests.recorded import export

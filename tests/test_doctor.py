@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from app import ledger
+from app.capture.reconcile import QUIET_MS
 from app.confirm import NOT_STORED_CAUSES
 from app.ledger import destinations
-from app.reconcile import QUIET_MS
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool

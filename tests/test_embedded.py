@@ -1,4 +1,4 @@
-"""`app.enqueue` in a program of somebody else, that has transcripts of its own, and neither OpenCode nor its store."""
+"""`app.capture.enqueue` in a program of somebody else, that has transcripts of its own, and neither OpenCode nor its store."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.waiting import wait_until
 PROGRAM = """
 import json, os, sys, time
 from app.queue import Bell
-from app.capture import capture
+from app.capture.config import capture
 from app.database.open import open_ledger
-from app.enqueue import Place, enqueue
+from app.capture.enqueue import Place, enqueue
 from app.transcript.parse import parse
 from app.settings.lookup import unattended
 from app.runtime.spool import folder, target

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from app import ledger
+from app.capture.enqueue import Enqueued, Place, enqueue, outlook
+from app.capture.export import Capture
 from app.database.connection import connect
 from app.database.open import open_ledger
-from app.enqueue import Enqueued, Place, enqueue, outlook
-from app.export import Capture
 from app.ledger import Body, Standing, Version, destinations
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction

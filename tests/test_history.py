@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from app import ledger
-from app.enqueue import Place
-from app.export import exports
+from app.capture.enqueue import Place
+from app.capture.export import exports
 from app.ledger import Frozen, destinations, record_identity
 from app.transcript.identity import Identity
 from app.transcript.model import Turn

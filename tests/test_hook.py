@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from app import ledger
+from app.capture.daemon import NOTHING_WANTED, Desk
+from app.capture.messages import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.database.open import open_ledger
-from app.desk import NOTHING_WANTED, Desk
-from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.ledger import destinations
 from app.runtime.liveness import present
 from app.settings.lookup import unattended

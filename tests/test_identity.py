@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app import ledger
-from app.enqueue import Place
+from app.capture.enqueue import Place
 from app.ledger import destinations
 from app.transcript.identity import Identity
 from tests.snapshots import CREATED_MS, SESSION, Fields, assistant, entry, snapshot, task, text, user

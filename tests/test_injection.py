@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.export import Capture, Export, exports
+from app.capture.export import Capture, Export, exports
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.transcript.fields import IDENTITY_CHARACTERS_MAX

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import ledger
+from app.capture.eviction import Made, Room
+from app.capture.folder_limits import of_folders
 from app.database.connection import Ledger
 from app.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
 from app.ledger import Version, destinations
 from app.ledger.maintenance import STEADY_MS
-from app.limits import of_folders
 from app.privacy.policy import Post
-from app.room import Made, Room
 from app.settings import Settings
 from app.settings.model import Origin
 from app.sources.opencode import store_file

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from app.capture.enqueue import Place, enqueue
+from app.capture.export import Capture
 from app.deliver import Courier, deliver
-from app.enqueue import Place, enqueue
-from app.export import Capture
 from app.exporters.outcome import Outcome
 from app.exporters.outcome import Policy as Patience
 from app.ledger import Body

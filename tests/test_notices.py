@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 
 from app import ledger
-from app.inbox import Line
+from app.capture.messages import Line
+from app.capture.notices import FAILED_S, SOON_S, Notices, leave, look_again, postpone, settle
 from app.ledger import TurnRead, Unread
-from app.noticed import FAILED_S, SOON_S, Notices, leave, look_again, postpone, settle
 from tests.desk import Desk, version
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from app import confirm, ledger
+from app.capture.daemon import Desk
+from app.capture.messages import Inbox
 from app.database.open import open_ledger
-from app.desk import Desk
-from app.inbox import Inbox
 from app.ledger import destinations
 from app.runtime import clock
 from app.settings import from_arguments

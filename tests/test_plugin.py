@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 import pytest
 
-from app.desk import NOTHING_WANTED
+from app.capture.daemon import NOTHING_WANTED
 from app.sources.opencode.install import SOURCE, Flavour, Global, Project, install, render
 from tests.opencode import (
     CONFIG,

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from app import ledger
-from app.capture import capture
+from app.capture.config import capture
+from app.capture.enqueue import Place, enqueue
 from app.deliver import LEASE_MS
-from app.enqueue import Place, enqueue
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, target

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from app import ledger
 from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.blanking import sent
+from app.capture.enqueue import Place, enqueue, outlook
+from app.capture.export import Capture
 from app.database.open import open_ledger
-from app.enqueue import Place, enqueue, outlook
-from app.export import Capture
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.records import blank, kind_of
 from app.exporters.helicone.routes import read_back_url

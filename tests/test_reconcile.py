@@ -16,18 +16,19 @@ from typing import Any
 
 import pytest
 
-from app import ledger, noticed
+from app import ledger
+from app.capture import notices
+from app.capture.daemon import Desk
+from app.capture.eviction import Room
+from app.capture.export import exports
+from app.capture.handler import Hook
+from app.capture.messages import Inbox, Line
+from app.capture.notices import AGAIN_S, FAILED_S
+from app.capture.process_notices import Looking
+from app.capture.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
+from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS
 from app.database.open import open_ledger
-from app.desk import Desk
-from app.export import exports
-from app.hook import Hook
-from app.inbox import Inbox, Line
 from app.ledger import destinations
-from app.looking import Looking
-from app.noticed import AGAIN_S, FAILED_S
-from app.reading import FAILURES_MAX, GONE, GONE_TURNS
-from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
-from app.room import Room
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import folder
@@ -626,7 +627,7 @@ def test_a_session_that_is_there_again_after_it_was_deleted_is_taken_with_its_ne
 def test_what_a_hook_remembers_of_deleted_sessions_and_oddities_is_bounded(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noticed, "OWNED_MAX", 3)
+    monkeypatch.setattr(notices, "OWNED_MAX", 3)
     one = machine.hook()
     for number in range(5):
         one.take(notice(f"ses_{number}", "deleted"))
@@ -1018,8 +1019,8 @@ LARGE = 1 << 15
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is large, and a step in it, is so much smaller that no test takes long."""
-    monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", LARGE)
-    monkeypatch.setattr("app.ahead.STEP_COST", 2 * LARGE)
+    monkeypatch.setattr("app.capture.redact_ahead.LARGE_CHARACTERS_MIN", LARGE)
+    monkeypatch.setattr("app.capture.redact_ahead.STEP_COST", 2 * LARGE)
 
 
 def large_one(name: str, said: str = "words ") -> Fields:
@@ -1117,7 +1118,7 @@ def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
         with closing(open_ledger(one.home / "spool")) as db:
             asked = "select request_id, digest, key from record r join job j on j.id = job_id order by j.id, position"
             made.append([tuple(row) for row in db.execute(asked)])
-        monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", 1 << 40)
+        monkeypatch.setattr("app.capture.redact_ahead.LARGE_CHARACTERS_MIN", 1 << 40)
         one.end(taking)
     assert made[0] == made[1]
     assert len(made[0]) == 3

@@ -13,17 +13,17 @@ from urllib.parse import urlsplit
 import pytest
 
 from app import ledger
+from app.capture.enqueue import MARK_DIGITS, Place, enqueue
+from app.capture.eviction import AGAIN_MS, PATIENCE_MS, Made, Room
+from app.capture.export import Capture
+from app.capture.recapture import Remaking
 from app.database.connection import Ledger
 from app.database.open import open_ledger
 from app.deliver import OTHER_TEXT
-from app.enqueue import MARK_DIGITS, Place, enqueue
-from app.export import Capture
 from app.ledger import Choice, Claim, Failure, destinations
 from app.letters import list_dropped, open_letters, what_to_do
 from app.privacy.policy import Hold
 from app.privacy.redact import REDACTED, Redaction
-from app.remake import Remaking
-from app.room import AGAIN_MS, PATIENCE_MS, Made, Room
 from app.settings import Settings
 from app.sources.opencode import Store, store_file
 from app.status import read_destinations, waiting
@@ -202,7 +202,7 @@ def test_patience_begins_anew_when_the_store_was_read_meanwhile(bench: Bunk) -> 
 
 
 def test_nothing_is_dropped_before_the_store_was_asked_about_all(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.room.ASKED_MAX", 1)
+    monkeypatch.setattr("app.capture.eviction.ASKED_MAX", 1)
     bench.capture(talk(1))
     remember(bench.environ, talk(1, id="ses_other"))
     room = Room(store_file(bench.environ))

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import ledger
-from app.enqueue import Place, enqueue
-from app.export import Capture
+from app.capture.enqueue import Place, enqueue
+from app.capture.export import Capture
 from app.ledger import destinations
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from app.capture.enqueue import MARK_DIGITS
 from app.database import recover
-from app.enqueue import MARK_DIGITS
 from app.exporters.helicone.routes import read_back_url
 from app.ledger.destinations import fingerprint
 from app.ledger.erasure import _foreign

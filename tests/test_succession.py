@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from app import __version__
+from app.capture.daemon import Desk
+from app.capture.messages import QUEUE_BYTES_MAX, Inbox, LineError
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, is_newer, migrations, require_known
-from app.desk import Desk
-from app.inbox import QUEUE_BYTES_MAX, Inbox, LineError
 from app.ledger import destinations
 from app.runtime import clock
 from app.runtime.liveness import present

@@ -10,15 +10,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from app import ledger
+from app.capture.enqueue import Place, enqueue
+from app.capture.recapture import Remaking
 from app.database.connection import Ledger
 from app.deliver import Courier, deliver
-from app.enqueue import Place, enqueue
 from app.exporters.outcome import Kind, Outcome
 from app.exporters.outcome import Policy as RetryPolicy
 from app.ledger import Body, Claim, Remade, destinations
 from app.permit import Permits
 from app.privacy.policy import Hold, Permit
-from app.remake import Remaking
 from app.runtime.liveness import present
 from app.settings.lookup import Sources
 from app.sources.opencode import store_file

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.export import Capture
+from app.capture.export import Capture
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.settings import Settings, SettingsError

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from app.inbox import Line
+from app.capture.messages import Line
 
 SOON_S = (0.05, 0.2)
 """The pauses before the second and third look: a notice may come before what it tells of is committed."""

@@ -8,11 +8,11 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
 from app import ledger
-from app.capture import capture
+from app.capture.config import capture
+from app.capture.export import Capture
+from app.capture.keyring import Keyring
+from app.capture.messages import Line
 from app.database.open import open_ledger
-from app.export import Capture
-from app.inbox import Line
-from app.keyring import Keyring
 from app.ledger import destinations
 from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError

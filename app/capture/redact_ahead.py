@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from app.export import Capture
+from app.capture.export import Capture
 from app.privacy.redact import HitCounts
 from app.transcript.model import Reasoning, Text, Tool, Transcript, Turn
 

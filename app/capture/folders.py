@@ -9,9 +9,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from app.capture import capture
-from app.export import Capture
-from app.keyring import Keyring
+from app.capture.config import capture
+from app.capture.export import Capture
+from app.capture.keyring import Keyring
 from app.ledger import destinations
 from app.runtime.spool import find_target, folder
 from app.settings import Settings

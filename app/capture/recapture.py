@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from app import ledger
-from app.enqueue import Place, body_of, enqueue, marks
-from app.export import Capture, Export, exports
+from app.capture.enqueue import Place, body_of, enqueue, marks
+from app.capture.export import Capture, Export, exports
 from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade, destinations
 from app.privacy.policy import Hold
 from app.runtime.liveness import open_sessions

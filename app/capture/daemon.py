@@ -31,13 +31,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from app import __version__
-from app.capturing import note_disabled
+from app.capture.handler import CARE_S, Hook
+from app.capture.messages import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
+from app.capture.process_notices import BUG, where
+from app.capture.projects import note_disabled
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, require_known
-from app.hook import CARE_S, Hook
-from app.inbox import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
 from app.ledger import destinations
-from app.looking import BUG, where
 from app.privacy.redact import PatternError
 from app.runtime import clock, log
 from app.runtime.filesystem import PlaceError

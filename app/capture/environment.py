@@ -16,16 +16,16 @@ from app.settings.places import existing
 from app.settings.variables import dotenv_variables
 from app.sources.opencode.folders import home
 
-_STANDARD = {"HOME": "", "XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share"}
+STANDARD = {"HOME": "", "XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share"}
 """Below the home folder: said or not, it is the same."""
-_SETTINGS = [variable for variable, _, _ in VARIABLES]
+SETTINGS = [variable for variable, _, _ in VARIABLES]
 _CHARACTERS = 8
 
 
 def fingerprints(db: sqlite3.Connection, environ: Mapping[str, str]) -> dict[str, str]:
     """By the name of each variable that is set and matters here."""
-    texts = {name: environ.get(name, "").strip() for name in (*_SETTINGS, "OPENCODE_DB")}
-    texts |= {name: environ.get(name) or str(home(environ) / below) for name, below in _STANDARD.items()}
+    texts = {name: environ.get(name, "").strip() for name in (*SETTINGS, "OPENCODE_DB")}
+    texts |= {name: environ.get(name) or str(home(environ) / below) for name, below in STANDARD.items()}
     return {name: destinations.fingerprint(db, text)[:_CHARACTERS] for name, text in texts.items() if text}
 
 
@@ -38,9 +38,9 @@ def differences(
     """
     dotenv = existing(own / ".env")
     both = fingerprints(db, {} if dotenv is None else dotenv_variables(dotenv, []))
-    both = {name: text for name, text in both.items() if name in _SETTINGS}
+    both = {name: text for name, text in both.items() if name in SETTINGS}
     here = both | fingerprints(db, environ)
-    for name in (*_SETTINGS, "OPENCODE_DB", *_STANDARD):
+    for name in (*SETTINGS, "OPENCODE_DB", *STANDARD):
         there = {hook.get(name, both.get(name)) for hook in hooks}
         if there <= {here.get(name)}:
             continue
@@ -51,6 +51,6 @@ def differences(
         else:
             found = f"{name} is not the same here as where OpenCode was started"
         todo = "start OpenCode, or its service, anew with the value that commands have"
-        if name in _SETTINGS:
+        if name in SETTINGS:
             todo = f"put it into {own / '.env'}, which OpenCode's service reads too, and start OpenCode anew"
         yield Finding("environment", "warning", found, todo)

@@ -12,25 +12,27 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, environment, ledger, limits
-from app.capturing import Captures
+from app import __version__, ledger
+from app.capture import environment, folder_limits
+from app.capture.autostart import Starting
+from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.eviction import Room
+from app.capture.export import Capture
+from app.capture.keyring import Keyring
+from app.capture.messages import CUT_OFF, TOO_LONG, Line, LineError
+from app.capture.notices import Notices, bound
+from app.capture.process_notices import Looking
+from app.capture.projects import Captures
+from app.capture.recapture import Remaking
+from app.capture.reconcile import Reconciling
+from app.capture.session_reader import Reader
 from app.database import recover
 from app.database.connection import flushed_together
 from app.database.open import heal, open_ledger
 from app.database.schema import require_known
-from app.enqueue import Enqueued, Place, enqueue
-from app.export import Capture
-from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
-from app.keyring import Keyring
 from app.ledger import destinations
-from app.looking import Looking
-from app.noticed import Notices, bound
 from app.privacy.redact import PatternError
 from app.queue import Bell
-from app.reading import Reader
-from app.reconcile import Reconciling
-from app.remake import Remaking
-from app.room import Room
 from app.runtime import clock, log
 from app.runtime.filesystem import identity
 from app.runtime.liveness import Announced, open_sessions
@@ -38,7 +40,6 @@ from app.runtime.spool import Spool, folder, target, worker_signature
 from app.settings import Settings, SettingsError, delivery_record
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, StoreError, store_file
-from app.starting import Starting
 from app.transcript.model import Transcript
 
 CARE_S = 2.0
@@ -240,7 +241,7 @@ class Hook:
     def _bound(self) -> None:
         """Keep the spool within its size also where no worker runs, which would do it."""
         now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
-        bytes_max_of = limits.of_folders(self.db, self._settings, "max_spool_bytes")
+        bytes_max_of = folder_limits.of_folders(self.db, self._settings, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
         ledger.give_up_confirmations(
             self.db, now_ms, bytes_max=bytes_max, age_ms_max=destinations.NEVER_MS, bytes_max_of=bytes_max_of
@@ -259,7 +260,7 @@ class Hook:
         folders, now_ms, ring = tuple(current), clock.now_ms(), self.bell.ring
         if self._remaking.step(self.db, current.get, folders=folders, now_ms=now_ms, ring=ring):
             return True
-        own = limits.of_folders(self.db, self._settings, "max_spool_bytes")
+        own = folder_limits.of_folders(self.db, self._settings, "max_spool_bytes")
         return self._remaking.refill(
             self.db,
             current.get,

@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from app import ledger
-from app.capturing import Captures
+from app.capture.enqueue import Place
+from app.capture.export import Capture
+from app.capture.messages import Line
+from app.capture.notices import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
+from app.capture.projects import Captures
+from app.capture.session_reader import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
 from app.database.connection import Ledger
 from app.database.schema import SchemaError
-from app.enqueue import Place
-from app.export import Capture
-from app.inbox import Line
 from app.ledger import destinations
-from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.privacy.redact import PatternError
-from app.reading import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
 from app.runtime import failpoint
 from app.runtime.spool import folder
 from app.settings import SettingsError

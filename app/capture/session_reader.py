@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from app import ledger
-from app.ahead import Ahead, is_large
-from app.enqueue import Enqueued, Place, outlook
-from app.export import Capture
+from app.capture.enqueue import Enqueued, Place, outlook
+from app.capture.export import Capture
+from app.capture.redact_ahead import Ahead, is_large
 from app.ledger import SESSION_RECORD, Standing, TurnRead, destinations
 from app.privacy.policy import is_as_strict
 from app.runtime import failpoint
