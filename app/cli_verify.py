@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app import confirm, ledger, screen
+from app import ledger, screen
 from app.command import (
     DONE,
     PROBLEM,
@@ -31,6 +31,7 @@ from app.command import (
     sources_of,
 )
 from app.database.open import open_ledger
+from app.delivery import confirm
 from app.runtime import clock
 from app.runtime.spool import find_target
 from app.settings import SettingsError

@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 from app import ledger, overwritten
-from app.confirm import plan as confirm_plan
 from app.database.open import open_ledger
+from app.delivery.confirm import plan as confirm_plan
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.routes import read_back_url
 from app.flush import flush

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from app.confirm import IDS_MAX, Allowance
+from app.delivery.confirm import IDS_MAX, Allowance
 from app.exporters.answer import AnswerError, parsed
 from app.exporters.helicone.client import Client, ReadBackError, Shown
 from app.likeness import Likeness, json_digest

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 
-from app import __version__, confirm, ledger
+from app import __version__, ledger
 from app.capture.folder_limits import folders_by_option
-from app.confirm import Plan
 from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
+from app.delivery import confirm
+from app.delivery.confirm import Plan
 from app.exporters.helicone.routes import normalise
 from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.ledger import destinations as destination

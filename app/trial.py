@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from app.confirm import NOT_STORED_CAUSES
+from app.delivery.confirm import NOT_STORED_CAUSES
 from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import read_back_url, routes

@@ -24,7 +24,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, confirm, ledger
+from app import __version__, ledger
 from app.capture import folder_limits
 from app.capture.config import capture
 from app.capture.eviction import Room
@@ -34,7 +34,10 @@ from app.database import recover
 from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError, is_newer, require_known
-from app.deliver import Courier, deliver, let_go
+from app.delivery import confirm
+from app.delivery.deliver import Courier, deliver, let_go
+from app.delivery.policy_check import Permits
+from app.delivery.policy_sweep import Tightening
 from app.exporters import outcome
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import EndpointError, Route, routes
@@ -42,7 +45,6 @@ from app.exporters.outcome import Outcome
 from app.ledger import Body, Claim, Remade, destinations
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
-from app.permit import Permits
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.queue import Bell
@@ -53,7 +55,6 @@ from app.runtime.upgrade import Succession, become_anew, is_replaced
 from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources, typed
 from app.sources.opencode import store_file
-from app.tightening import Tightening
 
 CONSUMER = {
     "workers": 12,

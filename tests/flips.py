@@ -24,7 +24,7 @@ from app import ledger
 from app.database.connection import Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError
-from app.deliver import Courier, deliver
+from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
 from app.ledger import destinations
 from app.privacy.policy import Post

@@ -32,7 +32,7 @@ from app.capture.eviction import Room
 from app.capture.export import Capture
 from app.capture.recapture import Remaking
 from app.database.open import open_ledger
-from app.deliver import Courier, deliver
+from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
 from app.ledger import Body, Version, destinations
 from app.privacy.policy import Policy as CapturePolicy

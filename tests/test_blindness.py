@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, ledger, screen
-from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
+from app import ledger, screen
 from app.database.connection import Ledger, connect
 from app.database.open import open_ledger
 from app.database.schema import migrate, migrations
-from app.deliver import Courier, deliver
+from app.delivery import confirm
+from app.delivery.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
+from app.delivery.deliver import Courier, deliver
 from app.doctor import examine
 from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client, ReadBackError

@@ -13,9 +13,10 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 import pytest
 
-from app import confirm, ledger
-from app.confirm import Allowance
-from app.deliver import LEASE_MS, Courier
+from app import ledger
+from app.delivery import confirm
+from app.delivery.confirm import Allowance
+from app.delivery.deliver import LEASE_MS, Courier
 from app.doctor import examine
 from app.exporters.outcome import Outcome
 from app.ledger import Body, Failure, destinations

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import ledger
-from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
+from app.delivery.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.exporters.helicone.client import Client
 from app.importing import import_files
 from app.runtime import clock

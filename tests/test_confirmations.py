@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, ledger
-from app.confirm import Allowance, Unread, looks_ms
+from app import ledger
 from app.database.connection import transaction
 from app.database.open import open_ledger
+from app.delivery import confirm
+from app.delivery.confirm import Allowance, Unread, looks_ms
 from app.exporters.helicone.body import Log, encode
 from app.ledger import Body, Standing, Unconfirmed, Version, destinations
 from app.ledger.confirmations import AHEAD_MS_MAX

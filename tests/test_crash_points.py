@@ -23,7 +23,7 @@ import pytest
 from app import ledger
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
-from app.deliver import LEASE_MS
+from app.delivery.deliver import LEASE_MS
 from app.ledger.maintenance import KILLS_MAX
 from app.runtime import clock
 from app.runtime.failpoint import POINTS, VARIABLE

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from app import ledger
-from app.deliver import LEASE_MS, Courier, deliver
+from app.delivery.deliver import LEASE_MS, Courier, deliver
 from app.exporters.outcome import Kind, Outcome, Policy
 from app.ledger import Body, destinations
 from app.ledger.destinations import Destination

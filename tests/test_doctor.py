@@ -17,7 +17,7 @@ import pytest
 
 from app import ledger
 from app.capture.reconcile import QUIET_MS
-from app.confirm import NOT_STORED_CAUSES
+from app.delivery.confirm import NOT_STORED_CAUSES
 from app.ledger import destinations
 from app.runtime import clock
 from app.runtime.liveness import Announced

@@ -16,7 +16,7 @@ from app import ledger
 from app.capture.eviction import Made, Room
 from app.capture.folder_limits import of_folders
 from app.database.connection import Ledger
-from app.deliver import Courier, deliver
+from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
 from app.ledger import Version, destinations
 from app.ledger.maintenance import STEADY_MS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.database.connection import PATIENT_MS
-from app.deliver import LEASE_MS
+from app.delivery.deliver import LEASE_MS
 from app.importing import import_files
 from app.settings.lookup import Sources
 from app.sources.opencode import File

@@ -13,7 +13,7 @@ import pytest
 
 from app.capture.enqueue import Place, enqueue
 from app.capture.export import Capture
-from app.deliver import Courier, deliver
+from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome
 from app.exporters.outcome import Policy as Patience
 from app.ledger import Body

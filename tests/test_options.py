@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, ledger
+from app import ledger
 from app.capture.daemon import Desk
 from app.capture.messages import Inbox
 from app.database.open import open_ledger
+from app.delivery import confirm
 from app.ledger import destinations
 from app.runtime import clock
 from app.settings import from_arguments

@@ -17,7 +17,7 @@ import pytest
 from app import ledger
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
-from app.deliver import LEASE_MS
+from app.delivery.deliver import LEASE_MS
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, target

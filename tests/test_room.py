@@ -19,7 +19,7 @@ from app.capture.export import Capture
 from app.capture.recapture import Remaking
 from app.database.connection import Ledger
 from app.database.open import open_ledger
-from app.deliver import OTHER_TEXT
+from app.delivery.deliver import OTHER_TEXT
 from app.ledger import Choice, Claim, Failure, destinations
 from app.letters import list_dropped, open_letters, what_to_do
 from app.privacy.policy import Hold

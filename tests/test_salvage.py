@@ -18,7 +18,7 @@ from app import ledger
 from app.database import recover
 from app.database.connection import Ledger, Replaced
 from app.database.open import heal, inspect, open_ledger, open_whole
-from app.deliver import Courier, deliver
+from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
 from app.ledger import destinations
 from app.privacy.policy import Post

@@ -6,7 +6,7 @@
     refused     the destination is wrong, not the job (key, address, redirect, unexpected answer): it is paused
     permanent   this record can never succeed: dead letter at once
 
-Which of these an answer is, is `app.exporters.helicone.client`'s part; whose fault it is, `app.health`'s.
+Which of these an answer is, is `app.exporters.helicone.client`'s part; whose fault it is, `app.delivery.health`'s.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from app.capture.export import Capture
 from app.capture.recapture import Remaking
 from app.database import recover
 from app.database.connection import Ledger
-from app.deliver import HOLD_MS
-from app.permit import Permits
+from app.delivery.deliver import HOLD_MS
+from app.delivery.policy_check import Permits
 from app.privacy.policy import Hold, Remake
 
 
