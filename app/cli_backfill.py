@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from app import ledger, screen
-from app.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, Room
+from app.backfill.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, Room
 from app.command import (
     DONE,
     PROBLEM,

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from app import screen
+from app.backfill.import_files import Imported, import_files
 from app.command import (
     DONE,
     PROBLEM,
@@ -25,7 +26,6 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.importing import Imported, import_files
 from app.preview import Previewed, as_json, preview
 from app.sources.opencode import FILE_BYTES_MAX, File, Store, store_file
 

@@ -15,7 +15,6 @@ from typing import Annotated
 import typer
 
 from app import ledger, screen
-from app.audit import GONE, Audited, audit
 from app.capture.folders import Folders
 from app.command import (
     DONE,
@@ -39,7 +38,8 @@ from app.database.open import open_ledger, open_whole
 from app.ledger import destinations
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
-from app.recall import Recall
+from app.recall.audit import GONE, Audited, audit
+from app.recall.recall import Recall
 from app.runtime.spool import find_target
 from app.screen_recall import Report, audit_lines, audit_totals
 from app.settings import SettingsError
@@ -271,7 +271,7 @@ def _carry_out(
     timeout_s: float,
 ) -> None:
     from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - takes longer to load than most commands run
-    from app.overwriting import StoppedError, overwrite, read_back  # noqa: PLC0415 - the same
+    from app.recall.carry_out import StoppedError, overwrite, read_back  # noqa: PLC0415 - the same
 
     end_s = time.monotonic() + timeout_s
     try:

@@ -37,11 +37,11 @@ from app.runtime.spool import find_target
 from app.settings import SettingsError
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, store_file
-from app.verdict import Verdict
-from app.verify import Choice, UnknownSessionError, verify
+from app.verify.turn_status import Verdict
+from app.verify.verify import Choice, UnknownSessionError, verify
 
 if TYPE_CHECKING:
-    from app.seek import Sought  # brings the HTTP client along
+    from app.verify.remote_check import Sought  # brings the HTTP client along
 
 verification = typer.Typer(rich_markup_mode=None)
 
@@ -92,7 +92,7 @@ def _verify(  # noqa: PLR0913 - one for each option
 def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sought]) -> str:
     """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
     from app.exporters.helicone.client import Client, ClientError, ReadBackError  # noqa: PLC0415 - takes longer to load than the rest
-    from app.seek import seek  # noqa: PLC0415 - the same
+    from app.verify.remote_check import seek  # noqa: PLC0415 - the same
 
     settings = sources.load()
     secret = settings.api_key.get_secret_value() if settings.api_key else ""

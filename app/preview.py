@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from app import ledger
+from app.backfill.import_files import Imported, examined, why
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, identity_of, own_turns
 from app.capture.export import Capture, exports
 from app.capture.folders import Folders
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Record
-from app.importing import Imported, examined, why
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.runtime.spool import find_target, folder
 from app.settings.lookup import Sources

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.backfill import Fed, Plan
+from app.backfill.backfill import Fed, Plan
+from app.backfill.import_files import Imported
 from app.finding import Finding
-from app.importing import Imported
 from app.ledger import Unread
 from app.ledger.destinations import Destination
 from app.letters import Listed, Opened, short

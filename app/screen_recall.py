@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from app.audit import Audited
 from app.ledger import SESSION_RECORD
-from app.recall import Plan
+from app.recall.audit import Audited
+from app.recall.recall import Plan
 from app.screen import day
 from app.sources.opencode import StoredSession
 

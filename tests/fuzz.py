@@ -24,8 +24,8 @@ from contextlib import closing
 from pathlib import Path
 
 from app import ledger
+from app.backfill.import_files import Imported, import_files
 from app.database.open import open_ledger
-from app.importing import Imported, import_files
 from app.ledger import destinations
 from app.settings.lookup import Sources
 from app.sources.opencode import File, Store, store_file

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from app.importing import import_files
+from app.backfill.import_files import import_files
 from app.settings.lookup import Sources
 from app.sources.opencode import File
 from tests.processes import Station, worker

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from app.exporters.answer import DEPTH_MAX, VALUES_MAX, AnswerError, TooManyValuesError, parsed
 from app.exporters.helicone.client import READ_BACK_BYTES_MAX, Client, OverlongError, ReadBackError, Shown
-from app.likeness import Likeness
-from app.overwritten import look
+from app.recall.compare import look
+from app.recall.expected import Likeness
 from tests.servers import answer, api_key, scripted
 
 IDS = [uuid.uuid5(uuid.NAMESPACE_URL, str(n)) for n in range(3)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app import backfill
+from app.backfill import backfill
 from app.capture.config import capture
 from app.capture.export import Export, exports
 from app.command import STOPPED

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from app import ledger
+from app.backfill.import_files import import_files
 from app.delivery.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.exporters.helicone.client import Client
-from app.importing import import_files
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.sources.opencode import File

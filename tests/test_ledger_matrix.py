@@ -15,7 +15,7 @@ from app import ledger
 from app.ledger import Choice, Claim, Failure, Remade, Standing, TurnRead, Unconfirmed, destinations
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.destinations import Destination
-from app.recall import REOPENED
+from app.recall.recall import REOPENED
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 DAY_MS = 24 * 3_600_000

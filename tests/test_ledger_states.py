@@ -21,7 +21,7 @@ from app import ledger
 from app.ledger import Body, Choice, Claim, Failure, Remade, Unconfirmed, Version, destinations
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
 from app.ledger.maintenance import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
-from app.recall import REOPENED
+from app.recall.recall import REOPENED
 from tests.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000

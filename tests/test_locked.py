@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from app.backfill.import_files import import_files
 from app.database.connection import PATIENT_MS
 from app.delivery.deliver import LEASE_MS
-from app.importing import import_files
 from app.settings.lookup import Sources
 from app.sources.opencode import File
 from app.worker import CONSUMER, POST_S_MAX, Worker

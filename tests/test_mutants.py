@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 import pytest
 
+from app.backfill.import_files import import_files
 from app.capture.daemon import Desk
 from app.capture.messages import Inbox
-from app.importing import import_files
 from app.sources.opencode import FILE_BYTES_MAX, File, Store, store_file
 from tests import mutants
 from tests.fuzz import LINES_PER_SESSION, compare, compare_import, first_line, machine, remember, sources

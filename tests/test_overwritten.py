@@ -6,8 +6,8 @@ import time
 import uuid
 
 from app.exporters.helicone.client import Client
-from app.likeness import Likeness
-from app.overwritten import look
+from app.recall.compare import look
+from app.recall.expected import Likeness
 from tests.servers import answer, api_key, scripted
 
 

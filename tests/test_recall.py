@@ -14,8 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app import ledger
-from app.audit import EXPORT_MODE, Audited, audit, encoded
-from app.blanking import sent
 from app.capture.enqueue import Place, enqueue, outlook
 from app.capture.export import Capture
 from app.database.open import open_ledger
@@ -23,12 +21,14 @@ from app.exporters.helicone.client import Client
 from app.exporters.helicone.records import blank, kind_of
 from app.exporters.helicone.routes import read_back_url
 from app.ledger import Claim, Standing, destinations
-from app.likeness import Likeness
-from app.overwritten import counted, look
-from app.precedent import Precedent
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
-from app.recall import REOPENED, Plan, Recall
+from app.recall.audit import EXPORT_MODE, Audited, audit, encoded
+from app.recall.blank import sent
+from app.recall.compare import counted, look
+from app.recall.delivered_policy import Precedent
+from app.recall.expected import Likeness
+from app.recall.recall import REOPENED, Plan, Recall
 from app.settings import Settings
 from app.sources.opencode import Store
 from app.transcript.identity import Identity

@@ -19,11 +19,11 @@ from app.ledger import Failure, destinations
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool, folder
-from app.seek import IDS_MAX, seek
 from app.settings.lookup import typed as typed_sources
 from app.sources.opencode import Store, store_file
-from app.verdict import Circumstances, StoredTurn, judge
-from app.verify import SETTLE_S, Choice, verify
+from app.verify.remote_check import IDS_MAX, seek
+from app.verify.turn_status import Circumstances, StoredTurn, judge
+from app.verify.verify import SETTLE_S, Choice, verify
 from tests.processes import PROJECT, Station
 from tests.servers import api_key, receiving
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, task, text, unfinished, user

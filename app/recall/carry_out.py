@@ -7,16 +7,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import ledger, overwritten
+from app import ledger
 from app.database.open import open_ledger
 from app.delivery.confirm import plan as confirm_plan
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.routes import read_back_url
 from app.flush import flush
 from app.ledger.destinations import Destination
-from app.likeness import Likeness
 from app.queue import Bell
-from app.recall import Recall
+from app.recall import compare
+from app.recall.expected import Likeness
+from app.recall.recall import Recall
 from app.runtime import clock
 from app.runtime.spool import find_target
 from app.screen import spinner
@@ -99,8 +100,8 @@ def read_back(sources: Sources, expected: Sequence[Likeness], report: Report, en
         return
     pace = confirm_plan("on", settings.endpoint, key, settings.readback_url).queries_per_minute
     with spinner("reading back"), Client(key) as client:
-        seen = overwritten.look(client, url, expected, queries_per_minute=pace, end_s=end_s)
+        seen = compare.look(client, url, expected, queries_per_minute=pace, end_s=end_s)
     for one in seen:
         if one.outcome != "overwritten":
             report.complain(one.session, [f"{one.path}: {one.outcome}{f' ({one.reason})' if one.reason else ''}"])
-    report.outcomes = overwritten.counted(seen)
+    report.outcomes = compare.counted(seen)

@@ -11,7 +11,7 @@ from typing import Literal
 from app.delivery.confirm import IDS_MAX, Allowance
 from app.exporters.answer import AnswerError, parsed
 from app.exporters.helicone.client import Client, ReadBackError, Shown
-from app.likeness import Likeness, json_digest
+from app.recall.expected import Likeness, json_digest
 from app.runtime import clock
 
 Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]

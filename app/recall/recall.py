@@ -13,19 +13,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app import ledger
-from app.audit import GONE, bare, encoded, hits, sent_turns
-from app.blanking import blank_body, blank_key, is_unprinted, row, sent
 from app.capture.config import why_nothing
 from app.capture.enqueue import body_of
 from app.capture.export import Capture, Export
 from app.capture.folders import Folders
 from app.exporters.helicone.records import Record, blank
 from app.ledger import Body, Exported, Standing, Version
-from app.likeness import Likeness, likeness
-from app.precedent import Precedent, mode_of
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.user_patterns import compile_pattern
+from app.recall.audit import GONE, bare, encoded, hits, sent_turns
+from app.recall.blank import blank_body, blank_key, is_unprinted, row, sent
+from app.recall.delivered_policy import Precedent, mode_of
+from app.recall.expected import Likeness, likeness
 from app.sources.opencode import Store, StoreError
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from app.exporters.helicone.client import OverlongError
 from app.ledger import Exported
-from app.verdict import by_turn, current, fate
+from app.verify.turn_status import by_turn, current, fate
 
 IDS_MAX = 16
 """In one query: records of common sizes make a few MB."""

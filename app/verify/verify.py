@@ -27,7 +27,7 @@ from app.runtime.spool import Spool, find_target, folder
 from app.settings.lookup import Sources
 from app.sources.opencode import ExportError, Store, StoredSession, StoreError
 from app.transcript.model import TranscriptError
-from app.verdict import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
+from app.verify.turn_status import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
 
 SETTLE_S = 2.0
 """A hook that is alive needs a moment for a turn that has just ended: then it is looked at once more."""

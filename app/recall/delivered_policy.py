@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from app.audit import as_made, digest_of, encoded
 from app.capture.export import Capture, Export
 from app.ledger import Exported
 from app.privacy.policy import Mode, is_as_strict, strictest
+from app.recall.audit import as_made, digest_of, encoded
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript
 
