@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from app import __version__, doctor, screen
+from app import __version__, screen
 from app.capture.folders import effective
 from app.cli_backfill import backfill
 from app.cli_dead import dead
@@ -44,15 +44,16 @@ from app.command import (
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
 from app.exporters.helicone.routes import EndpointError
-from app.finding import Finding
 from app.ledger import LedgerError
-from app.letters import LetterError
+from app.operations import doctor
+from app.operations.dead_letters import LetterError
+from app.operations.finding import Finding
+from app.operations.status import read_status
 from app.privacy.redact import PatternError
 from app.runtime import clock
 from app.settings import SettingsError, shown, standard_folder
 from app.settings.lookup import Sources, unattended
 from app.sources.opencode import ExportError, install
-from app.status import read_status
 
 app = typer.Typer(
     add_completion=False,
@@ -179,7 +180,7 @@ def _flush(
     Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
     """
     from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - the same
-    from app.flush import flush  # noqa: PLC0415 - as in `_worker`
+    from app.operations.flush import flush  # noqa: PLC0415 - as in `_worker`
 
     sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:
@@ -242,9 +243,9 @@ def _doctor(
 def _examined(sources: Sources, timeout_s: float, *, send: bool) -> Iterator[Finding]:
     yield from doctor.examine(sources, Path.cwd(), clock.now_ms())
     if send:
-        from app import trial  # noqa: PLC0415 - as in `_worker`
+        from app.operations import send_test  # noqa: PLC0415 - as in `_worker`
 
-        yield from trial.send(sources.load(), clock.now_ms(), timeout_s)
+        yield from send_test.send(sources.load(), clock.now_ms(), timeout_s)
 
 
 @config.command("show")

@@ -35,12 +35,12 @@ from app.command import (
     sources_of,
 )
 from app.database.open import open_ledger, open_whole
+from app.operations.status import read_workers
 from app.runtime import clock
 from app.runtime.spool import Spool, find_target, target
 from app.settings import Settings
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, store_file
-from app.status import read_workers
 
 backfill = typer.Typer(rich_markup_mode=None)
 

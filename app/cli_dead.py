@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app import letters, screen
+from app import screen
 from app.command import (
     PROBLEM,
     USAGE,
@@ -28,10 +28,11 @@ from app.command import (
 from app.database.open import open_ledger
 from app.ledger import Choice
 from app.ledger.erasure import erase
+from app.operations import dead_letters
+from app.operations.status import read_workers
 from app.runtime import clock
 from app.runtime.spool import Spool
 from app.settings import Settings
-from app.status import read_workers
 
 dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that are not tried again.")
 
@@ -64,9 +65,9 @@ def _list(
     since_ms = moment(since)
     with closing(open_ledger(settings.spool_directory)) as db:
         listed = (
-            letters.list_dropped(db, since_ms or 0)
+            dead_letters.list_dropped(db, since_ms or 0)
             if dropped
-            else letters.list_dead(db, Choice(fingerprint=error, since_ms=since_ms))
+            else dead_letters.list_dead(db, Choice(fingerprint=error, since_ms=since_ms))
         )
     if json_wanted:
         print_json(asdict(listed))
@@ -91,7 +92,7 @@ def _show(
     """
     settings = sources_of(env_file, spool_directory).load()
     with closing(open_ledger(settings.spool_directory)) as db:
-        found = letters.open_letters(db, key, with_bodies=bodies)
+        found = dead_letters.open_letters(db, key, with_bodies=bodies)
     if json_wanted:
         print_json({"letters": [asdict(one) for one in found]})
     else:
@@ -117,7 +118,7 @@ def _retry(  # noqa: PLR0913 - one for each option
     """
 
     def act(db: sqlite3.Connection, settings: Settings, choice: Choice) -> int:
-        return letters.retry(db, settings, choice, clock.now_ms())
+        return dead_letters.retry(db, settings, choice, clock.now_ms())
 
     settings = sources_of(env_file, spool_directory).load()
     jobs = _on_chosen(settings, keys or [], _wide(error, since, everything=everything), act, "retry", yes=yes)
@@ -146,7 +147,7 @@ def _purge(  # noqa: PLR0913 - one for each option
     """
 
     def act(db: sqlite3.Connection, _: Settings, choice: Choice) -> int:
-        return letters.purge(db, choice, clock.now_ms())
+        return dead_letters.purge(db, choice, clock.now_ms())
 
     settings = sources_of(env_file, spool_directory).load()
     jobs = _on_chosen(settings, keys or [], _wide(error, since, everything=everything), act, "purge", yes=yes)
@@ -184,8 +185,8 @@ def _on_chosen(
         raise typer.BadParameter("name KEYs, or choose by --all, --error or --since")
     with closing(open_ledger(settings.spool_directory)) as db:
         if wide is None:
-            return act(db, settings, letters.choose(db, [key.lower() for key in keys]))
-        jobs = letters.list_dead(db, wide).jobs
+            return act(db, settings, dead_letters.choose(db, [key.lower() for key in keys]))
+        jobs = dead_letters.list_dead(db, wide).jobs
         if jobs and not yes:
             _ask(verb, jobs)
         return act(db, settings, wide) if jobs else 0

@@ -26,7 +26,7 @@ from app.command import (
     print_lines,
     sources_of,
 )
-from app.preview import Previewed, as_json, preview
+from app.operations.preview import Previewed, as_json, preview
 from app.sources.opencode import FILE_BYTES_MAX, File, Store, store_file
 
 importing = typer.Typer()

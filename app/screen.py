@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 
 from app.backfill.backfill import Fed, Plan
 from app.backfill.import_files import Imported
-from app.finding import Finding
 from app.ledger import Unread
 from app.ledger.destinations import Destination
-from app.letters import Listed, Opened, short
-from app.preview import Previewed
+from app.operations.dead_letters import Listed, Opened, short
+from app.operations.finding import Finding
+from app.operations.preview import Previewed
+from app.operations.status import DestinationStatus, Jobs, Status, named
 from app.settings import Shown
 from app.sources.opencode import File
-from app.status import DestinationStatus, Jobs, Status, named
 
 if TYPE_CHECKING:
-    from app.flush import Flushed  # brings the HTTP client along
+    from app.operations.flush import Flushed  # brings the HTTP client along
 
 LETTERS_SHOWN = 20
 """Of a list; all of them are in its JSON."""

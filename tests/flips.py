@@ -27,10 +27,10 @@ from app.database.schema import SchemaError
 from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome, Policy
 from app.ledger import destinations
+from app.operations.status import Status, read_status
 from app.privacy.policy import Post
 from app.queue import Bell
 from app.settings.lookup import unattended
-from app.status import Status, read_status
 from tests.desk import bodies, version
 
 NOW_MS = 1_800_000_000_000

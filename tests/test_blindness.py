@@ -18,16 +18,16 @@ from app.database.schema import migrate, migrations
 from app.delivery import confirm
 from app.delivery.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
 from app.delivery.deliver import Courier, deliver
-from app.doctor import examine
 from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client, ReadBackError
 from app.exporters.outcome import Outcome, Policy
-from app.finding import Finding
 from app.ledger import Body, Version, destinations
+from app.operations.doctor import examine
+from app.operations.finding import Finding
+from app.operations.status import Confirmation, Status, read_status
 from app.privacy.policy import Post
 from app.settings import Settings
 from app.settings.lookup import Sources
-from app.status import Confirmation, Status, read_status
 from tests.desk import Desk, key, version
 from tests.servers import Receiver, api_key, receiving
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger, letters
+from app import ledger
 from app.ledger import Choice
+from app.operations import dead_letters
 from app.privacy.excerpt import WITHHELD
 from app.queue import Bell
 from app.settings import Settings
@@ -54,7 +55,7 @@ def keys(station: Station, *arguments: str) -> list[str]:
 
 
 def test_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(letters).failed == 0
+    assert doctest.testmod(dead_letters).failed == 0
 
 
 @pytest.mark.usefixtures("graves")
@@ -161,9 +162,9 @@ def test_more_letters_than_a_batch_are_retried_once_each(graves: Desk, station: 
     for number in range(ledger.BATCH + 10):
         die(graves, version(f"many {number}"))
     settings = Settings(spool_directory=station.spool)
-    assert letters.retry(graves.db, settings, Choice(), graves.now_ms) == ledger.BATCH + 13
+    assert dead_letters.retry(graves.db, settings, Choice(), graves.now_ms) == ledger.BATCH + 13
     bell = Bell(station.spool, graves.destination)
-    assert bell.huey.pending_count() == letters.RINGS_MAX
+    assert bell.huey.pending_count() == dead_letters.RINGS_MAX
     bell.close()
 
 

@@ -17,14 +17,14 @@ from app import ledger
 from app.delivery import confirm
 from app.delivery.confirm import Allowance
 from app.delivery.deliver import LEASE_MS, Courier
-from app.doctor import examine
 from app.exporters.outcome import Outcome
 from app.ledger import Body, Failure, destinations
 from app.ledger.maintenance import KILLS_MAX, SLEEP_MS, UNSEEN_MS
+from app.operations.doctor import examine
+from app.operations.status import Status, read_status
 from app.runtime import clock
 from app.runtime.clock import Reading, jump_ms
 from app.settings.lookup import Sources
-from app.status import Status, read_status
 from app.worker import Worker
 from tests.desk import Desk, version
 from tests.outage import (

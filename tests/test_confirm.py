@@ -14,10 +14,10 @@ from app import ledger
 from app.backfill.import_files import import_files
 from app.delivery.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.exporters.helicone.client import Client
+from app.operations.status import Confirmation, DestinationStatus, read_status
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.sources.opencode import File
-from app.status import Confirmation, DestinationStatus, read_status
 from app.worker import CONSUMER, Worker
 from tests.processes import Station, worker
 from tests.recorded import export, export_files

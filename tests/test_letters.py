@@ -9,7 +9,7 @@ import pytest
 from app import ledger
 from app.ledger import Choice, Failure, Standing, Version, destinations, fingerprint
 from app.ledger.fingerprint import kind_of_error
-from app.letters import what_to_do
+from app.operations.dead_letters import what_to_do
 from tests.desk import WORKER, Desk, version
 
 DAY_MS = 24 * 3_600_000

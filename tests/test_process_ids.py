@@ -18,12 +18,12 @@ from app import ledger
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
 from app.delivery.deliver import LEASE_MS
+from app.operations.status import read_hooks, read_workers
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, target
 from app.settings.lookup import unattended
 from app.sources.opencode import store_file
-from app.status import read_hooks, read_workers
 from app.transcript.parse import parse
 from app.worker import Worker
 from tests.enqueuer import growing, name

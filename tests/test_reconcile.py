@@ -29,12 +29,12 @@ from app.capture.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS
 from app.database.open import open_ledger
 from app.ledger import destinations
+from app.operations.status import read_hooks
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import folder
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, StoreError, store_file
-from app.status import read_hooks
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, Turn, key
 from tests import json_store

@@ -21,12 +21,12 @@ from app.database.connection import Ledger
 from app.database.open import open_ledger
 from app.delivery.deliver import OTHER_TEXT
 from app.ledger import Choice, Claim, Failure, destinations
-from app.letters import list_dropped, open_letters, what_to_do
+from app.operations.dead_letters import list_dropped, open_letters, what_to_do
+from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold
 from app.privacy.redact import REDACTED, Redaction
 from app.settings import Settings
 from app.sources.opencode import Store, store_file
-from app.status import read_destinations, waiting
 from app.transcript.parse import parse
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import export, exported

@@ -19,11 +19,11 @@ from app.delivery.policy_sweep import Tightening
 from app.exporters.outcome import Kind, Outcome
 from app.exporters.outcome import Policy as RetryPolicy
 from app.ledger import Body, Claim, Remade, destinations
+from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold, Permit
 from app.runtime.liveness import present
 from app.settings.lookup import Sources
 from app.sources.opencode import store_file
-from app.status import read_destinations, waiting
 from app.transcript.parse import parse
 from tests.processes import PROJECT, Station, hook, worker
 from tests.servers import Exchange, nobody, ok, receiving, request_id_of, scripted, whole

@@ -25,12 +25,12 @@ from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.ledger import SESSION_RECORD, Standing
 from app.ledger.destinations import Destination
+from app.operations.status import read_workers
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder
 from app.settings.lookup import Sources
 from app.sources.opencode import ExportError, Store, StoredSession, StoreError
-from app.status import read_workers
 from app.transcript.model import Transcript, TranscriptError
 
 AGE_MS_MAX = 90 * 24 * 3_600_000

@@ -9,8 +9,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from app.finding import Finding
 from app.ledger import destinations
+from app.operations.finding import Finding
 from app.settings.names import VARIABLES
 from app.settings.places import existing
 from app.settings.variables import dotenv_variables

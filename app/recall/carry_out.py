@@ -12,8 +12,8 @@ from app.database.open import open_ledger
 from app.delivery.confirm import plan as confirm_plan
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.routes import read_back_url
-from app.flush import flush
 from app.ledger.destinations import Destination
+from app.operations.flush import flush
 from app.queue import Bell
 from app.recall import compare
 from app.recall.expected import Likeness

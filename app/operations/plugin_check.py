@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from app.finding import Finding
 from app.ledger import destinations
+from app.operations.finding import Finding
 from app.runtime.spool import folder
 from app.sources.opencode import UNTRIED, Store, StoreError, install, store_file
 from app.sources.opencode.install import Found, InstallError, Project

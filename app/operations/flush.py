@@ -15,10 +15,10 @@ from app import ledger
 from app.capture.unread import read_unread
 from app.database.open import open_whole
 from app.ledger import Unread, destinations
+from app.operations.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
 from app.runtime import clock
 from app.runtime.spool import Spool, folder, target
 from app.settings.lookup import Sources
-from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
 from app.worker import Worker
 
 LOOK_S = 0.1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, installed, ledger
+from app import __version__, ledger
 from app.capture import environment
 from app.capture.config import capture
 from app.capture.keyring import Keyring
@@ -26,8 +26,18 @@ from app.capture.reconcile import QUIET_MS
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError
-from app.finding import Finding, Level
 from app.ledger import destinations
+from app.operations import plugin_check
+from app.operations.finding import Finding, Level
+from app.operations.status import (
+    BYTES_BESIDE_BODIES_MAX,
+    DestinationStatus,
+    alarms,
+    named,
+    read_destinations,
+    read_hooks,
+    read_workers,
+)
 from app.privacy.redact import PatternError
 from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present
@@ -37,15 +47,6 @@ from app.settings.lookup import Sources
 from app.sources.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
 from app.sources.opencode.config import Document
 from app.sources.opencode.program import programs
-from app.status import (
-    BYTES_BESIDE_BODIES_MAX,
-    DestinationStatus,
-    alarms,
-    named,
-    read_destinations,
-    read_hooks,
-    read_workers,
-)
 from app.transcript.model import Json
 
 # As Helicone itself asks of a key; one that somebody hosts may be less strict.
@@ -184,7 +185,7 @@ def _sqlite(_: Site) -> Iterator[Finding]:
 
 def _plugin(site: Site) -> Iterator[Finding]:
     environ = site.sources.environ
-    return installed.look(environ, site.directory, python=sys.executable, programs=programs(environ))
+    return plugin_check.look(environ, site.directory, python=sys.executable, programs=programs(environ))
 
 
 def _store(site: Site) -> Iterator[Finding]:
@@ -218,7 +219,7 @@ def _hook(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     if not site.settings.enable:
         return iter(())
     environ, directory = site.sources.environ, site.directory
-    return installed.never_seen(db, environ, directory, python=sys.executable, now_ms=site.now_ms)
+    return plugin_check.never_seen(db, environ, directory, python=sys.executable, now_ms=site.now_ms)
 
 
 def _integrity(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import read_back_url, routes
 from app.exporters.outcome import Outcome
-from app.finding import Finding
+from app.operations.finding import Finding
 from app.settings import Settings
 
 LOOK_S = 1.0
