@@ -26,14 +26,14 @@ def _run() -> None:
         case ["ready"]:
             run = ready
         case _:
-            from app.cli import main as run  # noqa: PLC0415
+            from app.cli.main import main as run  # noqa: PLC0415
     run()
 
 
 def ready() -> None:
     """Asked by a running process of whatever version: does this one start? Prints its version and its schema."""
     import app.capture.daemon  # noqa: PLC0415
-    import app.cli  # noqa: PLC0415
+    import app.cli.main  # noqa: PLC0415
     import app.worker  # noqa: PLC0415
     from app.database.schema import migrations  # noqa: PLC0415
 

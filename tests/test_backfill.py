@@ -16,7 +16,7 @@ import pytest
 from app.backfill import backfill
 from app.capture.config import capture
 from app.capture.export import Export, exports
-from app.command import STOPPED
+from app.cli.options import STOPPED
 from app.ledger import destinations
 from app.privacy.policy import Mode
 from app.runtime import clock

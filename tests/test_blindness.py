@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger, screen
+from app import ledger
+from app.cli import render
 from app.database.connection import Ledger, connect
 from app.database.open import open_ledger
 from app.database.schema import migrate, migrations
@@ -131,7 +132,7 @@ class Person:
         return one.confirmation
 
     def first_line(self) -> str:
-        return next(screen.status_lines(self.status(), self.now_ms))
+        return next(render.status_lines(self.status(), self.now_ms))
 
 
 @pytest.fixture

@@ -22,8 +22,9 @@ import pytest
 import typer
 from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
-from app import cli, ledger
-from app.command import DONE, PROBLEM, STOPPED, USAGE
+from app import ledger
+from app.cli import main
+from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
 from app.database.schema import migrations
 from app.exporters.helicone.routes import normalise
 from app.ledger import Failure, destinations
@@ -119,7 +120,16 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
     )
     loaded = json.loads(process.stdout)
     assert "app.capture.handler" in loaded
-    heavy = {"app.cli", "app.exporters.helicone.client", "app.worker", "httpx", "rich", "starlette", "typer", "uvicorn"}
+    heavy = {
+        "app.cli.main",
+        "app.exporters.helicone.client",
+        "app.worker",
+        "httpx",
+        "rich",
+        "starlette",
+        "typer",
+        "uvicorn",
+    }
     assert not heavy.intersection(loaded)
 
 
@@ -209,7 +219,7 @@ def sections() -> dict[str, str]:
 def commands() -> dict[str, Any]:
     """Every command by its full name."""
     found = {}
-    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]  # a group
+    for name, command in typer.main.get_command(main.app).commands.items():  # type: ignore[attr-defined]  # a group
         inner = getattr(command, "commands", None)
         found.update({f"{name} {below}": one for below, one in inner.items()} if inner else {name: command})
     return found
@@ -774,7 +784,9 @@ def test_receiver_serves_until_it_is_interrupted(station: Station) -> None:
 
 
 def test_receiver_without_its_extra_says_what_to_install(station: Station) -> None:
-    script = "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['receiver']; from app.cli import main; main()"
+    script = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['receiver']; from app.cli.main import main; main()"
+    )
     process = subprocess.run(
         [sys.executable, "-c", script], env=station.environ, capture_output=True, text=True, check=False
     )

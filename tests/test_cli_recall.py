@@ -17,7 +17,7 @@ import pytest
 
 from app import ledger
 from app.capture.enqueue import Place
-from app.command import STOPPED
+from app.cli.options import STOPPED
 from app.database.open import open_ledger
 from app.ledger import destinations
 from tests import recorded

@@ -101,7 +101,7 @@ import sys
 from pathlib import Path
 from app.runtime import filesystem as place
 place.MOUNTINFO = Path(sys.argv.pop(1))
-from app.cli import main
+from app.cli.main import main
 main()
 """
 

@@ -84,7 +84,7 @@ def named(arguments: list[str]) -> str:
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["app.cli", "typer", "app.settings", "app.ledger"])
+@pytest.mark.parametrize("module", ["app.cli.main", "typer", "app.settings", "app.ledger"])
 def test_ctrl_c_while_a_command_loads_ends_it_quietly(station: Station, module: str) -> None:
     done = started(station, INTERRUPTED, "import", module, "status")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

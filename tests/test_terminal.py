@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from app.command import complain, print_lines
+from app.cli.options import complain, print_lines
 from app.runtime.terminal import visible
 
 BLANK = (

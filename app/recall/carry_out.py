@@ -8,6 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 from app import ledger
+from app.cli.render import spinner
+from app.cli.render_recall import Report
 from app.database.open import open_ledger
 from app.delivery.confirm import plan as confirm_plan
 from app.exporters.helicone.client import Client
@@ -20,8 +22,6 @@ from app.recall.expected import Likeness
 from app.recall.recall import Recall
 from app.runtime import clock
 from app.runtime.spool import find_target
-from app.screen import spinner
-from app.screen_recall import Report
 from app.settings.lookup import Sources
 
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from app import screen
-from app.command import print_lines
+from app.cli import render
+from app.cli.options import print_lines
 from app.sources.opencode import install
 from app.sources.opencode.program import programs
 
@@ -36,7 +36,7 @@ def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, 
     In the form that the installed OpenCode loads; each one found is asked for its
     version. A second time it changes nothing. A file that is not ours is left alone.
     """
-    with screen.spinner("asking OpenCode for its version"):
+    with render.spinner("asking OpenCode for its version"):
         found = programs(os.environ)
     flavour = install.flavour_for(found)
     scope = _scope(project, everywhere=everywhere)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from app.cli.render import day
 from app.ledger import SESSION_RECORD
 from app.recall.audit import Audited
 from app.recall.recall import Plan
-from app.screen import day
 from app.sources.opencode import StoredSession
 
 

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from app import screen
-from app.command import (
+from app.cli import render
+from app.cli.options import (
     PROBLEM,
     USAGE,
     AsJson,
@@ -72,7 +72,7 @@ def _list(
     if json_wanted:
         print_json(asdict(listed))
     else:
-        print_lines(screen.letters_lines(listed, "dropped" if dropped else "dead"))
+        print_lines(render.letters_lines(listed, "dropped" if dropped else "dead"))
 
 
 @dead.command("show")
@@ -97,7 +97,7 @@ def _show(
         print_json({"letters": [asdict(one) for one in found]})
     else:
         for one in found:
-            print_lines(screen.letter_lines(one))
+            print_lines(render.letter_lines(one))
 
 
 @dead.command("retry")
@@ -126,7 +126,7 @@ def _retry(  # noqa: PLR0913 - one for each option
         print_json({"jobs": jobs})
     else:
         is_served = bool(read_workers(Spool(settings.spool_directory)))
-        print_lines(screen.retried_lines(jobs, is_served=is_served, has_key=settings.api_key is not None))
+        print_lines(render.retried_lines(jobs, is_served=is_served, has_key=settings.api_key is not None))
 
 
 @dead.command("purge")
@@ -156,7 +156,7 @@ def _purge(  # noqa: PLR0913 - one for each option
     if json_wanted:
         print_json({"jobs": jobs, "left": left})
     else:
-        print_lines(screen.purged_lines(jobs))
+        print_lines(render.purged_lines(jobs))
         print_lines(left, failed=True)
     if left:
         raise typer.Exit(PROBLEM)
@@ -194,7 +194,7 @@ def _on_chosen(
 
 def _ask(verb: str, jobs: int) -> None:
     """Ends the command unless somebody says yes."""
-    what = f"{verb} {screen.dead_letters(jobs)}"
+    what = f"{verb} {render.dead_letters(jobs)}"
     if not sys.stdin.isatty():
         complain(f"this would {what}: say --yes")
         raise typer.Exit(USAGE)

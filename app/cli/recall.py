@@ -14,9 +14,10 @@ from typing import Annotated
 
 import typer
 
-from app import ledger, screen
+from app import ledger
 from app.capture.folders import Folders
-from app.command import (
+from app.cli import render
+from app.cli.options import (
     DONE,
     PROBLEM,
     STOPPED,
@@ -34,6 +35,7 @@ from app.command import (
     print_lines,
     sources_of,
 )
+from app.cli.render_recall import Report, audit_lines, audit_totals
 from app.database.open import open_ledger, open_whole
 from app.ledger import destinations
 from app.ledger.destinations import Destination
@@ -41,7 +43,6 @@ from app.ledger.erasure import erase
 from app.recall.audit import GONE, Audited, audit
 from app.recall.recall import Recall
 from app.runtime.spool import find_target
-from app.screen_recall import Report, audit_lines, audit_totals
 from app.settings import SettingsError
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, StoredSession, StoreError, store_file
@@ -176,7 +177,7 @@ def _audited(
     if ours is None:
         return
     folders = Folders(db, sources)
-    with screen.bar("auditing") as bar:
+    with render.bar("auditing") as bar:
         for done, one in enumerate(audit(db, ours.id, store, folders, sessions, since_ms=since_ms), 1):
             bar.show(done, len(sessions))
             if one is not None:
@@ -196,7 +197,7 @@ def _audited_turns(results: Iterable[Audited], report: Report) -> dict[str, list
 
 def _matching_turns(held: Recall, names: Sequence[str], report: Report) -> dict[str, list[str] | None]:
     found: dict[str, list[str] | None] = {}
-    with screen.bar("searching") as bar:
+    with render.bar("searching") as bar:
         for done, name in enumerate(names, 1):
             bar.show(done, len(names))
             try:
@@ -219,7 +220,7 @@ def _planned(
     stored: dict[str, StoredSession] = {}
     with suppress(StoreError):  # `--blank` does without
         stored = {one.id: one for one in store.roots(among=turns)}
-    with screen.bar("planning") as bar:
+    with render.bar("planning") as bar:
         for done, (session, wanted) in enumerate(turns.items(), 1):
             bar.show(done, len(turns))
             plan = held.plan(session, wanted)

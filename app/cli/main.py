@@ -16,15 +16,13 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from app import __version__, screen
+from app import __version__
 from app.capture.folders import effective
-from app.cli_backfill import backfill
-from app.cli_dead import dead
-from app.cli_import import importing
-from app.cli_plugin import plugin
-from app.cli_recall import recalling
-from app.cli_verify import verification
-from app.command import (
+from app.cli import render
+from app.cli.backfill import backfill
+from app.cli.dead import dead
+from app.cli.import_preview import importing
+from app.cli.options import (
     DONE,
     PROBLEM,
     PROGRAM,
@@ -41,6 +39,9 @@ from app.command import (
     print_lines,
     sources_of,
 )
+from app.cli.plugin import plugin
+from app.cli.recall import recalling
+from app.cli.verify import verification
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
 from app.exporters.helicone.routes import EndpointError
@@ -151,7 +152,7 @@ def _worker(
     try:
         worker = Worker(sources, automatic=automatic)
         if not automatic:
-            print_lines(screen.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
+            print_lines(render.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
         worker.run()
     except ClientError as error:
         raise SettingsError([str(error)]) from None
@@ -184,14 +185,14 @@ def _flush(
 
     sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:
-        with screen.spinner("delivering"):
+        with render.spinner("delivering"):
             flushed = flush(sources, timeout, expect_some=expect_some)
     except ClientError as error:
         raise SettingsError([str(error)]) from None
     if json_wanted:
         print_json(asdict(flushed))
     else:
-        print_lines(screen.flush_lines(flushed))
+        print_lines(render.flush_lines(flushed))
     is_fine = flushed.is_done and (flushed.captured_here or not expect_some)
     raise typer.Exit(STOPPED if flushed.was_stopped else DONE if is_fine else PROBLEM)
 
@@ -211,7 +212,7 @@ def _status(
     if json_wanted:
         print_json(asdict(status))
     else:
-        print_lines(screen.status_lines(status, now_ms))
+        print_lines(render.status_lines(status, now_ms))
 
 
 @app.command("doctor")
@@ -234,7 +235,7 @@ def _doctor(
     for finding in _examined(sources, timeout, send=send):
         found.append(finding)
         if not json_wanted:
-            print_lines([screen.finding_line(finding)])
+            print_lines([render.finding_line(finding)])
     if json_wanted:
         print_json({"findings": [asdict(one) for one in found]})
     raise typer.Exit(PROBLEM if any(one.level == "problem" for one in found) else DONE)
@@ -275,8 +276,8 @@ def _config_show(
     if json_wanted:
         print_json({"settings": [asdict(one) for one in shown(settings)], "problems": problems})
     else:
-        print_lines(screen.setting_line(one) for one in shown(settings))
-        print_lines(screen.problem_lines(problems))
+        print_lines(render.setting_line(one) for one in shown(settings))
+        print_lines(render.problem_lines(problems))
 
 
 @app.command("migrate")
@@ -317,7 +318,7 @@ def _receiver(
             port=port,
             store_path=kept,
             faults_path=faults,
-            on_listening=lambda url, key: print_lines(screen.receiver_lines(url, key, str(kept))),
+            on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept))),
         )
     except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
         complain(str(error))

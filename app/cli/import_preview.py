@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from app import screen
 from app.backfill.import_files import Imported, import_files
-from app.command import (
+from app.cli import render
+from app.cli.options import (
     DONE,
     PROBLEM,
     AsJson,
@@ -61,7 +61,7 @@ def _import(  # noqa: PLR0913 - one for each option
     """
     sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     opened = _files(files)
-    with screen.progress(opened) as step:
+    with render.progress(opened) as step:
         results = list(import_files(opened, sources, on_read=step, takes_sanitized=sanitized))
     if json_wanted:
         numbers = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
@@ -69,7 +69,7 @@ def _import(  # noqa: PLR0913 - one for each option
         print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
     else:
         for result in results:
-            print_lines(screen.import_lines(result), failed=_is_failed(result))
+            print_lines(render.import_lines(result), failed=_is_failed(result))
     raise typer.Exit(PROBLEM if any(_is_failed(result) for result in results) else DONE)
 
 
@@ -96,7 +96,7 @@ def _preview(
         if json_wanted:
             told.append(as_json(result))
         else:
-            print_lines(screen.preview_lines(result), failed=_is_failed(result))
+            print_lines(render.preview_lines(result), failed=_is_failed(result))
     if json_wanted:
         print_json({"sessions": told})
     raise typer.Exit(PROBLEM if failed else DONE)

@@ -14,9 +14,10 @@ from typing import Annotated
 
 import typer
 
-from app import ledger, screen
+from app import ledger
 from app.backfill.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, Room
-from app.command import (
+from app.cli import render
+from app.cli.options import (
     DONE,
     PROBLEM,
     USAGE,
@@ -119,7 +120,7 @@ def _looked_into(settings: Settings) -> Iterator[sqlite3.Connection]:
 
 
 def _planned(history: Backfill) -> Plan:
-    with screen.bar("looking through OpenCode's sessions") as bar:
+    with render.bar("looking through OpenCode's sessions") as bar:
         return history.plan(clock.now_ms(), bar.show)
 
 
@@ -128,7 +129,7 @@ def _tell_plan(plan: Plan, *, json_wanted: bool) -> None:
     if json_wanted:
         print_json(_as_json(plan, None, 0))
     else:
-        print_lines(screen.plan_lines(plan))
+        print_lines(render.plan_lines(plan))
     raise typer.Exit(DONE if plan.is_whole else PROBLEM)
 
 
@@ -140,7 +141,7 @@ def _run(sources: Sources, store: Store, choice: Choice, max_logs: int, *, json_
         history = Backfill(db, sources, ours.id, store, spool.hooks, choice)
         plan = _planned(history)
         if not json_wanted:
-            print_lines(screen.plan_lines(plan))
+            print_lines(render.plan_lines(plan))
         if plan.logs > max_logs:
             _ask(plan, max_logs)
         fed, problem = _fed(history, plan, db, spool, settings)
@@ -149,7 +150,7 @@ def _run(sources: Sources, store: Store, choice: Choice, max_logs: int, *, json_
             print_json(_as_json(plan, fed, waiting))
         elif not problem:
             is_served = any(worker.destination == ours.id for worker in read_workers(spool))
-            print_lines(screen.fed_lines(fed, waiting, is_served=is_served, has_key=settings.api_key is not None))
+            print_lines(render.fed_lines(fed, waiting, is_served=is_served, has_key=settings.api_key is not None))
     if problem:
         complain(problem)
     raise typer.Exit(PROBLEM if problem or not plan.is_whole else DONE)
@@ -158,7 +159,7 @@ def _run(sources: Sources, store: Store, choice: Choice, max_logs: int, *, json_
 def _fed(history: Backfill, plan: Plan, db: sqlite3.Connection, spool: Spool, settings: Settings) -> tuple[Fed, str]:
     """What was queued, and why it was not all, '' when it was."""
     ours = target(db, settings, clock.now_ms())
-    with screen.bar("queueing") as bar:
+    with render.bar("queueing") as bar:
         done = 0
 
         def step() -> None:

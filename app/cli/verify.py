@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app import ledger, screen
-from app.command import (
+from app import ledger
+from app.cli import render
+from app.cli.options import (
     DONE,
     PROBLEM,
     PROGRAM,
@@ -154,7 +155,7 @@ def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: st
     """The table, a total, and what to do."""
     shown = [one for one in verdicts if one.turns or one.copied or not one.is_fine]
     rows = [
-        (one.session, one.project or "-", screen.day(one.changed_ms), str(one.turns), _told([one], sought))
+        (one.session, one.project or "-", render.day(one.changed_ms), str(one.turns), _told([one], sought))
         for one in shown
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]

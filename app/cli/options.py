@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
+from app.cli.since import since_ms
 from app.runtime import clock
 from app.runtime.terminal import visible
 from app.settings import from_arguments
 from app.settings.lookup import Sources, typed
-from app.since import since_ms
 
 PROGRAM = "opencode-helicone"
 DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
