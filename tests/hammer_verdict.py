@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from app.capture.config import capture
-from app.intake import jawn_reply
+from app.receiver.handler import jawn_reply
 from app.runtime import clock
 from app.settings.lookup import unattended
 from tests.enqueuer import RECORDS_PER_TURN, records

@@ -14,8 +14,8 @@ import pytest
 from app import ledger
 from app.exporters.helicone.client import Client
 from app.ledger import Body
+from app.receiver.store import Stored
 from app.runtime.liveness import present
-from app.shelf import Stored
 from app.sources.opencode import install
 from tests.opencode import OpenCode, Server
 from tests.processes import Station, end_automatic_workers, worker

@@ -304,8 +304,9 @@ def _receiver(
     To try the program without Helicone, on this machine only.
     """
     try:
-        from app import receiver, shelf  # noqa: PLC0415 - an extra: everything else works without it
-        from app.faults import FaultError  # noqa: PLC0415 - the same
+        from app.receiver import server  # noqa: PLC0415 - an extra: everything else works without it
+        from app.receiver.faults import FaultError  # noqa: PLC0415 - the same
+        from app.receiver.store import ShelfError  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("app"):
             raise
@@ -313,13 +314,13 @@ def _receiver(
         raise typer.Exit(PROBLEM) from None
     kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
     try:
-        receiver.serve(
+        server.serve(
             host=host,
             port=port,
             store_path=kept,
             faults_path=faults,
             on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept))),
         )
-    except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
+    except (server.ReceiverError, FaultError, ShelfError) as error:
         complain(str(error))
         raise typer.Exit(PROBLEM) from None

@@ -16,7 +16,18 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app.manual_log import Log, Object, Times, as_object, dumped, is_number, merged, moment_ms, read_times, stored
+from app.receiver.manual_log import (
+    Log,
+    Object,
+    Times,
+    as_object,
+    dumped,
+    is_number,
+    merged,
+    moment_ms,
+    read_times,
+    stored,
+)
 
 BODY_MAX = 10 * 1024 * 1024
 """UTF-16 code units of the JSON for the worker, bytes for jawn."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from app.database.connection import transaction
-from app.manual_log import Log
+from app.receiver.manual_log import Log
 from app.runtime.filesystem import private_file
 
 SENDS_MAX = 10_000

@@ -3,7 +3,7 @@
     POST /custom/v1/log, /oai|anthropic|googleapis/v1/log       as the cloud's worker
     POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
     POST /v1/request/query-clickhouse, /v1/session/query        read back
-    POST /_faults                                               script what goes wrong next (see app/faults.py)
+    POST /_faults                                               script what goes wrong next (see app/receiver/faults.py)
     GET  /_sends                                                every POST that arrived, in order
 
 It listens on this machine only, answers nobody who calls it by another name (a web page's name may be made to point
@@ -41,9 +41,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import faults, intake, shelf
 from app.exporters.helicone.routes import RouteKind, is_loopback
-from app.faults import Fault, FaultError, Script
+from app.receiver import faults, handler, store
+from app.receiver.faults import Fault, FaultError, Script
 from app.runtime.filesystem import private_file
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
@@ -77,7 +77,7 @@ def create(
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        with shelf.opened(store_path) as db:
+        with store.opened(store_path) as db:
             desk.db = db
             on_ready()
             yield
@@ -114,7 +114,7 @@ def own_key(store_path: Path) -> str:
         key = data.decode("utf-8", "replace").strip()
     except OSError as error:
         raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
-    if not intake.is_well_formed(key):
+    if not handler.is_well_formed(key):
         raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
     return key
 
@@ -134,7 +134,7 @@ def serve(
     `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError, all ValueErrors.
     """
     script = () if faults_path is None else faults.read(faults_path)
-    with shelf.opened(store_path):
+    with store.opened(store_path):
         pass  # refuse a wrong file here: once it runs, the server could only log it
     with listening(host, port) as bound:
         url, key = address(bound), own_key(store_path)
@@ -193,9 +193,9 @@ class _Desk:
     async def log(self, request: Request) -> Response:
         raw = await _read(request)
         kind: RouteKind = "jawn" if request.url.path in _JAWN_PATHS else "worker"
-        key = intake.bearer(request.headers.get("authorization"))
-        owner = shelf.organisation(self.db, key)
-        n = shelf.arrived(self.db, request.url.path, owner, _sent_id(request, raw), raw, _now_ms())
+        key = handler.bearer(request.headers.get("authorization"))
+        owner = store.organisation(self.db, key)
+        n = store.arrived(self.db, request.url.path, owner, _sent_id(request, raw), raw, _now_ms())
         fault = self._script.take(kind)
         await asyncio.sleep(fault.delay_ms / 1000)
         if fault.reset:
@@ -206,18 +206,18 @@ class _Desk:
             reply = self._reply(kind, request, raw)
             if reply.log is not None and owner is not None and not fault.unstored:
                 log = replace(reply.log, request_body="", response_body="") if fault.over_quota else reply.log
-                shelf.put(self.db, owner, log)
+                store.put(self.db, owner, log)
         if fault.drop_after_store:
             return _BrokenOff()
-        shelf.answered(self.db, n, reply.status)
+        store.answered(self.db, n, reply.status)
         return _response(reply)
 
-    def _reply(self, kind: RouteKind, request: Request, raw: bytes) -> intake.Reply:
+    def _reply(self, kind: RouteKind, request: Request, raw: bytes) -> handler.Reply:
         headers, fresh_id = dict(request.headers), str(uuid.uuid4())
         if kind == "jawn":
-            return intake.jawn_reply(headers, raw, self._keys, _now_ms(), fresh_id)
+            return handler.jawn_reply(headers, raw, self._keys, _now_ms(), fresh_id)
         provider = _WORKER_PROVIDERS[request.url.path.split("/")[1]]
-        return intake.worker_reply(provider, headers, raw, self._keys, _now_ms(), fresh_id)
+        return handler.worker_reply(provider, headers, raw, self._keys, _now_ms(), fresh_id)
 
     async def query(self, request: Request) -> Response:
         fault = self._script.take("read")
@@ -232,12 +232,12 @@ class _Desk:
         if fault.blind:
             return JSONResponse({"data": [], "error": None}, status_code=201)
         try:
-            wanted = shelf.compiled(query.get("filter", "all"), unit_ms=1000 if fault.cut_since else 1)
-        except shelf.ShelfError as error:
+            wanted = store.compiled(query.get("filter", "all"), unit_ms=1000 if fault.cut_since else 1)
+        except store.ShelfError as error:
             return JSONResponse({"data": None, "error": str(error)}, status_code=400)
         newest_first = (query.get("sort") or {}).get("created_at", "desc") == "desc"
         limit = min(int(query.get("limit") or 10), READ_LIMIT_MAX)
-        rows = shelf.select(
+        rows = store.select(
             self.db, owner, wanted, newest_first=newest_first, limit=limit, offset=int(query.get("offset") or 0)
         )
         # Measured: this one query answers 201.
@@ -249,19 +249,19 @@ class _Desk:
             return query
         span = query.get("timeFilter") or {}
         start_ms, end_ms = span.get("startTimeUnixMs", 0), span.get("endTimeUnixMs", _now_ms())
-        return JSONResponse({"data": shelf.sessions(self.db, owner, int(start_ms), int(end_ms)), "error": None})
+        return JSONResponse({"data": store.sessions(self.db, owner, int(start_ms), int(end_ms)), "error": None})
 
     async def _asked(self, request: Request) -> tuple[str, _Object | Response]:
         """The organisation that asks and its question, or the answer that turns it away."""
         raw = await _read(request)
-        refusal = intake.jawn_refusal(request.headers, self._keys)
+        refusal = handler.jawn_refusal(request.headers, self._keys)
         if refusal is not None:
             return "", _response(refusal)
         query = _parsed(raw)
         if not isinstance(query, dict):
             return "", Response(status_code=500)
-        key = intake.bearer(request.headers.get("authorization"))
-        return shelf.organisation(self.db, key) or "", query
+        key = handler.bearer(request.headers.get("authorization"))
+        return store.organisation(self.db, key) or "", query
 
     async def script(self, request: Request) -> Response:
         # A web page cannot send this type to another origin without asking first, and nobody here says yes.
@@ -275,7 +275,7 @@ class _Desk:
         return JSONResponse({"faults": len(script)})
 
     async def show_sends(self, _request: Request) -> Response:
-        return JSONResponse({"sends": [asdict(send) for send in shelf.sends(self.db)]})
+        return JSONResponse({"sends": [asdict(send) for send in store.sends(self.db)]})
 
 
 class _CalledByName:
@@ -324,7 +324,7 @@ def _parsed(raw: bytes) -> object:
         return None
 
 
-def _response(reply: intake.Reply) -> Response:
+def _response(reply: handler.Reply) -> Response:
     is_json = reply.body[:1] in (b"{", b"[")
     headers = {"content-type": "application/json" if is_json else "text/plain"} | {
         name.lower(): value for name, value in reply.headers.items()
@@ -332,8 +332,8 @@ def _response(reply: intake.Reply) -> Response:
     return Response(reply.body, reply.status, headers)
 
 
-def _scripted(fault: Fault, status: int) -> intake.Reply:
-    return intake.Reply(status, fault.body.encode(), dict(fault.headers))
+def _scripted(fault: Fault, status: int) -> handler.Reply:
+    return handler.Reply(status, fault.body.encode(), dict(fault.headers))
 
 
 def _sent_id(request: Request, raw: bytes) -> str | None:
@@ -342,7 +342,7 @@ def _sent_id(request: Request, raw: bytes) -> str | None:
     return request.headers.get("helicone-request-id", in_body)
 
 
-def _shown(row: shelf.Stored) -> _Object:
+def _shown(row: store.Stored) -> _Object:
     """A row with the names of Helicone's own answer."""
     log = row.log
     return {
