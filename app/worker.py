@@ -40,7 +40,7 @@ from app.delivery.policy_check import Permits
 from app.delivery.policy_sweep import Tightening
 from app.exporters import outcome
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
-from app.exporters.helicone.routes import EndpointError, Route, routes
+from app.exporters.helicone.routes import Route, routes
 from app.exporters.outcome import Outcome
 from app.ledger import Body, Claim, Remade, destinations
 from app.ledger.destinations import Destination
@@ -52,6 +52,7 @@ from app.runtime import clock, failpoint, log
 from app.runtime.liveness import Announced, Only, present
 from app.runtime.spool import Spool, target, worker_signature
 from app.runtime.upgrade import Succession, become_anew, is_replaced
+from app.runtime.url import EndpointError
 from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources, typed
 from app.sources.opencode import store_file

@@ -26,11 +26,11 @@ from app import ledger
 from app.cli import main
 from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
 from app.database.schema import migrations
-from app.exporters.helicone.routes import normalise
 from app.ledger import Failure, destinations
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool, folder
+from app.runtime.url import normalise
 from app.worker import CONSUMER
 from tests.processes import PROJECT, ROOT, Station, worker
 from tests.recorded import export, export_files

@@ -44,7 +44,6 @@ from app.cli.recall import recalling
 from app.cli.verify import verification
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
-from app.exporters.helicone.routes import EndpointError
 from app.ledger import LedgerError
 from app.operations import doctor
 from app.operations.dead_letters import LetterError
@@ -52,6 +51,7 @@ from app.operations.finding import Finding
 from app.operations.status import read_status
 from app.privacy.redact import PatternError
 from app.runtime import clock
+from app.runtime.url import EndpointError
 from app.settings import SettingsError, shown, standard_folder
 from app.settings.lookup import Sources, unattended
 from app.sources.opencode import ExportError, install

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import httpcore
 import httpx
 
-from app.exporters.helicone.routes import is_loopback
+from app.runtime.url import is_loopback
 
 # Of each address of a host: a dead IPv6 route must leave time to try IPv4.
 _CONNECT_S_MAX = 10.0

@@ -13,12 +13,12 @@ from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
 from app.delivery import confirm
 from app.delivery.confirm import Plan
-from app.exporters.helicone.routes import normalise
 from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.ledger import destinations as destination
 from app.ledger.destinations import Destination
 from app.runtime.liveness import present
 from app.runtime.spool import Spool, find_target, meant
+from app.runtime.url import normalise
 from app.settings import Settings
 
 KEY_CHARACTERS = 8

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from app.exporters.helicone.routes import RouteKind
+from app.runtime.url import RouteKind
 
 Asked: TypeAlias = RouteKind | Literal["read"]
 """Which server's log route, or reading back."""

@@ -41,10 +41,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.exporters.helicone.routes import RouteKind, is_loopback
 from app.receiver import faults, handler, store
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime.filesystem import private_file
+from app.runtime.url import RouteKind, is_loopback
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 READ_LIMIT_MAX = 1_000

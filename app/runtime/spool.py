@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import __version__
-from app.exporters.helicone.routes import normalise
 from app.ledger import destinations
 from app.ledger.destinations import Destination
+from app.runtime.url import normalise
 from app.settings import Settings, delivery_options
 
 

@@ -14,21 +14,15 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from urllib.parse import quote
 
-from anyascii import anyascii
-
+from app.runtime.header_value import LONE_SURROGATE
 from app.transcript.model import Json
 
 PROVIDER = "CUSTOM"
 BODY_BYTES_MAX = 19 * 2**19
 """9.5 MiB, under the servers' 10 MiB. The worker counts UTF-16 units, of which a text never has more than bytes."""
-META_CHARACTERS_MAX = 1024
-STEP_CHARACTERS_MAX = 128
-"""Of one step of a session path."""
 KEPT_CHARACTERS_MIN = 1024
 """A string is not shortened below this, so that ids, names and roles always stay whole."""
 _PIECE_CHARACTERS = 2**14
@@ -37,9 +31,6 @@ _ESCAPED = bytes(range(32)) + b'"\\'
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _START = re.compile(rb'"timing":\{"startTime":\{"seconds":([0-9]{1,15}),"milliseconds":([0-9]{1,3})\}')
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_NOT_LATIN_1 = re.compile("[^ -$&-~\u00a0-\u00ff]")
-"""Control characters, DEL and what is beyond Latin-1; `%`, so that the escapes can be undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,48 +45,6 @@ class Log:
     end_ms: int
     first_token_ms: int | None
     """After `start_ms`; None when there was none, or nobody knows."""
-
-
-def latin1(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
-    """The value as Helicone takes it in `meta`: other characters percent-encoded, and no longer than may be."""
-    escaped: list[str] = []
-    room = characters_max
-    for character in value[:characters_max]:
-        escaped.append(_escaped(character) if _NOT_LATIN_1.match(character) else character)
-        room -= len(escaped[-1])
-        if room < 0:
-            escaped.pop()
-            break
-    return "".join(escaped)
-
-
-def readable(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
-    """The value as `meta` takes it and a person reads it: in Latin letters, and without `%`.
-
-    Helicone's servers refuse a header beyond Latin-1, and its pages show an escape as it stands: `项目` becomes
-    `XiangMu`, `проект` becomes `proekt`. Not to be undone: for names that nothing is looked up by.
-    """
-    normal = unicodedata.normalize("NFC", value[:characters_max])
-    spelled = "".join(_spelled(character) if _NOT_LATIN_1.match(character) else character for character in normal)
-    # What is left is `%`, which the spelling of some characters has as well.
-    return _NOT_LATIN_1.sub("_", spelled)[:characters_max].strip()
-
-
-def _spelled(character: str) -> str:
-    if unicodedata.category(character)[0] in "CMZ":  # controls, marks, separators
-        return " " if character.isspace() else ""
-    return anyascii(character) or f"U+{ord(character):04X}"
-
-
-def below(path: str, *steps: str) -> str:
-    """The session path of `steps` under `path`, safe for `meta` as it is."""
-    whole = "/".join([path, *(latin1(step, STEP_CHARACTERS_MAX).replace("/", "%2F") for step in steps)])
-    # Only subagents of subagents of subagents come so far; an escape is not cut in two.
-    return whole if len(whole) <= META_CHARACTERS_MAX else re.sub("%.?$", "", whole[:META_CHARACTERS_MAX])
-
-
-def _escaped(character: str) -> str:
-    return quote(LONE_SURROGATE.sub("\ufffd", character), safe="")
 
 
 def encode(log: Log, bytes_max: int = BODY_BYTES_MAX) -> bytes:

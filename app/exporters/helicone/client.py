@@ -21,10 +21,11 @@ from typing import Any, Self, TypeAlias
 import httpx
 
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
-from app.exporters.helicone.routes import RouteKind, kind_of
+from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import Kind, Outcome, retry_after_ms
 from app.exporters.transport import Transport, within
 from app.privacy.excerpt import excerpt, repeats
+from app.runtime.url import RouteKind
 
 ANSWER_BYTES_MAX = 64 * 1024
 READ_BACK_BYTES_MAX = 40 * 1024 * 1024

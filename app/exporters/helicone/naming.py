@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from app.exporters.helicone.body import readable
+from app.runtime.header_value import readable
 from app.transcript.identity import Encoding, Identity
 from app.transcript.model import Session
 

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.exporters.helicone import chat, data_log
-from app.exporters.helicone.body import PROVIDER, Log, below, encode, latin1, readable
+from app.exporters.helicone.body import PROVIDER, Log, encode
 from app.exporters.helicone.first_encoding import as_first_encoded
 from app.exporters.helicone.naming import project_name, project_of
+from app.runtime.header_value import below, latin1, readable
 from app.transcript.identity import Encoding
 from app.transcript.model import (
     Assistant,
