@@ -33,10 +33,11 @@ import re2
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.capture.export import Capture, exports  # noqa: E402 - from a checkout
+from app.capture.export import exports  # noqa: E402 - from a checkout
 from app.privacy.policy import Policy  # noqa: E402
 from app.privacy.redact import Redaction  # noqa: E402
 from app.privacy.rules import RULES  # noqa: E402
+from app.privacy.terms import Capture  # noqa: E402 - from a checkout
 from app.transcript.identity import Identity  # noqa: E402
 from app.transcript.model import Assistant, Session, Text, Tool, Transcript, Turn, User  # noqa: E402
 

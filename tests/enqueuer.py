@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
-from app.capture.export import Capture, Export, exports
+from app.capture.export import Export, exports
 from app.database.open import open_ledger
+from app.privacy.terms import Capture
 from app.queue import Bell
 from app.runtime import clock
 from app.runtime.spool import Spool, target

@@ -23,11 +23,12 @@ from typing import Any, TypeAlias
 
 from app import ledger
 from app.capture.config import capture
-from app.capture.export import Capture, Export, exports
+from app.capture.export import Export, exports
 from app.capture.messages import LINE_BYTES_MAX, LineError, read_line
 from app.exporters.helicone.body import BODY_BYTES_MAX
 from app.ledger.destinations import destinations
 from app.privacy.redact import PatternError
+from app.privacy.terms import Capture
 from app.settings import SettingsError
 from app.settings.lookup import Sources
 from app.sources.opencode import ExportError, File, Store, examine, snapshot

@@ -29,7 +29,6 @@ from typing import TypeAlias
 from app import ledger
 from app.capture.enqueue import Place, enqueue
 from app.capture.eviction import Room
-from app.capture.export import Capture
 from app.capture.recapture import Remaking
 from app.database.open import open_ledger
 from app.delivery.deliver import Courier, deliver
@@ -38,6 +37,7 @@ from app.ledger import Body, Version, destinations
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.runtime.clock import Reading, jump_ms
 from app.settings import Settings
 from app.sources.opencode import Store

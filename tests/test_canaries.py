@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 
 from app import ledger
 from app.capture.enqueue import Place, enqueue
-from app.capture.export import Capture
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
 from app.ledger import destinations
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.sources.opencode.translated import exported
 from app.transcript.model import Transcript, TranscriptError
 from app.transcript.parse import parse

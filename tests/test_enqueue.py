@@ -12,12 +12,12 @@ import pytest
 
 from app import ledger
 from app.capture.enqueue import Enqueued, Place, enqueue, outlook
-from app.capture.export import Capture
 from app.database.connection import connect
 from app.database.open import open_ledger
 from app.ledger import Body, Standing, Version, destinations
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
 from tests import recorded

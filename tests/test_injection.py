@@ -14,9 +14,10 @@ from urllib.parse import unquote
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.capture.export import Capture, Export, exports
+from app.capture.export import Export, exports
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.transcript.fields import IDENTITY_CHARACTERS_MAX
 from app.transcript.identity import Identity
 from app.transcript.parse import parse

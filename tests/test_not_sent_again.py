@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from app.capture.enqueue import Place, enqueue
-from app.capture.export import Capture
 from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome
 from app.exporters.outcome import Policy as Patience
 from app.ledger import Body
 from app.privacy.policy import Policy, Post
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.transcript.parse import parse
 from tests import recorded
 from tests.desk import Desk

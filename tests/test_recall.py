@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from app import ledger
 from app.capture.enqueue import Place, enqueue, outlook
-from app.capture.export import Capture
 from app.database.open import open_ledger
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.records import blank, kind_of
@@ -23,6 +22,7 @@ from app.exporters.helicone.routes import read_back_url
 from app.ledger import Claim, Standing, destinations
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.recall.audit import EXPORT_MODE, Audited, audit, encoded
 from app.recall.blank import sent
 from app.recall.compare import counted, look

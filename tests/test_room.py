@@ -15,7 +15,6 @@ import pytest
 from app import ledger
 from app.capture.enqueue import MARK_DIGITS, Place, enqueue
 from app.capture.eviction import AGAIN_MS, PATIENCE_MS, Made, Room
-from app.capture.export import Capture
 from app.capture.recapture import Remaking
 from app.database.connection import Ledger
 from app.database.open import open_ledger
@@ -25,6 +24,7 @@ from app.operations.dead_letters import list_dropped, open_letters, what_to_do
 from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold
 from app.privacy.redact import REDACTED, Redaction
+from app.privacy.terms import Capture
 from app.settings import Settings
 from app.sources.opencode import Store, store_file
 from app.transcript.parse import parse

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from app import ledger
 from app.capture.enqueue import Place, enqueue
-from app.capture.export import Capture
 from app.ledger import destinations
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.sources.opencode import store_file
 from app.transcript.model import Turn
 from app.transcript.parse import Excerpt, parse

@@ -20,12 +20,12 @@ from pathlib import Path
 from app import ledger
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, enqueue, outlook
-from app.capture.export import Capture
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.ledger import SESSION_RECORD, Standing
 from app.ledger.destinations import Destination
 from app.operations.status import read_workers
+from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder

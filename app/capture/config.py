@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from app.capture.export import Capture
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.settings import Settings, SettingsError
 
 

@@ -19,11 +19,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from app import ledger
-from app.capture.export import Capture, Export, children, exports, session_to_leave
+from app.capture.export import Export, children, exports, session_to_leave
 from app.exporters.helicone.naming import first_name
 from app.exporters.helicone.records import Record
 from app.ledger import Body, Frozen, Standing, Version, destinations
 from app.privacy.policy import is_as_strict
+from app.privacy.terms import Capture
 from app.runtime import failpoint
 from app.transcript.identity import NEWEST, Identity
 from app.transcript.model import Transcript, Turn, key

@@ -8,20 +8,10 @@ from dataclasses import dataclass, field
 from app.exporters.helicone.naming import NAME, lasting_name
 from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn, record_count
 from app.ledger import SESSION_RECORD
-from app.privacy.policy import Policy
-from app.privacy.redact import HitCounts, Redaction, redact_session, redact_turn, withhold_session, withhold_turn
+from app.privacy.redact import HitCounts, redact_session, redact_turn, withhold_session, withhold_turn
+from app.privacy.terms import Capture
 from app.transcript.identity import Identity
 from app.transcript.model import Assistant, Session, Tool, Transcript, Turn, User, has_ended, session_digest
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """How sessions of one project folder are captured."""
-
-    policy: Policy
-    redaction: Redaction
-    user_id: str
-    """'' for none. A session keeps the one of its first record."""
 
 
 @dataclass(frozen=True, slots=True)

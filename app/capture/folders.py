@@ -10,9 +10,9 @@ import sqlite3
 from pathlib import Path
 
 from app.capture.config import capture
-from app.capture.export import Capture
 from app.capture.keyring import Keyring
 from app.ledger import destinations
+from app.privacy.terms import Capture
 from app.runtime.spool import find_target, folder
 from app.settings import Settings
 from app.settings.lookup import Sources

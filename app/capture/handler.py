@@ -17,7 +17,6 @@ from app.capture import environment, folder_limits
 from app.capture.autostart import Starting
 from app.capture.enqueue import Enqueued, Place, enqueue
 from app.capture.eviction import Room
-from app.capture.export import Capture
 from app.capture.keyring import Keyring
 from app.capture.messages import CUT_OFF, TOO_LONG, Line, LineError
 from app.capture.notices import Notices, bound
@@ -32,6 +31,7 @@ from app.database.open import heal, open_ledger
 from app.database.schema import require_known
 from app.ledger import destinations
 from app.privacy.redact import PatternError
+from app.privacy.terms import Capture
 from app.queue import Bell
 from app.runtime import clock, log
 from app.runtime.filesystem import identity

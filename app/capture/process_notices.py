@@ -11,7 +11,6 @@ from pathlib import Path
 
 from app import ledger
 from app.capture.enqueue import Place
-from app.capture.export import Capture
 from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.capture.projects import Captures
@@ -20,6 +19,7 @@ from app.database.connection import Ledger
 from app.database.schema import SchemaError
 from app.ledger import destinations
 from app.privacy.redact import PatternError
+from app.privacy.terms import Capture
 from app.runtime import failpoint
 from app.runtime.spool import folder
 from app.settings import SettingsError

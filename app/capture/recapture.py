@@ -18,9 +18,10 @@ from pathlib import Path
 
 from app import ledger
 from app.capture.enqueue import Place, body_of, enqueue, marks
-from app.capture.export import Capture, Export, exports
+from app.capture.export import Export, exports
 from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade, destinations
 from app.privacy.policy import Hold
+from app.privacy.terms import Capture
 from app.runtime.liveness import open_sessions
 from app.sources.opencode import ExportError, Store, StoreError
 from app.transcript.identity import Identity

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 from app import ledger
 from app.capture.enqueue import Place
-from app.capture.export import Capture
 from app.capture.notices import AGAIN_S
 from app.capture.session_reader import FAILURES_MAX, GONE, Reader, reason_of
 from app.ledger import destinations
+from app.privacy.terms import Capture
 from app.sources.opencode import ExportError, Store, StoreError
 from app.transcript.model import TranscriptError
 

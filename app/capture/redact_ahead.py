@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
-from app.capture.export import Capture
 from app.privacy.redact import HitCounts
+from app.privacy.terms import Capture
 from app.transcript.model import Reasoning, Text, Tool, Transcript, Turn
 
 LARGE_CHARACTERS_MIN = 1 << 22

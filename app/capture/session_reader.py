@@ -16,10 +16,10 @@ from typing import Protocol
 
 from app import ledger
 from app.capture.enqueue import Enqueued, Place, outlook
-from app.capture.export import Capture
 from app.capture.redact_ahead import Ahead, is_large
 from app.ledger import SESSION_RECORD, Standing, TurnRead, destinations
 from app.privacy.policy import is_as_strict
+from app.privacy.terms import Capture
 from app.runtime import failpoint
 from app.sources.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.transcript.model import Transcript, TranscriptError

@@ -7,13 +7,13 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from app.capture.enqueue import Enqueued, Place, enqueue
-from app.capture.export import Capture
 from app.capture.folders import Folders
 from app.capture.reconcile import Reconciling
 from app.capture.session_reader import Reader
 from app.database.connection import Ledger, flushed_together
 from app.ledger import destinations
 from app.privacy.redact import PatternError
+from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool, folder

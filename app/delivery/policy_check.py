@@ -9,11 +9,11 @@ from __future__ import annotations
 import sqlite3
 
 from app.capture.config import capture, why_nothing
-from app.capture.export import Capture
 from app.capture.keyring import Keyring
 from app.ledger import destinations
 from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.privacy.redact import PatternError
+from app.privacy.terms import Capture
 from app.settings import SettingsError
 from app.settings.lookup import Sources
 

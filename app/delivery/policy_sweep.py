@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app import ledger
-from app.capture.export import Capture
 from app.capture.recapture import Remaking
 from app.database import recover
 from app.database.connection import Ledger
 from app.delivery.deliver import HOLD_MS
 from app.delivery.policy_check import Permits
 from app.privacy.policy import Hold, Remake
+from app.privacy.terms import Capture
 
 
 class Tightening:

@@ -14,11 +14,12 @@ from app import ledger
 from app.backfill.import_files import Imported, examined, why
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, identity_of, own_turns
-from app.capture.export import Capture, exports
+from app.capture.export import exports
 from app.capture.folders import Folders
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Record
 from app.privacy.redact import identity_hits, redact_session, redact_turn
+from app.privacy.terms import Capture
 from app.runtime.spool import find_target, folder
 from app.settings.lookup import Sources
 from app.sources.opencode import Export, ExportError, File, families, snapshot

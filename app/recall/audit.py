@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from app import ledger
 from app.capture.enqueue import body_of
-from app.capture.export import Capture, Export, exports
+from app.capture.export import Export, exports
 from app.capture.folders import Folders
 from app.exporters.helicone.naming import project_name
 from app.exporters.helicone.records import Kind, Record
@@ -25,6 +25,7 @@ from app.ledger import Exported, Print
 from app.ledger.record_identity import DIGEST_BYTES
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.sources.opencode import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, Turn

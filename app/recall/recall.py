@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from app import ledger
 from app.capture.config import why_nothing
 from app.capture.enqueue import body_of
-from app.capture.export import Capture, Export
+from app.capture.export import Export
 from app.capture.folders import Folders
 from app.exporters.helicone.records import Record, blank
 from app.ledger import Body, Exported, Standing, Version
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
 from app.privacy.user_patterns import compile_pattern
 from app.recall.audit import GONE, bare, encoded, hits, sent_turns
 from app.recall.blank import blank_body, blank_key, is_unprinted, row, sent

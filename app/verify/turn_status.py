@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from app import ledger
-from app.capture.export import Capture
 from app.ledger import Exported
+from app.privacy.terms import Capture
 from app.transcript.model import Transcript, Unreadable, key, session_digest
 
 State: TypeAlias = Literal[
