@@ -12,9 +12,9 @@ enqueue.enqueue(db, enqueue.parse(snapshot), enqueue.capture(settings, ()), plac
 
 from app.capture.config import capture
 from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.targets import folder, target
 from app.database.open import open_ledger
 from app.queue import Bell
-from app.runtime.spool import folder, target
 from app.settings.lookup import unattended
 from app.transcript.parse import parse
 

@@ -26,10 +26,12 @@ from huey.signals import SIGNAL_INTERRUPTED
 
 from app import __version__, ledger
 from app.capture import folder_limits
+from app.capture.autostart import worker_signature
 from app.capture.config import capture
 from app.capture.eviction import Room
 from app.capture.keyring import Keyring
 from app.capture.recapture import Remaking
+from app.capture.targets import target
 from app.database import recover
 from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import heal, inspect, open_ledger
@@ -50,7 +52,7 @@ from app.privacy.redact import PatternError
 from app.queue import Bell
 from app.runtime import clock, failpoint, log
 from app.runtime.liveness import Announced, Only, present
-from app.runtime.spool import Spool, target, worker_signature
+from app.runtime.spool import Spool
 from app.runtime.upgrade import Succession, become_anew, is_replaced
 from app.runtime.url import EndpointError
 from app.settings import Settings, SettingsError

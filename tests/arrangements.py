@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from app import ledger
+from app.capture.targets import folder
 from app.database.open import open_ledger
 from app.ledger import destinations
 from app.runtime import clock
 from app.runtime.liveness import present
-from app.runtime.spool import Spool, folder
+from app.runtime.spool import Spool
 from app.sources.opencode import install
 from tests.opencode import CONFIG, VERSION, OpenCode, installed_opencode
 from tests.servers import Receiver, api_key, receiving

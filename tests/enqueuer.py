@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
 from app.capture.export import Export, exports
+from app.capture.targets import target
 from app.database.open import open_ledger
 from app.privacy.terms import Capture
 from app.queue import Bell
 from app.runtime import clock
-from app.runtime.spool import Spool, target
+from app.runtime.spool import Spool
 from app.settings.lookup import unattended
 from app.transcript.identity import Identity
 from app.transcript.parse import parse

@@ -16,12 +16,13 @@ import pytest
 from app.backfill import backfill
 from app.capture.config import capture
 from app.capture.export import Export, exports
+from app.capture.targets import folder
 from app.cli.options import STOPPED
 from app.ledger import destinations
 from app.privacy.policy import Mode
 from app.runtime import clock
 from app.runtime.liveness import Announced
-from app.runtime.spool import Spool, folder
+from app.runtime.spool import Spool
 from app.settings import Settings
 from app.transcript.identity import Identity
 from app.transcript.model import Turn

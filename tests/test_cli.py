@@ -23,13 +23,14 @@ import typer
 from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
 from app import ledger
+from app.capture.targets import folder
 from app.cli import main
 from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
 from app.database.schema import migrations
 from app.ledger import Failure, destinations
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
-from app.runtime.spool import Spool, folder
+from app.runtime.spool import Spool
 from app.runtime.url import normalise
 from app.worker import CONSUMER
 from tests.processes import PROJECT, ROOT, Station, worker

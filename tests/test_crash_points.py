@@ -23,12 +23,13 @@ import pytest
 from app import ledger
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
+from app.capture.targets import target
 from app.delivery.deliver import LEASE_MS
 from app.ledger.maintenance import KILLS_MAX
 from app.runtime import clock
 from app.runtime.failpoint import POINTS, VARIABLE
 from app.runtime.filesystem import private_directory
-from app.runtime.spool import Spool, target
+from app.runtime.spool import Spool
 from app.settings.lookup import unattended
 from app.sources.opencode import store_file
 from app.transcript.parse import parse

@@ -21,7 +21,7 @@ from app.database.open import open_ledger
 from app.capture.enqueue import Place, enqueue
 from app.transcript.parse import parse
 from app.settings.lookup import unattended
-from app.runtime.spool import folder, target
+from app.capture.targets import folder, target
 
 settings, now_ms = unattended(dict(os.environ)).load(), time.time_ns() // 1_000_000
 db = open_ledger(settings.spool_directory)

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from app import ledger
+from app.capture.targets import target
 from app.database.open import open_ledger
 from app.ledger import destinations as destination
 from app.privacy.policy import Hold
 from app.runtime import clock
-from app.runtime.spool import target
 from app.settings import Settings
 from app.settings.lookup import Sources, typed, unattended
 from app.worker import CONSUMER, Worker

@@ -27,12 +27,12 @@ from app.capture.notices import AGAIN_S, FAILED_S
 from app.capture.process_notices import Looking
 from app.capture.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS
+from app.capture.targets import folder
 from app.database.open import open_ledger
 from app.ledger import destinations
 from app.operations.status import read_hooks
 from app.runtime import clock
 from app.runtime.liveness import Announced
-from app.runtime.spool import folder
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, StoreError, store_file
 from app.transcript.identity import Identity

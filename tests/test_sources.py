@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.runtime.spool import worker_signature
+from app.capture.autostart import worker_signature
 from app.settings import Settings, delivery_record, folder_record
 from app.settings.lookup import Sources
 from tests.processes import repository

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from app import ledger
+from app.capture.targets import folder
 from app.exporters.helicone.client import Client
 from app.ledger import Failure, destinations
 from app.runtime import clock
 from app.runtime.liveness import Announced
-from app.runtime.spool import Spool, folder
+from app.runtime.spool import Spool
 from app.settings.lookup import typed as typed_sources
 from app.sources.opencode import Store, store_file
 from app.verify.remote_check import IDS_MAX, seek

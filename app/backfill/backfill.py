@@ -22,13 +22,14 @@ from app.capture.config import why_nothing
 from app.capture.enqueue import Place, enqueue, outlook
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
+from app.capture.targets import folder
 from app.ledger import SESSION_RECORD, Standing
 from app.ledger.destinations import Destination
 from app.operations.status import read_workers
 from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
-from app.runtime.spool import Spool, folder
+from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode import ExportError, Store, StoredSession, StoreError
 from app.transcript.model import Transcript, TranscriptError

@@ -17,11 +17,11 @@ from app import ledger
 from app.capture.config import why_nothing
 from app.capture.enqueue import Enqueued, Place, enqueue
 from app.capture.folders import Folders
+from app.capture.targets import folder, target
 from app.database.open import open_whole
 from app.ledger.destinations import Destination
 from app.queue import Bell
 from app.runtime import clock
-from app.runtime.spool import folder, target
 from app.settings import Settings
 from app.settings.lookup import Sources
 from app.sources.opencode import Export, ExportError, File, examine, families, snapshot

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 
+from app import __version__
 from app.runtime import log
 from app.runtime.liveness import Only, is_taken, present
 from app.runtime.spool import Spool
+from app.settings import Settings, delivery_options
 
 STARTING_S = 30.0
 """How long a worker that was started may take until it holds its lock."""
@@ -75,3 +77,9 @@ class Starting:
 
     def release(self) -> None:
         self._only.release()
+
+
+def worker_signature(settings: Settings) -> str:
+    """Which automatic worker should run: one with another version or other delivery settings is replaced."""
+    options = delivery_options(settings) | {"readbackUrl": settings.readback_url}
+    return f"{__version__} {sorted(options.items())}"

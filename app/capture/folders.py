@@ -11,9 +11,9 @@ from pathlib import Path
 
 from app.capture.config import capture
 from app.capture.keyring import Keyring
+from app.capture.targets import find_target, folder
 from app.ledger import destinations
 from app.privacy.terms import Capture
-from app.runtime.spool import find_target, folder
 from app.settings import Settings
 from app.settings.lookup import Sources
 

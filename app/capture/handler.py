@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from app import __version__, ledger
 from app.capture import environment, folder_limits
-from app.capture.autostart import Starting
+from app.capture.autostart import Starting, worker_signature
 from app.capture.enqueue import Enqueued, Place, enqueue
 from app.capture.eviction import Room
 from app.capture.keyring import Keyring
@@ -25,6 +25,7 @@ from app.capture.projects import Captures
 from app.capture.recapture import Remaking
 from app.capture.reconcile import Reconciling
 from app.capture.session_reader import Reader
+from app.capture.targets import folder, target
 from app.database import recover
 from app.database.connection import flushed_together
 from app.database.open import heal, open_ledger
@@ -36,7 +37,7 @@ from app.queue import Bell
 from app.runtime import clock, log
 from app.runtime.filesystem import identity
 from app.runtime.liveness import Announced, open_sessions
-from app.runtime.spool import Spool, folder, target, worker_signature
+from app.runtime.spool import Spool
 from app.settings import Settings, SettingsError, delivery_record
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, StoreError, store_file

@@ -15,13 +15,13 @@ from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.capture.projects import Captures
 from app.capture.session_reader import FAILURES_MAX, GONE, Look, Reader, Take, reason_of
+from app.capture.targets import folder
 from app.database.connection import Ledger
 from app.database.schema import SchemaError
 from app.ledger import destinations
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import failpoint
-from app.runtime.spool import folder
 from app.settings import SettingsError
 from app.sources.opencode import AbsentError, ExportError, Store, StoreError
 from app.transcript.model import TranscriptError

@@ -11,13 +11,13 @@ from app import ledger
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.messages import Line
+from app.capture.targets import folder, target
 from app.database.open import open_ledger
 from app.ledger import destinations
 from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import clock
-from app.runtime.spool import folder, target
 from app.settings import Settings, SettingsError, folder_record
 from app.settings.lookup import Sources
 

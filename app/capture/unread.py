@@ -10,13 +10,14 @@ from app.capture.enqueue import Enqueued, Place, enqueue
 from app.capture.folders import Folders
 from app.capture.reconcile import Reconciling
 from app.capture.session_reader import Reader
+from app.capture.targets import folder
 from app.database.connection import Ledger, flushed_together
 from app.ledger import destinations
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
-from app.runtime.spool import Spool, folder
+from app.runtime.spool import Spool
 from app.settings import SettingsError
 from app.settings.lookup import Sources
 from app.sources.opencode import ExportError, Store, store_file

@@ -16,6 +16,7 @@ import typer
 
 from app import ledger
 from app.backfill.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, Room
+from app.capture.targets import find_target, target
 from app.cli import render
 from app.cli.options import (
     DONE,
@@ -38,7 +39,7 @@ from app.cli.options import (
 from app.database.open import open_ledger, open_whole
 from app.operations.status import read_workers
 from app.runtime import clock
-from app.runtime.spool import Spool, find_target, target
+from app.runtime.spool import Spool
 from app.settings import Settings
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, store_file

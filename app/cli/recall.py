@@ -16,6 +16,7 @@ import typer
 
 from app import ledger
 from app.capture.folders import Folders
+from app.capture.targets import find_target
 from app.cli import render
 from app.cli.options import (
     DONE,
@@ -42,7 +43,6 @@ from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.recall.audit import GONE, Audited, audit
 from app.recall.recall import Recall
-from app.runtime.spool import find_target
 from app.settings import SettingsError
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, StoredSession, StoreError, store_file

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app import ledger
+from app.capture.targets import find_target
 from app.cli import render
 from app.cli.options import (
     DONE,
@@ -34,7 +35,6 @@ from app.cli.options import (
 from app.database.open import open_ledger
 from app.delivery import confirm
 from app.runtime import clock
-from app.runtime.spool import find_target
 from app.settings import SettingsError
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, store_file

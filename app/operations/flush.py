@@ -12,12 +12,13 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from app import ledger
+from app.capture.targets import folder, target
 from app.capture.unread import read_unread
 from app.database.open import open_whole
 from app.ledger import Unread, destinations
 from app.operations.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
 from app.runtime import clock
-from app.runtime.spool import Spool, folder, target
+from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.worker import Worker
 

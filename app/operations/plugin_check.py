@@ -7,9 +7,9 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from app.capture.targets import folder
 from app.ledger import destinations
 from app.operations.finding import Finding
-from app.runtime.spool import folder
 from app.sources.opencode import UNTRIED, Store, StoreError, install, store_file
 from app.sources.opencode.install import Found, InstallError, Project
 from app.sources.opencode.program import Program

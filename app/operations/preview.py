@@ -16,11 +16,11 @@ from app.capture.config import why_nothing
 from app.capture.enqueue import Place, identity_of, own_turns
 from app.capture.export import exports
 from app.capture.folders import Folders
+from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Record
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.privacy.terms import Capture
-from app.runtime.spool import find_target, folder
 from app.settings.lookup import Sources
 from app.sources.opencode import Export, ExportError, File, families, snapshot
 from app.transcript.model import Transcript, TranscriptError, Turn

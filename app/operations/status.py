@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 from app import __version__, ledger
 from app.capture.folder_limits import folders_by_option
+from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
 from app.delivery import confirm
@@ -17,7 +18,7 @@ from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.ledger import destinations as destination
 from app.ledger.destinations import Destination
 from app.runtime.liveness import present
-from app.runtime.spool import Spool, find_target, meant
+from app.runtime.spool import Spool
 from app.runtime.url import normalise
 from app.settings import Settings
 

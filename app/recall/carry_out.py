@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from app import ledger
+from app.capture.targets import find_target
 from app.cli.render import spinner
 from app.cli.render_recall import Report
 from app.database.open import open_ledger
@@ -21,7 +22,6 @@ from app.recall import compare
 from app.recall.expected import Likeness
 from app.recall.recall import Recall
 from app.runtime import clock
-from app.runtime.spool import find_target
 from app.settings.lookup import Sources
 
 

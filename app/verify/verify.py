@@ -19,11 +19,12 @@ from app.capture.enqueue import holds_sealed, own_turns
 from app.capture.export import children
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
+from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
 from app.ledger import destinations
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
-from app.runtime.spool import Spool, find_target, folder
+from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode import ExportError, Store, StoredSession, StoreError
 from app.transcript.model import TranscriptError
