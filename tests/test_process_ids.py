@@ -19,9 +19,8 @@ from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
 from app.capture.targets import target
 from app.delivery.deliver import LEASE_MS
-from app.operations.status import read_hooks, read_workers
 from app.runtime import clock
-from app.runtime.liveness import Announced, present
+from app.runtime.liveness import Announced, present, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import unattended
 from app.sources.opencode import store_file

@@ -30,9 +30,8 @@ from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS
 from app.capture.targets import folder
 from app.database.open import open_ledger
 from app.ledger import destinations
-from app.operations.status import read_hooks
 from app.runtime import clock
-from app.runtime.liveness import Announced
+from app.runtime.liveness import Announced, read_hooks
 from app.settings.lookup import Sources
 from app.sources.opencode import Store, StoreError, store_file
 from app.transcript.identity import Identity

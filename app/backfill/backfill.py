@@ -25,10 +25,9 @@ from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
 from app.ledger import SESSION_RECORD, Standing
 from app.ledger.destinations import Destination
-from app.operations.status import read_workers
 from app.privacy.terms import Capture
 from app.runtime import clock
-from app.runtime.liveness import open_sessions
+from app.runtime.liveness import open_sessions, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode import ExportError, Store, StoredSession, StoreError

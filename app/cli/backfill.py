@@ -37,8 +37,8 @@ from app.cli.options import (
     sources_of,
 )
 from app.database.open import open_ledger, open_whole
-from app.operations.status import read_workers
 from app.runtime import clock
+from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
 from app.settings import Settings
 from app.settings.lookup import Sources

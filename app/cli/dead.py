@@ -29,8 +29,8 @@ from app.database.open import open_ledger
 from app.ledger import Choice
 from app.ledger.erasure import erase
 from app.operations import dead_letters
-from app.operations.status import read_workers
 from app.runtime import clock
+from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
 from app.settings import Settings
 

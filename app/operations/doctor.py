@@ -29,18 +29,10 @@ from app.database.schema import SchemaError
 from app.ledger import destinations
 from app.operations import plugin_check
 from app.operations.finding import Finding, Level
-from app.operations.status import (
-    BYTES_BESIDE_BODIES_MAX,
-    DestinationStatus,
-    alarms,
-    named,
-    read_destinations,
-    read_hooks,
-    read_workers,
-)
+from app.operations.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, alarms, named, read_destinations
 from app.privacy.redact import PatternError
 from app.runtime import filesystem
-from app.runtime.liveness import open_sessions, present
+from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources

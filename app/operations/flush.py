@@ -16,8 +16,9 @@ from app.capture.targets import folder, target
 from app.capture.unread import read_unread
 from app.database.open import open_whole
 from app.ledger import Unread, destinations
-from app.operations.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
+from app.operations.status import Failing, Jobs, read_destinations, waiting
 from app.runtime import clock
+from app.runtime.liveness import read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.worker import Worker

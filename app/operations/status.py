@@ -17,7 +17,7 @@ from app.delivery.confirm import Plan
 from app.ledger import Choice, Conditions, Counts, Group, Unread
 from app.ledger import destinations as destination
 from app.ledger.destinations import Destination
-from app.runtime.liveness import present
+from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.runtime.url import normalise
 from app.settings import Settings
@@ -109,23 +109,6 @@ class DestinationStatus:
     without_text: int
     """Jobs that wait without their bodies, which OpenCode's store has."""
     dead_letters: tuple[Group, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LiveHook:
-    destination: int | None
-    """None until it has said so."""
-    sessions: int
-    """OpenCode sessions that it owns."""
-    backlog: int
-    """Lines and sessions that it has not worked off."""
-
-
-@dataclass(frozen=True, slots=True)
-class LiveWorker:
-    destination: int | None
-    automatic: bool
-    """Started by a hook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,29 +284,6 @@ def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
 
 def _jobs(counts: Counts) -> Jobs:
     return Jobs(**{field.name: getattr(counts, field.name) for field in fields(Jobs)})
-
-
-def read_hooks(spool: Spool) -> tuple[LiveHook, ...]:
-    return tuple(
-        LiveHook(
-            _number(hook.says.get("destination")),
-            len(sessions) if isinstance(sessions := hook.says.get("sessions"), list) else 0,
-            _number(hook.says.get("backlog")) or 0,
-        )
-        for hook in present(spool.hooks)
-    )
-
-
-def read_workers(spool: Spool) -> tuple[LiveWorker, ...]:
-    return tuple(
-        LiveWorker(_number(worker.says.get("destination")), worker.says.get("automatic") is True)
-        for worker in present(spool.workers)
-    )
-
-
-def _number(said: object) -> int | None:
-    """With care: a process of another version may say something else."""
-    return said if isinstance(said, int) else None
 
 
 def alarms(destinations: Sequence[DestinationStatus]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.runtime.filesystem import PRIVATE_FILE, private_directory
+from app.runtime.spool import Spool
 
 SUFFIX = ".lock"
 DRAFT = ".draft"
@@ -164,3 +165,43 @@ def is_taken(path: Path) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveHook:
+    destination: int | None
+    """None until it has said so."""
+    sessions: int
+    """OpenCode sessions that it owns."""
+    backlog: int
+    """Lines and sessions that it has not worked off."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWorker:
+    destination: int | None
+    automatic: bool
+    """Started by a hook."""
+
+
+def read_hooks(spool: Spool) -> tuple[LiveHook, ...]:
+    return tuple(
+        LiveHook(
+            _number(hook.says.get("destination")),
+            len(sessions) if isinstance(sessions := hook.says.get("sessions"), list) else 0,
+            _number(hook.says.get("backlog")) or 0,
+        )
+        for hook in present(spool.hooks)
+    )
+
+
+def read_workers(spool: Spool) -> tuple[LiveWorker, ...]:
+    return tuple(
+        LiveWorker(_number(worker.says.get("destination")), worker.says.get("automatic") is True)
+        for worker in present(spool.workers)
+    )
+
+
+def _number(said: object) -> int | None:
+    """With care: a process of another version may say something else."""
+    return said if isinstance(said, int) else None
