@@ -6,14 +6,10 @@ OpenCode need not run in the environment of the shell: its service has that of w
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from app.ledger import destinations
-from app.operations.finding import Finding
 from app.settings.names import VARIABLES
-from app.settings.places import existing
-from app.settings.variables import dotenv_variables
 from app.sources.opencode.folders import home
 
 STANDARD = {"HOME": "", "XDG_CONFIG_HOME": ".config", "XDG_DATA_HOME": ".local/share"}
@@ -27,30 +23,3 @@ def fingerprints(db: sqlite3.Connection, environ: Mapping[str, str]) -> dict[str
     texts = {name: environ.get(name, "").strip() for name in (*SETTINGS, "OPENCODE_DB")}
     texts |= {name: environ.get(name) or str(home(environ) / below) for name, below in STANDARD.items()}
     return {name: destinations.fingerprint(db, text)[:_CHARACTERS] for name, text in texts.items() if text}
-
-
-def differences(
-    db: sqlite3.Connection, environ: Mapping[str, str], own: Path, hooks: Sequence[Mapping[str, str]]
-) -> Iterator[Finding]:
-    """What the shell and the hooks see differently; `own` is the configuration folder, which both read.
-
-    `hooks`: what each said of its environment.
-    """
-    dotenv = existing(own / ".env")
-    both = fingerprints(db, {} if dotenv is None else dotenv_variables(dotenv, []))
-    both = {name: text for name, text in both.items() if name in SETTINGS}
-    here = both | fingerprints(db, environ)
-    for name in (*SETTINGS, "OPENCODE_DB", *STANDARD):
-        there = {hook.get(name, both.get(name)) for hook in hooks}
-        if there <= {here.get(name)}:
-            continue
-        if name not in here:
-            found = f"{name} is set where OpenCode was started, and not here"
-        elif None in there:
-            found = f"{name} is set here, and not where OpenCode was started"
-        else:
-            found = f"{name} is not the same here as where OpenCode was started"
-        todo = "start OpenCode, or its service, anew with the value that commands have"
-        if name in SETTINGS:
-            todo = f"put it into {own / '.env'}, which OpenCode's service reads too, and start OpenCode anew"
-        yield Finding("environment", "warning", found, todo)

@@ -19,7 +19,6 @@ from itertools import chain
 from pathlib import Path
 
 from app import __version__, ledger
-from app.capture import environment
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.reconcile import QUIET_MS
@@ -27,7 +26,7 @@ from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError
 from app.ledger import destinations
-from app.operations import plugin_check
+from app.operations import environment_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, alarms, named, read_destinations
 from app.privacy.redact import PatternError
@@ -252,7 +251,7 @@ def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     """Whether OpenCode sees what the shell sees, as far as its hooks are alive to tell."""
     told = [hook.says.get("environment") for hook in present(site.spool.hooks)]
     hooks = [one for one in told if isinstance(one, dict)]  # older ones do not say
-    return environment.differences(db, site.sources.environ, site.sources.own, hooks)
+    return environment_check.differences(db, site.sources.environ, site.sources.own, hooks)
 
 
 def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
