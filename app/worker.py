@@ -36,11 +36,10 @@ from app.database import recover
 from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError, is_newer, require_known
-from app.delivery import confirm
+from app.delivery import backoff, confirm
 from app.delivery.deliver import Courier, deliver, let_go
 from app.delivery.policy_check import Permits
 from app.delivery.policy_sweep import Tightening
-from app.exporters import outcome
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import Route, routes
 from app.exporters.outcome import Outcome
@@ -186,7 +185,7 @@ class Worker:
         courier = Courier(
             destination_id=self.target.id,
             worker=self._announced.name,
-            policy=outcome.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
+            policy=backoff.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             permit=self._permit,
             post=self._post,
             clock=clock.now_ms,

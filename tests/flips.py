@@ -24,8 +24,9 @@ from app import ledger
 from app.database.connection import Ledger
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError
+from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
-from app.exporters.outcome import Outcome, Policy
+from app.exporters.outcome import Outcome
 from app.ledger import destinations
 from app.operations.status import Status, read_status
 from app.privacy.policy import Post

@@ -31,8 +31,9 @@ from app.capture.enqueue import Place, enqueue
 from app.capture.eviction import Room
 from app.capture.recapture import Remaking
 from app.database.open import open_ledger
+from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
-from app.exporters.outcome import Outcome, Policy
+from app.exporters.outcome import Outcome
 from app.ledger import Body, Version, destinations
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post

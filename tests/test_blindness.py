@@ -17,11 +17,12 @@ from app.database.connection import Ledger, connect
 from app.database.open import open_ledger
 from app.database.schema import migrate, migrations
 from app.delivery import confirm
+from app.delivery.backoff import Policy
 from app.delivery.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
 from app.delivery.deliver import Courier, deliver
 from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client, ReadBackError
-from app.exporters.outcome import Outcome, Policy
+from app.exporters.outcome import Outcome
 from app.ledger import Body, Version, destinations
 from app.operations.doctor import examine
 from app.operations.finding import Finding

@@ -8,8 +8,9 @@ from typing import Literal
 import pytest
 
 from app import ledger
+from app.delivery.backoff import Policy
 from app.delivery.deliver import LEASE_MS, Courier, deliver
-from app.exporters.outcome import Kind, Outcome, Policy
+from app.exporters.outcome import Kind, Outcome
 from app.ledger import Body, destinations
 from app.ledger.destinations import Destination
 from app.privacy.policy import Post

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.delivery.backoff import Policy
 from app.delivery.health import Bury, GiveBack, Pause, SetBack, Situation, judge
-from app.exporters.outcome import Outcome, Policy
+from app.exporters.outcome import Outcome
 
 POLICY = Policy.of(max_retries=3, base_ms=1_000)
 CALM = Situation(

@@ -16,8 +16,9 @@ from app import ledger
 from app.capture.eviction import Made, Room
 from app.capture.folder_limits import of_folders
 from app.database.connection import Ledger
+from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
-from app.exporters.outcome import Outcome, Policy
+from app.exporters.outcome import Outcome
 from app.ledger import Version, destinations
 from app.ledger.maintenance import STEADY_MS
 from app.privacy.policy import Post

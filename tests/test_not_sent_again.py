@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from app.capture.enqueue import Place, enqueue
+from app.delivery.backoff import Policy as Patience
 from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome
-from app.exporters.outcome import Policy as Patience
 from app.ledger import Body
 from app.privacy.policy import Policy, Post
 from app.privacy.redact import Redaction

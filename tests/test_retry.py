@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from app.delivery.backoff import delay_ms
 from app.exporters import outcome
-from app.exporters.outcome import RETRY_AFTER_MS_MAX, delay_ms, retry_after_ms
+from app.exporters.outcome import RETRY_AFTER_MS_MAX, retry_after_ms
 
 NOW_MS = 1_790_000_000_000
 

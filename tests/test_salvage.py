@@ -18,8 +18,9 @@ from app import ledger
 from app.database import recover
 from app.database.connection import Ledger, Replaced
 from app.database.open import heal, inspect, open_ledger, open_whole
+from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
-from app.exporters.outcome import Outcome, Policy
+from app.exporters.outcome import Outcome
 from app.ledger import destinations
 from app.privacy.policy import Post
 from tests import flips

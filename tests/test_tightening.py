@@ -13,11 +13,11 @@ from app import ledger
 from app.capture.enqueue import Place, enqueue
 from app.capture.recapture import Remaking
 from app.database.connection import Ledger
+from app.delivery.backoff import Policy as RetryPolicy
 from app.delivery.deliver import Courier, deliver
 from app.delivery.policy_check import Permits
 from app.delivery.policy_sweep import Tightening
 from app.exporters.outcome import Kind, Outcome
-from app.exporters.outcome import Policy as RetryPolicy
 from app.ledger import Body, Claim, Remade, destinations
 from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold, Permit

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from app import ledger
+from app.delivery.backoff import pause_ms
 from app.exporters.helicone.body import start_ms_of
 from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url
-from app.exporters.outcome import pause_ms
 from app.ledger import Control, Unconfirmed, destinations
 
 SAMPLE_MS = 3_600_000

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app import ledger
+from app.delivery.backoff import Policy
 from app.delivery.health import Bury, GiveBack, Pause, SetBack, Situation, judge
-from app.exporters.outcome import Outcome, Policy
+from app.exporters.outcome import Outcome
 from app.ledger import Body, Claim, Failure, LedgerError, Remade, destinations
 from app.privacy.policy import Hold, Permit, Remake
 from app.runtime import failpoint

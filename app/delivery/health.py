@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from app.exporters.outcome import Outcome, Policy, delay_ms, is_full, pause_ms
+from app.delivery.backoff import Policy, delay_ms, is_full, pause_ms
+from app.exporters.outcome import Outcome
 
 GATEWAY = frozenset({502, 503, 504, *range(520, 531)})
 """What stands before a server answers with these while the server is away (520 to 530 are Cloudflare's)."""
