@@ -24,7 +24,8 @@ from typing import Any, TypeAlias
 from app import ledger
 from app.capture.config import capture
 from app.capture.export import Export, exports
-from app.capture.messages import LINE_BYTES_MAX, LineError, read_line
+from app.capture.messages import LineError, read_line
+from app.capture.pipe_reader import LINE_BYTES_MAX
 from app.exporters.helicone.body import BODY_BYTES_MAX
 from app.ledger.destinations import destinations
 from app.privacy.redact import PatternError

@@ -19,7 +19,7 @@ import pytest
 
 from app import ledger
 from app.capture.daemon import NOTHING_WANTED, Desk
-from app.capture.messages import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
+from app.capture.pipe_reader import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.database.open import open_ledger
 from app.ledger import destinations
 from app.runtime.liveness import present

@@ -19,7 +19,7 @@ import pytest
 
 from app import ledger
 from app.capture.daemon import Desk
-from app.capture.messages import Inbox
+from app.capture.pipe_reader import Inbox
 from app.database.open import open_ledger
 from app.delivery import confirm
 from app.ledger import destinations

@@ -22,8 +22,9 @@ from app.capture.daemon import Desk
 from app.capture.eviction import Room
 from app.capture.export import exports
 from app.capture.handler import Hook
-from app.capture.messages import Inbox, Line
+from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S
+from app.capture.pipe_reader import Inbox
 from app.capture.process_notices import Looking
 from app.capture.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS

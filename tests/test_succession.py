@@ -18,7 +18,8 @@ import pytest
 
 from app import __version__
 from app.capture.daemon import Desk
-from app.capture.messages import QUEUE_BYTES_MAX, Inbox, LineError
+from app.capture.messages import LineError
+from app.capture.pipe_reader import QUEUE_BYTES_MAX, Inbox
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.ledger import destinations

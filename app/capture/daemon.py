@@ -32,7 +32,8 @@ from pathlib import Path
 
 from app import __version__
 from app.capture.handler import CARE_S, Hook
-from app.capture.messages import PROTOCOL, Inbox, Line, LineError, has_half_a_character, read_line
+from app.capture.messages import PROTOCOL, Line, LineError, has_half_a_character, read_line
+from app.capture.pipe_reader import Inbox
 from app.capture.process_notices import BUG, where
 from app.capture.projects import note_disabled
 from app.database.open import open_ledger

@@ -18,8 +18,9 @@ from app.capture.autostart import Starting, worker_signature
 from app.capture.enqueue import Enqueued, Place, enqueue
 from app.capture.eviction import Room
 from app.capture.keyring import Keyring
-from app.capture.messages import CUT_OFF, TOO_LONG, Line, LineError
+from app.capture.messages import Line, LineError
 from app.capture.notices import Notices, bound
+from app.capture.pipe_reader import CUT_OFF, TOO_LONG
 from app.capture.process_notices import Looking
 from app.capture.projects import Captures
 from app.capture.recapture import Remaking
