@@ -43,7 +43,7 @@ from app.delivery.policy_sweep import Tightening
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import Route, routes
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Claim, Remade, destinations
+from app.ledger import Body, Claim, Remade, destinations, flow, incidents
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.privacy.policy import Hold, Permit
@@ -255,7 +255,7 @@ class Worker:
         if self._announced is not None:
             ledger.give_back_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
-            destinations.probe_now(self.db, self.target.id, clock.now_ms())
+            flow.probe_now(self.db, self.target.id, clock.now_ms())
 
     # --- the watch
 
@@ -303,7 +303,7 @@ class Worker:
         for complaint in self.settings.complaints:
             self._log(complaint.short)
         inspect(self.db)
-        destinations.probe_now(self.db, self.target.id, clock.now_ms())
+        flow.probe_now(self.db, self.target.id, clock.now_ms())
         ledger.forget_rings(self.db, self.target.id)
         present(self.spool.workers)  # which removes what killed workers left there
         if self.settings.takes_over:
@@ -413,7 +413,7 @@ class Worker:
 
     def _finish_erasure(self, now_ms: int) -> None:
         """Where a command deleted something, and ended before it had rewritten the files that held it."""
-        noted = destinations.unerased(self.db)
+        noted = incidents.unerased(self.db)
         if noted is None or noted == self._erased or 0 <= now_ms - noted[1] < PRUNE_MS:
             return  # nothing, or tried already, or the command is at it
         self._erased = noted

@@ -26,7 +26,7 @@ from typing import Any
 from app import ledger
 from app.capture.targets import folder
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import destinations, folders
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.spool import Spool
@@ -297,7 +297,7 @@ def pause(place: Ground) -> int | None:
 
 def is_stopped(place: Ground, directory: Path) -> bool:
     with closing(open_ledger(place.spool.path)) as db:
-        return destinations.captured_since_ms(db, folder(db, str(directory))) == destinations.NEVER_MS
+        return folders.captured_since_ms(db, folder(db, str(directory))) == folders.NEVER_MS
 
 
 def after_delivery(place: Ground) -> dict[str, bool]:

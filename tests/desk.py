@@ -6,7 +6,7 @@ import sqlite3
 import uuid
 
 from app import ledger
-from app.ledger import Body, Claim, Failure, Standing, Version, destinations
+from app.ledger import Body, Claim, Failure, Standing, Version, destinations, flow
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -103,7 +103,7 @@ class Desk:
         return ledger.to_ring(self.db, self.destination, self.now_ms, limit)
 
     def pause(self, probe_ms: int) -> None:
-        destinations.pause(
+        flow.pause(
             self.db, self.destination, health="down", reason="503", count=1, probe_ms=probe_ms, now_ms=self.now_ms
         )
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from app import ledger
 from app.backfill.import_files import Imported, import_files
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import incidents
 from app.settings.lookup import Sources
 from app.sources.opencode import File, Store, store_file
 from tests import mutants
@@ -55,7 +55,7 @@ def sources(station: Station) -> Sources:
 
 
 def refusals(db: sqlite3.Connection) -> Counter[str]:
-    return Counter({reason: count for reason, count, _ in destinations.refusals(db, 1_000)})
+    return Counter({reason: count for reason, count, _ in incidents.refusals(db, 1_000)})
 
 
 def first_line() -> bytes:

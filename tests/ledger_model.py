@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from app.ledger import Body, Standing, Version
 from app.ledger.claims import ISOLATED_KILLS
-from app.ledger.destinations import CONCURRENCY_MAX
+from app.ledger.flow import CONCURRENCY_MAX
 from app.ledger.maintenance import RING_AGAIN_MS
 
 LOOSE = "loose"

@@ -34,7 +34,7 @@ from app.database.open import open_ledger
 from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Version, destinations
+from app.ledger import Body, Version, destinations, flow, folders
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
 from app.privacy.redact import Redaction
@@ -207,13 +207,13 @@ class Machine:
         """As a new worker with this key would start."""
         self.destination = destinations.destination(self.db, ENDPOINT, key, self.world.now_ms)
         ledger.take_over(self.db, self.destination, self.world.now_ms)
-        destinations.probe_now(self.db, self.destination.id, self.world.now_ms)
+        flow.probe_now(self.db, self.destination.id, self.world.now_ms)
 
     def capture(self, session: str, turn: str, bodies: list[Body], folder: str = "folder") -> None:
         now_ms = self.world.now_ms
         key = uuid.uuid5(uuid.NAMESPACE_OID, session + turn).hex * 2
         # As the hook does at the first line of a folder.
-        destinations.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
+        folders.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
         ledger.adopt_rotated(self.db, self.destination, now_ms)
         version = Version(session, session, turn, key, now_ms, "", folder)
         ledger.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)

@@ -18,7 +18,7 @@ from app.capture.config import capture
 from app.capture.export import Export, exports
 from app.capture.targets import folder
 from app.cli.options import STOPPED
-from app.ledger import destinations
+from app.ledger import destinations, folders
 from app.privacy.policy import Mode
 from app.runtime import clock
 from app.runtime.liveness import Announced
@@ -259,7 +259,7 @@ def seen(station: Station, directory: str, options: dict[str, object]) -> None:
     """A hook has recorded a folder's options."""
     with station.ledger() as db:
         ours = destinations.destination(db, "", "", 0)
-        destinations.remember_folder(db, folder(db, directory), ours.id, options, 0)
+        folders.remember_folder(db, folder(db, directory), ours.id, options, 0)
 
 
 def test_a_configuration_that_does_not_name_the_plugin_refuses_nothing(station: Station) -> None:

@@ -26,7 +26,7 @@ from app import ledger
 from app.capture.enqueue import Place, enqueue
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
-from app.ledger import destinations
+from app.ledger import destinations, incidents
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
@@ -400,8 +400,8 @@ def test_neither_the_hooks_log_nor_its_ledger_quote_a_damaged_line_or_row(statio
     assert "refused a line" in logs
     assert "odd in " in logs
     with station.ledger() as db:
-        assert sum(count for _, count, _ in destinations.refusals(db)) >= 3 * len(snapshots)
-        told = str([*destinations.refusals(db), *destinations.incidents(db), *ledger.unread(db)])
+        assert sum(count for _, count, _ in incidents.refusals(db)) >= 3 * len(snapshots)
+        told = str([*incidents.refusals(db), *incidents.incidents(db), *ledger.unread(db)])
     assert "internal error" not in told
     assert canaries(logs.encode(), told.encode()) == []
 

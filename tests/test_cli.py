@@ -27,7 +27,7 @@ from app.capture.targets import folder
 from app.cli import main
 from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
 from app.database.schema import migrations
-from app.ledger import Failure, destinations
+from app.ledger import Failure, destinations, flow, folders, incidents
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool
@@ -384,8 +384,8 @@ def test_the_options_last_seen_for_a_folder_count(station: Station) -> None:
     """What live capture of the folder would not have sent, import does not send either."""
     with station.ledger() as db:
         there = destinations.destination(db, "https://example.invalid", "other", 1).id
-        destinations.remember_folder(db, folder(db, PROJECT), there, {"enable": False}, 1)
-        destinations.remember_folder(db, folder(db, "/home/dev/other"), there, {"exportMode": "metadata_only"}, 1)
+        folders.remember_folder(db, folder(db, PROJECT), there, {"enable": False}, 1)
+        folders.remember_folder(db, folder(db, "/home/dev/other"), there, {"exportMode": "metadata_only"}, 1)
     disabled = typed(station, "import", *files(SIMPLE))
     assert disabled.returncode == 0
     assert "enable is false" in disabled.stdout
@@ -534,7 +534,7 @@ def test_flush_has_a_paused_destination_tried_at_once(station: Station, receiver
         with here.ledger() as db:
             (ours,) = destinations.destinations(db)
             now_ms = clock.now_ms()
-            destinations.pause(
+            flow.pause(
                 db, ours.id, health="refused", reason="401: error", count=1, probe_ms=now_ms + 3_600_000, now_ms=now_ms
             )
         assert here.run("import", *files("b_tools")).returncode == 0
@@ -605,11 +605,11 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         due_ms = clock.now_ms() + 3_600_000
         failure = Failure("500: empty body", 500)
         ledger.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
-        destinations.pause(
+        flow.pause(
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )
-        destinations.refuse(db, "not JSON", 1_000)
-        destinations.note(db, "ledger: damaged, set aside and recovered", 1_000)
+        incidents.refuse(db, "not JSON", 1_000)
+        incidents.note(db, "ledger: damaged, set aside and recovered", 1_000)
         ledger.note_notice(db, "store", "ses_1", "here", 1_000)
         ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
     hook, other = Announced(spool.hooks), Announced(spool.workers)
@@ -681,7 +681,7 @@ def test_config_show_names_each_origin_and_never_the_key(station: Station) -> No
     (station.home / ".env").write_text("OPENCODE_HELICONE_MAX_RETRIES=8\n")
     with station.ledger() as db:
         there = destinations.destination(db, "https://example.invalid", "other", 1).id
-        destinations.remember_folder(db, folder(db, str(station.home)), there, {"redactPatterns": ["x+"]}, 1)
+        folders.remember_folder(db, folder(db, str(station.home)), there, {"redactPatterns": ["x+"]}, 1)
         fingerprint = destinations.fingerprint(db, station.key)
         ours = destinations.destination(db, normalise(station.endpoint), fingerprint, 1)
         destinations.remember_delivery_options(db, ours.id, {"flushInterval": 5})
@@ -743,8 +743,8 @@ def test_limits_of_a_folder_are_told_of_as_its_own(station: Station) -> None:
     with station.ledger() as db:
         there = destinations.destination(db, "https://example.invalid", "other", 1).id
         limits = {"maxRetries": 2, "maxSpoolSize": 1_000}
-        destinations.remember_folder(db, folder(db, str(station.home)), there, limits, 1)
-        destinations.remember_folder(db, folder(db, "/elsewhere"), there, {"maxRetries": 3}, 1)
+        folders.remember_folder(db, folder(db, str(station.home)), there, limits, 1)
+        folders.remember_folder(db, folder(db, "/elsewhere"), there, {"maxRetries": 3}, 1)
     here = typed(station, "config", "show").stdout
     assert "maxRetries = 2 retries  [plugin options, last seen for this folder]" in here
     assert "maxSpoolSize = 1000 bytes  [plugin options, last seen for this folder]" in here

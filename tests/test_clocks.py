@@ -18,7 +18,7 @@ from app.delivery import confirm
 from app.delivery.confirm import Allowance
 from app.delivery.deliver import LEASE_MS, Courier
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Failure, destinations
+from app.ledger import Body, Failure, flow
 from app.ledger.maintenance import KILLS_MAX, SLEEP_MS, UNSEEN_MS
 from app.operations.doctor import examine
 from app.operations.status import Status, read_status
@@ -167,7 +167,7 @@ def in_every_situation(machine: Patient, *, is_away: bool) -> None:
         machine.bring("first")
         machine.bring("second")
         later(machine, 10 * SECOND_MS)
-        destinations.probe_now(machine.db, machine.destination.id, world.now_ms)
+        flow.probe_now(machine.db, machine.destination.id, world.now_ms)
     for session in ("leased", "due"):
         for turn in ("t1", "t2", "t3"):
             machine.bring(session, turn)

@@ -18,7 +18,7 @@ from app.database.open import open_ledger
 from app.delivery import confirm
 from app.delivery.confirm import Allowance, Unread, looks_ms
 from app.exporters.helicone.body import Log, encode
-from app.ledger import Body, Standing, Unconfirmed, Version, destinations
+from app.ledger import Body, Standing, Unconfirmed, Version, destinations, flow
 from app.ledger.confirmations import AHEAD_MS_MAX
 from app.ledger.readback import Confirmations
 from tests.desk import Desk, bodies, version
@@ -287,10 +287,10 @@ def test_of_more_than_one_pass_can_look_back_at_the_latest_are_looked_for(
 def test_a_job_that_is_sent_again_is_judged_as_one_that_never_failed(desk: Desk) -> None:
     deliver(desk, T1)
     (one,) = due(desk)
-    before = destinations.evidence(desk.db, desk.destination, one.job_id)
+    before = flow.evidence(desk.db, desk.destination, one.job_id)
     assert not before.others_passed  # since its own last record
     assert ledger.send_again(desk.db, one, desk.now_ms)
-    assert destinations.evidence(desk.db, desk.destination, one.job_id).others_passed
+    assert flow.evidence(desk.db, desk.destination, one.job_id).others_passed
 
 
 def test_a_failed_reading_back_judges_no_job_and_pauses_only_itself_with_growing_pauses(desk: Desk) -> None:
@@ -478,7 +478,7 @@ def test_on_the_cloud_one_job_an_hour_is_read_back_and_every_one_while_the_quota
     assert [when(5 * hour_ms + later) for later in (0, 1, hour_ms - 1)] == [None, None, None]
     assert when(6 * hour_ms) == 6 * hour_ms + first_ms
     assert when(hour_ms) == hour_ms + first_ms  # the clock was set back
-    destinations.exceed_quota(desk.db, desk.destination)
+    flow.exceed_quota(desk.db, desk.destination)
     assert when(hour_ms + 1) == hour_ms + 1 + first_ms
 
 

@@ -11,7 +11,7 @@ from app import ledger
 from app.delivery.backoff import Policy
 from app.delivery.deliver import LEASE_MS, Courier, deliver
 from app.exporters.outcome import Kind, Outcome
-from app.ledger import Body, destinations
+from app.ledger import Body, destinations, flow
 from app.ledger.destinations import Destination
 from app.privacy.policy import Post
 from app.worker import POST_S_MAX
@@ -460,7 +460,7 @@ def test_probe_that_got_a_record_through_and_then_failed_is_a_first_failure(shop
 def test_probe_now_lets_the_next_one_through_at_once(shop: Shop) -> None:
     shop.desk.put(version())
     shop.deliver(outcome("refused"))
-    assert destinations.probe_now(shop.desk.db, shop.desk.destination, 1_000)
+    assert flow.probe_now(shop.desk.db, shop.desk.destination, 1_000)
     shop.deliver()
     assert shop.desk.state() == "delivered"
 
@@ -656,7 +656,7 @@ def test_every_kind_of_outcome_is_settled(shop: Shop) -> None:
     kinds: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]  # a Literal's
     for n, kind in enumerate(kinds):
         shop.desk.put(version(session=f"ses_{n}"))
-        destinations.resume(shop.desk.db, shop.desk.destination)
+        flow.resume(shop.desk.db, shop.desk.destination)
         shop.deliver(outcome(kind), session=f"ses_{n}")
         assert shop.desk.row(version(session=f"ses_{n}"))["lease_until_ms"] is None, kind
 

@@ -11,7 +11,7 @@ import pytest
 from app import ledger
 from app.capture.daemon import NOTHING_WANTED
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import destinations, folders, incidents
 from tests.processes import Station, hook
 from tests.recorded import export
 from tests.test_held import asked
@@ -69,7 +69,7 @@ def test_a_folder_that_wants_nothing_keeps_no_process_and_one_that_does_goes_on(
         process.notice("ses_1", "busy", options=off, directory="/home/dev/off")
         assert process.process.wait(60) == NOTHING_WANTED
     with station.ledger() as db:
-        recorded = destinations.folder_options(db, destinations.fingerprint(db, "/home/dev/off"))
+        recorded = folders.folder_options(db, destinations.fingerprint(db, "/home/dev/off"))
     assert recorded is not None
     assert recorded["enable"] is False, "a worker that still runs must see it"
 
@@ -126,4 +126,4 @@ def test_a_folder_whose_settings_cannot_be_used_is_taken_from_the_store_when_the
 
 def refusals(station: Station) -> dict[str, int]:
     with station.ledger() as db:
-        return {reason: count for reason, count, _ in destinations.refusals(db)}
+        return {reason: count for reason, count, _ in incidents.refusals(db)}

@@ -18,7 +18,7 @@ import pytest
 from app import ledger
 from app.capture.reconcile import QUIET_MS
 from app.delivery.confirm import NOT_STORED_CAUSES
-from app.ledger import destinations
+from app.ledger import destinations, flow, folders, incidents
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
@@ -161,12 +161,12 @@ def no_ledger(station: Station) -> None:
 
 def lose_a_line(station: Station) -> None:
     with station.ledger() as db:
-        destinations.refuse(db, "not JSON", 1)
+        incidents.refuse(db, "not JSON", 1)
 
 
 def note_an_incident(station: Station) -> None:
     with station.ledger() as db:
-        destinations.note(db, "the clock jumped", 1)
+        incidents.note(db, "the clock jumped", 1)
 
 
 def kill_and_drop(station: Station) -> None:
@@ -264,7 +264,7 @@ def test_a_destination_that_is_not_fine_is_named_with_its_reason(station: Statio
     with station.ledger() as db:
         fingerprint = destinations.fingerprint(db, station.key)
         ours = destinations.destination(db, station.endpoint, fingerprint, 1)
-        destinations.pause(db, ours.id, **desk_words)
+        flow.pause(db, ours.id, **desk_words)
     found = findings(station, code=int(level == "problem"))
     assert bad(found) == [("destination", level)]
     assert any("401: error Unauthorized" in one["found"] for one in found)
@@ -348,7 +348,7 @@ def test_sessions_of_which_no_hook_ever_heard_are_found(station: Station, *, is_
         with station.ledger() as db:
             ours = destinations.destination(db, station.endpoint, destinations.fingerprint(db, station.key), 1)
             directory = export("a_simple")["sessions"][0]["info"]["directory"]
-            destinations.remember_folder(db, destinations.fingerprint(db, directory), ours.id, {}, 1)
+            folders.remember_folder(db, destinations.fingerprint(db, directory), ours.id, {}, 1)
     found = findings(station, code=int(not is_seen))
     assert bad(found) == ([] if is_seen else [("hook", "problem")])
 
@@ -455,8 +455,8 @@ def test_what_is_wrong_in_opencodes_files_is_named_with_file_and_line(
 def test_a_folder_that_was_held_when_its_hook_saw_it_is_named_from_everywhere(station: Station) -> None:
     with station.ledger() as db:
         ours = destinations.destination(db, "", "", 1)
-        destinations.remember_folder(db, "one", ours.id, {"held": "opencode.json line 3: it is not JSON"}, 1)
-        destinations.remember_folder(db, "two", ours.id, {}, 1)
+        folders.remember_folder(db, "one", ours.id, {"held": "opencode.json line 3: it is not JSON"}, 1)
+        folders.remember_folder(db, "two", ours.id, {}, 1)
     (one,) = (one for one in findings(station, code=1) if one["level"] != "ok")
     assert (one["check"], one["level"]) == ("held", "problem")
     assert one["found"] == "1 folder(s), as seen last: opencode.json line 3: it is not JSON"

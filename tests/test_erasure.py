@@ -20,7 +20,7 @@ import pytest
 from app import ledger
 from app.database.connection import Ledger
 from app.database.open import open_ledger
-from app.ledger import Body, Choice, destinations, erasure
+from app.ledger import Body, Choice, erasure, incidents
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
 from app.worker import PRUNE_MS
@@ -186,7 +186,7 @@ def test_a_log_that_somebody_reads_is_named_and_goes_with_the_next_purge(
 
 def noted(station: Station) -> list[str]:
     with station.ledger() as db:
-        return [what for what, _, _ in destinations.incidents(db)]
+        return [what for what, _, _ in incidents.incidents(db)]
 
 
 def pruned(station: Station) -> bool:
@@ -205,8 +205,8 @@ def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Sta
     assert killed.returncode == -signal.SIGKILL
     assert bool(traces(station.spool, bundles)) is (point != "erase.finishing")
     assert station.counts().dead == 0
-    assert noted(station) == [destinations.UNERASED]
-    assert f"noted: {destinations.UNERASED}: 2" in typed(station, "status").stdout
+    assert noted(station) == [incidents.UNERASED]
+    assert f"noted: {incidents.UNERASED}: 2" in typed(station, "status").stdout
     told = json.loads(typed(station, "doctor", "--json").stdout)["findings"]
     assert ["dead purge --all" in one["todo"] for one in told if one["check"] == "incident"] == [True]
     with station.ledger() as db:
@@ -224,7 +224,7 @@ def test_a_worker_leaves_a_purge_that_is_under_way_to_its_command(station: Stati
     with worker(station):
         wait_until(lambda: "starts" in station.text("worker.log"))
         wait_until(lambda: pruned(station))
-    assert noted(station) == [destinations.UNERASED]
+    assert noted(station) == [incidents.UNERASED]
     assert typed(station, "dead", "purge", "--all").returncode == 0
     assert noted(station) == []
 
@@ -235,7 +235,7 @@ def test_a_recall_notes_that_what_it_replaces_lies_in_the_files(station: Station
         desk.put(version())
         assert noted(station) == []
         ledger.insert(db, desk.destination, replace(version(content="b"), is_recall=True), [], now_ms=desk.now_ms)
-        assert noted(station) == [destinations.UNERASED]
+        assert noted(station) == [incidents.UNERASED]
 
 
 def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
@@ -254,7 +254,7 @@ def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
         with monkeypatch.context() as patch:
             patch.setattr("app.ledger.erasure._begin_wal_anew", purging)
             assert erasure.erase(db) == []
-        assert noted(station) == [destinations.UNERASED]
+        assert noted(station) == [incidents.UNERASED]
         assert erasure.erase(db) == []
     assert noted(station) == []
 
@@ -268,7 +268,7 @@ def test_copies_that_cannot_be_deleted_are_named_and_the_rest_is_cleared(station
     assert "ledger.db.before-1 in the spool cannot be deleted" in done.stderr
     assert "not of this program" not in done.stderr
     assert traces(station.spool, bundles) == set()
-    assert noted(station) == [destinations.UNERASED]
+    assert noted(station) == [incidents.UNERASED]
 
 
 def test_a_ledger_that_cannot_be_rewritten_is_named(station: Station) -> None:

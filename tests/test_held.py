@@ -14,6 +14,7 @@ from app import ledger
 from app.capture.targets import target
 from app.database.open import open_ledger
 from app.ledger import destinations as destination
+from app.ledger import flow, folders
 from app.privacy.policy import Hold
 from app.runtime import clock
 from app.settings import Settings
@@ -78,7 +79,7 @@ def show(process: HookProcess, project: Path, wanted: Fields) -> None:
 
 def held(station: Station) -> list[tuple[str, int]]:
     with station.ledger() as db:
-        return destination.held_folders(db)
+        return folders.held_folders(db)
 
 
 def patterns_of_jobs(station: Station) -> list[int]:
@@ -273,10 +274,10 @@ def test_jobs_of_a_refused_key_do_not_go_to_a_key_of_the_folder_either(station: 
         process.end()
     with station.ledger() as db:
         (one,) = destination.destinations(db)
-        destination.pause(db, one.id, health="refused", reason="401", count=1, probe_ms=1 << 50, now_ms=1)
+        flow.pause(db, one.id, health="refused", reason="401", count=1, probe_ms=1 << 50, now_ms=1)
         ours = target(db, unattended(station.environ).load(), 1)
         (place,) = (row["hash"] for row in db.execute("select hash from folder"))
-        destination.remember_folder(db, place, ours.id, {}, 1)
+        folders.remember_folder(db, place, ours.id, {}, 1)
         before = destinations(station)
     command_env = here(station)
     settings: Settings = typed(command_env, station.home).load()

@@ -11,7 +11,7 @@ import pytest
 from app import ledger
 from app.capture.enqueue import Place
 from app.capture.export import exports
-from app.ledger import Frozen, destinations, record_identity
+from app.ledger import Frozen, destinations, folders, record_identity
 from app.transcript.identity import Identity
 from app.transcript.model import Turn
 from app.transcript.parse import parse
@@ -75,11 +75,11 @@ def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection
 
 def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
     desk = Desk(db)
-    assert destinations.captured_since_ms(db, "folder") is None
+    assert folders.captured_since_ms(db, "folder") is None
     for now_ms, options in ((500_000, {}), (900_000, {"exportMode": "off"})):
-        destinations.remember_folder(db, "folder", desk.destination, options, now_ms)
+        folders.remember_folder(db, "folder", desk.destination, options, now_ms)
     # Its first hook was starting while the first turn began.
-    assert destinations.captured_since_ms(db, "folder") == 500_000 - destinations.STARTING_MS
+    assert folders.captured_since_ms(db, "folder") == 500_000 - folders.STARTING_MS
 
 
 def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(door: Door) -> None:
@@ -208,9 +208,9 @@ def test_a_log_that_is_no_more_of_its_job_keeps_its_footprint(door: Door) -> Non
 
 def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3.Connection) -> None:
     desk = Desk(db)
-    for name, since_ms in (("ahead", 10**14), ("off", destinations.NEVER_MS), ("past", 5)):
-        destinations.remember_folder(db, name, desk.destination, {}, 1)
+    for name, since_ms in (("ahead", 10**14), ("off", folders.NEVER_MS), ("past", 5)):
+        folders.remember_folder(db, name, desk.destination, {}, 1)
         db.execute("update folder set since_ms = ? where hash = ?", (since_ms, name))
     ledger.unwarp(db, 1_000)
-    since = {name: destinations.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
-    assert since == {"ahead": 1_000, "off": destinations.NEVER_MS, "past": 5}
+    since = {name: folders.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
+    assert since == {"ahead": 1_000, "off": folders.NEVER_MS, "past": 5}

@@ -21,7 +21,7 @@ from app import ledger
 from app.capture.daemon import NOTHING_WANTED, Desk
 from app.capture.pipe_reader import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import destinations, folders, incidents
 from app.runtime.liveness import present
 from app.settings.lookup import unattended
 from tests.processes import PROJECT, Station, hook
@@ -49,7 +49,7 @@ def told(station: Station, message: str) -> int:
 
 def refusals(station: Station) -> dict[str, int]:
     with station.ledger() as db:
-        return {reason: count for reason, count, _ in destinations.refusals(db)}
+        return {reason: count for reason, count, _ in incidents.refusals(db)}
 
 
 def test_what_was_refused_may_hold_anything(station: Station) -> None:
@@ -346,7 +346,7 @@ def test_a_pattern_that_does_not_compile_stops_the_export_and_is_named(station: 
     assert f"a folder is held: {held}" in station.text("hook.log")
     assert "broken(" not in station.text("hook.log")
     with station.ledger() as db:
-        assert destinations.held_folders(db) == [(held, 1)]
+        assert folders.held_folders(db) == [(held, 1)]
     assert refusals(station) == {}
     assert station.counts().pending == JOBS
 
@@ -422,7 +422,7 @@ def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station)
     with station.ledger() as db:
         (one,) = destinations.destinations(db)
         assert one.delivery_options == {"confirm": "off", "flushInterval": 9}
-        recorded = destinations.folder_options(db, destinations.fingerprint(db, PROJECT))
+        recorded = folders.folder_options(db, destinations.fingerprint(db, PROJECT))
     # What may stand in the project's own files limits the jobs of its folder, not those of others.
     assert recorded == {
         "maxRetries": 2,
@@ -501,7 +501,7 @@ def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spo
         process.show(export(SIMPLE))
         assert process.end() == 0
     with closing(open_ledger(station.home / "data" / "opencode-helicone")) as db:
-        assert sum(count for _, count, _ in destinations.refusals(db)) == refused
+        assert sum(count for _, count, _ in incidents.refusals(db)) == refused
         assert ledger.counts(db).pending == JOBS
 
 

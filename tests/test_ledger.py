@@ -12,7 +12,7 @@ import pytest
 
 from app import ledger
 from app.database.connection import connect
-from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version, destinations
+from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version, destinations, flow
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.maintenance import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX, RING_AGAIN_MS
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
@@ -629,12 +629,12 @@ def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_window_
     for n in range(20):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=1_000)
-    destinations.resume(desk.db, desk.destination)
+    flow.resume(desk.db, desk.destination)
     seen = []
     for _ in range(5):
         seen.append(in_flight(desk, 20))
         for _ in range(seen[-1]):
-            destinations.passed(desk.db, desk.destination)
+            flow.passed(desk.db, desk.destination)
         ledger.give_back_all(desk.db, WORKER)
     assert seen == [1, 2, 4, 8, 20]
 
@@ -643,8 +643,8 @@ def test_rings_are_no_more_than_the_destination_takes(desk: Desk) -> None:
     for n in range(20):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=1_000)
-    destinations.resume(desk.db, desk.destination)
-    destinations.passed(desk.db, desk.destination)
+    flow.resume(desk.db, desk.destination)
+    flow.passed(desk.db, desk.destination)
     desk.held(version(session="ses_0"))
     assert len(desk.ring()) == 1
     assert len(desk.ring(limit=50)) == 1, "of two that it takes one is in flight"
@@ -704,7 +704,7 @@ def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> No
     assert desk.row(version(session="ses_2"))["lease_until_ms"] == desk.now_ms + LEASE_AHEAD_MS_MAX
     assert ledger.unwarp(desk.db, desk.now_ms + 500) == 0
     assert desk.row(version(session="ses_3"))["due_ms"] == desk.now_ms
-    assert destinations.terms(desk.db, desk.destination, desk.now_ms) is not None
+    assert flow.terms(desk.db, desk.destination, desk.now_ms) is not None
 
 
 # --- acknowledgements do not grow for ever

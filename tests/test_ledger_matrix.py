@@ -12,7 +12,7 @@ from typing import TypeAlias
 import pytest
 
 from app import ledger
-from app.ledger import Choice, Claim, Failure, Remade, Standing, TurnRead, Unconfirmed, destinations
+from app.ledger import Choice, Claim, Failure, Remade, Standing, TurnRead, Unconfirmed, destinations, flow, folders
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.destinations import Destination
 from app.recall.recall import REOPENED
@@ -238,8 +238,8 @@ def adopt_where_known(desk: Desk) -> int:
 def rotate(desk: Desk, function: Callable[..., object]) -> bool:
     """Our key is refused, and the folder was captured with another one since."""
     ours = another(desk)
-    destinations.pause(desk.db, desk.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
-    destinations.remember_folder(desk.db, "", ours.id, {}, 1)
+    flow.pause(desk.db, desk.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
+    folders.remember_folder(desk.db, "", ours.id, {}, 1)
     function(desk.db, ours, desk.now_ms)
     return bool(desk.row()["destination_id"] == ours.id)
 

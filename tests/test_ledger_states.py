@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from app import ledger
-from app.ledger import Body, Choice, Claim, Failure, Remade, Unconfirmed, Version, destinations
+from app.ledger import Body, Choice, Claim, Failure, Remade, Unconfirmed, Version, destinations, flow
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
 from app.ledger.maintenance import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
 from app.recall.recall import REOPENED
@@ -445,7 +445,7 @@ class Histories(RuleBasedStateMachine):
         match step:
             case "pause":
                 probe_ms = self.now_ms + delay_ms
-                destinations.pause(
+                flow.pause(
                     self.db,
                     self.destination,
                     health="down",
@@ -456,12 +456,12 @@ class Histories(RuleBasedStateMachine):
                 )
                 health.probe_ms, health.probed_ms = probe_ms, self.now_ms
             case "resume":
-                assert destinations.resume(self.db, self.destination) is (health.probe_ms is not None)
+                assert flow.resume(self.db, self.destination) is (health.probe_ms is not None)
                 if health.probe_ms is not None:
                     health.resume()
             case _:
                 may = health.probe_ms is not None and health.probe_ms > self.now_ms
-                assert destinations.probe_now(self.db, self.destination, self.now_ms) is may
+                assert flow.probe_now(self.db, self.destination, self.now_ms) is may
                 if may:
                     health.probe_ms = self.now_ms
 

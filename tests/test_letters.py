@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from app import ledger
-from app.ledger import Choice, Failure, Standing, Version, destinations, fingerprint
+from app.ledger import Choice, Failure, Standing, Version, fingerprint, flow
 from app.ledger.fingerprint import kind_of_error
 from app.operations.dead_letters import what_to_do
 from tests.desk import WORKER, Desk, version
@@ -201,9 +201,7 @@ def test_what_helicone_accepted_and_did_not_store_is_sent_again(desk: Desk) -> N
 def test_the_age_of_a_retried_letter_counts_from_then_on(desk: Desk) -> None:
     die(desk, version())
     desk.now_ms += 8 * DAY_MS
-    destinations.pause(
-        desk.db, desk.destination, health="down", reason="x", count=1, probe_ms=desk.now_ms, now_ms=desk.now_ms
-    )
+    flow.pause(desk.db, desk.destination, health="down", reason="x", count=1, probe_ms=desk.now_ms, now_ms=desk.now_ms)
     retry(desk)
     assert ledger.drop_aged(desk.db, desk.now_ms, 7 * DAY_MS) == 0
 

@@ -19,7 +19,7 @@ from app.database.connection import Ledger
 from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome
-from app.ledger import Version, destinations
+from app.ledger import Version, destinations, flow, folders
 from app.ledger.maintenance import STEADY_MS
 from app.privacy.policy import Post
 from app.settings import Settings
@@ -68,8 +68,8 @@ def limit(station: Station, directory: str, **limits: int) -> None:
     with station.ledger() as db:
         place = destinations.fingerprint(db, directory)
         ours = destinations.destinations(db)[0].id
-        options = destinations.folder_options(db, place) or {}
-        destinations.remember_folder(db, place, ours, {**options, **limits}, 1_000)
+        options = folders.folder_options(db, place) or {}
+        folders.remember_folder(db, place, ours, {**options, **limits}, 1_000)
 
 
 def unheard(station: Station) -> tuple[Station, int]:
@@ -166,8 +166,8 @@ def test_a_hook_keeps_to_the_size_of_its_folder_where_no_worker_runs(station: St
 
 def test_a_limit_is_overruled_by_what_overrules_a_plugins_options(db: Ledger) -> None:
     ours = destinations.destination(db, "https://example.invalid", "f", 0).id
-    destinations.remember_folder(db, "own", ours, {"maxRetries": 2, "exportMode": "full"}, 1)
-    destinations.remember_folder(db, "none", ours, {"maxSpoolAge": "7d"}, 1)
+    folders.remember_folder(db, "own", ours, {"maxRetries": 2, "exportMode": "full"}, 1)
+    folders.remember_folder(db, "none", ours, {"maxSpoolAge": "7d"}, 1)
     for source, counts in {
         "command line": False, "environment": False, ".env": False, "plugin": True, "config file": True,
     }.items():  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_limit_is_overruled_by_what_overrules_a_plugins_options(db: Ledger) ->
 def test_each_age_waits_for_a_clock_that_has_gone_on_for_as_long_or_an_hour(
     steady_ms: int, age_ms: int, *, trusted: bool
 ) -> None:
-    assert ledger.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else destinations.NEVER_MS)
+    assert ledger.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else folders.NEVER_MS)
 
 
 # --- retries
@@ -211,7 +211,7 @@ def test_the_folder_of_a_job_decides_how_often_it_is_charged(desk: Desk, own: in
         max_retries_of=lambda held: own if held.folder == "f" else None,
     )
     while desk.state() == "pending":
-        destinations.passed(desk.db, desk.destination)  # others' records
+        flow.passed(desk.db, desk.destination)  # others' records
         deliver(desk.db, version().key, courier)
         desk.now_ms += 1
     assert len(posted) == posts

@@ -22,7 +22,7 @@ from app.capture.daemon import Desk
 from app.capture.pipe_reader import Inbox
 from app.database.open import open_ledger
 from app.delivery import confirm
-from app.ledger import destinations
+from app.ledger import flow
 from app.runtime import clock
 from app.settings import from_arguments
 from app.settings.lookup import Sources, unattended
@@ -157,7 +157,7 @@ def posts_before_a_job_is_dead(place: Place) -> int:
         while ledger.counts(made.db).dead == 0:
             # As if its time had come, and other jobs' records had passed.
             made.db.execute("update job set due_ms = 1 where state = 'pending'")
-            destinations.passed(made.db, made.target.id)
+            flow.passed(made.db, made.target.id)
             attempt(made)
     return len(place.server.requests)
 

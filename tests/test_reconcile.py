@@ -30,7 +30,8 @@ from app.capture.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS
 from app.capture.targets import folder
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import destinations, folders, incidents
+from app.ledger import incidents as ledger_incidents
 from app.runtime import clock
 from app.runtime.liveness import Announced, read_hooks
 from app.settings.lookup import Sources
@@ -362,7 +363,7 @@ def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_i
     assert [(each.reason, each.sessions) for each in ledger.unread(one.db)] == [(reason, 2)]
     one.finish()
     assert ledger.unread(one.db) == []
-    assert [(what, count) for what, count, _ in destinations.incidents(one.db)] == [(GONE, 2)]
+    assert [(what, count) for what, count, _ in incidents.incidents(one.db)] == [(GONE, 2)]
 
 
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
@@ -506,9 +507,9 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
     machine.end(another)
     assert machine.jobs() == []
     with closing(open_ledger(machine.home / "spool")) as db:
-        since_ms = destinations.captured_since_ms(db, destinations.fingerprint(db, HERE))
+        since_ms = folders.captured_since_ms(db, destinations.fingerprint(db, HERE))
     assert since_ms is not None
-    assert CREATED_MS < since_ms < destinations.NEVER_MS
+    assert CREATED_MS < since_ms < folders.NEVER_MS
     # Of a session that goes on, too.
     session = machine.remember(talk("a", *asked_and_answered(), *followed_up(since_ms + 1), at_ms=since_ms + 1))
     one = machine.hook()
@@ -521,7 +522,7 @@ def test_another_opencode_that_is_switched_off_in_the_same_folder_hides_no_turn_
     machine.capture_since(CREATED_MS)
     machine.remember(talk("a", *asked_and_answered()))
     one = machine.hook()
-    destinations.stop_capture(one.db, destinations.fingerprint(one.db, HERE))
+    folders.stop_capture(one.db, destinations.fingerprint(one.db, HERE))
     show(one, "ses_a")
     assert len(machine.jobs()) == 1
 
@@ -851,7 +852,7 @@ def deleted_meanwhile(machine: Machine, patch: pytest.MonkeyPatch, session: str,
 
 
 def incidents_of(one: Hook) -> dict[str, int]:
-    return {what: count for what, count, _ in destinations.incidents(one.db)}
+    return {what: count for what, count, _ in incidents.incidents(one.db)}
 
 
 def test_a_turn_that_is_deleted_before_it_is_read_is_counted_as_gone(
@@ -906,7 +907,7 @@ def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Ma
     told = (machine.home / "spool" / "logs" / "hook.log").read_text()
     assert told.count("odd in ses_a: sessions[0].messages[2].info.role: neither user nor assistant") == 1
     with closing(open_ledger(machine.home / "spool")) as db:
-        incidents = {what: count for what, count, _ in destinations.incidents(db)}
+        incidents = {what: count for what, count, _ in ledger_incidents.incidents(db)}
     assert incidents["turns that could not be read of session ses_a"] == 1
     assert incidents[GONE] == 2  # the own sessions of its two hooks, which nobody has written
 
@@ -919,7 +920,7 @@ def test_a_session_that_is_not_there_costs_the_others_nothing(machine: Machine) 
         one.take(notice(session, why))
     look_for(one)
     assert {session for session, _ in machine.states()} == {"ses_a", "ses_b", "ses_c"}
-    assert {what: count for what, count, _ in destinations.incidents(one.db)} == {GONE: 1}
+    assert {what: count for what, count, _ in incidents.incidents(one.db)} == {GONE: 1}
     assert one._notices.owned() == ["ses_a", "ses_b", "ses_c", "ses_own"]
 
 
@@ -1233,7 +1234,7 @@ def test_a_session_that_is_about_to_be_written_for_the_first_time_is_not_gone(ma
     one = machine.hook("ses_new")
     look(one, 0)
     assert unread(one) == [(None, 1)]
-    assert destinations.incidents(one.db) == []
+    assert incidents.incidents(one.db) == []
 
 
 def test_who_waits_for_hooks_waits_for_the_last_looks_of_one_that_ends(
@@ -1299,10 +1300,10 @@ def test_what_was_owed_for_long_is_looked_for_and_not_forgotten(machine: Machine
     machine.leave(dead)
     one = machine.hook()
     one.db.execute("update notice set noticed_ms = noticed_ms - ? where session = 'ses_a'", [2 * OWED_MS_MAX])
-    before = destinations.incidents(one.db)
+    before = incidents.incidents(one.db)
     look(one, 0, clock.now_ms())
     assert machine.states() == [("ses_a", "pending")]
-    assert destinations.incidents(one.db) == before
+    assert incidents.incidents(one.db) == before
 
 
 def test_a_store_that_cannot_be_read_when_opencode_has_ended_is_tried_a_few_times(

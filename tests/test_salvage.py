@@ -21,7 +21,7 @@ from app.database.open import heal, inspect, open_ledger, open_whole
 from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome
-from app.ledger import destinations
+from app.ledger import incidents
 from app.privacy.policy import Post
 from tests import flips
 from tests.desk import Desk, bodies, version
@@ -64,7 +64,7 @@ def leaf_pages(path: Path, root: int) -> list[int]:
 
 
 def noted(db: sqlite3.Connection) -> dict[str, int]:
-    return {what: count for what, count, _ in destinations.incidents(db)}
+    return {what: count for what, count, _ in incidents.incidents(db)}
 
 
 def names(spool: Path, pattern: str) -> list[str]:

@@ -22,7 +22,7 @@ from app.capture.messages import LineError
 from app.capture.pipe_reader import QUEUE_BYTES_MAX, Inbox
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, is_newer, migrations, require_known
-from app.ledger import destinations
+from app.ledger import incidents
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
@@ -434,7 +434,7 @@ def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(
     plugin.end()
     Desk(Inbox(pipe_of(*estate), plugin.reader), plugin.sources).serve()
     with station.ledger() as db:
-        assert [reason for reason, *_ in destinations.refusals(db)] == ["too long"]
+        assert [reason for reason, *_ in incidents.refusals(db)] == ["too long"]
 
 
 # --- a ledger that is newer ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from app.delivery.deliver import Courier, deliver
 from app.delivery.policy_check import Permits
 from app.delivery.policy_sweep import Tightening
 from app.exporters.outcome import Kind, Outcome
-from app.ledger import Body, Claim, Remade, destinations
+from app.ledger import Body, Claim, Remade, destinations, folders
 from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold, Permit
 from app.runtime.liveness import present
@@ -190,7 +190,7 @@ class Bench:
 
     def record(self, folder: str = "", **options: object) -> None:
         """What a hook records when its plugin brings these options."""
-        destinations.remember_folder(self.db, folder, self.destination, options, 1_000)
+        folders.remember_folder(self.db, folder, self.destination, options, 1_000)
 
     def capture(self, wanted: Fields, folder: str = "") -> None:
         """What a hook does with a snapshot, under the settings in force."""

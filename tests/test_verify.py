@@ -16,7 +16,7 @@ import pytest
 from app import ledger
 from app.capture.targets import folder
 from app.exporters.helicone.client import Client
-from app.ledger import Failure, destinations
+from app.ledger import Failure, destinations, folders
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
@@ -88,7 +88,7 @@ class Desk:
         with self.station.ledger() as db:
             ours = destinations.destinations(db)
             one = ours[-1].id if ours else None
-            remember = destinations.remember_folder
+            remember = folders.remember_folder
             remember(db, folder(db, PROJECT), one, options, since_ms)  # type: ignore[arg-type]  # none yet
 
     def change(self, columns: str, **names: str) -> None:
@@ -317,7 +317,7 @@ def test_what_was_over_before_capture_began_is_not_missed(desk: Desk) -> None:
 
 def test_of_a_session_that_went_on_only_what_came_then_is_missed(desk: Desk) -> None:
     desk.holds(talk(2))
-    desk.captured(since_ms=CREATED_MS + 2_000 + destinations.STARTING_MS)  # the second turn begins
+    desk.captured(since_ms=CREATED_MS + 2_000 + folders.STARTING_MS)  # the second turn begins
     assert desk.states() == {"earlier": 1, "never_seen": 1}
 
 

@@ -38,7 +38,7 @@ from app.capture.process_notices import BUG, where
 from app.capture.projects import note_disabled
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, require_known
-from app.ledger import destinations
+from app.ledger import incidents
 from app.privacy.redact import PatternError
 from app.runtime import clock, log
 from app.runtime.filesystem import PlaceError
@@ -309,7 +309,7 @@ class Desk:
                 hook = self._hooks.get(path)
                 db = hook.db if hook is not None else stack.enter_context(closing(open_ledger(path)))
                 require_known(db)
-                destinations.refuse(db, reason, clock.now_ms(), times=times)
+                incidents.refuse(db, reason, clock.now_ms(), times=times)
                 del self._uncounted[path, reason]
 
     def _log(self, message: str, spool: Path | None = None) -> None:

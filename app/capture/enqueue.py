@@ -22,7 +22,7 @@ from app import ledger
 from app.capture.export import Export, children, exports, session_to_leave
 from app.exporters.helicone.naming import first_name
 from app.exporters.helicone.records import Record
-from app.ledger import Body, Frozen, Standing, Version, destinations
+from app.ledger import Body, Frozen, Standing, Version, destinations, incidents
 from app.privacy.policy import is_as_strict
 from app.privacy.terms import Capture
 from app.runtime import failpoint
@@ -162,12 +162,12 @@ def _note(
     """Tell `status` of what was odd in what is new, and of what cannot be read."""
     done.odd = len(done.faults)
     if done.odd:
-        destinations.note(db, ODD, now_ms, done.odd)
+        incidents.note(db, ODD, now_ms, done.odd)
     lost = [one for one in transcript.unreadable if only is None or one.turn is None or one.turn in only]
     if lost:
         done.unreadable = len({one.turn or one.why for one in lost})
         done.faults += [one.why for one in lost]
-        destinations.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, done.unreadable)
+        incidents.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, done.unreadable)
 
 
 def _standing(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from app.ledger import destinations
+from app.ledger import folders
 from app.settings import Settings
 from app.settings.names import LIMITS, NAMES, Limit
 
@@ -22,7 +22,7 @@ def of_folders(db: sqlite3.Connection, own: Settings, limit: Limit) -> dict[str,
     """By folder, the limit of its jobs; only of folders that have one. `own` are the user's settings."""
     if limit in own.origins and own.origins[limit].source in _OVERRULING:
         return {}
-    return destinations.folder_limits(db, NAMES[limit].option)
+    return folders.folder_limits(db, NAMES[limit].option)
 
 
 def folders_by_option(db: sqlite3.Connection, own: Settings) -> dict[str, int]:

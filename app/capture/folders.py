@@ -12,7 +12,7 @@ from pathlib import Path
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.targets import find_target, folder
-from app.ledger import destinations
+from app.ledger import folders
 from app.privacy.terms import Capture
 from app.settings import Settings
 from app.settings.lookup import Sources
@@ -33,7 +33,7 @@ class Folders:
         """Its settings, and its capture unless it is held or `enable` is false. Raises SettingsError, PatternError."""
         name = folder(self._db, directory)
         if name not in self._settings:
-            options = destinations.folder_options(self._db, name) or {}
+            options = folders.folder_options(self._db, name) or {}
             self._settings[name] = self._sources.load(directory or None, recorded=options)
         settings = self._settings[name]
         known = self._keyring.learn(self._sources.documents(directory or None), settings.api_key)
@@ -47,5 +47,5 @@ def effective(db: sqlite3.Connection, sources: Sources, directory: Path) -> Sett
     """The settings for work in `directory`, with its capture options and its destination's delivery options."""
     ours = find_target(db, sources.load())
     options = dict(ours.delivery_options if ours else {})
-    options.update(destinations.folder_options(db, folder(db, str(directory))) or {})
+    options.update(folders.folder_options(db, folder(db, str(directory))) or {})
     return sources.load(str(directory), recorded=options)

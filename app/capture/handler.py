@@ -31,7 +31,7 @@ from app.database import recover
 from app.database.connection import flushed_together
 from app.database.open import heal, open_ledger
 from app.database.schema import require_known
-from app.ledger import destinations
+from app.ledger import destinations, folders, incidents
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.queue import Bell
@@ -132,12 +132,12 @@ class Hook:
             self._left = None
 
     def _leave_behind(self, held: set[str], reader: Reader) -> None:
-        if any(what.startswith("ledger: ") for what, _, _ in destinations.incidents(self.db)):
+        if any(what.startswith("ledger: ") for what, _, _ in incidents.incidents(self.db)):
             self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
             return
         lost = len(held - ledger.pending_keys(self.db))
         if lost:
-            destinations.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
+            incidents.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
         self._looking.reader.go_on_from(reader)
         self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
 
@@ -216,7 +216,7 @@ class Hook:
         """The settings of a folder can be used again, after they could not since then. Raises as `take`."""
         require_known(self.db)
         self._captures.take(line)
-        destinations.capture_from(self.db, folder(self.db, line.directory), since_ms)
+        folders.capture_from(self.db, folder(self.db, line.directory), since_ms)
 
     def _introduce(self) -> None:
         """Tell the ledger how to deliver, and which worker is wanted."""
@@ -246,7 +246,7 @@ class Hook:
         bytes_max_of = folder_limits.of_folders(self.db, self._settings, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
         ledger.give_up_confirmations(
-            self.db, now_ms, bytes_max=bytes_max, age_ms_max=destinations.NEVER_MS, bytes_max_of=bytes_max_of
+            self.db, now_ms, bytes_max=bytes_max, age_ms_max=folders.NEVER_MS, bytes_max_of=bytes_max_of
         )
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         if made.emptied or made.dropped:

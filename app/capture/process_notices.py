@@ -18,7 +18,7 @@ from app.capture.session_reader import FAILURES_MAX, GONE, Look, Reader, Take, r
 from app.capture.targets import folder
 from app.database.connection import Ledger
 from app.database.schema import SchemaError
-from app.ledger import destinations
+from app.ledger import destinations, folders, incidents
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import failpoint
@@ -81,8 +81,8 @@ class Looking:
         """It was deleted."""
         self._notices.drop(session)
         self.reader.let_go()
-        if ledger.settle_notices(self._db, self.store_name, {session: destinations.NEVER_MS}):
-            destinations.note(self._db, GONE, now_ms)
+        if ledger.settle_notices(self._db, self.store_name, {session: folders.NEVER_MS}):
+            incidents.note(self._db, GONE, now_ms)
 
     @property
     def is_given_up(self) -> bool:
@@ -187,7 +187,7 @@ class Looking:
         for one in those:
             self._notices.drop(one.session)
         if gone:
-            destinations.note(self._db, GONE, now_ms, gone)
+            incidents.note(self._db, GONE, now_ms, gone)
 
     def _fail(self, those: Sequence[Noticed], now_s: float, error: ExportError | TranscriptError) -> None:
         self._failures += self._has_ended and isinstance(error, StoreError)

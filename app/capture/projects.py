@@ -13,7 +13,7 @@ from app.capture.keyring import Keyring
 from app.capture.messages import Line
 from app.capture.targets import folder, target
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import folders
 from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
@@ -80,13 +80,13 @@ class Captures:
                 self._seen[line.directory] = replace(seen, basis=None, capture=None)
             raise
         place = folder(self._db, line.directory)
-        destinations.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
+        folders.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
         for complaint in settings.complaints:
             self._tell(f"{'a folder is held: ' if complaint.holds else ''}{complaint.short}")
         if not settings.enable or settings.export_mode == "off":
-            destinations.stop_capture(self._db, place)
+            folders.stop_capture(self._db, place)
         else:
-            destinations.resume_capture(self._db, place, clock.now_ms())
+            folders.resume_capture(self._db, place, clock.now_ms())
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
         ledger.adopt_rotated(self._db, self._target, clock.now_ms())
@@ -135,5 +135,5 @@ def note_disabled(settings: Settings, line: Line) -> None:
     with closing(open_ledger(settings.spool_directory)) as db:
         place = folder(db, line.directory)
         ours = target(db, settings, clock.now_ms())
-        destinations.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
-        destinations.stop_capture(db, place)
+        folders.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
+        folders.stop_capture(db, place)

@@ -17,7 +17,7 @@ from app import ledger
 from app.capture.enqueue import Place
 from app.capture.notices import AGAIN_S
 from app.capture.session_reader import FAILURES_MAX, GONE, Reader, reason_of
-from app.ledger import destinations
+from app.ledger import folders, incidents
 from app.privacy.terms import Capture
 from app.sources.opencode import ExportError, Store, StoreError
 from app.transcript.model import TranscriptError
@@ -161,10 +161,10 @@ class Reconciling:
     def _list(self, db: sqlite3.Connection, directory: str, ours: Collection[str], now_s: float, now_ms: int) -> None:
         """What changed since it was compared: anything in it, as its end may come after that of its hook."""
         folder, _ = self._folders[directory]
-        since_ms = destinations.captured_since_ms(db, folder)
+        since_ms = folders.captured_since_ms(db, folder)
         if since_ms is not None:
             if old := ledger.forget_notices(db, self._store_name, now_ms - OWED_MS_MAX):
-                destinations.note(db, GONE, now_ms, old)
+                incidents.note(db, GONE, now_ms, old)
             alive = {*self._elsewhere(), *ours}
             owed = {name: one for name, one in ledger.open_notices(db, self._store_name).items() if name not in alive}
             try:
@@ -210,7 +210,7 @@ class Reconciling:
                     is_whole = False
                 continue
             if root is None and ledger.settle_notices(db, self._store_name, {name: mark}):
-                destinations.note(db, GONE, now_ms)
+                incidents.note(db, GONE, now_ms)
             elif root is not None and (of == folder or root in changes):
                 ahead.setdefault(root, {})[name] = mark
         return is_whole
@@ -236,7 +236,7 @@ class Reconciling:
             return False
         # What is `off` is noted without content whenever it was written.
         is_all = one.owed or capturing.policy.mode == "off"
-        since_ms = None if is_all else destinations.captured_since_ms(db, one.place.folder) or 0
+        since_ms = None if is_all else folders.captured_since_ms(db, one.place.folder) or 0
         look = self._reader.look(
             db,
             session,
@@ -267,7 +267,7 @@ class Reconciling:
     def _give_up(self, db: sqlite3.Connection, one: _Ahead, now_ms: int) -> bool:
         """The session is not there any more."""
         if one.owed and (gone := ledger.settle_notices(db, self._store_name, one.owed)):
-            destinations.note(db, GONE, now_ms, gone)
+            incidents.note(db, GONE, now_ms, gone)
         return True
 
     def _fail(self, db: sqlite3.Connection, error: ExportError | TranscriptError, owed: Collection[str]) -> None:

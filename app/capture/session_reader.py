@@ -17,7 +17,7 @@ from typing import Protocol
 from app import ledger
 from app.capture.enqueue import Enqueued, Place, outlook
 from app.capture.redact_ahead import Ahead, is_large
-from app.ledger import SESSION_RECORD, Standing, TurnRead, destinations
+from app.ledger import SESSION_RECORD, Standing, TurnRead, incidents
 from app.privacy.policy import is_as_strict
 from app.privacy.terms import Capture
 from app.runtime import failpoint
@@ -241,7 +241,7 @@ class Reader:
             if not self._store.holds(root, name) and not ledger.has_turn(db, self._destination_id, root, name)
         ]
         if gone:
-            destinations.note(db, GONE_TURNS, now_ms, len(gone))
+            incidents.note(db, GONE_TURNS, now_ms, len(gone))
 
     def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
         """The turns that were taken back before any of them was read: they are not exported, and that is said."""
@@ -252,7 +252,7 @@ class Reader:
             if turn.is_undone and not ledger.has_turn(db, self._destination_id, root, turn.id)
         }
         if undone:
-            destinations.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
+            incidents.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
         return undone
 
     def _is_unchanged(self, root: str, turns: list[TurnOutline]) -> bool:

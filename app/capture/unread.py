@@ -13,6 +13,7 @@ from app.capture.session_reader import Reader
 from app.capture.targets import folder
 from app.database.connection import Ledger, flushed_together
 from app.ledger import destinations
+from app.ledger.folders import is_captured
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import clock
@@ -60,7 +61,7 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
     with suppress(ExportError), store.kept_open():  # `doctor` says what is wrong with the store
         for directory in store.directories():
             place = folder(db, directory)
-            if destinations.is_captured(db, place, destination_id):
+            if is_captured(db, place, destination_id):
                 directories[place] = directory
                 reconciling.begin(directory, place)
         now_s = time.monotonic()

@@ -29,7 +29,7 @@ from app import ledger
 from app.delivery.backoff import pause_ms
 from app.exporters.helicone.body import start_ms_of
 from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url
-from app.ledger import Control, Unconfirmed, destinations
+from app.ledger import Control, Unconfirmed, destinations, flow
 
 SAMPLE_MS = 3_600_000
 """On the cloud one job is read back in so long a time."""
@@ -118,7 +118,7 @@ def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -
     if (
         plan.is_sampled
         and one.health != "quota"
-        and not destinations.take_sample(db, destination_id, now_ms=now_ms, every_ms=SAMPLE_MS)
+        and not flow.take_sample(db, destination_id, now_ms=now_ms, every_ms=SAMPLE_MS)
     ):
         return None
     return first_ms
@@ -240,8 +240,8 @@ def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: in
         ledger.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
     if has_body:
         if ledger.confirmed(db, one.job, now_ms):
-            destinations.within_quota(db, destination_id)
-    elif ledger.note_body_not_stored(db, one.job, now_ms) and destinations.exceed_quota(db, destination_id):
+            flow.within_quota(db, destination_id)
+    elif ledger.note_body_not_stored(db, one.job, now_ms) and flow.exceed_quota(db, destination_id):
         # Where only samples are looked at, what came since the last one may have lost its bodies, too.
         ledger.look_back(db, destination_id, now_ms)
 

@@ -19,7 +19,7 @@ from app import ledger
 from app.delivery.backoff import Policy
 from app.delivery.health import Bury, GiveBack, Pause, SetBack, Situation, judge
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Claim, Failure, LedgerError, Remade, destinations
+from app.ledger import Body, Claim, Failure, LedgerError, Remade, flow
 from app.privacy.policy import Hold, Permit, Remake
 from app.runtime import failpoint
 
@@ -80,7 +80,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
         raise
     if not was_asked and held.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
-        destinations.probe_now(db, courier.destination_id, courier.clock())
+        flow.probe_now(db, courier.destination_id, courier.clock())
     return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
 
 
@@ -93,7 +93,7 @@ def let_go(db: sqlite3.Connection, destination_id: int, held: Claim, now_ms: int
     if not ledger.give_back(db, held, due_ms=now_ms + UNFINISHED_MS, failure=failure):
         ledger.abandon(db, held)
     if held.is_probe:
-        destinations.probe_now(db, destination_id, now_ms)
+        flow.probe_now(db, destination_id, now_ms)
 
 
 def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
@@ -172,13 +172,13 @@ def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms
 
 def _resume(db: sqlite3.Connection, courier: Courier) -> None:
     """paused -> fine. Rings that were answered during the pause brought no claim: the watch shall ring anew."""
-    if destinations.resume(db, courier.destination_id):
+    if flow.resume(db, courier.destination_id):
         ledger.forget_rings(db, courier.destination_id)
 
 
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
     now_ms = courier.clock()
-    known = destinations.evidence(db, courier.destination_id, held.job_id)
+    known = flow.evidence(db, courier.destination_id, held.job_id)
     at = Situation(
         setbacks=held.setbacks,
         failures=held.failures,
@@ -200,7 +200,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
                 # It answered, about this job: the destination itself is there again.
                 _resume(db, courier)
         case SetBack(delay_ms, charged):
-            destinations.suspect(db, courier.destination_id, held.job_id)
+            flow.suspect(db, courier.destination_id, held.job_id)
             settled = ledger.set_back(
                 db,
                 held,
@@ -211,7 +211,7 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
                 charged=charged,
             )
         case Pause(health, count, delay_ms, charged, asks_another):
-            destinations.pause(
+            flow.pause(
                 db,
                 courier.destination_id,
                 health=health,

@@ -10,7 +10,7 @@ import sqlite3
 
 from app.capture.config import capture, why_nothing
 from app.capture.keyring import Keyring
-from app.ledger import destinations
+from app.ledger import folders
 from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
@@ -35,7 +35,7 @@ class Permits:
 
     def capture(self, db: sqlite3.Connection, folder: str) -> Capture | Hold:
         """How the folder would be captured now; Hold where nothing of it may leave, or nobody can say what may."""
-        options = destinations.folder_options(db, folder)
+        options = folders.folder_options(db, folder)
         basis = (self._sources.basis(), options, self.keyring.look())
         seen = self._found.get(folder)
         if seen is None or seen[0] != basis:
@@ -44,7 +44,7 @@ class Permits:
 
     def basis(self, db: sqlite3.Connection) -> object:
         """Equal for as long as the answers for all folders are."""
-        return self._sources.basis(), destinations.all_folder_options(db)
+        return self._sources.basis(), folders.all_folder_options(db)
 
     def _read(self, options: dict[str, object]) -> Capture | Hold:
         try:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 
 from app.database.connection import transaction
-from app.ledger import destinations
+from app.ledger import flow
 from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
 from app.ledger.versions import forget_contents
 from app.runtime import failpoint
@@ -52,7 +52,7 @@ def claim(
     there is nothing to do: not due, another job of the session is in flight, or the destination takes no more now.
     """
     with transaction(db):
-        terms = destinations.terms(db, destination_id, now_ms)
+        terms = flow.terms(db, destination_id, now_ms)
         if terms is None:
             return None
         arguments = {"destination": destination_id, "key": key, "now": now_ms, "isolated": ISOLATED_KILLS}
@@ -76,7 +76,7 @@ def claim(
             return None
         if terms.is_probe:
             # The next one waits at least as long as this one may take.
-            destinations.await_probe(db, destination_id, now_ms + lease_ms)
+            flow.await_probe(db, destination_id, now_ms + lease_ms)
         _begin_attempt(db, row["id"], row["attempt"], now_ms)
         beside = db.execute(
             "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
@@ -173,7 +173,7 @@ def acknowledge(
             " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms",
             (held.turn_id, body.request_id.bytes, body.digest, now_ms),
         )
-        passes = destinations.passed(db, destination_id)
+        passes = flow.passed(db, destination_id)
         updated = db.execute(
             "update job set lease_until_ms = ?, setbacks = 0, failures = 0, passes_seen = ?"
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",

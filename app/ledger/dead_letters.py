@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.database.connection import transaction
-from app.ledger import destinations
+from app.ledger import incidents
 from app.ledger.fingerprint import ErrorKind, kind_of_error
 from app.ledger.job import BATCH
 from app.ledger.versions import forget_contents
@@ -237,5 +237,5 @@ def purge_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
         if rows:
-            destinations.note_unerased(db, now_ms)
+            incidents.note_unerased(db, now_ms)
     return len(rows)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.database import recover
 from app.database.connection import WAL_BYTES, Ledger, checkpoint, transaction
-from app.ledger import destinations
+from app.ledger import incidents
 from app.runtime import failpoint
 
 TRIES = 50
@@ -42,7 +42,7 @@ def erase(db: Ledger) -> list[str]:
     No statement of this connection may be under way. Takes a second for 50 MB; others wait meanwhile.
     """
     failpoint.reach("erase.beginning")
-    noted = destinations.unerased(db)
+    noted = incidents.unerased(db)
     found: list[str] = []
     try:
         copies = recover.forget_copies(db.path)
@@ -61,7 +61,7 @@ def erase(db: Ledger) -> list[str]:
         found.append("ledger.db-wal still holds what was deleted, because another process reads it: " + _AGAIN)
     elif noted is not None and not copies:
         failpoint.reach("erase.finishing")
-        destinations.note_erased(db, noted)
+        incidents.note_erased(db, noted)
     return found
 
 

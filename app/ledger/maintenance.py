@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Collection
 
 from app.database.connection import transaction
-from app.ledger import destinations
+from app.ledger import flow, folders, incidents
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.job import BATCH
 from app.runtime import failpoint
@@ -60,7 +60,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
     with transaction(db):
         rows = db.execute(f"select destination_id from job where {orphaned}", arguments).fetchall()
         for destination_id in {row["destination_id"] for row in rows}:
-            destinations.probe_now(db, destination_id, now_ms)
+            flow.probe_now(db, destination_id, now_ms)
         buried = db.execute(
             "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
             f" kills = kills + 1, error = 'its worker died or hung {KILLS_MAX} times'"
@@ -88,7 +88,7 @@ _AHEAD = (
     ("job", "confirm_ms = :now, finished_ms = :now", "confirm_ms > :ahead and finished_ms > :ahead"),
     ("confirmation", "retry_ms = :now", "retry_ms > :ahead"),
     # When capture began. NEVER_MS is no time: capture is switched off.
-    ("folder", "since_ms = :now", f"since_ms > :ahead and since_ms < {destinations.NEVER_MS}"),
+    ("folder", "since_ms = :now", f"since_ms > :ahead and since_ms < {folders.NEVER_MS}"),
 )
 
 
@@ -110,7 +110,7 @@ def note_sleep(db: sqlite3.Connection, jump_ms: int, now_ms: int) -> bool:
     """Count a jump ahead that a worker has lived through. Without one it cannot be told from time that passed."""
     is_long = jump_ms >= SLEEP_MS
     if is_long:
-        destinations.note(db, "the clock jumped ahead, or the machine slept", now_ms)
+        incidents.note(db, "the clock jumped ahead, or the machine slept", now_ms)
     return is_long
 
 
@@ -131,13 +131,13 @@ def steady_ms(db: sqlite3.Connection, now_ms: int) -> int:
             [("clock_seen_ms", str(now_ms)), ("clock_steady_ms", str(since_ms))],
         )
         if now_ms < seen_ms - JUMP_MS:
-            destinations.note(db, "the clock was set back", now_ms)
+            incidents.note(db, "the clock was set back", now_ms)
     return now_ms - since_ms
 
 
 def trusted_age_ms(age_ms_max: int, steady_for_ms: int) -> int:
     """`age_ms_max` once the clock has gone on for as long, or for STEADY_MS; before, NEVER_MS: nothing is too old."""
-    return age_ms_max if steady_for_ms >= min(STEADY_MS, age_ms_max) else destinations.NEVER_MS
+    return age_ms_max if steady_for_ms >= min(STEADY_MS, age_ms_max) else folders.NEVER_MS
 
 
 _WAITING = (
@@ -158,7 +158,7 @@ def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int
     No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
     Sessions in which something live is due come before those that are history.
     """
-    terms = destinations.terms(db, destination_id, now_ms)
+    terms = flow.terms(db, destination_id, now_ms)
     if terms is None:
         return []
     arguments: dict[str, object] = {"destination": destination_id, "now": now_ms, "again": now_ms - RING_AGAIN_MS}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from app.database.connection import transaction
-from app.ledger import destinations, record_identity
+from app.ledger import incidents, record_identity
 from app.ledger.compression import pack
 from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version
 from app.runtime import failpoint
@@ -161,7 +161,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
             return verdict
         if version.is_recall:
             _disbelieve_recall(db, turn_id, version.key)
-            destinations.note_unerased(db, now_ms)
+            incidents.note_unerased(db, now_ms)
         elif _is_recall_due(db, turn_id):
             version = replace(version, is_recall=True)
         _supersede(db, turn_id, version.key, now_ms)

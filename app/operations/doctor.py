@@ -25,7 +25,8 @@ from app.capture.reconcile import QUIET_MS
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError
-from app.ledger import destinations
+from app.ledger import incidents
+from app.ledger.folders import held_folders
 from app.operations import environment_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, alarms, named, read_destinations
@@ -255,7 +256,7 @@ def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    for reason, folders in destinations.held_folders(db):
+    for reason, folders in held_folders(db):
         found = f"{folders} folder(s), as seen last: {reason}"
         yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store")
 
@@ -289,11 +290,11 @@ def _described(one: DestinationStatus) -> str:
 
 
 def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    for what, count, _last_ms in destinations.incidents(db):
+    for what, count, _last_ms in incidents.incidents(db):
         todo = "see logs/ in the spool"
         if what.startswith("ledger: "):
             todo = "the damaged file is kept for a while: ledger.db.damaged-*"
-        elif what == destinations.UNERASED:
+        elif what == incidents.UNERASED:
             todo = "run `opencode-helicone dead purge --all`, or start a worker"
         yield Finding("incident", "warning", f"{count} times: {what}", todo)
 
@@ -308,7 +309,7 @@ def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    refused = destinations.refusals(db)
+    refused = incidents.refusals(db)
     for reason, count, _last_ms in refused:
         found = f"{count} line(s) of the plugin were not used: {reason}"
         yield Finding(

@@ -15,7 +15,7 @@ from app import ledger
 from app.capture.targets import folder, target
 from app.capture.unread import read_unread
 from app.database.open import open_whole
-from app.ledger import Unread, destinations
+from app.ledger import Unread, flow, folders
 from app.operations.status import Failing, Jobs, read_destinations, waiting
 from app.runtime import clock
 from app.runtime.liveness import read_hooks, read_workers
@@ -67,9 +67,9 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
     spool = Spool(settings.spool_directory)
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
-        seen = {ours.id} | (set() if only_present else destinations.of_folders(db))
+        seen = {ours.id} | (set() if only_present else folders.of_folders(db))
         for one in seen:
-            destinations.probe_now(db, one, clock.now_ms())
+            flow.probe_now(db, one, clock.now_ms())
             ledger.end_read_back_pause(db, one, clock.now_ms())
         if settings.takes_over:
             ledger.take_over(db, ours, clock.now_ms())
@@ -79,7 +79,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
         def is_over() -> bool:
             if time.monotonic() >= end_s:
                 return True
-            if expect_some and time.monotonic() < begin_s + START_S_MAX and not destinations.had_jobs(db, here):
+            if expect_some and time.monotonic() < begin_s + START_S_MAX and not folders.had_jobs(db, here):
                 return False
             # Nothing is sent without a key, however long one waits.
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
@@ -100,7 +100,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
         return Flushed(
             jobs=current.jobs,
             elsewhere=sum(one.jobs.pending for one in others),
-            captured_here=destinations.had_jobs(db, here),
+            captured_here=folders.had_jobs(db, here),
             backlog=_backlog(spool, seen),
             unread=tuple(ledger.unread(db)),
             waiting=waiting([current, *others], read_workers(spool), now_ms),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from app.capture.targets import folder
-from app.ledger import destinations
+from app.ledger import folders
 from app.operations.finding import Finding
 from app.sources.opencode import UNTRIED, Store, StoreError, install, store_file
 from app.sources.opencode.install import Found, InstallError, Project
@@ -80,7 +80,7 @@ def never_seen(
         return  # said already
     since_ms = min((one.written_ms for one in there), default=now_ms)
     written = [one for one in sessions if since_ms < one.updated_ms < now_ms - AT_WORK_MS]
-    if written and all(destinations.captured_since_ms(db, folder(db, one.directory)) is None for one in written):
+    if written and all(folders.captured_since_ms(db, folder(db, one.directory)) is None for one in written):
         found = f"OpenCode wrote {len(written)} session(s) since the plugin was installed, and no hook was ever seen"
         todo = "restart OpenCode; its log (opencode-helicone in ~/.local/share/opencode/log) says why; then backfill"
         yield Finding("hook", "problem", found, todo)

@@ -14,7 +14,7 @@ from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
 from app.delivery import confirm
 from app.delivery.confirm import Plan
-from app.ledger import Choice, Conditions, Counts, Group, Unread
+from app.ledger import Choice, Conditions, Counts, Group, Unread, folders, incidents
 from app.ledger import destinations as destination
 from app.ledger.destinations import Destination
 from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
@@ -192,9 +192,9 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             hooks=read_hooks(spool),
             workers=workers,
             unread=tuple(ledger.unread(db)),
-            refused=tuple(Refused(*row) for row in destination.refusals(db)),
-            incidents=tuple(Incident(*row) for row in destination.incidents(db)),
-            held_folders=tuple(HeldFolders(*row) for row in destination.held_folders(db)),
+            refused=tuple(Refused(*row) for row in incidents.refusals(db)),
+            incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
+            held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
             problems=tuple(one.text for one in settings.complaints),
             waiting=waiting(destinations, workers, now_ms),
             alarms=tuple(alarms(destinations)),

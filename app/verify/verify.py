@@ -21,7 +21,7 @@ from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import folders
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
@@ -124,7 +124,7 @@ class Verification:
             user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
-            captured_since_ms=destinations.captured_since_ms(self._db, folder(self._db, session.directory)),
+            captured_since_ms=folders.captured_since_ms(self._db, folder(self._db, session.directory)),
             is_unread=session.id in ledger.unread_sessions(self._db),
             is_recent=not is_quiet(changed_ms, clock.now_ms()),
             elsewhere=frozenset(ledger.exported_elsewhere(self._db, self.destination_id, session.id)),
