@@ -56,7 +56,7 @@ from app.runtime.upgrade import Succession, become_anew, is_replaced
 from app.runtime.url import EndpointError
 from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources, typed
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 
 CONSUMER = {
     "workers": 12,

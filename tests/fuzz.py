@@ -28,7 +28,8 @@ from app.backfill.import_files import Imported, import_files
 from app.database.open import open_ledger
 from app.ledger import incidents
 from app.settings.lookup import Sources
-from app.sources.opencode import File, Store, store_file
+from app.sources.opencode.export_files import File
+from app.sources.opencode.store import Store, store_file
 from tests import mutants
 from tests.mutants import Expected, audit
 from tests.processes import PROJECT, Station, hook

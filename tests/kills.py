@@ -22,7 +22,8 @@ from pathlib import Path
 from app import ledger
 from app.privacy.policy import Policy
 from app.runtime.liveness import present
-from app.sources.opencode import Store, install
+from app.sources.opencode import install
+from app.sources.opencode.store import Store
 from app.transcript.model import Assistant, Tool, Turn, key
 from tests.opencode import VERSION, OpenCode, installed_opencode
 from tests.processes import Station, worker

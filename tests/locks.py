@@ -18,7 +18,7 @@ from pathlib import Path
 
 from app.backfill.import_files import import_files
 from app.settings.lookup import Sources
-from app.sources.opencode import File
+from app.sources.opencode.export_files import File
 from tests.processes import Station, worker
 from tests.recorded import export_files, exported
 from tests.servers import receiving

@@ -32,7 +32,8 @@ from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.settings import SettingsError
 from app.settings.lookup import Sources
-from app.sources.opencode import ExportError, File, Store, examine, snapshot
+from app.sources.opencode.export_files import ExportError, File, examine, snapshot
+from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 from app.transcript.parse import parse

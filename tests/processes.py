@@ -20,7 +20,7 @@ from app import ledger
 from app.database.open import open_ledger
 from app.ledger import Counts, destinations
 from app.runtime.liveness import present
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from tests.servers import api_key
 from tests.stores import WrittenStore
 from tests.waiting import wait_until

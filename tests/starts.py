@@ -23,7 +23,8 @@ from pathlib import Path
 
 sys.modules["sqlite3"] = sqlite3 = importlib.import_module(os.environ.get("READ_WITH", "sqlite3"))
 
-from app.sources.opencode import Store, StoreError  # noqa: E402 - after which SQLite it gets
+from app.sources.opencode.access import StoreError  # noqa: E402 - after which SQLite it gets
+from app.sources.opencode.store import Store  # noqa: E402 - after which SQLite it gets
 from tests.opencode import VERSION, OpenCode, installed_opencode  # noqa: E402 - the same
 
 STARTS = 200

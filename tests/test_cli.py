@@ -288,7 +288,7 @@ def test_import_from_8_processes_at_once_makes_one_job_each(
     script = (
         "import os, sys\n"
         "from app.backfill.import_files import import_files\n"
-        "from app.sources.opencode import File\n"
+        "from app.sources.opencode.export_files import File\n"
         "from app.settings.lookup import unattended\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"

@@ -17,7 +17,7 @@ from app.exporters.helicone.client import Client
 from app.operations.status import Confirmation, DestinationStatus, read_status
 from app.runtime import clock
 from app.settings.lookup import Sources
-from app.sources.opencode import File
+from app.sources.opencode.export_files import File
 from app.worker import CONSUMER, Worker
 from tests.processes import Station, worker
 from tests.recorded import export, export_files

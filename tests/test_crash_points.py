@@ -31,7 +31,7 @@ from app.runtime.failpoint import POINTS, VARIABLE
 from app.runtime.filesystem import private_directory
 from app.runtime.spool import Spool
 from app.settings.lookup import unattended
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from app.transcript.parse import parse
 from tests.enqueuer import growing, records
 from tests.lean_receiver import LeanReceiver, lean_receiver

@@ -22,8 +22,9 @@ from app.ledger import destinations, flow, folders, incidents
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
-from app.sources.opencode import install, store_file
+from app.sources.opencode import install
 from app.sources.opencode.logins import FILE_BYTES_MAX
+from app.sources.opencode.store import store_file
 from tests import json_store
 from tests.desk import Desk, version
 from tests.newer_store import NewerStore

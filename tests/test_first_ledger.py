@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.ledger import record_identity
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from tests.first_ledger import CALLED, CREATED_MS, DEAD, DELIVERED, EMPTIED, WAITING, conversation, restore
 from tests.processes import Station, hook, worker
 from tests.servers import Receiver, receiving

@@ -14,7 +14,7 @@ from app import ledger
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
 from app.runtime.liveness import Announced, present
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from tests import snapshots
 from tests.processes import Station, hook, worker
 from tests.recorded import export

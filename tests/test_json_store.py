@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from app.sources.opencode import Store, StoreError, store_file
+from app.sources.opencode.access import StoreError
 from app.sources.opencode.rows import subagent
+from app.sources.opencode.store import Store, store_file
 from app.transcript.model import UNREADABLE, Other
 from app.transcript.parse import parse
 from tests.json_store import put

@@ -19,7 +19,8 @@ from app import ledger
 from app.runtime.liveness import present
 from app.settings import SettingsError, from_arguments, load
 from app.settings.lookup import Sources
-from app.sources.opencode import install, store_file
+from app.sources.opencode import install
+from app.sources.opencode.store import store_file
 from tests.processes import ROOT, Station, end_automatic_workers, hook
 from tests.recorded import Snapshot, export
 from tests.servers import Act, Exchange, Scripted, answer, api_key, scripted, whole

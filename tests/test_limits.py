@@ -24,7 +24,7 @@ from app.ledger.maintenance import STEADY_MS
 from app.privacy.policy import Post
 from app.settings import Settings
 from app.settings.model import Origin
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from tests.desk import WORKER, Desk, version
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from app.sources.opencode import File, Store, StoreError, examine, families, snapshot
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.export_files import File, examine, families, snapshot
+from app.sources.opencode.store import Store
 from app.transcript.model import (
     Assistant,
     Other,

@@ -26,7 +26,7 @@ from app.ledger import flow
 from app.runtime import clock
 from app.settings import from_arguments
 from app.settings.lookup import Sources, unattended
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export, export_files

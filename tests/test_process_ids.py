@@ -23,7 +23,7 @@ from app.runtime import clock
 from app.runtime.liveness import Announced, present, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import unattended
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from app.transcript.parse import parse
 from app.worker import Worker
 from tests.enqueuer import growing, name

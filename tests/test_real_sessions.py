@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.exporters.helicone.records import Frame, encode_turn
-from app.sources.opencode import Store
+from app.sources.opencode.store import Store
 from app.transcript.model import Transcript, Turn
 from tests.opencode import OpenCode, Server
 from tests.processes import Station

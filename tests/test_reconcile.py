@@ -35,7 +35,8 @@ from app.ledger import incidents as ledger_incidents
 from app.runtime import clock
 from app.runtime.liveness import Announced, read_hooks
 from app.settings.lookup import Sources
-from app.sources.opencode import Store, StoreError, store_file
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.store import Store, store_file
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, Turn, key
 from tests import json_store

@@ -24,7 +24,7 @@ from app.ledger import destinations
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from app.transcript.model import Turn
 from app.transcript.parse import Excerpt, parse
 from tests import recorded

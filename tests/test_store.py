@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from app.sources.opencode import AbsentError, ExportError, Store, StoreError, examine, families, snapshot, store_file
-from app.sources.opencode.access import Access
-from app.sources.opencode.store import databases
+from app.sources.opencode.access import AbsentError, Access, StoreError
+from app.sources.opencode.export_files import ExportError, examine, families, snapshot
+from app.sources.opencode.store import Store, databases, store_file
 from app.transcript.model import UNREADABLE, Other
 from app.transcript.parse import parse
 from tests.recorded import export, exported
@@ -347,7 +347,7 @@ print(Counter(start() for _ in range(int(sys.argv[2]))))
 READ = """
 import sys
 from pathlib import Path
-from app.sources.opencode import Store
+from app.sources.opencode.store import Store
 store = Store(Path(sys.argv[1]))
 store.roots()
 print("reading", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.sources.opencode import Store
+from app.sources.opencode.store import Store
 from app.transcript.parse import parse
 from tests.recorded import export, exported, replayed
 from tests.snapshots import CREATED_MS, SESSION, assistant, entry, snapshot, task, text, user

@@ -27,7 +27,7 @@ from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
 from app.settings.lookup import unattended
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from app.worker import MAKE_WAY_S_MAX, Worker
 from tests.processes import PROJECT, Station
 from tests.recorded import export

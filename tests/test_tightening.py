@@ -23,7 +23,7 @@ from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold, Permit
 from app.runtime.liveness import present
 from app.settings.lookup import Sources
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from app.transcript.parse import parse
 from tests.processes import PROJECT, Station, hook, worker
 from tests.servers import Exchange, nobody, ok, receiving, request_id_of, scripted, whole

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from app.sources.opencode import Outline, Store
 from app.sources.opencode.rows import Memory
+from app.sources.opencode.store import Store
 from app.sources.opencode.tables import TableRows
+from app.sources.opencode.turns import Outline
 from app.transcript.model import TranscriptError, Turn
 from app.transcript.parse import parse
 from tests import snapshots

@@ -21,7 +21,7 @@ import pytest
 
 from app import __version__
 from app.runtime.liveness import present
-from app.sources.opencode import store_file
+from app.sources.opencode.store import store_file
 from tests.installation import MAPPING, NEXT_SCHEMA, NEXT_VERSION, Installation, installed, next_version
 from tests.processes import PROJECT, HookProcess, Station, hook, procfile_command, worker
 from tests.recorded import export

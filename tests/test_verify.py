@@ -21,7 +21,7 @@ from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
 from app.settings.lookup import typed as typed_sources
-from app.sources.opencode import Store, store_file
+from app.sources.opencode.store import Store, store_file
 from app.verify.remote_check import IDS_MAX, seek
 from app.verify.turn_status import Circumstances, StoredTurn, judge
 from app.verify.verify import SETTLE_S, Choice, verify

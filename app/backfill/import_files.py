@@ -24,7 +24,7 @@ from app.queue import Bell
 from app.runtime import clock
 from app.settings import Settings
 from app.settings.lookup import Sources
-from app.sources.opencode import Export, ExportError, File, examine, families, snapshot
+from app.sources.opencode.export_files import Export, ExportError, File, examine, families, snapshot
 from app.transcript.model import TranscriptError
 from app.transcript.parse import parse
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from app import ledger
 from app.ledger import SESSION_RECORD, Bulk, destinations
-from app.sources.opencode import Store, StoreError
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.store import Store
 
 ASKED_MAX = 2_000
 """Turns that one call asks the store about; the next one goes on, and until then there may be too much."""

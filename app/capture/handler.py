@@ -41,7 +41,8 @@ from app.runtime.liveness import Announced, open_sessions
 from app.runtime.spool import Spool
 from app.settings import Settings, SettingsError, delivery_record
 from app.settings.lookup import Sources
-from app.sources.opencode import Store, StoreError, store_file
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.store import Store, store_file
 from app.transcript.model import Transcript
 
 CARE_S = 2.0

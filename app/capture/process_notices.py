@@ -23,7 +23,9 @@ from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import failpoint
 from app.settings import SettingsError
-from app.sources.opencode import AbsentError, ExportError, Store, StoreError
+from app.sources.opencode.access import AbsentError, StoreError
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
 
 BUG = "internal error"

@@ -23,7 +23,9 @@ from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade, destinat
 from app.privacy.policy import Hold
 from app.privacy.terms import Capture
 from app.runtime.liveness import open_sessions
-from app.sources.opencode import ExportError, Store, StoreError
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 

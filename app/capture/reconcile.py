@@ -19,7 +19,9 @@ from app.capture.notices import AGAIN_S
 from app.capture.session_reader import FAILURES_MAX, GONE, Reader, reason_of
 from app.ledger import folders, incidents
 from app.privacy.terms import Capture
-from app.sources.opencode import ExportError, Store, StoreError
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
 
 QUIET_MS = 600_000

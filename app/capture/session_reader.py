@@ -21,7 +21,10 @@ from app.ledger import SESSION_RECORD, Standing, TurnRead, incidents
 from app.privacy.policy import is_as_strict
 from app.privacy.terms import Capture
 from app.runtime import failpoint
-from app.sources.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
+from app.sources.opencode.access import AbsentError, InMemoryError, StoreError
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store
+from app.sources.opencode.turns import Outline, TurnOutline
 from app.transcript.model import Transcript, TranscriptError
 
 ROWS_MAX = 150

@@ -21,7 +21,8 @@ from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool
 from app.settings import SettingsError
 from app.settings.lookup import Sources
-from app.sources.opencode import ExportError, Store, store_file
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store, store_file
 from app.transcript.model import Transcript
 
 

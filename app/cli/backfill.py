@@ -42,7 +42,7 @@ from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
 from app.settings import Settings
 from app.settings.lookup import Sources
-from app.sources.opencode import Store, store_file
+from app.sources.opencode.store import Store, store_file
 
 backfill = typer.Typer(rich_markup_mode=None)
 

@@ -27,7 +27,8 @@ from app.cli.options import (
     sources_of,
 )
 from app.operations.preview import Previewed, as_json, preview
-from app.sources.opencode import FILE_BYTES_MAX, File, Store, store_file
+from app.sources.opencode.export_files import FILE_BYTES_MAX, File
+from app.sources.opencode.store import Store, store_file
 
 importing = typer.Typer()
 

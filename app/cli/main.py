@@ -54,7 +54,8 @@ from app.runtime import clock
 from app.runtime.url import EndpointError
 from app.settings import SettingsError, shown, standard_folder
 from app.settings.lookup import Sources, unattended
-from app.sources.opencode import ExportError, install
+from app.sources.opencode import install
+from app.sources.opencode.export_files import ExportError
 
 app = typer.Typer(
     add_completion=False,

@@ -45,7 +45,8 @@ from app.recall.audit import GONE, Audited, audit
 from app.recall.recall import Recall
 from app.settings import SettingsError
 from app.settings.lookup import Sources
-from app.sources.opencode import Store, StoredSession, StoreError, store_file
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.store import Store, StoredSession, store_file
 from app.transcript.model import TranscriptError
 
 recalling = typer.Typer(rich_markup_mode=None)

@@ -23,7 +23,7 @@ from app.operations.finding import Finding
 from app.operations.preview import Previewed
 from app.operations.status import DestinationStatus, Jobs, Status, named
 from app.settings import Shown
-from app.sources.opencode import File
+from app.sources.opencode.export_files import File
 
 if TYPE_CHECKING:
     from app.operations.flush import Flushed  # brings the HTTP client along

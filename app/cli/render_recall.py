@@ -9,7 +9,7 @@ from app.cli.render import day
 from app.ledger import SESSION_RECORD
 from app.recall.audit import Audited
 from app.recall.recall import Plan
-from app.sources.opencode import StoredSession
+from app.sources.opencode.store import StoredSession
 
 
 def audit_lines(results: Sequence[Audited]) -> Iterator[str]:

@@ -37,7 +37,7 @@ from app.delivery import confirm
 from app.runtime import clock
 from app.settings import SettingsError
 from app.settings.lookup import Sources
-from app.sources.opencode import Store, store_file
+from app.sources.opencode.store import Store, store_file
 from app.verify.turn_status import Verdict
 from app.verify.verify import Choice, UnknownSessionError, verify
 

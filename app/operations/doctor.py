@@ -36,9 +36,11 @@ from app.runtime.liveness import open_sessions, present, read_hooks, read_worker
 from app.runtime.spool import Spool
 from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources
-from app.sources.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
+from app.sources.opencode import config
+from app.sources.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
 from app.sources.opencode.config import Document
 from app.sources.opencode.program import programs
+from app.sources.opencode.store import Store, store_file
 from app.transcript.model import Json
 
 # As Helicone itself asks of a key; one that somebody hosts may be less strict.

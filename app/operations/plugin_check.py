@@ -10,9 +10,11 @@ from pathlib import Path
 from app.capture.targets import folder
 from app.ledger import folders
 from app.operations.finding import Finding
-from app.sources.opencode import UNTRIED, Store, StoreError, install, store_file
+from app.sources.opencode import install
+from app.sources.opencode.access import UNTRIED, StoreError
 from app.sources.opencode.install import Found, InstallError, Project
 from app.sources.opencode.program import Program
+from app.sources.opencode.store import Store, store_file
 
 AT_WORK_MS = 60_000
 """Of a session that was written to so short ago, the hook may not have said anything yet."""

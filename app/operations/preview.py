@@ -22,7 +22,7 @@ from app.exporters.helicone.records import Record
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.privacy.terms import Capture
 from app.settings.lookup import Sources
-from app.sources.opencode import Export, ExportError, File, families, snapshot
+from app.sources.opencode.export_files import Export, ExportError, File, families, snapshot
 from app.transcript.model import Transcript, TranscriptError, Turn
 from app.transcript.parse import parse
 

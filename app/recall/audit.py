@@ -26,7 +26,7 @@ from app.ledger.record_identity import DIGEST_BYTES
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
-from app.sources.opencode import Store
+from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, Turn
 

@@ -27,7 +27,8 @@ from app.recall.audit import GONE, bare, encoded, hits, sent_turns
 from app.recall.blank import blank_body, blank_key, is_unprinted, row, sent
 from app.recall.delivered_policy import Precedent, mode_of
 from app.recall.expected import Likeness, likeness
-from app.sources.opencode import Store, StoreError
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 

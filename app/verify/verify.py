@@ -26,7 +26,9 @@ from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
-from app.sources.opencode import ExportError, Store, StoredSession, StoreError
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store, StoredSession
 from app.transcript.model import TranscriptError
 from app.verify.turn_status import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
 

@@ -6,27 +6,3 @@
 
 The configuration is apart from them, in `app.sources.opencode.config`.
 """
-
-from app.sources.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
-from app.sources.opencode.export_files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
-from app.sources.opencode.store import Store, StoredSession, store_file
-from app.sources.opencode.turns import Outline, TurnOutline
-
-__all__ = [
-    "FILE_BYTES_MAX",
-    "UNTRIED",
-    "AbsentError",
-    "Export",
-    "ExportError",
-    "File",
-    "InMemoryError",
-    "Outline",
-    "Store",
-    "StoreError",
-    "StoredSession",
-    "TurnOutline",
-    "examine",
-    "families",
-    "snapshot",
-    "store_file",
-]
