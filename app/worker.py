@@ -54,8 +54,8 @@ from app.runtime.liveness import Announced, Only, present
 from app.runtime.spool import Spool
 from app.runtime.upgrade import Succession, become_anew, is_replaced
 from app.runtime.url import EndpointError
-from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources, typed
+from app.settings.model import Settings, SettingsError
 from app.sources.opencode.store import store_file
 
 CONSUMER = {

@@ -30,8 +30,8 @@ from app.exporters.helicone.body import BODY_BYTES_MAX
 from app.ledger.destinations import destinations
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
-from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.settings.model import SettingsError
 from app.sources.opencode.export_files import ExportError, File, examine, snapshot
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity

@@ -40,7 +40,7 @@ from app.privacy.policy import Post
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
 from app.runtime.clock import Reading, jump_ms
-from app.settings import Settings
+from app.settings.model import Settings
 from app.sources.opencode.store import Store
 from app.transcript.model import Transcript
 from app.worker import CONSUMER, RINGS_PER_LOOK

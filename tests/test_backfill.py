@@ -23,7 +23,7 @@ from app.privacy.policy import Mode
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
-from app.settings import Settings
+from app.settings.model import Settings
 from app.transcript.identity import Identity
 from app.transcript.model import Turn
 from app.transcript.parse import parse

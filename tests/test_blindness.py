@@ -28,8 +28,8 @@ from app.operations.doctor import examine
 from app.operations.finding import Finding
 from app.operations.status import Confirmation, Status, read_status
 from app.privacy.policy import Post
-from app.settings import Settings
 from app.settings.lookup import Sources
+from app.settings.model import Settings
 from tests.desk import Desk, key, version
 from tests.servers import Receiver, api_key, receiving
 

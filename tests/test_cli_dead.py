@@ -17,7 +17,7 @@ from app.ledger import Choice
 from app.operations import dead_letters
 from app.privacy.excerpt import WITHHELD
 from app.queue import Bell
-from app.settings import Settings
+from app.settings.model import Settings
 from tests.desk import Desk, version
 from tests.processes import Station, worker
 from tests.recorded import export_files

@@ -17,8 +17,8 @@ from app.ledger import destinations as destination
 from app.ledger import flow, folders
 from app.privacy.policy import Hold
 from app.runtime import clock
-from app.settings import Settings
 from app.settings.lookup import Sources, typed, unattended
+from app.settings.model import Settings
 from app.worker import CONSUMER, Worker
 from tests.processes import HookProcess, Station, hook, repository, worker
 from tests.recorded import export

@@ -17,8 +17,10 @@ import pytest
 
 from app import ledger
 from app.runtime.liveness import present
-from app.settings import SettingsError, from_arguments, load
+from app.settings.layers import load
 from app.settings.lookup import Sources
+from app.settings.model import SettingsError
+from app.settings.options import from_arguments
 from app.sources.opencode import install
 from app.sources.opencode.store import store_file
 from tests.processes import ROOT, Station, end_automatic_workers, hook

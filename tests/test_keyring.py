@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from app.capture.config import capture
 from app.capture.keyring import Keyring
-from app.settings import Settings
+from app.settings.model import Settings
 from app.sources.opencode import config
 from app.sources.opencode.logins import FILE_BYTES_MAX, Logins
 from tests.opencode import OpenCode

@@ -22,8 +22,7 @@ from app.exporters.outcome import Outcome
 from app.ledger import Version, destinations, flow, folders
 from app.ledger.maintenance import STEADY_MS
 from app.privacy.policy import Post
-from app.settings import Settings
-from app.settings.model import Origin
+from app.settings.model import Origin, Settings
 from app.sources.opencode.store import store_file
 from tests.desk import WORKER, Desk, version
 from tests.processes import PROJECT, Station, hook, worker

@@ -24,8 +24,8 @@ from app.database.open import open_ledger
 from app.delivery import confirm
 from app.ledger import flow
 from app.runtime import clock
-from app.settings import from_arguments
 from app.settings.lookup import Sources, unattended
+from app.settings.options import from_arguments
 from app.sources.opencode.store import store_file
 from app.worker import CONSUMER, LOOK_MS, Worker
 from tests.processes import PROJECT, Station, hook, worker

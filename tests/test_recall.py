@@ -29,7 +29,7 @@ from app.recall.compare import counted, look
 from app.recall.delivered_policy import Precedent
 from app.recall.expected import Likeness
 from app.recall.recall import REOPENED, Plan, Recall
-from app.settings import Settings
+from app.settings.model import Settings
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.parse import parse

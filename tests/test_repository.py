@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.privacy.redact import REDACTED, Redaction
-from app.settings import Settings
+from app.settings.model import Settings
 from app.settings.names import NAMES
 from app.transcript.attachments import strip_blobs
 from tests.processes import ROOT

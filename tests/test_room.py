@@ -25,7 +25,7 @@ from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold
 from app.privacy.redact import REDACTED, Redaction
 from app.privacy.terms import Capture
-from app.settings import Settings
+from app.settings.model import Settings
 from app.sources.opencode.store import Store, store_file
 from app.transcript.parse import parse
 from tests.processes import PROJECT, Station, hook, worker

@@ -16,7 +16,7 @@ from app.ledger.erasure import _foreign
 from app.ledger.record_identity import BESIDE_BODIES_BYTES_MAX
 from app.runtime import log
 from app.runtime.filesystem import PRIVATE_DIRECTORY, PRIVATE_FILE
-from app.settings import Settings
+from app.settings.model import Settings
 from tests.processes import Station, hook, worker
 from tests.recorded import export, exported
 from tests.servers import api_key, receiving

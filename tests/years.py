@@ -21,7 +21,7 @@ from pathlib import Path
 from app import ledger
 from app.database.open import open_ledger
 from app.ledger import Body, Failure, Frozen, Version, destinations
-from app.settings import Settings
+from app.settings.model import Settings
 
 TURNS = 60_000
 RECORDS = 20

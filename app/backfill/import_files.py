@@ -22,8 +22,8 @@ from app.database.open import open_whole
 from app.ledger.destinations import Destination
 from app.queue import Bell
 from app.runtime import clock
-from app.settings import Settings
 from app.settings.lookup import Sources
+from app.settings.model import Settings
 from app.sources.opencode.export_files import Export, ExportError, File, examine, families, snapshot
 from app.transcript.model import TranscriptError
 from app.transcript.parse import parse

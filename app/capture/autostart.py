@@ -10,7 +10,8 @@ from app import __version__
 from app.runtime import log
 from app.runtime.liveness import Only, is_taken, present
 from app.runtime.spool import Spool
-from app.settings import Settings, delivery_options
+from app.settings.model import Settings
+from app.settings.views import delivery_options
 
 STARTING_S = 30.0
 """How long a worker that was started may take until it holds its lock."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
-from app.settings import Settings, SettingsError
+from app.settings.model import Settings, SettingsError
 
 
 def capture(settings: Settings, known: tuple[str, ...]) -> Capture:

@@ -45,8 +45,8 @@ from app.runtime.filesystem import PlaceError
 from app.runtime.spool import Spool
 from app.runtime.terminal import visible
 from app.runtime.upgrade import Succession, become_hook, bequeath
-from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources, unattended
+from app.settings.model import Settings, SettingsError
 
 NOTHING_WANTED = 40
 """The exit code that says so; as in app/sources/opencode/plugin/helicone.js."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 
 from app.ledger import folders
-from app.settings import Settings
+from app.settings.model import Settings
 from app.settings.names import LIMITS, NAMES, Limit
 
 _OVERRULING = ("command line", "environment", ".env")

@@ -14,8 +14,8 @@ from app.capture.keyring import Keyring
 from app.capture.targets import find_target, folder
 from app.ledger import folders
 from app.privacy.terms import Capture
-from app.settings import Settings
 from app.settings.lookup import Sources
+from app.settings.model import Settings
 
 
 class Folders:

@@ -39,8 +39,9 @@ from app.runtime import clock, log
 from app.runtime.filesystem import identity
 from app.runtime.liveness import Announced, open_sessions
 from app.runtime.spool import Spool
-from app.settings import Settings, SettingsError, delivery_record
 from app.settings.lookup import Sources
+from app.settings.model import Settings, SettingsError
+from app.settings.views import delivery_record
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, store_file
 from app.transcript.model import Transcript

@@ -22,7 +22,7 @@ from app.ledger import destinations, folders, incidents
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import failpoint
-from app.settings import SettingsError
+from app.settings.model import SettingsError
 from app.sources.opencode.access import AbsentError, StoreError
 from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store

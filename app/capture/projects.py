@@ -18,8 +18,9 @@ from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import clock
-from app.settings import Settings, SettingsError, folder_record
 from app.settings.lookup import Sources
+from app.settings.model import Settings, SettingsError
+from app.settings.views import folder_record
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import sqlite3
 from app.ledger import destinations
 from app.ledger.destinations import Destination
 from app.runtime.url import normalise
-from app.settings import Settings
+from app.settings.model import Settings
 
 
 def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destination:

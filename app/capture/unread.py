@@ -19,8 +19,8 @@ from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool
-from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.settings.model import SettingsError
 from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store, store_file
 from app.transcript.model import Transcript

@@ -40,8 +40,8 @@ from app.database.open import open_ledger, open_whole
 from app.runtime import clock
 from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
-from app.settings import Settings
 from app.settings.lookup import Sources
+from app.settings.model import Settings
 from app.sources.opencode.store import Store, store_file
 
 backfill = typer.Typer(rich_markup_mode=None)

@@ -32,7 +32,7 @@ from app.operations import dead_letters
 from app.runtime import clock
 from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
-from app.settings import Settings
+from app.settings.model import Settings
 
 dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that are not tried again.")
 

@@ -52,8 +52,9 @@ from app.operations.status import read_status
 from app.privacy.redact import PatternError
 from app.runtime import clock
 from app.runtime.url import EndpointError
-from app.settings import SettingsError, shown, standard_folder
 from app.settings.lookup import Sources, unattended
+from app.settings.model import SettingsError, standard_folder
+from app.settings.views import shown
 from app.sources.opencode import install
 from app.sources.opencode.export_files import ExportError
 

@@ -13,8 +13,8 @@ import typer
 from app.cli.since import since_ms
 from app.runtime import clock
 from app.runtime.terminal import visible
-from app.settings import from_arguments
 from app.settings.lookup import Sources, typed
+from app.settings.options import from_arguments
 
 PROGRAM = "opencode-helicone"
 DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130

@@ -43,8 +43,8 @@ from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.recall.audit import GONE, Audited, audit
 from app.recall.recall import Recall
-from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.settings.model import SettingsError
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, StoredSession, store_file
 from app.transcript.model import TranscriptError

@@ -22,7 +22,7 @@ from app.operations.dead_letters import Listed, Opened, short
 from app.operations.finding import Finding
 from app.operations.preview import Previewed
 from app.operations.status import DestinationStatus, Jobs, Status, named
-from app.settings import Shown
+from app.settings.views import Shown
 from app.sources.opencode.export_files import File
 
 if TYPE_CHECKING:

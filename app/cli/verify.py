@@ -35,8 +35,8 @@ from app.cli.options import (
 from app.database.open import open_ledger
 from app.delivery import confirm
 from app.runtime import clock
-from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.settings.model import SettingsError
 from app.sources.opencode.store import Store, store_file
 from app.verify.turn_status import Verdict
 from app.verify.verify import Choice, UnknownSessionError, verify

@@ -14,8 +14,8 @@ from app.ledger import folders
 from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
-from app.settings import SettingsError
 from app.settings.lookup import Sources
+from app.settings.model import SettingsError
 
 
 class Permits:

@@ -13,7 +13,7 @@ from app import ledger
 from app.ledger import Attempt, Choice, Group, LedgerError, Letter, destinations
 from app.queue import Bell
 from app.runtime.spool import Spool
-from app.settings import Settings
+from app.settings.model import Settings
 
 KEY_CHARACTERS = 12
 """Of a job's key, as people see and type it."""

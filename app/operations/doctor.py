@@ -34,8 +34,8 @@ from app.privacy.redact import PatternError
 from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
 from app.runtime.spool import Spool
-from app.settings import Settings, SettingsError
 from app.settings.lookup import Sources
+from app.settings.model import Settings, SettingsError
 from app.sources.opencode import config
 from app.sources.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
 from app.sources.opencode.config import Document

@@ -12,7 +12,7 @@ from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import read_back_url, routes
 from app.exporters.outcome import Outcome
 from app.operations.finding import Finding
-from app.settings import Settings
+from app.settings.model import Settings
 
 LOOK_S = 1.0
 SESSION = "opencode-helicone-doctor"

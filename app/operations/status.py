@@ -20,7 +20,7 @@ from app.ledger.destinations import Destination
 from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.runtime.url import normalise
-from app.settings import Settings
+from app.settings.model import Settings
 
 KEY_CHARACTERS = 8
 """Of a key's fingerprint: enough to tell two keys apart."""

@@ -6,16 +6,10 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.settings import (
-    Complaint,
-    Options,
-    Settings,
-    Source,
-    config_folder,
-    existing,
-    load,
-    standard_folder,
-)
+from app.settings.layers import load
+from app.settings.model import Complaint, Settings, Source, standard_folder
+from app.settings.options import Options
+from app.settings.places import config_folder, existing
 from app.sources.opencode import config
 from app.sources.opencode.config import Configuration, Document, Entry, Problem
 
