@@ -24,7 +24,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, ledger
+from app import __version__
 from app.capture import folder_limits
 from app.capture.autostart import worker_signature
 from app.capture.config import capture
@@ -43,9 +43,23 @@ from app.delivery.policy_sweep import Tightening
 from app.exporters.helicone.client import Client, ClientError, ReadBackError
 from app.exporters.helicone.routes import Route, routes
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Claim, Remade, destinations, flow, incidents
+from app.ledger import (
+    adoption,
+    claims,
+    confirmations,
+    counts,
+    destinations,
+    flow,
+    incidents,
+    maintenance,
+    pruning,
+    readback,
+    record_identity,
+)
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
+from app.ledger.eviction import Remade
+from app.ledger.job import Body, Claim
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.queue import Bell
@@ -210,11 +224,11 @@ class Worker:
             self._ring(following)
         elif destinations.by_id(self.db, self.target.id).concurrency is not None:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
-            for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2):
+            for ringing in maintenance.to_ring(self.db, self.target.id, clock.now_ms(), 2):
                 self._ring(ringing)
 
     def _ring(self, key: str) -> None:
-        self.bell.ring(key, is_history=ledger.is_history(self.db, self.target.id, key))
+        self.bell.ring(key, is_history=counts.is_history(self.db, self.target.id, key))
 
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
@@ -253,7 +267,7 @@ class Worker:
     def _interrupted(self, *_: object) -> None:
         """The consumer gives up waiting for its threads: nothing that they hold is charged."""
         if self._announced is not None:
-            ledger.give_back_all(self.db, self._announced.name)
+            claims.give_back_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
             flow.probe_now(self.db, self.target.id, clock.now_ms())
 
@@ -304,10 +318,10 @@ class Worker:
             self._log(complaint.short)
         inspect(self.db)
         flow.probe_now(self.db, self.target.id, clock.now_ms())
-        ledger.forget_rings(self.db, self.target.id)
+        maintenance.forget_rings(self.db, self.target.id)
         present(self.spool.workers)  # which removes what killed workers left there
         if self.settings.takes_over:
-            ledger.take_over(self.db, self.target, clock.now_ms())
+            adoption.take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
@@ -322,14 +336,14 @@ class Worker:
         self._let_go(now_ms)
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
-        if mended := ledger.unwarp(self.db, now_ms):
+        if mended := maintenance.unwarp(self.db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._recover(now_ms)
         is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
         if self._client is not None:
             # No more than wake all threads: whatever is rung now waits behind few.
             room = max(1, RINGS_PER_LOOK - self.bell.waiting())
-            for key in ledger.to_ring(self.db, self.target.id, now_ms, room):
+            for key in maintenance.to_ring(self.db, self.target.id, now_ms, room):
                 failpoint.reach("watch.ringing")
                 self._ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
@@ -339,12 +353,12 @@ class Worker:
             self._consider_ending(now_ms)
         if is_remaking:
             return 1
-        due_ms = ledger.next_due_ms(self.db, self.target.id, now_ms)
+        due_ms = maintenance.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
 
     def _read_clock(self) -> int:
         before, self._seen = self._seen, clock.read()
-        if ledger.note_sleep(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
+        if maintenance.note_sleep(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
             self._log("the clock jumped ahead, or the machine slept")
         return self._seen.wall_ms
 
@@ -372,9 +386,9 @@ class Worker:
             self._left.remove(held)
 
     def _recover(self, now_ms: int) -> None:
-        leasing = ledger.leasing_workers(self.db)
+        leasing = maintenance.leasing_workers(self.db)
         alive = {worker.name for worker in present(self.spool.workers)} if leasing else set()
-        recovered = ledger.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
+        recovered = maintenance.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
         if recovered:
             self._log(f"took back {recovered} job(s) of a worker that died, hung or slept")
 
@@ -382,10 +396,10 @@ class Worker:
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
         bytes_max_of = folder_limits.of_folders(self.db, self.settings, "max_spool_bytes")
         ages_ms = folder_limits.of_folders(self.db, self.settings, "max_spool_age_ms")
-        steady_ms = ledger.steady_ms(self.db, now_ms)
-        trusted_ms = ledger.trusted_age_ms(age_ms_max, steady_ms)
-        trusted_ms_of = {folder: ledger.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
-        given_up = ledger.give_up_confirmations(
+        steady_ms = maintenance.steady_ms(self.db, now_ms)
+        trusted_ms = maintenance.trusted_age_ms(age_ms_max, steady_ms)
+        trusted_ms_of = {folder: maintenance.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
+        given_up = confirmations.give_up_confirmations(
             self.db,
             now_ms,
             bytes_max=bytes_max,
@@ -398,13 +412,13 @@ class Worker:
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
             )
         if self.settings.takes_over:
-            ledger.take_over(self.db, self.target, now_ms)
-        aged = ledger.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
+            adoption.take_over(self.db, self.target, now_ms)
+        aged = pruning.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
-        ledger.forget_acknowledgements(self.db, now_ms)
-        ledger.forget_footprints(self.db)
+        pruning.forget_acknowledgements(self.db, now_ms)
+        record_identity.forget_footprints(self.db)
         recover.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
-        ledger.shrink(self.db)
+        pruning.shrink(self.db)
         if aged:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
         if made.emptied or made.dropped:
@@ -444,10 +458,10 @@ class Worker:
         if self._plan.url is None:
             if self._succession is None:
                 return False  # `flush` decides nothing about what others have delivered
-            given_up = ledger.stop_confirming(self.db, self.target.id)
+            given_up = confirmations.stop_confirming(self.db, self.target.id)
             self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
             return False
-        ledger.resume_read_back(self.db, self.target.id)
+        readback.resume_read_back(self.db, self.target.id)
         return self._confirm_due(allowance)
 
     def _confirm_due(self, allowance: confirm.Allowance) -> bool:
@@ -481,7 +495,7 @@ class Worker:
             self._log("ends: a worker of another version or with other settings is wanted")
             self._end()
             return
-        if present(self.spool.hooks) or ledger.sendable(self.db, self.target.id, now_ms):
+        if present(self.spool.hooks) or counts.sendable(self.db, self.target.id, now_ms):
             self._useful_ms = now_ms
             return
         self._useful_ms = min(self._useful_ms, now_ms)  # the clock was set back
@@ -489,7 +503,7 @@ class Worker:
             return
         self._only.release()
         # Whoever came after the last look found the lock taken and started nobody: look once more without it.
-        if ledger.sendable(self.db, self.target.id, clock.now_ms()) and self._only.take():
+        if counts.sendable(self.db, self.target.id, clock.now_ms()) and self._only.take():
             self._useful_ms = clock.now_ms()
             return
         self._log("ends: no OpenCode is running and nothing can be sent")

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import ledger
 from app.capture.targets import folder
 from app.database.open import open_ledger
+from app.ledger import counts as ledger_counts
 from app.ledger import destinations, folders
+from app.ledger.counts import Counts
 from app.runtime import clock
 from app.runtime.liveness import present
 from app.runtime.spool import Spool
@@ -270,9 +271,9 @@ def missing(place: Ground, arrange: Arrange) -> list[str]:
     return [option for option in (*place.options, "enable") if not effects.get(option)]
 
 
-def counts(place: Ground) -> ledger.Counts:
+def counts(place: Ground) -> Counts:
     with closing(open_ledger(place.spool.path)) as db:
-        return ledger.counts(db)
+        return ledger_counts.counts(db)
 
 
 def jobs(place: Ground) -> int:

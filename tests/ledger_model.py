@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
-from app.ledger import Body, Standing, Version
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.flow import CONCURRENCY_MAX
+from app.ledger.job import Body, Standing, Version
 from app.ledger.maintenance import RING_AGAIN_MS
 
 LOOSE = "loose"

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app import ledger
 from app.database.open import open_ledger
-from app.ledger import Counts, destinations
+from app.ledger import counts as ledger_counts
+from app.ledger import destinations
+from app.ledger.counts import Counts
 from app.runtime.liveness import present
 from app.sources.opencode.store import store_file
 from tests.servers import api_key
@@ -68,7 +69,7 @@ class Station:
 
     def counts(self) -> Counts:
         with self.ledger() as db:
-            return ledger.counts(db)
+            return ledger_counts.counts(db)
 
     def delivered(self, jobs: int) -> bool:
         """Whether so many jobs are delivered and nothing is left to do."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger
 from app.cli import render
 from app.database.connection import Ledger, connect
 from app.database.open import open_ledger
@@ -23,7 +22,8 @@ from app.delivery.deliver import Courier, deliver
 from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client, ReadBackError
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Version, destinations
+from app.ledger import dead_letters, destinations, maintenance, readback, versions
+from app.ledger.job import Body, Version
 from app.operations.doctor import examine
 from app.operations.finding import Finding
 from app.operations.status import Confirmation, Status, read_status
@@ -64,12 +64,12 @@ class Person:
                 Body(request_id, encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None)))
             )
         made_of = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
-        ledger.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
+        versions.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
 
     def work(self) -> None:
         """Deliver what is due, and read back what is due."""
-        ledger.unwarp(self.db, self.now_ms)
-        for ring in ledger.to_ring(self.db, self.destination, self.now_ms, 100):
+        maintenance.unwarp(self.db, self.now_ms)
+        for ring in maintenance.to_ring(self.db, self.destination, self.now_ms, 100):
             following: str | None = ring
             while following is not None:
                 following = deliver(self.db, following, self.courier)
@@ -191,7 +191,7 @@ def test_a_blind_look_is_paced_and_is_repeated_after_the_next_delivery(person: P
     person.receiver.fault(BLIND)
     person.capture("a turn")
     person.live(12 * HOUR_MS)
-    told = ledger.confirmations(person.db, person.destination)
+    told = readback.confirmations(person.db, person.destination)
     assert told.failures < 30
     assert (told.retry_ms or 0) > person.now_ms + 20 * MINUTE_MS
     person.receiver.fault()
@@ -258,7 +258,7 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
         db.execute("update job set confirmed_ms = 7")
         db.execute("alter table job drop column known_marks")
         migrate(db, migrations())
-        assert ledger.control(db, desk.destination) == ledger.Control(None, 0, 7)
+        assert readback.control(db, desk.destination) == readback.Control(None, 0, 7)
 
 
 # --- never stores ----------------------------------------------------------------------------------------------------
@@ -297,8 +297,8 @@ def test_a_letter_that_was_accepted_each_time_does_not_say_that_its_workers_died
     person.receiver.fault(STORES_NOTHING)
     person.capture("a turn")
     person.live(HOUR_MS)
-    (letter,) = ledger.dead_letters(person.db)
-    attempts = ledger.attempts(person.db, letter.job_id)
+    (letter,) = dead_letters.dead_letters(person.db)
+    attempts = dead_letters.attempts(person.db, letter.job_id)
     assert [(one.status, one.error, one.ended_ms is not None) for one in attempts] == 3 * [(200, "accepted", True)]
 
 

@@ -22,11 +22,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import ledger
 from app.capture.enqueue import Place, enqueue
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
-from app.ledger import destinations, incidents
+from app.ledger import destinations, incidents, notices
+from app.ledger import job as ledger_job
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
@@ -175,7 +175,7 @@ def bodies(spool: Path) -> list[bytes]:
     """What would leave."""
     with closing(open_ledger(spool)) as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return [body.body for job in jobs for body in ledger.bodies(db, job["id"], job["key"])]
+        return [body.body for job in jobs for body in ledger_job.bodies(db, job["id"], job["key"])]
 
 
 def every_byte(spool: Path) -> bytes:
@@ -401,7 +401,7 @@ def test_neither_the_hooks_log_nor_its_ledger_quote_a_damaged_line_or_row(statio
     assert "odd in " in logs
     with station.ledger() as db:
         assert sum(count for _, count, _ in incidents.refusals(db)) >= 3 * len(snapshots)
-        told = str([*incidents.refusals(db), *incidents.incidents(db), *ledger.unread(db)])
+        told = str([*incidents.refusals(db), *incidents.incidents(db), *notices.unread(db)])
     assert "internal error" not in told
     assert canaries(logs.encode(), told.encode()) == []
 

@@ -22,12 +22,12 @@ import pytest
 import typer
 from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
-from app import ledger
 from app.capture.targets import folder
 from app.cli import main
 from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
 from app.database.schema import migrations
-from app.ledger import Failure, destinations, flow, folders, incidents
+from app.ledger import claims, destinations, flow, folders, incidents, notices
+from app.ledger.job import Failure
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool
@@ -600,18 +600,18 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
     spool = Spool(station.spool)
     with station.ledger() as db:
         (ours,) = destinations.destinations(db)
-        held = ledger.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
+        held = claims.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
         assert held is not None
         due_ms = clock.now_ms() + 3_600_000
         failure = Failure("500: empty body", 500)
-        ledger.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
+        claims.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
         flow.pause(
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )
         incidents.refuse(db, "not JSON", 1_000)
         incidents.note(db, "ledger: damaged, set aside and recovered", 1_000)
-        ledger.note_notice(db, "store", "ses_1", "here", 1_000)
-        ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
+        notices.note_notice(db, "store", "ses_1", "here", 1_000)
+        notices.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
     hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
         hook.say({"destination": ours.id, "sessions": ["ses_1", "ses_2"], "backlog": 0})

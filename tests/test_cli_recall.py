@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from app import ledger
 from app.capture.enqueue import Place
 from app.cli.options import STOPPED
 from app.database.open import open_ledger
-from app.ledger import destinations
+from app.ledger import counts, destinations
+from app.ledger.claims import claim
 from tests import recorded
 from tests.processes import Station
 from tests.servers import Receiver, receiving
@@ -132,10 +132,8 @@ def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene)
     scene.run("ses_root", "--blank", "--yes")
     scene.door.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
     now_ms = time.time_ns() // 1_000_000
-    (key, *_) = ledger.pending_keys(scene.door.db)
-    held = ledger.claim(
-        scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000
-    )
+    (key, *_) = counts.pending_keys(scene.door.db)
+    held = claim(scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000)
     assert held is not None
     code, said = scene.run("ses_root", "--blank", "--yes")
     assert (code, said["outcomes"], said["problems"]) == (0, {"overwritten": RECORDS}, [])

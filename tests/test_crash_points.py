@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
 from app.capture.targets import target
 from app.delivery.deliver import LEASE_MS
+from app.ledger import claims, notices
 from app.ledger.maintenance import KILLS_MAX
 from app.runtime import clock
 from app.runtime.failpoint import POINTS, VARIABLE
@@ -103,7 +103,7 @@ def held_by_a_dead_worker(station: Station) -> None:
     stored(station)
     with station.ledger() as db:
         key = db.execute("select key from job order by id limit 1").fetchone()[0]
-        assert ledger.claim(db, 1, key, worker="gone", now_ms=clock.now_ms(), lease_ms=LEASE_MS)
+        assert claims.claim(db, 1, key, worker="gone", now_ms=clock.now_ms(), lease_ms=LEASE_MS)
 
 
 def stored_for_later(station: Station) -> None:
@@ -160,7 +160,7 @@ def found_in_the_store(station: Station) -> None:
         process.notice("ses_other", "busy")
         assert process.end() == 0
     with station.ledger() as db:
-        assert ledger.unread(db) == []
+        assert notices.unread(db) == []
 
 
 def said_again(station: Station) -> None:

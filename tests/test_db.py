@@ -16,7 +16,7 @@ import pytest
 from app.database.connection import WAL_BYTES, Ledger, checkpoint, connect, transaction, wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, migrate, migrations, statements
-from app.ledger import shrink
+from app.ledger.pruning import shrink
 from app.runtime.filesystem import private_directory, private_file
 
 HEAD = len(migrations())

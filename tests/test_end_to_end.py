@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger
 from app.exporters.helicone.client import Client
-from app.ledger import Body
+from app.ledger import job
+from app.ledger.job import Body
 from app.receiver.store import Stored
 from app.runtime.liveness import present
 from app.sources.opencode import install
@@ -216,5 +216,5 @@ def made(station: Station) -> dict[tuple[str, str], tuple[str, list[Body]]]:
             " join session s on s.id = j.session_id where j.state = 'pending'"
         ).fetchall()
         return {
-            (row["session"], row["turn"]): (row["key"], list(ledger.bodies(db, row["id"], row["key"]))) for row in rows
+            (row["session"], row["turn"]): (row["key"], list(job.bodies(db, row["id"], row["key"]))) for row in rows
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger
+from app.ledger import notices
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
 from app.runtime.liveness import Announced, present
@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_shown_and_is_not_done(station: Station) -> None:
         process.process.wait(60)
     with station.ledger() as db:
         (row,) = db.execute("select store, session from notice").fetchall()
-        ledger.note_wait(db, row["store"], [row["session"]], "OpenCode's store cannot be read")
+        notices.note_wait(db, row["store"], [row["session"]], "OpenCode's store cannot be read")
     store_file(station.environ).write_bytes(b"no database at all" * 1_000)
     done = station.run("flush")
     assert done.returncode == 1

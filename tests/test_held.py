@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger
 from app.capture.targets import target
 from app.database.open import open_ledger
 from app.ledger import destinations as destination
-from app.ledger import flow, folders
+from app.ledger import flow, folders, policy_enforcement
 from app.privacy.policy import Hold
 from app.runtime import clock
 from app.settings.lookup import Sources, typed, unattended
@@ -166,7 +165,7 @@ def test_a_file_of_the_user_holds_every_folder_and_a_worker_that_runs(station: S
 
     def reasons() -> list[str]:
         with station.ledger() as db:
-            return [reason for reason, _ in ledger.held(db, 1)]
+            return [reason for reason, _ in policy_enforcement.held(db, 1)]
 
     with worker(station):
         wait_until(lambda: any("opencode.json line 2" in reason for reason in reasons()))
@@ -182,7 +181,7 @@ def test_a_worker_holds_what_its_folder_was_held_for(bench: Bench) -> None:
     bench.sweep()
     bench.deliver()
     assert (bench.posted, bench.states) == ([], ["pending"] * 2)
-    ((reason, jobs),) = ledger.held(bench.db, bench.destination)
+    ((reason, jobs),) = policy_enforcement.held(bench.db, bench.destination)
     assert (reason, jobs) == ("held until the configuration is right: opencode.json line 3: it is not JSON", 2)
     assert isinstance(bench.permits.capture(bench.db, ""), Hold)
     bench.record()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger
+from app.ledger import job as ledger_job
 from app.runtime.liveness import present
 from app.settings.layers import load
 from app.settings.lookup import Sources
@@ -51,7 +51,7 @@ def bodies(station: Station) -> bytes:
     """What the compressed records in the ledger say."""
     with station.ledger() as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return b"".join(body.body for job in jobs for body in ledger.bodies(db, job["id"], job["key"]))
+        return b"".join(body.body for job in jobs for body in ledger_job.bodies(db, job["id"], job["key"]))
 
 
 def command_lines() -> list[bytes]:

@@ -15,7 +15,7 @@ from app.capture.enqueue import Place, enqueue
 from app.delivery.backoff import Policy as Patience
 from app.delivery.deliver import Courier, deliver
 from app.exporters.outcome import Outcome
-from app.ledger import Body
+from app.ledger.job import Body
 from app.privacy.policy import Policy, Post
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture

@@ -18,9 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import ledger
 from app.capture.enqueue import Place, enqueue
-from app.ledger import destinations
+from app.ledger import destinations, job
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
@@ -51,7 +50,7 @@ POLICIES: dict[str, dict[str, str]] = {
 class Job:
     state: str
     facts_ms: int
-    bodies: tuple[ledger.Body, ...]
+    bodies: tuple[job.Body, ...]
 
 
 Jobs = dict[tuple[str, str], tuple[str, Job]]
@@ -72,7 +71,7 @@ def jobs(station: Station) -> Jobs:
         return {
             (row["session"], row["turn"]): (
                 row["key"],
-                Job(row["state"], row["facts_ms"], tuple(ledger.bodies(db, row["id"], row["key"]))),
+                Job(row["state"], row["facts_ms"], tuple(job.bodies(db, row["id"], row["key"]))),
             )
             for row in rows
         }

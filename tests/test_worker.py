@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger
-from app.ledger import destinations
+from app.ledger import counts, destinations
 from app.queue import Bell
 from app.runtime.liveness import Only, is_taken, present
 from app.settings.lookup import unattended
@@ -162,7 +161,7 @@ def test_an_outage_with_answers_kills_nothing(station: Station, receiver: Receiv
 def test_two_workers_and_needless_rings_send_everything_once(station: Station, receiver: Receiver) -> None:
     captured(station, "i_long_session", "b_tools", "g_admin")
     with station.ledger() as db:
-        jobs = ledger.counts(db).pending
+        jobs = counts.counts(db).pending
         keys = [row[0] for row in db.execute("select key from job")]
         (target,) = destinations.destinations(db)
     bell = Bell(station.spool, target.id)

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from os.path import isdir
 from pathlib import Path
 
-from app import ledger
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, enqueue, outlook
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
-from app.ledger import SESSION_RECORD, Standing
+from app.ledger import counts, eviction, history
 from app.ledger.destinations import Destination
+from app.ledger.job import SESSION_RECORD, Standing
 from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, read_workers
@@ -172,7 +172,7 @@ class Backfill:
             project.left_out += 1
             return
         # Of a session that was named nothing is taken on trust: its times may be from a clock that was wrong.
-        if not self._choice.sessions and ledger.is_whole(
+        if not self._choice.sessions and history.is_whole(
             self._db,
             self._destination_id,
             session.id,
@@ -264,7 +264,7 @@ class Backfill:
                 fed.unfinished += len(done.waiting)
                 if changed_ms is not None and not done.waiting:
                     noted_ms = min(changed_ms, clock.now_ms())
-                    ledger.note_reconciled(self._db, self._destination_id, session.id, noted_ms)
+                    history.note_reconciled(self._db, self._destination_id, session.id, noted_ms)
             on_session()
 
 
@@ -291,7 +291,7 @@ class Room:
         """Wait until the half is not full. Raises NoRoomError where nobody makes room."""
         if size_bytes > self._left_bytes:
             seen_s = time.monotonic()
-            while (left := self._half_bytes - ledger.held_bytes(self._db)) <= 0:
+            while (left := self._half_bytes - eviction.held_bytes(self._db)) <= 0:
                 if self._is_served():
                     seen_s = time.monotonic()
                 elif time.monotonic() - seen_s >= WORKER_S:
@@ -303,7 +303,7 @@ class Room:
 
     def _is_served(self) -> bool:
         """Whether somebody delivers, and something that can be delivered takes the room."""
-        is_wanted = bool(self._ours.key_fingerprint) and ledger.is_pending(self._db, self._ours.id)
+        is_wanted = bool(self._ours.key_fingerprint) and counts.is_pending(self._db, self._ours.id)
         return is_wanted and any(worker.destination == self._ours.id for worker in read_workers(self._spool))
 
     def _why_nobody(self) -> str:
@@ -311,6 +311,6 @@ class Room:
         half = "half of maxSpoolSize is held"
         if not self._ours.key_fingerprint:
             return f"{half}, and without HELICONE_API_KEY nothing leaves: {again}"
-        if not ledger.is_pending(self._db, self._ours.id):
+        if not counts.is_pending(self._db, self._ours.id):
             return f"{half} by dead letters or for another destination: see dead list and status; {again}"
         return f"{half}, and no worker runs: let flush or worker deliver it; {again}"

@@ -13,12 +13,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app import ledger
 from app.capture.config import why_nothing
 from app.capture.enqueue import Enqueued, Place, enqueue
 from app.capture.folders import Folders
 from app.capture.targets import folder, target
 from app.database.open import open_whole
+from app.ledger import versions
 from app.ledger.destinations import Destination
 from app.queue import Bell
 from app.runtime import clock
@@ -144,7 +144,7 @@ def _imported(
 def _would_lose_text(db: sqlite3.Connection, family: tuple[Export, ...], ours: Destination) -> bool:
     """Whether placeholders would replace the texts of a session that was exported with them."""
     return any(one.is_sanitized for one in family) and any(
-        ledger.frozen(db, ours.id, one.session) is not None for one in family
+        versions.frozen(db, ours.id, one.session) is not None for one in family
     )
 
 

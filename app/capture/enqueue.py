@@ -18,11 +18,11 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from app import ledger
 from app.capture.export import Export, children, exports, session_to_leave
 from app.exporters.helicone.naming import first_name
 from app.exporters.helicone.records import Record
-from app.ledger import Body, Frozen, Standing, Version, destinations, incidents
+from app.ledger import destinations, history, incidents, job, versions
+from app.ledger.job import Body, Frozen, Standing, Version
 from app.privacy.policy import is_as_strict
 from app.privacy.terms import Capture
 from app.runtime import failpoint
@@ -118,7 +118,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
             done.shut += 1
             continue
         for child in export.children:
-            ledger.place_under(db, place.destination_id, child, version, now_ms, reopen=reopen)
+            versions.place_under(db, place.destination_id, child, version, now_ms, reopen=reopen)
         _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
     _note(db, transcript, done, only, now_ms)
     if done.keys:
@@ -152,7 +152,7 @@ def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
     Where the origin's turn is not known, nobody else has exported it, and the fork does.
     """
     copies = {turn.id: turn.facts_ms for turn in transcript.turns if turn.is_copy}
-    brought = ledger.brought_along(db, transcript.session.id, copies) if copies else set()
+    brought = history.brought_along(db, transcript.session.id, copies) if copies else set()
     return replace(transcript, turns=tuple(turn for turn in transcript.turns if turn.id not in brought))
 
 
@@ -186,15 +186,15 @@ def _standing(
     """
     if "sealed" not in reopen and holds_sealed(db, place.destination_id, export.children):
         return Standing.SHUT
-    found = ledger.standing(db, place.destination_id, version, reopen=reopen, off=off)
+    found = versions.standing(db, place.destination_id, version, reopen=reopen, off=off)
     if found not in {Standing.NEW, Standing.REOPENED} or "stricter" in reopen:
         return found
-    there = ledger.current_as(db, place.destination_id, version)
+    there = versions.current_as(db, place.destination_id, version)
     if there is None or is_as_strict(version.policy, there.policy) or not is_as_strict(there.policy, version.policy):
         return found
     made = capture.policy.as_made(there.policy)
     if made is None:  # its patterns are not known any more; and OpenCode's update time moves on with every turn
-        is_same = version.turn == ledger.SESSION_RECORD or version.facts_ms <= there.facts_ms
+        is_same = version.turn == job.SESSION_RECORD or version.facts_ms <= there.facts_ms
     else:
         is_same = key(export.digest, made.digest(version.user_id)) == there.key
     return Standing.KNOWN if is_same else found
@@ -202,12 +202,12 @@ def _standing(
 
 def holds_sealed(db: sqlite3.Connection, destination_id: int, subagents: Iterable[str]) -> bool:
     """Whether a turn's subagent was recalled as a session of its own: its text would come back with the turn."""
-    return any(ledger.is_sealed(db, destination_id, one) for one in subagents)
+    return any(versions.is_sealed(db, destination_id, one) for one in subagents)
 
 
 def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:
     """The session that this one is a subagent of, as far as the ledger knows."""
-    known = ledger.frozen(db, place.destination_id, transcript.session.id)
+    known = versions.frozen(db, place.destination_id, transcript.session.id)
     return known[0] if known is not None and known[0] != transcript.session.id else None
 
 
@@ -266,14 +266,14 @@ def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
 
     standing = judge()
     if standing is Standing.KNOWN:
-        ledger.see_again(db, place.destination_id, version)
+        versions.see_again(db, place.destination_id, version)
     elif standing is not Standing.SHUT:
         # Also for what looks superseded: asked again inside the transaction, where another process may have been
         # faster, it may turn out to be wanted after all.
         records = iter(()) if off else export.encode()
         version = replace(version, known_marks=None if off else marks(db, export))
         bodies = _admitted(records, admit)
-        standing = ledger.insert(db, place.destination_id, version, bodies, now_ms=now_ms, off=off, judge=judge)
+        standing = versions.insert(db, place.destination_id, version, bodies, now_ms=now_ms, off=off, judge=judge)
     match standing:
         case Standing.NEW | Standing.REOPENED if off:
             done.off += 1
@@ -311,7 +311,7 @@ def body_of(record: Record) -> Body:
 
 def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
     """What the session's records have in common for ever: as the ledger keeps it, or is to keep it from now on."""
-    known = ledger.frozen(db, place.destination_id, transcript.session.id)
+    known = versions.frozen(db, place.destination_id, transcript.session.id)
     identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
@@ -323,7 +323,7 @@ def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Cap
     """A subagent exported before its root has one already; the root takes it over."""
     for turn in transcript.turns:
         for child in children(turn):
-            known = ledger.frozen(db, place.destination_id, child)
+            known = versions.frozen(db, place.destination_id, child)
             if known is not None:
                 return replace(known[1], session_name=None)
-    return Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
+    return Identity(capture.user_id, versions.encoding_elsewhere(db, transcript.session.id) or NEWEST)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import ledger
-from app.ledger import SESSION_RECORD, Bulk, destinations
+from app.ledger import destinations, eviction, limits, pruning
+from app.ledger.eviction import Bulk
+from app.ledger.job import SESSION_RECORD
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store
 
@@ -56,23 +57,23 @@ class Room:
         self._again_ms = 0
 
     def make(
-        self, db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: ledger.Limits = ledger.NO_LIMITS
+        self, db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: limits.Limits = limits.NO_LIMITS
     ) -> Made:
         """Raises sqlite3.Error when the ledger cannot be written."""
         if self._unread_since_ms is not None and self._unread_since_ms <= now_ms < self._again_ms:
             return Made(0, 0)
         made = Made(0, 0)
-        if excess := ledger.excess_of_folders(db, of_folders):
-            made += self._make(db, now_ms, excess, lambda: ledger.drop_oversize_of_folders(db, now_ms, of_folders))
-        if (whole := ledger.held_bytes(db) - bytes_max) > 0:
-            made += self._make(db, now_ms, {_WHOLE: whole}, lambda: ledger.drop_oversize(db, now_ms, bytes_max))
+        if excess := eviction.excess_of_folders(db, of_folders):
+            made += self._make(db, now_ms, excess, lambda: pruning.drop_oversize_of_folders(db, now_ms, of_folders))
+        if (whole := eviction.held_bytes(db) - bytes_max) > 0:
+            made += self._make(db, now_ms, {_WHOLE: whole}, lambda: pruning.drop_oversize(db, now_ms, bytes_max))
         return made
 
     def _make(self, db: sqlite3.Connection, now_ms: int, excess: dict[str, int], drop: Callable[[], int]) -> Made:
         with self._store.kept_open():
             chosen, are_all = self._choose(db, excess, now_ms)
         store = destinations.fingerprint(db, str(self._store.path))
-        emptied = ledger.give_up_bodies(db, chosen, store) if chosen else 0
+        emptied = eviction.give_up_bodies(db, chosen, store) if chosen else 0
         return Made(emptied, drop() if are_all else 0)
 
     def _choose(self, db: sqlite3.Connection, excess: dict[str, int], now_ms: int) -> tuple[list[int], bool]:
@@ -117,6 +118,6 @@ class Room:
 
     def _candidates(self, db: sqlite3.Connection, folders: Collection[str] | None) -> Iterator[Bulk]:
         last: Bulk | None = None
-        while batch := ledger.bulk(db, last, folders):
+        while batch := eviction.bulk(db, last, folders):
             last = batch[-1]
             yield from (one for one in batch if one.job_id not in self._not_stored)

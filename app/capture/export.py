@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from app.exporters.helicone.naming import NAME, lasting_name
 from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn, record_count
-from app.ledger import SESSION_RECORD
+from app.ledger.job import SESSION_RECORD
 from app.privacy.redact import HitCounts, redact_session, redact_turn, withhold_session, withhold_turn
 from app.privacy.terms import Capture
 from app.transcript.identity import Identity

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from app import ledger
 from app.capture.enqueue import Place
 from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
@@ -18,7 +17,7 @@ from app.capture.session_reader import FAILURES_MAX, GONE, Look, Reader, Take, r
 from app.capture.targets import folder
 from app.database.connection import Ledger
 from app.database.schema import SchemaError
-from app.ledger import destinations, folders, incidents
+from app.ledger import destinations, folders, history, incidents, notices
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import failpoint
@@ -77,13 +76,13 @@ class Looking:
 
     def _noted(self, line: Line, now_ms: int) -> int:
         of = folder(self._db, line.directory)
-        return ledger.note_notice(self._db, self.store_name, line.session, of, now_ms)
+        return notices.note_notice(self._db, self.store_name, line.session, of, now_ms)
 
     def forget(self, session: str, now_ms: int) -> None:
         """It was deleted."""
         self._notices.drop(session)
         self.reader.let_go()
-        if ledger.settle_notices(self._db, self.store_name, {session: folders.NEVER_MS}):
+        if notices.settle_notices(self._db, self.store_name, {session: folders.NEVER_MS}):
             incidents.note(self._db, GONE, now_ms)
 
     @property
@@ -96,7 +95,7 @@ class Looking:
         self._has_ended = True
         self._notices.look_at_all(now_s)
         # What another OpenCode that had them open has left to this one.
-        left = ledger.open_notices(self._db, self.store_name)
+        left = notices.open_notices(self._db, self.store_name)
         for one in self._notices:
             one.mark, _ = left.get(one.session, (one.mark, ""))
 
@@ -161,7 +160,7 @@ class Looking:
             is_over=lambda: self._has_ended and root not in self._elsewhere(),
         )
         if look == Look() and changed_ms is not None:
-            ledger.note_reconciled(self._db, self._destination_id, root, min(changed_ms, now_ms))
+            history.note_reconciled(self._db, self._destination_id, root, min(changed_ms, now_ms))
         return look
 
     def _conclude(self, look: Look | None, one: Noticed, due: Sequence[Noticed], now_s: float, now_ms: int) -> None:
@@ -179,13 +178,13 @@ class Looking:
             self._give_up(due, now_ms)
 
     def _settle(self, those: Sequence[Noticed]) -> None:
-        ledger.settle_notices(self._db, self.store_name, _marks(those))
+        notices.settle_notices(self._db, self.store_name, _marks(those))
         for one in those:
             settle(one)
 
     def _give_up(self, those: Sequence[Noticed], now_ms: int) -> None:
         """They are not there any more."""
-        gone = ledger.settle_notices(self._db, self.store_name, _marks(those))
+        gone = notices.settle_notices(self._db, self.store_name, _marks(those))
         for one in those:
             self._notices.drop(one.session)
         if gone:
@@ -199,7 +198,7 @@ class Looking:
     def _wait(self, those: Sequence[Noticed], now_s: float, pause_s: float, reason: str) -> None:
         for one in those:
             postpone(one, now_s, pause_s)
-        ledger.note_wait(self._db, self.store_name, [one.session for one in those], reason)
+        notices.note_wait(self._db, self.store_name, [one.session for one in those], reason)
 
 
 def _marks(those: Sequence[Noticed]) -> dict[str, int]:

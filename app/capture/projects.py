@@ -7,13 +7,12 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
-from app import ledger
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.messages import Line
 from app.capture.targets import folder, target
 from app.database.open import open_ledger
-from app.ledger import folders
+from app.ledger import adoption, folders
 from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
@@ -90,7 +89,7 @@ class Captures:
             folders.resume_capture(self._db, place, clock.now_ms())
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
-        ledger.adopt_rotated(self._db, self._target, clock.now_ms())
+        adoption.adopt_rotated(self._db, self._target, clock.now_ms())
         self._seen[line.directory] = Captured(line, basis, place, settings, known, made)
         return made
 

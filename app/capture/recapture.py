@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app import ledger
 from app.capture.enqueue import Place, body_of, enqueue, marks
 from app.capture.export import Export, exports
-from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade, destinations
+from app.ledger import destinations, eviction, limits, policy_enforcement, versions
+from app.ledger.eviction import Emptied, Remade
+from app.ledger.job import SESSION_RECORD, Claim
+from app.ledger.policy_enforcement import Missing
 from app.privacy.policy import Hold
 from app.privacy.terms import Capture
 from app.runtime.liveness import open_sessions
@@ -56,7 +58,7 @@ class Remaking:
 
         Raises sqlite3.Error when the ledger cannot be written.
         """
-        for wanted in ledger.missing(db, self._destination_id, folders):
+        for wanted in policy_enforcement.missing(db, self._destination_id, folders):
             capturing = capture_of(wanted.folder)
             if capturing is None or capturing.policy.mode == "off":
                 continue
@@ -86,7 +88,7 @@ class Remaking:
         *,
         folders: Sequence[str],
         bytes_max: int,
-        bytes_max_of: ledger.Limits = ledger.NO_LIMITS,
+        bytes_max_of: limits.Limits = limits.NO_LIMITS,
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
@@ -97,12 +99,12 @@ class Remaking:
         with bytes that its job may not have (`ledger.may_refill`) stays held. Each is tried once, so that in an outage
         nothing is filled and given up by turns. Raises sqlite3.Error.
         """
-        full = ledger.excess_of_folders(db, bytes_max_of)
-        for wanted in ledger.emptied(db, self._destination_id, folders):
+        full = eviction.excess_of_folders(db, bytes_max_of)
+        for wanted in eviction.emptied(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
             if capturing is None or wanted.folder in full or (wanted, wanted.policy) in self._tried:
                 continue
-            if ledger.held_bytes(db) >= bytes_max:
+            if eviction.held_bytes(db) >= bytes_max:
                 return False
             self._tried.add((wanted, wanted.policy))
             transcript = self._found(wanted.session)
@@ -136,7 +138,7 @@ class Remaking:
 
         The key says nothing of the secrets that were redacted: one that is not known here would be text again.
         """
-        known = ledger.frozen(db, self._destination_id, wanted.session)
+        known = versions.frozen(db, self._destination_id, wanted.session)
         identity = known[1] if known is not None else Identity(capturing.user_id)
         digest = capturing.policy.digest(identity.user_id)
         return {
@@ -144,7 +146,7 @@ class Remaking:
             for export in exports(transcript, capturing, identity, abandoned=abandoned)
             if isinstance(export, Export)
             and export.turn in wanted.turns
-            and ledger.may_refill(db, self._destination_id, _remade(db, export, digest))
+            and eviction.may_refill(db, self._destination_id, _remade(db, export, digest))
         }
 
     def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Remade | Hold | None:
@@ -153,7 +155,7 @@ class Remaking:
         Whether the job may have them is for the caller to ask.
         """
         made_under = as_made(capturing, held.policy)
-        known = ledger.frozen(db, self._destination_id, held.session)
+        known = versions.frozen(db, self._destination_id, held.session)
         if made_under is None or known is None:
             return Hold(
                 "its text was made under settings that are no longer known; import of its session queues it anew"
@@ -164,7 +166,7 @@ class Remaking:
         except (StoreError, TranscriptError):
             return Hold("its text is in OpenCode's store, which cannot be read here")
         if transcript is None:
-            is_the_one = ledger.relies_on(db, destinations.fingerprint(db, str(self._store)))
+            is_the_one = eviction.relies_on(db, destinations.fingerprint(db, str(self._store)))
             return (
                 None if is_the_one else Hold("its text is in another store of OpenCode than the one that is read here")
             )

@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 
-from app import ledger
 from app.backfill.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, Room
 from app.capture.targets import find_target, target
 from app.cli import render
@@ -37,6 +36,7 @@ from app.cli.options import (
     sources_of,
 )
 from app.database.open import open_ledger, open_whole
+from app.ledger import counts
 from app.runtime import clock
 from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
@@ -146,7 +146,7 @@ def _run(sources: Sources, store: Store, choice: Choice, max_logs: int, *, json_
         if plan.logs > max_logs:
             _ask(plan, max_logs)
         fed, problem = _fed(history, plan, db, spool, settings)
-        waiting = ledger.counts(db, ours.id).pending
+        waiting = counts.counts(db, ours.id).pending
         if json_wanted:
             print_json(_as_json(plan, fed, waiting))
         elif not problem:

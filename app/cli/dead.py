@@ -26,7 +26,7 @@ from app.cli.options import (
     sources_of,
 )
 from app.database.open import open_ledger
-from app.ledger import Choice
+from app.ledger.dead_letters import Choice
 from app.ledger.erasure import erase
 from app.operations import dead_letters
 from app.runtime import clock

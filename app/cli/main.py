@@ -44,7 +44,7 @@ from app.cli.recall import recalling
 from app.cli.verify import verification
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
-from app.ledger import LedgerError
+from app.ledger.job import LedgerError
 from app.operations import doctor
 from app.operations.dead_letters import LetterError
 from app.operations.finding import Finding

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from app.backfill.backfill import Fed, Plan
 from app.backfill.import_files import Imported
-from app.ledger import Unread
 from app.ledger.destinations import Destination
+from app.ledger.notices import Unread
 from app.operations.dead_letters import Listed, Opened, short
 from app.operations.finding import Finding
 from app.operations.preview import Previewed

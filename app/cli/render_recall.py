@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.cli.render import day
-from app.ledger import SESSION_RECORD
+from app.ledger.job import SESSION_RECORD
 from app.recall.audit import Audited
 from app.recall.recall import Plan
 from app.sources.opencode.store import StoredSession

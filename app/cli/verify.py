@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app import ledger
 from app.capture.targets import find_target
 from app.cli import render
 from app.cli.options import (
@@ -34,6 +33,7 @@ from app.cli.options import (
 )
 from app.database.open import open_ledger
 from app.delivery import confirm
+from app.ledger import history
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.settings.model import SettingsError
@@ -110,7 +110,7 @@ def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sough
             ours = find_target(db, settings)
             for done, one in enumerate(verdicts if ours is not None else ()):
                 step(done, len(verdicts))
-                known = ledger.exported(db, ours.id if ours else -1, one.session)
+                known = history.exported(db, ours.id if ours else -1, one.session)
                 sought[one.session] = seek(
                     known,
                     lambda start_ms, ids: wait() or client.stored(url, start_ms=start_ms, request_ids=ids),

@@ -15,11 +15,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from app import ledger
 from app.delivery.backoff import Policy
 from app.delivery.health import Bury, GiveBack, Pause, SetBack, Situation, judge
 from app.exporters.outcome import Outcome
-from app.ledger import Body, Claim, Failure, LedgerError, Remade, flow
+from app.ledger import claims, eviction, flow, maintenance, policy_enforcement
+from app.ledger.eviction import Remade
+from app.ledger.job import Body, Claim, Failure, LedgerError
 from app.privacy.policy import Hold, Permit, Remake
 from app.runtime import failpoint
 
@@ -67,7 +68,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     """
     if courier.stopping():
         return None
-    held = ledger.claim(
+    held = claims.claim(
         db, courier.destination_id, key, worker=courier.worker, now_ms=courier.clock(), lease_ms=LEASE_MS
     )
     if held is None:
@@ -81,7 +82,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     if not was_asked and held.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
         flow.probe_now(db, courier.destination_id, courier.clock())
-    return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
+    return maintenance.next_of_session(db, courier.destination_id, held.session, courier.clock())
 
 
 def let_go(db: sqlite3.Connection, destination_id: int, held: Claim, now_ms: int) -> None:
@@ -90,15 +91,15 @@ def let_go(db: sqlite3.Connection, destination_id: int, held: Claim, now_ms: int
     Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
     """
     failure = Failure("the ledger could not be written; see logs/worker.log")
-    if not ledger.give_back(db, held, due_ms=now_ms + UNFINISHED_MS, failure=failure):
-        ledger.abandon(db, held)
+    if not claims.give_back(db, held, due_ms=now_ms + UNFINISHED_MS, failure=failure):
+        claims.abandon(db, held)
     if held.is_probe:
         flow.probe_now(db, destination_id, now_ms)
 
 
 def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
     """Deliver the job, as far as that can be done; whether the destination was asked at all."""
-    if not ledger.is_emptied(db, held):
+    if not eviction.is_emptied(db, held):
         return _send(db, held, courier, None)
     made = _made_again(db, held, courier)
     return made is not None and _send(db, held, courier, made)
@@ -108,11 +109,11 @@ def _send(db: sqlite3.Connection, held: Claim, courier: Courier, made: Sequence[
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
     asked = False
     try:
-        for body in ledger.unacknowledged(db, held, made):
+        for body in claims.unacknowledged(db, held, made):
             if courier.stopping():
-                ledger.give_back(db, held, due_ms=courier.clock())
+                claims.give_back(db, held, due_ms=courier.clock())
                 return asked
-            if not ledger.is_current(db, held):
+            if not claims.is_current(db, held):
                 break
             permit = courier.permit(held)
             if isinstance(permit, Hold | Remake):
@@ -129,17 +130,17 @@ def _send(db: sqlite3.Connection, held: Claim, courier: Courier, made: Sequence[
                 _resume(db, courier)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
             held = replace(held, setbacks=0, failures=0, is_probe=False, is_another=False, pause_count=0)
-            if not ledger.acknowledge(
+            if not claims.acknowledge(
                 db, courier.destination_id, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS
             ):
                 break
     except LedgerError as error:
-        ledger.bury(db, held, courier.clock(), Failure(str(error)))
+        claims.bury(db, held, courier.clock(), Failure(str(error)))
         return asked
-    done = ledger.complete(db, held, courier.clock(), confirm_ms=courier.when_to_confirm())
-    if not done and not ledger.abandon(db, held):
+    done = claims.complete(db, held, courier.clock(), confirm_ms=courier.when_to_confirm())
+    if not done and not claims.abandon(db, held):
         # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
-        ledger.give_back(db, held, due_ms=courier.clock())
+        claims.give_back(db, held, due_ms=courier.clock())
     return asked
 
 
@@ -151,10 +152,10 @@ def _made_again(db: sqlite3.Connection, held: Claim, courier: Courier) -> Sequen
         return None
     made = courier.rebuild(held)
     if made is None:
-        if not ledger.drop_gone(db, held, courier.clock()):
-            ledger.abandon(db, held)
+        if not eviction.drop_gone(db, held, courier.clock()):
+            claims.abandon(db, held)
         return None
-    if isinstance(made, Hold) or not ledger.take_remade(db, held, made):
+    if isinstance(made, Hold) or not eviction.take_remade(db, held, made):
         _withhold(db, held, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
         return None
     return made.bodies
@@ -163,17 +164,17 @@ def _made_again(db: sqlite3.Connection, held: Claim, courier: Courier) -> Sequen
 def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms: int) -> None:
     match permit:
         case Hold(reason):
-            withheld = ledger.hold(db, held, due_ms=now_ms + HOLD_MS, reason=reason)
+            withheld = policy_enforcement.hold(db, held, due_ms=now_ms + HOLD_MS, reason=reason)
         case Remake():
-            withheld = ledger.drop_for_policy(db, held, now_ms)
+            withheld = policy_enforcement.drop_for_policy(db, held, now_ms)
     if not withheld:
-        ledger.abandon(db, held)
+        claims.abandon(db, held)
 
 
 def _resume(db: sqlite3.Connection, courier: Courier) -> None:
     """paused -> fine. Rings that were answered during the pause brought no claim: the watch shall ring anew."""
     if flow.resume(db, courier.destination_id):
-        ledger.forget_rings(db, courier.destination_id)
+        maintenance.forget_rings(db, courier.destination_id)
 
 
 def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
@@ -188,20 +189,20 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
         is_paused=known.is_paused,
         others_passed=known.others_passed,
         other_is_suspect=known.other_is_suspect,
-        is_alone=ledger.is_alone(db, courier.destination_id, held),
+        is_alone=claims.is_alone(db, courier.destination_id, held),
     )
     failure = Failure(outcome.reason, outcome.status, outcome.answer)
     own_retries = courier.max_retries_of(held)
     policy = courier.policy if own_retries is None else replace(courier.policy, max_retries=own_retries)
     match judge(outcome, at, policy, courier.dice()):
         case Bury(error):
-            settled = ledger.bury(db, held, now_ms, replace(failure, error=error))
+            settled = claims.bury(db, held, now_ms, replace(failure, error=error))
             if held.is_probe and outcome.kind == "permanent":
                 # It answered, about this job: the destination itself is there again.
                 _resume(db, courier)
         case SetBack(delay_ms, charged):
             flow.suspect(db, courier.destination_id, held.job_id)
-            settled = ledger.set_back(
+            settled = claims.set_back(
                 db,
                 held,
                 now_ms=now_ms,
@@ -222,13 +223,13 @@ def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Cour
                 asks_another=asks_another,
             )
             settled = (
-                ledger.set_back(
+                claims.set_back(
                     db, held, now_ms=now_ms, due_ms=now_ms, failure=failure, passes=known.passes, charged=True
                 )
                 if charged
-                else ledger.give_back(db, held, due_ms=now_ms, failure=failure)
+                else claims.give_back(db, held, due_ms=now_ms, failure=failure)
             )
         case GiveBack():
-            settled = ledger.give_back(db, held, due_ms=now_ms, failure=failure)
+            settled = claims.give_back(db, held, due_ms=now_ms, failure=failure)
     if not settled:
-        ledger.abandon(db, held)
+        claims.abandon(db, held)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app import ledger
 from app.capture.recapture import Remaking
 from app.database import recover
 from app.database.connection import Ledger
 from app.delivery.deliver import HOLD_MS
 from app.delivery.policy_check import Permits
+from app.ledger import policy_enforcement
 from app.privacy.policy import Hold, Remake
 from app.privacy.terms import Capture
 
@@ -41,19 +41,19 @@ class Tightening:
 
     def _sweep(self, db: Ledger, now_ms: int) -> None:
         held = dropped = 0
-        for folder, made_under in ledger.made_under(db, self._destination_id):
+        for folder, made_under in policy_enforcement.made_under(db, self._destination_id):
             match self._permits.permit(db, folder, made_under):
                 case Hold(reason):
-                    while batch := ledger.hold_folder(
+                    while batch := policy_enforcement.hold_folder(
                         db, self._destination_id, folder, due_ms=now_ms + HOLD_MS, reason=reason
                     ):
                         held += batch
                 case Remake():
-                    while batch := ledger.drop_looser(db, self._destination_id, folder, made_under, now_ms):
+                    while batch := policy_enforcement.drop_looser(db, self._destination_id, folder, made_under, now_ms):
                         dropped += batch
         released = sum(
-            ledger.release_folder(db, self._destination_id, folder, now_ms)
-            for folder in ledger.held_folders(db, self._destination_id)
+            policy_enforcement.release_folder(db, self._destination_id, folder, now_ms)
+            for folder in policy_enforcement.held_folders(db, self._destination_id)
             if not isinstance(self._permits.capture(db, folder), Hold)
         )
         if dropped:

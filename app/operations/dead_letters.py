@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from app import ledger
-from app.ledger import Attempt, Choice, Group, LedgerError, Letter, destinations
+from app.ledger import dead_letters, destinations, job
+from app.ledger.dead_letters import Attempt, Choice, Group, Letter
+from app.ledger.job import LedgerError
 from app.queue import Bell
 from app.runtime.spool import Spool
 from app.settings.model import Settings
@@ -58,9 +59,9 @@ def choose(db: sqlite3.Connection, prefixes: Sequence[str]) -> Choice:
 
 def _dead(db: sqlite3.Connection, prefix: str) -> list[Letter]:
     """One key's letters, of which there can be one for each destination."""
-    found = ledger.letters_of(db, prefix, "dead")
+    found = dead_letters.letters_of(db, prefix, "dead")
     if not found:
-        dropped = ledger.letters_of(db, prefix, "dropped")
+        dropped = dead_letters.letters_of(db, prefix, "dropped")
         why = f"; {short(dropped[0].key)} was dropped ({dropped[0].reason}), import brings it back" if dropped else ""
         raise LetterError(f"no dead letter's key begins with {prefix}{why}")
     return _only(prefix, found)
@@ -79,13 +80,17 @@ def short(key: str, prefix: str = "") -> str:
 
 
 def list_dead(db: sqlite3.Connection, choice: Choice) -> Listed:
-    groups = ledger.dead_groups(db, choice)
-    return Listed(sum(one.jobs for one in groups), tuple(groups), tuple(ledger.dead_letters(db, choice, LETTERS_MAX)))
+    groups = dead_letters.dead_groups(db, choice)
+    return Listed(
+        sum(one.jobs for one in groups), tuple(groups), tuple(dead_letters.dead_letters(db, choice, LETTERS_MAX))
+    )
 
 
 def list_dropped(db: sqlite3.Connection, since: int) -> Listed:
-    groups = ledger.dropped_groups(db, since)
-    return Listed(sum(one.jobs for one in groups), tuple(groups), tuple(ledger.dropped_letters(db, since, LETTERS_MAX)))
+    groups = dead_letters.dropped_groups(db, since)
+    return Listed(
+        sum(one.jobs for one in groups), tuple(groups), tuple(dead_letters.dropped_letters(db, since, LETTERS_MAX))
+    )
 
 
 def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> list[Opened]:
@@ -93,12 +98,14 @@ def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> lis
 
     A key has one letter for each destination.
     """
-    of_session = ledger.letters_of_session(db, name, "dead") or ledger.letters_of_session(db, name, "dropped")
+    of_session = dead_letters.letters_of_session(db, name, "dead") or dead_letters.letters_of_session(
+        db, name, "dropped"
+    )
     return [_opened(db, letter, with_bodies=with_bodies) for letter in of_session or _of_key(db, name.lower())]
 
 
 def _of_key(db: sqlite3.Connection, prefix: str) -> list[Letter]:
-    found = ledger.letters_of(db, prefix, "dead") or ledger.letters_of(db, prefix, "dropped")
+    found = dead_letters.letters_of(db, prefix, "dead") or dead_letters.letters_of(db, prefix, "dropped")
     if not found:
         raise LetterError(
             f"no dead or dropped job has a key that begins with {prefix}, or is of a session of that name"
@@ -113,14 +120,14 @@ def _opened(db: sqlite3.Connection, letter: Letter, *, with_bodies: bool) -> Ope
         problem = "its text was given up for want of room (maxSpoolSize); OpenCode's store has it, for a retry"
     elif with_bodies:
         try:
-            bodies = tuple(json.loads(body.body) for body in ledger.bodies(db, letter.job_id, letter.key))
+            bodies = tuple(json.loads(body.body) for body in job.bodies(db, letter.job_id, letter.key))
         except LedgerError as error:
             problem = str(error)
     return Opened(
         letter=letter,
         endpoint=destinations.by_id(db, letter.destination_id).endpoint,
         todo=what_to_do(letter),
-        attempts=tuple(ledger.attempts(db, letter.job_id)),
+        attempts=tuple(dead_letters.attempts(db, letter.job_id)),
         bodies=bodies,
         problem=problem,
     )
@@ -156,7 +163,7 @@ def retry(db: sqlite3.Connection, settings: Settings, choice: Choice, now_ms: in
     """dead -> pending, all that are chosen, and wake whoever delivers them. The number of jobs."""
     retried: list[tuple[int, str]] = []
     for batch in _batches(db, choice):
-        retried += ledger.retry_dead(db, batch, now_ms)
+        retried += dead_letters.retry_dead(db, batch, now_ms)
     for destination_id in {destination_id for destination_id, _ in retried}:
         with closing(Bell(Spool(settings.spool_directory).path, destination_id)) as bell:
             for key in [key for one, key in retried if one == destination_id][:RINGS_MAX]:
@@ -166,11 +173,11 @@ def retry(db: sqlite3.Connection, settings: Settings, choice: Choice, now_ms: in
 
 def purge(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
     """dead -> dropped (purged), all that are chosen. The number of jobs."""
-    return sum(ledger.purge_dead(db, batch, now_ms) for batch in _batches(db, choice))
+    return sum(dead_letters.purge_dead(db, batch, now_ms) for batch in _batches(db, choice))
 
 
 def _batches(db: sqlite3.Connection, choice: Choice) -> Iterator[Choice]:
     """A fast worker may bury a retried one again at once, so who is meant is settled first."""
-    keys = ledger.dead_keys(db, choice)
-    for at in range(0, len(keys), ledger.BATCH):
-        yield replace(choice, keys=tuple(keys[at : at + ledger.BATCH]))
+    keys = dead_letters.dead_keys(db, choice)
+    for at in range(0, len(keys), job.BATCH):
+        yield replace(choice, keys=tuple(keys[at : at + job.BATCH]))

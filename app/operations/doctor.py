@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, ledger
+from app import __version__
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.reconcile import QUIET_MS
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError
-from app.ledger import incidents
+from app.ledger import counts, incidents, notices
+from app.ledger import counts as ledger_counts
 from app.ledger.folders import held_folders
 from app.operations import environment_check, plugin_check
 from app.operations.finding import Finding, Level
@@ -302,7 +303,7 @@ def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    ahead_ms = ledger.latest_ms(db) - site.now_ms
+    ahead_ms = counts.latest_ms(db) - site.now_ms
     if ahead_ms > _CLOCK_MS_MAX:
         found = f"the ledger holds times {ahead_ms // 1000} s ahead of the clock: it was set back, or was wrong"
         yield Finding("clock", "warning", found, "nothing: times far ahead are mended by the worker")
@@ -322,12 +323,12 @@ def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _unread(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    left = ledger.left_unread(db, site.now_ms - QUIET_MS) - open_sessions(site.spool.hooks)
+    left = notices.left_unread(db, site.now_ms - QUIET_MS) - open_sessions(site.spool.hooks)
     if left:
         found = f"{len(left)} session(s) that OpenCode has told of were not read, and no OpenCode is at them"
         todo = "run flush; those of a store that is gone are forgotten after 30 days"
         yield Finding("unread", "warning", found, todo)
-    for one in ledger.unread(db):
+    for one in notices.unread(db):
         if one.reason is not None:
             found = f"{one.sessions} session(s) that OpenCode has told of wait: {one.reason}"
             yield Finding(
@@ -336,7 +337,7 @@ def _unread(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    counts = ledger.counts(db)
+    counts = ledger_counts.counts(db)
     if counts.dead:
         yield Finding("dead", "warning", f"{counts.dead} dead letter(s)", "dead list says why, dead retry tries again")
     else:

@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from app import ledger
 from app.backfill.import_files import Imported, examined, why
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, identity_of, own_turns
@@ -19,6 +18,7 @@ from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Record
+from app.ledger import versions
 from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.privacy.terms import Capture
 from app.settings.lookup import Sources
@@ -84,7 +84,7 @@ def _family(
     root = family[0]
     settings, capturing = folders.find(root.directory)
     reason = why_nothing(settings)
-    known = ledger.frozen(db, destination_id, root.session)
+    known = versions.frozen(db, destination_id, root.session)
     if known is not None and known[0] != root.session:
         reason = f"a subagent of {known[0]}: it leaves with that session"
     if capturing is None or reason:

@@ -7,16 +7,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 
-from app import __version__, ledger
+from app import __version__
 from app.capture.folder_limits import folders_by_option
 from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
 from app.delivery import confirm
 from app.delivery.confirm import Plan
-from app.ledger import Choice, Conditions, Counts, Group, Unread, folders, incidents
+from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
+from app.ledger import counts as ledger_counts
 from app.ledger import destinations as destination
+from app.ledger.counts import Conditions, Counts, conditions, errors
+from app.ledger.dead_letters import Choice, Group
 from app.ledger.destinations import Destination
+from app.ledger.notices import Unread
 from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.runtime.url import normalise
@@ -171,7 +175,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
     spool = Spool(settings.spool_directory)
     is_new = not (spool.path / "ledger.db").exists()
     with closing(open_whole(spool.path)) as db:
-        total = ledger.counts(db)
+        total = counts.counts(db)
         destinations = read_destinations(db, settings, now_ms)
         workers = read_workers(spool)
         return Status(
@@ -191,7 +195,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             destinations=destinations,
             hooks=read_hooks(spool),
             workers=workers,
-            unread=tuple(ledger.unread(db)),
+            unread=tuple(notices.unread(db)),
             refused=tuple(Refused(*row) for row in incidents.refusals(db)),
             incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
             held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
@@ -214,7 +218,7 @@ def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -
 def _destination(
     db: sqlite3.Connection, one: Destination, plan: Plan, now_ms: int, *, current: bool
 ) -> DestinationStatus:
-    counts = ledger.counts(db, one.id)
+    counts = ledger_counts.counts(db, one.id)
     return DestinationStatus(
         id=one.id,
         current=current,
@@ -227,18 +231,18 @@ def _destination(
         jobs=_jobs(counts),
         in_flight=counts.in_flight,
         retrying=counts.retrying,
-        conditions=ledger.conditions(db, one.id, now_ms),
+        conditions=conditions(db, one.id, now_ms),
         oldest_pending_ms=counts.oldest_pending_ms,
-        errors=tuple(Failing(*row) for row in ledger.errors(db, one.id)),
+        errors=tuple(Failing(*row) for row in errors(db, one.id)),
         confirmation=_confirmation(db, one, plan.off_reason if current else ""),
-        held=tuple(Held(*row) for row in ledger.held(db, one.id)),
-        without_text=ledger.without_bodies(db, one.id),
-        dead_letters=tuple(ledger.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
+        held=tuple(Held(*row) for row in policy_enforcement.held(db, one.id)),
+        without_text=eviction.without_bodies(db, one.id),
+        dead_letters=tuple(dead_letters.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
     )
 
 
 def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
-    going = ledger.confirmations(db, one.id)
+    going = readback.confirmations(db, one.id)
     notes = []
     alarm = ""
     if going.is_never_found:

@@ -15,14 +15,15 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app import ledger
 from app.capture.enqueue import body_of
 from app.capture.export import Export, exports
 from app.capture.folders import Folders
 from app.exporters.helicone.naming import project_name
 from app.exporters.helicone.records import Kind, Record
-from app.ledger import Exported, Print
-from app.ledger.record_identity import DIGEST_BYTES
+from app.ledger import history
+from app.ledger.history import Exported
+from app.ledger.record_identity import DIGEST_BYTES, Print
+from app.ledger.versions import frozen
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
@@ -79,7 +80,7 @@ def sent_turns(
     Those of which OpenCode wrote nothing since `since_ms` are left out.
     """
     turns: dict[str, list[Exported]] = {}
-    for version in ledger.exported(db, destination_id, session):
+    for version in history.exported(db, destination_id, session):
         turns.setdefault(version.turn, []).append(version)
     return {
         turn: sorted(versions, key=lambda one: one.state != "superseded")
@@ -120,7 +121,7 @@ def _session(
         return Audited(session, None, None, problem=str(error))
     if transcript is None:
         return Audited(session, None, None, problem=GONE)
-    known = ledger.frozen(db, destination_id, session)
+    known = frozen(db, destination_id, session)
     comparison = _Comparison(
         transcript, folders.find(transcript.session.directory)[1], known[1] if known else Identity("")
     )

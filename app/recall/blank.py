@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from app.capture.enqueue import body_of
 from app.exporters.helicone.records import Record, blank, kind_of
-from app.ledger import Body, Exported, Frozen, Print
+from app.ledger.history import Exported
+from app.ledger.job import Body, Frozen
+from app.ledger.record_identity import Print
 
 
 def sent(versions: Sequence[Exported]) -> Iterator[Print]:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import ledger
 from app.capture.targets import find_target
 from app.cli.render import spinner
 from app.cli.render_recall import Report
@@ -15,6 +14,7 @@ from app.database.open import open_ledger
 from app.delivery.confirm import plan as confirm_plan
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.routes import read_back_url
+from app.ledger import history
 from app.ledger.destinations import Destination
 from app.operations.flush import flush
 from app.queue import Bell
@@ -85,7 +85,7 @@ def _undelivered(sources: Sources, turns: Mapping[str, Collection[str]]) -> Iter
     with closing(open_ledger(settings.spool_directory)) as db:
         ours = find_target(db, settings)
         for session, wanted in turns.items():
-            for one in ledger.exported(db, ours.id, session) if ours is not None else ():
+            for one in history.exported(db, ours.id, session) if ours is not None else ():
                 if one.turn in wanted and one.state not in {"delivered", "superseded"}:
                     told = one.drop_reason or one.error
                     yield f"{session}: {one.turn}: {one.state}{f' ({told})' if told else ''}"

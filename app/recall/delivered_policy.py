@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from app.capture.export import Export
-from app.ledger import Exported
+from app.ledger.history import Exported
 from app.privacy.policy import Mode, is_as_strict, strictest
 from app.privacy.terms import Capture
 from app.recall.audit import as_made, digest_of, encoded

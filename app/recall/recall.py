@@ -12,13 +12,15 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app import ledger
 from app.capture.config import why_nothing
 from app.capture.enqueue import body_of
 from app.capture.export import Export
 from app.capture.folders import Folders
 from app.exporters.helicone.records import Record, blank
-from app.ledger import Body, Exported, Standing, Version
+from app.ledger import history
+from app.ledger.history import Exported
+from app.ledger.job import Body, Standing, Version
+from app.ledger.versions import frozen, insert
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
@@ -137,9 +139,7 @@ class Recall:
         expected: list[Likeness] = []
         in_flight: list[str] = []
         for one in plan.rewrites:
-            standing = ledger.insert(
-                self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=REOPENED
-            )
+            standing = insert(self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=REOPENED)
             if standing in {Standing.NEW, Standing.REOPENED} and self._covers(plan.session, one):
                 expected += (likeness(plan.session, body) for body in one.bodies)
             else:
@@ -157,7 +157,7 @@ class Recall:
     def _turns(self, session: str, turns: Collection[str] | None) -> dict[str, list[Exported]]:
         """All versions of what was sent of the session, or may still be."""
         sent = sent_turns(self._db, self._destination_id, session, self._since_ms)
-        for version in ledger.exported(self._db, self._destination_id, session):
+        for version in history.exported(self._db, self._destination_id, session):
             if version.turn not in sent and version.state in {"pending", "dead"} and version.facts_ms >= self._since_ms:
                 sent[version.turn] = [version]
         return {turn: versions for turn, versions in sent.items() if turns is None or turn in turns}
@@ -263,7 +263,7 @@ class Recall:
         return tuple(made.values()), missed
 
     def _identity(self, session: str) -> Identity:
-        known = ledger.frozen(self._db, self._destination_id, session)
+        known = frozen(self._db, self._destination_id, session)
         return known[1] if known else Identity("")
 
     def _version(

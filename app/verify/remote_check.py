@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from app.exporters.helicone.client import OverlongError
-from app.ledger import Exported
+from app.ledger.history import Exported
 from app.verify.turn_status import by_turn, current, fate
 
 IDS_MAX = 16
