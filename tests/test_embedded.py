@@ -1,4 +1,4 @@
-"""`app.capture.enqueue` in a program of somebody else, that has transcripts of its own, and neither OpenCode nor its store."""
+"""`app.enqueue` in a program of somebody else, that has transcripts of its own, and neither OpenCode nor its store."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from tests.waiting import wait_until
 
 PROGRAM = """
 import json, os, sys, time
-from app.queue import Bell
-from app.capture.config import capture
-from app.database.open import open_ledger
-from app.capture.enqueue import Place, enqueue
-from app.transcript.parse import parse
-from app.settings.lookup import unattended
-from app.capture.targets import folder, target
+from app.enqueue import Bell, Place, capture, enqueue, folder, open_ledger, parse, target, unattended
 
 settings, now_ms = unattended(dict(os.environ)).load(), time.time_ns() // 1_000_000
 db = open_ledger(settings.spool_directory)

@@ -37,7 +37,10 @@ NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
 JOBS = 2
 """Of a session with one turn."""
 
-PRESENT = "import sys; from pathlib import Path; from app.runtime.liveness import present; print(len(present(Path(sys.argv[1]))))"
+PRESENT = (
+    "import sys; from pathlib import Path; from app.runtime.liveness import present;"
+    " print(len(present(Path(sys.argv[1]))))"
+)
 
 
 def stored(station: Station, session: int) -> None:

@@ -69,7 +69,8 @@ def _begin_wal_anew(db: Ledger) -> bool:
     """Whether the WAL now holds nothing but one row that says nothing.
 
     Not by `wal_checkpoint(truncate)`, which goes on without the write lock where it does not get it (see
-    `app.database.connection`): the WAL is copied under the lock, and the next commit begins it anew and cuts it, as it is told.
+    `database.connection`): the WAL is copied under the lock, and the next commit begins it anew and cuts it, as it is
+    told.
     """
     wal = db.path.with_name(f"{db.path.name}-wal")
     if not wal.exists():
