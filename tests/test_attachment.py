@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.attachment import data_url_bytes, strip_blobs
-from app.blobs import BLOB_CHARACTERS_MIN, described
 from app.privacy.redact import Redaction
-from app.transcript import Json
+from app.transcript.attachments import data_url_bytes, strip_blobs
+from app.transcript.blobs import BLOB_CHARACTERS_MIN, described
+from app.transcript.model import Json
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(1).randbytes(6_000)  # noqa: S311 - noise, no secret
 DESCRIBED = "[image/png, 6016 bytes]"
