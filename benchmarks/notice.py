@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app import install  # noqa: E402 - from a checkout
+from app.sources.opencode import install  # noqa: E402 - from a checkout
 from tests import snapshots  # noqa: E402
 from tests.opencode import OpenCode, Server, installed_opencode  # noqa: E402
 from tests.processes import Station, hook  # noqa: E402

@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.opencode import Store  # noqa: E402 - from a checkout
+from app.sources.opencode.store import Store  # noqa: E402 - from a checkout
 from tests.fake_llm import fake_llm  # noqa: E402 - the tests' building blocks are no package of ours
 from tests.opencode import OpenCode, configuration, install_opencode, isolated  # noqa: E402
 

@@ -23,10 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import clock, destination, install, ledger
-from app.db import open_ledger
-from app.presence import present
-from app.spool import Spool, folder
+from app.capture.targets import folder
+from app.database.open import open_ledger
+from app.ledger import counts as ledger_counts
+from app.ledger import destinations, folders
+from app.ledger.counts import Counts
+from app.runtime import clock
+from app.runtime.liveness import present
+from app.runtime.spool import Spool
+from app.sources.opencode import install
 from tests.opencode import CONFIG, VERSION, OpenCode, installed_opencode
 from tests.servers import Receiver, api_key, receiving
 from tests.waiting import wait_until
@@ -221,8 +226,8 @@ def ground(base: Path, version: str) -> Iterator[Ground]:
 def end_workers(place: Ground) -> None:
     if (place.spool.path / "ledger.db").exists():
         with closing(open_ledger(place.spool.path)) as db:
-            for one in destination.destinations(db):
-                destination.want_worker(db, one.id, "none")
+            for one in destinations.destinations(db):
+                destinations.want_worker(db, one.id, "none")
         wait_until(lambda: not present(place.spool.workers), WAIT_S)
 
 
@@ -266,9 +271,9 @@ def missing(place: Ground, arrange: Arrange) -> list[str]:
     return [option for option in (*place.options, "enable") if not effects.get(option)]
 
 
-def counts(place: Ground) -> ledger.Counts:
+def counts(place: Ground) -> Counts:
     with closing(open_ledger(place.spool.path)) as db:
-        return ledger.counts(db)
+        return ledger_counts.counts(db)
 
 
 def jobs(place: Ground) -> int:
@@ -287,13 +292,13 @@ def happens(predicate: Callable[[], object]) -> bool:
 def pause(place: Ground) -> int | None:
     """For how many milliseconds the destination is left alone."""
     with closing(open_ledger(place.spool.path)) as db:
-        (one,) = destination.destinations(db)
+        (one,) = destinations.destinations(db)
     return None if one.probe_ms is None else one.probe_ms - clock.now_ms()
 
 
 def is_stopped(place: Ground, directory: Path) -> bool:
     with closing(open_ledger(place.spool.path)) as db:
-        return destination.captured_since_ms(db, folder(db, str(directory))) == destination.NEVER_MS
+        return folders.captured_since_ms(db, folder(db, str(directory))) == folders.NEVER_MS
 
 
 def after_delivery(place: Ground) -> dict[str, bool]:
@@ -315,7 +320,7 @@ def as_shown(place: Ground, directory: Path, environ: Mapping[str, str]) -> dict
     assert done.returncode == 0, done.stderr
     shown = {one["name"]: one["value"] for one in json.loads(done.stdout)["settings"]}
     with closing(open_ledger(place.spool.path)) as db:
-        (one,) = destination.destinations(db)
+        (one,) = destinations.destinations(db)
     wanted = f"('flushInterval', {place.options['flushInterval']})"
     return {
         "flushInterval": shown["flushInterval"] == place.options["flushInterval"] and wanted in one.worker_wanted,

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from app.install import Global, install
+from app.sources.opencode.install import Global, install
 from tests.opencode import CONFIG, install_package, installed_opencode
 from tests.processes import Station, worker
 from tests.servers import receiving

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from app import clock
-from app.connection import Ledger
-from app.db import open_ledger
+from app.database.connection import Ledger
+from app.database.open import open_ledger
+from app.runtime import clock
 from tests.desk import Desk
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.

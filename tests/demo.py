@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from app import shelf
-from app.presence import present
+from app.receiver import store
+from app.runtime.liveness import present
 from tests.processes import Station, hook, worker
 from tests.recorded import export
 from tests.servers import Receiver
@@ -51,7 +51,7 @@ def receiver(home: Path) -> Iterator[tuple[str, str]]:
             process.stdout.close()
 
 
-def in_tree(rows: list[shelf.Stored]) -> list[shelf.Stored]:
+def in_tree(rows: list[store.Stored]) -> list[store.Stored]:
     """As Helicone shows them: folders by path, each where its first request stands in time."""
     first: dict[str, int] = {}
     for position, row in enumerate(rows):
@@ -66,7 +66,7 @@ def folders(path: str) -> list[str]:
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
-def tree(rows: list[shelf.Stored]) -> Iterator[str]:
+def tree(rows: list[store.Stored]) -> Iterator[str]:
     """One line per record: its place in the session, and what Helicone shows beside it."""
     width = max(len(label(row)) for row in rows)
     for row in rows:
@@ -77,7 +77,7 @@ def tree(rows: list[shelf.Stored]) -> Iterator[str]:
         yield f"   {label(row):<{width}}  {log.model:<21} {log.latency_ms:>5} ms  {tokens:>16}  {cost:>8}".rstrip()
 
 
-def label(row: shelf.Stored) -> str:
+def label(row: store.Stored) -> str:
     *above, name = row.path.strip("/").split("/")
     return "  " * len(above) + name
 

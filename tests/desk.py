@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import uuid
 
-from app import destination, ledger
-from app.ledger import Body, Claim, Failure, Standing, Version
+from app.ledger import claims, destinations, flow, maintenance, versions
+from app.ledger.job import Body, Claim, Failure, Standing, Version
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -39,7 +39,7 @@ class Desk:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
-        self.destination = destination.destination(db, "https://example.invalid", "fingerprint", 0).id
+        self.destination = destinations.destination(db, "https://example.invalid", "fingerprint", 0).id
         self.now_ms = 1_000
 
     def put(
@@ -52,10 +52,10 @@ class Desk:
         off: bool = False,
     ) -> Standing:
         made = bodies(f"{wanted.session} {wanted.turn}", records, wanted.key if text is None else text)
-        return ledger.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen, off=off)
+        return versions.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen, off=off)
 
     def claim(self, wanted: Version | None = None, worker: str = WORKER) -> Claim | None:
-        return ledger.claim(
+        return claims.claim(
             self.db,
             self.destination,
             (wanted or version()).key,
@@ -70,16 +70,16 @@ class Desk:
         return claimed
 
     def acknowledge(self, held: Claim, body: Body) -> bool:
-        return ledger.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        return claims.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
 
     def left(self, held: Claim) -> list[Body]:
-        return list(ledger.unacknowledged(self.db, held))
+        return list(claims.unacknowledged(self.db, held))
 
     def complete(self, held: Claim) -> bool:
-        return ledger.complete(self.db, held, self.now_ms)
+        return claims.complete(self.db, held, self.now_ms)
 
     def set_back(self, held: Claim, *, due_ms: int, error: str = "500", charged: bool = True, passes: int = 0) -> bool:
-        return ledger.set_back(
+        return claims.set_back(
             self.db,
             held,
             now_ms=self.now_ms,
@@ -90,7 +90,7 @@ class Desk:
         )
 
     def bury(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
-        return ledger.bury(self.db, held, now_ms, Failure(error, 400))
+        return claims.bury(self.db, held, now_ms, Failure(error, 400))
 
     def deliver(self, wanted: Version) -> Claim:
         held = self.held(wanted)
@@ -100,10 +100,10 @@ class Desk:
         return held
 
     def ring(self, limit: int = 10) -> list[str]:
-        return ledger.to_ring(self.db, self.destination, self.now_ms, limit)
+        return maintenance.to_ring(self.db, self.destination, self.now_ms, limit)
 
     def pause(self, probe_ms: int) -> None:
-        destination.pause(
+        flow.pause(
             self.db, self.destination, health="down", reason="503", count=1, probe_ms=probe_ms, now_ms=self.now_ms
         )
 

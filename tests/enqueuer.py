@@ -11,16 +11,18 @@ import random
 import sys
 from collections.abc import Iterator
 
-from app import clock
-from app.bell import Bell
-from app.capture import capture
-from app.db import open_ledger
-from app.enqueue import Place, enqueue
-from app.export import Capture, Export, exports
-from app.identity import Identity
-from app.parse import parse
-from app.sources import unattended
-from app.spool import Spool, target
+from app.capture.config import capture
+from app.capture.enqueue import Place, enqueue
+from app.capture.export import Export, exports
+from app.capture.targets import target
+from app.database.open import open_ledger
+from app.privacy.terms import Capture
+from app.queue import Bell
+from app.runtime import clock
+from app.runtime.spool import Spool
+from app.settings.lookup import unattended
+from app.transcript.identity import Identity
+from app.transcript.parse import parse
 from tests import snapshots
 from tests.snapshots import Fields
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile
 
-from app.attachment import strip_blobs
 from app.privacy.redact import REDACTED, Redaction
+from app.transcript.attachments import strip_blobs
 from tests.processes import ROOT
 
 PACKAGES = ROOT / "tests" / "packages.txt"

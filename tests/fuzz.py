@@ -23,11 +23,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import destination, ledger
-from app.db import open_ledger
-from app.importing import Imported, import_files
-from app.opencode import File, Store, store_file
-from app.sources import Sources
+from app.backfill.import_files import Imported, import_files
+from app.database.open import open_ledger
+from app.ledger import incidents
+from app.ledger import notices as ledger_notices
+from app.settings.lookup import Sources
+from app.sources.opencode.export_files import File
+from app.sources.opencode.store import Store, store_file
 from tests import mutants
 from tests.mutants import Expected, audit
 from tests.processes import PROJECT, Station, hook
@@ -54,7 +56,7 @@ def sources(station: Station) -> Sources:
 
 
 def refusals(db: sqlite3.Connection) -> Counter[str]:
-    return Counter({reason: count for reason, count, _ in destination.refusals(db, 1_000)})
+    return Counter({reason: count for reason, count, _ in incidents.refusals(db, 1_000)})
 
 
 def first_line() -> bytes:
@@ -79,7 +81,7 @@ def compare(station: Station, expected: Sequence[Expected]) -> Counter[str]:
         assert counted == wanted, f"refused {counted - wanted} too often, {wanted - counted} too seldom"
         missing = [job for one in expected for job in one.missing(db)]
         assert not missing, f"{len(missing)} turns are missing"
-        left = sum(one.sessions for one in ledger.unread(db))
+        left = sum(one.sessions for one in ledger_notices.unread(db))
         unread = set().union(*(one.unread for one in expected)) - set().union(*(one.deleted for one in expected))
         assert left == len(unread), f"{left} sessions are unread, and {len(unread)} cannot be read"
         seen = audit(db)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from app.presence import present
+from app.runtime.liveness import present
 from tests.hammer_verdict import Ends, Verdict, judge, orphans
 from tests.lean_receiver import LeanProcess, lean_process
 from tests.processes import ROOT, Station, procfile_command

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app import clock
-from app.capture import capture
-from app.intake import jawn_reply
-from app.sources import unattended
+from app.capture.config import capture
+from app.receiver.handler import jawn_reply
+from app.runtime import clock
+from app.settings.lookup import unattended
 from tests.enqueuer import RECORDS_PER_TURN, records
 from tests.lean_receiver import FAILED, Send, digest_of
 from tests.processes import Station

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app import __version__
-from app.schema import migrations
+from app.database.schema import migrations
 
 ROOT = Path(__file__).parent.parent
 NEXT_VERSION = f"{__version__}.1"

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
-from app.destination import CONCURRENCY_MAX
-from app.ledger import Body, Standing, Version
 from app.ledger.claims import ISOLATED_KILLS
-from app.ledger.upkeep import RING_AGAIN_MS
+from app.ledger.flow import CONCURRENCY_MAX
+from app.ledger.job import Body, Standing, Version
+from app.ledger.maintenance import RING_AGAIN_MS
 
 LOOSE = "loose"
 

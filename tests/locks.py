@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from app.importing import import_files
-from app.opencode import File
-from app.sources import Sources
+from app.backfill.import_files import import_files
+from app.settings.lookup import Sources
+from app.sources.opencode.export_files import File
 from tests.processes import Station, worker
 from tests.recorded import export_files, exported
 from tests.servers import receiving

@@ -26,22 +26,34 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from app import destination, ledger
-from app.clock import Reading, jump_ms
-from app.db import open_ledger
-from app.deliver import Courier, deliver
-from app.enqueue import Place, enqueue
-from app.export import Capture
-from app.ledger import Body, Version
-from app.opencode import Store
+from app.capture.enqueue import Place, enqueue
+from app.capture.eviction import Room
+from app.capture.recapture import Remaking
+from app.database.open import open_ledger
+from app.delivery.backoff import Policy
+from app.delivery.deliver import Courier, deliver
+from app.exporters.outcome import Outcome
+from app.ledger import (
+    adoption,
+    confirmations,
+    counts,
+    destinations,
+    eviction,
+    flow,
+    folders,
+    maintenance,
+    pruning,
+    versions,
+)
+from app.ledger.job import Body, Version
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
 from app.privacy.redact import Redaction
-from app.remake import Remaking
-from app.retry import Outcome, Policy
-from app.room import Room
-from app.settings import Settings
-from app.transcript import Transcript
+from app.privacy.terms import Capture
+from app.runtime.clock import Reading, jump_ms
+from app.settings.model import Settings
+from app.sources.opencode.store import Store
+from app.transcript.model import Transcript
 from app.worker import CONSUMER, RINGS_PER_LOOK
 from tests.snapshots import assistant, text, tool, user
 from tests.test_store import TABLES
@@ -204,18 +216,18 @@ class Machine:
 
     def use_key(self, key: str) -> None:
         """As a new worker with this key would start."""
-        self.destination = destination.destination(self.db, ENDPOINT, key, self.world.now_ms)
-        ledger.take_over(self.db, self.destination, self.world.now_ms)
-        destination.probe_now(self.db, self.destination.id, self.world.now_ms)
+        self.destination = destinations.destination(self.db, ENDPOINT, key, self.world.now_ms)
+        adoption.take_over(self.db, self.destination, self.world.now_ms)
+        flow.probe_now(self.db, self.destination.id, self.world.now_ms)
 
     def capture(self, session: str, turn: str, bodies: list[Body], folder: str = "folder") -> None:
         now_ms = self.world.now_ms
         key = uuid.uuid5(uuid.NAMESPACE_OID, session + turn).hex * 2
         # As the hook does at the first line of a folder.
-        destination.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
-        ledger.adopt_rotated(self.db, self.destination, now_ms)
+        folders.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
+        adoption.adopt_rotated(self.db, self.destination, now_ms)
         version = Version(session, session, turn, key, now_ms, "", folder)
-        ledger.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)
+        versions.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)
         self.order[session].append(turn)
 
     def take(self, transcript: Transcript) -> list[str]:
@@ -229,19 +241,19 @@ class Machine:
         """What the watch does."""
         before, self._seen = self._seen, self.world.read()
         now_ms = self.world.now_ms
-        ledger.note_sleep(self.db, jump_ms(before, self._seen), now_ms)
-        ledger.unwarp(self.db, now_ms)
-        ledger.recover(self.db, now_ms)
+        maintenance.note_sleep(self.db, jump_ms(before, self._seen), now_ms)
+        maintenance.unwarp(self.db, now_ms)
+        maintenance.recover(self.db, now_ms)
         if now_ms - self._pruned_ms >= self.prune_ms or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
             bytes_max, age_ms_max = self.bytes_max, self.age_ms_max
-            age_ms_max = ledger.trusted_age_ms(age_ms_max, ledger.steady_ms(self.db, now_ms))
-            ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
-            ledger.take_over(self.db, self.destination, now_ms)
-            ledger.drop_aged(self.db, now_ms, age_ms_max)
+            age_ms_max = maintenance.trusted_age_ms(age_ms_max, maintenance.steady_ms(self.db, now_ms))
+            confirmations.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+            adoption.take_over(self.db, self.destination, now_ms)
+            pruning.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
-            ledger.shrink(self.db)
-        for key in ledger.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
+            pruning.shrink(self.db)
+        for key in maintenance.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
             self.answer(key)
 
     def answer(self, key: str) -> None:
@@ -285,7 +297,7 @@ class Machine:
             times_ms.append(row["lease_until_ms"])
         if row["is_due"]:
             times_ms.append(max(row["probe_ms"] or 0, self.world.now_ms + SECOND_MS // 2))
-        due_ms = ledger.next_due_ms(self.db, self.destination.id, self.world.now_ms)
+        due_ms = maintenance.next_due_ms(self.db, self.destination.id, self.world.now_ms)
         return min([*times_ms, *([due_ms] if due_ms is not None else [])])
 
     def delivered_in_order(self) -> bool:
@@ -457,7 +469,7 @@ def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int
             receiver.by_second.clear()
             receiver.in_flight_max = 0
         live(world, spools, world.now_ms + HOUR_MS, Coming())
-        assert all(ledger.counts(machine.db).pending == 0 for machine in spools), "an hour was not enough"
+        assert all(counts.counts(machine.db).pending == 0 for machine in spools), "an hour was not enough"
         return max(receiver.by_second.values()), receiver.in_flight_max
 
 
@@ -521,13 +533,13 @@ def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_
             transcript = Store(machine.store).turn(session, f"msg_{n:05}")
             assert transcript is not None
             room, machine.bytes_max = machine.bytes_max, 1 << 40
-            before = ledger.held_bytes(machine.db)
+            before = eviction.held_bytes(machine.db)
             keys.extend(machine.take(transcript))
-            captured.append(ledger.held_bytes(machine.db) - before)
+            captured.append(eviction.held_bytes(machine.db) - before)
             machine.bytes_max = room
             machine.room.make(machine.db, world.now_ms, room)
-            held.append(ledger.held_bytes(machine.db))
-            emptied.append(ledger.without_bodies(machine.db, machine.destination.id))
+            held.append(eviction.held_bytes(machine.db))
+            emptied.append(eviction.without_bodies(machine.db, machine.destination.id))
 
         coming = Coming((begin_ms + (end_ms - begin_ms) * n // turns, partial(come, n)) for n in range(turns))
         live(world, [machine], end_ms, coming)

@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app import destination, ledger
-from app.db import open_ledger
-from app.ledger import Counts
-from app.opencode import store_file
-from app.presence import present
+from app.database.open import open_ledger
+from app.ledger import counts as ledger_counts
+from app.ledger import destinations
+from app.ledger.counts import Counts
+from app.runtime.liveness import present
+from app.sources.opencode.store import store_file
 from tests.servers import api_key
 from tests.stores import WrittenStore
 from tests.waiting import wait_until
@@ -68,7 +69,7 @@ class Station:
 
     def counts(self) -> Counts:
         with self.ledger() as db:
-            return ledger.counts(db)
+            return ledger_counts.counts(db)
 
     def delivered(self, jobs: int) -> bool:
         """Whether so many jobs are delivered and nothing is left to do."""
@@ -246,6 +247,6 @@ def let_leases_last(station: Station) -> None:
 def end_automatic_workers(station: Station) -> None:
     """Have the workers that a hook started end: they are nobody's children."""
     with station.ledger() as db:
-        for one in destination.destinations(db):
-            destination.want_worker(db, one.id, "none")
+        for one in destinations.destinations(db):
+            destinations.want_worker(db, one.id, "none")
     wait_until(lambda: not present(station.spool / "workers"))

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from app import receiver as receiver_module
-from app import shelf
-from app.faults import Fault
+from app.receiver import server as receiver_module
+from app.receiver import store as shelf
+from app.receiver.faults import Fault
 
 Act: TypeAlias = Callable[["Exchange"], None]
 
@@ -43,7 +43,7 @@ class Receiver:
     store: Path
 
     def fault(self, *faults: dict[str, Any]) -> None:
-        """Script what goes wrong next, as fields of `app.faults.Fault`; replaces the script so far."""
+        """Script what goes wrong next, as fields of `app.receiver.faults.Fault`; replaces the script so far."""
         request = urllib.request.Request(
             f"{self.url}/_faults", json.dumps(faults).encode(), {"content-type": "application/json"}
         )

@@ -27,7 +27,8 @@ for name, value in vars(python_sqlite).items():
     if name.startswith("SQLITE_") and not hasattr(sqlite3, name):
         setattr(sqlite3, name, value)  # codes of errors, which pysqlite3 does not name
 
-from app.opencode import Store, StoreError  # noqa: E402 - after which SQLite it gets
+from app.sources.opencode.access import StoreError  # noqa: E402 - after which SQLite it gets
+from app.sources.opencode.store import Store  # noqa: E402 - after which SQLite it gets
 from tests.opencode import VERSION, OpenCode, installed_opencode  # noqa: E402 - the same
 
 STARTS = 200

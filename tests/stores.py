@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from app import clock
+from app.runtime import clock
 
 Fields = dict[str, Any]
 

@@ -6,8 +6,8 @@ import sqlite3
 
 import pytest
 
-from app import destination, ledger
-from app.ledger import Claim
+from app.ledger import destinations, job
+from app.ledger.job import Claim
 from tests.desk import LEASE_MS, Desk, version
 
 
@@ -48,7 +48,7 @@ def test_a_record_that_is_acknowledged_again_has_the_last_bytes_and_time(desk: D
     first, second = desk.left(held)
     desk.acknowledge(held, first)
     desk.now_ms += 7
-    changed = ledger.Body(first.request_id, second.body)
+    changed = job.Body(first.request_id, second.body)
     assert desk.acknowledge(held, changed) is True
     assert notes(desk) == [(held.turn_id, first.request_id.bytes, changed.digest, desk.now_ms)]
     assert desk.row()["passes_seen"] == passes(desk) == 2
@@ -79,7 +79,7 @@ def test_whoever_lost_the_claim_is_told_and_changes_no_job_and_the_note_stands(d
 def test_another_job_and_another_destination_are_left_alone(desk: Desk) -> None:
     held = put(desk)
     desk.put(version("t2", session="ses_2"))
-    other = destination.destination(desk.db, "https://other.invalid", "f", 0).id
+    other = destinations.destination(desk.db, "https://other.invalid", "f", 0).id
     before = tuple(desk.row(version("t2", session="ses_2")))
     desk.acknowledge(held, desk.left(held)[0])
     assert tuple(desk.row(version("t2", session="ses_2"))) == before

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.answer import DEPTH_MAX, VALUES_MAX, AnswerError, TooManyValuesError, parsed
-from app.helicone import READ_BACK_BYTES_MAX, Client, OverlongError, ReadBackError, Shown
-from app.likeness import Likeness
-from app.overwritten import look
+from app.exporters.answer import DEPTH_MAX, VALUES_MAX, AnswerError, TooManyValuesError, parsed
+from app.exporters.helicone.client import READ_BACK_BYTES_MAX, Client, OverlongError, ReadBackError, Shown
+from app.recall.compare import look
+from app.recall.expected import Likeness
 from tests.servers import answer, api_key, scripted
 
 IDS = [uuid.uuid5(uuid.NAMESPACE_URL, str(n)) for n in range(3)]
@@ -74,7 +74,7 @@ def test_what_is_no_json_is_said_to_be_none(text: bytes | str) -> None:
 
 MEASURED = """
 import resource, sys, uuid
-from app.helicone import Client, ReadBackError
+from app.exporters.helicone.client import Client, ReadBackError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with Client(sys.argv[1]) as client:
     try:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.attachment import data_url_bytes, strip_blobs
-from app.blobs import BLOB_CHARACTERS_MIN, described
 from app.privacy.redact import Redaction
-from app.transcript import Json
+from app.transcript.attachments import data_url_bytes, strip_blobs
+from app.transcript.blobs import BLOB_CHARACTERS_MIN, described
+from app.transcript.model import Json
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + random.Random(1).randbytes(6_000)  # noqa: S311 - noise, no secret
 DESCRIBED = "[image/png, 6016 bytes]"
@@ -108,6 +108,9 @@ def test_size_is_that_of_the_bytes(url: str, size_bytes: int | None) -> None:
         pytest.param(json.dumps(list(PNG), separators=(",", ":")), "[[image/png, 6016 bytes]]", id="numbers"),
         pytest.param(json.dumps(list(PNG), indent=2), "[\n  [image/png, 6016 bytes]\n]", id="numbers, one a line"),
         pytest.param(base64.b85encode(PNG).decode(), "[base85, 6016 bytes]", id="base85"),
+        pytest.param(
+            f"{LINES}\n{BLOB}", "[image/png, 6016 bytes]\n[image/png, 6016 bytes]", id="lines, then all on one line"
+        ),
         pytest.param(f"see <~{base64.a85encode(PNG).decode()}~>", "see <~[base85, 6016 bytes]~>", id="Ascii85"),
     ],
 )

@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
-from app import backfill, clock, destination
-from app.capture import capture
-from app.command import STOPPED
-from app.export import Export, exports
-from app.identity import Identity
-from app.parse import parse
-from app.presence import Announced
+from app.backfill import backfill
+from app.capture.config import capture
+from app.capture.export import Export, exports
+from app.capture.targets import folder
+from app.cli.options import STOPPED
+from app.ledger import destinations, folders
 from app.privacy.policy import Mode
-from app.settings import Settings
-from app.spool import Spool, folder
-from app.transcript import Turn
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import Spool
+from app.settings.model import Settings
+from app.transcript.identity import Identity
+from app.transcript.model import Turn
+from app.transcript.parse import parse
 from tests import backfill as violence
 from tests.desk import Desk, version
 from tests.processes import PROJECT, Station, repository
@@ -255,8 +258,8 @@ def test_the_options_in_a_folders_files_count_and_files_that_cannot_be_read_leav
 def seen(station: Station, directory: str, options: dict[str, object]) -> None:
     """A hook has recorded a folder's options."""
     with station.ledger() as db:
-        ours = destination.destination(db, "", "", 0)
-        destination.remember_folder(db, folder(db, directory), ours.id, options, 0)
+        ours = destinations.destination(db, "", "", 0)
+        folders.remember_folder(db, folder(db, directory), ours.id, options, 0)
 
 
 def test_a_configuration_that_does_not_name_the_plugin_refuses_nothing(station: Station) -> None:
@@ -458,7 +461,7 @@ def test_the_room_is_looked_at_again_when_what_was_left_is_used_up(
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
     desk = Desk(db)
-    (ours,) = destination.destinations(db)
+    (ours,) = destinations.destinations(db)
     room = backfill.Room(db, Spool(tmp_path), ours, 4_000)
     room.admit(1_500)
     desk.put(version())
@@ -473,7 +476,7 @@ def test_a_worker_that_has_nothing_to_deliver_makes_no_room(
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
     desk = Desk(db)
-    (ours,) = destination.destinations(db)
+    (ours,) = destinations.destinations(db)
     desk.put(version())
     db.execute("update job set body_bytes = 2000, state = 'dead', due_ms = null, finished_ms = 1")
     worker = Announced(Spool(tmp_path).workers)

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from app import destination
-from app.presence import present
+from app.ledger import destinations, incidents
+from app.ledger import incidents as ledger_incidents
+from app.runtime.liveness import present
 from tests.processes import HookProcess, Station, hook, worker
 from tests.recorded import export
 from tests.servers import receiving
@@ -40,7 +41,7 @@ def station(tmp_path: Path) -> Station:
 
 def refusals(station: Station) -> dict[str, int]:
     with station.ledger() as db:
-        return {reason: count for reason, count, _ in destination.refusals(db)}
+        return {reason: count for reason, count, _ in incidents.refusals(db)}
 
 
 def at_work(station: Station, process: HookProcess) -> None:
@@ -174,8 +175,8 @@ def test_a_spool_that_is_removed_is_noticed_and_the_hook_goes_on_in_a_new_one(st
         wait_until(lambda: station.counts().pending == JOBS)
         with station.ledger() as db:
             sessions = [row["name"] for row in db.execute("select name from session")]
-            (one,) = destination.destinations(db)
-            incidents = [(what, count) for what, count, _ in destination.incidents(db)]
+            (one,) = destinations.destinations(db)
+            incidents = [(what, count) for what, count, _ in ledger_incidents.incidents(db)]
         assert sessions == [export("b_tools")["root"]]
         assert one.delivery_options == {"confirm": "off"}
         assert incidents == [("jobs lost with a spool that was removed", JOBS)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from app import bell as bell_module
-from app.bell import Bell
+from app import queue as bell_module
+from app.queue import Bell
 
 
 class Opened:

@@ -11,22 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, destination, ledger, screen
-from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
-from app.connection import Ledger, connect
-from app.db import open_ledger
-from app.deliver import Courier, deliver
-from app.doctor import examine
-from app.envelope import Log, encode
-from app.finding import Finding
-from app.helicone import Client, ReadBackError
-from app.ledger import Body, Version
+from app.cli import render
+from app.database.connection import Ledger, connect
+from app.database.open import open_ledger
+from app.database.schema import migrate, migrations
+from app.delivery import confirm
+from app.delivery.backoff import Policy
+from app.delivery.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
+from app.delivery.deliver import Courier, deliver
+from app.exporters.helicone.body import Log, encode
+from app.exporters.helicone.client import Client, ReadBackError
+from app.exporters.outcome import Outcome
+from app.ledger import dead_letters, destinations, maintenance, readback, versions
+from app.ledger.job import Body, Version
+from app.operations.doctor import examine
+from app.operations.finding import Finding
+from app.operations.status import Confirmation, Status, read_status
 from app.privacy.policy import Post
-from app.retry import Outcome, Policy
-from app.schema import migrate, migrations
-from app.settings import Settings
-from app.sources import Sources
-from app.status import Confirmation, Status, read_status
+from app.settings.lookup import Sources
+from app.settings.model import Settings
 from tests.desk import Desk, key, version
 from tests.servers import Receiver, api_key, receiving
 
@@ -48,7 +51,7 @@ class Person:
         self.now_ms = FIRST_MS
         self.plan = confirm.plan("auto", receiver.url, "", None)
         self.allowance = Allowance(FOR_EVER, FOR_EVER, self.now_ms)
-        self.destination = destination.destination(db, receiver.url, "fingerprint", self.now_ms).id
+        self.destination = destinations.destination(db, receiver.url, "fingerprint", self.now_ms).id
 
     def capture(self, turn: str) -> None:
         """A turn of two records that ended just now, in a session of its own."""
@@ -61,12 +64,12 @@ class Person:
                 Body(request_id, encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None)))
             )
         made_of = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
-        ledger.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
+        versions.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
 
     def work(self) -> None:
         """Deliver what is due, and read back what is due."""
-        ledger.unwarp(self.db, self.now_ms)
-        for ring in ledger.to_ring(self.db, self.destination, self.now_ms, 100):
+        maintenance.unwarp(self.db, self.now_ms)
+        for ring in maintenance.to_ring(self.db, self.destination, self.now_ms, 100):
             following: str | None = ring
             while following is not None:
                 following = deliver(self.db, following, self.courier)
@@ -99,7 +102,7 @@ class Person:
 
     def post(self, body: Body) -> Outcome:
         url = f"{self.receiver.url}/v1/trace/custom/log"
-        destination.remember_route(self.db, self.destination, url)
+        destinations.remember_route(self.db, self.destination, url)
         return self.client.post(url, body.body, str(body.request_id), self.now_ms)
 
     def stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | Unread:
@@ -130,7 +133,7 @@ class Person:
         return one.confirmation
 
     def first_line(self) -> str:
-        return next(screen.status_lines(self.status(), self.now_ms))
+        return next(render.status_lines(self.status(), self.now_ms))
 
 
 @pytest.fixture
@@ -188,7 +191,7 @@ def test_a_blind_look_is_paced_and_is_repeated_after_the_next_delivery(person: P
     person.receiver.fault(BLIND)
     person.capture("a turn")
     person.live(12 * HOUR_MS)
-    told = ledger.confirmations(person.db, person.destination)
+    told = readback.confirmations(person.db, person.destination)
     assert told.failures < 30
     assert (told.retry_ms or 0) > person.now_ms + 20 * MINUTE_MS
     person.receiver.fault()
@@ -255,7 +258,7 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
         db.execute("update job set confirmed_ms = 7")
         db.execute("alter table job drop column known_marks")
         migrate(db, migrations())
-        assert ledger.control(db, desk.destination) == ledger.Control(None, 0, 7)
+        assert readback.control(db, desk.destination) == readback.Control(None, 0, 7)
 
 
 # --- never stores ----------------------------------------------------------------------------------------------------
@@ -294,8 +297,8 @@ def test_a_letter_that_was_accepted_each_time_does_not_say_that_its_workers_died
     person.receiver.fault(STORES_NOTHING)
     person.capture("a turn")
     person.live(HOUR_MS)
-    (letter,) = ledger.dead_letters(person.db)
-    attempts = ledger.attempts(person.db, letter.job_id)
+    (letter,) = dead_letters.dead_letters(person.db)
+    attempts = dead_letters.attempts(person.db, letter.job_id)
     assert [(one.status, one.error, one.ended_ms is not None) for one in attempts] == 3 * [(200, "accepted", True)]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.ledger.bundle import BundleError, pack, unpack
+from app.ledger.compression import BundleError, pack, unpack
 
 BODIES = st.lists(
     st.binary(max_size=50) | st.integers(0, 200_000).map(lambda size: b"abcdefgh" * (size // 8)), max_size=5

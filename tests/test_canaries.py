@@ -22,17 +22,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
-from app.db import open_ledger
-from app.enqueue import Place, enqueue
-from app.export import Capture
-from app.opencode.translated import exported
-from app.parse import parse
+from app.capture.enqueue import Place, enqueue
+from app.database.open import open_ledger
+from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
+from app.ledger import destinations, incidents, notices
+from app.ledger import job as ledger_job
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
-from app.record import Frame, Record, encode_session, encode_turn
-from app.transcript import Transcript, TranscriptError
+from app.privacy.terms import Capture
+from app.sources.opencode.translated import exported
+from app.transcript.model import Transcript, TranscriptError
+from app.transcript.parse import parse
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot
@@ -174,7 +175,7 @@ def bodies(spool: Path) -> list[bytes]:
     """What would leave."""
     with closing(open_ledger(spool)) as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return [body.body for job in jobs for body in ledger.bodies(db, job["id"], job["key"])]
+        return [body.body for job in jobs for body in ledger_job.bodies(db, job["id"], job["key"])]
 
 
 def every_byte(spool: Path) -> bytes:
@@ -252,7 +253,7 @@ def test_no_canary_gets_through_whatever_stands_around_it(
     with tempfile.TemporaryDirectory() as folder:
         spool = copytree(migrated, Path(folder) / "spool")
         with closing(open_ledger(spool)) as db:
-            place = Place(destination.destination(db, "http://127.0.0.1:9", "", 0).id, "")
+            place = Place(destinations.destination(db, "http://127.0.0.1:9", "", 0).id, "")
             done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, ring=lambda _: None, abandoned=True)
             leaving = bodies(spool)
             assert done.new
@@ -399,8 +400,8 @@ def test_neither_the_hooks_log_nor_its_ledger_quote_a_damaged_line_or_row(statio
     assert "refused a line" in logs
     assert "odd in " in logs
     with station.ledger() as db:
-        assert sum(count for _, count, _ in destination.refusals(db)) >= 3 * len(snapshots)
-        told = str([*destination.refusals(db), *destination.incidents(db), *ledger.unread(db)])
+        assert sum(count for _, count, _ in incidents.refusals(db)) >= 3 * len(snapshots)
+        told = str([*incidents.refusals(db), *incidents.incidents(db), *notices.unread(db)])
     assert "internal error" not in told
     assert canaries(logs.encode(), told.encode()) == []
 

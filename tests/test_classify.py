@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from app.endpoint import RouteKind
-from app.helicone import REASON_CHARS_MAX, classify
-from app.retry import Kind
+from app.exporters.helicone.client import REASON_CHARS_MAX, classify
+from app.exporters.outcome import Kind
+from app.runtime.url import RouteKind
 
 ID = "7bd55f5f-8a7e-5b2c-9d4e-0d5c1de20000"
 NOW_MS = 1_790_000_000_000

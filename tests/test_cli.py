@@ -22,13 +22,16 @@ import pytest
 import typer
 from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
-from app import cli, clock, destination, ledger
-from app.command import DONE, PROBLEM, STOPPED, USAGE
-from app.endpoint import normalise
-from app.ledger import Failure
-from app.presence import Announced, present
-from app.schema import migrations
-from app.spool import Spool, folder
+from app.capture.targets import folder
+from app.cli import main
+from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
+from app.database.schema import migrations
+from app.ledger import claims, destinations, flow, folders, incidents, notices
+from app.ledger.job import Failure
+from app.runtime import clock
+from app.runtime.liveness import Announced, present
+from app.runtime.spool import Spool
+from app.runtime.url import normalise
 from app.worker import CONSUMER
 from tests.processes import PROJECT, ROOT, Station, worker
 from tests.recorded import export, export_files
@@ -117,8 +120,17 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
         check=True,
     )
     loaded = json.loads(process.stdout)
-    assert "app.hook" in loaded
-    heavy = {"app.cli", "app.helicone", "app.worker", "httpx", "rich", "starlette", "typer", "uvicorn"}
+    assert "app.capture.handler" in loaded
+    heavy = {
+        "app.cli.main",
+        "app.exporters.helicone.client",
+        "app.worker",
+        "httpx",
+        "rich",
+        "starlette",
+        "typer",
+        "uvicorn",
+    }
     assert not heavy.intersection(loaded)
 
 
@@ -208,7 +220,7 @@ def sections() -> dict[str, str]:
 def commands() -> dict[str, Any]:
     """Every command by its full name."""
     found = {}
-    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]  # a group
+    for name, command in typer.main.get_command(main.app).commands.items():  # type: ignore[attr-defined]  # a group
         inner = getattr(command, "commands", None)
         found.update({f"{name} {below}": one for below, one in inner.items()} if inner else {name: command})
     return found
@@ -275,9 +287,9 @@ def test_import_from_8_processes_at_once_makes_one_job_each(
         monkeypatch.setenv(name, station.environ[name])
     script = (
         "import os, sys\n"
-        "from app.importing import import_files\n"
-        "from app.opencode import File\n"
-        "from app.sources import unattended\n"
+        "from app.backfill.import_files import import_files\n"
+        "from app.sources.opencode.export_files import File\n"
+        "from app.settings.lookup import unattended\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "results = list(import_files([File(name) for name in sys.argv[1:]], unattended(os.environ)))\n"
@@ -371,9 +383,9 @@ def test_off_notes_turns_without_content_and_a_later_import_does_not_take_them(s
 def test_the_options_last_seen_for_a_folder_count(station: Station) -> None:
     """What live capture of the folder would not have sent, import does not send either."""
     with station.ledger() as db:
-        there = destination.destination(db, "https://example.invalid", "other", 1).id
-        destination.remember_folder(db, folder(db, PROJECT), there, {"enable": False}, 1)
-        destination.remember_folder(db, folder(db, "/home/dev/other"), there, {"exportMode": "metadata_only"}, 1)
+        there = destinations.destination(db, "https://example.invalid", "other", 1).id
+        folders.remember_folder(db, folder(db, PROJECT), there, {"enable": False}, 1)
+        folders.remember_folder(db, folder(db, "/home/dev/other"), there, {"exportMode": "metadata_only"}, 1)
     disabled = typed(station, "import", *files(SIMPLE))
     assert disabled.returncode == 0
     assert "enable is false" in disabled.stdout
@@ -438,7 +450,7 @@ def test_preview_prints_exactly_what_import_then_sends_and_writes_nothing(statio
     assert shape(previewed) == shape(example("preview"))
     assert sum(jobs_of(here).values()) == 0
     with here.ledger() as db:
-        assert destination.destinations(db) == []
+        assert destinations.destinations(db) == []
     assert here.run("import", *names, with_emails).returncode == 0
     assert here.run("flush").returncode == 0
     bodies = [record["body"] for one in previewed["sessions"] for record in one["records"]]
@@ -520,9 +532,9 @@ def test_flush_has_a_paused_destination_tried_at_once(station: Station, receiver
         assert here.run("import", *files(SIMPLE)).returncode == 0
         wait_until(lambda: here.delivered(JOBS))
         with here.ledger() as db:
-            (ours,) = destination.destinations(db)
+            (ours,) = destinations.destinations(db)
             now_ms = clock.now_ms()
-            destination.pause(
+            flow.pause(
                 db, ours.id, health="refused", reason="401: error", count=1, probe_ms=now_ms + 3_600_000, now_ms=now_ms
             )
         assert here.run("import", *files("b_tools")).returncode == 0
@@ -537,7 +549,7 @@ def test_flush_waits_for_what_a_live_hook_has_not_worked_off(station: Station) -
         hook.say({"sessions": [], "backlog": 3})
         assert said(typed(station, "flush", "--json", "--timeout", "0.2"), 1)["backlog"] == 1
         with station.ledger() as db:
-            (ours,) = destination.destinations(db)
+            (ours,) = destinations.destinations(db)
         hook.say({"destination": ours.id + 1, "sessions": [], "backlog": 3})
         assert typed(station, "flush").returncode == 0
         hook.say({"destination": ours.id, "sessions": [], "backlog": 3})
@@ -587,19 +599,19 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
     assert typed(station, "import", *files(SIMPLE, "b_tools")).returncode == 0
     spool = Spool(station.spool)
     with station.ledger() as db:
-        (ours,) = destination.destinations(db)
-        held = ledger.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
+        (ours,) = destinations.destinations(db)
+        held = claims.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
         assert held is not None
         due_ms = clock.now_ms() + 3_600_000
         failure = Failure("500: empty body", 500)
-        ledger.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
-        destination.pause(
+        claims.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
+        flow.pause(
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )
-        destination.refuse(db, "not JSON", 1_000)
-        destination.note(db, "ledger: damaged, set aside and recovered", 1_000)
-        ledger.note_notice(db, "store", "ses_1", "here", 1_000)
-        ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
+        incidents.refuse(db, "not JSON", 1_000)
+        incidents.note(db, "ledger: damaged, set aside and recovered", 1_000)
+        notices.note_notice(db, "store", "ses_1", "here", 1_000)
+        notices.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
     hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
         hook.say({"destination": ours.id, "sessions": ["ses_1", "ses_2"], "backlog": 0})
@@ -648,7 +660,7 @@ def test_status_makes_a_missing_spool_and_no_destination(station: Station) -> No
     assert not told["is_new"]
     assert [(one["id"], one["current"]) for one in told["destinations"]] == [(None, True)]
     with station.ledger() as db:
-        assert destination.destinations(db) == []
+        assert destinations.destinations(db) == []
     assert {path.stat().st_mode & 0o077 for path in (station.spool, *station.spool.iterdir())} == {0}
 
 
@@ -668,11 +680,11 @@ def test_config_show_names_each_origin_and_never_the_key(station: Station) -> No
     own.write_text("OPENCODE_HELICONE_MAX_RETRIES=7\n")
     (station.home / ".env").write_text("OPENCODE_HELICONE_MAX_RETRIES=8\n")
     with station.ledger() as db:
-        there = destination.destination(db, "https://example.invalid", "other", 1).id
-        destination.remember_folder(db, folder(db, str(station.home)), there, {"redactPatterns": ["x+"]}, 1)
-        fingerprint = destination.fingerprint(db, station.key)
-        ours = destination.destination(db, normalise(station.endpoint), fingerprint, 1)
-        destination.remember_delivery_options(db, ours.id, {"flushInterval": 5})
+        there = destinations.destination(db, "https://example.invalid", "other", 1).id
+        folders.remember_folder(db, folder(db, str(station.home)), there, {"redactPatterns": ["x+"]}, 1)
+        fingerprint = destinations.fingerprint(db, station.key)
+        ours = destinations.destination(db, normalise(station.endpoint), fingerprint, 1)
+        destinations.remember_delivery_options(db, ours.id, {"flushInterval": 5})
     process = typed(station, "config", "show", "--json", "--export-mode", "metadata_only")
     told = {one["name"]: (one["value"], one["origin"]) for one in said(process)["settings"]}
     assert shape(json.loads(process.stdout)) == shape(example("config show"))
@@ -729,10 +741,10 @@ def test_limits_of_a_folder_are_told_of_as_its_own(station: Station) -> None:
     (station.home / "config" / "opencode-helicone").mkdir(parents=True, exist_ok=True)
     (station.home / "config" / "opencode-helicone" / "config.toml").write_text("maxRetries = 9\n")
     with station.ledger() as db:
-        there = destination.destination(db, "https://example.invalid", "other", 1).id
+        there = destinations.destination(db, "https://example.invalid", "other", 1).id
         limits = {"maxRetries": 2, "maxSpoolSize": 1_000}
-        destination.remember_folder(db, folder(db, str(station.home)), there, limits, 1)
-        destination.remember_folder(db, folder(db, "/elsewhere"), there, {"maxRetries": 3}, 1)
+        folders.remember_folder(db, folder(db, str(station.home)), there, limits, 1)
+        folders.remember_folder(db, folder(db, "/elsewhere"), there, {"maxRetries": 3}, 1)
     here = typed(station, "config", "show").stdout
     assert "maxRetries = 2 retries  [plugin options, last seen for this folder]" in here
     assert "maxSpoolSize = 1000 bytes  [plugin options, last seen for this folder]" in here
@@ -773,7 +785,9 @@ def test_receiver_serves_until_it_is_interrupted(station: Station) -> None:
 
 
 def test_receiver_without_its_extra_says_what_to_install(station: Station) -> None:
-    script = "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['receiver']; from app.cli import main; main()"
+    script = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['receiver']; from app.cli.main import main; main()"
+    )
     process = subprocess.run(
         [sys.executable, "-c", script], env=station.environ, capture_output=True, text=True, check=False
     )

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger, letters
-from app.bell import Bell
-from app.ledger import Choice
+from app.ledger import counts, job
+from app.ledger import counts as ledger_counts
+from app.ledger import dead_letters as ledger_dead_letters
+from app.ledger.dead_letters import Choice
+from app.operations import dead_letters
 from app.privacy.excerpt import WITHHELD
-from app.settings import Settings
+from app.queue import Bell
+from app.settings.model import Settings
 from tests.desk import Desk, version
 from tests.processes import Station, worker
 from tests.recorded import export_files
@@ -54,7 +57,7 @@ def keys(station: Station, *arguments: str) -> list[str]:
 
 
 def test_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(letters).failed == 0
+    assert doctest.testmod(dead_letters).failed == 0
 
 
 @pytest.mark.usefixtures("graves")
@@ -111,7 +114,7 @@ def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Stati
     assert "beginning of several keys" in complaint(typed(station, "dead", "retry", version("t1").key[:20]), 1)
     assert "begins with abcdef" in complaint(typed(station, "dead", "purge", "abcdef"), 1)
     assert "was dropped (off)" in complaint(typed(station, "dead", "retry", version("t4").key), 1)
-    assert ledger.counts(graves.db).dead == 3
+    assert counts.counts(graves.db).dead == 3
 
 
 def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(station: Station, graves: Desk) -> None:
@@ -121,12 +124,12 @@ def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(station:
     )
     for arguments in (["retry"], ["retry", "--all", version("t1").key], ["purge", "--all", "--since", "1h", "--yes"]):
         assert typed(station, "dead", *arguments).returncode == 2
-    assert ledger.counts(graves.db).dead == 3
+    assert counts.counts(graves.db).dead == 3
     assert said(typed(station, "dead", "retry", "--since", "1h", "--yes", "--json")) == {"jobs": 0}
 
 
 def graves_error(graves: Desk, turn: str) -> str:
-    (letter,) = ledger.dead_letters(graves.db, Choice(keys=(version(turn).key,)))
+    (letter,) = ledger_dead_letters.dead_letters(graves.db, Choice(keys=(version(turn).key,)))
     return letter.fingerprint
 
 
@@ -138,14 +141,14 @@ def test_a_person_at_a_terminal_is_asked(station: Station, graves: Desk, answere
         done = typed(station, "dead", "purge", "--all", stdin=terminal)
     os.close(outer)
     assert "purge 3 dead letters?" in done.stderr
-    assert (done.returncode, ledger.counts(graves.db).dead) == (code, dead)
+    assert (done.returncode, counts.counts(graves.db).dead) == (code, dead)
 
 
 def test_retry_and_purge_take_what_is_named_and_never_what_was_dropped(station: Station, graves: Desk) -> None:
     assert "1 dead letter purged" in typed(station, "dead", "purge", version("t3").key).stdout
     told = said(typed(station, "dead", "retry", "--all", "--yes", "--json"))
     assert (told, shape(told)) == ({"jobs": 2}, shape(example("dead retry")))
-    counts = ledger.counts(graves.db)
+    counts = ledger_counts.counts(graves.db)
     assert (counts.pending, counts.dead, dict(counts.dropped_by_reason)) == (2, 0, {"off": 1, "purged": 1})
     again = typed(station, "dead", "retry", "--all")
     assert (again.returncode, again.stdout) == (0, "0 dead letters will be tried again\n")
@@ -158,12 +161,12 @@ def test_retry_says_that_no_worker_runs(station: Station) -> None:
 
 def test_more_letters_than_a_batch_are_retried_once_each(graves: Desk, station: Station) -> None:
     graves.db.execute("pragma synchronous = off")
-    for number in range(ledger.BATCH + 10):
+    for number in range(job.BATCH + 10):
         die(graves, version(f"many {number}"))
     settings = Settings(spool_directory=station.spool)
-    assert letters.retry(graves.db, settings, Choice(), graves.now_ms) == ledger.BATCH + 13
+    assert dead_letters.retry(graves.db, settings, Choice(), graves.now_ms) == job.BATCH + 13
     bell = Bell(station.spool, graves.destination)
-    assert bell.huey.pending_count() == letters.RINGS_MAX
+    assert bell.huey.pending_count() == dead_letters.RINGS_MAX
     bell.close()
 
 

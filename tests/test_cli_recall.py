@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
-from app.command import STOPPED
-from app.db import open_ledger
-from app.enqueue import Place
+from app.capture.enqueue import Place
+from app.cli.options import STOPPED
+from app.database.open import open_ledger
+from app.ledger import counts, destinations
+from app.ledger.claims import claim
 from tests import recorded
 from tests.processes import Station
 from tests.servers import Receiver, receiving
@@ -56,7 +57,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     with receiving(tmp_path / "receiver.db") as receiver:
         station = Station(tmp_path, receiver.url)
         with closing(open_ledger(station.spool)) as db:
-            ours = destination.destination(db, receiver.url, destination.fingerprint(db, station.key), 0)
+            ours = destinations.destination(db, receiver.url, destinations.fingerprint(db, station.key), 0)
             scene = Scene(station, Door(db, Place(ours.id, "folder")), receiver)
             scene.door.put(told(WHALE))
             deliver(scene.door, receiver)
@@ -106,7 +107,7 @@ def test_what_is_printed_for_programs_has_the_shape_of_its_example(scene: Scene,
 
 
 def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> None:
-    other = destination.destination(scene.door.db, "https://other.invalid", "fingerprint", 0)
+    other = destinations.destination(scene.door.db, "https://other.invalid", "fingerprint", 0)
     door = Door(scene.door.db, Place(other.id, "folder"))
     door.put(told(WHALE))
     assert not scene.run("ses_root", "--blank", "--dry-run")[1]["problems"]
@@ -131,10 +132,8 @@ def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene)
     scene.run("ses_root", "--blank", "--yes")
     scene.door.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
     now_ms = time.time_ns() // 1_000_000
-    (key, *_) = ledger.pending_keys(scene.door.db)
-    held = ledger.claim(
-        scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000
-    )
+    (key, *_) = counts.pending_keys(scene.door.db)
+    held = claim(scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000)
     assert held is not None
     code, said = scene.run("ses_root", "--blank", "--yes")
     assert (code, said["outcomes"], said["problems"]) == (0, {"overwritten": RECORDS}, [])

@@ -20,17 +20,19 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
-from app.capture import capture
-from app.crashpoint import POINTS, VARIABLE
-from app.deliver import LEASE_MS
-from app.enqueue import Place, enqueue
-from app.ledger.upkeep import KILLS_MAX
-from app.opencode import store_file
-from app.parse import parse
-from app.place import private_directory
-from app.sources import unattended
-from app.spool import Spool, target
+from app.capture.config import capture
+from app.capture.enqueue import Place, enqueue
+from app.capture.targets import target
+from app.delivery.deliver import LEASE_MS
+from app.ledger import claims, notices
+from app.ledger.maintenance import KILLS_MAX
+from app.runtime import clock
+from app.runtime.failpoint import POINTS, VARIABLE
+from app.runtime.filesystem import private_directory
+from app.runtime.spool import Spool
+from app.settings.lookup import unattended
+from app.sources.opencode.store import store_file
+from app.transcript.parse import parse
 from tests.enqueuer import growing, records
 from tests.lean_receiver import LeanReceiver, lean_receiver
 from tests.processes import PROJECT, ROOT, Station, catches, hook, procfile_command
@@ -101,7 +103,7 @@ def held_by_a_dead_worker(station: Station) -> None:
     stored(station)
     with station.ledger() as db:
         key = db.execute("select key from job order by id limit 1").fetchone()[0]
-        assert ledger.claim(db, 1, key, worker="gone", now_ms=clock.now_ms(), lease_ms=LEASE_MS)
+        assert claims.claim(db, 1, key, worker="gone", now_ms=clock.now_ms(), lease_ms=LEASE_MS)
 
 
 def stored_for_later(station: Station) -> None:
@@ -158,7 +160,7 @@ def found_in_the_store(station: Station) -> None:
         process.notice("ses_other", "busy")
         assert process.end() == 0
     with station.ledger() as db:
-        assert ledger.unread(db) == []
+        assert notices.unread(db) == []
 
 
 def said_again(station: Station) -> None:
@@ -328,7 +330,7 @@ def test_every_point_has_a_case() -> None:
 
 INERT = """
 import sys
-from app import crashpoint
+from app.runtime import failpoint as crashpoint
 for point in crashpoint.POINTS:
     crashpoint.reach(point)
 crashpoint.reach("post.sending", "another")

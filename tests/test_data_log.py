@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from app.record import encode_session, encode_turn
+from app.exporters.helicone.records import encode_session, encode_turn
 from tests.snapshots import CREATED_MS, assistant, text, user
 from tests.test_record import FRAME, answered, asked, records, transcript
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from app.connection import WAL_BYTES, Ledger, checkpoint, connect, transaction, wal_reset_bug
-from app.db import open_ledger
-from app.ledger import shrink
-from app.place import private_directory, private_file
-from app.schema import SchemaError, migrate, migrations, statements
+from app.database.connection import WAL_BYTES, Ledger, checkpoint, connect, transaction, wal_reset_bug
+from app.database.open import open_ledger
+from app.database.schema import SchemaError, migrate, migrations, statements
+from app.ledger.pruning import shrink
+from app.runtime.filesystem import private_directory, private_file
 
 HEAD = len(migrations())
 
@@ -200,7 +200,7 @@ def test_many_processes_migrate_at_once_with_one_backup(
 def test_without_room_for_the_backup_nothing_is_migrated(spool: Path) -> None:
     before = old_ledger(spool)
     code = (
-        "import resource, sys; from pathlib import Path; from app.db import open_ledger;"
+        "import resource, sys; from pathlib import Path; from app.database.open import open_ledger;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); open_ledger(Path(sys.argv[1]))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(spool)], check=False, capture_output=True, text=True)
@@ -368,8 +368,8 @@ def test_no_checkpoint_runs_while_somebody_else_writes(db: Ledger, spool: Path) 
 WRITER = """
 import sys
 from pathlib import Path
-from app.connection import transaction
-from app.db import open_ledger
+from app.database.connection import transaction
+from app.database.open import open_ledger
 db = open_ledger(Path(sys.argv[1]))
 db.execute("pragma synchronous = off")
 print("ready", flush=True)
@@ -419,7 +419,7 @@ def test_versions_with_the_wal_reset_bug(sqlite: str, has_it: bool) -> None:  # 
 OPENER = """
 import sys
 from pathlib import Path
-from app.db import open_ledger
+from app.database.open import open_ledger
 print("ready", flush=True)
 sys.stdin.readline()
 for round in sys.argv[1:]:

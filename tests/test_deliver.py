@@ -7,12 +7,13 @@ from typing import Literal
 
 import pytest
 
-from app import destination, ledger
-from app.deliver import LEASE_MS, Courier, deliver
-from app.destination import Destination
-from app.ledger import Body
+from app.delivery.backoff import Policy
+from app.delivery.deliver import LEASE_MS, Courier, deliver
+from app.exporters.outcome import Kind, Outcome
+from app.ledger import claims, destinations, flow, maintenance, pruning
+from app.ledger.destinations import Destination
+from app.ledger.job import Body
 from app.privacy.policy import Post
-from app.retry import Kind, Outcome, Policy
 from app.worker import POST_S_MAX
 from tests.desk import Desk, version
 
@@ -78,7 +79,7 @@ class Shop:
 
     @property
     def destination(self) -> Destination:
-        return destination.by_id(self.desk.db, self.desk.destination)
+        return destinations.by_id(self.desk.db, self.desk.destination)
 
     def numbers(self) -> list[int]:
         """Which records were posted, in order."""
@@ -459,7 +460,7 @@ def test_probe_that_got_a_record_through_and_then_failed_is_a_first_failure(shop
 def test_probe_now_lets_the_next_one_through_at_once(shop: Shop) -> None:
     shop.desk.put(version())
     shop.deliver(outcome("refused"))
-    assert destination.probe_now(shop.desk.db, shop.desk.destination, 1_000)
+    assert flow.probe_now(shop.desk.db, shop.desk.destination, 1_000)
     shop.deliver()
     assert shop.desk.state() == "delivered"
 
@@ -510,7 +511,7 @@ def test_job_superseded_while_its_post_fails_lets_go_of_its_lease(shop: Shop, ki
 
 def test_session_deleted_meanwhile_stops_its_job(shop: Shop) -> None:
     shop.desk.put(version(), records=3)
-    shop.before_answer = lambda: ledger.drop_session(shop.desk.db, shop.desk.destination, "ses_1", 1_000)
+    shop.before_answer = lambda: pruning.drop_session(shop.desk.db, shop.desk.destination, "ses_1", 1_000)
     assert shop.deliver() is None
     assert len(shop.posted) == 1
     assert (shop.desk.state(), shop.desk.row()["lease_until_ms"]) == ("dropped (deleted)", None)
@@ -539,7 +540,7 @@ def test_job_taken_over_after_its_lease_ran_out_is_left_to_the_other(shop: Shop)
     def overslept() -> None:
         shop.before_answer = lambda: None
         shop.desk.now_ms += LEASE_MS
-        ledger.recover(shop.desk.db, shop.desk.now_ms)
+        maintenance.recover(shop.desk.db, shop.desk.now_ms)
         shop.desk.held(worker="worker-b")
 
     shop.before_answer = overslept
@@ -554,7 +555,7 @@ def test_record_that_an_older_attempt_overwrote_is_posted_again(shop: Shop) -> N
     shop.desk.put(version(), records=2)
     stale = shop.desk.held()
     first = shop.desk.left(stale)[0]
-    ledger.give_back(shop.desk.db, stale, due_ms=1_000)
+    claims.give_back(shop.desk.db, stale, due_ms=1_000)
 
     def late_note() -> None:
         if len(shop.posted) == 2:
@@ -607,7 +608,7 @@ def test_ledger_that_cannot_be_written_leaves_the_job_to_its_lease(shop: Shop) -
         shop.deliver()
     shop.desk.db.execute("pragma query_only = off")
     assert shop.desk.state() == "pending"
-    assert ledger.recover(shop.desk.db, 1_000 + LEASE_MS) == 1
+    assert maintenance.recover(shop.desk.db, 1_000 + LEASE_MS) == 1
 
 
 # --- what is rung next
@@ -655,7 +656,7 @@ def test_every_kind_of_outcome_is_settled(shop: Shop) -> None:
     kinds: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]  # a Literal's
     for n, kind in enumerate(kinds):
         shop.desk.put(version(session=f"ses_{n}"))
-        destination.resume(shop.desk.db, shop.desk.destination)
+        flow.resume(shop.desk.db, shop.desk.destination)
         shop.deliver(outcome(kind), session=f"ses_{n}")
         assert shop.desk.row(version(session=f"ses_{n}"))["lease_until_ms"] is None, kind
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
-from app.db import open_ledger
-from app.desk import NOTHING_WANTED
+from app.capture.daemon import NOTHING_WANTED
+from app.database.open import open_ledger
+from app.ledger import counts, destinations, folders, incidents
 from tests.processes import Station, hook
 from tests.recorded import export
 from tests.test_held import asked
@@ -53,7 +53,7 @@ def test_a_relative_spool_of_the_environment_lies_in_the_project(station: Statio
         process.show(export("a_simple"), directory=str(project))
         assert process.end() == 0
     with closing(open_ledger(tmp_path / "beside")) as db:
-        assert ledger.counts(db).pending == JOBS
+        assert counts.counts(db).pending == JOBS
 
 
 def test_a_folder_that_wants_nothing_keeps_no_process_and_one_that_does_goes_on(station: Station) -> None:
@@ -68,7 +68,7 @@ def test_a_folder_that_wants_nothing_keeps_no_process_and_one_that_does_goes_on(
         process.notice("ses_1", "busy", options=off, directory="/home/dev/off")
         assert process.process.wait(60) == NOTHING_WANTED
     with station.ledger() as db:
-        recorded = destination.folder_options(db, destination.fingerprint(db, "/home/dev/off"))
+        recorded = folders.folder_options(db, destinations.fingerprint(db, "/home/dev/off"))
     assert recorded is not None
     assert recorded["enable"] is False, "a worker that still runs must see it"
 
@@ -125,4 +125,4 @@ def test_a_folder_whose_settings_cannot_be_used_is_taken_from_the_store_when_the
 
 def refusals(station: Station) -> dict[str, int]:
     with station.ledger() as db:
-        return {reason: count for reason, count, _ in destination.refusals(db)}
+        return {reason: count for reason, count, _ in incidents.refusals(db)}

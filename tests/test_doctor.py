@@ -15,13 +15,15 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, install, ledger
-from app.confirm import NOT_STORED_CAUSES
-from app.opencode import store_file
-from app.opencode.logins import FILE_BYTES_MAX
-from app.presence import Announced
-from app.reconcile import QUIET_MS
-from app.spool import Spool
+from app.capture.reconcile import QUIET_MS
+from app.delivery.confirm import NOT_STORED_CAUSES
+from app.ledger import destinations, flow, folders, incidents, notices
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import Spool
+from app.sources.opencode import install
+from app.sources.opencode.logins import FILE_BYTES_MAX
+from app.sources.opencode.store import store_file
 from tests import json_store
 from tests.desk import Desk, version
 from tests.newer_store import NewerStore
@@ -138,14 +140,14 @@ def break_the_queue(station: Station) -> None:
 
 def leave_a_session_unread(station: Station) -> None:
     with station.ledger() as db:
-        ledger.note_notice(db, "store", "ses_1", "here", clock.now_ms())
-        ledger.note_notice(db, "store", "ses_2", "here", clock.now_ms())  # about to be read: no fault
-        ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store is not there")
+        notices.note_notice(db, "store", "ses_1", "here", clock.now_ms())
+        notices.note_notice(db, "store", "ses_2", "here", clock.now_ms())  # about to be read: no fault
+        notices.note_wait(db, "store", ["ses_1"], "OpenCode's store is not there")
 
 
 def leave_a_session_that_nobody_reads(station: Station) -> None:
     with station.ledger() as db:
-        ledger.note_notice(db, "store", "ses_1", "here", clock.now_ms() - QUIET_MS - 1)
+        notices.note_notice(db, "store", "ses_1", "here", clock.now_ms() - QUIET_MS - 1)
 
 
 def from_the_future(station: Station) -> None:
@@ -159,12 +161,12 @@ def no_ledger(station: Station) -> None:
 
 def lose_a_line(station: Station) -> None:
     with station.ledger() as db:
-        destination.refuse(db, "not JSON", 1)
+        incidents.refuse(db, "not JSON", 1)
 
 
 def note_an_incident(station: Station) -> None:
     with station.ledger() as db:
-        destination.note(db, "the clock jumped", 1)
+        incidents.note(db, "the clock jumped", 1)
 
 
 def kill_and_drop(station: Station) -> None:
@@ -260,9 +262,9 @@ def test_a_full_disk_is_found(station: Station) -> None:
 def test_a_destination_that_is_not_fine_is_named_with_its_reason(station: Station, health: Any, level: str) -> None:
     desk_words = {"health": health, "reason": "401: error Unauthorized", "count": 1, "probe_ms": 1, "now_ms": 1}
     with station.ledger() as db:
-        fingerprint = destination.fingerprint(db, station.key)
-        ours = destination.destination(db, station.endpoint, fingerprint, 1)
-        destination.pause(db, ours.id, **desk_words)
+        fingerprint = destinations.fingerprint(db, station.key)
+        ours = destinations.destination(db, station.endpoint, fingerprint, 1)
+        flow.pause(db, ours.id, **desk_words)
     found = findings(station, code=int(level == "problem"))
     assert bad(found) == [("destination", level)]
     assert any("401: error Unauthorized" in one["found"] for one in found)
@@ -271,7 +273,7 @@ def test_a_destination_that_is_not_fine_is_named_with_its_reason(station: Statio
 def test_jobs_that_nobody_delivers_are_found(station: Station) -> None:
     with station.ledger() as db:
         desk = Desk(db)
-        ours = destination.destination(db, station.endpoint, destination.fingerprint(db, station.key), 1)
+        ours = destinations.destination(db, station.endpoint, destinations.fingerprint(db, station.key), 1)
         desk.destination = ours.id
         desk.put(version())
     assert bad(findings(station)) == [("processes", "warning")]
@@ -344,9 +346,9 @@ def test_sessions_of_which_no_hook_ever_heard_are_found(station: Station, *, is_
     talked(station, updated_ms=now_ms - 3_600_000)
     if is_seen:
         with station.ledger() as db:
-            ours = destination.destination(db, station.endpoint, destination.fingerprint(db, station.key), 1)
+            ours = destinations.destination(db, station.endpoint, destinations.fingerprint(db, station.key), 1)
             directory = export("a_simple")["sessions"][0]["info"]["directory"]
-            destination.remember_folder(db, destination.fingerprint(db, directory), ours.id, {}, 1)
+            folders.remember_folder(db, destinations.fingerprint(db, directory), ours.id, {}, 1)
     found = findings(station, code=int(not is_seen))
     assert bad(found) == ([] if is_seen else [("hook", "problem")])
 
@@ -452,9 +454,9 @@ def test_what_is_wrong_in_opencodes_files_is_named_with_file_and_line(
 
 def test_a_folder_that_was_held_when_its_hook_saw_it_is_named_from_everywhere(station: Station) -> None:
     with station.ledger() as db:
-        ours = destination.destination(db, "", "", 1)
-        destination.remember_folder(db, "one", ours.id, {"held": "opencode.json line 3: it is not JSON"}, 1)
-        destination.remember_folder(db, "two", ours.id, {}, 1)
+        ours = destinations.destination(db, "", "", 1)
+        folders.remember_folder(db, "one", ours.id, {"held": "opencode.json line 3: it is not JSON"}, 1)
+        folders.remember_folder(db, "two", ours.id, {}, 1)
     (one,) = (one for one in findings(station, code=1) if one["level"] != "ok")
     assert (one["check"], one["level"]) == ("held", "problem")
     assert one["found"] == "1 folder(s), as seen last: opencode.json line 3: it is not JSON"

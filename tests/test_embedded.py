@@ -15,13 +15,7 @@ from tests.waiting import wait_until
 
 PROGRAM = """
 import json, os, sys, time
-from app.bell import Bell
-from app.capture import capture
-from app.db import open_ledger
-from app.enqueue import Place, enqueue
-from app.parse import parse
-from app.sources import unattended
-from app.spool import folder, target
+from app.enqueue import Bell, Place, capture, enqueue, folder, open_ledger, parse, target, unattended
 
 settings, now_ms = unattended(dict(os.environ)).load(), time.time_ns() // 1_000_000
 db = open_ledger(settings.spool_directory)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app import install, ledger
-from app.helicone import Client
-from app.ledger import Body
-from app.presence import present
-from app.shelf import Stored
+from app.exporters.helicone.client import Client
+from app.ledger import job
+from app.ledger.job import Body
+from app.receiver.store import Stored
+from app.runtime.liveness import present
+from app.sources.opencode import install
 from tests.opencode import OpenCode, Server
 from tests.processes import Station, end_automatic_workers, worker
 from tests.servers import Receiver, receiving
@@ -215,5 +216,5 @@ def made(station: Station) -> dict[tuple[str, str], tuple[str, list[Body]]]:
             " join session s on s.id = j.session_id where j.state = 'pending'"
         ).fetchall()
         return {
-            (row["session"], row["turn"]): (row["key"], list(ledger.bodies(db, row["id"], row["key"]))) for row in rows
+            (row["session"], row["turn"]): (row["key"], list(job.bodies(db, row["id"], row["key"]))) for row in rows
         }

@@ -4,8 +4,10 @@ import doctest
 
 import pytest
 
-from app import endpoint
-from app.endpoint import EndpointError, Route, is_loopback, kind_of, normalise, read_back_url, routes
+from app.exporters.helicone import routes as endpoint
+from app.exporters.helicone.routes import Route, kind_of, read_back_url, routes
+from app.runtime import url
+from app.runtime.url import EndpointError, is_loopback, normalise
 from tests.servers import api_key
 
 
@@ -86,7 +88,7 @@ JAWN = "/v1/trace/custom/log"
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_routes_follow_from_the_endpoint(given: str, expected: list[tuple[str, endpoint.RouteKind]]) -> None:
+def test_routes_follow_from_the_endpoint(given: str, expected: list[tuple[str, url.RouteKind]]) -> None:
     assert routes(given) == tuple(Route(url, kind) for url, kind in expected)
 
 

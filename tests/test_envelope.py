@@ -11,18 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app import envelope
-from app.envelope import (
-    BODY_BYTES_MAX,
-    KEPT_CHARACTERS_MIN,
-    META_CHARACTERS_MAX,
-    Log,
-    below,
-    encode,
-    latin1,
-    readable,
-)
-from app.transcript import Json
+from app.exporters.helicone import body as envelope
+from app.exporters.helicone.body import BODY_BYTES_MAX, KEPT_CHARACTERS_MIN, Log, encode
+from app.runtime.header_value import META_CHARACTERS_MAX, below, latin1, readable
+from app.transcript.model import Json
 
 MARKER = re.compile(r"…\[(\d+) (characters|items) cut by opencode-helicone\]$")
 IDENTITY: dict[str, Json] = {"_type": "tool", "toolName": "bash"}

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, destination, erasure, ledger
-from app.connection import Ledger
-from app.crashpoint import VARIABLE
-from app.db import open_ledger
-from app.ledger import Body, Choice
+from app.database.connection import Ledger
+from app.database.open import open_ledger
+from app.ledger import counts, dead_letters, erasure, incidents, job, versions
+from app.ledger.dead_letters import Choice
+from app.ledger.job import Body
+from app.runtime import clock
+from app.runtime.failpoint import VARIABLE
 from app.worker import PRUNE_MS
 from tests.desk import Desk, version
 from tests.processes import Station, worker
@@ -33,7 +35,7 @@ CANARY = b"canary-4711"
 STREAMS = re.compile(rb"x[\x01\x5e\x9c\xda]|\xfd7zXZ\x00")
 PIECE = 32
 KILLED_AT = ("erase.beginning", "erase.rewritten", "erase.finishing")
-"""Points of `app.crashpoint`."""
+"""Points of `app.runtime.failpoint`."""
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def noise(length: int) -> bytes:
 def die(desk: Desk, turn: str, length: int) -> None:
     """A dead letter whose body begins with the canary, and does not become small."""
     body = Body(uuid.uuid5(uuid.NAMESPACE_URL, turn), b'{"text": "' + CANARY + turn.encode() + noise(length) + b'"}')
-    ledger.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
+    versions.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
     assert desk.bury(desk.held(version(turn)))
 
 
@@ -107,7 +109,7 @@ def test_a_purge_leaves_no_body_in_any_file(station: Station, how: str) -> None:
         assert traces(station.spool, bundles) == set()
     with station.ledger() as db:
         assert db.execute("pragma integrity_check").fetchone()[0] == "ok"
-        assert ledger.counts(db).dropped_by_reason == {"purged": 6}
+        assert counts.counts(db).dropped_by_reason == {"purged": 6}
 
 
 def test_what_was_freed_before_goes_too(station: Station) -> None:
@@ -115,7 +117,7 @@ def test_what_was_freed_before_goes_too(station: Station) -> None:
     bundles = buried(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")  # as SQLite's own default is; some systems have another
-        ledger.purge_dead(db, Choice(keys=tuple(version(f"t{turn}").key for turn in range(5))), 2_000)
+        dead_letters.purge_dead(db, Choice(keys=tuple(version(f"t{turn}").key for turn in range(5))), 2_000)
     assert traces(station.spool, bundles)
     assert typed(station, "dead", "purge", version("t5").key).returncode == 0
     assert traces(station.spool, bundles) == set()
@@ -125,7 +127,7 @@ def test_a_purge_that_finds_no_letter_clears_what_an_earlier_one_could_not(stati
     bundles = buried(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")
-        ledger.purge_dead(db, Choice(), 2_000)
+        dead_letters.purge_dead(db, Choice(), 2_000)
     assert traces(station.spool, bundles)
     assert said(typed(station, "dead", "purge", "--all", "--json")) == {"jobs": 0, "left": []}
     assert traces(station.spool, bundles) == set()
@@ -136,7 +138,7 @@ def test_the_purge_of_one_letter_leaves_the_others_whole(station: Station) -> No
     assert typed(station, "dead", "purge", version("t4").key).returncode == 0
     with station.ledger() as db:
         rows = db.execute("select id, key from job where state = 'dead'").fetchall()
-        assert [CANARY in body.body for row in rows for body in ledger.bodies(db, row["id"], row["key"])] == [True] * 5
+        assert [CANARY in body.body for row in rows for body in job.bodies(db, row["id"], row["key"])] == [True] * 5
 
 
 def test_copies_that_were_set_aside_go_and_others_are_named(station: Station) -> None:
@@ -170,13 +172,13 @@ def test_a_log_that_somebody_reads_is_named_and_goes_with_the_next_purge(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundles = buried(station)
-    monkeypatch.setattr("app.erasure.TRIES", 2)
+    monkeypatch.setattr("app.ledger.erasure.TRIES", 2)
     with closing(open_ledger(station.spool)) as db, closing(open_ledger(station.spool)) as reader:
         desk = Desk(db)
         die(desk, "t9", 1_000)  # so that there is something in the log
         reader.execute("begin")
         reader.execute("select count(*) from job").fetchone()
-        ledger.purge_dead(db, Choice(), 2_000)
+        dead_letters.purge_dead(db, Choice(), 2_000)
         assert ["ledger.db-wal" in line for line in erasure.erase(db)] == [True]
         reader.execute("commit")
         assert erasure.erase(db) == []
@@ -185,7 +187,7 @@ def test_a_log_that_somebody_reads_is_named_and_goes_with_the_next_purge(
 
 def noted(station: Station) -> list[str]:
     with station.ledger() as db:
-        return [what for what, _, _ in destination.incidents(db)]
+        return [what for what, _, _ in incidents.incidents(db)]
 
 
 def pruned(station: Station) -> bool:
@@ -199,13 +201,13 @@ def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Sta
     bundles = buried(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")  # as SQLite's own default is; some systems have another
-        ledger.purge_dead(db, Choice(keys=(version("t4").key,)), 2_000)
+        dead_letters.purge_dead(db, Choice(keys=(version("t4").key,)), 2_000)
     killed = replace(station, variables={VARIABLE: point}).run("dead", "purge", "--all", "--yes")
     assert killed.returncode == -signal.SIGKILL
     assert bool(traces(station.spool, bundles)) is (point != "erase.finishing")
     assert station.counts().dead == 0
-    assert noted(station) == [destination.UNERASED]
-    assert f"noted: {destination.UNERASED}: 2" in typed(station, "status").stdout
+    assert noted(station) == [incidents.UNERASED]
+    assert f"noted: {incidents.UNERASED}: 2" in typed(station, "status").stdout
     told = json.loads(typed(station, "doctor", "--json").stdout)["findings"]
     assert ["dead purge --all" in one["todo"] for one in told if one["check"] == "incident"] == [True]
     with station.ledger() as db:
@@ -219,11 +221,11 @@ def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Sta
 def test_a_worker_leaves_a_purge_that_is_under_way_to_its_command(station: Station) -> None:
     buried(station)
     with station.ledger() as db:
-        ledger.purge_dead(db, Choice(), clock.now_ms())
+        dead_letters.purge_dead(db, Choice(), clock.now_ms())
     with worker(station):
         wait_until(lambda: "starts" in station.text("worker.log"))
         wait_until(lambda: pruned(station))
-    assert noted(station) == [destination.UNERASED]
+    assert noted(station) == [incidents.UNERASED]
     assert typed(station, "dead", "purge", "--all").returncode == 0
     assert noted(station) == []
 
@@ -233,8 +235,8 @@ def test_a_recall_notes_that_what_it_replaces_lies_in_the_files(station: Station
         desk = Desk(db)
         desk.put(version())
         assert noted(station) == []
-        ledger.insert(db, desk.destination, replace(version(content="b"), is_recall=True), [], now_ms=desk.now_ms)
-        assert noted(station) == [destination.UNERASED]
+        versions.insert(db, desk.destination, replace(version(content="b"), is_recall=True), [], now_ms=desk.now_ms)
+        assert noted(station) == [incidents.UNERASED]
 
 
 def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
@@ -245,15 +247,15 @@ def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
 
     def purging(db: Ledger) -> bool:
         with station.ledger() as another:
-            ledger.purge_dead(another, Choice(keys=(version("t2").key,)), 2_000)
+            dead_letters.purge_dead(another, Choice(keys=(version("t2").key,)), 2_000)
         return begin(db)
 
     with closing(open_ledger(station.spool)) as db:
-        ledger.purge_dead(db, Choice(keys=(version("t1").key,)), 2_000)
+        dead_letters.purge_dead(db, Choice(keys=(version("t1").key,)), 2_000)
         with monkeypatch.context() as patch:
-            patch.setattr("app.erasure._begin_wal_anew", purging)
+            patch.setattr("app.ledger.erasure._begin_wal_anew", purging)
             assert erasure.erase(db) == []
-        assert noted(station) == [destination.UNERASED]
+        assert noted(station) == [incidents.UNERASED]
         assert erasure.erase(db) == []
     assert noted(station) == []
 
@@ -267,7 +269,7 @@ def test_copies_that_cannot_be_deleted_are_named_and_the_rest_is_cleared(station
     assert "ledger.db.before-1 in the spool cannot be deleted" in done.stderr
     assert "not of this program" not in done.stderr
     assert traces(station.spool, bundles) == set()
-    assert noted(station) == [destination.UNERASED]
+    assert noted(station) == [incidents.UNERASED]
 
 
 def test_a_ledger_that_cannot_be_rewritten_is_named(station: Station) -> None:

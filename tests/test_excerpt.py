@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import pytest
 
-from app.helicone import Client, ReadBackError
+from app.exporters.helicone.client import Client, ReadBackError
+from app.exporters.outcome import Outcome
 from app.privacy.excerpt import CHARS_MAX, UNREADABLE, WITHHELD
 from app.privacy.redact import REDACTED, Redaction
-from app.retry import Outcome
 from tests.secrets import KEYS, noise
 from tests.servers import answer, api_key, scripted
 

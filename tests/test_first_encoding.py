@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app.identity import Encoding
-from app.parse import parse
-from app.record import Frame, encode_turn
-from app.transcript import Transcript
+from app.exporters.helicone.records import Frame, encode_turn
+from app.transcript.identity import Encoding
+from app.transcript.model import Transcript
+from app.transcript.parse import parse
 from tests.snapshots import Fields
 
 CASES = Path(__file__).parent / "cases"

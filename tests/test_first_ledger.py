@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.ledger import footprint
-from app.opencode import store_file
+from app.ledger import record_identity
+from app.sources.opencode.store import store_file
 from tests.first_ledger import CALLED, CREATED_MS, DEAD, DELIVERED, EMPTIED, WAITING, conversation, restore
 from tests.processes import Station, hook, worker
 from tests.servers import Receiver, receiving
@@ -53,7 +53,7 @@ def known(spool: Path) -> dict[str, tuple[str, str, str]]:
             "select j.id, s.name as session, t.name as turn from job j join session s on s.id = j.session_id"
             " join turn t on t.id = j.turn_id"
         ).fetchall()
-        prints = footprint.read(db, [row["id"] for row in rows])
+        prints = record_identity.read(db, [row["id"] for row in rows])
         return {
             str(one.request_id): (row["session"], row["turn"], one.frozen.model)
             for row in rows

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from app.identity import Encoding
-from app.naming import session_name
-from app.parse import parse
-from app.record import Frame, Record, encode_session, encode_turn
-from app.transcript import Transcript
+from app.exporters.helicone.naming import session_name
+from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
+from app.transcript.identity import Encoding
+from app.transcript.model import Transcript
+from app.transcript.parse import parse
 from tests import recorded
 
 GOLDEN = Path(__file__).parent / "golden"

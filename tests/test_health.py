@@ -1,4 +1,4 @@
-"""Whose fault a failure is: the table at the head of `app/health.py`, line by line."""
+"""Whose fault a failure is: the table at the head of `app/delivery/health.py`, line by line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
-from app.retry import Outcome, Policy
+from app.delivery.backoff import Policy
+from app.delivery.health import Bury, GiveBack, Pause, SetBack, Situation, judge
+from app.exporters.outcome import Outcome
 
 POLICY = Policy.of(max_retries=3, base_ms=1_000)
 CALM = Situation(

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, destination, ledger
-from app.db import open_ledger
+from app.capture.targets import target
+from app.database.open import open_ledger
+from app.ledger import destinations as destination
+from app.ledger import flow, folders, policy_enforcement
 from app.privacy.policy import Hold
-from app.settings import Settings
-from app.sources import Sources, typed, unattended
-from app.spool import target
+from app.runtime import clock
+from app.settings.lookup import Sources, typed, unattended
+from app.settings.model import Settings
 from app.worker import CONSUMER, Worker
 from tests.processes import HookProcess, Station, hook, repository, worker
 from tests.recorded import export
@@ -76,7 +78,7 @@ def show(process: HookProcess, project: Path, wanted: Fields) -> None:
 
 def held(station: Station) -> list[tuple[str, int]]:
     with station.ledger() as db:
-        return destination.held_folders(db)
+        return folders.held_folders(db)
 
 
 def patterns_of_jobs(station: Station) -> list[int]:
@@ -163,7 +165,7 @@ def test_a_file_of_the_user_holds_every_folder_and_a_worker_that_runs(station: S
 
     def reasons() -> list[str]:
         with station.ledger() as db:
-            return [reason for reason, _ in ledger.held(db, 1)]
+            return [reason for reason, _ in policy_enforcement.held(db, 1)]
 
     with worker(station):
         wait_until(lambda: any("opencode.json line 2" in reason for reason in reasons()))
@@ -179,7 +181,7 @@ def test_a_worker_holds_what_its_folder_was_held_for(bench: Bench) -> None:
     bench.sweep()
     bench.deliver()
     assert (bench.posted, bench.states) == ([], ["pending"] * 2)
-    ((reason, jobs),) = ledger.held(bench.db, bench.destination)
+    ((reason, jobs),) = policy_enforcement.held(bench.db, bench.destination)
     assert (reason, jobs) == ("held until the configuration is right: opencode.json line 3: it is not JSON", 2)
     assert isinstance(bench.permits.capture(bench.db, ""), Hold)
     bench.record()
@@ -271,10 +273,10 @@ def test_jobs_of_a_refused_key_do_not_go_to_a_key_of_the_folder_either(station: 
         process.end()
     with station.ledger() as db:
         (one,) = destination.destinations(db)
-        destination.pause(db, one.id, health="refused", reason="401", count=1, probe_ms=1 << 50, now_ms=1)
+        flow.pause(db, one.id, health="refused", reason="401", count=1, probe_ms=1 << 50, now_ms=1)
         ours = target(db, unattended(station.environ).load(), 1)
         (place,) = (row["hash"] for row in db.execute("select hash from folder"))
-        destination.remember_folder(db, place, ours.id, {}, 1)
+        folders.remember_folder(db, place, ours.id, {}, 1)
         before = destinations(station)
     command_env = here(station)
     settings: Settings = typed(command_env, station.home).load()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.helicone import ANSWER_BYTES_MAX, READ_BACK_PAGE, Client, ClientError, ReadBackError
-from app.retry import Kind, Outcome
+from app.exporters.helicone.client import ANSWER_BYTES_MAX, READ_BACK_PAGE, Client, ClientError, ReadBackError
+from app.exporters.outcome import Kind, Outcome
 from tests import servers
 from tests.servers import answer, api_key, ok, scripted, whole
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
-from app.db import open_ledger
-from app.desk import NOTHING_WANTED, Desk
-from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
-from app.presence import present
-from app.sources import unattended
+from app.capture.daemon import NOTHING_WANTED, Desk
+from app.capture.pipe_reader import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
+from app.database.open import open_ledger
+from app.ledger import counts, destinations, folders, incidents, job, notices
+from app.runtime.liveness import present
+from app.settings.lookup import unattended
 from tests.processes import PROJECT, Station, hook
 from tests.recorded import EMAILS, SECRETS, export
 from tests.servers import api_key
@@ -48,7 +48,7 @@ def told(station: Station, message: str) -> int:
 
 def refusals(station: Station) -> dict[str, int]:
     with station.ledger() as db:
-        return {reason: count for reason, count, _ in destination.refusals(db)}
+        return {reason: count for reason, count, _ in incidents.refusals(db)}
 
 
 def test_what_was_refused_may_hold_anything(station: Station) -> None:
@@ -84,11 +84,11 @@ def test_each_line_is_acknowledged_when_its_session_is_in_the_ledger(station: St
         process.wait_for_ack()
         assert station.counts().pending == JOBS
         with station.ledger() as db:
-            assert ledger.unread(db) == []
+            assert notices.unread(db) == []
         process.notice("ses_nowhere", "busy")
         process.wait_for_ack()
         with station.ledger() as db:
-            assert [one.sessions for one in ledger.unread(db)] == [1]
+            assert [one.sessions for one in notices.unread(db)] == [1]
         process.say("notice", v=2, n=process.said + 1, session="", why="bored")  # refused and counted
         process.said += 1
         process.show(export("b_tools"))
@@ -227,7 +227,7 @@ def unfinished(name: str) -> dict[str, Any]:
 def turns_and_states(station: Station) -> list[tuple[str, str]]:
     with station.ledger() as db:
         rows = db.execute("select t.name, j.state from job j join turn t on t.id = j.turn_id order by j.id").fetchall()
-    return [(row["name"], row["state"]) for row in rows if row["name"] != ledger.SESSION_RECORD]
+    return [(row["name"], row["state"]) for row in rows if row["name"] != job.SESSION_RECORD]
 
 
 def test_an_unfinished_turn_waits_for_the_notice_of_its_end(station: Station) -> None:
@@ -345,7 +345,7 @@ def test_a_pattern_that_does_not_compile_stops_the_export_and_is_named(station: 
     assert f"a folder is held: {held}" in station.text("hook.log")
     assert "broken(" not in station.text("hook.log")
     with station.ledger() as db:
-        assert destination.held_folders(db) == [(held, 1)]
+        assert folders.held_folders(db) == [(held, 1)]
     assert refusals(station) == {}
     assert station.counts().pending == JOBS
 
@@ -371,7 +371,7 @@ def test_no_secret_of_a_recording_is_in_any_byte_of_the_spool(station: Station) 
             bodies = b"".join(
                 body.body
                 for row in db.execute("select id, key from job").fetchall()
-                for body in ledger.bodies(db, row["id"], row["key"])
+                for body in job.bodies(db, row["id"], row["key"])
             )
         process.end()
     assert b"REDACTED" in bodies
@@ -392,7 +392,7 @@ def test_a_known_value_of_the_environment_is_masked_and_nowhere_in_the_spool(sta
         bodies = b"".join(
             body.body
             for row in db.execute("select id, key from job").fetchall()
-            for body in ledger.bodies(db, row["id"], row["key"])
+            for body in job.bodies(db, row["id"], row["key"])
         )
     assert secret.encode() not in bodies
     assert b"it is [REDACTED], is it not" in bodies
@@ -410,7 +410,7 @@ def test_a_project_of_that_name_and_a_hostile_env_file_redirect_nothing(station:
         process.end()
     assert not (tmp_path / "trapped").exists()
     with station.ledger() as db:
-        assert [one.endpoint for one in destination.destinations(db)] == [NOWHERE]
+        assert [one.endpoint for one in destinations.destinations(db)] == [NOWHERE]
 
 
 def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station) -> None:
@@ -419,9 +419,9 @@ def test_options_of_the_plugin_are_recorded_for_later_commands(station: Station)
         process.show(export(SIMPLE), options=options)
         process.end()
     with station.ledger() as db:
-        (one,) = destination.destinations(db)
+        (one,) = destinations.destinations(db)
         assert one.delivery_options == {"confirm": "off", "flushInterval": 9}
-        recorded = destination.folder_options(db, destination.fingerprint(db, PROJECT))
+        recorded = folders.folder_options(db, destinations.fingerprint(db, PROJECT))
     # What may stand in the project's own files limits the jobs of its folder, not those of others.
     assert recorded == {
         "maxRetries": 2,
@@ -500,8 +500,8 @@ def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spo
         process.show(export(SIMPLE))
         assert process.end() == 0
     with closing(open_ledger(station.home / "data" / "opencode-helicone")) as db:
-        assert sum(count for _, count, _ in destination.refusals(db)) == refused
-        assert ledger.counts(db).pending == JOBS
+        assert sum(count for _, count, _ in incidents.refusals(db)) == refused
+        assert counts.counts(db).pending == JOBS
 
 
 def test_a_snapshot_that_was_on_its_way_when_its_session_was_deleted_is_not_taken(station: Station) -> None:
@@ -538,11 +538,11 @@ def test_a_session_captured_again_with_a_key_moves_to_it_even_where_two_keys_are
             process.show(export(SIMPLE))
             process.end()
     with station.ledger() as db:
-        pending = {one.key_fingerprint: ledger.counts(db, one.id).pending for one in destination.destinations(db)}
+        pending = {one.key_fingerprint: counts.counts(db, one.id).pending for one in destinations.destinations(db)}
         assert pending == {
-            destination.fingerprint(db, other.key): JOBS,
+            destinations.fingerprint(db, other.key): JOBS,
             "": 0,
-            destination.fingerprint(db, station.key): JOBS,
+            destinations.fingerprint(db, station.key): JOBS,
         }
 
 
@@ -570,7 +570,7 @@ def test_the_key_itself_is_masked_wherever_it_was_read_from(station: Station) ->
         process.end()
     with station.ledger() as db:
         jobs = db.execute("select id, key from job").fetchall()
-        bodies = b"".join(body.body for row in jobs for body in ledger.bodies(db, row["id"], row["key"]))
+        bodies = b"".join(body.body for row in jobs for body in job.bodies(db, row["id"], row["key"]))
     assert b"is [REDACTED] my key?" in bodies
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
-from app.enqueue import Place
-from app.identity import Identity
+from app.capture.enqueue import Place
+from app.ledger import adoption, destinations, versions
+from app.transcript.identity import Identity
 from tests.snapshots import CREATED_MS, SESSION, Fields, assistant, entry, snapshot, task, text, user
 from tests.test_enqueue import Door, capture
 
 
 @pytest.fixture
 def door(db: sqlite3.Connection) -> Door:
-    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
     return Door(db, Place(target.id, "folder"))
 
 
@@ -161,7 +161,7 @@ def test_nothing_of_a_name_is_kept_while_export_is_off(door: Door) -> None:
 def test_a_session_known_before_to_another_destination_is_written_as_there(door: Door) -> None:
     """Two keys may be of one organisation, and its rows are the same rows."""
     known_before(door)
-    other = destination.destination(door.db, "https://example.invalid", "another key", 0)
+    other = destinations.destination(door.db, "https://example.invalid", "another key", 0)
     replace(door, place=Place(other.id, "folder")).put(talk(answered(1)))
     assert models(door) == {"data", "anthropic/claude-x"}
 
@@ -174,15 +174,15 @@ def test_a_root_goes_on_as_its_subagent_began(door: Door) -> None:
     child["info"]["parentID"] = "ses_parent"
     door.put(snapshot(root, child))
     identity = Identity("", 1, "opencode: project")
-    assert ledger.frozen(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
+    assert versions.frozen(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
     assert models(door) == {"data", "tool", "anthropic/claude-x"}
 
 
 def test_a_session_that_changes_its_destination_stays_what_it_is(door: Door) -> None:
     door.put(talk(answered(1)))
-    other = destination.destination(door.db, "https://example.invalid", "another key", 0)
-    ledger.adopt(door.db, door.place.destination_id, other.id, now_ms=1)
+    other = destinations.destination(door.db, "https://example.invalid", "another key", 0)
+    adoption.adopt(door.db, door.place.destination_id, other.id, now_ms=1)
     there = replace(door, place=Place(other.id, "folder"))
     there.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
-    assert ledger.frozen(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
+    assert versions.frozen(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
     assert names(door) == ["opencode: project"]

@@ -24,7 +24,7 @@ import json, os, sys
 environ, *files = sys.argv[1:]
 os.environ.clear()
 os.environ.update(json.loads(environ))
-from app.cli import main
+from app.cli.main import main
 print("ready", flush=True)
 sys.stdin.readline()
 sys.argv = ["opencode-helicone", "import", *files]

@@ -14,12 +14,13 @@ from urllib.parse import unquote
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.export import Capture, Export, exports
-from app.identity import Identity
-from app.parse import parse
+from app.capture.export import Export, exports
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
-from app.shape import IDENTITY_CHARACTERS_MAX
+from app.privacy.terms import Capture
+from app.transcript.fields import IDENTITY_CHARACTERS_MAX
+from app.transcript.identity import Identity
+from app.transcript.parse import parse
 from tests.mutants import check_body
 from tests.processes import Station, hook, worker
 from tests.servers import api_key, ok, scripted

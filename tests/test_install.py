@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.install import (
+from app.sources.opencode.install import (
     FILE_NAME,
     MARKER,
     SOURCE,
@@ -25,7 +25,7 @@ from app.install import (
     render,
     uninstall,
 )
-from app.opencode.program import programs
+from app.sources.opencode.program import programs
 
 PYTHON = '/opt/a "quoted" venv/bin/python'
 

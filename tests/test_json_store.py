@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from app.opencode import Store, StoreError, store_file
-from app.opencode.rows import subagent
-from app.parse import parse
-from app.transcript import UNREADABLE, Other
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.rows import subagent
+from app.sources.opencode.store import Store, store_file
+from app.transcript.model import UNREADABLE, Other
+from app.transcript.parse import parse
 from tests.json_store import put
 from tests.opencode import install_opencode, installed_opencode
 from tests.processes import Station, hook

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from app import install, ledger
-from app.opencode import store_file
-from app.presence import present
-from app.settings import SettingsError, from_arguments, load
-from app.sources import Sources
+from app.ledger import job as ledger_job
+from app.runtime.liveness import present
+from app.settings.layers import load
+from app.settings.lookup import Sources
+from app.settings.model import SettingsError
+from app.settings.options import from_arguments
+from app.sources.opencode import install
+from app.sources.opencode.store import store_file
 from tests.processes import ROOT, Station, end_automatic_workers, hook
 from tests.recorded import Snapshot, export
 from tests.servers import Act, Exchange, Scripted, answer, api_key, scripted, whole
@@ -48,7 +51,7 @@ def bodies(station: Station) -> bytes:
     """What the compressed records in the ledger say."""
     with station.ledger() as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return b"".join(body.body for job in jobs for body in ledger.bodies(db, job["id"], job["key"]))
+        return b"".join(body.body for job in jobs for body in ledger_job.bodies(db, job["id"], job["key"]))
 
 
 def command_lines() -> list[bytes]:

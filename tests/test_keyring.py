@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from app.capture import capture
-from app.keyring import Keyring
-from app.opencode import config
-from app.opencode.logins import FILE_BYTES_MAX, Logins
-from app.settings import Settings
+from app.capture.config import capture
+from app.capture.keyring import Keyring
+from app.settings.model import Settings
+from app.sources.opencode import config
+from app.sources.opencode.logins import FILE_BYTES_MAX, Logins
 from tests.opencode import OpenCode
 from tests.secrets import noise
 

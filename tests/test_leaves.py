@@ -17,9 +17,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.parse import parse
-from app.record import Frame, encode_session, encode_turn
-from app.transcript import Tool, Transcript, Turn
+from app.exporters.helicone.records import Frame, encode_session, encode_turn
+from app.transcript.model import Tool, Transcript, Turn
+from app.transcript.parse import parse
 from tests import recorded
 from tests.mutants import Steps, places
 

@@ -10,13 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
-from app.connection import connect
-from app.identity import Identity
-from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version
+from app.database.connection import connect
+from app.ledger import (
+    adoption,
+    claims,
+    counts,
+    dead_letters,
+    destinations,
+    eviction,
+    flow,
+    job,
+    maintenance,
+    policy_enforcement,
+    pruning,
+    versions,
+)
+from app.ledger import counts as ledger_counts
 from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.job import BATCH, Body, Claim, LedgerError, Standing, Version
+from app.ledger.maintenance import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX, RING_AGAIN_MS
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
-from app.ledger.upkeep import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX, RING_AGAIN_MS
+from app.transcript.identity import Identity
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 # --- insert
@@ -43,8 +57,8 @@ INSERTER = """
 import sys, uuid
 from pathlib import Path
 from app import ledger
-from app.db import open_ledger
-from app.ledger import Body, Version
+from app.database.open import open_ledger
+from app.ledger.job import Body, Version
 db = open_ledger(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -66,7 +80,7 @@ def test_eight_processes_inserting_the_same_versions_make_one_job_each(
         20,
     )
     assert desk.db.execute("select count(*) from record").fetchone()[0] == 20
-    assert ledger.counts(desk.db).pending == 20
+    assert counts.counts(desk.db).pending == 20
 
 
 def test_newer_version_supersedes_and_takes_the_bodies_of_the_older_away(desk: Desk) -> None:
@@ -118,7 +132,7 @@ def test_worker_of_a_version_that_came_back_cannot_finish_it(desk: Desk) -> None
     posted = desk.left(stale)
     desk.put(second)
     desk.put(first, records=2)
-    assert not ledger.is_current(desk.db, stale)
+    assert not claims.is_current(desk.db, stale)
     assert not desk.acknowledge(stale, posted[0])
     assert not desk.complete(stale)
     assert not desk.bury(stale, 1_000, "late")
@@ -145,7 +159,7 @@ def test_equal_record_is_born_acknowledged(desk: Desk) -> None:
     desk.put(first, records=3, text="same")
     desk.deliver(first)
     made = [*bodies("ses_1 t1", 2, "same"), *bodies("ses_1 t1", 3, "other")[2:]]
-    ledger.insert(desk.db, desk.destination, second, made, now_ms=1_000)
+    versions.insert(desk.db, desk.destination, second, made, now_ms=1_000)
     assert desk.left(desk.held(second)) == made[2:]
 
 
@@ -176,7 +190,7 @@ def test_failed_insert_leaves_nothing_behind(desk: Desk) -> None:
     # The position differs, so doubled ids are stored; a body that is no bytes fails in the middle of the insert.
     broken = [*twice, replace(twice[0], request_id=None)]  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
-        ledger.insert(desk.db, desk.destination, version(content="b", facts_ms=200), broken, now_ms=1_000)
+        versions.insert(desk.db, desk.destination, version(content="b", facts_ms=200), broken, now_ms=1_000)
     assert desk.state(version(content="a")) == "pending"
     assert desk.records(version(content="a")) == 1
     assert desk.db.execute("select count(*) from job").fetchone()[0] == 1
@@ -214,14 +228,14 @@ def test_off_says_nothing_about_a_turn_that_the_ledger_has(desk: Desk) -> None:
 def test_turn_captured_while_off_stays_shut_until_asked(desk: Desk) -> None:
     desk.put(version(content="off"), off=True)
     assert desk.put(version(content="a", facts_ms=500)) is Standing.SHUT
-    assert ledger.counts(desk.db).pending == 0
+    assert counts.counts(desk.db).pending == 0
     assert desk.put(version(content="a", facts_ms=500), reopen=("off",)) is Standing.NEW
     assert (desk.state(version(content="a")), desk.state(version(content="off"))) == ("pending", "superseded")
 
 
 def test_deleted_turn_stays_shut_until_asked(desk: Desk) -> None:
     desk.put(version())
-    ledger.drop_session(desk.db, desk.destination, "ses_1", 1_000)
+    pruning.drop_session(desk.db, desk.destination, "ses_1", 1_000)
     assert desk.put(version(content="b", facts_ms=500)) is Standing.SHUT
     assert desk.put(version()) is Standing.KNOWN
     assert desk.state() == "dropped (deleted)"
@@ -232,11 +246,11 @@ def test_deleted_turn_stays_shut_until_asked(desk: Desk) -> None:
 @pytest.mark.parametrize("reason", ["age", "size"])
 def test_turn_dropped_for_want_of_room_is_open_for_a_newer_version_only(desk: Desk, reason: str) -> None:
     desk.put(version())
-    ledger.drop_oversize(desk.db, 1_000, 0)
+    pruning.drop_oversize(desk.db, 1_000, 0)
     desk.db.execute("update job set drop_reason = ?", (reason,))
     assert desk.put(version()) is Standing.KNOWN
     assert desk.put(version(), reopen=(reason,)) is Standing.REOPENED
-    ledger.drop_oversize(desk.db, 1_000, 0)
+    pruning.drop_oversize(desk.db, 1_000, 0)
     assert desk.put(version(content="b", facts_ms=200)) is Standing.NEW
 
 
@@ -249,31 +263,31 @@ def child_version(content: str = "c") -> Version:
 
 def test_placing_under_a_parent_supersedes_what_the_child_exported_as_its_own_root(desk: Desk) -> None:
     desk.put(child_version())
-    desk.put(version(session="ses_child", turn=ledger.SESSION_RECORD))
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 2
+    desk.put(version(session="ses_child", turn=job.SESSION_RECORD))
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 2
     assert (desk.state(child_version()), desk.records(child_version())) == ("superseded", 0)
-    assert ledger.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
+    assert versions.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
 
 
 def test_placing_keeps_the_childs_user_id(desk: Desk) -> None:
     desk.put(replace(child_version(), user_id="frozen"))
-    ledger.place_under(desk.db, desk.destination, "ses_child", replace(version(), user_id="other"), 1_000)
-    assert ledger.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity("frozen"))
+    versions.place_under(desk.db, desk.destination, "ses_child", replace(version(), user_id="other"), 1_000)
+    assert versions.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity("frozen"))
 
 
 def test_child_not_seen_before_is_known_under_its_parent_from_then_on(desk: Desk) -> None:
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
-    assert ledger.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
+    assert versions.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
 
 
 def test_childs_job_in_flight_keeps_its_lease_until_its_worker_lets_go(desk: Desk) -> None:
     desk.put(child_version())
     held = desk.held(child_version())
-    ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000)
-    assert not ledger.is_current(desk.db, held)
+    versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000)
+    assert not claims.is_current(desk.db, held)
     assert not desk.complete(held)
-    assert ledger.abandon(desk.db, held)
+    assert claims.abandon(desk.db, held)
     assert desk.row(child_version())["lease_until_ms"] is None
 
 
@@ -309,7 +323,7 @@ def test_superseded_job_in_flight_keeps_its_session_to_itself_until_it_lets_go(d
     held = desk.held(old)
     desk.put(new)
     assert desk.claim(new) is None
-    assert ledger.abandon(desk.db, held)
+    assert claims.abandon(desk.db, held)
     assert desk.held(new).key == new.key
 
 
@@ -329,7 +343,7 @@ def test_dead_job_does_not_block_its_successors(desk: Desk) -> None:
 
 def test_nothing_is_claimed_before_it_is_due(desk: Desk) -> None:
     desk.put(version())
-    ledger.give_back(desk.db, desk.held(), due_ms=1_001)
+    claims.give_back(desk.db, desk.held(), due_ms=1_001)
     assert desk.claim() is None
     desk.now_ms = 1_001
     assert desk.claim() is not None
@@ -337,19 +351,19 @@ def test_nothing_is_claimed_before_it_is_due(desk: Desk) -> None:
 
 def test_held_job_that_is_tried_after_all_is_no_longer_told_of_as_held(desk: Desk) -> None:
     desk.put(version())
-    ledger.hold(desk.db, desk.held(), due_ms=2_000, reason="export is off")
-    assert not ledger.sendable(desk.db, desk.destination, desk.now_ms)
+    policy_enforcement.hold(desk.db, desk.held(), due_ms=2_000, reason="export is off")
+    assert not counts.sendable(desk.db, desk.destination, desk.now_ms)
     desk.now_ms = 2_000
     desk.bury(desk.held(), error="400")
-    ledger.retry_dead(desk.db, ledger.Choice(), desk.now_ms)
-    assert ledger.held(desk.db, desk.destination) == []
-    assert ledger.sendable(desk.db, desk.destination, desk.now_ms)
+    dead_letters.retry_dead(desk.db, dead_letters.Choice(), desk.now_ms)
+    assert policy_enforcement.held(desk.db, desk.destination) == []
+    assert counts.sendable(desk.db, desk.destination, desk.now_ms)
 
 
 def test_claim_of_another_destination_finds_nothing(desk: Desk) -> None:
     desk.put(version())
-    foreign = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
-    assert ledger.claim(desk.db, foreign, version().key, worker="w", now_ms=1_000, lease_ms=1) is None
+    foreign = destinations.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
+    assert claims.claim(desk.db, foreign, version().key, worker="w", now_ms=1_000, lease_ms=1) is None
 
 
 def test_claim_of_an_unknown_key_finds_nothing(desk: Desk) -> None:
@@ -360,14 +374,14 @@ def test_second_connection_does_not_get_what_the_first_has_claimed(desk: Desk, s
     desk.put(version())
     assert desk.claim() is not None
     with closing(connect(spool / "ledger.db")) as other:
-        assert ledger.claim(other, desk.destination, version().key, worker="b", now_ms=1_000, lease_ms=LEASE_MS) is None
+        assert claims.claim(other, desk.destination, version().key, worker="b", now_ms=1_000, lease_ms=LEASE_MS) is None
 
 
 CLAIMER = """
 import sys
 from pathlib import Path
 from app import ledger
-from app.db import open_ledger
+from app.database.open import open_ledger
 db = open_ledger(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -383,7 +397,7 @@ def test_eight_processes_that_claim_at_once_claim_each_job_once(
     for turn in range(20):
         session = f"ses_{turn}"
         wanted = Version(session, session, "t", f"{turn:064x}", 100, "", "")
-        ledger.insert(desk.db, desk.destination, wanted, bodies(session), now_ms=1_000)
+        versions.insert(desk.db, desk.destination, wanted, bodies(session), now_ms=1_000)
     at_once(CLAIMER, 8, [str(spool)])
     assert desk.db.execute("select count(*), min(attempt), max(attempt) from job").fetchone()[:] == (20, 1, 1)
 
@@ -433,7 +447,7 @@ def test_note_of_a_stale_attempt_counts_but_its_claim_does_not(desk: Desk) -> No
     stale = desk.held()
     [body] = desk.left(stale)
     desk.now_ms += LEASE_MS
-    ledger.recover(desk.db, desk.now_ms)
+    maintenance.recover(desk.db, desk.now_ms)
     fresh = desk.held(worker="worker-b")
     assert not desk.acknowledge(stale, body)
     assert desk.row()["lease_until_ms"] == desk.now_ms + LEASE_MS
@@ -448,15 +462,15 @@ def test_stale_attempt_cannot_finish_in_any_way(desk: Desk, *, taken_over: bool)
     stale = desk.held()
     [body] = desk.left(stale)
     desk.now_ms += LEASE_MS
-    ledger.recover(desk.db, desk.now_ms)
+    maintenance.recover(desk.db, desk.now_ms)
     if taken_over:
         desk.held(worker="worker-b")
     before = tuple(desk.row())
-    assert not ledger.is_current(desk.db, stale)
+    assert not claims.is_current(desk.db, stale)
     assert not desk.bury(stale, desk.now_ms, "late")
     assert not desk.set_back(stale, due_ms=9, error="late")
-    assert not ledger.give_back(desk.db, stale, due_ms=9)
-    assert not ledger.abandon(desk.db, stale)
+    assert not claims.give_back(desk.db, stale, due_ms=9)
+    assert not claims.abandon(desk.db, stale)
     assert not desk.acknowledge(stale, body)
     assert not desk.complete(stale)
     assert tuple(desk.row()) == before
@@ -482,7 +496,7 @@ def test_retry_is_charged_and_due_later(desk: Desk) -> None:
 def test_give_back_is_not_charged_and_keeps_the_last_error(desk: Desk) -> None:
     desk.put(version())
     desk.set_back(desk.held(), due_ms=1_000, error="500")
-    assert ledger.give_back(desk.db, desk.held(), due_ms=1_000)
+    assert claims.give_back(desk.db, desk.held(), due_ms=1_000)
     row = desk.row()
     assert (row["failures"], row["due_ms"], row["error"], row["lease_until_ms"]) == (1, 1_000, "500", None)
 
@@ -494,7 +508,7 @@ def test_give_back_all_lets_go_of_everything_that_the_worker_holds_and_of_nothin
     desk.held(version(session="ses_1"))
     desk.held(version(session="ses_2"), worker="worker-b")
     desk.put(version(session="ses_1", content="newer", facts_ms=200))
-    assert ledger.give_back_all(desk.db, WORKER) == 2
+    assert claims.give_back_all(desk.db, WORKER) == 2
     leased = desk.db.execute("select worker from job where lease_until_ms is not null").fetchall()
     assert [row["worker"] for row in leased] == ["worker-b"]
     assert desk.db.execute("select sum(failures) + sum(kills) from job").fetchone()[0] == 0
@@ -531,7 +545,7 @@ def test_bodies_from_before_there_were_bundles_are_read_as_they_are(desk: Desk) 
         )
     desk.db.execute("delete from bundle")
     row = desk.row()
-    assert list(ledger.bodies(desk.db, row["id"], row["key"])) == made
+    assert list(job.bodies(desk.db, row["id"], row["key"])) == made
 
 
 # --- recover
@@ -540,8 +554,8 @@ def test_bodies_from_before_there_were_bundles_are_read_as_they_are(desk: Desk) 
 def test_expired_lease_is_taken_back_and_counted_apart(desk: Desk) -> None:
     desk.put(version())
     desk.held()
-    assert ledger.recover(desk.db, 60_999) == 0
-    assert ledger.recover(desk.db, 61_000) == 1
+    assert maintenance.recover(desk.db, 60_999) == 0
+    assert maintenance.recover(desk.db, 61_000) == 1
     row = desk.row()
     assert (row["lease_until_ms"], row["due_ms"], row["kills"], row["failures"]) == (None, 61_000, 1, 0)
 
@@ -551,9 +565,9 @@ def test_lease_of_a_dead_worker_is_taken_back_at_once(desk: Desk) -> None:
     desk.put(version(session="ses_2"))
     desk.held(version(session="ses_1"), worker="dead")
     desk.held(version(session="ses_2"), worker="alive")
-    assert sorted(ledger.leasing_workers(desk.db)) == ["alive", "dead"]
-    assert ledger.recover(desk.db, 1_000, ["dead"]) == 1
-    assert ledger.leasing_workers(desk.db) == ["alive"]
+    assert sorted(maintenance.leasing_workers(desk.db)) == ["alive", "dead"]
+    assert maintenance.recover(desk.db, 1_000, ["dead"]) == 1
+    assert maintenance.leasing_workers(desk.db) == ["alive"]
 
 
 def test_job_that_kills_its_worker_each_time_is_dead_after_a_few(desk: Desk) -> None:
@@ -561,7 +575,7 @@ def test_job_that_kills_its_worker_each_time_is_dead_after_a_few(desk: Desk) -> 
     for kill in range(1, KILLS_MAX + 1):
         desk.now_ms = desk.row()["due_ms"]
         desk.held()
-        assert ledger.recover(desk.db, desk.now_ms, [WORKER]) == 1
+        assert maintenance.recover(desk.db, desk.now_ms, [WORKER]) == 1
         assert desk.row()["kills"] == kill
     assert (desk.state(), desk.records()) == ("dead", 1)
     assert desk.row()["error"] == f"its worker died or hung {KILLS_MAX} times"
@@ -578,7 +592,7 @@ def test_job_that_killed_two_workers_waits_longer_each_time_and_the_first_time_n
     for _ in range(KILLS_MAX - 1):
         desk.now_ms = desk.row()["due_ms"]
         desk.held()
-        ledger.recover(desk.db, desk.now_ms, [WORKER])
+        maintenance.recover(desk.db, desk.now_ms, [WORKER])
         waits.append(desk.row()["due_ms"] - desk.now_ms)
     assert waits == [0, 1_000, 2_000, 4_000]
 
@@ -591,14 +605,14 @@ def test_suspected_killer_is_claimed_only_alone_and_nobody_beside_it(desk: Desk)
     assert desk.claim(version(session="ses_2")) is None, "another one is in flight"
     assert desk.claim(version(session="ses_3")) is None, "it is the suspect's turn"
     assert desk.ring() == [version(session="ses_2").key]
-    ledger.give_back(desk.db, beside, due_ms=1_000)
+    claims.give_back(desk.db, beside, due_ms=1_000)
     desk.held(version(session="ses_2"))
     assert desk.claim(version(session="ses_3")) is None, "the suspect is in flight"
 
 
 def test_suspected_killer_is_alone_at_its_own_destination_only(desk: Desk) -> None:
     other = Desk(desk.db)
-    other.destination = destination.destination(desk.db, "https://elsewhere.invalid", "another", 0).id
+    other.destination = destinations.destination(desk.db, "https://elsewhere.invalid", "another", 0).id
     for one in (desk, other):
         one.put(version(session="ses_1"))
         one.put(version(session="ses_2"))
@@ -613,7 +627,7 @@ def test_suspected_killer_that_waits_does_not_keep_its_neighbours(desk: Desk) ->
         desk.put(version(session=session))
     killed(desk, version(session="ses_1"), ISOLATED_KILLS - 1)
     desk.held(version(session="ses_1"))
-    ledger.recover(desk.db, 1_000, [WORKER])
+    maintenance.recover(desk.db, 1_000, [WORKER])
     assert desk.claim(version(session="ses_2")) is not None
 
 
@@ -629,13 +643,13 @@ def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_window_
     for n in range(20):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=1_000)
-    destination.resume(desk.db, desk.destination)
+    flow.resume(desk.db, desk.destination)
     seen = []
     for _ in range(5):
         seen.append(in_flight(desk, 20))
         for _ in range(seen[-1]):
-            destination.passed(desk.db, desk.destination)
-        ledger.give_back_all(desk.db, WORKER)
+            flow.passed(desk.db, desk.destination)
+        claims.give_back_all(desk.db, WORKER)
     assert seen == [1, 2, 4, 8, 20]
 
 
@@ -643,8 +657,8 @@ def test_rings_are_no_more_than_the_destination_takes(desk: Desk) -> None:
     for n in range(20):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=1_000)
-    destination.resume(desk.db, desk.destination)
-    destination.passed(desk.db, desk.destination)
+    flow.resume(desk.db, desk.destination)
+    flow.passed(desk.db, desk.destination)
     desk.held(version(session="ses_0"))
     assert len(desk.ring()) == 1
     assert len(desk.ring(limit=50)) == 1, "of two that it takes one is in flight"
@@ -665,7 +679,7 @@ def test_probes_take_turns_over_the_sessions(desk: Desk) -> None:
         held = desk.held(version(session="ses_3"))
         asked.append(held.session)
         assert held.is_probe
-        ledger.give_back(desk.db, held, due_ms=desk.now_ms)
+        claims.give_back(desk.db, held, due_ms=desk.now_ms)
     assert asked == ["ses_1", "ses_2", "ses_3"] * 2
     assert (
         desk.db.execute(
@@ -683,8 +697,8 @@ def test_a_time_is_wrong_from_beyond_two_hours_ahead(desk: Desk) -> None:
     latest_ms = desk.now_ms + AHEAD_MS_MAX
     desk.db.execute("update job set due_ms = ?", (latest_ms,))
     desk.pause(probe_ms=latest_ms)
-    assert ledger.unwarp(desk.db, desk.now_ms) == 0
-    assert ledger.unwarp(desk.db, desk.now_ms - 1) == 2
+    assert maintenance.unwarp(desk.db, desk.now_ms) == 0
+    assert maintenance.unwarp(desk.db, desk.now_ms - 1) == 2
 
 
 def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> None:
@@ -695,16 +709,16 @@ def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> No
     desk.set_back(desk.held(version(session="ses_1")), due_ms=desk.now_ms + 3_600_000)
     desk.held(version(session="ses_2"))
     desk.now_ms += 1
-    assert ledger.unwarp(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
+    assert maintenance.unwarp(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
     desk.now_ms -= day_ms
     desk.db.execute("update destination set health = 'down', pause_reason = 'x', probe_ms = ?", (desk.now_ms + day_ms,))
-    assert ledger.unwarp(desk.db, desk.now_ms) == 5
+    assert maintenance.unwarp(desk.db, desk.now_ms) == 5
     assert desk.row(version(session="ses_1"))["due_ms"] == desk.now_ms
     # Its worker may be in the middle of a POST.
     assert desk.row(version(session="ses_2"))["lease_until_ms"] == desk.now_ms + LEASE_AHEAD_MS_MAX
-    assert ledger.unwarp(desk.db, desk.now_ms + 500) == 0
+    assert maintenance.unwarp(desk.db, desk.now_ms + 500) == 0
     assert desk.row(version(session="ses_3"))["due_ms"] == desk.now_ms
-    assert destination.terms(desk.db, desk.destination, desk.now_ms) is not None
+    assert flow.terms(desk.db, desk.destination, desk.now_ms) is not None
 
 
 # --- acknowledgements do not grow for ever
@@ -716,10 +730,10 @@ def test_acknowledgements_are_forgotten_when_their_turn_is_old_and_done(desk: De
         desk.deliver(version(turn))
     desk.put(version("t2", content="b", facts_ms=200))
     old_ms = desk.now_ms + 91 * 24 * 3_600_000
-    assert ledger.forget_acknowledgements(desk.db, old_ms - 2 * 24 * 3_600_000) == 0
+    assert pruning.forget_acknowledgements(desk.db, old_ms - 2 * 24 * 3_600_000) == 0
     (of_delivered_ms,) = desk.db.execute("select min(acknowledged_ms) from acknowledgement").fetchone()
-    assert ledger.forget_acknowledgements(desk.db, of_delivered_ms + ACKNOWLEDGEMENT_AGE_MS_MAX) == 0
-    assert ledger.forget_acknowledgements(desk.db, old_ms) == 1
+    assert pruning.forget_acknowledgements(desk.db, of_delivered_ms + ACKNOWLEDGEMENT_AGE_MS_MAX) == 0
+    assert pruning.forget_acknowledgements(desk.db, old_ms) == 1
     (left,) = desk.db.execute("select t.name from acknowledgement a join turn t on t.id = a.turn_id").fetchone()
     assert left == "t2", "its newer version waits and need not send all of it"
 
@@ -728,7 +742,7 @@ def test_superseded_job_of_a_dead_worker_is_let_go_without_a_charge(desk: Desk) 
     desk.put(version(content="a"))
     desk.held(version(content="a"))
     desk.put(version(content="b", facts_ms=200))
-    assert ledger.recover(desk.db, 1_000, [WORKER]) == 1
+    assert maintenance.recover(desk.db, 1_000, [WORKER]) == 1
     row = desk.row(version(content="a"))
     assert (row["state"], row["kills"], row["due_ms"], row["lease_until_ms"]) == ("superseded", 0, None, None)
     assert desk.claim(version(content="b")) is not None
@@ -773,9 +787,9 @@ def test_forgotten_rings_are_repeated_at_once(desk: Desk) -> None:
     desk.put(version())
     assert desk.ring() == [version().key]
     assert desk.ring() == []
-    assert ledger.forget_rings(desk.db, desk.destination) == 1
+    assert maintenance.forget_rings(desk.db, desk.destination) == 1
     assert desk.ring() == [version().key]
-    assert ledger.forget_rings(desk.db, desk.destination + 1) == 0
+    assert maintenance.forget_rings(desk.db, desk.destination + 1) == 0
 
 
 def test_session_in_flight_is_not_rung(desk: Desk) -> None:
@@ -790,7 +804,7 @@ def back_for_later(desk: Desk, held: Claim) -> bool:
 
 
 def back_untried(desk: Desk, held: Claim) -> bool:
-    return ledger.give_back(desk.db, held, due_ms=1_500)
+    return claims.give_back(desk.db, held, due_ms=1_500)
 
 
 @pytest.mark.parametrize("back", [back_for_later, back_untried])
@@ -807,7 +821,7 @@ def test_what_a_worker_lets_go_of_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
     desk.ring()
     desk.held()
-    assert ledger.give_back_all(desk.db, WORKER) == 1
+    assert claims.give_back_all(desk.db, WORKER) == 1
     assert desk.ring() == [version().key]
 
 
@@ -815,14 +829,14 @@ def test_recovered_job_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
     desk.ring()
     desk.held()
-    ledger.recover(desk.db, 1_000, [WORKER])
+    maintenance.recover(desk.db, 1_000, [WORKER])
     assert desk.ring() == [version().key]
 
 
 def test_jobs_of_another_destination_are_not_rung(desk: Desk) -> None:
     desk.put(version())
-    foreign = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
-    assert ledger.to_ring(desk.db, foreign, 1_000, 10) == []
+    foreign = destinations.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
+    assert maintenance.to_ring(desk.db, foreign, 1_000, 10) == []
 
 
 def test_paused_destination_is_rung_once_when_its_probe_is_due(desk: Desk) -> None:
@@ -839,8 +853,8 @@ def test_next_due_is_the_earliest_job_in_backoff(desk: Desk) -> None:
         desk.put(version(session=f"ses_{n}"))
         desk.set_back(desk.held(version(session=f"ses_{n}")), due_ms=due_ms, error="500")
     desk.put(version(session="ses_due"))
-    assert ledger.next_due_ms(desk.db, desk.destination, 1_000) == 7_000
-    assert ledger.next_due_ms(desk.db, desk.destination, 9_000) is None
+    assert maintenance.next_due_ms(desk.db, desk.destination, 1_000) == 7_000
+    assert maintenance.next_due_ms(desk.db, desk.destination, 9_000) is None
 
 
 def test_next_of_session_is_its_oldest_due_job(desk: Desk) -> None:
@@ -848,9 +862,9 @@ def test_next_of_session_is_its_oldest_due_job(desk: Desk) -> None:
     desk.put(version("t2"))
     desk.put(version("t0", session="ses_2"))
     desk.set_back(desk.held(), due_ms=9_000, error="500")
-    assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000) == version("t2").key
-    assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 9_000) == version("t1").key
-    assert ledger.next_of_session(desk.db, desk.destination, "ses_9", 9_000) is None
+    assert maintenance.next_of_session(desk.db, desk.destination, "ses_1", 1_000) == version("t2").key
+    assert maintenance.next_of_session(desk.db, desk.destination, "ses_1", 9_000) == version("t1").key
+    assert maintenance.next_of_session(desk.db, desk.destination, "ses_9", 9_000) is None
 
 
 # --- pause
@@ -876,12 +890,12 @@ def test_destination_that_is_fine_is_claimed_from_without_a_probe(desk: Desk) ->
 
 
 def test_nothing_is_sendable_while_paused_until_the_probe(desk: Desk) -> None:
-    assert not ledger.sendable(desk.db, desk.destination, 1_000)
+    assert not counts.sendable(desk.db, desk.destination, 1_000)
     desk.put(version())
-    assert ledger.sendable(desk.db, desk.destination, 1_000)
+    assert counts.sendable(desk.db, desk.destination, 1_000)
     desk.pause(probe_ms=5_000)
-    assert not ledger.sendable(desk.db, desk.destination, 4_999)
-    assert ledger.sendable(desk.db, desk.destination, 5_000)
+    assert not counts.sendable(desk.db, desk.destination, 4_999)
+    assert counts.sendable(desk.db, desk.destination, 5_000)
 
 
 # --- prune
@@ -892,13 +906,13 @@ AGE_MS = 10_000
 def test_aged_job_is_dropped_only_after_an_attempt_since_it_came_of_age(desk: Desk) -> None:
     desk.put(version())
     # A laptop that slept for a month must try once before it gives up.
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 0
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 0
     desk.now_ms = 1_000 + AGE_MS - 1
-    ledger.give_back(desk.db, desk.held(), due_ms=1_000)
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 0
+    claims.give_back(desk.db, desk.held(), due_ms=1_000)
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 0
     desk.now_ms = 1_000 + AGE_MS
-    ledger.give_back(desk.db, desk.held(), due_ms=1_000)
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 1
+    claims.give_back(desk.db, desk.held(), due_ms=1_000)
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 1
     assert (desk.state(), desk.records(), desk.row()["body_bytes"]) == ("dropped (age)", 0, 0)
 
 
@@ -906,7 +920,7 @@ def test_probe_of_another_job_counts_as_an_attempt_for_age(desk: Desk) -> None:
     desk.put(version())
     desk.now_ms = 1_000 + AGE_MS
     desk.pause(probe_ms=99_000)
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 1
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 1
 
 
 def test_young_leased_delivered_and_dead_jobs_are_not_dropped_by_age(desk: Desk) -> None:
@@ -917,14 +931,14 @@ def test_young_leased_delivered_and_dead_jobs_are_not_dropped_by_age(desk: Desk)
     desk.held(version(session="leased"))
     desk.deliver(version(session="delivered"))
     desk.bury(desk.held(version(session="dead")), 50_000, "400")
-    ledger.give_back(desk.db, desk.held(version(session="young")), due_ms=50_000)
-    assert ledger.drop_aged(desk.db, 55_000, AGE_MS) == 0
+    claims.give_back(desk.db, desk.held(version(session="young")), due_ms=50_000)
+    assert pruning.drop_aged(desk.db, 55_000, AGE_MS) == 0
 
 
 def put_sized(desk: Desk, session: str) -> int:
     """A job whose stored bodies have the same size whatever its name's length; that size."""
     wanted = version(session=session)
-    ledger.insert(desk.db, desk.destination, wanted, [Body(uuid.uuid4(), b"x" * 100)], now_ms=desk.now_ms)
+    versions.insert(desk.db, desk.destination, wanted, [Body(uuid.uuid4(), b"x" * 100)], now_ms=desk.now_ms)
     desk.now_ms += 1
     return int(desk.row(wanted)["body_bytes"])
 
@@ -933,28 +947,28 @@ def test_oversize_drops_the_oldest_until_the_rest_fits(desk: Desk) -> None:
     names = ["ses_0", "ses_1", "ses_2", "ses_3"]
     size = max([put_sized(desk, name) for name in names])
     desk.bury(desk.held(version(session="ses_0")), desk.now_ms, "400")
-    assert ledger.drop_oversize(desk.db, 5_000, 4 * size) == 0
-    assert ledger.drop_oversize(desk.db, 5_000, 3 * size - 1) == 2
+    assert pruning.drop_oversize(desk.db, 5_000, 4 * size) == 0
+    assert pruning.drop_oversize(desk.db, 5_000, 3 * size - 1) == 2
     assert [desk.state(version(session=name)) for name in names] == ["dropped (size)"] * 2 + ["pending"] * 2
-    assert ledger.counts(desk.db).body_bytes == 2 * size
+    assert counts.counts(desk.db).body_bytes == 2 * size
 
 
 def test_oversize_never_drops_what_is_in_flight_and_drops_others_for_it(desk: Desk) -> None:
     names = ["ses_0", "ses_1", "ses_2"]
     size = max([put_sized(desk, name) for name in names])
     desk.held(version(session="ses_0"))
-    assert ledger.drop_oversize(desk.db, 5_000, 2 * size) == 1
+    assert pruning.drop_oversize(desk.db, 5_000, 2 * size) == 1
     assert [desk.state(version(session=name)) for name in names] == ["pending", "dropped (size)", "pending"]
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == 1
-    assert ledger.counts(desk.db).pending == 1
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == 1
+    assert counts.counts(desk.db).pending == 1
 
 
 def test_prune_goes_in_batches(desk: Desk) -> None:
     for n in range(BATCH + 1):
         put_sized(desk, f"ses_{n}")
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == BATCH
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == 1
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == 0
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == BATCH
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == 1
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == 0
 
 
 def test_deleted_session_loses_what_is_undelivered_however_much_it_is(desk: Desk) -> None:
@@ -963,8 +977,8 @@ def test_deleted_session_loses_what_is_undelivered_however_much_it_is(desk: Desk
     for n in range(BATCH + 1):
         desk.put(version(f"t{n}"))
     desk.put(version(session="ses_2"))
-    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 5_000) == BATCH + 1
-    counts = ledger.counts(desk.db)
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 5_000) == BATCH + 1
+    counts = ledger_counts.counts(desk.db)
     assert (counts.delivered, counts.pending, counts.dropped_by_reason) == (1, 1, {"deleted": BATCH + 1})
 
 
@@ -972,10 +986,10 @@ def test_session_deleted_while_in_flight_is_noticed_by_its_worker(desk: Desk) ->
     desk.put(version(), records=2)
     held = desk.held()
     first = desk.left(held)[0]
-    ledger.drop_session(desk.db, desk.destination, "ses_1", 1_000)
+    pruning.drop_session(desk.db, desk.destination, "ses_1", 1_000)
     assert not desk.acknowledge(held, first)
     assert not desk.complete(held)
-    assert ledger.abandon(desk.db, held)
+    assert claims.abandon(desk.db, held)
     assert desk.state() == "dropped (deleted)"
 
 
@@ -986,19 +1000,19 @@ def test_session_deleted_while_in_flight_is_noticed_by_its_worker(desk: Desk) ->
 def keyless(desk: Desk) -> Desk:
     """The same ledger, as the destination without a key."""
     other = Desk(desk.db)
-    other.destination = destination.destination(desk.db, "", "", 0).id
+    other.destination = destinations.destination(desk.db, "", "", 0).id
     return other
 
 
 def adopt(desk: Desk, keyless: Desk, session: str | None = None) -> int:
-    return ledger.adopt(desk.db, keyless.destination, desk.destination, now_ms=desk.now_ms, session=session)
+    return adoption.adopt(desk.db, keyless.destination, desk.destination, now_ms=desk.now_ms, session=session)
 
 
 def test_session_unknown_to_the_destination_moves_whole(desk: Desk, keyless: Desk) -> None:
     keyless.put(version("t1", "a"), records=2)
     keyless.put(version("t1", "b", facts_ms=200), records=2)
     assert adopt(desk, keyless) == 2
-    assert ledger.counts(desk.db, keyless.destination).pending == 0
+    assert counts.counts(desk.db, keyless.destination).pending == 0
     held = desk.held(version("t1", "b"))
     assert len(desk.left(held)) == 2
     assert desk.put(version("t1", "a", facts_ms=100)) is Standing.KNOWN
@@ -1011,9 +1025,9 @@ def test_waiting_jobs_of_a_known_session_move_as_versions(desk: Desk, keyless: D
     keyless.put(version("t1", "older", facts_ms=50))
     keyless.put(version("t2", "new"), records=2)
     assert adopt(desk, keyless) == 2
-    ours = ledger.counts(desk.db, desk.destination)
+    ours = counts.counts(desk.db, desk.destination)
     assert (ours.pending, ours.delivered, ours.superseded) == (1, 1, 1)
-    assert ledger.counts(desk.db, keyless.destination).pending == 0
+    assert counts.counts(desk.db, keyless.destination).pending == 0
     held = desk.held(version("t2", "new"))
     assert desk.left(held) == bodies("ses_1 t2", 2, version("t2", "new").key)
 
@@ -1037,28 +1051,28 @@ def test_one_session_alone_can_be_adopted(desk: Desk, keyless: Desk) -> None:
         keyless.put(version("t2", session=session))
     assert adopt(desk, keyless, "ses_1") == 1
     assert adopt(desk, keyless, "ses_2") == 1
-    assert ledger.counts(desk.db, keyless.destination).pending == 1
+    assert counts.counts(desk.db, keyless.destination).pending == 1
 
 
 def test_a_session_that_was_sealed_keeps_its_seal_when_it_turns_out_to_be_a_subagents(desk: Desk) -> None:
     sealed = replace(version(session="ses_child"), is_sealed=True)
-    ledger.insert(desk.db, desk.destination, sealed, [], now_ms=1_000)
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
-    assert ledger.is_sealed(desk.db, desk.destination, "ses_child")
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000, reopen=("sealed",)) == 1
+    versions.insert(desk.db, desk.destination, sealed, [], now_ms=1_000)
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
+    assert versions.is_sealed(desk.db, desk.destination, "ses_child")
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000, reopen=("sealed",)) == 1
 
 
 @pytest.mark.parametrize("endpoint", ["same", "another"])
 def test_adopting_sends_no_turn_again_that_was_sealed_at_its_endpoint(desk: Desk, keyless: Desk, endpoint: str) -> None:
-    there = destination.by_id(desk.db, desk.destination).endpoint if endpoint == "same" else "http://another"
-    other = destination.destination(desk.db, there, "another key", 0).id
+    there = destinations.by_id(desk.db, desk.destination).endpoint if endpoint == "same" else "http://another"
+    other = destinations.destination(desk.db, there, "another key", 0).id
     keyless.put(version("t1", "text"))
     keyless.put(version("t2"))
     sealed = replace(version("t1", "blank"), is_sealed=True)
-    ledger.insert(desk.db, other, sealed, bodies("blank"), now_ms=desk.now_ms)
+    versions.insert(desk.db, other, sealed, bodies("blank"), now_ms=desk.now_ms)
     assert adopt(desk, keyless) == 2
-    assert ledger.counts(desk.db, keyless.destination).pending == 0
-    assert ledger.counts(desk.db, desk.destination).pending == (1 if endpoint == "same" else 2)
+    assert counts.counts(desk.db, keyless.destination).pending == 0
+    assert counts.counts(desk.db, desk.destination).pending == (1 if endpoint == "same" else 2)
 
 
 def test_adopting_takes_more_than_a_batch(desk: Desk, keyless: Desk) -> None:
@@ -1066,7 +1080,7 @@ def test_adopting_takes_more_than_a_batch(desk: Desk, keyless: Desk) -> None:
     for n in range(BATCH + 1):
         keyless.put(version(f"t{n}"))
     assert adopt(desk, keyless) == BATCH + 1
-    assert ledger.counts(desk.db, desk.destination).pending == BATCH + 2
+    assert counts.counts(desk.db, desk.destination).pending == BATCH + 2
 
 
 def test_damaged_waiting_job_does_not_keep_the_others_from_moving(desk: Desk, keyless: Desk) -> None:
@@ -1076,7 +1090,7 @@ def test_damaged_waiting_job_does_not_keep_the_others_from_moving(desk: Desk, ke
     keyless.put(version("t2"))
     assert adopt(desk, keyless) == 2
     assert (desk.state(version("t1")), desk.row(version("t1"))["error"] is not None) == ("dead", True)
-    assert ledger.counts(desk.db, desk.destination).pending == 2
+    assert counts.counts(desk.db, desk.destination).pending == 2
     assert adopt(desk, keyless) == 0
 
 
@@ -1090,20 +1104,20 @@ def test_counts_tell_states_reasons_and_readings_apart(desk: Desk) -> None:
     desk.bury(desk.held(version(session="ses_1")), 1_000, "400")
     desk.set_back(desk.held(version(session="ses_2")), due_ms=9_000, error="500")
     desk.held(version(session="ses_3"))
-    ledger.drop_session(desk.db, desk.destination, "ses_4", 1_000)
+    pruning.drop_session(desk.db, desk.destination, "ses_4", 1_000)
     desk.put(version(session="ses_5", content="newer", facts_ms=200))
     desk.put(version(session="ses_6"), off=True)
-    counts = ledger.counts(desk.db, desk.destination)
+    counts = ledger_counts.counts(desk.db, desk.destination)
     assert (counts.pending, counts.delivered, counts.dead, counts.superseded, counts.dropped) == (3, 1, 1, 1, 2)
     assert counts.dropped_by_reason == {"deleted": 1, "off": 1}
     assert (counts.in_flight, counts.retrying, counts.oldest_pending_ms) == (1, 1, 1_000)
     stored = desk.db.execute("select sum(length(bodies)) from bundle").fetchone()[0]
     assert counts.body_bytes == stored
-    assert ledger.counts(desk.db) == counts
+    assert ledger_counts.counts(desk.db) == counts
 
 
 def test_counts_of_an_empty_ledger_are_zero(desk: Desk) -> None:
-    counts = ledger.counts(desk.db)
+    counts = ledger_counts.counts(desk.db)
     assert (counts.pending, counts.delivered, counts.in_flight, counts.body_bytes) == (0, 0, 0, 0)
     assert counts.oldest_pending_ms is None
 
@@ -1114,12 +1128,12 @@ def test_errors_are_grouped_most_frequent_first(desk: Desk) -> None:
         desk.set_back(desk.held(version(session=f"ses_{n}")), due_ms=9_000, error=error)
     desk.put(version(session="ses_9"))
     desk.bury(desk.held(version(session="ses_9")), 1_000, "413")
-    assert ledger.errors(desk.db, desk.destination) == [
+    assert counts.errors(desk.db, desk.destination) == [
         ("pending", "500", 2),
         ("pending", "400", 1),
         ("dead", "413", 1),
     ]
-    assert ledger.errors(desk.db, desk.destination, limit=1) == [("pending", "500", 2)]
+    assert counts.errors(desk.db, desk.destination, limit=1) == [("pending", "500", 2)]
 
 
 # --- the schema refuses nonsense
@@ -1210,24 +1224,24 @@ def test_what_is_live_among_a_sessions_history_is_found_by_an_index_of_its_own(d
 
 
 HOT: dict[str, Callable[[Desk], object]] = {
-    "standing": lambda desk: ledger.standing(desk.db, desk.destination, version(content="x")),
+    "standing": lambda desk: versions.standing(desk.db, desk.destination, version(content="x")),
     "insert": lambda desk: desk.put(version(content="x", facts_ms=900)),
     "claim": lambda desk: desk.claim(version(session="ses_7")),
     "to_ring": lambda desk: desk.ring(),
-    "leasing_workers": lambda desk: ledger.leasing_workers(desk.db),
-    "recover": lambda desk: ledger.recover(desk.db, 1_000, [WORKER]),
-    "next_due_ms": lambda desk: ledger.next_due_ms(desk.db, desk.destination, 1_000),
-    "next_of_session": lambda desk: ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000),
-    "sendable": lambda desk: ledger.sendable(desk.db, desk.destination, 1_000),
-    "give_back_all": lambda desk: ledger.give_back_all(desk.db, WORKER),
-    "held_bytes": lambda desk: ledger.held_bytes(desk.db),
-    "excess_of_folders": lambda desk: ledger.excess_of_folders(desk.db, {"": 0}),
-    "drop_oversize": lambda desk: ledger.drop_oversize(desk.db, 1_000, 0),
-    "drop_oversize_of_folders": lambda desk: ledger.drop_oversize_of_folders(desk.db, 1_000, {"": 0}),
-    "bulk": lambda desk: ledger.bulk(desk.db, None),
-    "bulk of some folders": lambda desk: ledger.bulk(desk.db, None, ["", "another"]),
-    "give_up_bodies": lambda desk: ledger.give_up_bodies(desk.db, [1, 2], "store"),
-    "is_emptied": lambda desk: ledger.is_emptied(desk.db, desk.held(version(session="ses_6"))),
+    "leasing_workers": lambda desk: maintenance.leasing_workers(desk.db),
+    "recover": lambda desk: maintenance.recover(desk.db, 1_000, [WORKER]),
+    "next_due_ms": lambda desk: maintenance.next_due_ms(desk.db, desk.destination, 1_000),
+    "next_of_session": lambda desk: maintenance.next_of_session(desk.db, desk.destination, "ses_1", 1_000),
+    "sendable": lambda desk: counts.sendable(desk.db, desk.destination, 1_000),
+    "give_back_all": lambda desk: claims.give_back_all(desk.db, WORKER),
+    "held_bytes": lambda desk: eviction.held_bytes(desk.db),
+    "excess_of_folders": lambda desk: eviction.excess_of_folders(desk.db, {"": 0}),
+    "drop_oversize": lambda desk: pruning.drop_oversize(desk.db, 1_000, 0),
+    "drop_oversize_of_folders": lambda desk: pruning.drop_oversize_of_folders(desk.db, 1_000, {"": 0}),
+    "bulk": lambda desk: eviction.bulk(desk.db, None),
+    "bulk of some folders": lambda desk: eviction.bulk(desk.db, None, ["", "another"]),
+    "give_up_bodies": lambda desk: eviction.give_up_bodies(desk.db, [1, 2], "store"),
+    "is_emptied": lambda desk: eviction.is_emptied(desk.db, desk.held(version(session="ses_6"))),
     "finish": lambda desk: desk.deliver(version(session="ses_8")),
 }
 

@@ -7,15 +7,39 @@ import sqlite3
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import TypeAlias
 
 import pytest
 
-from app import destination, ledger
-from app.destination import Destination
-from app.ledger import Choice, Claim, Failure, Remade, Standing, TurnRead, Unconfirmed
+from app import ledger
+from app.ledger import (
+    adoption,
+    claims,
+    confirmations,
+    dead_letters,
+    destinations,
+    eviction,
+    flow,
+    folders,
+    history,
+    maintenance,
+    notices,
+    policy_enforcement,
+    pruning,
+    readback,
+    record_identity,
+    versions,
+)
 from app.ledger.claims import ISOLATED_KILLS
-from app.recall import REOPENED
+from app.ledger.confirmations import Unconfirmed
+from app.ledger.dead_letters import Choice
+from app.ledger.destinations import Destination
+from app.ledger.eviction import Remade
+from app.ledger.job import Claim, Failure, Standing
+from app.ledger.notices import TurnRead
+from app.recall.recall import REOPENED
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 DAY_MS = 24 * 3_600_000
@@ -24,12 +48,12 @@ LATER_MS = 9_000
 
 
 def seen(desk: Desk) -> Unconfirmed:
-    [due] = ledger.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 1)
+    [due] = confirmations.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 1)
     return due
 
 
 def pending(desk: Desk, held: Claim) -> None:
-    ledger.give_back(desk.db, held, due_ms=1_000)
+    claims.give_back(desk.db, held, due_ms=1_000)
 
 
 def backoff(desk: Desk, held: Claim) -> None:
@@ -43,11 +67,11 @@ def rung(desk: Desk, held: Claim) -> None:
 
 def put_off(desk: Desk, held: Claim) -> None:
     """By a clock that was wrong."""
-    ledger.give_back(desk.db, held, due_ms=DAY_MS)
+    claims.give_back(desk.db, held, due_ms=DAY_MS)
 
 
 def on_hold(desk: Desk, held: Claim) -> None:
-    ledger.hold(desk.db, held, due_ms=LATER_MS, reason="off")
+    policy_enforcement.hold(desk.db, held, due_ms=LATER_MS, reason="off")
 
 
 def leased(desk: Desk, held: Claim) -> None:
@@ -67,28 +91,28 @@ def delivered(desk: Desk, held: Claim) -> None:
 
 def to_be_confirmed(desk: Desk, held: Claim) -> None:
     desk.acknowledge(held, desk.left(held)[0])
-    ledger.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
+    claims.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
 
 
 def looked_back(desk: Desk, held: Claim) -> None:
     """To be confirmed, its bodies gone."""
     delivered(desk, held)
-    ledger.look_back(desk.db, desk.destination, desk.now_ms)
+    confirmations.look_back(desk.db, desk.destination, desk.now_ms)
 
 
 def confirmed(desk: Desk, held: Claim) -> None:
     to_be_confirmed(desk, held)
-    ledger.confirmed(desk.db, seen(desk), desk.now_ms)
+    confirmations.confirmed(desk.db, seen(desk), desk.now_ms)
 
 
 def body_not_stored(desk: Desk, held: Claim) -> None:
     to_be_confirmed(desk, held)
-    ledger.note_body_not_stored(desk.db, seen(desk), desk.now_ms)
+    confirmations.note_body_not_stored(desk.db, seen(desk), desk.now_ms)
 
 
 def sent_again(desk: Desk, held: Claim) -> None:
     to_be_confirmed(desk, held)
-    ledger.send_again(desk.db, seen(desk), desk.now_ms)
+    confirmations.send_again(desk.db, seen(desk), desk.now_ms)
 
 
 def dead(desk: Desk, held: Claim) -> None:
@@ -97,12 +121,12 @@ def dead(desk: Desk, held: Claim) -> None:
 
 def dead_unstored(desk: Desk, held: Claim) -> None:
     to_be_confirmed(desk, held)
-    ledger.bury_unstored(desk.db, seen(desk), desk.now_ms, "accepted but not stored")
+    confirmations.bury_unstored(desk.db, seen(desk), desk.now_ms, "accepted but not stored")
 
 
 def emptied(desk: Desk, held: Claim) -> None:
     pending(desk, held)
-    ledger.give_up_bodies(desk.db, [held.job_id], "store")
+    eviction.give_up_bodies(desk.db, [held.job_id], "store")
 
 
 def emptied_leased(desk: Desk, _: Claim) -> None:
@@ -113,19 +137,19 @@ def emptied_leased(desk: Desk, _: Claim) -> None:
 
 def dead_emptied(desk: Desk, held: Claim) -> None:
     dead(desk, held)
-    ledger.give_up_bodies(desk.db, [held.job_id], "store")
+    eviction.give_up_bodies(desk.db, [held.job_id], "store")
 
 
 def delivered_emptied(desk: Desk, held: Claim) -> None:
     """To be confirmed, and sent without that its bodies were kept."""
     emptied_leased(desk, held)
     desk.acknowledge(held, bodies("ses_1 t1", text=version().key)[0])
-    ledger.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
+    claims.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
 
 
 def superseded(desk: Desk, held: Claim) -> None:
     superseded_leased(desk, held)
-    ledger.abandon(desk.db, held)
+    claims.abandon(desk.db, held)
 
 
 def superseded_leased(desk: Desk, _: Claim) -> None:
@@ -134,20 +158,20 @@ def superseded_leased(desk: Desk, _: Claim) -> None:
 
 def dropped_size(desk: Desk, held: Claim) -> None:
     pending(desk, held)
-    ledger.drop_oversize(desk.db, 1_000, 0)
+    pruning.drop_oversize(desk.db, 1_000, 0)
 
 
 def dropped_deleted_leased(desk: Desk, _: Claim) -> None:
-    ledger.drop_session(desk.db, desk.destination, "ses_1", 1_000)
+    pruning.drop_session(desk.db, desk.destination, "ses_1", 1_000)
 
 
 def dropped_policy(desk: Desk, held: Claim) -> None:
-    ledger.drop_for_policy(desk.db, held, 1_000)
+    policy_enforcement.drop_for_policy(desk.db, held, 1_000)
 
 
 def dropped_purged(desk: Desk, held: Claim) -> None:
     dead(desk, held)
-    ledger.purge_dead(desk.db, Choice(), 1_000)
+    dead_letters.purge_dead(desk.db, Choice(), 1_000)
 
 
 STATES: dict[str, Callable[[Desk, Claim], None]] = {
@@ -218,13 +242,13 @@ ASKED_FOR = ("age", "size", "deleted", "off", "purged", "body_not_stored")
 
 
 def complete(desk: Desk, held: Claim, confirm_ms: int | None) -> bool:
-    if ledger.is_current(desk.db, held):
+    if claims.is_current(desk.db, held):
         desk.acknowledge(held, bodies("ses_1 t1", text=version().key)[0])
-    return ledger.complete(desk.db, held, desk.now_ms, confirm_ms=confirm_ms)
+    return claims.complete(desk.db, held, desk.now_ms, confirm_ms=confirm_ms)
 
 
 def another(desk: Desk) -> Destination:
-    return destination.destination(desk.db, "https://example.invalid", "another", 0)
+    return destinations.destination(desk.db, "https://example.invalid", "another", 0)
 
 
 def adopt_where_known(desk: Desk) -> int:
@@ -232,20 +256,20 @@ def adopt_where_known(desk: Desk) -> int:
     other = Desk(desk.db)
     other.destination = another(desk).id
     other.put(version("t0"))
-    return ledger.adopt(desk.db, desk.destination, other.destination, now_ms=desk.now_ms)
+    return adoption.adopt(desk.db, desk.destination, other.destination, now_ms=desk.now_ms)
 
 
 def rotate(desk: Desk, function: Callable[..., object]) -> bool:
     """Our key is refused, and the folder was captured with another one since."""
     ours = another(desk)
-    destination.pause(desk.db, desk.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
-    destination.remember_folder(desk.db, "", ours.id, {}, 1)
+    flow.pause(desk.db, desk.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
+    folders.remember_folder(desk.db, "", ours.id, {}, 1)
     function(desk.db, ours, desk.now_ms)
     return bool(desk.row()["destination_id"] == ours.id)
 
 
 def see_again(desk: Desk) -> bool:
-    ledger.see_again(desk.db, desk.destination, version(facts_ms=300))
+    versions.see_again(desk.db, desk.destination, version(facts_ms=300))
     return bool(desk.row()["facts_ms"] == 300)
 
 
@@ -294,15 +318,15 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("superseded", *(state for state in CURRENT if state != SHUT)),
     ),
     "insert an equal one while off": (lambda d, *_: d.put(version(content="off"), off=True) is Standing.NEW, {}),
-    "compare_again": (lambda d, *_: ledger.compare_again(d.db, "place"), {}),
-    "note_reconciled": (lambda d, *_: not ledger.note_reconciled(d.db, d.destination, "ses_1", 300), {}),
-    "forget_footprints": (lambda d, *_: ledger.forget_footprints(d.db, -1) is None, {}),
+    "compare_again": (lambda d, *_: history.compare_again(d.db, "place"), {}),
+    "note_reconciled": (lambda d, *_: not history.note_reconciled(d.db, d.destination, "ses_1", 300), {}),
+    "forget_footprints": (lambda d, *_: record_identity.forget_footprints(d.db, -1) is None, {}),
     "see_again": (
         lambda d, *_: see_again(d),
         {state: after for state, after in SAME.items() if state not in SUPERSEDED},
     ),
     "place_under": (
-        lambda d, *_: ledger.place_under(d.db, d.destination, "ses_1", version(session="ses_0"), d.now_ms),
+        lambda d, *_: versions.place_under(d.db, d.destination, "ses_1", version(session="ses_0"), d.now_ms),
         to("superseded", *CURRENT),
     ),
     # out
@@ -313,7 +337,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "claim where there is no room": (lambda d, *_: claim_beside(d, concurrency=1), {}),
     "claim beside one that must be alone": (lambda d, *_: claim_beside(d, kills=ISOLATED_KILLS), {}),
     "acknowledge": (
-        lambda d, held, _: ledger.acknowledge(
+        lambda d, held, _: claims.acknowledge(
             d.db, d.destination, held, bodies("ses_1 t9")[0], now_ms=d.now_ms, lease_ms=LEASE_MS
         ),
         to("pending", *OURS),
@@ -327,125 +351,140 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("pending", *OURS),
     ),
     "give_back": (
-        lambda d, held, _: ledger.give_back(d.db, held, due_ms=LATER_MS, failure=Failure("503")),
+        lambda d, held, _: claims.give_back(d.db, held, due_ms=LATER_MS, failure=Failure("503")),
         to("pending", *OURS),
     ),
-    "give_back_all": (lambda d, *_: ledger.give_back_all(d.db, WORKER), {**to("pending", *OURS), **LEASE_GONE}),
-    "abandon": (lambda d, held, _: ledger.abandon(d.db, held), LEASE_GONE),
+    "give_back_all": (lambda d, *_: claims.give_back_all(d.db, WORKER), {**to("pending", *OURS), **LEASE_GONE}),
+    "abandon": (lambda d, held, _: claims.abandon(d.db, held), LEASE_GONE),
     # read back
-    "confirmed": (lambda d, _, due: ledger.confirmed(d.db, due, d.now_ms), to("delivered", *UNCONFIRMED)),
+    "confirmed": (lambda d, _, due: confirmations.confirmed(d.db, due, d.now_ms), to("delivered", *UNCONFIRMED)),
     "note_body_not_stored": (
-        lambda d, _, due: ledger.note_body_not_stored(d.db, due, d.now_ms),
+        lambda d, _, due: confirmations.note_body_not_stored(d.db, due, d.now_ms),
         to("delivered", *UNCONFIRMED),
     ),
-    "not_found_yet": (lambda d, _, due: ledger.not_found_yet(d.db, due, LATER_MS), to("delivered", *UNCONFIRMED)),
-    "send_again": (lambda d, _, due: ledger.send_again(d.db, due, d.now_ms), to("pending", *RESENDABLE)),
+    "not_found_yet": (
+        lambda d, _, due: confirmations.not_found_yet(d.db, due, LATER_MS),
+        to("delivered", *UNCONFIRMED),
+    ),
+    "send_again": (lambda d, _, due: confirmations.send_again(d.db, due, d.now_ms), to("pending", *RESENDABLE)),
     "bury_unstored": (
-        lambda d, _, due: ledger.bury_unstored(d.db, due, d.now_ms, "not stored"),
+        lambda d, _, due: confirmations.bury_unstored(d.db, due, d.now_ms, "not stored"),
         to("dead", *RESENDABLE),
     ),
     "give_up_confirmation": (
-        lambda d, _, due: ledger.give_up_confirmation(d.db, d.destination, due),
+        lambda d, _, due: confirmations.give_up_confirmation(d.db, d.destination, due),
         to("delivered", *UNCONFIRMED),
     ),
     "give_up_confirmations for want of room": (
-        lambda d, *_: ledger.give_up_confirmations(d.db, d.now_ms, bytes_max=0, age_ms_max=DAY_MS),
+        lambda d, *_: confirmations.give_up_confirmations(d.db, d.now_ms, bytes_max=0, age_ms_max=DAY_MS),
         to("delivered", "to be confirmed"),
     ),
     "give_up_confirmations of what is old": (
-        lambda d, *_: ledger.give_up_confirmations(d.db, d.now_ms, bytes_max=1 << 20, age_ms_max=0),
+        lambda d, *_: confirmations.give_up_confirmations(d.db, d.now_ms, bytes_max=1 << 20, age_ms_max=0),
         to("delivered", *UNCONFIRMED),
     ),
-    "stop_confirming": (lambda d, *_: ledger.stop_confirming(d.db, d.destination), to("delivered", *UNCONFIRMED)),
-    "look_back": (lambda d, *_: ledger.look_back(d.db, d.destination, d.now_ms), to("delivered", "delivered")),
-    "pause_read_back": (lambda d, *_: ledger.pause_read_back(d.db, d.destination, "500", LATER_MS), {}),
-    "end_read_back_pause": (lambda d, *_: ledger.end_read_back_pause(d.db, d.destination, 1), {}),
-    "note_found": (lambda d, *_: ledger.note_found(d.db, d.destination, ledger.Control(uuid.UUID(int=7), 1, 1)), {}),
-    "note_missed": (lambda d, *_: ledger.note_missed(d.db, d.destination, 1), {}),
-    "resume_read_back": (lambda d, *_: ledger.resume_read_back(d.db, d.destination), {}),
+    "stop_confirming": (
+        lambda d, *_: confirmations.stop_confirming(d.db, d.destination),
+        to("delivered", *UNCONFIRMED),
+    ),
+    "look_back": (lambda d, *_: confirmations.look_back(d.db, d.destination, d.now_ms), to("delivered", "delivered")),
+    "pause_read_back": (lambda d, *_: readback.pause_read_back(d.db, d.destination, "500", LATER_MS), {}),
+    "end_read_back_pause": (lambda d, *_: readback.end_read_back_pause(d.db, d.destination, 1), {}),
+    "note_found": (
+        lambda d, *_: readback.note_found(d.db, d.destination, readback.Control(uuid.UUID(int=7), 1, 1)),
+        {},
+    ),
+    "note_missed": (lambda d, *_: readback.note_missed(d.db, d.destination, 1), {}),
+    "resume_read_back": (lambda d, *_: readback.resume_read_back(d.db, d.destination), {}),
     # letters
-    "retry_dead": (lambda d, *_: ledger.retry_dead(d.db, Choice(), d.now_ms), to("pending", *DEAD)),
-    "purge_dead": (lambda d, *_: ledger.purge_dead(d.db, Choice(), d.now_ms), to("dropped (purged)", *DEAD)),
+    "retry_dead": (lambda d, *_: dead_letters.retry_dead(d.db, Choice(), d.now_ms), to("pending", *DEAD)),
+    "purge_dead": (lambda d, *_: dead_letters.purge_dead(d.db, Choice(), d.now_ms), to("dropped (purged)", *DEAD)),
     # policies
     "hold": (
-        lambda d, held, _: ledger.hold(d.db, held, due_ms=LATER_MS, reason="off"),
+        lambda d, held, _: policy_enforcement.hold(d.db, held, due_ms=LATER_MS, reason="off"),
         to("pending", *OURS),
     ),
     "hold_folder": (
-        lambda d, *_: ledger.hold_folder(d.db, d.destination, "", due_ms=LATER_MS, reason="broken"),
+        lambda d, *_: policy_enforcement.hold_folder(d.db, d.destination, "", due_ms=LATER_MS, reason="broken"),
         to("pending", *FREE),
     ),
-    "release_folder": (lambda d, *_: ledger.release_folder(d.db, d.destination, "", d.now_ms), to("pending", "held")),
+    "release_folder": (
+        lambda d, *_: policy_enforcement.release_folder(d.db, d.destination, "", d.now_ms),
+        to("pending", "held"),
+    ),
     "drop_for_policy": (
-        lambda d, held, _: ledger.drop_for_policy(d.db, held, d.now_ms),
+        lambda d, held, _: policy_enforcement.drop_for_policy(d.db, held, d.now_ms),
         to("dropped (policy)", *OURS),
     ),
     "drop_looser": (
-        lambda d, *_: ledger.drop_looser(d.db, d.destination, "", "", d.now_ms),
+        lambda d, *_: policy_enforcement.drop_looser(d.db, d.destination, "", "", d.now_ms),
         to("dropped (policy)", *FREE, *DEAD),
     ),
-    "drop_looser of another policy": (lambda d, *_: ledger.drop_looser(d.db, d.destination, "", "x", d.now_ms), {}),
+    "drop_looser of another policy": (
+        lambda d, *_: policy_enforcement.drop_looser(d.db, d.destination, "", "x", d.now_ms),
+        {},
+    ),
     # upkeep
     "recover": (
-        lambda d, *_: ledger.recover(d.db, d.now_ms, [WORKER, "worker-b"]),
+        lambda d, *_: maintenance.recover(d.db, d.now_ms, [WORKER, "worker-b"]),
         {**to("pending", *IN_FLIGHT), **LEASE_GONE},
     ),
     "to_ring": (lambda d, *_: version().key in d.ring(), to("pending", *NOT_RUNG)),
     "to_ring while paused": (lambda d, *_: ring_after_pause(d, LATER_MS), {}),
     "to_ring for a probe": (lambda d, *_: ring_after_pause(d, 1_000), to("pending", *NOT_RUNG)),
-    "forget_rings": (lambda d, *_: ledger.forget_rings(d.db, d.destination), to("pending", "rung")),
-    "unwarp": (lambda d, *_: ledger.unwarp(d.db, d.now_ms), to("pending", "put off")),
-    "note_sleep": (lambda d, *_: ledger.note_sleep(d.db, 1, d.now_ms), {}),
-    "steady_ms": (lambda d, *_: ledger.steady_ms(d.db, d.now_ms) < 0, {}),
-    "drop_aged": (lambda d, *_: ledger.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
+    "forget_rings": (lambda d, *_: maintenance.forget_rings(d.db, d.destination), to("pending", "rung")),
+    "unwarp": (lambda d, *_: maintenance.unwarp(d.db, d.now_ms), to("pending", "put off")),
+    "note_sleep": (lambda d, *_: maintenance.note_sleep(d.db, 1, d.now_ms), {}),
+    "steady_ms": (lambda d, *_: maintenance.steady_ms(d.db, d.now_ms) < 0, {}),
+    "drop_aged": (lambda d, *_: pruning.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
     "drop_oversize": (
-        lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 0),
+        lambda d, *_: pruning.drop_oversize(d.db, d.now_ms, 0),
         {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
     ),
     "drop_oversize_of_folders": (
-        lambda d, *_: ledger.drop_oversize_of_folders(d.db, d.now_ms, {"": 0, "another": 0}),
+        lambda d, *_: pruning.drop_oversize_of_folders(d.db, d.now_ms, {"": 0, "another": 0}),
         {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
     ),
     "drop_oversize_of_folders of another folder": (
-        lambda d, *_: ledger.drop_oversize_of_folders(d.db, d.now_ms, {"another": 0}),
+        lambda d, *_: pruning.drop_oversize_of_folders(d.db, d.now_ms, {"another": 0}),
         {},
     ),
     "drop_session": (
         # Counts what is dropped; what is delivered it only lets go of.
-        lambda d, *_: ledger.drop_session(d.db, d.destination, "ses_1", d.now_ms) or None,
+        lambda d, *_: pruning.drop_session(d.db, d.destination, "ses_1", d.now_ms) or None,
         {**to("dropped (deleted)", *FREE, *IN_FLIGHT, *DEAD), **to("delivered", *UNCONFIRMED)},
     ),
     "forget_acknowledgements": (
-        lambda d, *_: ledger.forget_acknowledgements(d.db, 100 * DAY_MS),
+        lambda d, *_: pruning.forget_acknowledgements(d.db, 100 * DAY_MS),
         to("delivered", *(state for state in DELIVERED if state != "body not stored")),
     ),
-    "shrink": (lambda d, *_: ledger.shrink(d.db), {}),
+    "shrink": (lambda d, *_: pruning.shrink(d.db), {}),
     # room
     "give_up_bodies": (
-        lambda d, held, _: ledger.give_up_bodies(d.db, [held.job_id], "store"),
+        lambda d, held, _: eviction.give_up_bodies(d.db, [held.job_id], "store"),
         {name: SAME[name] for name in (*FREE, *DEAD) if name not in EMPTIED},
     ),
-    "drop_gone": (lambda d, held, _: ledger.drop_gone(d.db, held, d.now_ms), to("dropped (size)", "emptied leased")),
+    "drop_gone": (lambda d, held, _: eviction.drop_gone(d.db, held, d.now_ms), to("dropped (size)", "emptied leased")),
     "take_remade": (
-        lambda d, held, _: ledger.take_remade(
+        lambda d, held, _: eviction.take_remade(
             d.db, held, Remade(held.key, tuple(bodies("ses_1 t1", 1, "other")), "ab12")
         ),
         {"emptied leased": SAME["emptied leased"]},
     ),
     # notices
-    "note_notice": (lambda d, *_: ledger.note_notice(d.db, "store", "ses_1", "", d.now_ms) < 0, {}),
-    "note_wait": (lambda d, *_: ledger.note_wait(d.db, "store", ["ses_1"], "away"), {}),
+    "note_notice": (lambda d, *_: notices.note_notice(d.db, "store", "ses_1", "", d.now_ms) < 0, {}),
+    "note_wait": (lambda d, *_: notices.note_wait(d.db, "store", ["ses_1"], "away"), {}),
     "note_turns_read": (
-        lambda d, *_: ledger.note_turns_read(d.db, d.destination, "ses_1", {"t1": TurnRead(2, d.now_ms, "{}")}),
+        lambda d, *_: notices.note_turns_read(d.db, d.destination, "ses_1", {"t1": TurnRead(2, d.now_ms, "{}")}),
         {},
     ),
-    "settle_notices": (lambda d, *_: ledger.settle_notices(d.db, "store", {"ses_1": d.now_ms}), {}),
-    "forget_notices": (lambda d, *_: ledger.forget_notices(d.db, "store", d.now_ms), {}),
+    "settle_notices": (lambda d, *_: notices.settle_notices(d.db, "store", {"ses_1": d.now_ms}), {}),
+    "forget_notices": (lambda d, *_: notices.forget_notices(d.db, "store", d.now_ms), {}),
     # adoption
-    "adopt": (lambda d, *_: ledger.adopt(d.db, d.destination, another(d).id, now_ms=d.now_ms), SAME),
+    "adopt": (lambda d, *_: adoption.adopt(d.db, d.destination, another(d).id, now_ms=d.now_ms), SAME),
     "adopt where the session is known": (lambda d, *_: adopt_where_known(d), to("superseded", *FREE)),
-    "adopt_rotated": (lambda d, *_: rotate(d, ledger.adopt_rotated), SAME),
-    "take_over": (lambda d, *_: rotate(d, ledger.take_over), SAME),
+    "adopt_rotated": (lambda d, *_: rotate(d, adoption.adopt_rotated), SAME),
+    "take_over": (lambda d, *_: rotate(d, adoption.take_over), SAME),
 }
 """Each function that writes and its circumstances, and the states that it leaves for which other. Everything else
 stays untouched."""
@@ -549,8 +588,35 @@ def test_every_state_of_the_schema_is_in_the_matrix(db: sqlite3.Connection) -> N
     assert seen == {"pending", "delivered", "dead", "superseded", "dropped"}
 
 
+BESIDE_JOBS = {"destinations", "erasure", "fingerprint", "flow", "folders", "incidents"}
+PARTS = {
+    "as_json",
+    "excess",
+    "forget_contents",
+    "forget_session",
+    "kept",
+    "oldest",
+    "pack",
+    "policy_id",
+    "read",
+    "session_name",
+    "supersede_where",
+    "unpack",
+    "write",
+    "write_records",
+}
+"""What the ledger's functions are made of: each works inside of the transaction of its caller, or on values."""
+
+
 def test_every_function_of_the_ledger_that_writes_is_in_the_matrix() -> None:
-    functions = {name for name in ledger.__all__ if inspect.isfunction(getattr(ledger, name))}
+    modules = [import_module(f"app.ledger.{one.name}") for one in iter_modules(ledger.__path__)]
+    functions = {
+        name
+        for module in modules
+        if module.__name__.rpartition(".")[2] not in BESIDE_JOBS
+        for name, one in vars(module).items()
+        if inspect.isfunction(one) and one.__module__ == module.__name__ and not name.startswith("_")
+    }
     in_matrix = {name.replace(",", " ").split()[0] for name in ARROWS}
     assert in_matrix.isdisjoint(READERS)
-    assert functions == in_matrix | READERS
+    assert functions - PARTS == in_matrix | READERS

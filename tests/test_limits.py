@@ -12,18 +12,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
-from app.connection import Ledger
-from app.deliver import Courier, deliver
-from app.ledger import Version
-from app.ledger.upkeep import STEADY_MS
-from app.limits import of_folders
-from app.opencode import store_file
+from app.capture.eviction import Made, Room
+from app.capture.folder_limits import of_folders
+from app.database.connection import Ledger
+from app.delivery.backoff import Policy
+from app.delivery.deliver import Courier, deliver
+from app.exporters.outcome import Outcome
+from app.ledger import confirmations, destinations, eviction, flow, folders, maintenance, pruning
+from app.ledger.job import Version
+from app.ledger.maintenance import STEADY_MS
 from app.privacy.policy import Post
-from app.retry import Outcome, Policy
-from app.room import Made, Room
-from app.settings import Settings
-from app.settings.model import Origin
+from app.settings.model import Origin, Settings
+from app.sources.opencode.store import store_file
 from tests.desk import WORKER, Desk, version
 from tests.processes import PROJECT, Station, hook, worker
 from tests.recorded import Snapshot, export
@@ -65,10 +65,10 @@ def forget(station: Station, *told: Snapshot) -> None:
 def limit(station: Station, directory: str, **limits: int) -> None:
     """As a hook records what stands in the files of a project."""
     with station.ledger() as db:
-        place = destination.fingerprint(db, directory)
-        ours = destination.destinations(db)[0].id
-        options = destination.folder_options(db, place) or {}
-        destination.remember_folder(db, place, ours, {**options, **limits}, 1_000)
+        place = destinations.fingerprint(db, directory)
+        ours = destinations.destinations(db)[0].id
+        options = folders.folder_options(db, place) or {}
+        folders.remember_folder(db, place, ours, {**options, **limits}, 1_000)
 
 
 def unheard(station: Station) -> tuple[Station, int]:
@@ -80,7 +80,7 @@ def unheard(station: Station) -> tuple[Station, int]:
 def by_folder(station: Station, column: str) -> dict[str, list[object]]:
     """Of all jobs, in order."""
     with station.ledger() as db:
-        names = {destination.fingerprint(db, name): name for name in (PROJECT, OTHER)}
+        names = {destinations.fingerprint(db, name): name for name in (PROJECT, OTHER)}
         found: dict[str, list[object]] = {PROJECT: [], OTHER: []}
         for row in db.execute("select s.folder, j.* from job j join session s on s.id = j.session_id order by j.id"):
             found[names[row["folder"]]].append(row[column])
@@ -121,7 +121,7 @@ def test_a_job_is_given_up_at_the_age_that_its_own_project_says(station: Station
 
 def destination_is_down(station: Station) -> bool:
     with station.ledger() as db:
-        return destination.destinations(db)[0].health == "down"
+        return destinations.destinations(db)[0].health == "down"
 
 
 def test_the_bodies_of_a_folder_are_kept_below_its_own_size(station: Station, tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_a_hook_keeps_to_the_size_of_its_folder_where_no_worker_runs(station: St
 
 
 def test_a_limit_is_overruled_by_what_overrules_a_plugins_options(db: Ledger) -> None:
-    ours = destination.destination(db, "https://example.invalid", "f", 0).id
-    destination.remember_folder(db, "own", ours, {"maxRetries": 2, "exportMode": "full"}, 1)
-    destination.remember_folder(db, "none", ours, {"maxSpoolAge": "7d"}, 1)
+    ours = destinations.destination(db, "https://example.invalid", "f", 0).id
+    folders.remember_folder(db, "own", ours, {"maxRetries": 2, "exportMode": "full"}, 1)
+    folders.remember_folder(db, "none", ours, {"maxSpoolAge": "7d"}, 1)
     for source, counts in {
         "command line": False, "environment": False, ".env": False, "plugin": True, "config file": True,
     }.items():  # fmt: skip
@@ -183,7 +183,7 @@ def test_a_limit_is_overruled_by_what_overrules_a_plugins_options(db: Ledger) ->
 def test_each_age_waits_for_a_clock_that_has_gone_on_for_as_long_or_an_hour(
     steady_ms: int, age_ms: int, *, trusted: bool
 ) -> None:
-    assert ledger.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else destination.NEVER_MS)
+    assert maintenance.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else folders.NEVER_MS)
 
 
 # --- retries
@@ -210,7 +210,7 @@ def test_the_folder_of_a_job_decides_how_often_it_is_charged(desk: Desk, own: in
         max_retries_of=lambda held: own if held.folder == "f" else None,
     )
     while desk.state() == "pending":
-        destination.passed(desk.db, desk.destination)  # others' records
+        flow.passed(desk.db, desk.destination)  # others' records
         deliver(desk.db, version().key, courier)
         desk.now_ms += 1
     assert len(posted) == posts
@@ -302,10 +302,10 @@ def fates(
     room = Room(Path("/nowhere"))
     room._store = Cupboard({f"ses_{number}" for number, job in enumerate(jobs) if job.is_stored})  # type: ignore[assignment]
     for _ in range(2):
-        ledger.give_up_confirmations(
+        confirmations.give_up_confirmations(
             db, NOW_MS, bytes_max=size, age_ms_max=age_ms, bytes_max_of=sizes, age_ms_max_of=ages
         )
-        ledger.drop_aged(db, NOW_MS, age_ms, ages)
+        pruning.drop_aged(db, NOW_MS, age_ms, ages)
         room.make(db, NOW_MS, size, sizes)
     rows = db.execute("select state, coalesce(drop_reason, '') as reason, body_bytes from job order by id").fetchall()
     return [(f"{row['state']} {row['reason']}".strip(), row["body_bytes"]) for row in rows]
@@ -373,6 +373,6 @@ def test_a_folder_gives_up_its_own_oldest_and_no_more_than_it_must(desk: Desk) -
 
 def test_a_folder_without_room_is_not_filled_again(desk: Desk) -> None:
     desk.put(replace(version(), folder="own"))
-    held = ledger.held_bytes(desk.db)
-    assert ledger.excess_of_folders(desk.db, {"own": held - 1, "b": 0}) == {"own": 1}
-    assert ledger.excess_of_folders(desk.db, {"own": held}) == {}
+    held = eviction.held_bytes(desk.db)
+    assert eviction.excess_of_folders(desk.db, {"own": held - 1, "b": 0}) == {"own": 1}
+    assert eviction.excess_of_folders(desk.db, {"own": held}) == {}

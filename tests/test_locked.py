@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from app.connection import PATIENT_MS
-from app.deliver import LEASE_MS
-from app.importing import import_files
-from app.opencode import File
-from app.sources import Sources
+from app.backfill.import_files import import_files
+from app.database.connection import PATIENT_MS
+from app.delivery.deliver import LEASE_MS
+from app.settings.lookup import Sources
+from app.sources.opencode.export_files import File
 from app.worker import CONSUMER, POST_S_MAX, Worker
 from tests.processes import Station
 from tests.recorded import export_files

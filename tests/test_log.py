@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app import log
-from app.log import BYTES_MAX, LINE_MAX, MESSAGES_MAX, REPEAT_MS, append, carry_warnings
+from app.runtime import log
+from app.runtime.log import BYTES_MAX, LINE_MAX, MESSAGES_MAX, REPEAT_MS, append, carry_warnings
 
 NOON_MS = 1_700_000_000_123
 
@@ -71,7 +71,7 @@ def test_log_that_cannot_be_written_is_given_up(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from app.log import append
+from app.runtime.log import append
 path, letter, lines, length = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 for n in range(lines):
     append(path, f"{n:06} {letter * length}!", n * 1_000_000)
@@ -130,7 +130,7 @@ def test_a_writer_that_finds_another_at_putting_a_full_log_aside_waits_for_the_n
 def test_a_writer_that_was_stopped_while_it_put_a_log_aside_stops_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.log.PATIENCE", 3)
+    monkeypatch.setattr("app.runtime.log.PATIENCE", 3)
     path = tmp_path / "a.log"
     path.write_text("x" * (BYTES_MAX + 1))
     with path.open("rb") as stopped:

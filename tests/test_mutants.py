@@ -11,10 +11,11 @@ from typing import BinaryIO
 
 import pytest
 
-from app.desk import Desk
-from app.importing import import_files
-from app.inbox import Inbox
-from app.opencode import FILE_BYTES_MAX, File, Store, store_file
+from app.backfill.import_files import import_files
+from app.capture.daemon import Desk
+from app.capture.pipe_reader import Inbox
+from app.sources.opencode.export_files import FILE_BYTES_MAX, File
+from app.sources.opencode.store import Store, store_file
 from tests import mutants
 from tests.fuzz import LINES_PER_SESSION, compare, compare_import, first_line, machine, remember, sources
 from tests.mutants import Expected

@@ -14,7 +14,7 @@ import pytest
 from app.privacy.named_values import named_values
 from app.privacy.redact import REDACTED, Redaction
 from app.privacy.secret_names import Kind, kind_of
-from app.transcript import Json
+from app.transcript.model import Json
 from tests.secrets import noise
 
 RULES_ONLY = Redaction.compile([])

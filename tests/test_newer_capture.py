@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.opencode import store_file
+from app.sources.opencode.store import store_file
 from tests.newer_store import NewerStore, text, tool
 from tests.processes import PROJECT, Station, hook
 from tests.test_newer_store import old

@@ -11,9 +11,22 @@ from typing import Any
 
 import pytest
 
-from app.opencode import File, Store, StoreError, examine, families, snapshot
-from app.parse import parse
-from app.transcript import Assistant, Other, Reasoning, Text, Tokens, Tool, Transcript, TranscriptError, Turn, User
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.export_files import File, examine, families, snapshot
+from app.sources.opencode.store import Store
+from app.transcript.model import (
+    Assistant,
+    Other,
+    Reasoning,
+    Text,
+    Tokens,
+    Tool,
+    Transcript,
+    TranscriptError,
+    Turn,
+    User,
+)
+from app.transcript.parse import parse
 from tests import snapshots
 from tests.newer_store import BEGAN_MS, DIRECTORY, NewerStore, reasoning, text, tool
 from tests.recorded import export, exported

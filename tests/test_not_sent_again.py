@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from app.deliver import Courier, deliver
-from app.enqueue import Place, enqueue
-from app.export import Capture
-from app.ledger import Body
-from app.parse import parse
+from app.capture.enqueue import Place, enqueue
+from app.delivery.backoff import Policy as Patience
+from app.delivery.deliver import Courier, deliver
+from app.exporters.outcome import Outcome
+from app.ledger.job import Body
 from app.privacy.policy import Policy, Post
 from app.privacy.redact import Redaction
-from app.retry import Outcome
-from app.retry import Policy as Patience
+from app.privacy.terms import Capture
+from app.transcript.parse import parse
 from tests import recorded
 from tests.desk import Desk
 from tests.processes import ROOT
@@ -140,8 +140,8 @@ def test_a_subagents_title_sends_its_own_record_again_and_no_other(desk: Desk) -
 def test_keys_are_the_same_under_another_version_and_another_hash_seed(tmp_path: Path) -> None:
     script = (
         "import sys, app; app.__version__ = sys.argv[1]\n"
-        "from app.parse import parse; from tests import recorded\n"
-        "from tests.test_not_sent_again import CAPTURE; from app.transcript import key\n"
+        "from app.transcript.parse import parse; from tests import recorded\n"
+        "from tests.test_not_sent_again import CAPTURE; from app.transcript.model import key\n"
         "[print(key(t.digest, CAPTURE.policy.digest(''))) for t in parse(recorded.export('f_subagent')).turns]\n"
     )
     told = {

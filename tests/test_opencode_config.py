@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.install import MARKER
-from app.opencode.config import Configuration, Entry, read
-from app.opencode.config_files import FILE_BYTES_MAX, FILLED_CHARACTERS_MAX
-from app.opencode.jsonc import NotJsonError, parse
-from app.transcript import Json
+from app.sources.opencode.config import Configuration, Entry, read
+from app.sources.opencode.config_files import FILE_BYTES_MAX, FILLED_CHARACTERS_MAX
+from app.sources.opencode.install import MARKER
+from app.sources.opencode.jsonc import NotJsonError, parse
+from app.transcript.model import Json
 from tests.opencode import RUN_S_MAX, OpenCode, Server, install_opencode, isolated
 
 pytest_plugins = ["tests.opencode"]

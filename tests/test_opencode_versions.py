@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.install import Global, Project
-from app.install import install as install_plugin
+from app.sources.opencode.install import Global, Project
+from app.sources.opencode.install import install as install_plugin
 from tests.opencode import CONFIG, VERSION, OpenCode, installed_opencode
 from tests.processes import Station, worker
 from tests.servers import Receiver, receiving

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 import uuid
 
-from app.helicone import Client
-from app.likeness import Likeness
-from app.overwritten import look
+from app.exporters.helicone.client import Client
+from app.recall.compare import look
+from app.recall.expected import Likeness
 from tests.servers import answer, api_key, scripted
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from app import place
-from app.db import open_ledger
-from app.place import (
+from app.database.open import open_ledger
+from app.runtime import filesystem
+from app.runtime.filesystem import (
     PlaceError,
     default_spool,
     findings,
@@ -59,7 +59,7 @@ def test_a_mountinfo_that_says_nothing_refuses_nothing(text: str) -> None:
 
 
 def test_this_very_machine_can_be_asked(tmp_path: Path) -> None:
-    assert place.shared_file_system(tmp_path / "not" / "there" / "yet") is None
+    assert filesystem.shared_file_system(tmp_path / "not" / "there" / "yet") is None
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "remote"
     folder.mkdir()
     (tmp_path / "mountinfo").write_text(mounted((str(folder), "nfs4")))
-    monkeypatch.setattr(place, "MOUNTINFO", tmp_path / "mountinfo")
+    monkeypatch.setattr(filesystem, "MOUNTINFO", tmp_path / "mountinfo")
     return folder
 
 
@@ -92,16 +92,16 @@ def test_the_default_moves_to_this_machine_only_where_it_must(remote: Path, tmp_
 
 
 def test_a_system_without_mountinfo_refuses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "MOUNTINFO", tmp_path / "missing")
+    monkeypatch.setattr(filesystem, "MOUNTINFO", tmp_path / "missing")
     assert default_spool(tmp_path) == tmp_path
 
 
 AS_ON = """
 import sys
 from pathlib import Path
-from app import place
+from app.runtime import filesystem as place
 place.MOUNTINFO = Path(sys.argv.pop(1))
-from app.cli import main
+from app.cli.main import main
 main()
 """
 

@@ -22,8 +22,8 @@ from typing import Any, get_args
 
 import pytest
 
-from app.desk import NOTHING_WANTED
-from app.install import SOURCE, Flavour, Global, Project, install, render
+from app.capture.daemon import NOTHING_WANTED
+from app.sources.opencode.install import SOURCE, Flavour, Global, Project, install, render
 from tests.opencode import (
     CONFIG,
     MODEL,

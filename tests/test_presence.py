@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.presence import Announced, Only, is_taken, present
+from app.runtime.liveness import Announced, Only, is_taken, present
 
 ANNOUNCER = """
 import sys
 from pathlib import Path
-from app.presence import Announced
+from app.runtime.liveness import Announced
 announced = Announced(Path(sys.argv[1]))
 announced.say({"sessions": ["ses_1"]})
 print(announced.name, flush=True)
@@ -28,7 +28,7 @@ announced.withdraw()
 HOLDER = """
 import sys
 from pathlib import Path
-from app.presence import Only
+from app.runtime.liveness import Only
 only = Only(Path(sys.argv[1]))
 print(only.take(), flush=True)
 sys.stdin.read()

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
-from app.capture import capture
-from app.deliver import LEASE_MS
-from app.enqueue import Place, enqueue
-from app.opencode import store_file
-from app.parse import parse
-from app.presence import Announced, present
-from app.sources import unattended
-from app.spool import Spool, target
-from app.status import read_hooks, read_workers
+from app.capture.config import capture
+from app.capture.enqueue import Place, enqueue
+from app.capture.targets import target
+from app.delivery.deliver import LEASE_MS
+from app.ledger import claims, maintenance
+from app.runtime import clock
+from app.runtime.liveness import Announced, present, read_hooks, read_workers
+from app.runtime.spool import Spool
+from app.settings.lookup import unattended
+from app.sources.opencode.store import store_file
+from app.transcript.parse import parse
 from app.worker import Worker
 from tests.enqueuer import growing, name
 from tests.lean_receiver import LeanReceiver, lean_receiver
@@ -37,7 +38,8 @@ JOBS = 2
 """Of a session with one turn."""
 
 PRESENT = (
-    "import sys; from pathlib import Path; from app.presence import present; print(len(present(Path(sys.argv[1]))))"
+    "import sys; from pathlib import Path; from app.runtime.liveness import present;"
+    " print(len(present(Path(sys.argv[1]))))"
 )
 
 
@@ -77,12 +79,12 @@ def test_files_with_ids_of_living_processes_count_for_nothing(station: Station) 
                 (folder / f"{pid}.lock").write_text(json.dumps({"pid": pid, "destination": worker.target.id}) + "\n")
         (station.spool / f"worker-{worker.target.id}.lock").write_text(str(os.getpid()))
         key = worker.db.execute("select key from job order by id limit 1").fetchone()[0]
-        assert ledger.claim(
+        assert claims.claim(
             worker.db, worker.target.id, key, worker=str(os.getpid()), now_ms=clock.now_ms(), lease_ms=LEASE_MS
         )
         assert (read_hooks(worker.spool), read_workers(worker.spool)) == ((), ())
         worker._recover(clock.now_ms())
-        assert ledger.leasing_workers(worker.db) == []
+        assert maintenance.leasing_workers(worker.db) == []
         assert worker._only.take(), "nobody is the automatic worker"
     finally:
         worker.close()

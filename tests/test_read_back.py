@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.envelope import Log, encode, start_ms_of
-from app.helicone import SINCE_MARGIN_MS, Client, ReadBackError
-from app.transcript import Json
+from app.exporters.helicone.body import Log, encode, start_ms_of
+from app.exporters.helicone.client import SINCE_MARGIN_MS, Client, ReadBackError
+from app.transcript.model import Json
 from tests.servers import answer, api_key, receiving, scripted
 
 READ_BACK = "/v1/request/query-clickhouse"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.opencode import Store
-from app.record import Frame, encode_turn
-from app.transcript import Transcript, Turn
+from app.exporters.helicone.records import Frame, encode_turn
+from app.sources.opencode.store import Store
+from app.transcript.model import Transcript, Turn
 from tests.opencode import OpenCode, Server
 from tests.processes import Station
 from tests.typed import typed

@@ -13,26 +13,27 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
-from app.audit import EXPORT_MODE, Audited, audit, encoded
-from app.blanking import sent
-from app.db import open_ledger
-from app.endpoint import read_back_url
-from app.enqueue import Place, enqueue, outlook
-from app.export import Capture
-from app.helicone import Client
-from app.identity import Identity
-from app.ledger import Claim, Standing
-from app.likeness import Likeness
-from app.opencode import Store
-from app.overwritten import counted, look
-from app.parse import parse
-from app.precedent import Precedent
+from app.capture.enqueue import Place, enqueue, outlook
+from app.database.open import open_ledger
+from app.exporters.helicone.client import Client
+from app.exporters.helicone.records import blank, kind_of
+from app.exporters.helicone.routes import read_back_url
+from app.ledger import counts, destinations, history, policy_enforcement, pruning
+from app.ledger.claims import abandon, claim
+from app.ledger.job import Claim, Standing
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
-from app.recall import REOPENED, Plan, Recall
-from app.record import blank, kind_of
-from app.settings import Settings
+from app.privacy.terms import Capture
+from app.recall.audit import EXPORT_MODE, Audited, audit, encoded
+from app.recall.blank import sent
+from app.recall.compare import counted, look
+from app.recall.delivered_policy import Precedent
+from app.recall.expected import Likeness
+from app.recall.recall import REOPENED, Plan, Recall
+from app.settings.model import Settings
+from app.sources.opencode.store import Store
+from app.transcript.identity import Identity
+from app.transcript.parse import parse
 from tests import recorded
 from tests.desk import Desk, version
 from tests.processes import Station, hook, worker
@@ -49,7 +50,7 @@ NO_REDACTION = Redaction.compile([], secrets=False)
 
 @pytest.fixture
 def door(db: sqlite3.Connection) -> Door:
-    target = destination.destination(db, "https://example.invalid", "fingerprint", 0)
+    target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
     return Door(db, Place(target.id, "folder"))
 
 
@@ -95,8 +96,8 @@ def desk_of(door: Door) -> Desk:
 
 
 def claims(desk: Desk) -> Iterator[Claim]:
-    for key in ledger.pending_keys(desk.db):
-        held = ledger.claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
+    for key in counts.pending_keys(desk.db):
+        held = claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
         if held is not None:
             yield held
 
@@ -203,7 +204,7 @@ def test_a_sealed_turn_does_not_come_back_under_another_key_of_its_endpoint(
 ) -> None:
     door.put(told())
     recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
-    other = Door(door.db, Place(destination.destination(door.db, endpoint, "another", 0).id, "folder"))
+    other = Door(door.db, Place(destinations.destination(door.db, endpoint, "another", 0).id, "folder"))
     done = other.put(told())
     assert (done.new, done.shut) == ((0, 2) if is_shut else (2, 0))
     assert other.put(told(), reopen=("sealed",)).new == (2 if is_shut else 0)
@@ -242,7 +243,7 @@ def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None
 
 def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> None:
     door.put(told())
-    one = replace(ledger.exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
+    one = replace(history.exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
     older = replace(one, prints=tuple(replace(log, frozen=replace(log.frozen, model="older")) for log in one.prints))
     newest = [log.frozen.model for log in sent([older, one])][: len(one.prints)]
     assert newest == [log.frozen.model for log in one.prints]
@@ -257,8 +258,8 @@ def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
     desk.deliver(version())
     again = replace(version(content="blank"), is_recall=True)
     assert desk.put(again, reopen=REOPENED) is Standing.NEW
-    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
-    assert ledger.drop_aged(desk.db, 10_000_000, 0) == 0
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_aged(desk.db, 10_000_000, 0) == 0
     assert desk.state(again) == "pending"
 
 
@@ -322,7 +323,7 @@ def new_door(migrated: Path) -> Callable[[Path], Door]:
     def make(folder: Path) -> Door:
         shutil.copytree(migrated, folder / "spool")
         db = open_ledger(folder / "spool")
-        return Door(db, Place(destination.destination(db, "https://example.invalid", "f", 0).id, "folder"))
+        return Door(db, Place(destinations.destination(db, "https://example.invalid", "f", 0).id, "folder"))
 
     return make
 
@@ -446,7 +447,7 @@ def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
 def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, door: Door) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
     door.put(told("blue whale"))
-    changed_ms = max(one.facts_ms for one in ledger.exported(door.db, door.place.destination_id, "ses_root"))
+    changed_ms = max(one.facts_ms for one in history.exported(door.db, door.place.destination_id, "ses_root"))
     with receiving(tmp_path / "store.db") as receiver:
         deliver(door, receiver)
     late = a_recall(door, store, pattern="blue whale", since_ms=changed_ms + 1)
@@ -517,7 +518,7 @@ def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *
             assert not desk.acknowledge(old, body)
         assert "blue whale" in shown(receiver)
         assert not desk.complete(old)
-        assert ledger.abandon(desk.db, old)
+        assert abandon(desk.db, old)
         deliver(door, receiver)
         assert len(receiver.rows()) == 4
         assert "blue whale" not in shown(receiver)
@@ -557,12 +558,12 @@ def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk,
     if state == "dead":
         desk.bury(desk.held())
     elif state != "pending":
-        assert ledger.drop_for_policy(desk.db, desk.held(), desk.now_ms)
+        assert policy_enforcement.drop_for_policy(desk.db, desk.held(), desk.now_ms)
     assert desk.state() == state
     newer = version(content=content, facts_ms=200)
     desk.put(newer, text="redacted more")
     assert desk.row(newer)["is_recall"] == 1
-    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
 
 
 def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -> None:

@@ -22,9 +22,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app import intake, receiver, shelf
-from app.faults import Fault, FaultError
-from app.receiver import ReceiverError
+from app.receiver import handler, server
+from app.receiver import store as shelf
+from app.receiver.faults import Fault, FaultError
+from app.receiver.server import ReceiverError
 from tests import servers
 from tests.demo import in_tree
 from tests.servers import Receiver, api_key
@@ -239,7 +240,7 @@ def test_the_worker_refuses_an_invalid_envelope(post: Posting, body: Any, messag
 
 
 def test_the_worker_checks_size_then_authorization_then_schema_then_key(post: Posting) -> None:
-    large = b'{"a":"' + b"x" * intake.BODY_MAX + b'"}'
+    large = b'{"a":"' + b"x" * handler.BODY_MAX + b'"}'
     statuses = [
         post(WORKER, large, authorization="").text,
         post(WORKER, {}, authorization="").text,
@@ -256,14 +257,14 @@ def test_the_worker_counts_utf16_units_of_the_json_and_jawn_counts_bytes(post: P
 
     euros = body("€" * 4_000_000)  # 3 bytes, 1 unit
     emoji = body("😀" * 5_300_000)  # 4 bytes, 2 units
-    spaced = json.dumps(envelope()).encode() + b" " * intake.BODY_MAX
+    spaced = json.dumps(envelope()).encode() + b" " * handler.BODY_MAX
     assert [post(WORKER, one).status_code for one in (euros, emoji, spaced)] == [200, 400, 200]
     assert [post(JAWN, one).status_code for one in (euros, emoji, spaced)] == [500, 500, 500]
     assert post(JAWN, spaced).json() == {"details": "request entity too large"}
 
 
 def test_a_body_of_the_allowed_size_is_stored_whole(post: Posting) -> None:
-    text = "x" * (intake.BODY_MAX - 10_000)
+    text = "x" * (handler.BODY_MAX - 10_000)
     body = envelope(request={"model": "m", "text": text}, union=False)
     assert [post(path, body).status_code for path in (WORKER, JAWN)] == [200, 200]
     assert post.rows()[0]["request_body"]["text"] == text
@@ -814,13 +815,13 @@ def test_twelve_connections_at_once_lose_nothing(http: httpx.Client, running: Re
 @pytest.mark.parametrize("host", ["192.168.1.1", "::", "example.com", ""])
 def test_only_loopback_is_served(store: Path, host: str) -> None:
     with pytest.raises(ReceiverError, match="loopback"):
-        receiver.serve(host=host, port=0, store_path=store)
+        server.serve(host=host, port=0, store_path=store)
 
 
 def test_a_taken_port_is_said_to_be_taken(store: Path, running: Receiver) -> None:
     port = int(running.url.rsplit(":", 1)[1])
     with pytest.raises(ReceiverError, match=f"port {port}"):
-        receiver.serve(host="127.0.0.1", port=port, store_path=store)
+        server.serve(host="127.0.0.1", port=port, store_path=store)
 
 
 def test_a_script_of_faults_is_read_before_serving(tmp_path: Path, store: Path) -> None:
@@ -829,7 +830,7 @@ def test_a_script_of_faults_is_read_before_serving(tmp_path: Path, store: Path) 
         if content is not None:
             script.write_text(content)
         with pytest.raises(FaultError, match=r"faults\.json"):
-            receiver.serve(host="127.0.0.1", port=0, store_path=store, faults_path=script)
+            server.serve(host="127.0.0.1", port=0, store_path=store, faults_path=script)
 
 
 @pytest.mark.parametrize(
@@ -871,10 +872,10 @@ def test_a_request_that_names_no_host_is_refused(running: Receiver) -> None:
 
 def test_its_own_key_is_random_private_and_the_same_after_a_restart(store: Path, tmp_path: Path) -> None:
     store.parent.mkdir()
-    key = receiver.own_key(store)
-    assert intake.is_well_formed(key)
-    assert receiver.own_key(store) == key
-    assert receiver.own_key(tmp_path / "another.db") != key
+    key = server.own_key(store)
+    assert handler.is_well_formed(key)
+    assert server.own_key(store) == key
+    assert server.own_key(tmp_path / "another.db") != key
     assert stat.S_IMODE(store.with_name("store.db.key").stat().st_mode) == 0o600
     with servers.receiving(store):
         pass
@@ -892,7 +893,7 @@ def test_receivers_that_keep_one_store_have_one_key(store: Path, tmp_path: Path)
 
         def key(name: Path, at_once: threading.Barrier = at_once) -> str:
             at_once.wait()
-            return receiver.own_key(name)
+            return server.own_key(name)
 
         with ThreadPoolExecutor(len(names)) as pool:
             assert len({*pool.map(key, names)}) == 1
@@ -900,16 +901,16 @@ def test_receivers_that_keep_one_store_have_one_key(store: Path, tmp_path: Path)
 
 def test_a_key_file_that_holds_no_key_is_named(store: Path) -> None:
     store.parent.mkdir()
-    receiver.own_key(store)
+    server.own_key(store)
     store.with_name("store.db.key").write_text("guessed\n")
     with pytest.raises(ReceiverError, match=r"store\.db\.key"):
-        receiver.own_key(store)
+        server.own_key(store)
 
 
 SERVE = """
 import sys
 from pathlib import Path
-from app.receiver import serve
+from app.receiver.server import serve
 serve(
     host="127.0.0.1", port=0, store_path=Path(sys.argv[1]), faults_path=Path(sys.argv[2]),
     on_listening=lambda url, key: print(url, key, flush=True),

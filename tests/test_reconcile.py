@@ -16,24 +16,30 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger, noticed
-from app.db import open_ledger
-from app.desk import Desk
-from app.export import exports
-from app.hook import Hook
-from app.identity import Identity
-from app.inbox import Inbox, Line
-from app.looking import Looking
-from app.noticed import AGAIN_S, FAILED_S
-from app.opencode import Store, StoreError, store_file
-from app.presence import Announced
-from app.reading import FAILURES_MAX, GONE, GONE_TURNS
-from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
-from app.room import Room
-from app.sources import Sources
-from app.spool import folder
-from app.status import read_hooks
-from app.transcript import Transcript, Turn, key
+from app.capture import notices
+from app.capture.daemon import Desk
+from app.capture.eviction import Room
+from app.capture.export import exports
+from app.capture.handler import Hook
+from app.capture.messages import Line
+from app.capture.notices import AGAIN_S, FAILED_S
+from app.capture.pipe_reader import Inbox
+from app.capture.process_notices import Looking
+from app.capture.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
+from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS
+from app.capture.targets import folder
+from app.database.open import open_ledger
+from app.ledger import destinations, eviction, folders, history, incidents, job
+from app.ledger import incidents as ledger_incidents
+from app.ledger import notices as ledger_notices
+from app.ledger.notices import Unread, note_notice, unread_sessions
+from app.runtime import clock
+from app.runtime.liveness import Announced, read_hooks
+from app.settings.lookup import Sources
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.store import Store, store_file
+from app.transcript.identity import Identity
+from app.transcript.model import Transcript, Turn, key
 from tests import json_store
 from tests.secrets import noise
 from tests.servers import api_key
@@ -142,7 +148,7 @@ class Machine:
             rows = db.execute(
                 "select s.name, j.state, j.key from job j join turn t on t.id = j.turn_id"
                 " join session s on s.id = t.session_id where t.name <> ? order by j.id",
-                [ledger.SESSION_RECORD],
+                [job.SESSION_RECORD],
             ).fetchall()
         return [tuple(row) for row in rows]
 
@@ -181,7 +187,7 @@ def stored_key(one: Hook, session: str) -> list[str]:
     return [
         key(export.digest, policy)
         for export in made
-        if not isinstance(export, Turn) and export.turn != ledger.SESSION_RECORD
+        if not isinstance(export, Turn) and export.turn != job.SESSION_RECORD
     ]
 
 
@@ -264,7 +270,7 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine) -> None:
     one = machine.hook()
     look(one, 0, now_ms)
     assert len(machine.jobs()) == 2
-    noted_ms = ledger.reconciled_ms(one.db, one.target.id, session)
+    noted_ms = history.reconciled_ms(one.db, one.target.id, session)
     assert noted_ms is not None
     assert noted_ms < ahead_ms
 
@@ -343,12 +349,12 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
         assert noticed is not None
         one._looking.look(noticed, due_s, CREATED_MS + 1_000)
     assert one._notices.next(FAILED_S + AGAIN_S - 1) is None
-    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [(reason, 1)]
+    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.db) if each.reason] == [(reason, 1)]
     assert "could not be read" in (machine.home / "spool" / "logs" / "hook.log").read_text()
     path.write_bytes(whole)
     show(one, "ses_a")
     assert machine.states() == [("ses_a", "pending")]
-    assert [each.sessions for each in ledger.unread(one.db)] == [1]  # its own session, which is not there
+    assert [each.sessions for each in ledger_notices.unread(one.db)] == [1]  # its own session, which is not there
 
 
 def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_it(machine: Machine) -> None:
@@ -356,10 +362,10 @@ def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_i
     one = machine.hook()
     show(one, "ses_a")
     reason = "OpenCode keeps its store in memory, where nobody can read it"
-    assert [(each.reason, each.sessions) for each in ledger.unread(one.db)] == [(reason, 2)]
+    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.db)] == [(reason, 2)]
     one.finish()
-    assert ledger.unread(one.db) == []
-    assert [(what, count) for what, count, _ in destination.incidents(one.db)] == [(GONE, 2)]
+    assert ledger_notices.unread(one.db) == []
+    assert [(what, count) for what, count, _ in incidents.incidents(one.db)] == [(GONE, 2)]
 
 
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
@@ -503,9 +509,9 @@ def test_what_happened_while_capture_was_switched_off_is_not_missed(machine: Mac
     machine.end(another)
     assert machine.jobs() == []
     with closing(open_ledger(machine.home / "spool")) as db:
-        since_ms = destination.captured_since_ms(db, destination.fingerprint(db, HERE))
+        since_ms = folders.captured_since_ms(db, destinations.fingerprint(db, HERE))
     assert since_ms is not None
-    assert CREATED_MS < since_ms < destination.NEVER_MS
+    assert CREATED_MS < since_ms < folders.NEVER_MS
     # Of a session that goes on, too.
     session = machine.remember(talk("a", *asked_and_answered(), *followed_up(since_ms + 1), at_ms=since_ms + 1))
     one = machine.hook()
@@ -518,7 +524,7 @@ def test_another_opencode_that_is_switched_off_in_the_same_folder_hides_no_turn_
     machine.capture_since(CREATED_MS)
     machine.remember(talk("a", *asked_and_answered()))
     one = machine.hook()
-    destination.stop_capture(one.db, destination.fingerprint(one.db, HERE))
+    folders.stop_capture(one.db, destinations.fingerprint(one.db, HERE))
     show(one, "ses_a")
     assert len(machine.jobs()) == 1
 
@@ -533,8 +539,8 @@ def test_a_session_of_which_only_a_part_was_missed_is_still_one_for_backfill(mac
     assert len(machine.jobs()) == 1
     (capturing,) = one._captures.by_folder().values()
     assert capturing is not None
-    assert ledger.reconciled_ms(one.db, one.target.id, session) == changed_ms
-    assert not ledger.is_whole(
+    assert history.reconciled_ms(one.db, one.target.id, session) == changed_ms
+    assert not history.is_whole(
         one.db, one.target.id, session, changed_ms=changed_ms, now_ms=changed_ms, policy=capturing.policy.facts
     )
     # It was compared, though: nobody reads it again before it changes.
@@ -549,7 +555,7 @@ def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
     one = machine.hook()
     look(one, 0)
     jobs = one.db.execute("select id, key from job").fetchall()
-    bodies = b"".join(body.body for row in jobs for body in ledger.bodies(one.db, row["id"], row["key"]))
+    bodies = b"".join(body.body for row in jobs for body in job.bodies(one.db, row["id"], row["key"]))
     assert bodies
     assert b"swordfish" not in bodies
 
@@ -600,7 +606,7 @@ def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) ->
     look(one, 0)
     machine.forget(session)
     show(one, session)  # it was on its way
-    assert session not in ledger.unread_sessions(one.db)
+    assert session not in unread_sessions(one.db)
     machine.end(one)
     assert machine.jobs() == []
 
@@ -624,7 +630,7 @@ def test_a_session_that_is_there_again_after_it_was_deleted_is_taken_with_its_ne
 def test_what_a_hook_remembers_of_deleted_sessions_and_oddities_is_bounded(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noticed, "OWNED_MAX", 3)
+    monkeypatch.setattr(notices, "OWNED_MAX", 3)
     one = machine.hook()
     for number in range(5):
         one.take(notice(f"ses_{number}", "deleted"))
@@ -671,7 +677,7 @@ def held_without_bodies(machine: Machine, one: Hook) -> set[str]:
 
 
 def emptied(one: Hook) -> set[str]:
-    found = ledger.emptied(one.db, one.target.id, tuple(one._captures.by_folder()))
+    found = eviction.emptied(one.db, one.target.id, tuple(one._captures.by_folder()))
     return {wanted.session for wanted in found}
 
 
@@ -784,11 +790,11 @@ def test_a_subagent_is_read_with_its_root_when_that_has_done(machine: Machine) -
     one = machine.hook("ses_a")
     show(one, "ses_b")
     assert machine.jobs() == []
-    assert [each.sessions for each in ledger.unread(one.db)] == [2]
+    assert [each.sessions for each in ledger_notices.unread(one.db)] == [2]
     machine.remember(talk("a", asked, {**answered, "parts": [task("ses_b", "prt_a")]}))
     show(one, "ses_a")
     assert machine.states() == [("ses_a", "pending")]
-    assert ledger.unread(one.db) == []
+    assert ledger_notices.unread(one.db) == []
     assert one._notices.owned() == ["ses_a", "ses_b"]
 
 
@@ -848,7 +854,7 @@ def deleted_meanwhile(machine: Machine, patch: pytest.MonkeyPatch, session: str,
 
 
 def incidents_of(one: Hook) -> dict[str, int]:
-    return {what: count for what, count, _ in destination.incidents(one.db)}
+    return {what: count for what, count, _ in incidents.incidents(one.db)}
 
 
 def test_a_turn_that_is_deleted_before_it_is_read_is_counted_as_gone(
@@ -880,7 +886,7 @@ def test_a_session_that_is_deleted_before_it_is_read_is_counted_as_gone(
     if by_notice:
         show(one, "ses_a")
     else:
-        ledger.note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
+        note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
         one._reconciling.begin(HERE, folder(one.db, HERE))
         for at_s in (0.0, AGAIN_S):
             look(one, at_s)
@@ -903,7 +909,7 @@ def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Ma
     told = (machine.home / "spool" / "logs" / "hook.log").read_text()
     assert told.count("odd in ses_a: sessions[0].messages[2].info.role: neither user nor assistant") == 1
     with closing(open_ledger(machine.home / "spool")) as db:
-        incidents = {what: count for what, count, _ in destination.incidents(db)}
+        incidents = {what: count for what, count, _ in ledger_incidents.incidents(db)}
     assert incidents["turns that could not be read of session ses_a"] == 1
     assert incidents[GONE] == 2  # the own sessions of its two hooks, which nobody has written
 
@@ -916,7 +922,7 @@ def test_a_session_that_is_not_there_costs_the_others_nothing(machine: Machine) 
         one.take(notice(session, why))
     look_for(one)
     assert {session for session, _ in machine.states()} == {"ses_a", "ses_b", "ses_c"}
-    assert {what: count for what, count, _ in destination.incidents(one.db)} == {GONE: 1}
+    assert {what: count for what, count, _ in incidents.incidents(one.db)} == {GONE: 1}
     assert one._notices.owned() == ["ses_a", "ses_b", "ses_c", "ses_own"]
 
 
@@ -945,7 +951,7 @@ def test_a_subagent_that_is_resumed_in_a_later_turn_is_read_with_the_turn_that_i
     show(one, "ses_b")
     show(one, "ses_a")
     assert versions_of(machine, "msg_a_1") == 2
-    assert ledger.unread(one.db) == []
+    assert ledger_notices.unread(one.db) == []
 
 
 def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_done(machine: Machine) -> None:
@@ -964,7 +970,7 @@ def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_don
     machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
     show(one, "ses_a")
     assert versions_of(machine, "msg_a_1") == 2
-    assert ledger.unread(one.db) == []
+    assert ledger_notices.unread(one.db) == []
 
 
 def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
@@ -998,7 +1004,9 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     assert len(turns_of(machine)) == 1 + 150
     assert versions_of(machine, "msg_a_000") == 2
     assert outlined == ["ses_a"] * 2
-    assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
+    assert ledger_notices.unread(one.db) == [
+        Unread(None, 1, ledger_notices.unread(one.db)[0].oldest_ms)
+    ]  # its own session
 
 
 def long_one(name: str) -> Fields:
@@ -1016,8 +1024,8 @@ LARGE = 1 << 15
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is large, and a step in it, is so much smaller that no test takes long."""
-    monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", LARGE)
-    monkeypatch.setattr("app.ahead.STEP_COST", 2 * LARGE)
+    monkeypatch.setattr("app.capture.redact_ahead.LARGE_CHARACTERS_MIN", LARGE)
+    monkeypatch.setattr("app.capture.redact_ahead.STEP_COST", 2 * LARGE)
 
 
 def large_one(name: str, said: str = "words ") -> Fields:
@@ -1115,7 +1123,7 @@ def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
         with closing(open_ledger(one.home / "spool")) as db:
             asked = "select request_id, digest, key from record r join job j on j.id = job_id order by j.id, position"
             made.append([tuple(row) for row in db.execute(asked)])
-        monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", 1 << 40)
+        monkeypatch.setattr("app.capture.redact_ahead.LARGE_CHARACTERS_MIN", 1 << 40)
         one.end(taking)
     assert made[0] == made[1]
     assert len(made[0]) == 3
@@ -1139,7 +1147,7 @@ def test_a_large_turn_is_taken_under_the_settings_of_when_it_is_taken(machine: M
 
 
 def unread(one: Hook) -> list[tuple[str | None, int]]:
-    return [(each.reason, each.sessions) for each in ledger.unread(one.db)]
+    return [(each.reason, each.sessions) for each in ledger_notices.unread(one.db)]
 
 
 @pytest.mark.parametrize("has_looked", [True, False])
@@ -1192,12 +1200,12 @@ def test_a_json_file_that_is_being_written_holds_up_nothing_else_that_a_dead_hoo
     one = machine.hook()
     now_ms = clock.now_ms()
     for name in ("ses_a", "ses_c"):
-        ledger.note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
+        note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
     one._reconciling.begin(HERE, folder(one.db, HERE))
     for at_s in (0.0, 2 * AGAIN_S, 3 * AGAIN_S):
         look(one, at_s, now_ms)
     assert machine.states() == [("ses_a", "pending")]
-    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [
+    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.db) if each.reason] == [
         ("OpenCode's store cannot be read", 1)
     ]
     part.write_bytes(whole)
@@ -1230,7 +1238,7 @@ def test_a_session_that_is_about_to_be_written_for_the_first_time_is_not_gone(ma
     one = machine.hook("ses_new")
     look(one, 0)
     assert unread(one) == [(None, 1)]
-    assert destination.incidents(one.db) == []
+    assert incidents.incidents(one.db) == []
 
 
 def test_who_waits_for_hooks_waits_for_the_last_looks_of_one_that_ends(
@@ -1296,10 +1304,10 @@ def test_what_was_owed_for_long_is_looked_for_and_not_forgotten(machine: Machine
     machine.leave(dead)
     one = machine.hook()
     one.db.execute("update notice set noticed_ms = noticed_ms - ? where session = 'ses_a'", [2 * OWED_MS_MAX])
-    before = destination.incidents(one.db)
+    before = incidents.incidents(one.db)
     look(one, 0, clock.now_ms())
     assert machine.states() == [("ses_a", "pending")]
-    assert destination.incidents(one.db) == before
+    assert incidents.incidents(one.db) == before
 
 
 def test_a_store_that_cannot_be_read_when_opencode_has_ended_is_tried_a_few_times(

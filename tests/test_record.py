@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from app.naming import project_name, session_name
-from app.parse import parse
-from app.record import Frame, Record, encode_session, encode_turn, kind_of
-from app.transcript import Assistant, File, Message, Part, Reasoning, Session, Text, Tool, Transcript, Turn, User
+from app.exporters.helicone.naming import project_name, session_name
+from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn, kind_of
+from app.transcript.model import Assistant, File, Message, Part, Reasoning, Session, Text, Tool, Transcript, Turn, User
+from app.transcript.parse import parse
 from tests import recorded
 from tests.snapshots import (
     CREATED_MS,

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from app.parse import parse
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.redact import (
     REDACTED,
@@ -22,7 +21,21 @@ from app.privacy.redact import (
     redact_session,
     redact_turn,
 )
-from app.transcript import Assistant, Failure, File, Json, Other, Reasoning, Session, Text, Tool, Transcript, Turn, User
+from app.transcript.model import (
+    Assistant,
+    Failure,
+    File,
+    Json,
+    Other,
+    Reasoning,
+    Session,
+    Text,
+    Tool,
+    Transcript,
+    Turn,
+    User,
+)
+from app.transcript.parse import parse
 from tests import recorded
 from tests.dress import in_json, in_lines, in_url
 from tests.secrets import KEYS, SAMPLES, noise

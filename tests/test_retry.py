@@ -8,14 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app import retry
-from app.retry import RETRY_AFTER_MS_MAX, delay_ms, retry_after_ms
+from app.delivery.backoff import delay_ms
+from app.exporters import outcome
+from app.exporters.outcome import RETRY_AFTER_MS_MAX, retry_after_ms
 
 NOW_MS = 1_790_000_000_000
 
 
 def test_the_examples_in_the_documentation_hold() -> None:
-    result = doctest.testmod(retry)
+    result = doctest.testmod(outcome)
     assert (result.failed, result.attempted > 0) == (0, True)
 
 

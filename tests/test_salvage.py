@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger, salvage
-from app.connection import Ledger, Replaced
-from app.db import heal, inspect, open_ledger, open_whole
-from app.deliver import Courier, deliver
+from app.database import recover
+from app.database.connection import Ledger, Replaced
+from app.database.open import heal, inspect, open_ledger, open_whole
+from app.delivery.backoff import Policy
+from app.delivery.deliver import Courier, deliver
+from app.exporters.outcome import Outcome
+from app.ledger import incidents, job, versions
 from app.privacy.policy import Post
-from app.retry import Outcome, Policy
 from tests import flips
 from tests.desk import Desk, bodies, version
 
@@ -35,7 +37,7 @@ def filled(spool: Path, jobs: int = JOBS) -> list[str]:
         desk = Desk(db)
         for number, one in enumerate(wanted):
             text = random.Random(number).randbytes(1_000).hex()  # noqa: S311 - does not compress to nothing
-            ledger.insert(db, desk.destination, one, bodies(one.session, 2, text), now_ms=1_000)
+            versions.insert(db, desk.destination, one, bodies(one.session, 2, text), now_ms=1_000)
     return [one.key for one in wanted]
 
 
@@ -61,7 +63,7 @@ def leaf_pages(path: Path, root: int) -> list[int]:
 
 
 def noted(db: sqlite3.Connection) -> dict[str, int]:
-    return {what: count for what, count, _ in destination.incidents(db)}
+    return {what: count for what, count, _ in incidents.incidents(db)}
 
 
 def names(spool: Path, pattern: str) -> list[str]:
@@ -151,7 +153,7 @@ def test_jobs_survive_the_loss_of_a_table_that_they_refer_to(spool: Path, table:
     with closing(open_whole(spool)) as db:
         assert job_keys(db) == set(keys)
         rows = db.execute("select id, key from job").fetchall()
-        assert all(len(list(ledger.bodies(db, row["id"], row["key"]))) == 2 for row in rows)
+        assert all(len(list(job.bodies(db, row["id"], row["key"]))) == 2 for row in rows)
         assert "ledger: rows of job that could not be read" not in noted(db)
         (policies,) = db.execute("select count(policy_id) from job").fetchone()
         assert policies == (0 if table == "policy" else 5)
@@ -164,8 +166,8 @@ def test_what_was_set_aside_goes_when_it_is_old_or_holds_what_is_to_be_held_nowh
     filled(spool, 5)
     path = spool / "ledger.db"
     ways: list[Callable[[], object]] = [
-        lambda: salvage.forget_copies(path),
-        lambda: salvage.tidy(path, older_than_s=1e11),
+        lambda: recover.forget_copies(path),
+        lambda: recover.tidy(path, older_than_s=1e11),
     ]
     for forget in ways:
         overwrite(path, 0, bytes(100))
@@ -238,7 +240,7 @@ def test_a_recovery_that_was_killed_at_its_very_end_does_not_begin_again(spool: 
 RECOVERER = """
 import sys
 from pathlib import Path
-from app.db import open_ledger
+from app.database.open import open_ledger
 print("ready", flush=True)
 sys.stdin.readline()
 db = open_ledger(Path(sys.argv[1]))
@@ -264,7 +266,7 @@ def replaced(spool: Path) -> Ledger:
     """A connection to a ledger that another process recovers meanwhile."""
     db = open_ledger(spool)
     code = (
-        "import sys; from pathlib import Path; from app.db import open_ledger, heal, Damaged;"
+        "import sys; from pathlib import Path; from app.database.open import open_ledger, heal, Damaged;"
         "db = open_ledger(Path(sys.argv[1])); assert heal(db, Damaged('as a test')); db.close()"
     )
     subprocess.run([sys.executable, "-c", code, str(spool)], check=True)
@@ -307,14 +309,14 @@ def test_an_error_that_is_no_damage_heals_nothing(db: Ledger, spool: Path) -> No
 
 
 def test_files_set_aside_are_bounded(spool: Path) -> None:
-    for _ in range(salvage.KEPT + 2):
+    for _ in range(recover.KEPT + 2):
         open_ledger(spool).close()
         overwrite(spool / "ledger.db", 0, bytes(PAGE_BYTES))
         stamped = names(spool, "*.damaged-*")
         for name in stamped:  # all of them within this second
             (spool / name).rename(spool / f"{name}{len(stamped)}")
     open_ledger(spool).close()
-    assert len(names(spool, "*.damaged-*")) == salvage.KEPT
+    assert len(names(spool, "*.damaged-*")) == recover.KEPT
 
 
 # --- the WAL

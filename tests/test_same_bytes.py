@@ -18,14 +18,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
-from app.enqueue import Place, enqueue
-from app.export import Capture
-from app.opencode import store_file
-from app.parse import Excerpt, parse
+from app.capture.enqueue import Place, enqueue
+from app.ledger import destinations, job
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
-from app.transcript import Turn
+from app.privacy.terms import Capture
+from app.sources.opencode.store import store_file
+from app.transcript.model import Turn
+from app.transcript.parse import Excerpt, parse
 from tests import recorded
 from tests.processes import Station, hook
 from tests.recorded import Snapshot
@@ -50,7 +50,7 @@ POLICIES: dict[str, dict[str, str]] = {
 class Job:
     state: str
     facts_ms: int
-    bodies: tuple[ledger.Body, ...]
+    bodies: tuple[job.Body, ...]
 
 
 Jobs = dict[tuple[str, str], tuple[str, Job]]
@@ -71,7 +71,7 @@ def jobs(station: Station) -> Jobs:
         return {
             (row["session"], row["turn"]): (
                 row["key"],
-                Job(row["state"], row["facts_ms"], tuple(ledger.bodies(db, row["id"], row["key"]))),
+                Job(row["state"], row["facts_ms"], tuple(job.bodies(db, row["id"], row["key"]))),
             )
             for row in rows
         }
@@ -250,7 +250,7 @@ def test_what_was_captured_at_an_idle_is_not_captured_again(
     db: sqlite3.Connection, live: Callable[[str], Jobs], name: str
 ) -> None:
     root = recorded.export(name)["root"]
-    place = Place(destination.destination(db, "", "", 0).id, "")
+    place = Place(destinations.destination(db, "", "", 0).id, "")
     for now_ms, snapshots in enumerate(at_each_idle(name)):
         if root in snapshots:
             enqueue(db, parse(snapshots[root]), FULL, place, now_ms=now_ms, ring=lambda _: None)

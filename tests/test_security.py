@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from app import log, salvage
-from app.destination import fingerprint
-from app.endpoint import read_back_url
-from app.enqueue import MARK_DIGITS
-from app.erasure import _foreign
-from app.ledger.footprint import BESIDE_BODIES_BYTES_MAX
-from app.place import PRIVATE_DIRECTORY, PRIVATE_FILE
-from app.settings import Settings
+from app.capture.enqueue import MARK_DIGITS
+from app.database import recover
+from app.exporters.helicone.routes import read_back_url
+from app.ledger.destinations import fingerprint
+from app.ledger.erasure import _foreign
+from app.ledger.record_identity import BESIDE_BODIES_BYTES_MAX
+from app.runtime import log
+from app.runtime.filesystem import PRIVATE_DIRECTORY, PRIVATE_FILE
+from app.settings.model import Settings
 from tests.processes import Station, hook, worker
 from tests.recorded import export, exported
 from tests.servers import api_key, receiving
@@ -38,11 +39,11 @@ def test_how_long_and_how_much_is_kept_is_what_the_settings_say() -> None:
     assert int(told(r"`maxSpoolSize` \((\d+) bytes\)")) == Settings().max_spool_bytes
     assert int(told(r"for good, up to (\d+) MB")) * 10**6 == BESIDE_BODIES_BYTES_MAX
     assert {int(size) * 10**6 for size in re.findall(r"`maxSpoolAge`, (\d+) MB at most", PAGE)} == {
-        salvage.KEPT_BYTES_MAX
+        recover.KEPT_BYTES_MAX
     }
     assert int(told(r"(\d+) MB of each and 1 MB of the one before")) * 10**6 == log.BYTES_MAX
     assert int(told(r"\((\d+) bits of each\)")) == 4 * MARK_DIGITS
-    assert len(["two", "damaged", "ledgers"]) - 1 == salvage.KEPT
+    assert len(["two", "damaged", "ledgers"]) - 1 == recover.KEPT
 
 
 def test_the_modes_are_those_of_the_program() -> None:

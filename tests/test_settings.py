@@ -18,18 +18,12 @@ from hypothesis import strategies as st
 from platformdirs.unix import Unix
 from pydantic import SecretStr, ValidationError
 
-from app.settings import (
-    Options,
-    Settings,
-    SettingsError,
-    config_folder,
-    delivery_options,
-    delivery_record,
-    folder_record,
-    load,
-    names,
-    shown,
-)
+from app.settings import names
+from app.settings.layers import load
+from app.settings.model import Settings, SettingsError
+from app.settings.options import Options
+from app.settings.places import config_folder
+from app.settings.views import delivery_options, delivery_record, folder_record, shown
 
 KEY = "placeholder-for-a-key"
 SOURCES = ("command line", "environment", ".env", "plugin", "config file")

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import pytest
 
-from app.identity import Encoding
-from app.naming import session_name
-from app.parse import parse
+from app.exporters.helicone.naming import session_name
+from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
 from app.privacy.metadata_only import withhold_session, withhold_turn
-from app.record import Frame, Record, encode_session, encode_turn
+from app.transcript.identity import Encoding
+from app.transcript.parse import parse
 from tests import recorded
 from tests.snapshots import assistant
 from tests.test_golden import records, snapshot

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.since import since_ms
+from app.cli.since import since_ms
 
 HOUR_MS = 3_600_000
 NOW_MS = 1_795_000_000_000

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.settings import Settings, delivery_record, folder_record
-from app.sources import Sources
-from app.spool import worker_signature
+from app.capture.autostart import worker_signature
+from app.settings.lookup import Sources
+from app.settings.model import Settings
+from app.settings.views import delivery_record, folder_record
 from tests.processes import repository
 
 

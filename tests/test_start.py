@@ -84,7 +84,7 @@ def named(arguments: list[str]) -> str:
 # --- Ctrl-C ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["app.cli", "typer", "app.settings", "app.ledger"])
+@pytest.mark.parametrize("module", ["app.cli.main", "typer", "app.settings", "app.ledger"])
 def test_ctrl_c_while_a_command_loads_ends_it_quietly(station: Station, module: str) -> None:
     done = started(station, INTERRUPTED, "import", module, "status")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
@@ -99,7 +99,7 @@ def test_ctrl_c_while_the_ledger_is_opened_ends_it_without_a_traceback(station: 
 
 def test_ctrl_c_is_not_meant_for_a_hook_that_still_loads(station: Station) -> None:
     line = {"v": 1, "type": "open", "directory": PROJECT, "options": {}, "session": "ses_1", "spool": None}
-    done = started(station, INTERRUPTED, "import", "app.desk", "hook", stdin=json.dumps(line) + "\n")
+    done = started(station, INTERRUPTED, "import", "app.capture.daemon", "hook", stdin=json.dumps(line) + "\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (station.spool / "ledger.db").exists()
 

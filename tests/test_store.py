@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from app.opencode import AbsentError, ExportError, Store, StoreError, examine, families, snapshot, store_file
-from app.opencode.access import Access
-from app.opencode.store import databases
-from app.parse import parse
-from app.transcript import UNREADABLE, Other
+from app.sources.opencode.access import AbsentError, Access, StoreError
+from app.sources.opencode.export_files import ExportError, examine, families, snapshot
+from app.sources.opencode.store import Store, databases, store_file
+from app.transcript.model import UNREADABLE, Other
+from app.transcript.parse import parse
 from tests.recorded import export, exported
 from tests.snapshots import Fields
 
@@ -347,7 +347,7 @@ print(Counter(start() for _ in range(int(sys.argv[2]))))
 READ = """
 import sys
 from pathlib import Path
-from app.opencode import Store
+from app.sources.opencode.store import Store
 store = Store(Path(sys.argv[1]))
 store.roots()
 print("reading", flush=True)

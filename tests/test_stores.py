@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.opencode import Store
-from app.parse import parse
+from app.sources.opencode.store import Store
+from app.transcript.parse import parse
 from tests.recorded import export, exported, replayed
 from tests.snapshots import CREATED_MS, SESSION, assistant, entry, snapshot, task, text, user
 from tests.stores import WrittenStore, put

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.settings import Options, Settings, load
-from app.settings.model import Given, Layer, Origin
+from app.settings.layers import load
+from app.settings.model import Given, Layer, Origin, Settings
+from app.settings.options import Options
 from app.settings.strictest import LOOSEST_FIRST, strictest
 
 FIELDS = {

@@ -16,15 +16,18 @@ from typing import Any
 
 import pytest
 
-from app import __version__, clock, destination
-from app.db import open_ledger
-from app.desk import Desk
-from app.inbox import QUEUE_BYTES_MAX, Inbox, LineError
-from app.opencode import store_file
-from app.presence import present
-from app.schema import SchemaError, is_newer, migrations, require_known
-from app.sources import unattended
-from app.succession import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
+from app import __version__
+from app.capture.daemon import Desk
+from app.capture.messages import LineError
+from app.capture.pipe_reader import QUEUE_BYTES_MAX, Inbox
+from app.database.open import open_ledger
+from app.database.schema import SchemaError, is_newer, migrations, require_known
+from app.ledger import incidents
+from app.runtime import clock
+from app.runtime.liveness import present
+from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
+from app.settings.lookup import unattended
+from app.sources.opencode.store import store_file
 from app.worker import MAKE_WAY_S_MAX, Worker
 from tests.processes import PROJECT, Station
 from tests.recorded import export
@@ -222,7 +225,7 @@ def test_a_full_inbox_can_be_left() -> None:
 def test_a_bequest_larger_than_a_pipe_is_fed_and_its_feeder_ends() -> None:
     code = (
         "import os\n"
-        "from app.succession import bequeath\n"
+        "from app.runtime.upgrade import bequeath\n"
         "reader, feeder = bequeath([b'x' * 1_000_000, b'y'])\n"
         "print(len(open(reader, 'rb').read()), os.waitpid(feeder, 0)[1])\n"
         "reader, feeder = bequeath([b'x' * 1_000_000])\n"
@@ -431,7 +434,7 @@ def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(
     plugin.end()
     Desk(Inbox(pipe_of(*estate), plugin.reader), plugin.sources).serve()
     with station.ledger() as db:
-        assert [reason for reason, *_ in destination.refusals(db)] == ["too long"]
+        assert [reason for reason, *_ in incidents.refusals(db)] == ["too long"]
 
 
 # --- a ledger that is newer ------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from app.command import complain, print_lines
-from app.terminal import visible
+from app.cli.options import complain, print_lines
+from app.runtime.terminal import visible
 
 BLANK = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\ufe00\ufe0d\uffa0"

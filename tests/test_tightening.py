@@ -9,22 +9,23 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app import destination, ledger
-from app.connection import Ledger
-from app.deliver import Courier, deliver
-from app.enqueue import Place, enqueue
-from app.ledger import Body, Claim, Remade
-from app.opencode import store_file
-from app.parse import parse
-from app.permit import Permits
-from app.presence import present
+from app.capture.enqueue import Place, enqueue
+from app.capture.recapture import Remaking
+from app.database.connection import Ledger
+from app.delivery.backoff import Policy as RetryPolicy
+from app.delivery.deliver import Courier, deliver
+from app.delivery.policy_check import Permits
+from app.delivery.policy_sweep import Tightening
+from app.exporters.outcome import Kind, Outcome
+from app.ledger import counts, destinations, folders, job, maintenance, policy_enforcement
+from app.ledger.eviction import Remade
+from app.ledger.job import Body, Claim
+from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold, Permit
-from app.remake import Remaking
-from app.retry import Kind, Outcome
-from app.retry import Policy as RetryPolicy
-from app.sources import Sources
-from app.status import read_destinations, waiting
-from app.tightening import Tightening
+from app.runtime.liveness import present
+from app.settings.lookup import Sources
+from app.sources.opencode.store import store_file
+from app.transcript.parse import parse
 from tests.processes import PROJECT, Station, hook, worker
 from tests.servers import Exchange, nobody, ok, receiving, request_id_of, scripted, whole
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, text, tool, user
@@ -109,7 +110,7 @@ def test_a_stricter_mode_and_a_new_pattern_reach_what_waits_while_the_worker_run
 
 def _is_paused(station: Station) -> bool:
     with station.ledger() as db:
-        return any(one.pause_reason for one in destination.destinations(db))
+        return any(one.pause_reason for one in destinations.destinations(db))
 
 
 def _anew(station: Station, mode: str, patterns: int) -> bool:
@@ -140,7 +141,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
 
     def held(word: str) -> bool:
         with station.ledger() as db:
-            reasons = ledger.held(db, 1)
+            reasons = policy_enforcement.held(db, 1)
         return [jobs for reason, jobs in reasons if word in reason] == [1]
 
     # The session's own record, then the three of its turn.
@@ -180,7 +181,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.environ = {"HOME": str(self.home), "XDG_DATA_HOME": str(self.home / "data")}
         self.own = self.home / "config"
-        self.destination = destination.destination(self.db, "https://example.invalid", "fingerprint", 0).id
+        self.destination = destinations.destination(self.db, "https://example.invalid", "fingerprint", 0).id
         self.start_worker()
 
     def start_worker(self, **variables: str) -> None:
@@ -190,7 +191,7 @@ class Bench:
 
     def record(self, folder: str = "", **options: object) -> None:
         """What a hook records when its plugin brings these options."""
-        destination.remember_folder(self.db, folder, self.destination, options, 1_000)
+        folders.remember_folder(self.db, folder, self.destination, options, 1_000)
 
     def capture(self, wanted: Fields, folder: str = "") -> None:
         """What a hook does with a snapshot, under the settings in force."""
@@ -241,7 +242,7 @@ class Bench:
     def held_bytes(self) -> int:
         """Of all bodies that the ledger still holds."""
         jobs = self.db.execute("select id, key from job").fetchall()
-        return sum(len(body.body) for row in jobs for body in ledger.bodies(self.db, row["id"], row["key"]))
+        return sum(len(body.body) for row in jobs for body in job.bodies(self.db, row["id"], row["key"]))
 
     @property
     def wire(self) -> str:
@@ -385,14 +386,14 @@ def test_while_export_is_off_jobs_wait_uncharged_and_are_not_claimed(bench: Benc
     bench.capture(talk(2))
     configure(bench.own, enable=False)
     bench.sweep()
-    assert ledger.to_ring(bench.db, bench.destination, 3_000, 10) == []
-    assert not ledger.sendable(bench.db, bench.destination, 3_000)
+    assert maintenance.to_ring(bench.db, bench.destination, 3_000, 10) == []
+    assert not counts.sendable(bench.db, bench.destination, 3_000)
     told = waiting(read_destinations(bench.db, bench.permits._sources.load(), 3_000), (), 3_000)
     assert [line.partition(": ")[2] for line in told] == [f"enable is false (config file {bench.own / 'config.toml'})"]
     assert told[0].startswith("3 jobs for ")
     configure(bench.own)
     bench.sweep()
-    assert ledger.held(bench.db, bench.destination) == []
+    assert policy_enforcement.held(bench.db, bench.destination) == []
     bench.deliver()
     assert bench.states == ["delivered"] * 3
     assert bench.db.execute("select sum(failures + setbacks + kills) from job").fetchone()[0] == 0
@@ -416,7 +417,7 @@ def test_settings_that_cannot_be_used_hold_what_waits_and_drop_nothing(bench: Be
     bench.sweep()
     bench.deliver()
     assert (bench.posted, bench.states) == ([], ["pending"] * 2)
-    assert "config show" in ledger.held(bench.db, bench.destination)[0][0]
+    assert "config show" in policy_enforcement.held(bench.db, bench.destination)[0][0]
 
 
 def test_what_a_newer_hook_recorded_counts_against_the_older_environment_of_a_worker(bench: Bench) -> None:

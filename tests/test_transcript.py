@@ -13,11 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import shape
-from app.parse import SUBAGENT_DEPTH_MAX, Excerpt, parse
 from app.privacy.policy import Policy
-from app.shape import DEPTH_MAX, canonical, sha256
-from app.transcript import (
+from app.transcript import fields
+from app.transcript.fields import DEPTH_MAX, canonical, sha256
+from app.transcript.model import (
     UNREADABLE,
     Assistant,
     Failure,
@@ -32,6 +31,7 @@ from app.transcript import (
     key,
     session_digest,
 )
+from app.transcript.parse import SUBAGENT_DEPTH_MAX, Excerpt, parse
 from tests import recorded
 from tests.snapshots import (
     CREATED_MS,
@@ -411,7 +411,7 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_digest_is_of_json_also_where_a_long_string_is_written_in_pieces(value: Any) -> None:
-    with patch.multiple(shape, LONG_CHARACTERS_MIN=3, PIECE_CHARACTERS=2):
+    with patch.multiple(fields, LONG_CHARACTERS_MIN=3, PIECE_CHARACTERS=2):
         digest = sha256(canonical(value, ""))
     whole = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     assert digest == hashlib.sha256(whole.encode("ascii")).hexdigest()
@@ -420,7 +420,7 @@ def test_digest_is_of_json_also_where_a_long_string_is_written_in_pieces(value: 
 def test_a_long_string_is_not_copied_to_be_hashed() -> None:
     long = "\U0001f600 said\n" * 2**16
     told = canonical({"id": "part", "state": {"output": long}}, "")
-    assert [piece.text is long for piece in told if isinstance(piece, shape.Long)] == [True]
+    assert [piece.text is long for piece in told if isinstance(piece, fields.Long)] == [True]
     assert sum(len(piece) for piece in told if isinstance(piece, str)) < 100
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import httpcore
 import pytest
 
-from app import transport
-from app.transport import within
+from app.exporters import transport
+from app.exporters.transport import within
 
 Entries = Iterable[tuple[Any, ...]]
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from app.opencode import Outline, Store
-from app.opencode.rows import Memory
-from app.opencode.tables import TableRows
-from app.parse import parse
-from app.transcript import TranscriptError, Turn
+from app.sources.opencode.rows import Memory
+from app.sources.opencode.store import Store
+from app.sources.opencode.tables import TableRows
+from app.sources.opencode.turns import Outline
+from app.transcript.model import TranscriptError, Turn
+from app.transcript.parse import parse
 from tests import snapshots
 from tests.recorded import export, exported
 from tests.snapshots import CREATED_MS, Fields

@@ -20,8 +20,8 @@ from typing import Any, Self
 import pytest
 
 from app import __version__
-from app.opencode import store_file
-from app.presence import present
+from app.runtime.liveness import present
+from app.sources.opencode.store import store_file
 from tests.installation import MAPPING, NEXT_SCHEMA, NEXT_VERSION, Installation, installed, next_version
 from tests.processes import PROJECT, HookProcess, Station, hook, procfile_command, worker
 from tests.recorded import export
@@ -296,10 +296,10 @@ def test_a_notice_that_nobody_acknowledged_is_said_to_the_next_hook_and_done_onc
 RUN = """
 import os, sys
 sys.argv = ["app", "hook"]
-import app.desk, app.worker
-from app.sources import unattended
+import app.capture.daemon, app.worker
+from app.settings.lookup import unattended
 before = set(sys.modules)
-app.desk.main()
+app.capture.daemon.main()
 worker = app.worker.Worker(unattended(os.environ))
 worker.run_until(lambda: not worker.db.execute("select 1 from job where state = 'pending'").fetchone())
 new = {name.split(".")[0] for name in set(sys.modules) - before}

@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger
-from app.helicone import Client
-from app.ledger import Failure
-from app.opencode import Store, store_file
-from app.presence import Announced
-from app.seek import IDS_MAX, seek
-from app.sources import typed as typed_sources
-from app.spool import Spool, folder
-from app.verdict import Circumstances, StoredTurn, judge
-from app.verify import SETTLE_S, Choice, verify
+from app.capture.targets import folder
+from app.exporters.helicone.client import Client
+from app.ledger import claims, counts, destinations, folders, history
+from app.ledger.job import Failure
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import Spool
+from app.settings.lookup import typed as typed_sources
+from app.sources.opencode.store import Store, store_file
+from app.verify.remote_check import IDS_MAX, seek
+from app.verify.turn_status import Circumstances, StoredTurn, judge
+from app.verify.verify import SETTLE_S, Choice, verify
 from tests.processes import PROJECT, Station
 from tests.servers import api_key, receiving
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, task, text, unfinished, user
@@ -84,9 +86,9 @@ class Desk:
     def captured(self, since_ms: int = 0, **options: object) -> None:
         """A hook has captured the folder since then."""
         with self.station.ledger() as db:
-            ours = destination.destinations(db)
+            ours = destinations.destinations(db)
             one = ours[-1].id if ours else None
-            remember = destination.remember_folder
+            remember = folders.remember_folder
             remember(db, folder(db, PROJECT), one, options, since_ms)  # type: ignore[arg-type]  # none yet
 
     def change(self, columns: str, **names: str) -> None:
@@ -102,16 +104,16 @@ class Desk:
     def deliver(self, url: str | None = None, now_ms: int = 1_000) -> None:
         """All that waits, the oldest first; posted where a receiver is named."""
         with self.station.ledger() as db, Client(self.station.key) as client:
-            (one,) = destination.destinations(db)
-            for name in sorted(ledger.pending_keys(db)):
-                held = ledger.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
+            (one,) = destinations.destinations(db)
+            for name in sorted(counts.pending_keys(db)):
+                held = claims.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
                 assert held is not None
-                for body in list(ledger.unacknowledged(db, held)):
+                for body in list(claims.unacknowledged(db, held)):
                     if url is not None:
                         post = url + "/v1/trace/custom/log"
                         assert client.post(post, body.body, str(body.request_id), 0).kind == "accepted"
-                    ledger.acknowledge(db, one.id, held, body, now_ms=now_ms, lease_ms=1)
-                assert ledger.complete(db, held, now_ms)
+                    claims.acknowledge(db, one.id, held, body, now_ms=now_ms, lease_ms=1)
+                assert claims.complete(db, held, now_ms)
 
     @contextmanager
     def live(self, *sessions: str) -> Iterator[None]:
@@ -181,10 +183,10 @@ def test_dead_and_dropped_turns_are_explained_and_named(desk: Desk) -> None:
     desk.export(talk(3))
     with desk.station.ledger() as db:
         for number in range(2):
-            name = min(ledger.pending_keys(db))
-            held = ledger.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
+            name = min(counts.pending_keys(db))
+            held = claims.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
             assert held is not None
-            assert ledger.bury(db, held, number, Failure("400: no", 400))
+            assert claims.bury(db, held, number, Failure("400: no", 400))
     before = desk.states()
     assert before["dead"] >= 1
     assert typed(desk.station, "dead", "purge", "--all", "--yes").returncode == 0
@@ -315,7 +317,7 @@ def test_what_was_over_before_capture_began_is_not_missed(desk: Desk) -> None:
 
 def test_of_a_session_that_went_on_only_what_came_then_is_missed(desk: Desk) -> None:
     desk.holds(talk(2))
-    desk.captured(since_ms=CREATED_MS + 2_000 + destination.STARTING_MS)  # the second turn begins
+    desk.captured(since_ms=CREATED_MS + 2_000 + folders.STARTING_MS)  # the second turn begins
     assert desk.states() == {"earlier": 1, "never_seen": 1}
 
 
@@ -555,7 +557,7 @@ def test_a_row_that_helicone_lost_is_missing(sent: tuple[Desk, Path]) -> None:
     }  # fmt: skip
     assert "records at Helicone: 5 found" in typed(desk.station, "verify", "--remote").stdout
     with desk.station.ledger() as db:
-        lost = [one for one in ledger.exported(db, 1, "ses_root") if one.turn == "msg_2a"][-1].prints[-1]
+        lost = [one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_2a"][-1].prints[-1]
     forget(rows, str(lost.request_id))
     code, told = desk.verified("--remote")
     remote = told["sessions"][0]["remote"]
@@ -569,7 +571,7 @@ def test_a_row_that_helicone_lost_is_missing(sent: tuple[Desk, Path]) -> None:
 def test_what_was_delivered_a_moment_ago_may_still_be_on_its_way(sent: tuple[Desk, Path]) -> None:
     desk, rows = sent
     with desk.station.ledger() as db:
-        lost = ledger.exported(db, 1, "ses_root")[-1].prints[-1]
+        lost = history.exported(db, 1, "ses_root")[-1].prints[-1]
     forget(rows, str(lost.request_id))
     desk.change(f"finished_ms = {clock.now_ms() + 60_000}")
     code, told = desk.verified("--remote")
@@ -625,7 +627,7 @@ def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, P
     desk, _ = sent
     desk.export(of(turn(1), turn(2, "longer", later_ms=50)))
     with desk.station.ledger() as db:
-        known = ledger.exported(db, 1, "ses_root")
+        known = history.exported(db, 1, "ses_root")
     old = next(one for one in known if one.state == "superseded" and one.turn == "msg_2a")
     stray = replace(old.prints[0], request_id=uuid.UUID(int=7))
     delivered = replace(next(one for one in known if one.turn == "msg_1a"), state="delivered")
@@ -648,7 +650,7 @@ def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, P
 def test_a_session_is_asked_for_in_queries_of_a_bounded_size_each_with_its_own_start(sent: tuple[Desk, Path]) -> None:
     desk, _ = sent
     with desk.station.ledger() as db:
-        one = next(one for one in ledger.exported(db, 1, "ses_root") if one.turn == "msg_1a")
+        one = next(one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_1a")
     prints = tuple(
         replace(one.prints[0], request_id=uuid.UUID(int=n), frozen=replace(one.prints[0].frozen, start_ms=1_000 + n))
         for n in range(2 * IDS_MAX + 1)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
-from app.bell import Bell
-from app.presence import Only, is_taken, present
-from app.sources import unattended
+from app.ledger import counts, destinations
+from app.queue import Bell
+from app.runtime.liveness import Only, is_taken, present
+from app.settings.lookup import unattended
 from app.worker import IDLE_MS, Worker
 from tests.processes import HookProcess, Station, catches, end_automatic_workers, hook, let_leases_last, worker
 from tests.recorded import EMAILS, SECRETS, export
@@ -161,9 +161,9 @@ def test_an_outage_with_answers_kills_nothing(station: Station, receiver: Receiv
 def test_two_workers_and_needless_rings_send_everything_once(station: Station, receiver: Receiver) -> None:
     captured(station, "i_long_session", "b_tools", "g_admin")
     with station.ledger() as db:
-        jobs = ledger.counts(db).pending
+        jobs = counts.counts(db).pending
         keys = [row[0] for row in db.execute("select key from job")]
-        (target,) = destination.destinations(db)
+        (target,) = destinations.destinations(db)
     bell = Bell(station.spool, target.id)
     for key in keys * 3:
         bell.ring(key)
@@ -195,7 +195,7 @@ def test_a_refused_key_pauses_and_charges_nobody_and_a_restart_tries_at_once(
 
 def paused(station: Station) -> str | None:
     with station.ledger() as db:
-        return destination.destinations(db)[0].pause_reason
+        return destinations.destinations(db)[0].pause_reason
 
 
 def test_a_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
@@ -418,7 +418,7 @@ def test_a_key_that_nothing_was_captured_for_does_not_stand_in_the_way_of_the_fi
     elsewhere = replace(station, key=api_key("z"), endpoint="http://127.0.0.1:9")
     assert elsewhere.run("status").returncode == 0
     with station.ledger() as db:
-        destination.destination(db, "http://127.0.0.1:9", "fingerprint", 1)
+        destinations.destination(db, "http://127.0.0.1:9", "fingerprint", 1)
     with worker(station):
         wait_until(lambda: station.delivered(JOBS))
     assert len(receiver.rows()) == RECORDS

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import pytest
 
-from app import cli
+from app.cli import main
 from tests.processes import Station
 
 
@@ -34,7 +34,7 @@ def typed(station: Station, *arguments: str, stdin: TextIO | None = None) -> sub
         patch.setattr(sys, "argv", ["opencode-helicone", *arguments])
         patch.setattr(sys, "stdin", stdin or nothing)
         try:
-            cli.main()
+            main.main()
         except SystemExit as end:
             code = end.code
     assert isinstance(code, int)

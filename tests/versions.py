@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
-from app.install import Flavour, Global, fits, install
+from app.sources.opencode.install import Flavour, Global, fits, install
 from tests.opencode import CONFIG, installed_opencode
 from tests.processes import Station, worker
 from tests.servers import receiving

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = ROOT / "tests" / "recordings" / "a_simple.export.json"
-WANTED = {"app/plugin/helicone.js", "app/migrations/0001_initial.sql", "app/__main__.py"}
+WANTED = {"app/sources/opencode/plugin/helicone.js", "app/migrations/0001_initial.sql", "app/__main__.py"}
 
 
 def build(folder: Path) -> Path:
