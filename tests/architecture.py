@@ -1,4 +1,4 @@
-"""Draws `docs/architecture.md` from the imports in `app/`: packages as floors, each above all that it imports.
+"""Draws `docs/architecture.md`: packages on the floors that the layers contract gives them, arrows from the imports.
 
 `python -m tests.architecture` writes the page; a test checks that it is current.
 """
@@ -6,39 +6,26 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
-from pathlib import Path
+import re
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
 
 from tests.processes import ROOT
+from tests.test_imports import imports, trees
 
 PAGE = ROOT / "docs" / "architecture.md"
 
-Imports = Mapping[str, frozenset[str]]
-"""By package, or module that stands alone at the top, which others it imports."""
+Arrow = tuple[str, str]
+"""A package, or a module that stands alone, and one that it imports."""
 
 HEAD = """# Which package knows which
 
-Made from the imports by `python -m tests.architecture`; a test fails while it is not current. An arrow says "imports".
-Arrows that follow from others are left out: a package may also import what lies further along its arrows. No arrow
-goes upwards; `make walls` checks that, and the contracts in `pyproject.toml` say what else must not be imported.
+Made from the imports and the first contract in `pyproject.toml` by `python -m tests.architecture`; a test fails while
+it is not current. A package imports only from floors below its own, and `make walls` checks that. Arrows that follow
+from others are left out: a package may also import what lies further along its arrows. A dotted arrow is an exception
+that the contract names. The other contracts say what else must not be imported, above all that the hook's path stays
+light.
 """
-
-
-def module_of(path: Path, app: Path) -> str:
-    parts = ("app", *path.relative_to(app).with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imported_by(path: Path, modules: frozenset[str]) -> set[str]:
-    """Modules of `app` that a file imports anywhere, in functions too."""
-    named: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            named.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = {f"{node.module}.{alias.name}" for alias in node.names}
-            named.update(inside & modules or {node.module})
-    return named & modules
 
 
 def package_of(module: str) -> str:
@@ -46,42 +33,47 @@ def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def read_imports(app: Path) -> Imports:
-    paths = {module_of(path, app): path for path in sorted(app.rglob("*.py"))}
-    modules = frozenset(paths) - {"app"}
-    found: dict[str, set[str]] = {package_of(module): set() for module in modules}
-    for module in modules:
-        found[package_of(module)] |= {package_of(other) for other in imported_by(paths[module], modules)}
-    return {package: frozenset(others - {package}) for package, others in found.items()}
+def arrows(imported: Iterable[Arrow]) -> set[Arrow]:
+    """Between packages, of those between modules."""
+    found = {(package_of(module), package_of(other)) for module, other in imported}
+    return {(package, other) for package, other in found if package != other}
 
 
-def floors(imports: Imports) -> list[list[str]]:
-    """From the top: each package one floor above the highest that it imports. Raises where imports form a ring."""
-    rest = dict(imports)
-    built: list[list[str]] = []
-    while rest:
-        floor = sorted(package for package, others in rest.items() if not others & rest.keys())
-        if not floor:
-            raise ValueError(f"packages that import each other: {', '.join(sorted(rest))}")
-        built.append(floor)
-        rest = {package: others for package, others in rest.items() if package not in floor}
-    return built[::-1]
-
-
-def reachable(package: str, imports: Imports) -> set[str]:
+def reachable(package: str, below: Mapping[str, Collection[str]]) -> set[str]:
     """All that a package imports through others."""
-    return {far for near in imports[package] for far in imports[near] | reachable(near, imports)}
+    return {far for near in below.get(package, ()) for far in {*below.get(near, ()), *reachable(near, below)}}
 
 
-def page(app: Path) -> str:
-    imports = read_imports(app)
-    lines = ["```mermaid", "flowchart TD"]
-    for number, floor in enumerate(floors(imports)):
+def drawn(floors: list[list[str]], plain: set[Arrow], excepted: set[Arrow]) -> list[str]:
+    """The lines of the picture."""
+    below: dict[str, set[str]] = {}
+    for package, other in sorted(plain):
+        below.setdefault(package, set()).add(other)
+    lines = ["flowchart TD"]
+    for number, floor in enumerate(floors):
         lines += [f'  subgraph floor{number} [" "]', *(f"    {package}" for package in floor), "  end"]
-    for package in sorted(imports):
-        lines += [f"  {package} --> {other}" for other in sorted(imports[package] - reachable(package, imports))]
-    return "\n".join([HEAD, *lines, "```", ""])
+    for package, others in below.items():
+        lines += [f"  {package} --> {other}" for other in sorted(others - reachable(package, below))]
+    return [*lines, *(f"  {package} -.-> {other}" for package, other in sorted(excepted))]
+
+
+def page() -> str:
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"][0]
+    floors = [re.findall(r"\w+", layer) for layer in (" ".join(contract["exhaustive_ignores"]), *contract["layers"])]
+    imported = {
+        (module, other)
+        for module, tree in trees().items()
+        for node in ast.walk(tree)
+        for other in imports(node)
+        if other in trees() and "." in other
+    }
+    excepted = {tuple(line.split(" -> ")) for line in contract.get("ignore_imports", ())}
+    plain = arrows(imported - excepted)
+    existing = {package_of(module) for module in trees() if "." in module}
+    standing = [[package for package in floor if package in existing] for floor in floors]
+    picture = drawn([floor for floor in standing if floor], plain, arrows(excepted & imported))
+    return "\n".join([HEAD, "```mermaid", *picture, "```", ""])
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(ROOT / "app"), "utf-8")
+    PAGE.write_text(page(), "utf-8")
