@@ -4,7 +4,8 @@
 
 Processes insert, claim, acknowledge and complete jobs of two records in one ledger, through the functions that hook and
 worker use. Ways: plain WAL with SQLite's own checkpoints (not safe before 3.51.3), WAL with the checkpoints of
-`app.database` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows all.
+`app.database` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows
+all.
 """
 
 from __future__ import annotations
