@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from app.database.connection import Ledger  # noqa: E402
 from app.database.open import open_ledger  # noqa: E402
 from app.ledger import destinations  # noqa: E402 - from a checkout
-from tests.desk import bodies, version  # noqa: E402
+from tests.support.ledger_bench import bodies, version  # noqa: E402
 
 ROUNDS = 3
 WAYS = ("plain WAL", "own checkpoints", "rollback journal")

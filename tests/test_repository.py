@@ -15,10 +15,10 @@ from app.privacy.redact import REDACTED, Redaction
 from app.settings.model import Settings
 from app.settings.names import NAMES
 from app.transcript.attachments import strip_blobs
-from tests.processes import ROOT
-from tests.secrets import KEYS, Sample
+from tests.support.checkout import ROOT
+from tests.support.fake_secrets import KEYS, Sample
 
-MADE_BY_OTHERS = ("tests/recordings/", "tests/golden/", "requirements.lock")
+MADE_BY_OTHERS = ("tests/data/recordings/", "tests/data/golden/", "requirements.lock")
 """What a program wrote."""
 
 KNOWN_HOSTS = re.compile(
