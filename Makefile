@@ -9,7 +9,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix frozen outage years hammer backfill kills beside starts arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
+.PHONY: help demo test unit matrix frozen outage years hammer backfill kills beside starts arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ matrix: .venv/ready  ## More versions and configurations of OpenCode than `make 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
 	@$(SUITE) -m 'not matrix' --frozen-clock
 
+secrets: .venv/ready  ## What the built-in rules catch of what gitleaks finds, and what they hit by mistake (a minute)
+	@$(BIN)/python -m tests.stress.gitleaks
+
 lint: .venv/ready  ## Style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -53,7 +56,10 @@ years: .venv/ready  ## Three years of use, simulated: the size of the spool (min
 wheel: .venv/ready  ## Build the wheel and try it in a clean environment
 	@$(BIN)/python -m tests.system.wheel
 
-check: lint types walls test wheel  ## All of these
+unit: .venv/ready  ## The tests of values and single modules: no OpenCode, none of tests/system
+	@$(SUITE) -q --ignore=tests/system -m 'not matrix and not opencode'
+
+check: lint types walls unit  ## Before each commit: style, types, layers, unit tests
 
 hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: nothing lost, nothing doubled (minutes)
 	@$(BIN)/python -m tests.stress.hammer
