@@ -43,6 +43,7 @@ def without(value: dict[str, Any], *names: str) -> str:
 def built(path: Path, *snapshots: dict[str, Any]) -> Path:
     """A store with these families of sessions."""
     with closing(sqlite3.connect(path)) as db, db:
+        db.execute("pragma synchronous = off")  # each table would wait for the disk, and nobody cuts the power here
         db.executescript(TABLES)
         for one in (one for snapshot in snapshots for one in snapshot["sessions"]):
             info = one["info"]
