@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 
-from tests.processes import ROOT
+from tests.support.checkout import ROOT
 from tests.test_imports import imports, trees
 
 PAGE = ROOT / "docs" / "architecture.md"
