@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from app import clock, ledger
 from app.capture import why_nothing
+from app.db import open_ledger, open_whole
 from app.destination import Destination
 from app.enqueue import Place, enqueue, outlook
+from app.errors import AppError
 from app.export import Capture
 from app.folders import Folders
 from app.ledger import SESSION_RECORD, Standing
@@ -35,12 +39,14 @@ AGE_MS_MAX = 90 * 24 * 3_600_000
 """Helicone keeps bodies for so long, counted from when the turn happened: it would blank those of older ones."""
 ASKED_BACK = ("age", "size")
 """Why a backfill takes dropped jobs back without being told to: nobody has decided that these shall not be sent."""
+NOWHERE = 0
+"""No destination has this number."""
 LOOK_S = 0.2
 WORKER_S = 2.0
 """How long nobody may be seen delivering: a worker that makes way for a newer one is gone for less."""
 
 
-class NoRoomError(RuntimeError):
+class NoRoomError(AppError):
     """There is no room, and nobody makes any. The message says what to do."""
 
 
@@ -110,16 +116,28 @@ class Fed:
     """Turns that a live OpenCode is at: it brings them itself."""
 
 
+@contextmanager
+def opened(spool: Path, *, dry_run: bool) -> Iterator[sqlite3.Connection]:
+    """The ledger; for a dry run, where there is none, an empty one that is gone afterwards."""
+    with ExitStack() as stack:
+        if dry_run and not (spool / "ledger.db").exists():
+            spool = Path(stack.enter_context(TemporaryDirectory())) / "spool"
+        yield stack.enter_context(closing(open_ledger(spool) if dry_run else open_whole(spool)))
+
+
 class Backfill:
     """From one store to one destination."""
 
     def __init__(
-        self, db: sqlite3.Connection, sources: Sources, destination_id: int, store: Store, hooks: Path, choice: Choice
+        self, db: sqlite3.Connection, sources: Sources, ours: Destination | None, store: Store, choice: Choice
     ) -> None:
+        """`ours` is None where nothing was ever captured for the present settings: then it only plans."""
+        settings = sources.load()
         self._db = db
-        self._destination_id = destination_id
+        self._destination_id = NOWHERE if ours is None else ours.id
         self._store = store
-        self._hooks = hooks
+        self._spool = Spool(settings.spool_directory)
+        self._bytes_max = settings.max_spool_bytes
         self._choice = choice
         self._folders = Folders(db, sources)
 
@@ -199,7 +217,7 @@ class Backfill:
 
     def _is_over(self, session: StoredSession, changed_ms: int) -> bool:
         """Whether nobody will complete what is unfinished: an OpenCode without a hook may be at it, too."""
-        return session.id not in open_sessions(self._hooks) and is_quiet(changed_ms, clock.now_ms())
+        return session.id not in open_sessions(self._spool.hooks) and is_quiet(changed_ms, clock.now_ms())
 
     def _capture(self, project: Project) -> Capture | None:
         """How the project is captured; None where nothing of it may be sent, which it then says."""
@@ -223,16 +241,18 @@ class Backfill:
 
     def feed(
         self,
-        sessions: Iterable[StoredSession],
-        admit: Callable[[int], None],
+        ours: Destination,
+        sessions: Sequence[StoredSession],
         fed: Fed,
-        on_session: Callable[[], None] = lambda: None,
+        on_session: Callable[[int, int], None],
+        on_wait: Callable[[], None],
     ) -> None:
-        """Queue them, and count in `fed`. Nobody is rung: a worker's watch takes what waits, behind what is live.
+        """Queue them for `ours`, and count in `fed`. Nobody is rung: a worker takes what waits, behind what is live.
 
-        `admit` as for `enqueue`. Raises what that raises, StoreError, sqlite3.Error.
+        `on_wait` is called while there is no room. Raises NoRoomError, StoreError, sqlite3.Error.
         """
-        for session in sessions:
+        room = Room(self._db, self._spool, ours, self._bytes_max, on_wait)
+        for position, session in enumerate(sessions, 1):
             # Before it is read: what is written after that is not known.
             changed_ms = self._store.changed_ms(session.id)
             transcript = self._read(session, {})
@@ -249,7 +269,7 @@ class Backfill:
                     abandoned=self._is_over(session, changed_ms or 0),
                     reopen=self._choice.reopen,
                     is_history=True,
-                    admit=admit,
+                    admit=room.admit,
                 )
                 fed.new += done.new
                 fed.known += done.known
@@ -257,7 +277,7 @@ class Backfill:
                 if changed_ms is not None and not done.waiting:
                     noted_ms = min(changed_ms, clock.now_ms())
                     ledger.note_reconciled(self._db, self._destination_id, session.id, noted_ms)
-            on_session()
+            on_session(position, len(sessions))
 
 
 class Room:
@@ -269,7 +289,7 @@ class Room:
         spool: Spool,
         ours: Destination,
         bytes_max: int,
-        on_wait: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None],
     ) -> None:
         self._db = db
         self._spool = spool

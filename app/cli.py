@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from platformdirs import user_data_path
 
-from app import __version__, clock, doctor, install, screen
+from app import __version__, clock, doctor, screen
 from app.cli_backfill import backfill
 from app.cli_dead import dead
 from app.cli_import import importing
@@ -25,29 +25,23 @@ from app.cli_recall import recalling
 from app.cli_verify import verification
 from app.command import (
     DONE,
+    OF_CAPTURE,
+    OF_DESTINATION,
+    OF_SPOOL,
     PROBLEM,
     PROGRAM,
     STOPPED,
     USAGE,
     AsJson,
-    Chosen,
-    Endpoint,
-    EnvFile,
-    ExportMode,
-    SpoolDirectory,
     complain,
     print_json,
     print_lines,
-    sources_of,
+    takes,
 )
 from app.db import open_ledger, read_ledger
-from app.endpoint import EndpointError
+from app.errors import AppError, UsageError
 from app.finding import Finding
 from app.folders import effective
-from app.ledger import LedgerError
-from app.letters import LetterError
-from app.opencode import ExportError
-from app.privacy.redact import PatternError
 from app.schema import SchemaError, migrations
 from app.settings import SettingsError, shown, standard_folder
 from app.sources import Sources, unattended
@@ -79,12 +73,9 @@ def main() -> None:
     try:
         # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
         app(prog_name=PROGRAM)
-    except (SettingsError, PatternError, EndpointError) as error:
-        complain(str(error))
-        sys.exit(USAGE)
-    except (OSError, sqlite3.Error, SchemaError, LedgerError, ExportError, LetterError, install.InstallError) as error:
+    except (AppError, OSError, sqlite3.Error) as error:
         complain(_told(error))
-        sys.exit(PROBLEM)
+        sys.exit(USAGE if isinstance(error, UsageError) else PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
@@ -130,29 +121,19 @@ def _hook() -> None:
 
 
 @app.command("worker")
-def _worker(
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
-    automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False,
-) -> None:
+@takes(OF_DESTINATION)
+def _worker(sources: Sources, *, automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False) -> None:
     """Deliver until told to stop.
 
     By SIGTERM or SIGINT; what is being posted then is finished. The same as huey_consumer app.worker.huey.
     """
-    from app.helicone import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
-    from app.worker import Worker  # noqa: PLC0415 - the same
+    from app.worker import Worker  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
 
-    sources = unattended(os.environ) if automatic else sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:
-        worker = Worker(sources, automatic=automatic)
+        worker = Worker(unattended(os.environ) if automatic else sources, automatic=automatic)
         if not automatic:
             print_lines(screen.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
         worker.run()
-    except ClientError as error:
-        raise SettingsError([str(error)]) from None
     except SettingsError as error:
         if not automatic:
             raise
@@ -161,16 +142,14 @@ def _worker(
 
 
 @app.command("flush")
+@takes(OF_DESTINATION)
 def _flush(
+    sources: Sources,
     *,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up after this time.")] = 30,
     expect_some: Annotated[
         bool, typer.Option("--expect-some", help="Exit code 1 where this folder never had a job.")
     ] = False,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Deliver what waits, now.
@@ -178,14 +157,9 @@ def _flush(
     Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
     """
     from app.flush import flush  # noqa: PLC0415 - as in `_worker`
-    from app.helicone import ClientError  # noqa: PLC0415 - the same
 
-    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
-    try:
-        with screen.spinner("delivering"):
-            flushed = flush(sources, timeout, expect_some=expect_some)
-    except ClientError as error:
-        raise SettingsError([str(error)]) from None
+    with screen.spinner("delivering"):
+        flushed = flush(sources, timeout, expect_some=expect_some)
     if json_wanted:
         print_json(asdict(flushed))
     else:
@@ -195,17 +169,11 @@ def _flush(
 
 
 @app.command("status")
-def _status(
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
-    json_wanted: AsJson = False,
-) -> None:
+@takes(OF_DESTINATION)
+def _status(sources: Sources, *, json_wanted: AsJson = False) -> None:
     """Say what waits, and why."""
     now_ms = clock.now_ms()
-    status = read_status(sources_of(env_file, spool_directory, endpoint, chosen=chosen).load(), now_ms)
+    status = read_status(sources.load(), now_ms)
     if json_wanted:
         print_json(asdict(status))
     else:
@@ -213,21 +181,18 @@ def _status(
 
 
 @app.command("doctor")
+@takes(OF_DESTINATION)
 def _doctor(
+    sources: Sources,
     *,
     send: Annotated[bool, typer.Option("--send", help="Also send a tiny log and look for it.")] = False,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Look for it so long.")] = 30,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Check everything, and say what to do.
 
     Exit code 1 when there is a problem.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     found: list[Finding] = []
     for finding in _examined(sources, timeout, send=send):
         found.append(finding)
@@ -247,20 +212,12 @@ def _examined(sources: Sources, timeout_s: float, *, send: bool) -> Iterator[Fin
 
 
 @config.command("show")
-def _config_show(
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    export_mode: ExportMode = None,
-    chosen: Chosen = None,
-    json_wanted: AsJson = False,
-) -> None:
+@takes(OF_CAPTURE)
+def _config_show(sources: Sources, *, json_wanted: AsJson = False) -> None:
     """Print the settings and their origins.
 
     As they are in force in the current folder. The API key is not printed.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     settings = sources.load()
     try:
         with closing(read_ledger(settings.spool_directory)) as db:
@@ -278,12 +235,13 @@ def _config_show(
 
 
 @app.command("migrate")
-def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None) -> None:
+@takes(OF_SPOOL)
+def _migrate(sources: Sources) -> None:
     """Make the queue, or bring it up to date.
 
     Every other command does so, too.
     """
-    spool = sources_of(env_file, spool_directory).load().spool_directory
+    spool = sources.load().spool_directory
     open_ledger(spool).close()
     print_lines([f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}"])
 
@@ -301,22 +259,17 @@ def _receiver(
     To try the program without Helicone, on this machine only.
     """
     try:
-        from app import receiver, shelf  # noqa: PLC0415 - an extra: everything else works without it
-        from app.faults import FaultError  # noqa: PLC0415 - the same
+        from app import receiver  # noqa: PLC0415 - an extra: everything else works without it
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("app"):
             raise
         complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
         raise typer.Exit(PROBLEM) from None
     kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
-    try:
-        receiver.serve(
-            host=host,
-            port=port,
-            store_path=kept,
-            faults_path=faults,
-            on_listening=lambda url, key: print_lines(screen.receiver_lines(url, key, str(kept))),
-        )
-    except (receiver.ReceiverError, FaultError, shelf.ShelfError) as error:
-        complain(str(error))
-        raise typer.Exit(PROBLEM) from None
+    receiver.serve(
+        host=host,
+        port=port,
+        store_path=kept,
+        faults_path=faults,
+        on_listening=lambda url, key: print_lines(screen.receiver_lines(url, key, str(kept))),
+    )

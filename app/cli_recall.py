@@ -18,21 +18,19 @@ from app import destination, ledger, screen
 from app.audit import GONE, Audited, audit
 from app.command import (
     DONE,
+    OF_DESTINATION,
     PROBLEM,
     STOPPED,
     USAGE,
     AsJson,
-    Chosen,
-    Endpoint,
-    EnvFile,
-    SpoolDirectory,
     StoreFile,
-    agrees,
+    Yes,
+    ask,
     complain,
-    moment,
     print_json,
     print_lines,
-    sources_of,
+    since_option,
+    takes,
 )
 from app.db import open_ledger, open_whole
 from app.destination import Destination
@@ -48,21 +46,17 @@ from app.transcript import TranscriptError
 
 recalling = typer.Typer(rich_markup_mode=None)
 
-Since = Annotated[
-    str | None, typer.Option("--since", metavar="DURATION|DATE", help="Turns since: 12h, 7d, 2026-01-31.")
-]
+Since = Annotated[int | None, since_option("Turns since")]
 
 
 @recalling.command("audit")
-def _audit(  # noqa: PLR0913 - one for each option
+@takes(OF_DESTINATION)
+def _audit(
+    sources: Sources,
     *,
     since: Since = None,
     session: Annotated[list[str] | None, typer.Option("--session", metavar="SESSION", help="Only this one.")] = None,
     store: StoreFile = None,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """List what today's rules would redact of what was sent.
@@ -70,7 +64,6 @@ def _audit(  # noqa: PLR0913 - one for each option
     By record, rule and count, never by value. Exit code 1 when there is any, or a
     session cannot be audited.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     settings = sources.load()
     with closing(open_ledger(settings.spool_directory)) as db:
         ours = find_target(db, settings)
@@ -80,7 +73,7 @@ def _audit(  # noqa: PLR0913 - one for each option
         names = [one for one in known if not session or one in session]
         unknown = [one for one in session or [] if one not in known]
         with _store(store) as opencode:
-            results = list(_audited(db, sources, opencode, names, moment(since) or 0))
+            results = list(_audited(db, sources, opencode, names, since or 0))
     if json_wanted:
         print_json({"sessions": [asdict(one) for one in results], "totals": audit_totals(results)})
     else:
@@ -91,7 +84,9 @@ def _audit(  # noqa: PLR0913 - one for each option
 
 
 @recalling.command("recall")
+@takes(OF_DESTINATION)
 def _recall(  # noqa: PLR0913 - one for each option
+    sources: Sources,
     sessions: Annotated[list[str] | None, typer.Argument(metavar="SESSION", help="A root session's id.")] = None,
     *,
     audited: Annotated[bool, typer.Option("--audit", help="The turns that audit lists.")] = False,
@@ -102,12 +97,8 @@ def _recall(  # noqa: PLR0913 - one for each option
     since: Since = None,
     store: StoreFile = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be overwritten.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait so long.")] = 60,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Overwrite at Helicone what was delivered.
@@ -118,8 +109,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         raise typer.BadParameter("--audit and --match exclude each other")
     if not (sessions or audited or match is not None):
         raise typer.BadParameter("name SESSIONs, or choose by --audit or --match")
-    since_ms, pattern = moment(since) or 0, _pattern(match)
-    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
+    since_ms, pattern = since or 0, _pattern(match)
     settings = sources.load()
     if settings.api_key is None:
         raise SettingsError(["recall needs HELICONE_API_KEY: what is under another key is not reached"])
@@ -141,7 +131,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         report.problems += _elsewhere(db, ours.id, {*(sessions or []), *turns})
         if turns and not dry_run:
             if not yes:
-                _ask(report)
+                ask(report.question, "--yes", details=[*report.chosen, "it cannot be undone"], refused=USAGE)
             try:
                 _carry_out(sources, ours, held, turns, report, timeout)
             finally:
@@ -249,18 +239,6 @@ def _elsewhere(db: sqlite3.Connection, ours: int, sessions: Collection[str]) -> 
     ]
 
 
-def _ask(report: Report) -> None:
-    """Ends the command unless somebody says yes."""
-    if not sys.stdin.isatty():
-        complain(f"this would {report.question}: say --yes")
-        raise typer.Exit(USAGE)
-    for line in report.chosen:
-        complain(line)
-    if not agrees(f"{report.question}? It cannot be undone."):
-        complain("nothing was done")
-        raise typer.Exit(USAGE)
-
-
 def _carry_out(
     sources: Sources,
     ours: Destination,
@@ -269,8 +247,7 @@ def _carry_out(
     report: Report,
     timeout_s: float,
 ) -> None:
-    from app.helicone import ClientError  # noqa: PLC0415 - takes longer to load than most commands run
-    from app.overwriting import StoppedError, overwrite, read_back  # noqa: PLC0415 - the same
+    from app.overwriting import StoppedError, overwrite, read_back  # noqa: PLC0415 - takes longer to load than most
 
     end_s = time.monotonic() + timeout_s
     try:
@@ -278,8 +255,6 @@ def _carry_out(
     except StoppedError:
         complain("stopped: what is queued is delivered by the next worker")
         raise typer.Exit(STOPPED) from None
-    except ClientError as error:
-        raise SettingsError([str(error)]) from None
 
 
 def _end(report: Report, *, json_wanted: bool) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from app.errors import UsageError
+
 RouteKind: TypeAlias = Literal["worker", "jawn"]
 
 _WORKER_PATH = "/custom/v1/log"
@@ -32,7 +34,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _EU_KEY = re.compile(r"[sp]k-helicone-eu-")
 
 
-class EndpointError(ValueError):
+class EndpointError(UsageError):
     """An endpoint that cannot be used. The message says what is wrong and never quotes it: it may hold a secret."""
 
 

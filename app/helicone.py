@@ -22,6 +22,7 @@ import httpx
 
 from app.answer import AnswerError, TooManyValuesError, parsed
 from app.endpoint import RouteKind, kind_of
+from app.errors import AppError, UsageError
 from app.privacy.excerpt import excerpt, repeats
 from app.retry import Kind, Outcome, retry_after_ms
 from app.transport import Transport, within
@@ -52,7 +53,7 @@ as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, t
 _Row: TypeAlias = dict[str, Any]
 
 
-class ClientError(ValueError):
+class ClientError(UsageError):
     """A client that cannot be built. Names the setting, never the key."""
 
 
@@ -65,7 +66,7 @@ class Shown:
     response: Any
 
 
-class ReadBackError(RuntimeError):
+class ReadBackError(AppError):
     """Stored requests could not be read. Says the status or the failed phase."""
 
 

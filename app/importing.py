@@ -68,10 +68,10 @@ def import_files(
     files: Sequence[File],
     sources: Sources,
     *,
-    on_read: Callable[[], None] = lambda: None,
+    on_step: Callable[[int, int], None] = lambda _done, _total: None,
     takes_sanitized: bool = False,
 ) -> Iterator[Imported]:
-    """One result for each file, as they come. `on_read` is called once for each file examined and each one taken.
+    """One result for each file, as they come. `on_step` is told (done, all): each file is examined, and then taken.
 
     With `takes_sanitized` the placeholders of a sanitized export replace the texts of a session that is known.
 
@@ -82,17 +82,18 @@ def import_files(
         ours = target(db, settings, clock.now_ms())
         with closing(Bell(settings.spool_directory, ours.id)) as bell:
             exports: list[Export] = []
-            for result in examined(files):
-                on_read()
+            for done, result in enumerate(examined(files), 1):
+                on_step(done, 2 * len(files))
                 if isinstance(result, Export):
                     exports.append(result)
                 else:
                     yield result
             folders = Folders(db, sources)
+            taken = 0
             for family in families(exports):
                 yield from _imported(db, family, folders, ours, bell.ring, takes_sanitized=takes_sanitized)
-                for _ in family:
-                    on_read()
+                taken += len(family)
+                on_step(len(files) + taken, 2 * len(files))
 
 
 def examined(files: Sequence[File]) -> Iterator[Export | Imported]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from app.errors import AppError
+
 PROTOCOL = 2
 WHYS = ("busy", "idle", "error", "late", "renamed", "reverted", "deleted")
 """What has happened to the session of a notice; late: a message was finished after its session was idle."""
@@ -25,7 +27,7 @@ TOO_LONG = "too long"
 CUT_OFF = "cut off"
 
 
-class LineError(ValueError):
+class LineError(AppError):
     """A line that cannot be used. The message is a reason without any of its text."""
 
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from app.errors import AppError
 from app.opencode.program import Program, Version
 
 MARKER = "// opencode-helicone plugin"
@@ -43,7 +44,7 @@ FILE_MODE = 0o644
 FOLDER_MODE = 0o755
 
 
-class InstallError(Exception):
+class InstallError(AppError):
     """The file cannot be put there or taken away. The message names the path and what to do."""
 
 

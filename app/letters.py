@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from app import destination, ledger
 from app.bell import Bell
+from app.errors import AppError
 from app.ledger import Attempt, Choice, Group, LedgerError, Letter
 from app.settings import Settings
 from app.spool import Spool
@@ -23,7 +24,7 @@ RINGS_MAX = 24
 """Enough to wake every thread of a worker; its watch finds the others."""
 
 
-class LetterError(Exception):
+class LetterError(AppError):
     """What was asked for is not there, or could be several. Names keys only."""
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from app import clock, ledger, overwritten
 from app.bell import Bell
-from app.confirm import plan as confirm_plan
 from app.db import open_ledger
 from app.destination import Destination
-from app.endpoint import read_back_url
 from app.flush import flush
-from app.helicone import Client
+from app.helicone import ReadBackError
 from app.likeness import Likeness
 from app.recall import Recall
+from app.remote import asked
 from app.screen import spinner
 from app.screen_recall import Report
 from app.sources import Sources
@@ -90,16 +90,13 @@ def _undelivered(sources: Sources, turns: Mapping[str, Collection[str]]) -> Iter
 
 
 def read_back(sources: Sources, expected: Sequence[Likeness], report: Report, end_s: float) -> None:
-    settings = sources.load()
-    key = settings.api_key.get_secret_value() if settings.api_key else ""
-    url = read_back_url(settings.endpoint, key, settings.readback_url)
-    if url is None:
-        report.notes.append("it cannot be read back: nothing says where; set HELICONE_READBACK_URL")
+    try:
+        with spinner("reading back"), asked(sources.load()) as helicone:
+            seen = overwritten.look(helicone.shown, expected, end_s=end_s)
+    except ReadBackError as error:
+        report.notes.append(f"it cannot be read back: {error}")
         return
-    pace = confirm_plan("on", settings.endpoint, key, settings.readback_url).queries_per_minute
-    with spinner("reading back"), Client(key) as client:
-        seen = overwritten.look(client, url, expected, queries_per_minute=pace, end_s=end_s)
     for one in seen:
         if one.outcome != "overwritten":
             report.complain(one.session, [f"{one.path}: {one.outcome}{f' ({one.reason})' if one.reason else ''}"])
-    report.outcomes = overwritten.counted(seen)
+    report.outcomes = dict(Counter(one.outcome for one in seen))

@@ -43,6 +43,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import faults, intake, shelf
 from app.endpoint import RouteKind, is_loopback
+from app.errors import AppError
 from app.faults import Fault, FaultError, Script
 from app.place import private_file
 
@@ -58,7 +59,7 @@ _SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNO
 _Object: TypeAlias = dict[str, Any]
 
 
-class ReceiverError(ValueError):
+class ReceiverError(AppError):
     """The receiver cannot start as asked."""
 
 
@@ -131,7 +132,7 @@ def serve(
 
     Port 0 takes a free one; `on_listening` gets the address and the key.
 
-    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError, all ValueErrors.
+    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError.
     """
     script = () if faults_path is None else faults.read(faults_path)
     with shelf.opened(store_path):

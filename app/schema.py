@@ -11,12 +11,13 @@ from importlib import resources
 
 from app import crashpoint
 from app.connection import transaction
+from app.errors import AppError
 
 VERSIONS_MAX = 1_000
 """A version above this, with tables that we know, is no version but damage."""
 
 
-class SchemaError(RuntimeError):
+class SchemaError(AppError):
     """The file's schema is newer than this program, or its migrations are broken."""
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.backfill import Fed, Plan
@@ -20,7 +19,6 @@ from app.finding import Finding
 from app.importing import Imported
 from app.ledger import Unread
 from app.letters import Listed, Opened, short
-from app.opencode import File
 from app.preview import Previewed
 from app.settings import Shown
 from app.status import DestinationStatus, Jobs, Status, named
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
 
 LETTERS_SHOWN = 20
 """Of a list; all of them are in its JSON."""
-LONG_FILES = 20
-LONG_BYTES = 20_000_000
-"""Work on so much is long enough for a progress bar."""
 
 
 def day(time_ms: int) -> str:
@@ -169,34 +164,17 @@ def setting_line(setting: Shown) -> str:
     return f"{setting.name} = {value}{unit}  [{setting.origin}]"
 
 
-@contextmanager
-def progress(files: Sequence[File]) -> Iterator[Callable[[], None]]:
-    """A bar for long work that somebody watches. Each file is one step when it is read and one when it is taken."""
-    stored = [Path(file.name) for file in files if file.data is None]
-    size = sum(path.stat().st_size for path in stored if path.is_file())
-    if not sys.stderr.isatty() or (len(files) < LONG_FILES and size < LONG_BYTES):
-        yield lambda: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - costs 50 ms, and mostly nobody watches
-    from rich.progress import Progress  # noqa: PLC0415 - the same
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("importing", total=2 * len(files))
-        yield lambda: bar.advance(task)
-
-
 class Bar:
-    """What goes on, for whoever watches."""
+    """Shows how far long work has come; told (done, all) of it."""
 
-    def __init__(self, advance: Callable[[int, int], None] | None, tell: Callable[[str], object]) -> None:
-        self._advance = advance
+    def __init__(self, show: Callable[[int, int], object], tell: Callable[[str], object]) -> None:
+        self._show = show
         self._tell = tell
         self._is_waiting = False
 
     def show(self, done: int, total: int) -> None:
         self._is_waiting = False
-        if self._advance is not None:
-            self._advance(done, total)
+        self._show(done, total)
 
     def wait(self) -> None:
         """Said once for each time."""
@@ -206,17 +184,32 @@ class Bar:
 
 
 @contextmanager
-def bar(text: str) -> Iterator[Bar]:
-    """A bar on a terminal; elsewhere only waiting is told of."""
+def bar(text: str, *, total_min: int = 0) -> Iterator[Bar]:
+    """A bar on a terminal, for work of so many steps or more; elsewhere only waiting is told of."""
     if not sys.stderr.isatty():
-        yield Bar(None, lambda line: sys.stderr.write(f"opencode-helicone: {line}\n"))
+        yield Bar(lambda _done, _total: None, lambda line: sys.stderr.write(f"opencode-helicone: {line}\n"))
         return
-    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.console import Console  # noqa: PLC0415 - costs 50 ms, and mostly nobody watches
     from rich.progress import Progress  # noqa: PLC0415 - the same
 
     with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(text, total=None)
-        yield Bar(lambda done, total: shown.update(task, completed=done, total=total), shown.console.print)
+        task = shown.add_task(text, total=None, visible=not total_min)
+
+        def show(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total, visible=total >= total_min)
+
+        yield Bar(show, shown.console.print)
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console  # noqa: PLC0415 - as above
+
+    with Console(stderr=True).status(text):
+        yield
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
@@ -249,17 +242,6 @@ def fed_lines(fed: Fed, waiting: int, *, is_served: bool, has_key: bool) -> Iter
 
 def _number(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-@contextmanager
-def spinner(text: str) -> Iterator[None]:
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console  # noqa: PLC0415 - as above
-
-    with Console(stderr=True).status(text):
-        yield
 
 
 def _jobs(jobs: Jobs) -> str:

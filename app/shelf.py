@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from app.connection import transaction
+from app.errors import AppError
 from app.manual_log import Log
 from app.place import private_file
 
@@ -72,7 +73,7 @@ Filter: TypeAlias = tuple[str, list[object]]
 """An SQL condition and its parameters."""
 
 
-class ShelfError(ValueError):
+class ShelfError(AppError):
     """A file that is no receiver's store, or a query that it does not know."""
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from app import clock, destination, ledger
 from app.db import open_ledger
 from app.enqueue import holds_sealed, own_turns
+from app.errors import AppError
 from app.export import children
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
@@ -31,7 +32,7 @@ SETTLE_S = 2.0
 """A hook that is alive needs a moment for a turn that has just ended: then it is looked at once more."""
 
 
-class UnknownSessionError(ValueError):
+class UnknownSessionError(AppError):
     """A session was named that neither OpenCode nor the ledger has."""
 
 

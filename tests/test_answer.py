@@ -15,6 +15,7 @@ from app.answer import DEPTH_MAX, VALUES_MAX, AnswerError, TooManyValuesError, p
 from app.helicone import READ_BACK_BYTES_MAX, Client, OverlongError, ReadBackError, Shown
 from app.likeness import Likeness
 from app.overwritten import look
+from app.remote import Remote
 from tests.servers import answer, api_key, scripted
 
 IDS = [uuid.uuid5(uuid.NAMESPACE_URL, str(n)) for n in range(3)]
@@ -117,5 +118,5 @@ def test_a_body_that_is_json_in_a_string_is_looked_over_as_well() -> None:
     with scripted(answer(201, json.dumps({"data": [row]}).encode())) as server, Client(api_key()) as client:
         shown = client.shown(server.url, start_ms=0, request_ids=IDS)[IDS[0]]
         assert shown == [Shown(row["request_body"], row["response_body"])]
-        (seen,) = look(client, server.url, [expected], queries_per_minute=60, end_s=0)
+        (seen,) = look(Remote(client, server.url, 60).shown, [expected], end_s=0)
     assert seen.outcome == "still old"

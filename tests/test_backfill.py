@@ -448,7 +448,7 @@ def test_the_room_is_looked_at_again_when_what_was_left_is_used_up(
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
     desk = Desk(db)
     (ours,) = destination.destinations(db)
-    room = backfill.Room(db, Spool(tmp_path), ours, 4_000)
+    room = backfill.Room(db, Spool(tmp_path), ours, 4_000, lambda: None)
     room.admit(1_500)
     desk.put(version())
     db.execute("update job set body_bytes = 2000")  # all of the half

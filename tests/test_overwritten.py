@@ -8,13 +8,14 @@ import uuid
 from app.helicone import Client
 from app.likeness import Likeness
 from app.overwritten import look
+from app.remote import Remote
 from tests.servers import answer, api_key, scripted
 
 
 def test_a_server_that_refuses_the_first_query_is_asked_no_more() -> None:
     wanted = [Likeness(f"ses_{n}", uuid.uuid4(), "/path", 0, frozenset(), b"") for n in range(3)]
     with scripted(answer(401)) as server, Client(api_key()) as client:
-        seen = look(client, server.url, wanted, queries_per_minute=60, end_s=time.monotonic())
+        seen = look(Remote(client, server.url, 60).shown, wanted, end_s=time.monotonic())
         assert len(server.requests) == 1
     assert [(one.request_id, one.outcome) for one in seen] == [(str(one.request_id), "not read back") for one in wanted]
     assert all(one.reason for one in seen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,14 @@ from app.identity import Identity
 from app.ledger import Claim, Standing
 from app.likeness import Likeness
 from app.opencode import Store
-from app.overwritten import counted, look
+from app.overwritten import look
 from app.parse import parse
 from app.precedent import Precedent
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
 from app.recall import REOPENED, Plan, Recall
 from app.record import blank, kind_of
+from app.remote import Remote
 from app.settings import Settings
 from tests import recorded
 from tests.desk import Desk, version
@@ -473,7 +475,7 @@ def outcomes(receiver: Receiver, expected: Sequence[Likeness]) -> dict[str, int]
     url = read_back_url(receiver.url, api_key(), None)
     assert url is not None
     with Client(api_key()) as client:
-        return counted(look(client, url, expected, queries_per_minute=1_000, end_s=0.0))
+        return Counter(one.outcome for one in look(Remote(client, url, 1_000).shown, expected, end_s=0.0))
 
 
 # --- in the middle of it

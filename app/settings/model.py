@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.endpoint import EndpointError, normalise
+from app.errors import UsageError
 from app.place import default_spool
 from app.settings.names import NAMES
 
@@ -21,7 +22,7 @@ PROGRAM = "opencode-helicone"
 _HELD_SHOWN = 3
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError):
     """Settings that cannot be used. One line; `problems` has them one by one, each naming setting, value and origin."""
 
     def __init__(self, problems: Iterable[str]) -> None:
