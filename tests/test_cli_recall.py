@@ -19,6 +19,8 @@ from app import destination, ledger
 from app.command import STOPPED
 from app.db import open_ledger
 from app.enqueue import Place
+from app.rewrite import Problem, Refusal
+from app.screen_recall import problem_line
 from tests import recorded
 from tests.processes import Station
 from tests.servers import Receiver, receiving
@@ -160,3 +162,10 @@ def test_a_recall_leaves_no_body_of_what_it_overwrote_in_the_spool(scene: Scene)
     code, said = scene.run("ses_root", "--blank", "--yes")
     assert (code, said["problems"]) == (0, [])
     assert traces(spool, [], WHALE.encode()) == set()
+
+
+@pytest.mark.parametrize("refusal", Refusal)
+def test_whatever_is_not_overwritten_is_told_of_in_a_sentence(refusal: Refusal) -> None:
+    line = problem_line(Problem(refusal, "ses_1", "msg_1", "why"))
+    assert line.startswith("ses_1: msg_1: ")
+    assert "{" not in line
