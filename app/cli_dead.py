@@ -16,7 +16,7 @@ from app.erasure import erase
 from app.ledger import Choice
 from app.sources import Sources
 from app.spool import Spool
-from app.status import read_workers
+from app.status import counted, read_workers
 
 dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that are not tried again.")
 
@@ -130,7 +130,7 @@ def _purge(
     if json_wanted:
         print_json({"jobs": jobs, "left": left})
     else:
-        print_lines(screen.purged_lines(jobs))
+        print_lines([f"{counted(jobs, 'dead letter')} purged"])
         print_lines(left, failed=True)
     if left:
         raise typer.Exit(PROBLEM)
@@ -153,5 +153,5 @@ def _chosen(db: sqlite3.Connection, keys: list[str], wide: Choice | None, verb: 
         return letters.choose(db, [key.lower() for key in keys])
     jobs = letters.list_dead(db, wide).jobs
     if jobs and verb is not None:
-        ask(f"{verb} {screen.dead_letters(jobs)}", "--yes")
+        ask(f"{verb} {counted(jobs, 'dead letter')}", "--yes")
     return wide

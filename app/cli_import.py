@@ -21,7 +21,7 @@ from app.command import (
     print_lines,
     takes,
 )
-from app.importing import Imported, import_files
+from app.importing import NUMBERS, Imported, import_files
 from app.opencode import FILE_BYTES_MAX, File, Store, store_file
 from app.preview import Previewed, as_json, preview
 from app.sources import Sources
@@ -61,8 +61,7 @@ def _import(
     with screen.bar("importing", total_min=_steps_min(opened)) as bar:
         results = list(import_files(opened, sources, on_step=bar.show, takes_sanitized=sanitized))
     if json_wanted:
-        numbers = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
-        jobs = {name: sum(getattr(one, name) for one in results) for name in numbers}
+        jobs = {name: sum(getattr(one, name) for one in results) for name in NUMBERS}
         print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
     else:
         for result in results:

@@ -30,8 +30,8 @@ from app.transcript import TranscriptError
 ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")
 """Why an import takes jobs back, as a person asks for them: dropped for these, stored without their bodies, or
 there under a stricter policy than the one in force. What was `off` or `deleted` stays so."""
-
-
+NUMBERS = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
+"""What of an `Enqueued` is told."""
 SANITIZED = (
     "a sanitized export of a session that is known: its placeholders would replace the texts at Helicone (--sanitized"
     " imports it all the same)"
@@ -181,14 +181,7 @@ def _told(root: Export, done: Enqueued, settings: Settings) -> Imported:
         session=root.session,
         outcome="imported",
         reason="; ".join(_remarks(root, done, settings)),
-        new=done.new,
-        known=done.known,
-        superseded=done.superseded,
-        off=done.off,
-        shut=done.shut,
-        copied=done.copied,
-        odd=done.odd,
-        unreadable=done.unreadable,
+        **{name: getattr(done, name) for name in NUMBERS},
     )
 
 

@@ -14,16 +14,16 @@ from app import ledger
 from app.capture import why_nothing
 from app.db import open_ledger
 from app.enqueue import Place, identity_of, own_turns
-from app.export import Capture, exports
+from app.export import exports
 from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot
 from app.parse import parse
-from app.privacy.redact import identity_hits, redact_session, redact_turn
+from app.privacy.redact import HitCounts, identity_hits
 from app.record import Record
 from app.sources import Sources
 from app.spool import find_target, folder
-from app.transcript import Transcript, TranscriptError, Turn
+from app.transcript import TranscriptError, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +95,18 @@ def _family(
     transcript = own_turns(db, transcript)
     place = Place(destination_id, folder(db, root.directory))
     identity = identity_of(db, transcript, capturing, place)
-    hits, of_identity = _hits(transcript, capturing)
+    made = [one for one in exports(transcript, capturing, identity, abandoned=True) if not isinstance(one, Turn)]
+    records = tuple(record for one in made for record in one.encode())
+    of_session, *of_turns = [one.hits for one in made] or [HitCounts()]
     return Previewed(
         file=root.file.name,
         session=root.session,
         outcome="previewed",
         mode=capturing.policy.mode,
-        records=tuple(
-            record
-            for export in exports(transcript, capturing, identity, abandoned=True)
-            if not isinstance(export, Turn)
-            for record in export.encode()
+        records=records,
+        # Every turn carries its session.
+        hits=dict(sum((one - of_session for one in of_turns), Counter(of_session))),
+        identity_hits=dict(
+            sum((identity_hits(turn, capturing.redaction) for turn in transcript.turns), Counter[str]())
         ),
-        hits=dict(hits),
-        identity_hits=dict(of_identity),
     )
-
-
-def _hits(transcript: Transcript, capturing: Capture) -> tuple[Counter[str], Counter[str]]:
-    """Of the texts, and of the identity."""
-    of_session: Counter[str] = Counter()
-    of_turns: Counter[str] = Counter()
-    of_identity: Counter[str] = Counter()
-    if capturing.policy.mode == "full":
-        redact_session(transcript.session, capturing.redaction, of_session)
-        for turn in transcript.turns:
-            redact_turn(turn, capturing.redaction, of_turns)
-            of_turns -= of_session  # every turn carries its session
-    for turn in transcript.turns:
-        of_identity += identity_hits(turn, capturing.redaction)
-    return of_session + of_turns, of_identity

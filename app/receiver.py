@@ -2,7 +2,7 @@
 
     POST /custom/v1/log, /oai|anthropic|googleapis/v1/log       as the cloud's worker
     POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
-    POST /v1/request/query-clickhouse, /v1/session/query        read back
+    POST /v1/request/query-clickhouse                           read back
     POST /_faults                                               script what goes wrong next (see app/faults.py)
     GET  /_sends                                                every POST that arrived, in order
 
@@ -42,7 +42,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import faults, intake, shelf
-from app.endpoint import RouteKind, is_loopback
+from app.endpoint import RouteKind, is_loopback, is_well_formed
 from app.errors import AppError
 from app.faults import Fault, FaultError, Script
 from app.place import private_file
@@ -90,7 +90,6 @@ def create(
         routes=[
             *(Route(path, desk.log, methods=["POST"]) for path in (*worker_paths, *_JAWN_PATHS)),
             Route("/v1/request/query-clickhouse", desk.query, methods=["POST"]),
-            Route("/v1/session/query", desk.query_sessions, methods=["POST"]),
             Route("/_faults", desk.script, methods=["POST"]),
             Route("/_sends", desk.show_sends, methods=["GET"]),
         ],
@@ -115,7 +114,7 @@ def own_key(store_path: Path) -> str:
         key = data.decode("utf-8", "replace").strip()
     except OSError as error:
         raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
-    if not intake.is_well_formed(key):
+    if not is_well_formed(key):
         raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
     return key
 
@@ -227,42 +226,32 @@ class _Desk:
             return _BrokenOff()
         if fault.status is not None:
             return _response(_scripted(fault, fault.status))
-        owner, query = await self._asked(request)
-        if isinstance(query, Response):
-            return query
+        raw = await _read(request)
+        refusal = intake.jawn_refusal(request.headers, self._keys)
+        if refusal is not None:
+            return _response(refusal)
+        query = _parsed(raw)
+        if not isinstance(query, dict):
+            return Response(status_code=500)
+        return self._found(query, intake.bearer(request.headers.get("authorization")), fault)
+
+    def _found(self, query: _Object, key: str | None, fault: Fault) -> Response:
         if fault.blind:
             return JSONResponse({"data": [], "error": None}, status_code=201)
         try:
             wanted = shelf.compiled(query.get("filter", "all"), unit_ms=1000 if fault.cut_since else 1)
         except shelf.ShelfError as error:
             return JSONResponse({"data": None, "error": str(error)}, status_code=400)
-        newest_first = (query.get("sort") or {}).get("created_at", "desc") == "desc"
-        limit = min(int(query.get("limit") or 10), READ_LIMIT_MAX)
         rows = shelf.select(
-            self.db, owner, wanted, newest_first=newest_first, limit=limit, offset=int(query.get("offset") or 0)
+            self.db,
+            shelf.organisation(self.db, key) or "",
+            wanted,
+            newest_first=(query.get("sort") or {}).get("created_at", "desc") == "desc",
+            limit=min(int(query.get("limit") or 10), READ_LIMIT_MAX),
+            offset=int(query.get("offset") or 0),
         )
         # Measured: this one query answers 201.
         return JSONResponse({"data": [_shown(row) for row in rows], "error": None}, status_code=201)
-
-    async def query_sessions(self, request: Request) -> Response:
-        owner, query = await self._asked(request)
-        if isinstance(query, Response):
-            return query
-        span = query.get("timeFilter") or {}
-        start_ms, end_ms = span.get("startTimeUnixMs", 0), span.get("endTimeUnixMs", _now_ms())
-        return JSONResponse({"data": shelf.sessions(self.db, owner, int(start_ms), int(end_ms)), "error": None})
-
-    async def _asked(self, request: Request) -> tuple[str, _Object | Response]:
-        """The organisation that asks and its question, or the answer that turns it away."""
-        raw = await _read(request)
-        refusal = intake.jawn_refusal(request.headers, self._keys)
-        if refusal is not None:
-            return "", _response(refusal)
-        query = _parsed(raw)
-        if not isinstance(query, dict):
-            return "", Response(status_code=500)
-        key = intake.bearer(request.headers.get("authorization"))
-        return shelf.organisation(self.db, key) or "", query
 
     async def script(self, request: Request) -> Response:
         # A web page cannot send this type to another origin without asking first, and nobody here says yes.

@@ -21,7 +21,7 @@ from app.ledger import Unread
 from app.letters import Listed, Opened, short
 from app.preview import Previewed
 from app.settings import Shown
-from app.status import DestinationStatus, Jobs, Status, named
+from app.status import DestinationStatus, Jobs, Status, counted, named
 
 if TYPE_CHECKING:
     from app.flush import Flushed  # brings the HTTP client along
@@ -70,7 +70,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
             continue  # a key or endpoint that was tried once and never used
         yield from _destination_lines(one, now_ms)
     if status.jobs.dead:
-        yield f"{dead_letters(status.jobs.dead)}: opencode-helicone dead list"
+        yield f"{counted(status.jobs.dead, 'dead letter')}: opencode-helicone dead list"
     backlog = sum(hook.backlog for hook in status.hooks)
     sessions = sum(hook.sessions for hook in status.hooks)
     automatic = sum(worker.automatic for worker in status.workers)
@@ -83,7 +83,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     for incident in status.incidents:
         yield f"noted: {incident.what}: {incident.count}, the last at {_moment(incident.last_ms)}"
     for held in status.held_folders:
-        folders = _number(held.folders, "folder")
+        folders = counted(held.folders, "folder")
         yield f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}"
     yield from problem_lines(status.problems)
     yield from waiting_lines(status.waiting)
@@ -97,7 +97,7 @@ def problem_lines(problems: Sequence[str]) -> Iterator[str]:
 def unread_lines(unread: Sequence[Unread]) -> Iterator[str]:
     for one in unread:
         reason = one.reason or "about to be read, or a turn goes on, or was cut off"
-        yield f"unread: {_number(one.sessions, 'session')}, noticed since {_moment(one.oldest_ms)}: {reason}"
+        yield f"unread: {counted(one.sessions, 'session')}, noticed since {_moment(one.oldest_ms)}: {reason}"
 
 
 def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
@@ -214,34 +214,30 @@ def spinner(text: str) -> Iterator[None]:
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """What a backfill would send."""
-    yield f"{_number(plan.logs, 'log')} in {_number(plan.turns, 'turn')} of {_number(len(plan.sessions), 'session')}"
+    yield f"{counted(plan.logs, 'log')} in {counted(plan.turns, 'turn')} of {counted(len(plan.sessions), 'session')}"
     for project in plan.projects.values():
         name = project.directory or "(no folder)"
-        sessions = _number(project.sessions, "session")
+        sessions = counted(project.sessions, "session")
         if project.sessions:
-            what = f"{_number(project.logs, 'log')} in {_number(project.turns, 'turn')} of {sessions}"
+            what = f"{counted(project.logs, 'log')} in {counted(project.turns, 'turn')} of {sessions}"
             yield f"  {name}: {what}"
         if project.left_out:
-            yield f"  {name}: {_number(project.left_out, 'session')} left out: {project.reason}"
+            yield f"  {name}: {counted(project.left_out, 'session')} left out: {project.reason}"
         if project.shut:
             told = "captured while export was off (--include-off takes them), deleted, or recalled"
-            yield f"  {name}: {_number(project.shut, 'turn')} not taken: {told}"
+            yield f"  {name}: {counted(project.shut, 'turn')} not taken: {told}"
     for session, reason in plan.unreadable.items():
         yield f"  {session}: cannot be read: {reason}"
     if plan.too_old:
         told = "not changed for 90 days: Helicone would blank their bodies (--since takes them)"
-        yield f"  {_number(plan.too_old, 'session')} left out, {told}"
+        yield f"  {counted(plan.too_old, 'session')} left out, {told}"
 
 
 def fed_lines(fed: Fed, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
-    unfinished = f"; {_number(fed.unfinished, 'turn')} left to the OpenCode that is at it" if fed.unfinished else ""
-    yield f"{_number(fed.new, 'job')} queued{unfinished}; {_number(waiting, 'job')} wait"
+    unfinished = f"; {counted(fed.unfinished, 'turn')} left to the OpenCode that is at it" if fed.unfinished else ""
+    yield f"{counted(fed.new, 'job')} queued{unfinished}; {counted(waiting, 'job')} wait"
     if waiting:
         yield from _how_to_deliver(is_served=is_served, has_key=has_key)
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _jobs(jobs: Jobs) -> str:
@@ -279,10 +275,6 @@ def receiver_lines(url: str, key: str, store: str) -> Iterator[str]:
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
 
 
-def dead_letters(jobs: int) -> str:
-    return f"{jobs} dead letter{'' if jobs == 1 else 's'}"
-
-
 def letters_lines(listed: Listed, state: str) -> Iterator[str]:
     yield f"{listed.jobs} {state}"
     for group in listed.groups:
@@ -314,7 +306,7 @@ def letter_lines(opened: Opened) -> Iterator[str]:
 
 
 def retried_lines(jobs: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
-    yield f"{dead_letters(jobs)} will be tried again"
+    yield f"{counted(jobs, 'dead letter')} will be tried again"
     if jobs:
         yield from _how_to_deliver(is_served=is_served, has_key=has_key)
 
@@ -324,10 +316,6 @@ def _how_to_deliver(*, is_served: bool, has_key: bool) -> Iterator[str]:
         yield "nothing is delivered without a key: set HELICONE_API_KEY"
     elif not is_served:
         yield "no worker runs: opencode-helicone flush delivers now"
-
-
-def purged_lines(jobs: int) -> Iterator[str]:
-    yield f"{dead_letters(jobs)} purged"
 
 
 def finding_line(finding: Finding) -> str:

@@ -51,11 +51,9 @@ create table log (
     properties text not null check (json_valid(properties)),
     request_body text not null,
     response_body text not null,
-    session_id text as (json_extract(properties, '$."Helicone-Session-Id"')) virtual,
     sends integer not null check (sends > 0),
     primary key (organisation, provider, model, user_id, created_ms, request_id)
 ) strict;
-create index log_session on log (session_id, created_ms);
 create table send (
     n integer primary key,
     at_ms integer not null,
@@ -198,20 +196,6 @@ def select(
         (owner, *parameters, limit, offset),
     )
     return [_stored(row) for row in rows]
-
-
-def sessions(db: sqlite3.Connection, owner: str, start_ms: int, end_ms: int) -> list[dict[str, object]]:
-    """The session list: by (id, name), as Helicone groups it."""
-    rows = db.execute(
-        "select session_id, json_extract(properties, '$.\"Helicone-Session-Name\"') as session_name,"
-        " min(created_ms) as created_ms, max(created_ms) as latest_ms, count(*) as total_requests,"
-        " sum(cost_usd) as total_cost, sum(prompt_tokens) as prompt_tokens,"
-        " sum(completion_tokens) as completion_tokens"
-        " from log where organisation = ? and session_id is not null and created_ms between ? and ?"
-        " group by 1, 2 order by latest_ms desc limit 1000",
-        (owner, start_ms, end_ms),
-    )
-    return [dict(row) for row in rows]
 
 
 def _stored(row: sqlite3.Row) -> Stored:

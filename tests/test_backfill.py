@@ -149,7 +149,7 @@ def test_a_person_at_a_terminal_is_asked(station: Station, answered: str, made: 
     with os.fdopen(inner) as terminal:
         done = typed(station, "backfill", "--max-logs", "2", *EVER, stdin=terminal)
     os.close(outer)
-    assert "send 3 logs? [y/N]" in done.stderr
+    assert "send 3 logs, more than --max-logs 2? [y/N]" in done.stderr
     assert (done.returncode, len(jobs(station))) == (code, made)
 
 

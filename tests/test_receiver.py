@@ -23,6 +23,7 @@ import httpx
 import pytest
 
 from app import intake, receiver, shelf
+from app.endpoint import is_well_formed
 from app.faults import Fault, FaultError
 from app.receiver import ReceiverError
 from tests import servers
@@ -191,7 +192,7 @@ def test_the_worker_wants_the_word_bearer(post: Posting) -> None:
     [("", "No authorization header"), ("sk-nonsense", "No API key found"), (api_key("b"), "No API key found")],
     ids=["missing", "malformed", "unknown"],
 )
-@pytest.mark.parametrize("path", [JAWN, QUERY, "/v1/session/query"])
+@pytest.mark.parametrize("path", [JAWN, QUERY])
 def test_jawns_auth_rules(http: httpx.Client, store: Path, path: str, key: str, text: str) -> None:
     with servers.receiving(store, keys=frozenset({api_key("a")})) as one:
         answer = Posting(http, one.url)(path, envelope(), authorization=key and f"Bearer {key}")
@@ -612,16 +613,6 @@ def test_a_filter_that_the_receiver_does_not_know_is_said_to_be_one(post: Postin
     assert answer.json()["error"]
 
 
-def test_sessions_are_listed_by_id_and_name(filled: Posting) -> None:
-    span = {"startTimeUnixMs": 0, "endTimeUnixMs": START_MS + 3_000}
-    answer = filled("/v1/session/query", {"search": "", "timeFilter": span, "timezoneDifference": 0, "filter": "all"})
-    rows = [
-        (row["session_id"], row["session_name"], row["total_requests"], row["total_cost"])
-        for row in answer.json()["data"]
-    ]
-    assert rows == [("ses_1", "opencode: project", 2, 1.0), ("ses_0", "opencode: project", 2, 1.0)]
-
-
 def test_the_demo_orders_a_session_as_helicone_shows_it(post: Posting, running: Receiver) -> None:
     paths = ["/o", "/o/msg-1", "/o/msg-1/tool-task/child", "/o/msg-2", "/o/msg-1/tool-bash", "/o/msg-10", "/o/msg-2"]
     for n, path in enumerate(paths):
@@ -872,7 +863,7 @@ def test_a_request_that_names_no_host_is_refused(running: Receiver) -> None:
 def test_its_own_key_is_random_private_and_the_same_after_a_restart(store: Path, tmp_path: Path) -> None:
     store.parent.mkdir()
     key = receiver.own_key(store)
-    assert intake.is_well_formed(key)
+    assert is_well_formed(key)
     assert receiver.own_key(store) == key
     assert receiver.own_key(tmp_path / "another.db") != key
     assert stat.S_IMODE(store.with_name("store.db.key").stat().st_mode) == 0o600
