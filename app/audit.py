@@ -1,4 +1,4 @@
-"""What was delivered, as today's rules see it: which records would be redacted differently if they were made now.
+"""Audit: finds the delivered records that today's rules would redact differently if they were made now.
 
     footprints ─ OpenCode's store ▶ encoded under today's rules ─▶ equal digest: nothing
                                   ▶ under what its policy was    ─▶ equal digest: what today's rules find beyond that

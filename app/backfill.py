@@ -1,4 +1,4 @@
-"""History: what OpenCode's own store holds becomes export jobs, under the keys that live capture gives them.
+"""Backfill: turns what OpenCode's store holds into export jobs, under the keys that live capture gives them.
 
     roots, the oldest first ─ plan ─▶ sessions with something new ─ feed ─▶ ledger ─▶ worker
                                                                       ▲                 │

@@ -1,4 +1,4 @@
-"""Versions of turns that leave nothing of them but what Helicone knows each record by."""
+"""Blank versions of turns: they hold nothing but what Helicone knows each record by."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: arguments in, text or JSON out, an exit code. What is true stands elsewhere."""
+"""The command line: turns arguments into calls, results into text or JSON, and ends with an exit code."""
 
 from __future__ import annotations
 

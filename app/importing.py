@@ -1,4 +1,4 @@
-"""Sessions that a person hands over as files of `opencode export`: examined, put together, and enqueued.
+"""Import: enqueues the sessions that stand in files of `opencode export`.
 
     files ─ examine ─▶ families ─ each ─▶ settings of its folder ▶ parse ▶ enqueue ─▶ one `Imported` per file
 

@@ -1,4 +1,4 @@
-"""Dead letters as a person handles them: chosen, listed, shown with what to do, tried again or purged."""
+"""Dead letters: chooses and lists them, shows them with what to do, tries them again or purges them."""
 
 from __future__ import annotations
 

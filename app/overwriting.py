@@ -1,4 +1,4 @@
-"""A recall is carried out: queued, and delivered by whoever delivers; again what was in flight meanwhile."""
+"""Carries out a recall: queues it and has it delivered, and again what was in flight meanwhile."""
 
 from __future__ import annotations
 

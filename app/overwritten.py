@@ -1,4 +1,4 @@
-"""Whether Helicone shows what was sent over its old rows: the rows of a recall are read back and compared."""
+"""Compares what Helicone shows with what a recall sent: its rows are read back until they are overwritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What turns were delivered under: each is made again as it was then, and compared with what was made."""
+"""Delivered policy: makes turns again as they were made when they were sent, and compares the two."""
 
 from __future__ import annotations
 

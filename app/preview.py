@@ -1,4 +1,4 @@
-"""Exactly what would leave of the sessions in some files, and what the redaction took out of them."""
+"""Preview: makes exactly what would leave of the sessions in some files, and counts what is redacted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is at Helicone is overwritten: new versions of turns, under the same ids, that hold less.
+"""Recall: overwrites what is at Helicone by new versions of turns, under the same ids, that hold less.
 
     turns ─ OpenCode's store ▶ today's rules, and one pattern more ─▶ redacted records ┐
           ─ footprints ▶ nothing but what Helicone knows each by  ─▶ blank records ────┴▶ ledger.insert ▶ the worker

@@ -1,4 +1,4 @@
-"""A turn's new version, which overwrites what was sent of it; or why there is none.
+"""Rewrite: makes a turn's new version, which overwrites what was sent of it, or says why there is none.
 
 records ┬─ those that are sent anew
         └─ a blank one for each that was sent, and is not among them ─▶ Rewrite

@@ -1,4 +1,4 @@
-"""What a person sees: facts as lines of text, and on a terminal what is going on meanwhile.
+"""Text for people: turns results into lines, and shows on a terminal how far long work has come.
 
 The same facts for programs are the dataclasses themselves, as JSON.
 """

@@ -1,4 +1,4 @@
-"""What a person, or a program, is told of an audit and of a recall."""
+"""Text for people about an audit and a recall."""
 
 from __future__ import annotations
 

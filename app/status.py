@@ -1,4 +1,4 @@
-"""What `status` tells: the spool, its destinations and who is alive, read off the ledger without writing to it."""
+"""Status: reads what the spool holds, what waits and why, and who is alive; no job is changed."""
 
 from __future__ import annotations
 

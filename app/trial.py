@@ -1,4 +1,4 @@
-"""`doctor --send`: one tiny log to Helicone and back, because an answer of 200 does not say that it was stored."""
+"""Send test: posts one tiny log and looks for it at Helicone, because a 200 does not say that it was stored."""
 
 from __future__ import annotations
 

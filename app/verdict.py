@@ -1,4 +1,4 @@
-"""What became of each turn of a session: what OpenCode has, judged by what the ledger knows.
+"""Turn status: decides what became of each turn that OpenCode has, by what the ledger knows of it.
 
 A turn is unexplained when OpenCode has it, nobody kept it from being exported, and the ledger does not have it, or has
 an older version of it.

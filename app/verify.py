@@ -1,4 +1,4 @@
-"""OpenCode's store against the ledger.
+"""Compares OpenCode's store with the ledger.
 
     Store.transcript ─ turns ▶ verdict.weigh ◀ versions ─ ledger.exported
 
