@@ -31,7 +31,6 @@ _WORKER_LOG = re.compile(r"/(custom|oai|anthropic|googleapis)/v1/log$")
 _CLOUD_JAWN_HOSTS = frozenset({"api.helicone.ai", "eu.api.helicone.ai"})
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)
 _EU_KEY = re.compile(r"[sp]k-helicone-eu-")
 
 
@@ -104,11 +103,6 @@ def read_back_url(endpoint: str, api_key: str = "", chosen: str | None = None) -
 def is_cloud(endpoint: str) -> bool:
     """Whether it is Helicone's own. Raises EndpointError."""
     return _is_cloud(urlsplit(normalise(endpoint)).hostname or "")
-
-
-def is_well_formed(key: str) -> bool:
-    """As Helicone asks of an API key; one that somebody hosts may be less strict."""
-    return _KEY.fullmatch(key) is not None
 
 
 def is_loopback(host: str) -> bool:

@@ -11,16 +11,17 @@ well-formed one is known.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app.endpoint import is_well_formed
 from app.manual_log import Log, Object, Times, as_object, dumped, is_number, merged, moment_ms, read_times, stored
 
 BODY_MAX = 10 * 1024 * 1024
 """UTF-16 code units of the JSON for the worker, bytes for jawn."""
 
+_KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)
 _ENVELOPE = frozenset({"providerRequest", "providerResponse", "timing", "provider"})
 
 
@@ -39,6 +40,10 @@ def bearer(authorization: str | None) -> str | None:
     if authorization is None or "Bearer " not in authorization:
         return None
     return authorization.replace("Bearer ", "", 1).strip()
+
+
+def is_well_formed(key: str) -> bool:
+    return _KEY.fullmatch(key) is not None
 
 
 # --- the worker ------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import faults, intake, shelf
-from app.endpoint import RouteKind, is_loopback, is_well_formed
+from app.endpoint import RouteKind, is_loopback
 from app.errors import AppError
 from app.faults import Fault, FaultError, Script
 from app.place import private_file
@@ -114,7 +114,7 @@ def own_key(store_path: Path) -> str:
         key = data.decode("utf-8", "replace").strip()
     except OSError as error:
         raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
-    if not is_well_formed(key):
+    if not intake.is_well_formed(key):
         raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
     return key
 

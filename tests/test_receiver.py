@@ -23,7 +23,6 @@ import httpx
 import pytest
 
 from app import intake, receiver, shelf
-from app.endpoint import is_well_formed
 from app.faults import Fault, FaultError
 from app.receiver import ReceiverError
 from tests import servers
@@ -863,7 +862,7 @@ def test_a_request_that_names_no_host_is_refused(running: Receiver) -> None:
 def test_its_own_key_is_random_private_and_the_same_after_a_restart(store: Path, tmp_path: Path) -> None:
     store.parent.mkdir()
     key = receiver.own_key(store)
-    assert is_well_formed(key)
+    assert intake.is_well_formed(key)
     assert receiver.own_key(store) == key
     assert receiver.own_key(tmp_path / "another.db") != key
     assert stat.S_IMODE(store.with_name("store.db.key").stat().st_mode) == 0o600
