@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from os.path import isdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -68,6 +69,8 @@ class Project:
     """What would be sent of one project folder."""
 
     directory: str
+    is_gone: bool
+    """There is no such folder any more: its own files cannot say what may be sent."""
     logs: int = 0
     turns: int = 0
     sessions: int = 0
@@ -176,7 +179,9 @@ class Backfill:
         return plan
 
     def _examine(self, plan: Plan, session: StoredSession, changed_ms: int) -> None:
-        project = plan.projects.setdefault(session.directory, Project(session.directory))
+        directory = session.directory
+        is_gone = bool(directory) and not isdir(directory)  # noqa: PTH112 - Path.is_dir raises where it may not be looked at
+        project = plan.projects.setdefault(directory, Project(directory, is_gone))
         capturing = self._capture(project)
         if capturing is None:
             project.left_out += 1
