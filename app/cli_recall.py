@@ -244,7 +244,7 @@ def _read_back(settings: Settings, expected: Sequence[Likeness], report: Report,
     for one in seen:
         if one.outcome != "overwritten":
             told = f"{one.outcome}{f' ({one.reason})' if one.reason else ''}"
-            report.tell([Problem(Refusal.NOT_SHOWN, one.session, one.path, told)])
+            report.tell([Problem(Refusal.NOT_THERE, one.session, one.path, told)])
 
 
 def _end(report: Report, *, json_wanted: bool) -> None:

@@ -152,7 +152,7 @@ class Recall:
         for one in ledger.exported(self._db, self._destination_id, session):
             if one.turn in turns and one.state not in {"delivered", "superseded"}:
                 told = one.drop_reason or one.error
-                yield Problem(Refusal.NOT_SENT, session, one.turn, f"{one.state}{f' ({told})' if told else ''}")
+                yield Problem(Refusal.NOT_THERE, session, one.turn, f"{one.state}{f' ({told})' if told else ''}")
 
     def elsewhere(self, sessions: Collection[str]) -> Iterator[Problem]:
         """Sessions that were delivered under another key or to another endpoint, too: these rows stay as they are."""

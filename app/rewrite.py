@@ -47,10 +47,8 @@ class Refusal(Enum):
     """The request id that is the detail has another row at Helicone, which this one does not replace."""
     IN_FLIGHT = auto()
     """A worker had it in hand all the time."""
-    NOT_SENT = auto()
-    """Its job is in the state that is the detail."""
-    NOT_SHOWN = auto()
-    """Helicone shows something else, as the detail says."""
+    NOT_THERE = auto()
+    """It was queued, and is not at Helicone; the detail says what is known."""
 
 
 @dataclass(frozen=True, slots=True)

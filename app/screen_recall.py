@@ -70,8 +70,7 @@ _SENTENCES = {
     Refusal.UNNAMED: f"sent before its ids were kept, and {GONE}: it cannot be overwritten",
     Refusal.ROW_STAYS: "an older row under the id {}, of another start or model, stays",
     Refusal.IN_FLIGHT: "it was being delivered just then; recall it again",
-    Refusal.NOT_SENT: "{}",
-    Refusal.NOT_SHOWN: "{}",
+    Refusal.NOT_THERE: "{}",
 }
 
 
