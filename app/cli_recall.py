@@ -39,6 +39,7 @@ from app.erasure import erase
 from app.folders import Folders
 from app.likeness import Likeness
 from app.opencode import Store, StoredSession, StoreError, store_file
+from app.overwriting import overwrite
 from app.recall import Recall
 from app.rewrite import Problem, Refusal
 from app.screen_recall import Report, audit_lines, audit_totals
@@ -207,7 +208,6 @@ def _carry_out(
     timeout_s: float,
 ) -> None:
     from app.flush import flush  # noqa: PLC0415 - takes longer to load than most commands run
-    from app.overwriting import overwrite  # noqa: PLC0415 - the same
 
     waiting: tuple[str, ...] = ()
 

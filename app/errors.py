@@ -10,6 +10,7 @@
     ├─ ExportError                  a file of `opencode export` cannot be used
     │  └─ StoreError                OpenCode's store cannot be read
     │     └─ AbsentError            there is none yet
+    │        └─ InMemoryError       OpenCode keeps it in its own memory
     ├─ UnreadableError              a configuration file of OpenCode cannot be read
     ├─ RelativeError                it names a file relative to a folder that is not known
     ├─ NotJsonError                 it is not JSON with comments
