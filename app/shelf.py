@@ -108,11 +108,6 @@ class Send:
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """The store, made when it is missing: file 0600, in a folder of 0700. Raises ShelfError."""
-    with closing(_connect(path)) as db:
-        yield db
-
-
-def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         private_file(path)
@@ -123,8 +118,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             _prepare(db, path)
         except sqlite3.DatabaseError as error:
             raise ShelfError(f"{path} is no receiver's store: {error}") from error
-        stack.pop_all()  # it is whole: the caller closes it
-        return db
+        yield db
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
