@@ -21,7 +21,11 @@ from contextlib import contextmanager, suppress
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+python_sqlite = importlib.import_module("sqlite3")
 sys.modules["sqlite3"] = sqlite3 = importlib.import_module(os.environ.get("READ_WITH", "sqlite3"))
+for name, value in vars(python_sqlite).items():
+    if name.startswith("SQLITE_") and not hasattr(sqlite3, name):
+        setattr(sqlite3, name, value)  # codes of errors, which pysqlite3 does not name
 
 from app.opencode import Store, StoreError  # noqa: E402 - after which SQLite it gets
 from tests.opencode import VERSION, OpenCode, installed_opencode  # noqa: E402 - the same
