@@ -108,6 +108,9 @@ def test_size_is_that_of_the_bytes(url: str, size_bytes: int | None) -> None:
         pytest.param(json.dumps(list(PNG), separators=(",", ":")), "[[image/png, 6016 bytes]]", id="numbers"),
         pytest.param(json.dumps(list(PNG), indent=2), "[\n  [image/png, 6016 bytes]\n]", id="numbers, one a line"),
         pytest.param(base64.b85encode(PNG).decode(), "[base85, 6016 bytes]", id="base85"),
+        pytest.param(
+            f"{LINES}\n{BLOB}", "[image/png, 6016 bytes]\n[image/png, 6016 bytes]", id="lines, then all on one line"
+        ),
         pytest.param(f"see <~{base64.a85encode(PNG).decode()}~>", "see <~[base85, 6016 bytes]~>", id="Ascii85"),
     ],
 )
