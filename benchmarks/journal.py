@@ -4,7 +4,8 @@
 
 Processes insert, claim, acknowledge and complete jobs of two records in one ledger, through the functions that hook and
 worker use. Ways: plain WAL with SQLite's own checkpoints (not safe before 3.51.3), WAL with the checkpoints of
-`app.db` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows all.
+`app.database` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows
+all.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from app.ledger import claims, versions
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app import destination, ledger  # noqa: E402 - from a checkout
-from app.connection import Ledger  # noqa: E402
-from app.db import open_ledger  # noqa: E402
-from tests.desk import bodies, version  # noqa: E402
+from app.database.connection import Ledger  # noqa: E402
+from app.database.open import open_ledger  # noqa: E402
+from app.ledger import destinations  # noqa: E402 - from a checkout
+from tests.support.ledger_bench import bodies, version  # noqa: E402
 
 ROUNDS = 3
 WAYS = ("plain WAL", "own checkpoints", "rollback journal")
@@ -52,18 +55,18 @@ def work(spool: Path, way: str, name: int, seconds: float, found: multiprocessin
     dice = random.Random(name)  # noqa: S311 - bodies, no secrets
     taken_s: list[float] = []
     with closing(opened(spool, way)) as db:
-        one = destination.destination(db, "https://example.invalid", "fingerprint", 1)
+        one = destinations.destination(db, "https://example.invalid", "fingerprint", 1)
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             made = version(f"msg_{len(taken_s)}", session=f"ses_{name}")
             records = bodies(f"{name} {len(taken_s)}", 2, dice.randbytes(BODY_BYTES // 2).hex())
             start_s = time.perf_counter()
-            ledger.insert(db, one.id, made, records, now_ms=1)
-            held = ledger.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
+            versions.insert(db, one.id, made, records, now_ms=1)
+            held = claims.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
             assert held is not None
-            for body in ledger.unacknowledged(db, held):
-                ledger.acknowledge(db, one.id, held, body, now_ms=1, lease_ms=60_000)
-            ledger.complete(db, held, 1)
+            for body in claims.unacknowledged(db, held):
+                claims.acknowledge(db, one.id, held, body, now_ms=1, lease_ms=60_000)
+            claims.complete(db, held, 1)
             taken_s.append(time.perf_counter() - start_s)
     found.put(taken_s)
 

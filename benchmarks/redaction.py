@@ -33,12 +33,13 @@ import re2
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.export import Capture, exports  # noqa: E402 - from a checkout
-from app.identity import Identity  # noqa: E402
+from app.capture.export import exports  # noqa: E402 - from a checkout
 from app.privacy.policy import Policy  # noqa: E402
 from app.privacy.redact import Redaction  # noqa: E402
 from app.privacy.rules import RULES  # noqa: E402
-from app.transcript import Assistant, Session, Text, Tool, Transcript, Turn, User  # noqa: E402
+from app.privacy.terms import Capture  # noqa: E402 - from a checkout
+from app.transcript.identity import Identity  # noqa: E402
+from app.transcript.model import Assistant, Session, Text, Tool, Transcript, Turn, User  # noqa: E402
 
 SUFFIXES = {".py", ".pyi", ".js", ".ts", ".h", ".json", ".md", ".html", ".css", ".toml"}
 FILE_BYTES_MIN, FILE_BYTES_MAX = 500, 300_000

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 
-from app import crashpoint, destination
-from app.connection import transaction
+from app.database.connection import transaction
+from app.ledger import flow
 from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
 from app.ledger.versions import forget_contents
+from app.runtime import failpoint
 
 ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
@@ -51,7 +52,7 @@ def claim(
     there is nothing to do: not due, another job of the session is in flight, or the destination takes no more now.
     """
     with transaction(db):
-        terms = destination.terms(db, destination_id, now_ms)
+        terms = flow.terms(db, destination_id, now_ms)
         if terms is None:
             return None
         arguments = {"destination": destination_id, "key": key, "now": now_ms, "isolated": ISOLATED_KILLS}
@@ -75,7 +76,7 @@ def claim(
             return None
         if terms.is_probe:
             # The next one waits at least as long as this one may take.
-            destination.await_probe(db, destination_id, now_ms + lease_ms)
+            flow.await_probe(db, destination_id, now_ms + lease_ms)
         _begin_attempt(db, row["id"], row["attempt"], now_ms)
         beside = db.execute(
             "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
@@ -172,14 +173,14 @@ def acknowledge(
             " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms",
             (held.turn_id, body.request_id.bytes, body.digest, now_ms),
         )
-        passes = destination.passed(db, destination_id)
+        passes = flow.passed(db, destination_id)
         updated = db.execute(
             "update job set lease_until_ms = ?, setbacks = 0, failures = 0, passes_seen = ?"
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
             (now_ms + lease_ms, passes, held.job_id, held.attempt),
         )
-        crashpoint.reach("acknowledge.noting")
-    crashpoint.reach("acknowledge.committed")
+        failpoint.reach("acknowledge.noting")
+    failpoint.reach("acknowledge.committed")
     return updated.rowcount == 1
 
 
@@ -206,8 +207,8 @@ def complete(db: sqlite3.Connection, held: Claim, now_ms: int, *, confirm_ms: in
             )
             if confirm_ms is None:
                 forget_contents(db, [held.job_id])
-        crashpoint.reach("complete.finishing")
-    crashpoint.reach("complete.committed")
+        failpoint.reach("complete.finishing")
+    failpoint.reach("complete.committed")
     return updated.rowcount == 1
 
 

@@ -11,8 +11,8 @@ from enum import Enum
 from sqlite3 import Connection, Row
 
 from app.errors import AppError
-from app.identity import NEWEST, Encoding
-from app.ledger.bundle import BundleError, unpack
+from app.ledger.compression import BundleError, unpack
+from app.transcript.identity import NEWEST, Encoding
 
 BATCH = 500
 """Rows that one maintenance call touches at the most."""

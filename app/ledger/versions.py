@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from app import crashpoint, destination
-from app.connection import transaction
-from app.identity import Encoding, Identity
-from app.ledger import footprint
-from app.ledger.bundle import pack
+from app.database.connection import transaction
+from app.ledger import incidents, record_identity
+from app.ledger.compression import pack
 from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version
+from app.runtime import failpoint
+from app.transcript.identity import Encoding, Identity
 
 
 def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
@@ -23,7 +23,7 @@ def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[s
     ).fetchone()
     if row is None:
         return None
-    name = row["shown_name"] if row["encoding"] > 1 else footprint.session_name(db, row["id"])
+    name = row["shown_name"] if row["encoding"] > 1 else record_identity.session_name(db, row["id"])
     return row["root_name"], Identity(row["user_id"], row["encoding"], name)
 
 
@@ -161,7 +161,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
             return verdict
         if version.is_recall:
             _disbelieve_recall(db, turn_id, version.key)
-            destination.note_unerased(db, now_ms)
+            incidents.note_unerased(db, now_ms)
         elif _is_recall_due(db, turn_id):
             version = replace(version, is_recall=True)
         _supersede(db, turn_id, version.key, now_ms)
@@ -177,7 +177,7 @@ def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
             state,
             "off" if off else None,
         )
-        crashpoint.reach("enqueue.inserting")
+        failpoint.reach("enqueue.inserting")
         return verdict
 
 
@@ -338,7 +338,7 @@ def _write(  # noqa: PLR0913 - one row's columns
     if row is None:
         raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
     forget_contents(db, [row["id"]])
-    footprint.write(db, row["id"], contents.here)
+    record_identity.write(db, row["id"], contents.here)
     write_records(db, row["id"], contents.records)
     if contents.bundle:
         db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], contents.bundle))

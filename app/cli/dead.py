@@ -1,0 +1,160 @@
+"""`dead …`: the commands for jobs that are not tried again."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from app.cli import render
+from app.cli.options import OF_SPOOL, PROBLEM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
+from app.database.open import open_ledger
+from app.ledger.dead_letters import Choice
+from app.ledger.erasure import erase
+from app.operations import dead_letters
+from app.operations.status import counted
+from app.runtime import clock
+from app.runtime.liveness import read_workers
+from app.runtime.spool import Spool
+from app.settings.lookup import Sources
+
+dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that are not tried again.")
+
+Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The beginning of a job's key.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+OfError = Annotated[str | None, typer.Option("--error", metavar="FINGERPRINT", help="Those with this error.")]
+Since = Annotated[int | None, since_option("Those that died since")]
+
+
+@dead.command("list")
+@takes(OF_SPOOL)
+def _list(
+    sources: Sources,
+    *,
+    error: OfError = None,
+    since: Since = None,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Jobs that were dropped instead.")] = False,
+    json_wanted: AsJson = False,
+) -> None:
+    """List dead letters, grouped by their error.
+
+    With --dropped those jobs that were dropped, by reason.
+    """
+    if dropped and error is not None:
+        raise typer.BadParameter("--error and --dropped exclude each other: dropped jobs have a reason, no error")
+    with closing(open_ledger(sources.load().spool_directory)) as db:
+        listed = (
+            dead_letters.list_dropped(db, since or 0)
+            if dropped
+            else dead_letters.list_dead(db, Choice(fingerprint=error, since_ms=since))
+        )
+    if json_wanted:
+        print_json(asdict(listed))
+    else:
+        print_lines(render.letters_lines(listed, "dropped" if dropped else "dead"))
+
+
+@dead.command("show")
+@takes(OF_SPOOL)
+def _show(
+    sources: Sources,
+    key: Annotated[
+        str, typer.Argument(metavar="KEY|SESSION", help="The beginning of a job's key, or a session's whole id.")
+    ],
+    *,
+    bodies: Annotated[bool, typer.Option("--bodies", help="Also the records, as they would leave.")] = False,
+    json_wanted: AsJson = False,
+) -> None:
+    """Say all there is to know about a dead or dropped job, or each of a session.
+
+    And what can be done about it.
+    """
+    with closing(open_ledger(sources.load().spool_directory)) as db:
+        found = dead_letters.open_letters(db, key, with_bodies=bodies)
+    if json_wanted:
+        print_json({"letters": [asdict(one) for one in found]})
+    else:
+        for one in found:
+            print_lines(render.letter_lines(one))
+
+
+@dead.command("retry")
+@takes(OF_SPOOL)
+def _retry(
+    sources: Sources,
+    keys: Keys = None,
+    *,
+    everything: All = False,
+    error: OfError = None,
+    since: Since = None,
+    yes: Yes = False,
+    json_wanted: AsJson = False,
+) -> None:
+    """Try dead letters again, as if they were new.
+
+    Dropped jobs are never touched.
+    """
+    wide = _wide(error, since, everything=everything)
+    settings = sources.load()
+    with closing(open_ledger(settings.spool_directory)) as db:
+        choice = _chosen(db, keys or [], wide, None if yes else "retry")
+        jobs = dead_letters.retry(db, settings, choice, clock.now_ms())
+    if json_wanted:
+        print_json({"jobs": jobs})
+    else:
+        is_served = bool(read_workers(Spool(settings.spool_directory)))
+        print_lines(render.retried_lines(jobs, is_served=is_served, has_key=settings.api_key is not None))
+
+
+@dead.command("purge")
+@takes(OF_SPOOL)
+def _purge(
+    sources: Sources,
+    keys: Keys = None,
+    *,
+    everything: All = False,
+    error: OfError = None,
+    since: Since = None,
+    yes: Yes = False,
+    json_wanted: AsJson = False,
+) -> None:
+    """Give dead letters up: their bodies go.
+
+    They stay known as dropped, so that they are not exported again by themselves.
+    """
+    wide = _wide(error, since, everything=everything)
+    with closing(open_ledger(sources.load().spool_directory)) as db:
+        choice = _chosen(db, keys or [], wide, None if yes else "purge")
+        jobs = dead_letters.purge(db, choice, clock.now_ms())
+        left = erase(db)  # also where nothing was purged: an earlier one may not have come so far
+    if json_wanted:
+        print_json({"jobs": jobs, "left": left})
+    else:
+        print_lines([f"{counted(jobs, 'dead letter')} purged"])
+        print_lines(left, failed=True)
+    if left:
+        raise typer.Exit(PROBLEM)
+
+
+def _wide(error: str | None, since: int | None, *, everything: bool) -> Choice | None:
+    """What is chosen by something else than keys, None when nothing is."""
+    if everything and (error or since is not None):
+        raise typer.BadParameter("--all stands alone; --error and --since may be combined")
+    if not (everything or error or since is not None):
+        return None
+    return Choice(fingerprint=error, since_ms=since)
+
+
+def _chosen(db: sqlite3.Connection, keys: list[str], wide: Choice | None, verb: str | None) -> Choice:
+    """What was named, or what was described; what is to be done with it is asked for first, where there is a verb."""
+    if bool(keys) == (wide is not None):
+        raise typer.BadParameter("name KEYs, or choose by --all, --error or --since")
+    if wide is None:
+        return dead_letters.choose(db, [key.lower() for key in keys])
+    jobs = dead_letters.list_dead(db, wide).jobs
+    if jobs and verb is not None:
+        ask(f"{verb} {counted(jobs, 'dead letter')}", "--yes")
+    return wide

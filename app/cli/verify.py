@@ -1,0 +1,227 @@
+"""`verify`: what became of each turn that OpenCode has."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.capture.targets import find_target
+from app.cli import render
+from app.cli.options import (
+    DONE,
+    OF_DESTINATION,
+    PROBLEM,
+    PROGRAM,
+    AsJson,
+    StoreFile,
+    print_json,
+    print_lines,
+    since_option,
+    takes,
+)
+from app.database.open import open_ledger
+from app.delivery import confirm
+from app.ledger.history import exported
+from app.runtime import clock
+from app.settings.lookup import Sources
+from app.sources.opencode.store import Store, store_file
+from app.verify.turn_status import Verdict
+from app.verify.verify import Choice, verify
+
+if TYPE_CHECKING:
+    from app.verify.remote_check import Sought
+
+verification = typer.Typer(rich_markup_mode=None)
+
+LONG_SESSIONS = 20
+"""So many take long enough for a progress bar."""
+NAMED_MAX = 3
+"""Sessions that the line about what to do names."""
+
+
+@verification.command("verify")
+@takes(OF_DESTINATION)
+def _verify(
+    sources: Sources,
+    *,
+    since: Annotated[int | None, since_option("Sessions changed since")] = None,
+    session: Annotated[list[str] | None, typer.Option(metavar="ID", help="This session; may be repeated.")] = None,
+    db: StoreFile = None,
+    remote: Annotated[bool, typer.Option("--remote", help="Also look for every record at Helicone.")] = False,
+    json_wanted: AsJson = False,
+) -> None:
+    """Compare OpenCode's store with the queue.
+
+    Says of each session what became of its turns. Exit code 1 when a turn is unexplained.
+    """
+    store = Store(db or store_file(os.environ))
+    choice = Choice(since or 0, tuple(session or ()))
+    with store.kept_open(), render.bar("verifying", total_min=LONG_SESSIONS) as bar:
+        verdicts = verify(sources, store, choice, pause=time.sleep, progress=bar.show)
+    sought: dict[str, Sought] = {}
+    failure = _seek(sources, verdicts, sought) if remote else ""
+    if json_wanted:
+        print_json(as_json(verdicts, sought, failure))
+    else:
+        print_lines(lines(verdicts, sought, failure))
+    is_fine = all(one.is_fine for one in verdicts) and all(one.is_fine for one in sought.values()) and not failure
+    raise typer.Exit(DONE if is_fine else PROBLEM)
+
+
+def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sought]) -> str:
+    """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
+    from app.exporters.helicone.client import ReadBackError  # noqa: PLC0415 - takes longer to load than the rest
+    from app.operations.remote import asked  # noqa: PLC0415 - the same
+    from app.verify.remote_check import seek  # noqa: PLC0415 - the same
+
+    settings = sources.load()
+    try:
+        with (
+            closing(open_ledger(settings.spool_directory)) as db,
+            asked(settings) as helicone,
+            render.bar("looking at Helicone", total_min=LONG_SESSIONS) as bar,
+        ):
+            ours = find_target(db, settings)
+            if ours is None:
+                return ""  # nothing was ever delivered to here
+            delay_ms = confirm.looks_ms(ours.route, 0)[0]
+            for done, one in enumerate(verdicts):
+                bar.show(done, len(verdicts))
+                known = exported(db, ours.id, one.session)
+                sought[one.session] = seek(known, helicone.stored, now_ms=clock.now_ms(), delay_ms=delay_ms)
+    except ReadBackError as error:
+        return str(error)
+    return ""
+
+
+# --- what is printed
+
+
+def as_json(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> dict[str, object]:
+    return {
+        "sessions": [
+            {**asdict(one), "remote": asdict(sought[one.session]) if one.session in sought else None}
+            for one in verdicts
+        ],
+        "turns": sum(one.turns for one in verdicts),
+        "states": dict(_states(verdicts)),
+        "unexplained": sum(len(one.unexplained) for one in verdicts),
+        "remote_failure": failure,
+    }
+
+
+def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> Iterator[str]:
+    """The table, a total, and what to do."""
+    shown = [one for one in verdicts if one.turns or one.copied or not one.is_fine]
+    rows = [
+        (one.session, one.project or "-", render.day(one.changed_ms), str(one.turns), _told([one], sought))
+        for one in shown
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+    for one, row in zip(shown, rows, strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
+        note = "; deleted in OpenCode" if one.is_deleted else f"; {one.failure}" if one.failure else ""
+        yield "  ".join([*cells, row[3].rjust(widths[3]), f"{row[4]}{note}"])
+    turns = sum(one.turns for one in shown)
+    yield f"total: {len(shown)} session(s), {turns} turn(s): {_told(shown, sought) or 'none'}"
+    yield from _advice(shown, sought, failure)
+
+
+def _advice(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> Iterator[str]:
+    wrong = [one for one in verdicts if one.unexplained]
+    if wrong:
+        named = " ".join(f"--session {one.session}" for one in wrong[:NAMED_MAX])
+        more = f" (and {len(wrong) - NAMED_MAX} more)" if len(wrong) > NAMED_MAX else ""
+        count = sum(len(one.unexplained) for one in wrong)
+        yield f"{count} unexplained: start OpenCode in that project, or: {PROGRAM} backfill {named}{more}"
+    lost = [name for name, one in sought.items() if one.missing]
+    if lost:
+        named = " ".join(lost[:NAMED_MAX])
+        yield f"not at Helicone, though it has accepted them: see `{PROGRAM} doctor --send`; {named}"
+    unnamed = sum(one.unnamed_turns for one in sought.values())
+    if unnamed:
+        yield f"{unnamed} delivered turn(s) with unknown ids were not looked for: they are older than the ids kept"
+    if failure:
+        yield f"Helicone could not be asked: {failure}"
+
+
+_WORDS = {
+    "in_progress": "in progress",
+    "unread": "unread yet",
+    "undone": "undone before they were read",
+    "switched_off": "switched off",
+    "elsewhere": "in a folder that is not captured",
+    "earlier": "from before capture or while it was off",
+    "inside": "inside another session",
+    "other_destination": "for another destination",
+    "changed": "CHANGED SINCE",
+    "never_seen": "NEVER SEEN",
+}
+_ORDER = ("delivered", "recalled", "waiting", "dead", "dropped", *_WORDS)
+
+
+def _told(verdicts: Sequence[Verdict], sought: Mapping[str, Sought]) -> str:
+    """What is not zero."""
+    reasons: Counter[str] = Counter()
+    for one in verdicts:
+        reasons.update(one.dropped_by_reason)
+    inner = {
+        "delivered": {
+            "confirmed": sum(one.confirmed for one in verdicts),
+            "without bodies": sum(one.body_not_stored for one in verdicts),
+        },
+        "waiting": {
+            "held": sum(one.held for one in verdicts),
+            "to be made again": sum(one.without_bodies for one in verdicts),
+        },
+        "dropped": reasons,
+    }
+    states = _states(verdicts)
+    told = [
+        f"{states[name]} {_WORDS.get(name, name)}{_bracketed(inner.get(name, {}))}" for name in _ORDER if states[name]
+    ]
+    records = Counter(_WORDS.get(one.record or "", "") for one in verdicts if "session" in one.unexplained)
+    told += [f"{count} session record(s) {name}" for name, count in records.items()]
+    told += [
+        f"{count} {name}"
+        for name, count in {
+            "older version(s)": sum(one.superseded for one in verdicts),
+            "turn(s) gone in OpenCode": sum(one.gone for one in verdicts),
+            "copied by a fork": sum(one.copied for one in verdicts),
+            "turn(s) that CANNOT BE READ": sum(one.unreadable for one in verdicts),
+            "odd value(s)": sum(one.odd for one in verdicts),
+        }.items()
+        if count
+    ]
+    told += _remote([sought[one.session] for one in verdicts if one.session in sought])
+    return ", ".join(told)
+
+
+def _remote(sought: Sequence[Sought]) -> list[str]:
+    numbers = {
+        "found": sum(one.found for one in sought),
+        "without bodies": sum(one.without_bodies for one in sought),
+        "not yet there": sum(one.not_yet for one in sought),
+        "MISSING": sum(one.missing for one in sought),
+    }
+    told = ", ".join(f"{count} {name}" for name, count in numbers.items() if count)
+    return [f"records at Helicone: {told}"] if told else []
+
+
+def _bracketed(numbers: Mapping[str, int]) -> str:
+    told = ", ".join(f"{count} {name}" for name, count in numbers.items() if count)
+    return f" ({told})" if told else ""
+
+
+def _states(verdicts: Sequence[Verdict]) -> Counter[str]:
+    states: Counter[str] = Counter()
+    for one in verdicts:
+        states.update(one.states)
+    return states

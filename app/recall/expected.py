@@ -1,0 +1,48 @@
+"""Expected content: digests of what Helicone is to show of a record once it is overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from dataclasses import dataclass
+
+from app.ledger.job import Body
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """By digests: no text is kept to compare with."""
+
+    session: str
+    request_id: uuid.UUID
+    path: str
+    start_ms: int
+    requests: frozenset[bytes]
+    """Digests of the request's JSON; the cloud's worker stores the whole body in its place."""
+    response: bytes
+
+
+def likeness(session: str, body: Body) -> Likeness:
+    told = json.loads(body.body)
+    return Likeness(
+        session=session,
+        request_id=body.request_id,
+        path=body.frozen.path if body.frozen else "",
+        start_ms=body.frozen.start_ms if body.frozen else 0,
+        requests=frozenset({json_digest(told["providerRequest"]["json"]), json_digest(told)}),
+        response=json_digest(told["providerResponse"]["json"]),
+    )
+
+
+def json_digest(value: object) -> bytes:
+    """Equal for equal JSON, in whatever order, and whether a number was written 1 or 1.0."""
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).digest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
