@@ -2,7 +2,7 @@
 
 claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            │
-           └─ not accepted ─▶ health.judge ─▶ bury | set_back | pause and give_back
+           └─ not accepted ─▶ health.judge ─▶ dead_letter | retry_later | pause | release
 
 Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again. A job
 that gave up its bodies for want of room has them made again first, and posts them only if they are the same, or are
@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app import crashpoint, destination, ledger
-from app.health import Bury, GiveBack, Pause, SetBack, Situation, judge
-from app.ledger import Body, Claim, Failure, LedgerError, Remade
+from app.health import DeadLetter, Pause, Release, RetryLater, judge
+from app.ledger import Body, Claim, FailedAttempt, LedgerError, Remade
 from app.privacy.policy import Hold, Permit, Remake
 from app.retry import Outcome, Policy
 
@@ -65,107 +65,100 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     """
     if courier.stopping():
         return None
-    held = ledger.claim(
+    claim = ledger.claim(
         db, courier.destination_id, key, worker=courier.worker, now_ms=courier.clock(), lease_ms=LEASE_MS
     )
-    if held is None:
+    if claim is None:
         return None
     crashpoint.reach("claim.committed")
     try:
-        was_asked = _carry(db, held, courier)
+        was_asked = _carry(db, claim, courier)
     except sqlite3.OperationalError:
-        courier.leave(held)
+        courier.leave(claim)
         raise
-    if not was_asked and held.is_probe:
+    if not was_asked and claim.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
         destination.probe_now(db, courier.destination_id, courier.clock())
-    return ledger.next_of_session(db, courier.destination_id, held.session, courier.clock())
+    return ledger.next_of_session(db, courier.destination_id, claim.session, courier.clock())
 
 
-def let_go(db: sqlite3.Connection, destination_id: int, held: Claim, now_ms: int) -> None:
-    """Give a job back that `deliver` could not finish: that its lease still stands is nobody's fault.
+def let_go(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
+    """Release a job that `deliver` could not finish: that its lease still stands is nobody's fault.
 
     Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
     """
-    failure = Failure("the ledger could not be written; see logs/worker.log")
-    if not ledger.give_back(db, held, due_ms=now_ms + UNFINISHED_MS, failure=failure):
-        ledger.abandon(db, held)
-    if held.is_probe:
-        destination.probe_now(db, destination_id, now_ms)
+    failed = FailedAttempt(now_ms, "the ledger could not be written; see logs/worker.log")
+    ledger.release(db, claim, due_ms=now_ms + UNFINISHED_MS, failed=failed)
+    if claim.is_probe:
+        destination.probe_now(db, claim.destination_id, now_ms)
 
 
-def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
+def _carry(db: sqlite3.Connection, claim: Claim, courier: Courier) -> bool:
     """Deliver the job, as far as that can be done; whether the destination was asked at all."""
-    if not ledger.is_emptied(db, held):
-        return _send(db, held, courier, None)
-    made = _made_again(db, held, courier)
-    return made is not None and _send(db, held, courier, made)
+    if not ledger.is_emptied(db, claim):
+        return _send(db, claim, courier, None)
+    made = _made_again(db, claim, courier)
+    return made is not None and _send(db, claim, courier, made)
 
 
-def _send(db: sqlite3.Connection, held: Claim, courier: Courier, made: Sequence[Body] | None) -> bool:
+def _send(db: sqlite3.Connection, claim: Claim, courier: Courier, made: Sequence[Body] | None) -> bool:
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
     asked = False
     try:
-        for body in ledger.unacknowledged(db, held, made):
+        for body in ledger.unacknowledged(db, claim, made):
             if courier.stopping():
-                ledger.give_back(db, held, due_ms=courier.clock())
+                ledger.release(db, claim, due_ms=courier.clock())
                 return asked
-            if not ledger.is_current(db, held):
+            if not ledger.is_current(db, claim):
                 break
-            permit = courier.permit(held)
+            permit = courier.permit(claim)
             if isinstance(permit, Hold | Remake):
-                _withhold(db, held, permit, courier.clock())
+                _withhold(db, claim, permit, courier.clock())
                 return asked
             crashpoint.reach("post.sending", str(body.request_id))
             outcome = courier.post(body)
             crashpoint.reach("post.answered", str(body.request_id))
             asked = True
             if outcome.kind != "accepted":
-                _settle(db, held, outcome, courier)
+                _settle(db, claim, outcome, courier)
                 return asked
-            if held.is_probe:
+            if claim.is_probe:
                 _resume(db, courier)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
-            held = replace(held, setbacks=0, failures=0, is_probe=False, is_another=False, pause_count=0)
-            if not ledger.acknowledge(
-                db, courier.destination_id, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS
-            ):
+            claim = replace(claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
+            if not ledger.acknowledge(db, claim, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
                 break
     except LedgerError as error:
-        ledger.bury(db, held, courier.clock(), Failure(str(error)))
+        ledger.dead_letter(db, claim, FailedAttempt(courier.clock(), str(error)))
         return asked
-    done = ledger.complete(db, held, courier.clock(), confirm_ms=courier.when_to_confirm())
-    if not done and not ledger.abandon(db, held):
-        # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
-        ledger.give_back(db, held, due_ms=courier.clock())
+    if not ledger.complete(db, claim, courier.clock(), confirm_ms=courier.when_to_confirm()):
+        # Where it is still ours, an older attempt's late answer took a record's place: that one must be posted again.
+        ledger.release(db, claim, due_ms=courier.clock())
     return asked
 
 
-def _made_again(db: sqlite3.Connection, held: Claim, courier: Courier) -> Sequence[Body] | None:
+def _made_again(db: sqlite3.Connection, claim: Claim, courier: Courier) -> Sequence[Body] | None:
     """What the hook had made, or stricter; None when nobody here can make it, and the job is held or dropped."""
-    permit = courier.permit(held)
+    permit = courier.permit(claim)
     if isinstance(permit, Hold | Remake):
-        _withhold(db, held, permit, courier.clock())
+        _withhold(db, claim, permit, courier.clock())
         return None
-    made = courier.rebuild(held)
+    made = courier.rebuild(claim)
     if made is None:
-        if not ledger.drop_gone(db, held, courier.clock()):
-            ledger.abandon(db, held)
+        ledger.drop(db, claim, "size", courier.clock())
         return None
-    if isinstance(made, Hold) or not ledger.take_remade(db, held, made):
-        _withhold(db, held, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
+    if isinstance(made, Hold) or not ledger.take_remade(db, claim, made):
+        _withhold(db, claim, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
         return None
     return made.bodies
 
 
-def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms: int) -> None:
+def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Remake, now_ms: int) -> None:
     match permit:
         case Hold(reason):
-            withheld = ledger.hold(db, held, due_ms=now_ms + HOLD_MS, reason=reason)
+            ledger.hold(db, claim, due_ms=now_ms + HOLD_MS, reason=reason)
         case Remake():
-            withheld = ledger.drop_for_policy(db, held, now_ms)
-    if not withheld:
-        ledger.abandon(db, held)
+            ledger.drop(db, claim, "policy", now_ms)
 
 
 def _resume(db: sqlite3.Connection, courier: Courier) -> None:
@@ -174,59 +167,20 @@ def _resume(db: sqlite3.Connection, courier: Courier) -> None:
         ledger.forget_rings(db, courier.destination_id)
 
 
-def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
-    now_ms = courier.clock()
-    known = destination.evidence(db, courier.destination_id, held.job_id)
-    at = Situation(
-        setbacks=held.setbacks,
-        failures=held.failures,
-        is_probe=held.is_probe,
-        is_another=held.is_another,
-        pause_count=held.pause_count,
-        is_paused=known.is_paused,
-        others_passed=known.others_passed,
-        other_is_suspect=known.other_is_suspect,
-        is_alone=ledger.is_alone(db, courier.destination_id, held),
-    )
-    failure = Failure(outcome.reason, outcome.status, outcome.answer)
-    own_retries = courier.max_retries_of(held)
+def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Courier) -> None:
+    known = destination.evidence(db, claim.destination_id, claim.job_id)
+    own_retries = courier.max_retries_of(claim)
     policy = courier.policy if own_retries is None else replace(courier.policy, max_retries=own_retries)
-    match judge(outcome, at, policy, courier.dice()):
-        case Bury(error):
-            settled = ledger.bury(db, held, now_ms, replace(failure, error=error))
-            if held.is_probe and outcome.kind == "permanent":
+    failed = FailedAttempt(courier.clock(), outcome.reason, outcome.status, outcome.answer)
+    match judge(outcome, claim, known, policy, courier.dice()):
+        case DeadLetter(error):
+            ledger.dead_letter(db, claim, replace(failed, error=error))
+            if claim.is_probe and outcome.kind == "permanent":
                 # It answered, about this job: the destination itself is there again.
                 _resume(db, courier)
-        case SetBack(delay_ms, charged):
-            destination.suspect(db, courier.destination_id, held.job_id)
-            settled = ledger.set_back(
-                db,
-                held,
-                now_ms=now_ms,
-                due_ms=now_ms + delay_ms,
-                failure=failure,
-                passes=known.passes,
-                charged=charged,
-            )
-        case Pause(health, count, delay_ms, charged, asks_another):
-            destination.pause(
-                db,
-                courier.destination_id,
-                health=health,
-                reason=outcome.reason,
-                count=count,
-                probe_ms=now_ms + delay_ms,
-                now_ms=now_ms,
-                asks_another=asks_another,
-            )
-            settled = (
-                ledger.set_back(
-                    db, held, now_ms=now_ms, due_ms=now_ms, failure=failure, passes=known.passes, charged=True
-                )
-                if charged
-                else ledger.give_back(db, held, due_ms=now_ms, failure=failure)
-            )
-        case GiveBack():
-            settled = ledger.give_back(db, held, due_ms=now_ms, failure=failure)
-    if not settled:
-        ledger.abandon(db, held)
+        case RetryLater(delay_ms, is_charged):
+            ledger.retry_later(db, claim, failed, delay_ms=delay_ms, is_charged=is_charged)
+        case Pause(health, count, delay_ms, is_charged):
+            ledger.pause(db, claim, failed, health=health, count=count, delay_ms=delay_ms, is_charged=is_charged)
+        case Release():
+            ledger.release(db, claim, due_ms=failed.ended_ms, failed=failed)

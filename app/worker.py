@@ -246,7 +246,7 @@ class Worker:
     def _interrupted(self, *_: object) -> None:
         """The consumer gives up waiting for its threads: nothing that they hold is charged."""
         if self._announced is not None:
-            ledger.give_back_all(self.db, self._announced.name)
+            ledger.release_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
             destination.probe_now(self.db, self.target.id, clock.now_ms())
 
@@ -361,7 +361,7 @@ class Worker:
     def _let_go(self, now_ms: int) -> None:
         """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
         for held in list(self._left):
-            let_go(self.db, self.target.id, held, now_ms)
+            let_go(self.db, held, now_ms)
             self._left.remove(held)
 
     def _recover(self, now_ms: int) -> None:

@@ -6,7 +6,7 @@ import sqlite3
 import uuid
 
 from app import destination, ledger
-from app.ledger import Body, Claim, Failure, Standing, Version
+from app.ledger import Body, Claim, FailedAttempt, Standing, Version
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -70,7 +70,7 @@ class Desk:
         return claimed
 
     def acknowledge(self, held: Claim, body: Body) -> bool:
-        return ledger.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        return ledger.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
 
     def left(self, held: Claim) -> list[Body]:
         return list(ledger.unacknowledged(self.db, held))
@@ -78,19 +78,12 @@ class Desk:
     def complete(self, held: Claim) -> bool:
         return ledger.complete(self.db, held, self.now_ms)
 
-    def set_back(self, held: Claim, *, due_ms: int, error: str = "500", charged: bool = True, passes: int = 0) -> bool:
-        return ledger.set_back(
-            self.db,
-            held,
-            now_ms=self.now_ms,
-            due_ms=due_ms,
-            failure=Failure(error, 500),
-            passes=passes,
-            charged=charged,
-        )
+    def retry_later(self, held: Claim, *, due_ms: int, error: str = "500", is_charged: bool = True) -> bool:
+        failed = FailedAttempt(self.now_ms, error, 500)
+        return ledger.retry_later(self.db, held, failed, delay_ms=due_ms - self.now_ms, is_charged=is_charged)
 
-    def bury(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
-        return ledger.bury(self.db, held, now_ms, Failure(error, 400))
+    def dead_letter(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
+        return ledger.dead_letter(self.db, held, FailedAttempt(now_ms, error, 400))
 
     def deliver(self, wanted: Version) -> Claim:
         held = self.held(wanted)

@@ -101,15 +101,12 @@ class Health:
     """None: it is not paused."""
     probed_ms: int = 0
     concurrency: int | None = None
-    concurrency_passes: int = 0
 
     def resume(self) -> None:
-        self.probe_ms, self.concurrency, self.concurrency_passes = None, 1, 0
+        self.probe_ms, self.concurrency = None, 1
 
     def pass_one(self) -> None:
-        self.concurrency_passes += 1
-        if self.concurrency is not None and self.concurrency_passes >= self.concurrency:
-            self.concurrency_passes = 0
+        if self.concurrency is not None:
             doubled = 2 * self.concurrency
             self.concurrency = doubled if doubled < CONCURRENCY_MAX else None
 
@@ -243,8 +240,7 @@ class Model:
         if self.health.room(now_ms, len(self.leased)) == 0:
             return None
         if self.health.probe_ms is not None:
-            oldest = {job.session: job for job in reversed(self.due(now_ms))}.values()
-            candidates = sorted(oldest, key=lambda job: (job.attempted_ms or 0, job.number))
+            candidates = sorted(self.due(now_ms), key=lambda job: (job.attempted_ms or 0, job.number))
         else:
             own = [job for job in self.claimable(now_ms) if job.session == session]
             candidates = sorted(own, key=lambda job: job.is_history)

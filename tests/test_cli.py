@@ -25,7 +25,7 @@ from huey.consumer_options import ConsumerConfig, OptionParserHandler
 from app import cli, clock, destination, ledger
 from app.command import DONE, PROBLEM, STOPPED, USAGE
 from app.endpoint import normalise
-from app.ledger import Failure
+from app.ledger import FailedAttempt
 from app.presence import Announced, present
 from app.schema import migrations
 from app.spool import Spool, folder
@@ -591,8 +591,8 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         held = ledger.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
         assert held is not None
         due_ms = clock.now_ms() + 3_600_000
-        failure = Failure("500: empty body", 500)
-        ledger.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
+        failed = FailedAttempt(1, "500: empty body", 500)
+        ledger.retry_later(db, held, failed, delay_ms=due_ms - 1, is_charged=True)
         destination.pause(
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )

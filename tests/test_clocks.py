@@ -18,7 +18,7 @@ from app.clock import Reading, jump_ms
 from app.confirm import Allowance
 from app.deliver import LEASE_MS, Courier
 from app.doctor import examine
-from app.ledger import Body, Failure
+from app.ledger import Body, FailedAttempt
 from app.ledger.upkeep import KILLS_MAX, SLEEP_MS, UNSEEN_MS
 from app.retry import Outcome
 from app.sources import Sources
@@ -151,13 +151,11 @@ def in_every_situation(machine: Patient, *, is_away: bool) -> None:
     world, now_ms = machine.world, machine.world.now_ms
     for session in ("confirmed", "dead", "held", "backoff"):
         machine.bring(session)
-    ledger.bury(machine.db, machine.claim("dead"), now_ms, Failure("400: error", 400))
+    ledger.dead_letter(machine.db, machine.claim("dead"), FailedAttempt(now_ms, "400: error", 400))
     ledger.hold(machine.db, machine.claim("held"), due_ms=now_ms + HOUR_MS, reason="off")
     backoff = machine.claim("backoff")
-    failure = Failure("500: error", 500)
-    ledger.set_back(
-        machine.db, backoff, now_ms=now_ms, due_ms=now_ms + 4 * MINUTE_MS, failure=failure, passes=0, charged=True
-    )
+    failed = FailedAttempt(now_ms, "500: error", 500)
+    ledger.retry_later(machine.db, backoff, failed, delay_ms=4 * MINUTE_MS, is_charged=True)
     later(machine, SECOND_MS)
     assert machine.row("confirmed")["confirm_ms"] is not None
     if is_away:

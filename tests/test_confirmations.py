@@ -287,9 +287,9 @@ def test_a_job_that_is_sent_again_is_judged_as_one_that_never_failed(desk: Desk)
     deliver(desk, T1)
     (one,) = due(desk)
     before = destination.evidence(desk.db, desk.destination, one.job_id)
-    assert not before.others_passed  # since its own last record
+    assert before.peers == "none"  # since its own last record
     assert ledger.send_again(desk.db, one, desk.now_ms)
-    assert destination.evidence(desk.db, desk.destination, one.job_id).others_passed
+    assert destination.evidence(desk.db, desk.destination, one.job_id).peers == "succeed"
 
 
 def test_a_failed_reading_back_judges_no_job_and_pauses_only_itself_with_growing_pauses(desk: Desk) -> None:

@@ -121,8 +121,8 @@ def test_worker_of_a_version_that_came_back_cannot_finish_it(desk: Desk) -> None
     assert not ledger.is_current(desk.db, stale)
     assert not desk.acknowledge(stale, posted[0])
     assert not desk.complete(stale)
-    assert not desk.bury(stale, 1_000, "late")
-    assert not desk.set_back(stale, due_ms=1_000, error="late")
+    assert not desk.dead_letter(stale, 1_000, "late")
+    assert not desk.retry_later(stale, due_ms=1_000, error="late")
     assert desk.state(first) == "pending"
     # What it posted was posted all the same: the next attempt sends only the rest.
     fresh = desk.held(first)
@@ -133,7 +133,7 @@ def test_worker_of_a_version_that_came_back_cannot_finish_it(desk: Desk) -> None
 def test_reopened_version_starts_its_counts_anew(desk: Desk) -> None:
     first = version(content="a")
     desk.put(first)
-    desk.set_back(desk.held(first), due_ms=1_000, error="500")
+    desk.retry_later(desk.held(first), due_ms=1_000, error="500")
     desk.put(version(content="b"))
     desk.put(first)
     row = desk.row(first)
@@ -273,7 +273,6 @@ def test_childs_job_in_flight_keeps_its_lease_until_its_worker_lets_go(desk: Des
     ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000)
     assert not ledger.is_current(desk.db, held)
     assert not desk.complete(held)
-    assert ledger.abandon(desk.db, held)
     assert desk.row(child_version())["lease_until_ms"] is None
 
 
@@ -309,27 +308,27 @@ def test_superseded_job_in_flight_keeps_its_session_to_itself_until_it_lets_go(d
     held = desk.held(old)
     desk.put(new)
     assert desk.claim(new) is None
-    assert ledger.abandon(desk.db, held)
+    assert not ledger.release(desk.db, held, due_ms=1_000)
     assert desk.held(new).key == new.key
 
 
 def test_job_in_backoff_does_not_block_its_successors(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))
-    desk.set_back(desk.held(version("t1")), due_ms=5_000, error="500")
+    desk.retry_later(desk.held(version("t1")), due_ms=5_000, error="500")
     assert desk.held(version("t1")).key == version("t2").key
 
 
 def test_dead_job_does_not_block_its_successors(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))
-    desk.bury(desk.held(version("t1")), 1_000, "400")
+    desk.dead_letter(desk.held(version("t1")), 1_000, "400")
     assert desk.held(version("t1")).key == version("t2").key
 
 
 def test_nothing_is_claimed_before_it_is_due(desk: Desk) -> None:
     desk.put(version())
-    ledger.give_back(desk.db, desk.held(), due_ms=1_001)
+    ledger.release(desk.db, desk.held(), due_ms=1_001)
     assert desk.claim() is None
     desk.now_ms = 1_001
     assert desk.claim() is not None
@@ -340,7 +339,7 @@ def test_held_job_that_is_tried_after_all_is_no_longer_told_of_as_held(desk: Des
     ledger.hold(desk.db, desk.held(), due_ms=2_000, reason="export is off")
     assert not ledger.sendable(desk.db, desk.destination, desk.now_ms)
     desk.now_ms = 2_000
-    desk.bury(desk.held(), error="400")
+    desk.dead_letter(desk.held(), error="400")
     ledger.retry_dead(desk.db, ledger.Choice(), desk.now_ms)
     assert ledger.held(desk.db, desk.destination) == []
     assert ledger.sendable(desk.db, desk.destination, desk.now_ms)
@@ -393,7 +392,7 @@ def test_eight_processes_that_claim_at_once_claim_each_job_once(
 
 def test_acknowledge_renews_the_lease_and_starts_the_count_of_failures_anew(desk: Desk) -> None:
     desk.put(version(), records=2)
-    desk.set_back(desk.held(), due_ms=1_000, error="500")
+    desk.retry_later(desk.held(), due_ms=1_000, error="500")
     held = desk.held()
     assert held.failures == 1
     desk.now_ms = 20_000
@@ -453,18 +452,17 @@ def test_stale_attempt_cannot_finish_in_any_way(desk: Desk, *, taken_over: bool)
         desk.held(worker="worker-b")
     before = tuple(desk.row())
     assert not ledger.is_current(desk.db, stale)
-    assert not desk.bury(stale, desk.now_ms, "late")
-    assert not desk.set_back(stale, due_ms=9, error="late")
-    assert not ledger.give_back(desk.db, stale, due_ms=9)
-    assert not ledger.abandon(desk.db, stale)
+    assert not desk.dead_letter(stale, desk.now_ms, "late")
+    assert not desk.retry_later(stale, due_ms=9, error="late")
+    assert not ledger.release(desk.db, stale, due_ms=9)
     assert not desk.acknowledge(stale, body)
     assert not desk.complete(stale)
     assert tuple(desk.row()) == before
 
 
-def test_bury_keeps_the_records_and_says_why(desk: Desk) -> None:
+def test_dead_letter_keeps_the_records_and_says_why(desk: Desk) -> None:
     desk.put(version(), records=2)
-    assert desk.bury(desk.held(), 1_500, "400 bad request")
+    assert desk.dead_letter(desk.held(), 1_500, "400 bad request")
     row = desk.row()
     assert (row["state"], row["error"], row["finished_ms"]) == ("dead", "400 bad request", 1_500)
     assert (desk.records(), row["lease_until_ms"]) == (2, None)
@@ -473,28 +471,28 @@ def test_bury_keeps_the_records_and_says_why(desk: Desk) -> None:
 
 def test_retry_is_charged_and_due_later(desk: Desk) -> None:
     desk.put(version())
-    assert desk.set_back(desk.held(), due_ms=7_000, error="500")
+    assert desk.retry_later(desk.held(), due_ms=7_000, error="500")
     row = desk.row()
     assert (row["state"], row["failures"], row["due_ms"], row["error"]) == ("pending", 1, 7_000, "500")
     assert row["lease_until_ms"] is None
 
 
-def test_give_back_is_not_charged_and_keeps_the_last_error(desk: Desk) -> None:
+def test_release_is_not_charged_and_keeps_the_last_error(desk: Desk) -> None:
     desk.put(version())
-    desk.set_back(desk.held(), due_ms=1_000, error="500")
-    assert ledger.give_back(desk.db, desk.held(), due_ms=1_000)
+    desk.retry_later(desk.held(), due_ms=1_000, error="500")
+    assert ledger.release(desk.db, desk.held(), due_ms=1_000)
     row = desk.row()
     assert (row["failures"], row["due_ms"], row["error"], row["lease_until_ms"]) == (1, 1_000, "500", None)
 
 
-def test_give_back_all_lets_go_of_everything_that_the_worker_holds_and_of_nothing_else(desk: Desk) -> None:
+def test_release_all_lets_go_of_everything_that_the_worker_holds_and_of_nothing_else(desk: Desk) -> None:
     for n in range(3):
         desk.put(version(session=f"ses_{n}"))
     desk.held(version(session="ses_0"))
     desk.held(version(session="ses_1"))
     desk.held(version(session="ses_2"), worker="worker-b")
     desk.put(version(session="ses_1", content="newer", facts_ms=200))
-    assert ledger.give_back_all(desk.db, WORKER) == 2
+    assert ledger.release_all(desk.db, WORKER) == 2
     leased = desk.db.execute("select worker from job where lease_until_ms is not null").fetchall()
     assert [row["worker"] for row in leased] == ["worker-b"]
     assert desk.db.execute("select sum(failures) + sum(kills) from job").fetchone()[0] == 0
@@ -591,7 +589,7 @@ def test_suspected_killer_is_claimed_only_alone_and_nobody_beside_it(desk: Desk)
     assert desk.claim(version(session="ses_2")) is None, "another one is in flight"
     assert desk.claim(version(session="ses_3")) is None, "it is the suspect's turn"
     assert desk.ring() == [version(session="ses_2").key]
-    ledger.give_back(desk.db, beside, due_ms=1_000)
+    ledger.release(desk.db, beside, due_ms=1_000)
     desk.held(version(session="ses_2"))
     assert desk.claim(version(session="ses_3")) is None, "the suspect is in flight"
 
@@ -625,7 +623,7 @@ def in_flight(desk: Desk, sessions: int) -> int:
     return sum(desk.claim(version(session=f"ses_{n}")) is not None for n in range(sessions))
 
 
-def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_window_of_passes(desk: Desk) -> None:
+def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_success(desk: Desk) -> None:
     for n in range(20):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=1_000)
@@ -633,9 +631,8 @@ def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_window_
     seen = []
     for _ in range(5):
         seen.append(in_flight(desk, 20))
-        for _ in range(seen[-1]):
-            destination.passed(desk.db, desk.destination)
-        ledger.give_back_all(desk.db, WORKER)
+        destination.passed(desk.db, desk.destination)
+        ledger.release_all(desk.db, WORKER)
     assert seen == [1, 2, 4, 8, 20]
 
 
@@ -653,7 +650,7 @@ def test_rings_are_no_more_than_the_destination_takes(desk: Desk) -> None:
 # --- probes
 
 
-def test_probes_take_turns_over_the_sessions(desk: Desk) -> None:
+def test_probes_take_turns_over_the_jobs(desk: Desk) -> None:
     for session in ("ses_1", "ses_2", "ses_3"):
         for turn in ("t1", "t2"):
             desk.put(version(turn, session=session))
@@ -663,10 +660,10 @@ def test_probes_take_turns_over_the_sessions(desk: Desk) -> None:
         desk.pause(probe_ms=desk.now_ms)
         # Whichever key rang.
         held = desk.held(version(session="ses_3"))
-        asked.append(held.session)
+        asked.append((held.session, held.turn))
         assert held.is_probe
-        ledger.give_back(desk.db, held, due_ms=desk.now_ms)
-    assert asked == ["ses_1", "ses_2", "ses_3"] * 2
+        ledger.release(desk.db, held, due_ms=desk.now_ms)
+    assert asked == [(f"ses_{n}", turn) for n in (1, 2, 3) for turn in ("t1", "t2")]
     assert (
         desk.db.execute(
             "select count(*) from job where attempt > 0 and turn_id in (select id from turn where name = 't2')"
@@ -692,7 +689,7 @@ def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> No
     desk.now_ms = 30 * day_ms
     for session in ("ses_1", "ses_2", "ses_3"):
         desk.put(version(session=session))
-    desk.set_back(desk.held(version(session="ses_1")), due_ms=desk.now_ms + 3_600_000)
+    desk.retry_later(desk.held(version(session="ses_1")), due_ms=desk.now_ms + 3_600_000)
     desk.held(version(session="ses_2"))
     desk.now_ms += 1
     assert ledger.unwarp(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
@@ -786,11 +783,11 @@ def test_session_in_flight_is_not_rung(desk: Desk) -> None:
 
 
 def back_for_later(desk: Desk, held: Claim) -> bool:
-    return desk.set_back(held, due_ms=1_500, error="500")
+    return desk.retry_later(held, due_ms=1_500, error="500")
 
 
 def back_untried(desk: Desk, held: Claim) -> bool:
-    return ledger.give_back(desk.db, held, due_ms=1_500)
+    return ledger.release(desk.db, held, due_ms=1_500)
 
 
 @pytest.mark.parametrize("back", [back_for_later, back_untried])
@@ -807,7 +804,7 @@ def test_what_a_worker_lets_go_of_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
     desk.ring()
     desk.held()
-    assert ledger.give_back_all(desk.db, WORKER) == 1
+    assert ledger.release_all(desk.db, WORKER) == 1
     assert desk.ring() == [version().key]
 
 
@@ -837,7 +834,7 @@ def test_paused_destination_is_rung_once_when_its_probe_is_due(desk: Desk) -> No
 def test_next_due_is_the_earliest_job_in_backoff(desk: Desk) -> None:
     for n, due_ms in enumerate((9_000, 7_000)):
         desk.put(version(session=f"ses_{n}"))
-        desk.set_back(desk.held(version(session=f"ses_{n}")), due_ms=due_ms, error="500")
+        desk.retry_later(desk.held(version(session=f"ses_{n}")), due_ms=due_ms, error="500")
     desk.put(version(session="ses_due"))
     assert ledger.next_due_ms(desk.db, desk.destination, 1_000) == 7_000
     assert ledger.next_due_ms(desk.db, desk.destination, 9_000) is None
@@ -847,7 +844,7 @@ def test_next_of_session_is_its_oldest_due_job(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))
     desk.put(version("t0", session="ses_2"))
-    desk.set_back(desk.held(), due_ms=9_000, error="500")
+    desk.retry_later(desk.held(), due_ms=9_000, error="500")
     assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000) == version("t2").key
     assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 9_000) == version("t1").key
     assert ledger.next_of_session(desk.db, desk.destination, "ses_9", 9_000) is None
@@ -894,10 +891,10 @@ def test_aged_job_is_dropped_only_after_an_attempt_since_it_came_of_age(desk: De
     # A laptop that slept for a month must try once before it gives up.
     assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 0
     desk.now_ms = 1_000 + AGE_MS - 1
-    ledger.give_back(desk.db, desk.held(), due_ms=1_000)
+    ledger.release(desk.db, desk.held(), due_ms=1_000)
     assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 0
     desk.now_ms = 1_000 + AGE_MS
-    ledger.give_back(desk.db, desk.held(), due_ms=1_000)
+    ledger.release(desk.db, desk.held(), due_ms=1_000)
     assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 1
     assert (desk.state(), desk.records(), desk.row()["body_bytes"]) == ("dropped (age)", 0, 0)
 
@@ -916,8 +913,8 @@ def test_young_leased_delivered_and_dead_jobs_are_not_dropped_by_age(desk: Desk)
     desk.put(version(session="young"))
     desk.held(version(session="leased"))
     desk.deliver(version(session="delivered"))
-    desk.bury(desk.held(version(session="dead")), 50_000, "400")
-    ledger.give_back(desk.db, desk.held(version(session="young")), due_ms=50_000)
+    desk.dead_letter(desk.held(version(session="dead")), 50_000, "400")
+    ledger.release(desk.db, desk.held(version(session="young")), due_ms=50_000)
     assert ledger.drop_aged(desk.db, 55_000, AGE_MS) == 0
 
 
@@ -932,7 +929,7 @@ def put_sized(desk: Desk, session: str) -> int:
 def test_oversize_drops_the_oldest_until_the_rest_fits(desk: Desk) -> None:
     names = ["ses_0", "ses_1", "ses_2", "ses_3"]
     size = max([put_sized(desk, name) for name in names])
-    desk.bury(desk.held(version(session="ses_0")), desk.now_ms, "400")
+    desk.dead_letter(desk.held(version(session="ses_0")), desk.now_ms, "400")
     assert ledger.drop_oversize(desk.db, 5_000, 4 * size) == 0
     assert ledger.drop_oversize(desk.db, 5_000, 3 * size - 1) == 2
     assert [desk.state(version(session=name)) for name in names] == ["dropped (size)"] * 2 + ["pending"] * 2
@@ -975,7 +972,6 @@ def test_session_deleted_while_in_flight_is_noticed_by_its_worker(desk: Desk) ->
     ledger.drop_session(desk.db, desk.destination, "ses_1", 1_000)
     assert not desk.acknowledge(held, first)
     assert not desk.complete(held)
-    assert ledger.abandon(desk.db, held)
     assert desk.state() == "dropped (deleted)"
 
 
@@ -1087,8 +1083,8 @@ def test_counts_tell_states_reasons_and_readings_apart(desk: Desk) -> None:
     for n in range(6):
         desk.put(version(session=f"ses_{n}"))
     desk.deliver(version(session="ses_0"))
-    desk.bury(desk.held(version(session="ses_1")), 1_000, "400")
-    desk.set_back(desk.held(version(session="ses_2")), due_ms=9_000, error="500")
+    desk.dead_letter(desk.held(version(session="ses_1")), 1_000, "400")
+    desk.retry_later(desk.held(version(session="ses_2")), due_ms=9_000, error="500")
     desk.held(version(session="ses_3"))
     ledger.drop_session(desk.db, desk.destination, "ses_4", 1_000)
     desk.put(version(session="ses_5", content="newer", facts_ms=200))
@@ -1111,9 +1107,9 @@ def test_counts_of_an_empty_ledger_are_zero(desk: Desk) -> None:
 def test_errors_are_grouped_most_frequent_first(desk: Desk) -> None:
     for n, error in enumerate(("500", "400", "500")):
         desk.put(version(session=f"ses_{n}"))
-        desk.set_back(desk.held(version(session=f"ses_{n}")), due_ms=9_000, error=error)
+        desk.retry_later(desk.held(version(session=f"ses_{n}")), due_ms=9_000, error=error)
     desk.put(version(session="ses_9"))
-    desk.bury(desk.held(version(session="ses_9")), 1_000, "413")
+    desk.dead_letter(desk.held(version(session="ses_9")), 1_000, "413")
     assert ledger.errors(desk.db, desk.destination) == [
         ("pending", "500", 2),
         ("pending", "400", 1),
@@ -1184,7 +1180,7 @@ def test_of_a_session_what_is_live_is_claimed_before_older_history(desk: Desk) -
 def test_live_that_is_not_due_keeps_no_history_waiting(desk: Desk) -> None:
     desk.put(history("old"))
     desk.put(version("live"))
-    desk.set_back(desk.held(version("live")), due_ms=2_000)
+    desk.retry_later(desk.held(version("live")), due_ms=2_000)
     assert desk.held(version("live")).key == history("old").key
 
 
@@ -1219,7 +1215,7 @@ HOT: dict[str, Callable[[Desk], object]] = {
     "next_due_ms": lambda desk: ledger.next_due_ms(desk.db, desk.destination, 1_000),
     "next_of_session": lambda desk: ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000),
     "sendable": lambda desk: ledger.sendable(desk.db, desk.destination, 1_000),
-    "give_back_all": lambda desk: ledger.give_back_all(desk.db, WORKER),
+    "give_back_all": lambda desk: ledger.release_all(desk.db, WORKER),
     "held_bytes": lambda desk: ledger.held_bytes(desk.db),
     "excess_of_folders": lambda desk: ledger.excess_of_folders(desk.db, {"": 0}),
     "drop_oversize": lambda desk: ledger.drop_oversize(desk.db, 1_000, 0),

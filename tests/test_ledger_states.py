@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from app import destination, ledger
-from app.ledger import Body, Choice, Claim, Failure, Remade, Unconfirmed, Version
+from app.ledger import Body, Choice, Claim, FailedAttempt, Remade, Unconfirmed, Version
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
 from app.ledger.upkeep import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
 from app.recall import REOPENED
@@ -41,14 +41,13 @@ FINISHES = st.sampled_from(
         *[
             "die",
             "charge",
-            "set_back",
-            "give_back",
-            "bury",
-            "bury",
-            "abandon",
+            "retry_later",
+            "release",
+            "dead_letter",
+            "dead_letter",
             "hold",
-            "drop_for_policy",
-            "drop_gone",
+            "policy",
+            "size",
             "die",
         ],
     ]
@@ -169,7 +168,7 @@ class Histories(RuleBasedStateMachine):
         assert given.is_probe or health.concurrency is None or in_flight < health.concurrency
         job.attempt += 1
         job.attempted_ms, job.lease_until_ms, job.hold = self.now_ms, self.now_ms + LEASE_MS, None
-        numbers = (given.key, given.attempt, given.setbacks, given.failures, given.policy, given.is_probe)
+        numbers = (given.key, given.attempt, given.consecutive_failures, given.failures, given.policy, given.is_probe)
         is_probe = health.probe_ms is not None
         assert numbers == (self.model.key_of(job), job.attempt, job.setbacks, job.failures, job.policy, is_probe)
         if is_probe:
@@ -195,12 +194,10 @@ class Histories(RuleBasedStateMachine):
                 self.complete(held, self.now_ms + delay_ms // 2 if step == "carry to confirm" else None)
             case "complete":
                 self.complete(held, None)
-            case "charge" | "set_back" | "give_back" | "hold":
+            case "charge" | "retry_later" | "release" | "hold":
                 self.let_go_of(held, delay_ms, step)
-            case "bury" | "drop_for_policy" | "drop_gone":
+            case "dead_letter" | "policy" | "size":
                 self.end(held, step)
-            case "abandon":
-                self.abandon(held)
             case "die":
                 self.recover(died=True)
 
@@ -227,13 +224,19 @@ class Histories(RuleBasedStateMachine):
         if not left:
             return
         body = left[-1]  # in any order
-        given = ledger.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        given = ledger.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
         assert given is (current is not None)
         self.model.known(job)[body.request_id] = body.digest
         self.model.health.pass_one()
         if current is not None:
             current.setbacks = current.failures = 0
             current.lease_until_ms = self.now_ms + LEASE_MS
+
+    def let_a_lost_one_go(self, held: Claim) -> None:
+        """Whoever ends an attempt of a job that is not wanted any more gives its lease back."""
+        job = self.model.jobs[held.key]
+        if job.state != "pending" and job.attempt == held.attempt:
+            job.let_go()
 
     def complete(self, held: Claim, confirm_ms: int | None) -> None:
         job = self.standing_job(held)
@@ -244,54 +247,44 @@ class Histories(RuleBasedStateMachine):
             job.confirm_ms = confirm_ms
             job.let_go()
             self.forgotten.discard((job.session, job.turn))
+        self.let_a_lost_one_go(held)
 
     def let_go_of(self, held: Claim, delay_ms: int, how: str) -> None:
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
-        if how == "give_back":
-            given = ledger.give_back(self.db, held, due_ms=due_ms)
+        if how == "release":
+            given = ledger.release(self.db, held, due_ms=due_ms)
         elif how == "hold":
             given = ledger.hold(self.db, held, due_ms=due_ms, reason="off")
         else:
-            given = ledger.set_back(
-                self.db,
-                held,
-                now_ms=self.now_ms,
-                due_ms=due_ms,
-                failure=Failure("500"),
-                passes=0,
-                charged=how == "charge",
-            )
+            failed = FailedAttempt(self.now_ms, "500")
+            given = ledger.retry_later(self.db, held, failed, delay_ms=delay_ms, is_charged=how == "charge")
         assert given is (job is not None)
         if job is not None:
-            job.setbacks += how in {"charge", "set_back"}
+            job.setbacks += how in {"charge", "retry_later"}
             job.failures += how == "charge"
             job.hold = "off" if how == "hold" else None
             job.wait(due_ms)
+        self.let_a_lost_one_go(held)
 
     def end(self, held: Claim, how: str) -> None:
         job = self.standing_job(held)
-        if how == "bury":
-            given = ledger.bury(self.db, held, self.now_ms, Failure("400"))
-        elif how == "drop_gone":
-            job = job if job is not None and job.is_emptied else None
-            given = ledger.drop_gone(self.db, held, self.now_ms)
-        else:
-            given = ledger.drop_for_policy(self.db, held, self.now_ms)
+        match how:
+            case "dead_letter":
+                given = ledger.dead_letter(self.db, held, FailedAttempt(self.now_ms, "400"))
+            case "size":
+                job = job if job is not None and job.is_emptied else None
+                given = ledger.drop(self.db, held, "size", self.now_ms)
+            case _:
+                given = ledger.drop(self.db, held, "policy", self.now_ms)
         assert given is (job is not None)
         if job is not None:
-            if how == "bury":
+            if how == "dead_letter":
                 job.end("dead", self.now_ms, keeps_bodies=True)
             else:
-                job.end("dropped", self.now_ms, "size" if how == "drop_gone" else "policy")
+                job.end("dropped", self.now_ms, how)
             job.let_go()
-
-    def abandon(self, held: Claim) -> None:
-        job = self.model.jobs[held.key]
-        may = job.state != "pending" and job.attempt == held.attempt and not job.is_free
-        assert ledger.abandon(self.db, held) is may
-        if may:
-            job.let_go()
+        self.let_a_lost_one_go(held)
 
     # --- jobs are read back
 
@@ -514,7 +507,7 @@ class Histories(RuleBasedStateMachine):
 
     def let_all_go(self) -> None:
         leased = self.model.leased
-        assert ledger.give_back_all(self.db, "w") == len(leased)
+        assert ledger.release_all(self.db, "w") == len(leased)
         for job in leased:
             job.lease_until_ms = job.rung_ms = None
 

@@ -8,7 +8,7 @@ import pytest
 
 from app import destination, fingerprint, ledger
 from app.fingerprint import kind_of_error
-from app.ledger import Choice, Failure, Standing, Version
+from app.ledger import Choice, FailedAttempt, Standing, Version
 from app.letters import what_to_do
 from tests.desk import WORKER, Desk, version
 
@@ -18,7 +18,7 @@ DAY_MS = 24 * 3_600_000
 def die(desk: Desk, wanted: Version, error: str = "400: error a", records: int = 1) -> None:
     desk.put(wanted, records=records)
     held = desk.held(wanted)
-    assert ledger.bury(desk.db, held, desk.now_ms, Failure(error, 400, "no room"))
+    assert ledger.dead_letter(desk.db, held, FailedAttempt(desk.now_ms, error, 400, "no room"))
 
 
 def retry(desk: Desk, choice: Choice | None = None) -> list[str]:
@@ -112,9 +112,9 @@ def test_a_letter_keeps_its_records_and_its_last_ten_attempts(desk: Desk) -> Non
     desk.put(version(), records=2)
     for _ in range(12):
         held = desk.held()
-        desk.set_back(held, due_ms=desk.now_ms)
+        desk.retry_later(held, due_ms=desk.now_ms)
         desk.now_ms += 5
-    assert ledger.bury(desk.db, desk.held(), desk.now_ms, Failure("400: text", 400, "no room"))
+    assert ledger.dead_letter(desk.db, desk.held(), FailedAttempt(desk.now_ms, "400: text", 400, "no room"))
     (letter,) = ledger.dead_letters(desk.db)
     assert (letter.attempts, letter.records, letter.reason) == (13, 2, "400: text")
     assert len(list(ledger.bodies(desk.db, letter.job_id, letter.key))) == 2
@@ -169,11 +169,11 @@ def test_a_retried_letter_is_as_new_and_due_now(desk: Desk) -> None:
 def test_a_worker_that_still_posts_the_dead_one_cannot_finish_the_retried_one(desk: Desk) -> None:
     desk.put(version())
     stale = desk.held()
-    assert desk.bury(stale)
+    assert desk.dead_letter(stale)
     retry(desk)
     held = desk.held()
     assert not desk.complete(stale)
-    assert not desk.bury(stale)
+    assert not desk.dead_letter(stale)
     assert desk.acknowledge(held, desk.left(held)[0])
     assert desk.complete(held)
 
@@ -182,7 +182,7 @@ def test_what_helicone_has_of_a_letter_is_not_sent_again(desk: Desk) -> None:
     desk.put(version(), records=3)
     held = desk.held()
     assert desk.acknowledge(held, desk.left(held)[0])
-    desk.bury(held)
+    desk.dead_letter(held)
     retry(desk)
     assert len(desk.left(desk.held())) == 2
 
@@ -192,7 +192,7 @@ def test_what_helicone_accepted_and_did_not_store_is_sent_again(desk: Desk) -> N
     held = desk.held()
     for body in desk.left(held):
         assert desk.acknowledge(held, body)
-    desk.bury(held)
+    desk.dead_letter(held)
     desk.db.execute("update job set resends = 3")
     retry(desk)
     assert len(desk.left(desk.held())) == 3

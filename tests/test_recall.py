@@ -268,7 +268,7 @@ def test_a_recall_of_the_same_key_is_made_anew(desk: Desk, state: str) -> None:
     if state == "delivered":
         desk.deliver(version())
     elif state == "dead":
-        desk.bury(desk.held())
+        desk.dead_letter(desk.held())
     again = replace(version(), is_recall=True)
     assert desk.put(again, text="redacted", reopen=REOPENED) is Standing.REOPENED
     assert desk.state() == "pending"
@@ -517,7 +517,6 @@ def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *
             assert not desk.acknowledge(old, body)
         assert "blue whale" in shown(receiver)
         assert not desk.complete(old)
-        assert ledger.abandon(desk.db, old)
         deliver(door, receiver)
         assert len(receiver.rows()) == 4
         assert "blue whale" not in shown(receiver)
@@ -555,9 +554,9 @@ def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk,
     desk.deliver(version())
     desk.put(replace(version(), is_recall=True), text="redacted", reopen=REOPENED)
     if state == "dead":
-        desk.bury(desk.held())
+        desk.dead_letter(desk.held())
     elif state != "pending":
-        assert ledger.drop_for_policy(desk.db, desk.held(), desk.now_ms)
+        assert ledger.drop(desk.db, desk.held(), "policy", desk.now_ms)
     assert desk.state() == state
     newer = version(content=content, facts_ms=200)
     desk.put(newer, text="redacted more")

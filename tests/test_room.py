@@ -18,7 +18,7 @@ from app.db import open_ledger
 from app.deliver import OTHER_TEXT
 from app.enqueue import MARK_DIGITS, Place, enqueue
 from app.export import Capture
-from app.ledger import Choice, Claim, Failure
+from app.ledger import Choice, Claim, FailedAttempt
 from app.letters import list_dropped, open_letters, what_to_do
 from app.opencode import Store, store_file
 from app.parse import parse
@@ -77,7 +77,7 @@ class Bunk(Bench):
 
     def finish(self, held: Claim) -> None:
         for body in ledger.unacknowledged(self.db, held):
-            ledger.acknowledge(self.db, self.destination, held, body, now_ms=2_000, lease_ms=60_000)
+            ledger.acknowledge(self.db, held, body, now_ms=2_000, lease_ms=60_000)
         assert ledger.complete(self.db, held, 2_000)
 
     @property
@@ -459,11 +459,11 @@ def test_what_somebody_may_have_been_sent_keeps_its_bytes(
     assert held is not None
     match came_to:
         case "answered":
-            ledger.give_back(bench.db, held, due_ms=2_100, failure=Failure("503: HTML", 503))
+            ledger.release(bench.db, held, due_ms=2_100, failed=FailedAttempt(2_100, "503: HTML", 503))
         case "accepted in part":
             first = next(ledger.unacknowledged(bench.db, held))
-            ledger.acknowledge(bench.db, bench.destination, held, first, now_ms=2_000, lease_ms=60_000)
-            ledger.give_back(bench.db, held, due_ms=2_100)
+            ledger.acknowledge(bench.db, held, first, now_ms=2_000, lease_ms=60_000)
+            ledger.release(bench.db, held, due_ms=2_100)
         case _:
             ledger.recover(bench.db, 2_100, ["w"])
     bench.make_room()
@@ -484,7 +484,8 @@ def test_an_attempt_that_did_not_connect_has_sent_nothing(bench: Bunk, monkeypat
     for _ in bench.keys:
         held = ledger.claim(bench.db, bench.destination, bench.keys[0], worker="w", now_ms=2_000, lease_ms=60_000)
         assert held is not None
-        ledger.give_back(bench.db, held, due_ms=2_500, failure=Failure("ConnectError: Connection refused"))
+        failed = FailedAttempt(2_500, "ConnectError: Connection refused")
+        ledger.release(bench.db, held, due_ms=2_500, failed=failed)
     assert bench.states == ["pending"] * 2
     bench.make_room()
     stricter(monkeypatch)

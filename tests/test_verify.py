@@ -15,7 +15,7 @@ import pytest
 
 from app import clock, destination, ledger
 from app.helicone import Client
-from app.ledger import Failure
+from app.ledger import FailedAttempt
 from app.opencode import Store, store_file
 from app.presence import Announced
 from app.seek import IDS_MAX, seek
@@ -110,7 +110,7 @@ class Desk:
                     if url is not None:
                         post = url + "/v1/trace/custom/log"
                         assert client.post(post, body.body, str(body.request_id), 0).kind == "accepted"
-                    ledger.acknowledge(db, one.id, held, body, now_ms=now_ms, lease_ms=1)
+                    ledger.acknowledge(db, held, body, now_ms=now_ms, lease_ms=1)
                 assert ledger.complete(db, held, now_ms)
 
     @contextmanager
@@ -184,7 +184,7 @@ def test_dead_and_dropped_turns_are_explained_and_named(desk: Desk) -> None:
             name = min(ledger.pending_keys(db))
             held = ledger.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
             assert held is not None
-            assert ledger.bury(db, held, number, Failure("400: no", 400))
+            assert ledger.dead_letter(db, held, FailedAttempt(number, "400: no", 400))
     before = desk.states()
     assert before["dead"] >= 1
     assert typed(desk.station, "dead", "purge", "--all", "--yes").returncode == 0

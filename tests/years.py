@@ -20,7 +20,7 @@ from pathlib import Path
 
 from app import destination, ledger
 from app.db import open_ledger
-from app.ledger import Body, Failure, Frozen, Version
+from app.ledger import Body, FailedAttempt, Frozen, Version
 from app.settings import Settings
 
 TURNS = 60_000
@@ -95,10 +95,10 @@ def deliver(db: sqlite3.Connection, ours: int, wanted: Version, bodies: list[Bod
     held = ledger.claim(db, ours, wanted.key, worker="worker", now_ms=now_ms, lease_ms=60_000)
     assert held is not None
     if dead:
-        ledger.bury(db, held, now_ms, Failure("400: error", 400))
+        ledger.dead_letter(db, held, FailedAttempt(now_ms, "400: error", 400))
         return
     for body in list(ledger.unacknowledged(db, held)):
-        ledger.acknowledge(db, ours, held, body, now_ms=now_ms, lease_ms=60_000)
+        ledger.acknowledge(db, held, body, now_ms=now_ms, lease_ms=60_000)
     ledger.complete(db, held, now_ms)
 
 

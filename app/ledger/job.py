@@ -105,6 +105,7 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    destination_id: int
     job_id: int
     turn_id: int
     key: str
@@ -115,21 +116,20 @@ class Claim:
     policy: str
     """What its bodies were made under; '' where that was not kept."""
     attempt: int
-    setbacks: int
-    """Failures since a record was last acknowledged, whoever's they were."""
+    consecutive_failures: int
+    """Since a record was last acknowledged, whoever's they were."""
     failures: int
     """Those of them that were the job's own."""
     is_probe: bool
     """The destination was paused: this attempt asks whether it is there again."""
-    is_another: bool
-    """A probe that is not the oldest due job of a session: a second opinion."""
     pause_count: int
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedAttempt:
     """How an attempt ended that did not end well."""
 
+    ended_ms: int
     error: str
     """Status and class: no text of a transcript."""
     status: int | None = None
