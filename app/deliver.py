@@ -123,7 +123,7 @@ def _send(db: sqlite3.Connection, claim: Claim, courier: Courier, made: Sequence
                 _settle(db, claim, outcome, courier)
                 return asked
             if claim.is_probe:
-                _resume(db, courier)
+                destination.resume(db, claim.destination_id)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
             claim = replace(claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
             if not ledger.acknowledge(db, claim, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
@@ -161,12 +161,6 @@ def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Remake, now_m
             ledger.drop(db, claim, "policy", now_ms)
 
 
-def _resume(db: sqlite3.Connection, courier: Courier) -> None:
-    """paused -> fine. Rings that were answered during the pause brought no claim: the watch shall ring anew."""
-    if destination.resume(db, courier.destination_id):
-        ledger.forget_rings(db, courier.destination_id)
-
-
 def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Courier) -> None:
     known = destination.evidence(db, claim.destination_id, claim.job_id)
     own_retries = courier.max_retries_of(claim)
@@ -177,7 +171,7 @@ def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Cou
             ledger.dead_letter(db, claim, replace(failed, error=error))
             if claim.is_probe and outcome.kind == "permanent":
                 # It answered, about this job: the destination itself is there again.
-                _resume(db, courier)
+                destination.resume(db, claim.destination_id)
         case RetryLater(delay_ms, is_charged):
             ledger.retry_later(db, claim, failed, delay_ms=delay_ms, is_charged=is_charged)
         case Pause(health, count, delay_ms, is_charged):

@@ -203,7 +203,7 @@ class Worker:
             self._ring(following)
         elif destination.by_id(self.db, self.target.id).concurrency is not None:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
-            for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2):
+            for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2, self.bell.rung()):
                 self._ring(ringing)
 
     def _ring(self, key: str) -> None:
@@ -297,7 +297,6 @@ class Worker:
             self._log(complaint.short)
         inspect(self.db)
         destination.probe_now(self.db, self.target.id, clock.now_ms())
-        ledger.forget_rings(self.db, self.target.id)
         present(self.spool.workers)  # which removes what killed workers left there
         if self.settings.takes_over:
             ledger.take_over(self.db, self.target, clock.now_ms())
@@ -322,7 +321,7 @@ class Worker:
         if self._client is not None:
             # No more than wake all threads: whatever is rung now waits behind few.
             room = max(1, RINGS_PER_LOOK - self.bell.waiting())
-            for key in ledger.to_ring(self.db, self.target.id, now_ms, room):
+            for key in ledger.to_ring(self.db, self.target.id, now_ms, room, self.bell.rung()):
                 crashpoint.reach("watch.ringing")
                 self._ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:

@@ -92,8 +92,8 @@ class Desk:
         assert self.complete(held)
         return held
 
-    def ring(self, limit: int = 10) -> list[str]:
-        return ledger.to_ring(self.db, self.destination, self.now_ms, limit)
+    def ring(self, limit: int = 10, rung: tuple[str, ...] = ()) -> list[str]:
+        return ledger.to_ring(self.db, self.destination, self.now_ms, limit, rung)
 
     def pause(self, probe_ms: int) -> None:
         destination.pause(

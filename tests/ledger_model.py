@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from app.destination import CONCURRENCY_MAX
 from app.ledger import Body, Standing, Version
 from app.ledger.claims import ISOLATED_KILLS
-from app.ledger.upkeep import RING_AGAIN_MS
 
 LOOSE = "loose"
 
@@ -37,7 +36,6 @@ class Job:
     setbacks: int = 0
     failures: int = 0
     kills: int = 0
-    rung_ms: int | None = None
     hold: str | None = None
     size: int = 0
     made: tuple[Body, ...] = ()
@@ -77,8 +75,8 @@ class Job:
         self.lease_until_ms = None
 
     def wait(self, due_ms: int) -> None:
-        """In no hand any more, and not rung."""
-        self.due_ms, self.rung_ms, self.lease_until_ms = due_ms, None, None
+        """In no hand any more."""
+        self.due_ms, self.lease_until_ms = due_ms, None
 
     def close(self) -> None:
         """Delivered; nobody looks for it any more."""
@@ -251,17 +249,10 @@ class Model:
         return None if self.leased and must_be_alone else chosen
 
     def to_be_rung(self, now_ms: int) -> list[Job]:
-        """One of each session: the oldest that is due, where no ring is under way; first where something is live."""
+        """One of each session: the oldest that is due; first where something is live."""
         found: dict[str, Job] = {}
-        for is_history in (False, True):
-            claimable = [job for job in self.claimable(now_ms) if job.is_history is is_history]
-            rung = {
-                job.session
-                for job in claimable
-                if job.rung_ms is not None and now_ms - RING_AGAIN_MS < job.rung_ms <= now_ms
-            }
-            oldest = {job.session: job for job in reversed(claimable) if job.session not in rung}
-            found |= {session: job for session, job in oldest.items() if session not in found}
+        for job in sorted(self.claimable(now_ms), key=lambda job: job.is_history):
+            found.setdefault(job.session, job)
         return list(found.values())
 
     # --- jobs are read back

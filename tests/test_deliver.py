@@ -639,18 +639,6 @@ def test_job_in_backoff_lets_its_successor_pass(shop: Shop) -> None:
     assert (shop.desk.state(version("t1")), shop.desk.state(version("t2"))) == ("pending", "delivered")
 
 
-def test_session_whose_ring_was_answered_during_a_pause_is_rung_again_when_it_is_over(shop: Shop) -> None:
-    for session in ("ses_1", "ses_2"):
-        shop.desk.put(version(session=session))
-    assert len(shop.desk.ring()) == 2
-    shop.deliver(outcome("refused"), session="ses_1")
-    assert shop.deliver(session="ses_2") is None  # paused: this ring is lost
-    shop.desk.now_ms += BASE_MS
-    shop.deliver(session="ses_1")
-    assert shop.desk.state(version(session="ses_2")) == "delivered", "whichever key rang, it was its turn"
-    assert shop.desk.ring() == [version().key]
-
-
 def test_every_kind_of_outcome_is_settled(shop: Shop) -> None:
     # Whatever is added to the kinds later must be settled too.
     kinds: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]  # a Literal's

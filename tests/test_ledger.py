@@ -16,7 +16,7 @@ from app.identity import Identity
 from app.ledger import BATCH, Body, Claim, LedgerError, Standing, Version
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
-from app.ledger.upkeep import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX, RING_AGAIN_MS
+from app.ledger.upkeep import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 # --- insert
@@ -733,40 +733,17 @@ def test_each_session_with_something_due_is_rung_once(desk: Desk) -> None:
     desk.put(version("t2", session="ses_1"))
     desk.put(version("t1", session="ses_2"))
     assert desk.ring() == [version("t1", session="ses_1").key, version("t1", session="ses_2").key]
-    # A ring is under way for each session: its other jobs need none.
-    assert desk.ring() == []
-
-
-def test_ring_that_brought_no_claim_is_repeated(desk: Desk) -> None:
-    desk.put(version())
-    assert desk.ring() == [version().key]
-    desk.now_ms += RING_AGAIN_MS - 1
-    assert desk.ring() == []
-    desk.now_ms += 1
-    assert desk.ring() == [version().key]
-
-
-def test_ring_from_before_the_clock_was_set_back_is_not_waited_for(desk: Desk) -> None:
-    desk.put(version())
-    desk.now_ms = 100_000
-    assert desk.ring() == [version().key]
-    desk.now_ms = 50_000
-    assert desk.ring() == [version().key]
+    assert desk.ring(rung=(version("t1", session="ses_1").key,)) == [version("t1", session="ses_2").key]
 
 
 def test_rings_are_bounded(desk: Desk) -> None:
     for n in range(8):
         desk.put(version(session=f"ses_{n}"))
-    assert [len(desk.ring(3)), len(desk.ring(3)), len(desk.ring(3)), len(desk.ring(3))] == [3, 3, 2, 0]
-
-
-def test_forgotten_rings_are_repeated_at_once(desk: Desk) -> None:
-    desk.put(version())
-    assert desk.ring() == [version().key]
-    assert desk.ring() == []
-    assert ledger.forget_rings(desk.db, desk.destination) == 1
-    assert desk.ring() == [version().key]
-    assert ledger.forget_rings(desk.db, desk.destination + 1) == 0
+    first = desk.ring(3)
+    second = desk.ring(3, tuple(first))
+    third = desk.ring(3, (*first, *second))
+    assert ([len(first), len(second), len(third)], len({*first, *second, *third})) == ([3, 3, 2], 8)
+    assert desk.ring(3, (*first, *second, *third)) == []
 
 
 def test_session_in_flight_is_not_rung(desk: Desk) -> None:
@@ -787,7 +764,6 @@ def back_untried(desk: Desk, held: Claim) -> bool:
 @pytest.mark.parametrize("back", [back_for_later, back_untried])
 def test_job_given_back_or_retried_is_rung_again_when_due(desk: Desk, back: Callable[[Desk, Claim], bool]) -> None:
     desk.put(version())
-    desk.ring()
     assert back(desk, desk.held())
     assert desk.ring() == []
     desk.now_ms = 1_500
@@ -796,7 +772,6 @@ def test_job_given_back_or_retried_is_rung_again_when_due(desk: Desk, back: Call
 
 def test_what_a_worker_lets_go_of_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
-    desk.ring()
     desk.held()
     assert ledger.release_all(desk.db, WORKER) == 1
     assert desk.ring() == [version().key]
@@ -804,7 +779,6 @@ def test_what_a_worker_lets_go_of_is_rung_at_once(desk: Desk) -> None:
 
 def test_recovered_job_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
-    desk.ring()
     desk.held()
     ledger.recover(desk.db, 1_000, [WORKER])
     assert desk.ring() == [version().key]
@@ -1186,10 +1160,9 @@ def test_sessions_with_something_live_are_rung_before_history(desk: Desk) -> Non
     desk.put(version("live", session="ses_live"))
     live = {version("live", session="ses_both").key, version("live", session="ses_live").key}
     assert set(desk.ring(limit=2)) == live
-    assert desk.ring(limit=10) == [history("old", session=f"ses_old{number}").key for number in range(3)] + [
-        history("old", session="ses_both").key
-    ]
-    assert desk.ring() == []
+    old = [history("old", session=f"ses_old{number}").key for number in range(3)]
+    assert desk.ring(limit=10, rung=tuple(live)) == old
+    assert desk.ring(rung=(*live, *old)) == []
 
 
 def test_what_is_live_among_a_sessions_history_is_found_by_an_index_of_its_own(desk: Desk) -> None:
@@ -1209,7 +1182,7 @@ HOT: dict[str, Callable[[Desk], object]] = {
     "next_due_ms": lambda desk: ledger.next_due_ms(desk.db, desk.destination, 1_000),
     "next_of_session": lambda desk: ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000),
     "sendable": lambda desk: ledger.sendable(desk.db, desk.destination, 1_000),
-    "give_back_all": lambda desk: ledger.release_all(desk.db, WORKER),
+    "release_all": lambda desk: ledger.release_all(desk.db, WORKER),
     "held_bytes": lambda desk: ledger.held_bytes(desk.db),
     "excess_of_folders": lambda desk: ledger.excess_of_folders(desk.db, {"": 0}),
     "drop_oversize": lambda desk: ledger.drop_oversize(desk.db, 1_000, 0),

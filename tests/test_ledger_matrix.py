@@ -36,11 +36,6 @@ def backoff(desk: Desk, held: Claim) -> None:
     desk.retry_later(held, due_ms=LATER_MS)
 
 
-def rung(desk: Desk, held: Claim) -> None:
-    pending(desk, held)
-    desk.ring()
-
-
 def put_off(desk: Desk, held: Claim) -> None:
     """By a clock that was wrong."""
     ledger.release(desk.db, held, due_ms=DAY_MS)
@@ -153,7 +148,6 @@ def dropped_purged(desk: Desk, held: Claim) -> None:
 STATES: dict[str, Callable[[Desk, Claim], None]] = {
     "pending": pending,
     "in backoff": backoff,
-    "rung": rung,
     "put off": put_off,
     "held": on_hold,
     "sent again": sent_again,
@@ -179,8 +173,7 @@ STATES: dict[str, Callable[[Desk, Claim], None]] = {
 }
 """What is done to a job that was just claimed, so that it is in that state."""
 
-NOT_RUNG = ("pending", "sent again", "emptied")
-DUE = (*NOT_RUNG, "rung")
+DUE = ("pending", "sent again", "emptied")
 FREE = (*DUE, "in backoff", "put off", "held")
 OURS = ("leased", "emptied leased")
 IN_FLIGHT = (*OURS, "retaken")
@@ -261,11 +254,6 @@ def claim_beside(desk: Desk, *, concurrency: int | None = None, kills: int = 0) 
     desk.db.execute("update job set kills = ? where key = ?", (kills, version(session="ses_2").key))
     desk.db.execute("update destination set concurrency = ?", (concurrency,))
     return desk.claim()
-
-
-def ring_after_pause(desk: Desk, probe_ms: int) -> object:
-    desk.pause(probe_ms=probe_ms)
-    return desk.ring()
 
 
 def pause(desk: Desk, held: Claim, *, is_charged: bool) -> bool:
@@ -408,10 +396,6 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, *_: ledger.recover(d.db, d.now_ms, [WORKER, "worker-b"]),
         {**to("pending", *IN_FLIGHT), **LEASE_GONE},
     ),
-    "to_ring": (lambda d, *_: version().key in d.ring(), to("pending", *NOT_RUNG)),
-    "to_ring while paused": (lambda d, *_: ring_after_pause(d, LATER_MS), {}),
-    "to_ring for a probe": (lambda d, *_: ring_after_pause(d, 1_000), to("pending", *NOT_RUNG)),
-    "forget_rings": (lambda d, *_: ledger.forget_rings(d.db, d.destination), to("pending", "rung")),
     "unwarp": (lambda d, *_: ledger.unwarp(d.db, d.now_ms), to("pending", "put off")),
     "note_sleep": (lambda d, *_: ledger.note_sleep(d.db, 1, d.now_ms), {}),
     "steady_ms": (lambda d, *_: ledger.steady_ms(d.db, d.now_ms) < 0, {}),
@@ -476,8 +460,8 @@ READERS = {
     "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
-    "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "trusted_age_ms", "unacknowledged",
-    "without_bodies",
+    "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "to_ring", "trusted_age_ms",
+    "unacknowledged", "without_bodies",
 }  # fmt: skip
 TABLES = (
     "notice", "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder",

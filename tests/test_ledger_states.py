@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from app import destination, ledger
 from app.ledger import Body, Choice, Claim, FailedAttempt, Remade, Unconfirmed, Version
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
-from app.ledger.upkeep import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
+from app.ledger.upkeep import KILLS_MAX, UNSEEN_MS
 from app.recall import REOPENED
 from tests.ledger_model import LOOSE, Job, Model
 
@@ -462,7 +462,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(
         step=st.sampled_from(
-            ["wait", "wait", "wait", "expire", "recover", "die", "die", "ring", "forget rings", "let all go", "clock"]
+            ["wait", "wait", "wait", "expire", "recover", "die", "die", "ring", "let all go", "clock"]
         ),
         amount=AMOUNTS,
     )
@@ -472,15 +472,13 @@ class Histories(RuleBasedStateMachine):
             case "wait":
                 self.now_ms += 1 + amount
             case "expire":
-                self.now_ms += RING_AGAIN_MS
+                self.now_ms += 15 * LEASE_MS
             case "clock" if amount == 0:
                 self.set_clock_back()
             case "recover" | "die":
                 self.recover(died=step == "die")
             case "ring":
                 self.ring()
-            case "forget rings":
-                self.forget_rings()
             case "let all go":
                 self.let_all_go()
 
@@ -499,17 +497,11 @@ class Histories(RuleBasedStateMachine):
             case "forget":
                 self.forget_acknowledgements()
 
-    def forget_rings(self) -> None:
-        rung = self.model.chosen(lambda job: job.state == "pending" and job.rung_ms is not None)
-        assert ledger.forget_rings(self.db, self.destination) == len(rung)
-        for job in rung:
-            job.rung_ms = None
-
     def let_all_go(self) -> None:
         leased = self.model.leased
         assert ledger.release_all(self.db, "w") == len(leased)
         for job in leased:
-            job.lease_until_ms = job.rung_ms = None
+            job.lease_until_ms = None
 
     def recover(self, *, died: bool) -> None:
         orphans = [job for job in self.model.leased if died or (job.lease_until_ms or 0) <= self.now_ms]
@@ -538,8 +530,8 @@ class Histories(RuleBasedStateMachine):
         assert all(job in expected for job in jobs)
         # Nothing that is history is rung before, or instead of, what is live.
         assert [job.is_history for job in jobs] == sorted(job.is_history for job in expected)[: len(jobs)]
-        for job in jobs:
-            job.rung_ms = self.now_ms
+        # Whoever is rung is not rung again; another of the same session is neither.
+        assert not set(ledger.to_ring(self.db, self.destination, self.now_ms, 10, rung)) & set(rung)
 
     def drop_session(self, session: str) -> None:
         for job in self.model.chosen(lambda job: job.session == session and job.confirm_ms is not None):
@@ -639,7 +631,6 @@ class Histories(RuleBasedStateMachine):
                 (row["state"], row["drop_reason"], row["facts_ms"], row["policy"], row["enqueued_ms"]),
                 (row["due_ms"], row["finished_ms"], row["attempted_ms"], row["lease_until_ms"]),
                 (row["attempt"], row["setbacks"], row["failures"], row["kills"], row["resends"]),
-                row["rung_ms"] if row["state"] == "pending" else None,
                 row["hold_reason"] if row["state"] == "pending" else None,
                 (row["body_bytes"], row["confirm_ms"], bool(row["is_recall"]), bool(row["is_sealed"])),
                 (row["confirmed_ms"], bool(row["body_not_stored"])) if row["state"] == "delivered" else None,
@@ -650,7 +641,6 @@ class Histories(RuleBasedStateMachine):
                 (job.state, job.reason, job.facts_ms, job.policy, job.enqueued_ms),
                 (job.due_ms, job.finished_ms, job.attempted_ms, job.lease_until_ms),
                 (job.attempt, job.setbacks, job.failures, job.kills, job.resends),
-                job.rung_ms if job.state == "pending" else None,
                 job.hold if job.state == "pending" else None,
                 (job.size, job.confirm_ms, job.is_recall, job.is_sealed),
                 (job.confirmed_ms, job.not_stored) if job.state == "delivered" else None,

@@ -150,7 +150,7 @@ def test_dropped_jobs_are_another_reading(desk: Desk) -> None:
 
 def test_a_retried_letter_is_as_new_and_due_now(desk: Desk) -> None:
     die(desk, version(), records=3)
-    desk.db.execute("update job set kills = 4, setbacks = 9, failures = 5, passes_seen = 7, rung_ms = 1, resends = 2")
+    desk.db.execute("update job set kills = 4, setbacks = 9, failures = 5, passes_seen = 7, resends = 2")
     attempt = desk.row()["attempt"]
     desk.now_ms += DAY_MS
     assert retry(desk) == [version().key]
@@ -159,7 +159,7 @@ def test_a_retried_letter_is_as_new_and_due_now(desk: Desk) -> None:
     assert (row["due_ms"], row["enqueued_ms"], row["finished_ms"]) == (desk.now_ms, desk.now_ms, None)
     names = ("kills", "setbacks", "failures", "resends")
     assert [row[name] for name in names] == [0] * len(names)
-    assert (row["passes_seen"], row["attempted_ms"], row["rung_ms"], row["error"]) == (None, None, None, None)
+    assert (row["passes_seen"], row["attempted_ms"], row["error"]) == (None, None, None)
     assert row["attempt"] == attempt + 1
     assert desk.ring() == [version().key]
     desk.deliver(version())

@@ -162,7 +162,6 @@ from app.ledger.room import (
     without_bodies,
 )
 from app.ledger.upkeep import (
-    forget_rings,
     leasing_workers,
     next_due_ms,
     next_of_session,
@@ -255,7 +254,6 @@ __all__ = [
     "forget_acknowledgements",
     "forget_footprints",
     "forget_notices",
-    "forget_rings",
     "frozen",
     "give_up_bodies",
     "give_up_confirmation",

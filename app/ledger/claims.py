@@ -239,7 +239,7 @@ def _retry_later(
     return finish(
         db,
         claim,
-        "due_ms = :due, error = :error, rung_ms = null, setbacks = setbacks + 1, failures = failures + :charged,"
+        "due_ms = :due, error = :error, setbacks = setbacks + 1, failures = failures + :charged,"
         " passes_seen = (select passes from destination where id = job.destination_id)",
         {"due": failed.ended_ms + delay_ms, "error": failed.error, "charged": is_charged},
     )
@@ -285,7 +285,7 @@ def _release(db: sqlite3.Connection, claim: Claim, due_ms: int, failed: FailedAt
     return finish(
         db,
         claim,
-        "rung_ms = null, due_ms = :due, error = coalesce(:error, error)",
+        "due_ms = :due, error = coalesce(:error, error)",
         {"due": due_ms, "error": failed and failed.error},
     )
 
@@ -319,8 +319,7 @@ def _end_attempt(db: sqlite3.Connection, claim: Claim, ended: FailedAttempt) -> 
 def release_all(db: sqlite3.Connection, worker: str) -> int:
     """leased by this worker -> not leased, uncharged: it was told to stop and lets everything go."""
     updated = db.execute(
-        "update job set lease_until_ms = null, worker = null, rung_ms = null"
-        " where lease_until_ms is not null and worker = ?",
+        "update job set lease_until_ms = null, worker = null where lease_until_ms is not null and worker = ?",
         (worker,),
     )
     return updated.rowcount

@@ -128,7 +128,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
             db,
             due,
             # The attempt number moves on: whoever else looks at the same job must not settle it, too.
-            "state = 'pending', due_ms = :now, finished_ms = null, confirm_ms = null, rung_ms = null,"
+            "state = 'pending', due_ms = :now, finished_ms = null, confirm_ms = null,"
             " attempt = attempt + 1, resends = resends + 1, setbacks = 0, failures = 0, passes_seen = null",
             {"now": now_ms},
             condition=_HAS_RECORDS.format(job="job"),

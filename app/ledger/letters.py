@@ -220,7 +220,7 @@ def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tupl
         rows = db.execute(
             "update job set state = 'pending', due_ms = :now, finished_ms = null, enqueued_ms = :now, error = null,"
             " attempt = attempt + 1, setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null,"
-            " rung_ms = null, lease_until_ms = null, worker = null, resends = 0, body_not_stored = 0"
+            " lease_until_ms = null, worker = null, resends = 0, body_not_stored = 0"
             " where id in (select value from json_each(:jobs)) and state = 'dead' returning destination_id, key",
             arguments,
         ).fetchall()

@@ -22,7 +22,7 @@ def hold(db: sqlite3.Connection, claim: Claim, *, due_ms: int, reason: str) -> b
         return finish(
             db,
             claim,
-            "rung_ms = null, due_ms = :due, hold_reason = :reason",
+            "due_ms = :due, hold_reason = :reason",
             {"due": due_ms, "reason": reason},
         )
 
@@ -40,7 +40,7 @@ def hold_folder(db: sqlite3.Connection, destination_id: int, folder: str, *, due
 def release_folder(db: sqlite3.Connection, destination_id: int, folder: str, now_ms: int) -> int:
     """pending, held -> pending, due now: all of the folder."""
     return db.execute(
-        "update job set due_ms = :now, rung_ms = null, hold_reason = null where destination_id = :destination"
+        "update job set due_ms = :now, hold_reason = null where destination_id = :destination"
         f" and state = 'pending' and hold_reason is not null and session_id in ({_OF_FOLDER})",
         {"destination": destination_id, "folder": folder, "now": now_ms},
     ).rowcount

@@ -309,7 +309,7 @@ def _write(  # noqa: PLR0913 - one row's columns
         " finished_ms = excluded.finished_ms, record_count = excluded.record_count, body_bytes = excluded.body_bytes,"
         # The attempt number moves on: a worker that still posts the old version must not finish this one.
         " attempt = attempt + 1, lease_until_ms = null, worker = null,"
-        " setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null, rung_ms = null, error = null,"
+        " setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null, error = null,"
         " confirm_ms = null, confirmed_ms = null, resends = 0, body_not_stored = 0, hold_reason = null"
         # Which of these it may be, `standing` has decided.
         " where (state in ('superseded', 'dropped', 'delivered', 'dead')"
