@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from app import ledger
 from app.enqueue import body_of
-from app.export import Capture, Export, exports
+from app.export import Capture, Export, split
 from app.folders import Folders
 from app.identity import Identity
 from app.ledger import Exported, Print
@@ -27,7 +27,7 @@ from app.opencode import Store
 from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
 from app.record import Kind, Record
-from app.transcript import Transcript, TranscriptError, Turn
+from app.transcript import Transcript, TranscriptError
 
 GONE = "no longer in OpenCode's store"
 EXPORT_MODE = "export mode"
@@ -206,8 +206,8 @@ class _Comparison:
 
 def encoded(transcript: Transcript, capture: Capture, identity: Identity) -> dict[str, Export]:
     """What each turn becomes under a capture; nothing is encoded before it is asked for."""
-    found = exports(transcript, capture, identity, abandoned=True)
-    return {one.turn: one for one in found if not isinstance(one, Turn)}
+    ready, _ = split(transcript, capture, identity, abandoned=True)
+    return {one.turn: one for one in ready}
 
 
 def bare(today: Capture | None) -> Capture:

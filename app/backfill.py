@@ -19,10 +19,11 @@ from pathlib import Path
 from app import clock, ledger
 from app.capture import why_nothing
 from app.destination import Destination
-from app.enqueue import Place, enqueue, outlook
+from app.enqueue import Place, Request, enqueue, outlook
 from app.export import Capture
 from app.folders import Folders
-from app.ledger import SESSION_RECORD, Standing
+from app.ledger import SESSION_RECORD
+from app.ledger.decision import BACKFILL, WANTED, Decision, Reopen
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions
 from app.reconcile import is_quiet
@@ -33,8 +34,6 @@ from app.transcript import Transcript, TranscriptError
 
 AGE_MS_MAX = 90 * 24 * 3_600_000
 """Helicone keeps bodies for so long, counted from when the turn happened: it would blank those of older ones."""
-ASKED_BACK = ("age", "size")
-"""Why a backfill takes dropped jobs back without being told to: nobody has decided that these shall not be sent."""
 LOOK_S = 0.2
 WORKER_S = 2.0
 """How long nobody may be seen delivering: a worker that makes way for a newer one is gone for less."""
@@ -54,7 +53,7 @@ class Choice:
     """Of any age; () for all."""
     directory: Path | None = None
     """Those that were started there; None for all."""
-    reopen: tuple[str, ...] = ASKED_BACK
+    reopen: Reopen = BACKFILL
 
 
 @dataclass(slots=True)
@@ -185,12 +184,11 @@ class Backfill:
                 transcript,
                 capturing,
                 self._place(session),
-                abandoned=self._is_over(session, changed_ms),
-                reopen=self._choice.reopen,
+                Request(abandoned=self._is_over(session, changed_ms), reopen=self._choice.reopen),
             )
         )
-        project.shut += sum(standing is Standing.SHUT for _, standing in found)
-        wanted = [export for export, standing in found if standing in {Standing.NEW, Standing.REOPENED}]
+        project.shut += sum(decision is Decision.REFUSED for _, decision in found)
+        wanted = [export for export, decision in found if decision in WANTED]
         if wanted:
             plan.sessions.append(session)
             project.sessions += 1
@@ -246,9 +244,9 @@ class Backfill:
                     self._place(session),
                     now_ms=clock.now_ms(),
                     ring=lambda _: None,
-                    abandoned=self._is_over(session, changed_ms or 0),
-                    reopen=self._choice.reopen,
-                    is_history=True,
+                    request=Request(
+                        abandoned=self._is_over(session, changed_ms or 0), reopen=self._choice.reopen, is_history=True
+                    ),
                     admit=admit,
                 )
                 fed.new += done.new

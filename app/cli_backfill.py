@@ -8,14 +8,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from app import clock, ledger, screen
-from app.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, Room
+from app.backfill import Backfill, Choice, Fed, NoRoomError, Plan, Room
 from app.command import (
     DONE,
     PROBLEM,
@@ -35,6 +35,7 @@ from app.command import (
     sources_of,
 )
 from app.db import open_ledger, open_whole
+from app.ledger.decision import BACKFILL, DropReason
 from app.opencode import Store, store_file
 from app.settings import Settings
 from app.sources import Sources
@@ -83,11 +84,12 @@ def _backfill(  # noqa: PLR0913 - one for each option
     next one. No worker is started.
     """
     sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
+    asked: set[DropReason] = {"off"} if include_off else set()
     choice = Choice(
         since_ms=moment(since),
         sessions=tuple(session or ()),
         directory=None if project is None else project.absolute(),
-        reopen=(*ASKED_BACK, *(["off"] if include_off else []), *(["body_not_stored"] if body_not_stored else [])),
+        reopen=replace(BACKFILL, dropped=BACKFILL.dropped | asked, body_not_stored=body_not_stored),
     )
     store = Store(db or store_file(os.environ))
     with store.kept_open():

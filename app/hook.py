@@ -17,7 +17,7 @@ from app.bell import Bell
 from app.capturing import Captures
 from app.connection import flushed_together
 from app.db import heal, open_ledger
-from app.enqueue import Enqueued, Place, enqueue
+from app.enqueue import Enqueued, Place, Request, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
@@ -265,10 +265,9 @@ class Hook:
         """Some turns of a session out of OpenCode's store."""
         self._adopt(transcript.session.id)
         now_ms, ring = clock.now_ms(), self.bell.ring
+        request = Request(only=only, abandoned=abandoned)
         with flushed_together(self.db):
-            done = enqueue(
-                self.db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned
-            )
+            done = enqueue(self.db, transcript, capture, place, now_ms=now_ms, ring=ring, request=request)
         self._tell(transcript.session.id, done)
         if done.keys:
             self._bound()

@@ -18,19 +18,15 @@ from app.bell import Bell
 from app.capture import why_nothing
 from app.db import open_whole
 from app.destination import Destination
-from app.enqueue import Enqueued, Place, enqueue
+from app.enqueue import Enqueued, Place, Request, enqueue
 from app.folders import Folders
+from app.ledger.decision import IMPORT
 from app.opencode import Export, ExportError, File, examine, families, snapshot
 from app.parse import parse
 from app.settings import Settings
 from app.sources import Sources
 from app.spool import folder, target
 from app.transcript import TranscriptError
-
-ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")
-"""Why an import takes jobs back, as a person asks for them: dropped for these, stored without their bodies, or
-there under a stricter policy than the one in force. What was `off` or `deleted` stays so."""
-
 
 SANITIZED = (
     "a sanitized export of a session that is known: its placeholders would replace the texts at Helicone (--sanitized"
@@ -165,8 +161,7 @@ def _root(
         Place(ours.id, folder(db, root.directory)),
         now_ms=clock.now_ms(),
         ring=ring,
-        abandoned=True,
-        reopen=ASKED_BACK,
+        request=Request(abandoned=True, reopen=IMPORT),
     )
     return _told(root, done, settings)
 

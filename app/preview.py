@@ -14,7 +14,7 @@ from app import ledger
 from app.capture import why_nothing
 from app.db import open_ledger
 from app.enqueue import Place, identity_of, own_turns
-from app.export import Capture, exports
+from app.export import Capture, split
 from app.folders import Folders
 from app.importing import Imported, examined, why
 from app.opencode import Export, ExportError, File, families, snapshot
@@ -23,7 +23,7 @@ from app.privacy.redact import identity_hits, redact_session, redact_turn
 from app.record import Record
 from app.sources import Sources
 from app.spool import find_target, folder
-from app.transcript import Transcript, TranscriptError, Turn
+from app.transcript import Transcript, TranscriptError
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +95,14 @@ def _family(
     transcript = own_turns(db, transcript)
     place = Place(destination_id, folder(db, root.directory))
     identity = identity_of(db, transcript, capturing, place)
+    ready, _ = split(transcript, capturing, identity, abandoned=True)
     hits, of_identity = _hits(transcript, capturing)
     return Previewed(
         file=root.file.name,
         session=root.session,
         outcome="previewed",
         mode=capturing.policy.mode,
-        records=tuple(
-            record
-            for export in exports(transcript, capturing, identity, abandoned=True)
-            if not isinstance(export, Turn)
-            for record in export.encode()
-        ),
+        records=tuple(record for export in ready for record in export.encode()),
         hits=dict(hits),
         identity_hits=dict(of_identity),
     )

@@ -20,7 +20,8 @@ from app.enqueue import body_of
 from app.export import Capture, Export
 from app.folders import Folders
 from app.identity import Identity
-from app.ledger import Body, Exported, Standing, Version
+from app.ledger import Body, Exported, Version
+from app.ledger.decision import RECALL, WANTED
 from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
 from app.precedent import Precedent, mode_of
@@ -30,8 +31,6 @@ from app.privacy.user_patterns import compile_pattern
 from app.record import Record, blank
 from app.transcript import Transcript, TranscriptError, key
 
-REOPENED = ("delivered", "dead", "pending", "sealed", "body_not_stored", "age", "size", "purged", "deleted", "off")
-"""Whatever became of a turn: what of it is at Helicone is overwritten."""
 BY_BLANK = "recall it with --blank"
 
 
@@ -135,10 +134,10 @@ class Recall:
         expected: list[Likeness] = []
         in_flight: list[str] = []
         for one in plan.rewrites:
-            standing = ledger.insert(
-                self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=REOPENED
+            decision = ledger.insert(
+                self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=RECALL
             )
-            if standing in {Standing.NEW, Standing.REOPENED} and self._covers(plan.session, one):
+            if decision in WANTED and self._covers(plan.session, one):
                 expected += (likeness(plan.session, body) for body in one.bodies)
             else:
                 in_flight.append(one.version.turn)

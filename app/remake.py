@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from app import destination, ledger
-from app.enqueue import Place, body_of, enqueue, marks
-from app.export import Capture, Export, exports
+from app.enqueue import Place, Request, body_of, enqueue, marks
+from app.export import Capture, Export, split
 from app.identity import Identity
 from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade
+from app.ledger.decision import REFILL
 from app.opencode import ExportError, Store, StoreError
 from app.presence import open_sessions
 from app.privacy.policy import Hold
@@ -70,8 +71,7 @@ class Remaking:
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
                     ring=ring,
-                    abandoned=wanted.session not in open_sessions(self._hooks),
-                    only=wanted.turns,
+                    request=Request(abandoned=wanted.session not in open_sessions(self._hooks), only=wanted.turns),
                 )
             return True
         return False
@@ -112,9 +112,11 @@ class Remaking:
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
                     ring=ring,
-                    abandoned=abandoned,
-                    only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
-                    reopen=("pending",),
+                    request=Request(
+                        abandoned=abandoned,
+                        reopen=REFILL,
+                        only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
+                    ),
                 )
             return True
         return False
@@ -136,12 +138,11 @@ class Remaking:
         known = ledger.frozen(db, self._destination_id, wanted.session)
         identity = known[1] if known is not None else Identity(capturing.user_id)
         digest = capturing.policy.digest(identity.user_id)
+        ready, _ = split(transcript, capturing, identity, abandoned=abandoned)
         return {
             export.turn
-            for export in exports(transcript, capturing, identity, abandoned=abandoned)
-            if isinstance(export, Export)
-            and export.turn in wanted.turns
-            and ledger.may_refill(db, self._destination_id, _remade(db, export, digest))
+            for export in ready
+            if export.turn in wanted.turns and ledger.may_refill(db, self._destination_id, _remade(db, export, digest))
         }
 
     def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Remade | Hold | None:
@@ -166,8 +167,9 @@ class Remaking:
                 None if is_the_one else Hold("its text is in another store of OpenCode than the one that is read here")
             )
         # It was exported once, in the form that it had: whole, or interrupted for ever.
-        for export in exports(transcript, made_under, known[1], abandoned=True):
-            if isinstance(export, Export) and export.turn == held.turn:
+        ready, _ = split(transcript, made_under, known[1], abandoned=True)
+        for export in ready:
+            if export.turn == held.turn:
                 return _remade(db, export, made_under.policy.digest(known[1].user_id))
         return None
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from app import clock, destination
 from app.connection import Ledger, flushed_together
-from app.enqueue import Enqueued, Place, enqueue
+from app.enqueue import Enqueued, Place, Request, enqueue
 from app.export import Capture
 from app.folders import Folders
 from app.opencode import ExportError, Store, store_file
@@ -36,8 +36,8 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
         transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
     ) -> Enqueued:
         with flushed_together(db):
-            now_ms, ring = clock.now_ms(), lambda _: None
-            done = enqueue(db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned)
+            request = Request(only=only, abandoned=abandoned)
+            done = enqueue(db, transcript, capture, place, now_ms=clock.now_ms(), ring=lambda _: None, request=request)
         found.extend(done.keys)
         return done
 

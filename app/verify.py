@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app import clock, destination, ledger
 from app.db import open_ledger
-from app.enqueue import holds_sealed, own_turns
+from app.enqueue import own_turns
 from app.export import children
 from app.folders import Folders
 from app.opencode import ExportError, Store, StoredSession, StoreError
@@ -103,7 +103,9 @@ class Verification:
         )
         turns = list(stored_turns(transcript))
         sealed = frozenset(
-            turn.id for turn in transcript.turns if holds_sealed(self._db, self.destination_id, children(turn))
+            turn.id
+            for turn in transcript.turns
+            if ledger.any_sealed(self._db, self.destination_id, list(children(turn)))
         )
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
         known = ledger.exported(self._db, self.destination_id, session.id)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from dataclasses import replace
 
 from app import destination, ledger
-from app.ledger import Body, Claim, FailedAttempt, Standing, Version
+from app.ledger import Body, Claim, FailedAttempt, Version
+from app.ledger.decision import LIVE, Decision, Reopen
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -48,11 +50,12 @@ class Desk:
         records: int = 1,
         *,
         text: str | None = None,
-        reopen: tuple[str, ...] = (),
+        reopen: Reopen = LIVE,
         off: bool = False,
-    ) -> Standing:
+    ) -> Decision:
         made = bodies(f"{wanted.session} {wanted.turn}", records, wanted.key if text is None else text)
-        return ledger.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen, off=off)
+        wanted = replace(wanted, is_off=off)
+        return ledger.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen)
 
     def claim(self, wanted: Version | None = None, worker: str = WORKER) -> Claim | None:
         return ledger.claim(

@@ -16,7 +16,7 @@ from app.bell import Bell
 from app.capture import capture
 from app.db import open_ledger
 from app.enqueue import Place, enqueue
-from app.export import Capture, Export, exports
+from app.export import Capture, split
 from app.identity import Identity
 from app.parse import parse
 from app.sources import unattended
@@ -58,8 +58,8 @@ def growing(session: int, turns: int) -> Fields:
 
 def records(session: int, turns: int, capturing: Capture) -> Iterator[tuple[str, bytes]]:
     """(request id, body) of what the receiver must hold of a session in the end."""
-    for export in exports(parse(growing(session, turns)), capturing, Identity(""), abandoned=False):
-        assert isinstance(export, Export)
+    ready, _ = split(parse(growing(session, turns)), capturing, Identity(""), abandoned=False)
+    for export in ready:
         for record in export.encode():
             yield record.request_id, record.body
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from app.destination import CONCURRENCY_MAX
-from app.ledger import Body, Standing, Version
+from app.ledger import Body, Version
 from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.decision import Decision, Reopen
 
 LOOSE = "loose"
 
@@ -159,31 +160,34 @@ class Model:
 
     # --- versions come in
 
-    def expect(self, version: Version, *, off: bool, reopen: Collection[str]) -> Standing:
+    def expect(self, version: Version, *, off: bool, reopen: Reopen) -> Decision:
         key, current = self.current(version.session, version.turn)
         known = version.key in self.jobs
         if current is None:
-            return Standing.REOPENED if known else Standing.NEW
+            return Decision.REOPENED if known else Decision.NEW
         reason = "body_not_stored" if current.not_stored else current.reason
         if key == version.key:
             reasons = {reason, current.state if current.is_free else "in flight"}
-            return Standing.REOPENED if reasons & {"policy", *reopen} else Standing.KNOWN
+            asked = {"policy", *reopen.dropped, *reopen.states} | (
+                {"body_not_stored"} if reopen.body_not_stored else set()
+            )
+            return Decision.REOPENED if reasons & asked else Decision.KNOWN
         shut = {reason} & {"off", "deleted"} | ({"sealed"} if current.is_sealed else set())
-        if shut - set(reopen):
-            return Standing.SHUT
+        if shut - {*reopen.dropped, *({"sealed"} if reopen.sealed else ())}:
+            return Decision.REFUSED
         if off and version.facts_ms <= current.facts_ms:
-            return Standing.KNOWN
+            return Decision.KNOWN
         if version.facts_ms < current.facts_ms:
-            return Standing.KNOWN if known else Standing.SUPERSEDED
-        return Standing.REOPENED if known else Standing.NEW
+            return Decision.KNOWN if known else Decision.SUPERSEDED
+        return Decision.REOPENED if known else Decision.NEW
 
-    def insert(self, version: Version, made: list[Body], verdict: Standing, now_ms: int, *, off: bool) -> None:
+    def insert(self, version: Version, made: list[Body], verdict: Decision, now_ms: int, *, off: bool) -> None:
         key, current = self.current(version.session, version.turn)
-        if verdict in {Standing.KNOWN, Standing.SHUT}:
+        if verdict in {Decision.KNOWN, Decision.REFUSED}:
             if current is not None and key == version.key:
                 current.facts_ms = max(current.facts_ms, version.facts_ms)
             return
-        if verdict is Standing.SUPERSEDED:
+        if verdict is Decision.SUPERSEDED:
             self._write(version, [], "superseded", None, now_ms)
             return
         if current is not None and current.is_recall:

@@ -25,7 +25,7 @@ from app import ledger
 from app.capture import capture
 from app.destination import destinations
 from app.envelope import BODY_BYTES_MAX
-from app.export import Capture, Export, exports
+from app.export import Capture, split
 from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
 from app.opencode import ExportError, File, Store, examine, snapshot
@@ -392,7 +392,7 @@ class Expected:
         transcript = self._transcript(session)
         if transcript is None:
             return
-        told = [one for one in exports(transcript, capturing, Identity(""), abandoned=False) if isinstance(one, Export)]
+        told, _ = split(transcript, capturing, Identity(""), abandoned=False)
         # What a fork has copied is left to its origin, should that be among the sessions.
         copies = {turn.digest for turn in transcript.turns if turn.is_copy}
         for one in told:

@@ -16,14 +16,13 @@ import pytest
 from app import backfill, clock, destination
 from app.capture import capture
 from app.command import STOPPED
-from app.export import Export, exports
+from app.export import split
 from app.identity import Identity
 from app.parse import parse
 from app.presence import Announced
 from app.privacy.policy import Mode
 from app.settings import Settings
 from app.spool import Spool, folder
-from app.transcript import Turn
 from tests import backfill as violence
 from tests.desk import Desk, version
 from tests.processes import PROJECT, Station, repository
@@ -78,11 +77,7 @@ def jobs(station: Station) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", exported())
 def test_logs_are_counted_as_they_are_encoded(name: str, mode: Mode) -> None:
     capturing = capture(Settings(export_mode=mode), ())
-    found = [
-        one
-        for one in exports(parse(export(name)), capturing, Identity(""), abandoned=True)
-        if not isinstance(one, Turn)
-    ]
+    found, _ = split(parse(export(name)), capturing, Identity(""), abandoned=True)
     assert found
     assert [one.record_count for one in found] == [len(list(one.encode())) for one in found]
 
@@ -93,8 +88,7 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     before = store.read_bytes()
     told = said(typed(station, "backfill", "--dry-run", "--json", *EVER))
     assert shape(told) == shape({**example("backfill"), "unreadable": [], "queued": None})
-    found = [one for name in names for one in exports(parse(export(name)), CAPTURE, Identity(""), abandoned=True)]
-    counted = [one for one in found if isinstance(one, Export)]
+    counted = [one for name in names for one in split(parse(export(name)), CAPTURE, Identity(""), abandoned=True)[0]]
     assert (told["logs"], told["sessions"]) == (sum(len(list(one.encode())) for one in counted), 3)
     assert told["turns"] == len(counted) - 3
     assert not station.spool.exists()

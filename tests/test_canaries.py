@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from app import destination, ledger
 from app.db import open_ledger
-from app.enqueue import Place, enqueue
+from app.enqueue import Place, Request, enqueue
 from app.export import Capture
 from app.opencode.translated import exported
 from app.parse import parse
@@ -253,7 +253,8 @@ def test_no_canary_gets_through_whatever_stands_around_it(
         spool = copytree(migrated, Path(folder) / "spool")
         with closing(open_ledger(spool)) as db:
             place = Place(destination.destination(db, "http://127.0.0.1:9", "", 0).id, "")
-            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, ring=lambda _: None, abandoned=True)
+            whole = Request(abandoned=True)
+            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, ring=lambda _: None, request=whole)
             leaving = bodies(spool)
             assert done.new
             assert canaries(every_byte(spool), *leaving) == []

@@ -17,8 +17,9 @@ from app.confirm import Allowance, Unread, looks_ms
 from app.connection import transaction
 from app.db import open_ledger
 from app.envelope import Log, encode
-from app.ledger import Body, Standing, Unconfirmed, Version
+from app.ledger import Body, Unconfirmed, Version
 from app.ledger.confirmations import AHEAD_MS_MAX
+from app.ledger.decision import BACKFILL, IMPORT, Decision
 from app.ledger.readback import Confirmations
 from tests.desk import Desk, bodies, version
 
@@ -45,7 +46,7 @@ class Helicone:
 
 def deliver(desk: Desk, wanted: Version, *, confirm_ms: int | None = 1_000, records: int = 2) -> None:
     """Delivered at the desk's time, and by default to be read back at once."""
-    assert desk.put(wanted, records) in {Standing.NEW, Standing.REOPENED}
+    assert desk.put(wanted, records) in {Decision.NEW, Decision.REOPENED}
     carry(desk, wanted, confirm_ms=confirm_ms)
 
 
@@ -216,9 +217,9 @@ def test_a_row_without_body_sets_the_quota_and_marks_the_turn_and_logs_go_on(des
 def test_a_turn_stored_without_body_is_sent_again_whole_when_somebody_asks_and_only_then(desk: Desk) -> None:
     deliver(desk, T1)
     look(desk, Helicone({last_id(T1): False}))
-    assert desk.put(T1, 2) is Standing.KNOWN
-    assert desk.put(T1, 2, reopen=("age", "size")) is Standing.KNOWN
-    assert desk.put(T1, 2, reopen=("body_not_stored",)) is Standing.REOPENED
+    assert desk.put(T1, 2) is Decision.KNOWN
+    assert desk.put(T1, 2, reopen=BACKFILL) is Decision.KNOWN
+    assert desk.put(T1, 2, reopen=IMPORT) is Decision.REOPENED
     assert (desk.state(T1), desk.row(T1)["body_not_stored"]) == ("pending", 0)
     assert carry(desk, T1) == 2
     look(desk, Helicone({last_id(T1): True}))
@@ -228,16 +229,16 @@ def test_a_turn_stored_without_body_is_sent_again_whole_when_somebody_asks_and_o
 def test_a_confirmed_turn_is_not_taken_back(desk: Desk) -> None:
     deliver(desk, T1)
     look(desk, Helicone({last_id(T1): True}))
-    assert desk.put(T1, 2, reopen=("body_not_stored",)) is Standing.KNOWN
+    assert desk.put(T1, 2, reopen=IMPORT) is Decision.KNOWN
     assert desk.state(T1) == "delivered"
 
 
 def test_a_newer_version_of_a_turn_stored_without_body_sends_also_what_has_not_changed(desk: Desk) -> None:
-    assert desk.put(T1, 2, text="equal") is Standing.NEW
+    assert desk.put(T1, 2, text="equal") is Decision.NEW
     carry(desk, T1)
     look(desk, Helicone({last_id(T1): False}))
     newer = version("t1", "b", facts_ms=200)
-    assert desk.put(newer, 2, text="equal") is Standing.NEW
+    assert desk.put(newer, 2, text="equal") is Decision.NEW
     assert carry(desk, newer) == 2
 
 
@@ -335,7 +336,7 @@ def test_a_newer_version_supersedes_a_job_that_waits_to_be_confirmed(desk: Desk)
     deliver(desk, T1)
     (seen,) = due(desk)
     newer = version("t1", "b", facts_ms=200)
-    assert desk.put(newer, 2) is Standing.NEW
+    assert desk.put(newer, 2) is Decision.NEW
     assert (desk.state(T1), desk.records(T1), desk.row(T1)["confirm_ms"]) == ("superseded", 0, None)
     assert not ledger.confirmed(desk.db, seen, 1)
     assert not ledger.send_again(desk.db, seen, 1)

@@ -10,11 +10,11 @@ import pytest
 
 from app import destination, ledger
 from app.enqueue import Place
-from app.export import exports
+from app.export import split
 from app.identity import Identity
 from app.ledger import Frozen, footprint
+from app.ledger.decision import LIVE, REFILL, Decision, Reopen
 from app.parse import parse
-from app.transcript import Turn
 from tests import recorded
 from tests.desk import Desk, version
 from tests.test_enqueue import Door, capture
@@ -34,8 +34,7 @@ def test_a_footprint_tells_what_the_body_tells(door: Door, name: str) -> None:
     door.put(told, abandoned=True)
     made = {
         record.request_id: record
-        for export in exports(parse(told), capture(), Identity(""), abandoned=True)
-        if not isinstance(export, Turn)
+        for export in split(parse(told), capture(), Identity(""), abandoned=True)[0]
         for record in export.encode()
     }
     kept = [one for job in ledger.exported(door.db, door.place.destination_id, told["root"]) for one in job.prints]
@@ -68,9 +67,9 @@ def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection
     sealed = version(content="sealed")
     ledger.insert(db, desk.destination, replace(sealed, is_sealed=True), [], now_ms=1)
     newer = version(content="newer", facts_ms=900)
-    assert desk.put(newer) is ledger.Standing.SHUT
-    assert desk.put(sealed) is ledger.Standing.KNOWN
-    assert desk.put(newer, reopen=("sealed",)) is ledger.Standing.NEW
+    assert desk.put(newer) is Decision.REFUSED
+    assert desk.put(sealed) is Decision.KNOWN
+    assert desk.put(newer, reopen=Reopen(sealed=True)) is Decision.NEW
 
 
 def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
@@ -141,7 +140,7 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
     desk = Desk(db)
     desk.put(version())
 
-    def is_whole(changed_ms: int, *reopen: str, now_ms: int = 500) -> bool:
+    def is_whole(changed_ms: int, reopen: Reopen = LIVE, now_ms: int = 500) -> bool:
         facts = {"changed_ms": changed_ms, "now_ms": now_ms}
         return ledger.is_whole(db, desk.destination, "ses_1", **facts, policy=lambda _: "", reopen=reopen)
 
@@ -152,7 +151,7 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
     assert ledger.note_reconciled(db, desk.destination, "ses_1", 500, in_part=True)
     assert (is_whole(500), ledger.reconciled_ms(db, desk.destination, "ses_1")) == (False, 500)
     assert ledger.note_reconciled(db, desk.destination, "ses_1", 500)
-    assert not is_whole(500, "pending")
+    assert not is_whole(500, REFILL)
     db.execute(
         "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
     )

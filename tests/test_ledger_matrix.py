@@ -13,9 +13,9 @@ import pytest
 
 from app import destination, ledger
 from app.destination import Destination
-from app.ledger import Choice, Claim, FailedAttempt, Remade, Standing, TurnRead, Unconfirmed
+from app.ledger import Choice, Claim, FailedAttempt, Remade, TurnRead, Unconfirmed
 from app.ledger.claims import ISOLATED_KILLS
-from app.recall import REOPENED
+from app.ledger.decision import RECALL, Decision, Reopen
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
 
 DAY_MS = 24 * 3_600_000
@@ -207,7 +207,7 @@ SAME = {
 
 # --- what is done
 
-ASKED_FOR = ("age", "size", "deleted", "off", "purged", "body_not_stored")
+ASKED_FOR = Reopen(frozenset({"age", "size", "deleted", "off", "purged"}), body_not_stored=True)
 
 
 def complete(desk: Desk, held: Claim, confirm_ms: int | None) -> bool:
@@ -268,29 +268,29 @@ FINISHES = ("complete", "dead_letter", "retry_later", "pause", "release", "drop"
 Act: TypeAlias = Callable[[Desk, Claim, Unconfirmed], object]
 ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     # in
-    "insert the same": (lambda d, *_: d.put(version()) is not Standing.KNOWN, to("pending", "dropped policy")),
+    "insert the same": (lambda d, *_: d.put(version()) is not Decision.KNOWN, to("pending", "dropped policy")),
     "insert the same, asked for": (
-        lambda d, *_: d.put(version(), reopen=ASKED_FOR) is not Standing.KNOWN,
+        lambda d, *_: d.put(version(), reopen=ASKED_FOR) is not Decision.KNOWN,
         to("pending", *DROPPED, "body not stored"),
     ),
     "insert the same as newest": (
-        lambda d, *_: d.put(version(facts_ms=300)) is not Standing.KNOWN,
+        lambda d, *_: d.put(version(facts_ms=300)) is not Decision.KNOWN,
         to("pending", "dropped policy", *SUPERSEDED),
     ),
-    "insert an older": (lambda d, *_: d.put(version(content="old", facts_ms=50)) is Standing.NEW, {}),
+    "insert an older": (lambda d, *_: d.put(version(content="old", facts_ms=50)) is Decision.NEW, {}),
     "insert a newer": (
-        lambda d, *_: d.put(version(content="newest", facts_ms=300)) is Standing.NEW,
+        lambda d, *_: d.put(version(content="newest", facts_ms=300)) is Decision.NEW,
         to("superseded", *(state for state in CURRENT if state != SHUT)),
     ),
     "insert the same, recalled": (
-        lambda d, *_: d.put(replace(version(), is_recall=True), reopen=REOPENED) is not Standing.KNOWN,
+        lambda d, *_: d.put(replace(version(), is_recall=True), reopen=RECALL) is not Decision.KNOWN,
         to("pending", *FREE, *DELIVERED, *DEAD, *DROPPED),
     ),
     "insert a newer while off": (
-        lambda d, *_: d.put(version(content="newest", facts_ms=300), off=True) is Standing.NEW,
+        lambda d, *_: d.put(version(content="newest", facts_ms=300), off=True) is Decision.NEW,
         to("superseded", *(state for state in CURRENT if state != SHUT)),
     ),
-    "insert an equal one while off": (lambda d, *_: d.put(version(content="off"), off=True) is Standing.NEW, {}),
+    "insert an equal one while off": (lambda d, *_: d.put(version(content="off"), off=True) is Decision.NEW, {}),
     "compare_again": (lambda d, *_: ledger.compare_again(d.db, "place"), {}),
     "note_reconciled": (lambda d, *_: not ledger.note_reconciled(d.db, d.destination, "ses_1", 300), {}),
     "forget_footprints": (lambda d, *_: ledger.forget_footprints(d.db, -1) is None, {}),
@@ -452,15 +452,15 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "current_as",
+    "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "any_sealed",
     "current_turns", "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters",
     "due_for_confirmation", "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
     "exported_elsewhere",
     "exported_sessions", "frozen", "has_turn", "held", "held_bytes", "held_folders", "is_current",
-    "is_emptied", "is_history", "is_pending", "is_sealed", "is_whole", "last_body", "latest_ms", "leasing_workers",
+    "is_emptied", "is_history", "is_pending", "is_whole", "last_body", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
-    "read_back_failures", "reconciled_ms", "relies_on", "sendable", "standing", "to_ring", "trusted_age_ms",
+    "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_ring", "trusted_age_ms",
     "unacknowledged", "without_bodies",
 }  # fmt: skip
 TABLES = (

@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 from app import destination, ledger
 from app.ledger import Body, Choice, Claim, FailedAttempt, Remade, Unconfirmed, Version
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
+from app.ledger.decision import LIVE, RECALL, Reopen
 from app.ledger.upkeep import KILLS_MAX, UNSEEN_MS
-from app.recall import REOPENED
 from tests.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000
@@ -52,7 +52,8 @@ FINISHES = st.sampled_from(
         ],
     ]
 )
-ASKED_FOR = ("deleted", "size", "age", "purged", "body_not_stored")
+ASKED_FOR = Reopen(frozenset({"deleted", "size", "age", "purged"}), body_not_stored=True)
+OFF_TOO = replace(ASKED_FOR, dropped=ASKED_FOR.dropped | {"off"})
 TABLES = (
     "attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "confirmation", "destination",
 )  # fmt: skip
@@ -90,7 +91,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self, content: str) -> None:
         for session in ("ses_1", "ses_2"):
             self.insert(
-                session=session, turn="t1", content=content, later=1, count=2, how="", is_history=False, reopen=()
+                session=session, turn="t1", content=content, later=1, count=2, how="", is_history=False, reopen=LIVE
             )
 
     @rule(
@@ -101,7 +102,7 @@ class Histories(RuleBasedStateMachine):
         count=st.integers(1, 2),
         how=st.sampled_from(["", "", "", "", "", "", "off", "keyless", "recall", "sealed recall"]),
         is_history=st.booleans(),
-        reopen=st.sampled_from([(), ("off",), ASKED_FOR, ("off", *ASKED_FOR)]),
+        reopen=st.sampled_from([LIVE, Reopen(frozenset({"off"})), ASKED_FOR, OFF_TOO]),
     )
     def insert(  # noqa: PLR0913 - all that one version can be
         self,
@@ -113,26 +114,26 @@ class Histories(RuleBasedStateMachine):
         count: int,
         how: str,
         is_history: bool,
-        reopen: tuple[str, ...],
+        reopen: Reopen,
     ) -> None:
         key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
         policy = LOOSE if content == "a" else "strict"
         self.facts_ms += later
         version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history)
-        version = replace(version, is_recall="recall" in how, is_sealed=how == "sealed recall")
-        made = records(session, turn, content, count)
         off = how == "off"
+        version = replace(version, is_recall="recall" in how, is_sealed=how == "sealed recall", is_off=off)
+        made = records(session, turn, content, count)
         if version.is_recall:
-            reopen = REOPENED
+            reopen = RECALL
         if how == "keyless":
             # Captured before a key was known; whoever knows one takes it over.
-            reopen = ()
+            reopen = LIVE
             ledger.insert(self.db, self.keyless, version, made, now_ms=self.now_ms)
         expected = self.model.expect(version, off=off, reopen=reopen)
         if how == "keyless":
             ledger.take_over(self.db, self.ours, self.now_ms)
         else:
-            given = ledger.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen, off=off)
+            given = ledger.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen)
             assert given is expected
         self.model.roots.setdefault(session, session)
         self.model.insert(version, made, expected, self.now_ms, off=off)
@@ -545,7 +546,7 @@ class Histories(RuleBasedStateMachine):
         is_new = self.model.roots.get(session) != root
         jobs = self.model.chosen(lambda job: is_new and job.session == session and job.state != "superseded")
         parent = Version(root, root, "t", "", 0, "", session)
-        asked = ("sealed",)
+        asked = Reopen(sealed=True)
         assert ledger.place_under(self.db, self.destination, session, parent, self.now_ms, reopen=asked) == len(jobs)
         self.model.roots[session] = root
         for job in jobs:

@@ -8,7 +8,8 @@ import pytest
 
 from app import destination, fingerprint, ledger
 from app.fingerprint import kind_of_error
-from app.ledger import Choice, FailedAttempt, Standing, Version
+from app.ledger import Choice, FailedAttempt, Version
+from app.ledger.decision import IMPORT, Decision
 from app.letters import what_to_do
 from tests.desk import WORKER, Desk, version
 
@@ -239,21 +240,21 @@ def test_a_purged_letter_is_dropped_with_its_bodies_and_its_key_stays_known(desk
     assert ledger.purge_dead(desk.db, Choice(), desk.now_ms) == 1
     assert (desk.state(), desk.records(), desk.row()["body_bytes"]) == ("dropped (purged)", 0, 0)
     assert desk.db.execute("select count(*) from attempt").fetchone()[0] == 0
-    assert desk.put(version()) is Standing.KNOWN
-    assert desk.put(version(facts_ms=200)) is Standing.KNOWN
+    assert desk.put(version()) is Decision.KNOWN
+    assert desk.put(version(facts_ms=200)) is Decision.KNOWN
     assert ledger.purge_dead(desk.db, Choice(), desk.now_ms) == 0
 
 
 def test_a_newer_version_of_a_purged_turn_is_taken(desk: Desk) -> None:
     die(desk, version())
     ledger.purge_dead(desk.db, Choice(), desk.now_ms)
-    assert desk.put(version(content="b", facts_ms=200)) is Standing.NEW
+    assert desk.put(version(content="b", facts_ms=200)) is Decision.NEW
 
 
 def test_an_import_takes_a_purged_turn_back(desk: Desk) -> None:
     die(desk, version())
     ledger.purge_dead(desk.db, Choice(), desk.now_ms)
-    assert desk.put(version(), reopen=("purged",)) is Standing.REOPENED
+    assert desk.put(version(), reopen=IMPORT) is Decision.REOPENED
     assert (desk.state(), desk.records()) == ("pending", 1)
 
 

@@ -22,7 +22,8 @@ from app.enqueue import Place, enqueue, outlook
 from app.export import Capture
 from app.helicone import Client
 from app.identity import Identity
-from app.ledger import Claim, Standing
+from app.ledger import Claim
+from app.ledger.decision import RECALL, Decision, Reopen
 from app.likeness import Likeness
 from app.opencode import Store
 from app.overwritten import counted, look
@@ -30,7 +31,7 @@ from app.parse import parse
 from app.precedent import Precedent
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
-from app.recall import REOPENED, Plan, Recall
+from app.recall import Plan, Recall
 from app.record import blank, kind_of
 from app.settings import Settings
 from tests import recorded
@@ -174,7 +175,7 @@ def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, d
         deliver(door, receiver)
         # Nor does anything bring it back.
         assert door.put(told("blue whale", "later")).shut == 1
-        assert door.put(wanted, reopen=("deleted", "off", "body_not_stored")).new == 0
+        assert door.put(wanted, reopen=Reopen(frozenset({"deleted", "off"}), body_not_stored=True)).new == 0
         # The next recall does not know that pattern.
         assert recall(door, a_recall(door, store), "ses_root").problems != ()
         deliver(door, receiver)
@@ -192,7 +193,7 @@ def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, d
         done = door.put(family())
         assert (done.new, done.shut) == (1, 1)
         told = outlook(door.db, parse(family()), capture(), door.place)
-        assert [standing for _, standing in told] == [Standing.KNOWN, Standing.SHUT]
+        assert [decision for _, decision in told] == [Decision.KNOWN, Decision.REFUSED]
         deliver(door, receiver)
         assert "sub tell" not in shown(receiver)
 
@@ -206,7 +207,7 @@ def test_a_sealed_turn_does_not_come_back_under_another_key_of_its_endpoint(
     other = Door(door.db, Place(destination.destination(door.db, endpoint, "another", 0).id, "folder"))
     done = other.put(told())
     assert (done.new, done.shut) == ((0, 2) if is_shut else (2, 0))
-    assert other.put(told(), reopen=("sealed",)).new == (2 if is_shut else 0)
+    assert other.put(told(), reopen=Reopen(sealed=True)).new == (2 if is_shut else 0)
 
 
 def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, door: Door) -> None:
@@ -256,7 +257,7 @@ def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
     desk.put(version())
     desk.deliver(version())
     again = replace(version(content="blank"), is_recall=True)
-    assert desk.put(again, reopen=REOPENED) is Standing.NEW
+    assert desk.put(again, reopen=RECALL) is Decision.NEW
     assert ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
     assert ledger.drop_aged(desk.db, 10_000_000, 0) == 0
     assert desk.state(again) == "pending"
@@ -270,7 +271,7 @@ def test_a_recall_of_the_same_key_is_made_anew(desk: Desk, state: str) -> None:
     elif state == "dead":
         desk.dead_letter(desk.held())
     again = replace(version(), is_recall=True)
-    assert desk.put(again, text="redacted", reopen=REOPENED) is Standing.REOPENED
+    assert desk.put(again, text="redacted", reopen=RECALL) is Decision.REOPENED
     assert desk.state() == "pending"
     assert [body.body for body in desk.left(desk.held())] == [b"ses_1 t1 0 redacted"]
 
@@ -279,14 +280,14 @@ def test_the_same_recall_once_more_posts_all_of_it_again(desk: Desk) -> None:
     again = replace(version(), is_recall=True)
     desk.put(again)
     desk.deliver(again)
-    desk.put(again, reopen=REOPENED)
+    desk.put(again, reopen=RECALL)
     assert len(desk.left(desk.held())) == 1
 
 
 def test_what_is_in_flight_is_not_recalled_under_the_same_key(desk: Desk) -> None:
     desk.put(version())
     desk.held()
-    assert desk.put(replace(version(), is_recall=True), reopen=REOPENED) is Standing.KNOWN
+    assert desk.put(replace(version(), is_recall=True), reopen=RECALL) is Decision.KNOWN
 
 
 CAPTURES = st.lists(
@@ -552,7 +553,7 @@ def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_pat
 def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk, state: str, content: str) -> None:
     desk.put(version())
     desk.deliver(version())
-    desk.put(replace(version(), is_recall=True), text="redacted", reopen=REOPENED)
+    desk.put(replace(version(), is_recall=True), text="redacted", reopen=RECALL)
     if state == "dead":
         desk.dead_letter(desk.held())
     elif state != "pending":

@@ -18,7 +18,7 @@ import pytest
 from app import clock, destination, ledger
 from app.db import open_ledger
 from app.desk import Desk
-from app.export import exports
+from app.export import split
 from app.hook import Hook
 from app.identity import Identity
 from app.inbox import Inbox, Line
@@ -31,7 +31,7 @@ from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
 from app.status import read_hooks
-from app.transcript import Turn, key
+from app.transcript import key
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
 from tests.stores import put
@@ -167,13 +167,9 @@ def stored_key(one: Hook, session: str) -> list[str]:
     (capturing,) = one._captures.by_folder().values()
     assert transcript is not None
     assert capturing is not None
-    made = exports(transcript, capturing, Identity(capturing.user_id), abandoned=True)
+    made, _ = split(transcript, capturing, Identity(capturing.user_id), abandoned=True)
     policy = capturing.policy.digest(capturing.user_id)
-    return [
-        key(export.digest, policy)
-        for export in made
-        if not isinstance(export, Turn) and export.turn != ledger.SESSION_RECORD
-    ]
+    return [key(export.digest, policy) for export in made if export.turn != ledger.SESSION_RECORD]
 
 
 def test_turns_from_while_the_plugin_was_missing_are_exported_by_the_next_hook_and_once(machine: Machine) -> None:

@@ -16,7 +16,7 @@ from app import destination, ledger
 from app.connection import Ledger
 from app.db import open_ledger
 from app.deliver import OTHER_TEXT
-from app.enqueue import MARK_DIGITS, Place, enqueue
+from app.enqueue import MARK_DIGITS, Place, Request, enqueue
 from app.export import Capture
 from app.ledger import Choice, Claim, FailedAttempt
 from app.letters import list_dropped, open_letters, what_to_do
@@ -615,7 +615,8 @@ def test_a_job_without_bodies_goes_along_to_another_destination(bench: Bunk) -> 
     found = bench.permits.capture(bench.db, "")
     assert not isinstance(found, Hold)
     # It knows the session, so what waits moves job by job.
-    enqueue(bench.db, parse(talk(1)), found, Place(another, ""), now_ms=1_000, ring=lambda _: None, only=())
+    nothing, nobody = Request(only=()), Place(another, "")
+    enqueue(bench.db, parse(talk(1)), found, nobody, now_ms=1_000, ring=lambda _: None, request=nothing)
     ledger.adopt(bench.db, bench.destination, another, now_ms=2_000)
     bench.destination = another
     bench.start_worker()

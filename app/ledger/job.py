@@ -7,7 +7,6 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
 from sqlite3 import Connection, Row
 
 from app.identity import NEWEST, Encoding
@@ -89,18 +88,15 @@ class Version:
     session_name: str | None = None
     known_marks: str | None = None
     """Of the known values that were taken out of its bodies, as `marks` writes them; None where that is not known."""
+    is_off: bool = False
+    """Export is switched off: it is noted without its bodies."""
+    subagents: tuple[str, ...] = ()
+    """The sessions that are shown inside its turn."""
+    key_under: Callable[[str], str | None] | None = field(default=None, compare=False, repr=False)
+    """The key that it would have under another policy (`Policy.facts`), None where nobody can tell.
 
-
-class Standing(Enum):
-    """What the ledger would do with a version, and what it did."""
-
-    NEW = "new"
-    REOPENED = "reopened"
-    KNOWN = "known"
-    SUPERSEDED = "superseded"
-    """Older than what the ledger has."""
-    SHUT = "shut"
-    """The turn was dropped as `off` or `deleted`, or sealed by a recall: it stays so until somebody asks."""
+    None in its place: what is there under a stricter policy keeps nobody from this version.
+    """
 
 
 @dataclass(frozen=True, slots=True)
