@@ -238,10 +238,11 @@ def _look(
 def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: int, *, has_body: bool) -> None:
     if one.start_ms is not None:
         ledger.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
+    if not ledger.confirmed(db, one.job, now_ms, has_body=has_body):
+        return
     if has_body:
-        if ledger.confirmed(db, one.job, now_ms):
-            destination.within_quota(db, destination_id)
-    elif ledger.note_body_not_stored(db, one.job, now_ms) and destination.exceed_quota(db, destination_id):
+        destination.within_quota(db, destination_id)
+    elif destination.exceed_quota(db, destination_id):
         # Where only samples are looked at, what came since the last one may have lost its bodies, too.
         ledger.look_back(db, destination_id, now_ms)
 

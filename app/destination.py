@@ -20,6 +20,8 @@ Paused: TypeAlias = Literal["down", "refused"]
 
 CONCURRENCY_MAX = 16
 """From here on a destination that was paused takes as many jobs at once as there are threads."""
+SLEEP_MS = 12 * 3_600_000
+"""The night of a laptop is nothing to tell of."""
 UNERASED = "deleted records still lie in files of the spool: a worker, or `dead purge --all`, rewrites these"
 
 
@@ -243,6 +245,14 @@ def note_at_most(db: sqlite3.Connection, incident: str, now_ms: int, count: int)
         " set count = excluded.count, last_ms = excluded.last_ms where count < excluded.count",
         (incident, count, now_ms),
     )
+
+
+def note_jump(db: sqlite3.Connection, jump_ms: int, now_ms: int) -> bool:
+    """Count a jump ahead that a worker has lived through. Without one it cannot be told from time that passed."""
+    is_long = jump_ms >= SLEEP_MS
+    if is_long:
+        note(db, "the clock jumped ahead, or the machine slept", now_ms)
+    return is_long
 
 
 def note_unerased(db: sqlite3.Connection, now_ms: int) -> None:

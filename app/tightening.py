@@ -50,11 +50,7 @@ class Tightening:
                 case Remake():
                     while batch := ledger.drop_looser(db, self._destination_id, folder, made_under, now_ms):
                         dropped += batch
-        released = sum(
-            ledger.release_folder(db, self._destination_id, folder, now_ms)
-            for folder in ledger.held_folders(db, self._destination_id)
-            if not isinstance(self._permits.capture(db, folder), Hold)
-        )
+        released = self._release(db, now_ms)
         if dropped:
             # They hold the bodies that were just dropped.
             for left in salvage.forget_copies(db.path).values():
@@ -64,3 +60,12 @@ class Tightening:
                 f"settings changed: {held} job(s) wait, {released} no longer wait,"
                 f" {dropped} made under a looser policy dropped"
             )
+
+    def _release(self, db: Ledger, now_ms: int) -> int:
+        """How many jobs are no longer held."""
+        released = 0
+        for folder in ledger.held_folders(db, self._destination_id):
+            if not isinstance(self._permits.capture(db, folder), Hold):
+                while batch := ledger.hold_folder(db, self._destination_id, folder, due_ms=now_ms, reason=None):
+                    released += batch
+        return released

@@ -27,7 +27,7 @@ from huey.signals import SIGNAL_INTERRUPTED
 from app import __version__, clock, confirm, crashpoint, destination, ledger, limits, log, retry, salvage
 from app.bell import Bell
 from app.capture import capture
-from app.connection import PATIENT_MS, Ledger
+from app.connection import PATIENT_MS, Ledger, shrink
 from app.db import heal, inspect, open_ledger
 from app.deliver import Courier, deliver, let_go
 from app.destination import Destination
@@ -336,7 +336,7 @@ class Worker:
 
     def _read_clock(self) -> int:
         before, self._seen = self._seen, clock.read()
-        if ledger.note_sleep(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
+        if destination.note_jump(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
             self._log("the clock jumped ahead, or the machine slept")
         return self._seen.wall_ms
 
@@ -396,7 +396,7 @@ class Worker:
         ledger.forget_acknowledgements(self.db, now_ms)
         ledger.forget_footprints(self.db)
         salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
-        ledger.shrink(self.db)
+        shrink(self.db)
         if aged:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
         if made.emptied or made.dropped:
@@ -436,7 +436,7 @@ class Worker:
         if self._plan.url is None:
             if self._succession is None:
                 return False  # `flush` decides nothing about what others have delivered
-            given_up = ledger.stop_confirming(self.db, self.target.id)
+            given_up = ledger.give_up_confirmation(self.db, self.target.id)
             self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
             return False
         ledger.resume_read_back(self.db, self.target.id)

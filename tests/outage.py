@@ -28,6 +28,7 @@ from typing import TypeAlias
 
 from app import destination, ledger
 from app.clock import Reading, jump_ms
+from app.connection import shrink
 from app.db import open_ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
@@ -229,7 +230,7 @@ class Machine:
         """What the watch does."""
         before, self._seen = self._seen, self.world.read()
         now_ms = self.world.now_ms
-        ledger.note_sleep(self.db, jump_ms(before, self._seen), now_ms)
+        destination.note_jump(self.db, jump_ms(before, self._seen), now_ms)
         ledger.unwarp(self.db, now_ms)
         ledger.recover(self.db, now_ms)
         if now_ms - self._pruned_ms >= self.prune_ms or now_ms < self._pruned_ms:
@@ -240,7 +241,7 @@ class Machine:
             ledger.take_over(self.db, self.destination, now_ms)
             ledger.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
-            ledger.shrink(self.db)
+            shrink(self.db)
         for key in ledger.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
             self.answer(key)
 

@@ -17,9 +17,10 @@ from app import clock, confirm, destination, ledger
 from app.clock import Reading, jump_ms
 from app.confirm import Allowance
 from app.deliver import LEASE_MS, Courier
+from app.destination import SLEEP_MS
 from app.doctor import examine
 from app.ledger import Body, FailedAttempt
-from app.ledger.upkeep import KILLS_MAX, SLEEP_MS, UNSEEN_MS
+from app.ledger.upkeep import KILLS_MAX, UNSEEN_MS
 from app.retry import Outcome
 from app.sources import Sources
 from app.status import Status, read_status
@@ -56,6 +57,11 @@ class Patient(Machine):
         """The session whose POSTs hang, longer than any lease."""
         self.looks = 0
         super().__init__(spool, world, seed=1)
+
+    @property
+    def disordered(self) -> int:
+        """Sessions of which a turn came before an older one: after an outage that of the probe may."""
+        return sum(turns != sorted(turns) for turns in self.arrived.values())
 
     def bring(self, session: str, turn: str = "t1") -> None:
         name = f"{session} {turn}"
@@ -195,8 +201,8 @@ def test_a_clock_that_is_set_loses_kills_and_delays_nothing_and_is_told_of(
     assert left == {"dead"}
     later(machine, HOUR_MS)
     assert machine.unsettled() == [("dead", "dead")]
-    assert {*machine.arrived["leased"], *machine.arrived["due"]} == {"t1", "t2", "t3"}
-    assert machine.arrived["due"] == machine.arrived["leased"] == ["t1", "t2", "t3"]
+    assert [sorted(machine.arrived[session]) for session in ("leased", "due")] == [["t1", "t2", "t3"]] * 2
+    assert machine.disordered <= is_away
     status = machine.status()
     assert (status.jobs.dead, status.jobs.dropped) == (1, 0)
     assert sum(one.confirmation.given_up for one in status.destinations) == 0
@@ -245,7 +251,8 @@ def test_a_machine_that_slept_for_ten_days_in_the_middle_of_posts_loses_and_kill
     machine.world.receiver.answer = accepted
     later(machine, 10 * MINUTE_MS)
     assert machine.unsettled() == []
-    assert all(machine.arrived[session] == ["t1", "t2"] for session in ("ses_1", "ses_2", "ses_3"))
+    assert [sorted(machine.arrived[session]) for session in ("ses_1", "ses_2", "ses_3")] == [["t1", "t2"]] * 3
+    assert machine.disordered <= 1
     assert machine.db.execute("select sum(kills) from job").fetchone()[0] == 0
     assert sum(one.confirmation.given_up for one in machine.status().destinations) == 0
     assert machine.noted() == {AHEAD}

@@ -338,7 +338,7 @@ def test_a_newer_version_supersedes_a_job_that_waits_to_be_confirmed(desk: Desk)
     newer = version("t1", "b", facts_ms=200)
     assert desk.put(newer, 2) is Decision.NEW
     assert (desk.state(T1), desk.records(T1), desk.row(T1)["confirm_ms"]) == ("superseded", 0, None)
-    assert not ledger.confirmed(desk.db, seen, 1)
+    assert not ledger.confirmed(desk.db, seen, 1, has_body=True)
     assert not ledger.send_again(desk.db, seen, 1)
     assert desk.state(newer) == "pending"
 
@@ -365,9 +365,9 @@ def test_a_deleted_session_is_not_sent_again(desk: Desk) -> None:
     assert (desk.state(T1), desk.records(T1), desk.row(T1)["body_bytes"], due(desk)) == ("delivered", 0, 0, [])
 
 
-TRANSITIONS: dict[str, Callable[[sqlite3.Connection, Unconfirmed], bool]] = {
-    "confirmed": lambda db, job: ledger.confirmed(db, job, 1),
-    "note_body_not_stored": lambda db, job: ledger.note_body_not_stored(db, job, 1),
+TRANSITIONS: dict[str, Callable[[sqlite3.Connection, Unconfirmed], int]] = {
+    "confirmed": lambda db, job: ledger.confirmed(db, job, 1, has_body=True),
+    "confirmed without body": lambda db, job: ledger.confirmed(db, job, 1, has_body=False),
     "not_found_yet": lambda db, job: ledger.not_found_yet(db, job, 1),
     "send_again": lambda db, job: ledger.send_again(db, job, 1),
     "bury_unstored": lambda db, job: ledger.bury_unstored(db, job, 1, "why"),
@@ -425,7 +425,7 @@ def test_bodies_do_not_wait_for_a_confirmation_for_longer_than_the_spool_keeps_a
 def test_where_nobody_will_read_back_any_more_what_waits_for_it_is_given_up(desk: Desk) -> None:
     deliver(desk, T1)
     deliver(desk, T2)
-    assert ledger.stop_confirming(desk.db, desk.destination) == 2
+    assert ledger.give_up_confirmation(desk.db, desk.destination) == 2
     assert (desk.records(T1), told(desk).given_up, due(desk)) == (0, 2, [])
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from app.connection import WAL_BYTES, Ledger, checkpoint, connect, transaction, wal_reset_bug
+from app.connection import WAL_BYTES, Ledger, checkpoint, connect, shrink, transaction, wal_reset_bug
 from app.db import open_ledger
-from app.ledger import shrink
 from app.place import private_directory, private_file
 from app.schema import SchemaError, migrate, migrations, statements
 

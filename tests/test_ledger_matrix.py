@@ -73,12 +73,12 @@ def looked_back(desk: Desk, held: Claim) -> None:
 
 def confirmed(desk: Desk, held: Claim) -> None:
     to_be_confirmed(desk, held)
-    ledger.confirmed(desk.db, seen(desk), desk.now_ms)
+    ledger.confirmed(desk.db, seen(desk), desk.now_ms, has_body=True)
 
 
 def body_not_stored(desk: Desk, held: Claim) -> None:
     to_be_confirmed(desk, held)
-    ledger.note_body_not_stored(desk.db, seen(desk), desk.now_ms)
+    ledger.confirmed(desk.db, seen(desk), desk.now_ms, has_body=False)
 
 
 def sent_again(desk: Desk, held: Claim) -> None:
@@ -343,9 +343,12 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         {**to("dropped (size)", "emptied leased"), **LEASE_GONE},
     ),
     # read back
-    "confirmed": (lambda d, _, due: ledger.confirmed(d.db, due, d.now_ms), to("delivered", *UNCONFIRMED)),
-    "note_body_not_stored": (
-        lambda d, _, due: ledger.note_body_not_stored(d.db, due, d.now_ms),
+    "confirmed": (
+        lambda d, _, due: ledger.confirmed(d.db, due, d.now_ms, has_body=True),
+        to("delivered", *UNCONFIRMED),
+    ),
+    "confirmed without body": (
+        lambda d, _, due: ledger.confirmed(d.db, due, d.now_ms, has_body=False),
         to("delivered", *UNCONFIRMED),
     ),
     "not_found_yet": (lambda d, _, due: ledger.not_found_yet(d.db, due, LATER_MS), to("delivered", *UNCONFIRMED)),
@@ -366,7 +369,10 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, *_: ledger.give_up_confirmations(d.db, d.now_ms, bytes_max=1 << 20, age_ms_max=0),
         to("delivered", *UNCONFIRMED),
     ),
-    "stop_confirming": (lambda d, *_: ledger.stop_confirming(d.db, d.destination), to("delivered", *UNCONFIRMED)),
+    "give_up_confirmation of all": (
+        lambda d, *_: ledger.give_up_confirmation(d.db, d.destination),
+        to("delivered", *UNCONFIRMED),
+    ),
     "look_back": (lambda d, *_: ledger.look_back(d.db, d.destination, d.now_ms), to("delivered", "delivered")),
     "pause_read_back": (lambda d, *_: ledger.pause_read_back(d.db, d.destination, "500", LATER_MS), {}),
     "end_read_back_pause": (lambda d, *_: ledger.end_read_back_pause(d.db, d.destination, 1), {}),
@@ -385,7 +391,10 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, *_: ledger.hold_folder(d.db, d.destination, "", due_ms=LATER_MS, reason="broken"),
         to("pending", *FREE),
     ),
-    "release_folder": (lambda d, *_: ledger.release_folder(d.db, d.destination, "", d.now_ms), to("pending", "held")),
+    "hold_folder no longer": (
+        lambda d, *_: ledger.hold_folder(d.db, d.destination, "", due_ms=d.now_ms, reason=None),
+        to("pending", "held"),
+    ),
     "drop_looser": (
         lambda d, *_: ledger.drop_looser(d.db, d.destination, "", "", d.now_ms),
         to("dropped (policy)", *FREE, *DEAD),
@@ -397,19 +406,18 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         {**to("pending", *IN_FLIGHT), **LEASE_GONE},
     ),
     "unwarp": (lambda d, *_: ledger.unwarp(d.db, d.now_ms), to("pending", "put off")),
-    "note_sleep": (lambda d, *_: ledger.note_sleep(d.db, 1, d.now_ms), {}),
     "steady_ms": (lambda d, *_: ledger.steady_ms(d.db, d.now_ms) < 0, {}),
     "drop_aged": (lambda d, *_: ledger.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
     "drop_oversize": (
         lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 0),
         {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
     ),
-    "drop_oversize_of_folders": (
-        lambda d, *_: ledger.drop_oversize_of_folders(d.db, d.now_ms, {"": 0, "another": 0}),
+    "drop_oversize of folders": (
+        lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 1 << 40, {"": 0, "another": 0}),
         {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
     ),
-    "drop_oversize_of_folders of another folder": (
-        lambda d, *_: ledger.drop_oversize_of_folders(d.db, d.now_ms, {"another": 0}),
+    "drop_oversize of another folder": (
+        lambda d, *_: ledger.drop_oversize(d.db, d.now_ms, 1 << 40, {"another": 0}),
         {},
     ),
     "drop_session": (
@@ -421,7 +429,6 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, *_: ledger.forget_acknowledgements(d.db, 100 * DAY_MS),
         to("delivered", *(state for state in DELIVERED if state != "body not stored")),
     ),
-    "shrink": (lambda d, *_: ledger.shrink(d.db), {}),
     # room
     "give_up_bodies": (
         lambda d, held, _: ledger.give_up_bodies(d.db, [held.job_id], "store"),

@@ -312,9 +312,9 @@ class Histories(RuleBasedStateMachine):
         may = job.state == "delivered" and job.attempt == due.attempt and job.confirm_ms is not None
         match step:
             case "found":
-                given = ledger.confirmed(self.db, due, self.now_ms)
+                given = ledger.confirmed(self.db, due, self.now_ms, has_body=True)
             case "numbers only":
-                given = ledger.note_body_not_stored(self.db, due, self.now_ms)
+                given = ledger.confirmed(self.db, due, self.now_ms, has_body=False)
             case "not yet":
                 given = ledger.not_found_yet(self.db, due, self.now_ms + delay_ms)
             case "again":
@@ -324,7 +324,7 @@ class Histories(RuleBasedStateMachine):
                 may = may and job.is_kept
                 given = ledger.bury_unstored(self.db, due, self.now_ms, "not stored")
             case _:
-                given = ledger.give_up_confirmation(self.db, self.destination, due)
+                given = ledger.give_up_confirmation(self.db, self.destination, due) == 1
         assert given is may
         if may:
             self.settled(job, step, delay_ms)
@@ -359,7 +359,7 @@ class Histories(RuleBasedStateMachine):
                 for job in jobs:
                     job.confirm_ms = self.now_ms
             case "stop":
-                assert ledger.stop_confirming(self.db, self.destination) == self.model.give_up(waiting)
+                assert ledger.give_up_confirmation(self.db, self.destination) == self.model.give_up(waiting)
             case _:
                 age_ms, bytes_max = (amount, 1 << 20) if step == "old" else (DAY_MS, 15 * amount)
                 held = sum(job.size for job in self.model.jobs.values())
@@ -423,7 +423,7 @@ class Histories(RuleBasedStateMachine):
                     job.due_ms, job.hold = due_ms, reason
             case "release":
                 jobs = [job for job in waiting if job.hold is not None]
-                given = ledger.release_folder(self.db, self.destination, session, self.now_ms)
+                given = ledger.hold_folder(self.db, self.destination, session, due_ms=self.now_ms, reason=None)
                 for job in jobs:
                     job.hold = None
                     job.wait(self.now_ms)

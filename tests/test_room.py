@@ -579,7 +579,7 @@ def test_what_was_delivered_and_not_found_is_sent_again(bench: Bunk) -> None:
     bench.deliver()
     assert bench.posted == sent * 2
     due = ledger.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
-    assert all(ledger.confirmed(bench.db, one, 3_000) for one in due)
+    assert all(ledger.confirmed(bench.db, one, 3_000, has_body=True) for one in due)
     assert bench.db.execute("select count(*) from record").fetchone()[0] == 0
 
 

@@ -19,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 from app import destination, ledger
+from app.connection import shrink
 from app.db import open_ledger
 from app.ledger import Body, FailedAttempt, Frozen, Version
 from app.settings import Settings
@@ -65,7 +66,7 @@ def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> Non
             ledger.drop_oversize(db, now_ms, settings.max_spool_bytes)
             ledger.forget_acknowledgements(db, now_ms)
             ledger.forget_footprints(db)
-            ledger.shrink(db)
+            shrink(db)
         if turn % (turns // 6) == 0:
             tell(turn)
 

@@ -44,9 +44,7 @@ from app.ledger.confirmations import (
     last_body,
     look_back,
     not_found_yet,
-    note_body_not_stored,
     send_again,
-    stop_confirming,
 )
 from app.ledger.footprint import DIGEST_BYTES, Print, forget_footprints
 from app.ledger.history import (
@@ -112,15 +110,12 @@ from app.ledger.policies import (
     hold_folder,
     made_under,
     missing,
-    release_folder,
 )
 from app.ledger.pruning import (
     drop_aged,
     drop_oversize,
-    drop_oversize_of_folders,
     drop_session,
     forget_acknowledgements,
-    shrink,
 )
 from app.ledger.readback import (
     Control,
@@ -164,7 +159,6 @@ from app.ledger.upkeep import (
     leasing_workers,
     next_due_ms,
     next_of_session,
-    note_sleep,
     recover,
     steady_ms,
     to_ring,
@@ -236,7 +230,6 @@ __all__ = [
     "drop_aged",
     "drop_looser",
     "drop_oversize",
-    "drop_oversize_of_folders",
     "drop_session",
     "dropped_groups",
     "dropped_letters",
@@ -280,12 +273,10 @@ __all__ = [
     "next_due_ms",
     "next_of_session",
     "not_found_yet",
-    "note_body_not_stored",
     "note_found",
     "note_missed",
     "note_notice",
     "note_reconciled",
-    "note_sleep",
     "note_turns_read",
     "note_wait",
     "open_notices",
@@ -299,7 +290,6 @@ __all__ = [
     "recover",
     "release",
     "release_all",
-    "release_folder",
     "relies_on",
     "resume_read_back",
     "retry_dead",
@@ -308,9 +298,7 @@ __all__ = [
     "send_again",
     "sendable",
     "settle_notices",
-    "shrink",
     "steady_ms",
-    "stop_confirming",
     "take_over",
     "take_remade",
     "to_ring",

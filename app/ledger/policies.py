@@ -27,22 +27,16 @@ def hold(db: sqlite3.Connection, claim: Claim, *, due_ms: int, reason: str) -> b
         )
 
 
-def hold_folder(db: sqlite3.Connection, destination_id: int, folder: str, *, due_ms: int, reason: str) -> int:
-    """pending -> pending, held: all of the folder that is not in flight, at most BATCH."""
+def hold_folder(db: sqlite3.Connection, destination_id: int, folder: str, *, due_ms: int, reason: str | None) -> int:
+    """pending -> pending, held, or no longer held where there is no reason: of the folder at most BATCH.
+
+    What is in flight is left to whoever carries it.
+    """
     return db.execute(
         "update job set due_ms = :due, hold_reason = :reason where id in (select id from job"
         f" where destination_id = :destination and state = 'pending' and session_id in ({_OF_FOLDER})"
         "  and lease_until_ms is null and hold_reason is not :reason limit :limit) and state = 'pending'",
         {"destination": destination_id, "folder": folder, "due": due_ms, "reason": reason, "limit": BATCH},
-    ).rowcount
-
-
-def release_folder(db: sqlite3.Connection, destination_id: int, folder: str, now_ms: int) -> int:
-    """pending, held -> pending, due now: all of the folder."""
-    return db.execute(
-        "update job set due_ms = :now, hold_reason = null where destination_id = :destination"
-        f" and state = 'pending' and hold_reason is not null and session_id in ({_OF_FOLDER})",
-        {"destination": destination_id, "folder": folder, "now": now_ms},
     ).rowcount
 
 

@@ -20,8 +20,6 @@ UNSEEN_MS = 10_000
 """A lease that ran out longer ago than this did so while nobody looked: the machine slept, or the clock was set."""
 JUMP_MS = 600_000
 """The clock is noted every minute while a worker runs."""
-SLEEP_MS = 12 * 3_600_000
-"""The night of a laptop is nothing to tell of."""
 STEADY_MS = 3_600_000
 """Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
 
@@ -101,14 +99,6 @@ def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
         if db.execute(f"select 1 from {table} where {is_ahead} limit 1", arguments).fetchone():
             mended += db.execute(f"update {table} set {changes} where {is_ahead}", arguments).rowcount
     return mended
-
-
-def note_sleep(db: sqlite3.Connection, jump_ms: int, now_ms: int) -> bool:
-    """Count a jump ahead that a worker has lived through. Without one it cannot be told from time that passed."""
-    is_long = jump_ms >= SLEEP_MS
-    if is_long:
-        destination.note(db, "the clock jumped ahead, or the machine slept", now_ms)
-    return is_long
 
 
 def steady_ms(db: sqlite3.Connection, now_ms: int) -> int:
