@@ -9,7 +9,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix frozen outage years hammer backfill kills starts arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
+.PHONY: help demo test matrix frozen outage years hammer backfill kills beside starts arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -69,6 +69,9 @@ locks: .venv/ready  ## A ledger that is locked most of the time: 18 jobs are del
 
 kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time; VERSIONS names others (minutes)
 	@$(BIN)/python -m tests.kills $(VERSIONS)
+
+beside: .venv/ready  ## The real OpenCode with our plugin and each of three that many people have (minutes)
+	@$(BIN)/python -m tests.beside
 
 starts: .venv/ready  ## 200 starts of the real OpenCode while its store is read all the time, 20 of them killed (minutes)
 	@$(BIN)/python -m tests.starts

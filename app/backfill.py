@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from os.path import isdir
 from pathlib import Path
 
 from app import clock, ledger
@@ -61,6 +62,8 @@ class Project:
     """What would be sent of one project folder."""
 
     directory: str
+    is_gone: bool
+    """There is no such folder any more: its own files cannot say what may be sent."""
     logs: int = 0
     turns: int = 0
     sessions: int = 0
@@ -157,7 +160,9 @@ class Backfill:
         return plan
 
     def _examine(self, plan: Plan, session: StoredSession, changed_ms: int) -> None:
-        project = plan.projects.setdefault(session.directory, Project(session.directory))
+        directory = session.directory
+        is_gone = bool(directory) and not isdir(directory)  # noqa: PTH112 - Path.is_dir raises where it may not be looked at
+        project = plan.projects.setdefault(directory, Project(directory, is_gone))
         capturing = self._capture(project)
         if capturing is None:
             project.left_out += 1

@@ -120,10 +120,9 @@ def describe_blobs(text: str) -> str:
 def _places(text: str) -> Iterator[_Place]:
     """From the last look that met nothing to the next one."""
     start, chunks, numbers, base85 = 0, False, False, False
-    data = text.encode("ascii", "replace")
     for at in range(0, len(text) - _LOOK + 1, _STEP):
-        digits = _LOOK - len(data[at : at + _LOOK].translate(None, _DIGITS))
         seen = text[at : at + _LOOK]
+        digits = _LOOK - len(seen.encode("ascii", "replace").translate(None, _DIGITS))
         has_chunks = digits >= _DIGITS_MIN and sum(map(len, _DENSE.findall(seen))) >= _DENSE_MIN
         has_numbers = digits >= _DIGITS_MIN and _is_numeric(seen, digits)
         has_base85 = " " not in seen and len(set(seen)) >= _LETTERS85_MIN

@@ -18,16 +18,18 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, destination, installed, ledger, place
+from app import __version__, destination, environment, installed, ledger, place
 from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.finding import Finding, Level
 from app.keyring import Keyring
-from app.opencode import UNTRIED, AbsentError, Store, StoreError, config, store_file
+from app.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
+from app.presence import open_sessions, present
 from app.privacy.redact import PatternError
+from app.reconcile import QUIET_MS
 from app.schema import SchemaError
 from app.settings import Settings, SettingsError
 from app.sources import Sources
@@ -187,8 +189,11 @@ def _store(site: Site) -> Iterator[Finding]:
     path = store_file(site.sources.environ)
     try:
         store = Store(path)
-        found = f"{path}, {len(store.roots())} session(s)"
+        found = f"{store.place}, {len(store.roots())} session(s)"
         yield Finding("OpenCode's store", "ok", f"{found}; {UNTRIED}" if store.is_newer() else found)
+    except InMemoryError as error:
+        todo = "start OpenCode without OPENCODE_DB, or with the name of a file"
+        yield Finding("OpenCode's store", "problem", str(error), todo)
     except AbsentError:
         yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
     except StoreError as error:
@@ -245,6 +250,13 @@ def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     )
     todo = "start OpenCode, run flush, or a worker under your process manager"
     yield Finding("processes", "warning" if waits else "ok", found, todo if waits else "")
+
+
+def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    """Whether OpenCode sees what the shell sees, as far as its hooks are alive to tell."""
+    told = [hook.says.get("environment") for hook in present(site.spool.hooks)]
+    hooks = [one for one in told if isinstance(one, dict)]  # older ones do not say
+    return environment.differences(db, site.sources.environ, site.sources.own, hooks)
 
 
 def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
@@ -311,7 +323,12 @@ def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding("lines", "ok", "each line of the plugin was used")
 
 
-def _unread(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+def _unread(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    left = ledger.left_unread(db, site.now_ms - QUIET_MS) - open_sessions(site.spool.hooks)
+    if left:
+        found = f"{len(left)} session(s) that OpenCode has told of were not read, and no OpenCode is at them"
+        todo = "run flush; those of a store that is gone are forgotten after 30 days"
+        yield Finding("unread", "warning", found, todo)
     for one in ledger.unread(db):
         if one.reason is not None:
             found = f"{one.sessions} session(s) that OpenCode has told of wait: {one.reason}"
@@ -347,6 +364,7 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _integrity,
     _queue,
     _processes,
+    _environment,
     _hook,
     _held,
     _destinations,

@@ -203,7 +203,7 @@ def _cut(text: str, size_bytes: int) -> str:
     room = size_bytes - len(_dumped(_marker(len(text), "characters")))
     kept = 0
     for step in (2**16, 2**8, 1):
-        while kept < len(text) and (taken := len(_dumped(text[kept : kept + step])) - len('""')) <= room:
+        while kept < len(text) and (taken := _size_bytes(text[kept : kept + step]) - len('""')) <= room:
             kept += step
             room -= taken
     kept = max(kept, KEPT_CHARACTERS_MIN)

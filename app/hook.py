@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, clock, destination, ledger, limits, log, salvage
+from app import __version__, clock, destination, environment, ledger, limits, log, salvage
 from app.bell import Bell
 from app.capturing import Captures
 from app.connection import flushed_together
@@ -22,8 +22,8 @@ from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
 from app.looking import Looking
-from app.noticed import Notices
-from app.opencode import Store, store_file
+from app.noticed import Notices, bound
+from app.opencode import Store, StoreError, store_file
 from app.place import identity
 from app.presence import Announced, open_sessions
 from app.privacy.redact import PatternError
@@ -52,10 +52,11 @@ class Hook:
         self._first = Line("notice", first.directory, first.options, "", "busy")
         self._notices = Notices()
         self._deleted: dict[str, Line] = {}
+        """By session, each with what said so; the newest at the end."""
         self._has_ended = False
         self._left: tuple[set[str], Reader] | None = None
         """Jobs that waited in a spool that is gone, and what was read for it, until the new one knows."""
-        self._told: set[str] = set()
+        self._told: dict[str, None] = {}
         """What the log already says: each look at a session shows its odd values again."""
         self._settings = settings
         log.carry_warnings(self.spool.hook_log)
@@ -75,6 +76,7 @@ class Hook:
             self._announced = Announced(self.spool.hooks)
             stack.pop_all()  # `close` does it from here on
         self.db, self._ledger_file, self.target, self.bell, self._starting = db, opened, ours, bell, starting
+        self._environment = environment.fingerprints(db, self._sources.environ)
         stored = store_file(self._sources.environ)
         self._remaking = Remaking(stored, ours.id, self.spool.hooks)
         self._store = Store(stored)
@@ -156,7 +158,9 @@ class Hook:
     def _notice(self, line: Line) -> None:
         """Something of a session is new: note that as owed, and look at it when no line waits."""
         if line.session in self._deleted:
-            return  # it was on its way when the session was deleted
+            if not self._is_stored(line.session):
+                return  # it was on its way when the session was deleted
+            del self._deleted[line.session]  # it was imported again
         try:
             self._captures.take(line)
         except (SettingsError, PatternError):
@@ -171,6 +175,11 @@ class Hook:
         self._owe(line)
         self.care()
 
+    def _is_stored(self, session: str) -> bool:
+        with suppress(StoreError):
+            return self._store.root_of(session) is not None
+        return False
+
     def _owe(self, line: Line) -> None:
         if line.session:  # else a hook that took over was told of the folder alone
             self._looking.owe(line, clock.now_ms())
@@ -182,7 +191,9 @@ class Hook:
 
     def _delete(self, line: Line) -> None:
         self._looking.forget(line.session, clock.now_ms())
+        self._deleted.pop(line.session, None)
         self._deleted[line.session] = line
+        bound(self._deleted)
         self._adopt(line.session)
         dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
         for left in salvage.forget_copies(self.spool.path / "ledger.db").values():
@@ -213,7 +224,8 @@ class Hook:
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told:
-            self._told.add(message)
+            self._told[message] = None
+            bound(self._told)
             self.log(message)
 
     def _adopt(self, session: str) -> None:
@@ -318,7 +330,7 @@ class Hook:
     def announce(self, backlog: int) -> None:
         owned = [] if self._has_ended else self._notices.owned()
         facts = {"destination": self.target.id, "sessions": owned, "backlog": backlog + len(self._notices)}
-        self._announced.say({**facts, "version": __version__})
+        self._announced.say({**facts, "version": __version__, "environment": self._environment})
 
     def care(self) -> None:
         """Make sure that one worker runs, if that is ours to do. Cheap: looks every CARE_S at the most."""

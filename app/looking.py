@@ -78,6 +78,7 @@ class Looking:
     def forget(self, session: str, now_ms: int) -> None:
         """It was deleted."""
         self._notices.drop(session)
+        self.reader.let_go()
         if ledger.settle_notices(self._db, self.store_name, {session: destination.NEVER_MS}):
             destination.note(self._db, GONE, now_ms)
 
@@ -110,6 +111,7 @@ class Looking:
                 self._captures.take(one.line)
         seen = self._captures.seen(one.line.directory)
         if seen is not None and not seen.settings.enable:
+            self.reader.let_go()
             self._settle([one])
         elif seen is None or seen.capture is None:
             self._wait([one], now_s, SETTINGS_S, "the settings of its folder cannot be used")
@@ -160,6 +162,8 @@ class Looking:
 
     def _conclude(self, look: Look | None, one: Noticed, due: Sequence[Noticed], now_s: float, now_ms: int) -> None:
         if look is not None and look.has_more:
+            for each in due:
+                each.due_s = now_s  # behind those that were noticed meanwhile
             return
         if look is not None and not look.is_waiting:
             self._settle(self._notices.inside(one.root))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from app.inbox import Line
 
@@ -21,6 +22,7 @@ FAILED_S = 1.0
 AGAIN_S = 30.0
 OWNED_MAX = 4_096
 """The newest are kept. A session that falls out is one that nobody is seen to own."""
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -71,8 +73,7 @@ class Notices:
             added.is_anywhere |= before.is_anywhere
             added.number = line.number if before.number is None else before.number
         self._sessions[line.session] = added
-        while len(self._sessions) > OWNED_MAX:
-            del self._sessions[next(iter(self._sessions))]
+        bound(self._sessions)
         return added
 
     def drop(self, session: str) -> None:
@@ -114,6 +115,12 @@ class Notices:
     def acknowledged(self) -> int | None:
         """Every line before this one was looked for; None where all were."""
         return min((one.number for one in self if one.number is not None), default=None)
+
+
+def bound(kept: dict[str, T]) -> None:
+    """The newest stay."""
+    while len(kept) > OWNED_MAX:
+        del kept[next(iter(kept))]
 
 
 def look_again(one: Noticed, now_s: float) -> None:

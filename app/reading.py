@@ -3,21 +3,24 @@
     outline ─ what differs from what was noted ─▶ transcript (these turns) ─▶ enqueue ─▶ noted
                                                                         └▶ unfinished: waits
 
-One look takes a few turns, the oldest first, so that other sessions need not wait for a long one.
+One look takes a few turns, the oldest first, so that other sessions need not wait for a long one. Where these are large
+it only reads them, and the next ones make them ready (`ahead`) and take them.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from app import crashpoint, destination, ledger
-from app.enqueue import Enqueued, Place
+from app.ahead import Ahead, is_large
+from app.enqueue import Enqueued, Place, outlook
 from app.export import Capture
 from app.ledger import SESSION_RECORD, TurnRead
-from app.opencode import AbsentError, ExportError, Outline, Store, StoreError, TurnOutline
+from app.ledger.decision import WANTED
+from app.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
 from app.transcript import Transcript, TranscriptError
 
@@ -29,6 +32,8 @@ FAILURES_MAX = 3
 """So many tries to read the store that fail end the last looks."""
 GONE = "sessions gone before they were read"
 """As an incident: deleted, or with a data folder that is not there any more."""
+GONE_TURNS = "turns gone before they were read"
+"""As an incident: deleted between two looks."""
 UNDONE = "turns undone before they were read, and not exported, of session"
 """As an incident; the session's id follows."""
 
@@ -99,6 +104,8 @@ class Reader:
         self._destination_id = destination_id
         self._take = take
         self._read: dict[str, _Read] = {}
+        self._held: tuple[_Read, Ahead] | None = None
+        """What was read and is to be taken; of one session at a time, as it is large."""
 
     def look(  # noqa: PLR0913 - where, how, and what for
         self,
@@ -137,26 +144,65 @@ class Reader:
             ahead = [one for one in outline.turns if _is_ahead(one, read, then, asked, again=again)]
         batch = _batch(ahead)
         read.has_interrupted &= is_further
+        left = ahead[len(batch) :]
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            self._take_turns(db, outline, batch, asked)
-            read.updated_ms = outline.updated_ms
-        has_more = len(batch) < len(ahead) or bool(read.ahead)
+            found = self._transcript(db, read, outline, batch, asked)
+            if found is None:
+                left = ahead
+            else:
+                transcript, capturing = found
+                if transcript is None:
+                    del self._read[root]
+                    return None
+                self._take_turns(db, transcript, outline, batch, replace(asked, capturing=capturing))
+                read.updated_ms = outline.updated_ms
+        has_more = bool(left or read.ahead)
         read.began_ms = now_ms if read.began_ms is None else read.began_ms
-        read.outline, read.ahead = outline, ahead[len(batch) :]
+        read.outline, read.ahead = outline, left
         if not has_more:
             # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
             read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < read.began_ms - 1}
             read.last, read.policy, read.began_ms, read.outline = _last(outline), policy, None, None
         return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
-    def _take_turns(self, db: sqlite3.Connection, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> None:
-        root, read = outline.session, self._read[outline.session]
+    def _transcript(
+        self, db: sqlite3.Connection, read: _Read, outline: Outline, batch: list[TurnOutline], asked: _Asked
+    ) -> tuple[Transcript | None, Capture] | None:
+        """What is to be taken, and how; None: not yet, it is large, and held until it is ready."""
+        if self._held is not None and self._held[0] is read:
+            _, ahead = self._held
+            if ahead.is_under(asked.capturing):
+                ready = ahead.step()
+                if ready is None:
+                    return None
+                self._held = None
+                return ahead.transcript, ready
+            self._held = None
         names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
-        transcript = self._store.transcript(root, {*names, outline.turns[-1].turn})
+        found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
         crashpoint.reach("notice.read")
-        if transcript is None:
-            return
+        if found is not None and is_large(found, names):
+            told = outlook(db, found, asked.capturing, asked.place)
+            new = names & {export.turn for export, decision in told if decision in WANTED}
+            if new and self._held is None:
+                self._held = read, Ahead(found, new, asked.capturing)
+                return None
+            if new:
+                self._held = None  # that is read again: two of them would take twice the memory
+        return found, asked.capturing
+
+    def _take_turns(
+        self,
+        db: sqlite3.Connection,
+        transcript: Transcript,
+        outline: Outline,
+        batch: list[TurnOutline],
+        asked: _Asked,
+    ) -> None:
+        root, read = outline.session, self._read[outline.session]
+        names = {one.turn for one in batch}
+        self._count_gone(db, transcript, names, asked.now_ms)
         undone = self._undone(db, transcript, asked.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
         if asked.since_ms is not None:
@@ -184,6 +230,18 @@ class Reader:
         left = early | waiting | undone
         kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
         ledger.note_turns_read(db, self._destination_id, root, kept)
+
+    def _count_gone(self, db: sqlite3.Connection, transcript: Transcript, names: Collection[str], now_ms: int) -> None:
+        """Of the turns that were looked through those that were deleted since, and before any of them was read."""
+        root = transcript.session.id
+        missing = set(names) - {turn.id for turn in transcript.turns}
+        gone = [
+            name
+            for name in missing
+            if not self._store.holds(root, name) and not ledger.has_turn(db, self._destination_id, root, name)
+        ]
+        if gone:
+            destination.note(db, GONE_TURNS, now_ms, len(gone))
 
     def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
         """The turns that were taken back before any of them was read: they are not exported, and that is said."""
@@ -241,6 +299,10 @@ class Reader:
         """What that one has read is gone with its spool, because somebody wanted that, and is not read again."""
         self._read = other._read
 
+    def let_go(self) -> None:
+        """What is held may not be wanted any more, and is read again where it is."""
+        self._held = None
+
     def forget(self) -> None:
         """What was left to another session may be wanted now."""
         self._read.clear()
@@ -280,6 +342,8 @@ def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
 def reason_of(error: ExportError | TranscriptError) -> str:
     """Why a session cannot be read now, in words that are kept: without its text, and without a path."""
     match error:
+        case InMemoryError():
+            return "OpenCode keeps its store in memory, where nobody can read it"
         case AbsentError():
             return "OpenCode's store is not there"
         case StoreError():

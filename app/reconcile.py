@@ -114,6 +114,7 @@ class Reconciling:
         if session in ours:
             self._inherit(session, one.owed)
         if capturing is None or session in ours:
+            self._reader.let_go()
             del self._ahead[session]
             return
         is_first = one.unowned_s is None
@@ -175,20 +176,43 @@ class Reconciling:
                     and not self._is_inside(db, name)
                 }
                 ahead = {one.id: dict[str, int]() for one in self._store.roots(directory, among=due)}
-                for name, (mark, of) in owed.items():
-                    root = self._store.root_of(name)
-                    if root is None and ledger.settle_notices(db, self._store_name, {name: mark}):
-                        destination.note(db, GONE, now_ms)
-                    elif root is not None and (of == folder or root in changes):
-                        ahead.setdefault(root, {})[name] = mark
             except ExportError as error:
                 self._fail(db, error, [name for name, (_, of) in owed.items() if of == folder])
                 self._folders[directory] = folder, now_s + AGAIN_S
                 return
+            is_whole = self._add_owed(db, ahead, owed, folder, changes, now_ms)
             for root, marks in ahead.items():
                 one = self._ahead.setdefault(root, _Ahead(Place(self._destination_id, folder), now_s))
                 one.owed |= marks
+            if not is_whole:
+                self._folders[directory] = folder, now_s + AGAIN_S
+                return
         del self._folders[directory]
+
+    def _add_owed(
+        self,
+        db: sqlite3.Connection,
+        ahead: dict[str, dict[str, int]],
+        owed: Mapping[str, tuple[int, str]],
+        folder: str,
+        changes: Collection[str],
+        now_ms: int,
+    ) -> bool:
+        """What was noticed, to the sessions inside which it is shown; False where one of a folder's cannot be read."""
+        is_whole = True
+        for name, (mark, of) in owed.items():
+            try:
+                root = self._store.root_of(name)
+            except ExportError as error:
+                if of == folder:
+                    self._fail(db, error, [name])
+                    is_whole = False
+                continue
+            if root is None and ledger.settle_notices(db, self._store_name, {name: mark}):
+                destination.note(db, GONE, now_ms)
+            elif root is not None and (of == folder or root in changes):
+                ahead.setdefault(root, {})[name] = mark
+        return is_whole
 
     def _is_inside(self, db: sqlite3.Connection, session: str) -> bool:
         """A subagent that was exported with the session that called it, and is looked at with that one."""
@@ -202,8 +226,10 @@ class Reconciling:
     def _compare(self, db: sqlite3.Connection, session: str, one: _Ahead, capturing: Capture, now_ms: int) -> bool:
         """Whether nothing is left to be looked at again. Raises sqlite3.Error, ExportError, TranscriptError."""
         changed_ms = self._store.changed_ms(session)
-        if changed_ms is None or (not one.owed and self._is_compared(db, session, changed_ms, now_ms)):
-            return self._settle(db, one)
+        if changed_ms is None:
+            return self._give_up(db, one, now_ms)
+        if not one.owed and self._is_compared(db, session, changed_ms, now_ms):
+            return True
         is_over = one.is_settled and is_quiet(changed_ms, now_ms)
         if one.read_ms == changed_ms and not is_over:
             return False
@@ -222,7 +248,7 @@ class Reconciling:
         )
         one.has_more = look is not None and look.has_more
         if look is None:
-            return self._settle(db, one)
+            return self._give_up(db, one, now_ms)
         if look.has_more or look.is_waiting:
             one.read_ms = None if look.has_more else changed_ms
             return False
@@ -232,8 +258,15 @@ class Reconciling:
         return self._settle(db, one)
 
     def _settle(self, db: sqlite3.Connection, one: _Ahead) -> bool:
+        self._reader.let_go()
         if one.owed:
             ledger.settle_notices(db, self._store_name, one.owed)
+        return True
+
+    def _give_up(self, db: sqlite3.Connection, one: _Ahead, now_ms: int) -> bool:
+        """The session is not there any more."""
+        if one.owed and (gone := ledger.settle_notices(db, self._store_name, one.owed)):
+            destination.note(db, GONE, now_ms, gone)
         return True
 
     def _fail(self, db: sqlite3.Connection, error: ExportError | TranscriptError, owed: Collection[str]) -> None:

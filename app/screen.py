@@ -101,7 +101,7 @@ def problem_lines(problems: Sequence[str]) -> Iterator[str]:
 
 def unread_lines(unread: Sequence[Unread]) -> Iterator[str]:
     for one in unread:
-        reason = one.reason or "about to be read, or a turn goes on, or was cut off"
+        reason = one.reason or "about to be read, or a turn goes on, or was cut off; doctor names what stays"
         yield f"unread: {_number(one.sessions, 'session')}, noticed since {_moment(one.oldest_ms)}: {reason}"
 
 
@@ -223,7 +223,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     """What a backfill would send."""
     yield f"{_number(plan.logs, 'log')} in {_number(plan.turns, 'turn')} of {_number(len(plan.sessions), 'session')}"
     for project in plan.projects.values():
-        name = project.directory or "(no folder)"
+        name = (project.directory or "(no folder)") + (" (not there any more)" if project.is_gone else "")
         sessions = _number(project.sessions, "session")
         if project.sessions:
             what = f"{_number(project.logs, 'log')} in {_number(project.turns, 'turn')} of {sessions}"

@@ -6,7 +6,8 @@ stall    The real OpenCode's event loop after `session.idle`: the longest pause 
          with our plugin and with none, in turn; in a session of 20 and in one of 2,000 messages (32 MB).
 commit   From a notice to the hook's acknowledgement, by when the turn's job is committed, for 20, 200, 2,000 messages.
 memory   The hook's peak while it captures a turn with a tool output of 50 MB, as multiples of the turn, and how long
-         another session waits meanwhile.
+         other sessions wait meanwhile, each from its notice until the ledger has its turn; the output is words alone,
+         then the text of this program's modules.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -222,11 +224,16 @@ def commit(pairs: int, folder: Path) -> bool:
 
 
 def memory(folder: Path) -> bool:
-    """A usual turn first; then the large one, and at once a small one of another session."""
-    (folder / "memory").mkdir()
-    station = Station(
-        folder / "memory", "http://127.0.0.1:9", variables={"OPENCODE_HELICONE_MAX_SPOOL_SIZE": str(1 << 30)}
-    )
+    code = "".join(path.read_text() for path in sorted((ROOT / "app").rglob("*.py")))
+    texts = {"words": "words that a tool has written ", "code": code.encode("ascii", "ignore").decode()}
+    is_reached = [captured(name, text, folder / name) for name, text in texts.items()]
+    return all(is_reached)
+
+
+def captured(name: str, text: str, folder: Path) -> bool:
+    """A usual turn first; then the large one, and until it is taken one small session after the other."""
+    folder.mkdir()
+    station = Station(folder, "http://127.0.0.1:9", variables={"OPENCODE_HELICONE_MAX_SPOOL_SIZE": str(1 << 30)})
     with hook(station) as running:
 
         def show(session: str, output: str) -> int:
@@ -237,18 +244,30 @@ def memory(folder: Path) -> bool:
 
         running.wait_for_ack(show("ses_usual000", "a short output"))
         usual = peak_bytes(running.process.pid)
-        words = "words that a tool has written "
-        show("ses_large000", words * (TURN_BYTES // len(words)))
-        began_s = time.perf_counter()
-        running.wait_for_ack(show("ses_other000", "a short output"))
-        waited_ms = (time.perf_counter() - began_s) * 1_000
+        waits_ms: list[float] = []
+        with station.ledger() as db:
+
+            def has_turn(session: str) -> bool:
+                asked = "select 1 from turn t join session s on s.id = t.session_id where s.name = ? and t.name like ?"
+                return db.execute(asked, (session, "msg_%")).fetchone() is not None
+
+            show("ses_large000", text * (TURN_BYTES // len(text)))
+            began_s = time.perf_counter()
+            while not has_turn("ses_large000"):
+                session = f"ses_other{len(waits_ms):03}"
+                show(session, "a short output")
+                noticed_s = time.perf_counter()
+                wait_until(partial(has_turn, session), 600, 0.005)
+                waits_ms.append((time.perf_counter() - noticed_s) * 1_000)
+            took_ms = (time.perf_counter() - began_s) * 1_000
         more = peak_bytes(running.process.pid) - usual
         running.end()
     print(
-        f"peak for a turn of 50 MB: {more >> 20} MiB above the usual {usual >> 20}: x {more / TURN_BYTES:.1f} the turn;"
-        f" goal x {MEMORY_RATIO_MAX}; another session waited {waited_ms:.0f} ms; goal {WAIT_MS_MAX}"
+        f"a turn of 50 MB of {name}: peak {more >> 20} MiB above the usual {usual >> 20}: x {more / TURN_BYTES:.1f} the"
+        f" turn; goal x {MEMORY_RATIO_MAX}; taken after {took_ms:.0f} ms; others, {len(waits_ms)} meanwhile, waited"
+        f" {max(waits_ms):.0f} ms at most; goal {WAIT_MS_MAX}"
     )
-    return more <= MEMORY_RATIO_MAX * TURN_BYTES and waited_ms <= WAIT_MS_MAX
+    return more <= MEMORY_RATIO_MAX * TURN_BYTES and max(waits_ms) <= WAIT_MS_MAX
 
 
 def peak_bytes(pid: int) -> int:

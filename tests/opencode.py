@@ -97,6 +97,16 @@ def _unpacked(folder: Path, version: str) -> Path:
     return folder / "package" / "bin" / "opencode"
 
 
+def install_package(name: str, version: str) -> Path:
+    """A plugin of somebody else; its scripts do not run."""
+    with _cache() as cache:
+        folder = cache / "packages" / f"{name.replace('/', '-')}-{version}"
+        if not (folder / "node_modules" / name).exists():
+            arguments = ("--no-audit", "--no-fund", "--ignore-scripts", f"{name}@{version}")
+            _npm("install", "--prefix", str(folder), *arguments)
+    return folder / "node_modules" / name
+
+
 def _npm(*arguments: str) -> None:
     npm = shutil.which("npm")
     if npm is None:

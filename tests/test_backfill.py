@@ -95,13 +95,24 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     assert store.read_bytes() == before
 
 
+def test_a_dry_run_marks_folders_that_are_gone(station: Station) -> None:
+    stored(station, small(), small("ses_2", str(station.home)), small("ses_3", ""))
+    told = said(typed(station, "backfill", "--dry-run", "--json", *EVER))
+    gone = {one["directory"]: one["is_gone"] for one in told["projects"]}
+    assert gone == {PROJECT: True, str(station.home): False, "": False}
+    lines = typed(station, "backfill", "--dry-run", *EVER).stdout
+    assert f"  {PROJECT} (not there any more): " in lines
+    assert f"  {station.home}: " in lines
+    assert "  (no folder): " in lines
+
+
 def test_all_is_queued_once_oldest_first_as_history_and_nobody_is_rung(station: Station) -> None:
     stored(station, small("ses_new", created_ms=BEGAN_MS + 9), small("ses_old"))
     first = typed(station, "backfill", *EVER)
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == [
         "6 logs in 2 turns of 2 sessions",
-        f"  {PROJECT}: 6 logs in 2 turns of 2 sessions",
+        f"  {PROJECT} (not there any more): 6 logs in 2 turns of 2 sessions",
         "4 jobs queued; 4 jobs wait",
         "no worker runs: opencode-helicone flush delivers now",
     ]
@@ -316,7 +327,7 @@ def test_a_folder_that_is_switched_off_is_named_and_not_sent(
     seen(station, PROJECT, options)
     told = typed(station, "backfill", *EVER)
     assert told.returncode == 0
-    assert f"  {PROJECT}: 1 session left out: {reason} (plugin options, last seen" in told.stdout
+    assert f"  {PROJECT} (not there any more): 1 session left out: {reason} (plugin options, last seen" in told.stdout
     assert {one["session"] for one in jobs(station)} == {"ses_2"}
 
 

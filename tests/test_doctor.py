@@ -20,10 +20,12 @@ from app.confirm import NOT_STORED_CAUSES
 from app.opencode import store_file
 from app.opencode.logins import FILE_BYTES_MAX
 from app.presence import Announced
+from app.reconcile import QUIET_MS
 from app.spool import Spool
+from tests import json_store
 from tests.desk import Desk, version
 from tests.newer_store import NewerStore
-from tests.processes import Station
+from tests.processes import Station, hook
 from tests.recorded import export
 from tests.servers import Exchange, answer, receiving, scripted, whole
 from tests.test_cli import example, said, shape
@@ -141,6 +143,11 @@ def leave_a_session_unread(station: Station) -> None:
         ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store is not there")
 
 
+def leave_a_session_that_nobody_reads(station: Station) -> None:
+    with station.ledger() as db:
+        ledger.note_notice(db, "store", "ses_1", "here", clock.now_ms() - QUIET_MS - 1)
+
+
 def from_the_future(station: Station) -> None:
     with station.ledger() as db:
         db.execute("pragma user_version = 99")
@@ -198,6 +205,11 @@ def set_the_clock_back(station: Station) -> None:
             leave_a_session_unread,
             [("unread", "warning")],
             "1 session(s) that OpenCode has told of wait: OpenCode's store",
+        ),
+        (
+            leave_a_session_that_nobody_reads,
+            [("unread", "warning")],
+            "1 session(s) that OpenCode has told of were not read",
         ),
         (from_the_future, [("ledger", "problem")], "schema 99"),
         (lose_a_line, [("lines", "warning")], "1 line(s) of the plugin were not used: not JSON"),
@@ -541,3 +553,89 @@ def test_send_with_certificates_that_cannot_be_used_says_so(station: Station, co
 def test_send_without_a_key_sends_nothing(station: Station) -> None:
     found = findings(replace(station, variables={"HELICONE_API_KEY": ""}), "--send", code=1)
     assert bad(found) == [("key", "problem"), ("send", "problem")]
+
+
+def told_of_environment(station: Station, *, of_hook: Station) -> list[tuple[str, str]]:
+    """What doctor says beside a live hook that was started in another environment."""
+    with hook(of_hook) as process:
+        process.notice("ses_nowhere", "busy")
+        process.wait_for_ack()
+        found = [one for one in findings(station) if one["check"] == "environment"]
+        written = "".join(path.read_text() for path in (station.spool / "hooks").iterdir())
+        assert station.key not in written
+        assert "redact-this" not in written
+        process.end()
+    return [(one["found"], one["todo"]) for one in found]
+
+
+def test_a_variable_that_opencode_was_started_without_is_named(station: Station) -> None:
+    service = replace(station, variables={"HELICONE_API_KEY": "", "XDG_CONFIG_HOME": str(station.home / "elsewhere")})
+    here = replace(station, variables={"OPENCODE_HELICONE_REDACT_PATTERNS": '["redact-this"]'})
+    told = told_of_environment(here, of_hook=service)
+    assert [found for found, _ in told] == [
+        "HELICONE_API_KEY is set here, and not where OpenCode was started",
+        "OPENCODE_HELICONE_REDACT_PATTERNS is set here, and not where OpenCode was started",
+        "XDG_CONFIG_HOME is not the same here as where OpenCode was started",
+    ]
+    assert all(str(station.home / "config" / "opencode-helicone" / ".env") in todo for _, todo in told[:2])
+    assert "start OpenCode" in told[2][1]
+
+
+def test_a_variable_that_only_opencode_has_is_named(station: Station) -> None:
+    service = replace(station, variables={"OPENCODE_DB": "other.db", "OPENCODE_HELICONE_EXPORT_MODE": "metadata_only"})
+    assert [found for found, _ in told_of_environment(station, of_hook=service)] == [
+        "OPENCODE_HELICONE_EXPORT_MODE is set where OpenCode was started, and not here",
+        "OPENCODE_DB is set where OpenCode was started, and not here",
+    ]
+
+
+def test_what_the_configuration_folder_says_counts_as_set_in_both_places(station: Station) -> None:
+    own = station.home / "config" / "opencode-helicone"
+    own.mkdir(parents=True)
+    (own / ".env").write_text(f"HELICONE_API_KEY={station.key}\n")
+    assert told_of_environment(station, of_hook=replace(station, variables={"HELICONE_API_KEY": ""})) == []
+    (own / ".env").write_text("HELICONE_API_KEY=another\n")
+    assert len(told_of_environment(station, of_hook=replace(station, variables={"HELICONE_API_KEY": ""}))) == 1
+
+
+def test_a_standard_folder_may_be_said_or_not(station: Station) -> None:
+    said_so = {"XDG_DATA_HOME": str(station.home / ".local/share"), "XDG_CONFIG_HOME": str(station.home / ".config")}
+    silent = replace(station, variables={"XDG_DATA_HOME": "", "XDG_CONFIG_HOME": ""})
+    assert told_of_environment(silent, of_hook=replace(station, variables=said_so)) == []
+
+
+def test_a_hook_of_an_older_version_says_nothing_of_its_environment(station: Station) -> None:
+    older = Announced(Spool(station.spool).hooks)
+    try:
+        older.say({"destination": 1, "sessions": [], "backlog": 0})
+        assert bad(findings(station)) == []
+    finally:
+        older.withdraw()
+
+
+def test_a_store_in_opencodes_memory_is_a_problem(station: Station) -> None:
+    found = findings(replace(station, variables={"OPENCODE_DB": ":memory:"}), code=1)
+    assert bad(found) == [("OpenCode's store", "problem")]
+    (told,) = (one for one in found if one["check"] == "OpenCode's store")
+    assert told["found"] == "OpenCode keeps its sessions in memory (OPENCODE_DB=:memory:), where nobody can read them"
+    assert "OPENCODE_DB" in told["todo"]
+
+
+def test_the_store_that_is_there_is_the_one_that_is_named(station: Station) -> None:
+    data = store_file(station.environ).parent
+    json_store.put(data, export("a_simple"))
+    (told,) = (one["found"] for one in findings(station) if one["check"] == "OpenCode's store")
+    assert told == f"{data / 'storage'}, 1 session(s)"
+    built(data / "opencode-dev.db", export("a_simple"))
+    (told,) = (one["found"] for one in findings(station) if one["check"] == "OpenCode's store")
+    assert told == f"{data / 'opencode-dev.db'}, 1 session(s)"
+
+
+def test_a_long_turn_that_an_opencode_is_at_is_no_fault(station: Station) -> None:
+    leave_a_session_that_nobody_reads(station)
+    owner = Announced(Spool(station.spool).hooks)
+    try:
+        owner.say({"sessions": ["ses_1"]})
+        assert bad(findings(station)) == []
+    finally:
+        owner.withdraw()

@@ -509,6 +509,7 @@ def test_a_snapshot_that_was_on_its_way_when_its_session_was_deleted_is_not_take
     entry = whole["sessions"][0]
     with hook(station) as process:
         process.show({**whole, "sessions": [{**entry, "messages": entry["messages"][:2]}]})
+        process.store.delete(whole["root"])
         process.say("deleted", session=whole["root"])
         process.say("snapshot", **whole)
         process.end()

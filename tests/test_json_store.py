@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.opencode import Store, StoreError, store_file
+from app.opencode.rows import subagent
 from app.parse import parse
 from app.transcript import UNREADABLE, Other
 from tests.json_store import put
@@ -110,6 +111,27 @@ def test_a_file_that_is_being_written_is_read_a_moment_later(tmp_path: Path, kin
         assert store.transcript(other["root"]) == parse(other)
     file.write_bytes(whole)
     assert store.transcript(wanted["root"]) == parse(wanted)
+
+
+@pytest.mark.parametrize("left", [0, 40, -1], ids=["empty", "begun", "cut"])
+@pytest.mark.parametrize("kind", ["message", "part"])
+def test_a_file_that_is_being_written_costs_its_own_session_alone(tmp_path: Path, kind: str, left: int) -> None:
+    family, other = export("f_subagent"), export("a_simple")
+    store = Store(put(tmp_path, family, other))
+    changes = store.changes(other["sessions"][0]["info"]["directory"])
+    parts = (part for message in family["sessions"][0]["messages"] for part in message["parts"])
+    call = next(part for part in parts if subagent(part))
+    folder, name = (family["root"], call["messageID"]) if kind == "message" else (call["messageID"], call["id"])
+    file = tmp_path / "storage" / kind / folder / f"{name}.json"
+    file.write_bytes(file.read_bytes()[:left])
+    store = Store(store.path)
+    assert {root.id for root in store.roots()} == {family["root"], other["root"]}
+    assert set(store.changes(other["sessions"][0]["info"]["directory"])) == set(changes)
+    assert store.changed_ms(family["root"]) is not None
+    assert store.outline(other["root"]) is not None
+    assert store.root_of(other["root"]) == other["root"]
+    with pytest.raises(StoreError, match=rf"{file.name} is being written"):
+        store.outline(family["root"])
 
 
 def test_a_file_that_stays_torn_costs_itself_and_is_told(tmp_path: Path) -> None:

@@ -466,7 +466,7 @@ READERS = {
     "exported_sessions", "frozen", "has_turn", "held", "held_bytes", "held_folders", "is_current",
     "is_emptied", "is_history", "is_pending", "is_whole", "last_body", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
-    "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
+    "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_ring", "trusted_age_ms",
     "unacknowledged", "without_bodies",
 }  # fmt: skip

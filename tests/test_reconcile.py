@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger
+from app import clock, destination, ledger, noticed
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import split
@@ -26,15 +27,18 @@ from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, StoreError, store_file
 from app.presence import Announced
-from app.reading import FAILURES_MAX, GONE
+from app.reading import FAILURES_MAX, GONE, GONE_TURNS
 from app.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
 from app.room import Room
 from app.sources import Sources
+from app.spool import folder
 from app.status import read_hooks
-from app.transcript import key
+from app.transcript import Transcript, key
+from tests import json_store
+from tests.secrets import noise
 from tests.servers import api_key
 from tests.snapshots import CREATED_MS, Fields, assistant, entry, snapshot, task, text, unfinished, user
-from tests.stores import put
+from tests.stores import WrittenStore, put
 from tests.test_tightening import configure
 from tests.waiting import wait_until
 
@@ -99,6 +103,11 @@ class Machine:
             with closing(sqlite3.connect(self.store.path)) as db, db:
                 db.execute("update session set time_updated = ? where id = ?", [written_ms, info["id"]])
         return str(wanted["root"])
+
+    def forget(self, session: str) -> None:
+        """OpenCode deletes the session."""
+        with closing(WrittenStore(self.store.path)) as store:
+            store.delete(session)
 
     def hook(self, session: str = "ses_own", directory: str = HERE, **options: object) -> Hook:
         """One whose OpenCode is at work in this session, looked at once."""
@@ -338,6 +347,17 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
     assert [each.sessions for each in ledger.unread(one.db)] == [1]  # its own session, which is not there
 
 
+def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_it(machine: Machine) -> None:
+    machine.variables["OPENCODE_DB"] = ":memory:"
+    one = machine.hook()
+    show(one, "ses_a")
+    reason = "OpenCode keeps its store in memory, where nobody can read it"
+    assert [(each.reason, each.sessions) for each in ledger.unread(one.db)] == [(reason, 2)]
+    one.finish()
+    assert ledger.unread(one.db) == []
+    assert [(what, count) for what, count, _ in destination.incidents(one.db)] == [(GONE, 2)]
+
+
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     session = machine.remember(talk("a", *cut_off()))
@@ -574,9 +594,40 @@ def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) ->
     one = machine.hook()
     one.take(notice(session, "deleted"))
     look(one, 0)
+    machine.forget(session)
     show(one, session)  # it was on its way
+    assert session not in ledger.unread_sessions(one.db)
     machine.end(one)
     assert machine.jobs() == []
+
+
+def test_a_session_that_is_there_again_after_it_was_deleted_is_taken_with_its_next_notice(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
+    machine.forget(session)
+    one.take(notice(session, "deleted"))
+    away = machine.store.path.rename(machine.store.path.with_name("away.db"))
+    show(one, session)
+    away.rename(machine.store.path)
+    machine.remember(talk("a", *asked_and_answered()))
+    look(one, 0)
+    assert machine.jobs() == []
+    show(one, session)
+    assert machine.states() == [(session, "pending")]
+
+
+def test_what_a_hook_remembers_of_deleted_sessions_and_oddities_is_bounded(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noticed, "OWNED_MAX", 3)
+    one = machine.hook()
+    for number in range(5):
+        one.take(notice(f"ses_{number}", "deleted"))
+        one._tell_once(f"odd in ses_{number}")
+    one.take(notice("ses_2", "deleted"))
+    assert [line.session for line in one.estate() if line.why == "deleted"] == ["ses_3", "ses_4", "ses_2"]
+    assert list(one._told) == ["odd in ses_2", "odd in ses_3", "odd in ses_4"]
 
 
 def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothing(machine: Machine) -> None:
@@ -780,6 +831,60 @@ def turns_of(machine: Machine) -> set[str]:
         return {row["name"] for row in db.execute("select t.name from turn t join job j on j.turn_id = t.id")}
 
 
+def deleted_meanwhile(machine: Machine, patch: pytest.MonkeyPatch, session: str, left: Fields | None) -> None:
+    """Of the session only this is left when it is read, after it was looked through."""
+    read = Store.transcript
+
+    def transcript(store: Store, root: str, turns: Collection[str] | None = None) -> Transcript | None:
+        if root == session:
+            machine.forget(session) if left is None else machine.remember(left)
+        return read(store, root, turns)
+
+    patch.setattr(Store, "transcript", transcript)
+
+
+def incidents_of(one: Hook) -> dict[str, int]:
+    return {what: count for what, count, _ in destination.incidents(one.db)}
+
+
+def test_a_turn_that_is_deleted_before_it_is_read_is_counted_as_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.capture_since(CREATED_MS)
+    first = asked_and_answered()
+    machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
+    one = machine.hook()
+    deleted_meanwhile(machine, monkeypatch, "ses_a", talk("a", *first))
+    before = incidents_of(one)
+    show(one, "ses_a")
+    assert turns_of(machine) == {"session", "msg_a_1"}
+    assert unread(one) == [(None, 1)]  # its own
+    assert incidents_of(one) == before | {GONE_TURNS: 1}
+    show(one, "ses_a")
+    assert incidents_of(one) == before | {GONE_TURNS: 1}
+
+
+@pytest.mark.parametrize("by_notice", [True, False], ids=["notice", "owed"])
+def test_a_session_that_is_deleted_before_it_is_read_is_counted_as_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, *, by_notice: bool
+) -> None:
+    machine.capture_since(CREATED_MS)
+    machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook()
+    deleted_meanwhile(machine, monkeypatch, "ses_a", None)
+    before = incidents_of(one).get(GONE, 0)
+    if by_notice:
+        show(one, "ses_a")
+    else:
+        ledger.note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
+        one._reconciling.begin(HERE, folder(one.db, HERE))
+        for at_s in (0.0, AGAIN_S):
+            look(one, at_s)
+    assert machine.jobs() == []
+    assert unread(one) == [(None, 1)]
+    assert incidents_of(one)[GONE] == before + 1
+
+
 def test_an_unreadable_message_is_told_once_however_often_it_is_seen(machine: Machine) -> None:
     machine.capture_since(CREATED_MS)
     odd = talk("a", *asked_and_answered(), *followed_up(CREATED_MS + 1_000))
@@ -892,6 +997,143 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
 
 
+def long_one(name: str) -> Fields:
+    told = list[Fields]()
+    for number in range(100, 400, 2):
+        told.append(user(f"msg_{number}", CREATED_MS + number, text("why?", f"prt_{number}")))
+        answer = text("so!", f"prt_{number + 1}")
+        told.append(assistant(f"msg_{number + 1}", CREATED_MS + number + 1, answer, parent=f"msg_{number}"))
+    return talk(name, *told)
+
+
+LARGE = 1 << 15
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large, and a step in it, is so much smaller that no test takes long."""
+    monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", LARGE)
+    monkeypatch.setattr("app.ahead.STEP_COST", 2 * LARGE)
+
+
+def large_one(name: str, said: str = "words ") -> Fields:
+    asked, answered = asked_and_answered()
+    answered["parts"][0]["text"] = said * (LARGE // len(said) + 1)
+    return talk(name, asked, answered)
+
+
+def look_once(one: Hook, now_s: float) -> str:
+    """At the session that was looked at."""
+    noticed = one._notices.next(now_s)
+    assert noticed is not None
+    one._looking.look(noticed, now_s, CREATED_MS + 1_000)
+    return noticed.session
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(("make", "turns"), [(long_one, 150), (large_one, 1)])
+def test_others_are_read_between_the_looks_at_a_session(
+    machine: Machine, make: Callable[[str], Fields], turns: int
+) -> None:
+    machine.remember(make("a"))
+    machine.remember(talk("b", *asked_and_answered()))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    assert look_once(one, 0.1) == "ses_a"
+    one.take(notice("ses_b", "idle"))
+    assert look_once(one, 0.2) == "ses_b"
+    assert machine.states().count(("ses_b", "pending")) == 1
+    assert machine.states().count(("ses_a", "pending")) < turns
+    look_for(one)
+    assert machine.states().count(("ses_a", "pending")) == turns
+    assert one._notices.acknowledged() is None
+
+
+@pytest.mark.usefixtures("large")
+def test_of_two_large_sessions_one_is_held_and_both_are_taken(machine: Machine) -> None:
+    for name in ("a", "b"):
+        machine.remember(large_one(name))
+    one = machine.hook()
+    for name in ("a", "b"):
+        one.take(notice(f"ses_{name}", "idle"))
+    looks = list[str]()
+    while (due_s := one._notices.due_s()) is not None:
+        looks.append(look_once(one, max(due_s, (len(looks) + 1) / 10)))
+        assert len(looks) < 10
+    assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
+    assert one._looking.reader._held is None
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_session_that_is_deleted_once_it_is_read_is_not_exported(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    reader = one._looking.reader
+    held = [reader._held is not None]
+    one.take(notice("ses_a", "deleted"))
+    held.append(reader._held is not None)
+    assert held == [True, False]
+    look_for(one)
+    assert machine.jobs() == []
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_session_that_changes_once_it_is_read_is_taken_as_it_is_then(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    machine.remember(large_one("a", "other words "), written_ms=CREATED_MS + 900)
+    look_for(one)
+    assert machine.states() == [("ses_a", "superseded"), ("ses_a", "pending")]
+    assert machine.jobs()[-1][2] == stored_key(one, "ses_a")[0]
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("mode", ["full", "metadata_only"])
+def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    other, made = Machine(tmp_path / "other"), []
+    word = noise("some", "abcdefgh23456789", 20)
+    said = f"words, password = {word}, \\u0070assword: {word}\n"
+    for one in (machine, other):
+        configure(one.home / "config", exportMode=mode)
+        one.remember(large_one("a", said))
+        taking = one.hook()
+        taking.take(notice("ses_a", "idle"))
+        assert look_once(taking, 0.1) == "ses_a"
+        assert (taking._looking.reader._held is None) == (one is other)
+        look_for(taking)
+        with closing(open_ledger(one.home / "spool")) as db:
+            asked = "select request_id, digest, key from record r join job j on j.id = job_id order by j.id, position"
+            made.append([tuple(row) for row in db.execute(asked)])
+        monkeypatch.setattr("app.ahead.LARGE_CHARACTERS_MIN", 1 << 40)
+        one.end(taking)
+    assert made[0] == made[1]
+    assert len(made[0]) == 3
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_turn_is_taken_under_the_settings_of_when_it_is_taken(machine: Machine) -> None:
+    machine.remember(large_one("a"))
+    one = machine.hook()
+    one.take(notice("ses_a", "idle"))
+    look_once(one, 0.1)
+    configure(machine.home / "config", redactPatterns=["words"])
+    one._captures.refresh()
+    look_for(one)
+    ((_, _, stored),) = machine.jobs()
+    assert stored == stored_key(one, "ses_a")[0]
+    with closing(open_ledger(machine.home / "spool")) as db:
+        bodies = [row["bodies"] for row in db.execute("select bodies from bundle order by length(bodies)")]
+    assert b"[REDACTED]" in lzma.decompress(bodies[-1])
+    assert b"words" not in lzma.decompress(bodies[-1])
+
+
 def unread(one: Hook) -> list[tuple[str | None, int]]:
     return [(each.reason, each.sessions) for each in ledger.unread(one.db)]
 
@@ -933,6 +1175,32 @@ def test_a_session_that_could_not_be_compared_is_tried_again_after_the_others(ma
     look(one, AGAIN_S)
     assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
     assert unread(one) == [(None, 1)]
+
+
+def test_a_json_file_that_is_being_written_holds_up_nothing_else_that_a_dead_hook_owed(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    above = talk("p", user("msg_1", CREATED_MS + 10), assistant("msg_2", CREATED_MS + 20, task("ses_c")))
+    below = talk("c", *asked_and_answered(CREATED_MS + 15), parent="ses_p")
+    json_store.put(machine.store.path.parent, talk("a", *asked_and_answered()), above, below)
+    part = machine.store.path.parent / "storage" / "part" / "msg_p_2" / "prt_p_task.json"
+    whole = part.read_bytes()
+    part.write_bytes(b"")
+    one = machine.hook()
+    now_ms = clock.now_ms()
+    for name in ("ses_a", "ses_c"):
+        ledger.note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
+    one._reconciling.begin(HERE, folder(one.db, HERE))
+    for at_s in (0.0, 2 * AGAIN_S, 3 * AGAIN_S):
+        look(one, at_s, now_ms)
+    assert machine.states() == [("ses_a", "pending")]
+    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [
+        ("OpenCode's store cannot be read", 1)
+    ]
+    part.write_bytes(whole)
+    for at_s in (5 * AGAIN_S, 7 * AGAIN_S, 9 * AGAIN_S):
+        look(one, at_s, now_ms)
+    assert {session for session, _ in machine.states()} == {"ses_a", "ses_p"}
+    assert unread(one) == [(None, 1)]  # its own
 
 
 def test_what_a_dead_hook_owed_of_a_subagent_is_settled_with_its_root_that_is_open_again(machine: Machine) -> None:

@@ -5,13 +5,23 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from app.parse import parse
 from app.privacy.metadata_only import withhold_session, withhold_turn
-from app.privacy.redact import REDACTED, PatternError, Redaction, identity_hits, redact_session, redact_turn
+from app.privacy.redact import (
+    REDACTED,
+    HitCounts,
+    PatternError,
+    Redaction,
+    finished,
+    identity_hits,
+    redact_session,
+    redact_turn,
+)
 from app.transcript import Assistant, Failure, File, Json, Other, Reasoning, Session, Text, Tool, Transcript, Turn, User
 from tests import recorded
 from tests.dress import in_json, in_lines, in_url
@@ -398,3 +408,24 @@ def test_a_key_with_octal_escapes_is_found(slash: str, at: int) -> None:
 def test_an_escape_in_base64_hides_no_beginning_of_a_key(seam: str, shift: str) -> None:
     packed = base64.b64encode(f"{shift} it is g{seam}p_{'0aB1' * 9} there".encode()).decode()
     assert Redaction.compile(()).text(f"this {packed} is").replace("=", "") == "this [REDACTED] is"
+
+
+def test_what_was_done_ahead_is_taken_with_its_hits() -> None:
+    redaction = Redaction.compile([EMAIL], known_values=["open-sesame"])
+    word = noise("some", "abcdefgh23456789", 20)
+    value = f"open-sesame, bob@example.com, \\u0070assword: {word}"
+    hits, of_it = HitCounts(), HitCounts()
+    shown = finished(redaction.steps(value, of_it))
+    assert shown == redaction.text(value, hits)
+    assert len(of_it) == 3
+    ready, again = replace(redaction, done={value: (shown, of_it)}), HitCounts()
+    assert (ready.text(value, again), ready.text(value, again)) == (shown, shown)
+    assert again == hits + hits
+    assert again.known == hits.known
+    # It is taken, and not made anew.
+    assert replace(redaction, done={value: ("ready", of_it)}).text(value) == "ready"
+
+
+def test_a_text_of_which_nothing_goes_is_not_made_once_more() -> None:
+    value = "nothing to see, however long it is " * 1_000
+    assert Redaction.compile([EMAIL]).text(value) is value

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.privacy.decode import View, _meaning, joined, layers, unpacked
 from app.privacy.literals import Literal
-from app.privacy.redact import Redaction
+from app.privacy.redact import Redaction, finished
 from app.privacy.rules import RULES, Heads, broken_secrets, secrets
 from app.privacy.vendors import VENDORS
 from tests.dress import DRESSES, in_base64, in_json, in_json_twice, in_url, in_wrapped_base64, numbered
@@ -69,7 +69,7 @@ def covered(found: set[tuple[str, int, int]]) -> set[int]:
 
 
 def seen(text: str) -> set[tuple[str, int, int]]:
-    found = REDACTION._found(text.encode())
+    found = finished(REDACTION._found(text.encode()))
     return {(name, *span) for name, spans in found.items() for span in spans}
 
 

@@ -82,6 +82,12 @@ def unread(db: sqlite3.Connection) -> list[Unread]:
     return [Unread(row["wait_reason"], row["sessions"], row["oldest_ms"]) for row in rows]
 
 
+def left_unread(db: sqlite3.Connection, before_ms: int) -> set[str]:
+    """The sessions that were noticed before then, and of which nobody has said why they wait."""
+    rows = db.execute("select session from notice where wait_reason is null and noticed_ms < ?", (before_ms,))
+    return {row["session"] for row in rows}
+
+
 def unread_sessions(db: sqlite3.Connection) -> set[str]:
     return {row["session"] for row in db.execute("select session from notice")}
 

@@ -7,7 +7,7 @@
 The configuration is apart from them, in `app.opencode.config`.
 """
 
-from app.opencode.access import UNTRIED, AbsentError, StoreError
+from app.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
 from app.opencode.files import FILE_BYTES_MAX, Export, ExportError, File, examine, families, snapshot
 from app.opencode.store import Store, StoredSession, store_file
 from app.opencode.turns import Outline, TurnOutline
@@ -19,6 +19,7 @@ __all__ = [
     "Export",
     "ExportError",
     "File",
+    "InMemoryError",
     "Outline",
     "Store",
     "StoreError",

@@ -30,6 +30,8 @@ TRIES_MAX = 40
 _PASSING = {sqlite3.SQLITE_READONLY_RECOVERY, sqlite3.SQLITE_READONLY_CANTINIT}
 """OpenCode is starting."""
 UNTRIED = "OpenCode 2 is read from its public description, not yet tried on it"
+IN_MEMORY = ":memory:"
+"""No file, as SQLite and OpenCode understand it."""
 T = TypeVar("T")
 
 
@@ -39,6 +41,10 @@ class StoreError(ExportError):
 
 class AbsentError(StoreError):
     """OpenCode has made none yet."""
+
+
+class InMemoryError(AbsentError):
+    """OpenCode keeps it in its own memory."""
 
 
 class Access:
@@ -114,6 +120,10 @@ class Access:
 
     def _look(self) -> _State:
         """What is there of it now."""
+        if self.path.name == IN_MEMORY:
+            raise InMemoryError(
+                f"OpenCode keeps its sessions in memory (OPENCODE_DB={IN_MEMORY}), where nobody can read them"
+            )
         # SQLite, too, looks for these beside what a symbolic link means.
         path = Path(os.path.realpath(self.path))
         beside = ("-wal", "-shm", "-journal")

@@ -160,7 +160,8 @@ class JsonRows:
 
     def weight(self, session: str) -> tuple[int, int]:
         path = self._file(session)
-        found = list(self.weighed(session, list(self.listed(session))))
+        names = [one.stem for one in _inside(self._path / "message" / session)]
+        found = list(self.weighed(session, names))
         written_ms = [updated_ms for _, _, updated_ms in found]
         count = 1 + sum(rows for _, rows, _ in found)
         return count, max([_written_ms(path) if path is not None else 0, *written_ms])
@@ -207,7 +208,8 @@ class JsonRows:
 
     def _named(self, message: str) -> Iterator[str]:
         for path in sorted(self._parts(message)):
-            if b'"sessionId"' not in _bytes(path):
+            data = _bytes(path).rstrip()
+            if b'"sessionId"' not in data and data.endswith(b"}"):  # a torn one may be about to name one
                 continue
             name = subagent(self._fields(path))
             if name is not None:

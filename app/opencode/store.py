@@ -87,6 +87,12 @@ class Store:
     def is_there(self) -> bool:
         return bool(self._known()) or self._has_files()
 
+    @property
+    def place(self) -> Path:
+        """What is there of it, or would be: the first of its files, or the folder of those in JSON."""
+        known = self._known()
+        return known[0].path if known else self._files.path if self._has_files() else self.path
+
     def is_newer(self) -> bool:
         """Whether it holds sessions of OpenCode 2, beside those of 1.x or alone."""
         return any(self._all(lambda rows: isinstance(rows, NewerRows)))

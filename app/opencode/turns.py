@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from app.minting import is_copy
+from app.opencode.access import StoreError
 from app.opencode.rows import Head, Rows, subagents
 from app.parse import Excerpt
 from app.transcript import Json
@@ -32,10 +34,16 @@ class Outline:
 
 
 def roots(rows: Rows, directory: str | None, among: Collection[str] | None) -> list[Head]:
-    """The sessions that no call of a parent's turn names."""
+    """The sessions that no call of a parent's turn names.
+
+    Of a parent that cannot be read now nobody knows which these are: none of those below it is one.
+    """
     heads = [head for head in rows.heads(directory) if among is None or head.id in among]
-    called = {parent: set(_called(rows, parent)) for parent in {head.parent for head in heads} if parent is not None}
-    return [head for head in heads if head.parent is None or head.id not in called[head.parent]]
+    called: dict[str, set[str]] = {}
+    for parent in {head.parent for head in heads if head.parent is not None}:
+        with suppress(StoreError):
+            called[parent] = {*_called(rows, parent)}
+    return [head for head in heads if head.parent is None or head.id not in called.get(head.parent, {head.id})]
 
 
 def root_of(rows: Rows, session: str) -> str | None:

@@ -13,10 +13,10 @@ import hashlib
 import json
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from app.attachment import strip_blobs
 from app.blobs import described_pieces
@@ -67,7 +67,10 @@ _SPELLED_MAX = 64
 """Latin letters that stand for one character."""
 _EDGE = 64
 """What is found so near to the end of a stretch may go on behind it."""
+_UNDRESSED_COST = 32
+"""How much more a byte of a stretch costs than one that is only read."""
 _ORDER = {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in RULES))))}
+T = TypeVar("T")
 _Span = tuple[int, int]
 Found = dict[str, list[_Span]]
 
@@ -90,6 +93,8 @@ class Redaction:
     """A compiled search for the known values in all their forms, or None."""
     traces: frozenset[bytes] = field(default=frozenset(), repr=False)
     """A text without them holds no known value."""
+    done: Mapping[str, tuple[str, HitCounts]] = field(default_factory=dict, repr=False, compare=False)
+    """What some texts have become, and what was hit in them, before they are asked for."""
 
     @staticmethod
     def compile(patterns: Sequence[str], *, secrets: bool = True, known_values: Sequence[str] = ()) -> Redaction:
@@ -99,11 +104,27 @@ class Redaction:
 
     def text(self, value: str, hits: Counter[str] | None = None) -> str:
         """The value with all that matches as `[REDACTED]`. Lone surrogates become U+FFFD, as UTF-8 has none."""
-        data = _encoded(strip_blobs(value))
-        found = self._found(data)
+        if value not in self.done:
+            return finished(self.steps(value, hits))
+        shown, of_it = self.done[value]
+        if hits is not None:
+            hits.update(of_it)
+        if isinstance(hits, HitCounts):
+            hits.known |= of_it.known
+        return shown
+
+    def steps(self, value: str, hits: Counter[str] | None = None) -> Generator[int, None, str]:
+        """As `text`, with pauses in which something else can be done; each tells what was done, about in bytes."""
+        text, data = _encoded(strip_blobs(value))
+        yield len(data)
+        found = yield from self._found(data)
+        if not any(found.values()):
+            return text  # which may be long, and is not made once more
         if isinstance(hits, HitCounts):
             hits.known |= {hashlib.sha256(data[start:end]).digest() for start, end in found[KNOWN]}
-        return _replaced(data, found, hits).decode("utf-8", "replace")
+        del text  # of what is long no form is kept that is not needed
+        data = _replaced(data, found, hits)
+        return data.decode("utf-8", "replace")
 
     def json(self, value: Json, hits: Counter[str] | None = None) -> Json:
         """Keys and values, recursively. What stands under a key named like a secret is replaced whole."""
@@ -148,20 +169,26 @@ class Redaction:
             hits["assignment"] += len(found)
         return found
 
-    def _found(self, data: bytes) -> Found:
+    def _found(self, data: bytes) -> Generator[int, None, Found]:
         """Ranges of the text by the name of what found them."""
         found: Found = defaultdict(list)
         text = View(data)
         hits = self._scout.look(text)
+        yield len(data)
         self._look(text, hits, found)
+        yield len(data)
         plain = sorted((start, end, name) for name, spans in found.items() for start, end in spans)
         seen = Stretch(0, 0)
-        for stretch in stretches(data, hits, self._scout):
+        to_undress = stretches(data, hits, self._scout)
+        yield len(data)
+        for stretch in to_undress:
             # One that went on has been over the next ones, too.
             if not stretch.is_within(seen):
                 seen = self._look_into(text, stretch, found, plain)
+                yield _UNDRESSED_COST * (seen.end - seen.start)
         for pattern in self.patterns:
             found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
+            yield len(data)
         return found
 
     def _look_into(self, text: View, stretch: Stretch, found: Found, plain: Sequence[tuple[int, int, str]]) -> Stretch:
@@ -221,17 +248,27 @@ class Redaction:
         return scout(self.traces, secrets=self.secrets)
 
 
+def finished(steps: Generator[int, None, T]) -> T:
+    """What they come to, without a pause."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
 def _masked(why: str, hits: Counter[str] | None) -> str:
     if hits is not None:
         hits[why] += 1
     return REDACTED
 
 
-def _encoded(value: str) -> bytes:
+def _encoded(value: str) -> tuple[str, bytes]:
+    """The text with nothing but whole characters, and the same in UTF-8."""
     try:
-        return value.encode()
+        return value, value.encode()
     except UnicodeEncodeError:
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        return _encoded(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _ranges(regex: Any, view: View) -> Iterator[_Span]:
@@ -249,12 +286,12 @@ def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | N
         if fresh and hits is not None:
             hits[name] += len(fresh)
         covered = _merged([*covered, *fresh]) if fresh else covered
-    pieces: list[bytes] = []
-    at = 0
+    pieces: list[bytes | memoryview] = []
+    at, view = 0, memoryview(data)
     for start, end in covered:
-        pieces += (data[at:start], REDACTED.encode())
+        pieces += (view[at:start], REDACTED.encode())
         at = end
-    return b"".join((*pieces, data[at:]))
+    return b"".join((*pieces, view[at:]))
 
 
 def _merged(spans: list[_Span]) -> list[_Span]:
@@ -361,7 +398,7 @@ def identity_hits(turn: Turn, redaction: Redaction) -> Counter[str]:
     hits: Counter[str] = Counter()
     for text in set(_identity(turn)):
         for pattern in redaction.patterns:
-            hits[pattern.name] += sum(1 for _ in _ranges(pattern.regex, View(_encoded(text))))
+            hits[pattern.name] += sum(1 for _ in _ranges(pattern.regex, View(_encoded(text)[1])))
     return +hits
 
 

@@ -34,6 +34,11 @@ def from_variables(variables: Mapping[str, str], origin: Callable[[str], Origin]
 
 def from_dotenv(path: Path, problems: list[str], source: Source = ".env") -> Layer:
     """Values as they stand: `${NAME}` is not filled in, neither from this file nor from the environment."""
+    return from_variables(dotenv_variables(path, problems), lambda _: Origin(source, f".env {path}"), problems)
+
+
+def dotenv_variables(path: Path, problems: list[str]) -> dict[str, str]:
+    """Those of a file that are ours."""
     variables: dict[str, str] = {}
     for binding in parse_stream(StringIO(text_of(path, problems))):
         text, number = binding.original
@@ -45,7 +50,7 @@ def from_dotenv(path: Path, problems: list[str], source: Source = ".env") -> Lay
             variables[binding.key or ""] = binding.value or ""
             if "${" in (binding.value or "") and "REDACT" not in (binding.key or ""):
                 problems.append(f"{line}: ${{…}} is not filled in here; write the value of {binding.key} out")
-    return from_variables(variables, lambda _: Origin(source, f".env {path}"), problems)
+    return variables
 
 
 def from_folder_dotenv(path: Path, above: Layer, problems: list[str], complaints: list[Complaint]) -> Layer:
