@@ -16,22 +16,29 @@ ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
 ATTEMPTS_KEPT = 10
 
-# Of the session that a key belongs to. A job in backoff does not block its successors.
-_DUE_OF_SESSION = """
-    select j.id from job k join job j on j.session_id = k.session_id
-    where k.destination_id = :destination and k.key = :key and j.state = 'pending' and j.due_ms <= :now
-      and not exists (select 1 from job l where l.session_id = k.session_id and l.lease_until_ms is not null)
-      and (j.kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination
-        and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"""
+# Due, in a session of which nothing is in flight. A job in backoff does not block its successors.
+_DUE = (
+    "j.state = 'pending' and j.due_ms <= :now"
+    " and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)"
+)
+CLAIMABLE = (
+    f"{_DUE} and (j.kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
+    " and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
+)
+"""Of jobs `j` of the destination: due, and not kept back by one that must be alone."""
+_OF_SESSION = (
+    "select j.id from job k join job j on j.session_id = k.session_id"
+    f" where k.destination_id = :destination and k.key = :key and {CLAIMABLE}"
+)
 # The oldest due job that is live, else the oldest due. (Two questions: one order by both would sort all that is due.)
-_OF_SESSION = f"""
-    coalesce(({_DUE_OF_SESSION} and j.is_history = 0 order by j.id limit 1),
-      ({_DUE_OF_SESSION} order by j.id limit 1))"""
+_NEXT_OF_SESSION = (
+    f"coalesce(({_OF_SESSION} and j.is_history = 0 order by j.id limit 1), ({_OF_SESSION} order by j.id limit 1))"
+)
 # One bad record must not be all that probes ever ask about: they take turns.
-_LEAST_RECENTLY_TRIED = """
-    select j.id from job j where j.destination_id = :destination and j.state = 'pending' and j.due_ms <= :now
-      and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)
-    order by coalesce(j.attempted_ms, 0), j.id limit 1"""
+_LEAST_RECENTLY_TRIED = (
+    f"select j.id from job j where j.destination_id = :destination and {_DUE}"
+    " order by coalesce(j.attempted_ms, 0), j.id limit 1"
+)
 
 
 def claim(
@@ -47,7 +54,7 @@ def claim(
         terms = destination.terms(db, destination_id, now_ms)
         if terms is None:
             return None
-        candidates = _LEAST_RECENTLY_TRIED if terms.is_probe else _OF_SESSION
+        candidates = _LEAST_RECENTLY_TRIED if terms.is_probe else _NEXT_OF_SESSION
         row = db.execute(
             # Whether it must still be held its worker asks: no finish needs to know that it once was.
             "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from app import crashpoint, destination
 from app.connection import transaction
-from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.claims import CLAIMABLE, ISOLATED_KILLS
 from app.ledger.job import BATCH
 
 KILLS_MAX = 5
@@ -129,14 +129,9 @@ def trusted_age_ms(age_ms_max: int, steady_for_ms: int) -> int:
 
 _DUE_SESSIONS = (
     # The key is that of the job with the least id, as SQLite promises.
-    "select min(id), session_id, key from job"
-    " where destination_id = :destination and state = 'pending' and due_ms <= :now and is_history = :is_history"
-    " and session_id not in (select value from json_each(:but_for))"
-    " and not exists (select 1 from job l where l.session_id = job.session_id and l.lease_until_ms is not null)"
-    # While a job that must be alone is due, the others would find nothing to claim.
-    " and (kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
-    "  and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
-    " group by session_id limit :limit"
+    "select min(j.id), j.session_id, j.key from job j where j.destination_id = :destination"
+    f" and {CLAIMABLE} and j.is_history = :is_history"
+    " and j.session_id not in (select value from json_each(:but_for)) group by j.session_id limit :limit"
 )
 
 
