@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app import ledger
 from app.enqueue import body_of
 from app.export import Capture, Export, split
 from app.folders import Folders
 from app.identity import Identity
-from app.ledger import Exported, Print
-from app.ledger.footprint import DIGEST_BYTES
+from app.ledger import history
+from app.ledger import versions as ledger_versions
+from app.ledger.footprint import DIGEST_BYTES, Print
+from app.ledger.history import Exported
 from app.naming import project_name
 from app.opencode import Store
 from app.privacy.policy import Policy, retold
@@ -78,7 +79,7 @@ def sent_turns(
     Those of which OpenCode wrote nothing since `since_ms` are left out.
     """
     turns: dict[str, list[Exported]] = {}
-    for version in ledger.exported(db, destination_id, session):
+    for version in history.exported(db, destination_id, session):
         turns.setdefault(version.turn, []).append(version)
     return {
         turn: sorted(versions, key=lambda one: one.state != "superseded")
@@ -119,7 +120,7 @@ def _session(
         return Audited(session, None, None, problem=str(error))
     if transcript is None:
         return Audited(session, None, None, problem=GONE)
-    known = ledger.frozen(db, destination_id, session)
+    known = ledger_versions.frozen(db, destination_id, session)
     comparison = _Comparison(
         transcript, folders.find(transcript.session.directory)[1], known[1] if known else Identity("")
     )

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from os.path import isdir
 from pathlib import Path
 
-from app import clock, ledger
+from app import clock
 from app.capture import why_nothing
 from app.destination import Destination
 from app.enqueue import Place, Request, enqueue, outlook
 from app.export import Capture
 from app.folders import Folders
-from app.ledger import SESSION_RECORD
+from app.ledger import history, readings, room
 from app.ledger.decision import BACKFILL, WANTED, Decision, Reopen
+from app.ledger.job import SESSION_RECORD
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions
 from app.reconcile import is_quiet
@@ -168,7 +169,7 @@ class Backfill:
             project.left_out += 1
             return
         # Of a session that was named nothing is taken on trust: its times may be from a clock that was wrong.
-        if not self._choice.sessions and ledger.is_whole(
+        if not self._choice.sessions and history.is_whole(
             self._db,
             self._destination_id,
             session.id,
@@ -259,7 +260,7 @@ class Backfill:
                 fed.unfinished += len(done.waiting)
                 if changed_ms is not None and not done.waiting:
                     noted_ms = min(changed_ms, clock.now_ms())
-                    ledger.note_reconciled(self._db, self._destination_id, session.id, noted_ms)
+                    history.note_reconciled(self._db, self._destination_id, session.id, noted_ms)
             on_session()
 
 
@@ -286,7 +287,7 @@ class Room:
         """Wait until the half is not full. Raises NoRoomError where nobody makes room."""
         if size_bytes > self._left_bytes:
             seen_s = time.monotonic()
-            while (left := self._half_bytes - ledger.held_bytes(self._db)) <= 0:
+            while (left := self._half_bytes - room.held_bytes(self._db)) <= 0:
                 if self._is_served():
                     seen_s = time.monotonic()
                 elif time.monotonic() - seen_s >= WORKER_S:
@@ -298,7 +299,7 @@ class Room:
 
     def _is_served(self) -> bool:
         """Whether somebody delivers, and something that can be delivered takes the room."""
-        is_wanted = bool(self._ours.key_fingerprint) and ledger.is_pending(self._db, self._ours.id)
+        is_wanted = bool(self._ours.key_fingerprint) and readings.is_pending(self._db, self._ours.id)
         return is_wanted and any(worker.destination == self._ours.id for worker in read_workers(self._spool))
 
     def _why_nobody(self) -> str:
@@ -306,6 +307,6 @@ class Room:
         half = "half of maxSpoolSize is held"
         if not self._ours.key_fingerprint:
             return f"{half}, and without HELICONE_API_KEY nothing leaves: {again}"
-        if not ledger.is_pending(self._db, self._ours.id):
+        if not readings.is_pending(self._db, self._ours.id):
             return f"{half} by dead letters or for another destination: see dead list and status; {again}"
         return f"{half}, and no worker runs: let flush or worker deliver it; {again}"

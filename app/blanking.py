@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from app.enqueue import body_of
-from app.ledger import Body, Exported, Frozen, Print
+from app.ledger.footprint import Print
+from app.ledger.history import Exported
+from app.ledger.job import Body, Frozen
 from app.record import Record, blank, kind_of
 
 

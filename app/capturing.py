@@ -7,13 +7,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
-from app import clock, destination, ledger
+from app import clock, destination
 from app.capture import capture
 from app.db import open_ledger
 from app.destination import Destination
 from app.export import Capture
 from app.inbox import Line
 from app.keyring import Keyring
+from app.ledger import adoption
 from app.privacy.redact import PatternError
 from app.settings import Settings, SettingsError, folder_record
 from app.sources import Sources
@@ -87,7 +88,7 @@ class Captures:
             destination.resume_capture(self._db, place, clock.now_ms())
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
-        ledger.adopt_rotated(self._db, self._target, clock.now_ms())
+        adoption.adopt_rotated(self._db, self._target, clock.now_ms())
         self._seen[line.directory] = Captured(line, basis, place, settings, known, made)
         return made
 

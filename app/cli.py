@@ -44,7 +44,7 @@ from app.db import open_ledger, read_ledger
 from app.endpoint import EndpointError
 from app.finding import Finding
 from app.folders import effective
-from app.ledger import LedgerError
+from app.ledger.job import LedgerError
 from app.letters import LetterError
 from app.opencode import ExportError
 from app.privacy.redact import PatternError

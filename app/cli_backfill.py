@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from app import clock, ledger, screen
+from app import clock, screen
 from app.backfill import Backfill, Choice, Fed, NoRoomError, Plan, Room
 from app.command import (
     DONE,
@@ -35,6 +35,7 @@ from app.command import (
     sources_of,
 )
 from app.db import open_ledger, open_whole
+from app.ledger import readings
 from app.ledger.decision import BACKFILL, DropReason
 from app.opencode import Store, store_file
 from app.settings import Settings
@@ -145,7 +146,7 @@ def _run(sources: Sources, store: Store, choice: Choice, max_logs: int, *, json_
         if plan.logs > max_logs:
             _ask(plan, max_logs)
         fed, problem = _fed(history, plan, db, spool, settings)
-        waiting = ledger.counts(db, ours.id).pending
+        waiting = readings.counts(db, ours.id).pending
         if json_wanted:
             print_json(_as_json(plan, fed, waiting))
         elif not problem:

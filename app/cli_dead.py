@@ -27,7 +27,7 @@ from app.command import (
 )
 from app.db import open_ledger
 from app.erasure import erase
-from app.ledger import Choice
+from app.ledger.letters import Choice
 from app.settings import Settings
 from app.spool import Spool
 from app.status import read_workers

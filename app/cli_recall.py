@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from app import destination, ledger, screen
+from app import destination, screen
 from app.audit import GONE, Audited, audit
 from app.command import (
     DONE,
@@ -38,6 +38,7 @@ from app.db import open_ledger, open_whole
 from app.destination import Destination
 from app.erasure import erase
 from app.folders import Folders
+from app.ledger import history, versions
 from app.opencode import Store, StoredSession, StoreError, store_file
 from app.recall import Recall
 from app.screen_recall import Report, audit_lines, audit_totals
@@ -76,7 +77,7 @@ def _audit(  # noqa: PLR0913 - one for each option
         ours = find_target(db, settings)
         if ours is None and settings.api_key is None:
             raise SettingsError(["audit needs HELICONE_API_KEY: what is under another key is not looked at"])
-        known = [] if ours is None else ledger.exported_sessions(db, ours.id)
+        known = [] if ours is None else history.exported_sessions(db, ours.id)
         names = [one for one in known if not session or one in session]
         unknown = [one for one in session or [] if one not in known]
         with _store(store) as opencode:
@@ -230,10 +231,10 @@ def _planned(
 
 def _named(db: sqlite3.Connection, ours: int, sessions: Sequence[str], report: Report) -> list[str]:
     """Those of the sessions that were delivered here, or all that were."""
-    known = ledger.exported_sessions(db, ours)
+    known = history.exported_sessions(db, ours)
     for name in sessions:
         if name not in known:
-            root = ledger.frozen(db, ours, name)
+            root = versions.frozen(db, ours, name)
             report.complain(name, [f"a subagent: name {root[0]}" if root else "not delivered to here"])
     return [name for name in known if not sessions or name in sessions]
 
@@ -244,8 +245,8 @@ def _elsewhere(db: sqlite3.Connection, ours: int, sessions: Collection[str]) -> 
         f"{name}: also delivered to {other.endpoint or 'another endpoint'} under another key: not reached from here"
         for other in destination.destinations(db)
         if other.id != ours
-        for name in ledger.exported_sessions(db, other.id)
-        if name in sessions and any(one.was_attempted for one in ledger.exported(db, other.id, name))
+        for name in history.exported_sessions(db, other.id)
+        if name in sessions and any(one.was_attempted for one in history.exported(db, other.id, name))
     ]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app import clock, confirm, ledger, screen
+from app import clock, confirm, screen
 from app.command import (
     DONE,
     PROBLEM,
@@ -31,6 +31,7 @@ from app.command import (
     sources_of,
 )
 from app.db import open_ledger
+from app.ledger import history
 from app.opencode import Store, store_file
 from app.settings import SettingsError
 from app.sources import Sources
@@ -107,7 +108,7 @@ def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sough
             ours = find_target(db, settings)
             for done, one in enumerate(verdicts if ours is not None else ()):
                 step(done, len(verdicts))
-                known = ledger.exported(db, ours.id if ours else -1, one.session)
+                known = history.exported(db, ours.id if ours else -1, one.session)
                 sought[one.session] = seek(
                     known,
                     lambda start_ms, ids: wait() or client.stored(url, start_ms=start_ms, request_ids=ids),

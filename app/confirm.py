@@ -25,10 +25,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from app import destination, ledger
+from app import destination
 from app.endpoint import is_cloud, kind_of, read_back_url
 from app.envelope import start_ms_of
-from app.ledger import Control, Unconfirmed
+from app.ledger import confirmations, readback
+from app.ledger.confirmations import Unconfirmed
+from app.ledger.readback import Control
 from app.retry import pause_ms
 
 SAMPLE_MS = 3_600_000
@@ -114,7 +116,7 @@ def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -
     one = destination.by_id(db, destination_id)
     first_ms = now_ms + looks_ms(one.route, 0)[0]
     # What was just delivered got through, so it is worth asking again.
-    ledger.end_read_back_pause(db, destination_id, first_ms)
+    readback.end_read_back_pause(db, destination_id, first_ms)
     if (
         plan.is_sampled
         and one.health != "quota"
@@ -168,19 +170,19 @@ def confirm(
 
     `dice` is uniform in 0..1.
     """
-    failures = ledger.read_back_failures(db, destination_id, now_ms)
+    failures = readback.read_back_failures(db, destination_id, now_ms)
     if failures is None:
         return None
-    due = ledger.due_for_confirmation(db, destination_id, now_ms, JOBS_MAX)
+    due = confirmations.due_for_confirmation(db, destination_id, now_ms, JOBS_MAX)
     for query in _queries(db, due):
         if not allowance.take(now_ms):
             return None
         reason = _look(db, destination_id, query, reader, now_ms)
         if reason is not None:
             delay_ms = pause_ms(failures + 1, base_ms=PAUSE_BASE_MS, cap_ms=PAUSE_CAP_MS, dice=dice())
-            ledger.pause_read_back(db, destination_id, reason, now_ms + delay_ms)
+            readback.pause_read_back(db, destination_id, reason, now_ms + delay_ms)
             return reason
-        ledger.resume_read_back(db, destination_id)
+        readback.resume_read_back(db, destination_id)
     return None
 
 
@@ -196,7 +198,7 @@ def _queries(db: sqlite3.Connection, due: Sequence[Unconfirmed]) -> Iterator[lis
     batch: list[_Wanted] = []
     size = 0
     for job in due:
-        body = ledger.last_body(db, job)
+        body = confirmations.last_body(db, job)
         job_bytes = BYTES_UNKNOWN if body is None else len(body)
         if batch and (len(batch) == IDS_MAX or size + job_bytes > BYTES_MAX):
             yield batch
@@ -212,7 +214,7 @@ def _look(
 ) -> str | None:
     """Ask for some jobs and for the control, and settle what the answer tells; why it tells nothing, or None."""
     wanted = {one.job.request_id: one.start_ms or 0 for one in query}
-    control = ledger.control(db, destination_id)
+    control = readback.control(db, destination_id)
     fresh_id = None if control is None or abs(now_ms - control.found_ms) > CONTROL_MS else control.request_id
     if control is not None and fresh_id is not None:
         wanted[fresh_id] = control.start_ms
@@ -229,7 +231,7 @@ def _look(
             return None
         return UNPROVEN if fresh_id is None else BLIND
     if control is None and missing:
-        ledger.note_missed(db, destination_id, now_ms)
+        readback.note_missed(db, destination_id, now_ms)
     for one in missing:
         _miss(db, destination_id, one.job, now_ms)
     return None
@@ -237,24 +239,24 @@ def _look(
 
 def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: int, *, has_body: bool) -> None:
     if one.start_ms is not None:
-        ledger.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
-    if not ledger.confirmed(db, one.job, now_ms, has_body=has_body):
+        readback.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
+    if not confirmations.confirmed(db, one.job, now_ms, has_body=has_body):
         return
     if has_body:
         destination.within_quota(db, destination_id)
     elif destination.exceed_quota(db, destination_id):
         # Where only samples are looked at, what came since the last one may have lost its bodies, too.
-        ledger.look_back(db, destination_id, now_ms)
+        confirmations.look_back(db, destination_id, now_ms)
 
 
 def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int) -> None:
     route = destination.by_id(db, destination_id).route
     later = [at_ms for look in looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
     if later:
-        ledger.not_found_yet(db, job, later[0])
+        confirmations.not_found_yet(db, job, later[0])
     elif not job.is_held:
-        ledger.give_up_confirmation(db, destination_id, job)
+        confirmations.give_up_confirmation(db, destination_id, job)
     elif job.resends < RESENDS_MAX:
-        ledger.send_again(db, job, now_ms)
+        confirmations.send_again(db, job, now_ms)
     else:
-        ledger.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(NOT_STORED_CAUSES)}")
+        confirmations.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(NOT_STORED_CAUSES)}")

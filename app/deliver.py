@@ -15,9 +15,11 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from app import crashpoint, destination, ledger
+from app import crashpoint, destination
 from app.health import DeadLetter, Pause, Release, RetryLater, judge
-from app.ledger import Body, Claim, FailedAttempt, LedgerError, Remade
+from app.ledger import claims, policies, room, upkeep
+from app.ledger.job import Body, Claim, FailedAttempt, LedgerError
+from app.ledger.room import Remade
 from app.privacy.policy import Hold, Permit, Remake
 from app.retry import Outcome, Policy
 
@@ -65,7 +67,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     """
     if courier.stopping():
         return None
-    claim = ledger.claim(
+    claim = claims.claim(
         db, courier.destination_id, key, worker=courier.worker, now_ms=courier.clock(), lease_ms=LEASE_MS
     )
     if claim is None:
@@ -79,7 +81,7 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     if not was_asked and claim.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
         destination.probe_now(db, courier.destination_id, courier.clock())
-    return ledger.next_of_session(db, courier.destination_id, claim.session, courier.clock())
+    return upkeep.next_of_session(db, courier.destination_id, claim.session, courier.clock())
 
 
 def let_go(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
@@ -88,14 +90,14 @@ def let_go(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
     Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
     """
     failed = FailedAttempt(now_ms, "the ledger could not be written; see logs/worker.log")
-    ledger.release(db, claim, due_ms=now_ms + UNFINISHED_MS, failed=failed)
+    claims.release(db, claim, due_ms=now_ms + UNFINISHED_MS, failed=failed)
     if claim.is_probe:
         destination.probe_now(db, claim.destination_id, now_ms)
 
 
 def _carry(db: sqlite3.Connection, claim: Claim, courier: Courier) -> bool:
     """Deliver the job, as far as that can be done; whether the destination was asked at all."""
-    if not ledger.is_emptied(db, claim):
+    if not room.is_emptied(db, claim):
         return _send(db, claim, courier, None)
     made = _made_again(db, claim, courier)
     return made is not None and _send(db, claim, courier, made)
@@ -105,11 +107,11 @@ def _send(db: sqlite3.Connection, claim: Claim, courier: Courier, made: Sequence
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
     asked = False
     try:
-        for body in ledger.unacknowledged(db, claim, made):
+        for body in claims.unacknowledged(db, claim, made):
             if courier.stopping():
-                ledger.release(db, claim, due_ms=courier.clock())
+                claims.release(db, claim, due_ms=courier.clock())
                 return asked
-            if not ledger.is_current(db, claim):
+            if not claims.is_current(db, claim):
                 break
             permit = courier.permit(claim)
             if isinstance(permit, Hold | Remake):
@@ -126,14 +128,14 @@ def _send(db: sqlite3.Connection, claim: Claim, courier: Courier, made: Sequence
                 destination.resume(db, claim.destination_id)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
             claim = replace(claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
-            if not ledger.acknowledge(db, claim, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
+            if not claims.acknowledge(db, claim, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
                 break
     except LedgerError as error:
-        ledger.dead_letter(db, claim, FailedAttempt(courier.clock(), str(error)))
+        claims.dead_letter(db, claim, FailedAttempt(courier.clock(), str(error)))
         return asked
-    if not ledger.complete(db, claim, courier.clock(), confirm_ms=courier.when_to_confirm()):
+    if not claims.complete(db, claim, courier.clock(), confirm_ms=courier.when_to_confirm()):
         # Where it is still ours, an older attempt's late answer took a record's place: that one must be posted again.
-        ledger.release(db, claim, due_ms=courier.clock())
+        claims.release(db, claim, due_ms=courier.clock())
     return asked
 
 
@@ -145,9 +147,9 @@ def _made_again(db: sqlite3.Connection, claim: Claim, courier: Courier) -> Seque
         return None
     made = courier.rebuild(claim)
     if made is None:
-        ledger.drop(db, claim, "size", courier.clock())
+        claims.drop(db, claim, "size", courier.clock())
         return None
-    if isinstance(made, Hold) or not ledger.take_remade(db, claim, made):
+    if isinstance(made, Hold) or not room.take_remade(db, claim, made):
         _withhold(db, claim, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
         return None
     return made.bodies
@@ -156,9 +158,9 @@ def _made_again(db: sqlite3.Connection, claim: Claim, courier: Courier) -> Seque
 def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Remake, now_ms: int) -> None:
     match permit:
         case Hold(reason):
-            ledger.hold(db, claim, due_ms=now_ms + HOLD_MS, reason=reason)
+            policies.hold(db, claim, due_ms=now_ms + HOLD_MS, reason=reason)
         case Remake():
-            ledger.drop(db, claim, "policy", now_ms)
+            claims.drop(db, claim, "policy", now_ms)
 
 
 def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Courier) -> None:
@@ -168,13 +170,13 @@ def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Cou
     failed = FailedAttempt(courier.clock(), outcome.reason, outcome.status, outcome.answer)
     match judge(outcome, claim, known, policy, courier.dice()):
         case DeadLetter(error):
-            ledger.dead_letter(db, claim, replace(failed, error=error))
+            claims.dead_letter(db, claim, replace(failed, error=error))
             if claim.is_probe and outcome.kind == "permanent":
                 # It answered, about this job: the destination itself is there again.
                 destination.resume(db, claim.destination_id)
         case RetryLater(delay_ms, is_charged):
-            ledger.retry_later(db, claim, failed, delay_ms=delay_ms, is_charged=is_charged)
+            claims.retry_later(db, claim, failed, delay_ms=delay_ms, is_charged=is_charged)
         case Pause(health, count, delay_ms, is_charged):
-            ledger.pause(db, claim, failed, health=health, count=count, delay_ms=delay_ms, is_charged=is_charged)
+            claims.pause(db, claim, failed, health=health, count=count, delay_ms=delay_ms, is_charged=is_charged)
         case Release():
-            ledger.release(db, claim, due_ms=failed.ended_ms, failed=failed)
+            claims.release(db, claim, due_ms=failed.ended_ms, failed=failed)

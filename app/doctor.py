@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app import __version__, destination, environment, installed, ledger, place
+from app import __version__, destination, environment, installed, place
 from app.capture import capture
 from app.connection import wal_reset_bug
 from app.db import open_ledger
 from app.finding import Finding, Level
 from app.keyring import Keyring
+from app.ledger import notices, readings
 from app.opencode import UNTRIED, AbsentError, InMemoryError, Store, StoreError, config, store_file
 from app.opencode.config import Document
 from app.opencode.program import programs
@@ -304,7 +305,7 @@ def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    ahead_ms = ledger.latest_ms(db) - site.now_ms
+    ahead_ms = readings.latest_ms(db) - site.now_ms
     if ahead_ms > _CLOCK_MS_MAX:
         found = f"the ledger holds times {ahead_ms // 1000} s ahead of the clock: it was set back, or was wrong"
         yield Finding("clock", "warning", found, "nothing: times far ahead are mended by the worker")
@@ -324,12 +325,12 @@ def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _unread(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    left = ledger.left_unread(db, site.now_ms - QUIET_MS) - open_sessions(site.spool.hooks)
+    left = notices.left_unread(db, site.now_ms - QUIET_MS) - open_sessions(site.spool.hooks)
     if left:
         found = f"{len(left)} session(s) that OpenCode has told of were not read, and no OpenCode is at them"
         todo = "run flush; those of a store that is gone are forgotten after 30 days"
         yield Finding("unread", "warning", found, todo)
-    for one in ledger.unread(db):
+    for one in notices.unread(db):
         if one.reason is not None:
             found = f"{one.sessions} session(s) that OpenCode has told of wait: {one.reason}"
             yield Finding(
@@ -338,7 +339,7 @@ def _unread(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    counts = ledger.counts(db)
+    counts = readings.counts(db)
     if counts.dead:
         yield Finding("dead", "warning", f"{counts.dead} dead letter(s)", "dead list says why, dead retry tries again")
     else:

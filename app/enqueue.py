@@ -19,11 +19,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from app import crashpoint, destination, ledger
+from app import crashpoint, destination
 from app.export import Capture, Export, children, session_to_leave, split
 from app.identity import NEWEST, Identity
-from app.ledger import Body, Frozen, Version
+from app.ledger import history, versions
 from app.ledger.decision import LIVE, Decision, Reopen
+from app.ledger.job import Body, Frozen, Version
 from app.naming import first_name
 from app.record import Record
 from app.transcript import Transcript, Turn, key
@@ -150,7 +151,7 @@ def outlook(
     if _shown_under(db, transcript, place) is None:
         ready, _ = _versions(db, own_turns(db, transcript), capture, place, request)
         for export, version in ready:
-            yield export, ledger.decision_on(db, place.destination_id, version, request.reopen)
+            yield export, versions.decision_on(db, place.destination_id, version, request.reopen)
 
 
 def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
@@ -159,7 +160,7 @@ def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
     Where the origin's turn is not known, nobody else has exported it, and the fork does.
     """
     copies = {turn.id: turn.facts_ms for turn in transcript.turns if turn.is_copy}
-    brought = ledger.brought_along(db, transcript.session.id, copies) if copies else set()
+    brought = history.brought_along(db, transcript.session.id, copies) if copies else set()
     return replace(transcript, turns=tuple(turn for turn in transcript.turns if turn.id not in brought))
 
 
@@ -179,7 +180,7 @@ def _note(
 
 def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:
     """The session that this one is a subagent of, as far as the ledger knows."""
-    known = ledger.frozen(db, place.destination_id, transcript.session.id)
+    known = versions.frozen(db, place.destination_id, transcript.session.id)
     return known[0] if known is not None and known[0] != transcript.session.id else None
 
 
@@ -193,10 +194,10 @@ def _versions(
     ready, waiting = split(transcript, capture, identity, abandoned=request.abandoned)
 
     def key_under(digest: str, facts: str) -> str | None:
-        made = policy.as_made(facts)
-        return None if made is None else key(digest, made.digest(user_id))
+        other = policy.as_made(facts)
+        return None if other is None else key(digest, other.digest(user_id))
 
-    versions = [
+    made = [
         Version(
             session=session.id,
             root=session.id,
@@ -215,7 +216,7 @@ def _versions(
         )
         for export in ready
     ]
-    return list(zip(ready, versions, strict=True)), waiting
+    return list(zip(ready, made, strict=True)), waiting
 
 
 def _insert(
@@ -228,13 +229,13 @@ def _insert(
     now_ms: int,
     admit: Callable[[int], None],
 ) -> Decision:
-    decision = ledger.decision_on(db, destination_id, version, reopen)
+    decision = versions.decision_on(db, destination_id, version, reopen)
     if decision is Decision.REFUSED:
         return decision
     for child in version.subagents:
-        ledger.place_under(db, destination_id, child, version, now_ms, reopen=reopen)
+        versions.place_under(db, destination_id, child, version, now_ms, reopen=reopen)
     if decision is Decision.KNOWN:
-        ledger.see_again(db, destination_id, version)
+        versions.see_again(db, destination_id, version)
         return decision
     # Also for what looks superseded: it is decided again inside the transaction, where another process may have been
     # faster, and it may turn out to be wanted after all.
@@ -243,7 +244,7 @@ def _insert(
         records = export.encode()
         version = replace(version, known_marks=marks(db, export))
         bodies = _admitted(records, admit)
-    return ledger.insert(db, destination_id, version, bodies, now_ms=now_ms, reopen=reopen)
+    return versions.insert(db, destination_id, version, bodies, now_ms=now_ms, reopen=reopen)
 
 
 def _admitted(records: Iterable[Record], admit: Callable[[int], None]) -> Iterator[Body]:
@@ -268,7 +269,7 @@ def body_of(record: Record) -> Body:
 
 def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
     """What the session's records have in common for ever: as the ledger keeps it, or is to keep it from now on."""
-    known = ledger.frozen(db, place.destination_id, transcript.session.id)
+    known = versions.frozen(db, place.destination_id, transcript.session.id)
     identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
@@ -280,7 +281,7 @@ def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Cap
     """A subagent exported before its root has one already; the root takes it over."""
     for turn in transcript.turns:
         for child in children(turn):
-            known = ledger.frozen(db, place.destination_id, child)
+            known = versions.frozen(db, place.destination_id, child)
             if known is not None:
                 return replace(known[1], session_name=None)
-    return Identity(capture.user_id, ledger.encoding_elsewhere(db, transcript.session.id) or NEWEST)
+    return Identity(capture.user_id, versions.encoding_elsewhere(db, transcript.session.id) or NEWEST)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from app.identity import Identity
-from app.ledger import SESSION_RECORD
+from app.ledger.job import SESSION_RECORD
 from app.naming import NAME, lasting_name
 from app.privacy.policy import Policy
 from app.privacy.redact import HitCounts, Redaction, redact_session, redact_turn, withhold_session, withhold_turn

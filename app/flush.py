@@ -11,9 +11,10 @@ from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 
-from app import clock, destination, ledger
+from app import clock, destination
 from app.db import open_whole
-from app.ledger import Unread
+from app.ledger import adoption, notices, readback, readings
+from app.ledger.notices import Unread
 from app.sources import Sources
 from app.spool import Spool, folder, target
 from app.status import Failing, Jobs, read_destinations, read_hooks, read_workers, waiting
@@ -67,9 +68,9 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
         seen = {ours.id} | (set() if only_present else destination.of_folders(db))
         for one in seen:
             destination.probe_now(db, one, clock.now_ms())
-            ledger.end_read_back_pause(db, one, clock.now_ms())
+            readback.end_read_back_pause(db, one, clock.now_ms())
         if settings.takes_over:
-            ledger.take_over(db, ours, clock.now_ms())
+            adoption.take_over(db, ours, clock.now_ms())
         here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
         end_s = begin_s + timeout_s
 
@@ -80,13 +81,13 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
                 return False
             # Nothing is sent without a key, however long one waits.
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
-            return not (_backlog(spool, seen) or any(ledger.is_pending(db, one) for one in seen & going))
+            return not (_backlog(spool, seen) or any(readings.is_pending(db, one) for one in seen & going))
 
         was_stopped, has_read = False, True
         read_unread(db, sources, spool, ours.id)
         while has_read and not was_stopped:
             while not is_over() and not was_stopped:
-                if ours.key_fingerprint and ledger.is_pending(db, ours.id) and ours.id not in _served(spool):
+                if ours.key_fingerprint and readings.is_pending(db, ours.id) and ours.id not in _served(spool):
                     was_stopped = not Worker(sources).run_until(is_over)
                 else:
                     time.sleep(LOOK_S)
@@ -99,7 +100,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
             elsewhere=sum(one.jobs.pending for one in others),
             captured_here=destination.had_jobs(db, here),
             backlog=_backlog(spool, seen),
-            unread=tuple(ledger.unread(db)),
+            unread=tuple(notices.unread(db)),
             waiting=waiting([current, *others], read_workers(spool), now_ms),
             errors=current.errors,
             was_stopped=was_stopped,

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 
-from app import __version__, clock, destination, environment, ledger, limits, log, salvage
+from app import __version__, clock, destination, environment, limits, log, salvage
 from app.bell import Bell
 from app.capturing import Captures
 from app.connection import flushed_together
@@ -21,6 +21,7 @@ from app.enqueue import Enqueued, Place, Request, enqueue
 from app.export import Capture
 from app.inbox import CUT_OFF, TOO_LONG, Line, LineError
 from app.keyring import Keyring
+from app.ledger import adoption, confirmations, history, pruning, readings
 from app.looking import Looking
 from app.noticed import Notices, bound
 from app.opencode import Store, StoreError, store_file
@@ -114,7 +115,7 @@ class Hook:
         if identity(self.spool.path / "ledger.db") != self._ledger_file:
             held: set[str] = set()
             with suppress(sqlite3.Error):  # its files have no name any more, and can be read as long as they are open
-                held = ledger.pending_keys(self.db)
+                held = readings.pending_keys(self.db)
             old, reader = (self.db, self.bell, self._announced, self._starting), self._looking.reader
             self._settle()
             with suppress(sqlite3.Error, OSError):
@@ -129,7 +130,7 @@ class Hook:
         if any(what.startswith("ledger: ") for what, _, _ in destination.incidents(self.db)):
             self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
             return
-        lost = len(held - ledger.pending_keys(self.db))
+        lost = len(held - readings.pending_keys(self.db))
         if lost:
             destination.note(self.db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
         self._looking.reader.go_on_from(reader)
@@ -195,14 +196,14 @@ class Hook:
         self._deleted[line.session] = line
         bound(self._deleted)
         self._adopt(line.session)
-        dropped = ledger.drop_session(self.db, self.target.id, line.session, clock.now_ms())
+        dropped = pruning.drop_session(self.db, self.target.id, line.session, clock.now_ms())
         for left in salvage.forget_copies(self.spool.path / "ledger.db").values():
             self.log(left)
         if dropped:
             self.log(f"dropped {dropped} undelivered job(s) of a session deleted in OpenCode")
             # A fork of it may show the same turns, which were left to their origin until now.
             of = folder(self.db, line.directory)
-            ledger.compare_again(self.db, of)
+            history.compare_again(self.db, of)
             self._looking.reader.forget()
             self._reconciling.begin(line.directory, of)
 
@@ -232,14 +233,14 @@ class Hook:
         """What this session left behind while no key was known goes where it goes now."""
         for one in destination.destinations(self.db) if self.target.key_fingerprint else []:
             if not one.key_fingerprint:
-                ledger.adopt(self.db, one.id, self.target.id, now_ms=clock.now_ms(), session=session)
+                adoption.adopt(self.db, one.id, self.target.id, now_ms=clock.now_ms(), session=session)
 
     def _bound(self) -> None:
         """Keep the spool within its size also where no worker runs, which would do it."""
         now_ms, bytes_max = clock.now_ms(), self._settings.max_spool_bytes
         bytes_max_of = limits.of_folders(self.db, self._settings, "max_spool_bytes")
         # By age only a worker gives anything up: it knows whether the clock can be trusted.
-        ledger.give_up_confirmations(
+        confirmations.give_up_confirmations(
             self.db, now_ms, bytes_max=bytes_max, age_ms_max=destination.NEVER_MS, bytes_max_of=bytes_max_of
         )
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)

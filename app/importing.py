@@ -13,13 +13,14 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app import clock, ledger
+from app import clock
 from app.bell import Bell
 from app.capture import why_nothing
 from app.db import open_whole
 from app.destination import Destination
 from app.enqueue import Enqueued, Place, Request, enqueue
 from app.folders import Folders
+from app.ledger import versions
 from app.ledger.decision import IMPORT
 from app.opencode import Export, ExportError, File, examine, families, snapshot
 from app.parse import parse
@@ -139,7 +140,7 @@ def _imported(
 def _would_lose_text(db: sqlite3.Connection, family: tuple[Export, ...], ours: Destination) -> bool:
     """Whether placeholders would replace the texts of a session that was exported with them."""
     return any(one.is_sanitized for one in family) and any(
-        ledger.frozen(db, ours.id, one.session) is not None for one in family
+        versions.frozen(db, ours.id, one.session) is not None for one in family
     )
 
 

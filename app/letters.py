@@ -9,9 +9,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from app import destination, ledger
+from app import destination
 from app.bell import Bell
-from app.ledger import Attempt, Choice, Group, LedgerError, Letter
+from app.ledger import job
+from app.ledger import letters as ledger_letters
+from app.ledger.job import BATCH, LedgerError
+from app.ledger.letters import Attempt, Choice, Group, Letter
 from app.settings import Settings
 from app.spool import Spool
 
@@ -58,9 +61,9 @@ def choose(db: sqlite3.Connection, prefixes: Sequence[str]) -> Choice:
 
 def _dead(db: sqlite3.Connection, prefix: str) -> list[Letter]:
     """One key's letters, of which there can be one for each destination."""
-    found = ledger.letters_of(db, prefix, "dead")
+    found = ledger_letters.letters_of(db, prefix, "dead")
     if not found:
-        dropped = ledger.letters_of(db, prefix, "dropped")
+        dropped = ledger_letters.letters_of(db, prefix, "dropped")
         why = f"; {short(dropped[0].key)} was dropped ({dropped[0].reason}), import brings it back" if dropped else ""
         raise LetterError(f"no dead letter's key begins with {prefix}{why}")
     return _only(prefix, found)
@@ -79,13 +82,17 @@ def short(key: str, prefix: str = "") -> str:
 
 
 def list_dead(db: sqlite3.Connection, choice: Choice) -> Listed:
-    groups = ledger.dead_groups(db, choice)
-    return Listed(sum(one.jobs for one in groups), tuple(groups), tuple(ledger.dead_letters(db, choice, LETTERS_MAX)))
+    groups = ledger_letters.dead_groups(db, choice)
+    return Listed(
+        sum(one.jobs for one in groups), tuple(groups), tuple(ledger_letters.dead_letters(db, choice, LETTERS_MAX))
+    )
 
 
 def list_dropped(db: sqlite3.Connection, since: int) -> Listed:
-    groups = ledger.dropped_groups(db, since)
-    return Listed(sum(one.jobs for one in groups), tuple(groups), tuple(ledger.dropped_letters(db, since, LETTERS_MAX)))
+    groups = ledger_letters.dropped_groups(db, since)
+    return Listed(
+        sum(one.jobs for one in groups), tuple(groups), tuple(ledger_letters.dropped_letters(db, since, LETTERS_MAX))
+    )
 
 
 def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> list[Opened]:
@@ -93,12 +100,14 @@ def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> lis
 
     A key has one letter for each destination.
     """
-    of_session = ledger.letters_of_session(db, name, "dead") or ledger.letters_of_session(db, name, "dropped")
+    of_session = ledger_letters.letters_of_session(db, name, "dead") or ledger_letters.letters_of_session(
+        db, name, "dropped"
+    )
     return [_opened(db, letter, with_bodies=with_bodies) for letter in of_session or _of_key(db, name.lower())]
 
 
 def _of_key(db: sqlite3.Connection, prefix: str) -> list[Letter]:
-    found = ledger.letters_of(db, prefix, "dead") or ledger.letters_of(db, prefix, "dropped")
+    found = ledger_letters.letters_of(db, prefix, "dead") or ledger_letters.letters_of(db, prefix, "dropped")
     if not found:
         raise LetterError(
             f"no dead or dropped job has a key that begins with {prefix}, or is of a session of that name"
@@ -113,14 +122,14 @@ def _opened(db: sqlite3.Connection, letter: Letter, *, with_bodies: bool) -> Ope
         problem = "its text was given up for want of room (maxSpoolSize); OpenCode's store has it, for a retry"
     elif with_bodies:
         try:
-            bodies = tuple(json.loads(body.body) for body in ledger.bodies(db, letter.job_id, letter.key))
+            bodies = tuple(json.loads(body.body) for body in job.bodies(db, letter.job_id, letter.key))
         except LedgerError as error:
             problem = str(error)
     return Opened(
         letter=letter,
         endpoint=destination.by_id(db, letter.destination_id).endpoint,
         todo=what_to_do(letter),
-        attempts=tuple(ledger.attempts(db, letter.job_id)),
+        attempts=tuple(ledger_letters.attempts(db, letter.job_id)),
         bodies=bodies,
         problem=problem,
     )
@@ -156,7 +165,7 @@ def retry(db: sqlite3.Connection, settings: Settings, choice: Choice, now_ms: in
     """dead -> pending, all that are chosen, and wake whoever delivers them. The number of jobs."""
     retried: list[tuple[int, str]] = []
     for batch in _batches(db, choice):
-        retried += ledger.retry_dead(db, batch, now_ms)
+        retried += ledger_letters.retry_dead(db, batch, now_ms)
     for destination_id in {destination_id for destination_id, _ in retried}:
         with closing(Bell(Spool(settings.spool_directory).path, destination_id)) as bell:
             for key in [key for one, key in retried if one == destination_id][:RINGS_MAX]:
@@ -166,11 +175,11 @@ def retry(db: sqlite3.Connection, settings: Settings, choice: Choice, now_ms: in
 
 def purge(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
     """dead -> dropped (purged), all that are chosen. The number of jobs."""
-    return sum(ledger.purge_dead(db, batch, now_ms) for batch in _batches(db, choice))
+    return sum(ledger_letters.purge_dead(db, batch, now_ms) for batch in _batches(db, choice))
 
 
 def _batches(db: sqlite3.Connection, choice: Choice) -> Iterator[Choice]:
     """A fast worker may bury a retried one again at once, so who is meant is settled first."""
-    keys = ledger.dead_keys(db, choice)
-    for at in range(0, len(keys), ledger.BATCH):
-        yield replace(choice, keys=tuple(keys[at : at + ledger.BATCH]))
+    keys = ledger_letters.dead_keys(db, choice)
+    for at in range(0, len(keys), BATCH):
+        yield replace(choice, keys=tuple(keys[at : at + BATCH]))

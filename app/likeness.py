@@ -7,7 +7,7 @@ import json
 import uuid
 from dataclasses import dataclass
 
-from app.ledger import Body
+from app.ledger.job import Body
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from app import crashpoint, destination, ledger
+from app import crashpoint, destination
 from app.capturing import Captures
 from app.connection import Ledger
 from app.enqueue import Place
 from app.export import Capture
 from app.inbox import Line
+from app.ledger import history
+from app.ledger import notices as ledger_notices
 from app.noticed import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.opencode import AbsentError, ExportError, Store, StoreError
 from app.privacy.redact import PatternError
@@ -73,13 +75,13 @@ class Looking:
 
     def _noted(self, line: Line, now_ms: int) -> int:
         of = folder(self._db, line.directory)
-        return ledger.note_notice(self._db, self.store_name, line.session, of, now_ms)
+        return ledger_notices.note_notice(self._db, self.store_name, line.session, of, now_ms)
 
     def forget(self, session: str, now_ms: int) -> None:
         """It was deleted."""
         self._notices.drop(session)
         self.reader.let_go()
-        if ledger.settle_notices(self._db, self.store_name, {session: destination.NEVER_MS}):
+        if ledger_notices.settle_notices(self._db, self.store_name, {session: destination.NEVER_MS}):
             destination.note(self._db, GONE, now_ms)
 
     @property
@@ -92,7 +94,7 @@ class Looking:
         self._has_ended = True
         self._notices.look_at_all(now_s)
         # What another OpenCode that had them open has left to this one.
-        left = ledger.open_notices(self._db, self.store_name)
+        left = ledger_notices.open_notices(self._db, self.store_name)
         for one in self._notices:
             one.mark, _ = left.get(one.session, (one.mark, ""))
 
@@ -157,7 +159,7 @@ class Looking:
             is_over=lambda: self._has_ended and root not in self._elsewhere(),
         )
         if look == Look() and changed_ms is not None:
-            ledger.note_reconciled(self._db, self._destination_id, root, min(changed_ms, now_ms))
+            history.note_reconciled(self._db, self._destination_id, root, min(changed_ms, now_ms))
         return look
 
     def _conclude(self, look: Look | None, one: Noticed, due: Sequence[Noticed], now_s: float, now_ms: int) -> None:
@@ -175,13 +177,13 @@ class Looking:
             self._give_up(due, now_ms)
 
     def _settle(self, those: Sequence[Noticed]) -> None:
-        ledger.settle_notices(self._db, self.store_name, _marks(those))
+        ledger_notices.settle_notices(self._db, self.store_name, _marks(those))
         for one in those:
             settle(one)
 
     def _give_up(self, those: Sequence[Noticed], now_ms: int) -> None:
         """They are not there any more."""
-        gone = ledger.settle_notices(self._db, self.store_name, _marks(those))
+        gone = ledger_notices.settle_notices(self._db, self.store_name, _marks(those))
         for one in those:
             self._notices.drop(one.session)
         if gone:
@@ -195,7 +197,7 @@ class Looking:
     def _wait(self, those: Sequence[Noticed], now_s: float, pause_s: float, reason: str) -> None:
         for one in those:
             postpone(one, now_s, pause_s)
-        ledger.note_wait(self._db, self.store_name, [one.session for one in those], reason)
+        ledger_notices.note_wait(self._db, self.store_name, [one.session for one in those], reason)
 
 
 def _marks(those: Sequence[Noticed]) -> dict[str, int]:

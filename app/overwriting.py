@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import clock, ledger, overwritten
+from app import clock, overwritten
 from app.bell import Bell
 from app.confirm import plan as confirm_plan
 from app.db import open_ledger
@@ -15,6 +15,7 @@ from app.destination import Destination
 from app.endpoint import read_back_url
 from app.flush import flush
 from app.helicone import Client
+from app.ledger import history
 from app.likeness import Likeness
 from app.recall import Recall
 from app.screen import spinner
@@ -83,7 +84,7 @@ def _undelivered(sources: Sources, turns: Mapping[str, Collection[str]]) -> Iter
     with closing(open_ledger(settings.spool_directory)) as db:
         ours = find_target(db, settings)
         for session, wanted in turns.items():
-            for one in ledger.exported(db, ours.id, session) if ours is not None else ():
+            for one in history.exported(db, ours.id, session) if ours is not None else ():
                 if one.turn in wanted and one.state not in {"delivered", "superseded"}:
                     told = one.drop_reason or one.error
                     yield f"{session}: {one.turn}: {one.state}{f' ({told})' if told else ''}"

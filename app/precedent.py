@@ -9,7 +9,7 @@ from dataclasses import replace
 from app.audit import as_made, digest_of, encoded
 from app.export import Capture, Export
 from app.identity import Identity
-from app.ledger import Exported
+from app.ledger.history import Exported
 from app.privacy.policy import Mode, is_as_strict, strictest
 from app.transcript import Transcript
 

@@ -10,13 +10,13 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from app import ledger
 from app.capture import why_nothing
 from app.db import open_ledger
 from app.enqueue import Place, identity_of, own_turns
 from app.export import Capture, split
 from app.folders import Folders
 from app.importing import Imported, examined, why
+from app.ledger import versions
 from app.opencode import Export, ExportError, File, families, snapshot
 from app.parse import parse
 from app.privacy.redact import identity_hits, redact_session, redact_turn
@@ -83,7 +83,7 @@ def _family(
     root = family[0]
     settings, capturing = folders.find(root.directory)
     reason = why_nothing(settings)
-    known = ledger.frozen(db, destination_id, root.session)
+    known = versions.frozen(db, destination_id, root.session)
     if known is not None and known[0] != root.session:
         reason = f"a subagent of {known[0]}: it leaves with that session"
     if capturing is None or reason:

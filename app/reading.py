@@ -14,12 +14,14 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from app import crashpoint, destination, ledger
+from app import crashpoint, destination
 from app.ahead import Ahead, is_large
 from app.enqueue import Enqueued, Place, outlook
 from app.export import Capture
-from app.ledger import SESSION_RECORD, TurnRead
+from app.ledger import history, notices, versions
 from app.ledger.decision import WANTED
+from app.ledger.job import SESSION_RECORD
+from app.ledger.notices import TurnRead
 from app.opencode import AbsentError, ExportError, InMemoryError, Outline, Store, StoreError, TurnOutline
 from app.privacy.policy import is_as_strict
 from app.transcript import Transcript, TranscriptError
@@ -127,7 +129,7 @@ class Reader:
         whatever the policy was. `is_over` is asked about what is unfinished, and once more when it was read: whether
         nobody will finish it.
         """
-        frozen = ledger.frozen(db, self._destination_id, root)
+        frozen = versions.frozen(db, self._destination_id, root)
         policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
         asked = _Asked(place, capturing, policy, now_ms, since_ms, is_over)
         read = self._recall(db, root)
@@ -209,7 +211,7 @@ class Reader:
             missed, known = self._missed(db, transcript, asked.policy, asked.since_ms)
             early = only - missed - known - {SESSION_RECORD}
             only &= missed
-        is_told = ledger.has_turn(db, self._destination_id, root, SESSION_RECORD)
+        is_told = notices.has_turn(db, self._destination_id, root, SESSION_RECORD)
         if not is_told and not any(turn.final for turn in transcript.turns):
             # Its own record goes with its first turn: until that has ended OpenCode has not named it yet.
             only -= {SESSION_RECORD}
@@ -229,7 +231,7 @@ class Reader:
         read.waiting |= dict.fromkeys(waiting, (_last(outline), is_over))
         left = early | waiting | undone
         kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
-        ledger.note_turns_read(db, self._destination_id, root, kept)
+        notices.note_turns_read(db, self._destination_id, root, kept)
 
     def _count_gone(self, db: sqlite3.Connection, transcript: Transcript, names: Collection[str], now_ms: int) -> None:
         """Of the turns that were looked through those that were deleted since, and before any of them was read."""
@@ -238,7 +240,7 @@ class Reader:
         gone = [
             name
             for name in missing
-            if not self._store.holds(root, name) and not ledger.has_turn(db, self._destination_id, root, name)
+            if not self._store.holds(root, name) and not notices.has_turn(db, self._destination_id, root, name)
         ]
         if gone:
             destination.note(db, GONE_TURNS, now_ms, len(gone))
@@ -249,7 +251,7 @@ class Reader:
         undone = {
             turn.id
             for turn in transcript.turns
-            if turn.is_undone and not ledger.has_turn(db, self._destination_id, root, turn.id)
+            if turn.is_undone and not notices.has_turn(db, self._destination_id, root, turn.id)
         }
         if undone:
             destination.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
@@ -272,8 +274,8 @@ class Reader:
         Nor does a new key or endpoint.
         """
         session = transcript.session.id
-        known = ledger.current_turns(db, self._destination_id, session)
-        elsewhere = ledger.exported_elsewhere(db, self._destination_id, session)
+        known = history.current_turns(db, self._destination_id, session)
+        elsewhere = history.exported_elsewhere(db, self._destination_id, session)
 
         def is_missed(name: str, facts_ms: int) -> bool:
             one = known.get(name)
@@ -290,7 +292,7 @@ class Reader:
 
     def _recall(self, db: sqlite3.Connection, root: str) -> _Read:
         found = self._read.pop(root, None)
-        self._read[root] = found or _Read(ledger.turns_read(db, self._destination_id, root))
+        self._read[root] = found or _Read(notices.turns_read(db, self._destination_id, root))
         while len(self._read) > REMEMBERED_MAX:
             del self._read[next(iter(self._read))]
         return self._read[root]

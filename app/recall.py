@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app import ledger
 from app.audit import GONE, bare, encoded, hits, sent_turns
 from app.blanking import blank_body, blank_key, is_unprinted, row, sent
 from app.capture import why_nothing
@@ -20,8 +19,11 @@ from app.enqueue import body_of
 from app.export import Capture, Export
 from app.folders import Folders
 from app.identity import Identity
-from app.ledger import Body, Exported, Version
+from app.ledger import history
+from app.ledger import versions as ledger_versions
 from app.ledger.decision import RECALL, WANTED
+from app.ledger.history import Exported
+from app.ledger.job import Body, Version
 from app.likeness import Likeness, likeness
 from app.opencode import Store, StoreError
 from app.precedent import Precedent, mode_of
@@ -134,7 +136,7 @@ class Recall:
         expected: list[Likeness] = []
         in_flight: list[str] = []
         for one in plan.rewrites:
-            decision = ledger.insert(
+            decision = ledger_versions.insert(
                 self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=RECALL
             )
             if decision in WANTED and self._covers(plan.session, one):
@@ -154,7 +156,7 @@ class Recall:
     def _turns(self, session: str, turns: Collection[str] | None) -> dict[str, list[Exported]]:
         """All versions of what was sent of the session, or may still be."""
         sent = sent_turns(self._db, self._destination_id, session, self._since_ms)
-        for version in ledger.exported(self._db, self._destination_id, session):
+        for version in history.exported(self._db, self._destination_id, session):
             if version.turn not in sent and version.state in {"pending", "dead"} and version.facts_ms >= self._since_ms:
                 sent[version.turn] = [version]
         return {turn: versions for turn, versions in sent.items() if turns is None or turn in turns}
@@ -260,7 +262,7 @@ class Recall:
         return tuple(made.values()), missed
 
     def _identity(self, session: str) -> Identity:
-        known = ledger.frozen(self._db, self._destination_id, session)
+        known = ledger_versions.frozen(self._db, self._destination_id, session)
         return known[1] if known else Identity("")
 
     def _version(

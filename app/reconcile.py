@@ -13,9 +13,10 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from app import destination, ledger
+from app import destination
 from app.enqueue import Place
 from app.export import Capture
+from app.ledger import history, notices, versions
 from app.noticed import AGAIN_S
 from app.opencode import ExportError, Store, StoreError
 from app.reading import FAILURES_MAX, GONE, Reader, reason_of
@@ -162,10 +163,10 @@ class Reconciling:
         folder, _ = self._folders[directory]
         since_ms = destination.captured_since_ms(db, folder)
         if since_ms is not None:
-            if old := ledger.forget_notices(db, self._store_name, now_ms - OWED_MS_MAX):
+            if old := notices.forget_notices(db, self._store_name, now_ms - OWED_MS_MAX):
                 destination.note(db, GONE, now_ms, old)
             alive = {*self._elsewhere(), *ours}
-            owed = {name: one for name, one in ledger.open_notices(db, self._store_name).items() if name not in alive}
+            owed = {name: one for name, one in notices.open_notices(db, self._store_name).items() if name not in alive}
             try:
                 changes = self._store.changes(directory)
                 due = {
@@ -208,7 +209,7 @@ class Reconciling:
                     self._fail(db, error, [name])
                     is_whole = False
                 continue
-            if root is None and ledger.settle_notices(db, self._store_name, {name: mark}):
+            if root is None and notices.settle_notices(db, self._store_name, {name: mark}):
                 destination.note(db, GONE, now_ms)
             elif root is not None and (of == folder or root in changes):
                 ahead.setdefault(root, {})[name] = mark
@@ -216,12 +217,12 @@ class Reconciling:
 
     def _is_inside(self, db: sqlite3.Connection, session: str) -> bool:
         """A subagent that was exported with the session that called it, and is looked at with that one."""
-        frozen = ledger.frozen(db, self._destination_id, session)
+        frozen = versions.frozen(db, self._destination_id, session)
         return frozen is not None and frozen[0] != session
 
     def _is_compared(self, db: sqlite3.Connection, session: str, changed_ms: int, now_ms: int) -> bool:
         """A time in the future is from a clock that was ahead, and hides what was written since."""
-        return changed_ms <= now_ms and changed_ms == ledger.reconciled_ms(db, self._destination_id, session)
+        return changed_ms <= now_ms and changed_ms == history.reconciled_ms(db, self._destination_id, session)
 
     def _compare(self, db: sqlite3.Connection, session: str, one: _Ahead, capturing: Capture, now_ms: int) -> bool:
         """Whether nothing is left to be looked at again. Raises sqlite3.Error, ExportError, TranscriptError."""
@@ -254,21 +255,21 @@ class Reconciling:
             return False
         if not look.has_interrupted:  # that is a guess, and the next start looks again
             noted_ms = min(changed_ms, now_ms)
-            ledger.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not look.is_whole)
+            history.note_reconciled(db, self._destination_id, session, noted_ms, in_part=not look.is_whole)
         return self._settle(db, one)
 
     def _settle(self, db: sqlite3.Connection, one: _Ahead) -> bool:
         self._reader.let_go()
         if one.owed:
-            ledger.settle_notices(db, self._store_name, one.owed)
+            notices.settle_notices(db, self._store_name, one.owed)
         return True
 
     def _give_up(self, db: sqlite3.Connection, one: _Ahead, now_ms: int) -> bool:
         """The session is not there any more."""
-        if one.owed and (gone := ledger.settle_notices(db, self._store_name, one.owed)):
+        if one.owed and (gone := notices.settle_notices(db, self._store_name, one.owed)):
             destination.note(db, GONE, now_ms, gone)
         return True
 
     def _fail(self, db: sqlite3.Connection, error: ExportError | TranscriptError, owed: Collection[str]) -> None:
-        ledger.note_wait(db, self._store_name, owed, reason_of(error))
+        notices.note_wait(db, self._store_name, owed, reason_of(error))
         self._tell(f"what OpenCode's store holds could not be compared: {error}")

@@ -16,12 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app import destination, ledger
+from app import destination
 from app.enqueue import Place, Request, body_of, enqueue, marks
 from app.export import Capture, Export, split
 from app.identity import Identity
-from app.ledger import SESSION_RECORD, Claim, Emptied, Missing, Remade
+from app.ledger import policies, room, versions
 from app.ledger.decision import REFILL
+from app.ledger.job import SESSION_RECORD, Claim
+from app.ledger.limits import NO_LIMITS, Limits
+from app.ledger.policies import Missing
+from app.ledger.room import Emptied, Remade
 from app.opencode import ExportError, Store, StoreError
 from app.presence import open_sessions
 from app.privacy.policy import Hold
@@ -54,7 +58,7 @@ class Remaking:
 
         Raises sqlite3.Error when the ledger cannot be written.
         """
-        for wanted in ledger.missing(db, self._destination_id, folders):
+        for wanted in policies.missing(db, self._destination_id, folders):
             capturing = capture_of(wanted.folder)
             if capturing is None or capturing.policy.mode == "off":
                 continue
@@ -83,7 +87,7 @@ class Remaking:
         *,
         folders: Sequence[str],
         bytes_max: int,
-        bytes_max_of: ledger.Limits = ledger.NO_LIMITS,
+        bytes_max_of: Limits = NO_LIMITS,
         now_ms: int,
         ring: Callable[[str], None],
     ) -> bool:
@@ -94,12 +98,12 @@ class Remaking:
         with bytes that its job may not have (`ledger.may_refill`) stays held. Each is tried once, so that in an outage
         nothing is filled and given up by turns. Raises sqlite3.Error.
         """
-        full = ledger.excess_of_folders(db, bytes_max_of)
-        for wanted in ledger.emptied(db, self._destination_id, folders):
+        full = room.excess_of_folders(db, bytes_max_of)
+        for wanted in room.emptied(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
             if capturing is None or wanted.folder in full or (wanted, wanted.policy) in self._tried:
                 continue
-            if ledger.held_bytes(db) >= bytes_max:
+            if room.held_bytes(db) >= bytes_max:
                 return False
             self._tried.add((wanted, wanted.policy))
             transcript = self._found(wanted.session)
@@ -135,14 +139,14 @@ class Remaking:
 
         The key says nothing of the secrets that were redacted: one that is not known here would be text again.
         """
-        known = ledger.frozen(db, self._destination_id, wanted.session)
+        known = versions.frozen(db, self._destination_id, wanted.session)
         identity = known[1] if known is not None else Identity(capturing.user_id)
         digest = capturing.policy.digest(identity.user_id)
         ready, _ = split(transcript, capturing, identity, abandoned=abandoned)
         return {
             export.turn
             for export in ready
-            if export.turn in wanted.turns and ledger.may_refill(db, self._destination_id, _remade(db, export, digest))
+            if export.turn in wanted.turns and room.may_refill(db, self._destination_id, _remade(db, export, digest))
         }
 
     def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Remade | Hold | None:
@@ -151,7 +155,7 @@ class Remaking:
         Whether the job may have them is for the caller to ask.
         """
         made_under = as_made(capturing, held.policy)
-        known = ledger.frozen(db, self._destination_id, held.session)
+        known = versions.frozen(db, self._destination_id, held.session)
         if made_under is None or known is None:
             return Hold(
                 "its text was made under settings that are no longer known; import of its session queues it anew"
@@ -162,7 +166,7 @@ class Remaking:
         except (StoreError, TranscriptError):
             return Hold("its text is in OpenCode's store, which cannot be read here")
         if transcript is None:
-            is_the_one = ledger.relies_on(db, destination.fingerprint(db, str(self._store)))
+            is_the_one = room.relies_on(db, destination.fingerprint(db, str(self._store)))
             return (
                 None if is_the_one else Hold("its text is in another store of OpenCode than the one that is read here")
             )

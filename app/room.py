@@ -13,8 +13,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import destination, ledger
-from app.ledger import SESSION_RECORD, Bulk
+from app import destination
+from app.ledger import pruning, room
+from app.ledger.job import SESSION_RECORD
+from app.ledger.limits import NO_LIMITS, Limits
+from app.ledger.room import Bulk
 from app.opencode import Store, StoreError
 
 ASKED_MAX = 2_000
@@ -51,27 +54,25 @@ class Room:
         self._unread_since_ms: int | None = None
         self._again_ms = 0
 
-    def make(
-        self, db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: ledger.Limits = ledger.NO_LIMITS
-    ) -> Made:
+    def make(self, db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: Limits = NO_LIMITS) -> Made:
         """Raises sqlite3.Error when the ledger cannot be written."""
         if self._unread_since_ms is not None and self._unread_since_ms <= now_ms < self._again_ms:
             return Made(0, 0)
         emptied, is_all = 0, True
-        if excess := ledger.excess_of_folders(db, of_folders):
+        if excess := room.excess_of_folders(db, of_folders):
             emptied, is_all = self._empty(db, now_ms, excess)
-        if (whole := ledger.held_bytes(db) - bytes_max) > 0:
+        if (whole := room.held_bytes(db) - bytes_max) > 0:
             more, is_whole = self._empty(db, now_ms, {_WHOLE: whole})
             emptied, is_all = emptied + more, is_all and is_whole
         # What the store does not hold goes only when all that it holds has given its bodies up.
-        return Made(emptied, ledger.drop_oversize(db, now_ms, bytes_max, of_folders) if is_all else 0)
+        return Made(emptied, pruning.drop_oversize(db, now_ms, bytes_max, of_folders) if is_all else 0)
 
     def _empty(self, db: sqlite3.Connection, now_ms: int, excess: dict[str, int]) -> tuple[int, bool]:
         """How many jobs gave up their bodies, and whether no other could."""
         with self._store.kept_open():
             chosen, are_all = self._choose(db, excess, now_ms)
         store = destination.fingerprint(db, str(self._store.path))
-        return ledger.give_up_bodies(db, chosen, store) if chosen else 0, are_all
+        return room.give_up_bodies(db, chosen, store) if chosen else 0, are_all
 
     def _choose(self, db: sqlite3.Connection, excess: dict[str, int], now_ms: int) -> tuple[list[int], bool]:
         """The oldest jobs that can be made again, as far as there is need; whether these are all that there are.
@@ -115,6 +116,6 @@ class Room:
 
     def _candidates(self, db: sqlite3.Connection, folders: Collection[str] | None) -> Iterator[Bulk]:
         last: Bulk | None = None
-        while batch := ledger.bulk(db, last, folders):
+        while batch := room.bulk(db, last, folders):
             last = batch[-1]
             yield from (one for one in batch if one.job_id not in self._not_stored)

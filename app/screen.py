@@ -18,7 +18,7 @@ from app.backfill import Fed, Plan
 from app.destination import Destination
 from app.finding import Finding
 from app.importing import Imported
-from app.ledger import Unread
+from app.ledger.notices import Unread
 from app.letters import Listed, Opened, short
 from app.opencode import File
 from app.preview import Previewed

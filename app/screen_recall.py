@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from app.audit import Audited
-from app.ledger import SESSION_RECORD
+from app.ledger.job import SESSION_RECORD
 from app.opencode import StoredSession
 from app.recall import Plan
 from app.screen import day

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from app.helicone import OverlongError
-from app.ledger import Exported
+from app.ledger.history import Exported
 from app.verdict import by_turn, current, fate
 
 IDS_MAX = 16

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 
-from app import __version__, confirm, destination, ledger
+from app import __version__, confirm, destination
 from app.confirm import Plan
 from app.connection import wal_reset_bug
 from app.db import open_whole
 from app.destination import Destination
 from app.endpoint import normalise
-from app.ledger import Choice, Conditions, Counts, Group, Unread
+from app.ledger import letters, notices, policies, readback, readings, room
+from app.ledger.letters import Choice, Group
+from app.ledger.notices import Unread
+from app.ledger.readings import Conditions, Counts
 from app.limits import folders_by_option
 from app.presence import present
 from app.settings import Settings
@@ -185,7 +188,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
     spool = Spool(settings.spool_directory)
     is_new = not (spool.path / "ledger.db").exists()
     with closing(open_whole(spool.path)) as db:
-        total = ledger.counts(db)
+        total = readings.counts(db)
         destinations = read_destinations(db, settings, now_ms)
         workers = read_workers(spool)
         return Status(
@@ -205,7 +208,7 @@ def read_status(settings: Settings, now_ms: int) -> Status:
             destinations=destinations,
             hooks=read_hooks(spool),
             workers=workers,
-            unread=tuple(ledger.unread(db)),
+            unread=tuple(notices.unread(db)),
             refused=tuple(Refused(*row) for row in destination.refusals(db)),
             incidents=tuple(Incident(*row) for row in destination.incidents(db)),
             held_folders=tuple(HeldFolders(*row) for row in destination.held_folders(db)),
@@ -228,7 +231,7 @@ def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -
 def _destination(
     db: sqlite3.Connection, one: Destination, plan: Plan, now_ms: int, *, current: bool
 ) -> DestinationStatus:
-    counts = ledger.counts(db, one.id)
+    counts = readings.counts(db, one.id)
     return DestinationStatus(
         id=one.id,
         current=current,
@@ -241,18 +244,18 @@ def _destination(
         jobs=_jobs(counts),
         in_flight=counts.in_flight,
         retrying=counts.retrying,
-        conditions=ledger.conditions(db, one.id, now_ms),
+        conditions=readings.conditions(db, one.id, now_ms),
         oldest_pending_ms=counts.oldest_pending_ms,
-        errors=tuple(Failing(*row) for row in ledger.errors(db, one.id)),
+        errors=tuple(Failing(*row) for row in readings.errors(db, one.id)),
         confirmation=_confirmation(db, one, plan.off_reason if current else ""),
-        held=tuple(Held(*row) for row in ledger.held(db, one.id)),
-        without_text=ledger.without_bodies(db, one.id),
-        dead_letters=tuple(ledger.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
+        held=tuple(Held(*row) for row in policies.held(db, one.id)),
+        without_text=room.without_bodies(db, one.id),
+        dead_letters=tuple(letters.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
     )
 
 
 def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
-    going = ledger.confirmations(db, one.id)
+    going = readback.confirmations(db, one.id)
     notes = []
     alarm = ""
     if going.is_never_found:

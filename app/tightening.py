@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app import ledger, salvage
+from app import salvage
 from app.connection import Ledger
 from app.deliver import HOLD_MS
 from app.export import Capture
+from app.ledger import policies
 from app.permit import Permits
 from app.privacy.policy import Hold, Remake
 from app.remake import Remaking
@@ -40,15 +41,15 @@ class Tightening:
 
     def _sweep(self, db: Ledger, now_ms: int) -> None:
         held = dropped = 0
-        for folder, made_under in ledger.made_under(db, self._destination_id):
+        for folder, made_under in policies.made_under(db, self._destination_id):
             match self._permits.permit(db, folder, made_under):
                 case Hold(reason):
-                    while batch := ledger.hold_folder(
+                    while batch := policies.hold_folder(
                         db, self._destination_id, folder, due_ms=now_ms + HOLD_MS, reason=reason
                     ):
                         held += batch
                 case Remake():
-                    while batch := ledger.drop_looser(db, self._destination_id, folder, made_under, now_ms):
+                    while batch := policies.drop_looser(db, self._destination_id, folder, made_under, now_ms):
                         dropped += batch
         released = self._release(db, now_ms)
         if dropped:
@@ -64,8 +65,8 @@ class Tightening:
     def _release(self, db: Ledger, now_ms: int) -> int:
         """How many jobs are no longer held."""
         released = 0
-        for folder in ledger.held_folders(db, self._destination_id):
+        for folder in policies.held_folders(db, self._destination_id):
             if not isinstance(self._permits.capture(db, folder), Hold):
-                while batch := ledger.hold_folder(db, self._destination_id, folder, due_ms=now_ms, reason=None):
+                while batch := policies.hold_folder(db, self._destination_id, folder, due_ms=now_ms, reason=None):
                     released += batch
         return released

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-from app import ledger
 from app.export import Capture
-from app.ledger import Exported
+from app.ledger.history import Exported
+from app.ledger.job import SESSION_RECORD
 from app.transcript import Transcript, Unreadable, key, session_digest
 
 State: TypeAlias = Literal[
@@ -66,7 +66,7 @@ def stored_turns(transcript: Transcript) -> Iterator[StoredTurn]:
     """Without its text. A session without turns says nothing about itself yet."""
     session = transcript.session
     if transcript.turns:
-        yield StoredTurn(ledger.SESSION_RECORD, session_digest(session), session.updated_ms, is_final=True)
+        yield StoredTurn(SESSION_RECORD, session_digest(session), session.updated_ms, is_final=True)
     for turn in transcript.turns:
         yield StoredTurn(turn.id, turn.digest, turn.facts_ms, turn.final, turn.is_undone)
 
@@ -133,7 +133,7 @@ def _is_newer(turn: StoredTurn, known: Exported, at: Circumstances) -> bool:
         same = key(turn.digest, at.capture.policy.digest(at.user_id)) == known.key
         return not same and turn.facts_ms >= known.facts_ms
     # Under another policy the keys cannot be compared; and the time of a session moves on without its record.
-    return turn.name != ledger.SESSION_RECORD and turn.facts_ms > known.facts_ms
+    return turn.name != SESSION_RECORD and turn.facts_ms > known.facts_ms
 
 
 def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
@@ -238,7 +238,7 @@ def _verdict(
     *,
     gone: int,
 ) -> Verdict:
-    of_turns = {name: state for name, state in states.items() if name != ledger.SESSION_RECORD}
+    of_turns = {name: state for name, state in states.items() if name != SESSION_RECORD}
     told = {
         state: [currents.get(name) for name, own in of_turns.items() if own == state]
         for state in set(of_turns.values())
@@ -259,9 +259,9 @@ def _verdict(
         body_not_stored=sum(one.body_not_stored for one in delivered),
         held=sum(one.is_held for one in waiting),
         without_bodies=sum(not one.has_bodies for one in waiting),
-        superseded=sum(one.state == "superseded" and one.turn != ledger.SESSION_RECORD for one in known),
+        superseded=sum(one.state == "superseded" and one.turn != SESSION_RECORD for one in known),
         gone=gone,
-        record=states.get(ledger.SESSION_RECORD),
+        record=states.get(SESSION_RECORD),
         unexplained=tuple(name for name, state in states.items() if state in UNEXPLAINED),
         copied=session.copied,
         odd=session.odd,

@@ -14,11 +14,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app import clock, destination, ledger
+from app import clock, destination
 from app.db import open_ledger
 from app.enqueue import own_turns
 from app.export import children
 from app.folders import Folders
+from app.ledger import history, notices, versions
 from app.opencode import ExportError, Store, StoredSession, StoreError
 from app.presence import open_sessions, present
 from app.reconcile import is_quiet
@@ -63,7 +64,7 @@ class Verification:
         # What has become a subagent meanwhile is no root, and yet there.
         found += [
             name
-            for name in ledger.exported_sessions(self._db, self.destination_id)
+            for name in history.exported_sessions(self._db, self.destination_id)
             if name not in stored and self._store.changed_ms(name) is None
         ]
         if choice.sessions:
@@ -78,13 +79,13 @@ class Verification:
 
     def changed_ms(self, session: StoredSession | str) -> int:
         if isinstance(session, str):
-            known = ledger.exported(self._db, self.destination_id, session)
+            known = history.exported(self._db, self.destination_id, session)
             return max((one.facts_ms for one in known), default=0)
         return self._store.changed_ms(session.id) or session.updated_ms
 
     def look(self, session: StoredSession | str) -> Verdict:
         if isinstance(session, str):
-            return weigh_deleted(session, ledger.exported(self._db, self.destination_id, session))
+            return weigh_deleted(session, history.exported(self._db, self.destination_id, session))
         changed_ms = self.changed_ms(session)
         first = Verdict(session.id, Path(session.directory).name, changed_ms, is_deleted=False, failure="")
         try:
@@ -94,7 +95,7 @@ class Verification:
         except (ExportError, TranscriptError) as error:
             return replace(first, failure=str(error))
         if transcript is None:  # deleted since it was listed
-            return weigh_deleted(session.id, ledger.exported(self._db, self.destination_id, session.id))
+            return weigh_deleted(session.id, history.exported(self._db, self.destination_id, session.id))
         whole, transcript = transcript, own_turns(self._db, transcript)
         first = replace(
             first,
@@ -105,10 +106,10 @@ class Verification:
         sealed = frozenset(
             turn.id
             for turn in transcript.turns
-            if ledger.any_sealed(self._db, self.destination_id, list(children(turn)))
+            if versions.any_sealed(self._db, self.destination_id, list(children(turn)))
         )
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
-        known = ledger.exported(self._db, self.destination_id, session.id)
+        known = history.exported(self._db, self.destination_id, session.id)
         return weigh(first, turns, known, at, transcript.unreadable)
 
     def is_anybody_alive(self) -> bool:
@@ -117,16 +118,16 @@ class Verification:
 
     def _circumstances(self, session: StoredSession, changed_ms: int) -> Circumstances:
         _, capturing = self._folders.find(session.directory)
-        known = ledger.frozen(self._db, self.destination_id, session.id)
+        known = versions.frozen(self._db, self.destination_id, session.id)
         return Circumstances(
             capture=capturing,
             user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
             captured_since_ms=destination.captured_since_ms(self._db, folder(self._db, session.directory)),
-            is_unread=session.id in ledger.unread_sessions(self._db),
+            is_unread=session.id in notices.unread_sessions(self._db),
             is_recent=not is_quiet(changed_ms, clock.now_ms()),
-            elsewhere=frozenset(ledger.exported_elsewhere(self._db, self.destination_id, session.id)),
+            elsewhere=frozenset(history.exported_elsewhere(self._db, self.destination_id, session.id)),
         )
 
 

@@ -24,7 +24,7 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, confirm, crashpoint, destination, ledger, limits, log, retry, salvage
+from app import __version__, clock, confirm, crashpoint, destination, limits, log, retry, salvage
 from app.bell import Bell
 from app.capture import capture
 from app.connection import PATIENT_MS, Ledger, shrink
@@ -35,7 +35,9 @@ from app.endpoint import EndpointError, Route, routes
 from app.erasure import erase
 from app.helicone import Client, ClientError, ReadBackError
 from app.keyring import Keyring
-from app.ledger import Body, Claim, Remade
+from app.ledger import adoption, claims, confirmations, footprint, pruning, readback, readings, upkeep
+from app.ledger.job import Body, Claim
+from app.ledger.room import Remade
 from app.opencode import store_file
 from app.permit import Permits
 from app.presence import Announced, Only, present
@@ -203,11 +205,11 @@ class Worker:
             self._ring(following)
         elif destination.by_id(self.db, self.target.id).concurrency is not None:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
-            for ringing in ledger.to_ring(self.db, self.target.id, clock.now_ms(), 2, self.bell.rung()):
+            for ringing in upkeep.to_ring(self.db, self.target.id, clock.now_ms(), 2, self.bell.rung()):
                 self._ring(ringing)
 
     def _ring(self, key: str) -> None:
-        self.bell.ring(key, is_history=ledger.is_history(self.db, self.target.id, key))
+        self.bell.ring(key, is_history=readings.is_history(self.db, self.target.id, key))
 
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
@@ -246,7 +248,7 @@ class Worker:
     def _interrupted(self, *_: object) -> None:
         """The consumer gives up waiting for its threads: nothing that they hold is charged."""
         if self._announced is not None:
-            ledger.release_all(self.db, self._announced.name)
+            claims.release_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
             destination.probe_now(self.db, self.target.id, clock.now_ms())
 
@@ -299,7 +301,7 @@ class Worker:
         destination.probe_now(self.db, self.target.id, clock.now_ms())
         present(self.spool.workers)  # which removes what killed workers left there
         if self.settings.takes_over:
-            ledger.take_over(self.db, self.target, clock.now_ms())
+            adoption.take_over(self.db, self.target, clock.now_ms())
         return self._look()
 
     def _look(self) -> int:
@@ -314,14 +316,14 @@ class Worker:
         self._let_go(now_ms)
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
-        if mended := ledger.unwarp(self.db, now_ms):
+        if mended := upkeep.unwarp(self.db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._recover(now_ms)
         is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
         if self._client is not None:
             # No more than wake all threads: whatever is rung now waits behind few.
             room = max(1, RINGS_PER_LOOK - self.bell.waiting())
-            for key in ledger.to_ring(self.db, self.target.id, now_ms, room, self.bell.rung()):
+            for key in upkeep.to_ring(self.db, self.target.id, now_ms, room, self.bell.rung()):
                 crashpoint.reach("watch.ringing")
                 self._ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
@@ -331,7 +333,7 @@ class Worker:
             self._consider_ending(now_ms)
         if is_remaking:
             return 1
-        due_ms = ledger.next_due_ms(self.db, self.target.id, now_ms)
+        due_ms = upkeep.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
 
     def _read_clock(self) -> int:
@@ -364,9 +366,9 @@ class Worker:
             self._left.remove(held)
 
     def _recover(self, now_ms: int) -> None:
-        leasing = ledger.leasing_workers(self.db)
+        leasing = upkeep.leasing_workers(self.db)
         alive = {worker.name for worker in present(self.spool.workers)} if leasing else set()
-        recovered = ledger.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
+        recovered = upkeep.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
         if recovered:
             self._log(f"took back {recovered} job(s) of a worker that died, hung or slept")
 
@@ -374,10 +376,10 @@ class Worker:
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
         bytes_max_of = limits.of_folders(self.db, self.settings, "max_spool_bytes")
         ages_ms = limits.of_folders(self.db, self.settings, "max_spool_age_ms")
-        steady_ms = ledger.steady_ms(self.db, now_ms)
-        trusted_ms = ledger.trusted_age_ms(age_ms_max, steady_ms)
-        trusted_ms_of = {folder: ledger.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
-        given_up = ledger.give_up_confirmations(
+        steady_ms = upkeep.steady_ms(self.db, now_ms)
+        trusted_ms = upkeep.trusted_age_ms(age_ms_max, steady_ms)
+        trusted_ms_of = {folder: upkeep.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
+        given_up = confirmations.give_up_confirmations(
             self.db,
             now_ms,
             bytes_max=bytes_max,
@@ -390,11 +392,11 @@ class Worker:
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
             )
         if self.settings.takes_over:
-            ledger.take_over(self.db, self.target, now_ms)
-        aged = ledger.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
+            adoption.take_over(self.db, self.target, now_ms)
+        aged = pruning.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
-        ledger.forget_acknowledgements(self.db, now_ms)
-        ledger.forget_footprints(self.db)
+        pruning.forget_acknowledgements(self.db, now_ms)
+        footprint.forget_footprints(self.db)
         salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
         shrink(self.db)
         if aged:
@@ -436,10 +438,10 @@ class Worker:
         if self._plan.url is None:
             if self._succession is None:
                 return False  # `flush` decides nothing about what others have delivered
-            given_up = ledger.give_up_confirmation(self.db, self.target.id)
+            given_up = confirmations.give_up_confirmation(self.db, self.target.id)
             self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
             return False
-        ledger.resume_read_back(self.db, self.target.id)
+        readback.resume_read_back(self.db, self.target.id)
         return self._confirm_due(allowance)
 
     def _confirm_due(self, allowance: confirm.Allowance) -> bool:
@@ -473,7 +475,7 @@ class Worker:
             self._log("ends: a worker of another version or with other settings is wanted")
             self._end()
             return
-        if present(self.spool.hooks) or ledger.sendable(self.db, self.target.id, now_ms):
+        if present(self.spool.hooks) or readings.sendable(self.db, self.target.id, now_ms):
             self._useful_ms = now_ms
             return
         self._useful_ms = min(self._useful_ms, now_ms)  # the clock was set back
@@ -481,7 +483,7 @@ class Worker:
             return
         self._only.release()
         # Whoever came after the last look found the lock taken and started nobody: look once more without it.
-        if ledger.sendable(self.db, self.target.id, clock.now_ms()) and self._only.take():
+        if readings.sendable(self.db, self.target.id, clock.now_ms()) and self._only.take():
             self._useful_ms = clock.now_ms()
             return
         self._log("ends: no OpenCode is running and nothing can be sent")

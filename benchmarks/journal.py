@@ -23,9 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app import destination, ledger  # noqa: E402 - from a checkout
+from app import destination  # noqa: E402 - from a checkout
 from app.connection import Ledger  # noqa: E402
 from app.db import open_ledger  # noqa: E402
+from app.ledger import claims, versions  # noqa: E402 - from a checkout
 from tests.desk import bodies, version  # noqa: E402
 
 ROUNDS = 3
@@ -58,12 +59,12 @@ def work(spool: Path, way: str, name: int, seconds: float, found: multiprocessin
             made = version(f"msg_{len(taken_s)}", session=f"ses_{name}")
             records = bodies(f"{name} {len(taken_s)}", 2, dice.randbytes(BODY_BYTES // 2).hex())
             start_s = time.perf_counter()
-            ledger.insert(db, one.id, made, records, now_ms=1)
-            held = ledger.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
+            versions.insert(db, one.id, made, records, now_ms=1)
+            held = claims.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
             assert held is not None
-            for body in ledger.unacknowledged(db, held):
-                ledger.acknowledge(db, held, body, now_ms=1, lease_ms=60_000)
-            ledger.complete(db, held, 1)
+            for body in claims.unacknowledged(db, held):
+                claims.acknowledge(db, held, body, now_ms=1, lease_ms=60_000)
+            claims.complete(db, held, 1)
             taken_s.append(time.perf_counter() - start_s)
     found.put(taken_s)
 

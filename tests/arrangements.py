@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import clock, destination, install, ledger
+from app import clock, destination, install
 from app.db import open_ledger
+from app.ledger import readings
+from app.ledger.readings import Counts
 from app.presence import present
 from app.spool import Spool, folder
 from tests.opencode import CONFIG, VERSION, OpenCode, installed_opencode
@@ -266,9 +268,9 @@ def missing(place: Ground, arrange: Arrange) -> list[str]:
     return [option for option in (*place.options, "enable") if not effects.get(option)]
 
 
-def counts(place: Ground) -> ledger.Counts:
+def counts(place: Ground) -> Counts:
     with closing(open_ledger(place.spool.path)) as db:
-        return ledger.counts(db)
+        return readings.counts(db)
 
 
 def jobs(place: Ground) -> int:

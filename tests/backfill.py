@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app import ledger
 from app.capture import capture
 from app.db import open_ledger
+from app.ledger import readings
 from app.sources import unattended
 from tests.enqueuer import growing, name, records
 from tests.lean_receiver import LeanProcess, Send, lean_process
@@ -169,7 +169,7 @@ class Run:
         sessions = self._plan.sessions() | dict.fromkeys(range(LIVE, LIVE + len(self._live_ms)), 1)
         wanted = {request_id for one in sessions.items() for request_id, _ in records(*one, capturing)}
         arrived = Counter(send.request_id for send in sends)
-        counts = ledger.counts(self._db)
+        counts = readings.counts(self._db)
         told = Told(
             {
                 "turns in the store": self._plan.turns,

@@ -6,9 +6,10 @@ import sqlite3
 import uuid
 from dataclasses import replace
 
-from app import destination, ledger
-from app.ledger import Body, Claim, FailedAttempt, Version
+from app import destination
+from app.ledger import claims, upkeep, versions
 from app.ledger.decision import LIVE, Decision, Reopen
+from app.ledger.job import Body, Claim, FailedAttempt, Version
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -55,10 +56,10 @@ class Desk:
     ) -> Decision:
         made = bodies(f"{wanted.session} {wanted.turn}", records, wanted.key if text is None else text)
         wanted = replace(wanted, is_off=off)
-        return ledger.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen)
+        return versions.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen)
 
     def claim(self, wanted: Version | None = None, worker: str = WORKER) -> Claim | None:
-        return ledger.claim(
+        return claims.claim(
             self.db,
             self.destination,
             (wanted or version()).key,
@@ -73,20 +74,20 @@ class Desk:
         return claimed
 
     def acknowledge(self, held: Claim, body: Body) -> bool:
-        return ledger.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        return claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
 
     def left(self, held: Claim) -> list[Body]:
-        return list(ledger.unacknowledged(self.db, held))
+        return list(claims.unacknowledged(self.db, held))
 
     def complete(self, held: Claim) -> bool:
-        return ledger.complete(self.db, held, self.now_ms)
+        return claims.complete(self.db, held, self.now_ms)
 
     def retry_later(self, held: Claim, *, due_ms: int, error: str = "500", is_charged: bool = True) -> bool:
         failed = FailedAttempt(self.now_ms, error, 500)
-        return ledger.retry_later(self.db, held, failed, delay_ms=due_ms - self.now_ms, is_charged=is_charged)
+        return claims.retry_later(self.db, held, failed, delay_ms=due_ms - self.now_ms, is_charged=is_charged)
 
     def dead_letter(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
-        return ledger.dead_letter(self.db, held, FailedAttempt(now_ms, error, 400))
+        return claims.dead_letter(self.db, held, FailedAttempt(now_ms, error, 400))
 
     def deliver(self, wanted: Version) -> Claim:
         held = self.held(wanted)
@@ -96,7 +97,7 @@ class Desk:
         return held
 
     def ring(self, limit: int = 10, rung: tuple[str, ...] = ()) -> list[str]:
-        return ledger.to_ring(self.db, self.destination, self.now_ms, limit, rung)
+        return upkeep.to_ring(self.db, self.destination, self.now_ms, limit, rung)
 
     def pause(self, probe_ms: int) -> None:
         destination.pause(

@@ -20,11 +20,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import destination, ledger
+from app import destination
 from app.bell import Bell
 from app.connection import Ledger
 from app.db import heal, inspect, open_ledger
 from app.deliver import Courier, deliver
+from app.ledger import readings, upkeep, versions
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.schema import SchemaError
@@ -84,7 +85,7 @@ def populate(spool: Path, scratch: Path, sessions: int = SESSIONS) -> set[str]:
                 made = version(f"msg_{turn}", facts_ms=turn, session=f"ses_{session}")
                 keys.add(made.key)
                 records = bodies(f"{session} {turn}", 2, text.randbytes(TEXT_BYTES).hex())
-                ledger.insert(db, one.id, made, records, now_ms=NOW_MS)
+                versions.insert(db, one.id, made, records, now_ms=NOW_MS)
                 if session % 3 == 0:
                     deliver(db, made.key, courier)
         if half == 0:
@@ -155,19 +156,19 @@ class Machine:
         """As the watch does: ring what is due, until nothing is; time passes when there is something to wait for."""
         for _ in range(ROUNDS_MAX):
             bell.mend()
-            ledger.recover(db, self.now_ms, ledger.leasing_workers(db))
+            upkeep.recover(db, self.now_ms, upkeep.leasing_workers(db))
             keys: list[str] = []
             waits = []
             for one in destination.destinations(db):
-                found = ledger.to_ring(db, one.id, self.now_ms, 50)
+                found = upkeep.to_ring(db, one.id, self.now_ms, 50)
                 keys += found
-                waits.append(ledger.next_due_ms(db, one.id, self.now_ms))
+                waits.append(upkeep.next_due_ms(db, one.id, self.now_ms))
                 for key in found[:1]:
                     bell.ring(key)
                 for key in found:
                     deliver(db, key, _courier(one.id, lambda: self.now_ms))
             if not keys:
-                if not any(ledger.is_pending(db, one.id) for one in destination.destinations(db)):
+                if not any(readings.is_pending(db, one.id) for one in destination.destinations(db)):
                     return
                 self.now_ms += 60_000
         # What is due in a million years after a flip waits, and is seen to wait.

@@ -23,9 +23,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from app import destination, ledger
+from app import destination
 from app.db import open_ledger
 from app.importing import Imported, import_files
+from app.ledger import notices as ledger_notices
 from app.opencode import File, Store, store_file
 from app.sources import Sources
 from tests import mutants
@@ -79,7 +80,7 @@ def compare(station: Station, expected: Sequence[Expected]) -> Counter[str]:
         assert counted == wanted, f"refused {counted - wanted} too often, {wanted - counted} too seldom"
         missing = [job for one in expected for job in one.missing(db)]
         assert not missing, f"{len(missing)} turns are missing"
-        left = sum(one.sessions for one in ledger.unread(db))
+        left = sum(one.sessions for one in ledger_notices.unread(db))
         unread = set().union(*(one.unread for one in expected)) - set().union(*(one.deleted for one in expected))
         assert left == len(unread), f"{left} sessions are unread, and {len(unread)} cannot be read"
         seen = audit(db)

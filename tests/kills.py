@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import install, ledger
+from app import install
+from app.ledger import history
 from app.opencode import Store
 from app.presence import present
 from app.privacy.policy import Policy
@@ -124,7 +125,7 @@ class Ground:
             known = {
                 (session, one.turn): one.key
                 for session in names
-                for one in ledger.exported(db, 1, session)
+                for one in history.exported(db, 1, session)
                 if one.state in {"pending", "delivered"}
             }
         return [
@@ -150,7 +151,7 @@ class Ground:
         """(state, key) of what was ever exported of a turn, the oldest first."""
         session, turn = name.split(" ")
         with self.station.ledger() as db:
-            return [(one.state, one.key) for one in ledger.exported(db, 1, session) if one.turn == turn]
+            return [(one.state, one.key) for one in history.exported(db, 1, session) if one.turn == turn]
 
     def deliver(self) -> None:
         with worker(self.station):

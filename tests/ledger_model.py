@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from app.destination import CONCURRENCY_MAX
-from app.ledger import Body, Version
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.decision import Decision, Reopen
+from app.ledger.job import Body, Version
 
 LOOSE = "loose"
 

@@ -21,13 +21,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from app import ledger
 from app.capture import capture
 from app.destination import destinations
 from app.envelope import BODY_BYTES_MAX
 from app.export import Capture, split
 from app.identity import Identity
 from app.inbox import LINE_BYTES_MAX, LineError, read_line
+from app.ledger import job as ledger_job
+from app.ledger.job import SESSION_RECORD
 from app.opencode import ExportError, File, Store, examine, snapshot
 from app.parse import parse
 from app.privacy.redact import PatternError
@@ -396,7 +397,7 @@ class Expected:
         # What a fork has copied is left to its origin, should that be among the sessions.
         copies = {turn.digest for turn in transcript.turns if turn.is_copy}
         for one in told:
-            if one.digest not in copies and (one.turn != ledger.SESSION_RECORD or not copies):
+            if one.digest not in copies and (one.turn != SESSION_RECORD or not copies):
                 self.turns.add((transcript.session.id, one.digest))
 
     def _transcript(self, session: str) -> Transcript | None:
@@ -431,7 +432,7 @@ def audit(db: Any) -> Counter[str]:
     assert db.execute("select count(*) from record where job_id not in (select id from job)").fetchone()[0] == 0
     seen: Counter[str] = Counter()
     for job in db.execute("select * from job").fetchall():
-        bodies = list(ledger.bodies(db, job["id"], job["key"]))  # checks each body against its checksum
+        bodies = list(ledger_job.bodies(db, job["id"], job["key"]))  # checks each body against its checksum
         seen[job["state"]] += 1
         seen["records"] += len(bodies)
         if job["state"] != "pending":

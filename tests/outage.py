@@ -26,14 +26,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from app import destination, ledger
+from app import destination
 from app.clock import Reading, jump_ms
 from app.connection import shrink
 from app.db import open_ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.export import Capture
-from app.ledger import Body, Version
+from app.ledger import adoption, confirmations, pruning, readings, upkeep, versions
+from app.ledger import room as ledger_room
+from app.ledger.job import Body, Version
 from app.opencode import Store
 from app.privacy.policy import Policy as CapturePolicy
 from app.privacy.policy import Post
@@ -206,7 +208,7 @@ class Machine:
     def use_key(self, key: str) -> None:
         """As a new worker with this key would start."""
         self.destination = destination.destination(self.db, ENDPOINT, key, self.world.now_ms)
-        ledger.take_over(self.db, self.destination, self.world.now_ms)
+        adoption.take_over(self.db, self.destination, self.world.now_ms)
         destination.probe_now(self.db, self.destination.id, self.world.now_ms)
 
     def capture(self, session: str, turn: str, bodies: list[Body], folder: str = "folder") -> None:
@@ -214,9 +216,9 @@ class Machine:
         key = uuid.uuid5(uuid.NAMESPACE_OID, session + turn).hex * 2
         # As the hook does at the first line of a folder.
         destination.remember_folder(self.db, folder, self.destination.id, {}, now_ms)
-        ledger.adopt_rotated(self.db, self.destination, now_ms)
+        adoption.adopt_rotated(self.db, self.destination, now_ms)
         version = Version(session, session, turn, key, now_ms, "", folder)
-        ledger.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)
+        versions.insert(self.db, self.destination.id, version, bodies, now_ms=now_ms)
         self.order[session].append(turn)
 
     def take(self, transcript: Transcript) -> list[str]:
@@ -231,18 +233,18 @@ class Machine:
         before, self._seen = self._seen, self.world.read()
         now_ms = self.world.now_ms
         destination.note_jump(self.db, jump_ms(before, self._seen), now_ms)
-        ledger.unwarp(self.db, now_ms)
-        ledger.recover(self.db, now_ms)
+        upkeep.unwarp(self.db, now_ms)
+        upkeep.recover(self.db, now_ms)
         if now_ms - self._pruned_ms >= self.prune_ms or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
             bytes_max, age_ms_max = self.bytes_max, self.age_ms_max
-            age_ms_max = ledger.trusted_age_ms(age_ms_max, ledger.steady_ms(self.db, now_ms))
-            ledger.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
-            ledger.take_over(self.db, self.destination, now_ms)
-            ledger.drop_aged(self.db, now_ms, age_ms_max)
+            age_ms_max = upkeep.trusted_age_ms(age_ms_max, upkeep.steady_ms(self.db, now_ms))
+            confirmations.give_up_confirmations(self.db, now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+            adoption.take_over(self.db, self.destination, now_ms)
+            pruning.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
             shrink(self.db)
-        for key in ledger.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
+        for key in upkeep.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
             self.answer(key)
 
     def answer(self, key: str) -> None:
@@ -286,7 +288,7 @@ class Machine:
             times_ms.append(row["lease_until_ms"])
         if row["is_due"]:
             times_ms.append(max(row["probe_ms"] or 0, self.world.now_ms + SECOND_MS // 2))
-        due_ms = ledger.next_due_ms(self.db, self.destination.id, self.world.now_ms)
+        due_ms = upkeep.next_due_ms(self.db, self.destination.id, self.world.now_ms)
         return min([*times_ms, *([due_ms] if due_ms is not None else [])])
 
     def out_of_order(self) -> int:
@@ -464,7 +466,7 @@ def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int
             receiver.by_second.clear()
             receiver.in_flight_max = 0
         live(world, spools, world.now_ms + HOUR_MS, Coming())
-        assert all(ledger.counts(machine.db).pending == 0 for machine in spools), "an hour was not enough"
+        assert all(readings.counts(machine.db).pending == 0 for machine in spools), "an hour was not enough"
         return max(receiver.by_second.values()), receiver.in_flight_max
 
 
@@ -528,13 +530,13 @@ def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_
             transcript = Store(machine.store).turn(session, f"msg_{n:05}")
             assert transcript is not None
             room, machine.bytes_max = machine.bytes_max, 1 << 40
-            before = ledger.held_bytes(machine.db)
+            before = ledger_room.held_bytes(machine.db)
             keys.extend(machine.take(transcript))
-            captured.append(ledger.held_bytes(machine.db) - before)
+            captured.append(ledger_room.held_bytes(machine.db) - before)
             machine.bytes_max = room
             machine.room.make(machine.db, world.now_ms, room)
-            held.append(ledger.held_bytes(machine.db))
-            emptied.append(ledger.without_bodies(machine.db, machine.destination.id))
+            held.append(ledger_room.held_bytes(machine.db))
+            emptied.append(ledger_room.without_bodies(machine.db, machine.destination.id))
 
         coming = Coming((begin_ms + (end_ms - begin_ms) * n // turns, partial(come, n)) for n in range(turns))
         live(world, [machine], end_ms, coming)

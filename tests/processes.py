@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app import destination, ledger
+from app import destination
 from app.db import open_ledger
-from app.ledger import Counts
+from app.ledger import readings
+from app.ledger.readings import Counts
 from app.opencode import store_file
 from app.presence import present
 from tests.servers import api_key
@@ -68,7 +69,7 @@ class Station:
 
     def counts(self) -> Counts:
         with self.ledger() as db:
-            return ledger.counts(db)
+            return readings.counts(db)
 
     def delivered(self, jobs: int) -> bool:
         """Whether so many jobs are delivered and nothing is left to do."""

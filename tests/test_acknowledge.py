@@ -6,8 +6,8 @@ import sqlite3
 
 import pytest
 
-from app import destination, ledger
-from app.ledger import Claim
+from app import destination
+from app.ledger.job import Body, Claim
 from tests.desk import LEASE_MS, Desk, version
 
 
@@ -48,7 +48,7 @@ def test_a_record_that_is_acknowledged_again_has_the_last_bytes_and_time(desk: D
     first, second = desk.left(held)
     desk.acknowledge(held, first)
     desk.now_ms += 7
-    changed = ledger.Body(first.request_id, second.body)
+    changed = Body(first.request_id, second.body)
     assert desk.acknowledge(held, changed) is True
     assert notes(desk) == [(held.turn_id, first.request_id.bytes, changed.digest, desk.now_ms)]
     assert desk.row()["passes_seen"] == passes(desk) == 2

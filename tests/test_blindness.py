@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, destination, ledger, screen
+from app import confirm, destination, screen
 from app.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
 from app.connection import Ledger, connect
 from app.db import open_ledger
@@ -20,7 +20,9 @@ from app.doctor import examine
 from app.envelope import Log, encode
 from app.finding import Finding
 from app.helicone import Client, ReadBackError
-from app.ledger import Body, Version
+from app.ledger import letters, readback, upkeep, versions
+from app.ledger.job import Body, Version
+from app.ledger.readback import Control
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from app.schema import migrate, migrations
@@ -61,12 +63,12 @@ class Person:
                 Body(request_id, encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None)))
             )
         made_of = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
-        ledger.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
+        versions.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
 
     def work(self) -> None:
         """Deliver what is due, and read back what is due."""
-        ledger.unwarp(self.db, self.now_ms)
-        for ring in ledger.to_ring(self.db, self.destination, self.now_ms, 100):
+        upkeep.unwarp(self.db, self.now_ms)
+        for ring in upkeep.to_ring(self.db, self.destination, self.now_ms, 100):
             following: str | None = ring
             while following is not None:
                 following = deliver(self.db, following, self.courier)
@@ -188,7 +190,7 @@ def test_a_blind_look_is_paced_and_is_repeated_after_the_next_delivery(person: P
     person.receiver.fault(BLIND)
     person.capture("a turn")
     person.live(12 * HOUR_MS)
-    told = ledger.confirmations(person.db, person.destination)
+    told = readback.confirmations(person.db, person.destination)
     assert told.failures < 30
     assert (told.retry_ms or 0) > person.now_ms + 20 * MINUTE_MS
     person.receiver.fault()
@@ -255,7 +257,7 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
         db.execute("update job set confirmed_ms = 7")
         db.execute("alter table job drop column known_marks")
         migrate(db, migrations())
-        assert ledger.control(db, desk.destination) == ledger.Control(None, 0, 7)
+        assert readback.control(db, desk.destination) == Control(None, 0, 7)
 
 
 # --- never stores ----------------------------------------------------------------------------------------------------
@@ -294,8 +296,8 @@ def test_a_letter_that_was_accepted_each_time_does_not_say_that_its_workers_died
     person.receiver.fault(STORES_NOTHING)
     person.capture("a turn")
     person.live(HOUR_MS)
-    (letter,) = ledger.dead_letters(person.db)
-    attempts = ledger.attempts(person.db, letter.job_id)
+    (letter,) = letters.dead_letters(person.db)
+    attempts = letters.attempts(person.db, letter.job_id)
     assert [(one.status, one.error, one.ended_ms is not None) for one in attempts] == 3 * [(200, "accepted", True)]
 
 

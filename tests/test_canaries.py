@@ -22,10 +22,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
+from app import destination
 from app.db import open_ledger
 from app.enqueue import Place, Request, enqueue
 from app.export import Capture
+from app.ledger import job as ledger_job
+from app.ledger import notices
 from app.opencode.translated import exported
 from app.parse import parse
 from app.privacy.metadata_only import withhold_session, withhold_turn
@@ -174,7 +176,7 @@ def bodies(spool: Path) -> list[bytes]:
     """What would leave."""
     with closing(open_ledger(spool)) as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return [body.body for job in jobs for body in ledger.bodies(db, job["id"], job["key"])]
+        return [body.body for job in jobs for body in ledger_job.bodies(db, job["id"], job["key"])]
 
 
 def every_byte(spool: Path) -> bytes:
@@ -401,7 +403,7 @@ def test_neither_the_hooks_log_nor_its_ledger_quote_a_damaged_line_or_row(statio
     assert "odd in " in logs
     with station.ledger() as db:
         assert sum(count for _, count, _ in destination.refusals(db)) >= 3 * len(snapshots)
-        told = str([*destination.refusals(db), *destination.incidents(db), *ledger.unread(db)])
+        told = str([*destination.refusals(db), *destination.incidents(db), *notices.unread(db)])
     assert "internal error" not in told
     assert canaries(logs.encode(), told.encode()) == []
 

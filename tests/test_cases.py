@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from app import ledger
+from app.ledger import job as ledger_job
+from app.ledger import pruning
 from tests.processes import Station
 from tests.typed import typed
 
@@ -42,7 +43,7 @@ class Ledger:
                 " on s.id = j.session_id where s.name = ? and j.state = 'pending' order by j.id",
                 (session,),
             ).fetchall():
-                found[job["name"]] = [json.loads(body.body) for body in ledger.bodies(db, job["id"], job["key"])]
+                found[job["name"]] = [json.loads(body.body) for body in ledger_job.bodies(db, job["id"], job["key"])]
         return found
 
     def status(self) -> str:
@@ -320,7 +321,7 @@ def test_a_copy_is_exported_with_the_fork_where_its_origin_never_was(machine: Le
 def test_a_copy_is_exported_with_the_fork_where_its_origin_was_deleted_before(machine: Ledger) -> None:
     machine.take("22-origin")
     with machine.station.ledger() as db:
-        assert ledger.drop_session(db, 1, SESSION, 1) == 2
+        assert pruning.drop_session(db, 1, SESSION, 1) == 2
     machine.take("22-fork")
     assert set(machine.bodies(FORK)) == {"session", "msg_f1", "msg_f3"}
     (told,) = machine.take("22-fork")

@@ -22,10 +22,11 @@ import pytest
 import typer
 from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
-from app import cli, clock, destination, ledger
+from app import cli, clock, destination
 from app.command import DONE, PROBLEM, STOPPED, USAGE
 from app.endpoint import normalise
-from app.ledger import FailedAttempt
+from app.ledger import claims, notices
+from app.ledger.job import FailedAttempt
 from app.presence import Announced, present
 from app.schema import migrations
 from app.spool import Spool, folder
@@ -588,18 +589,18 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
     spool = Spool(station.spool)
     with station.ledger() as db:
         (ours,) = destination.destinations(db)
-        held = ledger.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
+        held = claims.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
         assert held is not None
         due_ms = clock.now_ms() + 3_600_000
         failed = FailedAttempt(1, "500: empty body", 500)
-        ledger.retry_later(db, held, failed, delay_ms=due_ms - 1, is_charged=True)
+        claims.retry_later(db, held, failed, delay_ms=due_ms - 1, is_charged=True)
         destination.pause(
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )
         destination.refuse(db, "not JSON", 1_000)
         destination.note(db, "ledger: damaged, set aside and recovered", 1_000)
-        ledger.note_notice(db, "store", "ses_1", "here", 1_000)
-        ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
+        notices.note_notice(db, "store", "ses_1", "here", 1_000)
+        notices.note_wait(db, "store", ["ses_1"], "OpenCode's store cannot be read")
     hook, other = Announced(spool.hooks), Announced(spool.workers)
     try:
         hook.say({"destination": ours.id, "sessions": ["ses_1", "ses_2"], "backlog": 0})

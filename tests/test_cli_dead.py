@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from app import ledger, letters
+from app import letters
 from app.bell import Bell
-from app.ledger import Choice
+from app.ledger import letters as ledger_letters
+from app.ledger import readings
+from app.ledger.job import BATCH
+from app.ledger.letters import Choice
 from app.privacy.excerpt import WITHHELD
 from app.settings import Settings
 from tests.desk import Desk, version
@@ -111,7 +114,7 @@ def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Stati
     assert "beginning of several keys" in complaint(typed(station, "dead", "retry", version("t1").key[:20]), 1)
     assert "begins with abcdef" in complaint(typed(station, "dead", "purge", "abcdef"), 1)
     assert "was dropped (off)" in complaint(typed(station, "dead", "retry", version("t4").key), 1)
-    assert ledger.counts(graves.db).dead == 3
+    assert readings.counts(graves.db).dead == 3
 
 
 def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(station: Station, graves: Desk) -> None:
@@ -121,12 +124,12 @@ def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(station:
     )
     for arguments in (["retry"], ["retry", "--all", version("t1").key], ["purge", "--all", "--since", "1h", "--yes"]):
         assert typed(station, "dead", *arguments).returncode == 2
-    assert ledger.counts(graves.db).dead == 3
+    assert readings.counts(graves.db).dead == 3
     assert said(typed(station, "dead", "retry", "--since", "1h", "--yes", "--json")) == {"jobs": 0}
 
 
 def graves_error(graves: Desk, turn: str) -> str:
-    (letter,) = ledger.dead_letters(graves.db, Choice(keys=(version(turn).key,)))
+    (letter,) = ledger_letters.dead_letters(graves.db, Choice(keys=(version(turn).key,)))
     return letter.fingerprint
 
 
@@ -138,14 +141,14 @@ def test_a_person_at_a_terminal_is_asked(station: Station, graves: Desk, answere
         done = typed(station, "dead", "purge", "--all", stdin=terminal)
     os.close(outer)
     assert "purge 3 dead letters?" in done.stderr
-    assert (done.returncode, ledger.counts(graves.db).dead) == (code, dead)
+    assert (done.returncode, readings.counts(graves.db).dead) == (code, dead)
 
 
 def test_retry_and_purge_take_what_is_named_and_never_what_was_dropped(station: Station, graves: Desk) -> None:
     assert "1 dead letter purged" in typed(station, "dead", "purge", version("t3").key).stdout
     told = said(typed(station, "dead", "retry", "--all", "--yes", "--json"))
     assert (told, shape(told)) == ({"jobs": 2}, shape(example("dead retry")))
-    counts = ledger.counts(graves.db)
+    counts = readings.counts(graves.db)
     assert (counts.pending, counts.dead, dict(counts.dropped_by_reason)) == (2, 0, {"off": 1, "purged": 1})
     again = typed(station, "dead", "retry", "--all")
     assert (again.returncode, again.stdout) == (0, "0 dead letters will be tried again\n")
@@ -158,10 +161,10 @@ def test_retry_says_that_no_worker_runs(station: Station) -> None:
 
 def test_more_letters_than_a_batch_are_retried_once_each(graves: Desk, station: Station) -> None:
     graves.db.execute("pragma synchronous = off")
-    for number in range(ledger.BATCH + 10):
+    for number in range(BATCH + 10):
         die(graves, version(f"many {number}"))
     settings = Settings(spool_directory=station.spool)
-    assert letters.retry(graves.db, settings, Choice(), graves.now_ms) == ledger.BATCH + 13
+    assert letters.retry(graves.db, settings, Choice(), graves.now_ms) == BATCH + 13
     bell = Bell(station.spool, graves.destination)
     assert bell.huey.pending_count() == letters.RINGS_MAX
     bell.close()

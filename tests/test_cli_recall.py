@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.command import STOPPED
 from app.db import open_ledger
 from app.enqueue import Place
+from app.ledger import claims as ledger_claims
+from app.ledger import readings
 from tests import recorded
 from tests.processes import Station
 from tests.servers import Receiver, receiving
@@ -131,8 +133,8 @@ def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene)
     scene.run("ses_root", "--blank", "--yes")
     scene.door.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
     now_ms = time.time_ns() // 1_000_000
-    (key, *_) = ledger.pending_keys(scene.door.db)
-    held = ledger.claim(
+    (key, *_) = readings.pending_keys(scene.door.db)
+    held = ledger_claims.claim(
         scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000
     )
     assert held is not None

@@ -13,13 +13,14 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 import pytest
 
-from app import clock, confirm, destination, ledger
+from app import clock, confirm, destination
 from app.clock import Reading, jump_ms
 from app.confirm import Allowance
 from app.deliver import LEASE_MS, Courier
 from app.destination import SLEEP_MS
 from app.doctor import examine
-from app.ledger import Body, FailedAttempt
+from app.ledger import claims, confirmations, policies, readback, upkeep
+from app.ledger.job import Body, Claim, FailedAttempt
 from app.ledger.upkeep import KILLS_MAX, UNSEEN_MS
 from app.retry import Outcome
 from app.sources import Sources
@@ -98,8 +99,8 @@ class Patient(Machine):
         assert isinstance(row, sqlite3.Row)
         return row
 
-    def claim(self, session: str) -> ledger.Claim:
-        held = ledger.claim(
+    def claim(self, session: str) -> Claim:
+        held = claims.claim(
             self.db,
             self.destination.id,
             self.row(session)["key"],
@@ -157,11 +158,11 @@ def in_every_situation(machine: Patient, *, is_away: bool) -> None:
     world, now_ms = machine.world, machine.world.now_ms
     for session in ("confirmed", "dead", "held", "backoff"):
         machine.bring(session)
-    ledger.dead_letter(machine.db, machine.claim("dead"), FailedAttempt(now_ms, "400: error", 400))
-    ledger.hold(machine.db, machine.claim("held"), due_ms=now_ms + HOUR_MS, reason="off")
+    claims.dead_letter(machine.db, machine.claim("dead"), FailedAttempt(now_ms, "400: error", 400))
+    policies.hold(machine.db, machine.claim("held"), due_ms=now_ms + HOUR_MS, reason="off")
     backoff = machine.claim("backoff")
     failed = FailedAttempt(now_ms, "500: error", 500)
-    ledger.retry_later(machine.db, backoff, failed, delay_ms=4 * MINUTE_MS, is_charged=True)
+    claims.retry_later(machine.db, backoff, failed, delay_ms=4 * MINUTE_MS, is_charged=True)
     later(machine, SECOND_MS)
     assert machine.row("confirmed")["confirm_ms"] is not None
     if is_away:
@@ -297,7 +298,7 @@ def test_a_lease_of_a_living_worker_is_charged_only_if_it_ran_out_under_its_eyes
     desk.put(version())
     desk.held()
     desk.now_ms += LEASE_MS + late_ms
-    assert ledger.recover(desk.db, desk.now_ms) == 1
+    assert upkeep.recover(desk.db, desk.now_ms) == 1
     assert (desk.row()["kills"], desk.row()["due_ms"]) == (kills, desk.now_ms)
 
 
@@ -305,7 +306,7 @@ def test_a_lease_of_a_dead_worker_is_charged_however_late_it_is_found(desk: Desk
     desk.put(version())
     desk.held(worker="dead")
     desk.now_ms += 10 * DAY_MS
-    assert ledger.recover(desk.db, desk.now_ms, ["dead"]) == 1
+    assert upkeep.recover(desk.db, desk.now_ms, ["dead"]) == 1
     assert desk.row()["kills"] == 1
 
 
@@ -318,7 +319,7 @@ def test_a_probe_that_ended_with_its_worker_is_made_at_once_by_another(desk: Des
     desk.db.execute("update job set kills = ? where id = ?", (kills, held.job_id))
     assert held.is_probe
     assert desk.claim(version(session="ses_2")) is None
-    assert ledger.recover(desk.db, desk.now_ms, ["dead"]) == 1
+    assert upkeep.recover(desk.db, desk.now_ms, ["dead"]) == 1
     assert desk.held(version(session="ses_2")).is_probe
 
 
@@ -332,22 +333,22 @@ def test_what_was_delivered_before_the_clock_was_set_back_is_looked_for_now_and_
     desk.put(version())
     held = desk.held()
     desk.acknowledge(held, desk.left(held)[0])
-    ledger.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms + MINUTE_MS)
-    assert ledger.unwarp(desk.db, desk.now_ms) == 0
+    claims.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms + MINUTE_MS)
+    assert upkeep.unwarp(desk.db, desk.now_ms) == 0
     desk.now_ms -= DAY_MS
-    assert ledger.unwarp(desk.db, desk.now_ms) == 1
-    (due,) = ledger.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 10)
+    assert upkeep.unwarp(desk.db, desk.now_ms) == 1
+    (due,) = confirmations.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 10)
     assert due.delivered_ms == desk.now_ms
 
 
 def test_a_pause_of_reading_back_ends_when_the_clock_is_set_back(desk: Desk) -> None:
     desk.now_ms = 40 * DAY_MS
-    ledger.pause_read_back(desk.db, desk.destination, "500: error", desk.now_ms + HOUR_MS)
-    assert ledger.unwarp(desk.db, desk.now_ms) == 0
+    readback.pause_read_back(desk.db, desk.destination, "500: error", desk.now_ms + HOUR_MS)
+    assert upkeep.unwarp(desk.db, desk.now_ms) == 0
     desk.now_ms -= DAY_MS
-    assert ledger.read_back_failures(desk.db, desk.destination, desk.now_ms) is None
-    assert ledger.unwarp(desk.db, desk.now_ms) == 1
-    assert ledger.read_back_failures(desk.db, desk.destination, desk.now_ms) == 1
+    assert readback.read_back_failures(desk.db, desk.destination, desk.now_ms) is None
+    assert upkeep.unwarp(desk.db, desk.now_ms) == 1
+    assert readback.read_back_failures(desk.db, desk.destination, desk.now_ms) == 1
 
 
 # --- how a worker sees it

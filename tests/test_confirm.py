@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import clock
 from app.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
 from app.helicone import Client
 from app.importing import import_files
+from app.ledger import readback
+from app.ledger.readback import Control
 from app.opencode import File
 from app.sources import Sources
 from app.status import Confirmation, DestinationStatus, read_status
@@ -266,7 +268,7 @@ def test_flush_ends_the_pause_of_a_failed_reading_back(place: Place) -> None:
         deliver(made)
         place.pass_a_day()
         place.receiver.fault({"route": "read", "blind": True})
-        ledger.note_found(made.db, made.target.id, ledger.Control(uuid.uuid4(), 1, clock.now_ms()))
+        readback.note_found(made.db, made.target.id, Control(uuid.uuid4(), 1, clock.now_ms()))
         read_back(made)
         read_back(made)  # it waits
         assert place.confirmation().confirmed == 0

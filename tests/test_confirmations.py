@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from app import confirm, destination, ledger
+from app import confirm, destination
 from app.confirm import Allowance, Unread, looks_ms
 from app.connection import transaction
 from app.db import open_ledger
 from app.envelope import Log, encode
-from app.ledger import Body, Unconfirmed, Version
-from app.ledger.confirmations import AHEAD_MS_MAX
+from app.ledger import claims, confirmations, pruning, readback, readings, versions
+from app.ledger.confirmations import AHEAD_MS_MAX, Unconfirmed
 from app.ledger.decision import BACKFILL, IMPORT, Decision
+from app.ledger.job import Body, Version
 from app.ledger.readback import Confirmations
 from tests.desk import Desk, bodies, version
 
@@ -57,12 +58,12 @@ def carry(desk: Desk, wanted: Version, *, confirm_ms: int | None = 1_000) -> int
     left = desk.left(held)
     for body in left:
         assert desk.acknowledge(held, body)
-    assert ledger.complete(desk.db, held, desk.now_ms, confirm_ms=confirm_ms)
+    assert claims.complete(desk.db, held, desk.now_ms, confirm_ms=confirm_ms)
     return len(left)
 
 
 def due(desk: Desk) -> list[Unconfirmed]:
-    return ledger.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 100)
+    return confirmations.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 100)
 
 
 def look(desk: Desk, helicone: Helicone, *, per_minute: int = 1_000) -> str | None:
@@ -79,7 +80,7 @@ def health(desk: Desk) -> str:
 
 
 def told(desk: Desk) -> Confirmations:
-    return ledger.confirmations(desk.db, desk.destination)
+    return readback.confirmations(desk.db, desk.destination)
 
 
 def acknowledgements(desk: Desk) -> int:
@@ -130,7 +131,7 @@ def test_one_query_asks_for_the_last_records_of_many_turns_the_latest_first(desk
 def test_one_query_asks_for_no_more_bytes_than_an_answer_may_have(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         deliver(desk, version(f"t{number}"), records=1)
-    sizes = {len(ledger.last_body(desk.db, one) or b"") for one in due(desk)}
+    sizes = {len(confirmations.last_body(desk.db, one) or b"") for one in due(desk)}
     monkeypatch.setattr(confirm, "BYTES_MAX", 2 * sizes.pop())
     assert not sizes  # all are equally long
     helicone = Helicone()
@@ -142,7 +143,7 @@ def test_a_query_asks_since_the_earliest_of_its_records(desk: Desk) -> None:
     for turn, start_s in (("t1", 5), ("t2", 2), ("t3", 7)):
         log = Log({}, {}, 200, {}, start_s * 1000, start_s * 1000, None)
         body = Body(uuid.uuid5(uuid.NAMESPACE_OID, turn), encode(log))
-        ledger.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
+        versions.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
         carry(desk, version(turn))
     helicone = Helicone()
     look(desk, helicone)
@@ -262,7 +263,7 @@ def test_when_the_quota_is_found_exceeded_what_no_sample_was_taken_of_is_looked_
 
 def test_what_is_not_held_and_not_found_is_given_up_and_not_dead(desk: Desk) -> None:
     deliver(desk, T1, confirm_ms=None)
-    assert ledger.look_back(desk.db, desk.destination, desk.now_ms) == 1
+    assert confirmations.look_back(desk.db, desk.destination, desk.now_ms) == 1
     desk.now_ms += LOOKS[-1]
     look(desk, Helicone())
     assert (desk.state(T1), told(desk).waiting, told(desk).given_up) == ("delivered", 0, 1)
@@ -280,7 +281,7 @@ def test_of_more_than_one_pass_can_look_back_at_the_latest_are_looked_for(
     for turn in turns:
         deliver(desk, turn, confirm_ms=None)
         desk.now_ms += 1
-    assert ledger.look_back(desk.db, desk.destination, desk.now_ms) == 2
+    assert confirmations.look_back(desk.db, desk.destination, desk.now_ms) == 2
     assert {one.key for one in due(desk)} == {turn.key for turn in turns[1:]}
 
 
@@ -289,7 +290,7 @@ def test_a_job_that_is_sent_again_is_judged_as_one_that_never_failed(desk: Desk)
     (one,) = due(desk)
     before = destination.evidence(desk.db, desk.destination, one.job_id)
     assert before.peers == "none"  # since its own last record
-    assert ledger.send_again(desk.db, one, desk.now_ms)
+    assert confirmations.send_again(desk.db, one, desk.now_ms)
     assert destination.evidence(desk.db, desk.destination, one.job_id).peers == "succeed"
 
 
@@ -338,8 +339,8 @@ def test_a_newer_version_supersedes_a_job_that_waits_to_be_confirmed(desk: Desk)
     newer = version("t1", "b", facts_ms=200)
     assert desk.put(newer, 2) is Decision.NEW
     assert (desk.state(T1), desk.records(T1), desk.row(T1)["confirm_ms"]) == ("superseded", 0, None)
-    assert not ledger.confirmed(desk.db, seen, 1, has_body=True)
-    assert not ledger.send_again(desk.db, seen, 1)
+    assert not confirmations.confirmed(desk.db, seen, 1, has_body=True)
+    assert not confirmations.send_again(desk.db, seen, 1)
     assert desk.state(newer) == "pending"
 
 
@@ -361,17 +362,17 @@ def test_what_was_seen_is_not_sent_again_with_the_next_version_of_its_turn(desk:
 
 def test_a_deleted_session_is_not_sent_again(desk: Desk) -> None:
     deliver(desk, T1)
-    ledger.drop_session(desk.db, desk.destination, "ses_1", desk.now_ms)
+    pruning.drop_session(desk.db, desk.destination, "ses_1", desk.now_ms)
     assert (desk.state(T1), desk.records(T1), desk.row(T1)["body_bytes"], due(desk)) == ("delivered", 0, 0, [])
 
 
 TRANSITIONS: dict[str, Callable[[sqlite3.Connection, Unconfirmed], int]] = {
-    "confirmed": lambda db, job: ledger.confirmed(db, job, 1, has_body=True),
-    "confirmed without body": lambda db, job: ledger.confirmed(db, job, 1, has_body=False),
-    "not_found_yet": lambda db, job: ledger.not_found_yet(db, job, 1),
-    "send_again": lambda db, job: ledger.send_again(db, job, 1),
-    "bury_unstored": lambda db, job: ledger.bury_unstored(db, job, 1, "why"),
-    "give_up_confirmation": lambda db, job: ledger.give_up_confirmation(db, 1, job),
+    "confirmed": lambda db, job: confirmations.confirmed(db, job, 1, has_body=True),
+    "confirmed without body": lambda db, job: confirmations.confirmed(db, job, 1, has_body=False),
+    "not_found_yet": lambda db, job: confirmations.not_found_yet(db, job, 1),
+    "send_again": lambda db, job: confirmations.send_again(db, job, 1),
+    "bury_unstored": lambda db, job: confirmations.bury_unstored(db, job, 1, "why"),
+    "give_up_confirmation": lambda db, job: confirmations.give_up_confirmation(db, 1, job),
 }
 
 
@@ -379,7 +380,7 @@ TRANSITIONS: dict[str, Callable[[sqlite3.Connection, Unconfirmed], int]] = {
 def test_two_workers_that_look_at_one_job_settle_it_once(desk: Desk, name: str) -> None:
     deliver(desk, T1)
     (seen,) = due(desk)
-    assert ledger.send_again(desk.db, seen, desk.now_ms)
+    assert confirmations.send_again(desk.db, seen, desk.now_ms)
     assert not TRANSITIONS[name](desk.db, seen)  # it is pending
     carry(desk, T1)
     before = dict(desk.row(T1))
@@ -390,7 +391,7 @@ def test_two_workers_that_look_at_one_job_settle_it_once(desk: Desk, name: str) 
 
 
 def bound(desk: Desk, *, bytes_max: int = 10**9, age_ms_max: int = 10**9) -> int:
-    return ledger.give_up_confirmations(desk.db, desk.now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
+    return confirmations.give_up_confirmations(desk.db, desk.now_ms, bytes_max=bytes_max, age_ms_max=age_ms_max)
 
 
 def test_delivered_bodies_are_the_first_to_go_when_there_is_no_room_and_that_is_counted(desk: Desk) -> None:
@@ -403,14 +404,14 @@ def test_delivered_bodies_are_the_first_to_go_when_there_is_no_room_and_that_is_
     assert bound(desk, bytes_max=sum(sizes)) == 1
     assert (desk.records(version("d1", session="ses_1x")), told(desk).given_up, told(desk).waiting) == (0, 1, 1)
     assert bound(desk, bytes_max=0) == 1
-    assert ledger.drop_oversize(desk.db, desk.now_ms, sizes[0]) == 0
-    assert (desk.state(waiting), ledger.counts(desk.db).dropped, told(desk).given_up) == ("pending", 0, 2)
+    assert pruning.drop_oversize(desk.db, desk.now_ms, sizes[0]) == 0
+    assert (desk.state(waiting), readings.counts(desk.db).dropped, told(desk).given_up) == ("pending", 0, 2)
 
 
 def test_size_drops_only_what_is_pending_or_dead(desk: Desk) -> None:
     deliver(desk, T1)
     desk.put(T2)
-    assert ledger.drop_oversize(desk.db, desk.now_ms, 0) == 1
+    assert pruning.drop_oversize(desk.db, desk.now_ms, 0) == 1
     assert (desk.state(T1), desk.records(T1), desk.state(T2)) == ("delivered", 2, "dropped (size)")
 
 
@@ -425,7 +426,7 @@ def test_bodies_do_not_wait_for_a_confirmation_for_longer_than_the_spool_keeps_a
 def test_where_nobody_will_read_back_any_more_what_waits_for_it_is_given_up(desk: Desk) -> None:
     deliver(desk, T1)
     deliver(desk, T2)
-    assert ledger.give_up_confirmation(desk.db, desk.destination) == 2
+    assert confirmations.give_up_confirmation(desk.db, desk.destination) == 2
     assert (desk.records(T1), told(desk).given_up, due(desk)) == (0, 2, [])
 
 

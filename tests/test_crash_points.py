@@ -20,11 +20,12 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import clock
 from app.capture import capture
 from app.crashpoint import POINTS, VARIABLE
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
+from app.ledger import claims, notices
 from app.ledger.upkeep import KILLS_MAX
 from app.opencode import store_file
 from app.parse import parse
@@ -100,7 +101,7 @@ def held_by_a_dead_worker(station: Station) -> None:
     stored(station)
     with station.ledger() as db:
         key = db.execute("select key from job order by id limit 1").fetchone()[0]
-        assert ledger.claim(db, 1, key, worker="gone", now_ms=clock.now_ms(), lease_ms=LEASE_MS)
+        assert claims.claim(db, 1, key, worker="gone", now_ms=clock.now_ms(), lease_ms=LEASE_MS)
 
 
 def stored_for_later(station: Station) -> None:
@@ -157,7 +158,7 @@ def found_in_the_store(station: Station) -> None:
         process.notice("ses_other", "busy")
         assert process.end() == 0
     with station.ledger() as db:
-        assert ledger.unread(db) == []
+        assert notices.unread(db) == []
 
 
 def said_again(station: Station) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.ledger import SESSION_RECORD, Version
 from app.ledger.decision import BACKFILL, IMPORT, LIVE, RECALL, REFILL, Current, Decision, Known, Reopen, decide
+from app.ledger.job import SESSION_RECORD, Version
 from app.privacy.policy import Policy
 
 KEY = "a" * 64

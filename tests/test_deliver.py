@@ -7,10 +7,11 @@ from typing import Literal
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.deliver import LEASE_MS, Courier, deliver
 from app.destination import Destination
-from app.ledger import Body
+from app.ledger import claims, pruning, upkeep
+from app.ledger.job import Body
 from app.privacy.policy import Post
 from app.retry import Kind, Outcome, Policy
 from app.worker import POST_S_MAX
@@ -511,7 +512,7 @@ def test_job_superseded_while_its_post_fails_lets_go_of_its_lease(shop: Shop, ki
 
 def test_session_deleted_meanwhile_stops_its_job(shop: Shop) -> None:
     shop.desk.put(version(), records=3)
-    shop.before_answer = lambda: ledger.drop_session(shop.desk.db, shop.desk.destination, "ses_1", 1_000)
+    shop.before_answer = lambda: pruning.drop_session(shop.desk.db, shop.desk.destination, "ses_1", 1_000)
     assert shop.deliver() is None
     assert len(shop.posted) == 1
     assert (shop.desk.state(), shop.desk.row()["lease_until_ms"]) == ("dropped (deleted)", None)
@@ -540,7 +541,7 @@ def test_job_taken_over_after_its_lease_ran_out_is_left_to_the_other(shop: Shop)
     def overslept() -> None:
         shop.before_answer = lambda: None
         shop.desk.now_ms += LEASE_MS
-        ledger.recover(shop.desk.db, shop.desk.now_ms)
+        upkeep.recover(shop.desk.db, shop.desk.now_ms)
         shop.desk.held(worker="worker-b")
 
     shop.before_answer = overslept
@@ -555,7 +556,7 @@ def test_record_that_an_older_attempt_overwrote_is_posted_again(shop: Shop) -> N
     shop.desk.put(version(), records=2)
     stale = shop.desk.held()
     first = shop.desk.left(stale)[0]
-    ledger.release(shop.desk.db, stale, due_ms=1_000)
+    claims.release(shop.desk.db, stale, due_ms=1_000)
 
     def late_note() -> None:
         if len(shop.posted) == 2:
@@ -608,7 +609,7 @@ def test_ledger_that_cannot_be_written_leaves_the_job_to_its_lease(shop: Shop) -
         shop.deliver()
     shop.desk.db.execute("pragma query_only = off")
     assert shop.desk.state() == "pending"
-    assert ledger.recover(shop.desk.db, 1_000 + LEASE_MS) == 1
+    assert upkeep.recover(shop.desk.db, 1_000 + LEASE_MS) == 1
 
 
 # --- what is rung next

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.db import open_ledger
 from app.desk import NOTHING_WANTED
+from app.ledger import readings
 from tests.processes import Station, hook
 from tests.recorded import export
 from tests.test_held import asked
@@ -53,7 +54,7 @@ def test_a_relative_spool_of_the_environment_lies_in_the_project(station: Statio
         process.show(export("a_simple"), directory=str(project))
         assert process.end() == 0
     with closing(open_ledger(tmp_path / "beside")) as db:
-        assert ledger.counts(db).pending == JOBS
+        assert readings.counts(db).pending == JOBS
 
 
 def test_a_folder_that_wants_nothing_keeps_no_process_and_one_that_does_goes_on(station: Station) -> None:

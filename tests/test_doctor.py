@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, install, ledger
+from app import clock, destination, install
 from app.confirm import NOT_STORED_CAUSES
+from app.ledger import notices
 from app.opencode import store_file
 from app.opencode.logins import FILE_BYTES_MAX
 from app.presence import Announced
@@ -138,14 +139,14 @@ def break_the_queue(station: Station) -> None:
 
 def leave_a_session_unread(station: Station) -> None:
     with station.ledger() as db:
-        ledger.note_notice(db, "store", "ses_1", "here", clock.now_ms())
-        ledger.note_notice(db, "store", "ses_2", "here", clock.now_ms())  # about to be read: no fault
-        ledger.note_wait(db, "store", ["ses_1"], "OpenCode's store is not there")
+        notices.note_notice(db, "store", "ses_1", "here", clock.now_ms())
+        notices.note_notice(db, "store", "ses_2", "here", clock.now_ms())  # about to be read: no fault
+        notices.note_wait(db, "store", ["ses_1"], "OpenCode's store is not there")
 
 
 def leave_a_session_that_nobody_reads(station: Station) -> None:
     with station.ledger() as db:
-        ledger.note_notice(db, "store", "ses_1", "here", clock.now_ms() - QUIET_MS - 1)
+        notices.note_notice(db, "store", "ses_1", "here", clock.now_ms() - QUIET_MS - 1)
 
 
 def from_the_future(station: Station) -> None:

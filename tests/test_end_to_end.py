@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from app import install, ledger
+from app import install
 from app.helicone import Client
-from app.ledger import Body
+from app.ledger import job
+from app.ledger.job import Body
 from app.presence import present
 from app.shelf import Stored
 from tests.opencode import OpenCode, Server
@@ -215,5 +216,5 @@ def made(station: Station) -> dict[tuple[str, str], tuple[str, list[Body]]]:
             " join session s on s.id = j.session_id where j.state = 'pending'"
         ).fetchall()
         return {
-            (row["session"], row["turn"]): (row["key"], list(ledger.bodies(db, row["id"], row["key"]))) for row in rows
+            (row["session"], row["turn"]): (row["key"], list(job.bodies(db, row["id"], row["key"]))) for row in rows
         }

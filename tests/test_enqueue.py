@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.connection import connect
 from app.db import open_ledger
 from app.enqueue import Enqueued, Place, Request, enqueue, outlook
 from app.export import Capture
 from app.identity import Identity
-from app.ledger import Body, Version
+from app.ledger import job as ledger_job
+from app.ledger import readings, versions
 from app.ledger.decision import LIVE, Decision, Reopen
+from app.ledger.job import Body, Version
 from app.parse import parse
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
@@ -82,7 +84,7 @@ class Door:
 
     def stored(self) -> list[Body]:
         jobs = self.db.execute("select id, key from job order by id").fetchall()
-        return [body for job in jobs for body in ledger.bodies(self.db, job["id"], job["key"])]
+        return [body for job in jobs for body in ledger_job.bodies(self.db, job["id"], job["key"])]
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_embedding_program_needs_a_ledger_and_a_transcript_alone(spool: Path) ->
         done = enqueue(db, parse(one(*TURN)), capture(), Place(target.id, ""), now_ms=NOW_MS, ring=rung.append)
         assert (done.new, len(done.keys), done.waiting, done.under) == (2, 2, [], None)
         assert rung == done.keys[:1]
-        assert ledger.counts(db, target.id).pending == 2
+        assert readings.counts(db, target.id).pending == 2
 
 
 def test_records_of_a_turn_are_kept_in_order_and_byte_for_byte(door: Door) -> None:
@@ -203,7 +205,7 @@ def test_a_subagent_that_is_sealed_meanwhile_does_not_come_with_its_parent(door:
     def seal() -> None:
         blank = Version("ses_child", "ses_child", "msg_c1", "b" * 64, NOW_MS, "", "folder", is_sealed=True)
         if "ses_root session" in door.states():  # else the look at the turn itself is still to come
-            ledger.insert(door.db, door.place.destination_id, blank, [], now_ms=NOW_MS)
+            versions.insert(door.db, door.place.destination_id, blank, [], now_ms=NOW_MS)
 
     done = overtaken(door, family(), seal)
     assert done.shut == 1
@@ -283,7 +285,7 @@ def test_finished_turn_of_an_abandoned_session_is_not_interrupted(door: Door) ->
 def test_turn_completed_after_it_was_taken_for_interrupted_supersedes_that(door: Door) -> None:
     door.put(one(*BEGUN), abandoned=True)
     assert door.put(one(*TURN)).new == 1
-    assert ledger.counts(door.db).superseded == 1
+    assert readings.counts(door.db).superseded == 1
     assert "interrupted" not in json.dumps(door.bodies())
     # And the unfinished one, should it be seen again, is older.
     assert door.put(one(*BEGUN), abandoned=True).new == 0
@@ -296,7 +298,7 @@ def test_another_policy_is_another_key_and_takes_the_others_place(door: Door) ->
     door.put(one(*TURN))
     done = door.put(one(*TURN), capture(patterns=("ask",)))
     assert done.new == 2
-    counts = ledger.counts(door.db)
+    counts = readings.counts(door.db)
     assert (counts.pending, counts.superseded) == (2, 2)
     assert "ask" not in json.dumps(door.bodies())
 
@@ -306,7 +308,7 @@ def test_policy_that_comes_back_reopens_its_versions(door: Door) -> None:
     door.put(one(*TURN), capture(patterns=("ask",)))
     again = door.put(one(*TURN), reopen=Reopen(stricter=True))
     assert again.keys == done.keys
-    assert ledger.counts(door.db).pending == 2
+    assert readings.counts(door.db).pending == 2
 
 
 def test_metadata_only_stores_no_text(door: Door, spool: Path) -> None:
@@ -321,7 +323,7 @@ def test_metadata_only_stores_no_text(door: Door, spool: Path) -> None:
 def test_off_counts_and_keeps_nothing(door: Door) -> None:
     done = door.put(one(*TURN), capture("off"))
     assert (done.off, done.new, done.keys, door.rung) == (2, 0, [], [])
-    assert ledger.counts(door.db).dropped_by_reason == {"off": 2}
+    assert readings.counts(door.db).dropped_by_reason == {"off": 2}
     assert door.bodies() == []
     assert door.put(one(*TURN), capture("off")).known == 2
 
@@ -385,7 +387,7 @@ def test_subagent_is_exported_inside_its_root(door: Door) -> None:
     assert done.new == 2
     paths = [body["providerRequest"]["meta"]["Helicone-Session-Path"] for body in door.bodies()]
     assert "/opencode/ses_root/msg-1/tool-task/ses_child/msg-1" in paths
-    assert ledger.frozen(door.db, door.place.destination_id, "ses_child") == ("ses_root", Identity(""))
+    assert versions.frozen(door.db, door.place.destination_id, "ses_child") == ("ses_root", Identity(""))
 
 
 def test_subagent_imported_alone_moves_under_its_root_when_that_appears(door: Door) -> None:

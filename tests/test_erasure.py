@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, destination, erasure, ledger
+from app import clock, destination, erasure
 from app.connection import Ledger
 from app.crashpoint import VARIABLE
 from app.db import open_ledger
-from app.ledger import Body, Choice
+from app.ledger import job, letters, readings, versions
+from app.ledger.job import Body
+from app.ledger.letters import Choice
 from app.worker import PRUNE_MS
 from tests.desk import Desk, version
 from tests.processes import Station, worker
@@ -73,7 +75,7 @@ def noise(length: int) -> bytes:
 def die(desk: Desk, turn: str, length: int) -> None:
     """A dead letter whose body begins with the canary, and does not become small."""
     body = Body(uuid.uuid5(uuid.NAMESPACE_URL, turn), b'{"text": "' + CANARY + turn.encode() + noise(length) + b'"}')
-    ledger.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
+    versions.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
     assert desk.dead_letter(desk.held(version(turn)))
 
 
@@ -107,7 +109,7 @@ def test_a_purge_leaves_no_body_in_any_file(station: Station, how: str) -> None:
         assert traces(station.spool, bundles) == set()
     with station.ledger() as db:
         assert db.execute("pragma integrity_check").fetchone()[0] == "ok"
-        assert ledger.counts(db).dropped_by_reason == {"purged": 6}
+        assert readings.counts(db).dropped_by_reason == {"purged": 6}
 
 
 def test_what_was_freed_before_goes_too(station: Station) -> None:
@@ -115,7 +117,7 @@ def test_what_was_freed_before_goes_too(station: Station) -> None:
     bundles = buried(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")  # as SQLite's own default is; some systems have another
-        ledger.purge_dead(db, Choice(keys=tuple(version(f"t{turn}").key for turn in range(5))), 2_000)
+        letters.purge_dead(db, Choice(keys=tuple(version(f"t{turn}").key for turn in range(5))), 2_000)
     assert traces(station.spool, bundles)
     assert typed(station, "dead", "purge", version("t5").key).returncode == 0
     assert traces(station.spool, bundles) == set()
@@ -125,7 +127,7 @@ def test_a_purge_that_finds_no_letter_clears_what_an_earlier_one_could_not(stati
     bundles = buried(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")
-        ledger.purge_dead(db, Choice(), 2_000)
+        letters.purge_dead(db, Choice(), 2_000)
     assert traces(station.spool, bundles)
     assert said(typed(station, "dead", "purge", "--all", "--json")) == {"jobs": 0, "left": []}
     assert traces(station.spool, bundles) == set()
@@ -136,7 +138,7 @@ def test_the_purge_of_one_letter_leaves_the_others_whole(station: Station) -> No
     assert typed(station, "dead", "purge", version("t4").key).returncode == 0
     with station.ledger() as db:
         rows = db.execute("select id, key from job where state = 'dead'").fetchall()
-        assert [CANARY in body.body for row in rows for body in ledger.bodies(db, row["id"], row["key"])] == [True] * 5
+        assert [CANARY in body.body for row in rows for body in job.bodies(db, row["id"], row["key"])] == [True] * 5
 
 
 def test_copies_that_were_set_aside_go_and_others_are_named(station: Station) -> None:
@@ -176,7 +178,7 @@ def test_a_log_that_somebody_reads_is_named_and_goes_with_the_next_purge(
         die(desk, "t9", 1_000)  # so that there is something in the log
         reader.execute("begin")
         reader.execute("select count(*) from job").fetchone()
-        ledger.purge_dead(db, Choice(), 2_000)
+        letters.purge_dead(db, Choice(), 2_000)
         assert ["ledger.db-wal" in line for line in erasure.erase(db)] == [True]
         reader.execute("commit")
         assert erasure.erase(db) == []
@@ -199,7 +201,7 @@ def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Sta
     bundles = buried(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")  # as SQLite's own default is; some systems have another
-        ledger.purge_dead(db, Choice(keys=(version("t4").key,)), 2_000)
+        letters.purge_dead(db, Choice(keys=(version("t4").key,)), 2_000)
     killed = replace(station, variables={VARIABLE: point}).run("dead", "purge", "--all", "--yes")
     assert killed.returncode == -signal.SIGKILL
     assert bool(traces(station.spool, bundles)) is (point != "erase.finishing")
@@ -219,7 +221,7 @@ def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Sta
 def test_a_worker_leaves_a_purge_that_is_under_way_to_its_command(station: Station) -> None:
     buried(station)
     with station.ledger() as db:
-        ledger.purge_dead(db, Choice(), clock.now_ms())
+        letters.purge_dead(db, Choice(), clock.now_ms())
     with worker(station):
         wait_until(lambda: "starts" in station.text("worker.log"))
         wait_until(lambda: pruned(station))
@@ -233,7 +235,7 @@ def test_a_recall_notes_that_what_it_replaces_lies_in_the_files(station: Station
         desk = Desk(db)
         desk.put(version())
         assert noted(station) == []
-        ledger.insert(db, desk.destination, replace(version(content="b"), is_recall=True), [], now_ms=desk.now_ms)
+        versions.insert(db, desk.destination, replace(version(content="b"), is_recall=True), [], now_ms=desk.now_ms)
         assert noted(station) == [destination.UNERASED]
 
 
@@ -245,11 +247,11 @@ def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
 
     def purging(db: Ledger) -> bool:
         with station.ledger() as another:
-            ledger.purge_dead(another, Choice(keys=(version("t2").key,)), 2_000)
+            letters.purge_dead(another, Choice(keys=(version("t2").key,)), 2_000)
         return begin(db)
 
     with closing(open_ledger(station.spool)) as db:
-        ledger.purge_dead(db, Choice(keys=(version("t1").key,)), 2_000)
+        letters.purge_dead(db, Choice(keys=(version("t1").key,)), 2_000)
         with monkeypatch.context() as patch:
             patch.setattr("app.erasure._begin_wal_anew", purging)
             assert erasure.erase(db) == []

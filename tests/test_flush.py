@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import clock
 from app.crashpoint import VARIABLE
+from app.ledger import notices
 from app.opencode import store_file
 from app.presence import Announced, present
 from tests import snapshots
@@ -133,7 +134,7 @@ def test_what_cannot_be_read_is_shown_and_is_not_done(station: Station) -> None:
         process.process.wait(60)
     with station.ledger() as db:
         (row,) = db.execute("select store, session from notice").fetchall()
-        ledger.note_wait(db, row["store"], [row["session"]], "OpenCode's store cannot be read")
+        notices.note_wait(db, row["store"], [row["session"]], "OpenCode's store cannot be read")
     store_file(station.environ).write_bytes(b"no database at all" * 1_000)
     done = station.run("flush")
     assert done.returncode == 1

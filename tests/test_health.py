@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.destination import Evidence
 from app.health import DeadLetter, Pause, Release, RetryLater, judge
-from app.ledger import Claim
+from app.ledger.job import Claim
 from app.retry import Outcome, Policy
 
 POLICY = Policy.of(max_retries=3, base_ms=1_000)

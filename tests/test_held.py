@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, destination, ledger
+from app import clock, destination
 from app.db import open_ledger
+from app.ledger import policies
 from app.privacy.policy import Hold
 from app.settings import Settings
 from app.sources import Sources, typed, unattended
@@ -163,7 +164,7 @@ def test_a_file_of_the_user_holds_every_folder_and_a_worker_that_runs(station: S
 
     def reasons() -> list[str]:
         with station.ledger() as db:
-            return [reason for reason, _ in ledger.held(db, 1)]
+            return [reason for reason, _ in policies.held(db, 1)]
 
     with worker(station):
         wait_until(lambda: any("opencode.json line 2" in reason for reason in reasons()))
@@ -179,7 +180,7 @@ def test_a_worker_holds_what_its_folder_was_held_for(bench: Bench) -> None:
     bench.sweep()
     bench.deliver()
     assert (bench.posted, bench.states) == ([], ["pending"] * 2)
-    ((reason, jobs),) = ledger.held(bench.db, bench.destination)
+    ((reason, jobs),) = policies.held(bench.db, bench.destination)
     assert (reason, jobs) == ("held until the configuration is right: opencode.json line 3: it is not JSON", 2)
     assert isinstance(bench.permits.capture(bench.db, ""), Hold)
     bench.record()

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.enqueue import Place
 from app.export import split
 from app.identity import Identity
-from app.ledger import Frozen, footprint
+from app.ledger import adoption, footprint, history, pruning, room, upkeep, versions
+from app.ledger import job as ledger_job
 from app.ledger.decision import LIVE, REFILL, Decision, Reopen
+from app.ledger.job import Frozen
 from app.parse import parse
 from tests import recorded
 from tests.desk import Desk, version
@@ -37,7 +39,7 @@ def test_a_footprint_tells_what_the_body_tells(door: Door, name: str) -> None:
         for export in split(parse(told), capture(), Identity(""), abandoned=True)[0]
         for record in export.encode()
     }
-    kept = [one for job in ledger.exported(door.db, door.place.destination_id, told["root"]) for one in job.prints]
+    kept = [one for job in history.exported(door.db, door.place.destination_id, told["root"]) for one in job.prints]
     assert {str(one.request_id) for one in kept} == set(made)
     for one in kept:
         body = json.loads(made[str(one.request_id)].body)
@@ -55,17 +57,17 @@ def test_a_footprint_tells_what_the_body_tells(door: Door, name: str) -> None:
 def test_a_footprint_outlives_the_bodies_of_its_job(door: Door) -> None:
     told = recorded.export("a_simple")
     door.put(told)
-    before = ledger.exported(door.db, door.place.destination_id, told["root"])
+    before = history.exported(door.db, door.place.destination_id, told["root"])
     assert all(job.prints for job in before)
-    assert ledger.drop_session(door.db, door.place.destination_id, told["root"], 1) == len(before)
-    after = ledger.exported(door.db, door.place.destination_id, told["root"])
+    assert pruning.drop_session(door.db, door.place.destination_id, told["root"], 1) == len(before)
+    after = history.exported(door.db, door.place.destination_id, told["root"])
     assert [job.prints for job in after] == [job.prints for job in before]
 
 
 def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection) -> None:
     desk = Desk(db)
     sealed = version(content="sealed")
-    ledger.insert(db, desk.destination, replace(sealed, is_sealed=True), [], now_ms=1)
+    versions.insert(db, desk.destination, replace(sealed, is_sealed=True), [], now_ms=1)
     newer = version(content="newer", facts_ms=900)
     assert desk.put(newer) is Decision.REFUSED
     assert desk.put(sealed) is Decision.KNOWN
@@ -85,28 +87,28 @@ def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(door: Door) 
     for name in ("a_simple", "b_tools"):
         door.put(recorded.export(name))
     used = door.db.execute("pragma page_count").fetchone()[0] * 4096
-    assert ledger.forget_footprints(door.db, used) == 0
+    assert footprint.forget_footprints(door.db, used) == 0
     jobs = door.db.execute("select count(*) from job").fetchone()[0]
-    assert ledger.forget_footprints(door.db, 0) == jobs
+    assert footprint.forget_footprints(door.db, 0) == jobs
     assert not any(
         job.prints
-        for session in ledger.exported_sessions(door.db, door.place.destination_id)
-        for job in ledger.exported(door.db, door.place.destination_id, session)
+        for session in history.exported_sessions(door.db, door.place.destination_id)
+        for job in history.exported(door.db, door.place.destination_id, session)
     )
 
 
 def test_what_moves_to_another_destination_stays_what_it_is(door: Door) -> None:
     told = recorded.export("a_simple")
     door.put(told)
-    before = ledger.exported(door.db, door.place.destination_id, told["root"])
+    before = history.exported(door.db, door.place.destination_id, told["root"])
     door.db.execute("update job set is_history = 1, is_recall = 1, is_sealed = 1")
     another = destination.destination(door.db, "https://example.invalid", "another", 0).id
     # It knows the session, so what waits moves job by job.
-    ledger.insert(
+    versions.insert(
         door.db, another, replace(version(), session=told["root"], root=told["root"], facts_ms=1), [], now_ms=1
     )
-    assert ledger.adopt(door.db, door.place.destination_id, another, now_ms=2) == len(before)
-    moved = [one for one in ledger.exported(door.db, another, told["root"]) if one.turn != "t1"]
+    assert adoption.adopt(door.db, door.place.destination_id, another, now_ms=2) == len(before)
+    moved = [one for one in history.exported(door.db, another, told["root"]) if one.turn != "t1"]
     assert [(one.key, one.prints, one.is_sealed) for one in moved] == [(one.key, one.prints, True) for one in before]
     flags = door.db.execute("select is_history, is_recall from job where destination_id = ? and is_sealed", (another,))
     assert [tuple(row) for row in flags] == [(1, 1)] * len(before)
@@ -116,19 +118,19 @@ def test_elsewhere_counts_what_is_there_or_waits_for_it(door: Door) -> None:
     told = recorded.export("a_simple")
     door.put(told)
     another = destination.destination(door.db, "https://example.invalid", "another", 0).id
-    found = ledger.exported_elsewhere(door.db, another, told["root"])
-    assert set(found) == {job.turn for job in ledger.exported(door.db, door.place.destination_id, told["root"])}
-    assert ledger.exported_elsewhere(door.db, door.place.destination_id, told["root"]) == {}
-    ledger.drop_oversize(door.db, 2, 0)
-    assert ledger.exported_elsewhere(door.db, another, told["root"]) == {}
+    found = history.exported_elsewhere(door.db, another, told["root"])
+    assert set(found) == {job.turn for job in history.exported(door.db, door.place.destination_id, told["root"])}
+    assert history.exported_elsewhere(door.db, door.place.destination_id, told["root"]) == {}
+    pruning.drop_oversize(door.db, 2, 0)
+    assert history.exported_elsewhere(door.db, another, told["root"]) == {}
 
 
 def test_versions_of_a_turn_are_found_by_an_index(db: sqlite3.Connection) -> None:
     Desk(db)
     plans: list[str] = []
     db.set_trace_callback(plans.append)
-    ledger.exported(db, 1, "ses_1")
-    ledger.exported_elsewhere(db, 1, "ses_1")
+    history.exported(db, 1, "ses_1")
+    history.exported_elsewhere(db, 1, "ses_1")
     db.set_trace_callback(None)
     for statement in plans:
         steps = [row["detail"] for row in db.execute(f"explain query plan {statement}")]
@@ -142,15 +144,15 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
 
     def is_whole(changed_ms: int, reopen: Reopen = LIVE, now_ms: int = 500) -> bool:
         facts = {"changed_ms": changed_ms, "now_ms": now_ms}
-        return ledger.is_whole(db, desk.destination, "ses_1", **facts, policy=lambda _: "", reopen=reopen)
+        return history.is_whole(db, desk.destination, "ses_1", **facts, policy=lambda _: "", reopen=reopen)
 
     assert not is_whole(0)
-    assert ledger.note_reconciled(db, desk.destination, "ses_1", 500)
+    assert history.note_reconciled(db, desk.destination, "ses_1", 500)
     assert (is_whole(500), is_whole(499), is_whole(501)) == (True, False, False)
     assert not is_whole(500, now_ms=499)  # noted by a clock that was ahead
-    assert ledger.note_reconciled(db, desk.destination, "ses_1", 500, in_part=True)
-    assert (is_whole(500), ledger.reconciled_ms(db, desk.destination, "ses_1")) == (False, 500)
-    assert ledger.note_reconciled(db, desk.destination, "ses_1", 500)
+    assert history.note_reconciled(db, desk.destination, "ses_1", 500, in_part=True)
+    assert (is_whole(500), history.reconciled_ms(db, desk.destination, "ses_1")) == (False, 500)
+    assert history.note_reconciled(db, desk.destination, "ses_1", 500)
     assert not is_whole(500, REFILL)
     db.execute(
         "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
@@ -167,14 +169,14 @@ def test_bodies_given_up_for_two_stores_rely_on_neither_and_wait_for_no_hook(db:
     desk.put(version())
     desk.put(version("t2"))
     (first, second) = (row["id"] for row in db.execute("select id from job order by id"))
-    assert ledger.give_up_bodies(db, [first], "one") == 1
-    assert ledger.relies_on(db, "one")
-    assert ledger.give_up_bodies(db, [second], "another") == 1
-    assert not ledger.relies_on(db, "one")
-    assert not ledger.relies_on(db, "another")
-    assert ledger.emptied(db, desk.destination, [""]) == []  # a worker may make them again
+    assert room.give_up_bodies(db, [first], "one") == 1
+    assert room.relies_on(db, "one")
+    assert room.give_up_bodies(db, [second], "another") == 1
+    assert not room.relies_on(db, "one")
+    assert not room.relies_on(db, "another")
+    assert room.emptied(db, desk.destination, [""]) == []  # a worker may make them again
     db.execute("update job set hold_reason = 'text'")
-    assert [one.turns for one in ledger.emptied(db, desk.destination, [""])] == [("t1", "t2")]
+    assert [one.turns for one in room.emptied(db, desk.destination, [""])] == [("t1", "t2")]
 
 
 def test_what_was_acknowledged_with_other_bytes_must_be_posted_and_made_again(db: sqlite3.Connection) -> None:
@@ -184,14 +186,14 @@ def test_what_was_acknowledged_with_other_bytes_must_be_posted_and_made_again(db
     newer = version(content="b", facts_ms=900)
     desk.put(newer)
     (row,) = db.execute("select id from job where state = 'pending'").fetchall()
-    assert ledger.give_up_bodies(db, [row["id"]], "one") == 1
-    assert ledger.is_emptied(db, desk.held(newer))
+    assert room.give_up_bodies(db, [row["id"]], "one") == 1
+    assert room.is_emptied(db, desk.held(newer))
 
 
 def test_the_footprints_that_go_first_are_those_of_the_oldest_jobs(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.ledger.footprint.BATCH", 1)
     door.put(recorded.export("a_simple"))
-    assert ledger.forget_footprints(door.db, 0) == 1
+    assert footprint.forget_footprints(door.db, 0) == 1
     (gone,) = door.db.execute("select id from job where id not in (select job_id from footprint)").fetchall()
     assert gone["id"] == door.db.execute("select min(id) from job").fetchone()[0]
 
@@ -200,7 +202,7 @@ def test_a_log_that_is_no_more_of_its_job_keeps_its_footprint(door: Door) -> Non
     door.put(recorded.export("b_tools"))
     row = door.db.execute("select job_id, length(ids) as size from footprint order by size desc").fetchone()
     job = door.db.execute("select id, key from job where id = ?", (row["job_id"],)).fetchone()
-    bodies = [replace(body, frozen=FROZEN) for body in ledger.bodies(door.db, job["id"], job["key"])]
+    bodies = [replace(body, frozen=FROZEN) for body in ledger_job.bodies(door.db, job["id"], job["key"])]
     footprint.write(door.db, row["job_id"], bodies[:1])
     assert len(footprint.read(door.db, [row["job_id"]])[row["job_id"]]) == len(bodies) > 1
 
@@ -210,6 +212,6 @@ def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3
     for name, since_ms in (("ahead", 10**14), ("off", destination.NEVER_MS), ("past", 5)):
         destination.remember_folder(db, name, desk.destination, {}, 1)
         db.execute("update folder set since_ms = ? where hash = ?", (since_ms, name))
-    ledger.unwarp(db, 1_000)
+    upkeep.unwarp(db, 1_000)
     since = {name: destination.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
     assert since == {"ahead": 1_000, "off": destination.NEVER_MS, "past": 5}

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.db import open_ledger
 from app.desk import NOTHING_WANTED, Desk
 from app.inbox import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
+from app.ledger import job, notices, readings
+from app.ledger.job import SESSION_RECORD
 from app.presence import present
 from app.sources import unattended
 from tests.processes import PROJECT, Station, hook
@@ -84,11 +86,11 @@ def test_each_line_is_acknowledged_when_its_session_is_in_the_ledger(station: St
         process.wait_for_ack()
         assert station.counts().pending == JOBS
         with station.ledger() as db:
-            assert ledger.unread(db) == []
+            assert notices.unread(db) == []
         process.notice("ses_nowhere", "busy")
         process.wait_for_ack()
         with station.ledger() as db:
-            assert [one.sessions for one in ledger.unread(db)] == [1]
+            assert [one.sessions for one in notices.unread(db)] == [1]
         process.say("notice", v=2, n=process.said + 1, session="", why="bored")  # refused and counted
         process.said += 1
         process.show(export("b_tools"))
@@ -227,7 +229,7 @@ def unfinished(name: str) -> dict[str, Any]:
 def turns_and_states(station: Station) -> list[tuple[str, str]]:
     with station.ledger() as db:
         rows = db.execute("select t.name, j.state from job j join turn t on t.id = j.turn_id order by j.id").fetchall()
-    return [(row["name"], row["state"]) for row in rows if row["name"] != ledger.SESSION_RECORD]
+    return [(row["name"], row["state"]) for row in rows if row["name"] != SESSION_RECORD]
 
 
 def test_an_unfinished_turn_waits_for_the_notice_of_its_end(station: Station) -> None:
@@ -371,7 +373,7 @@ def test_no_secret_of_a_recording_is_in_any_byte_of_the_spool(station: Station) 
             bodies = b"".join(
                 body.body
                 for row in db.execute("select id, key from job").fetchall()
-                for body in ledger.bodies(db, row["id"], row["key"])
+                for body in job.bodies(db, row["id"], row["key"])
             )
         process.end()
     assert b"REDACTED" in bodies
@@ -392,7 +394,7 @@ def test_a_known_value_of_the_environment_is_masked_and_nowhere_in_the_spool(sta
         bodies = b"".join(
             body.body
             for row in db.execute("select id, key from job").fetchall()
-            for body in ledger.bodies(db, row["id"], row["key"])
+            for body in job.bodies(db, row["id"], row["key"])
         )
     assert secret.encode() not in bodies
     assert b"it is [REDACTED], is it not" in bodies
@@ -501,7 +503,7 @@ def test_a_first_line_with_an_impossible_spool_is_survived(station: Station, spo
         assert process.end() == 0
     with closing(open_ledger(station.home / "data" / "opencode-helicone")) as db:
         assert sum(count for _, count, _ in destination.refusals(db)) == refused
-        assert ledger.counts(db).pending == JOBS
+        assert readings.counts(db).pending == JOBS
 
 
 def test_a_snapshot_that_was_on_its_way_when_its_session_was_deleted_is_not_taken(station: Station) -> None:
@@ -538,7 +540,7 @@ def test_a_session_captured_again_with_a_key_moves_to_it_even_where_two_keys_are
             process.show(export(SIMPLE))
             process.end()
     with station.ledger() as db:
-        pending = {one.key_fingerprint: ledger.counts(db, one.id).pending for one in destination.destinations(db)}
+        pending = {one.key_fingerprint: readings.counts(db, one.id).pending for one in destination.destinations(db)}
         assert pending == {
             destination.fingerprint(db, other.key): JOBS,
             "": 0,
@@ -570,7 +572,7 @@ def test_the_key_itself_is_masked_wherever_it_was_read_from(station: Station) ->
         process.end()
     with station.ledger() as db:
         jobs = db.execute("select id, key from job").fetchall()
-        bodies = b"".join(body.body for row in jobs for body in ledger.bodies(db, row["id"], row["key"]))
+        bodies = b"".join(body.body for row in jobs for body in job.bodies(db, row["id"], row["key"]))
     assert b"is [REDACTED] my key?" in bodies
 
 

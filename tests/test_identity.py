@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.enqueue import Place
 from app.identity import Identity
+from app.ledger import adoption, versions
 from app.ledger.decision import REFILL
 from tests.snapshots import CREATED_MS, SESSION, Fields, assistant, entry, snapshot, task, text, user
 from tests.test_enqueue import Door, capture
@@ -175,15 +176,15 @@ def test_a_root_goes_on_as_its_subagent_began(door: Door) -> None:
     child["info"]["parentID"] = "ses_parent"
     door.put(snapshot(root, child))
     identity = Identity("", 1, "opencode: project")
-    assert ledger.frozen(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
+    assert versions.frozen(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
     assert models(door) == {"data", "tool", "anthropic/claude-x"}
 
 
 def test_a_session_that_changes_its_destination_stays_what_it_is(door: Door) -> None:
     door.put(talk(answered(1)))
     other = destination.destination(door.db, "https://example.invalid", "another key", 0)
-    ledger.adopt(door.db, door.place.destination_id, other.id, now_ms=1)
+    adoption.adopt(door.db, door.place.destination_id, other.id, now_ms=1)
     there = replace(door, place=Place(other.id, "folder"))
     there.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
-    assert ledger.frozen(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
+    assert versions.frozen(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
     assert names(door) == ["opencode: project"]

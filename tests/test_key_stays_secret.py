@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from app import install, ledger
+from app import install
+from app.ledger import job as ledger_job
 from app.opencode import store_file
 from app.presence import present
 from app.settings import SettingsError, from_arguments, load
@@ -48,7 +49,7 @@ def bodies(station: Station) -> bytes:
     """What the compressed records in the ledger say."""
     with station.ledger() as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return b"".join(body.body for job in jobs for body in ledger.bodies(db, job["id"], job["key"]))
+        return b"".join(body.body for job in jobs for body in ledger_job.bodies(db, job["id"], job["key"]))
 
 
 def command_lines() -> list[bytes]:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.connection import connect
 from app.identity import Identity
-from app.ledger import BATCH, Body, Claim, LedgerError, Version
+from app.ledger import adoption, claims, job, letters, policies, pruning, readings, room, upkeep, versions
 from app.ledger.claims import ISOLATED_KILLS
 from app.ledger.decision import Decision, DropReason, Reopen
+from app.ledger.job import BATCH, SESSION_RECORD, Body, Claim, LedgerError, Version
+from app.ledger.letters import Choice
 from app.ledger.pruning import ACKNOWLEDGEMENT_AGE_MS_MAX
 from app.ledger.upkeep import AHEAD_MS_MAX, KILLS_MAX, LEASE_AHEAD_MS_MAX
 from tests.desk import LEASE_MS, WORKER, Desk, bodies, version
@@ -67,7 +69,7 @@ def test_eight_processes_inserting_the_same_versions_make_one_job_each(
         20,
     )
     assert desk.db.execute("select count(*) from record").fetchone()[0] == 20
-    assert ledger.counts(desk.db).pending == 20
+    assert readings.counts(desk.db).pending == 20
 
 
 def test_newer_version_supersedes_and_takes_the_bodies_of_the_older_away(desk: Desk) -> None:
@@ -119,7 +121,7 @@ def test_worker_of_a_version_that_came_back_cannot_finish_it(desk: Desk) -> None
     posted = desk.left(stale)
     desk.put(second)
     desk.put(first, records=2)
-    assert not ledger.is_current(desk.db, stale)
+    assert not claims.is_current(desk.db, stale)
     assert not desk.acknowledge(stale, posted[0])
     assert not desk.complete(stale)
     assert not desk.dead_letter(stale, 1_000, "late")
@@ -146,7 +148,7 @@ def test_equal_record_is_born_acknowledged(desk: Desk) -> None:
     desk.put(first, records=3, text="same")
     desk.deliver(first)
     made = [*bodies("ses_1 t1", 2, "same"), *bodies("ses_1 t1", 3, "other")[2:]]
-    ledger.insert(desk.db, desk.destination, second, made, now_ms=1_000)
+    versions.insert(desk.db, desk.destination, second, made, now_ms=1_000)
     assert desk.left(desk.held(second)) == made[2:]
 
 
@@ -177,7 +179,7 @@ def test_failed_insert_leaves_nothing_behind(desk: Desk) -> None:
     # The position differs, so doubled ids are stored; a body that is no bytes fails in the middle of the insert.
     broken = [*twice, replace(twice[0], request_id=None)]  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
-        ledger.insert(desk.db, desk.destination, version(content="b", facts_ms=200), broken, now_ms=1_000)
+        versions.insert(desk.db, desk.destination, version(content="b", facts_ms=200), broken, now_ms=1_000)
     assert desk.state(version(content="a")) == "pending"
     assert desk.records(version(content="a")) == 1
     assert desk.db.execute("select count(*) from job").fetchone()[0] == 1
@@ -215,14 +217,14 @@ def test_off_says_nothing_about_a_turn_that_the_ledger_has(desk: Desk) -> None:
 def test_turn_captured_while_off_stays_shut_until_asked(desk: Desk) -> None:
     desk.put(version(content="off"), off=True)
     assert desk.put(version(content="a", facts_ms=500)) is Decision.REFUSED
-    assert ledger.counts(desk.db).pending == 0
+    assert readings.counts(desk.db).pending == 0
     assert desk.put(version(content="a", facts_ms=500), reopen=Reopen(frozenset({"off"}))) is Decision.NEW
     assert (desk.state(version(content="a")), desk.state(version(content="off"))) == ("pending", "superseded")
 
 
 def test_deleted_turn_stays_shut_until_asked(desk: Desk) -> None:
     desk.put(version())
-    ledger.drop_session(desk.db, desk.destination, "ses_1", 1_000)
+    pruning.drop_session(desk.db, desk.destination, "ses_1", 1_000)
     assert desk.put(version(content="b", facts_ms=500)) is Decision.REFUSED
     assert desk.put(version()) is Decision.KNOWN
     assert desk.state() == "dropped (deleted)"
@@ -233,11 +235,11 @@ def test_deleted_turn_stays_shut_until_asked(desk: Desk) -> None:
 @pytest.mark.parametrize("reason", ["age", "size"])
 def test_turn_dropped_for_want_of_room_is_open_for_a_newer_version_only(desk: Desk, reason: DropReason) -> None:
     desk.put(version())
-    ledger.drop_oversize(desk.db, 1_000, 0)
+    pruning.drop_oversize(desk.db, 1_000, 0)
     desk.db.execute("update job set drop_reason = ?", (reason,))
     assert desk.put(version()) is Decision.KNOWN
     assert desk.put(version(), reopen=Reopen(frozenset({reason}))) is Decision.REOPENED
-    ledger.drop_oversize(desk.db, 1_000, 0)
+    pruning.drop_oversize(desk.db, 1_000, 0)
     assert desk.put(version(content="b", facts_ms=200)) is Decision.NEW
 
 
@@ -250,29 +252,29 @@ def child_version(content: str = "c") -> Version:
 
 def test_placing_under_a_parent_supersedes_what_the_child_exported_as_its_own_root(desk: Desk) -> None:
     desk.put(child_version())
-    desk.put(version(session="ses_child", turn=ledger.SESSION_RECORD))
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 2
+    desk.put(version(session="ses_child", turn=SESSION_RECORD))
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 2
     assert (desk.state(child_version()), desk.records(child_version())) == ("superseded", 0)
-    assert ledger.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
+    assert versions.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
 
 
 def test_placing_keeps_the_childs_user_id(desk: Desk) -> None:
     desk.put(replace(child_version(), user_id="frozen"))
-    ledger.place_under(desk.db, desk.destination, "ses_child", replace(version(), user_id="other"), 1_000)
-    assert ledger.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity("frozen"))
+    versions.place_under(desk.db, desk.destination, "ses_child", replace(version(), user_id="other"), 1_000)
+    assert versions.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity("frozen"))
 
 
 def test_child_not_seen_before_is_known_under_its_parent_from_then_on(desk: Desk) -> None:
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
-    assert ledger.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
+    assert versions.frozen(desk.db, desk.destination, "ses_child") == ("ses_1", Identity(""))
 
 
 def test_childs_job_in_flight_keeps_its_lease_until_its_worker_lets_go(desk: Desk) -> None:
     desk.put(child_version())
     held = desk.held(child_version())
-    ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000)
-    assert not ledger.is_current(desk.db, held)
+    versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000)
+    assert not claims.is_current(desk.db, held)
     assert not desk.complete(held)
     assert desk.row(child_version())["lease_until_ms"] is None
 
@@ -309,7 +311,7 @@ def test_superseded_job_in_flight_keeps_its_session_to_itself_until_it_lets_go(d
     held = desk.held(old)
     desk.put(new)
     assert desk.claim(new) is None
-    assert not ledger.release(desk.db, held, due_ms=1_000)
+    assert not claims.release(desk.db, held, due_ms=1_000)
     assert desk.held(new).key == new.key
 
 
@@ -329,7 +331,7 @@ def test_dead_job_does_not_block_its_successors(desk: Desk) -> None:
 
 def test_nothing_is_claimed_before_it_is_due(desk: Desk) -> None:
     desk.put(version())
-    ledger.release(desk.db, desk.held(), due_ms=1_001)
+    claims.release(desk.db, desk.held(), due_ms=1_001)
     assert desk.claim() is None
     desk.now_ms = 1_001
     assert desk.claim() is not None
@@ -337,19 +339,19 @@ def test_nothing_is_claimed_before_it_is_due(desk: Desk) -> None:
 
 def test_held_job_that_is_tried_after_all_is_no_longer_told_of_as_held(desk: Desk) -> None:
     desk.put(version())
-    ledger.hold(desk.db, desk.held(), due_ms=2_000, reason="export is off")
-    assert not ledger.sendable(desk.db, desk.destination, desk.now_ms)
+    policies.hold(desk.db, desk.held(), due_ms=2_000, reason="export is off")
+    assert not readings.sendable(desk.db, desk.destination, desk.now_ms)
     desk.now_ms = 2_000
     desk.dead_letter(desk.held(), error="400")
-    ledger.retry_dead(desk.db, ledger.Choice(), desk.now_ms)
-    assert ledger.held(desk.db, desk.destination) == []
-    assert ledger.sendable(desk.db, desk.destination, desk.now_ms)
+    letters.retry_dead(desk.db, Choice(), desk.now_ms)
+    assert policies.held(desk.db, desk.destination) == []
+    assert readings.sendable(desk.db, desk.destination, desk.now_ms)
 
 
 def test_claim_of_another_destination_finds_nothing(desk: Desk) -> None:
     desk.put(version())
     foreign = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
-    assert ledger.claim(desk.db, foreign, version().key, worker="w", now_ms=1_000, lease_ms=1) is None
+    assert claims.claim(desk.db, foreign, version().key, worker="w", now_ms=1_000, lease_ms=1) is None
 
 
 def test_claim_of_an_unknown_key_finds_nothing(desk: Desk) -> None:
@@ -360,7 +362,7 @@ def test_second_connection_does_not_get_what_the_first_has_claimed(desk: Desk, s
     desk.put(version())
     assert desk.claim() is not None
     with closing(connect(spool / "ledger.db")) as other:
-        assert ledger.claim(other, desk.destination, version().key, worker="b", now_ms=1_000, lease_ms=LEASE_MS) is None
+        assert claims.claim(other, desk.destination, version().key, worker="b", now_ms=1_000, lease_ms=LEASE_MS) is None
 
 
 CLAIMER = """
@@ -384,7 +386,7 @@ def test_eight_processes_that_claim_at_once_claim_each_job_once(
     for turn in range(20):
         session = f"ses_{turn}"
         wanted = Version(session, session, "t", f"{turn:064x}", 100, "", "")
-        ledger.insert(desk.db, desk.destination, wanted, bodies(session), now_ms=1_000)
+        versions.insert(desk.db, desk.destination, wanted, bodies(session), now_ms=1_000)
     at_once(CLAIMER, 8, [str(spool)])
     assert desk.db.execute("select count(*), min(attempt), max(attempt) from job").fetchone()[:] == (20, 1, 1)
 
@@ -434,7 +436,7 @@ def test_note_of_a_stale_attempt_counts_but_its_claim_does_not(desk: Desk) -> No
     stale = desk.held()
     [body] = desk.left(stale)
     desk.now_ms += LEASE_MS
-    ledger.recover(desk.db, desk.now_ms)
+    upkeep.recover(desk.db, desk.now_ms)
     fresh = desk.held(worker="worker-b")
     assert not desk.acknowledge(stale, body)
     assert desk.row()["lease_until_ms"] == desk.now_ms + LEASE_MS
@@ -449,14 +451,14 @@ def test_stale_attempt_cannot_finish_in_any_way(desk: Desk, *, taken_over: bool)
     stale = desk.held()
     [body] = desk.left(stale)
     desk.now_ms += LEASE_MS
-    ledger.recover(desk.db, desk.now_ms)
+    upkeep.recover(desk.db, desk.now_ms)
     if taken_over:
         desk.held(worker="worker-b")
     before = tuple(desk.row())
-    assert not ledger.is_current(desk.db, stale)
+    assert not claims.is_current(desk.db, stale)
     assert not desk.dead_letter(stale, desk.now_ms, "late")
     assert not desk.retry_later(stale, due_ms=9, error="late")
-    assert not ledger.release(desk.db, stale, due_ms=9)
+    assert not claims.release(desk.db, stale, due_ms=9)
     assert not desk.acknowledge(stale, body)
     assert not desk.complete(stale)
     assert tuple(desk.row()) == before
@@ -482,7 +484,7 @@ def test_retry_is_charged_and_due_later(desk: Desk) -> None:
 def test_release_is_not_charged_and_keeps_the_last_error(desk: Desk) -> None:
     desk.put(version())
     desk.retry_later(desk.held(), due_ms=1_000, error="500")
-    assert ledger.release(desk.db, desk.held(), due_ms=1_000)
+    assert claims.release(desk.db, desk.held(), due_ms=1_000)
     row = desk.row()
     assert (row["failures"], row["due_ms"], row["error"], row["lease_until_ms"]) == (1, 1_000, "500", None)
 
@@ -494,7 +496,7 @@ def test_release_all_lets_go_of_everything_that_the_worker_holds_and_of_nothing_
     desk.held(version(session="ses_1"))
     desk.held(version(session="ses_2"), worker="worker-b")
     desk.put(version(session="ses_1", content="newer", facts_ms=200))
-    assert ledger.release_all(desk.db, WORKER) == 2
+    assert claims.release_all(desk.db, WORKER) == 2
     leased = desk.db.execute("select worker from job where lease_until_ms is not null").fetchall()
     assert [row["worker"] for row in leased] == ["worker-b"]
     assert desk.db.execute("select sum(failures) + sum(kills) from job").fetchone()[0] == 0
@@ -531,7 +533,7 @@ def test_bodies_from_before_there_were_bundles_are_read_as_they_are(desk: Desk) 
         )
     desk.db.execute("delete from bundle")
     row = desk.row()
-    assert list(ledger.bodies(desk.db, row["id"], row["key"])) == made
+    assert list(job.bodies(desk.db, row["id"], row["key"])) == made
 
 
 # --- recover
@@ -540,8 +542,8 @@ def test_bodies_from_before_there_were_bundles_are_read_as_they_are(desk: Desk) 
 def test_expired_lease_is_taken_back_and_counted_apart(desk: Desk) -> None:
     desk.put(version())
     desk.held()
-    assert ledger.recover(desk.db, 60_999) == 0
-    assert ledger.recover(desk.db, 61_000) == 1
+    assert upkeep.recover(desk.db, 60_999) == 0
+    assert upkeep.recover(desk.db, 61_000) == 1
     row = desk.row()
     assert (row["lease_until_ms"], row["due_ms"], row["kills"], row["failures"]) == (None, 61_000, 1, 0)
 
@@ -551,9 +553,9 @@ def test_lease_of_a_dead_worker_is_taken_back_at_once(desk: Desk) -> None:
     desk.put(version(session="ses_2"))
     desk.held(version(session="ses_1"), worker="dead")
     desk.held(version(session="ses_2"), worker="alive")
-    assert sorted(ledger.leasing_workers(desk.db)) == ["alive", "dead"]
-    assert ledger.recover(desk.db, 1_000, ["dead"]) == 1
-    assert ledger.leasing_workers(desk.db) == ["alive"]
+    assert sorted(upkeep.leasing_workers(desk.db)) == ["alive", "dead"]
+    assert upkeep.recover(desk.db, 1_000, ["dead"]) == 1
+    assert upkeep.leasing_workers(desk.db) == ["alive"]
 
 
 def test_job_that_kills_its_worker_each_time_is_dead_after_a_few(desk: Desk) -> None:
@@ -561,7 +563,7 @@ def test_job_that_kills_its_worker_each_time_is_dead_after_a_few(desk: Desk) -> 
     for kill in range(1, KILLS_MAX + 1):
         desk.now_ms = desk.row()["due_ms"]
         desk.held()
-        assert ledger.recover(desk.db, desk.now_ms, [WORKER]) == 1
+        assert upkeep.recover(desk.db, desk.now_ms, [WORKER]) == 1
         assert desk.row()["kills"] == kill
     assert (desk.state(), desk.records()) == ("dead", 1)
     assert desk.row()["error"] == f"its worker died or hung {KILLS_MAX} times"
@@ -578,7 +580,7 @@ def test_job_that_killed_two_workers_waits_longer_each_time_and_the_first_time_n
     for _ in range(KILLS_MAX - 1):
         desk.now_ms = desk.row()["due_ms"]
         desk.held()
-        ledger.recover(desk.db, desk.now_ms, [WORKER])
+        upkeep.recover(desk.db, desk.now_ms, [WORKER])
         waits.append(desk.row()["due_ms"] - desk.now_ms)
     assert waits == [0, 1_000, 2_000, 4_000]
 
@@ -591,7 +593,7 @@ def test_suspected_killer_is_claimed_only_alone_and_nobody_beside_it(desk: Desk)
     assert desk.claim(version(session="ses_2")) is None, "another one is in flight"
     assert desk.claim(version(session="ses_3")) is None, "it is the suspect's turn"
     assert desk.ring() == [version(session="ses_2").key]
-    ledger.release(desk.db, beside, due_ms=1_000)
+    claims.release(desk.db, beside, due_ms=1_000)
     desk.held(version(session="ses_2"))
     assert desk.claim(version(session="ses_3")) is None, "the suspect is in flight"
 
@@ -613,7 +615,7 @@ def test_suspected_killer_that_waits_does_not_keep_its_neighbours(desk: Desk) ->
         desk.put(version(session=session))
     killed(desk, version(session="ses_1"), ISOLATED_KILLS - 1)
     desk.held(version(session="ses_1"))
-    ledger.recover(desk.db, 1_000, [WORKER])
+    upkeep.recover(desk.db, 1_000, [WORKER])
     assert desk.claim(version(session="ses_2")) is not None
 
 
@@ -634,7 +636,7 @@ def test_after_a_pause_one_job_is_in_flight_and_twice_as_many_after_each_success
     for _ in range(5):
         seen.append(in_flight(desk, 20))
         destination.passed(desk.db, desk.destination)
-        ledger.release_all(desk.db, WORKER)
+        claims.release_all(desk.db, WORKER)
     assert seen == [1, 2, 4, 8, 20]
 
 
@@ -664,7 +666,7 @@ def test_probes_take_turns_over_the_jobs(desk: Desk) -> None:
         held = desk.held(version(session="ses_3"))
         asked.append((held.session, held.turn))
         assert held.is_probe
-        ledger.release(desk.db, held, due_ms=desk.now_ms)
+        claims.release(desk.db, held, due_ms=desk.now_ms)
     assert asked == [(f"ses_{n}", turn) for n in (1, 2, 3) for turn in ("t1", "t2")]
 
 
@@ -676,8 +678,8 @@ def test_a_time_is_wrong_from_beyond_two_hours_ahead(desk: Desk) -> None:
     latest_ms = desk.now_ms + AHEAD_MS_MAX
     desk.db.execute("update job set due_ms = ?", (latest_ms,))
     desk.pause(probe_ms=latest_ms)
-    assert ledger.unwarp(desk.db, desk.now_ms) == 0
-    assert ledger.unwarp(desk.db, desk.now_ms - 1) == 2
+    assert upkeep.unwarp(desk.db, desk.now_ms) == 0
+    assert upkeep.unwarp(desk.db, desk.now_ms - 1) == 2
 
 
 def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> None:
@@ -688,14 +690,14 @@ def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> No
     desk.retry_later(desk.held(version(session="ses_1")), due_ms=desk.now_ms + 3_600_000)
     desk.held(version(session="ses_2"))
     desk.now_ms += 1
-    assert ledger.unwarp(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
+    assert upkeep.unwarp(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
     desk.now_ms -= day_ms
     desk.db.execute("update destination set health = 'down', pause_reason = 'x', probe_ms = ?", (desk.now_ms + day_ms,))
-    assert ledger.unwarp(desk.db, desk.now_ms) == 5
+    assert upkeep.unwarp(desk.db, desk.now_ms) == 5
     assert desk.row(version(session="ses_1"))["due_ms"] == desk.now_ms
     # Its worker may be in the middle of a POST.
     assert desk.row(version(session="ses_2"))["lease_until_ms"] == desk.now_ms + LEASE_AHEAD_MS_MAX
-    assert ledger.unwarp(desk.db, desk.now_ms + 500) == 0
+    assert upkeep.unwarp(desk.db, desk.now_ms + 500) == 0
     assert desk.row(version(session="ses_3"))["due_ms"] == desk.now_ms
     assert destination.terms(desk.db, desk.destination, desk.now_ms) is not None
 
@@ -709,10 +711,10 @@ def test_acknowledgements_are_forgotten_when_their_turn_is_old_and_done(desk: De
         desk.deliver(version(turn))
     desk.put(version("t2", content="b", facts_ms=200))
     old_ms = desk.now_ms + 91 * 24 * 3_600_000
-    assert ledger.forget_acknowledgements(desk.db, old_ms - 2 * 24 * 3_600_000) == 0
+    assert pruning.forget_acknowledgements(desk.db, old_ms - 2 * 24 * 3_600_000) == 0
     (of_delivered_ms,) = desk.db.execute("select min(acknowledged_ms) from acknowledgement").fetchone()
-    assert ledger.forget_acknowledgements(desk.db, of_delivered_ms + ACKNOWLEDGEMENT_AGE_MS_MAX) == 0
-    assert ledger.forget_acknowledgements(desk.db, old_ms) == 1
+    assert pruning.forget_acknowledgements(desk.db, of_delivered_ms + ACKNOWLEDGEMENT_AGE_MS_MAX) == 0
+    assert pruning.forget_acknowledgements(desk.db, old_ms) == 1
     (left,) = desk.db.execute("select t.name from acknowledgement a join turn t on t.id = a.turn_id").fetchone()
     assert left == "t2", "its newer version waits and need not send all of it"
 
@@ -721,7 +723,7 @@ def test_superseded_job_of_a_dead_worker_is_let_go_without_a_charge(desk: Desk) 
     desk.put(version(content="a"))
     desk.held(version(content="a"))
     desk.put(version(content="b", facts_ms=200))
-    assert ledger.recover(desk.db, 1_000, [WORKER]) == 1
+    assert upkeep.recover(desk.db, 1_000, [WORKER]) == 1
     row = desk.row(version(content="a"))
     assert (row["state"], row["kills"], row["due_ms"], row["lease_until_ms"]) == ("superseded", 0, None, None)
     assert desk.claim(version(content="b")) is not None
@@ -760,7 +762,7 @@ def back_for_later(desk: Desk, held: Claim) -> bool:
 
 
 def back_untried(desk: Desk, held: Claim) -> bool:
-    return ledger.release(desk.db, held, due_ms=1_500)
+    return claims.release(desk.db, held, due_ms=1_500)
 
 
 @pytest.mark.parametrize("back", [back_for_later, back_untried])
@@ -775,21 +777,21 @@ def test_job_given_back_or_retried_is_rung_again_when_due(desk: Desk, back: Call
 def test_what_a_worker_lets_go_of_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
     desk.held()
-    assert ledger.release_all(desk.db, WORKER) == 1
+    assert claims.release_all(desk.db, WORKER) == 1
     assert desk.ring() == [version().key]
 
 
 def test_recovered_job_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
     desk.held()
-    ledger.recover(desk.db, 1_000, [WORKER])
+    upkeep.recover(desk.db, 1_000, [WORKER])
     assert desk.ring() == [version().key]
 
 
 def test_jobs_of_another_destination_are_not_rung(desk: Desk) -> None:
     desk.put(version())
     foreign = destination.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
-    assert ledger.to_ring(desk.db, foreign, 1_000, 10) == []
+    assert upkeep.to_ring(desk.db, foreign, 1_000, 10) == []
 
 
 def test_paused_destination_is_rung_once_when_its_probe_is_due(desk: Desk) -> None:
@@ -806,8 +808,8 @@ def test_next_due_is_the_earliest_job_in_backoff(desk: Desk) -> None:
         desk.put(version(session=f"ses_{n}"))
         desk.retry_later(desk.held(version(session=f"ses_{n}")), due_ms=due_ms, error="500")
     desk.put(version(session="ses_due"))
-    assert ledger.next_due_ms(desk.db, desk.destination, 1_000) == 7_000
-    assert ledger.next_due_ms(desk.db, desk.destination, 9_000) is None
+    assert upkeep.next_due_ms(desk.db, desk.destination, 1_000) == 7_000
+    assert upkeep.next_due_ms(desk.db, desk.destination, 9_000) is None
 
 
 def test_next_of_session_is_its_oldest_due_job(desk: Desk) -> None:
@@ -815,9 +817,9 @@ def test_next_of_session_is_its_oldest_due_job(desk: Desk) -> None:
     desk.put(version("t2"))
     desk.put(version("t0", session="ses_2"))
     desk.retry_later(desk.held(), due_ms=9_000, error="500")
-    assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000) == version("t2").key
-    assert ledger.next_of_session(desk.db, desk.destination, "ses_1", 9_000) == version("t1").key
-    assert ledger.next_of_session(desk.db, desk.destination, "ses_9", 9_000) is None
+    assert upkeep.next_of_session(desk.db, desk.destination, "ses_1", 1_000) == version("t2").key
+    assert upkeep.next_of_session(desk.db, desk.destination, "ses_1", 9_000) == version("t1").key
+    assert upkeep.next_of_session(desk.db, desk.destination, "ses_9", 9_000) is None
 
 
 # --- pause
@@ -843,12 +845,12 @@ def test_destination_that_is_fine_is_claimed_from_without_a_probe(desk: Desk) ->
 
 
 def test_nothing_is_sendable_while_paused_until_the_probe(desk: Desk) -> None:
-    assert not ledger.sendable(desk.db, desk.destination, 1_000)
+    assert not readings.sendable(desk.db, desk.destination, 1_000)
     desk.put(version())
-    assert ledger.sendable(desk.db, desk.destination, 1_000)
+    assert readings.sendable(desk.db, desk.destination, 1_000)
     desk.pause(probe_ms=5_000)
-    assert not ledger.sendable(desk.db, desk.destination, 4_999)
-    assert ledger.sendable(desk.db, desk.destination, 5_000)
+    assert not readings.sendable(desk.db, desk.destination, 4_999)
+    assert readings.sendable(desk.db, desk.destination, 5_000)
 
 
 # --- prune
@@ -859,13 +861,13 @@ AGE_MS = 10_000
 def test_aged_job_is_dropped_only_after_an_attempt_since_it_came_of_age(desk: Desk) -> None:
     desk.put(version())
     # A laptop that slept for a month must try once before it gives up.
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 0
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 0
     desk.now_ms = 1_000 + AGE_MS - 1
-    ledger.release(desk.db, desk.held(), due_ms=1_000)
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 0
+    claims.release(desk.db, desk.held(), due_ms=1_000)
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 0
     desk.now_ms = 1_000 + AGE_MS
-    ledger.release(desk.db, desk.held(), due_ms=1_000)
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 1
+    claims.release(desk.db, desk.held(), due_ms=1_000)
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 1
     assert (desk.state(), desk.records(), desk.row()["body_bytes"]) == ("dropped (age)", 0, 0)
 
 
@@ -873,7 +875,7 @@ def test_probe_of_another_job_counts_as_an_attempt_for_age(desk: Desk) -> None:
     desk.put(version())
     desk.now_ms = 1_000 + AGE_MS
     desk.pause(probe_ms=99_000)
-    assert ledger.drop_aged(desk.db, 999_000, AGE_MS) == 1
+    assert pruning.drop_aged(desk.db, 999_000, AGE_MS) == 1
 
 
 def test_young_leased_delivered_and_dead_jobs_are_not_dropped_by_age(desk: Desk) -> None:
@@ -884,14 +886,14 @@ def test_young_leased_delivered_and_dead_jobs_are_not_dropped_by_age(desk: Desk)
     desk.held(version(session="leased"))
     desk.deliver(version(session="delivered"))
     desk.dead_letter(desk.held(version(session="dead")), 50_000, "400")
-    ledger.release(desk.db, desk.held(version(session="young")), due_ms=50_000)
-    assert ledger.drop_aged(desk.db, 55_000, AGE_MS) == 0
+    claims.release(desk.db, desk.held(version(session="young")), due_ms=50_000)
+    assert pruning.drop_aged(desk.db, 55_000, AGE_MS) == 0
 
 
 def put_sized(desk: Desk, session: str) -> int:
     """A job whose stored bodies have the same size whatever its name's length; that size."""
     wanted = version(session=session)
-    ledger.insert(desk.db, desk.destination, wanted, [Body(uuid.uuid4(), b"x" * 100)], now_ms=desk.now_ms)
+    versions.insert(desk.db, desk.destination, wanted, [Body(uuid.uuid4(), b"x" * 100)], now_ms=desk.now_ms)
     desk.now_ms += 1
     return int(desk.row(wanted)["body_bytes"])
 
@@ -900,28 +902,28 @@ def test_oversize_drops_the_oldest_until_the_rest_fits(desk: Desk) -> None:
     names = ["ses_0", "ses_1", "ses_2", "ses_3"]
     size = max([put_sized(desk, name) for name in names])
     desk.dead_letter(desk.held(version(session="ses_0")), desk.now_ms, "400")
-    assert ledger.drop_oversize(desk.db, 5_000, 4 * size) == 0
-    assert ledger.drop_oversize(desk.db, 5_000, 3 * size - 1) == 2
+    assert pruning.drop_oversize(desk.db, 5_000, 4 * size) == 0
+    assert pruning.drop_oversize(desk.db, 5_000, 3 * size - 1) == 2
     assert [desk.state(version(session=name)) for name in names] == ["dropped (size)"] * 2 + ["pending"] * 2
-    assert ledger.counts(desk.db).body_bytes == 2 * size
+    assert readings.counts(desk.db).body_bytes == 2 * size
 
 
 def test_oversize_never_drops_what_is_in_flight_and_drops_others_for_it(desk: Desk) -> None:
     names = ["ses_0", "ses_1", "ses_2"]
     size = max([put_sized(desk, name) for name in names])
     desk.held(version(session="ses_0"))
-    assert ledger.drop_oversize(desk.db, 5_000, 2 * size) == 1
+    assert pruning.drop_oversize(desk.db, 5_000, 2 * size) == 1
     assert [desk.state(version(session=name)) for name in names] == ["pending", "dropped (size)", "pending"]
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == 1
-    assert ledger.counts(desk.db).pending == 1
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == 1
+    assert readings.counts(desk.db).pending == 1
 
 
 def test_prune_goes_in_batches(desk: Desk) -> None:
     for n in range(BATCH + 1):
         put_sized(desk, f"ses_{n}")
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == BATCH
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == 1
-    assert ledger.drop_oversize(desk.db, 5_000, 0) == 0
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == BATCH
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == 1
+    assert pruning.drop_oversize(desk.db, 5_000, 0) == 0
 
 
 def test_deleted_session_loses_what_is_undelivered_however_much_it_is(desk: Desk) -> None:
@@ -930,8 +932,8 @@ def test_deleted_session_loses_what_is_undelivered_however_much_it_is(desk: Desk
     for n in range(BATCH + 1):
         desk.put(version(f"t{n}"))
     desk.put(version(session="ses_2"))
-    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 5_000) == BATCH + 1
-    counts = ledger.counts(desk.db)
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 5_000) == BATCH + 1
+    counts = readings.counts(desk.db)
     assert (counts.delivered, counts.pending, counts.dropped_by_reason) == (1, 1, {"deleted": BATCH + 1})
 
 
@@ -939,7 +941,7 @@ def test_session_deleted_while_in_flight_is_noticed_by_its_worker(desk: Desk) ->
     desk.put(version(), records=2)
     held = desk.held()
     first = desk.left(held)[0]
-    ledger.drop_session(desk.db, desk.destination, "ses_1", 1_000)
+    pruning.drop_session(desk.db, desk.destination, "ses_1", 1_000)
     assert not desk.acknowledge(held, first)
     assert not desk.complete(held)
     assert desk.state() == "dropped (deleted)"
@@ -957,14 +959,14 @@ def keyless(desk: Desk) -> Desk:
 
 
 def adopt(desk: Desk, keyless: Desk, session: str | None = None) -> int:
-    return ledger.adopt(desk.db, keyless.destination, desk.destination, now_ms=desk.now_ms, session=session)
+    return adoption.adopt(desk.db, keyless.destination, desk.destination, now_ms=desk.now_ms, session=session)
 
 
 def test_session_unknown_to_the_destination_moves_whole(desk: Desk, keyless: Desk) -> None:
     keyless.put(version("t1", "a"), records=2)
     keyless.put(version("t1", "b", facts_ms=200), records=2)
     assert adopt(desk, keyless) == 2
-    assert ledger.counts(desk.db, keyless.destination).pending == 0
+    assert readings.counts(desk.db, keyless.destination).pending == 0
     held = desk.held(version("t1", "b"))
     assert len(desk.left(held)) == 2
     assert desk.put(version("t1", "a", facts_ms=100)) is Decision.KNOWN
@@ -977,9 +979,9 @@ def test_waiting_jobs_of_a_known_session_move_as_versions(desk: Desk, keyless: D
     keyless.put(version("t1", "older", facts_ms=50))
     keyless.put(version("t2", "new"), records=2)
     assert adopt(desk, keyless) == 2
-    ours = ledger.counts(desk.db, desk.destination)
+    ours = readings.counts(desk.db, desk.destination)
     assert (ours.pending, ours.delivered, ours.superseded) == (1, 1, 1)
-    assert ledger.counts(desk.db, keyless.destination).pending == 0
+    assert readings.counts(desk.db, keyless.destination).pending == 0
     held = desk.held(version("t2", "new"))
     assert desk.left(held) == bodies("ses_1 t2", 2, version("t2", "new").key)
 
@@ -1003,15 +1005,17 @@ def test_one_session_alone_can_be_adopted(desk: Desk, keyless: Desk) -> None:
         keyless.put(version("t2", session=session))
     assert adopt(desk, keyless, "ses_1") == 1
     assert adopt(desk, keyless, "ses_2") == 1
-    assert ledger.counts(desk.db, keyless.destination).pending == 1
+    assert readings.counts(desk.db, keyless.destination).pending == 1
 
 
 def test_a_session_that_was_sealed_keeps_its_seal_when_it_turns_out_to_be_a_subagents(desk: Desk) -> None:
     sealed = replace(version(session="ses_child"), is_sealed=True)
-    ledger.insert(desk.db, desk.destination, sealed, [], now_ms=1_000)
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
-    assert ledger.any_sealed(desk.db, desk.destination, ["ses_child"])
-    assert ledger.place_under(desk.db, desk.destination, "ses_child", version(), 1_000, reopen=Reopen(sealed=True)) == 1
+    versions.insert(desk.db, desk.destination, sealed, [], now_ms=1_000)
+    assert versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000) == 0
+    assert versions.any_sealed(desk.db, desk.destination, ["ses_child"])
+    assert (
+        versions.place_under(desk.db, desk.destination, "ses_child", version(), 1_000, reopen=Reopen(sealed=True)) == 1
+    )
 
 
 @pytest.mark.parametrize("endpoint", ["same", "another"])
@@ -1021,10 +1025,10 @@ def test_adopting_sends_no_turn_again_that_was_sealed_at_its_endpoint(desk: Desk
     keyless.put(version("t1", "text"))
     keyless.put(version("t2"))
     sealed = replace(version("t1", "blank"), is_sealed=True)
-    ledger.insert(desk.db, other, sealed, bodies("blank"), now_ms=desk.now_ms)
+    versions.insert(desk.db, other, sealed, bodies("blank"), now_ms=desk.now_ms)
     assert adopt(desk, keyless) == 2
-    assert ledger.counts(desk.db, keyless.destination).pending == 0
-    assert ledger.counts(desk.db, desk.destination).pending == (1 if endpoint == "same" else 2)
+    assert readings.counts(desk.db, keyless.destination).pending == 0
+    assert readings.counts(desk.db, desk.destination).pending == (1 if endpoint == "same" else 2)
 
 
 def test_adopting_takes_more_than_a_batch(desk: Desk, keyless: Desk) -> None:
@@ -1032,7 +1036,7 @@ def test_adopting_takes_more_than_a_batch(desk: Desk, keyless: Desk) -> None:
     for n in range(BATCH + 1):
         keyless.put(version(f"t{n}"))
     assert adopt(desk, keyless) == BATCH + 1
-    assert ledger.counts(desk.db, desk.destination).pending == BATCH + 2
+    assert readings.counts(desk.db, desk.destination).pending == BATCH + 2
 
 
 def test_damaged_waiting_job_does_not_keep_the_others_from_moving(desk: Desk, keyless: Desk) -> None:
@@ -1042,7 +1046,7 @@ def test_damaged_waiting_job_does_not_keep_the_others_from_moving(desk: Desk, ke
     keyless.put(version("t2"))
     assert adopt(desk, keyless) == 2
     assert (desk.state(version("t1")), desk.row(version("t1"))["error"] is not None) == ("dead", True)
-    assert ledger.counts(desk.db, desk.destination).pending == 2
+    assert readings.counts(desk.db, desk.destination).pending == 2
     assert adopt(desk, keyless) == 0
 
 
@@ -1056,20 +1060,20 @@ def test_counts_tell_states_reasons_and_readings_apart(desk: Desk) -> None:
     desk.dead_letter(desk.held(version(session="ses_1")), 1_000, "400")
     desk.retry_later(desk.held(version(session="ses_2")), due_ms=9_000, error="500")
     desk.held(version(session="ses_3"))
-    ledger.drop_session(desk.db, desk.destination, "ses_4", 1_000)
+    pruning.drop_session(desk.db, desk.destination, "ses_4", 1_000)
     desk.put(version(session="ses_5", content="newer", facts_ms=200))
     desk.put(version(session="ses_6"), off=True)
-    counts = ledger.counts(desk.db, desk.destination)
+    counts = readings.counts(desk.db, desk.destination)
     assert (counts.pending, counts.delivered, counts.dead, counts.superseded, counts.dropped) == (3, 1, 1, 1, 2)
     assert counts.dropped_by_reason == {"deleted": 1, "off": 1}
     assert (counts.in_flight, counts.retrying, counts.oldest_pending_ms) == (1, 1, 1_000)
     stored = desk.db.execute("select sum(length(bodies)) from bundle").fetchone()[0]
     assert counts.body_bytes == stored
-    assert ledger.counts(desk.db) == counts
+    assert readings.counts(desk.db) == counts
 
 
 def test_counts_of_an_empty_ledger_are_zero(desk: Desk) -> None:
-    counts = ledger.counts(desk.db)
+    counts = readings.counts(desk.db)
     assert (counts.pending, counts.delivered, counts.in_flight, counts.body_bytes) == (0, 0, 0, 0)
     assert counts.oldest_pending_ms is None
 
@@ -1080,12 +1084,12 @@ def test_errors_are_grouped_most_frequent_first(desk: Desk) -> None:
         desk.retry_later(desk.held(version(session=f"ses_{n}")), due_ms=9_000, error=error)
     desk.put(version(session="ses_9"))
     desk.dead_letter(desk.held(version(session="ses_9")), 1_000, "413")
-    assert ledger.errors(desk.db, desk.destination) == [
+    assert readings.errors(desk.db, desk.destination) == [
         ("pending", "500", 2),
         ("pending", "400", 1),
         ("dead", "413", 1),
     ]
-    assert ledger.errors(desk.db, desk.destination, limit=1) == [("pending", "500", 2)]
+    assert readings.errors(desk.db, desk.destination, limit=1) == [("pending", "500", 2)]
 
 
 # --- the schema refuses nonsense
@@ -1175,24 +1179,24 @@ def test_what_is_live_among_a_sessions_history_is_found_by_an_index_of_its_own(d
 
 
 HOT: dict[str, Callable[[Desk], object]] = {
-    "decision_on": lambda desk: ledger.decision_on(desk.db, desk.destination, version(content="x")),
+    "decision_on": lambda desk: versions.decision_on(desk.db, desk.destination, version(content="x")),
     "insert": lambda desk: desk.put(version(content="x", facts_ms=900)),
     "claim": lambda desk: desk.claim(version(session="ses_7")),
     "to_ring": lambda desk: desk.ring(),
-    "leasing_workers": lambda desk: ledger.leasing_workers(desk.db),
-    "recover": lambda desk: ledger.recover(desk.db, 1_000, [WORKER]),
-    "next_due_ms": lambda desk: ledger.next_due_ms(desk.db, desk.destination, 1_000),
-    "next_of_session": lambda desk: ledger.next_of_session(desk.db, desk.destination, "ses_1", 1_000),
-    "sendable": lambda desk: ledger.sendable(desk.db, desk.destination, 1_000),
-    "release_all": lambda desk: ledger.release_all(desk.db, WORKER),
-    "held_bytes": lambda desk: ledger.held_bytes(desk.db),
-    "excess_of_folders": lambda desk: ledger.excess_of_folders(desk.db, {"": 0}),
-    "drop_oversize": lambda desk: ledger.drop_oversize(desk.db, 1_000, 0),
-    "drop_oversize of some folders": lambda desk: ledger.drop_oversize(desk.db, 1_000, 1 << 40, {"": 0}),
-    "bulk": lambda desk: ledger.bulk(desk.db, None),
-    "bulk of some folders": lambda desk: ledger.bulk(desk.db, None, ["", "another"]),
-    "give_up_bodies": lambda desk: ledger.give_up_bodies(desk.db, [1, 2], "store"),
-    "is_emptied": lambda desk: ledger.is_emptied(desk.db, desk.held(version(session="ses_6"))),
+    "leasing_workers": lambda desk: upkeep.leasing_workers(desk.db),
+    "recover": lambda desk: upkeep.recover(desk.db, 1_000, [WORKER]),
+    "next_due_ms": lambda desk: upkeep.next_due_ms(desk.db, desk.destination, 1_000),
+    "next_of_session": lambda desk: upkeep.next_of_session(desk.db, desk.destination, "ses_1", 1_000),
+    "sendable": lambda desk: readings.sendable(desk.db, desk.destination, 1_000),
+    "release_all": lambda desk: claims.release_all(desk.db, WORKER),
+    "held_bytes": lambda desk: room.held_bytes(desk.db),
+    "excess_of_folders": lambda desk: room.excess_of_folders(desk.db, {"": 0}),
+    "drop_oversize": lambda desk: pruning.drop_oversize(desk.db, 1_000, 0),
+    "drop_oversize of some folders": lambda desk: pruning.drop_oversize(desk.db, 1_000, 1 << 40, {"": 0}),
+    "bulk": lambda desk: room.bulk(desk.db, None),
+    "bulk of some folders": lambda desk: room.bulk(desk.db, None, ["", "another"]),
+    "give_up_bodies": lambda desk: room.give_up_bodies(desk.db, [1, 2], "store"),
+    "is_emptied": lambda desk: room.is_emptied(desk.db, desk.held(version(session="ses_6"))),
     "finish": lambda desk: desk.deliver(version(session="ses_8")),
 }
 

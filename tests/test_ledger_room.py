@@ -9,15 +9,18 @@ from functools import partial
 
 import pytest
 
-from app import destination, ledger
-from app.ledger import Body, Bulk, Claim, FailedAttempt, Frozen, Remade, Version
+from app import destination
+from app.ledger import claims, policies, room
+from app.ledger import versions as ledger_versions
+from app.ledger.job import Body, Claim, FailedAttempt, Frozen, Version
+from app.ledger.room import Bulk, Remade
 from tests.desk import Desk, bodies, version
 
 T1, T2, T3, T4 = (version(f"t{n}") for n in range(1, 5))
 
 
 def given_up(desk: Desk, *versions: Version, store: str = "store") -> int:
-    return ledger.give_up_bodies(desk.db, [desk.row(one)["id"] for one in versions], store)
+    return room.give_up_bodies(desk.db, [desk.row(one)["id"] for one in versions], store)
 
 
 def put(desk: Desk, *versions: Version) -> None:
@@ -35,7 +38,7 @@ def wait_for_confirmation(desk: Desk, wanted: Version) -> None:
     desk.put(wanted)
     held = desk.held(wanted)
     assert desk.acknowledge(held, desk.left(held)[0])
-    assert ledger.complete(desk.db, held, desk.now_ms, confirm_ms=5_000)
+    assert claims.complete(desk.db, held, desk.now_ms, confirm_ms=5_000)
     assert desk.row(wanted)["body_bytes"] > 0
 
 
@@ -60,10 +63,10 @@ def test_what_is_held_are_the_bodies_of_what_waits_or_is_dead_but_of_no_recall(d
     expected = desk.row(T1)["body_bytes"] + desk.row(T2)["body_bytes"]
     put(desk, replace(T3, is_recall=True))
     wait_for_confirmation(desk, version("t4", session="ses_2"))
-    assert ledger.held_bytes(desk.db) == expected > 0
-    assert ledger.excess_of_folders(desk.db, {"": 1}) == {"": expected - 1}
+    assert room.held_bytes(desk.db) == expected > 0
+    assert room.excess_of_folders(desk.db, {"": 1}) == {"": expected - 1}
     given_up(desk, T1)
-    assert ledger.held_bytes(desk.db) == desk.row(T2)["body_bytes"]
+    assert room.held_bytes(desk.db) == desk.row(T2)["body_bytes"]
 
 
 def turns(found: Sequence[Bulk]) -> list[str]:
@@ -80,7 +83,7 @@ def test_what_can_be_given_up_is_not_in_flight_and_has_its_bodies(desk: Desk) ->
     desk.held(version("leased", session="ses_5"))
     put(desk, version("emptied", session="ses_6"))
     given_up(desk, version("emptied", session="ses_6"))
-    assert turns(ledger.bulk(desk.db, None)) == ["t1", "dead"]
+    assert turns(room.bulk(desk.db, None)) == ["t1", "dead"]
 
 
 def test_the_oldest_come_first_in_pages_that_leave_out_none_and_repeat_none(desk: Desk) -> None:
@@ -89,15 +92,15 @@ def test_the_oldest_come_first_in_pages_that_leave_out_none_and_repeat_none(desk
         put(desk, one)
     found: list[Bulk] = []
     for _ in range(5):
-        found += ledger.bulk(desk.db, found[-1] if found else None, limit=1)
+        found += room.bulk(desk.db, found[-1] if found else None, limit=1)
     assert turns(found) == ["t2", "t3", "t4", "t1"]
-    assert turns(ledger.bulk(desk.db, None)) == turns(found)
+    assert turns(room.bulk(desk.db, None)) == turns(found)
 
 
 def test_only_those_of_some_folders_are_listed_where_folders_are_named(desk: Desk) -> None:
     put(desk, replace(T1, folder="a"), replace(version("t2", session="ses_2"), folder="b"))
-    assert turns(ledger.bulk(desk.db, None, ["b"])) == ["t2"]
-    assert turns(ledger.bulk(desk.db, None, [])) == []
+    assert turns(room.bulk(desk.db, None, ["b"])) == ["t2"]
+    assert turns(room.bulk(desk.db, None, [])) == []
 
 
 def test_bodies_go_and_what_they_must_be_stays(desk: Desk) -> None:
@@ -135,15 +138,15 @@ def test_a_job_that_counts_no_bytes_is_not_given_up_though_a_bundle_is_left(desk
 
 def test_one_store_is_relied_on_until_another_was(desk: Desk) -> None:
     put(desk, T1, T2, T3)
-    assert not ledger.relies_on(desk.db, "store")
+    assert not room.relies_on(desk.db, "store")
     given_up(desk, T1)
     given_up(desk, T2)
-    assert ledger.relies_on(desk.db, "store")
-    assert not ledger.relies_on(desk.db, "another")
+    assert room.relies_on(desk.db, "store")
+    assert not room.relies_on(desk.db, "another")
     given_up(desk, T3, store="another")
-    assert [ledger.relies_on(desk.db, store) for store in ("store", "another")] == [False, False]
+    assert [room.relies_on(desk.db, store) for store in ("store", "another")] == [False, False]
     given_up(desk, T3, store="another")
-    assert not ledger.relies_on(desk.db, "another")
+    assert not room.relies_on(desk.db, "another")
 
 
 # --- what waits without
@@ -152,10 +155,10 @@ def test_one_store_is_relied_on_until_another_was(desk: Desk) -> None:
 def test_those_without_bodies_wait_and_have_records(desk: Desk) -> None:
     put(desk, T1, T2)
     die(desk, T3)
-    ledger.insert(desk.db, desk.destination, T4, [], now_ms=desk.now_ms)
+    ledger_versions.insert(desk.db, desk.destination, T4, [], now_ms=desk.now_ms)
     given_up(desk, T1, T3)
-    assert ledger.without_bodies(desk.db, desk.destination) == 1
-    assert ledger.without_bodies(desk.db, elsewhere(desk).destination) == 0
+    assert room.without_bodies(desk.db, desk.destination) == 1
+    assert room.without_bodies(desk.db, elsewhere(desk).destination) == 0
 
 
 def emptied(desk: Desk, wanted: Version = T1, records: int = 1, text: str | None = None) -> Claim:
@@ -168,15 +171,15 @@ def emptied(desk: Desk, wanted: Version = T1, records: int = 1, text: str | None
 def test_a_job_is_emptied_while_a_record_of_it_must_be_posted(desk: Desk) -> None:
     held = emptied(desk, records=2, text="text")
     first, second = bodies("ses_1 t1", 2, "text")
-    assert ledger.is_emptied(desk.db, held)
+    assert room.is_emptied(desk.db, held)
     desk.acknowledge(held, first)
-    assert ledger.is_emptied(desk.db, held)
+    assert room.is_emptied(desk.db, held)
     desk.acknowledge(held, Body(second.request_id, b"other bytes"))
-    assert ledger.is_emptied(desk.db, held)
+    assert room.is_emptied(desk.db, held)
     desk.acknowledge(held, Body(uuid.uuid4(), second.body))
-    assert ledger.is_emptied(desk.db, held)
+    assert room.is_emptied(desk.db, held)
     desk.acknowledge(held, second)
-    assert not ledger.is_emptied(desk.db, held)
+    assert not room.is_emptied(desk.db, held)
 
 
 def test_what_another_turn_has_posted_is_not_posted_for_this_one(desk: Desk) -> None:
@@ -187,13 +190,13 @@ def test_what_another_turn_has_posted_is_not_posted_for_this_one(desk: Desk) -> 
     )
     desk.db.execute("insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (99, ?, ?, 1)",
                     (body.request_id.bytes, body.digest))  # fmt: skip
-    assert ledger.is_emptied(desk.db, held)
-    assert ledger.take_remade(desk.db, held, Remade(held.key, OTHER, ""))
+    assert room.is_emptied(desk.db, held)
+    assert room.take_remade(desk.db, held, Remade(held.key, OTHER, ""))
 
 
 def test_a_job_with_bodies_is_not_emptied(desk: Desk) -> None:
     put(desk, T1)
-    assert not ledger.is_emptied(desk.db, desk.held(T1))
+    assert not room.is_emptied(desk.db, desk.held(T1))
 
 
 # --- other bytes in their place
@@ -211,7 +214,7 @@ def kept(desk: Desk) -> list[tuple[bytes, bytes]]:
 def test_the_bodies_that_it_had_are_taken_from_anybody(desk: Desk) -> None:
     held = emptied(desk, MARKED)
     desk.db.execute("update job set kills = 1")
-    assert ledger.take_remade(desk.db, held, Remade("other", SAME, ""))
+    assert room.take_remade(desk.db, held, Remade("other", SAME, ""))
     assert desk.row(T1)["known_marks"] == "aa bb"
 
 
@@ -220,7 +223,7 @@ def test_others_are_taken_from_who_knows_all_that_was_taken_out(desk: Desk, mark
     held = emptied(desk, MARKED)
     frozen = Frozen("p", "m", 1, "n", "/s")
     made = tuple(replace(body, frozen=frozen) for body in OTHER)
-    assert ledger.take_remade(desk.db, held, Remade(held.key, made, marks))
+    assert room.take_remade(desk.db, held, Remade(held.key, made, marks))
     row = desk.row(T1)
     assert (row["record_count"], row["known_marks"]) == (2, marks)
     assert kept(desk) == [(body.request_id.bytes, body.digest) for body in OTHER]
@@ -261,13 +264,13 @@ def test_others_are_not_taken(desk: Desk, made: Remade, before: str) -> None:
     if before:
         desk.db.execute(before)
     row, records = tuple(desk.row(T1)), kept(desk)
-    assert not ledger.take_remade(desk.db, held, made)
+    assert not room.take_remade(desk.db, held, made)
     assert (tuple(desk.row(T1)), kept(desk)) == (row, records)
 
 
 def test_the_hook_of_its_project_may_fill_what_it_knows_as_well_as_it_was_known_then(desk: Desk) -> None:
     def may(marks: str, made: tuple[Body, ...] = OTHER, at: int = desk.destination) -> bool:
-        return ledger.may_refill(desk.db, at, Remade(T1.key, made, marks))
+        return room.may_refill(desk.db, at, Remade(T1.key, made, marks))
 
     assert may("")  # there is no such job
     put(desk, MARKED)
@@ -288,7 +291,7 @@ def test_the_hook_of_its_project_may_fill_what_it_knows_as_well_as_it_was_known_
 def test_what_another_destination_has_says_nothing(desk: Desk) -> None:
     other = elsewhere(desk)
     put(other, MARKED)
-    assert ledger.may_refill(desk.db, desk.destination, Remade(T1.key, OTHER, ""))
+    assert room.may_refill(desk.db, desk.destination, Remade(T1.key, OTHER, ""))
 
 
 UNREACHED = ("ConnectError: refused", "ConnectTimeout: no answer", "not tried: the worker was told to stop")
@@ -296,7 +299,7 @@ UNREACHED = ("ConnectError: refused", "ConnectTimeout: no answer", "not tried: t
 
 def ended(desk: Desk, held: Claim, error: str, status: int | None = None) -> None:
     failed = FailedAttempt(1_000, error, status)
-    assert ledger.release(desk.db, held, due_ms=1_000, failed=failed)
+    assert claims.release(desk.db, held, due_ms=1_000, failed=failed)
 
 
 def unreached(said: str, desk: Desk) -> None:
@@ -321,9 +324,9 @@ ATTEMPTS: dict[str, tuple[Callable[[Desk], object], bool]] = {
     "an answer": (lambda desk: ended(desk, desk.held(T1), "500", 500), True),
     "an answer, though": (lambda desk: ended(desk, desk.held(T1), UNREACHED[0], 500), True),
     "no answer": (lambda desk: ended(desk, desk.held(T1), "ReadTimeout: no answer"), True),
-    "without an end": (lambda desk: (desk.held(T1), ledger.release_all(desk.db, "worker-a")), True),
+    "without an end": (lambda desk: (desk.held(T1), claims.release_all(desk.db, "worker-a")), True),
     "without an end, before": (
-        lambda desk: (desk.held(T1), ledger.release_all(desk.db, "worker-a"), desk.held(T1)),
+        lambda desk: (desk.held(T1), claims.release_all(desk.db, "worker-a"), desk.held(T1)),
         True,
     ),
     "unreached without an end": (without_end, True),
@@ -340,7 +343,7 @@ def test_what_may_have_reached_anybody_stays_as_it_was(
 ) -> None:
     put(desk, MARKED)
     happened(desk)
-    assert ledger.may_refill(desk.db, desk.destination, Remade(T1.key, OTHER, "aa bb")) is not was_posted
+    assert room.may_refill(desk.db, desk.destination, Remade(T1.key, OTHER, "aa bb")) is not was_posted
 
 
 # --- what is gone, and who is asked for what
@@ -348,10 +351,10 @@ def test_what_may_have_reached_anybody_stays_as_it_was(
 
 def test_what_is_gone_is_dropped_by_the_claim_that_found_out(desk: Desk) -> None:
     held = emptied(desk)
-    assert not ledger.drop(desk.db, replace(held, attempt=held.attempt + 1), "size", 2_000)
-    assert ledger.drop(desk.db, held, "size", 2_000)
+    assert not claims.drop(desk.db, replace(held, attempt=held.attempt + 1), "size", 2_000)
+    assert claims.drop(desk.db, held, "size", 2_000)
     assert (desk.state(T1), desk.records(T1)) == ("dropped (size)", 0)
-    assert not ledger.drop(desk.db, held, "size", 2_000)
+    assert not claims.drop(desk.db, held, "size", 2_000)
 
 
 @pytest.mark.parametrize(
@@ -368,12 +371,12 @@ def test_other_jobs_are_not_dropped_as_gone(desk: Desk, change: str) -> None:
     held = emptied(desk)
     desk.db.execute(change)
     before = desk.state(T1)
-    assert not ledger.drop(desk.db, held, "size", 2_000)
+    assert not claims.drop(desk.db, held, "size", 2_000)
     assert (desk.state(T1), desk.records(T1)) == (before, 1)
 
 
 def on_hold(desk: Desk, wanted: Version) -> None:
-    ledger.hold(desk.db, emptied(desk, wanted), due_ms=9_000, reason="unlike")
+    policies.hold(desk.db, emptied(desk, wanted), due_ms=9_000, reason="unlike")
 
 
 def test_hooks_are_asked_for_what_is_held_without_bodies_of_their_folders(desk: Desk) -> None:
@@ -385,14 +388,14 @@ def test_hooks_are_asked_for_what_is_held_without_bodies_of_their_folders(desk: 
         replace(version("e", session="ses_3"), folder="g"),
     ):
         on_hold(desk, one)
-    found = ledger.emptied(desk.db, desk.destination, ["f"])
+    found = room.emptied(desk.db, desk.destination, ["f"])
     assert [(one.session, one.folder, one.policy, one.turns) for one in found] == [
         ("ses_2", "f", "p", ("a", "b")),
         ("ses_2", "f", "q", ("c",)),
         ("ses_1", "f", "", ("d",)),
     ]
-    assert [one.session for one in ledger.emptied(desk.db, desk.destination, ["g", "f"])][-1] == "ses_3"
-    assert ledger.emptied(desk.db, elsewhere(desk).destination, ["f"]) == []
+    assert [one.session for one in room.emptied(desk.db, desk.destination, ["g", "f"])][-1] == "ses_3"
+    assert room.emptied(desk.db, elsewhere(desk).destination, ["f"]) == []
 
 
 @pytest.mark.parametrize(
@@ -408,6 +411,6 @@ def test_hooks_are_asked_for_what_is_held_without_bodies_of_their_folders(desk: 
 )
 def test_and_for_nothing_else(desk: Desk, change: str) -> None:
     on_hold(desk, replace(T1, folder="f"))
-    assert len(ledger.emptied(desk.db, desk.destination, ["f"])) == 1
+    assert len(room.emptied(desk.db, desk.destination, ["f"])) == 1
     desk.db.execute(change)
-    assert ledger.emptied(desk.db, desk.destination, ["f"]) == []
+    assert room.emptied(desk.db, desk.destination, ["f"]) == []

@@ -17,10 +17,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from app import destination, ledger
-from app.ledger import Body, Choice, Claim, FailedAttempt, Remade, Unconfirmed, Version
+from app import destination
+from app.ledger import adoption, claims, confirmations, letters, policies, pruning, readback, readings, upkeep, versions
+from app.ledger import room as ledger_room
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
+from app.ledger.confirmations import Unconfirmed
 from app.ledger.decision import LIVE, RECALL, Reopen
+from app.ledger.job import Body, Claim, FailedAttempt, Version
+from app.ledger.letters import Choice
+from app.ledger.room import Remade
 from app.ledger.upkeep import KILLS_MAX, UNSEEN_MS
 from tests.ledger_model import LOOSE, Job, Model
 
@@ -128,12 +133,12 @@ class Histories(RuleBasedStateMachine):
         if how == "keyless":
             # Captured before a key was known; whoever knows one takes it over.
             reopen = LIVE
-            ledger.insert(self.db, self.keyless, version, made, now_ms=self.now_ms)
+            versions.insert(self.db, self.keyless, version, made, now_ms=self.now_ms)
         expected = self.model.expect(version, off=off, reopen=reopen)
         if how == "keyless":
-            ledger.take_over(self.db, self.ours, self.now_ms)
+            adoption.take_over(self.db, self.ours, self.now_ms)
         else:
-            given = ledger.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen)
+            given = versions.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen)
             assert given is expected
         self.model.roots.setdefault(session, session)
         self.model.insert(version, made, expected, self.now_ms, off=off)
@@ -161,7 +166,7 @@ class Histories(RuleBasedStateMachine):
         health = self.model.health
         job = self.model.next_claim(self.model.jobs[key].session, self.now_ms)
         in_flight = len(self.model.leased)
-        given = ledger.claim(self.db, self.destination, key, worker="w", now_ms=self.now_ms, lease_ms=LEASE_MS)
+        given = claims.claim(self.db, self.destination, key, worker="w", now_ms=self.now_ms, lease_ms=LEASE_MS)
         if job is None:
             assert given is None
             return
@@ -206,15 +211,15 @@ class Histories(RuleBasedStateMachine):
         """The claim's job, if the claim still stands."""
         job = self.model.jobs[held.key]
         stands = job.state == "pending" and job.attempt == held.attempt and not job.is_free
-        assert ledger.is_current(self.db, held) is stands
+        assert claims.is_current(self.db, held) is stands
         return job if stands else None
 
     def left(self, held: Claim) -> list[Body]:
         job = self.model.jobs[held.key]
         if job.is_emptied:
-            assert ledger.take_remade(self.db, held, Remade(held.key, tuple(job.made), ""))
-            assert ledger.is_emptied(self.db, held) is bool(self.model.missing(job))
-        return list(ledger.unacknowledged(self.db, held, job.made if job.is_emptied else None))
+            assert ledger_room.take_remade(self.db, held, Remade(held.key, tuple(job.made), ""))
+            assert ledger_room.is_emptied(self.db, held) is bool(self.model.missing(job))
+        return list(claims.unacknowledged(self.db, held, job.made if job.is_emptied else None))
 
     def acknowledge(self, held: Claim) -> None:
         job = self.model.jobs[held.key]
@@ -225,7 +230,7 @@ class Histories(RuleBasedStateMachine):
         if not left:
             return
         body = left[-1]  # in any order
-        given = ledger.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        given = claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
         assert given is (current is not None)
         self.model.known(job)[body.request_id] = body.digest
         self.model.health.pass_one()
@@ -242,7 +247,7 @@ class Histories(RuleBasedStateMachine):
     def complete(self, held: Claim, confirm_ms: int | None) -> None:
         job = self.standing_job(held)
         may = job is not None and not self.model.missing(job)
-        assert ledger.complete(self.db, held, self.now_ms, confirm_ms=confirm_ms) is may
+        assert claims.complete(self.db, held, self.now_ms, confirm_ms=confirm_ms) is may
         if job is not None and may:
             job.end("delivered", self.now_ms, keeps_bodies=confirm_ms is not None)
             job.confirm_ms = confirm_ms
@@ -254,12 +259,12 @@ class Histories(RuleBasedStateMachine):
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
         if how == "release":
-            given = ledger.release(self.db, held, due_ms=due_ms)
+            given = claims.release(self.db, held, due_ms=due_ms)
         elif how == "hold":
-            given = ledger.hold(self.db, held, due_ms=due_ms, reason="off")
+            given = policies.hold(self.db, held, due_ms=due_ms, reason="off")
         else:
             failed = FailedAttempt(self.now_ms, "500")
-            given = ledger.retry_later(self.db, held, failed, delay_ms=delay_ms, is_charged=how == "charge")
+            given = claims.retry_later(self.db, held, failed, delay_ms=delay_ms, is_charged=how == "charge")
         assert given is (job is not None)
         if job is not None:
             job.setbacks += how in {"charge", "retry_later"}
@@ -272,12 +277,12 @@ class Histories(RuleBasedStateMachine):
         job = self.standing_job(held)
         match how:
             case "dead_letter":
-                given = ledger.dead_letter(self.db, held, FailedAttempt(self.now_ms, "400"))
+                given = claims.dead_letter(self.db, held, FailedAttempt(self.now_ms, "400"))
             case "size":
                 job = job if job is not None and job.is_emptied else None
-                given = ledger.drop(self.db, held, "size", self.now_ms)
+                given = claims.drop(self.db, held, "size", self.now_ms)
             case _:
-                given = ledger.drop(self.db, held, "policy", self.now_ms)
+                given = claims.drop(self.db, held, "policy", self.now_ms)
         assert given is (job is not None)
         if job is not None:
             if how == "dead_letter":
@@ -300,7 +305,7 @@ class Histories(RuleBasedStateMachine):
         if waiting and not self.model.to_be_confirmed(self.now_ms):
             # So that there is something to be read back.
             self.take(self.model.key_of(waiting[0]), "carry to confirm", 0)
-        due = ledger.due_for_confirmation(self.db, self.destination, self.now_ms, 10)
+        due = confirmations.due_for_confirmation(self.db, self.destination, self.now_ms, 10)
         assert {one.key for one in due} == self.model.to_be_confirmed(self.now_ms)
         assert all(one.is_held is self.model.jobs[one.key].is_kept for one in due)
         self.looks = [*self.looks[-2:], *due]
@@ -312,19 +317,19 @@ class Histories(RuleBasedStateMachine):
         may = job.state == "delivered" and job.attempt == due.attempt and job.confirm_ms is not None
         match step:
             case "found":
-                given = ledger.confirmed(self.db, due, self.now_ms, has_body=True)
+                given = confirmations.confirmed(self.db, due, self.now_ms, has_body=True)
             case "numbers only":
-                given = ledger.confirmed(self.db, due, self.now_ms, has_body=False)
+                given = confirmations.confirmed(self.db, due, self.now_ms, has_body=False)
             case "not yet":
-                given = ledger.not_found_yet(self.db, due, self.now_ms + delay_ms)
+                given = confirmations.not_found_yet(self.db, due, self.now_ms + delay_ms)
             case "again":
                 may = may and job.is_kept
-                given = ledger.send_again(self.db, due, self.now_ms)
+                given = confirmations.send_again(self.db, due, self.now_ms)
             case "bury":
                 may = may and job.is_kept
-                given = ledger.bury_unstored(self.db, due, self.now_ms, "not stored")
+                given = confirmations.bury_unstored(self.db, due, self.now_ms, "not stored")
             case _:
-                given = ledger.give_up_confirmation(self.db, self.destination, due) == 1
+                given = confirmations.give_up_confirmation(self.db, self.destination, due) == 1
         assert given is may
         if may:
             self.settled(job, step, delay_ms)
@@ -355,18 +360,20 @@ class Histories(RuleBasedStateMachine):
         match step:
             case "look back":
                 jobs = self.model.never_looked_for()
-                assert ledger.look_back(self.db, self.destination, self.now_ms) == len(jobs)
+                assert confirmations.look_back(self.db, self.destination, self.now_ms) == len(jobs)
                 for job in jobs:
                     job.confirm_ms = self.now_ms
             case "stop":
-                assert ledger.give_up_confirmation(self.db, self.destination) == self.model.give_up(waiting)
+                assert confirmations.give_up_confirmation(self.db, self.destination) == self.model.give_up(waiting)
             case _:
                 age_ms, bytes_max = (amount, 1 << 20) if step == "old" else (DAY_MS, 15 * amount)
                 held = sum(job.size for job in self.model.jobs.values())
                 gone = [job for job in waiting if (job.finished_ms or 0) < self.now_ms - age_ms]
                 young = [job for job in waiting if job not in gone and job.size > 0]
                 gone += self.model.without_room(young, held - sum(job.size for job in gone) - bytes_max)
-                given = ledger.give_up_confirmations(self.db, self.now_ms, bytes_max=bytes_max, age_ms_max=age_ms)
+                given = confirmations.give_up_confirmations(
+                    self.db, self.now_ms, bytes_max=bytes_max, age_ms_max=age_ms
+                )
                 assert given == self.model.give_up(gone)
 
     # --- people and settings
@@ -399,10 +406,10 @@ class Histories(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(dead))
         job = self.model.jobs[key]
         if step == "purge":
-            assert ledger.purge_dead(self.db, Choice(keys=(key,)), self.now_ms) == 1
+            assert letters.purge_dead(self.db, Choice(keys=(key,)), self.now_ms) == 1
             job.end("dropped", self.now_ms, "purged")
             return
-        assert ledger.retry_dead(self.db, Choice(keys=(key,)), self.now_ms) == [(self.destination, key)]
+        assert letters.retry_dead(self.db, Choice(keys=(key,)), self.now_ms) == [(self.destination, key)]
         if job.resends:
             self.model.disbelieve(job)
         job.start_anew(self.now_ms)
@@ -418,18 +425,18 @@ class Histories(RuleBasedStateMachine):
             case "hold":
                 jobs = [job for job in waiting if job.is_free and job.hold != reason]
                 due_ms = self.now_ms + delay_ms
-                given = ledger.hold_folder(self.db, self.destination, session, due_ms=due_ms, reason=reason)
+                given = policies.hold_folder(self.db, self.destination, session, due_ms=due_ms, reason=reason)
                 for job in jobs:
                     job.due_ms, job.hold = due_ms, reason
             case "release":
                 jobs = [job for job in waiting if job.hold is not None]
-                given = ledger.hold_folder(self.db, self.destination, session, due_ms=self.now_ms, reason=None)
+                given = policies.hold_folder(self.db, self.destination, session, due_ms=self.now_ms, reason=None)
                 for job in jobs:
                     job.hold = None
                     job.wait(self.now_ms)
             case _:
                 jobs = [job for job in of_folder if job.is_free and job.policy == LOOSE]
-                given = ledger.drop_looser(self.db, self.destination, session, LOOSE, self.now_ms)
+                given = policies.drop_looser(self.db, self.destination, session, LOOSE, self.now_ms)
                 for job in jobs:
                     job.end("dropped", self.now_ms, "policy")
         assert given == len(jobs)
@@ -500,13 +507,13 @@ class Histories(RuleBasedStateMachine):
 
     def let_all_go(self) -> None:
         leased = self.model.leased
-        assert ledger.release_all(self.db, "w") == len(leased)
+        assert claims.release_all(self.db, "w") == len(leased)
         for job in leased:
             job.lease_until_ms = None
 
     def recover(self, *, died: bool) -> None:
         orphans = [job for job in self.model.leased if died or (job.lease_until_ms or 0) <= self.now_ms]
-        assert ledger.recover(self.db, self.now_ms, ["w"] if died else []) == len(orphans)
+        assert upkeep.recover(self.db, self.now_ms, ["w"] if died else []) == len(orphans)
         if orphans and self.model.health.probe_ms is not None:
             # One of them may have been the probe.
             self.model.health.probe_ms = min(self.model.health.probe_ms, self.now_ms)
@@ -525,20 +532,20 @@ class Histories(RuleBasedStateMachine):
     def ring(self) -> None:
         expected = self.model.to_be_rung(self.now_ms)
         room = self.model.health.room(self.now_ms, len(self.model.leased))
-        rung = ledger.to_ring(self.db, self.destination, self.now_ms, 10)
+        rung = upkeep.to_ring(self.db, self.destination, self.now_ms, 10)
         assert len(rung) == min(room, len(expected))
         jobs = [self.model.jobs[key] for key in rung]
         assert all(job in expected for job in jobs)
         # Nothing that is history is rung before, or instead of, what is live.
         assert [job.is_history for job in jobs] == sorted(job.is_history for job in expected)[: len(jobs)]
         # Whoever is rung is not rung again; another of the same session is neither.
-        assert not set(ledger.to_ring(self.db, self.destination, self.now_ms, 10, rung)) & set(rung)
+        assert not set(upkeep.to_ring(self.db, self.destination, self.now_ms, 10, rung)) & set(rung)
 
     def drop_session(self, session: str) -> None:
         for job in self.model.chosen(lambda job: job.session == session and job.confirm_ms is not None):
             job.close()
         jobs = self.model.chosen(lambda job: job.session == session and job.is_open and not job.is_recall)
-        assert ledger.drop_session(self.db, self.destination, session, self.now_ms) == len(jobs)
+        assert pruning.drop_session(self.db, self.destination, session, self.now_ms) == len(jobs)
         for job in jobs:
             job.end("dropped", self.now_ms, "deleted")
 
@@ -547,7 +554,7 @@ class Histories(RuleBasedStateMachine):
         jobs = self.model.chosen(lambda job: is_new and job.session == session and job.state != "superseded")
         parent = Version(root, root, "t", "", 0, "", session)
         asked = Reopen(sealed=True)
-        assert ledger.place_under(self.db, self.destination, session, parent, self.now_ms, reopen=asked) == len(jobs)
+        assert versions.place_under(self.db, self.destination, session, parent, self.now_ms, reopen=asked) == len(jobs)
         self.model.roots[session] = root
         for job in jobs:
             self.model.supersede(job, self.now_ms)
@@ -555,25 +562,25 @@ class Histories(RuleBasedStateMachine):
     def oversize(self, bytes_max: int) -> list[Job]:
         """Open jobs with bodies, not in flight and no recalls, the oldest first, as far as they must go."""
         held = self.model.chosen(lambda job: job.is_open and job.size > 0 and not job.is_recall)
-        assert ledger.held_bytes(self.db) == sum(job.size for job in held)
+        assert ledger_room.held_bytes(self.db) == sum(job.size for job in held)
         free = sorted((job for job in held if job.is_free), key=lambda job: (job.enqueued_ms, job.number))
         return self.model.without_room(free, sum(job.size for job in held) - bytes_max)
 
     def give_up_bodies(self, bytes_max: int) -> None:
         gone = self.oversize(bytes_max)
-        bulk = ledger.bulk(self.db, None)[: len(gone)]
+        bulk = ledger_room.bulk(self.db, None)[: len(gone)]
         assert [(one.session, one.turn, one.body_bytes) for one in bulk] == [
             (job.session, job.turn, job.size) for job in gone
         ]
-        assert ledger.give_up_bodies(self.db, [one.job_id for one in bulk], "store") == len(gone)
+        assert ledger_room.give_up_bodies(self.db, [one.job_id for one in bulk], "store") == len(gone)
         for job in gone:
             job.size, job.is_emptied = 0, True
         waiting = self.model.chosen(lambda job: job.state == "pending" and job.is_emptied)
-        assert ledger.without_bodies(self.db, self.destination) == len(waiting)
+        assert ledger_room.without_bodies(self.db, self.destination) == len(waiting)
 
     def drop_oversize(self, bytes_max: int) -> None:
         gone = self.oversize(bytes_max)
-        assert ledger.drop_oversize(self.db, self.now_ms, bytes_max) == len(gone)
+        assert pruning.drop_oversize(self.db, self.now_ms, bytes_max) == len(gone)
         for job in gone:
             job.end("dropped", self.now_ms, "size")
 
@@ -587,7 +594,7 @@ class Histories(RuleBasedStateMachine):
                 and job.enqueued_ms + age_ms <= max(job.attempted_ms or 0, self.model.health.probed_ms)
             )
         )
-        assert ledger.drop_aged(self.db, self.now_ms, age_ms) == len(gone)
+        assert pruning.drop_aged(self.db, self.now_ms, age_ms) == len(gone)
         for job in gone:
             job.end("dropped", self.now_ms, "age")
 
@@ -598,7 +605,7 @@ class Histories(RuleBasedStateMachine):
         leased = [job for job in self.model.leased if (job.lease_until_ms or 0) > self.now_ms + 600_000]
         probe = (self.model.health.probe_ms or 0) > latest_ms
         seen = self.model.chosen(lambda job: (job.confirm_ms or 0) > latest_ms and (job.finished_ms or 0) > latest_ms)
-        assert ledger.unwarp(self.db, self.now_ms) == len(late) + len(leased) + probe + len(seen)
+        assert upkeep.unwarp(self.db, self.now_ms) == len(late) + len(leased) + probe + len(seen)
         for job in seen:
             job.confirm_ms = job.finished_ms = self.now_ms
         for job in late:
@@ -612,7 +619,7 @@ class Histories(RuleBasedStateMachine):
         """As it would be in a hundred days."""
         wanted = {(job.session, job.turn) for job in self.model.jobs.values() if job.is_open}
         old = {turn: known for turn, known in self.model.acknowledged.items() if turn not in wanted}
-        given = ledger.forget_acknowledgements(self.db, self.now_ms + 100 * DAY_MS)
+        given = pruning.forget_acknowledgements(self.db, self.now_ms + 100 * DAY_MS)
         assert given == sum(len(known) for known in old.values())
         for turn, known in old.items():
             known.clear()
@@ -654,11 +661,11 @@ class Histories(RuleBasedStateMachine):
         health = self.model.health
         one = destination.by_id(self.db, self.destination)
         assert (one.probe_ms, one.concurrency) == (health.probe_ms, health.concurrency)
-        assert ledger.confirmations(self.db, self.destination).given_up == self.model.given_up
+        assert readback.confirmations(self.db, self.destination).given_up == self.model.given_up
 
     @invariant()
     def nothing_waits_where_no_key_is_known(self) -> None:
-        assert ledger.counts(self.db, self.keyless).pending == 0
+        assert readings.counts(self.db, self.keyless).pending == 0
 
     @invariant()
     def each_turn_has_one_current_version_and_each_session_one_lease(self) -> None:

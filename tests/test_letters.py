@@ -6,10 +6,12 @@ import doctest
 
 import pytest
 
-from app import destination, fingerprint, ledger
+from app import destination, fingerprint
 from app.fingerprint import kind_of_error
-from app.ledger import Choice, FailedAttempt, Version
+from app.ledger import claims, job, letters, pruning, upkeep
 from app.ledger.decision import IMPORT, Decision
+from app.ledger.job import FailedAttempt, Version
+from app.ledger.letters import Choice
 from app.letters import what_to_do
 from tests.desk import WORKER, Desk, version
 
@@ -19,11 +21,11 @@ DAY_MS = 24 * 3_600_000
 def die(desk: Desk, wanted: Version, error: str = "400: error a", records: int = 1) -> None:
     desk.put(wanted, records=records)
     held = desk.held(wanted)
-    assert ledger.dead_letter(desk.db, held, FailedAttempt(desk.now_ms, error, 400, "no room"))
+    assert claims.dead_letter(desk.db, held, FailedAttempt(desk.now_ms, error, 400, "no room"))
 
 
 def retry(desk: Desk, choice: Choice | None = None) -> list[str]:
-    return [key for _, key in ledger.retry_dead(desk.db, choice or Choice(), desk.now_ms)]
+    return [key for _, key in letters.retry_dead(desk.db, choice or Choice(), desk.now_ms)]
 
 
 def of_error(error: str) -> str:
@@ -70,11 +72,11 @@ def test_the_examples_hold() -> None:
 
 def test_a_letter_whose_workers_died_says_where_to_look(desk: Desk) -> None:
     desk.put(version())
-    for _ in range(ledger.upkeep.KILLS_MAX):
+    for _ in range(upkeep.KILLS_MAX):
         desk.held()
-        ledger.recover(desk.db, desk.now_ms, [WORKER])
+        upkeep.recover(desk.db, desk.now_ms, [WORKER])
         desk.now_ms += 60_000
-    (letter,) = ledger.dead_letters(desk.db)
+    (letter,) = letters.dead_letters(desk.db)
     assert "logs/worker.log" in what_to_do(letter)
 
 
@@ -85,13 +87,13 @@ def test_dead_letters_are_grouped_by_the_fingerprint_of_their_error(desk: Desk) 
     for number, error in enumerate(["400: error row 1", "400: error row 2", "413: HTML"]):
         desk.now_ms += 1
         die(desk, version(f"t{number}"), error)
-    groups = ledger.dead_groups(desk.db)
+    groups = letters.dead_groups(desk.db)
     assert [(one.reason, one.jobs, one.last_ms) for one in groups] == [
         ("400: error row #", 2, 1_002),
         ("413: HTML", 1, 1_003),
     ]
     chosen = Choice(fingerprint=groups[0].fingerprint)
-    assert [one.turn for one in ledger.dead_letters(desk.db, chosen)] == ["t1", "t0"]
+    assert [one.turn for one in letters.dead_letters(desk.db, chosen)] == ["t1", "t0"]
 
 
 def test_letters_are_chosen_by_time_key_and_destination(desk: Desk) -> None:
@@ -100,7 +102,7 @@ def test_letters_are_chosen_by_time_key_and_destination(desk: Desk) -> None:
         die(desk, version(f"t{number}"))
 
     def turns(choice: Choice) -> list[str]:
-        return [one.turn for one in ledger.dead_letters(desk.db, choice)]
+        return [one.turn for one in letters.dead_letters(desk.db, choice)]
 
     assert turns(Choice(since_ms=1_020)) == ["t2", "t1"]
     assert turns(Choice(keys=(version("t0").key,))) == ["t0"]
@@ -115,11 +117,11 @@ def test_a_letter_keeps_its_records_and_its_last_ten_attempts(desk: Desk) -> Non
         held = desk.held()
         desk.retry_later(held, due_ms=desk.now_ms)
         desk.now_ms += 5
-    assert ledger.dead_letter(desk.db, desk.held(), FailedAttempt(desk.now_ms, "400: text", 400, "no room"))
-    (letter,) = ledger.dead_letters(desk.db)
+    assert claims.dead_letter(desk.db, desk.held(), FailedAttempt(desk.now_ms, "400: text", 400, "no room"))
+    (letter,) = letters.dead_letters(desk.db)
     assert (letter.attempts, letter.records, letter.reason) == (13, 2, "400: text")
-    assert len(list(ledger.bodies(desk.db, letter.job_id, letter.key))) == 2
-    tried = ledger.attempts(desk.db, letter.job_id)
+    assert len(list(job.bodies(desk.db, letter.job_id, letter.key))) == 2
+    tried = letters.attempts(desk.db, letter.job_id)
     assert [one.number for one in tried] == list(range(4, 14))
     assert (tried[-1].status, tried[-1].error, tried[-1].answer) == (400, "400: text", "no room")
     assert tried[0].ended_ms is not None
@@ -130,20 +132,20 @@ def test_letters_are_found_by_the_beginning_of_their_key(desk: Desk) -> None:
         die(desk, version(turn))
     desk.put(version("t3"))
     whole = version("t1").key
-    assert [one.key for one in ledger.letters_of(desk.db, whole, "dead")] == [whole]
-    assert len(ledger.letters_of(desk.db, whole[:12], "dead")) == 2
-    assert ledger.letters_of(desk.db, version("t3").key, "dead") == []
-    assert ledger.letters_of(desk.db, whole, "dropped") == []
+    assert [one.key for one in letters.letters_of(desk.db, whole, "dead")] == [whole]
+    assert len(letters.letters_of(desk.db, whole[:12], "dead")) == 2
+    assert letters.letters_of(desk.db, version("t3").key, "dead") == []
+    assert letters.letters_of(desk.db, whole, "dropped") == []
 
 
 def test_dropped_jobs_are_another_reading(desk: Desk) -> None:
     die(desk, version("t1"))
     desk.put(version("t2"), off=True)
-    assert [(one.reason, one.jobs) for one in ledger.dropped_groups(desk.db)] == [("off", 1)]
-    assert [one.turn for one in ledger.dropped_letters(desk.db)] == ["t2"]
-    assert [one.turn for one in ledger.dead_letters(desk.db)] == ["t1"]
-    assert ledger.dropped_groups(desk.db, desk.now_ms + 1) == []
-    assert ledger.dropped_letters(desk.db, desk.now_ms + 1) == []
+    assert [(one.reason, one.jobs) for one in letters.dropped_groups(desk.db)] == [("off", 1)]
+    assert [one.turn for one in letters.dropped_letters(desk.db)] == ["t2"]
+    assert [one.turn for one in letters.dead_letters(desk.db)] == ["t1"]
+    assert letters.dropped_groups(desk.db, desk.now_ms + 1) == []
+    assert letters.dropped_letters(desk.db, desk.now_ms + 1) == []
 
 
 # --- retry
@@ -206,7 +208,7 @@ def test_the_age_of_a_retried_letter_counts_from_then_on(desk: Desk) -> None:
         desk.db, desk.destination, health="down", reason="x", count=1, probe_ms=desk.now_ms, now_ms=desk.now_ms
     )
     retry(desk)
-    assert ledger.drop_aged(desk.db, desk.now_ms, 7 * DAY_MS) == 0
+    assert pruning.drop_aged(desk.db, desk.now_ms, 7 * DAY_MS) == 0
 
 
 def all_but_dead(desk: Desk) -> None:
@@ -218,7 +220,7 @@ def all_but_dead(desk: Desk) -> None:
     die(desk, version("old", session="ses_3"))
     desk.put(version("old", "b", facts_ms=101, session="ses_3"))
     die(desk, version("purged", session="ses_4"))
-    ledger.purge_dead(desk.db, Choice(keys=(version("purged", session="ses_4").key,)), desk.now_ms)
+    letters.purge_dead(desk.db, Choice(keys=(version("purged", session="ses_4").key,)), desk.now_ms)
     desk.put(version("posted", session="ses_5"))
     desk.held(version("posted", session="ses_5"))
 
@@ -228,7 +230,7 @@ def test_only_dead_letters_are_retried_or_purged(desk: Desk) -> None:
     before = "\n".join(desk.db.iterdump())
     for choice in (Choice(), Choice(keys=(version("off").key, version("old", session="ses_3").key))):
         assert retry(desk, choice) == []
-        assert ledger.purge_dead(desk.db, choice, desk.now_ms) == 0
+        assert letters.purge_dead(desk.db, choice, desk.now_ms) == 0
     assert "\n".join(desk.db.iterdump()) == before
 
 
@@ -237,23 +239,23 @@ def test_only_dead_letters_are_retried_or_purged(desk: Desk) -> None:
 
 def test_a_purged_letter_is_dropped_with_its_bodies_and_its_key_stays_known(desk: Desk) -> None:
     die(desk, version(), records=2)
-    assert ledger.purge_dead(desk.db, Choice(), desk.now_ms) == 1
+    assert letters.purge_dead(desk.db, Choice(), desk.now_ms) == 1
     assert (desk.state(), desk.records(), desk.row()["body_bytes"]) == ("dropped (purged)", 0, 0)
     assert desk.db.execute("select count(*) from attempt").fetchone()[0] == 0
     assert desk.put(version()) is Decision.KNOWN
     assert desk.put(version(facts_ms=200)) is Decision.KNOWN
-    assert ledger.purge_dead(desk.db, Choice(), desk.now_ms) == 0
+    assert letters.purge_dead(desk.db, Choice(), desk.now_ms) == 0
 
 
 def test_a_newer_version_of_a_purged_turn_is_taken(desk: Desk) -> None:
     die(desk, version())
-    ledger.purge_dead(desk.db, Choice(), desk.now_ms)
+    letters.purge_dead(desk.db, Choice(), desk.now_ms)
     assert desk.put(version(content="b", facts_ms=200)) is Decision.NEW
 
 
 def test_an_import_takes_a_purged_turn_back(desk: Desk) -> None:
     die(desk, version())
-    ledger.purge_dead(desk.db, Choice(), desk.now_ms)
+    letters.purge_dead(desk.db, Choice(), desk.now_ms)
     assert desk.put(version(), reopen=IMPORT) is Decision.REOPENED
     assert (desk.state(), desk.records()) == ("pending", 1)
 
@@ -262,5 +264,5 @@ def test_purge_takes_only_what_was_chosen_and_only_the_dead(desk: Desk) -> None:
     die(desk, version("t1"), "400: HTML")
     die(desk, version("t2"), "413: HTML")
     desk.put(version("t3"))
-    assert ledger.purge_dead(desk.db, Choice(fingerprint=of_error("413: HTML")), desk.now_ms) == 1
+    assert letters.purge_dead(desk.db, Choice(fingerprint=of_error("413: HTML")), desk.now_ms) == 1
     assert [desk.state(version(turn)) for turn in ("t1", "t2", "t3")] == ["dead", "dropped (purged)", "pending"]

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
+from app import destination
 from app.connection import Ledger
 from app.deliver import Courier, deliver
-from app.ledger import Version
+from app.ledger import confirmations, pruning, upkeep
+from app.ledger import room as ledger_room
+from app.ledger.job import Version
 from app.ledger.upkeep import STEADY_MS
 from app.limits import of_folders
 from app.opencode import store_file
@@ -183,7 +185,7 @@ def test_a_limit_is_overruled_by_what_overrules_a_plugins_options(db: Ledger) ->
 def test_each_age_waits_for_a_clock_that_has_gone_on_for_as_long_or_an_hour(
     steady_ms: int, age_ms: int, *, trusted: bool
 ) -> None:
-    assert ledger.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else destination.NEVER_MS)
+    assert upkeep.trusted_age_ms(age_ms, steady_ms) == (age_ms if trusted else destination.NEVER_MS)
 
 
 # --- retries
@@ -302,10 +304,10 @@ def fates(
     room = Room(Path("/nowhere"))
     room._store = Cupboard({f"ses_{number}" for number, job in enumerate(jobs) if job.is_stored})  # type: ignore[assignment]
     for _ in range(2):
-        ledger.give_up_confirmations(
+        confirmations.give_up_confirmations(
             db, NOW_MS, bytes_max=size, age_ms_max=age_ms, bytes_max_of=sizes, age_ms_max_of=ages
         )
-        ledger.drop_aged(db, NOW_MS, age_ms, ages)
+        pruning.drop_aged(db, NOW_MS, age_ms, ages)
         room.make(db, NOW_MS, size, sizes)
     rows = db.execute("select state, coalesce(drop_reason, '') as reason, body_bytes from job order by id").fetchall()
     return [(f"{row['state']} {row['reason']}".strip(), row["body_bytes"]) for row in rows]
@@ -373,6 +375,6 @@ def test_a_folder_gives_up_its_own_oldest_and_no_more_than_it_must(desk: Desk) -
 
 def test_a_folder_without_room_is_not_filled_again(desk: Desk) -> None:
     desk.put(replace(version(), folder="own"))
-    held = ledger.held_bytes(desk.db)
-    assert ledger.excess_of_folders(desk.db, {"own": held - 1, "b": 0}) == {"own": 1}
-    assert ledger.excess_of_folders(desk.db, {"own": held}) == {}
+    held = ledger_room.held_bytes(desk.db)
+    assert ledger_room.excess_of_folders(desk.db, {"own": held - 1, "b": 0}) == {"own": 1}
+    assert ledger_room.excess_of_folders(desk.db, {"own": held}) == {}

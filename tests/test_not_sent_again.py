@@ -14,7 +14,7 @@ import pytest
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
 from app.export import Capture
-from app.ledger import Body
+from app.ledger.job import Body
 from app.parse import parse
 from app.privacy.policy import Policy, Post
 from app.privacy.redact import Redaction

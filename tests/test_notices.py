@@ -4,43 +4,43 @@ from __future__ import annotations
 
 import sqlite3
 
-from app import ledger
 from app.inbox import Line
-from app.ledger import TurnRead, Unread
+from app.ledger import notices as ledger_notices
+from app.ledger.notices import TurnRead, Unread
 from app.noticed import FAILED_S, SOON_S, Notices, leave, look_again, postpone, settle
 from tests.desk import Desk, version
 
 
 def test_a_notice_is_open_until_it_is_settled_and_a_later_one_stays(db: sqlite3.Connection) -> None:
-    first = ledger.note_notice(db, "store", "ses_1", "here", 1_000)
-    later = ledger.note_notice(db, "store", "ses_1", "here", 900)  # by a clock that was set back
-    ledger.note_notice(db, "another", "ses_1", "here", 1_000)
-    assert ledger.settle_notices(db, "store", {"ses_1": first}) == 0
-    assert ledger.open_notices(db, "store") == {"ses_1": (later, "here")}
-    assert ledger.settle_notices(db, "store", {"ses_1": later, "ses_2": later}) == 1
-    assert ledger.open_notices(db, "store") == {}
-    assert ledger.open_notices(db, "another") == {"ses_1": (1_000, "here")}
-    assert ledger.forget_notices(db, "another", 1_001) == 0
-    assert ledger.forget_notices(db, "store", 1_001) == 1
-    assert ledger.unread(db) == []
+    first = ledger_notices.note_notice(db, "store", "ses_1", "here", 1_000)
+    later = ledger_notices.note_notice(db, "store", "ses_1", "here", 900)  # by a clock that was set back
+    ledger_notices.note_notice(db, "another", "ses_1", "here", 1_000)
+    assert ledger_notices.settle_notices(db, "store", {"ses_1": first}) == 0
+    assert ledger_notices.open_notices(db, "store") == {"ses_1": (later, "here")}
+    assert ledger_notices.settle_notices(db, "store", {"ses_1": later, "ses_2": later}) == 1
+    assert ledger_notices.open_notices(db, "store") == {}
+    assert ledger_notices.open_notices(db, "another") == {"ses_1": (1_000, "here")}
+    assert ledger_notices.forget_notices(db, "another", 1_001) == 0
+    assert ledger_notices.forget_notices(db, "store", 1_001) == 1
+    assert ledger_notices.unread(db) == []
 
 
 def test_what_is_open_is_told_by_the_reason_that_it_waits_for(db: sqlite3.Connection) -> None:
     for number in range(3):
-        ledger.note_notice(db, "store", f"ses_{number}", "here", 1_000 + number)
-    ledger.note_wait(db, "store", ["ses_1", "ses_2"], "away")
-    assert ledger.unread(db) == [Unread(None, 1, 1_000), Unread("away", 2, 1_001)]
-    ledger.note_notice(db, "store", "ses_1", "here", 2_000)
-    assert ledger.unread(db) == [Unread(None, 2, 1_000), Unread("away", 1, 1_002)]
+        ledger_notices.note_notice(db, "store", f"ses_{number}", "here", 1_000 + number)
+    ledger_notices.note_wait(db, "store", ["ses_1", "ses_2"], "away")
+    assert ledger_notices.unread(db) == [Unread(None, 1, 1_000), Unread("away", 2, 1_001)]
+    ledger_notices.note_notice(db, "store", "ses_1", "here", 2_000)
+    assert ledger_notices.unread(db) == [Unread(None, 2, 1_000), Unread("away", 1, 1_002)]
 
 
 def test_how_a_turn_was_read_is_kept_with_those_that_the_ledger_has(db: sqlite3.Connection) -> None:
     desk = Desk(db)
     desk.put(version())
     read = TurnRead(7, 1_000, '{"mode": "full"}')
-    ledger.note_turns_read(db, desk.destination, "ses_1", {"t1": read, "t2": read})
-    assert ledger.turns_read(db, desk.destination, "ses_1") == {"t1": read}
-    assert ledger.turns_read(db, desk.destination, "ses_2") == {}
+    ledger_notices.note_turns_read(db, desk.destination, "ses_1", {"t1": read, "t2": read})
+    assert ledger_notices.turns_read(db, desk.destination, "ses_1") == {"t1": read}
+    assert ledger_notices.turns_read(db, desk.destination, "ses_2") == {}
     assert db.execute("pragma synchronous").fetchone()[0] == 2  # full, as ever
 
 

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, confirm, destination, ledger
+from app import clock, confirm, destination
 from app.db import open_ledger
 from app.desk import Desk
 from app.inbox import Inbox
+from app.ledger import job as ledger_job
+from app.ledger import readings
+from app.ledger.readings import Counts
 from app.opencode import store_file
 from app.settings import from_arguments
 from app.sources import Sources, unattended
@@ -93,7 +96,7 @@ def attempt(made: Worker) -> None:
 def text_of_bodies(spool: Path) -> str:
     with closing(open_ledger(spool)) as db:
         jobs = db.execute("select id, key from job").fetchall()
-        return "\n".join(body.body.decode() for job in jobs for body in ledger.bodies(db, job["id"], job["key"]))
+        return "\n".join(body.body.decode() for job in jobs for body in ledger_job.bodies(db, job["id"], job["key"]))
 
 
 # --- what each option decides ----------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def pause_between_looks_ms(place: Place) -> int:
         return made._look()
 
 
-def after_a_look(place: Place) -> ledger.Counts:
+def after_a_look(place: Place) -> Counts:
     capture(place)
     with delivering(place) as made:
         # As if they had been captured before this moment: a fast machine does all of this within a millisecond.
@@ -136,7 +139,7 @@ def after_a_look(place: Place) -> ledger.Counts:
             # As if no time passed: on a slow machine the first job would be due again before the second had its turn.
             made.db.execute("update job set due_ms = due_ms + 60000 where attempted_ms is not null")
         made._look()
-        return ledger.counts(made.db)
+        return readings.counts(made.db)
 
 
 def dropped_by_a_look(place: Place) -> dict[str, int]:
@@ -151,7 +154,7 @@ def text_is_held(place: Place) -> bool:
 def posts_before_a_job_is_dead(place: Place) -> int:
     capture(place)
     with delivering(place) as made:
-        while ledger.counts(made.db).dead == 0:
+        while readings.counts(made.db).dead == 0:
             # As if its time had come, and other jobs' records had passed.
             made.db.execute("update job set due_ms = 1 where state = 'pending'")
             destination.passed(made.db, made.target.id)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, ledger
+from app import clock
 from app.capture import capture
 from app.deliver import LEASE_MS
 from app.enqueue import Place, enqueue
+from app.ledger import claims, upkeep
 from app.opencode import store_file
 from app.parse import parse
 from app.presence import Announced, present
@@ -77,12 +78,12 @@ def test_files_with_ids_of_living_processes_count_for_nothing(station: Station) 
                 (folder / f"{pid}.lock").write_text(json.dumps({"pid": pid, "destination": worker.target.id}) + "\n")
         (station.spool / f"worker-{worker.target.id}.lock").write_text(str(os.getpid()))
         key = worker.db.execute("select key from job order by id limit 1").fetchone()[0]
-        assert ledger.claim(
+        assert claims.claim(
             worker.db, worker.target.id, key, worker=str(os.getpid()), now_ms=clock.now_ms(), lease_ms=LEASE_MS
         )
         assert (read_hooks(worker.spool), read_workers(worker.spool)) == ((), ())
         worker._recover(clock.now_ms())
-        assert ledger.leasing_workers(worker.db) == []
+        assert upkeep.leasing_workers(worker.db) == []
         assert worker._only.take(), "nobody is the automatic worker"
     finally:
         worker.close()

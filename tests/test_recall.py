@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
+from app import destination
 from app.audit import EXPORT_MODE, Audited, audit, encoded
 from app.blanking import sent
 from app.db import open_ledger
@@ -22,8 +22,10 @@ from app.enqueue import Place, enqueue, outlook
 from app.export import Capture
 from app.helicone import Client
 from app.identity import Identity
-from app.ledger import Claim
+from app.ledger import claims as ledger_claims
+from app.ledger import history, pruning, readings
 from app.ledger.decision import RECALL, Decision, Reopen
+from app.ledger.job import Claim
 from app.likeness import Likeness
 from app.opencode import Store
 from app.overwritten import counted, look
@@ -96,8 +98,8 @@ def desk_of(door: Door) -> Desk:
 
 
 def claims(desk: Desk) -> Iterator[Claim]:
-    for key in ledger.pending_keys(desk.db):
-        held = ledger.claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
+    for key in readings.pending_keys(desk.db):
+        held = ledger_claims.claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
         if held is not None:
             yield held
 
@@ -243,7 +245,7 @@ def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None
 
 def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> None:
     door.put(told())
-    one = replace(ledger.exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
+    one = replace(history.exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
     older = replace(one, prints=tuple(replace(log, frozen=replace(log.frozen, model="older")) for log in one.prints))
     newest = [log.frozen.model for log in sent([older, one])][: len(one.prints)]
     assert newest == [log.frozen.model for log in one.prints]
@@ -258,8 +260,8 @@ def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
     desk.deliver(version())
     again = replace(version(content="blank"), is_recall=True)
     assert desk.put(again, reopen=RECALL) is Decision.NEW
-    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
-    assert ledger.drop_aged(desk.db, 10_000_000, 0) == 0
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_aged(desk.db, 10_000_000, 0) == 0
     assert desk.state(again) == "pending"
 
 
@@ -447,7 +449,7 @@ def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
 def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, door: Door) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
     door.put(told("blue whale"))
-    changed_ms = max(one.facts_ms for one in ledger.exported(door.db, door.place.destination_id, "ses_root"))
+    changed_ms = max(one.facts_ms for one in history.exported(door.db, door.place.destination_id, "ses_root"))
     with receiving(tmp_path / "store.db") as receiver:
         deliver(door, receiver)
     late = a_recall(door, store, pattern="blue whale", since_ms=changed_ms + 1)
@@ -557,12 +559,12 @@ def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk,
     if state == "dead":
         desk.dead_letter(desk.held())
     elif state != "pending":
-        assert ledger.drop(desk.db, desk.held(), "policy", desk.now_ms)
+        assert ledger_claims.drop(desk.db, desk.held(), "policy", desk.now_ms)
     assert desk.state() == state
     newer = version(content=content, facts_ms=200)
     desk.put(newer, text="redacted more")
     assert desk.row(newer)["is_recall"] == 1
-    assert ledger.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
 
 
 def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -> None:

@@ -16,13 +16,17 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger, noticed
+from app import clock, destination, noticed
 from app.db import open_ledger
 from app.desk import Desk
 from app.export import split
 from app.hook import Hook
 from app.identity import Identity
 from app.inbox import Inbox, Line
+from app.ledger import history, notices, room
+from app.ledger import job as ledger_job
+from app.ledger.job import SESSION_RECORD
+from app.ledger.notices import Unread
 from app.looking import Looking
 from app.noticed import AGAIN_S, FAILED_S
 from app.opencode import Store, StoreError, store_file
@@ -142,7 +146,7 @@ class Machine:
             rows = db.execute(
                 "select s.name, j.state, j.key from job j join turn t on t.id = j.turn_id"
                 " join session s on s.id = t.session_id where t.name <> ? order by j.id",
-                [ledger.SESSION_RECORD],
+                [SESSION_RECORD],
             ).fetchall()
         return [tuple(row) for row in rows]
 
@@ -178,7 +182,7 @@ def stored_key(one: Hook, session: str) -> list[str]:
     assert capturing is not None
     made, _ = split(transcript, capturing, Identity(capturing.user_id), abandoned=True)
     policy = capturing.policy.digest(capturing.user_id)
-    return [key(export.digest, policy) for export in made if export.turn != ledger.SESSION_RECORD]
+    return [key(export.digest, policy) for export in made if export.turn != SESSION_RECORD]
 
 
 def test_turns_from_while_the_plugin_was_missing_are_exported_by_the_next_hook_and_once(machine: Machine) -> None:
@@ -260,7 +264,7 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine) -> None:
     one = machine.hook()
     look(one, 0, now_ms)
     assert len(machine.jobs()) == 2
-    noted_ms = ledger.reconciled_ms(one.db, one.target.id, session)
+    noted_ms = history.reconciled_ms(one.db, one.target.id, session)
     assert noted_ms is not None
     assert noted_ms < ahead_ms
 
@@ -339,12 +343,12 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
         assert noticed is not None
         one._looking.look(noticed, due_s, CREATED_MS + 1_000)
     assert one._notices.next(FAILED_S + AGAIN_S - 1) is None
-    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [(reason, 1)]
+    assert [(each.reason, each.sessions) for each in notices.unread(one.db) if each.reason] == [(reason, 1)]
     assert "could not be read" in (machine.home / "spool" / "logs" / "hook.log").read_text()
     path.write_bytes(whole)
     show(one, "ses_a")
     assert machine.states() == [("ses_a", "pending")]
-    assert [each.sessions for each in ledger.unread(one.db)] == [1]  # its own session, which is not there
+    assert [each.sessions for each in notices.unread(one.db)] == [1]  # its own session, which is not there
 
 
 def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_it(machine: Machine) -> None:
@@ -352,9 +356,9 @@ def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_i
     one = machine.hook()
     show(one, "ses_a")
     reason = "OpenCode keeps its store in memory, where nobody can read it"
-    assert [(each.reason, each.sessions) for each in ledger.unread(one.db)] == [(reason, 2)]
+    assert [(each.reason, each.sessions) for each in notices.unread(one.db)] == [(reason, 2)]
     one.finish()
-    assert ledger.unread(one.db) == []
+    assert notices.unread(one.db) == []
     assert [(what, count) for what, count, _ in destination.incidents(one.db)] == [(GONE, 2)]
 
 
@@ -529,8 +533,8 @@ def test_a_session_of_which_only_a_part_was_missed_is_still_one_for_backfill(mac
     assert len(machine.jobs()) == 1
     (capturing,) = one._captures.by_folder().values()
     assert capturing is not None
-    assert ledger.reconciled_ms(one.db, one.target.id, session) == changed_ms
-    assert not ledger.is_whole(
+    assert history.reconciled_ms(one.db, one.target.id, session) == changed_ms
+    assert not history.is_whole(
         one.db, one.target.id, session, changed_ms=changed_ms, now_ms=changed_ms, policy=capturing.policy.facts
     )
     # It was compared, though: nobody reads it again before it changes.
@@ -545,7 +549,7 @@ def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
     one = machine.hook()
     look(one, 0)
     jobs = one.db.execute("select id, key from job").fetchall()
-    bodies = b"".join(body.body for row in jobs for body in ledger.bodies(one.db, row["id"], row["key"]))
+    bodies = b"".join(body.body for row in jobs for body in ledger_job.bodies(one.db, row["id"], row["key"]))
     assert bodies
     assert b"swordfish" not in bodies
 
@@ -596,7 +600,7 @@ def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) ->
     look(one, 0)
     machine.forget(session)
     show(one, session)  # it was on its way
-    assert session not in ledger.unread_sessions(one.db)
+    assert session not in notices.unread_sessions(one.db)
     machine.end(one)
     assert machine.jobs() == []
 
@@ -667,7 +671,7 @@ def held_without_bodies(machine: Machine, one: Hook) -> set[str]:
 
 
 def emptied(one: Hook) -> set[str]:
-    found = ledger.emptied(one.db, one.target.id, tuple(one._captures.by_folder()))
+    found = room.emptied(one.db, one.target.id, tuple(one._captures.by_folder()))
     return {wanted.session for wanted in found}
 
 
@@ -780,11 +784,11 @@ def test_a_subagent_is_read_with_its_root_when_that_has_done(machine: Machine) -
     one = machine.hook("ses_a")
     show(one, "ses_b")
     assert machine.jobs() == []
-    assert [each.sessions for each in ledger.unread(one.db)] == [2]
+    assert [each.sessions for each in notices.unread(one.db)] == [2]
     machine.remember(talk("a", asked, {**answered, "parts": [task("ses_b", "prt_a")]}))
     show(one, "ses_a")
     assert machine.states() == [("ses_a", "pending")]
-    assert ledger.unread(one.db) == []
+    assert notices.unread(one.db) == []
     assert one._notices.owned() == ["ses_a", "ses_b"]
 
 
@@ -876,7 +880,7 @@ def test_a_session_that_is_deleted_before_it_is_read_is_counted_as_gone(
     if by_notice:
         show(one, "ses_a")
     else:
-        ledger.note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
+        notices.note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
         one._reconciling.begin(HERE, folder(one.db, HERE))
         for at_s in (0.0, AGAIN_S):
             look(one, at_s)
@@ -941,7 +945,7 @@ def test_a_subagent_that_is_resumed_in_a_later_turn_is_read_with_the_turn_that_i
     show(one, "ses_b")
     show(one, "ses_a")
     assert versions_of(machine, "msg_a_1") == 2
-    assert ledger.unread(one.db) == []
+    assert notices.unread(one.db) == []
 
 
 def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_done(machine: Machine) -> None:
@@ -960,7 +964,7 @@ def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_don
     machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
     show(one, "ses_a")
     assert versions_of(machine, "msg_a_1") == 2
-    assert ledger.unread(one.db) == []
+    assert notices.unread(one.db) == []
 
 
 def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
@@ -994,7 +998,7 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     assert len(turns_of(machine)) == 1 + 150
     assert versions_of(machine, "msg_a_000") == 2
     assert outlined == ["ses_a"] * 2
-    assert ledger.unread(one.db) == [ledger.Unread(None, 1, ledger.unread(one.db)[0].oldest_ms)]  # its own session
+    assert notices.unread(one.db) == [Unread(None, 1, notices.unread(one.db)[0].oldest_ms)]  # its own session
 
 
 def long_one(name: str) -> Fields:
@@ -1135,7 +1139,7 @@ def test_a_large_turn_is_taken_under_the_settings_of_when_it_is_taken(machine: M
 
 
 def unread(one: Hook) -> list[tuple[str | None, int]]:
-    return [(each.reason, each.sessions) for each in ledger.unread(one.db)]
+    return [(each.reason, each.sessions) for each in notices.unread(one.db)]
 
 
 @pytest.mark.parametrize("has_looked", [True, False])
@@ -1188,12 +1192,12 @@ def test_a_json_file_that_is_being_written_holds_up_nothing_else_that_a_dead_hoo
     one = machine.hook()
     now_ms = clock.now_ms()
     for name in ("ses_a", "ses_c"):
-        ledger.note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
+        notices.note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
     one._reconciling.begin(HERE, folder(one.db, HERE))
     for at_s in (0.0, 2 * AGAIN_S, 3 * AGAIN_S):
         look(one, at_s, now_ms)
     assert machine.states() == [("ses_a", "pending")]
-    assert [(each.reason, each.sessions) for each in ledger.unread(one.db) if each.reason] == [
+    assert [(each.reason, each.sessions) for each in notices.unread(one.db) if each.reason] == [
         ("OpenCode's store cannot be read", 1)
     ]
     part.write_bytes(whole)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from app import ledger
+from app.ledger import job as ledger_job
 from tests.dress import added, in_base64, in_json, in_url, numbered
 from tests.opencode import OpenCode
 from tests.processes import Station, hook, repository, worker
@@ -191,7 +191,7 @@ def written(station: Station) -> Iterator[tuple[str, bytes]]:
             yield path.name, path.read_bytes()
     with station.ledger() as db:
         for job in db.execute("select id, key from job").fetchall():
-            yield from (("a body", body.body) for body in ledger.bodies(db, job["id"], job["key"]))
+            yield from (("a body", body.body) for body in ledger_job.bodies(db, job["id"], job["key"]))
 
 
 def leaks(*texts: tuple[str, bytes]) -> set[tuple[str, str]]:

@@ -12,13 +12,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.connection import Ledger
 from app.db import open_ledger
 from app.deliver import OTHER_TEXT
 from app.enqueue import MARK_DIGITS, Place, Request, enqueue
 from app.export import Capture
-from app.ledger import Choice, Claim, FailedAttempt
+from app.ledger import adoption, claims, confirmations, job, letters, pruning, readings, upkeep
+from app.ledger import room as ledger_room
+from app.ledger.job import SESSION_RECORD, Claim, FailedAttempt
+from app.ledger.letters import Choice
 from app.letters import list_dropped, open_letters, what_to_do
 from app.opencode import Store, store_file
 from app.parse import parse
@@ -76,15 +79,15 @@ class Bunk(Bench):
         self.db.execute("update job set due_ms = 3000, hold_reason = null where state = 'pending'")
 
     def finish(self, held: Claim) -> None:
-        for body in ledger.unacknowledged(self.db, held):
-            ledger.acknowledge(self.db, held, body, now_ms=2_000, lease_ms=60_000)
-        assert ledger.complete(self.db, held, 2_000)
+        for body in claims.unacknowledged(self.db, held):
+            claims.acknowledge(self.db, held, body, now_ms=2_000, lease_ms=60_000)
+        assert claims.complete(self.db, held, 2_000)
 
     @property
     def bodies(self) -> list[bytes]:
         """Of all jobs, in order."""
         jobs = self.db.execute("select id, key from job order by id").fetchall()
-        return [body.body for row in jobs for body in ledger.bodies(self.db, row["id"], row["key"])]
+        return [body.body for row in jobs for body in job.bodies(self.db, row["id"], row["key"])]
 
     @property
     def keys(self) -> list[str]:
@@ -109,7 +112,7 @@ def test_bodies_go_first_and_are_posted_as_if_they_had_been_kept(bench: Bunk) ->
     bench.keep(talk(3))
     before, keys = bench.bodies, bench.keys
     assert bench.make_room() == Made(emptied=4, dropped=0)
-    assert ledger.held_bytes(bench.db) == 0
+    assert ledger_room.held_bytes(bench.db) == 0
     assert bench.states == ["pending"] * 4
     [one, *_] = read_destinations(bench.db, Settings(), 3_000)[1:]
     assert one.without_text == 4
@@ -196,7 +199,7 @@ def test_patience_begins_anew_when_the_store_was_read_meanwhile(bench: Bunk) -> 
     room = Room(store_file(bench.environ))
     with unreadable(bench):
         assert room.make(bench.db, 2_000, 0) == Made(0, 0)
-    assert room.make(bench.db, 2_000 + AGAIN_MS, ledger.held_bytes(bench.db) - 1) == Made(1, 0)
+    assert room.make(bench.db, 2_000 + AGAIN_MS, ledger_room.held_bytes(bench.db) - 1) == Made(1, 0)
     with unreadable(bench):
         assert room.make(bench.db, 2_000 + 2 * PATIENCE_MS, 0) == Made(0, 0)
 
@@ -222,7 +225,7 @@ def unreadable(bench: Bunk) -> Iterator[None]:
 def test_no_more_bodies_go_than_the_bound_asks_for(bench: Bunk) -> None:
     bench.keep(talk(3))
     (oldest,) = bench.db.execute("select body_bytes from job order by enqueued_ms, id limit 1").fetchone()
-    assert bench.make_room(ledger.held_bytes(bench.db) - oldest) == Made(1, 0)
+    assert bench.make_room(ledger_room.held_bytes(bench.db) - oldest) == Made(1, 0)
 
 
 def test_one_row_that_cannot_be_read_drops_nothing_of_the_others(bench: Bunk) -> None:
@@ -250,7 +253,7 @@ def test_the_store_is_not_opened_while_there_is_room(bench: Bunk) -> None:
 def test_what_is_in_flight_keeps_its_bodies(bench: Bunk) -> None:
     bench.keep(talk(1))
     key = bench.keys[0]
-    assert ledger.claim(bench.db, bench.destination, key, worker="w", now_ms=2_000, lease_ms=60_000)
+    assert claims.claim(bench.db, bench.destination, key, worker="w", now_ms=2_000, lease_ms=60_000)
     assert bench.make_room() == Made(1, 0)
     assert bench.db.execute("select body_bytes > 0 from job where key = ?", (key,)).fetchone()[0]
 
@@ -260,8 +263,8 @@ def test_a_recall_is_neither_given_up_nor_dropped(bench: Bunk) -> None:
     bench.keep(talk(1))
     bench.db.execute("update job set is_recall = 1, attempted_ms = 2000")
     assert bench.make_room() == Made(0, 0)
-    assert ledger.drop_aged(bench.db, 5_000, 0) == 0
-    assert ledger.counts(bench.db).body_bytes > 0
+    assert pruning.drop_aged(bench.db, 5_000, 0) == 0
+    assert readings.counts(bench.db).body_bytes > 0
 
 
 # --- what cannot be made again
@@ -273,7 +276,7 @@ def test_a_turn_that_is_gone_from_the_store_is_dropped_and_counted(bench: Bunk) 
     bench.forget(turn="msg_1a")
     bench.deliver()
     assert bench.states == ["delivered", "delivered", "dropped (size)"]
-    assert ledger.counts(bench.db).dropped_by_reason == {"size": 1}
+    assert readings.counts(bench.db).dropped_by_reason == {"size": 1}
     assert bench.db.execute("select count(*) from job where lease_until_ms is not null").fetchone()[0] == 0
 
 
@@ -333,7 +336,7 @@ def test_text_is_not_posted_by_a_worker_that_does_not_know_the_secrets_of_the_ho
     # The session's own record does not say it.
     assert bench.states == ["delivered", "pending", "pending"]
     assert bench.why[0] == OTHER_TEXT.reason
-    assert not ledger.sendable(bench.db, bench.destination, 3_000)
+    assert not readings.sendable(bench.db, bench.destination, 3_000)
     assert CANARY not in bench.wire
     # Its project's hook knows it.
     bench.start_worker(MY_TOKEN=CANARY)
@@ -353,7 +356,7 @@ def test_a_hook_without_the_secret_that_was_redacted_refills_nothing_of_it(bench
     bench.start_worker()
     bench.deliver()
     assert bench.refill() == 1
-    assert ledger.held_bytes(bench.db) == 0
+    assert ledger_room.held_bytes(bench.db) == 0
     assert "secrets" in bench.why[0]
     bench.start_worker(MY_TOKEN=CANARY)
     bench.remaking = Remaking(store_file(bench.environ), bench.destination, bench.home / "hooks")
@@ -452,26 +455,26 @@ def test_what_somebody_may_have_been_sent_keeps_its_bytes(
     bench.keep(talk(1))
     before = bench.bodies
     (turn,) = bench.keys[1:]
-    held = ledger.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
-    while held is not None and held.turn == ledger.SESSION_RECORD:
+    held = claims.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
+    while held is not None and held.turn == SESSION_RECORD:
         bench.finish(held)
-        held = ledger.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
+        held = claims.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
     assert held is not None
     match came_to:
         case "answered":
-            ledger.release(bench.db, held, due_ms=2_100, failed=FailedAttempt(2_100, "503: HTML", 503))
+            claims.release(bench.db, held, due_ms=2_100, failed=FailedAttempt(2_100, "503: HTML", 503))
         case "accepted in part":
-            first = next(ledger.unacknowledged(bench.db, held))
-            ledger.acknowledge(bench.db, held, first, now_ms=2_000, lease_ms=60_000)
-            ledger.release(bench.db, held, due_ms=2_100)
+            first = next(claims.unacknowledged(bench.db, held))
+            claims.acknowledge(bench.db, held, first, now_ms=2_000, lease_ms=60_000)
+            claims.release(bench.db, held, due_ms=2_100)
         case _:
-            ledger.recover(bench.db, 2_100, ["w"])
+            upkeep.recover(bench.db, 2_100, ["w"])
     bench.make_room()
     stricter(monkeypatch)
     bench.deliver()
     assert (bench.states, bench.posted) == (["delivered", "pending"], [])
     assert bench.refill() == 1
-    assert ledger.held_bytes(bench.db) == 0
+    assert ledger_room.held_bytes(bench.db) == 0
     monkeypatch.undo()
     bench.release()
     bench.deliver()
@@ -482,10 +485,10 @@ def test_what_somebody_may_have_been_sent_keeps_its_bytes(
 def test_an_attempt_that_did_not_connect_has_sent_nothing(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.keep(talk(1))
     for _ in bench.keys:
-        held = ledger.claim(bench.db, bench.destination, bench.keys[0], worker="w", now_ms=2_000, lease_ms=60_000)
+        held = claims.claim(bench.db, bench.destination, bench.keys[0], worker="w", now_ms=2_000, lease_ms=60_000)
         assert held is not None
         failed = FailedAttempt(2_500, "ConnectError: Connection refused")
-        ledger.release(bench.db, held, due_ms=2_500, failed=failed)
+        claims.release(bench.db, held, due_ms=2_500, failed=failed)
     assert bench.states == ["pending"] * 2
     bench.make_room()
     stricter(monkeypatch)
@@ -572,14 +575,14 @@ def test_what_was_delivered_and_not_found_is_sent_again(bench: Bunk) -> None:
     bench.confirm_ms = 3_000
     bench.deliver()
     sent = list(bench.posted)
-    due = ledger.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
+    due = confirmations.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
     assert [one.is_held for one in due] == [True, True]
-    assert [ledger.last_body(bench.db, one) for one in due] == [None, None]
-    assert all(ledger.send_again(bench.db, one, 3_000) for one in due)
+    assert [confirmations.last_body(bench.db, one) for one in due] == [None, None]
+    assert all(confirmations.send_again(bench.db, one, 3_000) for one in due)
     bench.deliver()
     assert bench.posted == sent * 2
-    due = ledger.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
-    assert all(ledger.confirmed(bench.db, one, 3_000, has_body=True) for one in due)
+    due = confirmations.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
+    assert all(confirmations.confirmed(bench.db, one, 3_000, has_body=True) for one in due)
     assert bench.db.execute("select count(*) from record").fetchone()[0] == 0
 
 
@@ -594,7 +597,7 @@ def test_a_dead_letter_without_bodies_says_so_and_can_be_retried(bench: Bunk) ->
     assert "given up for want of room" in shown.problem
     bench.verdict = "accepted"
     bench.posted.clear()
-    assert len(ledger.retry_dead(bench.db, Choice(), 2_500)) == 2
+    assert len(letters.retry_dead(bench.db, Choice(), 2_500)) == 2
     bench.deliver()
     assert (bench.states, bench.posted) == (["delivered"] * 2, before)
 
@@ -604,7 +607,7 @@ def test_bodies_that_were_lost_are_not_taken_for_given_up(bench: Bunk) -> None:
     bench.db.execute("delete from bundle")
     bench.deliver()
     assert bench.states == ["dead"] * 2
-    assert "damaged" in ledger.errors(bench.db, bench.destination)[0][1]
+    assert "damaged" in readings.errors(bench.db, bench.destination)[0][1]
 
 
 def test_a_job_without_bodies_goes_along_to_another_destination(bench: Bunk) -> None:
@@ -617,7 +620,7 @@ def test_a_job_without_bodies_goes_along_to_another_destination(bench: Bunk) -> 
     # It knows the session, so what waits moves job by job.
     nothing, nobody = Request(only=()), Place(another, "")
     enqueue(bench.db, parse(talk(1)), found, nobody, now_ms=1_000, ring=lambda _: None, request=nothing)
-    ledger.adopt(bench.db, bench.destination, another, now_ms=2_000)
+    adoption.adopt(bench.db, bench.destination, another, now_ms=2_000)
     bench.destination = another
     bench.start_worker()
     bench.deliver()
@@ -652,8 +655,8 @@ def test_a_small_spool_loses_nothing_while_nobody_listens(tmp_path: Path) -> Non
         process.end()
     assert station.counts().body_bytes <= 20_000
     with station.ledger() as db:
-        keys = ledger.pending_keys(db)
-        assert 0 < ledger.without_bodies(db, 1) < 11
+        keys = readings.pending_keys(db)
+        assert 0 < ledger_room.without_bodies(db, 1) < 11
     assert "no room (maxSpoolSize)" in station.text("hook.log")
     with receiving(tmp_path / "receiver" / "store.db", port=port) as receiver, worker(station):
         wait_until(lambda: station.delivered(11))

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger, salvage
+from app import destination, salvage
 from app.connection import Ledger, Replaced
 from app.db import heal, inspect, open_ledger, open_whole
 from app.deliver import Courier, deliver
+from app.ledger import job as ledger_job
+from app.ledger import versions
 from app.privacy.policy import Post
 from app.retry import Outcome, Policy
 from tests import flips
@@ -35,7 +37,7 @@ def filled(spool: Path, jobs: int = JOBS) -> list[str]:
         desk = Desk(db)
         for number, one in enumerate(wanted):
             text = random.Random(number).randbytes(1_000).hex()  # noqa: S311 - does not compress to nothing
-            ledger.insert(db, desk.destination, one, bodies(one.session, 2, text), now_ms=1_000)
+            versions.insert(db, desk.destination, one, bodies(one.session, 2, text), now_ms=1_000)
     return [one.key for one in wanted]
 
 
@@ -151,7 +153,7 @@ def test_jobs_survive_the_loss_of_a_table_that_they_refer_to(spool: Path, table:
     with closing(open_whole(spool)) as db:
         assert job_keys(db) == set(keys)
         rows = db.execute("select id, key from job").fetchall()
-        assert all(len(list(ledger.bodies(db, row["id"], row["key"]))) == 2 for row in rows)
+        assert all(len(list(ledger_job.bodies(db, row["id"], row["key"]))) == 2 for row in rows)
         assert "ledger: rows of job that could not be read" not in noted(db)
         (policies,) = db.execute("select count(policy_id) from job").fetchone()
         assert policies == (0 if table == "policy" else 5)

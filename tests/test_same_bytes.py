@@ -18,9 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app import destination, ledger
+from app import destination
 from app.enqueue import Place, enqueue
 from app.export import Capture
+from app.ledger import job as ledger_job
+from app.ledger.job import Body
 from app.opencode import store_file
 from app.parse import Excerpt, parse
 from app.privacy.policy import Policy
@@ -50,7 +52,7 @@ POLICIES: dict[str, dict[str, str]] = {
 class Job:
     state: str
     facts_ms: int
-    bodies: tuple[ledger.Body, ...]
+    bodies: tuple[Body, ...]
 
 
 Jobs = dict[tuple[str, str], tuple[str, Job]]
@@ -71,7 +73,7 @@ def jobs(station: Station) -> Jobs:
         return {
             (row["session"], row["turn"]): (
                 row["key"],
-                Job(row["state"], row["facts_ms"], tuple(ledger.bodies(db, row["id"], row["key"]))),
+                Job(row["state"], row["facts_ms"], tuple(ledger_job.bodies(db, row["id"], row["key"]))),
             )
             for row in rows
         }

@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.connection import Ledger
 from app.deliver import Courier, deliver
 from app.enqueue import Place, enqueue
-from app.ledger import Body, Claim, Remade
+from app.ledger import job, policies, readings, upkeep
+from app.ledger.job import Body, Claim
+from app.ledger.room import Remade
 from app.opencode import store_file
 from app.parse import parse
 from app.permit import Permits
@@ -140,7 +142,7 @@ def test_off_and_enable_false_stop_a_running_worker_before_its_next_post(station
 
     def held(word: str) -> bool:
         with station.ledger() as db:
-            reasons = ledger.held(db, 1)
+            reasons = policies.held(db, 1)
         return [jobs for reason, jobs in reasons if word in reason] == [1]
 
     # The session's own record, then the three of its turn.
@@ -241,7 +243,7 @@ class Bench:
     def held_bytes(self) -> int:
         """Of all bodies that the ledger still holds."""
         jobs = self.db.execute("select id, key from job").fetchall()
-        return sum(len(body.body) for row in jobs for body in ledger.bodies(self.db, row["id"], row["key"]))
+        return sum(len(body.body) for row in jobs for body in job.bodies(self.db, row["id"], row["key"]))
 
     @property
     def wire(self) -> str:
@@ -385,14 +387,14 @@ def test_while_export_is_off_jobs_wait_uncharged_and_are_not_claimed(bench: Benc
     bench.capture(talk(2))
     configure(bench.own, enable=False)
     bench.sweep()
-    assert ledger.to_ring(bench.db, bench.destination, 3_000, 10) == []
-    assert not ledger.sendable(bench.db, bench.destination, 3_000)
+    assert upkeep.to_ring(bench.db, bench.destination, 3_000, 10) == []
+    assert not readings.sendable(bench.db, bench.destination, 3_000)
     told = waiting(read_destinations(bench.db, bench.permits._sources.load(), 3_000), (), 3_000)
     assert [line.partition(": ")[2] for line in told] == [f"enable is false (config file {bench.own / 'config.toml'})"]
     assert told[0].startswith("3 jobs for ")
     configure(bench.own)
     bench.sweep()
-    assert ledger.held(bench.db, bench.destination) == []
+    assert policies.held(bench.db, bench.destination) == []
     bench.deliver()
     assert bench.states == ["delivered"] * 3
     assert bench.db.execute("select sum(failures + setbacks + kills) from job").fetchone()[0] == 0
@@ -416,7 +418,7 @@ def test_settings_that_cannot_be_used_hold_what_waits_and_drop_nothing(bench: Be
     bench.sweep()
     bench.deliver()
     assert (bench.posted, bench.states) == ([], ["pending"] * 2)
-    assert "config show" in ledger.held(bench.db, bench.destination)[0][0]
+    assert "config show" in policies.held(bench.db, bench.destination)[0][0]
 
 
 def test_what_a_newer_hook_recorded_counts_against_the_older_environment_of_a_worker(bench: Bench) -> None:

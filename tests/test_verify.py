@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from app import clock, destination, ledger
+from app import clock, destination
 from app.helicone import Client
-from app.ledger import FailedAttempt
+from app.ledger import claims, history, readings
+from app.ledger.job import FailedAttempt
 from app.opencode import Store, store_file
 from app.presence import Announced
 from app.seek import IDS_MAX, seek
@@ -103,15 +104,15 @@ class Desk:
         """All that waits, the oldest first; posted where a receiver is named."""
         with self.station.ledger() as db, Client(self.station.key) as client:
             (one,) = destination.destinations(db)
-            for name in sorted(ledger.pending_keys(db)):
-                held = ledger.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
+            for name in sorted(readings.pending_keys(db)):
+                held = claims.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
                 assert held is not None
-                for body in list(ledger.unacknowledged(db, held)):
+                for body in list(claims.unacknowledged(db, held)):
                     if url is not None:
                         post = url + "/v1/trace/custom/log"
                         assert client.post(post, body.body, str(body.request_id), 0).kind == "accepted"
-                    ledger.acknowledge(db, held, body, now_ms=now_ms, lease_ms=1)
-                assert ledger.complete(db, held, now_ms)
+                    claims.acknowledge(db, held, body, now_ms=now_ms, lease_ms=1)
+                assert claims.complete(db, held, now_ms)
 
     @contextmanager
     def live(self, *sessions: str) -> Iterator[None]:
@@ -181,10 +182,10 @@ def test_dead_and_dropped_turns_are_explained_and_named(desk: Desk) -> None:
     desk.export(talk(3))
     with desk.station.ledger() as db:
         for number in range(2):
-            name = min(ledger.pending_keys(db))
-            held = ledger.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
+            name = min(readings.pending_keys(db))
+            held = claims.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
             assert held is not None
-            assert ledger.dead_letter(db, held, FailedAttempt(number, "400: no", 400))
+            assert claims.dead_letter(db, held, FailedAttempt(number, "400: no", 400))
     before = desk.states()
     assert before["dead"] >= 1
     assert typed(desk.station, "dead", "purge", "--all", "--yes").returncode == 0
@@ -555,7 +556,7 @@ def test_a_row_that_helicone_lost_is_missing(sent: tuple[Desk, Path]) -> None:
     }  # fmt: skip
     assert "records at Helicone: 5 found" in typed(desk.station, "verify", "--remote").stdout
     with desk.station.ledger() as db:
-        lost = [one for one in ledger.exported(db, 1, "ses_root") if one.turn == "msg_2a"][-1].prints[-1]
+        lost = [one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_2a"][-1].prints[-1]
     forget(rows, str(lost.request_id))
     code, told = desk.verified("--remote")
     remote = told["sessions"][0]["remote"]
@@ -569,7 +570,7 @@ def test_a_row_that_helicone_lost_is_missing(sent: tuple[Desk, Path]) -> None:
 def test_what_was_delivered_a_moment_ago_may_still_be_on_its_way(sent: tuple[Desk, Path]) -> None:
     desk, rows = sent
     with desk.station.ledger() as db:
-        lost = ledger.exported(db, 1, "ses_root")[-1].prints[-1]
+        lost = history.exported(db, 1, "ses_root")[-1].prints[-1]
     forget(rows, str(lost.request_id))
     desk.change(f"finished_ms = {clock.now_ms() + 60_000}")
     code, told = desk.verified("--remote")
@@ -625,7 +626,7 @@ def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, P
     desk, _ = sent
     desk.export(of(turn(1), turn(2, "longer", later_ms=50)))
     with desk.station.ledger() as db:
-        known = ledger.exported(db, 1, "ses_root")
+        known = history.exported(db, 1, "ses_root")
     old = next(one for one in known if one.state == "superseded" and one.turn == "msg_2a")
     stray = replace(old.prints[0], request_id=uuid.UUID(int=7))
     delivered = replace(next(one for one in known if one.turn == "msg_1a"), state="delivered")
@@ -648,7 +649,7 @@ def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, P
 def test_a_session_is_asked_for_in_queries_of_a_bounded_size_each_with_its_own_start(sent: tuple[Desk, Path]) -> None:
     desk, _ = sent
     with desk.station.ledger() as db:
-        one = next(one for one in ledger.exported(db, 1, "ses_root") if one.turn == "msg_1a")
+        one = next(one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_1a")
     prints = tuple(
         replace(one.prints[0], request_id=uuid.UUID(int=n), frozen=replace(one.prints[0].frozen, start_ms=1_000 + n))
         for n in range(2 * IDS_MAX + 1)

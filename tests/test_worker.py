@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from app import destination, ledger
+from app import destination
 from app.bell import Bell
+from app.ledger import readings
 from app.presence import Only, is_taken, present
 from app.sources import unattended
 from app.worker import IDLE_MS, Worker
@@ -161,7 +162,7 @@ def test_an_outage_with_answers_kills_nothing(station: Station, receiver: Receiv
 def test_two_workers_and_needless_rings_send_everything_once(station: Station, receiver: Receiver) -> None:
     captured(station, "i_long_session", "b_tools", "g_admin")
     with station.ledger() as db:
-        jobs = ledger.counts(db).pending
+        jobs = readings.counts(db).pending
         keys = [row[0] for row in db.execute("select key from job")]
         (target,) = destination.destinations(db)
     bell = Bell(station.spool, target.id)

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from app import destination, ledger
+from app import destination
 from app.connection import shrink
 from app.db import open_ledger
-from app.ledger import Body, FailedAttempt, Frozen, Version
+from app.ledger import claims, footprint, pruning, readings, versions
+from app.ledger.job import Body, FailedAttempt, Frozen, Version
 from app.settings import Settings
 
 TURNS = 60_000
@@ -43,7 +44,7 @@ def main(turns: int = TURNS) -> int:
             pages = db.execute("select count(*) from acknowledgement").fetchone()[0]
             prints = db.execute("select total(length(ids)) / 20 from footprint").fetchone()[0]
             print(f"logs that can be overwritten by what the ledger alone knows: {prints:.0f}")
-            print(f"acknowledgements kept: {pages}; jobs: {ledger.counts(db)}")
+            print(f"acknowledgements kept: {pages}; jobs: {readings.counts(db)}")
         total = sum(path.stat().st_size for path in spool.rglob("*"))
     allowed = Settings().max_spool_bytes + ROOM_BYTES
     print(f"{turns} turns, {turns * RECORDS} records: {total / 1e6:.1f} MB of {allowed / 1e6:.1f} MB allowed")
@@ -62,10 +63,10 @@ def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> Non
             changed = [*bodies[:-1], record(dice, turn, RECORDS - 1, now_ms)]
             deliver(db, ours, version(turn, "b", now_ms + 1), changed, now_ms + 1, dead=False)
         if turn % TURNS_A_DAY == 0:
-            ledger.drop_aged(db, now_ms, settings.max_spool_age_ms)
-            ledger.drop_oversize(db, now_ms, settings.max_spool_bytes)
-            ledger.forget_acknowledgements(db, now_ms)
-            ledger.forget_footprints(db)
+            pruning.drop_aged(db, now_ms, settings.max_spool_age_ms)
+            pruning.drop_oversize(db, now_ms, settings.max_spool_bytes)
+            pruning.forget_acknowledgements(db, now_ms)
+            footprint.forget_footprints(db)
             shrink(db)
         if turn % (turns // 6) == 0:
             tell(turn)
@@ -92,15 +93,15 @@ def version(turn: int, content: str, facts_ms: int) -> Version:
 
 
 def deliver(db: sqlite3.Connection, ours: int, wanted: Version, bodies: list[Body], now_ms: int, *, dead: bool) -> None:
-    ledger.insert(db, ours, wanted, bodies, now_ms=now_ms)
-    held = ledger.claim(db, ours, wanted.key, worker="worker", now_ms=now_ms, lease_ms=60_000)
+    versions.insert(db, ours, wanted, bodies, now_ms=now_ms)
+    held = claims.claim(db, ours, wanted.key, worker="worker", now_ms=now_ms, lease_ms=60_000)
     assert held is not None
     if dead:
-        ledger.dead_letter(db, held, FailedAttempt(now_ms, "400: error", 400))
+        claims.dead_letter(db, held, FailedAttempt(now_ms, "400: error", 400))
         return
-    for body in list(ledger.unacknowledged(db, held)):
-        ledger.acknowledge(db, held, body, now_ms=now_ms, lease_ms=60_000)
-    ledger.complete(db, held, now_ms)
+    for body in list(claims.unacknowledged(db, held)):
+        claims.acknowledge(db, held, body, now_ms=now_ms, lease_ms=60_000)
+    claims.complete(db, held, now_ms)
 
 
 def size(spool: Path) -> str:
