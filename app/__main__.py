@@ -22,20 +22,20 @@ def _run() -> None:
         case ["hook"] | ["hook", "--inbox", *_]:
             # Ctrl-C is meant for OpenCode, also while this process loads.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            from app.desk import main as run  # noqa: PLC0415 - the reason stands above
+            from app.capture.daemon import main as run  # noqa: PLC0415 - the reason stands above
         case ["ready"]:
             run = ready
         case _:
-            from app.cli import main as run  # noqa: PLC0415
+            from app.cli.main import main as run  # noqa: PLC0415
     run()
 
 
 def ready() -> None:
     """Asked by a running process of whatever version: does this one start? Prints its version and its schema."""
-    import app.cli  # noqa: PLC0415
-    import app.desk  # noqa: PLC0415
+    import app.capture.daemon  # noqa: PLC0415
+    import app.cli.main  # noqa: PLC0415
     import app.worker  # noqa: PLC0415
-    from app.schema import migrations  # noqa: PLC0415
+    from app.database.schema import migrations  # noqa: PLC0415
 
     sys.stdout.write(f"{app.__version__} {migrations()[-1][0]}\n")
 

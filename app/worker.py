@@ -24,34 +24,53 @@ from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
 from huey.signals import SIGNAL_INTERRUPTED
 
-from app import __version__, clock, confirm, crashpoint, destination, limits, log, retry, salvage
-from app.bell import Bell
-from app.capture import capture
-from app.connection import PATIENT_MS, Ledger, shrink
-from app.db import heal, inspect, open_ledger
-from app.deliver import Courier, deliver, let_go
-from app.destination import Destination
-from app.endpoint import EndpointError, Route, routes
-from app.erasure import erase
-from app.helicone import Client, ClientError, ReadBackError
-from app.keyring import Keyring
-from app.ledger import adoption, claims, confirmations, footprint, pruning, readback, readings, upkeep
+from app import __version__
+from app.capture import folder_limits
+from app.capture.autostart import worker_signature
+from app.capture.config import capture
+from app.capture.eviction import Room
+from app.capture.keyring import Keyring
+from app.capture.recapture import Remaking
+from app.capture.targets import target
+from app.database import recover
+from app.database.connection import PATIENT_MS, Ledger, shrink
+from app.database.open import heal, inspect, open_ledger
+from app.database.schema import SchemaError, is_newer, require_known
+from app.delivery import backoff, confirm
+from app.delivery.deliver import Courier, deliver, let_go
+from app.delivery.policy_check import Permits
+from app.delivery.policy_sweep import Tightening
+from app.exporters.helicone.client import Client, ClientError, ReadBackError
+from app.exporters.helicone.routes import Route, routes
+from app.exporters.outcome import Outcome
+from app.ledger import (
+    adoption,
+    claims,
+    confirmations,
+    counts,
+    destinations,
+    flow,
+    incidents,
+    maintenance,
+    pruning,
+    readback,
+    record_identity,
+)
+from app.ledger.destinations import Destination
+from app.ledger.erasure import erase
+from app.ledger.eviction import Remade
 from app.ledger.job import Body, Claim
-from app.ledger.room import Remade
-from app.opencode import store_file
-from app.permit import Permits
-from app.presence import Announced, Only, present
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
-from app.remake import Remaking
-from app.retry import Outcome
-from app.room import Room
-from app.schema import SchemaError, is_newer, require_known
-from app.settings import Settings, SettingsError
-from app.sources import Sources, typed
-from app.spool import Spool, target, worker_signature
-from app.succession import Succession, become_anew, is_replaced
-from app.tightening import Tightening
+from app.queue import Bell
+from app.runtime import clock, failpoint, log
+from app.runtime.liveness import Announced, Only, present
+from app.runtime.spool import Spool
+from app.runtime.upgrade import Succession, become_anew, is_replaced
+from app.runtime.url import EndpointError
+from app.settings.lookup import Sources, typed
+from app.settings.model import Settings, SettingsError
+from app.sources.opencode.store import store_file
 
 CONSUMER = {
     "workers": 12,
@@ -180,7 +199,7 @@ class Worker:
         courier = Courier(
             destination_id=self.target.id,
             worker=self._announced.name,
-            policy=retry.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
+            policy=backoff.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             permit=self._permit,
             post=self._post,
             clock=clock.now_ms,
@@ -203,19 +222,19 @@ class Worker:
             return
         if following is not None:
             self._ring(following)
-        elif destination.by_id(self.db, self.target.id).concurrency is not None:
+        elif destinations.by_id(self.db, self.target.id).concurrency is not None:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
-            for ringing in upkeep.to_ring(self.db, self.target.id, clock.now_ms(), 2, self.bell.rung()):
+            for ringing in maintenance.to_ring(self.db, self.target.id, clock.now_ms(), 2, self.bell.rung()):
                 self._ring(ringing)
 
     def _ring(self, key: str) -> None:
-        self.bell.ring(key, is_history=readings.is_history(self.db, self.target.id, key))
+        self.bell.ring(key, is_history=counts.is_history(self.db, self.target.id, key))
 
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
 
     def _max_retries(self, held: Claim) -> int | None:
-        return limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
+        return folder_limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
 
     def _rebuild(self, held: Claim) -> Remade | Hold | None:
         capturing = self._permits.capture(self.db, held.folder)
@@ -235,7 +254,7 @@ class Worker:
             if outcome.status is not None and outcome.status != NOT_FOUND and route.url != self._route:
                 # The answer counts more than the note: where the ledger is locked, the next answer brings it.
                 with suppress(sqlite3.OperationalError):
-                    destination.remember_route(self.db, self.target.id, route.url)
+                    destinations.remember_route(self.db, self.target.id, route.url)
                     self._route = route.url
             if outcome.status != NOT_FOUND:
                 break
@@ -250,7 +269,7 @@ class Worker:
         if self._announced is not None:
             claims.release_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
-            destination.probe_now(self.db, self.target.id, clock.now_ms())
+            flow.probe_now(self.db, self.target.id, clock.now_ms())
 
     # --- the watch
 
@@ -298,7 +317,7 @@ class Worker:
         for complaint in self.settings.complaints:
             self._log(complaint.short)
         inspect(self.db)
-        destination.probe_now(self.db, self.target.id, clock.now_ms())
+        flow.probe_now(self.db, self.target.id, clock.now_ms())
         present(self.spool.workers)  # which removes what killed workers left there
         if self.settings.takes_over:
             adoption.take_over(self.db, self.target, clock.now_ms())
@@ -316,15 +335,15 @@ class Worker:
         self._let_go(now_ms)
         if self.bell.mend():
             self._log("the queue was damaged or deleted and is made anew")
-        if mended := upkeep.unwarp(self.db, now_ms):
+        if mended := maintenance.unwarp(self.db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._recover(now_ms)
         is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
         if self._client is not None:
             # No more than wake all threads: whatever is rung now waits behind few.
             room = max(1, RINGS_PER_LOOK - self.bell.waiting())
-            for key in upkeep.to_ring(self.db, self.target.id, now_ms, room, self.bell.rung()):
-                crashpoint.reach("watch.ringing")
+            for key in maintenance.to_ring(self.db, self.target.id, now_ms, room, self.bell.rung()):
+                failpoint.reach("watch.ringing")
                 self._ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
@@ -333,12 +352,12 @@ class Worker:
             self._consider_ending(now_ms)
         if is_remaking:
             return 1
-        due_ms = upkeep.next_due_ms(self.db, self.target.id, now_ms)
+        due_ms = maintenance.next_due_ms(self.db, self.target.id, now_ms)
         return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
 
     def _read_clock(self) -> int:
         before, self._seen = self._seen, clock.read()
-        if destination.note_jump(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
+        if incidents.note_jump(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
             self._log("the clock jumped ahead, or the machine slept")
         return self._seen.wall_ms
 
@@ -366,19 +385,19 @@ class Worker:
             self._left.remove(held)
 
     def _recover(self, now_ms: int) -> None:
-        leasing = upkeep.leasing_workers(self.db)
+        leasing = maintenance.leasing_workers(self.db)
         alive = {worker.name for worker in present(self.spool.workers)} if leasing else set()
-        recovered = upkeep.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
+        recovered = maintenance.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
         if recovered:
             self._log(f"took back {recovered} job(s) of a worker that died, hung or slept")
 
     def _prune(self, now_ms: int) -> None:
         bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
-        bytes_max_of = limits.of_folders(self.db, self.settings, "max_spool_bytes")
-        ages_ms = limits.of_folders(self.db, self.settings, "max_spool_age_ms")
-        steady_ms = upkeep.steady_ms(self.db, now_ms)
-        trusted_ms = upkeep.trusted_age_ms(age_ms_max, steady_ms)
-        trusted_ms_of = {folder: upkeep.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
+        bytes_max_of = folder_limits.of_folders(self.db, self.settings, "max_spool_bytes")
+        ages_ms = folder_limits.of_folders(self.db, self.settings, "max_spool_age_ms")
+        steady_ms = maintenance.steady_ms(self.db, now_ms)
+        trusted_ms = maintenance.trusted_age_ms(age_ms_max, steady_ms)
+        trusted_ms_of = {folder: maintenance.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
         given_up = confirmations.give_up_confirmations(
             self.db,
             now_ms,
@@ -396,8 +415,8 @@ class Worker:
         aged = pruning.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
         made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
         pruning.forget_acknowledgements(self.db, now_ms)
-        footprint.forget_footprints(self.db)
-        salvage.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
+        record_identity.forget_footprints(self.db)
+        recover.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
         shrink(self.db)
         if aged:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
@@ -407,7 +426,7 @@ class Worker:
 
     def _finish_erasure(self, now_ms: int) -> None:
         """Where a command deleted something, and ended before it had rewritten the files that held it."""
-        noted = destination.unerased(self.db)
+        noted = incidents.unerased(self.db)
         if noted is None or noted == self._erased or 0 <= now_ms - noted[1] < PRUNE_MS:
             return  # nothing, or tried already, or the command is at it
         self._erased = noted
@@ -470,12 +489,12 @@ class Worker:
 
     def _consider_ending(self, now_ms: int) -> None:
         """An automatic worker ends when another is wanted, or when nobody needs it any more."""
-        wanted = destination.by_id(self.db, self.target.id).worker_wanted
+        wanted = destinations.by_id(self.db, self.target.id).worker_wanted
         if is_replaced(self.signature, wanted):
             self._log("ends: a worker of another version or with other settings is wanted")
             self._end()
             return
-        if present(self.spool.hooks) or readings.sendable(self.db, self.target.id, now_ms):
+        if present(self.spool.hooks) or counts.sendable(self.db, self.target.id, now_ms):
             self._useful_ms = now_ms
             return
         self._useful_ms = min(self._useful_ms, now_ms)  # the clock was set back
@@ -483,7 +502,7 @@ class Worker:
             return
         self._only.release()
         # Whoever came after the last look found the lock taken and started nobody: look once more without it.
-        if readings.sendable(self.db, self.target.id, clock.now_ms()) and self._only.take():
+        if counts.sendable(self.db, self.target.id, clock.now_ms()) and self._only.take():
             self._useful_ms = clock.now_ms()
             return
         self._log("ends: no OpenCode is running and nothing can be sent")
@@ -541,7 +560,7 @@ class Worker:
 
     def close(self) -> None:
         self._stop.set()
-        crashpoint.reach("worker.ending")
+        failpoint.reach("worker.ending")
         try:
             self._let_go(clock.now_ms())
         except sqlite3.Error as error:

@@ -4,7 +4,8 @@
 
 Processes insert, claim, acknowledge and complete jobs of two records in one ledger, through the functions that hook and
 worker use. Ways: plain WAL with SQLite's own checkpoints (not safe before 3.51.3), WAL with the checkpoints of
-`app.db` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows all.
+`app.database` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows
+all.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from app.ledger import claims, versions
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app import destination  # noqa: E402 - from a checkout
-from app.connection import Ledger  # noqa: E402
-from app.db import open_ledger  # noqa: E402
-from app.ledger import claims, versions  # noqa: E402 - from a checkout
-from tests.desk import bodies, version  # noqa: E402
+from app.database.connection import Ledger  # noqa: E402
+from app.database.open import open_ledger  # noqa: E402
+from app.ledger import destinations  # noqa: E402 - from a checkout
+from tests.support.ledger_bench import bodies, version  # noqa: E402
 
 ROUNDS = 3
 WAYS = ("plain WAL", "own checkpoints", "rollback journal")
@@ -53,7 +55,7 @@ def work(spool: Path, way: str, name: int, seconds: float, found: multiprocessin
     dice = random.Random(name)  # noqa: S311 - bodies, no secrets
     taken_s: list[float] = []
     with closing(opened(spool, way)) as db:
-        one = destination.destination(db, "https://example.invalid", "fingerprint", 1)
+        one = destinations.destination(db, "https://example.invalid", "fingerprint", 1)
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             made = version(f"msg_{len(taken_s)}", session=f"ses_{name}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from app import destination
-from app.connection import transaction
-from app.destination import Destination
+from app.database.connection import transaction
+from app.ledger import destinations
+from app.ledger.destinations import Destination
 from app.ledger.job import BATCH, Body, Kept, LedgerError, Version, bodies, kept
 from app.ledger.versions import insert, supersede_where
 
@@ -71,8 +71,8 @@ def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
     """
     if not ours.key_fingerprint:
         return
-    everyone = destination.destinations(db)
-    others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destination.is_used(db, one.id)]
+    everyone = destinations.destinations(db)
+    others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destinations.is_used(db, one.id)]
     for one in everyone:
         is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
         if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
@@ -82,7 +82,7 @@ def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
 
 def adopt_rotated(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
     """Adopt what waits for a key that is refused by now, if its own folder was captured with our key since."""
-    for from_id, folder in destination.rotated(db, ours):
+    for from_id, folder in destinations.rotated(db, ours):
         adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
 
 

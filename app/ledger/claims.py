@@ -6,11 +6,12 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from app import crashpoint, destination
-from app.connection import transaction
-from app.destination import Paused
+from app.database.connection import transaction
+from app.ledger import flow
+from app.ledger.flow import Paused, Terms
 from app.ledger.job import Body, Claim, FailedAttempt, LedgerError, bodies
 from app.ledger.versions import forget_contents
+from app.runtime import failpoint
 
 ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
@@ -51,7 +52,7 @@ def claim(
     takes no more now.
     """
     with transaction(db):
-        terms = destination.terms(db, destination_id, now_ms)
+        terms = flow.terms(db, destination_id, now_ms)
         if terms is None:
             return None
         candidates = _LEAST_RECENTLY_TRIED if terms.is_probe else _NEXT_OF_SESSION
@@ -65,7 +66,7 @@ def claim(
             # not among all jobs of the destination.)
             " and not exists (select 1 from job l where l.lease_until_ms is not null"
             "  and +l.destination_id = :destination and (job.kills >= :isolated or l.kills >= :isolated))"
-            " returning id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
+            " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
             {
                 "destination": destination_id,
                 "key": key,
@@ -79,15 +80,19 @@ def claim(
             return None
         if terms.is_probe:
             # The next one waits at least as long as this one may take.
-            destination.await_probe(db, destination_id, now_ms + lease_ms)
+            flow.await_probe(db, destination_id, now_ms + lease_ms)
         _begin_attempt(db, row["id"], row["attempt"], now_ms)
-        beside = db.execute(
-            "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
-            " left join policy p on p.id = ? where s.id = ?",
-            (row["turn_id"], row["policy_id"], row["session_id"]),
-        ).fetchone()
+        return _read(db, row, terms)
+
+
+def _read(db: sqlite3.Connection, row: sqlite3.Row, terms: Terms) -> Claim:
+    beside = db.execute(
+        "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
+        " left join policy p on p.id = ? where s.id = ?",
+        (row["turn_id"], row["policy_id"], row["session_id"]),
+    ).fetchone()
     return Claim(
-        destination_id=destination_id,
+        destination_id=row["destination_id"],
         job_id=row["id"],
         turn_id=row["turn_id"],
         key=row["key"],
@@ -158,14 +163,14 @@ def acknowledge(db: sqlite3.Connection, claim: Claim, body: Body, *, now_ms: int
             " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms",
             (claim.turn_id, body.request_id.bytes, body.digest, now_ms),
         )
-        passes = destination.passed(db, claim.destination_id)
+        passes = flow.passed(db, claim.destination_id)
         updated = db.execute(
             "update job set lease_until_ms = ?, setbacks = 0, failures = 0, passes_seen = ?"
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
             (now_ms + lease_ms, passes, claim.job_id, claim.attempt),
         )
-        crashpoint.reach("acknowledge.noting")
-    crashpoint.reach("acknowledge.committed")
+        failpoint.reach("acknowledge.noting")
+    failpoint.reach("acknowledge.committed")
     return updated.rowcount == 1
 
 
@@ -213,8 +218,8 @@ def complete(db: sqlite3.Connection, claim: Claim, now_ms: int, *, confirm_ms: i
             )
             if confirm_ms is None:
                 forget_contents(db, [claim.job_id])
-        crashpoint.reach("complete.finishing")
-    crashpoint.reach("complete.committed")
+        failpoint.reach("complete.finishing")
+    failpoint.reach("complete.committed")
     return is_done
 
 
@@ -267,7 +272,7 @@ def pause(
     In one transaction: a job whose lease stayed would be taken for one that its worker died with.
     """
     with transaction(db):
-        destination.pause(
+        flow.pause(
             db,
             claim.destination_id,
             health=health,

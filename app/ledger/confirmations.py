@@ -15,7 +15,7 @@ import sqlite3
 import uuid
 from dataclasses import dataclass
 
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger import limits
 from app.ledger.job import BATCH, LedgerError, bodies
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits

@@ -7,10 +7,10 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from app.ledger import footprint
+from app.ledger import record_identity
 from app.ledger.decision import LIVE, Current, Reopen
-from app.ledger.footprint import Print
 from app.ledger.job import SESSION_RECORD
+from app.ledger.record_identity import Print
 from app.ledger.versions import CURRENT_COLUMNS, read_current
 
 
@@ -52,7 +52,7 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
         " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ? order by j.id",
         (destination_id, session),
     ).fetchall()
-    prints = footprint.read(db, [row["id"] for row in rows])
+    prints = record_identity.read(db, [row["id"] for row in rows])
     return [
         Exported(
             turn=row["name"],

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from sqlite3 import Connection, Row
 
-from app.identity import NEWEST, Encoding
-from app.ledger.bundle import BundleError, unpack
+from app.ledger.compression import BundleError, unpack
+from app.transcript.identity import NEWEST, Encoding
 
 BATCH = 500
 """Rows that one maintenance call touches at the most."""

@@ -11,9 +11,9 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from app import crashpoint
-from app.connection import transaction, unflushed
+from app.database.connection import transaction, unflushed
 from app.ledger.versions import policy_id
+from app.runtime import failpoint
 
 
 def note_notice(db: sqlite3.Connection, store: str, session: str, folder: str, now_ms: int) -> int:
@@ -49,7 +49,7 @@ def settle_notices(db: sqlite3.Connection, store: str, seen: Mapping[str, int]) 
             " where seen.key = notice.session and seen.value >= notice.noticed_ms)",
             (store, json.dumps(seen)),
         ).rowcount
-        crashpoint.reach("notice.settling")
+        failpoint.reach("notice.settling")
     return settled
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 
-from app import crashpoint
-from app.connection import transaction
+from app.database.connection import transaction
 from app.ledger import limits
 from app.ledger.confirmations import forget_session
+from app.ledger.eviction import HELD, excess_of_folders, held_bytes
 from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
-from app.ledger.room import HELD, excess_of_folders, held_bytes
 from app.ledger.versions import forget_contents
+from app.runtime import failpoint
 
 _CAN_GO = f"{HELD} and j.lease_until_ms is null"
 ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
@@ -103,7 +103,7 @@ def _drop(
             {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
-        crashpoint.reach("prune.dropping")
+        failpoint.reach("prune.dropping")
     return len(rows)
 
 

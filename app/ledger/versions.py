@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
-from app import crashpoint, destination
-from app.connection import transaction
-from app.identity import Encoding, Identity
-from app.ledger import footprint
-from app.ledger.bundle import pack
+from app.database.connection import transaction
+from app.ledger import incidents, record_identity
+from app.ledger.compression import pack
 from app.ledger.decision import LIVE, Current, Decision, Known, Reopen, decide
 from app.ledger.job import Body, Kept, LedgerError, Version
+from app.runtime import failpoint
+from app.transcript.identity import Encoding, Identity
 
 _Begin: TypeAlias = Literal["pending", "superseded", "dropped"]
 """The states in which a job may begin."""
@@ -32,7 +32,7 @@ def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[s
     ).fetchone()
     if row is None:
         return None
-    name = row["shown_name"] if row["encoding"] > 1 else footprint.session_name(db, row["id"])
+    name = row["shown_name"] if row["encoding"] > 1 else record_identity.session_name(db, row["id"])
     return row["root_name"], Identity(row["user_id"], row["encoding"], name)
 
 
@@ -144,7 +144,7 @@ def insert(
                 _write(db, _row(db, turn, version, "superseded", now_ms), _contents(()))
             case _:
                 _take(db, _place(db, destination_id, version), version, contents, now_ms)
-                crashpoint.reach("enqueue.inserting")
+                failpoint.reach("enqueue.inserting")
     return decision
 
 
@@ -152,7 +152,7 @@ def _take(db: sqlite3.Connection, turn: _Turn, version: Version, contents: _Cont
     """Make a version the current one of its turn. What replaces a recall that was not delivered is one itself."""
     if version.is_recall:
         _disbelieve_recall(db, turn.turn_id, version.key)
-        destination.note_unerased(db, now_ms)
+        incidents.note_unerased(db, now_ms)
     elif _is_recall_due(db, turn.turn_id):
         version = replace(version, is_recall=True)
     # A lease stays: until its worker lets go, nothing else of the session may be in flight.
@@ -309,7 +309,7 @@ def _write(db: sqlite3.Connection, row: _Row, contents: _Contents) -> None:
     if written is None:
         raise LedgerError(f"job {str(row['key'])[:12]} belongs to another turn")
     forget_contents(db, [written["id"]])
-    footprint.write(db, written["id"], contents.here)
+    record_identity.write(db, written["id"], contents.here)
     write_records(db, written["id"], contents.records)
     if contents.bundle:
         db.execute("insert into bundle (job_id, bodies) values (?, ?)", (written["id"], contents.bundle))

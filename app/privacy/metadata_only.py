@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from app.transcript import (
+from app.transcript.model import (
     Assistant,
     Failure,
     File,

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from app.privacy.named_values import named_values
 from app.privacy.secret_names import is_named
-from app.transcript import Json
+from app.transcript.model import Json
 
 _STRING_MAX, _LINE_BYTES_MAX = 1_000, 8_000
 

@@ -18,9 +18,6 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from app.attachment import strip_blobs
-from app.blobs import described_pieces
-from app.envelope import readable
 from app.privacy.decode import View, joined, layers, unpacked
 from app.privacy.known_secrets import search_for, traces_of
 from app.privacy.metadata_only import withhold_session, withhold_turn
@@ -30,7 +27,10 @@ from app.privacy.scout import Hits, Scout, scout
 from app.privacy.secret_names import is_named
 from app.privacy.stretches import Stretch, stretches
 from app.privacy.user_patterns import Pattern, PatternError, compile_pattern
-from app.transcript import (
+from app.runtime.header_value import readable
+from app.transcript.attachments import strip_blobs
+from app.transcript.blobs import described_pieces
+from app.transcript.model import (
     Assistant,
     Failure,
     File,

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
-from app.endpoint import is_unprotected
+from app.runtime.url import is_unprotected
 from app.settings.model import DEFAULT, SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError, checked
 from app.settings.names import IN_CONFIG_FILE, LIMITS, NAMES, ON_COMMAND_LINE, TIGHTENING
 from app.settings.options import Options, excerpt, from_values, layer_of, unit_of, words, words_of

@@ -13,8 +13,8 @@ from platformdirs import user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, TypeAdapter
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.endpoint import EndpointError, normalise
-from app.place import default_spool
+from app.runtime.filesystem import default_spool
+from app.runtime.url import EndpointError, normalise
 from app.settings.names import NAMES
 
 PROGRAM = "opencode-helicone"

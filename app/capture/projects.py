@@ -1,0 +1,139 @@
+"""How the folders that one OpenCode has open are captured: what the plugin's lines and the settings beside them say."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+
+from app.capture.config import capture
+from app.capture.keyring import Keyring
+from app.capture.messages import Line
+from app.capture.targets import folder, target
+from app.database.open import open_ledger
+from app.ledger import adoption, folders
+from app.ledger.destinations import Destination
+from app.privacy.redact import PatternError
+from app.privacy.terms import Capture
+from app.runtime import clock
+from app.settings.lookup import Sources
+from app.settings.model import Settings, SettingsError
+from app.settings.views import folder_record
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """How a folder is captured, and what that follows from."""
+
+    line: Line
+    """The last one that brought other options."""
+    basis: object
+    folder: str
+    settings: Settings
+    known: tuple[str, ...] = field(repr=False)
+    """The values that `capture` masks."""
+    capture: Capture | None
+    """None where `enable` is false, where the folder is held, and while the settings cannot be used."""
+
+
+class Captures:
+    """By directory; recorded in the ledger for later commands."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        keyring: Keyring,
+        db: sqlite3.Connection,
+        ours: Destination,
+        begin: Callable[[str, str], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """`begin` is told of each directory, and its folder, of which capture begins; `tell` of what is wrong."""
+        self._sources = sources
+        self._keyring = keyring
+        self._db = db
+        self._target = ours
+        self._begin = begin
+        self._tell = tell
+        self._seen: dict[str, Captured] = {}
+        self._unknown: tuple[str, ...] = ()
+        """What was told of secrets that could not be looked for."""
+
+    def take(self, line: Line) -> Capture | None:
+        """How this line's folder is captured; None where `enable` is false, or where the folder is held.
+
+        What is written while it is held is taken from OpenCode's store when the files are right.
+        Raises SettingsError, PatternError, sqlite3.Error.
+        """
+        seen = self._seen.get(line.directory)
+        basis = self._sources.basis(line.directory or None)
+        if seen is not None and (seen.line.options, seen.basis) == (line.options, basis):
+            return self._as_known(seen).capture
+        try:
+            settings = self._sources.load(line.directory or None, handed=line.options)
+            known = self._keyring.learn(self._sources.documents(line.directory or None), settings.api_key)
+            self._tell_unknown()
+            made = capture(settings, known) if settings.enable and not settings.held else None
+        except (SettingsError, PatternError):
+            if seen is not None:  # what it was says nothing any more
+                self._seen[line.directory] = replace(seen, basis=None, capture=None)
+            raise
+        place = folder(self._db, line.directory)
+        folders.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
+        for complaint in settings.complaints:
+            self._tell(f"{'a folder is held: ' if complaint.holds else ''}{complaint.short}")
+        if not settings.enable or settings.export_mode == "off":
+            folders.stop_capture(self._db, place)
+        else:
+            folders.resume_capture(self._db, place, clock.now_ms())
+            self._begin(line.directory, place)
+        # Before anything new of these sessions: older turns go first.
+        adoption.adopt_rotated(self._db, self._target, clock.now_ms())
+        self._seen[line.directory] = Captured(line, basis, place, settings, known, made)
+        return made
+
+    def _as_known(self, seen: Captured) -> Captured:
+        """With the secrets that have become known since: OpenCode may have got a new token a moment ago."""
+        known = self._keyring.look()
+        self._tell_unknown()
+        if seen.capture is None or seen.known is known:
+            return seen
+        renewed = replace(seen, known=known, capture=capture(seen.settings, known))
+        self._seen[seen.line.directory] = renewed
+        return renewed
+
+    def _tell_unknown(self) -> None:
+        before, self._unknown = self._unknown, self._keyring.problems
+        for problem in self._unknown:
+            if problem not in before:
+                self._tell(problem)
+
+    def refresh(self) -> None:
+        """Look at the settings again."""
+        for seen in list(self._seen.values()):
+            with suppress(SettingsError, PatternError):  # said with the next notice
+                self.take(seen.line)
+
+    def seen(self, directory: str) -> Captured | None:
+        found = self._seen.get(directory)
+        return None if found is None else self._as_known(found)
+
+    def by_folder(self) -> dict[str, Capture | None]:
+        return {seen.folder: self._as_known(seen).capture for seen in list(self._seen.values())}
+
+    def of(self, place: str) -> Capture | None:
+        """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""
+        found = self.by_folder().get(place)
+        return None if found is None or found.policy.mode == "off" else found
+
+
+def note_disabled(settings: Settings, line: Line) -> None:
+    """`enable` is false: a worker that still runs must see it. Where nothing ever ran, nothing is made."""
+    if not (settings.spool_directory / "ledger.db").exists():
+        return
+    with closing(open_ledger(settings.spool_directory)) as db:
+        place = folder(db, line.directory)
+        ours = target(db, settings, clock.now_ms())
+        folders.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
+        folders.stop_capture(db, place)

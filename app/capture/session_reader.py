@@ -1,0 +1,357 @@
+"""Out of OpenCode's store into the ledger: of a session those turns that are not there as they are now.
+
+    outline ─ what differs from what was noted ─▶ transcript (these turns) ─▶ enqueue ─▶ noted
+                                                                        └▶ unfinished: waits
+
+One look takes a few turns, the oldest first, so that other sessions need not wait for a long one. Where these are large
+it only reads them, and the next ones make them ready (`ahead`) and take them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from app.capture.enqueue import Enqueued, Place, outlook
+from app.capture.redact_ahead import Ahead, is_large
+from app.ledger import history, incidents, notices, versions
+from app.ledger.decision import WANTED
+from app.ledger.job import SESSION_RECORD
+from app.ledger.notices import TurnRead
+from app.privacy.policy import is_as_strict
+from app.privacy.terms import Capture
+from app.runtime import failpoint
+from app.sources.opencode.access import AbsentError, InMemoryError, StoreError
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store
+from app.sources.opencode.turns import Outline, TurnOutline
+from app.transcript.model import Transcript, TranscriptError
+
+ROWS_MAX = 150
+"""Of messages and parts that one look takes, unless a single turn has more."""
+REMEMBERED_MAX = 256
+"""Sessions of which is kept in memory what was read of them."""
+FAILURES_MAX = 3
+"""So many tries to read the store that fail end the last looks."""
+GONE = "sessions gone before they were read"
+"""As an incident: deleted, or with a data folder that is not there any more."""
+GONE_TURNS = "turns gone before they were read"
+"""As an incident: deleted between two looks."""
+UNDONE = "turns undone before they were read, and not exported, of session"
+"""As an incident; the session's id follows."""
+
+
+class Take(Protocol):
+    """Enqueues `only` these turns of a session; as interrupted what is not finished, if it is `abandoned`."""
+
+    def __call__(
+        self, transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
+    ) -> Enqueued: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look at a session came to."""
+
+    has_more: bool = False
+    """There are turns that it did not get to."""
+    is_waiting: bool = False
+    """A turn is unfinished."""
+    is_whole: bool = True
+    """Nothing was left out, also of what was written before capture began."""
+    has_interrupted: bool = False
+    """What was unfinished was taken as it is."""
+
+
+@dataclass(slots=True)
+class _Read:
+    """What is known of a session's turns."""
+
+    turns: dict[str, TurnRead]
+    early: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Those from before capture began that were left out, as they were: (rows, updated_ms)."""
+    waiting: dict[str, tuple[str | None, bool]] = field(default_factory=dict)
+    """The unfinished ones, each with the session's last turn then, and whether nobody was to finish it."""
+    began_ms: int | None = None
+    """The first of the looks that have not got to the end; None: the last one has."""
+    outline: Outline | None = None
+    ahead: list[TurnOutline] = field(default_factory=list)
+    """What they have not got to, of this outline."""
+    has_interrupted: bool = False
+    """They, or the last one."""
+    last: str | None = None
+    """From here on there may be new ones. None: all of them are to be looked at."""
+    policy: str = ""
+    """Under which all of them were looked at."""
+    updated_ms: int | None = None
+    """When the session's own row was written, as last seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How a session is to be read."""
+
+    place: Place
+    capturing: Capture
+    policy: str
+    now_ms: int
+    since_ms: int | None
+    is_over: Callable[[], bool]
+
+
+class Reader:
+    """Reads sessions of one store for one destination. Methods raise sqlite3.Error, ExportError, TranscriptError."""
+
+    def __init__(self, store: Store, destination_id: int, take: Take) -> None:
+        self._store = store
+        self._destination_id = destination_id
+        self._take = take
+        self._read: dict[str, _Read] = {}
+        self._held: tuple[_Read, Ahead] | None = None
+        """What was read and is to be taken; of one session at a time, as it is large."""
+
+    def look(  # noqa: PLR0913 - where, how, and what for
+        self,
+        db: sqlite3.Connection,
+        root: str,
+        place: Place,
+        capturing: Capture,
+        *,
+        now_ms: int,
+        since_ms: int | None = None,
+        whole: bool = False,
+        again: bool = False,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> Look | None:
+        """Take what is new of a session; None when it is not in the store.
+
+        `whole`: all of its turns are looked at. `again`: what was unfinished is read, if it looks as before, too. With
+        `since_ms` only what was missed is taken: what was written later, or of which an earlier state was captured,
+        whatever the policy was. `is_over` is asked about what is unfinished, and once more when it was read: whether
+        nobody will finish it.
+        """
+        frozen = versions.frozen(db, self._destination_id, root)
+        policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
+        asked = _Asked(place, capturing, policy, now_ms, since_ms, is_over)
+        read = self._recall(db, root)
+        outline, ahead, is_further = read.outline, read.ahead, read.began_ms is not None
+        if outline is None or not ahead:  # when all is taken, what was written meanwhile
+            is_all = is_further or whole or read.policy != policy or read.last is None
+            is_all = is_all or (since_ms is None and bool(read.early))
+            also = () if is_all else read.waiting
+            outline = self._store.outline(root, since=None if is_all else read.last, also=also)
+            if outline is None:
+                del self._read[root]
+                return None
+            then, again = (_last(outline), is_over()), again and not is_further
+            ahead = [one for one in outline.turns if _is_ahead(one, read, then, asked, again=again)]
+        batch = _batch(ahead)
+        read.has_interrupted &= is_further
+        left = ahead[len(batch) :]
+        if outline.turns and (batch or read.updated_ms != outline.updated_ms):
+            found = self._transcript(db, read, outline, batch, asked)
+            if found is None:
+                left = ahead
+            else:
+                transcript, capturing = found
+                if transcript is None:
+                    del self._read[root]
+                    return None
+                self._take_turns(db, transcript, outline, batch, replace(asked, capturing=capturing))
+                read.updated_ms = outline.updated_ms
+        has_more = bool(left or read.ahead)
+        read.began_ms = now_ms if read.began_ms is None else read.began_ms
+        read.outline, read.ahead = outline, left
+        if not has_more:
+            # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
+            read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < read.began_ms - 1}
+            read.last, read.policy, read.began_ms, read.outline = _last(outline), policy, None, None
+        return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
+
+    def _transcript(
+        self, db: sqlite3.Connection, read: _Read, outline: Outline, batch: list[TurnOutline], asked: _Asked
+    ) -> tuple[Transcript | None, Capture] | None:
+        """What is to be taken, and how; None: not yet, it is large, and held until it is ready."""
+        if self._held is not None and self._held[0] is read:
+            _, ahead = self._held
+            if ahead.is_under(asked.capturing):
+                ready = ahead.step()
+                if ready is None:
+                    return None
+                self._held = None
+                return ahead.transcript, ready
+            self._held = None
+        names = {one.turn for one in batch}
+        # The last one says whether the person has gone on.
+        found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
+        failpoint.reach("notice.read")
+        if found is not None and is_large(found, names):
+            told = outlook(db, found, asked.capturing, asked.place)
+            new = names & {export.turn for export, decision in told if decision in WANTED}
+            if new and self._held is None:
+                self._held = read, Ahead(found, new, asked.capturing)
+                return None
+            if new:
+                self._held = None  # that is read again: two of them would take twice the memory
+        return found, asked.capturing
+
+    def _take_turns(
+        self,
+        db: sqlite3.Connection,
+        transcript: Transcript,
+        outline: Outline,
+        batch: list[TurnOutline],
+        asked: _Asked,
+    ) -> None:
+        root, read = outline.session, self._read[outline.session]
+        names = {one.turn for one in batch}
+        self._count_gone(db, transcript, names, asked.now_ms)
+        undone = self._undone(db, transcript, asked.now_ms)
+        only, early = (names | {SESSION_RECORD}) - undone, set[str]()
+        if asked.since_ms is not None:
+            missed, known = self._missed(db, transcript, asked.policy, asked.since_ms)
+            early = only - missed - known - {SESSION_RECORD}
+            only &= missed
+        is_told = notices.has_turn(db, self._destination_id, root, SESSION_RECORD)
+        if not is_told and not any(turn.final for turn in transcript.turns):
+            # Its own record goes with its first turn: until that has ended OpenCode has not named it yet.
+            only -= {SESSION_RECORD}
+        done = self._take(transcript, asked.capturing, asked.place, only=only, abandoned=False)
+        waiting = names & {turn.id for turn in done.waiting} - undone
+        unfinished = [one for one in batch if one.turn in waiting]
+        is_over = bool(unfinished) and asked.is_over()
+        if is_over and self._is_unchanged(root, unfinished):
+            ended = (only & waiting) | {SESSION_RECORD}
+            self._take(transcript, asked.capturing, asked.place, only=ended, abandoned=True)
+            waiting, read.has_interrupted = set(), True
+        noted = {one.turn: TurnRead(one.rows, one.updated_ms, asked.policy) for one in batch}
+        read.turns |= {name: one for name, one in noted.items() if name not in early}
+        read.early = {name: one for name, one in read.early.items() if name not in names}
+        read.early |= {name: (one.rows, one.updated_ms) for name, one in noted.items() if name in early}
+        read.waiting = {name: then for name, then in read.waiting.items() if name not in names}
+        read.waiting |= dict.fromkeys(waiting, (_last(outline), is_over))
+        left = early | waiting | undone
+        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
+        notices.note_turns_read(db, self._destination_id, root, kept)
+
+    def _count_gone(self, db: sqlite3.Connection, transcript: Transcript, names: Collection[str], now_ms: int) -> None:
+        """Of the turns that were looked through those that were deleted since, and before any of them was read."""
+        root = transcript.session.id
+        missing = set(names) - {turn.id for turn in transcript.turns}
+        gone = [
+            name
+            for name in missing
+            if not self._store.holds(root, name) and not notices.has_turn(db, self._destination_id, root, name)
+        ]
+        if gone:
+            incidents.note(db, GONE_TURNS, now_ms, len(gone))
+
+    def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
+        """The turns that were taken back before any of them was read: they are not exported, and that is said."""
+        root = transcript.session.id
+        undone = {
+            turn.id
+            for turn in transcript.turns
+            if turn.is_undone and not notices.has_turn(db, self._destination_id, root, turn.id)
+        }
+        if undone:
+            incidents.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
+        return undone
+
+    def _is_unchanged(self, root: str, turns: list[TurnOutline]) -> bool:
+        """Whether these are as before: reading them took its time."""
+        names = [one.turn for one in turns]
+        now = self._store.outline(root, since=names[-1], also=names)
+        return now is not None and set(turns) <= set(now.turns)
+
+    def _missed(
+        self, db: sqlite3.Connection, transcript: Transcript, policy: str, since_ms: int
+    ) -> tuple[set[str], set[str]]:
+        """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
+
+        And all that it knows of the session.
+
+        What it holds under another policy and is as new stays as it is: a new pattern sends nothing again by itself.
+        Nor does a new key or endpoint.
+        """
+        session = transcript.session.id
+        known = history.current_turns(db, self._destination_id, session)
+        elsewhere = history.exported_elsewhere(db, self._destination_id, session)
+
+        def is_missed(name: str, facts_ms: int) -> bool:
+            one = known.get(name)
+            if one is None:
+                return facts_ms >= since_ms and elsewhere.get(name, -1) < facts_ms
+            return one.facts_ms < facts_ms or one.policy == policy
+
+        missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
+        if missed or (SESSION_RECORD in known and is_missed(SESSION_RECORD, 0)):
+            missed.add(SESSION_RECORD)
+        # Not to be taken, but to be told of.
+        unreadable = {one.turn for one in transcript.unreadable if one.turn is not None and one.turn not in known}
+        return missed | unreadable, set(known)
+
+    def _recall(self, db: sqlite3.Connection, root: str) -> _Read:
+        found = self._read.pop(root, None)
+        self._read[root] = found or _Read(notices.turns_read(db, self._destination_id, root))
+        while len(self._read) > REMEMBERED_MAX:
+            del self._read[next(iter(self._read))]
+        return self._read[root]
+
+    def go_on_from(self, other: Reader) -> None:
+        """What that one has read is gone with its spool, because somebody wanted that, and is not read again."""
+        self._read = other._read
+
+    def let_go(self) -> None:
+        """What is held may not be wanted any more, and is read again where it is."""
+        self._held = None
+
+    def forget(self) -> None:
+        """What was left to another session may be wanted now."""
+        self._read.clear()
+
+    def is_known(self, root: str) -> bool:
+        """Whether it was looked at before, to its end."""
+        return root in self._read and self._read[root].last is not None
+
+
+def _is_ahead(one: TurnOutline, read: _Read, then: tuple[str | None, bool], asked: _Asked, *, again: bool) -> bool:
+    """Whether a turn is to be read: it is new or has changed, or waits, or a stricter policy is in force."""
+    noted, found = read.turns.get(one.turn), (one.rows, one.updated_ms)
+    left = read.early.get(one.turn) if asked.since_ms is not None else None
+    if found != (left if noted is None else (noted.rows, noted.updated_ms)):
+        return True
+    if one.turn in read.waiting:
+        return again or read.waiting[one.turn] != then
+    if noted is None or asked.since_ms is not None:
+        return False  # reconciling sends nothing again for another policy
+    return noted.policy != asked.policy and not is_as_strict(noted.policy, asked.policy)
+
+
+def _last(outline: Outline) -> str | None:
+    return outline.turns[-1].turn if outline.turns else None
+
+
+def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
+    rows, taken = 0, list[TurnOutline]()
+    for one in ahead:
+        rows += one.rows
+        if taken and rows > ROWS_MAX:
+            break
+        taken.append(one)
+    return taken
+
+
+def reason_of(error: ExportError | TranscriptError) -> str:
+    """Why a session cannot be read now, in words that are kept: without its text, and without a path."""
+    match error:
+        case InMemoryError():
+            return "OpenCode keeps its store in memory, where nobody can read it"
+        case AbsentError():
+            return "OpenCode's store is not there"
+        case StoreError():
+            return "OpenCode's store cannot be read"
+        case _:
+            return "the session cannot be read"

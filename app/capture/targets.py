@@ -1,0 +1,36 @@
+"""Whose jobs the settings mean: a destination and a project folder, as the ledger knows them."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from app.ledger import destinations
+from app.ledger.destinations import Destination
+from app.runtime.url import normalise
+from app.settings.model import Settings
+
+
+def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destination:
+    """The destination that these settings mean; made when it is new.
+
+    Without a key and without a chosen endpoint it is the one destination that any first key may take over.
+    """
+    return destinations.destination(db, *meant(db, settings), now_ms)
+
+
+def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
+    """(endpoint, key fingerprint): what tells that destination from others."""
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    chosen = key or "endpoint" in settings.origins
+    return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, key)
+
+
+def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
+    """As `target`, for those who only look: None when there is no such destination yet."""
+    ours = meant(db, settings)
+    return next((one for one in destinations.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
+
+
+def folder(db: sqlite3.Connection, directory: str | None) -> str:
+    """What the ledger knows a project folder by: a salted hash, '' for none."""
+    return destinations.fingerprint(db, directory or "")

@@ -1,0 +1,328 @@
+"""The command line: arguments in, text or JSON out, an exit code. What is true stands elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from platformdirs import user_data_path
+
+from app import __version__
+from app.capture.folders import effective
+from app.cli import render
+from app.cli.backfill import backfill
+from app.cli.dead import dead
+from app.cli.import_preview import importing
+from app.cli.options import (
+    DONE,
+    PROBLEM,
+    PROGRAM,
+    STOPPED,
+    USAGE,
+    AsJson,
+    Chosen,
+    Endpoint,
+    EnvFile,
+    ExportMode,
+    SpoolDirectory,
+    complain,
+    print_json,
+    print_lines,
+    sources_of,
+)
+from app.cli.plugin import plugin
+from app.cli.recall import recalling
+from app.cli.verify import verification
+from app.database.open import open_ledger, read_ledger
+from app.database.schema import SchemaError, migrations
+from app.ledger.job import LedgerError
+from app.operations import doctor
+from app.operations.dead_letters import LetterError
+from app.operations.finding import Finding
+from app.operations.status import read_status
+from app.privacy.redact import PatternError
+from app.runtime import clock
+from app.runtime.url import EndpointError
+from app.settings.lookup import Sources, unattended
+from app.settings.model import SettingsError, standard_folder
+from app.settings.views import shown
+from app.sources.opencode import install
+from app.sources.opencode.export_files import ExportError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Exports OpenCode sessions to Helicone through a durable queue.",
+)
+config = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Settings.")
+app.add_typer(config, name="config")
+app.add_typer(dead, name="dead")
+app.add_typer(importing)
+app.add_typer(plugin)
+app.add_typer(backfill)
+app.add_typer(verification)
+app.add_typer(recalling)
+
+
+def main() -> None:
+    """The process. Every expected failure is one line on stderr; a bug is one line without any transcript text."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None when it was closed before we came
+        # A file name need not be valid UTF-8, and a terminal need not be able to show all of Unicode.
+        stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
+    try:
+        # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
+        app(prog_name=PROGRAM)
+    except (SettingsError, PatternError, EndpointError) as error:
+        complain(str(error))
+        sys.exit(USAGE)
+    except (OSError, sqlite3.Error, SchemaError, LedgerError, ExportError, LetterError, install.InstallError) as error:
+        complain(_told(error))
+        sys.exit(PROBLEM)
+    except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        complain(f"internal error, please report it: {type(error).__name__} at {where}")
+        sys.exit(PROBLEM)
+
+
+def _told(error: Exception) -> str:
+    match error:
+        case sqlite3.Error():
+            return f"the queue, ledger.db: {error}"
+        case OSError(filename=str(path), strerror=str(reason)):
+            return f"{path}: {reason}"
+        case _:
+            return str(error)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("hook")
+def _hook() -> None:
+    """Read what OpenCode's plugin gives notice of.
+
+    On standard input, until it ends. The plugin starts this.
+    """
+    from app.capture.daemon import main as serve  # noqa: PLC0415 - normally __main__ has done this, without a command line
+
+    serve()
+
+
+@app.command("worker")
+def _worker(
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    chosen: Chosen = None,
+    automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False,
+) -> None:
+    """Deliver until told to stop.
+
+    By SIGTERM or SIGINT; what is being posted then is finished. The same as huey_consumer app.worker.huey.
+    """
+    from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
+    from app.worker import Worker  # noqa: PLC0415 - the same
+
+    sources = unattended(os.environ) if automatic else sources_of(env_file, spool_directory, endpoint, chosen=chosen)
+    try:
+        worker = Worker(sources, automatic=automatic)
+        if not automatic:
+            print_lines(render.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
+        worker.run()
+    except ClientError as error:
+        raise SettingsError([str(error)]) from None
+    except SettingsError as error:
+        if not automatic:
+            raise
+        complain(error.for_logs)  # its standard error is worker.log
+        raise typer.Exit(USAGE) from None
+
+
+@app.command("flush")
+def _flush(
+    *,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up after this time.")] = 30,
+    expect_some: Annotated[
+        bool, typer.Option("--expect-some", help="Exit code 1 where this folder never had a job.")
+    ] = False,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    chosen: Chosen = None,
+    json_wanted: AsJson = False,
+) -> None:
+    """Deliver what waits, now.
+
+    Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
+    """
+    from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - the same
+    from app.operations.flush import flush  # noqa: PLC0415 - as in `_worker`
+
+    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
+    try:
+        with render.spinner("delivering"):
+            flushed = flush(sources, timeout, expect_some=expect_some)
+    except ClientError as error:
+        raise SettingsError([str(error)]) from None
+    if json_wanted:
+        print_json(asdict(flushed))
+    else:
+        print_lines(render.flush_lines(flushed))
+    is_fine = flushed.is_done and (flushed.captured_here or not expect_some)
+    raise typer.Exit(STOPPED if flushed.was_stopped else DONE if is_fine else PROBLEM)
+
+
+@app.command("status")
+def _status(
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    chosen: Chosen = None,
+    json_wanted: AsJson = False,
+) -> None:
+    """Say what waits, and why."""
+    now_ms = clock.now_ms()
+    status = read_status(sources_of(env_file, spool_directory, endpoint, chosen=chosen).load(), now_ms)
+    if json_wanted:
+        print_json(asdict(status))
+    else:
+        print_lines(render.status_lines(status, now_ms))
+
+
+@app.command("doctor")
+def _doctor(
+    *,
+    send: Annotated[bool, typer.Option("--send", help="Also send a tiny log and look for it.")] = False,
+    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Look for it so long.")] = 30,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    chosen: Chosen = None,
+    json_wanted: AsJson = False,
+) -> None:
+    """Check everything, and say what to do.
+
+    Exit code 1 when there is a problem.
+    """
+    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
+    found: list[Finding] = []
+    for finding in _examined(sources, timeout, send=send):
+        found.append(finding)
+        if not json_wanted:
+            print_lines([render.finding_line(finding)])
+    if json_wanted:
+        print_json({"findings": [asdict(one) for one in found]})
+    raise typer.Exit(PROBLEM if any(one.level == "problem" for one in found) else DONE)
+
+
+def _examined(sources: Sources, timeout_s: float, *, send: bool) -> Iterator[Finding]:
+    yield from doctor.examine(sources, Path.cwd(), clock.now_ms())
+    if send:
+        from app.operations import send_test  # noqa: PLC0415 - as in `_worker`
+
+        yield from send_test.send(sources.load(), clock.now_ms(), timeout_s)
+
+
+@config.command("show")
+def _config_show(
+    *,
+    env_file: EnvFile = None,
+    spool_directory: SpoolDirectory = None,
+    endpoint: Endpoint = None,
+    export_mode: ExportMode = None,
+    chosen: Chosen = None,
+    json_wanted: AsJson = False,
+) -> None:
+    """Print the settings and their origins.
+
+    As they are in force in the current folder. The API key is not printed.
+    """
+    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
+    settings = sources.load()
+    try:
+        with closing(read_ledger(settings.spool_directory)) as db:
+            settings = effective(db, sources, Path.cwd())
+    except FileNotFoundError:
+        pass  # then nothing is recorded
+    except (OSError, sqlite3.Error, SchemaError) as error:
+        complain(f"without what hooks have recorded: {error}")
+    problems = [one.text for one in settings.complaints]
+    if json_wanted:
+        print_json({"settings": [asdict(one) for one in shown(settings)], "problems": problems})
+    else:
+        print_lines(render.setting_line(one) for one in shown(settings))
+        print_lines(render.problem_lines(problems))
+
+
+@app.command("migrate")
+def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None) -> None:
+    """Make the queue, or bring it up to date.
+
+    Every other command does so, too.
+    """
+    spool = sources_of(env_file, spool_directory).load().spool_directory
+    open_ledger(spool).close()
+    print_lines([f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}"])
+
+
+@app.command("receiver")
+def _receiver(
+    *,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="A loopback address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8686,
+    store: Annotated[Path | None, typer.Option(metavar="FILE", help="What it keeps; made when missing.")] = None,
+    faults: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON: what goes wrong first.")] = None,
+) -> None:
+    """Run a Helicone-compatible server here.
+
+    To try the program without Helicone, on this machine only.
+    """
+    try:
+        from app.receiver import server  # noqa: PLC0415 - an extra: everything else works without it
+        from app.receiver.faults import FaultError  # noqa: PLC0415 - the same
+        from app.receiver.store import ShelfError  # noqa: PLC0415 - the same
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("app"):
+            raise
+        complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
+        raise typer.Exit(PROBLEM) from None
+    kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
+    try:
+        server.serve(
+            host=host,
+            port=port,
+            store_path=kept,
+            faults_path=faults,
+            on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept))),
+        )
+    except (server.ReceiverError, FaultError, ShelfError) as error:
+        complain(str(error))
+        raise typer.Exit(PROBLEM) from None

@@ -1,0 +1,1 @@
+"""SQLite files: opened, migrated, and recovered when they are damaged."""

@@ -1,0 +1,192 @@
+"""Out: a claimed job's records are posted, acknowledged one by one, and the job is finished.
+
+claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
+           │
+           └─ not accepted ─▶ health.judge ─▶ dead_letter | retry_later | pause | release
+
+Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again. A job
+that gave up its bodies for want of room has them made again first, and posts them only if they are the same, or are
+stricter and none of the job's was posted before.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from app.delivery.backoff import Policy
+from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, judge
+from app.exporters.outcome import Outcome
+from app.ledger import claims, eviction, flow, maintenance, policy_enforcement
+from app.ledger.eviction import Remade
+from app.ledger.job import Body, Claim, FailedAttempt, LedgerError
+from app.privacy.policy import Hold, Permit, Remake
+from app.runtime import failpoint
+
+LEASE_MS = 60_000
+"""Renewed by each acknowledgement; one POST takes 30 s at the most."""
+HOLD_MS = 3_600_000
+"""A change of settings ends a hold; this does where the change was missed."""
+UNFINISHED_MS = 10_000
+"""After so long a job is tried again whose end the ledger could not be told: what it posted may be posted once more."""
+OTHER_TEXT = Hold("its text has to be read again by the hook of its project, with the secrets that were redacted")
+"""Who redacted it knew other secrets than this process, or it has changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Courier:
+    """Who delivers, to where, and by which means."""
+
+    destination_id: int
+    worker: str
+    policy: Policy
+    permit: Callable[[Claim], Permit]
+    """What the settings in force say to this job, now."""
+    post: Callable[[Body], Outcome]
+    clock: Callable[[], int]
+    """Milliseconds UTC."""
+    dice: Callable[[], float]
+    """From 0 up to 1."""
+    stopping: Callable[[], bool]
+    """True when the worker was told to end: what is in flight is finished, nothing new is begun."""
+    when_to_confirm: Callable[[], int | None] = lambda: None
+    """Asked as a job is delivered: when it is to be read back, None for never."""
+    max_retries_of: Callable[[Claim], int | None] = lambda _: None
+    """What the job's folder says in place of `policy.max_retries`; None: nothing."""
+    rebuild: Callable[[Claim], Remade | Hold | None] = lambda _: OTHER_TEXT
+    """All bodies of a job that gave its own up, made again; None: nobody has the turn any more."""
+    leave: Callable[[Claim], None] = lambda _: None
+    """Told of a job that could not be finished because the ledger is locked, full or out of reach: see `let_go`."""
+
+
+def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
+    """Deliver the oldest due job of the session that `key` belongs to; the key to ring next, or None.
+
+    A ring for something that is delivered, leased or not due does nothing.
+    Raises sqlite3.Error. A job that was under way is told to `courier.leave`, or its lease runs out.
+    """
+    if courier.stopping():
+        return None
+    claim = claims.claim(
+        db, courier.destination_id, key, worker=courier.worker, now_ms=courier.clock(), lease_ms=LEASE_MS
+    )
+    if claim is None:
+        return None
+    failpoint.reach("claim.committed")
+    try:
+        was_asked = _carry(db, claim, courier)
+    except sqlite3.OperationalError:
+        courier.leave(claim)
+        raise
+    if not was_asked and claim.is_probe:
+        # The probe found nothing to post: the next job may ask in its place.
+        flow.probe_now(db, courier.destination_id, courier.clock())
+    return maintenance.next_of_session(db, courier.destination_id, claim.session, courier.clock())
+
+
+def let_go(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
+    """Release a job that `deliver` could not finish: that its lease still stands is nobody's fault.
+
+    Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
+    """
+    failed = FailedAttempt(now_ms, "the ledger could not be written; see logs/worker.log")
+    claims.release(db, claim, due_ms=now_ms + UNFINISHED_MS, failed=failed)
+    if claim.is_probe:
+        flow.probe_now(db, claim.destination_id, now_ms)
+
+
+def _carry(db: sqlite3.Connection, claim: Claim, courier: Courier) -> bool:
+    """Deliver the job, as far as that can be done; whether the destination was asked at all."""
+    if not eviction.is_emptied(db, claim):
+        return _send(db, claim, courier, None)
+    made = _made_again(db, claim, courier)
+    return made is not None and _send(db, claim, courier, made)
+
+
+def _send(db: sqlite3.Connection, claim: Claim, courier: Courier, made: Sequence[Body] | None) -> bool:
+    """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
+    asked = False
+    try:
+        for body in claims.unacknowledged(db, claim, made):
+            if courier.stopping():
+                claims.release(db, claim, due_ms=courier.clock())
+                return asked
+            if not claims.is_current(db, claim):
+                break
+            permit = courier.permit(claim)
+            if isinstance(permit, Hold | Remake):
+                _withhold(db, claim, permit, courier.clock())
+                return asked
+            failpoint.reach("post.sending", str(body.request_id))
+            outcome = courier.post(body)
+            failpoint.reach("post.answered", str(body.request_id))
+            asked = True
+            if outcome.kind != "accepted":
+                _settle(db, claim, outcome, courier)
+                return asked
+            if claim.is_probe:
+                flow.resume(db, claim.destination_id)
+            # It got through: whatever fails from here on is a first failure, of the job and of the destination.
+            claim = replace(claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
+            if not claims.acknowledge(db, claim, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
+                break
+    except LedgerError as error:
+        claims.dead_letter(db, claim, FailedAttempt(courier.clock(), str(error)))
+        return asked
+    if not claims.complete(db, claim, courier.clock(), confirm_ms=courier.when_to_confirm()):
+        # Where it is still ours, an older attempt's late answer took a record's place: that one must be posted again.
+        claims.release(db, claim, due_ms=courier.clock())
+    return asked
+
+
+def _made_again(db: sqlite3.Connection, claim: Claim, courier: Courier) -> Sequence[Body] | None:
+    """What the hook had made, or stricter; None when nobody here can make it, and the job is held or dropped."""
+    permit = courier.permit(claim)
+    if isinstance(permit, Hold | Remake):
+        _withhold(db, claim, permit, courier.clock())
+        return None
+    made = courier.rebuild(claim)
+    if made is None:
+        claims.drop(db, claim, "size", courier.clock())
+        return None
+    if isinstance(made, Hold) or not eviction.take_remade(db, claim, made):
+        _withhold(db, claim, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
+        return None
+    return made.bodies
+
+
+def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Remake, now_ms: int) -> None:
+    match permit:
+        case Hold(reason):
+            policy_enforcement.hold(db, claim, due_ms=now_ms + HOLD_MS, reason=reason)
+        case Remake():
+            claims.drop(db, claim, "policy", now_ms)
+
+
+def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Courier) -> None:
+    known = flow.evidence(db, claim.destination_id, claim.job_id)
+    own_retries = courier.max_retries_of(claim)
+    policy = courier.policy if own_retries is None else replace(courier.policy, max_retries=own_retries)
+    failed = FailedAttempt(courier.clock(), outcome.reason, outcome.status, outcome.answer)
+    at = Situation(
+        consecutive_failures=claim.consecutive_failures,
+        failures=claim.failures,
+        is_probe=claim.is_probe,
+        pause_count=claim.pause_count,
+        is_paused=known.is_paused,
+        peers=known.peers,
+        is_alone=known.is_alone,
+    )
+    match judge(outcome, at, policy, courier.dice()):
+        case DeadLetter(error):
+            claims.dead_letter(db, claim, replace(failed, error=error))
+            if claim.is_probe and outcome.kind == "permanent":
+                # It answered, about this job: the destination itself is there again.
+                flow.resume(db, claim.destination_id)
+        case RetryLater(delay_ms, is_charged):
+            claims.retry_later(db, claim, failed, delay_ms=delay_ms, is_charged=is_charged)
+        case Pause(health, count, delay_ms, is_charged):
+            claims.pause(db, claim, failed, health=health, count=count, delay_ms=delay_ms, is_charged=is_charged)
+        case Release():
+            claims.release(db, claim, due_ms=failed.ended_ms, failed=failed)

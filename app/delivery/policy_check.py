@@ -1,0 +1,57 @@
+"""What the settings in force allow, asked before every POST.
+
+Settings change while a worker runs: files are edited, and a hook records for its folder what no other process finds by
+itself. All of that is read anew each time; only what follows from it is kept while it stays equal.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from app.capture.config import capture, why_nothing
+from app.capture.keyring import Keyring
+from app.ledger import folders
+from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
+from app.privacy.redact import PatternError
+from app.privacy.terms import Capture
+from app.settings.lookup import Sources
+from app.settings.model import SettingsError
+
+
+class Permits:
+    """Shared by the threads of a worker."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self.keyring = Keyring(sources.environ)
+        self._found: dict[str, tuple[object, Capture | Hold]] = {}
+
+    def permit(self, db: sqlite3.Connection, folder: str, made_under: str) -> Permit:
+        """For bytes of this folder (as the ledger knows it) that were made under a policy (`Policy.facts`)."""
+        found = self.capture(db, folder)
+        if isinstance(found, Hold):
+            return found
+        return Post() if is_as_strict(made_under, found.policy.facts("")) else Remake()
+
+    def capture(self, db: sqlite3.Connection, folder: str) -> Capture | Hold:
+        """How the folder would be captured now; Hold where nothing of it may leave, or nobody can say what may."""
+        options = folders.folder_options(db, folder)
+        basis = (self._sources.basis(), options, self.keyring.look())
+        seen = self._found.get(folder)
+        if seen is None or seen[0] != basis:
+            seen = self._found[folder] = (basis, self._read(options or {}))
+        return seen[1]
+
+    def basis(self, db: sqlite3.Connection) -> object:
+        """Equal for as long as the answers for all folders are."""
+        return self._sources.basis(), folders.all_folder_options(db)
+
+    def _read(self, options: dict[str, object]) -> Capture | Hold:
+        try:
+            settings = self._sources.load(recorded=options)
+            if reason := why_nothing(settings):
+                return Hold(reason)
+            return capture(settings, self.keyring.learn(self._sources.documents(None), settings.api_key))
+        except (SettingsError, PatternError):
+            # Not the message: it quotes values. And not the settings before: what is new in them may withhold more.
+            return Hold("the settings cannot be used (config show says why)")

@@ -1,0 +1,1 @@
+"""Where records go, a package for each kind of destination."""

@@ -1,0 +1,1 @@
+"""Helicone: which logs a turn becomes, their exact bytes, and the wire."""

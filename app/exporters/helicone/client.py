@@ -1,0 +1,379 @@
+"""The wire to Helicone: post one record, say what the answer means, read a session back.
+
+    bytes ─ Client.post ─▶ status, headers, at most 64 KiB ─ classify ─▶ Outcome
+
+A 200 is no acknowledgement: the worker answers 200 with an error body, jawn answers 200 and may store nothing. What
+each answer means was measured on Helicone's own code; the two tables of `classify` are those tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import httpx
+
+from app.exporters.answer import AnswerError, TooManyValuesError, parsed
+from app.exporters.helicone.routes import kind_of
+from app.exporters.outcome import Kind, Outcome, retry_after_ms
+from app.exporters.transport import Transport, within
+from app.privacy.excerpt import excerpt, repeats
+from app.runtime.url import RouteKind
+
+ANSWER_BYTES_MAX = 64 * 1024
+READ_BACK_BYTES_MAX = 40 * 1024 * 1024
+READ_BACK_PAGE = 100
+READ_BACK_ROWS_MAX = 20_000
+SINCE_MARGIN_MS = 2_000
+"""A query asks so much before the earliest start that it wants. Helicone's server cuts the time to whole seconds, and
+ClickHouse 26.9 then leaves out rows of that very second although they are later (run on its engine, 26.9.2)."""
+REASON_CHARS_MAX = 200
+ERROR_CHARS_MAX = 120
+
+_WAIT = frozenset({408, 425, 429})
+_PERMANENT = frozenset({400, 413, 414, 415, 422, 431})
+_KEY = re.compile(r"[!-~]+")
+_CONNECTION_ERROR = re.compile(
+    r"\b(E(CONNREFUSED|CONNRESET|CONNABORTED|NOTFOUND|AI_AGAIN|TIMEDOUT|HOSTUNREACH|NETUNREACH|HOSTDOWN|PIPE))\b"
+    r"|connection (error|terminated|refused|reset|timed? ?out)|terminating connection|timeout e(xceeded|xpired)"
+    r"|statement timeout|read timeout|the database system is|too many (clients|connections)|connection slots"
+    r"|fetch failed|socket hang up",
+    re.IGNORECASE,
+)
+"""What Node, its PostgreSQL client and PostgreSQL say when the database cannot be asked: Helicone's servers pass it on
+as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, the others are read in their sources."""
+
+_Row: TypeAlias = dict[str, Any]
+
+
+class ClientError(ValueError):
+    """A client that cannot be built. Names the setting, never the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What Helicone shows of one stored request."""
+
+    request: Any
+    """JSON; None or '' where Helicone has no body."""
+    response: Any
+
+
+class ReadBackError(RuntimeError):
+    """Stored requests could not be read. Says the status or the failed phase."""
+
+
+class OverlongError(ReadBackError):
+    """The answer is longer than READ_BACK_BYTES_MAX, or holds too many values: fewer requests are to be asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    """Cut at the limit that was asked for."""
+
+
+class Client:
+    """One pool of connections to Helicone under one API key, shared by the worker's threads.
+
+    Honours HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE; loopback is always direct. Never follows a
+    redirect, never retries, never compresses, reads no .netrc, keeps no cookies. Raises ClientError.
+    """
+
+    def __init__(self, api_key: str, *, deadline_s: float = 30.0, redact: Callable[[str], str] | None = None) -> None:
+        """`redact`: what every kept answer goes through; without it none is kept."""
+        if not _KEY.fullmatch(api_key):
+            raise ClientError("the API key is empty or holds a character that cannot stand in an HTTP header")
+        self._key = api_key
+        self._deadline_s = deadline_s
+        self._redact = redact
+        self._http = httpx.Client(transport=Transport(_trust()), trust_env=False, follow_redirects=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
+        """Send one record's bytes to a log URL, within the deadline. A Retry-After date counts from `now_ms`."""
+        allowed_s = self._deadline_s if deadline_s is None else min(deadline_s, self._deadline_s)
+        try:
+            answer = self._send(url, body, ANSWER_BYTES_MAX, allowed_s)
+        except httpx.TransportError as error:
+            return _unreached(error, allowed_s)
+        redact = self._redacted
+        outcome = classify(kind_of(url), answer.status, answer.headers, answer.body, request_id, now_ms, redact)
+        if outcome.kind == "accepted":
+            return outcome
+        reason = outcome.reason
+        if repeats(reason, body):
+            reason = f"{answer.status}: the answer's text repeats the record and is withheld"
+        kept = "" if self._redact is None else excerpt(answer.body, body, redact)
+        return replace(outcome, reason=reason, answer=kept)
+
+    def _redacted(self, text: str) -> str:
+        bare = text.replace(self._key, "[key]")
+        return bare if self._redact is None else self._redact(bare)
+
+    def read_back(self, url: str, session_id: str, *, start_ms: int) -> Iterator[_Row]:
+        """Every stored request of a session that starts at `start_ms` or later, oldest first.
+
+        Some that start a little earlier may come along. `url` as of `read_back_url`. Raises ReadBackError.
+        """
+        of_session = {"request_response_rmt": {"properties": {"Helicone-Session-Id": {"equals": session_id}}}}
+        for offset in range(0, READ_BACK_ROWS_MAX, READ_BACK_PAGE):
+            page = self._read_page(url, _query(of_session, start_ms, offset))
+            yield from page
+            if len(page) < READ_BACK_PAGE:
+                return
+        raise ReadBackError(f"the session has more than {READ_BACK_ROWS_MAX} requests")
+
+    def stored(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
+        """Which of these requests are stored, and whether with their bodies. Raises ReadBackError.
+
+        None of them starts before `start_ms`. At most READ_BACK_PAGE ids; their bodies come along and are thrown away,
+        READ_BACK_BYTES_MAX in all.
+        """
+        found = {}
+        for row in self._read_page(url, _query(_one_of(request_ids), start_ms, 0)):
+            place = row.get("storage_location") if isinstance(row, dict) else None
+            for request_id in request_ids:
+                if isinstance(row, dict) and str(row.get("request_id")).lower() == str(request_id):
+                    found[request_id] = not str(place).startswith("not_stored")
+        return found
+
+    def shown(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Shown]]:
+        """The bodies of these requests, as of `stored`; several where Helicone took one for another.
+
+        Raises ReadBackError.
+        """
+        found: dict[uuid.UUID, list[Shown]] = {}
+        wanted = {str(request_id): request_id for request_id in request_ids}
+        for row in self._read_page(url, _query(_one_of(request_ids), start_ms, 0)):
+            request_id = wanted.get(str(row.get("request_id")).lower()) if isinstance(row, dict) else None
+            if request_id is not None:
+                found.setdefault(request_id, []).append(Shown(row.get("request_body"), row.get("response_body")))
+        return found
+
+    def _read_page(self, url: str, query: _Row) -> list[_Row]:
+        try:
+            answer = self._send(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
+        except httpx.TransportError as error:
+            raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
+        if len(answer.body) >= READ_BACK_BYTES_MAX:
+            raise OverlongError(f"reading back was answered with more than {READ_BACK_BYTES_MAX >> 20} MiB")
+        try:
+            told = parsed(answer.body) if answer.status in (200, 201) else None
+        except TooManyValuesError as error:
+            raise OverlongError(f"reading back was answered with {error}") from None
+        except AnswerError as error:
+            raise ReadBackError(f"reading back was answered with {answer.status}: {error}") from None
+        rows = told.get("data") if isinstance(told, dict) else None
+        if not isinstance(rows, list):
+            said = _describe(answer.body[:ANSWER_BYTES_MAX], self._redacted)
+            raise ReadBackError(f"reading back was answered with {answer.status}: {said}")
+        return rows
+
+    def _send(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> _Answer:
+        """Raises httpx.TransportError."""
+        # Built by hand, so that none of the client's own headers, cookies and encodings come along.
+        request = httpx.Request(
+            "POST",
+            url,
+            headers={
+                "Authorization": f"Bearer {self._key}",
+                "Content-Type": "application/json",
+                # Says who asks; servers at an edge are known to distrust requests without one (not tried here).
+                "User-Agent": "opencode-helicone",
+            },
+            content=body,
+            extensions={"timeout": httpx.Timeout(max(deadline_s, 0.001)).as_dict()},
+        )
+        with within(deadline_s):
+            response = self._http.send(request, stream=True, auth=None)
+            try:
+                return _Answer(response.status_code, response.headers, _first(response.iter_raw(), bytes_max))
+            finally:
+                response.close()
+
+
+def classify(
+    kind: RouteKind,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    request_id: str,
+    now_ms: int,
+    redact: Callable[[str], str] = str,
+) -> Outcome:
+    """What an answer means. `headers` by lower-case name; `body` may be cut.
+
+    The reason holds the status, the kind of body and at most 120 characters of a JSON `error`, redacted.
+    """
+    said = _describe(body, redact)
+    meaning: tuple[Kind, str]
+    if status == 200:  # noqa: PLR2004 - HTTP's own numbers read better than names here
+        meaning = _worker_200(headers, body, request_id, said) if kind == "worker" else _jawn_200(body, said)
+    elif status in _WAIT:
+        meaning = ("wait", said)
+    elif status >= 500:  # noqa: PLR2004
+        meaning = ("permanent" if kind == "jawn" and _is_the_body_at_fault(body) else "retry", said)
+    elif status in _PERMANENT and not (kind == "jawn" and body.strip() == b"Invalid token."):
+        meaning = ("permanent", said)
+    elif _names_a_connection_error(body):
+        # jawn, while its database is down: the key may be as good as ever.
+        meaning = ("wait", said)
+    else:
+        meaning = ("refused", said)
+    return Outcome(
+        kind=meaning[0],
+        reason=f"{status}: {meaning[1]}"[:REASON_CHARS_MAX],
+        status=status,
+        retry_after_ms=retry_after_ms(headers.get("retry-after", ""), now_ms),
+    )
+
+
+def _worker_200(headers: Mapping[str, str], body: bytes, request_id: str, said: str) -> tuple[Kind, str]:
+    if body.strip() == b"ok":
+        echoed = headers.get("helicone-id")
+        if echoed is None:
+            return "refused", "ok, but without helicone-id: this is not Helicone's worker"
+        if echoed.lower() != request_id.lower():
+            # Sent again it would be stored once more, under yet another id.
+            return "permanent", "Helicone replaced our request id, so it is malformed; please report this"
+        return "accepted", "ok"
+    error = _fields(body).get("error")
+    if not isinstance(error, str):
+        return "refused", f"not an answer of Helicone's worker ({said})"
+    if _names_a_connection_error(body):
+        return "wait", said
+    # An unknown key is "Auth failed! …"; every other error is an exception behind the worker.
+    return ("refused" if "auth" in error.lower() else "retry"), said
+
+
+def _jawn_200(body: bytes, said: str) -> tuple[Kind, str]:
+    if not body:
+        return "accepted", "stored, unverified"
+    return "refused", f"not an answer of Helicone's API server ({said})"
+
+
+def _is_the_body_at_fault(body: bytes) -> bool:
+    """jawn answers 500, not 4xx, when its parser stumbles over a body that is too large or malformed."""
+    texts = [text for text in _fields(body).values() if isinstance(text, str)]
+    return any("request entity too large" in text or "Unexpected end of JSON" in text for text in texts)
+
+
+def _names_a_connection_error(body: bytes) -> bool:
+    """Whether what stands behind Helicone's server could not be asked, whatever the status says."""
+    error = _fields(body).get("error")
+    return _CONNECTION_ERROR.search(error if isinstance(error, str) else json.dumps(error)) is not None
+
+
+def _fields(body: bytes) -> _Row:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _describe(body: bytes, redact: Callable[[str], str]) -> str:
+    """The kind of body, and what a JSON `error` says: nothing else of an answer is worth the risk of keeping it."""
+    start = body.lstrip()[:1]
+    if not start:
+        return "empty body"
+    if start == b"<":
+        return "HTML"
+    error = _fields(body).get("error")
+    if isinstance(error, dict):
+        error = error.get("message")
+    if isinstance(error, str):
+        # Redacted before it is cut: half a secret is none that a rule would know.
+        shown = "".join(char if char.isprintable() else " " for char in redact(error.replace("\0", "")))
+        return "error " + shown[:ERROR_CHARS_MAX]
+    return "JSON" if start in b"{[" else "text"
+
+
+def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        if len(held) >= bytes_max:
+            break
+    return bytes(held[:bytes_max])
+
+
+def _unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:
+    """What it means that no whole answer came. Texts of the other side are left out: they may quote what was sent."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see SSL_CERT_FILE"
+            return Outcome("refused", untrusted[:REASON_CHARS_MAX])
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return Outcome("refused", f"{error}; see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"[:REASON_CHARS_MAX])
+    if isinstance(error, httpx.ProxyError):
+        status = re.match(r"4[0-9]{2}(?= |$)", str(error))
+        if status:
+            return Outcome("refused", f"the proxy refused with {status[0]}; see HTTPS_PROXY and NO_PROXY")
+    if isinstance(error, httpx.TimeoutException):
+        return Outcome("wait", f"{type(error).__name__}: no complete answer within {deadline_s:g} s")
+    details = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
+    return Outcome("wait", ": ".join([type(error).__name__, *details[-1:]])[:REASON_CHARS_MAX])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what lies beneath it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        # httpcore's pool raises `from None`, which leaves only the context.
+        cause = cause.__cause__ or cause.__context__
+
+
+def _query(wanted: _Row, start_ms: int, offset: int) -> _Row:
+    """The requests that a filter names, of those that start at `start_ms` or later.
+
+    Without a bound in time ClickHouse would look through everything that the organisation has.
+    """
+    since = datetime.fromtimestamp(max(0, start_ms - SINCE_MARGIN_MS) / 1000, UTC).isoformat()
+    return {
+        "filter": {
+            "left": {"request_response_rmt": {"request_created_at": {"gt": since}}},
+            "operator": "and",
+            "right": wanted,
+        },
+        "offset": offset,
+        "limit": READ_BACK_PAGE,
+        "sort": {"created_at": "asc"},
+        "isCached": False,
+    }
+
+
+def _one_of(request_ids: Sequence[uuid.UUID]) -> _Row:
+    """As a balanced tree: Helicone knows no list of values, and walks the tree recursively."""
+    if len(request_ids) == 1:
+        return {"request_response_rmt": {"request_id": {"equals": str(request_ids[0])}}}
+    middle = len(request_ids) // 2
+    return {"left": _one_of(request_ids[:middle]), "operator": "or", "right": _one_of(request_ids[middle:])}
+
+
+def _trust() -> ssl.SSLContext:
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise ClientError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error.strerror or error}") from error

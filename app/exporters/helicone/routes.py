@@ -1,0 +1,85 @@
+"""Where Helicone listens: an endpoint as a person gives it, and the URLs that follow from it. Pure, without httpx.
+
+    endpoint                               log URLs, in the order to be tried
+    https://api.worker.helicone.ai         …/custom/v1/log                            worker
+    https://api.helicone.ai, eu.api.…      …/v1/trace/custom/log                      jawn
+    http://127.0.0.1:8585                  …/v1/trace/custom/log, on 404 …/custom/v1/log
+    https://host/jawn                      the same two, below /jawn
+    https://host/any/custom/v1/log         as given
+
+Two servers of Helicone take Manual-Logger bodies: the Cloudflare worker and jawn, its API server.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from app.runtime.url import RouteKind, normalise
+
+_WORKER_PATH = "/custom/v1/log"
+_JAWN_PATH = "/v1/trace/custom/log"
+_READ_BACK_PATH = "/v1/request/query-clickhouse"
+_JAWN_LOG = re.compile(r"/v1/trace/custom(/v1)?/log$")
+# The provider routes are the same handler; only the provider that Helicone notes differs.
+_WORKER_LOG = re.compile(r"/(custom|oai|anthropic|googleapis)/v1/log$")
+_CLOUD_JAWN_HOSTS = frozenset({"api.helicone.ai", "eu.api.helicone.ai"})
+_EU_KEY = re.compile(r"[sp]k-helicone-eu-")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One URL that takes Manual-Logger bodies."""
+
+    url: str
+    kind: RouteKind
+
+
+def routes(endpoint: str) -> tuple[Route, ...]:
+    """The log URLs of an endpoint; each is tried when the one before it answered 404. Raises EndpointError."""
+    base = normalise(endpoint)
+    parts = urlsplit(base)
+    host = parts.hostname or ""
+    if _JAWN_LOG.search(parts.path) or _WORKER_LOG.search(parts.path):
+        urls = [base]
+    elif host in _CLOUD_JAWN_HOSTS:
+        urls = [base + _JAWN_PATH]
+    elif _is_cloud(host):
+        urls = [base + _WORKER_PATH]
+    else:
+        urls = [base + _JAWN_PATH, base + _WORKER_PATH]
+    return tuple(Route(url, kind_of(url)) for url in urls)
+
+
+def kind_of(log_url: str) -> RouteKind:
+    """Which of the two servers answers at this log URL."""
+    return "jawn" if _JAWN_LOG.search(urlsplit(log_url).path) else "worker"
+
+
+def read_back_url(endpoint: str, api_key: str = "", chosen: str | None = None) -> str | None:
+    """Where stored requests can be queried: always jawn, and in the region of the key or host. Raises EndpointError.
+
+    `chosen` is what somebody says instead: jawn's base URL, or the full one of its queries. None for a worker's full
+    log URL outside of Helicone's cloud: nothing says where its jawn is.
+    """
+    if chosen is not None:
+        return normalise(chosen).removesuffix(_READ_BACK_PATH) + _READ_BACK_PATH
+    base = normalise(endpoint)
+    parts = urlsplit(base)
+    host = parts.hostname or ""
+    if _is_cloud(host):
+        european = "eu" in host.split(".") or _EU_KEY.match(api_key)
+        return f"https://{'eu.' if european else ''}api.helicone.ai{_READ_BACK_PATH}"
+    if _WORKER_LOG.search(parts.path) and kind_of(base) == "worker":
+        return None
+    return _JAWN_LOG.sub("", base) + _READ_BACK_PATH
+
+
+def is_cloud(endpoint: str) -> bool:
+    """Whether it is Helicone's own. Raises EndpointError."""
+    return _is_cloud(urlsplit(normalise(endpoint)).hostname or "")
+
+
+def _is_cloud(host: str) -> bool:
+    return host == "helicone.ai" or host.endswith(".helicone.ai")

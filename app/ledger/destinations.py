@@ -1,0 +1,125 @@
+"""Destinations: an endpoint and a fingerprint of the API key; the key itself is never stored.
+
+What is known of one is in its row, its health, too (see `flow`), so that all workers share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    id: int
+    endpoint: str
+    key_fingerprint: str
+    route: str | None
+    health: str
+    """fine; down: it cannot be asked; refused: it will not take anything; quota: it takes numbers without bodies."""
+    pause_reason: str | None
+    pause_count: int
+    probe_ms: int | None
+    concurrency: int | None
+    """How many jobs may be in flight soon after a pause; None: as many as there are threads."""
+    delivery_options: Mapping[str, object]
+    worker_wanted: str
+    was_tried: bool
+    """Something was ever posted to it, and it answered or was paused."""
+
+
+def fingerprint(db: sqlite3.Connection, secret: str) -> str:
+    """A short salted hash: equal for equal secrets within this ledger, worthless elsewhere. '' for ''."""
+    if not secret:
+        return ""
+    salt = str(db.execute("select value from meta where name = 'salt'").fetchone()[0])
+    return hashlib.sha256(f"{salt}\0{secret}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def destination(db: sqlite3.Connection, endpoint: str, key_fingerprint: str, now_ms: int) -> Destination:
+    """The destination's row, made when it is new."""
+    row = _destination(db, endpoint, key_fingerprint)
+    if row is None:
+        db.execute(
+            "insert into destination (endpoint, key_fingerprint, created_ms) values (?, ?, ?) on conflict do nothing",
+            (endpoint, key_fingerprint, now_ms),
+        )
+        row = _destination(db, endpoint, key_fingerprint)
+    assert row is not None  # noqa: S101 - inserted above, and destinations are never deleted
+    return row
+
+
+def _destination(db: sqlite3.Connection, endpoint: str, key_fingerprint: str) -> Destination | None:
+    row = db.execute(
+        "select * from destination where endpoint = ? and key_fingerprint = ?", (endpoint, key_fingerprint)
+    ).fetchone()
+    return None if row is None else _read_destination(row)
+
+
+def is_used(db: sqlite3.Connection, destination_id: int) -> bool:
+    """Whether a session was ever captured for it."""
+    return (
+        db.execute("select 1 from session where destination_id = ? limit 1", (destination_id,)).fetchone() is not None
+    )
+
+
+def by_id(db: sqlite3.Connection, destination_id: int) -> Destination:
+    return _read_destination(db.execute("select * from destination where id = ?", (destination_id,)).fetchone())
+
+
+def destinations(db: sqlite3.Connection) -> list[Destination]:
+    return [_read_destination(row) for row in db.execute("select * from destination order by id")]
+
+
+def _read_destination(row: sqlite3.Row) -> Destination:
+    return Destination(
+        id=row["id"],
+        endpoint=row["endpoint"],
+        key_fingerprint=row["key_fingerprint"],
+        route=row["route"],
+        health=row["health"],
+        pause_reason=row["pause_reason"],
+        pause_count=row["pause_count"],
+        probe_ms=row["probe_ms"],
+        concurrency=row["concurrency"],
+        delivery_options=json.loads(row["delivery_options"]),
+        worker_wanted=row["worker_wanted"],
+        was_tried=row["passes"] > 0 or row["route"] is not None or row["probed_ms"] is not None,
+    )
+
+
+def remember_route(db: sqlite3.Connection, destination_id: int, route: str) -> None:
+    db.execute("update destination set route = ? where id = ? and route is not ?", (route, destination_id, route))
+
+
+def remember_delivery_options(db: sqlite3.Connection, destination_id: int, options: Mapping[str, object]) -> None:
+    text = json.dumps(options, sort_keys=True)
+    db.execute(
+        "update destination set delivery_options = ? where id = ? and delivery_options <> ?",
+        (text, destination_id, text),
+    )
+
+
+def want_worker(db: sqlite3.Connection, destination_id: int, worker: str) -> None:
+    """Say which worker (version and settings) should serve this destination; one that differs ends by itself."""
+    db.execute(
+        "update destination set worker_wanted = ? where id = ? and worker_wanted <> ?",
+        (worker, destination_id, worker),
+    )
+
+
+def rotated(db: sqlite3.Connection, ours: Destination) -> list[tuple[int, str]]:
+    """(destination, folder) of what waits for a key that is refused and that its folder has replaced by ours.
+
+    Only the folder tells: what was captured in another one may be meant for somebody else's Helicone.
+    """
+    rows = db.execute(
+        "select distinct d.id, s.folder from destination d join session s on s.destination_id = d.id"
+        " join folder f on f.hash = s.folder and f.destination_id = :ours"
+        " where d.id <> :ours and d.endpoint = :endpoint and d.key_fingerprint <> '' and d.health = 'refused'",
+        {"ours": ours.id, "endpoint": ours.endpoint},
+    ).fetchall()
+    return [(row["id"], row["folder"]) for row in rows]

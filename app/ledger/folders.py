@@ -1,0 +1,105 @@
+"""Project folders, by a salted hash: how each is captured, since when, and for which destination."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+
+
+def of_folders(db: sqlite3.Connection) -> set[int]:
+    """The destinations that the settings of captured folders mean, as their hooks have last seen them."""
+    rows = db.execute("select distinct destination_id as id from folder where destination_id is not null")
+    return {row["id"] for row in rows}
+
+
+def had_jobs(db: sqlite3.Connection, folder: str) -> bool:
+    """Whether a folder ever had a job, whatever has become of it."""
+    row = db.execute(
+        "select 1 from job join session s on s.id = job.session_id where s.folder = ? limit 1", (folder,)
+    ).fetchone()
+    return row is not None
+
+
+def remember_folder(
+    db: sqlite3.Connection, folder: str, destination_id: int, capture_options: Mapping[str, object], now_ms: int
+) -> None:
+    """Note how a folder is captured, and for which destination."""
+    db.execute(
+        "insert into folder (hash, destination_id, capture_options, seen_ms, since_ms) values (?, ?, ?, ?, ?)"
+        " on conflict (hash) do update set destination_id = excluded.destination_id,"
+        " capture_options = excluded.capture_options, seen_ms = excluded.seen_ms"
+        " where capture_options <> excluded.capture_options or destination_id is not excluded.destination_id",
+        (folder, destination_id, json.dumps(capture_options, sort_keys=True), now_ms, now_ms - STARTING_MS),
+    )
+
+
+STARTING_MS = 60_000
+"""A turn that began so short before its folder was first captured counts as captured: the hook was starting."""
+
+
+NEVER_MS = 1 << 62
+"""Later than everything: what is captured since then is nothing."""
+
+
+def stop_capture(db: sqlite3.Connection, folder: str) -> None:
+    """Nothing that OpenCode writes in the folder from now on counts as missed."""
+    db.execute("update folder set since_ms = ? where hash = ? and since_ms < ?", (NEVER_MS, folder, NEVER_MS))
+
+
+def resume_capture(db: sqlite3.Connection, folder: str, now_ms: int) -> None:
+    """What OpenCode writes in the folder from now on counts again."""
+    db.execute("update folder set since_ms = ? where hash = ? and since_ms = ?", (now_ms, folder, NEVER_MS))
+
+
+def capture_from(db: sqlite3.Connection, folder: str, since_ms: int) -> None:
+    """What OpenCode wrote in a folder that is captured counts from then on, if only later things did."""
+    db.execute(
+        "update folder set since_ms = ? where hash = ? and since_ms > ? and since_ms < ?",
+        (since_ms, folder, since_ms, NEVER_MS),
+    )
+
+
+def captured_since_ms(db: sqlite3.Connection, folder: str) -> int | None:
+    """When capture of a folder began, or was switched on again; NEVER_MS while it is off, None when there was none."""
+    row = db.execute("select since_ms from folder where hash = ?", (folder,)).fetchone()
+    return None if row is None else int(row["since_ms"])
+
+
+def is_captured(db: sqlite3.Connection, folder: str, destination_id: int) -> bool:
+    """Whether what is written in the folder is captured now, for this destination."""
+    row = db.execute(
+        "select 1 from folder where hash = ? and destination_id = ? and since_ms < ?",
+        (folder, destination_id, NEVER_MS),
+    ).fetchone()
+    return row is not None
+
+
+def folder_options(db: sqlite3.Connection, folder: str) -> dict[str, object] | None:
+    """The capture options last seen for a folder, None when live capture never saw it."""
+    row = db.execute("select capture_options from folder where hash = ?", (folder,)).fetchone()
+    return None if row is None else dict(json.loads(row[0]))
+
+
+def all_folder_options(db: sqlite3.Connection) -> dict[str, str]:
+    """The capture options last seen, as JSON, by folder."""
+    return {row["hash"]: row["capture_options"] for row in db.execute("select hash, capture_options from folder")}
+
+
+def held_folders(db: sqlite3.Connection) -> list[tuple[str, int]]:
+    """(reason, folders) of those whose configuration was not right when a hook saw it last."""
+    rows = db.execute(
+        "select capture_options ->> 'held' as reason, count(*) as folders from folder"
+        " where capture_options ->> 'held' is not null group by reason order by folders desc, reason"
+    )
+    return [(row["reason"], row["folders"]) for row in rows]
+
+
+def folder_limits(db: sqlite3.Connection, option: str) -> dict[str, int]:
+    """By folder, what its project's files say of `maxSpoolSize`, `maxSpoolAge` or `maxRetries`, where they do."""
+    rows = db.execute(
+        "select hash, json_extract(capture_options, :path) as value from folder"
+        " where json_type(capture_options, :path) = 'integer'",
+        {"path": f"$.{option}"},
+    )
+    return {row["hash"]: row["value"] for row in rows}

@@ -1,0 +1,184 @@
+"""What no ring brings: orphans, what is due, and whether the clock can be trusted."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection
+
+from app.database.connection import transaction
+from app.ledger import flow, folders, incidents
+from app.ledger.claims import CLAIMABLE, ISOLATED_KILLS
+from app.ledger.job import BATCH
+from app.runtime import failpoint
+
+KILLS_MAX = 5
+"""Attempts that may end with their worker's death before the job is taken for the killer."""
+AHEAD_MS_MAX = 2 * 3_600_000
+"""Nothing is put off for longer: a server may ask for an hour."""
+LEASE_AHEAD_MS_MAX = 600_000
+UNSEEN_MS = 10_000
+"""A lease that ran out longer ago than this did so while nobody looked: the machine slept, or the clock was set."""
+JUMP_MS = 600_000
+"""The clock is noted every minute while a worker runs."""
+STEADY_MS = 3_600_000
+"""Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
+
+
+def leasing_workers(db: sqlite3.Connection) -> list[str]:
+    rows = db.execute("select distinct worker from job where lease_until_ms is not null limit ?", (BATCH,)).fetchall()
+    return [row["worker"] for row in rows]
+
+
+def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] = ()) -> int:
+    """leased, but the lease ran out or its worker is dead -> due again, or dead after KILLS_MAX of these.
+
+    Counted against the job is the death of its worker, and a lease that ran out under the eyes of a worker: the thread
+    that had it hangs. A lease that was found long after it ran out says nothing about the job.
+    A job that is suspected of being the reason waits longer each time, so that its neighbours flow meanwhile. Where one
+    of them was the probe of a paused destination, another may ask at once.
+    """
+    workers = json.dumps(sorted(dead_workers))
+    died = "worker in (select value from json_each(:workers))"
+    orphaned = f"lease_until_ms is not null and (lease_until_ms <= :now or {died})"
+    # The plus, here and below: by lease and id, not among all that is pending.
+    charged = f"(+state = 'pending' and ({died} or lease_until_ms > :unseen))"
+    arguments = {
+        "now": now_ms,
+        "unseen": now_ms - UNSEEN_MS,
+        "workers": workers,
+        "kills": KILLS_MAX - 1,
+        "limit": BATCH,
+        "isolated": ISOLATED_KILLS,
+    }
+    if db.execute(f"select 1 from job where {orphaned} limit 1", arguments).fetchone() is None:
+        return 0
+    with transaction(db):
+        rows = db.execute(f"select destination_id from job where {orphaned}", arguments).fetchall()
+        for destination_id in {row["destination_id"] for row in rows}:
+            flow.probe_now(db, destination_id, now_ms)
+        buried = db.execute(
+            "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
+            f" kills = kills + 1, error = 'its worker died or hung {KILLS_MAX} times'"
+            f" where id in (select id from job where {orphaned} and {charged} limit :limit)"
+            " and +state = 'pending' and kills >= :kills",
+            arguments,
+        ).rowcount
+        freed = db.execute(
+            f"update job set lease_until_ms = null, worker = null, kills = kills + {charged},"
+            f" due_ms = iif(state = 'pending', :now + iif(kills + {charged} < :isolated, 0,"
+            f"  1000 << (kills + {charged} - :isolated)), null)"
+            f" where id in (select id from job where {orphaned} limit :limit)",
+            arguments,
+        ).rowcount
+        failpoint.reach("recover.freeing")
+    return buried + freed
+
+
+_AHEAD = (
+    ("job", "due_ms = :now", "due_ms > :ahead and state = 'pending'"),
+    # Whoever has it may be in the middle of a POST, and renews it then.
+    ("job", "lease_until_ms = :lease_ahead", "lease_until_ms > :lease_ahead"),
+    ("destination", "probe_ms = :now", "probe_ms > :ahead"),
+    # Delivered before the clock was set back: when it is looked for is counted from its delivery.
+    ("job", "confirm_ms = :now, finished_ms = :now", "confirm_ms > :ahead and finished_ms > :ahead"),
+    ("confirmation", "retry_ms = :now", "retry_ms > :ahead"),
+    # When capture began. NEVER_MS is no time: capture is switched off.
+    ("folder", "since_ms = :now", f"since_ms > :ahead and since_ms < {folders.NEVER_MS}"),
+)
+
+
+def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
+    """Times far ahead, which only a clock that was wrong can have set -> now; leases -> what they may be at the most.
+
+    Returns the number of rows mended.
+    """
+    arguments = {"now": now_ms, "ahead": now_ms + AHEAD_MS_MAX, "lease_ahead": now_ms + LEASE_AHEAD_MS_MAX}
+    mended = 0
+    for table, changes, is_ahead in _AHEAD:
+        # Looked first: an update would take the write lock each time, for nothing.
+        if db.execute(f"select 1 from {table} where {is_ahead} limit 1", arguments).fetchone():
+            mended += db.execute(f"update {table} set {changes} where {is_ahead}", arguments).rowcount
+    return mended
+
+
+def steady_ms(db: sqlite3.Connection, now_ms: int) -> int:
+    """Note what the clock says; for how long it has gone on without a jump.
+
+    A jump is a step back, or a time in which nobody noted anything: the machine slept, or no worker ran.
+    """
+    known = db.execute("select name, value from meta where name in ('clock_seen_ms', 'clock_steady_ms')").fetchall()
+    times_ms = {row["name"]: int(row["value"]) for row in known}
+    seen_ms = times_ms.get("clock_seen_ms", now_ms)
+    since_ms = times_ms.get("clock_steady_ms", 0)
+    if not seen_ms - JUMP_MS <= now_ms <= seen_ms + JUMP_MS:
+        since_ms = now_ms
+    with transaction(db):
+        db.executemany(
+            "insert into meta (name, value) values (?, ?) on conflict (name) do update set value = excluded.value",
+            [("clock_seen_ms", str(now_ms)), ("clock_steady_ms", str(since_ms))],
+        )
+        if now_ms < seen_ms - JUMP_MS:
+            incidents.note(db, "the clock was set back", now_ms)
+    return now_ms - since_ms
+
+
+def trusted_age_ms(age_ms_max: int, steady_for_ms: int) -> int:
+    """`age_ms_max` once the clock has gone on for as long, or for STEADY_MS; before, NEVER_MS: nothing is too old."""
+    return age_ms_max if steady_for_ms >= min(STEADY_MS, age_ms_max) else folders.NEVER_MS
+
+
+_DUE_SESSIONS = (
+    # The key is that of the job with the least id, as SQLite promises.
+    "select min(j.id), j.session_id, j.key from job j where j.destination_id = :destination"
+    f" and {CLAIMABLE} and j.is_history = :is_history"
+    " and j.session_id not in (select value from json_each(:but_for)) group by j.session_id limit :limit"
+)
+
+
+def to_ring(
+    db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int, rung: Collection[str] = ()
+) -> list[str]:
+    """Keys of due jobs, one per session; but not those that are `rung` already.
+
+    No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
+    Sessions in which something live is due come before those that are history.
+    """
+    terms = flow.terms(db, destination_id, now_ms)
+    if terms is None:
+        return []
+    room = limit if terms.room is None else min(limit, terms.room)
+    found: dict[int, str] = {}
+    for is_history in (False, True):
+        rows = db.execute(
+            _DUE_SESSIONS,
+            {
+                "destination": destination_id,
+                "now": now_ms,
+                "is_history": is_history,
+                "but_for": json.dumps(list(found)),
+                "isolated": ISOLATED_KILLS,
+                "limit": room + len(rung) - len(found),
+            },
+        )
+        found |= {row["session_id"]: row["key"] for row in rows}
+    return [key for key in found.values() if key not in rung][:room]
+
+
+def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
+    """When the next job in backoff becomes due, None when none waits for a time."""
+    row = db.execute(
+        "select min(due_ms) from job where destination_id = ? and state = 'pending' and due_ms > ?",
+        (destination_id, now_ms),
+    ).fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def next_of_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> str | None:
+    """The key of the session's oldest due job."""
+    row = db.execute(
+        "select j.key from session s join job j on j.session_id = s.id and j.state = 'pending' and j.due_ms <= ?"
+        " where s.destination_id = ? and s.name = ? order by j.id limit 1",
+        (now_ms, destination_id, session),
+    ).fetchone()
+    return None if row is None else str(row["key"])

@@ -1,0 +1,376 @@
+"""What `doctor` looks at: one check after the other, each with a line on what it found and what to do.
+
+    settings ─▶ checks around the ledger ─▶ the ledger opens ─▶ checks inside it
+
+A ledger that is missing is made, an older one migrated and a damaged one recovered, as by every command; nothing else
+is mended here.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from app import __version__
+from app.capture.config import capture
+from app.capture.keyring import Keyring
+from app.capture.reconcile import QUIET_MS
+from app.database.connection import wal_reset_bug
+from app.database.open import open_ledger
+from app.database.schema import SchemaError
+from app.ledger import counts, incidents, notices
+from app.ledger import counts as ledger_counts
+from app.ledger.folders import held_folders
+from app.operations import environment_check, plugin_check
+from app.operations.finding import Finding, Level
+from app.operations.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, alarms, named, read_destinations
+from app.privacy.redact import PatternError
+from app.runtime import filesystem
+from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
+from app.runtime.spool import Spool
+from app.settings.lookup import Sources
+from app.settings.model import Settings, SettingsError
+from app.sources.opencode import config
+from app.sources.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
+from app.sources.opencode.config import Document
+from app.sources.opencode.program import programs
+from app.sources.opencode.store import Store, store_file
+from app.transcript.model import Json
+
+# As Helicone itself asks of a key; one that somebody hosts may be less strict.
+_KEY = re.compile(r"[sp]k(-helicone)?(-eu)?(-cp|-rl)?(-\w{7}){4}", re.ASCII)
+_LOST = ("age", "size", "policy")
+"""Why jobs are dropped without anybody having asked for it."""
+_NAME_MAX = 60
+_CLOCK_MS_MAX = 60_000
+"""Clocks of processes on one machine differ by less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What there is to look at."""
+
+    settings: Settings
+    sources: Sources
+    directory: Path
+    """Where the command was typed: perhaps a project."""
+    now_ms: int
+
+    @property
+    def spool(self) -> Spool:
+        return Spool(self.settings.spool_directory)
+
+
+def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]:
+    """Findings as they come; they end early where the settings or the ledger cannot be used."""
+    try:
+        site = Site(sources.load(), sources, directory, now_ms)
+    except SettingsError as error:
+        yield from (Finding("settings", "problem", problem, "correct it") for problem in error.problems)
+        return
+    yield Finding("settings", "ok", f"version {__version__}")
+    for look in _AROUND:
+        yield from look(site)
+    try:
+        db = open_ledger(site.spool.path)
+    except (OSError, sqlite3.Error, SchemaError) as error:
+        todo = "see logs/ in the spool directory" if isinstance(error, sqlite3.Error) else "the queue needs it"
+        yield Finding("ledger", "problem", f"ledger.db cannot be opened: {error}", todo)
+        return
+    with closing(db):
+        for inspect in _INSIDE:
+            yield from inspect(site, db)
+
+
+# --- around the ledger
+
+
+def _key(site: Site) -> Iterator[Finding]:
+    key = site.settings.api_key
+    if key is None:
+        yield Finding("key", "problem", "no HELICONE_API_KEY is set: jobs wait", "export it where OpenCode is started")
+    elif not _KEY.fullmatch(key.get_secret_value()):
+        yield Finding("key", "warning", "HELICONE_API_KEY does not look like a key of Helicone", "copy it once more")
+    else:
+        yield Finding("key", "ok", f"set ({site.settings.origin('api_key')})")
+
+
+def _configuration(site: Site) -> Iterator[Finding]:
+    """What OpenCode's files say to the plugin, here and everywhere."""
+    for one in site.settings.complaints:
+        todo = "correct it: nothing of this folder is captured or sent until then" if one.holds else "correct it"
+        yield Finding("configuration", "problem" if one.holds else "warning", one.text, todo)
+    found = config.read(site.sources.environ, str(site.directory))
+    for document in found.documents:
+        yield from _strangers(document)
+    if not site.settings.complaints:
+        yield Finding("configuration", "ok", f"{len(found.entries)} place(s) in OpenCode's files configure the plugin")
+
+
+def _strangers(document: Document) -> Iterator[Finding]:
+    """Where another plugin that does the same is listed, and where options may stand that nobody reads."""
+    lists = [value for key in ("plugin", "plugins") if isinstance(value := document.value.get(key), list)]
+    if any(config.PREDECESSOR in _listed_as(one) for one in chain(*lists)):
+        found = f"{document.origin}: {config.PREDECESSOR} is listed, which sends every session, too"
+        yield Finding("configuration", "problem", found, "take it out of the list")
+    block = document.value.get("plugins")
+    for name in block if isinstance(block, dict) else ():
+        if name not in {config.PLUGIN, config.PREDECESSOR}:
+            found = f"{document.origin}: plugins.{name[:_NAME_MAX]} counts nowhere: OpenCode drops this block"
+            yield Finding("configuration", "warning", found, f"if it is meant for this plugin, name it {config.PLUGIN}")
+
+
+def _listed_as(plugin: Json) -> str:
+    """The package or path of one element of OpenCode's list."""
+    match plugin:
+        case str(name) | [str(name), *_] | {"package": str(name)}:
+            return name
+        case _:
+            return ""
+
+
+def _patterns(site: Site) -> Iterator[Finding]:
+    if site.settings.held:
+        return
+    try:
+        capture(site.settings, ())
+    except PatternError as error:
+        yield Finding("redaction", "problem", str(error), "correct the pattern: nothing is captured until then")
+    else:
+        own = len(site.settings.redact_patterns)
+        yield Finding("redaction", "ok", f"mode {site.settings.export_mode}, {own} pattern(s) of yours")
+
+
+def _place(site: Site) -> Iterator[Finding]:
+    """Before the ledger is opened, which closes what is open to others."""
+    spool = site.spool.path
+    weak = filesystem.findings(spool)
+    yield from (Finding("spool", "problem", found, "see README, Settings") for found in weak)
+    if not weak:
+        yield Finding("spool", "ok", str(spool) if spool.exists() else f"{spool} is not there yet")
+    left = site.directory / config.PREDECESSORS_SPOOL
+    if left.is_dir() and left != spool and not (left / "ledger.db").exists():
+        found = f"{left} is the spool of {config.PREDECESSOR}: nothing sends what it holds"
+        yield Finding("spool", "warning", found, "delete it; it may hold transcripts that were never redacted")
+
+
+def _disk(site: Site) -> Iterator[Finding]:
+    path = site.spool.path
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free
+    wanted = site.settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX
+    found = f"{free // 1_000_000} MB free, the queue may take {wanted // 1_000_000} MB"
+    level: Level = "ok" if free >= wanted else "warning" if free >= BYTES_BESIDE_BODIES_MAX else "problem"
+    yield Finding("disk", level, found, "" if level == "ok" else "make room, or set maxSpoolSize lower")
+
+
+def _sqlite(_: Site) -> Iterator[Finding]:
+    version = sqlite3.sqlite_version
+    known = ": has the WAL-reset bug, which checkpoints of our own avoid" if wal_reset_bug(version) else ""
+    yield Finding("SQLite", "ok", f"{version}{known}")
+
+
+def _plugin(site: Site) -> Iterator[Finding]:
+    environ = site.sources.environ
+    return plugin_check.look(environ, site.directory, python=sys.executable, programs=programs(environ))
+
+
+def _store(site: Site) -> Iterator[Finding]:
+    """All that is captured is read from it."""
+    path = store_file(site.sources.environ)
+    try:
+        store = Store(path)
+        found = f"{store.place}, {len(store.roots())} session(s)"
+        yield Finding("OpenCode's store", "ok", f"{found}; {UNTRIED}" if store.is_newer() else found)
+    except InMemoryError as error:
+        todo = "start OpenCode without OPENCODE_DB, or with the name of a file"
+        yield Finding("OpenCode's store", "problem", str(error), todo)
+    except AbsentError:
+        yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
+    except StoreError as error:
+        yield Finding("OpenCode's store", "problem", str(error), "what OpenCode writes there is not captured")
+
+
+def _logins(site: Site) -> Iterator[Finding]:
+    """Whether all that OpenCode logs in with is known, so that it is masked."""
+    keyring = Keyring(site.sources.environ)
+    keyring.look()
+    for problem in keyring.problems:
+        yield Finding("logins", "problem", problem, "mend it: until then these may leave as a part of a transcript")
+
+
+# --- inside
+
+
+def _hook(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    if not site.settings.enable:
+        return iter(())
+    environ, directory = site.sources.environ, site.directory
+    return plugin_check.never_seen(db, environ, directory, python=sys.executable, now_ms=site.now_ms)
+
+
+def _integrity(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    schema = db.execute("pragma user_version").fetchone()[0]
+    said = [str(row[0]) for row in db.execute("pragma quick_check(3)")]
+    if said == ["ok"]:
+        yield Finding("ledger", "ok", f"schema {schema}, sound")
+    else:
+        yield Finding("ledger", "problem", f"ledger.db is damaged: {'; '.join(said)}", "keep a copy of the spool")
+
+
+def _queue(site: Site, _: sqlite3.Connection) -> Iterator[Finding]:
+    path = site.spool.path / "queue.db"
+    if not path.exists():
+        yield Finding("queue.db", "ok", "not there yet")
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as queue:
+            rings = queue.execute("select count(*) from task").fetchone()[0]
+        yield Finding("queue.db", "ok", f"{rings} ring(s)")
+    except sqlite3.Error as error:
+        yield Finding("queue.db", "warning", f"cannot be read: {error}", "nothing: who opens it next makes it anew")
+
+
+def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    hooks, workers = read_hooks(site.spool), read_workers(site.spool)
+    found = f"{len(hooks)} hook(s) and {len(workers)} worker(s) alive"
+    served = {worker.destination for worker in workers}
+    waits = any(
+        one.jobs.pending and one.current and one.key is not None and one.id not in served
+        for one in read_destinations(db, site.settings, site.now_ms)
+    )
+    todo = "start OpenCode, run flush, or a worker under your process manager"
+    yield Finding("processes", "warning" if waits else "ok", found, todo if waits else "")
+
+
+def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    """Whether OpenCode sees what the shell sees, as far as its hooks are alive to tell."""
+    told = [hook.says.get("environment") for hook in present(site.spool.hooks)]
+    hooks = [one for one in told if isinstance(one, dict)]  # older ones do not say
+    return environment_check.differences(db, site.sources.environ, site.sources.own, hooks)
+
+
+def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for reason, folders in held_folders(db):
+        found = f"{folders} folder(s), as seen last: {reason}"
+        yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store")
+
+
+_HEALTH: dict[str, tuple[Level, str]] = {
+    "down": ("warning", "nothing while a worker runs: it is tried again by itself; flush tries now"),
+    "refused": ("problem", "check the key and the endpoint; flush tries again now"),
+    "quota": ("warning", "Helicone keeps numbers without bodies until the quota has room"),
+}
+
+
+_ELSEWHERE = "use its key once, open its project with the present one, or import the sessions again"
+
+
+def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for one in read_destinations(db, site.settings, site.now_ms):
+        if one.current or one.jobs.pending:
+            level, todo = _HEALTH.get(one.health, ("ok", "")) if one.current else ("warning", _ELSEWHERE)
+            yield Finding("destination", level, _described(one), todo)
+
+
+def _read_back(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for alarm in alarms(read_destinations(db, site.settings, site.now_ms)):
+        yield Finding("read back", "warning", alarm, "doctor --send posts one log and looks for it")
+
+
+def _described(one: DestinationStatus) -> str:
+    why = f": {one.pause_reason}" if one.pause_reason else ""
+    whose = "" if one.current else ", another than that of the present settings"
+    return f"{named(one)}{whose}: {one.health}{why}; {one.jobs.pending} job(s) wait"
+
+
+def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    for what, count, _last_ms in incidents.incidents(db):
+        todo = "see logs/ in the spool"
+        if what.startswith("ledger: "):
+            todo = "the damaged file is kept for a while: ledger.db.damaged-*"
+        elif what == incidents.UNERASED:
+            todo = "run `opencode-helicone dead purge --all`, or start a worker"
+        yield Finding("incident", "warning", f"{count} times: {what}", todo)
+
+
+def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    ahead_ms = counts.latest_ms(db) - site.now_ms
+    if ahead_ms > _CLOCK_MS_MAX:
+        found = f"the ledger holds times {ahead_ms // 1000} s ahead of the clock: it was set back, or was wrong"
+        yield Finding("clock", "warning", found, "nothing: times far ahead are mended by the worker")
+    else:
+        yield Finding("clock", "ok", "not behind the ledger")
+
+
+def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    refused = incidents.refusals(db)
+    for reason, count, _last_ms in refused:
+        found = f"{count} line(s) of the plugin were not used: {reason}"
+        yield Finding(
+            "lines", "warning", found, "logs/hook.log says why; verify shows what is missing, backfill takes it"
+        )
+    if not refused:
+        yield Finding("lines", "ok", "each line of the plugin was used")
+
+
+def _unread(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    left = notices.left_unread(db, site.now_ms - QUIET_MS) - open_sessions(site.spool.hooks)
+    if left:
+        found = f"{len(left)} session(s) that OpenCode has told of were not read, and no OpenCode is at them"
+        todo = "run flush; those of a store that is gone are forgotten after 30 days"
+        yield Finding("unread", "warning", found, todo)
+    for one in notices.unread(db):
+        if one.reason is not None:
+            found = f"{one.sessions} session(s) that OpenCode has told of wait: {one.reason}"
+            yield Finding(
+                "unread", "warning", found, "they are read when that is mended, within 30 days; flush tries now"
+            )
+
+
+def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    counts = ledger_counts.counts(db)
+    if counts.dead:
+        yield Finding("dead", "warning", f"{counts.dead} dead letter(s)", "dead list says why, dead retry tries again")
+    else:
+        yield Finding("dead", "ok", "no dead letters")
+    for reason, jobs in sorted(counts.dropped_by_reason.items()):
+        is_lost = reason in _LOST
+        todo = "dead list --dropped names them, import queues a session again" if is_lost else ""
+        yield Finding("dropped", "warning" if is_lost else "ok", f"{jobs} dropped: {reason}", todo)
+
+
+_AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (
+    _key,
+    _configuration,
+    _patterns,
+    _place,
+    _disk,
+    _sqlite,
+    _plugin,
+    _store,
+    _logins,
+)
+_INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
+    _integrity,
+    _queue,
+    _processes,
+    _environment,
+    _hook,
+    _held,
+    _destinations,
+    _read_back,
+    _clock,
+    _incidents,
+    _refusals,
+    _unread,
+    _letters,
+)

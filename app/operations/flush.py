@@ -1,0 +1,123 @@
+"""Send what waits, now: let hooks finish, read what none of them will, and deliver here when nobody else does.
+
+What waits is looked for at the destination of the present settings and at those that the settings of any captured
+folder mean: these have keys that are not known here, and are waited for as long as they have a worker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from contextlib import closing
+from dataclasses import dataclass
+
+from app.capture.targets import folder, target
+from app.capture.unread import read_unread
+from app.database.open import open_whole
+from app.ledger import adoption, counts, flow, folders, notices, readback
+from app.ledger.notices import Unread
+from app.operations.status import Failing, Jobs, read_destinations, waiting
+from app.runtime import clock
+from app.runtime.liveness import read_hooks, read_workers
+from app.runtime.spool import Spool
+from app.settings.lookup import Sources
+from app.worker import Worker
+
+LOOK_S = 0.1
+START_S_MAX = 30.0
+"""A hook that OpenCode started a moment ago has said so by then, and that the folder is captured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What is left."""
+
+    jobs: Jobs
+    """Of the present destination."""
+    elsewhere: int
+    """Jobs pending at the other destinations that captured folders have."""
+    captured_here: bool
+    """The folder where it was typed ever had a job."""
+    backlog: int
+    """Lines and sessions that live hooks have not worked off."""
+    unread: tuple[Unread, ...]
+    """What OpenCode's plugin has told of and nobody has read yet."""
+    waiting: tuple[str, ...]
+    """Why jobs wait, for a person."""
+    errors: tuple[Failing, ...]
+    """Why jobs are dead, or failed and are tried again."""
+    was_stopped: bool
+    """Somebody interrupted it."""
+
+    @property
+    def is_done(self) -> bool:
+        cannot = any(one.reason is not None for one in self.unread)
+        return not (self.jobs.pending or self.elsewhere or self.backlog or cannot)
+
+
+def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only_present: bool = False) -> Flushed:
+    """Return as soon as nothing more can go, or when the time is up; what is being posted then is waited for.
+
+    `expect_some`: where the folder never had a job, its hook is waited for, START_S_MAX at most.
+    `only_present`: no other destination than that of the present settings is looked at.
+
+    Must be called in the main thread. Raises SettingsError, OSError, sqlite3.Error, SchemaError.
+    """
+    settings = sources.load()
+    spool = Spool(settings.spool_directory)
+    with closing(open_whole(spool.path)) as db:
+        ours = target(db, settings, clock.now_ms())
+        seen = {ours.id} | (set() if only_present else folders.of_folders(db))
+        for one in seen:
+            flow.probe_now(db, one, clock.now_ms())
+            readback.end_read_back_pause(db, one, clock.now_ms())
+        if settings.takes_over:
+            adoption.take_over(db, ours, clock.now_ms())
+        here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
+        end_s = begin_s + timeout_s
+
+        def is_over() -> bool:
+            if time.monotonic() >= end_s:
+                return True
+            if expect_some and time.monotonic() < begin_s + START_S_MAX and not folders.had_jobs(db, here):
+                return False
+            # Nothing is sent without a key, however long one waits.
+            going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
+            return not (_backlog(spool, seen) or any(counts.is_pending(db, one) for one in seen & going))
+
+        was_stopped, has_read = False, True
+        read_unread(db, sources, spool, ours.id)
+        while has_read and not was_stopped:
+            while not is_over() and not was_stopped:
+                if ours.key_fingerprint and counts.is_pending(db, ours.id) and ours.id not in _served(spool):
+                    was_stopped = not Worker(sources).run_until(is_over)
+                else:
+                    time.sleep(LOOK_S)
+            # Once more when all is sent: a hook may have been late, and is gone by now.
+            has_read = time.monotonic() < end_s and read_unread(db, sources, spool, ours.id) > 0
+        now_ms = clock.now_ms()
+        current, *others = [one for one in read_destinations(db, settings, now_ms) if one.current or one.id in seen]
+        return Flushed(
+            jobs=current.jobs,
+            elsewhere=sum(one.jobs.pending for one in others),
+            captured_here=folders.had_jobs(db, here),
+            backlog=_backlog(spool, seen),
+            unread=tuple(notices.unread(db)),
+            waiting=waiting([current, *others], read_workers(spool), now_ms),
+            errors=current.errors,
+            was_stopped=was_stopped,
+        )
+
+
+def _served(spool: Spool) -> set[int | None]:
+    """The destinations that live workers deliver to."""
+    return {worker.destination for worker in read_workers(spool)}
+
+
+def _backlog(spool: Spool, destination_ids: Collection[int | None]) -> int:
+    """What hooks have not worked off; one that has not said yet where it delivers has at least one line."""
+    return sum(
+        1 if hook.destination is None else hook.backlog
+        for hook in read_hooks(spool)
+        if hook.destination is None or hook.destination in destination_ids
+    )

@@ -1,0 +1,88 @@
+"""Whether the plugin that is installed can work in the OpenCode that is installed: what `doctor` says of the two."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from app.capture.targets import folder
+from app.ledger import folders
+from app.operations.finding import Finding
+from app.sources.opencode import install
+from app.sources.opencode.access import UNTRIED, StoreError
+from app.sources.opencode.install import Found, InstallError, Project
+from app.sources.opencode.program import Program
+from app.sources.opencode.store import Store, store_file
+
+AT_WORK_MS = 60_000
+"""Of a session that was written to so short ago, the hook may not have said anything yet."""
+
+
+def look(environ: Mapping[str, str], directory: Path, *, python: str, programs: Sequence[Program]) -> Iterator[Finding]:
+    """The plugin everywhere and in this folder, and each OpenCode. `python` is this program's."""
+    try:
+        weak = install.findings(environ, directory)
+        if weak:
+            yield from (Finding("plugin", "problem", found, "others could run code in your OpenCode") for found in weak)
+            return
+        there = install.find(environ, directory, python=python)
+    except (InstallError, OSError) as error:
+        yield Finding("plugin", "problem", str(error), "then run install-plugin")
+        return
+    for one in there:
+        yield from _file(one, environ, programs)
+    if not there:
+        yield Finding("plugin", "warning", "not installed for this user, nor in this folder", "install-plugin --global")
+    for program in programs:
+        yield _program(program)
+    if not programs:
+        yield Finding("OpenCode", "ok", "not on PATH, nor in the usual places")
+
+
+def _file(one: Found, environ: Mapping[str, str], programs: Sequence[Program]) -> Iterator[Finding]:
+    flavour = one.flavour
+    misfits = [each for each in programs if flavour and each.version and not install.fits(flavour, each.version)]
+    if flavour is None:
+        found = f"{one.path} was changed, or is of another version or installation"
+        yield Finding("plugin", "warning", found, "install-plugin")
+    elif not misfits:
+        yield Finding("plugin", "ok", str(one.path))
+    for program in misfits:
+        yield Finding("plugin", "problem", f"{one.path} is not in the form that {program} loads", "install-plugin")
+    if isinstance(one.scope, Project) and not _is_on_path(install.COMMAND_BY_PATH[0], environ):
+        found = f"{one.path} starts {install.COMMAND_BY_PATH[0]}, which is not on PATH"
+        yield Finding("plugin", "problem", found, "start OpenCode with a PATH that has it, or install-plugin --global")
+
+
+def _is_on_path(command: str, environ: Mapping[str, str]) -> bool:
+    """As the plugin looks for it: relative folders, which would be the project's, do not count."""
+    folders = [folder for folder in environ.get("PATH", "").split(os.pathsep) if folder.startswith("/")]
+    return any(os.access(f"{folder}/{command}", os.X_OK) for folder in folders)
+
+
+def _program(program: Program) -> Finding:
+    if program.version is None:
+        found = f"{program.path} does not say its version"
+        return Finding("OpenCode", "warning", found, "see that `opencode --version` answers")
+    if program.version >= install.NEEDS_OBJECT_FROM:
+        return Finding("OpenCode", "warning", f"{program}: {UNTRIED}", "see that its sessions arrive")
+    return Finding("OpenCode", "ok", str(program))
+
+
+def never_seen(
+    db: sqlite3.Connection, environ: Mapping[str, str], directory: Path, *, python: str, now_ms: int
+) -> Iterator[Finding]:
+    """OpenCode wrote sessions although the plugin was there, and no hook ever said anything of their folders."""
+    try:
+        there = install.find(environ, directory, python=python)
+        sessions = Store(store_file(environ)).roots() if there else []
+    except (InstallError, OSError, StoreError):
+        return  # said already
+    since_ms = min((one.written_ms for one in there), default=now_ms)
+    written = [one for one in sessions if since_ms < one.updated_ms < now_ms - AT_WORK_MS]
+    if written and all(folders.captured_since_ms(db, folder(db, one.directory)) is None for one in written):
+        found = f"OpenCode wrote {len(written)} session(s) since the plugin was installed, and no hook was ever seen"
+        todo = "restart OpenCode; its log (opencode-helicone in ~/.local/share/opencode/log) says why; then backfill"
+        yield Finding("hook", "problem", found, todo)

@@ -1,0 +1,101 @@
+"""`doctor --send`: one tiny log to Helicone and back, because an answer of 200 does not say that it was stored."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+
+from app.delivery.confirm import NOT_STORED_CAUSES
+from app.exporters.helicone.body import Log, encode
+from app.exporters.helicone.client import Client, ClientError, ReadBackError
+from app.exporters.helicone.routes import read_back_url, routes
+from app.exporters.outcome import Outcome
+from app.operations.finding import Finding
+from app.settings.model import Settings
+
+LOOK_S = 1.0
+SESSION = "opencode-helicone-doctor"
+"""One for all trials, so that they lie together in Helicone's list of sessions."""
+MODEL = "opencode/doctor"
+NOT_FOUND = 404
+CHECK = "check the key and the endpoint"
+
+
+def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]:
+    """Findings as they come."""
+    if settings.api_key is None:
+        yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it")
+        return
+    key = settings.api_key.get_secret_value()
+    request_id = str(uuid.uuid4())
+    try:
+        made = Client(key)
+    except ClientError as error:
+        yield Finding("send", "problem", f"not sent: {error}", "correct it")
+        return
+    with made as client:
+        url, outcome = _post(client, settings.endpoint, request_id, now_ms)
+        if outcome.kind != "accepted":
+            yield Finding("send", "problem", f"{url} did not take it: {outcome.reason}", CHECK)
+            return
+        yield Finding("send", "ok", f"{url} took it")
+        yield from _look(
+            client, read_back_url(settings.endpoint, key, settings.readback_url), request_id, now_ms, timeout_s
+        )
+
+
+def _post(client: Client, endpoint: str, request_id: str, now_ms: int) -> tuple[str, Outcome]:
+    """To the first route that is there."""
+    body = encode(_log(request_id, now_ms))
+    found = [route.url for route in routes(endpoint)]
+    for url in found[:-1]:
+        outcome = client.post(url, body, request_id, now_ms)
+        if outcome.status != NOT_FOUND:
+            return url, outcome
+    return found[-1], client.post(found[-1], body, request_id, now_ms)
+
+
+def _log(request_id: str, now_ms: int) -> Log:
+    return Log(
+        request={"model": MODEL, "messages": []},
+        response={
+            "object": "chat.completion",
+            "model": MODEL,
+            "choices": [
+                {"index": 0, "message": {"role": "user", "content": "sent by opencode-helicone doctor --send"}}
+            ],
+        },
+        status=200,
+        meta={
+            "Helicone-Request-Id": request_id,
+            "Helicone-Session-Id": SESSION,
+            "Helicone-Session-Name": "opencode-helicone doctor",
+            "Helicone-Session-Path": "/doctor",
+        },
+        start_ms=now_ms,
+        end_ms=now_ms,
+        first_token_ms=None,
+    )
+
+
+def _look(client: Client, url: str | None, request_id: str, now_ms: int, timeout_s: float) -> Iterator[Finding]:
+    if url is None:
+        yield Finding("read back", "warning", "nothing says where its API server is: not read back", "look at Helicone")
+        return
+    ends_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            rows = list(client.read_back(url, SESSION, start_ms=now_ms))
+        except ReadBackError as error:
+            yield Finding("read back", "problem", f"{url}: {error}", CHECK)
+            return
+        if any(row.get("request_id") == request_id for row in rows):
+            yield Finding("read back", "ok", "it is stored")
+            return
+        if time.monotonic() >= ends_s:
+            break
+        time.sleep(LOOK_S)
+    yield Finding("read back", "problem", f"it was taken, but did not appear within {timeout_s:g} s", "one of these:")
+    for cause in NOT_STORED_CAUSES:
+        yield Finding("known cause", "warning", cause)

@@ -1,0 +1,351 @@
+"""What `status` tells: the spool, its destinations and who is alive, read off the ledger without writing to it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+
+from app import __version__
+from app.capture.folder_limits import folders_by_option
+from app.capture.targets import find_target, meant
+from app.database.connection import wal_reset_bug
+from app.database.open import open_whole
+from app.delivery import confirm
+from app.delivery.confirm import Plan
+from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
+from app.ledger import counts as ledger_counts
+from app.ledger import destinations as destination
+from app.ledger.counts import Conditions, Counts, conditions, errors
+from app.ledger.dead_letters import Choice, Group
+from app.ledger.destinations import Destination
+from app.ledger.notices import Unread
+from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
+from app.runtime.spool import Spool
+from app.runtime.url import normalise
+from app.settings.model import Settings
+
+KEY_CHARACTERS = 8
+"""Of a key's fingerprint: enough to tell two keys apart."""
+BYTES_BESIDE_BODIES_MAX = 64_000_000
+"""Of everything else in the spool directory: keys, acknowledgements, WAL, logs."""
+GROUPS_SHOWN = 5
+NOT_TRIED = "not tried"
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    pending: int
+    delivered: int
+    dead: int
+    superseded: int
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """Jobs that are dead or wait, by the error of their last attempt."""
+
+    state: str
+    error: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What was read back of delivered jobs, in numbers of jobs; what was not found in the end is dead."""
+
+    confirmed: int
+    waiting: int
+    """To be read back."""
+    body_not_stored: int
+    given_up: int
+    """Their bodies went unconfirmed: no room, too old, or switched off."""
+    notes: tuple[str, ...]
+    """Why it is off or does not work, and what Helicone does not keep, for a person."""
+    alarm: str
+    """Why what was delivered may not be stored, for a person; '' while nothing says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Jobs that the settings in force keep from being sent."""
+
+    reason: str
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFolders:
+    """Project folders of which nothing is captured or sent, because their configuration cannot be used."""
+
+    reason: str
+    folders: int
+    """As their hooks saw them last."""
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    id: int | None
+    """None: the present settings mean it, and nothing was ever captured for it."""
+    current: bool
+    """The present settings mean this one."""
+    endpoint: str
+    """'' where no endpoint was chosen and no key is known."""
+    key: str | None
+    """The beginning of the API key's fingerprint; None without a key."""
+    route: str | None
+    health: str
+    """fine; not tried: nothing was ever posted to it; down: it cannot be asked; refused: it will not take anything;
+    quota: it takes numbers without bodies."""
+    pause_reason: str | None
+    next_probe_ms: int | None
+    jobs: Jobs
+    in_flight: int
+    retrying: int
+    conditions: Conditions
+    oldest_pending_ms: int | None
+    errors: tuple[Failing, ...]
+    confirmation: Confirmation
+    held: tuple[Held, ...]
+    """As far as a worker has seen it."""
+    without_text: int
+    """Jobs that wait without their bodies, which OpenCode's store has."""
+    dead_letters: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Lines that a hook could not use."""
+
+    reason: str
+    count: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """What went wrong beside jobs and lines, such as rows lost with a damaged ledger."""
+
+    what: str
+    count: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    version: str
+    sqlite: str
+    has_wal_reset_bug: bool
+    """This SQLite has it; the ledger's checkpoints are made so that it cannot happen."""
+    spool: str
+    is_new: bool
+    """There was no ledger before."""
+    spool_bytes: int
+    spool_bytes_max: int
+    held_bytes: int
+    """Of bodies not delivered, compressed; `maxSpoolSize` bounds them."""
+    held_bytes_max: int
+    age_ms_max: int
+    """How long a job may wait."""
+    folder_limits: Mapping[str, int]
+    """In how many folders the project's files set a limit for their own jobs, by the option's name."""
+    jobs: Jobs
+    """Of all destinations."""
+    dropped_by_reason: Mapping[str, int]
+    destinations: tuple[DestinationStatus, ...]
+    hooks: tuple[LiveHook, ...]
+    workers: tuple[LiveWorker, ...]
+    unread: tuple[Unread, ...]
+    """What the plugin has told of, and OpenCode's store was not read for yet."""
+    refused: tuple[Refused, ...]
+    incidents: tuple[Incident, ...]
+    held_folders: tuple[HeldFolders, ...]
+    problems: tuple[str, ...]
+    """What is wrong in the files that configure the plugin here."""
+    waiting: tuple[str, ...]
+    """Why jobs wait, for a person."""
+    alarms: tuple[str, ...]
+    """What a person has to see first: destinations whose 200 may mean nothing."""
+
+
+def read_status(settings: Settings, now_ms: int) -> Status:
+    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError."""
+    spool = Spool(settings.spool_directory)
+    is_new = not (spool.path / "ledger.db").exists()
+    with closing(open_whole(spool.path)) as db:
+        total = counts.counts(db)
+        destinations = read_destinations(db, settings, now_ms)
+        workers = read_workers(spool)
+        return Status(
+            version=__version__,
+            sqlite=sqlite3.sqlite_version,
+            has_wal_reset_bug=wal_reset_bug(sqlite3.sqlite_version),
+            spool=str(spool.path),
+            is_new=is_new,
+            spool_bytes=_bytes_under(spool),
+            spool_bytes_max=settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX,
+            held_bytes=total.body_bytes,
+            held_bytes_max=settings.max_spool_bytes,
+            age_ms_max=settings.max_spool_age_ms,
+            folder_limits=folders_by_option(db, settings),
+            jobs=_jobs(total),
+            dropped_by_reason=dict(total.dropped_by_reason),
+            destinations=destinations,
+            hooks=read_hooks(spool),
+            workers=workers,
+            unread=tuple(notices.unread(db)),
+            refused=tuple(Refused(*row) for row in incidents.refusals(db)),
+            incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
+            held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
+            problems=tuple(one.text for one in settings.complaints),
+            waiting=waiting(destinations, workers, now_ms),
+            alarms=tuple(alarms(destinations)),
+        )
+
+
+def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -> tuple[DestinationStatus, ...]:
+    """The one that the settings mean first."""
+    ours = find_target(db, settings)
+    plan = confirm.plan(settings.confirm, normalise(settings.endpoint), "", settings.readback_url)
+    found = [_destination(db, one, plan, now_ms, current=one == ours) for one in destination.destinations(db)]
+    if ours is None:
+        found.append(_unknown(*meant(db, settings)))
+    return tuple(sorted(found, key=lambda one: not one.current))
+
+
+def _destination(
+    db: sqlite3.Connection, one: Destination, plan: Plan, now_ms: int, *, current: bool
+) -> DestinationStatus:
+    counts = ledger_counts.counts(db, one.id)
+    return DestinationStatus(
+        id=one.id,
+        current=current,
+        endpoint=one.endpoint,
+        key=one.key_fingerprint[:KEY_CHARACTERS] or None,
+        route=one.route,
+        health=one.health if one.was_tried or counts.retrying or one.health != "fine" else NOT_TRIED,
+        pause_reason=one.pause_reason,
+        next_probe_ms=one.probe_ms,
+        jobs=_jobs(counts),
+        in_flight=counts.in_flight,
+        retrying=counts.retrying,
+        conditions=conditions(db, one.id, now_ms),
+        oldest_pending_ms=counts.oldest_pending_ms,
+        errors=tuple(Failing(*row) for row in errors(db, one.id)),
+        confirmation=_confirmation(db, one, plan.off_reason if current else ""),
+        held=tuple(Held(*row) for row in policy_enforcement.held(db, one.id)),
+        without_text=eviction.without_bodies(db, one.id),
+        dead_letters=tuple(dead_letters.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
+    )
+
+
+def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
+    going = readback.confirmations(db, one.id)
+    notes = []
+    alarm = ""
+    if going.is_never_found:
+        causes = "; ".join(confirm.NOT_STORED_CAUSES)
+        alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
+    elif going.failure == confirm.UNPROVEN:
+        alarm = confirm.UNPROVEN
+    if off_reason:
+        notes.append(f"off: {off_reason}")
+    elif going.failure in (confirm.BLIND, confirm.UNPROVEN):
+        notes.append(going.failure)
+    elif going.failure is not None:
+        notes.append(f"paused: {going.failure}; if jawn is elsewhere, set readbackUrl")
+    if one.health == "quota":
+        notes.append("the quota is exceeded: Helicone keeps numbers without bodies")
+    if going.body_not_stored:
+        notes.append("`import` sends again what was stored without its body")
+    return Confirmation(going.confirmed, going.waiting, going.body_not_stored, going.given_up, tuple(notes), alarm)
+
+
+def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
+    return DestinationStatus(
+        id=None,
+        current=True,
+        endpoint=endpoint,
+        key=fingerprint[:KEY_CHARACTERS] or None,
+        route=None,
+        health=NOT_TRIED,
+        pause_reason=None,
+        next_probe_ms=None,
+        jobs=Jobs(0, 0, 0, 0, 0),
+        in_flight=0,
+        retrying=0,
+        conditions=Conditions(0, 0),
+        oldest_pending_ms=None,
+        errors=(),
+        confirmation=Confirmation(0, 0, 0, 0, (), ""),
+        held=(),
+        without_text=0,
+        dead_letters=(),
+    )
+
+
+def _jobs(counts: Counts) -> Jobs:
+    return Jobs(**{field.name: getattr(counts, field.name) for field in fields(Jobs)})
+
+
+def alarms(destinations: Sequence[DestinationStatus]) -> Iterator[str]:
+    """Of those that still matter: one that was tried once, and that nothing waits for, alarms nobody."""
+    for one in destinations:
+        is_of_use = one.current or one.jobs.pending or one.jobs.dead or one.confirmation.waiting
+        if one.confirmation.alarm and is_of_use:
+            yield f"{named(one)}: {one.confirmation.alarm}"
+
+
+def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWorker], now_ms: int) -> tuple[str, ...]:
+    """Why jobs wait, one sentence for each reason; nothing when none does."""
+    found = []
+    for one in destinations:
+        others = one.jobs.pending - sum(held.jobs for held in one.held)
+        found += [f"{_counted(held.jobs)} for {named(one)}: {held.reason}" for held in one.held]
+        if others:
+            served = any(worker.destination == one.id for worker in workers)
+            found.append(f"{_counted(others)} for {named(one)}: {_reason(one, now_ms, served=served)}")
+        if one.retrying:
+            found.append(f"of them {_counted(one.retrying)} failed before and will be tried again")
+        if one.without_text:
+            found.append(
+                f"of them {_counted(one.without_text)} without text, for want of room; OpenCode's store has it"
+            )
+    return tuple(found)
+
+
+def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
+    if one.key is None and one.current:
+        return "no HELICONE_API_KEY is set"
+    if one.key is None:
+        return "captured without a key; a worker that has the only key for that endpoint takes them over as it starts"
+    if not one.current:
+        return "another destination than that of the present settings"
+    if one.pause_reason is not None:
+        until_s = max(0, (one.next_probe_ms or 0) - now_ms + 999) // 1000
+        when = f"next try in {until_s} s" if served else "no worker runs"
+        return f"paused, {when}: {one.pause_reason}"
+    if not served:
+        return "no worker runs (opencode-helicone worker, or flush)"
+    return "a worker is at it"
+
+
+def _counted(jobs: int) -> str:
+    return f"{jobs} job{'' if jobs == 1 else 's'}"
+
+
+def named(one: DestinationStatus) -> str:
+    return f"{one.endpoint or 'any endpoint'} ({f'key {one.key}…' if one.key else 'no key'})"
+
+
+def _bytes_under(spool: Spool) -> int:
+    """Of all files, as far as they stay: logs turn over, and SQLite removes its own beside a database."""
+    total = 0
+    for path in spool.path.rglob("*"):
+        try:
+            total += path.lstat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total

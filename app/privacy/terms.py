@@ -1,0 +1,18 @@
+"""On which terms the sessions of a folder leave: a policy, compiled rules, a user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.privacy.policy import Policy
+from app.privacy.redact import Redaction
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """How sessions of one project folder are captured."""
+
+    policy: Policy
+    redaction: Redaction
+    user_id: str
+    """'' for none. A session keeps the one of its first record."""

@@ -1,0 +1,165 @@
+"""The bell: Huey carries a job's key to a worker that sleeps. It wakes; what there is to do stands in the ledger.
+
+A ring that is lost, doubled or late is harmless: the watch of every worker looks into the ledger by itself. So
+`queue.db` may be deleted at any time, and there is one Huey queue for each destination in it: a worker never takes
+away a ring that is meant for another.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from huey import SqliteHuey
+from huey.registry import Message
+from huey.serializer import Serializer
+
+from app.runtime.filesystem import private_directory, private_file
+
+RINGS_MAX = 1_000
+"""Messages that may wait in the queue. More rings would wake nobody sooner."""
+
+RING_AGAIN_S = 15.0
+"""After this a ring that nobody here has answered is taken for lost."""
+
+LIVE, HISTORY = 1, 0
+"""Huey's priorities: the higher one is taken first."""
+
+
+class JsonSerializer(Serializer):  # type: ignore[misc]  # huey ships no types
+    """A message is a task's name and one key. Nothing read from the file is ever unpickled."""
+
+    def _serialize(self, data: Any) -> bytes:
+        return json.dumps({"id": data.id, "name": data.name, "args": list(data.args)}).encode()
+
+    def _deserialize(self, data: bytes) -> Any:
+        message = json.loads(data)
+        return Message(id=str(message["id"]), name=str(message["name"]), args=tuple(message["args"]), kwargs={})
+
+
+class Bell:
+    """One destination's queue in `queue.db` of the spool directory.
+
+    `answer(key)` is called in a worker's thread for each ring; a process that only rings gives none.
+    """
+
+    def __init__(
+        self,
+        spool: Path,
+        destination_id: int,
+        answer: Callable[[str], None] | None = None,
+        huey_class: type[SqliteHuey] = SqliteHuey,
+    ) -> None:
+        self._path = private_directory(spool) / "queue.db"
+        self._mending = threading.Lock()
+        # Before Huey opens it, which leaves a connection open where the file is no database.
+        if not _is_sound(self._path):
+            _remove(self._path)
+        try:
+            self.huey = _queue(self._path, destination_id, huey_class)
+        except sqlite3.Error as error:
+            if not _is_worthless(error):
+                raise
+            _remove(self._path)
+            self.huey = _queue(self._path, destination_id, huey_class)
+        self._file = self._path.stat().st_ino
+
+        self._rung_s: dict[str, float] = {}
+
+        def deliver(key: str) -> None:
+            self._rung_s.pop(key, None)
+            if answer is not None:
+                answer(key)
+
+        # The name travels in messages: it stays, whatever module and function are called.
+        deliver.__module__ = "app.bell"
+        self._task = self.huey.task(name="deliver", retries=0)(deliver)
+
+    def ring(self, key: str, *, is_history: bool = False) -> None:
+        """Wake a worker for this key, unless the queue is full of rings already; what is live is answered first.
+
+        A queue that is locked loses the ring, and the job is found by the next look of the watch.
+        """
+        self._rung_s[key] = time.monotonic()
+        with suppress(sqlite3.Error, OSError):
+            self.mend()
+            if self.waiting() < RINGS_MAX:
+                self._task(key, priority=HISTORY if is_history else LIVE)
+
+    def rung(self) -> set[str]:
+        """The keys that were rung here and not answered yet, as far as is known: who has these wakes anyway."""
+        since_s = time.monotonic() - RING_AGAIN_S
+        self._rung_s = {key: rung_s for key, rung_s in self._rung_s.copy().items() if rung_s > since_s}
+        return set(self._rung_s)
+
+    def waiting(self) -> int:
+        """Rings that no thread has answered yet. Raises sqlite3.Error."""
+        return int(self.huey.pending_count())
+
+    def mend(self) -> bool:
+        """Make the queue anew where it is damaged, open it anew where somebody else did so; whether it was so.
+
+        Cheap: the file is small. The threads of a consumer go on with the new one. Raises OSError, sqlite3.Error.
+        """
+        with self._mending:
+            storage = self.huey.storage
+            try:
+                if self._path.stat().st_ino == self._file:
+                    if _is_sound(self._path):
+                        storage.sql("select 1 from task limit 1")
+                        return False
+                    _remove(self._path)
+            except FileNotFoundError:
+                pass
+            except sqlite3.Error as error:
+                if not _is_worthless(error):
+                    raise
+                _remove(self._path)
+            self._file = private_file(self._path).stat().st_ino
+            storage.close()
+            storage.initialize_schema()
+        return True
+
+    def close(self) -> None:
+        self.huey.storage.close()
+
+
+def _queue(path: Path, destination_id: int, huey_class: type[SqliteHuey]) -> SqliteHuey:
+    return huey_class(
+        name=f"deliver-{destination_id}",
+        filename=str(private_file(path)),
+        serializer=JsonSerializer(),
+        results=False,
+        timeout=2,
+    )
+
+
+def _is_sound(path: Path) -> bool:
+    """False for a file that is damaged. Raises sqlite3.Error for one that is locked or out of reach."""
+    if not path.exists():
+        return True
+    try:
+        with closing(sqlite3.connect(path, timeout=2)) as db:
+            return bool(db.execute("pragma quick_check(1)").fetchone() == ("ok",))
+    except sqlite3.Error as error:
+        if not _is_worthless(error):
+            raise
+        return False
+
+
+def _is_worthless(error: sqlite3.Error) -> bool:
+    """Whether the file is damaged, and not only locked, full or out of reach: nothing in it is worth keeping."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    damage = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+    return code & 0xFF in damage or code == sqlite3.SQLITE_IOERR_SHORT_READ
+
+
+def _remove(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink(missing_ok=True)

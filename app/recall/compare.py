@@ -1,0 +1,102 @@
+"""Whether Helicone shows what was sent over its old rows: the rows of a recall are read back and compared."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from app.delivery.confirm import IDS_MAX, Allowance
+from app.exporters.answer import AnswerError, parsed
+from app.exporters.helicone.client import Client, ReadBackError, Shown
+from app.recall.expected import Likeness, json_digest
+from app.runtime import clock
+
+Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]
+LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What Helicone shows of one record."""
+
+    session: str
+    path: str
+    request_id: str
+    outcome: Outcome
+    reason: str = ""
+
+
+def look(
+    client: Client, url: str, expected: Sequence[Likeness], *, queries_per_minute: int, end_s: float
+) -> list[Seen]:
+    """Read all of them back, and those that are not overwritten again until `end_s` (monotonic).
+
+    Every query is made once at least, however late it is, unless the first of them fails.
+    """
+    allowance = Allowance(queries_per_minute, queries_per_minute, clock.now_ms())
+    seen: dict[str, Seen] = {}
+    left = list(expected)
+    while True:
+        for batch in _batches(left):
+            while not allowance.take(clock.now_ms()):
+                time.sleep(LOOK_S)
+            seen |= {one.request_id: one for one in _read(client, url, batch)}
+            if all(one.outcome == "not read back" for one in seen.values()):
+                return [seen.get(str(one.request_id)) or _unread(one, next(iter(seen.values())).reason) for one in left]
+        left = [one for one in left if seen[str(one.request_id)].outcome in {"still old", "not there"}]
+        if not left or time.monotonic() >= end_s:
+            return [seen[str(one.request_id)] for one in expected]
+        time.sleep(min(LOOK_S, max(0.0, end_s - time.monotonic())))
+
+
+def counted(seen: Sequence[Seen]) -> dict[str, int]:
+    return dict(Counter(one.outcome for one in seen))
+
+
+def _batches(expected: Sequence[Likeness]) -> Iterator[list[Likeness]]:
+    sessions: dict[str, list[Likeness]] = {}
+    for one in expected:
+        sessions.setdefault(one.session, []).append(one)
+    for found in sessions.values():
+        for at in range(0, len(found), IDS_MAX):
+            yield found[at : at + IDS_MAX]
+
+
+def _read(client: Client, url: str, batch: Sequence[Likeness]) -> Iterator[Seen]:
+    start_ms = min(one.start_ms for one in batch)
+    try:
+        rows = client.shown(url, start_ms=start_ms, request_ids=[one.request_id for one in batch])
+    except ReadBackError as error:
+        yield from (_unread(one, str(error)) for one in batch)
+        return
+    for one in batch:
+        yield Seen(one.session, one.path, str(one.request_id), _outcome(one, rows.get(one.request_id, [])))
+
+
+def _unread(likeness: Likeness, reason: str) -> Seen:
+    return Seen(likeness.session, likeness.path, str(likeness.request_id), "not read back", reason)
+
+
+def _outcome(likeness: Likeness, rows: Sequence[Shown]) -> Outcome:
+    if not rows:
+        return "not there"
+    found = [_compared(likeness, row) for row in rows]
+    return next((one for one in found if one != "overwritten"), "overwritten")
+
+
+def _compared(likeness: Likeness, row: Shown) -> Outcome:
+    request, response = _parsed(row.request), _parsed(row.response)
+    if not request and not response:
+        return "without body"
+    is_new = json_digest(request) in likeness.requests and json_digest(response) == likeness.response
+    return "overwritten" if is_new else "still old"
+
+
+def _parsed(body: object) -> object:
+    try:
+        return parsed(body) if isinstance(body, str) else body
+    except AnswerError:
+        return body

@@ -1,0 +1,1 @@
+"""The other side: a local server that answers as Helicone does."""

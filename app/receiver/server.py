@@ -1,0 +1,378 @@
+"""A local Helicone-compatible receiver, for trying the program out, for the demo and for tests.
+
+    POST /custom/v1/log, /oai|anthropic|googleapis/v1/log       as the cloud's worker
+    POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
+    POST /v1/request/query-clickhouse, /v1/session/query        read back
+    POST /_faults                                               script what goes wrong next (see app/receiver/faults.py)
+    GET  /_sends                                                every POST that arrived, in order
+
+It listens on this machine only, answers nobody who calls it by another name (a web page's name may be made to point
+here), and knows one key, random, which lies beside its store. What was sent under one key is read back only with it.
+Unlike Helicone's, its read-back also shows rows that share a request id, because such rows are the mistake that one
+looks for here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import sqlite3
+import string
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.receiver import faults, handler, store
+from app.receiver.faults import Fault, FaultError, Script
+from app.runtime.filesystem import private_file
+from app.runtime.url import RouteKind, is_loopback
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+READ_LIMIT_MAX = 1_000
+
+_WORKER_PROVIDERS = {"custom": "CUSTOM", "oai": "OPENAI", "anthropic": "ANTHROPIC", "googleapis": "GOOGLE"}
+_JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
+_KEY_SIGNS = string.ascii_lowercase + string.digits
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
+_SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNORECASE)
+
+_Object: TypeAlias = dict[str, Any]
+
+
+class ReceiverError(ValueError):
+    """The receiver cannot start as asked."""
+
+
+def create(
+    store_path: Path,
+    *,
+    keys: frozenset[str] | None = None,
+    script: Iterable[Fault] = (),
+    on_ready: Callable[[], None] = lambda: None,
+) -> Starlette:
+    """The receiver as an ASGI application. It opens its store when it starts, in the thread that serves it.
+
+    `keys`: the API keys that it knows; None, for tests: every well-formed one. `on_ready` is called once it can answer.
+    """
+    desk = _Desk(keys, Script(script))
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        with store.opened(store_path) as db:
+            desk.db = db
+            on_ready()
+            yield
+
+    worker_paths = [f"/{name}/v1/log" for name in _WORKER_PROVIDERS]
+    app = Starlette(
+        lifespan=lifespan,
+        exception_handlers={404: _not_found},
+        routes=[
+            *(Route(path, desk.log, methods=["POST"]) for path in (*worker_paths, *_JAWN_PATHS)),
+            Route("/v1/request/query-clickhouse", desk.query, methods=["POST"]),
+            Route("/v1/session/query", desk.query_sessions, methods=["POST"]),
+            Route("/_faults", desk.script, methods=["POST"]),
+            Route("/_sends", desk.show_sends, methods=["GET"]),
+        ],
+    )
+    app.router.redirect_slashes = False  # neither of the real servers does
+    app.add_middleware(_CalledByName)
+    return app
+
+
+def own_key(store_path: Path) -> str:
+    """The key of all receivers that keep this store; made when it is asked for first. Raises ReceiverError."""
+    real = Path(os.path.realpath(store_path))
+    path = real.with_name(f"{real.name}.key")
+    try:
+        with private_file(path).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # two that start at once would each make one
+            data = file.read()
+            if not data:
+                groups = ("".join(secrets.choice(_KEY_SIGNS) for _ in range(7)) for _ in range(4))
+                data = "-".join(["sk", "helicone", *groups]).encode() + b"\n"
+                file.write(data)
+        key = data.decode("utf-8", "replace").strip()
+    except OSError as error:
+        raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
+    if not handler.is_well_formed(key):
+        raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
+    return key
+
+
+def serve(
+    *,
+    host: str,
+    port: int,
+    store_path: Path,
+    faults_path: Path | None = None,
+    on_listening: Callable[[str, str], None] = lambda _url, _key: None,
+) -> None:
+    """Serve until SIGINT, then return; SIGTERM ends the process once everything is closed.
+
+    Port 0 takes a free one; `on_listening` gets the address and the key.
+
+    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError, all ValueErrors.
+    """
+    script = () if faults_path is None else faults.read(faults_path)
+    with store.opened(store_path):
+        pass  # refuse a wrong file here: once it runs, the server could only log it
+    with listening(host, port) as bound:
+        url, key = address(bound), own_key(store_path)
+        app = create(store_path, keys=frozenset({key}), script=script, on_ready=lambda: on_listening(url, key))
+        with suppress(KeyboardInterrupt):
+            server(app).run(sockets=[bound])
+
+
+def server(app: Starlette) -> uvicorn.Server:
+    """The web server that the receiver is made for; `run(sockets=[listening(...)])` starts it."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A listening socket on loopback. Raises ReceiverError."""
+    if not is_loopback(host):
+        raise ReceiverError(f"the receiver keeps transcripts and has no users: {host} is not a loopback address")
+    # asyncio turns Nagle's delay off only for sockets that say TCP; without that, each answer takes 40 ms.
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host.strip("[]"), port))
+        bound.listen(128)
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise ReceiverError(f"cannot listen on {host} port {port}: {error}") from error
+    return bound
+
+
+def address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Desk:
+    """The handlers, and what they share. All run in one thread, the event loop's."""
+
+    db: sqlite3.Connection
+
+    def __init__(self, keys: frozenset[str] | None, script: Script) -> None:
+        self._keys = keys
+        self._script = script
+
+    async def log(self, request: Request) -> Response:
+        raw = await _read(request)
+        kind: RouteKind = "jawn" if request.url.path in _JAWN_PATHS else "worker"
+        key = handler.bearer(request.headers.get("authorization"))
+        owner = store.organisation(self.db, key)
+        n = store.arrived(self.db, request.url.path, owner, _sent_id(request, raw), raw, _now_ms())
+        fault = self._script.take(kind)
+        await asyncio.sleep(fault.delay_ms / 1000)
+        if fault.reset:
+            return _BrokenOff()
+        if fault.status is not None:
+            reply = _scripted(fault, fault.status)
+        else:
+            reply = self._reply(kind, request, raw)
+            if reply.log is not None and owner is not None and not fault.unstored:
+                log = replace(reply.log, request_body="", response_body="") if fault.over_quota else reply.log
+                store.put(self.db, owner, log)
+        if fault.drop_after_store:
+            return _BrokenOff()
+        store.answered(self.db, n, reply.status)
+        return _response(reply)
+
+    def _reply(self, kind: RouteKind, request: Request, raw: bytes) -> handler.Reply:
+        headers, fresh_id = dict(request.headers), str(uuid.uuid4())
+        if kind == "jawn":
+            return handler.jawn_reply(headers, raw, self._keys, _now_ms(), fresh_id)
+        provider = _WORKER_PROVIDERS[request.url.path.split("/")[1]]
+        return handler.worker_reply(provider, headers, raw, self._keys, _now_ms(), fresh_id)
+
+    async def query(self, request: Request) -> Response:
+        fault = self._script.take("read")
+        await asyncio.sleep(fault.delay_ms / 1000)
+        if fault.reset:
+            return _BrokenOff()
+        if fault.status is not None:
+            return _response(_scripted(fault, fault.status))
+        owner, query = await self._asked(request)
+        if isinstance(query, Response):
+            return query
+        if fault.blind:
+            return JSONResponse({"data": [], "error": None}, status_code=201)
+        try:
+            wanted = store.compiled(query.get("filter", "all"), unit_ms=1000 if fault.cut_since else 1)
+        except store.ShelfError as error:
+            return JSONResponse({"data": None, "error": str(error)}, status_code=400)
+        newest_first = (query.get("sort") or {}).get("created_at", "desc") == "desc"
+        limit = min(int(query.get("limit") or 10), READ_LIMIT_MAX)
+        rows = store.select(
+            self.db, owner, wanted, newest_first=newest_first, limit=limit, offset=int(query.get("offset") or 0)
+        )
+        # Measured: this one query answers 201.
+        return JSONResponse({"data": [_shown(row) for row in rows], "error": None}, status_code=201)
+
+    async def query_sessions(self, request: Request) -> Response:
+        owner, query = await self._asked(request)
+        if isinstance(query, Response):
+            return query
+        span = query.get("timeFilter") or {}
+        start_ms, end_ms = span.get("startTimeUnixMs", 0), span.get("endTimeUnixMs", _now_ms())
+        return JSONResponse({"data": store.sessions(self.db, owner, int(start_ms), int(end_ms)), "error": None})
+
+    async def _asked(self, request: Request) -> tuple[str, _Object | Response]:
+        """The organisation that asks and its question, or the answer that turns it away."""
+        raw = await _read(request)
+        refusal = handler.jawn_refusal(request.headers, self._keys)
+        if refusal is not None:
+            return "", _response(refusal)
+        query = _parsed(raw)
+        if not isinstance(query, dict):
+            return "", Response(status_code=500)
+        key = handler.bearer(request.headers.get("authorization"))
+        return store.organisation(self.db, key) or "", query
+
+    async def script(self, request: Request) -> Response:
+        # A web page cannot send this type to another origin without asking first, and nobody here says yes.
+        if request.headers.get("content-type", "").split(";")[0] != "application/json":
+            return JSONResponse({"error": "send application/json"}, status_code=415)
+        try:
+            script = faults.parse(_parsed(await _read(request)))
+        except FaultError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        self._script = Script(script)
+        return JSONResponse({"faults": len(script)})
+
+    async def show_sends(self, _request: Request) -> Response:
+        return JSONResponse({"sends": [asdict(send) for send in store.sends(self.db)]})
+
+
+class _CalledByName:
+    """Lets a request in whose `Host` is this machine. Any other was said by a page whose own name points here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_of_this_machine(Headers(scope=scope).getlist("host")):
+            refusal = PlainTextResponse("only a loopback address or localhost is answered", status_code=403)
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _is_of_this_machine(hosts: list[str]) -> bool:
+    found = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    return found is not None and is_loopback(found[1])
+
+
+class _BrokenOff(Response):
+    """An answer whose end never comes: the server closes the connection when less was sent than was announced."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+
+
+async def _not_found(_request: Request, _error: Exception) -> Response:
+    return PlainTextResponse("invalid path", status_code=404)
+
+
+async def _read(request: Request) -> bytes:
+    held = bytearray()
+    async for chunk in request.stream():
+        held += chunk
+        if len(held) > BODY_BYTES_MAX:
+            raise HTTPException(413)
+    return bytes(held)
+
+
+def _parsed(raw: bytes) -> object:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _response(reply: handler.Reply) -> Response:
+    is_json = reply.body[:1] in (b"{", b"[")
+    headers = {"content-type": "application/json" if is_json else "text/plain"} | {
+        name.lower(): value for name, value in reply.headers.items()
+    }
+    return Response(reply.body, reply.status, headers)
+
+
+def _scripted(fault: Fault, status: int) -> handler.Reply:
+    return handler.Reply(status, fault.body.encode(), dict(fault.headers))
+
+
+def _sent_id(request: Request, raw: bytes) -> str | None:
+    found = _SENT_ID.search(raw)
+    in_body = found[1].decode("utf-8", "replace") if found else None
+    return request.headers.get("helicone-request-id", in_body)
+
+
+def _shown(row: store.Stored) -> _Object:
+    """A row with the names of Helicone's own answer."""
+    log = row.log
+    return {
+        "request_id": log.request_id,
+        "request_created_at": _iso(log.created_ms),
+        "request_model": log.model,
+        "request_user_id": log.user_id,
+        "request_properties": dict(log.properties),
+        "request_body": _parsed(log.request_body.encode()),
+        "response_id": log.request_id,
+        "response_created_at": _iso(log.ended_ms),
+        "response_status": log.status,
+        "response_body": _parsed(log.response_body.encode()) or log.response_body,
+        "provider": log.provider,
+        "delay_ms": log.latency_ms,
+        "time_to_first_token": log.ttft_ms,
+        "total_tokens": log.prompt_tokens + log.completion_tokens,
+        "prompt_tokens": log.prompt_tokens,
+        "prompt_cache_read_tokens": log.cache_read_tokens,
+        "prompt_cache_write_tokens": log.cache_write_tokens,
+        "completion_tokens": log.completion_tokens,
+        "cost": log.cost_usd,
+        # A body is never empty otherwise.
+        "storage_location": "clickhouse" if log.request_body else "not_stored_exceeded_free",
+    }
+
+
+def _iso(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,164 @@
+"""One version after another: a process that stays notices that the program was installed anew, and makes way for it.
+
+    files on disk change ─▶ and are at rest ─▶ and start (`app ready`) ─▶ after the present item: execv
+
+The process keeps its id, its pipe and its place under whoever started it; nobody relays for anybody. Files that change
+under a running process do not concern it: it has loaded what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from app import __version__
+from app.database.schema import migrations
+
+PACKAGE = Path(__file__).parent.parent
+SUFFIXES = {".py", ".sql", ".js"}
+LOOK_S = 1.0
+"""Between two looks at the files. Equal in two of them: whoever installs has finished."""
+READY_S_MAX = 30.0
+PAUSE_S_MAX = 300.0
+"""Between two tries of a program that does not start; the pause doubles up to this."""
+
+Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...]
+"""(name, inode, modification time, size) of each file: installers write new files, or link older ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heir:
+    """The program on disk, as it told about itself."""
+
+    version: str
+    schema: int
+    """The newest one that it knows. One that knows less than we do cannot go on with our ledger."""
+
+
+class Succession:
+    """Whether it is time for this process to make way."""
+
+    def __init__(self, package: Path = PACKAGE, ask: Callable[[], Heir | None] | None = None) -> None:
+        self._package = package
+        self._ask = installed if ask is None else ask
+        self._seen = stamp(package)
+        # A process that was started in the middle of an installation may not be what lies there now.
+        self._began = self._seen if version_on_disk(package) == __version__ else None
+        self._look_s = float("-inf")
+        self._ask_s = float("-inf")
+        self._pause_s = LOOK_S
+
+    def heir(self, now_s: float, tell: Callable[[str], None]) -> Heir | None:
+        """The program to make way for; None when there is none, or none that can go on, which is told once.
+
+        `now_s` is of a clock that never goes back. Cheap: it looks every LOOK_S at the most.
+        """
+        if now_s - self._look_s < LOOK_S:
+            return None
+        self._look_s = now_s
+        before, self._seen = self._seen, stamp(self._package)
+        if self._seen != before:
+            self._ask_s, self._pause_s = now_s, LOOK_S
+            return None
+        if self._seen is None or self._seen == self._began or now_s < self._ask_s:
+            return None
+        heir = self._ask()
+        if heir is not None and heir.schema >= migrations()[-1][0] and stamp(self._package) == self._seen:
+            return heir
+        if self._pause_s == LOOK_S:
+            why = "does not start" if heir is None else f"is {heir.version}, which does not know this ledger"
+            tell(f"what was installed {why}: version {__version__} goes on")
+        self._ask_s = now_s + self._pause_s
+        self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
+        return None
+
+
+def stamp(package: Path) -> Stamp | None:
+    """Changes whenever the program is installed anew. None while it is not there."""
+    try:
+        files = sorted(path for path in package.rglob("*") if path.suffix in SUFFIXES)
+        facts = [(str(path), path.stat()) for path in files]
+    except OSError:
+        return None
+    return tuple((name, one.st_ino, one.st_mtime_ns, one.st_size) for name, one in facts) or None
+
+
+def version_on_disk(package: Path) -> str:
+    """'' when it cannot be told."""
+    try:
+        found = re.search(r'^__version__ = "(.+)"$', (package / "__init__.py").read_text("utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return found[1] if found else ""
+
+
+def installed() -> Heir | None:
+    """Ask the program on disk, in a process of its own; None when it does not start."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-m", "app", "ready"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=READY_S_MAX,
+            check=True,
+        )
+        version, schema = done.stdout.decode().split()
+        return Heir(version, int(schema))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def bequeath(estate: Sequence[bytes]) -> tuple[int, int]:
+    """(descriptor, process id): a pipe's end from which `estate` can be read, then EOF, and the child that feeds it.
+
+    So it is in memory only, also while nobody reads; a pipe alone holds 64 KiB. The child ends with the last byte, or
+    with its reader. The caller must have no other thread.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            for piece in estate:
+                left = memoryview(piece)
+                while left:
+                    left = left[os.write(writer, left) :]
+        finally:
+            os._exit(0)
+    os.close(writer)
+    return reader, child
+
+
+def become_hook(inbox: int, children: Iterable[int]) -> None:
+    """Become the installed program's hook, which reads the descriptor `inbox` and then standard input.
+
+    `children` are process ids that it is to wait for.
+
+    This call and `ready` are what versions know of each other: both stay as they are. Raises OSError.
+    """
+    os.set_inheritable(inbox, True)  # noqa: FBT003 - positional only
+    arguments = [sys.executable, "-I", "-m", "app", "hook", "--inbox", str(inbox), *map(str, children)]
+    os.execv(sys.executable, arguments)  # noqa: S606 - no shell is wanted
+
+
+def become_anew() -> None:
+    """Become the installed program, started as this process was. Raises OSError."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
+
+
+def is_replaced(mine: str, wanted: str) -> bool:
+    """Whether a worker ends because another is wanted; both are signatures: a version, a blank, settings.
+
+    What an older program wants does not concern it: else the two would end each other's workers by turns.
+    """
+    if wanted in {"", mine}:
+        return False
+    numbers = [[int(digits) for digits in re.findall(r"\d+", one.split(" ", 1)[0])] for one in (mine, wanted)]
+    return not numbers[1] or numbers[1] >= numbers[0]

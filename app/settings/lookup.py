@@ -1,0 +1,136 @@
+"""Which sources a process takes its settings from: those of a command that a person typed, or fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from app.settings.layers import load
+from app.settings.model import Complaint, Settings, Source, standard_folder
+from app.settings.options import Options
+from app.settings.places import config_folder, existing
+from app.sources.opencode import config
+from app.sources.opencode.config import Configuration, Document, Entry, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Which files there are is looked up at each load: one that is written while a process runs counts from then on."""
+
+    environ: Mapping[str, str]
+    base: Path
+    own: Path
+    """The user's own folder of `config.toml` and `.env`."""
+    cwd: Path | None = None
+    """Where a person typed a command."""
+    env_file: Path | None = None
+    """An `.env` file that the person named. It stands in for that of `cwd`, and counts whole."""
+    command_line: Mapping[str, object] = field(default_factory=dict)
+
+    def load(
+        self,
+        directory: str | None = None,
+        *,
+        handed: Mapping[str, object] | None = None,
+        recorded: Mapping[str, object] | None = None,
+    ) -> Settings:
+        """For a project folder; without one, for the command itself where it was typed. Raises SettingsError.
+
+        `handed`: the options that OpenCode gave the plugin there. `recorded`: what a hook recorded of the folder. The
+        worker, which knows folders as hashes, names no directory: then no project's file is read.
+        """
+        if directory is None and recorded is None and self.cwd is not None:
+            directory = str(self.cwd)
+        found = config.read(self.environ, directory)
+        is_place = directory is not None and Path(directory).is_absolute()
+        return load(
+            environ=self.environ,
+            base=Path(directory) if directory is not None and is_place else self.base,
+            command_line=self.command_line,
+            folder_dotenv=self._folder_dotenv(),
+            dotenv=self._dotenv(),
+            options=list(self._options(found, handed or {}, recorded or {}, is_folder_known=directory is not None)),
+            complaints=[_complaint(problem) for problem in found.problems],
+            config_file=existing(self.own / "config.toml"),
+        )
+
+    def basis(self, directory: str | None = None) -> object:
+        """What all files hold that `load` reads for the directory: equal for as long as nothing in them changes."""
+        files = [*self._dotenv(), self._folder_dotenv(), existing(self.own / "config.toml")]
+        texts = tuple((path, _text(path)) for path in files if path is not None)
+        return texts, config.read(self.environ, directory).basis
+
+    def documents(self, directory: str | None) -> tuple[Document, ...]:
+        """The configurations of OpenCode that are in force in a directory; without one, those that count everywhere."""
+        return config.read(self.environ, directory).documents
+
+    def _options(
+        self,
+        found: Configuration,
+        handed: Mapping[str, object],
+        recorded: Mapping[str, object],
+        *,
+        is_folder_known: bool,
+    ) -> Iterator[Options]:
+        """The highest first."""
+        told = {option: value for option, value in handed.items() if not _is_said(found, option, value)}
+        yield Options(told, "plugin options", "project")
+        record = Options(recorded, "plugin options, last seen for this folder", "recorded")
+        everywhere = self._origins_of_user()
+        entries = [_of_entry(entry, everywhere) for entry in reversed(found.entries)]
+        # The record was made with the folder's files. Where these can be read, they are as new or newer; elsewhere the
+        # record stands for them, and like them above the user's own.
+        yield from (*entries, record) if is_folder_known else (record, *entries)
+
+    def _origins_of_user(self) -> set[str]:
+        """Of entries that every process of this user finds: not those of files that OpenCode's environment names."""
+        bare = {name: text for name, text in self.environ.items() if not name.startswith("OPENCODE_CONFIG")}
+        return {entry.origin for entry in config.read(bare, None).entries}
+
+    def _folder_dotenv(self) -> Path | None:
+        return existing(self.cwd / ".env") if self.cwd is not None and self.env_file is None else None
+
+    def _dotenv(self) -> tuple[Path, ...]:
+        return tuple(path for path in (self.env_file, existing(self.own / ".env")) if path is not None)
+
+
+def _of_entry(entry: Entry, everywhere: Container[str]) -> Options:
+    of_user: Source = "user" if entry.origin in everywhere else "named"
+    return Options(entry.options, entry.origin, "project" if entry.is_project else of_user, entry.lines)
+
+
+def _is_said(found: Configuration, option: str, value: object) -> bool:
+    """Whether a file says the same: then its own place is the one to name."""
+    return any(option in entry.options and entry.options[option] == value for entry in found.entries)
+
+
+def _complaint(problem: Problem) -> Complaint:
+    short = replace(problem, origin=Path(problem.origin).name)
+    return Complaint(str(problem), str(short), problem.may_tighten)
+
+
+def _text(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def typed(
+    environ: Mapping[str, str],
+    cwd: Path,
+    *,
+    env_file: Path | None = None,
+    command_line: Mapping[str, object] | None = None,
+) -> Sources:
+    """For a command that a person typed in `cwd`: its `.env` counts. Raises SettingsError."""
+    return Sources(environ, cwd, standard_folder(config_folder), cwd, env_file, command_line or {})
+
+
+def unattended(environ: Mapping[str, str]) -> Sources:
+    """For the hook and the worker that it starts: they run in projects of others, whose `.env` is not ours to read.
+
+    Raises SettingsError.
+    """
+    return Sources(environ, Path("/"), standard_folder(config_folder))

@@ -1,0 +1,1 @@
+"""The coding agents whose sessions are exported, a package for each."""

@@ -1,0 +1,8 @@
+"""OpenCode's own data, read from outside of it: its store, the files of `opencode export`, and its configuration.
+
+    store   what each generation of OpenCode keeps: SQLite files from 1.2 on, JSON files before; gives `Transcript`s
+    files   {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, one session each; `families` puts
+            them together, and `snapshot` makes of a family what `parse` reads
+
+The configuration is apart from them, in `app.sources.opencode.config`.
+"""

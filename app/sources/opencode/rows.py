@@ -1,0 +1,145 @@
+"""What a store of OpenCode is asked for, whichever generation of OpenCode wrote it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from app.transcript.fields import Place
+from app.transcript.message import turn_name
+from app.transcript.model import Json, TranscriptError
+
+SESSIONS_MAX = 64
+"""So many are remembered, those that were asked for last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a store tells of a session without looking into it."""
+
+    id: str
+    parent: str | None
+    """None also where that one is gone."""
+    directory: str
+    created_ms: int
+    updated_ms: int
+
+
+class Rows(Protocol):
+    """One state of a store. Messages and parts are rows, also where each is a file. Raises StoreError."""
+
+    def heads(self, directory: str | None = None) -> list[Head]:
+        """Of all sessions, or of those of a directory; the oldest first."""
+
+    def head(self, session: str) -> Head | None: ...
+
+    def below(self, session: str) -> list[str]:
+        """The sessions whose parent it is."""
+
+    def info(self, session: str) -> dict[str, Json]:
+        """As `opencode export` prints it."""
+
+    def listed(self, session: str) -> dict[str, str]:
+        """Each message of the session, in order, with the turn that it belongs to."""
+
+    def unreadable(self, session: str) -> Collection[str]:
+        """Those of them that are neither a question nor an answer."""
+
+    def messages(self, session: str, names: list[str]) -> list[Json]:
+        """These, in this order, as `opencode export` prints them."""
+
+    def calls(self, session: str, messages: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """For each of these messages the sessions that its tool calls name, in order."""
+
+    def answers(self, session: str) -> Iterable[tuple[str, int, str]]:
+        """(message, time.created, where OpenCode worked), in order, of answers that say so."""
+
+    def created_ms(self, session: str) -> dict[str, int]:
+        """Of each message, in order."""
+
+    def weighed(self, session: str, messages: list[str]) -> Iterable[tuple[str, int, int]]:
+        """For each of these how many rows it has, itself included, and when one of them was written last."""
+
+    def weight(self, session: str) -> tuple[int, int]:
+        """The same of a whole session, without those below it."""
+
+
+@dataclass(slots=True)
+class Known:
+    """What cannot change of a session."""
+
+    turn_of: dict[str, str] = field(default_factory=dict)
+    """By message."""
+    calls: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The sessions that a message's tool calls name, in order; of messages that are completed."""
+    unreadable: set[str] = field(default_factory=set)
+    """Messages that nobody has said."""
+    created_ms: dict[str, int] = field(default_factory=dict)
+    """By message."""
+    worked_in: dict[str, str] = field(default_factory=dict)
+    """By answer where OpenCode worked."""
+
+    listed: dict[str, str] = field(default_factory=dict)
+    """All messages with their turns, in order, as last seen."""
+    newest: tuple[object, ...] | None = None
+    """The last of them, as the store finds it again."""
+
+    def learn(self, message: str, told: dict[str, Json], written_ms: int) -> None:
+        """From a message's `info`, as `parse` finds it."""
+        info = Place("", {**told, "id": message})
+        try:
+            self.turn_of[message] = turn_name(info)
+        except TranscriptError:
+            self.turn_of[message] = message
+        created_ms = info.object("time").moment("created")
+        self.created_ms[message] = written_ms if created_ms is None else created_ms
+        role, cwd = told.get("role"), info.object("path").fields.get("cwd")
+        self.unreadable.discard(message)
+        if role not in ("user", "assistant"):
+            self.unreadable.add(message)
+        if role == "assistant" and isinstance(cwd, str):
+            self.worked_in[message] = sys.intern(cwd)
+
+    def answers(self, listed: Iterable[str]) -> Iterator[tuple[str, int, str]]:
+        return ((name, self.created_ms[name], self.worked_in[name]) for name in listed if name in self.worked_in)
+
+
+class Memory:
+    """What is remembered of sessions from one question to the next."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Known] = {}
+
+    def of(self, session: str) -> Known:
+        found = self._sessions.pop(session, None) or Known()
+        self._sessions[session] = found
+        while len(self._sessions) > SESSIONS_MAX:
+            del self._sessions[next(iter(self._sessions))]
+        return found
+
+
+def is_settled(told: dict[str, Json]) -> bool:
+    """Whether a message with this `info` makes no more calls."""
+    time = told.get("time")
+    return told.get("role") == "user" or (isinstance(time, dict) and time.get("completed") is not None)
+
+
+def subagent(part: Json) -> str | None:
+    """The session that a tool call names."""
+    state = part.get("state") if isinstance(part, dict) and part.get("type") == "tool" else None
+    metadata = state.get("metadata") if isinstance(state, dict) else None
+    name = metadata.get("sessionId") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def subagents(entry: dict[str, Json]) -> Iterator[str]:
+    """All that the calls of an export name, in order."""
+    messages = entry.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        parts = message.get("parts") if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else ():
+            name = subagent(part)
+            if name is not None:
+                yield name

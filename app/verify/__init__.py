@@ -1,0 +1,1 @@
+"""OpenCode's store against the ledger, and against Helicone."""

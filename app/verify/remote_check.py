@@ -1,0 +1,103 @@
+"""What the ledger calls delivered is looked for at Helicone, each record by its request id.
+
+    ledger.exported ─ footprints ▶ wanted ─ Client.stored ─▶ found, without bodies, missing
+
+Helicone's answers hold the whole bodies, wanted or not; so a query names few ids.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from app.exporters.helicone.client import OverlongError
+from app.ledger.history import Exported
+from app.verify.turn_status import by_turn, current, fate
+
+IDS_MAX = 16
+"""In one query: records of common sizes make a few MB."""
+
+Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool]]
+"""(earliest start in ms, request ids) -> those that are stored, and whether with their bodies. Raises ReadBackError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """Records of one session."""
+
+    found: int
+    without_bodies: int
+    """Of those found: Helicone kept their numbers only."""
+    missing: int
+    not_yet: int
+    """Not found, and delivered so lately that Helicone may still have them in its queue."""
+    missing_turns: tuple[str, ...]
+    unnamed_turns: int
+    """Delivered turns of which the ledger keeps no request ids, as they are from before it did."""
+
+    @property
+    def is_fine(self) -> bool:
+        return not self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    turn: str
+    start_ms: int
+    delivered_ms: int
+    is_due: bool
+    """It belongs to the delivered version. What an attempt at an earlier version sent may be there, too."""
+
+
+def seek(known: Sequence[Exported], read: Reader, *, now_ms: int, delay_ms: int) -> Sought:
+    """Look for all records of a session's delivered turns.
+
+    `delay_ms` is how long what was accepted may take to appear. Raises ReadBackError.
+    """
+    wanted, unnamed = _wanted(known)
+    ids = sorted(wanted, key=lambda one: (wanted[one].start_ms, one))
+    found: dict[uuid.UUID, bool] = {}
+    for start in range(0, len(ids), IDS_MAX):
+        found |= _read(ids[start : start + IDS_MAX], wanted, read)
+    absent = [one for request_id, one in wanted.items() if one.is_due and request_id not in found]
+    missing = [one for one in absent if one.delivered_ms + delay_ms <= now_ms]
+    return Sought(
+        found=len(found),
+        without_bodies=Counter(found.values())[False],
+        missing=len(missing),
+        not_yet=len(absent) - len(missing),
+        missing_turns=tuple(dict.fromkeys(one.turn for one in missing)),
+        unnamed_turns=unnamed,
+    )
+
+
+def _wanted(known: Sequence[Exported]) -> tuple[dict[uuid.UUID, _Wanted], int]:
+    """By request id; and how many delivered turns have none."""
+    wanted: dict[uuid.UUID, _Wanted] = {}
+    unnamed = 0
+    for turn, versions in by_turn(known).items():
+        delivered = current(versions)
+        if delivered is None or fate(delivered) not in {"delivered", "recalled"}:
+            continue
+        # A recall of what was never sent has no records.
+        unnamed += not delivered.prints and not delivered.is_recall
+        for version in versions:
+            for one in version.prints if version.was_attempted or version is delivered else ():
+                if version is delivered or one.request_id not in wanted:
+                    wanted[one.request_id] = _Wanted(
+                        turn, one.frozen.start_ms, delivered.finished_ms or 0, is_due=version is delivered
+                    )
+    return wanted, unnamed
+
+
+def _read(ids: Sequence[uuid.UUID], wanted: Mapping[uuid.UUID, _Wanted], read: Reader) -> dict[uuid.UUID, bool]:
+    try:
+        return dict(read(min(wanted[one].start_ms for one in ids), ids))
+    except OverlongError:
+        if len(ids) == 1:
+            raise
+        middle = len(ids) // 2
+        return _read(ids[:middle], wanted, read) | _read(ids[middle:], wanted, read)

@@ -1,0 +1,164 @@
+"""OpenCode's store against the ledger.
+
+    Store.transcript ─ turns ▶ verdict.weigh ◀ versions ─ ledger.exported
+
+The store is read before the ledger: what comes to both in between is in the ledger then. Nothing is changed, and no
+text is kept: one session is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from app.capture.enqueue import own_turns
+from app.capture.export import children
+from app.capture.folders import Folders
+from app.capture.reconcile import is_quiet
+from app.capture.targets import find_target, folder
+from app.database.open import open_ledger
+from app.ledger import folders, history, notices, versions
+from app.runtime import clock
+from app.runtime.liveness import open_sessions, present
+from app.runtime.spool import Spool
+from app.settings.lookup import Sources
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.export_files import ExportError
+from app.sources.opencode.store import Store, StoredSession
+from app.transcript.model import TranscriptError
+from app.verify.turn_status import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
+
+SETTLE_S = 2.0
+"""A hook that is alive needs a moment for a turn that has just ended: then it is looked at once more."""
+
+
+class UnknownSessionError(ValueError):
+    """A session was named that neither OpenCode nor the ledger has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which sessions are looked at: all, or those that are named; of them those that changed since."""
+
+    since_ms: int = 0
+    sessions: tuple[str, ...] = ()
+
+
+class Verification:
+    """One look at a store and the ledger. All methods raise StoreError, sqlite3.Error, SettingsError, PatternError."""
+
+    def __init__(self, db: sqlite3.Connection, sources: Sources, store: Store) -> None:
+        self._db = db
+        self._store = store
+        self._folders = Folders(db, sources)
+        settings = sources.load()
+        self._hooks = Spool(settings.spool_directory).hooks
+        ours = find_target(db, settings)
+        self.destination_id = -1 if ours is None else ours.id
+
+    def chosen(self, choice: Choice) -> list[StoredSession | str]:
+        """OpenCode's sessions, then the ids of those that only the ledger knows. Raises UnknownSessionError."""
+        roots = self._store.roots()
+        stored = {one.id for one in roots}
+        found: list[StoredSession | str] = list(roots)
+        # What has become a subagent meanwhile is no root, and yet there.
+        found += [
+            name
+            for name in history.exported_sessions(self._db, self.destination_id)
+            if name not in stored and self._store.changed_ms(name) is None
+        ]
+        if choice.sessions:
+            by_name = {one if isinstance(one, str) else one.id: one for one in found}
+            for name in choice.sessions:
+                if name not in by_name:
+                    raise UnknownSessionError(
+                        f"neither OpenCode's store nor the ledger has a session {name} of its own"
+                    )
+            found = [by_name[name] for name in dict.fromkeys(choice.sessions)]
+        return [one for one in found if not choice.since_ms or self.changed_ms(one) >= choice.since_ms]
+
+    def changed_ms(self, session: StoredSession | str) -> int:
+        if isinstance(session, str):
+            known = history.exported(self._db, self.destination_id, session)
+            return max((one.facts_ms for one in known), default=0)
+        return self._store.changed_ms(session.id) or session.updated_ms
+
+    def look(self, session: StoredSession | str) -> Verdict:
+        if isinstance(session, str):
+            return weigh_deleted(session, history.exported(self._db, self.destination_id, session))
+        changed_ms = self.changed_ms(session)
+        first = Verdict(session.id, Path(session.directory).name, changed_ms, is_deleted=False, failure="")
+        try:
+            transcript = self._store.transcript(session.id)
+        except StoreError:
+            raise
+        except (ExportError, TranscriptError) as error:
+            return replace(first, failure=str(error))
+        if transcript is None:  # deleted since it was listed
+            return weigh_deleted(session.id, history.exported(self._db, self.destination_id, session.id))
+        whole, transcript = transcript, own_turns(self._db, transcript)
+        first = replace(
+            first,
+            copied=len(whole.turns) - len(transcript.turns),
+            odd=len(transcript.faults) + sum(len(turn.faults) for turn in transcript.turns),
+        )
+        turns = list(stored_turns(transcript))
+        sealed = frozenset(
+            turn.id
+            for turn in transcript.turns
+            if versions.any_sealed(self._db, self.destination_id, list(children(turn)))
+        )
+        at = replace(self._circumstances(session, changed_ms), sealed=sealed)
+        known = history.exported(self._db, self.destination_id, session.id)
+        return weigh(first, turns, known, at, transcript.unreadable)
+
+    def is_anybody_alive(self) -> bool:
+        """Whether a hook may be about to bring something."""
+        return bool(present(self._hooks))
+
+    def _circumstances(self, session: StoredSession, changed_ms: int) -> Circumstances:
+        _, capturing = self._folders.find(session.directory)
+        known = versions.frozen(self._db, self.destination_id, session.id)
+        return Circumstances(
+            capture=capturing,
+            user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
+            is_live=session.id in open_sessions(self._hooks),
+            is_inside=known is not None and known[0] != session.id,
+            captured_since_ms=folders.captured_since_ms(self._db, folder(self._db, session.directory)),
+            is_unread=session.id in notices.unread_sessions(self._db),
+            is_recent=not is_quiet(changed_ms, clock.now_ms()),
+            elsewhere=frozenset(history.exported_elsewhere(self._db, self.destination_id, session.id)),
+        )
+
+
+def verify(
+    sources: Sources,
+    store: Store,
+    choice: Choice,
+    *,
+    pause: Callable[[float], object],
+    progress: Callable[[int, int], object] = lambda _done, _all: None,
+) -> list[Verdict]:
+    """A verdict on each chosen session, OpenCode's first, the oldest first. `progress` is told (done, all).
+
+    `pause` is called once, with seconds, where live hooks may be about to bring what looks unexplained. Raises
+    StoreError, UnknownSessionError, SettingsError, PatternError, OSError, sqlite3.Error, SchemaError.
+    """
+    with closing(open_ledger(sources.load().spool_directory)) as db:
+        verification = Verification(db, sources, store)
+        sessions = verification.chosen(choice)
+        verdicts = []
+        for done, session in enumerate(sessions):
+            progress(done, len(sessions))
+            verdicts.append(verification.look(session))
+        progress(len(sessions), len(sessions))
+        if any(one.unexplained for one in verdicts) and verification.is_anybody_alive():
+            pause(SETTLE_S)
+            verdicts = [
+                verification.look(session) if one.unexplained else one
+                for session, one in zip(sessions, verdicts, strict=True)
+            ]
+        return verdicts

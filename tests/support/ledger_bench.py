@@ -1,0 +1,117 @@
+"""A ledger to play with: jobs of a few sessions, with the arguments filled in that a test does not care about."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from dataclasses import replace
+
+from app.ledger import claims, destinations, flow, maintenance, versions
+from app.ledger.decision import LIVE, Decision, Reopen
+from app.ledger.job import Body, Claim, FailedAttempt, Version
+
+LEASE_MS = 60_000
+WORKER = "worker-a"
+
+
+def key(name: str) -> str:
+    return name.encode().hex().rjust(64, "0")
+
+
+def version(turn: str = "t1", content: str = "a", facts_ms: int = 100, session: str = "ses_1") -> Version:
+    return Version(
+        session=session,
+        root=session,
+        turn=turn,
+        key=key(f"{session} {turn} {content}"),
+        facts_ms=facts_ms,
+        user_id="",
+        folder="",
+        known_marks="",
+    )
+
+
+def bodies(name: str, count: int = 1, text: str = "") -> list[Body]:
+    """Records whose ids stay when their text changes, as at Helicone."""
+    return [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {n}"), f"{name} {n} {text}".encode()) for n in range(count)]
+
+
+class Desk:
+    """The ledger of one destination, at a time that stands still."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.destination = destinations.destination(db, "https://example.invalid", "fingerprint", 0).id
+        self.now_ms = 1_000
+
+    def put(
+        self,
+        wanted: Version,
+        records: int = 1,
+        *,
+        text: str | None = None,
+        reopen: Reopen = LIVE,
+        off: bool = False,
+    ) -> Decision:
+        made = bodies(f"{wanted.session} {wanted.turn}", records, wanted.key if text is None else text)
+        wanted = replace(wanted, is_off=off)
+        return versions.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen)
+
+    def claim(self, wanted: Version | None = None, worker: str = WORKER) -> Claim | None:
+        return claims.claim(
+            self.db,
+            self.destination,
+            (wanted or version()).key,
+            worker=worker,
+            now_ms=self.now_ms,
+            lease_ms=LEASE_MS,
+        )
+
+    def held(self, wanted: Version | None = None, worker: str = WORKER) -> Claim:
+        claimed = self.claim(wanted, worker)
+        assert claimed is not None
+        return claimed
+
+    def acknowledge(self, held: Claim, body: Body) -> bool:
+        return claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+
+    def left(self, held: Claim) -> list[Body]:
+        return list(claims.unacknowledged(self.db, held))
+
+    def complete(self, held: Claim) -> bool:
+        return claims.complete(self.db, held, self.now_ms)
+
+    def retry_later(self, held: Claim, *, due_ms: int, error: str = "500", is_charged: bool = True) -> bool:
+        failed = FailedAttempt(self.now_ms, error, 500)
+        return claims.retry_later(self.db, held, failed, delay_ms=due_ms - self.now_ms, is_charged=is_charged)
+
+    def dead_letter(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
+        return claims.dead_letter(self.db, held, FailedAttempt(now_ms, error, 400))
+
+    def deliver(self, wanted: Version) -> Claim:
+        held = self.held(wanted)
+        for body in self.left(held):
+            assert self.acknowledge(held, body)
+        assert self.complete(held)
+        return held
+
+    def ring(self, limit: int = 10, rung: tuple[str, ...] = ()) -> list[str]:
+        return maintenance.to_ring(self.db, self.destination, self.now_ms, limit, rung)
+
+    def pause(self, probe_ms: int) -> None:
+        flow.pause(
+            self.db, self.destination, health="down", reason="503", count=1, probe_ms=probe_ms, now_ms=self.now_ms
+        )
+
+    def row(self, wanted: Version | None = None) -> sqlite3.Row:
+        found = self.db.execute("select * from job where key = ?", ((wanted or version()).key,)).fetchone()
+        assert isinstance(found, sqlite3.Row)
+        return found
+
+    def state(self, wanted: Version | None = None) -> str:
+        row = self.row(wanted)
+        return f"{row['state']} ({row['drop_reason']})" if row["drop_reason"] else str(row["state"])
+
+    def records(self, wanted: Version | None = None) -> int:
+        row = self.db.execute("select count(*) from record where job_id = ?", (self.row(wanted)["id"],)).fetchone()
+        return int(row[0])
