@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from sqlite3 import Connection, Row
 
+from app.errors import AppError
 from app.ledger.compression import BundleError, unpack
 from app.transcript.identity import NEWEST, Encoding
 
@@ -18,7 +19,7 @@ SESSION_RECORD = "session"
 """The turn name of a session's own root record."""
 
 
-class LedgerError(RuntimeError):
+class LedgerError(AppError):
     """A row holds what it must not hold: a body that does not match its checksum, a key of another turn."""
 
 

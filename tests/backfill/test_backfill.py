@@ -18,7 +18,8 @@ from app.capture.config import capture
 from app.capture.export import split
 from app.capture.targets import folder
 from app.cli.options import STOPPED
-from app.ledger import destinations, folders
+from app.ledger.destinations import destination, destinations
+from app.ledger.folders import remember_folder
 from app.privacy.policy import Mode
 from app.runtime import clock
 from app.runtime.liveness import Announced
@@ -157,7 +158,7 @@ def test_a_person_at_a_terminal_is_asked(station: Station, answered: str, made: 
     with os.fdopen(inner) as terminal:
         done = typed(station, "backfill", "--max-logs", "2", *EVER, stdin=terminal)
     os.close(outer)
-    assert "send 3 logs? [y/N]" in done.stderr
+    assert "send 3 logs, more than --max-logs 2? [y/N]" in done.stderr
     assert (done.returncode, len(jobs(station))) == (code, made)
 
 
@@ -252,8 +253,8 @@ def test_the_options_in_a_folders_files_count_and_files_that_cannot_be_read_leav
 def seen(station: Station, directory: str, options: dict[str, object]) -> None:
     """A hook has recorded a folder's options."""
     with station.ledger() as db:
-        ours = destinations.destination(db, "", "", 0)
-        folders.remember_folder(db, folder(db, directory), ours.id, options, 0)
+        ours = destination(db, "", "", 0)
+        remember_folder(db, folder(db, directory), ours.id, options, 0)
 
 
 def test_a_configuration_that_does_not_name_the_plugin_refuses_nothing(station: Station) -> None:
@@ -455,8 +456,8 @@ def test_the_room_is_looked_at_again_when_what_was_left_is_used_up(
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
     desk = Desk(db)
-    (ours,) = destinations.destinations(db)
-    room = backfill.Room(db, Spool(tmp_path), ours, 4_000)
+    (ours,) = destinations(db)
+    room = backfill.Room(db, Spool(tmp_path), ours, 4_000, lambda: None)
     room.admit(1_500)
     desk.put(version())
     db.execute("update job set body_bytes = 2000")  # all of the half
@@ -470,7 +471,7 @@ def test_a_worker_that_has_nothing_to_deliver_makes_no_room(
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
     desk = Desk(db)
-    (ours,) = destinations.destinations(db)
+    (ours,) = destinations(db)
     desk.put(version())
     db.execute("update job set body_bytes = 2000, state = 'dead', due_ms = null, finished_ms = 1")
     worker = Announced(Spool(tmp_path).workers)

@@ -486,7 +486,7 @@ def test_sessions_are_chosen_by_name_and_by_when_they_changed(desk: Desk) -> Non
     unknown = typed(desk.station, "verify", "--session", "ses_nowhere")
     assert (unknown.returncode, "ses_nowhere" in unknown.stderr) == (1, True)
     wrong = typed(desk.station, "verify", "--since", "yesterday")
-    assert (wrong.returncode, "--since 'yesterday' is neither" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "'--since': 'yesterday' is neither" in wrong.stderr) == (2, True)
 
 
 def test_a_session_that_cannot_be_read_keeps_no_other_from_being_judged(desk: Desk) -> None:
