@@ -20,13 +20,13 @@ from app.database.open import open_ledger
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.records import blank, kind_of
 from app.exporters.helicone.routes import read_back_url
+from app.ledger import pruning
 from app.ledger.claims import claim, drop
 from app.ledger.counts import pending_keys
 from app.ledger.decision import RECALL, Decision, Reopen
 from app.ledger.destinations import destination
 from app.ledger.history import exported
 from app.ledger.job import Claim
-from app.ledger.pruning import drop_aged, drop_session
 from app.operations.remote import Remote
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
@@ -274,8 +274,8 @@ def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
     desk.deliver(version())
     again = replace(version(content="blank"), is_recall=True)
     assert desk.put(again, reopen=RECALL) is Decision.NEW
-    assert drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
-    assert drop_aged(desk.db, 10_000_000, 0) == 0
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_aged(desk.db, 10_000_000, 0) == 0
     assert desk.state(again) == "pending"
 
 
@@ -578,7 +578,7 @@ def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk,
     newer = version(content=content, facts_ms=200)
     desk.put(newer, text="redacted more")
     assert desk.row(newer)["is_recall"] == 1
-    assert drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
 
 
 def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -> None:
