@@ -18,9 +18,8 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from app.capture.export import Export, children, exports, session_to_leave
-from app.exporters.helicone.naming import first_name
-from app.exporters.helicone.records import Record
+from app.capture.export import Export, children, exports, session_name
+from app.exporters.encoder import Record
 from app.ledger import destinations, history, incidents, job, versions
 from app.ledger.job import Body, Frozen, Standing, Version
 from app.privacy.policy import is_as_strict
@@ -315,8 +314,7 @@ def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture
     identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
-    shown = session_to_leave(transcript.session, capture)
-    return replace(identity, session_name=first_name(shown, identity.encoding))
+    return replace(identity, session_name=session_name(transcript.session, capture, identity))
 
 
 def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:

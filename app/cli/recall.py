@@ -35,6 +35,7 @@ from app.cli.options import (
 )
 from app.cli.render_recall import Report, audit_lines, audit_totals
 from app.database.open import open_ledger, open_whole
+from app.exporters.client import ReadBackError
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.ledger.history import exported_sessions
@@ -232,7 +233,6 @@ def _carry_out(
 
 
 def _read_back(settings: Settings, expected: Sequence[Likeness], report: Report, end_s: float) -> None:
-    from app.exporters.helicone.client import ReadBackError  # noqa: PLC0415 - takes longer to load than most commands run
     from app.operations.remote import asked  # noqa: PLC0415 - the same
     from app.recall.compare import look  # noqa: PLC0415 - the same
 

@@ -20,8 +20,9 @@ from typing import Any, Self, TypeAlias
 
 import httpx
 
-from app.errors import AppError, UsageError
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
+from app.exporters.client import ClientError, OverlongError, ReadBackError
+from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import Kind, Outcome, retry_after_ms
 from app.exporters.transport import Transport, within
@@ -51,27 +52,6 @@ _CONNECTION_ERROR = re.compile(
 as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, the others are read in their sources."""
 
 _Row: TypeAlias = dict[str, Any]
-
-
-class ClientError(UsageError):
-    """A client that cannot be built. Names the setting, never the key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What Helicone shows of one stored request."""
-
-    request: Any
-    """JSON; None or '' where Helicone has no body."""
-    response: Any
-
-
-class ReadBackError(AppError):
-    """Stored requests could not be read. Says the status or the failed phase."""
-
-
-class OverlongError(ReadBackError):
-    """The answer is longer than READ_BACK_BYTES_MAX, or holds too many values: fewer requests are to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
