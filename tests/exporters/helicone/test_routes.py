@@ -4,7 +4,6 @@ import doctest
 
 import pytest
 
-from app.exporters.helicone import routes as endpoint
 from app.exporters.helicone.routes import kind_of, read_back_url, routes
 from app.runtime import url
 from app.runtime.url import EndpointError, is_loopback, normalise
@@ -12,7 +11,7 @@ from tests.support.servers import api_key
 
 
 def test_the_examples_in_the_documentation_hold() -> None:
-    result = doctest.testmod(endpoint)
+    result = doctest.testmod(url)
     assert (result.failed, result.attempted > 0) == (0, True)
 
 
