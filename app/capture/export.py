@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from app.exporters.encoder import Frame, Record
 from app.exporters.kinds import ENCODER
 from app.ledger.job import SESSION_RECORD
-from app.privacy.redact import HitCounts, redact_session, redact_turn, withhold_session, withhold_turn
+from app.privacy.metadata_only import withhold_session, withhold_turn
+from app.privacy.redact import HitCounts, redact_session, redact_turn
 from app.privacy.terms import Capture
 from app.transcript.identity import Identity
 from app.transcript.model import Assistant, Session, Tool, Transcript, Turn, User, has_ended, session_digest

@@ -1,10 +1,9 @@
-"""What may leave: every text with its secrets taken out, or (metadata_only) no text at all.
+"""Redaction: takes the secrets out of every text that would leave.
 
     text ▶ blobs described ▶ known values ▶ built-in rules ▶ user patterns ▶ "… [REDACTED] …"
 
 `redact_turn` and `redact_session` go over every string that would leave. Identity stays: the ids, provider, model and
 tool name that Helicone tells records apart by; `identity_hits` says which patterns would have hit it.
-`withhold_turn` and `withhold_session` build new values out of what is allowed, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from app.privacy.decode import View, joined, layers, unpacked
-from app.privacy.known_secrets import search_for, traces_of
-from app.privacy.metadata_only import withhold_session, withhold_turn
+from app.privacy.known_secrets import Search, search_for, traces_of
 from app.privacy.named_json import secrets_beside
 from app.privacy.rules import RULES, broken_secrets, secrets
 from app.privacy.scout import Hits, Scout, scout
@@ -56,8 +54,6 @@ __all__ = [
     "identity_hits",
     "redact_session",
     "redact_turn",
-    "withhold_session",
-    "withhold_turn",
 ]
 
 REDACTED = "[REDACTED]"
@@ -89,8 +85,8 @@ class Redaction:
 
     patterns: tuple[Pattern, ...]
     secrets: bool
-    known: Any = field(repr=False)
-    """A compiled search for the known values in all their forms, or None."""
+    known: Search | None = field(repr=False)
+    """A search for the known values in all their forms."""
     traces: frozenset[bytes] = field(default=frozenset(), repr=False)
     """A text without them holds no known value."""
     done: Mapping[str, tuple[str, HitCounts]] = field(default_factory=dict, repr=False, compare=False)
@@ -230,18 +226,20 @@ class Redaction:
         return inside
 
     def _look(self, view: View, hits: Hits, found: Found) -> None:
-        if self._scout.sees_known(hits):
-            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+        self._look_for_known(view, hits, found)
         for name, start, end in secrets(view, self._scout.heads_among(hits)):
             found[name].append(view.source(start, end))
 
     def _look_over_line_ends(self, view: View, begun: set[tuple[str, int]], found: Found) -> None:
         hits = self._scout.look(view)
-        if self._scout.sees_known(hits):
-            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+        self._look_for_known(view, hits, found)
         begun = begun | {(name, start) for name, spans in found.items() for start, _ in spans}
         for name, start, end in broken_secrets(view, self._scout.heads_among(hits), begun):
             found[name].append(view.source(start, end))
+
+    def _look_for_known(self, view: View, hits: Hits, found: Found) -> None:
+        if self.known is not None and self._scout.sees_known(hits):
+            found[KNOWN] += (view.source(*span) for span in self.known.spans(view.data))
 
     @property
     def _scout(self) -> Scout:

@@ -14,19 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import re2
-
 from app.privacy.decode import View
 from app.privacy.literals import Literal
-
-
-@cache
-def linear(pattern: bytes) -> Any:
-    """Compiled by RE2, for what Python's own search could take long over."""
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.log_errors = False
-    return re2.compile(pattern, options)
 
 
 @cache
