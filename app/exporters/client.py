@@ -1,4 +1,4 @@
-"""What a worker and commands ask of one kind of destination: post a record, find stored ones, show them.
+"""Client: what a worker and commands ask of one kind of destination: post a record, find stored ones, show them.
 
 The clients themselves bring an HTTP client along: `app.exporters.connect` loads them.
 """

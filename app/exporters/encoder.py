@@ -1,4 +1,4 @@
-"""What one kind of destination makes of a session: records, and the verbs that everybody else asks it for. Pure.
+"""Encoder: what one kind of destination makes of a session. Pure.
 
     capture   encode_session, encode_turn, record_count, lasting_name
     recall    blank, kind_of, texts_of, shown_as

@@ -1,4 +1,4 @@
-"""How one kind of destination is reached, and what it can be asked. Pure."""
+"""Traits: how one kind of destination is reached, and what it can be asked. Pure."""
 
 from __future__ import annotations
 

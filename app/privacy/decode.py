@@ -1,4 +1,4 @@
-r"""A text as it reads once its dress is taken off, and the way back to where each piece of it stands.
+r"""Decodes a text: escapes, colours, line ends, base64; and says where each piece of it stands in the original.
 
     b"\x1b[32mpassword\x1b[0m%3Dabc"        layer 0: the text itself
     b"password=abc"                         layer 1: colours, JSON and URL escapes undone once

@@ -1,4 +1,4 @@
-"""The search for values that are known to be secret, in every form in which a text may show them.
+"""Searches for values that are known to be secret, in every form in which a text may show them.
 
     head                 the first bytes of each form, of all values together: one RE2 search over the text
     ghp_1a2b│3c4d5e…     where a head stands, the forms that begin so are compared byte by byte
@@ -26,7 +26,7 @@ _HEAD_BYTES = 8
 """As long as the shortest value: every form has a head."""
 _LINE_MIN = 16
 _PIECE_MAX = 128
-"""Each letter of it written as an escape, it is not longer than what is undressed around a trace of it."""
+"""Each letter of it written as an escape, it is not longer than what is decoded around a trace of it."""
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _DIGITS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 """Of base64, in both of its alphabets."""

@@ -1,4 +1,4 @@
-"""One search for thousands of words at once: where in a text may a secret stand at all?
+"""Searches a text for thousands of words at once.
 
 Hyperscan reads the text once, about as fast as memory allows, however many words it looks for. What it finds are
 places to look at closely (app.privacy.rules), no secrets yet.

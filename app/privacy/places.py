@@ -1,4 +1,4 @@
-"""The rules for secrets that are known by where they stand: private keys, headers, cookies, URLs."""
+"""Rules for secrets that are known by where they stand: private keys, headers, cookies, URLs."""
 
 from __future__ import annotations
 

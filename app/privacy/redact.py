@@ -63,7 +63,7 @@ _SPELLED_MAX = 64
 """Latin letters that stand for one character."""
 _EDGE = 64
 """What is found so near to the end of a stretch may go on behind it."""
-_UNDRESSED_COST = 32
+_DECODED_COST = 32
 """How much more a byte of a stretch costs than one that is only read."""
 _ORDER = {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in RULES))))}
 T = TypeVar("T")
@@ -175,27 +175,27 @@ class Redaction:
         yield len(data)
         plain = sorted((start, end, name) for name, spans in found.items() for start, end in spans)
         seen = Stretch(0, 0)
-        to_undress = stretches(data, hits, self._scout)
+        to_decode = stretches(data, hits, self._scout)
         yield len(data)
-        for stretch in to_undress:
+        for stretch in to_decode:
             # One that went on has been over the next ones, too.
             if not stretch.is_within(seen):
                 seen = self._look_into(text, stretch, found, plain)
-                yield _UNDRESSED_COST * (seen.end - seen.start)
+                yield _DECODED_COST * (seen.end - seen.start)
         for pattern in self.patterns:
             found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
             yield len(data)
         return found
 
     def _look_into(self, text: View, stretch: Stretch, found: Found, plain: Sequence[tuple[int, int, str]]) -> Stretch:
-        """What is found once a stretch is undressed; it is a longer one, returned, where that goes on up to its end.
+        """What is found once a stretch is decoded; it is a longer one, returned, where that goes on up to its end.
 
         `plain`: what is found as it stands, in order. That goes no further, or a stretch is around it already.
         """
         start, end, size = stretch.start, stretch.end, len(text.data)
         while True:
             here = set(plain[bisect_left(plain, (start,)) : bisect_left(plain, (end,))])
-            inside = self._undressed(text.part(start, end), stretch, {(name, begin) for begin, _, name in here})
+            inside = self._decoded(text.part(start, end), stretch, {(name, begin) for begin, _, name in here})
             spans = [span for name, some in inside.items() for span in some if (*span, name) not in here]
             goes_on_left = start > 0 and any(begin < start + _EDGE for begin, _ in spans)
             goes_on_right = end < size and any(upto > end - _EDGE for _, upto in spans)
@@ -208,7 +208,7 @@ class Redaction:
             found[name] += some
         return replace(stretch, start=start, end=end)
 
-    def _undressed(self, part: View, stretch: Stretch, begun: set[tuple[str, int]]) -> Found:
+    def _decoded(self, part: View, stretch: Stretch, begun: set[tuple[str, int]]) -> Found:
         inside: Found = defaultdict(list)
         bare = layers(part)
         whole = joined(bare[-1]) if stretch.over_lines else None

@@ -1,7 +1,7 @@
-"""Where in a text a secret may begin: each rule's first letters, and the same in base64; known values; escapes.
+"""Finds where in a text a secret may begin: each rule's first letters, and the same in base64; known values; escapes.
 
 One search (app.privacy.literals) finds them all. What it finds is no secret yet: the rules look there
-(app.privacy.rules), and around some of it the text must be undressed first (app.privacy.stretches).
+(app.privacy.rules), and around some of it the text must be decoded first (app.privacy.stretches).
 """
 
 from __future__ import annotations

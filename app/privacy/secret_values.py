@@ -1,4 +1,4 @@
-r"""Whether what stands in the place of a secret is one: no placeholder, no type, no piece of code.
+r"""Tells whether a value is a secret, and no placeholder, no type, no piece of code.
 
     <your password>  ${DB_PASSWORD}  ****     placeholders
     None  str  optional                       plain words

@@ -1,4 +1,4 @@
-"""What happened in an OpenCode session, as values.
+"""Transcript: what happened in an OpenCode session, as values.
 
     Transcript                  one session
       session: Session          its facts: title, directory, times

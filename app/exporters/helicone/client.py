@@ -1,4 +1,4 @@
-"""The wire to Helicone: post one record, say what the answer means, read a session back.
+"""Talks to Helicone: posts one record, says what the answer means, finds stored records.
 
     bytes ─ Client.post ─▶ status, headers, at most 64 KiB ─ classify ─▶ Outcome
 

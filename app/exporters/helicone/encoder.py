@@ -1,4 +1,4 @@
-"""What Helicone's records are to the rest of the program: `app.exporters.encoder.Encoder`."""
+"""Puts together what the rest of the program asks of Helicone: `app.exporters.encoder.Encoder`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session is called at Helicone, whose list groups by it: `opencode: <project>`.
+"""Names a session at Helicone, whose list groups by the name: `opencode: <project>`.
 
 Not by the title: that changes, and a changed name splits the session in two. Nor by the directory of the day: `/move`
 changes that in the middle.

@@ -1,4 +1,4 @@
-"""A turn becomes Helicone logs, one per thing that happened, in the order in which it happened.
+"""Makes Helicone logs of a turn, one for each thing that happened, in the order in which it happened.
 
     session              /opencode/ses_…
       user message       /opencode/ses_…/msg-0

@@ -1,4 +1,4 @@
-"""How Helicone is reached and asked what it has stored: `app.exporters.traits.Traits`."""
+"""Says how Helicone is reached and asked what it has stored: `app.exporters.traits.Traits`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store of OpenCode is asked for, whichever generation of OpenCode wrote it."""
+"""Rows: what a store of OpenCode is asked for, whichever generation of OpenCode wrote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenCode's own store, read and never written: all that its generations have left beside each other in one folder.
+"""Reads OpenCode's own store, and never writes: all that its generations have left beside each other in one folder.
 
     opencode.db, opencode-<channel>.db    SQLite, one file for all projects: OpenCode 1.2 to 1.18, and 2
     storage/                              JSON files: OpenCode 1.0 and 1.1
