@@ -48,7 +48,8 @@ from app.recall.rewrite import Problem, Refusal
 from app.settings.lookup import Sources
 from app.settings.model import Settings, SettingsError
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.store import Store, StoredSession, store_file
+from app.sources.opencode.rows import Head
+from app.sources.opencode.store import Store, store_file
 
 recalling = typer.Typer(rich_markup_mode=None)
 
@@ -189,7 +190,7 @@ def _planned(
 ) -> dict[str, tuple[str, ...]]:
     """By session the turns that can be overwritten; their bodies are made again when they are queued."""
     found = {}
-    stored: dict[str, StoredSession] = {}
+    stored: dict[str, Head] = {}
     with suppress(StoreError):  # `--blank` does without
         stored = {one.id: one for one in store.roots(among=turns)}
     with render.bar("planning") as bar:

@@ -25,6 +25,7 @@ class Head:
     directory: str
     created_ms: int
     updated_ms: int
+    """As OpenCode keeps it. What changed inside of its turns is in `Store.changed_ms`."""
 
 
 class Rows(Protocol):

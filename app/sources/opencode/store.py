@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import Protocol, TypeVar
@@ -31,20 +30,6 @@ from app.transcript.parse import parse
 NAME = "opencode.db"
 """What lies beside a file of this name is read with it. One of another name stands alone."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSession:
-    """A root session: one that no call of a parent's turn names.
-
-    A subagent is one, too, whose parent or whose call is gone, or that a plugin has started without a call.
-    """
-
-    id: str
-    directory: str
-    created_ms: int
-    updated_ms: int
-    """As OpenCode keeps it. What changed inside of its turns is in `Store.changed_ms`."""
 
 
 def store_file(environ: Mapping[str, str]) -> Path:
@@ -97,17 +82,17 @@ class Store:
         """Whether it holds sessions of OpenCode 2, beside those of 1.x or alone."""
         return any(self._all(lambda rows: isinstance(rows, NewerRows)))
 
-    def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[StoredSession]:
-        """Those of all projects, or those that were started in `directory`; the oldest first.
+    def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[Head]:
+        """The sessions that no call of a parent's turn names: of all projects, or of `directory`; the oldest first.
 
-        Only those `among` others: to tell a subagent, all that was said in its parent is read.
+        A subagent is one, too, whose parent or whose call is gone, or that a plugin has started without a call. Only
+        those `among` others: to tell a subagent, all that was said in its parent is read.
         """
         found: dict[str, Head] = {}
         where = None if directory is None else _as_stored(directory)
         for heads in self._all(lambda rows: reading.roots(rows, where, among)):
             found = {head.id: head for head in heads} | found
-        ordered = sorted(found.values(), key=lambda head: (head.created_ms, head.id))
-        return [StoredSession(head.id, head.directory, head.created_ms, head.updated_ms) for head in ordered]
+        return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
     def directories(self) -> set[str]:
         """Those that any session was started in."""
