@@ -56,8 +56,8 @@ def test_known_version_is_not_inserted_again(desk: Desk) -> None:
 INSERTER = """
 import sys, uuid
 from pathlib import Path
-from app import ledger
 from app.database.open import open_ledger
+from app.ledger import versions
 from app.ledger.job import Body, Version
 db = open_ledger(Path(sys.argv[1]))
 print("ready", flush=True)
@@ -65,7 +65,7 @@ sys.stdin.readline()
 for turn in range(20):
     version = Version("ses_1", "ses_1", f"t{turn}", f"{turn:064x}", 100, "", "")
     body = Body(uuid.UUID(int=turn), b"body")
-    ledger.insert(db, 1, version, [body], now_ms=1_000)
+    versions.insert(db, 1, version, [body], now_ms=1_000)
 db.close()
 """
 
@@ -380,13 +380,13 @@ def test_second_connection_does_not_get_what_the_first_has_claimed(desk: Desk, s
 CLAIMER = """
 import sys
 from pathlib import Path
-from app import ledger
 from app.database.open import open_ledger
+from app.ledger import claims
 db = open_ledger(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(20):
-    ledger.claim(db, 1, f"{turn:064x}", worker="w", now_ms=1_000, lease_ms=60_000)
+    claims.claim(db, 1, f"{turn:064x}", worker="w", now_ms=1_000, lease_ms=60_000)
 db.close()
 """
 

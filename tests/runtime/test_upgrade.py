@@ -329,7 +329,7 @@ def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: St
     estate = made_way(plugin, 3)
     assert present(station.spool / "hooks") == []
     inbox = Inbox(pipe_of(*estate), plugin.reader)
-    plugin.show(deleted)
+    plugin.say(deleted["root"])
     plugin.show(late)
     plugin.end()
     listener = Listener(station)
