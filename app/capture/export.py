@@ -60,9 +60,10 @@ def _session_export(transcript: Transcript, capture: Capture, identity: Identity
 
     def encode() -> Iterator[Record]:
         shown = _to_leave(session, capture, hits)
-        return iter([ENCODER.encode_session(shown, _frame(session, shown, capture, identity, interrupted=False))])
+        return ENCODER.encode(shown, _frame(session, shown, capture, identity, interrupted=False))
 
-    return Export(SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, transcript.faults, encode, hits)
+    digest, count = session_digest(session), ENCODER.count(session)
+    return Export(SESSION_RECORD, digest, session.updated_ms, (), count, transcript.faults, encode, hits)
 
 
 def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
@@ -71,12 +72,10 @@ def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupte
     def encode() -> Iterator[Record]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction, hits)
-        return ENCODER.encode_turn(
-            shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted)
-        )
+        return ENCODER.encode(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
 
     below = tuple(children(turn))
-    return Export(turn.id, turn.digest, turn.facts_ms, below, ENCODER.record_count(turn), turn.faults, encode, hits)
+    return Export(turn.id, turn.digest, turn.facts_ms, below, ENCODER.count(turn), turn.faults, encode, hits)
 
 
 def _to_leave(session: Session, capture: Capture, hits: HitCounts | None = None) -> Session:

@@ -1,6 +1,6 @@
 """Encoder: what one kind of destination makes of a session. Pure.
 
-    capture   encode_session, encode_turn, record_count, lasting_name
+    capture   encode, count, lasting_name
     recall    blank, kind_of, texts_of, shown_as
     confirm   start_ms_of
     doctor    trial
@@ -65,14 +65,11 @@ class Shown:
 class Encoder(Protocol):
     """One kind of destination, without its wire. Equal values make equal bytes: no clock, no program version."""
 
-    def encode_session(self, session: Session, frame: Frame) -> Record:
-        """The record of a root session."""
+    def encode(self, what: Session | Turn, frame: Frame) -> Iterator[Record]:
+        """The records of a root session itself, or of a turn with its subagents. One is in memory at a time."""
 
-    def encode_turn(self, turn: Turn, frame: Frame) -> Iterator[Record]:
-        """The turn's records, those of subagents included. One is in memory at a time."""
-
-    def record_count(self, turn: Turn) -> int:
-        """How many records `encode_turn` makes of it, whatever is withheld; nothing is encoded for that."""
+    def count(self, what: Session | Turn) -> int:
+        """How many records `encode` makes of it, whatever is withheld; nothing is encoded for that."""
 
     def lasting_name(self, session: Session, shown: Session, identity: Identity, leave: Callable[[str], str]) -> str:
         """What the session is called there for ever, under what is withheld today.

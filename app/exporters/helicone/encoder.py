@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator
 
-from app.exporters.encoder import Shown
-from app.exporters.helicone.body import Log, encode, start_ms_of
+from app.exporters.encoder import Frame, Record, Shown
+from app.exporters.helicone import body as bodies
+from app.exporters.helicone.body import Log, start_ms_of
 from app.exporters.helicone.naming import lasting_name
 from app.exporters.helicone.records import blank, encode_session, encode_turn, kind_of, record_count
-from app.transcript.model import Json
+from app.transcript.model import Json, Session, Turn
 
 __all__ = [
     "blank",
-    "encode_session",
-    "encode_turn",
+    "count",
+    "encode",
     "kind_of",
     "lasting_name",
-    "record_count",
     "shown_as",
     "start_ms_of",
     "texts_of",
@@ -29,6 +30,14 @@ _NOT_WRITTEN = frozenset({"id", "object", "model", "usage", "parts", "_type", "t
 _TRIALS = "opencode-helicone-doctor"
 """One session for all trials, so that they lie together in Helicone's list of sessions."""
 _TRIAL_MODEL = "opencode/doctor"
+
+
+def encode(what: Session | Turn, frame: Frame) -> Iterator[Record]:
+    return encode_turn(what, frame) if isinstance(what, Turn) else iter([encode_session(what, frame)])
+
+
+def count(what: Session | Turn) -> int:
+    return record_count(what) if isinstance(what, Turn) else 1
 
 
 def texts_of(body: bytes) -> list[Json]:
@@ -66,4 +75,4 @@ def trial(request_id: uuid.UUID, now_ms: int) -> bytes:
         end_ms=now_ms,
         first_token_ms=None,
     )
-    return encode(log)
+    return bodies.encode(log)
