@@ -11,7 +11,6 @@ What it holds is kept in memory for as long as the process runs; never stored, l
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ _HEAD_BYTES = 8
 _LINE_MIN = 16
 _PIECE_MAX = 128
 """Each letter of it written as an escape, it is not longer than what is decoded around a trace of it."""
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _DIGITS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 """Of base64, in both of its alphabets."""
 
@@ -119,8 +117,5 @@ def _forms(value: str) -> Iterator[_Form]:
     raw = value.encode("utf-8", "replace")
     for text in (raw, quote_plus(raw).encode(), raw.hex().encode(), raw.hex().upper().encode()):
         yield _Form(text)
-    for shift in range(3):
-        digits: bytes = b64encode(bytes(shift) + raw)
-        whole: bytes = digits[(shift * 8 + 5) // 6 : (shift + len(raw)) * 8 // 6]
-        for text in {whole, whole.translate(_URL_SAFE)}:
-            yield _Form(text, shares_before=shift > 0, shares_after=(shift + len(raw)) % 3 > 0)
+    for core in scout.cores(raw):
+        yield _Form(core.digits, shares_before=bool(core.before), shares_after=bool(core.after))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
-from typing import Protocol, TypeVar
+from typing import TypeAlias, TypeVar
 
 from app.sources.opencode import turns as reading
 from app.sources.opencode.access import AbsentError, StoreError, may_be
@@ -29,6 +29,7 @@ from app.transcript.parse import parse
 
 NAME = "opencode.db"
 """What lies beside a file of this name is read with it. One of another name stands alone."""
+Source: TypeAlias = Database | JsonFiles
 T = TypeVar("T")
 
 
@@ -47,10 +48,6 @@ def databases(path: Path) -> list[Path]:
         with suppress(OSError):
             beside = sorted(path.parent.glob("opencode-*.db"))
     return [one for one in (path, *beside) if may_be(one, S_ISREG)]
-
-
-class Source(Protocol):
-    def ask(self, question: Callable[[Rows], T]) -> T: ...
 
 
 class Store:
