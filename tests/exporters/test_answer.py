@@ -77,7 +77,7 @@ def test_what_is_no_json_is_said_to_be_none(text: bytes | str) -> None:
 
 MEASURED = """
 import resource, sys, uuid
-from app.helicone import Client, ReadBackError
+from app.exporters.helicone.client import Client, ReadBackError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with Client(sys.argv[1]) as client:
     try:
