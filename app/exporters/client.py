@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from app.errors import AppError, UsageError
 from app.exporters.encoder import Shown
@@ -27,7 +27,7 @@ class OverlongError(ReadBackError):
     """The answer is longer than is read, or holds too many values: fewer records are to be asked for."""
 
 
-class Client(Protocol):
+class Client(AbstractContextManager["Client"], Protocol):
     """A pool of connections to a destination under one key, shared by the worker's threads."""
 
     def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
@@ -46,9 +46,3 @@ class Client(Protocol):
         """
 
     def close(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...

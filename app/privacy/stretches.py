@@ -83,7 +83,7 @@ _RUN_MIN, _RUN_MAX = 20, 8192
 _BEFORE, _AFTER = 512, 512
 _KNOWN_MAX = 1024
 """A piece of a known value (app.privacy.known_secrets), with escapes in it."""
-_ESCAPE_BEFORE, _ESCAPE_AFTER, _ESCAPED_MAX = 64, 96, 1024
+_ESCAPE_BEFORE, _ESCAPE_AFTER = 64, 96
 
 
 def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
