@@ -33,7 +33,7 @@ from app.capture.keyring import Keyring
 from app.capture.recapture import Remaking
 from app.capture.targets import target
 from app.database import recover
-from app.database.connection import PATIENT_MS, Ledger
+from app.database.connection import PATIENT_MS, Ledger, shrink
 from app.database.open import heal, inspect, open_ledger
 from app.database.schema import SchemaError, is_newer, require_known
 from app.delivery import backoff, confirm
@@ -227,7 +227,7 @@ class Worker:
             self._ring(following)
         elif destinations.by_id(self.db, self.target.id).concurrency is not None:
             # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
-            for ringing in maintenance.to_ring(self.db, self.target.id, clock.now_ms(), 2):
+            for ringing in maintenance.to_ring(self.db, self.target.id, clock.now_ms(), 2, self.bell.rung()):
                 self._ring(ringing)
 
     def _ring(self, key: str) -> None:
@@ -270,7 +270,7 @@ class Worker:
     def _interrupted(self, *_: object) -> None:
         """The consumer gives up waiting for its threads: nothing that they hold is charged."""
         if self._announced is not None:
-            claims.give_back_all(self.db, self._announced.name)
+            claims.release_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
             flow.probe_now(self.db, self.target.id, clock.now_ms())
 
@@ -321,7 +321,6 @@ class Worker:
             self._log(complaint.short)
         inspect(self.db)
         flow.probe_now(self.db, self.target.id, clock.now_ms())
-        maintenance.forget_rings(self.db, self.target.id)
         present(self.spool.workers)  # which removes what killed workers left there
         if self.settings.takes_over:
             adoption.take_over(self.db, self.target, clock.now_ms())
@@ -346,7 +345,7 @@ class Worker:
         if self._client is not None:
             # No more than wake all threads: whatever is rung now waits behind few.
             room = max(1, RINGS_PER_LOOK - self.bell.waiting())
-            for key in maintenance.to_ring(self.db, self.target.id, now_ms, room):
+            for key in maintenance.to_ring(self.db, self.target.id, now_ms, room, self.bell.rung()):
                 failpoint.reach("watch.ringing")
                 self._ring(key)
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
@@ -361,7 +360,7 @@ class Worker:
 
     def _read_clock(self) -> int:
         before, self._seen = self._seen, clock.read()
-        if maintenance.note_sleep(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
+        if incidents.note_jump(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
             self._log("the clock jumped ahead, or the machine slept")
         return self._seen.wall_ms
 
@@ -385,7 +384,7 @@ class Worker:
     def _let_go(self, now_ms: int) -> None:
         """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
         for held in list(self._left):
-            let_go(self.db, self.target.id, held, now_ms)
+            let_go(self.db, held, now_ms)
             self._left.remove(held)
 
     def _recover(self, now_ms: int) -> None:
@@ -421,7 +420,7 @@ class Worker:
         pruning.forget_acknowledgements(self.db, now_ms)
         record_identity.forget_footprints(self.db)
         recover.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
-        pruning.shrink(self.db)
+        shrink(self.db)
         if aged:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
         if made.emptied or made.dropped:
@@ -461,7 +460,7 @@ class Worker:
         if self._plan.url is None:
             if self._succession is None:
                 return False  # `flush` decides nothing about what others have delivered
-            given_up = confirmations.stop_confirming(self.db, self.target.id)
+            given_up = confirmations.give_up_confirmation(self.db, self.target.id)
             self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
             return False
         readback.resume_read_back(self.db, self.target.id)

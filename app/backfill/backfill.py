@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from app.capture.config import why_nothing
-from app.capture.enqueue import Place, enqueue, outlook
+from app.capture.enqueue import Place, Request, enqueue, outlook
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
@@ -28,10 +28,11 @@ from app.database.open import open_ledger, open_whole
 from app.errors import AppError
 from app.ledger import history
 from app.ledger.counts import is_pending
+from app.ledger.decision import BACKFILL, WANTED, Decision, Reopen
 from app.ledger.destinations import Destination
 from app.ledger.eviction import held_bytes
 from app.ledger.history import note_reconciled
-from app.ledger.job import SESSION_RECORD, Standing
+from app.ledger.job import SESSION_RECORD
 from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, read_workers
@@ -45,8 +46,6 @@ from app.transcript.model import Transcript, TranscriptError
 
 AGE_MS_MAX = 90 * 24 * 3_600_000
 """Helicone keeps bodies for so long, counted from when the turn happened: it would blank those of older ones."""
-ASKED_BACK = ("age", "size")
-"""Why a backfill takes dropped jobs back without being told to: nobody has decided that these shall not be sent."""
 NOWHERE = 0
 """No destination has this number."""
 LOOK_S = 0.2
@@ -68,7 +67,7 @@ class Choice:
     """Of any age; () for all."""
     directory: Path | None = None
     """Those that were started there; None for all."""
-    reopen: tuple[str, ...] = ASKED_BACK
+    reopen: Reopen = BACKFILL
 
 
 @dataclass(slots=True)
@@ -215,12 +214,11 @@ class Backfill:
                 transcript,
                 capturing,
                 self._place(session),
-                abandoned=self._is_over(session, changed_ms),
-                reopen=self._choice.reopen,
+                Request(abandoned=self._is_over(session, changed_ms), reopen=self._choice.reopen),
             )
         )
-        project.shut += sum(standing is Standing.SHUT for _, standing in found)
-        wanted = [export for export, standing in found if standing in {Standing.NEW, Standing.REOPENED}]
+        project.shut += sum(decision is Decision.REFUSED for _, decision in found)
+        wanted = [export for export, decision in found if decision in WANTED]
         if wanted:
             plan.sessions.append(session)
             project.sessions += 1
@@ -278,9 +276,9 @@ class Backfill:
                     self._place(session),
                     now_ms=clock.now_ms(),
                     ring=lambda _: None,
-                    abandoned=self._is_over(session, changed_ms or 0),
-                    reopen=self._choice.reopen,
-                    is_history=True,
+                    request=Request(
+                        abandoned=self._is_over(session, changed_ms or 0), reopen=self._choice.reopen, is_history=True
+                    ),
                     admit=room.admit,
                 )
                 fed.new += done.new

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.capture.config import why_nothing
-from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.enqueue import Enqueued, Place, Request, enqueue
 from app.capture.folders import Folders
 from app.capture.targets import folder, target
 from app.database.open import open_whole
 from app.ledger import versions
+from app.ledger.decision import IMPORT
 from app.ledger.destinations import Destination
 from app.queue import Bell
 from app.runtime import clock
@@ -28,9 +29,6 @@ from app.sources.opencode.export_files import Export, ExportError, File, examine
 from app.transcript.model import TranscriptError
 from app.transcript.parse import parse
 
-ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")
-"""Why an import takes jobs back, as a person asks for them: dropped for these, stored without their bodies, or
-there under a stricter policy than the one in force. What was `off` or `deleted` stays so."""
 NUMBERS = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
 """What of an `Enqueued` is told."""
 SANITIZED = (
@@ -167,8 +165,7 @@ def _root(
         Place(ours.id, folder(db, root.directory)),
         now_ms=clock.now_ms(),
         ring=ring,
-        abandoned=True,
-        reopen=ASKED_BACK,
+        request=Request(abandoned=True, reopen=IMPORT),
     )
     return _told(root, done, settings)
 

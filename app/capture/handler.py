@@ -15,7 +15,7 @@ from dataclasses import replace
 from app import __version__
 from app.capture import environment, folder_limits
 from app.capture.autostart import Starting, worker_signature
-from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.enqueue import Enqueued, Place, Request, enqueue
 from app.capture.eviction import Room
 from app.capture.keyring import Keyring
 from app.capture.messages import Line, LineError
@@ -285,10 +285,9 @@ class Hook:
         """Some turns of a session out of OpenCode's store."""
         self._adopt(transcript.session.id)
         now_ms, ring = clock.now_ms(), self.bell.ring
+        request = Request(only=only, abandoned=abandoned)
         with flushed_together(self.db):
-            done = enqueue(
-                self.db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned
-            )
+            done = enqueue(self.db, transcript, capture, place, now_ms=now_ms, ring=ring, request=request)
         self._tell(transcript.session.id, done)
         if done.keys:
             self._bound()

@@ -17,7 +17,8 @@ from typing import Protocol
 from app.capture.enqueue import Enqueued, Place, outlook
 from app.capture.redact_ahead import Ahead, is_large
 from app.ledger import history, incidents, notices, versions
-from app.ledger.job import SESSION_RECORD, Standing
+from app.ledger.decision import WANTED
+from app.ledger.job import SESSION_RECORD
 from app.ledger.notices import TurnRead
 from app.privacy.policy import is_as_strict
 from app.privacy.terms import Capture
@@ -188,7 +189,7 @@ class Reader:
         failpoint.reach("notice.read")
         if found is not None and is_large(found, names):
             told = outlook(db, found, asked.capturing, asked.place)
-            new = names & {export.turn for export, standing in told if standing in {Standing.NEW, Standing.REOPENED}}
+            new = names & {export.turn for export, decision in told if decision in WANTED}
             if new and self._held is None:
                 self._held = read, Ahead(found, new, asked.capturing)
                 return None

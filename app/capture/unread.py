@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
-from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.enqueue import Enqueued, Place, Request, enqueue
 from app.capture.folders import Folders
 from app.capture.reconcile import Reconciling
 from app.capture.session_reader import Reader
@@ -40,8 +40,8 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
         transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
     ) -> Enqueued:
         with flushed_together(db):
-            now_ms, ring = clock.now_ms(), lambda _: None
-            done = enqueue(db, transcript, capture, place, now_ms=now_ms, ring=ring, only=only, abandoned=abandoned)
+            request = Request(only=only, abandoned=abandoned)
+            done = enqueue(db, transcript, capture, place, now_ms=clock.now_ms(), ring=lambda _: None, request=request)
         found.extend(done.keys)
         return done
 

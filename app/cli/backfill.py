@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.backfill.backfill import ASKED_BACK, Backfill, Choice, Fed, NoRoomError, Plan, opened
+from app.backfill.backfill import Backfill, Choice, Fed, NoRoomError, Plan, opened
 from app.capture.targets import find_target, target
 from app.cli import render
 from app.cli.options import (
@@ -26,6 +26,7 @@ from app.cli.options import (
     takes,
 )
 from app.ledger.counts import counts
+from app.ledger.decision import BACKFILL, DropReason
 from app.ledger.destinations import Destination
 from app.runtime import clock
 from app.runtime.liveness import read_workers
@@ -68,11 +69,12 @@ def _backfill(  # noqa: PLR0913 - one for each option
     Those that are not exported yet, of the last 90 days unless told otherwise. Stopped anywhere, it is taken up by the
     next one. No worker is started.
     """
+    asked: set[DropReason] = {"off"} if include_off else set()
     choice = Choice(
         since_ms=since,
         sessions=tuple(session or ()),
         directory=None if project is None else project.absolute(),
-        reopen=(*ASKED_BACK, *(["off"] if include_off else []), *(["body_not_stored"] if body_not_stored else [])),
+        reopen=replace(BACKFILL, dropped=BACKFILL.dropped | asked, body_not_stored=body_not_stored),
     )
     settings = sources.load()
     store = Store(db or store_file(os.environ))

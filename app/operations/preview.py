@@ -13,7 +13,7 @@ from typing import Literal
 from app.backfill.import_files import Imported, examined, why
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, identity_of, own_turns
-from app.capture.export import exports
+from app.capture.export import split
 from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
@@ -22,7 +22,7 @@ from app.ledger.versions import frozen
 from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources
 from app.sources.opencode.export_files import Export, ExportError, File, families, snapshot
-from app.transcript.model import TranscriptError, Turn
+from app.transcript.model import TranscriptError
 from app.transcript.parse import parse
 
 
@@ -95,7 +95,7 @@ def _family(
     transcript = own_turns(db, transcript)
     place = Place(destination_id, folder(db, root.directory))
     identity = identity_of(db, transcript, capturing, place)
-    made = [one for one in exports(transcript, capturing, identity, abandoned=True) if not isinstance(one, Turn)]
+    made, _ = split(transcript, capturing, identity, abandoned=True)
     records = tuple(record for one in made for record in one.encode())
     of_session, *of_turns = [one.hits for one in made] or [HitCounts()]
     return Previewed(

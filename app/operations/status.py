@@ -228,7 +228,7 @@ def _destination(
         endpoint=one.endpoint,
         key=one.key_fingerprint[:KEY_CHARACTERS] or None,
         route=one.route,
-        health=one.health if one.was_tried or one.health != "fine" else NOT_TRIED,
+        health=one.health if one.was_tried or counts.retrying or one.health != "fine" else NOT_TRIED,
         pause_reason=one.pause_reason,
         next_probe_ms=one.probe_ms,
         jobs=_jobs(counts),

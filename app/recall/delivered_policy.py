@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from app.capture.enqueue import body_of
-from app.capture.export import Export, exports
+from app.capture.export import Export, split
 from app.exporters.encoder import Record
 from app.ledger.history import Exported
 from app.ledger.record_identity import DIGEST_BYTES, Print
@@ -16,7 +16,7 @@ from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
 from app.recall.rewrite import Problem, Refusal
 from app.transcript.identity import Identity
-from app.transcript.model import Transcript, Turn
+from app.transcript.model import Transcript
 
 
 class Encodings:
@@ -41,8 +41,8 @@ class Encodings:
         return self._encode(Capture(policy, Redaction((), secrets=False, known=None), ""))
 
     def _encode(self, capture: Capture) -> Mapping[str, Export]:
-        found = exports(self._transcript, capture, self._identity, abandoned=True)
-        return {one.turn: one for one in found if not isinstance(one, Turn)}
+        ready, _ = split(self._transcript, capture, self._identity, abandoned=True)
+        return {one.turn: one for one in ready}
 
 
 class Precedent:

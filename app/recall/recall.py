@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from app.capture.config import why_nothing
 from app.capture.export import Export
 from app.capture.folders import Folders
+from app.ledger.decision import RECALL, WANTED
 from app.ledger.destinations import destinations
 from app.ledger.history import exported, exported_sessions
-from app.ledger.job import Standing
 from app.ledger.versions import frozen, insert
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
@@ -32,9 +32,6 @@ from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
-
-REOPENED = ("delivered", "dead", "pending", "sealed", "body_not_stored", "age", "size", "purged", "deleted", "off")
-"""Whatever became of a turn: what of it is at Helicone is overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +137,8 @@ class Recall:
         expected: list[Likeness] = []
         in_flight: list[str] = []
         for one in plan.rewrites:
-            standing = insert(self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=REOPENED)
-            if standing in {Standing.NEW, Standing.REOPENED} and self._covers(plan.session, one):
+            decision = insert(self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=RECALL)
+            if decision in WANTED and self._covers(plan.session, one):
                 expected += (likeness(plan.session, body) for body in one.bodies)
             else:
                 in_flight.append(one.version.turn)

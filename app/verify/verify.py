@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.capture.enqueue import holds_sealed, own_turns
+from app.capture.enqueue import own_turns
 from app.capture.export import children
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
@@ -24,7 +24,7 @@ from app.errors import AppError
 from app.ledger.folders import captured_since_ms
 from app.ledger.history import exported, exported_elsewhere, exported_sessions
 from app.ledger.notices import unread_sessions
-from app.ledger.versions import frozen
+from app.ledger.versions import any_sealed, frozen
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
@@ -112,7 +112,7 @@ class Verification:
         )
         turns = list(stored_turns(transcript))
         sealed = frozenset(
-            turn.id for turn in transcript.turns if holds_sealed(self._db, self.destination_id, children(turn))
+            turn.id for turn in transcript.turns if any_sealed(self._db, self.destination_id, list(children(turn)))
         )
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
         known = exported(self._db, self.destination_id, session.id)

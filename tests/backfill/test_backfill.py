@@ -15,7 +15,7 @@ import pytest
 
 from app.backfill import backfill
 from app.capture.config import capture
-from app.capture.export import Export, exports
+from app.capture.export import split
 from app.capture.targets import folder
 from app.cli.options import STOPPED
 from app.ledger.destinations import destination, destinations
@@ -26,7 +26,6 @@ from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
 from app.settings.model import Settings
 from app.transcript.identity import Identity
-from app.transcript.model import Turn
 from app.transcript.parse import parse
 from tests.sources.opencode.test_store import built
 from tests.stress import backfill as violence
@@ -82,11 +81,7 @@ def jobs(station: Station) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", exported())
 def test_logs_are_counted_as_they_are_encoded(name: str, mode: Mode) -> None:
     capturing = capture(Settings(export_mode=mode), ())
-    found = [
-        one
-        for one in exports(parse(export(name)), capturing, Identity(""), abandoned=True)
-        if not isinstance(one, Turn)
-    ]
+    found, _ = split(parse(export(name)), capturing, Identity(""), abandoned=True)
     assert found
     assert [one.record_count for one in found] == [len(list(one.encode())) for one in found]
 
@@ -97,8 +92,7 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     before = store.read_bytes()
     told = said(typed(station, "backfill", "--dry-run", "--json", *EVER))
     assert shape(told) == shape({**example("backfill"), "unreadable": [], "queued": None})
-    found = [one for name in names for one in exports(parse(export(name)), CAPTURE, Identity(""), abandoned=True)]
-    counted = [one for one in found if isinstance(one, Export)]
+    counted = [one for name in names for one in split(parse(export(name)), CAPTURE, Identity(""), abandoned=True)[0]]
     assert (told["logs"], told["sessions"]) == (sum(len(list(one.encode())) for one in counted), 3)
     assert told["turns"] == len(counted) - 3
     assert not station.spool.exists()
@@ -128,7 +122,7 @@ def test_all_is_queued_once_oldest_first_as_history_and_nobody_is_rung(station: 
     ]
     made = jobs(station)
     assert [one["session"] for one in made] == ["ses_old", "ses_old", "ses_new", "ses_new"]
-    assert {(one["state"], one["is_history"], one["rung_ms"]) for one in made} == {("pending", 1, None)}
+    assert {(one["state"], one["is_history"]) for one in made} == {("pending", 1)}
     assert not (station.spool / "queue.db").exists()
     again = said(typed(station, "backfill", "--json", *EVER))
     assert (again["logs"], again["queued"]["new"], again["waiting"]) == (0, 0, 4)

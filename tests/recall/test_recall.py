@@ -20,13 +20,13 @@ from app.database.open import open_ledger
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.records import blank, kind_of
 from app.exporters.helicone.routes import read_back_url
-from app.ledger.claims import abandon, claim
+from app.ledger import pruning
+from app.ledger.claims import claim, drop
 from app.ledger.counts import pending_keys
+from app.ledger.decision import RECALL, Decision, Reopen
 from app.ledger.destinations import destination
 from app.ledger.history import exported
-from app.ledger.job import Claim, Standing
-from app.ledger.policy_enforcement import drop_for_policy
-from app.ledger.pruning import drop_aged, drop_session
+from app.ledger.job import Claim
 from app.operations.remote import Remote
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
@@ -35,7 +35,7 @@ from app.recall.audit import EXPORT_MODE, Audited, audit
 from app.recall.compare import look
 from app.recall.delivered_policy import Encodings, Precedent
 from app.recall.expected import Likeness
-from app.recall.recall import REOPENED, Plan, Recall
+from app.recall.recall import Plan, Recall
 from app.recall.rewrite import Refusal, sent
 from app.settings.model import Settings
 from app.sources.opencode.store import Store
@@ -186,7 +186,7 @@ def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, d
         deliver(door, receiver)
         # Nor does anything bring it back.
         assert door.put(told("blue whale", "later")).shut == 1
-        assert door.put(wanted, reopen=("deleted", "off", "body_not_stored")).new == 0
+        assert door.put(wanted, reopen=Reopen(frozenset({"deleted", "off"}), body_not_stored=True)).new == 0
         # The next recall does not know that pattern.
         assert Refusal.SEALED in refused(recall(door, a_recall(door, store), "ses_root"))
         deliver(door, receiver)
@@ -204,7 +204,7 @@ def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, d
         done = door.put(family())
         assert (done.new, done.shut) == (1, 1)
         told = outlook(door.db, parse(family()), capture(), door.place)
-        assert [standing for _, standing in told] == [Standing.KNOWN, Standing.SHUT]
+        assert [decision for _, decision in told] == [Decision.KNOWN, Decision.REFUSED]
         deliver(door, receiver)
         assert "sub tell" not in shown(receiver)
 
@@ -218,7 +218,7 @@ def test_a_sealed_turn_does_not_come_back_under_another_key_of_its_endpoint(
     other = Door(door.db, Place(destination(door.db, endpoint, "another", 0).id, "folder"))
     done = other.put(told())
     assert (done.new, done.shut) == ((0, 2) if is_shut else (2, 0))
-    assert other.put(told(), reopen=("sealed",)).new == (2 if is_shut else 0)
+    assert other.put(told(), reopen=Reopen(sealed=True)).new == (2 if is_shut else 0)
 
 
 def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, door: Door) -> None:
@@ -273,9 +273,9 @@ def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
     desk.put(version())
     desk.deliver(version())
     again = replace(version(content="blank"), is_recall=True)
-    assert desk.put(again, reopen=REOPENED) is Standing.NEW
-    assert drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
-    assert drop_aged(desk.db, 10_000_000, 0) == 0
+    assert desk.put(again, reopen=RECALL) is Decision.NEW
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_aged(desk.db, 10_000_000, 0) == 0
     assert desk.state(again) == "pending"
 
 
@@ -285,9 +285,9 @@ def test_a_recall_of_the_same_key_is_made_anew(desk: Desk, state: str) -> None:
     if state == "delivered":
         desk.deliver(version())
     elif state == "dead":
-        desk.bury(desk.held())
+        desk.dead_letter(desk.held())
     again = replace(version(), is_recall=True)
-    assert desk.put(again, text="redacted", reopen=REOPENED) is Standing.REOPENED
+    assert desk.put(again, text="redacted", reopen=RECALL) is Decision.REOPENED
     assert desk.state() == "pending"
     assert [body.body for body in desk.left(desk.held())] == [b"ses_1 t1 0 redacted"]
 
@@ -296,14 +296,14 @@ def test_the_same_recall_once_more_posts_all_of_it_again(desk: Desk) -> None:
     again = replace(version(), is_recall=True)
     desk.put(again)
     desk.deliver(again)
-    desk.put(again, reopen=REOPENED)
+    desk.put(again, reopen=RECALL)
     assert len(desk.left(desk.held())) == 1
 
 
 def test_what_is_in_flight_is_not_recalled_under_the_same_key(desk: Desk) -> None:
     desk.put(version())
     desk.held()
-    assert desk.put(replace(version(), is_recall=True), reopen=REOPENED) is Standing.KNOWN
+    assert desk.put(replace(version(), is_recall=True), reopen=RECALL) is Decision.KNOWN
 
 
 CAPTURES = st.lists(
@@ -534,7 +534,6 @@ def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *
             assert not desk.acknowledge(old, body)
         assert "blue whale" in shown(receiver)
         assert not desk.complete(old)
-        assert abandon(desk.db, old)
         deliver(door, receiver)
         assert len(receiver.rows()) == 4
         assert "blue whale" not in shown(receiver)
@@ -570,16 +569,16 @@ def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_pat
 def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk, state: str, content: str) -> None:
     desk.put(version())
     desk.deliver(version())
-    desk.put(replace(version(), is_recall=True), text="redacted", reopen=REOPENED)
+    desk.put(replace(version(), is_recall=True), text="redacted", reopen=RECALL)
     if state == "dead":
-        desk.bury(desk.held())
+        desk.dead_letter(desk.held())
     elif state != "pending":
-        assert drop_for_policy(desk.db, desk.held(), desk.now_ms)
+        assert drop(desk.db, desk.held(), "policy", desk.now_ms)
     assert desk.state() == state
     newer = version(content=content, facts_ms=200)
     desk.put(newer, text="redacted more")
     assert desk.row(newer)["is_recall"] == 1
-    assert drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
 
 
 def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -> None:
