@@ -40,8 +40,9 @@ from app.delivery import backoff, confirm
 from app.delivery.deliver import Courier, deliver, let_go
 from app.delivery.policy_check import Permits
 from app.delivery.policy_sweep import Tightening
-from app.exporters.helicone.client import Client, ClientError, ReadBackError
-from app.exporters.helicone.routes import Route, routes
+from app.exporters.client import ClientError, ReadBackError
+from app.exporters.connect import connect
+from app.exporters.kinds import TRAITS
 from app.exporters.outcome import Outcome
 from app.ledger import (
     adoption,
@@ -133,11 +134,13 @@ class Worker:
         self.settings = sources.load(recorded=self.target.delivery_options)
         self.signature = worker_signature(self.settings)
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
-        self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
+        self._routes = TRAITS.routes(self.settings.endpoint)
         self._route = self.target.route
-        self._plan = confirm.plan(self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url)
+        self._plan = TRAITS.read_back(
+            self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
+        )
         self._permits = Permits(sources)
-        self._client = Client(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
+        self._client = connect(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
         self._remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
         self._tightening = Tightening(self._permits, self._remaking, self.target.id, self._log)
         self._room = Room(store_file(sources.environ))
@@ -248,14 +251,14 @@ class Worker:
         assert self._client is not None  # noqa: S101 - `_answer` asked
         outcome: Outcome | None = None
         ends_s = time.monotonic() + POST_S_MAX
-        for route in sorted(self._routes, key=lambda route: route.url != self._route):
+        for url in sorted(self._routes, key=lambda url: url != self._route):
             left_s = ends_s - time.monotonic()
-            outcome = self._client.post(route.url, body.body, str(body.request_id), clock.now_ms(), left_s)
-            if outcome.status is not None and outcome.status != NOT_FOUND and route.url != self._route:
+            outcome = self._client.post(url, body.body, str(body.request_id), clock.now_ms(), left_s)
+            if outcome.status is not None and outcome.status != NOT_FOUND and url != self._route:
                 # The answer counts more than the note: where the ledger is locked, the next answer brings it.
                 with suppress(sqlite3.OperationalError):
-                    destinations.remember_route(self.db, self.target.id, route.url)
-                    self._route = route.url
+                    destinations.remember_route(self.db, self.target.id, url)
+                    self._route = url
             if outcome.status != NOT_FOUND:
                 break
         assert outcome is not None  # noqa: S101 - there is always a route
