@@ -32,6 +32,7 @@ from app.capture.recapture import Remaking
 from app.database.open import open_ledger
 from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
+from app.delivery.poller import WAKES_PER_TICK
 from app.exporters.outcome import Outcome
 from app.ledger import (
     adoption,
@@ -54,7 +55,7 @@ from app.runtime.clock import Reading, jump_ms
 from app.settings.model import Settings
 from app.sources.opencode.store import Store
 from app.transcript.model import Transcript
-from app.worker import CONSUMER, RINGS_PER_LOOK
+from app.worker import CONSUMER
 from tests.snapshots import assistant, text, tool, user
 from tests.test_store import TABLES
 
@@ -253,7 +254,7 @@ class Machine:
             pruning.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
             pruning.shrink(self.db)
-        for key in maintenance.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
+        for key in maintenance.to_ring(self.db, self.destination.id, now_ms, WAKES_PER_TICK):
             self.answer(key)
 
     def answer(self, key: str) -> None:

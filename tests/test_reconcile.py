@@ -636,7 +636,7 @@ def test_what_a_hook_remembers_of_deleted_sessions_and_oddities_is_bounded(
         one.take(notice(f"ses_{number}", "deleted"))
         one._tell_once(f"odd in ses_{number}")
     one.take(notice("ses_2", "deleted"))
-    assert [line.session for line in one.estate() if line.why == "deleted"] == ["ses_3", "ses_4", "ses_2"]
+    assert [line.session for line in one.pending_messages() if line.why == "deleted"] == ["ses_3", "ses_4", "ses_2"]
     assert list(one._told) == ["odd in ses_2", "odd in ses_3", "odd in ses_4"]
 
 

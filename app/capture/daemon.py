@@ -13,7 +13,7 @@ one line in the log and a number in the ledger. While the ledger cannot be writt
 sees that nothing is acknowledged, and keeps the newest notice of each session, which is all that matters. What could
 not be said or counted meanwhile is, as soon as the disk takes it.
 When the program was installed anew, or the ledger belongs to a newer one, this process becomes the installed program:
-what it has read and not stored goes along in a pipe (see `succession`).
+what it has read and not stored goes along in a pipe (see `runtime.upgrade`).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from app import __version__
 from app.capture.handler import CARE_S, Hook
 from app.capture.messages import PROTOCOL, Line, LineError, has_half_a_character, read_line
 from app.capture.pipe_reader import Inbox
-from app.capture.process_notices import BUG, where
+from app.capture.process_notices import BUG
 from app.capture.projects import note_disabled
 from app.database.open import open_ledger
-from app.database.schema import SchemaError, require_known
+from app.database.schema import SchemaError, migrations, require_known
 from app.ledger import incidents
 from app.privacy.redact import PatternError
 from app.runtime import clock, log
 from app.runtime.filesystem import PlaceError
 from app.runtime.spool import Spool
 from app.runtime.terminal import visible
-from app.runtime.upgrade import Succession, become_hook, bequeath
+from app.runtime.upgrade import Upgrade, become_hook, pipe_of
 from app.settings.lookup import Sources, unattended
 from app.settings.model import Settings, SettingsError
 
@@ -75,13 +75,13 @@ class Desk:
     """Hands the inbox's lines to the hooks, one for each spool, and answers for those that none can take."""
 
     def __init__(
-        self, inbox: Inbox, sources: Sources, succession: Succession | None = None, children: Iterable[int] = ()
+        self, inbox: Inbox, sources: Sources, upgrade: Upgrade | None = None, children: Iterable[int] = ()
     ) -> None:
         self._inbox = inbox
         self.children = list(children)
         """Process ids: children of the hook that this process was before. They are ours to wait for."""
         self._sources = sources
-        self._succession = succession or Succession()
+        self._upgrade = upgrade or Upgrade(migrations()[-1][0])
         self._in_hand: bytes | LineError | None = None
         self._taken = self._acknowledged = 0
         """The newest line that was taken, and the newest that the plugin was told about."""
@@ -106,7 +106,7 @@ class Desk:
         try:
             self._serve()
         except OutdatedError:
-            return self._estate()
+            return self._pending_messages()
         finally:
             for hook in self._hooks.values():
                 with suppress(sqlite3.Error, OSError):  # the end of the process closes it, too
@@ -120,7 +120,7 @@ class Desk:
 
     def _serve(self) -> None:
         while not self.is_unwanted:
-            self._consider_succession()
+            self._consider_upgrade()
             self._reap()
             try:
                 pause_s = min((hook.due_s() for hook in self._hooks.values()), default=CARE_S)
@@ -157,11 +157,11 @@ class Desk:
                 self._log(told, hook.spool.path)
                 self._heal(error, hook.spool.path)
 
-    def _consider_succession(self) -> None:
+    def _consider_upgrade(self) -> None:
         """Raises OutdatedError."""
-        heir = self._succession.heir(time.monotonic(), self._log)
-        if heir is not None:
-            self._log(f"version {__version__} makes way for version {heir.version}, which was installed")
+        new = self._upgrade.new_version(time.monotonic(), self._log)
+        if new is not None:
+            self._log(f"version {__version__} makes way for version {new.version}, which was installed")
             raise OutdatedError
 
     def _reap(self) -> None:
@@ -171,11 +171,11 @@ class Desk:
                     continue
             self.children.remove(pid)
 
-    def _estate(self) -> list[bytes]:
+    def _pending_messages(self) -> list[bytes]:
         hooks = self._hooks.values()
         self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
-        known = [line for hook in hooks for line in hook.estate()]
+        known = [line for hook in hooks for line in hook.pending_messages()]
         known += [line for held in self._held.values() for line in held.lines.values()]
         return [*(line + b"\n" for line in (*(line.as_bytes() for line in known), *in_hand)), *self._inbox.leave()]
 
@@ -264,7 +264,7 @@ class Desk:
                 return
             self._heal(error, spool)
             time.sleep(TRY_AGAIN_S)
-            self._consider_succession()
+            self._consider_upgrade()
         if failed:
             self._log(f"the spool can be written again, at try {failed + 1}", self._where(at))
 
@@ -284,7 +284,7 @@ class Desk:
         except (sqlite3.Error, OSError, SchemaError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
-            self._refuse(f"{BUG} {type(error).__name__}", self._where(at), where(error))
+            self._refuse(f"{BUG} {type(error).__name__}", self._where(at), log.where(error))
         return None
 
     def _heal(self, error: Exception, spool: Path | None) -> None:
@@ -354,21 +354,21 @@ def main() -> None:
     children = [int(pid) for pid in sys.argv[4:]]
     for descriptor in descriptors[:-1]:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional only
-    succession = Succession()
+    upgrade = Upgrade(migrations()[-1][0])
     try:
         sources = unattended(dict(os.environ))
     except SettingsError as error:
         sys.stderr.write(visible(f"opencode-helicone: {error}") + "\n")
         sys.exit(USAGE)
     while True:
-        desk = Desk(Inbox(*descriptors), sources, succession, children)
-        estate = desk.serve()
-        if estate is None:
+        desk = Desk(Inbox(*descriptors), sources, upgrade, children)
+        pending = desk.serve()
+        if pending is None:
             if desk.is_unwanted:
                 sys.exit(NOTHING_WANTED)
             return
-        bequeathed, feeder = bequeath(estate)
-        descriptors = [bequeathed, pipe]
+        inherited, feeder = pipe_of(pending)
+        descriptors = [inherited, pipe]
         children = [*desk.children, feeder]
         with suppress(OSError):  # then this program goes on where it was
-            become_hook(bequeathed, children)
+            become_hook(inherited, children)

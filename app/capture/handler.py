@@ -320,7 +320,7 @@ class Hook:
         """The worker that it started, as far as it has not ended."""
         return self._starting.pid
 
-    def estate(self) -> list[Line]:
+    def pending_messages(self) -> list[Line]:
         """Lines that make another hook know what this one knows and the ledger does not."""
         return [self._first, *(one.line for one in self._notices), *self._deleted.values()]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from app.capture.enqueue import Place
 from app.capture.messages import Line
@@ -20,7 +18,7 @@ from app.database.schema import SchemaError
 from app.ledger import destinations, folders, history, incidents, notices
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
-from app.runtime import failpoint
+from app.runtime import failpoint, log
 from app.settings.model import SettingsError
 from app.sources.opencode.access import AbsentError, StoreError
 from app.sources.opencode.export_files import ExportError
@@ -139,7 +137,7 @@ class Looking:
         except (ExportError, TranscriptError) as error:
             self._fail(due, now_s, error)
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one session, never the others
-            self._tell(f"{BUG} {type(error).__name__} at {where(error)}, while a session was read")
+            self._tell(f"{BUG} {type(error).__name__} at {log.where(error)}, while a session was read")
             self._wait(due, now_s, AGAIN_S, f"{BUG} {type(error).__name__}")
         else:
             self._conclude(look, one, due, now_s, now_ms)
@@ -204,9 +202,3 @@ class Looking:
 def _marks(those: Sequence[Noticed]) -> dict[str, int]:
     """By session what settles each of these notices."""
     return {one.session: one.mark for one in those if one.mark is not None}
-
-
-def where(error: Exception) -> str:
-    """The line that raised it: its message might quote a transcript."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(place.filename).name}:{place.lineno}"

@@ -6,7 +6,6 @@ import logging
 import os
 import sqlite3
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -50,7 +49,7 @@ from app.operations.dead_letters import LetterError
 from app.operations.finding import Finding
 from app.operations.status import read_status
 from app.privacy.redact import PatternError
-from app.runtime import clock
+from app.runtime import clock, log
 from app.runtime.url import EndpointError
 from app.settings.lookup import Sources, unattended
 from app.settings.model import SettingsError, standard_folder
@@ -91,9 +90,7 @@ def main() -> None:
         complain(_told(error))
         sys.exit(PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        complain(f"internal error, please report it: {type(error).__name__} at {where}")
+        complain(f"internal error, please report it: {type(error).__name__} at {log.where(error)}")
         sys.exit(PROBLEM)
 
 
