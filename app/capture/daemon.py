@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from app import __version__
@@ -62,15 +62,6 @@ class OutdatedError(Exception):
     """A program that is installed, and starts, is to take over."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A directory of which lines were refused because its settings could not be used."""
-
-    since_ms: int
-    lines: dict[str, Line] = field(default_factory=dict)
-    """The newest of each session."""
-
-
 class Desk:
     """Hands the inbox's lines to the hooks, one for each spool, and answers for those that none can take."""
 
@@ -89,7 +80,8 @@ class Desk:
         """By spool."""
         self._spools: dict[str, Path] = {}
         """By directory."""
-        self._held: dict[str, _Held] = {}
+        self._held: dict[tuple[str, str], Line] = {}
+        """By directory and session the newest line that was refused because the settings there could not be used."""
         self._unwanted: set[str] = set()
         self._is_wanted = False
         """A line came of a directory that is not among the unwanted ones."""
@@ -176,7 +168,7 @@ class Desk:
         self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
         known = [line for hook in hooks for line in hook.pending_messages()]
-        known += [line for held in self._held.values() for line in held.lines.values()]
+        known += self._held.values()
         return [*(line + b"\n" for line in (*(line.as_bytes() for line in known), *in_hand)), *self._inbox.leave()]
 
     def _acknowledge(self) -> None:
@@ -212,9 +204,9 @@ class Desk:
                 if line.held_since_ms is not None:  # said by the hook that this process was before
                     hook.resume(line, line.held_since_ms)
         except (SettingsError, PatternError):
-            since_ms = clock.now_ms() if line.held_since_ms is None else line.held_since_ms
-            held = self._held.setdefault(line.directory, _Held(since_ms))
-            held.lines[line.session] = replace(line, number=None, held_since_ms=held.since_ms)
+            since = [one.held_since_ms for one in self._held.values() if one.directory == line.directory]
+            since_ms = next(iter(since), line.held_since_ms) or clock.now_ms()
+            self._held[line.directory, line.session] = replace(line, number=None, held_since_ms=since_ms)
             raise
 
     def _hook_of(self, line: Line) -> Hook | None:
@@ -240,14 +232,10 @@ class Desk:
 
     def _resume(self) -> None:
         """Take from OpenCode's store what was refused for settings that can be used by now."""
-        for directory, held in list(self._held.items()):
+        for key, line in list(self._held.items()):
             with suppress(SettingsError, PatternError, LineError, OSError, sqlite3.Error, SchemaError):  # the next look
-                for line in held.lines.values():
-                    hook = self._hook_of(line)
-                    if hook is not None:
-                        hook.take(line)
-                        hook.resume(line, held.since_ms)
-                del self._held[directory]
+                self._take(line)
+                del self._held[key]
 
     def _patiently(self, act: Callable[[], None], at: Line | Hook) -> None:
         """Do it; try again for as long as the disk or the ledger refuse and OpenCode lives, and a while after."""
@@ -307,7 +295,7 @@ class Desk:
         for (path, reason), times in list(self._uncounted.items()):
             with suppress(sqlite3.Error, OSError, SchemaError, ValueError), ExitStack() as stack:
                 hook = self._hooks.get(path)
-                db = hook.db if hook is not None else stack.enter_context(closing(open_ledger(path)))
+                db = hook.opened.db if hook is not None else stack.enter_context(closing(open_ledger(path)))
                 require_known(db)
                 incidents.refuse(db, reason, clock.now_ms(), times=times)
                 del self._uncounted[path, reason]
