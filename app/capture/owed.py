@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping
 
-from app.capture.targets import folder
 from app.ledger import incidents, notices
+from app.ledger.destinations import fingerprint
 
 OWED_MS_MAX = 30 * 86_400_000
 """Of another store: a notice that nobody could read for so long is of one that is gone."""
@@ -27,7 +27,7 @@ class Owed:
 
     def note(self, session: str, directory: str, now_ms: int) -> int:
         """Something of the session is new; returns the mark."""
-        return notices.note_notice(self._db, self._store, session, folder(self._db, directory), now_ms)
+        return notices.note_notice(self._db, self._store, session, fingerprint(self._db, directory), now_ms)
 
     def all(self) -> dict[str, tuple[int, str]]:
         """By session the mark, and the folder that it was said in."""
