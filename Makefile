@@ -9,7 +9,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix frozen outage years hammer backfill kills beside starts arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
+.PHONY: help demo test unit matrix frozen outage years hammer backfill kills beside starts arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,16 +24,19 @@ help:  ## What can be made
 	@touch $@
 
 demo: .venv/ready  ## Play a recorded session through hook, queue and worker into a local receiver
-	@$(BIN)/python -m tests.demo
+	@$(BIN)/python -m tests.system.demo
 
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
 	@$(SUITE) -m 'not matrix'
 
 matrix: .venv/ready  ## More versions and configurations of OpenCode than `make test` has time for
-	@$(BIN)/python -m pytest -n 3 -m matrix tests/test_opencode_versions.py tests/test_opencode_config.py tests/test_arrangements.py
+	@$(BIN)/python -m pytest -n 3 -m matrix tests/system/test_opencode_versions.py tests/sources/opencode/test_config.py tests/system/test_arrangements.py
 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
 	@$(SUITE) -m 'not matrix' --frozen-clock
+
+secrets: .venv/ready  ## What the built-in rules catch of what gitleaks finds, and what they hit by mistake (a minute)
+	@$(BIN)/python -m tests.stress.gitleaks
 
 lint: .venv/ready  ## Style
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -45,48 +48,51 @@ walls: .venv/ready  ## Which module may import which
 	@$(BIN)/lint-imports
 
 outage: .venv/ready  ## Four days without Helicone, a refused key, 20 machines, 30 days in 5 MB, on a clock of their own (minutes)
-	@$(BIN)/python -m tests.outage
+	@$(BIN)/python -m tests.stress.outage
 
 years: .venv/ready  ## Three years of use, simulated: the size of the spool (minutes)
-	@$(BIN)/python -m tests.years
+	@$(BIN)/python -m tests.stress.years
 
 wheel: .venv/ready  ## Build the wheel and try it in a clean environment
-	@$(BIN)/python -m tests.wheel
+	@$(BIN)/python -m tests.system.wheel
 
-check: lint types walls test wheel  ## All of these
+unit: .venv/ready  ## The tests of values and single modules: no OpenCode, none of tests/system
+	@$(SUITE) -q --ignore=tests/system -m 'not matrix and not opencode'
+
+check: lint types walls unit  ## Before each commit: style, types, layers, unit tests
 
 hammer: .venv/ready  ## Kill workers and enqueuers at random by the hundred: nothing lost, nothing doubled (minutes)
-	@$(BIN)/python -m tests.hammer
+	@$(BIN)/python -m tests.stress.hammer
 
 backfill: .venv/ready  ## 10,000 turns of history, the backfill killed 20 times: all arrive once, live turns first (minutes)
-	@$(BIN)/python -m tests.backfill
+	@$(BIN)/python -m tests.stress.backfill
 
 versions: .venv/ready  ## Both forms of the plugin in eleven versions of the real OpenCode (minutes)
-	@$(BIN)/python -m tests.versions
+	@$(BIN)/python -m tests.stress.versions
 
 locks: .venv/ready  ## A ledger that is locked most of the time: 18 jobs are delivered, no worker's death is charged (a minute)
-	@$(BIN)/python -m tests.locks
+	@$(BIN)/python -m tests.stress.locks
 
 kills: .venv/ready  ## Kill the real OpenCode in mid-turn by each signal, run it without us, and two at a time; VERSIONS names others (minutes)
-	@$(BIN)/python -m tests.kills $(VERSIONS)
+	@$(BIN)/python -m tests.stress.kills $(VERSIONS)
 
 beside: .venv/ready  ## The real OpenCode with our plugin and each of three that many people have (minutes)
-	@$(BIN)/python -m tests.beside
+	@$(BIN)/python -m tests.stress.beside
 
 starts: .venv/ready  ## 200 starts of the real OpenCode while its store is read all the time, 20 of them killed (minutes)
-	@$(BIN)/python -m tests.starts
+	@$(BIN)/python -m tests.stress.starts
 
 arrangements: .venv/ready  ## Each option in twelve places of OpenCode's configuration, on three OpenCodes; VERSIONS names others (minutes)
-	@$(BIN)/python -m tests.arrangements $(VERSIONS)
+	@$(BIN)/python -m tests.stress.arrangements $(VERSIONS)
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 fuzz: .venv/ready  ## 50,000 broken recordings through hook and import (several minutes)
-	@$(BIN)/python -m tests.fuzz
+	@$(BIN)/python -m tests.stress.fuzz
 
 flips: .venv/ready  ## 500 random faults in the files of a spool; FAULTS and SEED change that
-	@$(BIN)/python -m tests.flips $(or $(FAULTS),500) $(SEED)
+	@$(BIN)/python -m tests.stress.flips $(or $(FAULTS),500) $(SEED)
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra receiver --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"

@@ -4,7 +4,8 @@
 
 Processes insert, claim, acknowledge and complete jobs of two records in one ledger, through the functions that hook and
 worker use. Ways: plain WAL with SQLite's own checkpoints (not safe before 3.51.3), WAL with the checkpoints of
-`app.database` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows all.
+`app.database` (one at a time, under the write lock), rollback journal. They take turns, so that a busy machine slows
+all.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from app.database.connection import Ledger  # noqa: E402
 from app.database.open import open_ledger  # noqa: E402
 from app.ledger import destinations  # noqa: E402 - from a checkout
-from tests.desk import bodies, version  # noqa: E402
+from tests.support.ledger_bench import bodies, version  # noqa: E402
 
 ROUNDS = 3
 WAYS = ("plain WAL", "own checkpoints", "rollback journal")

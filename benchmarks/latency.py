@@ -23,12 +23,12 @@ from urllib.parse import urlencode
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.fake_llm import fake_llm  # noqa: E402 - the tests' building blocks are no package of ours
-from tests.opencode import OpenCode, Server, configuration, install_opencode, isolated  # noqa: E402
-from tests.processes import Station, worker  # noqa: E402
-from tests.servers import receiving  # noqa: E402
-from tests.test_end_to_end import for_opencode, project_with_plugin  # noqa: E402
-from tests.waiting import wait_until  # noqa: E402
+from tests.support.fake_llm import fake_llm  # noqa: E402 - the tests' building blocks are no package of ours
+from tests.support.opencode import OpenCode, Server, configuration, install_opencode, isolated  # noqa: E402
+from tests.support.processes import Station, worker  # noqa: E402
+from tests.support.servers import receiving  # noqa: E402
+from tests.support.waiting import wait_until  # noqa: E402
+from tests.system.test_end_to_end import for_opencode, project_with_plugin  # noqa: E402
 
 GOAL_MEDIAN_MS = 500
 GOAL_P99_MS = 2_000

@@ -26,12 +26,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app.sources.opencode import install  # noqa: E402 - from a checkout
-from tests import snapshots  # noqa: E402
-from tests.opencode import OpenCode, Server, installed_opencode  # noqa: E402
-from tests.processes import Station, hook  # noqa: E402
-from tests.servers import receiving  # noqa: E402
-from tests.test_end_to_end import for_opencode  # noqa: E402
-from tests.waiting import wait_until  # noqa: E402
+from tests.support import snapshots  # noqa: E402
+from tests.support.opencode import OpenCode, Server, installed_opencode  # noqa: E402
+from tests.support.processes import Station, hook  # noqa: E402
+from tests.support.servers import receiving  # noqa: E402
+from tests.support.waiting import wait_until  # noqa: E402
+from tests.system.test_end_to_end import for_opencode  # noqa: E402
 
 PAIRS = 20
 SIZES = (20, 200, 2_000)

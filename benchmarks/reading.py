@@ -30,8 +30,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app.sources.opencode.store import Store  # noqa: E402 - from a checkout
-from tests.fake_llm import fake_llm  # noqa: E402 - the tests' building blocks are no package of ours
-from tests.opencode import OpenCode, configuration, install_opencode, isolated  # noqa: E402
+from tests.support.fake_llm import fake_llm  # noqa: E402 - the tests' building blocks are no package of ours
+from tests.support.opencode import OpenCode, configuration, install_opencode, isolated  # noqa: E402
 
 WAYS = ("nobody reads", "a copy is read", "the store is read")
 PRAGMAS = ("busy_timeout = 5000", "cache_size = -64000", "foreign_keys = on", "synchronous = normal")

@@ -47,7 +47,7 @@ RUNS = 3
 HITS_PER_MB = 5_000
 HOSTILE_BYTES = 40_000
 GOALS = {"code": 6, "beyond ASCII": 5, "escaped as JSON": 9, "numbered lines": 8, "5,000 hits per MB": 30}
-"""As multiples of the floor. Wanted are 3.2, 4, 8, 8 and 26: docs/decisions.md says what stands in the way."""
+"""As multiples of the floor. Wanted are 3.2, 4, 8, 8 and 26; docs/decisions/redaction.md has what stands in the way."""
 GROWTH_BYTES_MAX = 10 << 20
 LINEAR_MAX = 3.0
 """So much more for a byte, at most, where the text is ten times as long. One that grew with the square took 10."""

@@ -17,7 +17,7 @@ from hypothesis import settings
 from app.database.connection import Ledger
 from app.database.open import open_ledger
 from app.runtime import clock
-from tests.desk import Desk
+from tests.support.ledger_bench import Desk
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -25,25 +25,26 @@ settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+TESTS = Path(__file__).parent
 SLOWEST = (
-    "test_worker.py",
-    "test_end_to_end.py",
-    "test_plugin.py",
-    "test_cli.py",
-    "test_real_sessions.py",
-    "test_limits.py",
-    "test_killed_opencode.py",
-    "test_opencode_versions.py",
-    "test_recall.py",
-    "test_crash_points.py",
-    "test_deliver.py",
-    "test_flush.py",
-    "test_arrangements.py",
-    "test_opencode_config.py",
-    "test_upgrade.py",
-    "test_cli_recall.py",
-    "test_outage.py",
-    "test_hook.py",
+    "system/test_worker.py",
+    "system/test_end_to_end.py",
+    "system/test_plugin.py",
+    "system/test_cli.py",
+    "system/test_real_sessions.py",
+    "system/test_folder_limits.py",
+    "system/test_killed_opencode.py",
+    "system/test_opencode_versions.py",
+    "recall/test_recall.py",
+    "system/test_crash_points.py",
+    "delivery/test_deliver.py",
+    "system/test_flush.py",
+    "system/test_arrangements.py",
+    "sources/opencode/test_config.py",
+    "system/test_upgrade.py",
+    "cli/test_recall.py",
+    "delivery/test_outage.py",
+    "system/test_hook.py",
 )
 """Files that take half a minute and more."""
 
@@ -52,7 +53,7 @@ SLOWEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first: of processes that take file by file, none is left with a long one at the end."""
     place = {name: number for number, name in enumerate(SLOWEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    items.sort(key=lambda item: place.get(str(item.path.relative_to(TESTS)), len(place)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

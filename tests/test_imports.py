@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.checkout import ROOT
 
 INSIDE_OF_FUNCTIONS = {
     # Processes that load no command line, and a command line that starts no process, for the sake of their start.

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from app.privacy.redact import REDACTED, Redaction
+from app.privacy.vendors import UNCHECKED, VENDORS
 from app.settings.model import Settings
 from app.settings.names import NAMES
 from app.transcript.attachments import strip_blobs
-from tests.processes import ROOT
-from tests.secrets import KEYS, Sample
+from tests.support.checkout import ROOT
+from tests.support.fake_secrets import KEYS, Sample
 
-MADE_BY_OTHERS = ("tests/recordings/", "tests/golden/", "requirements.lock")
+MADE_BY_OTHERS = ("tests/data/recordings/", "tests/data/golden/", "requirements.lock")
 """What a program wrote."""
 
 KNOWN_HOSTS = re.compile(
@@ -131,6 +132,8 @@ def test_what_a_checkout_must_have_is_there() -> None:
         "CHANGELOG.md",
         "LICENSE",
         "SECURITY.md",
+        "CONTRIBUTING.md",
+        "AGENTS.md",
         "docs/privacy.md",
         "Makefile",
         "Procfile",
@@ -166,6 +169,21 @@ def test_the_readme_has_every_setting_with_its_variable_and_default() -> None:
     assert len(rows) == len(told)
 
 
+def test_the_table_of_vendors_has_as_many_rows_as_the_page_says() -> None:
+    page = texts()["docs/privacy.md"]
+    (vendors,) = re.findall(r"keys of (\d+) vendors", page)
+    ((rows, unchecked),) = re.findall(r"Of the table's (\d+) rows, (\d+) are marked `unchecked`", page)
+    assert int(vendors) == len({row.name for row in VENDORS})
+    assert (int(rows), int(unchecked)) == (len(VENDORS), sum(row.source == UNCHECKED for row in VENDORS))
+
+
+def test_the_readme_has_every_command_that_the_page_of_commands_has() -> None:
+    table = texts()["README.md"].split("\n## Commands\n")[1].split("\n## ")[0]
+    headings = re.findall("^## (`.*)", texts()["docs/commands.md"], re.MULTILINE)
+    commands = {name for heading in headings for name in re.findall("`([a-z-]+(?: [a-z]+)?)", heading)}
+    assert {name for name in commands - {"hook"} if f"`{name}" not in table} == set()
+
+
 def test_the_map_of_the_modules_names_each_of_them() -> None:
     rows = dict(re.findall(r"^\| `([\w/]+)` \| (.*)$", texts()["docs/design.md"], re.MULTILINE))
     missing = set()
@@ -175,3 +193,17 @@ def test_the_map_of_the_modules_names_each_of_them() -> None:
             is_there = f"`{path.stem}`" in (rows.get(f"{folder}/", "") if folder.parts else texts()["docs/design.md"])
             missing |= set() if is_there else {str(path)}
     assert missing == set()
+
+
+def test_every_file_and_target_that_a_page_names_is_there() -> None:
+    targets = set(re.findall(r"^([a-z]+):", texts()["Makefile"], re.MULTILINE))
+    missing = []
+    for name, text in texts().items():
+        if not name.endswith(".md") or name == "CHANGELOG.md":
+            continue
+        quoted = re.findall(r"`((?:app|tests|docs|benchmarks|migrations|\.ci|\.github)/[\w./-]*)", text)
+        linked = [(Path(name).parent / link).as_posix() for link in re.findall(r"\]\(([\w./-]+)\)", text)]
+        paths = [path for path in (*quoted, *linked) if not re.search("NAME|NNNN", path)]
+        missing += [f"{name}: {path}" for path in paths if not (ROOT / path).exists()]
+        missing += [f"{name}: make {made}" for made in re.findall(r"`make ([a-z]+)", text) if made not in targets]
+    assert missing == []

@@ -179,13 +179,17 @@ def _blobs(pieces: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
     for number, (start, end) in enumerate(pieces):
         width = pieces[first][1] - pieces[first][0]
         fits = end - start == width or min(end - start, width) >= _LONG_CHUNK
-        is_next_to = number + 1 < len(pieces)
-        if fits and is_next_to:
+        if fits and number + 1 < len(pieces):
             continue
         last = number if fits or end - start < width else number - 1
-        if pieces[last][1] - pieces[first][0] > BLOB_CHARACTERS_MIN:
-            yield pieces[first : last + 1]
-        first = number
+        yield from _if_long(pieces[first : last + 1])
+        first = last + 1
+    yield from _if_long(pieces[first:])
+
+
+def _if_long(pieces: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    if pieces and pieces[-1][1] - pieces[0][0] > BLOB_CHARACTERS_MIN:
+        yield pieces
 
 
 def _told(pieces: list[str]) -> str | None:

@@ -1,0 +1,481 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.capture.enqueue import Enqueued, Place, enqueue, outlook
+from app.database.connection import connect
+from app.database.open import open_ledger
+from app.ledger import counts, destinations, versions
+from app.ledger import counts as ledger_counts
+from app.ledger import job as ledger_job
+from app.ledger.job import Body, Standing, Version
+from app.privacy.policy import Mode, Policy
+from app.privacy.redact import Redaction
+from app.privacy.terms import Capture
+from app.transcript.identity import Identity
+from app.transcript.parse import parse
+from tests.support import recorded
+from tests.support.snapshots import (
+    CREATED_MS,
+    Fields,
+    assistant,
+    entry,
+    snapshot,
+    task,
+    text,
+    tool,
+    unfinished,
+    user,
+)
+
+NOW_MS = 5_000_000
+
+
+def capture(
+    mode: Mode = "full", patterns: tuple[str, ...] = (), user_id: str = "", known: tuple[str, ...] = ()
+) -> Capture:
+    return Capture(
+        policy=Policy(mode=mode, patterns=patterns, redact_secrets=True, prefix="/opencode"),
+        redaction=Redaction.compile(patterns, secrets=True, known_values=known),
+        user_id=user_id,
+    )
+
+
+@dataclass
+class Door:
+    """The way in, as an embedding program uses it."""
+
+    db: sqlite3.Connection
+    place: Place
+    rung: list[str] = field(default_factory=list)
+
+    def put(
+        self, told: Fields, how: Capture | None = None, *, abandoned: bool = False, reopen: tuple[str, ...] = ()
+    ) -> Enqueued:
+        return enqueue(
+            self.db,
+            parse(told),
+            how or capture(),
+            self.place,
+            now_ms=NOW_MS,
+            ring=self.rung.append,
+            abandoned=abandoned,
+            reopen=reopen,
+        )
+
+    def states(self) -> dict[str, str]:
+        """What is current, by session and turn."""
+        rows = self.db.execute(
+            "select s.name as session, t.name as turn, j.state from job j join turn t on t.id = j.turn_id"
+            " join session s on s.id = j.session_id where j.state <> 'superseded'"
+        )
+        return {f"{row['session']} {row['turn']}": row["state"] for row in rows}
+
+    def bodies(self) -> list[Any]:
+        return [json.loads(body.body) for body in self.stored()]
+
+    def stored(self) -> list[Body]:
+        jobs = self.db.execute("select id, key from job order by id").fetchall()
+        return [body for job in jobs for body in ledger_job.bodies(self.db, job["id"], job["key"])]
+
+
+@pytest.fixture
+def door(db: sqlite3.Connection) -> Door:
+    db.execute("pragma synchronous = off")  # nobody cuts the power here
+    target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
+    return Door(db, Place(target.id, "folder"))
+
+
+TURN = (user("msg_1", CREATED_MS + 10, text("ask")), assistant("msg_2", CREATED_MS + 20, text("tell")))
+LATER = (
+    user("msg_3", CREATED_MS + 1_000, text("more", "prt_3")),
+    assistant("msg_4", CREATED_MS + 1_010, text("told", "prt_4"), parent="msg_3"),
+)
+BEGUN = (user("msg_1", CREATED_MS + 10, text("ask")), unfinished("msg_2", CREATED_MS + 20, text("tel")))
+
+
+def one(*messages: Fields, **info: Any) -> Fields:
+    return snapshot(entry(*messages, **info))
+
+
+# --- the documented call
+
+
+def test_embedding_program_needs_a_ledger_and_a_transcript_alone(spool: Path) -> None:
+    rung: list[str] = []
+    with closing(open_ledger(spool)) as db:
+        target = destinations.destination(db, "", "", NOW_MS)
+        done = enqueue(db, parse(one(*TURN)), capture(), Place(target.id, ""), now_ms=NOW_MS, ring=rung.append)
+        assert (done.new, len(done.keys), done.waiting, done.under) == (2, 2, [], None)
+        assert rung == done.keys[:1]
+        assert counts.counts(db, target.id).pending == 2
+
+
+def test_records_of_a_turn_are_kept_in_order_and_byte_for_byte(door: Door) -> None:
+    door.put(one(*TURN))
+    paths = [body["providerRequest"]["meta"]["Helicone-Session-Path"] for body in door.bodies()]
+    assert paths == ["/opencode/ses_root", "/opencode/ses_root/msg-0", "/opencode/ses_root/msg-1"]
+    digests = [row["digest"] for row in door.db.execute("select digest from record order by job_id, position")]
+    assert [body.digest for body in door.stored()] == digests
+
+
+def test_same_transcript_again_changes_nothing_and_rings_nobody(door: Door) -> None:
+    door.put(one(*TURN))
+    door.rung.clear()
+    before = door.db.total_changes
+    done = door.put(one(*TURN))
+    assert (done.new, done.known, done.keys, door.rung) == (0, 2, [], [])
+    assert door.db.total_changes == before
+
+
+def test_only_the_new_turn_is_new(door: Door) -> None:
+    door.put(one(*TURN))
+    done = door.put(one(*TURN, *LATER))
+    assert (done.new, done.known) == (1, 2)
+    assert door.states() == dict.fromkeys(("ses_root session", "ses_root msg_1", "ses_root msg_3"), "pending")
+
+
+def all_delivered(door: Door) -> None:
+    door.db.execute("update job set state = 'delivered', due_ms = null, finished_ms = 1, body_bytes = 0")
+
+
+STRICTER = (capture("metadata_only"), capture(patterns=("whale",)))
+
+
+@pytest.mark.parametrize("strict", STRICTER)
+def test_what_was_delivered_under_a_stricter_policy_is_not_sent_again_under_a_looser_one(
+    door: Door, strict: Capture
+) -> None:
+    door.put(one(*TURN), strict)
+    all_delivered(door)
+    updated = {"created": CREATED_MS, "updated": CREATED_MS + 2_000}
+    done = door.put(one(*TURN), capture())
+    assert (done.new, done.known) == (0, 2)
+    told = outlook(door.db, parse(one(*TURN)), capture(), door.place)
+    assert {standing for _, standing in told} == {Standing.KNOWN}
+    door.put(one(*TURN, *LATER, time=updated), capture())
+    assert door.states()["ses_root msg_1"] == door.states()["ses_root session"] == "delivered"
+    assert door.states()["ses_root msg_3"] == "pending"
+    # A person who hands the session over means what he says.
+    assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
+
+
+@pytest.mark.parametrize("strict", STRICTER)
+@pytest.mark.parametrize("state", ["pending", "dead"])
+def test_what_waits_under_a_stricter_policy_stays_as_it_is_when_a_looser_one_comes(
+    door: Door, strict: Capture, state: str
+) -> None:
+    door.put(one(*TURN), strict)
+    if state == "dead":
+        door.db.execute("update job set state = 'dead', due_ms = null, finished_ms = ?", (NOW_MS,))
+    made = door.stored()
+    door.put(one(*TURN, *LATER), capture())
+    assert door.states()["ses_root msg_1"] == door.states()["ses_root session"] == state
+    assert door.states()["ses_root msg_3"] == "pending"
+    assert door.stored()[: len(made)] == made
+    assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
+
+
+def overtaken(door: Door, told: Fields, what: Callable[[], None]) -> Enqueued:
+    """Enqueued in full, while another process commits `what` after the first look at each turn."""
+    return enqueue(
+        door.db, parse(told), capture(), door.place, now_ms=NOW_MS, ring=door.rung.append, admit=lambda _: what()
+    )
+
+
+def test_what_is_delivered_under_a_stricter_policy_meanwhile_is_not_sent_under_a_looser_one(door: Door) -> None:
+    def other() -> None:
+        door.put(one(*TURN), capture("metadata_only"))
+        all_delivered(door)
+
+    done = overtaken(door, one(*TURN), other)
+    assert (done.new, done.known) == (0, 2)
+    assert set(door.states().values()) == {"delivered"}
+
+
+def test_a_subagent_that_is_sealed_meanwhile_does_not_come_with_its_parent(door: Door) -> None:
+    def seal() -> None:
+        blank = Version("ses_child", "ses_child", "msg_c1", "b" * 64, NOW_MS, "", "folder", is_sealed=True)
+        if "ses_root session" in door.states():  # else the look at the turn itself is still to come
+            versions.insert(door.db, door.place.destination_id, blank, [], now_ms=NOW_MS)
+
+    done = overtaken(door, family(), seal)
+    assert done.shut == 1
+    assert "ses_child msg_c1" in door.states()
+    assert not any(state == "pending" for turn, state in door.states().items() if turn.startswith("ses_root msg"))
+
+
+def test_a_turn_that_changed_since_goes_under_the_policy_in_force(door: Door) -> None:
+    door.put(one(*TURN), capture("metadata_only"))
+    all_delivered(door)
+    changed = assistant("msg_2", CREATED_MS + 20, text("tell more"))
+    assert door.put(one(TURN[0], changed), capture()).new == 1
+
+
+@pytest.mark.parametrize("other", [capture("metadata_only"), capture(patterns=("b",))])
+def test_a_stricter_policy_and_one_that_is_just_another_bring_again_what_was_delivered(
+    door: Door, other: Capture
+) -> None:
+    door.put(one(*TURN), capture(patterns=("a",)))
+    all_delivered(door)
+    assert door.put(one(*TURN), other).new == 2
+
+
+def test_session_without_a_turn_says_nothing(door: Door) -> None:
+    done = door.put(one())
+    assert done == Enqueued()
+    assert door.states() == {}
+
+
+def test_new_title_is_a_new_version_of_the_sessions_record_alone(door: Door) -> None:
+    door.put(one(*TURN))
+    time = {"created": CREATED_MS, "updated": CREATED_MS + 500}
+    done = door.put(one(*TURN, title="a better title", time=time))
+    assert (done.new, done.known) == (1, 1)
+    assert door.put(one(*TURN)).known == 2
+    (choice,) = door.bodies()[-1]["providerResponse"]["json"]["choices"]
+    assert choice["message"]["content"] == "a better title"
+
+
+# --- what is not final
+
+
+def test_turn_that_is_not_final_waits(door: Door) -> None:
+    done = door.put(one(*BEGUN))
+    assert (done.new, [turn.id for turn in done.waiting]) == (1, ["msg_1"])
+    assert door.states() == {"ses_root session": "pending"}
+    assert door.put(one(*TURN)).new == 1
+    assert door.states()["ses_root msg_1"] == "pending"
+
+
+def test_question_without_an_answer_waits(door: Door) -> None:
+    assert [turn.id for turn in door.put(one(*TURN, *LATER[:1])).waiting] == ["msg_3"]
+
+
+def test_turn_with_a_running_tool_waits(door: Door) -> None:
+    running = assistant("msg_2", CREATED_MS + 20, tool(status="running", output=None, title=None, time=None))
+    assert [turn.id for turn in door.put(one(TURN[0], running)).waiting] == ["msg_1"]
+
+
+def test_unfinished_turn_is_interrupted_when_a_later_question_follows(door: Door) -> None:
+    done = door.put(one(*BEGUN, *LATER[:1]))
+    assert (done.new, [turn.id for turn in done.waiting]) == (2, ["msg_3"])
+    assert "interrupted" in json.dumps(door.bodies()[-1])
+
+
+def test_unfinished_turn_of_an_abandoned_session_is_interrupted(door: Door) -> None:
+    done = door.put(one(*BEGUN), abandoned=True)
+    assert (done.new, done.waiting) == (2, [])
+    assert "interrupted" in json.dumps(door.bodies()[-1])
+
+
+def test_finished_turn_of_an_abandoned_session_is_not_interrupted(door: Door) -> None:
+    door.put(one(*TURN), abandoned=True)
+    assert "interrupted" not in json.dumps(door.bodies())
+
+
+def test_turn_completed_after_it_was_taken_for_interrupted_supersedes_that(door: Door) -> None:
+    door.put(one(*BEGUN), abandoned=True)
+    assert door.put(one(*TURN)).new == 1
+    assert counts.counts(door.db).superseded == 1
+    assert "interrupted" not in json.dumps(door.bodies())
+    # And the unfinished one, should it be seen again, is older.
+    assert door.put(one(*BEGUN), abandoned=True).new == 0
+
+
+# --- policies
+
+
+def test_another_policy_is_another_key_and_takes_the_others_place(door: Door) -> None:
+    door.put(one(*TURN))
+    done = door.put(one(*TURN), capture(patterns=("ask",)))
+    assert done.new == 2
+    counts = ledger_counts.counts(door.db)
+    assert (counts.pending, counts.superseded) == (2, 2)
+    assert "ask" not in json.dumps(door.bodies())
+
+
+def test_policy_that_comes_back_reopens_its_versions(door: Door) -> None:
+    done = door.put(one(*TURN))
+    door.put(one(*TURN), capture(patterns=("ask",)))
+    again = door.put(one(*TURN), reopen=("stricter",))
+    assert again.keys == done.keys
+    assert counts.counts(door.db).pending == 2
+
+
+def test_metadata_only_stores_no_text(door: Door, spool: Path) -> None:
+    door.put(one(*TURN), capture("metadata_only"))
+    stored = json.dumps(door.bodies())
+    for content in ("ask", "tell", "a title", "project"):
+        assert content not in stored
+    assert "claude-x" in stored
+    assert b"a title" not in b"".join(path.read_bytes() for path in spool.iterdir())
+
+
+def test_off_counts_and_keeps_nothing(door: Door) -> None:
+    done = door.put(one(*TURN), capture("off"))
+    assert (done.off, done.new, done.keys, door.rung) == (2, 0, [], [])
+    assert counts.counts(door.db).dropped_by_reason == {"off": 2}
+    assert door.bodies() == []
+    assert door.put(one(*TURN), capture("off")).known == 2
+
+
+def test_what_was_captured_while_off_is_shut_until_asked(door: Door) -> None:
+    door.put(one(*TURN), capture("off"))
+    assert (door.put(one(*TURN)).shut, door.rung) == (2, [])
+    done = door.put(one(*TURN), reopen=("off",))
+    assert (done.new, door.rung) == (2, done.keys[:1])
+    assert len(door.bodies()) == 3
+
+
+def test_turns_after_export_was_switched_on_again_are_exported(door: Door) -> None:
+    door.put(one(*TURN), capture("off"))
+    done = door.put(one(*TURN, *LATER))
+    assert (done.new, done.shut) == (1, 2)
+    assert door.states()["ses_root msg_3"] == "pending"
+
+
+def test_off_hides_nothing_that_was_exported(door: Door) -> None:
+    door.put(one(*TURN))
+    door.db.execute("update job set state = 'delivered', due_ms = null, finished_ms = 1, body_bytes = 0")
+    time = {"created": CREATED_MS, "updated": CREATED_MS + 2_000}
+    done = door.put(one(*TURN, *LATER, time=time), capture("off"))
+    assert (done.known, done.off) == (2, 1)
+    assert (door.states()["ses_root msg_1"], door.states()["ses_root session"]) == ("delivered", "delivered")
+
+
+# --- user id
+
+
+def test_user_id_is_frozen_with_the_sessions_first_record(door: Door) -> None:
+    door.put(one(*TURN), capture(user_id="ann"))
+    done = door.put(one(*TURN, *LATER), capture(user_id="bob"))
+    assert (done.new, done.known) == (1, 2)
+    assert {body["providerRequest"]["meta"]["Helicone-User-Id"] for body in door.bodies()} == {"ann"}
+
+
+def test_root_takes_over_the_user_id_of_a_subagent_that_was_exported_before_it(door: Door) -> None:
+    door.put(snapshot(child()), capture(user_id="ann"))
+    door.put(family(), capture(user_id="bob"))
+    assert {body["providerRequest"]["meta"]["Helicone-User-Id"] for body in door.bodies()} == {"ann"}
+
+
+# --- subagents
+
+
+def child() -> Fields:
+    asked = user("msg_c1", CREATED_MS + 30, text("sub ask", "prt_c1"))
+    told = assistant("msg_c2", CREATED_MS + 40, text("sub tell", "prt_c2"), parent="msg_c1")
+    return entry(asked, told, name="ses_child", parentID="ses_root")
+
+
+def family() -> Fields:
+    calling = assistant("msg_2", CREATED_MS + 20, task("ses_child"))
+    return snapshot(entry(TURN[0], calling), child())
+
+
+def test_subagent_is_exported_inside_its_root(door: Door) -> None:
+    done = door.put(family())
+    assert done.new == 2
+    paths = [body["providerRequest"]["meta"]["Helicone-Session-Path"] for body in door.bodies()]
+    assert "/opencode/ses_root/msg-1/tool-task/ses_child/msg-1" in paths
+    assert versions.frozen(door.db, door.place.destination_id, "ses_child") == ("ses_root", Identity(""))
+
+
+def test_subagent_imported_alone_moves_under_its_root_when_that_appears(door: Door) -> None:
+    assert door.put(snapshot(child())).new == 2
+    assert door.states() == {"ses_child session": "pending", "ses_child msg_c1": "pending"}
+    door.put(family())
+    assert door.states() == {"ses_root session": "pending", "ses_root msg_1": "pending"}
+
+
+def test_subagent_whose_root_is_known_is_not_exported_on_its_own(door: Door) -> None:
+    door.put(family())
+    done = door.put(snapshot(child()))
+    assert (done.under, done.new, done.keys) == ("ses_root", 0, [])
+
+
+def test_subagents_of_a_turn_that_waits_stay_where_they_are(door: Door) -> None:
+    door.put(snapshot(child()))
+    running = task("ses_child", status="running", output=None, title=None)
+    door.put(snapshot(entry(TURN[0], unfinished("msg_2", CREATED_MS + 20, running)), child()))
+    assert door.states()["ses_child msg_c1"] == "pending"
+
+
+# --- what is written
+
+
+@pytest.mark.parametrize("name", recorded.exported())
+def test_every_recording_is_taken_whole_and_taken_once(door: Door, name: str) -> None:
+    done = door.put(recorded.export(name), abandoned=True)
+    assert (done.waiting, done.shut, done.superseded) == ([], 0, 0)
+    again = door.put(recorded.export(name), abandoned=True)
+    assert (again.new, again.known) == (0, done.new)
+
+
+def test_no_secret_stands_in_any_byte_of_the_spool(door: Door, spool: Path) -> None:
+    token = "hf_" + "Abcd1234" * 5
+    own = "known-" + "value" * 3
+    secrets = [*recorded.SECRETS.values(), *recorded.EMAILS, token, own]
+    how = capture(patterns=("[a-z]+@example[.]com", recorded.SECRETS["SECRET_4"]), known=(own,))
+    door.put(recorded.export("j_unicode_secrets"), how)
+    door.put(one(user("msg_1", CREATED_MS + 10, text(f"{token} {own}")), TURN[1], title=f"about {token}"), how)
+    door.put(one(*TURN, title=f"about {own}", name="ses_other"), capture("off", known=(own,)))
+    files = {path.name: path.read_bytes() for path in spool.iterdir()}
+    assert len(files["ledger.db-wal"]) > 10_000  # nothing was tidied away before we looked
+    stored = b"".join(body.body for body in door.stored())
+    assert b"[REDACTED]" in stored
+    for secret in secrets:
+        assert secret.encode() not in stored
+        assert secret.encode("utf-16-le") not in stored
+        for name, data in files.items():
+            assert secret.encode() not in data, name
+
+
+def test_version_that_another_process_makes_current_meanwhile_has_its_bodies(door: Door, spool: Path) -> None:
+    # Between the look and the insert the newer version goes: what looked superseded is current after all.
+    door.put(one(*TURN))
+    with closing(connect(spool / "ledger.db")) as other:
+
+        def interfere(statement: str) -> None:
+            if statement == "begin immediate":
+                other.execute("delete from record")
+                other.execute("delete from bundle")
+                other.execute(
+                    "update job set state = 'superseded', due_ms = null, finished_ms = 1, body_bytes = 0"
+                    " where state = 'pending'"
+                )
+
+        door.db.set_trace_callback(interfere)
+        older = assistant("msg_2", CREATED_MS + 20, time={"created": CREATED_MS + 20, "completed": CREATED_MS + 25})
+        done = door.put(one(TURN[0], older))
+        door.db.set_trace_callback(None)
+    assert done.new == 1
+    [key] = done.keys
+    row = door.db.execute("select record_count, state from job where key = ?", (key,)).fetchone()
+    assert tuple(row) == (2, "pending")
+
+
+def test_full_disk_is_an_error_and_leaves_no_half_of_a_job(door: Door) -> None:
+    door.put(one(*TURN))
+    pages = door.db.execute("pragma page_count").fetchone()[0]
+    door.db.execute(f"pragma max_page_count = {pages}")
+    random_text = "".join(chr(0x4E00 + (n * 7919) % 20_000) for n in range(60_000))
+    big = replace_text(LATER[1], random_text)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        door.put(one(*TURN, LATER[0], big))
+    door.db.execute("pragma max_page_count = 1000000")
+    assert "ses_root msg_3" not in door.states()
+    assert door.put(one(*TURN, LATER[0], big)).new == 1
+
+
+def replace_text(message: Fields, value: str) -> Fields:
+    return {**message, "parts": [text(value, "prt_4")]}

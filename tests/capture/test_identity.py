@@ -1,0 +1,188 @@
+"""What a session keeps for ever: how its records are written, and its name, wherever `/move` takes it."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.capture.enqueue import Place
+from app.ledger import adoption, destinations, versions
+from app.transcript.identity import Identity
+from tests.capture.test_enqueue import Door, capture
+from tests.support.snapshots import CREATED_MS, SESSION, Fields, assistant, entry, snapshot, task, text, user
+
+
+@pytest.fixture
+def door(db: sqlite3.Connection) -> Door:
+    target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
+    return Door(db, Place(target.id, "folder"))
+
+
+THERE = "/home/dev/project"
+MOVED = "/home/dev/elsewhere"
+
+
+def answered(n: int, cwd: str | None = THERE) -> tuple[Fields, Fields]:
+    asked = user(f"msg_{2 * n - 1}", CREATED_MS + 1_000 * n, text("ask", f"prt_{2 * n - 1}"))
+    told = {} if cwd is None else {"path": {"cwd": cwd, "root": "/"}}
+    answer = text("tell", f"prt_{2 * n}")
+    return asked, assistant(f"msg_{2 * n}", CREATED_MS + 1_000 * n + 10, answer, parent=f"msg_{2 * n - 1}", **told)
+
+
+def talk(*turns: tuple[Fields, Fields], directory: str = THERE) -> Fields:
+    return snapshot(entry(*(message for turn in turns for message in turn), directory=directory))
+
+
+def known_before(door: Door) -> None:
+    """The session's row as a migration leaves it."""
+    door.db.execute(
+        "insert into session (destination_id, name, root_name, user_id, folder) values (?, ?, ?, '', ?)",
+        (door.place.destination_id, SESSION, SESSION, door.place.folder),
+    )
+
+
+def metas(door: Door) -> list[dict[str, str]]:
+    return [body["providerRequest"]["meta"] for body in door.bodies()]
+
+
+def names(door: Door) -> list[str]:
+    """Of what is current, in the order in which it was captured."""
+    return list(dict.fromkeys(meta["Helicone-Session-Name"] for meta in metas(door)))
+
+
+def projects(door: Door) -> set[str | None]:
+    return {meta.get("Helicone-Property-project") for meta in metas(door)}
+
+
+def models(door: Door) -> set[str]:
+    return {model(body) for body in door.bodies()}
+
+
+def model(body: Any) -> str:
+    request = body["providerRequest"]["json"]
+    return str(request.get("model") or request["_type"])
+
+
+def test_a_session_keeps_its_name_when_it_is_moved(door: Door) -> None:
+    door.put(talk(answered(1)))
+    door.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
+    assert (names(door), projects(door)) == (["opencode: project"], {"project"})
+    assert models(door) == {"opencode/session", "opencode/user", "anthropic/claude-x"}
+
+
+@pytest.mark.parametrize(("cwd", "name"), [(THERE, "project"), (None, "elsewhere")], ids=["told", "not told"])
+def test_a_session_moved_before_it_is_seen_is_named_after_where_it_began(
+    door: Door, cwd: str | None, name: str
+) -> None:
+    door.put(talk(answered(1, cwd), directory=MOVED))
+    assert names(door) == [f"opencode: {name}"]
+
+
+def test_a_turn_stays_what_it_was_when_its_session_is_moved(door: Door) -> None:
+    door.put(talk(answered(1)))
+    (before,) = [body.digest for body in door.stored() if b"opencode/user" in body.body]
+    door.put(talk(answered(1), directory=MOVED), reopen=("pending",))
+    (after,) = [body.digest for body in door.stored() if b"opencode/user" in body.body]
+    assert after == before
+
+
+def test_a_session_known_before_goes_on_as_it_was(door: Door) -> None:
+    known_before(door)
+    door.put(talk(answered(1)))
+    door.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
+    assert names(door) == ["opencode: project"]
+    assert models(door) == {"data", "anthropic/claude-x"}
+
+
+def test_a_session_known_before_of_which_no_name_is_kept_is_named_as_before(door: Door) -> None:
+    known_before(door)
+    door.put(talk(answered(1), directory=MOVED))
+    assert names(door) == ["opencode: elsewhere"]
+
+
+@pytest.mark.parametrize("encoding", [1, 2])
+def test_a_name_is_withheld_by_what_is_set_later(door: Door, encoding: int) -> None:
+    if encoding == 1:
+        known_before(door)
+    door.put(talk(answered(1)))
+    hidden = capture(patterns=("dev/project",))
+    door.put(talk(answered(1), answered(2)), hidden)
+    assert names(door) == ["opencode: [REDACTED]"]
+    door.put(talk(answered(1), answered(2), answered(3)), capture("metadata_only"))
+    assert names(door) == ["opencode"]
+    door.put(talk(answered(1), answered(2), answered(3), answered(4), directory=MOVED), hidden)
+    assert "project" not in projects(door)
+    assert not {"opencode: project", "opencode: elsewhere"} & set(names(door))
+
+
+def test_a_name_is_kept_as_it_may_leave(door: Door) -> None:
+    door.put(talk(answered(1)), capture(patterns=("proj",)))
+    door.put(talk(answered(1), answered(2)), capture())
+    assert door.db.execute("select shown_name from session").fetchone()[0] == "opencode: [REDACTED]ect"
+    assert names(door) == ["opencode: [REDACTED]ect"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [
+        ("\u9879\u76ee", "XiangMu"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("sec\u200bret", "secret"),
+        ("\uff53\uff45\uff43\uff52\uff45\uff54", "secret"),
+    ],
+    ids=["in Latin letters", "composed", "invisible", "wide"],
+)
+def test_a_pattern_that_fits_a_name_as_helicone_shows_it_withholds_it(door: Door, folder: str, pattern: str) -> None:
+    there = f"/home/dev/{folder}"
+    told = talk(answered(1, there), directory=there)
+    told["sessions"][0]["messages"][1]["info"]["agent"] = folder
+    door.put(told, capture(patterns=(pattern,)))
+    assert (names(door), projects(door)) == (["opencode: [REDACTED]"], {"[REDACTED]"})
+    assert door.db.execute("select shown_name from session").fetchone()[0] == "opencode: [REDACTED]"
+    assert {meta.get("Helicone-Property-agent") for meta in metas(door)} == {"[REDACTED]", "build", None}
+
+
+def test_a_session_without_a_name_stays_without_one(door: Door) -> None:
+    door.put(talk(answered(1)), capture("metadata_only"))
+    door.put(talk(answered(1), answered(2)))
+    assert names(door) == ["opencode"]
+
+
+def test_nothing_of_a_name_is_kept_while_export_is_off(door: Door) -> None:
+    door.put(talk(answered(1)), capture("off"))
+    assert door.db.execute("select encoding, shown_name from session").fetchone()[:] == (2, None)
+    door.put(talk(answered(1), answered(2)))
+    assert door.db.execute("select encoding, shown_name from session").fetchone()[:] == (2, "opencode: project")
+
+
+def test_a_session_known_before_to_another_destination_is_written_as_there(door: Door) -> None:
+    """Two keys may be of one organisation, and its rows are the same rows."""
+    known_before(door)
+    other = destinations.destination(door.db, "https://example.invalid", "another key", 0)
+    replace(door, place=Place(other.id, "folder")).put(talk(answered(1)))
+    assert models(door) == {"data", "anthropic/claude-x"}
+
+
+def test_a_root_goes_on_as_its_subagent_began(door: Door) -> None:
+    known_before(door)
+    child = entry(*answered(1))
+    calling = assistant("msg_b", CREATED_MS + 20, task(SESSION), parent="msg_a")
+    root = entry(user("msg_a", CREATED_MS + 10, text("ask")), calling, name="ses_parent")
+    child["info"]["parentID"] = "ses_parent"
+    door.put(snapshot(root, child))
+    identity = Identity("", 1, "opencode: project")
+    assert versions.frozen(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
+    assert models(door) == {"data", "tool", "anthropic/claude-x"}
+
+
+def test_a_session_that_changes_its_destination_stays_what_it_is(door: Door) -> None:
+    door.put(talk(answered(1)))
+    other = destinations.destination(door.db, "https://example.invalid", "another key", 0)
+    adoption.adopt(door.db, door.place.destination_id, other.id, now_ms=1)
+    there = replace(door, place=Place(other.id, "folder"))
+    there.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
+    assert versions.frozen(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
+    assert names(door) == ["opencode: project"]

@@ -1,0 +1,129 @@
+"""The ledger is locked by somebody else when Helicone has just said yes. (In real time: `make locks`.)"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.backfill.import_files import import_files
+from app.database.connection import PATIENT_MS
+from app.delivery.deliver import LEASE_MS
+from app.settings.lookup import Sources
+from app.sources.opencode.export_files import File
+from app.worker import CONSUMER, POST_S_MAX, Worker
+from tests.support.processes import Station
+from tests.support.recorded import export_files
+from tests.support.servers import Exchange, request_id_of, scripted, whole
+
+RECORDS = 3
+JOBS = 2
+
+
+class Scene:
+    """A worker whose ledger is locked from the first POST's arrival until `open`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.posted: list[str] = []
+        self.lock: sqlite3.Connection | None = None
+        self.is_over = False
+        self.station: Station
+        self.made: Worker
+
+    def answer(self, exchange: Exchange) -> None:
+        exchange.read_body()
+        self.posted.append(request_id_of(exchange.heard.body))
+        if self.lock is None:
+            self.lock = sqlite3.connect(self.station.spool / "ledger.db", isolation_level=None, check_same_thread=False)
+            self.lock.execute("begin immediate")
+        exchange.send(whole(200, b"ok", {"helicone-id": self.posted[-1]}))
+
+    def open(self) -> None:
+        assert self.lock is not None
+        self.lock.close()
+
+    def end(self) -> None:
+        """The worker ends."""
+        if not self.is_over:
+            self.is_over = True
+            self.made.close()
+
+    def rows(self) -> list[sqlite3.Row]:
+        return list(self.made.db.execute("select * from job order by id"))
+
+    def ring(self) -> None:
+        for row in self.rows():
+            self.made._answer(row["key"])
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(tmp_path)
+    with scripted(made.answer) as server, working(made, server.url):
+        yield made
+
+
+@contextmanager
+def working(scene: Scene, url: str) -> Iterator[None]:
+    scene.station = Station(scene.home, f"{url}/custom/v1/log")
+    sources = Sources(scene.station.environ, scene.home, scene.home)
+    files = [File(str(path)) for path in export_files("a_simple")]
+    assert sum(one.new for one in import_files(files, sources)) == JOBS
+    scene.made = Worker(sources)
+    scene.made.announce()
+    scene.made.huey.create_consumer(**CONSUMER)
+    # No longer than it must: that a worker waits, and for how long, is another test's.
+    scene.made.db.execute("pragma busy_timeout = 0")
+    try:
+        yield
+    finally:
+        scene.end()
+        scene.made.bell.close()
+        scene.made.db.close()
+
+
+def test_a_worker_waits_for_a_lock_as_long_as_its_lease_allows(scene: Scene) -> None:
+    with closing(Worker(Sources(scene.station.environ, scene.home, scene.home))) as fresh:
+        assert fresh.db.execute("pragma busy_timeout").fetchone()[0] == PATIENT_MS
+        fresh.bell.close()
+        fresh.db.close()
+    assert POST_S_MAX * 1000 + PATIENT_MS < LEASE_MS
+
+
+def test_what_could_not_be_acknowledged_is_given_back_uncharged_and_delivered(scene: Scene) -> None:
+    scene.ring()
+    assert len(scene.posted) == 1
+    held = [row for row in scene.rows() if row["lease_until_ms"] is not None]
+    assert len(held) == 1
+    scene.open()
+    scene.made.poll()
+    (given_back,) = [row for row in scene.rows() if row["id"] == held[0]["id"]]
+    assert (given_back["state"], given_back["lease_until_ms"], given_back["kills"]) == ("pending", None, 0)
+    attempts = scene.made.db.execute(
+        "select ended_ms, error from attempt where job_id = ?", (held[0]["id"],)
+    ).fetchall()
+    assert [row["ended_ms"] is not None for row in attempts] == [True]
+    scene.made.db.execute("update job set due_ms = 1 where state = 'pending'")
+    scene.ring()
+    assert [(row["state"], row["kills"]) for row in scene.rows()] == JOBS * [("delivered", 0)]
+    assert (len(scene.posted), len(set(scene.posted))) == (RECORDS + 1, RECORDS)
+
+
+def test_a_worker_that_ends_gives_back_what_it_could_not_finish(scene: Scene) -> None:
+    scene.ring()
+    scene.open()
+    scene.end()
+    assert [(row["state"], row["lease_until_ms"]) for row in scene.rows()] == JOBS * [("pending", None)]
+
+
+def test_an_answer_counts_though_its_route_could_not_be_noted(scene: Scene) -> None:
+    # The lock goes after the route and before the acknowledgement.
+    scene.made.db.set_trace_callback(lambda sql: scene.open() if scene.lock and sql == "begin immediate" else None)
+    scene.ring()
+    scene.made.db.set_trace_callback(None)
+    assert [(row["state"], row["error"]) for row in scene.rows()] == JOBS * [("delivered", None)]
+    assert len(scene.posted) == RECORDS

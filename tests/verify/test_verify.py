@@ -1,0 +1,665 @@
+"""`verify`: what became of each turn that OpenCode has, told from its store, the ledger and Helicone."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.capture.targets import folder
+from app.exporters.helicone.client import Client
+from app.ledger import claims, counts, destinations, folders, history
+from app.ledger.job import Failure
+from app.runtime import clock
+from app.runtime.liveness import Announced
+from app.runtime.spool import Spool
+from app.settings.lookup import typed as typed_sources
+from app.sources.opencode.store import Store, store_file
+from app.verify.remote_check import IDS_MAX, seek
+from app.verify.turn_status import Circumstances, StoredTurn, judge
+from app.verify.verify import SETTLE_S, Choice, verify
+from tests.capture.test_enqueue import capture
+from tests.sources.opencode.test_store import built
+from tests.support.processes import PROJECT, Station
+from tests.support.servers import api_key, receiving
+from tests.support.snapshots import CREATED_MS, Fields, assistant, entry, task, text, unfinished, user
+from tests.support.typed_commands import typed
+from tests.system.test_cli import OPEN, example, shape
+
+CANARY = "swordfish-4711"
+LATE_MS = CREATED_MS + 100_000
+"""After all turns."""
+
+
+def turn(number: int, said: str = CANARY, *, ended: bool = True, later_ms: int = 0) -> list[Fields]:
+    at_ms = CREATED_MS + 1_000 * number
+    asked, answered = f"msg_{number}a", f"msg_{number}b"
+    answer = (assistant if ended else unfinished)(
+        answered, at_ms + 10 + later_ms, text(said, f"prt_{answered}"), parent=asked
+    )
+    return [user(asked, at_ms, text(CANARY, f"prt_{asked}")), answer]
+
+
+def talk(turns: int = 2, name: str = "ses_root", first: int = 1, **info: Any) -> Fields:
+    """A session of finished turns, one in a second; their ids tell which."""
+    numbers = range(first, first + turns)
+    return entry(*(one for number in numbers for one in turn(number)), id=name, title=CANARY, **info)
+
+
+def of(*turns: list[Fields], **info: Any) -> Fields:
+    return entry(*(one for messages in turns for one in messages), **{"title": CANARY, **info})
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One machine with OpenCode's store and our ledger, in one process."""
+
+    station: Station
+
+    def holds(self, *entries: Fields) -> None:
+        """Have OpenCode's store hold these, and nothing else."""
+        path = store_file(self.station.environ)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        built(path, {"sessions": entries})
+
+    def export(self, *entries: Fields, key: str | None = None, options: tuple[str, ...] = ()) -> None:
+        """Have the ledger know them, as they are now."""
+        seen = self.station.home / "seen.db"
+        seen.unlink(missing_ok=True)
+        store = Store(built(seen, {"sessions": entries}))
+        paths = []
+        for number, one in enumerate(entries):
+            paths.append(self.station.home / f"{number}.json")
+            paths[-1].write_bytes(store.files(one["info"]["id"])[0].data or b"")
+        station = self.station if key is None else replace(self.station, key=key)
+        done = typed(station, "import", *options, *map(str, paths))
+        assert done.returncode == 0, done.stderr
+
+    def captured(self, since_ms: int = 0, **options: object) -> None:
+        """A hook has captured the folder since then."""
+        with self.station.ledger() as db:
+            ours = destinations.destinations(db)
+            one = ours[-1].id if ours else None
+            remember = folders.remember_folder
+            remember(db, folder(db, PROJECT), one, options, since_ms)  # type: ignore[arg-type]  # none yet
+
+    def change(self, columns: str, **names: str) -> None:
+        """Set columns of current jobs of a turn: what other parts of the program lead to."""
+        with self.station.ledger() as db:
+            changed = db.execute(
+                f"update job set {columns} where state <> 'superseded'"  # noqa: S608 - ours
+                " and turn_id in (select id from turn where name = coalesce(:turn, name))",
+                {"turn": names.get("turn")},
+            )
+            assert changed.rowcount
+
+    def deliver(self, url: str | None = None, now_ms: int = 1_000) -> None:
+        """All that waits, the oldest first; posted where a receiver is named."""
+        with self.station.ledger() as db, Client(self.station.key) as client:
+            (one,) = destinations.destinations(db)
+            for name in sorted(counts.pending_keys(db)):
+                held = claims.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
+                assert held is not None
+                for body in list(claims.unacknowledged(db, held)):
+                    if url is not None:
+                        post = url + "/v1/trace/custom/log"
+                        assert client.post(post, body.body, str(body.request_id), 0).kind == "accepted"
+                    claims.acknowledge(db, one.id, held, body, now_ms=now_ms, lease_ms=1)
+                assert claims.complete(db, held, now_ms)
+
+    @contextmanager
+    def live(self, *sessions: str) -> Iterator[None]:
+        """An OpenCode that is alive has these open."""
+        announced = Announced(Spool(self.station.spool).hooks)
+        announced.say({"sessions": sessions, "destination": 1, "backlog": 0})
+        try:
+            yield
+        finally:
+            announced.withdraw()
+
+    def verified(self, *arguments: str) -> tuple[int, Any]:
+        """The exit code, and what `--json` tells."""
+        done = typed(self.station, "verify", "--json", *arguments)
+        assert not done.stderr
+        assert CANARY not in done.stdout
+        return done.returncode, json.loads(done.stdout)
+
+    def states(self, *arguments: str) -> dict[str, int]:
+        """Of all turns. The exit code must fit them."""
+        code, told = self.verified(*arguments)
+        unexplained = [name for one in told["sessions"] for name in one["unexplained"]]
+        assert code == (1 if unexplained else 0)
+        assert told["unexplained"] == len(unexplained)
+        states: dict[str, int] = told["states"]
+        assert sum(states.values()) == told["turns"]
+        return states
+
+    def session(self, *arguments: str) -> Any:
+        (one,) = self.verified(*arguments)[1]["sessions"]
+        return one
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Desk(Station(home, "http://127.0.0.1:9"))
+
+
+# --- what the ledger says
+
+
+def test_delivered_turns_are_told_apart_by_what_was_read_back(desk: Desk) -> None:
+    desk.holds(talk(3))
+    desk.export(talk(3))
+    desk.deliver()
+    desk.change("confirmed_ms = 1", turn="msg_1a")
+    desk.change("body_not_stored = 1", turn="msg_2a")
+    one = desk.session()
+    assert one["states"] == {"delivered": 3}
+    assert (one["turns"], one["confirmed"], one["body_not_stored"]) == (3, 1, 1)
+    assert desk.verified()[0] == 0
+
+
+def test_waiting_turns_are_told_apart_by_why(desk: Desk) -> None:
+    desk.holds(talk(3))
+    desk.export(talk(3))
+    desk.change("hold_reason = 'off'", turn="msg_1a")
+    desk.change("body_bytes = 0", turn="msg_2a")
+    one = desk.session()
+    assert (one["states"], one["held"], one["without_bodies"]) == ({"waiting": 3}, 1, 1)
+
+
+def test_dead_and_dropped_turns_are_explained_and_named(desk: Desk) -> None:
+    desk.holds(talk(3))
+    desk.export(talk(3))
+    with desk.station.ledger() as db:
+        for number in range(2):
+            name = min(counts.pending_keys(db))
+            held = claims.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
+            assert held is not None
+            assert claims.bury(db, held, number, Failure("400: no", 400))
+    before = desk.states()
+    assert before["dead"] >= 1
+    assert typed(desk.station, "dead", "purge", "--all", "--yes").returncode == 0
+    after = desk.session()
+    assert after["states"] == {"waiting": before["waiting"], "dropped": before["dead"]}
+    assert after["dropped_by_reason"] == {"purged": before["dead"]}
+
+
+def test_what_was_noted_while_export_was_off_stays_explained_also_when_it_changed(desk: Desk) -> None:
+    desk.export(talk(2), options=("--export-mode", "off"))
+    desk.captured()
+    desk.holds(of(turn(1), turn(2, "longer", later_ms=50)))
+    assert desk.states() == {"dropped": 2}
+
+
+@pytest.mark.parametrize("column", ["is_sealed", "is_recall"])
+def test_a_recalled_turn_is_no_delivered_one(desk: Desk, column: str) -> None:
+    desk.holds(talk(2))
+    desk.export(talk(2))
+    desk.deliver()
+    desk.change(f"{column} = 1", turn="msg_1a")
+    assert desk.states() == {"delivered": 1, "recalled": 1}
+
+
+def test_a_sealed_turn_is_not_missed_when_it_changes(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.captured()
+    desk.deliver()
+    desk.holds(of(turn(1, "longer", later_ms=50)))
+    assert desk.states() == {"changed": 1}
+    desk.change("is_sealed = 1", turn="msg_1a")
+    assert desk.states() == {"recalled": 1}
+
+
+def test_versions_that_were_replaced_are_a_number(desk: Desk) -> None:
+    newer = of(turn(1, "longer", later_ms=50), turn(2))
+    desk.export(talk(2))
+    desk.export(newer)
+    desk.holds(newer)
+    assert (desk.session()["states"], desk.session()["superseded"]) == ({"waiting": 2}, 1)
+
+
+def test_a_session_is_named_by_the_whole_of_its_id(desk: Desk) -> None:
+    name = "ses_dfd0c4cf4ffedrfrcrRE7VEskL"
+    desk.export(talk(1, name))
+    desk.holds(talk(1, name))
+    assert typed(desk.station, "verify").stdout.split()[0] == name
+
+
+# --- what the ledger lacks
+
+
+def test_a_turn_that_nobody_brought_is_unexplained_and_the_way_out_is_named(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.captured()
+    desk.holds(talk(3))
+    assert desk.states() == {"waiting": 1, "never_seen": 2}
+    done = typed(desk.station, "verify")
+    assert done.returncode == 1
+    line, total, advice = done.stdout.splitlines()
+    assert line.split()[:2] == ["ses_root", "project"]
+    assert "2 NEVER SEEN" in line
+    assert total == "total: 1 session(s), 3 turn(s): 1 waiting, 2 NEVER SEEN"
+    assert advice.startswith("2 unexplained: start OpenCode")
+    assert advice.endswith("backfill --session ses_root")
+    assert CANARY not in done.stdout
+
+
+def test_a_turn_that_never_ended_is_unexplained_once_its_opencode_is_gone(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.captured()
+    desk.holds(of(turn(1), turn(2, ended=False)))
+    with desk.live("ses_root"):
+        assert desk.states() == {"waiting": 1, "in_progress": 1}
+    with desk.live("ses_other"):
+        assert unexplained_at_once(desk) == ("msg_2a",)
+    assert desk.states() == {"waiting": 1, "never_seen": 1}
+
+
+def unexplained_at_once(desk: Desk) -> tuple[str, ...]:
+    """Without waiting for anybody."""
+    store = Store(store_file(desk.station.environ))
+    sources = typed_sources(desk.station.environ, desk.station.home)
+    return tuple(name for one in verify(sources, store, Choice(), pause=lambda _: None) for name in one.unexplained)
+
+
+def test_a_newer_version_is_unexplained_unless_a_live_opencode_brings_it(desk: Desk) -> None:
+    desk.export(talk(2))
+    desk.captured()
+    desk.holds(of(turn(1), turn(2, "longer", later_ms=50)))
+    assert desk.states() == {"waiting": 1, "changed": 1}
+    assert "1 CHANGED SINCE" in typed(desk.station, "verify").stdout
+    with desk.live("ses_root"):
+        assert desk.states() == {"waiting": 1, "in_progress": 1}
+
+
+def test_other_content_of_the_same_time_is_a_newer_version_and_an_older_one_is_not(desk: Desk) -> None:
+    desk.export(of(turn(1, "longer", later_ms=50)))
+    desk.captured()
+    desk.holds(of(turn(1, "other", later_ms=50)))
+    assert desk.states() == {"changed": 1}
+    desk.holds(of(turn(1, "longer")))
+    assert desk.states() == {"waiting": 1}
+
+
+def test_under_another_policy_only_a_later_time_makes_a_newer_version(desk: Desk) -> None:
+    desk.export(talk(2))
+    desk.captured()
+    stricter = ("--set", 'redactPatterns=["x"]')
+    desk.holds(of(turn(1, "other"), turn(2)))
+    assert desk.states() == {"changed": 1, "waiting": 1}
+    assert desk.states(*stricter) == {"waiting": 2}
+    desk.holds(of(turn(1, "other", later_ms=50), turn(2)))
+    assert desk.states(*stricter) == {"changed": 1, "waiting": 1}
+
+
+def test_where_no_hook_has_been_nothing_is_missed(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.holds(of(turn(1, "longer", later_ms=50), turn(2)))
+    assert desk.states() == {"elsewhere": 2}
+
+
+def test_what_was_over_before_capture_began_is_not_missed(desk: Desk) -> None:
+    desk.holds(talk(2))
+    desk.captured(since_ms=LATE_MS)
+    assert desk.states() == {"earlier": 2}
+
+
+def test_of_a_session_that_went_on_only_what_came_then_is_missed(desk: Desk) -> None:
+    desk.holds(talk(2))
+    desk.captured(since_ms=CREATED_MS + 2_000 + folders.STARTING_MS)  # the second turn begins
+    assert desk.states() == {"earlier": 1, "never_seen": 1}
+
+
+def test_a_turn_whose_subagent_was_recalled_is_recalled() -> None:
+    at = Circumstances(None, "", is_live=False, is_inside=False, captured_since_ms=0, elsewhere=frozenset())
+    turn = StoredTurn("msg_1", "digest", 5, is_final=True)
+    assert judge(turn, [], at) == "switched_off"
+    assert judge(turn, [], replace(at, sealed=frozenset({"msg_1"}))) == "recalled"
+
+
+def test_what_is_unfinished_and_was_written_just_now_may_go_on_without_a_hook(desk: Desk) -> None:
+    desk.captured()
+    desk.holds(of(turn(1, ended=False)))
+    assert desk.states() == {"never_seen": 1}
+    with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
+        db.execute("update part set time_updated = ?", (clock.now_ms(),))
+    assert desk.states() == {"in_progress": 1}
+    with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
+        db.execute("update part set time_updated = ?", (clock.now_ms() + 1_000_000_000,))
+    assert desk.states() == {"never_seen": 1}  # its clock was wrong
+
+
+def test_what_was_written_as_capture_began_is_missed() -> None:
+    turn = StoredTurn("msg_1", "digest", 5, is_final=True)
+    at = Circumstances(capture(), "", is_live=False, is_inside=False, captured_since_ms=5, elsewhere=frozenset())
+    assert judge(turn, [], at) == "never_seen"
+    assert judge(turn, [], replace(at, captured_since_ms=6)) == "earlier"
+
+
+def test_a_turn_that_somebody_deleted_is_dropped_whatever_became_of_it(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.captured()
+    desk.change("state = 'dropped', drop_reason = 'deleted', due_ms = null, finished_ms = 1, body_bytes = 0")
+    desk.holds(of(turn(1, "edited", later_ms=5)))
+    assert desk.states() == {"dropped": 1}
+
+
+def test_a_session_that_has_become_a_subagent_is_not_deleted(desk: Desk) -> None:
+    child = talk(1, "ses_child", first=50)
+    desk.export(child)
+    desk.captured()
+    calls = assistant("msg_2b", CREATED_MS + 1_010, task("ses_child"), parent="msg_2a")
+    desk.holds(of([user("msg_2a", CREATED_MS + 1_000), calls]), talk(1, "ses_child", first=50, parentID="ses_root"))
+    assert [one["session"] for one in desk.verified()[1]["sessions"]] == ["ses_root"]
+
+
+@pytest.mark.parametrize("options", [{"enable": False}, {"exportMode": "off"}], ids=["enable", "off"])
+def test_where_export_is_switched_off_nothing_is_missed(desk: Desk, options: dict[str, object]) -> None:
+    desk.holds(talk(2))
+    desk.captured(0, **options)
+    assert desk.states() == {"switched_off": 2}
+
+
+def test_a_subagent_whose_caller_is_gone_is_inside_of_it(desk: Desk) -> None:
+    calls = assistant("msg_2b", CREATED_MS + 1_010, task("ses_child"), parent="msg_2a")
+    root = of([user("msg_2a", CREATED_MS + 1_000), calls])
+    child = talk(1, "ses_child", first=50, parentID="ses_root")
+    desk.export(root, child)
+    desk.captured()
+    desk.holds(child)
+    told = {one["session"]: one for one in desk.verified()[1]["sessions"]}
+    assert told["ses_child"]["states"] == {"inside": 1}
+    assert told["ses_root"]["is_deleted"]
+    assert desk.verified()[0] == 0
+
+
+def test_a_subagent_that_no_call_names_is_not_lost_silently(desk: Desk) -> None:
+    child = talk(1, "ses_child", first=50, parentID="ses_root")
+    desk.holds(talk(1), child)
+    desk.export(talk(1))
+    desk.captured()
+    told = {one["session"]: one["states"] for one in desk.verified()[1]["sessions"]}
+    assert told == {"ses_root": {"waiting": 1}, "ses_child": {"never_seen": 1}}
+
+
+def test_what_went_to_another_destination_is_told_as_that(desk: Desk) -> None:
+    desk.holds(talk(2))
+    desk.export(talk(1), key=api_key("other"))
+    desk.captured()
+    assert desk.states() == {"other_destination": 1, "never_seen": 1}
+
+
+def test_a_session_that_opencode_deleted_is_listed_with_its_numbers(desk: Desk) -> None:
+    desk.export(talk(2, "ses_gone", first=50), talk(1))
+    desk.captured()
+    desk.deliver()
+    desk.holds(talk(1))
+    kept, gone = desk.verified()[1]["sessions"]
+    assert (kept["session"], kept["is_deleted"]) == ("ses_root", False)
+    assert (gone["session"], gone["is_deleted"], gone["turns"]) == ("ses_gone", True, 2)
+    assert gone["states"] == {"delivered": 2}
+    assert "2 delivered; deleted in OpenCode" in typed(desk.station, "verify").stdout
+
+
+def test_a_turn_that_opencode_deleted_is_a_number(desk: Desk) -> None:
+    desk.export(talk(3))
+    desk.captured()
+    desk.holds(talk(1))
+    one = desk.session()
+    assert (one["turns"], one["states"], one["gone"]) == (1, {"waiting": 1}, 2)
+    assert desk.verified()[0] == 0
+
+
+def test_the_sessions_own_record_is_told_of_only_when_something_is_wrong_with_it(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.captured()
+    desk.holds(talk(1))
+    assert desk.session()["record"] == "waiting"
+    assert "record" not in typed(desk.station, "verify").stdout
+    desk.holds(of(turn(1), title=f"{CANARY} renamed"))
+    one = desk.session()
+    assert (one["record"], one["states"], one["unexplained"]) == ("changed", {"waiting": 1}, ["session"])
+    done = typed(desk.station, "verify")
+    assert (done.returncode, "1 session record(s) CHANGED SINCE" in done.stdout) == (1, True)
+    # The time of a session moves on with every turn: under another policy it says nothing.
+    desk.holds(of(turn(1), time={"created": CREATED_MS, "updated": CREATED_MS + 500}))
+    other = desk.session("--set", 'redactPatterns=["x"]')
+    assert (other["record"], other["unexplained"]) == ("waiting", [])
+
+
+def test_a_live_hook_gets_a_moment_for_what_has_just_ended(desk: Desk) -> None:
+    desk.export(talk(1))
+    desk.captured()
+    desk.holds(talk(2))
+    store = Store(store_file(desk.station.environ))
+    sources = typed_sources(desk.station.environ, desk.station.home)
+    waited: list[float] = []
+
+    def bring(pause_s: float) -> None:
+        waited.append(pause_s)
+        desk.export(talk(2))
+
+    (verdict,) = verify(sources, store, Choice(), pause=waited.append)
+    assert (verdict.unexplained, waited) == (("msg_2a",), [])
+    with desk.live():
+        (verdict,) = verify(sources, store, Choice(), pause=bring)
+        assert (verdict.unexplained, waited) == ((), [SETTLE_S])
+        verify(sources, store, Choice(), pause=waited.append)
+        assert waited == [SETTLE_S]  # all is explained
+
+    desk.holds(talk(3))
+    with desk.live("ses_root"):  # what has ended long ago nobody is about to bring
+        assert unexplained_at_once(desk) == ("msg_3a",)
+
+
+# --- which sessions, and stores that cannot be read
+
+
+def test_sessions_are_chosen_by_name_and_by_when_they_changed(desk: Desk) -> None:
+    late = talk(1, "ses_late", first=90)
+    desk.export(talk(1, "ses_gone", first=50))
+    desk.holds(talk(1), late)
+
+    def sessions(*arguments: str) -> list[str]:
+        return [one["session"] for one in desk.verified(*arguments)[1]["sessions"]]
+
+    assert sessions() == ["ses_late", "ses_root", "ses_gone"]
+    since = "1970-01-01T00:16:40+00:00"
+    assert sessions("--since", since) == ["ses_late", "ses_root", "ses_gone"]
+    assert sessions("--since", "1970-01-01T00:18:05+00:00") == ["ses_late"]
+    assert sessions("--since", "1h") == []
+    assert sessions("--session", "ses_gone", "--session", "ses_late", "--session", "ses_gone") == [
+        "ses_gone",
+        "ses_late",
+    ]
+    unknown = typed(desk.station, "verify", "--session", "ses_nowhere")
+    assert (unknown.returncode, "ses_nowhere" in unknown.stderr) == (1, True)
+    wrong = typed(desk.station, "verify", "--since", "yesterday")
+    assert (wrong.returncode, "--since 'yesterday' is neither" in wrong.stderr) == (2, True)
+
+
+def test_a_session_that_cannot_be_read_keeps_no_other_from_being_judged(desk: Desk) -> None:
+    desk.captured()
+    desk.holds(talk(1), talk(0, "ses_odd"))
+    with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
+        db.execute("insert into message values ('msg_odd', 'ses_odd', 1000001, 1000001, '{\"role\": \"oddity\"}')")
+    code, told = desk.verified()
+    assert code == 1
+    odd, root = told["sessions"]
+    assert root["states"] == {"never_seen": 1}
+    assert (odd["failure"], odd["unreadable"], odd["states"]) == ("", 1, {})
+    assert "1 turn(s) that CANNOT BE READ" in typed(desk.station, "verify").stdout
+
+
+def test_a_store_that_is_none_is_named(desk: Desk) -> None:
+    other = desk.station.home / "other.db"
+    other.write_bytes(b"no store" * 1_000)
+    done = typed(desk.station, "verify", "--db", str(other))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "other.db cannot be read" in done.stderr
+    built(other.with_name("copied.db"), {"sessions": [talk(1)]})
+    assert desk.states("--db", str(other.with_name("copied.db"))) == {"elsewhere": 1}
+
+
+def test_the_json_has_the_keys_of_the_docs(desk: Desk) -> None:
+    told = example("verify")
+    desk.holds(talk(1))
+    desk.export(talk(1))
+    found = desk.verified()[1]
+    found["sessions"][0]["remote"] = told["sessions"][0]["remote"]
+    assert {"dropped_by_reason"} <= OPEN
+    for one in (told, found):
+        one["states"] = {}
+        for session in one["sessions"]:
+            session["states"], session["unexplained"] = {}, []
+    assert shape(found) == shape(told)
+
+
+# --- Helicone
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
+    """Two turns that are at Helicone, and the file of its rows."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with receiving(tmp_path / "receiver" / "store.db") as receiver:
+        desk = Desk(Station(home, receiver.url))
+        desk.holds(talk(2))
+        desk.export(talk(2))
+        desk.deliver(receiver.url)
+        yield desk, receiver.store
+
+
+def forget(rows: Path, request_id: str) -> None:
+    with closing(sqlite3.connect(rows)) as db, db:
+        assert db.execute("delete from log where request_id = ?", (request_id,)).rowcount == 1
+
+
+def test_a_row_that_helicone_lost_is_missing(sent: tuple[Desk, Path]) -> None:
+    desk, rows = sent
+    code, told = desk.verified("--remote")
+    (one,) = told["sessions"]
+    assert code == 0
+    assert one["remote"] == {
+        "found": 5, "without_bodies": 0, "missing": 0, "not_yet": 0, "missing_turns": [], "unnamed_turns": 0,
+    }  # fmt: skip
+    assert "records at Helicone: 5 found" in typed(desk.station, "verify", "--remote").stdout
+    with desk.station.ledger() as db:
+        lost = [one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_2a"][-1].prints[-1]
+    forget(rows, str(lost.request_id))
+    code, told = desk.verified("--remote")
+    remote = told["sessions"][0]["remote"]
+    assert (code, remote["found"], remote["missing"], remote["missing_turns"]) == (1, 4, 1, ["msg_2a"])
+    done = typed(desk.station, "verify", "--remote")
+    assert "4 found, 1 MISSING" in done.stdout
+    assert "not at Helicone" in done.stdout.splitlines()[-1]
+    assert desk.verified()[0] == 0  # nobody has looked
+
+
+def test_what_was_delivered_a_moment_ago_may_still_be_on_its_way(sent: tuple[Desk, Path]) -> None:
+    desk, rows = sent
+    with desk.station.ledger() as db:
+        lost = history.exported(db, 1, "ses_root")[-1].prints[-1]
+    forget(rows, str(lost.request_id))
+    desk.change(f"finished_ms = {clock.now_ms() + 60_000}")
+    code, told = desk.verified("--remote")
+    remote = told["sessions"][0]["remote"]
+    assert (code, remote["missing"], remote["not_yet"]) == (0, 0, 1)
+
+
+def test_rows_without_bodies_are_told_and_no_alarm(sent: tuple[Desk, Path]) -> None:
+    desk, rows = sent
+    with closing(sqlite3.connect(rows)) as db, db:
+        db.execute("update log set request_body = '', response_body = ''")
+    code, told = desk.verified("--remote")
+    assert (code, told["sessions"][0]["remote"]["without_bodies"]) == (0, 5)
+
+
+def test_turns_from_before_ids_were_kept_are_named_and_no_alarm(sent: tuple[Desk, Path]) -> None:
+    desk, _ = sent
+    with desk.station.ledger() as db:
+        db.execute("delete from footprint where job_id in (select j.id from job j join turn t on t.id = j.turn_id"
+                   " where t.name = 'msg_1a')")  # fmt: skip
+    code, told = desk.verified("--remote")
+    remote = told["sessions"][0]["remote"]
+    assert (code, remote["found"], remote["unnamed_turns"]) == (0, 3, 1)
+    assert "1 delivered turn(s) with unknown ids" in typed(desk.station, "verify", "--remote").stdout
+
+
+def test_turns_without_content_and_sessions_that_opencode_deleted_are_looked_for_too(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    with receiving(tmp_path / "receiver" / "store.db") as receiver:
+        desk = Desk(Station(tmp_path / "home", receiver.url))
+        desk.holds()
+        desk.export(talk(1), options=("--export-mode", "metadata_only"))
+        desk.deliver(receiver.url)
+        code, told = desk.verified("--remote")
+        (one,) = told["sessions"]
+        assert (code, one["is_deleted"], one["remote"]["found"], one["remote"]["without_bodies"]) == (0, True, 3, 0)
+        forget(receiver.store, str(receiver.rows()[0].log.request_id))
+        assert desk.verified("--remote")[0] == 1
+
+
+def test_a_helicone_that_cannot_be_asked_is_named(sent: tuple[Desk, Path]) -> None:
+    desk, _ = sent
+    for station, said in (
+        (replace(desk.station, variables={"HELICONE_READBACK_URL": "http://127.0.0.1:9"}), "ConnectError"),
+        (replace(desk.station, key=""), "there is no key"),
+    ):
+        done = typed(station, "verify", "--remote")
+        assert done.returncode == 1
+        assert f"Helicone could not be asked: {said}" in done.stdout
+
+
+def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, Path]) -> None:
+    desk, _ = sent
+    desk.export(of(turn(1), turn(2, "longer", later_ms=50)))
+    with desk.station.ledger() as db:
+        known = history.exported(db, 1, "ses_root")
+    old = next(one for one in known if one.state == "superseded" and one.turn == "msg_2a")
+    stray = replace(old.prints[0], request_id=uuid.UUID(int=7))
+    delivered = replace(next(one for one in known if one.turn == "msg_1a"), state="delivered")
+    asked: list[uuid.UUID] = []
+
+    def read(_start_ms: int, ids: Any) -> dict[uuid.UUID, bool]:
+        asked.extend(ids)
+        return {one: True for one in ids if one != stray.request_id}
+
+    versions = [replace(old, turn="msg_1a", prints=(stray,)), delivered]
+    found = seek(versions, read, now_ms=1 << 50, delay_ms=0)
+    assert (found.found, found.missing) == (len(delivered.prints), 0)
+    assert stray.request_id in asked
+    unsent = [replace(versions[0], was_attempted=False), delivered]
+    asked.clear()
+    seek(unsent, read, now_ms=1 << 50, delay_ms=0)
+    assert stray.request_id not in asked
+
+
+def test_a_session_is_asked_for_in_queries_of_a_bounded_size_each_with_its_own_start(sent: tuple[Desk, Path]) -> None:
+    desk, _ = sent
+    with desk.station.ledger() as db:
+        one = next(one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_1a")
+    prints = tuple(
+        replace(one.prints[0], request_id=uuid.UUID(int=n), frozen=replace(one.prints[0].frozen, start_ms=1_000 + n))
+        for n in range(2 * IDS_MAX + 1)
+    )
+    asked: list[tuple[int, int]] = []
+
+    def read(start_ms: int, ids: Any) -> dict[uuid.UUID, bool]:
+        asked.append((start_ms, len(ids)))
+        return dict.fromkeys(ids, True)
+
+    assert seek([replace(one, prints=prints)], read, now_ms=1, delay_ms=0).found == len(prints)
+    assert asked == [(1_000, IDS_MAX), (1_000 + IDS_MAX, IDS_MAX), (1_000 + 2 * IDS_MAX, 1)]
