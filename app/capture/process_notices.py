@@ -10,7 +10,7 @@ from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.capture.owed import Owed
 from app.capture.projects import Captures
-from app.capture.session_reader import FAILURES_MAX, Look, Reader, reason_of
+from app.capture.session_reader import FAILURES_MAX, Look, Reader, Wanted, reason_of
 from app.database.schema import SchemaError
 from app.ledger.folders import NEVER_MS
 from app.privacy.redact import PatternError
@@ -122,16 +122,16 @@ class Looking:
         # What is new of a subagent belongs to the turn that called it first, however old that is.
         inside = (each for each in self._notices.inside(root) if each.mark is not None)
         is_anywhere = any(each.is_anywhere or each.session != root for each in inside)
-        return self._reader.look(
-            root,
+        wanted = Wanted(
             folder,
             capturing,
-            now_ms=now_ms,
+            now_ms,
             changed_ms=self._store.changed_ms(root) if has_ended else None,
             whole=has_ended or is_anywhere,
             again=any(one.looks == 0 for one in due),
             is_over=has_ended,
         )
+        return self._reader.look(root, wanted)
 
     def _conclude(self, look: Look | None, one: Noticed, due: Sequence[Noticed], now_s: float, now_ms: int) -> None:
         if look is not None and look.has_more:

@@ -78,15 +78,23 @@ class _Read:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Wanted:
     """How a session is to be read."""
 
-    place: Place
+    folder: str
     capturing: Capture
-    policy: str
     now_ms: int
-    since_ms: int | None
-    is_over: Callable[[], bool]
+    changed_ms: int | None = None
+    """When the session was written, as told before it is read: noted where nothing is left to be taken of it."""
+    since_ms: int | None = None
+    """Only what was missed is taken: what was written later, or of which an earlier state was captured, whatever the
+    policy was."""
+    whole: bool = False
+    """All of its turns are looked at."""
+    again: bool = False
+    """What was unfinished is read, if it looks as before, too."""
+    is_over: bool = False
+    """Nobody here will finish what is unfinished; whether somebody elsewhere may is asked before and after reading."""
 
 
 class Reader:
@@ -118,58 +126,44 @@ class Reader:
         self._held: tuple[_Read, Ahead] | None = None
         """What was read and is to be taken; of one session at a time, as it is large."""
 
-    def look(  # noqa: PLR0913 - where, how, and what for
-        self,
-        root: str,
-        folder: str,
-        capturing: Capture,
-        *,
-        now_ms: int,
-        changed_ms: int | None = None,
-        since_ms: int | None = None,
-        whole: bool = False,
-        again: bool = False,
-        is_over: bool = False,
-    ) -> Look | None:
-        """Take what is new of a session; None when it is not in the store.
-
-        `whole`: all of its turns are looked at. `again`: what was unfinished is read, if it looks as before, too. With
-        `since_ms` only what was missed is taken: what was written later, or of which an earlier state was captured,
-        whatever the policy was. `is_over`: nobody here will finish what is unfinished; whether somebody elsewhere may
-        is asked, and once more when it was read. `changed_ms`: when the session was written, as told before the look;
-        that is noted where nothing is left to be taken of it.
-        """
+    def look(self, root: str, wanted: Wanted) -> Look | None:
+        """Take what is new of a session; None when it is not in the store."""
         frozen = versions.frozen(self._db, self._destination_id, root)
+        capturing = wanted.capturing
         policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
-        place = Place(self._destination_id, folder)
-        asked = _Asked(place, capturing, policy, now_ms, since_ms, lambda: is_over and root not in self._elsewhere())
-        look = self._look(root, asked, whole=whole, again=again)
+        look = self._look(root, wanted, policy)
         # What was interrupted is a guess, and the next start looks again.
         is_settled = look is not None and not (look.has_more or look.is_waiting or look.has_interrupted)
-        if look is not None and is_settled and changed_ms is not None:
-            noted_ms = min(changed_ms, now_ms)
+        if look is not None and is_settled and wanted.changed_ms is not None:
+            noted_ms = min(wanted.changed_ms, wanted.now_ms)
             history.note_reconciled(self._db, self._destination_id, root, noted_ms, in_part=not look.is_whole)
         return look
 
-    def _look(self, root: str, asked: _Asked, *, whole: bool, again: bool) -> Look | None:
-        policy, since_ms = asked.policy, asked.since_ms
+    def _place(self, wanted: Wanted) -> Place:
+        return Place(self._destination_id, wanted.folder)
+
+    def _is_over(self, root: str, wanted: Wanted) -> bool:
+        return wanted.is_over and root not in self._elsewhere()
+
+    def _look(self, root: str, wanted: Wanted, policy: str) -> Look | None:
         read = self._recall(root)
         outline, ahead, is_further = read.outline, read.ahead, read.began_ms is not None
         if outline is None or not ahead:  # when all is taken, what was written meanwhile
-            is_all = is_further or whole or read.policy != policy or read.last is None
-            is_all = is_all or (since_ms is None and bool(read.early))
+            is_all = is_further or wanted.whole or read.policy != policy or read.last is None
+            is_all = is_all or (wanted.since_ms is None and bool(read.early))
             also = () if is_all else read.waiting
             outline = self._store.outline(root, since=None if is_all else read.last, also=also)
             if outline is None:
                 del self._read[root]
                 return None
-            then, again = (_last(outline), asked.is_over()), again and not is_further
-            ahead = [one for one in outline.turns if _is_ahead(one, read, then, asked, again=again)]
+            wanted = replace(wanted, again=wanted.again and not is_further)
+            then = _last(outline), self._is_over(root, wanted)
+            ahead = [one for one in outline.turns if _is_ahead(one, read, then, wanted, policy)]
         batch = _batch(ahead)
         read.has_interrupted &= is_further
         left = ahead[len(batch) :]
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            found = self._transcript(read, outline, batch, asked)
+            found = self._transcript(read, outline, batch, wanted)
             if found is None:
                 left = ahead
             else:
@@ -177,10 +171,10 @@ class Reader:
                 if transcript is None:
                     del self._read[root]
                     return None
-                self._take_turns(transcript, outline, batch, replace(asked, capturing=capturing))
+                self._take_turns(transcript, outline, batch, replace(wanted, capturing=capturing), policy)
                 read.updated_ms = outline.updated_ms
         has_more = bool(left or read.ahead)
-        read.began_ms = asked.now_ms if read.began_ms is None else read.began_ms
+        read.began_ms = wanted.now_ms if read.began_ms is None else read.began_ms
         read.outline, read.ahead = outline, left
         if not has_more:
             # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
@@ -189,12 +183,12 @@ class Reader:
         return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
     def _transcript(
-        self, read: _Read, outline: Outline, batch: list[TurnOutline], asked: _Asked
+        self, read: _Read, outline: Outline, batch: list[TurnOutline], wanted: Wanted
     ) -> tuple[Transcript | None, Capture] | None:
         """What is to be taken, and how; None: not yet, it is large, and held until it is ready."""
         if self._held is not None and self._held[0] is read:
             _, ahead = self._held
-            if ahead.is_under(asked.capturing):
+            if ahead.is_under(wanted.capturing):
                 ready = ahead.step()
                 if ready is None:
                     return None
@@ -206,57 +200,59 @@ class Reader:
         found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
         failpoint.reach("notice.read")
         if found is not None and is_large(found, names):
-            told = outlook(self._db, found, asked.capturing, asked.place)
+            told = outlook(self._db, found, wanted.capturing, self._place(wanted))
             new = names & {export.turn for export, standing in told if standing in {Standing.NEW, Standing.REOPENED}}
             if new and self._held is None:
-                self._held = read, Ahead(found, new, asked.capturing)
+                self._held = read, Ahead(found, new, wanted.capturing)
                 return None
             if new:
                 self._held = None  # that is read again: two of them would take twice the memory
-        return found, asked.capturing
+        return found, wanted.capturing
 
-    def _take_turns(self, transcript: Transcript, outline: Outline, batch: list[TurnOutline], asked: _Asked) -> None:
+    def _take_turns(
+        self, transcript: Transcript, outline: Outline, batch: list[TurnOutline], wanted: Wanted, policy: str
+    ) -> None:
         root, read = outline.session, self._read[outline.session]
         names = {one.turn for one in batch}
-        self._count_gone(transcript, names, asked.now_ms)
-        undone = self._undone(transcript, asked.now_ms)
+        self._count_gone(transcript, names, wanted.now_ms)
+        undone = self._undone(transcript, wanted.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
-        if asked.since_ms is not None:
-            missed, known = self._missed(transcript, asked.policy, asked.since_ms)
+        if wanted.since_ms is not None:
+            missed, known = self._missed(transcript, policy, wanted.since_ms)
             early = only - missed - known - {SESSION_RECORD}
             only &= missed
         is_told = notices.has_turn(self._db, self._destination_id, root, SESSION_RECORD)
         if not is_told and not any(turn.final for turn in transcript.turns):
             # Its own record goes with its first turn: until that has ended OpenCode has not named it yet.
             only -= {SESSION_RECORD}
-        done = self._enqueue(transcript, asked, only, abandoned=False)
+        done = self._enqueue(transcript, wanted, only, abandoned=False)
         waiting = names & {turn.id for turn in done.waiting} - undone
         unfinished = [one for one in batch if one.turn in waiting]
-        is_over = bool(unfinished) and asked.is_over()
+        is_over = bool(unfinished) and self._is_over(root, wanted)
         if is_over and self._is_unchanged(root, unfinished):
             ended = (only & waiting) | {SESSION_RECORD}
-            self._enqueue(transcript, asked, ended, abandoned=True)
+            self._enqueue(transcript, wanted, ended, abandoned=True)
             waiting, read.has_interrupted = set(), True
-        noted = {one.turn: TurnRead(one.rows, one.updated_ms, asked.policy) for one in batch}
+        noted = {one.turn: TurnRead(one.rows, one.updated_ms, policy) for one in batch}
         read.turns |= {name: one for name, one in noted.items() if name not in early}
         read.early = {name: one for name, one in read.early.items() if name not in names}
         read.early |= {name: (one.rows, one.updated_ms) for name, one in noted.items() if name in early}
         read.waiting = {name: then for name, then in read.waiting.items() if name not in names}
         read.waiting |= dict.fromkeys(waiting, (_last(outline), is_over))
         left = early | waiting | undone
-        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
+        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < wanted.now_ms - 1}
         notices.note_turns_read(self._db, self._destination_id, root, kept)
 
-    def _enqueue(self, transcript: Transcript, asked: _Asked, only: Collection[str], *, abandoned: bool) -> Enqueued:
+    def _enqueue(self, transcript: Transcript, wanted: Wanted, only: Collection[str], *, abandoned: bool) -> Enqueued:
         """Enqueue `only` these turns; as interrupted what is not finished, if it is `abandoned`."""
         self._before(transcript.session.id)
         with flushed_together(self._db):
             done = enqueue(
                 self._db,
                 transcript,
-                asked.capturing,
-                asked.place,
-                now_ms=asked.now_ms,
+                wanted.capturing,
+                self._place(wanted),
+                now_ms=wanted.now_ms,
                 ring=self._wake,
                 only=only,
                 abandoned=abandoned,
@@ -343,17 +339,17 @@ class Reader:
         return root in self._read and self._read[root].last is not None
 
 
-def _is_ahead(one: TurnOutline, read: _Read, then: tuple[str | None, bool], asked: _Asked, *, again: bool) -> bool:
+def _is_ahead(one: TurnOutline, read: _Read, then: tuple[str | None, bool], wanted: Wanted, policy: str) -> bool:
     """Whether a turn is to be read: it is new or has changed, or waits, or a stricter policy is in force."""
     noted, found = read.turns.get(one.turn), (one.rows, one.updated_ms)
-    left = read.early.get(one.turn) if asked.since_ms is not None else None
+    left = read.early.get(one.turn) if wanted.since_ms is not None else None
     if found != (left if noted is None else (noted.rows, noted.updated_ms)):
         return True
     if one.turn in read.waiting:
-        return again or read.waiting[one.turn] != then
-    if noted is None or asked.since_ms is not None:
+        return wanted.again or read.waiting[one.turn] != then
+    if noted is None or wanted.since_ms is not None:
         return False  # reconciling sends nothing again for another policy
-    return noted.policy != asked.policy and not is_as_strict(noted.policy, asked.policy)
+    return noted.policy != policy and not is_as_strict(noted.policy, policy)
 
 
 def _last(outline: Outline) -> str | None:

@@ -26,7 +26,7 @@ from app.capture.notices import AGAIN_S, FAILED_S
 from app.capture.owed import GONE, OWED_MS_MAX
 from app.capture.pipe_reader import Inbox
 from app.capture.process_notices import Looking
-from app.capture.reconcile import QUIET_MS, SETTLE_S
+from app.capture.reconcile import QUIET_MS, SETTLE_S, NextLook, next_look
 from app.capture.session_reader import FAILURES_MAX, GONE_TURNS
 from app.capture.targets import folder
 from app.database.open import open_ledger
@@ -1336,3 +1336,26 @@ def test_a_store_that_cannot_be_read_when_opencode_has_ended_is_tried_a_few_time
     machine.end(one)
     assert len(tried) == FAILURES_MAX
     assert sum(count for _, count in unread(machine.hook())) == 11
+
+
+# --- when a session is looked at next
+
+
+@pytest.mark.parametrize(
+    ("before", "is_owned", "expected"),
+    [
+        (NextLook(0), True, NextLook(10 + AGAIN_S)),
+        (NextLook(0), False, NextLook(10 + SETTLE_S, 10)),
+        (NextLook(0, 4), False, NextLook(10 + AGAIN_S, 4)),
+        (NextLook(0, 4), True, NextLook(10 + AGAIN_S)),
+    ],
+    ids=["somebody has it open", "nobody has, for the first time", "nobody has, still", "somebody has come back"],
+)
+def test_when_a_session_is_looked_at_next(before: NextLook, *, is_owned: bool, expected: NextLook) -> None:
+    assert next_look(before, is_owned=is_owned, now_s=10) == expected
+
+
+def test_a_session_without_an_owner_is_settled_after_a_while() -> None:
+    look = next_look(NextLook(0), is_owned=False, now_s=10)
+    assert [look.is_settled(now_s) for now_s in (10, 10 + SETTLE_S - 0.1, 10 + SETTLE_S)] == [False, False, True]
+    assert not next_look(look, is_owned=True, now_s=99).is_settled(99 + SETTLE_S)
