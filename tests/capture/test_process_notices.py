@@ -129,7 +129,7 @@ def test_at_the_end_a_store_that_is_not_there_is_no_session_more_and_one_that_fa
     scene.notices.has_ended = True
     scene.looking.end(NOW_S)
     looks = 0
-    while not scene.looking.is_given_up and SESSION in scene.notices:
+    while not scene.looking.is_given_up and SESSION in scene.notices and looks <= FAILURES_MAX:
         scene.look()
         looks += 1
     assert (SESSION not in scene.notices) == given_up
