@@ -9,7 +9,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit matrix frozen outage years hammer backfill kills beside starts arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
+.PHONY: help demo test unit matrix frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ beside: .venv/ready  ## The real OpenCode with our plugin and each of three that
 
 starts: .venv/ready  ## 200 starts of the real OpenCode while its store is read all the time, 20 of them killed (minutes)
 	@$(BIN)/python -m tests.stress.starts
+
+upgrade: .venv/ready  ## Replace an earlier commit's wheel by today's while hook and worker run; REVISION names another (minutes)
+	@$(BIN)/python -m tests.stress.upgrade $(REVISION)
 
 arrangements: .venv/ready  ## Each option in twelve places of OpenCode's configuration, on three OpenCodes; VERSIONS names others (minutes)
 	@$(BIN)/python -m tests.stress.arrangements $(VERSIONS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ from app.runtime.filesystem import private_directory, private_file
 
 RINGS_MAX = 1_000
 """Messages that may wait in the queue. More rings would wake nobody sooner."""
+
+RING_AGAIN_S = 15.0
+"""After this a ring that nobody here has answered is taken for lost."""
 
 LIVE, HISTORY = 1, 0
 """Huey's priorities: the higher one is taken first."""
@@ -66,7 +70,10 @@ class Bell:
             self.huey = _queue(self._path, destination_id, huey_class)
         self._file = self._path.stat().st_ino
 
+        self._rung_s: dict[str, float] = {}
+
         def deliver(key: str) -> None:
+            self._rung_s.pop(key, None)
             if answer is not None:
                 answer(key)
 
@@ -79,10 +86,17 @@ class Bell:
 
         A queue that is locked loses the ring, and the job is found by the next look of the watch.
         """
+        self._rung_s[key] = time.monotonic()
         with suppress(sqlite3.Error, OSError):
             self.mend()
             if self.waiting() < RINGS_MAX:
                 self._task(key, priority=HISTORY if is_history else LIVE)
+
+    def rung(self) -> set[str]:
+        """The keys that were rung here and not answered yet, as far as is known: who has these wakes anyway."""
+        since_s = time.monotonic() - RING_AGAIN_S
+        self._rung_s = {key: rung_s for key, rung_s in self._rung_s.copy().items() if rung_s > since_s}
+        return set(self._rung_s)
 
     def waiting(self) -> int:
         """Rings that no thread has answered yet. Raises sqlite3.Error."""

@@ -244,7 +244,7 @@ class Worker:
     def _interrupted(self, *_: object) -> None:
         """The consumer gives up waiting for its threads: nothing that they hold is charged."""
         if self._announced is not None:
-            claims.give_back_all(self.db, self._announced.name)
+            claims.release_all(self.db, self._announced.name)
             # The probe of a pause may have been among them.
             flow.probe_now(self.db, self.target.id, clock.now_ms())
 
@@ -305,7 +305,7 @@ class Worker:
         if self._allowance is None:
             if self._plan.url is None:
                 if not self.lifetime.is_short:  # else it decides nothing about what others have delivered
-                    given_up = confirmations.stop_confirming(self.db, self.target.id)
+                    given_up = confirmations.give_up_confirmation(self.db, self.target.id)
                     self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
                 return None
             readback.resume_read_back(self.db, self.target.id)

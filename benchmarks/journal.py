@@ -65,7 +65,7 @@ def work(spool: Path, way: str, name: int, seconds: float, found: multiprocessin
             held = claims.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
             assert held is not None
             for body in claims.unacknowledged(db, held):
-                claims.acknowledge(db, one.id, held, body, now_ms=1, lease_ms=60_000)
+                claims.acknowledge(db, held, body, now_ms=1, lease_ms=60_000)
             claims.complete(db, held, 1)
             taken_s.append(time.perf_counter() - start_s)
     found.put(taken_s)

@@ -33,7 +33,7 @@ import re2
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from app.capture.export import exports  # noqa: E402 - from a checkout
+from app.capture.export import split  # noqa: E402 - from a checkout
 from app.privacy.policy import Policy  # noqa: E402
 from app.privacy.redact import Redaction  # noqa: E402
 from app.privacy.rules import RULES  # noqa: E402
@@ -252,8 +252,8 @@ def _redaction_and_compression(megabytes: float) -> tuple[float, float]:
 def _encoded(transcript: Transcript, *, secrets: bool) -> list[bytes]:
     policy = Policy("full", (), redact_secrets=secrets, prefix="/opencode")
     capture = Capture(policy, Redaction.compile([], secrets=secrets), "")
-    jobs = exports(transcript, capture, Identity(""), abandoned=True)
-    return [record.body for job in jobs if not isinstance(job, Turn) for record in job.encode()]
+    jobs, _ = split(transcript, capture, Identity(""), abandoned=True)
+    return [record.body for job in jobs for record in job.encode()]
 
 
 def _turn(output: str) -> Transcript:

@@ -20,17 +20,16 @@ INSIDE_OF_FUNCTIONS = {
     # These bring the HTTP client along, most commands do without it.
     "app.exporters.helicone.client": "90 ms",
     "app.operations.flush": "100 ms",
+    "app.operations.remote": "90 ms",
     "app.operations.send_test": "90 ms",
-    "app.recall.carry_out": "100 ms",
+    "app.recall.compare": "90 ms",
     "app.verify.remote_check": "90 ms",
     "app.worker": "100 ms",
     # On a terminal alone.
     "rich.console": "20 ms",
     "rich.progress": "30 ms",
     # An extra: everything else works without it.
-    "app.receiver.faults": "may be missing",
     "app.receiver.server": "may be missing",
-    "app.receiver.store": "may be missing",
 }
 """By module: how much processor time its import takes a command that does without it, or another reason."""
 

@@ -220,3 +220,16 @@ def test_a_locked_queue_is_not_taken_for_a_damaged_one(opened: Opened, spool: Pa
         assert not bell.mend()
         db.execute("rollback")
     assert (spool / "queue.db").stat().st_ino == file
+
+
+def test_what_was_rung_is_known_until_it_is_answered_or_taken_for_lost(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bell = opened.bell()
+    bell.ring("answered")
+    bell.ring("lost")
+    assert bell.rung() == {"answered", "lost"}
+    assert answer(bell)
+    assert bell.rung() == {"lost"}
+    monkeypatch.setattr(bell_module, "RING_AGAIN_S", 0.0)
+    assert bell.rung() == set()

@@ -1,4 +1,4 @@
-"""History: what OpenCode's own store holds becomes export jobs, under the keys that live capture gives them.
+"""Backfill: turns what OpenCode's store holds into export jobs, under the keys that live capture gives them.
 
     roots, the oldest first ─ plan ─▶ sessions with something new ─ feed ─▶ ledger ─▶ worker
                                                                       ▲                 │
@@ -12,19 +12,27 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from os.path import isdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from app.capture.config import why_nothing
-from app.capture.enqueue import Place, enqueue, outlook
+from app.capture.enqueue import Place, Request, enqueue, outlook
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
-from app.ledger import counts, eviction, history
+from app.database.open import open_ledger, open_whole
+from app.errors import AppError
+from app.ledger import history
+from app.ledger.counts import is_pending
+from app.ledger.decision import BACKFILL, WANTED, Decision, Reopen
 from app.ledger.destinations import Destination
-from app.ledger.job import SESSION_RECORD, Standing
+from app.ledger.eviction import held_bytes
+from app.ledger.history import note_reconciled
+from app.ledger.job import SESSION_RECORD
 from app.privacy.terms import Capture
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, read_workers
@@ -37,14 +45,14 @@ from app.transcript.model import Transcript, TranscriptError
 
 AGE_MS_MAX = 90 * 24 * 3_600_000
 """Helicone keeps bodies for so long, counted from when the turn happened: it would blank those of older ones."""
-ASKED_BACK = ("age", "size")
-"""Why a backfill takes dropped jobs back without being told to: nobody has decided that these shall not be sent."""
+NOWHERE = 0
+"""No destination has this number."""
 LOOK_S = 0.2
 WORKER_S = 2.0
 """How long nobody may be seen delivering: a worker that makes way for a newer one is gone for less."""
 
 
-class NoRoomError(RuntimeError):
+class NoRoomError(AppError):
     """There is no room, and nobody makes any. The message says what to do."""
 
 
@@ -58,7 +66,7 @@ class Choice:
     """Of any age; () for all."""
     directory: Path | None = None
     """Those that were started there; None for all."""
-    reopen: tuple[str, ...] = ASKED_BACK
+    reopen: Reopen = BACKFILL
 
 
 @dataclass(slots=True)
@@ -116,16 +124,28 @@ class Fed:
     """Turns that a live OpenCode is at: it brings them itself."""
 
 
+@contextmanager
+def opened(spool: Path, *, dry_run: bool) -> Iterator[sqlite3.Connection]:
+    """The ledger; for a dry run, where there is none, an empty one that is gone afterwards."""
+    with ExitStack() as stack:
+        if dry_run and not (spool / "ledger.db").exists():
+            spool = Path(stack.enter_context(TemporaryDirectory())) / "spool"
+        yield stack.enter_context(closing(open_ledger(spool) if dry_run else open_whole(spool)))
+
+
 class Backfill:
     """From one store to one destination."""
 
     def __init__(
-        self, db: sqlite3.Connection, sources: Sources, destination_id: int, store: Store, hooks: Path, choice: Choice
+        self, db: sqlite3.Connection, sources: Sources, ours: Destination | None, store: Store, choice: Choice
     ) -> None:
+        """`ours` is None where nothing was ever captured for the present settings: then it only plans."""
+        settings = sources.load()
         self._db = db
-        self._destination_id = destination_id
+        self._destination_id = NOWHERE if ours is None else ours.id
         self._store = store
-        self._hooks = hooks
+        self._spool = Spool(settings.spool_directory)
+        self._bytes_max = settings.max_spool_bytes
         self._choice = choice
         self._folders = Folders(db, sources)
 
@@ -193,12 +213,11 @@ class Backfill:
                 transcript,
                 capturing,
                 self._place(session),
-                abandoned=self._is_over(session, changed_ms),
-                reopen=self._choice.reopen,
+                Request(abandoned=self._is_over(session, changed_ms), reopen=self._choice.reopen),
             )
         )
-        project.shut += sum(standing is Standing.SHUT for _, standing in found)
-        wanted = [export for export, standing in found if standing in {Standing.NEW, Standing.REOPENED}]
+        project.shut += sum(decision is Decision.REFUSED for _, decision in found)
+        wanted = [export for export, decision in found if decision in WANTED]
         if wanted:
             plan.sessions.append(session)
             project.sessions += 1
@@ -207,7 +226,7 @@ class Backfill:
 
     def _is_over(self, session: StoredSession, changed_ms: int) -> bool:
         """Whether nobody will complete what is unfinished: an OpenCode without a hook may be at it, too."""
-        return session.id not in open_sessions(self._hooks) and is_quiet(changed_ms, clock.now_ms())
+        return session.id not in open_sessions(self._spool.hooks) and is_quiet(changed_ms, clock.now_ms())
 
     def _capture(self, project: Project) -> Capture | None:
         """How the project is captured; None where nothing of it may be sent, which it then says."""
@@ -231,16 +250,18 @@ class Backfill:
 
     def feed(
         self,
-        sessions: Iterable[StoredSession],
-        admit: Callable[[int], None],
+        ours: Destination,
+        sessions: Sequence[StoredSession],
         fed: Fed,
-        on_session: Callable[[], None] = lambda: None,
+        on_session: Callable[[int, int], None],
+        on_wait: Callable[[], None],
     ) -> None:
-        """Queue them, and count in `fed`. Nobody is rung: a worker's watch takes what waits, behind what is live.
+        """Queue them for `ours`, and count in `fed`. Nobody is rung: a worker takes what waits, behind what is live.
 
-        `admit` as for `enqueue`. Raises what that raises, StoreError, sqlite3.Error.
+        `on_wait` is called while there is no room. Raises NoRoomError, StoreError, sqlite3.Error.
         """
-        for session in sessions:
+        room = Room(self._db, self._spool, ours, self._bytes_max, on_wait)
+        for position, session in enumerate(sessions, 1):
             # Before it is read: what is written after that is not known.
             changed_ms = self._store.changed_ms(session.id)
             transcript = self._read(session, {})
@@ -254,18 +275,18 @@ class Backfill:
                     self._place(session),
                     now_ms=clock.now_ms(),
                     ring=lambda _: None,
-                    abandoned=self._is_over(session, changed_ms or 0),
-                    reopen=self._choice.reopen,
-                    is_history=True,
-                    admit=admit,
+                    request=Request(
+                        abandoned=self._is_over(session, changed_ms or 0), reopen=self._choice.reopen, is_history=True
+                    ),
+                    admit=room.admit,
                 )
                 fed.new += done.new
                 fed.known += done.known
                 fed.unfinished += len(done.waiting)
                 if changed_ms is not None and not done.waiting:
                     noted_ms = min(changed_ms, clock.now_ms())
-                    history.note_reconciled(self._db, self._destination_id, session.id, noted_ms)
-            on_session()
+                    note_reconciled(self._db, self._destination_id, session.id, noted_ms)
+            on_session(position, len(sessions))
 
 
 class Room:
@@ -277,7 +298,7 @@ class Room:
         spool: Spool,
         ours: Destination,
         bytes_max: int,
-        on_wait: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None],
     ) -> None:
         self._db = db
         self._spool = spool
@@ -291,7 +312,7 @@ class Room:
         """Wait until the half is not full. Raises NoRoomError where nobody makes room."""
         if size_bytes > self._left_bytes:
             seen_s = time.monotonic()
-            while (left := self._half_bytes - eviction.held_bytes(self._db)) <= 0:
+            while (left := self._half_bytes - held_bytes(self._db)) <= 0:
                 if self._is_served():
                     seen_s = time.monotonic()
                 elif time.monotonic() - seen_s >= WORKER_S:
@@ -303,7 +324,7 @@ class Room:
 
     def _is_served(self) -> bool:
         """Whether somebody delivers, and something that can be delivered takes the room."""
-        is_wanted = bool(self._ours.key_fingerprint) and counts.is_pending(self._db, self._ours.id)
+        is_wanted = bool(self._ours.key_fingerprint) and is_pending(self._db, self._ours.id)
         return is_wanted and any(worker.destination == self._ours.id for worker in read_workers(self._spool))
 
     def _why_nobody(self) -> str:
@@ -311,6 +332,6 @@ class Room:
         half = "half of maxSpoolSize is held"
         if not self._ours.key_fingerprint:
             return f"{half}, and without HELICONE_API_KEY nothing leaves: {again}"
-        if not counts.is_pending(self._db, self._ours.id):
+        if not is_pending(self._db, self._ours.id):
             return f"{half} by dead letters or for another destination: see dead list and status; {again}"
         return f"{half}, and no worker runs: let flush or worker deliver it; {again}"

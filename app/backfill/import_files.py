@@ -1,4 +1,4 @@
-"""Sessions that a person hands over as files of `opencode export`: examined, put together, and enqueued.
+"""Import: enqueues the sessions that stand in files of `opencode export`.
 
     files ─ examine ─▶ families ─ each ─▶ settings of its folder ▶ parse ▶ enqueue ─▶ one `Imported` per file
 
@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.capture.config import why_nothing
-from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.enqueue import Enqueued, Place, Request, enqueue
 from app.capture.folders import Folders
 from app.capture.targets import folder, target
 from app.database.open import open_whole
 from app.ledger import versions
+from app.ledger.decision import IMPORT
 from app.ledger.destinations import Destination
 from app.queue import Bell
 from app.runtime import clock
@@ -28,11 +29,8 @@ from app.sources.opencode.export_files import Export, ExportError, File, examine
 from app.transcript.model import TranscriptError
 from app.transcript.parse import parse
 
-ASKED_BACK = ("age", "size", "purged", "body_not_stored", "stricter")
-"""Why an import takes jobs back, as a person asks for them: dropped for these, stored without their bodies, or
-there under a stricter policy than the one in force. What was `off` or `deleted` stays so."""
-
-
+NUMBERS = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
+"""What of an `Enqueued` is told."""
 SANITIZED = (
     "a sanitized export of a session that is known: its placeholders would replace the texts at Helicone (--sanitized"
     " imports it all the same)"
@@ -69,10 +67,10 @@ def import_files(
     files: Sequence[File],
     sources: Sources,
     *,
-    on_read: Callable[[], None] = lambda: None,
+    on_step: Callable[[int, int], None] = lambda _done, _total: None,
     takes_sanitized: bool = False,
 ) -> Iterator[Imported]:
-    """One result for each file, as they come. `on_read` is called once for each file examined and each one taken.
+    """One result for each file, as they come. `on_step` is told (done, all): each file is examined, and then taken.
 
     With `takes_sanitized` the placeholders of a sanitized export replace the texts of a session that is known.
 
@@ -83,17 +81,18 @@ def import_files(
         ours = target(db, settings, clock.now_ms())
         with closing(Bell(settings.spool_directory, ours.id)) as bell:
             exports: list[Export] = []
-            for result in examined(files):
-                on_read()
+            for done, result in enumerate(examined(files), 1):
+                on_step(done, 2 * len(files))
                 if isinstance(result, Export):
                     exports.append(result)
                 else:
                     yield result
             folders = Folders(db, sources)
+            taken = 0
             for family in families(exports):
                 yield from _imported(db, family, folders, ours, bell.ring, takes_sanitized=takes_sanitized)
-                for _ in family:
-                    on_read()
+                taken += len(family)
+                on_step(len(files) + taken, 2 * len(files))
 
 
 def examined(files: Sequence[File]) -> Iterator[Export | Imported]:
@@ -166,8 +165,7 @@ def _root(
         Place(ours.id, folder(db, root.directory)),
         now_ms=clock.now_ms(),
         ring=ring,
-        abandoned=True,
-        reopen=ASKED_BACK,
+        request=Request(abandoned=True, reopen=IMPORT),
     )
     return _told(root, done, settings)
 
@@ -181,14 +179,7 @@ def _told(root: Export, done: Enqueued, settings: Settings) -> Imported:
         session=root.session,
         outcome="imported",
         reason="; ".join(_remarks(root, done, settings)),
-        new=done.new,
-        known=done.known,
-        superseded=done.superseded,
-        off=done.off,
-        shut=done.shut,
-        copied=done.copied,
-        odd=done.odd,
-        unreadable=done.unreadable,
+        **{name: getattr(done, name) for name in NUMBERS},
     )
 
 

@@ -17,13 +17,14 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from app.capture.export import Export, children, exports, session_to_leave
+from app.capture.export import Export, children, session_to_leave, split
 from app.exporters.helicone.naming import first_name
 from app.exporters.helicone.records import Record
-from app.ledger import destinations, history, incidents, job, versions
-from app.ledger.job import Body, Frozen, Standing, Version
-from app.privacy.policy import is_as_strict
+from app.ledger import destinations, history, incidents, versions
+from app.ledger.decision import LIVE, Decision, Reopen
+from app.ledger.job import Body, Frozen, Version
 from app.privacy.terms import Capture
 from app.runtime import failpoint
 from app.transcript.identity import NEWEST, Identity
@@ -72,6 +73,21 @@ class Enqueued:
     faults: list[str] = field(default_factory=list)
     """Both, as `place: rule`; what is unreadable last."""
 
+    def count(self, decision: Decision, version: Version, export: Export) -> None:
+        match decision:
+            case Decision.NEW | Decision.REOPENED if version.is_off:
+                self.off += 1
+            case Decision.NEW | Decision.REOPENED:
+                self.new += 1
+                self.keys.append(version.key)
+                self.faults += export.faults
+            case Decision.KNOWN:
+                self.known += 1
+            case Decision.SUPERSEDED:
+                self.superseded += 1
+            case Decision.REFUSED:
+                self.shut += 1
+
     @property
     def remark(self) -> str:
         """Some of the faults, for a person: what cost most, and how many there are besides."""
@@ -79,7 +95,23 @@ class Enqueued:
         return ", ".join(self.faults[-FAULTS_SHOWN:]) + (f" and {more} more" if more > 0 else "")
 
 
-def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for of a transcript."""
+
+    abandoned: bool = False
+    """Nobody will complete the session: what is not final is taken as interrupted."""
+    reopen: Reopen = LIVE
+    only: Collection[str] | None = None
+    """The turns to be taken; None for all."""
+    is_history: bool = False
+    """It goes after what is live."""
+
+
+EVERYTHING = Request()
+
+
+def enqueue(  # noqa: PLR0913 - the documented call; two of them have defaults
     db: sqlite3.Connection,
     transcript: Transcript,
     capture: Capture,
@@ -87,40 +119,26 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
     *,
     now_ms: int,
     ring: Callable[[str], None],
-    abandoned: bool = False,
-    reopen: Collection[str] = (),
-    only: Collection[str] | None = None,
-    is_history: bool = False,
+    request: Request = EVERYTHING,
     admit: Callable[[int], None] = lambda _: None,
 ) -> Enqueued:
     """Put every final turn, and the session's own record, into the ledger; ring once for what is new.
 
-    Idempotent by (destination, key) under any number of processes. A turn that is not final is taken as interrupted
-    when a later user message follows it, or when the session is `abandoned` (nobody will complete it); otherwise it
-    waits. `reopen` names what the caller asks to have back, as for `ledger.standing`, and `stricter`: what is
-    there under a stricter policy, and has not changed since. `only` names the turns to be taken.
-    What `is_history` goes after what is live. `admit` is told the size of each job's bodies in bytes before they are
-    stored, and may wait, or raise to end it there. Raises sqlite3.Error when the ledger cannot be written.
+    Idempotent by (destination, key) under any number of processes. A turn that is not final waits, unless a later user
+    message follows it or the session is abandoned. `admit` is told the size of each job's bodies in bytes before they
+    are stored, and may wait, or raise to end it there. Raises sqlite3.Error when the ledger cannot be written.
     """
     done = Enqueued(under=_shown_under(db, transcript, place))
     if done.under is not None:
         return done
     whole, transcript = transcript, own_turns(db, transcript)
     done.copied = len(whole.turns) - len(transcript.turns)
-    for export, version in _versions(db, transcript, capture, place, abandoned=abandoned, is_history=is_history):
-        if isinstance(export, Turn):
-            done.waiting.append(export)
-            continue
-        if only is not None and export.turn not in only:
-            continue
-        # Before its other subagents are placed: what they exported as sessions of their own would be superseded.
-        if "sealed" not in reopen and holds_sealed(db, place.destination_id, export.children):
-            done.shut += 1
-            continue
-        for child in export.children:
-            versions.place_under(db, place.destination_id, child, version, now_ms, reopen=reopen)
-        _insert(db, version, export, capture, place, done, now_ms=now_ms, reopen=reopen, admit=admit)
-    _note(db, transcript, done, only, now_ms)
+    ready, done.waiting = _versions(db, transcript, capture, place, request)
+    for export, version in ready:
+        if request.only is None or export.turn in request.only:
+            decision = _insert(db, place.destination_id, version, export, request.reopen, now_ms=now_ms, admit=admit)
+            done.count(decision, version, export)
+    _note(db, transcript, done, request.only, now_ms)
     if done.keys:
         failpoint.reach("enqueue.committed")
         ring(done.keys[0])
@@ -128,22 +146,13 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
 
 
 def outlook(
-    db: sqlite3.Connection,
-    transcript: Transcript,
-    capture: Capture,
-    place: Place,
-    *,
-    abandoned: bool = False,
-    reopen: Collection[str] = (),
-) -> Iterator[tuple[Export, Standing]]:
+    db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place, request: Request = EVERYTHING
+) -> Iterator[tuple[Export, Decision]]:
     """What `enqueue` would do with each final turn and with the session's record, told without doing it."""
-    if _shown_under(db, transcript, place) is not None:
-        return
-    off = capture.policy.mode == "off"
-    for export, version in _versions(db, own_turns(db, transcript), capture, place, abandoned=abandoned):
-        if isinstance(export, Turn):
-            continue
-        yield export, _standing(db, version, export, capture, place, reopen, off=off)
+    if _shown_under(db, transcript, place) is None:
+        ready, _ = _versions(db, own_turns(db, transcript), capture, place, request)
+        for export, version in ready:
+            yield export, versions.decision_on(db, place.destination_id, version, request.reopen)
 
 
 def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
@@ -170,41 +179,6 @@ def _note(
         incidents.note_at_most(db, f"{UNREADABLE} {transcript.session.id}", now_ms, done.unreadable)
 
 
-def _standing(
-    db: sqlite3.Connection,
-    version: Version,
-    export: Export,
-    capture: Capture,
-    place: Place,
-    reopen: Collection[str],
-    *,
-    off: bool,
-) -> Standing:
-    """As the ledger says; but what is there under a stricter policy is known, though its key is another.
-
-    And what holds a subagent that is sealed is shut.
-    """
-    if "sealed" not in reopen and holds_sealed(db, place.destination_id, export.children):
-        return Standing.SHUT
-    found = versions.standing(db, place.destination_id, version, reopen=reopen, off=off)
-    if found not in {Standing.NEW, Standing.REOPENED} or "stricter" in reopen:
-        return found
-    there = versions.current_as(db, place.destination_id, version)
-    if there is None or is_as_strict(version.policy, there.policy) or not is_as_strict(there.policy, version.policy):
-        return found
-    made = capture.policy.as_made(there.policy)
-    if made is None:  # its patterns are not known any more; and OpenCode's update time moves on with every turn
-        is_same = version.turn == job.SESSION_RECORD or version.facts_ms <= there.facts_ms
-    else:
-        is_same = key(export.digest, made.digest(version.user_id)) == there.key
-    return Standing.KNOWN if is_same else found
-
-
-def holds_sealed(db: sqlite3.Connection, destination_id: int, subagents: Iterable[str]) -> bool:
-    """Whether a turn's subagent was recalled as a session of its own: its text would come back with the turn."""
-    return any(versions.is_sealed(db, destination_id, one) for one in subagents)
-
-
 def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:
     """The session that this one is a subagent of, as far as the ledger knows."""
     known = versions.frozen(db, place.destination_id, transcript.session.id)
@@ -212,81 +186,66 @@ def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -
 
 
 def _versions(
-    db: sqlite3.Connection,
-    transcript: Transcript,
-    capture: Capture,
-    place: Place,
-    *,
-    abandoned: bool,
-    is_history: bool = False,
-) -> Iterator[tuple[Export | Turn, Version]]:
-    """Each job to be as the ledger would know it; with a bare turn, one that waits, goes a version of nothing."""
+    db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place, request: Request
+) -> tuple[list[tuple[Export, Version]], list[Turn]]:
+    """Each job to be, as the ledger would know it; and the turns that wait."""
     session = transcript.session
     identity = identity_of(db, transcript, capture, place)
-    user_id = identity.user_id
-    facts = capture.policy.facts(user_id)
-    nothing = Version(
-        session=session.id,
-        root=session.id,
-        turn="",
-        key="",
-        facts_ms=0,
-        user_id=user_id,
-        folder=place.folder,
-        policy=facts,
-        is_history=is_history,
-        encoding=identity.encoding,
-        session_name=identity.session_name,
-    )
-    digest = capture.policy.digest(user_id)
-    for export in exports(transcript, capture, identity, abandoned=abandoned):
-        if isinstance(export, Turn):
-            yield export, nothing
-        else:
-            made = key(export.digest, digest)
-            yield export, replace(nothing, turn=export.turn, key=made, facts_ms=export.facts_ms)
+    policy, user_id = capture.policy, identity.user_id
+    ready, waiting = split(transcript, capture, identity, abandoned=request.abandoned)
+
+    def key_under(digest: str, facts: str) -> str | None:
+        made = policy.as_made(facts)
+        return None if made is None else key(digest, made.digest(user_id))
+
+    versions = [
+        Version(
+            session=session.id,
+            root=session.id,
+            turn=export.turn,
+            key=key(export.digest, policy.digest(user_id)),
+            facts_ms=export.facts_ms,
+            user_id=user_id,
+            folder=place.folder,
+            policy=policy.facts(user_id),
+            is_history=request.is_history,
+            encoding=identity.encoding,
+            session_name=identity.session_name,
+            is_off=policy.mode == "off",
+            subagents=export.children,
+            key_under=partial(key_under, export.digest),
+        )
+        for export in ready
+    ]
+    return list(zip(ready, versions, strict=True)), waiting
 
 
-def _insert(  # noqa: PLR0913 - one step of `enqueue`, which holds all of these
+def _insert(
     db: sqlite3.Connection,
+    destination_id: int,
     version: Version,
     export: Export,
-    capture: Capture,
-    place: Place,
-    done: Enqueued,
+    reopen: Reopen,
     *,
     now_ms: int,
-    reopen: Collection[str],
     admit: Callable[[int], None],
-) -> None:
-    off = capture.policy.mode == "off"
-
-    def judge() -> Standing:
-        return _standing(db, version, export, capture, place, reopen, off=off)
-
-    standing = judge()
-    if standing is Standing.KNOWN:
-        versions.see_again(db, place.destination_id, version)
-    elif standing is not Standing.SHUT:
-        # Also for what looks superseded: asked again inside the transaction, where another process may have been
-        # faster, it may turn out to be wanted after all.
-        records = iter(()) if off else export.encode()
-        version = replace(version, known_marks=None if off else marks(db, export))
+) -> Decision:
+    decision = versions.decision_on(db, destination_id, version, reopen)
+    if decision is Decision.REFUSED:
+        return decision
+    for child in version.subagents:
+        versions.place_under(db, destination_id, child, version, now_ms, reopen=reopen)
+    if decision is Decision.KNOWN:
+        versions.see_again(db, destination_id, version)
+        return decision
+    # Also for what looks superseded: it is decided again inside the transaction, where another process may have been
+    # faster, and it may turn out to be wanted after all.
+    bodies: Iterable[Body] = ()
+    if not version.is_off:
+        records = export.encode()
+        version = replace(version, known_marks=marks(db, export))
         bodies = _admitted(records, admit)
-        standing = versions.insert(db, place.destination_id, version, bodies, now_ms=now_ms, off=off, judge=judge)
-    match standing:
-        case Standing.NEW | Standing.REOPENED if off:
-            done.off += 1
-        case Standing.NEW | Standing.REOPENED:
-            done.new += 1
-            done.keys.append(version.key)
-            done.faults += export.faults
-        case Standing.KNOWN:
-            done.known += 1
-        case Standing.SUPERSEDED:
-            done.superseded += 1
-        case Standing.SHUT:
-            done.shut += 1
+    return versions.insert(db, destination_id, version, bodies, now_ms=now_ms, reopen=reopen)
 
 
 def _admitted(records: Iterable[Record], admit: Callable[[int], None]) -> Iterator[Body]:

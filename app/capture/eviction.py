@@ -9,7 +9,7 @@ First each folder whose project sets a limit of its own is brought below it, and
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,6 @@ class Made:
             f" {self.dropped} dropped"
         )
 
-    def __add__(self, more: Made) -> Made:
-        return Made(self.emptied + more.emptied, self.dropped + more.dropped)
-
 
 class Room:
     """Remembers which jobs the store has nothing of: they stay the oldest, and would be asked about each time."""
@@ -62,19 +59,21 @@ class Room:
         """Raises sqlite3.Error when the ledger cannot be written."""
         if self._unread_since_ms is not None and self._unread_since_ms <= now_ms < self._again_ms:
             return Made(0, 0)
-        made = Made(0, 0)
+        emptied, is_all = 0, True
         if excess := eviction.excess_of_folders(db, of_folders):
-            made += self._make(db, now_ms, excess, lambda: pruning.drop_oversize_of_folders(db, now_ms, of_folders))
+            emptied, is_all = self._empty(db, now_ms, excess)
         if (whole := eviction.held_bytes(db) - bytes_max) > 0:
-            made += self._make(db, now_ms, {_WHOLE: whole}, lambda: pruning.drop_oversize(db, now_ms, bytes_max))
-        return made
+            more, is_whole = self._empty(db, now_ms, {_WHOLE: whole})
+            emptied, is_all = emptied + more, is_all and is_whole
+        # What the store does not hold goes only when all that it holds has given its bodies up.
+        return Made(emptied, pruning.drop_oversize(db, now_ms, bytes_max, of_folders) if is_all else 0)
 
-    def _make(self, db: sqlite3.Connection, now_ms: int, excess: dict[str, int], drop: Callable[[], int]) -> Made:
+    def _empty(self, db: sqlite3.Connection, now_ms: int, excess: dict[str, int]) -> tuple[int, bool]:
+        """How many jobs gave up their bodies, and whether no other could."""
         with self._store.kept_open():
             chosen, are_all = self._choose(db, excess, now_ms)
         store = destinations.fingerprint(db, str(self._store.path))
-        emptied = eviction.give_up_bodies(db, chosen, store) if chosen else 0
-        return Made(emptied, drop() if are_all else 0)
+        return eviction.give_up_bodies(db, chosen, store) if chosen else 0, are_all
 
     def _choose(self, db: sqlite3.Connection, excess: dict[str, int], now_ms: int) -> tuple[list[int], bool]:
         """The oldest jobs that can be made again, as far as there is need; whether these are all that there are.

@@ -29,22 +29,27 @@ class Export:
     """What `encode` has taken out, once it was called."""
 
 
-def exports(
+def split(
     transcript: Transcript, capture: Capture, identity: Identity, *, abandoned: bool
-) -> Iterator[Export | Turn]:
-    """The session's record, then its turns in order; a bare turn is one that waits."""
+) -> tuple[list[Export], list[Turn]]:
+    """What is ready, the session's record and then its turns in order; and the turns that wait.
+
+    A turn that is not final is ready as interrupted when a later user message follows it, or when the session is
+    `abandoned`: nobody will complete it.
+    """
+    ready: list[Export] = []
+    waiting: list[Turn] = []
     # Without a turn of its own a session says nothing yet.
     if transcript.turns:
-        yield _session_export(transcript, capture, identity)
+        ready.append(_session_export(transcript, capture, identity))
     asked = [position for position, turn in enumerate(transcript.turns) if isinstance(turn.messages[0], User)]
     last_asked = asked[-1] if asked else -1
     for position, turn in enumerate(transcript.turns):
-        if turn.final:
-            yield _turn_export(turn, capture, identity, interrupted=False)
-        elif abandoned or (position < last_asked and not _is_worked_on(turn)):
-            yield _turn_export(turn, capture, identity, interrupted=True)
+        if turn.final or abandoned or (position < last_asked and not _is_worked_on(turn)):
+            ready.append(_turn_export(turn, capture, identity, interrupted=not turn.final))
         else:
-            yield turn
+            waiting.append(turn)
+    return ready, waiting
 
 
 def _is_worked_on(turn: Turn) -> bool:

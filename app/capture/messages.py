@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.errors import AppError
+
 PROTOCOL = 2
 WHYS = ("busy", "idle", "error", "late", "renamed", "reverted", "deleted")
 """What has happened to the session of a notice; late: a message was finished after its session was idle."""
@@ -13,7 +15,7 @@ FIRST_PROTOCOL = {"open": "busy", "snapshot": "idle", "deleted": "deleted"}
 """What a plugin that was loaded before the last installation says, and which notice that is."""
 
 
-class LineError(ValueError):
+class LineError(AppError):
     """A line that cannot be used. The message is a reason without any of its text."""
 
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app.capture.enqueue import Place, body_of, enqueue, marks
-from app.capture.export import Export, exports
+from app.capture.enqueue import Place, Request, body_of, enqueue, marks
+from app.capture.export import Export, split
 from app.ledger import destinations, eviction, limits, policy_enforcement, versions
+from app.ledger.decision import REFILL
 from app.ledger.eviction import Emptied, Remade
 from app.ledger.job import SESSION_RECORD, Claim
 from app.ledger.policy_enforcement import Missing
@@ -75,8 +76,7 @@ class Remaking:
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
                     ring=ring,
-                    abandoned=wanted.session not in open_sessions(self._hooks),
-                    only=wanted.turns,
+                    request=Request(abandoned=wanted.session not in open_sessions(self._hooks), only=wanted.turns),
                 )
             return True
         return False
@@ -117,9 +117,11 @@ class Remaking:
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
                     ring=ring,
-                    abandoned=abandoned,
-                    only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
-                    reopen=("pending",),
+                    request=Request(
+                        abandoned=abandoned,
+                        reopen=REFILL,
+                        only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
+                    ),
                 )
             return True
         return False
@@ -141,11 +143,11 @@ class Remaking:
         known = versions.frozen(db, self._destination_id, wanted.session)
         identity = known[1] if known is not None else Identity(capturing.user_id)
         digest = capturing.policy.digest(identity.user_id)
+        ready, _ = split(transcript, capturing, identity, abandoned=abandoned)
         return {
             export.turn
-            for export in exports(transcript, capturing, identity, abandoned=abandoned)
-            if isinstance(export, Export)
-            and export.turn in wanted.turns
+            for export in ready
+            if export.turn in wanted.turns
             and eviction.may_refill(db, self._destination_id, _remade(db, export, digest))
         }
 
@@ -171,8 +173,9 @@ class Remaking:
                 None if is_the_one else Hold("its text is in another store of OpenCode than the one that is read here")
             )
         # It was exported once, in the form that it had: whole, or interrupted for ever.
-        for export in exports(transcript, made_under, known[1], abandoned=True):
-            if isinstance(export, Export) and export.turn == held.turn:
+        ready, _ = split(transcript, made_under, known[1], abandoned=True)
+        for export in ready:
+            if export.turn == held.turn:
                 return _remade(db, export, made_under.policy.digest(known[1].user_id))
         return None
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
-from app.capture.enqueue import Enqueued, Place, enqueue, outlook
+from app.capture.enqueue import Enqueued, Place, Request, enqueue, outlook
 from app.capture.redact_ahead import Ahead, is_large
 from app.database.connection import Ledger, flushed_together
 from app.ledger import history, incidents, notices, versions
-from app.ledger.job import SESSION_RECORD, Standing
+from app.ledger.decision import WANTED
+from app.ledger.job import SESSION_RECORD
 from app.ledger.notices import TurnRead
 from app.privacy.policy import is_as_strict
 from app.privacy.terms import Capture
@@ -201,7 +202,7 @@ class Reader:
         failpoint.reach("notice.read")
         if found is not None and is_large(found, names):
             told = outlook(self._db, found, wanted.capturing, self._place(wanted))
-            new = names & {export.turn for export, standing in told if standing in {Standing.NEW, Standing.REOPENED}}
+            new = names & {export.turn for export, decision in told if decision in WANTED}
             if new and self._held is None:
                 self._held = read, Ahead(found, new, wanted.capturing)
                 return None
@@ -254,8 +255,7 @@ class Reader:
                 self._place(wanted),
                 now_ms=wanted.now_ms,
                 ring=self._wake,
-                only=only,
-                abandoned=abandoned,
+                request=Request(only=only, abandoned=abandoned),
             )
         self._after(transcript.session.id, done)
         return done

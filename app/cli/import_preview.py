@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.backfill.import_files import Imported, import_files
+from app.backfill.import_files import NUMBERS, Imported, import_files
 from app.cli import render
-from app.cli.options import (
-    DONE,
-    PROBLEM,
-    AsJson,
-    Chosen,
-    Endpoint,
-    EnvFile,
-    ExportMode,
-    SpoolDirectory,
-    print_json,
-    print_lines,
-    sources_of,
-)
+from app.cli.options import DONE, OF_CAPTURE, PROBLEM, AsJson, print_json, print_lines, takes
 from app.operations.preview import Previewed, as_json, preview
+from app.settings.lookup import Sources
 from app.sources.opencode.export_files import FILE_BYTES_MAX, File
 from app.sources.opencode.store import Store, store_file
 
 importing = typer.Typer()
+
+LONG_FILES = 20
+LONG_BYTES = 20_000_000
+"""Work on so much is long enough for a progress bar."""
 
 Files = Annotated[list[str], typer.Argument(metavar="FILE", help="Written by opencode export; - is standard input.")]
 FilesOrSessions = Annotated[
@@ -42,14 +35,11 @@ FilesOrSessions = Annotated[
 
 
 @importing.command("import")
-def _import(  # noqa: PLR0913 - one for each option
+@takes(OF_CAPTURE)
+def _import(
+    sources: Sources,
     files: Files,
     *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    export_mode: ExportMode = None,
-    chosen: Chosen = None,
     sanitized: Annotated[
         bool, typer.Option("--sanitized", help="Also take a sanitized export of a session that is known.")
     ] = False,
@@ -60,13 +50,11 @@ def _import(  # noqa: PLR0913 - one for each option
     All files are one set: subagents find their parents in it. A turn that never ended counts as interrupted. A second
     import of the same changes nothing. No worker is started.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     opened = _files(files)
-    with render.progress(opened) as step:
-        results = list(import_files(opened, sources, on_read=step, takes_sanitized=sanitized))
+    with render.bar("importing", total_min=_steps_min(opened)) as bar:
+        results = list(import_files(opened, sources, on_step=bar.show, takes_sanitized=sanitized))
     if json_wanted:
-        numbers = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
-        jobs = {name: sum(getattr(one, name) for one in results) for name in numbers}
+        jobs = {name: sum(getattr(one, name) for one in results) for name in NUMBERS}
         print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
     else:
         for result in results:
@@ -75,21 +63,17 @@ def _import(  # noqa: PLR0913 - one for each option
 
 
 @importing.command("preview")
+@takes(OF_CAPTURE)
 def _preview(
+    sources: Sources,
     files: FilesOrSessions,
     *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    export_mode: ExportMode = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Print exactly what would leave.
 
     And what the redaction takes out of it. Nothing is sent, and nothing is queued.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     failed = False
     told: list[dict[str, object]] = []
     for result in preview(_files_or_sessions(files), sources):
@@ -114,6 +98,13 @@ def _files_or_sessions(names: Iterable[str]) -> list[File]:
         is_session = name.startswith("ses_") and not Path(name).exists()
         found += Store(store_file(os.environ)).files(name) if is_session else _files([name])
     return found
+
+
+def _steps_min(files: Sequence[File]) -> int:
+    """Of how many steps on a bar is worth it: of any where the files are large. Each file is two."""
+    paths = [Path(file.name) for file in files if file.data is None]
+    is_large = sum(path.stat().st_size for path in paths if path.is_file()) >= LONG_BYTES
+    return 0 if is_large else 2 * LONG_FILES
 
 
 def _is_failed(result: Imported | Previewed) -> bool:

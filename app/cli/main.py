@@ -1,4 +1,4 @@
-"""The command line: arguments in, text or JSON out, an exit code. What is true stands elsewhere."""
+"""The command line: turns arguments into calls, results into text or JSON, and ends with an exit code."""
 
 from __future__ import annotations
 
@@ -23,39 +23,32 @@ from app.cli.dead import dead
 from app.cli.import_preview import importing
 from app.cli.options import (
     DONE,
+    OF_CAPTURE,
+    OF_DESTINATION,
+    OF_SPOOL,
     PROBLEM,
     PROGRAM,
     STOPPED,
     USAGE,
     AsJson,
-    Chosen,
-    Endpoint,
-    EnvFile,
-    ExportMode,
-    SpoolDirectory,
     complain,
     print_json,
     print_lines,
-    sources_of,
+    takes,
 )
 from app.cli.plugin import plugin
 from app.cli.recall import recalling
 from app.cli.verify import verification
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
-from app.ledger.job import LedgerError
+from app.errors import AppError, UsageError
 from app.operations import doctor
-from app.operations.dead_letters import LetterError
 from app.operations.finding import Finding
 from app.operations.status import read_status
-from app.privacy.redact import PatternError
 from app.runtime import clock, log
-from app.runtime.url import EndpointError
 from app.settings.lookup import Sources, unattended
 from app.settings.model import SettingsError, standard_folder
 from app.settings.views import shown
-from app.sources.opencode import install
-from app.sources.opencode.export_files import ExportError
 
 app = typer.Typer(
     add_completion=False,
@@ -83,12 +76,9 @@ def main() -> None:
     try:
         # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
         app(prog_name=PROGRAM)
-    except (SettingsError, PatternError, EndpointError) as error:
-        complain(str(error))
-        sys.exit(USAGE)
-    except (OSError, sqlite3.Error, SchemaError, LedgerError, ExportError, LetterError, install.InstallError) as error:
+    except (AppError, OSError, sqlite3.Error) as error:
         complain(_told(error))
-        sys.exit(PROBLEM)
+        sys.exit(USAGE if isinstance(error, UsageError) else PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
         complain(f"internal error, please report it: {type(error).__name__} at {log.where(error)}")
         sys.exit(PROBLEM)
@@ -132,29 +122,19 @@ def _hook() -> None:
 
 
 @app.command("worker")
-def _worker(
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
-    automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False,
-) -> None:
+@takes(OF_DESTINATION)
+def _worker(sources: Sources, *, automatic: Annotated[bool, typer.Option("--automatic", hidden=True)] = False) -> None:
     """Deliver until told to stop.
 
     By SIGTERM or SIGINT; what is being posted then is finished. The same as huey_consumer app.worker.huey.
     """
-    from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
-    from app.worker import Worker  # noqa: PLC0415 - the same
+    from app.worker import Worker  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
 
-    sources = unattended(os.environ) if automatic else sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     try:
-        worker = Worker(sources, automatic=automatic)
+        worker = Worker(unattended(os.environ) if automatic else sources, automatic=automatic)
         if not automatic:
             print_lines(render.worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
         worker.run()
-    except ClientError as error:
-        raise SettingsError([str(error)]) from None
     except SettingsError as error:
         if not automatic:
             raise
@@ -163,31 +143,24 @@ def _worker(
 
 
 @app.command("flush")
+@takes(OF_DESTINATION)
 def _flush(
+    sources: Sources,
     *,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up after this time.")] = 30,
     expect_some: Annotated[
         bool, typer.Option("--expect-some", help="Exit code 1 where this folder never had a job.")
     ] = False,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Deliver what waits, now.
 
     Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
     """
-    from app.exporters.helicone.client import ClientError  # noqa: PLC0415 - the same
     from app.operations.flush import flush  # noqa: PLC0415 - as in `_worker`
 
-    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
-    try:
-        with render.spinner("delivering"):
-            flushed = flush(sources, timeout, expect_some=expect_some)
-    except ClientError as error:
-        raise SettingsError([str(error)]) from None
+    with render.spinner("delivering"):
+        flushed = flush(sources, timeout, expect_some=expect_some)
     if json_wanted:
         print_json(asdict(flushed))
     else:
@@ -197,17 +170,11 @@ def _flush(
 
 
 @app.command("status")
-def _status(
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
-    json_wanted: AsJson = False,
-) -> None:
+@takes(OF_DESTINATION)
+def _status(sources: Sources, *, json_wanted: AsJson = False) -> None:
     """Say what waits, and why."""
     now_ms = clock.now_ms()
-    status = read_status(sources_of(env_file, spool_directory, endpoint, chosen=chosen).load(), now_ms)
+    status = read_status(sources.load(), now_ms)
     if json_wanted:
         print_json(asdict(status))
     else:
@@ -215,21 +182,18 @@ def _status(
 
 
 @app.command("doctor")
+@takes(OF_DESTINATION)
 def _doctor(
+    sources: Sources,
     *,
     send: Annotated[bool, typer.Option("--send", help="Also send a tiny log and look for it.")] = False,
     timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Look for it so long.")] = 30,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Check everything, and say what to do.
 
     Exit code 1 when there is a problem.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
     found: list[Finding] = []
     for finding in _examined(sources, timeout, send=send):
         found.append(finding)
@@ -249,20 +213,12 @@ def _examined(sources: Sources, timeout_s: float, *, send: bool) -> Iterator[Fin
 
 
 @config.command("show")
-def _config_show(
-    *,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    export_mode: ExportMode = None,
-    chosen: Chosen = None,
-    json_wanted: AsJson = False,
-) -> None:
+@takes(OF_CAPTURE)
+def _config_show(sources: Sources, *, json_wanted: AsJson = False) -> None:
     """Print the settings and their origins.
 
     As they are in force in the current folder. The API key is not printed.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, export_mode, chosen=chosen)
     settings = sources.load()
     try:
         with closing(read_ledger(settings.spool_directory)) as db:
@@ -280,12 +236,13 @@ def _config_show(
 
 
 @app.command("migrate")
-def _migrate(*, env_file: EnvFile = None, spool_directory: SpoolDirectory = None) -> None:
+@takes(OF_SPOOL)
+def _migrate(sources: Sources) -> None:
     """Make the queue, or bring it up to date.
 
     Every other command does so, too.
     """
-    spool = sources_of(env_file, spool_directory).load().spool_directory
+    spool = sources.load().spool_directory
     open_ledger(spool).close()
     print_lines([f"{spool / 'ledger.db'}: schema {migrations()[-1][0]}"])
 
@@ -304,22 +261,16 @@ def _receiver(
     """
     try:
         from app.receiver import server  # noqa: PLC0415 - an extra: everything else works without it
-        from app.receiver.faults import FaultError  # noqa: PLC0415 - the same
-        from app.receiver.store import ShelfError  # noqa: PLC0415 - the same
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("app"):
             raise
         complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
         raise typer.Exit(PROBLEM) from None
     kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
-    try:
-        server.serve(
-            host=host,
-            port=port,
-            store_path=kept,
-            faults_path=faults,
-            on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept))),
-        )
-    except (server.ReceiverError, FaultError, ShelfError) as error:
-        complain(str(error))
-        raise typer.Exit(PROBLEM) from None
+    server.serve(
+        host=host,
+        port=port,
+        store_path=kept,
+        faults_path=faults,
+        on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept))),
+    )

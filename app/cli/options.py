@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -20,25 +22,56 @@ PROGRAM = "opencode-helicone"
 DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
 """Exit codes: all is well; something is not, and was named; arguments or settings are wrong; interrupted."""
 
-EnvFile = Annotated[
-    Path | None, typer.Option("--env-file", metavar="PATH", help="Read this instead of .env in the current folder.")
-]
-SpoolDirectory = Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the job queue.")]
-Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")]
-ExportMode = Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")]
-Chosen = Annotated[
-    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any setting by its name: maxRetries=2.")
-]
+_SETTINGS: dict[str, Any] = {
+    "env_file": Annotated[
+        Path | None, typer.Option("--env-file", metavar="PATH", help="Read this instead of .env in the current folder.")
+    ],
+    "spool_directory": Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the job queue.")],
+    "endpoint": Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")],
+    "export_mode": Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")],
+    "chosen": Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any setting by its name: maxRetries=2.")
+    ],
+}
+OF_SPOOL = ("env_file", "spool_directory")
+OF_DESTINATION = (*OF_SPOOL, "endpoint", "chosen")
+OF_CAPTURE = (*OF_SPOOL, "endpoint", "export_mode", "chosen")
+"""The options by which a command is told about the spool, about where jobs are delivered, about what is captured."""
+
+Command: TypeAlias = Callable[..., None]
 StoreFile = Annotated[Path | None, typer.Option("--db", metavar="PATH", help="OpenCode's store, or a copy of it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-def sources_of(
+def takes(options: Iterable[str]) -> Callable[[Command], Command]:
+    """Gives a command these options before its `--json`; its first parameter is where its settings then come from."""
+
+    def decorate(run: Command) -> Command:
+        def command(**given: Any) -> None:
+            named = {name: given.pop(name) for name in options}
+            run(_sources(**named), **given)
+
+        _, *own = inspect.signature(run, eval_str=True).parameters.values()
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SETTINGS[name])
+            for name in options
+        ]
+        parameters = sorted([*own, *shared], key=lambda one: one.name == "json_wanted")
+        described: Any = command
+        described.__signature__ = inspect.Signature(parameters)
+        described.__annotations__ = {one.name: one.annotation for one in parameters}
+        described.__doc__ = run.__doc__
+        return command
+
+    return decorate
+
+
+def _sources(
     env_file: Path | None,
     spool_directory: str | None,
     endpoint: str | None = None,
     export_mode: str | None = None,
-    *,
     chosen: Iterable[str] | None = None,
 ) -> Sources:
     """Where a command takes its settings from, with what stands on the command line. Raises SettingsError."""
@@ -51,14 +84,25 @@ def complain(message: str) -> None:
     typer.echo(visible(f"{PROGRAM}: {message}".replace("\n", " ")), err=True)
 
 
-def agrees(question: str) -> bool:
-    """Whether somebody at the terminal says yes; the end of input is a no. Ends the command on Ctrl-C."""
+def ask(question: str, remedy: str, *, details: Iterable[str] = (), refused: int = PROBLEM) -> None:
+    """Ends the command unless somebody at the terminal says yes; the end of input is a no.
+
+    `remedy`: what to type where nobody can be asked.
+    """
+    if not sys.stdin.isatty():
+        complain(f"this would {question}: say {remedy}")
+        raise typer.Exit(USAGE)
+    for line in details:
+        complain(line)
     try:
-        return typer.confirm(visible(question), err=True)
+        agrees = typer.confirm(visible(f"{question}?"), err=True)
     except typer.Abort as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise typer.Exit(STOPPED) from None
-        return False
+        agrees = False
+    if not agrees:
+        complain("nothing was done")
+        raise typer.Exit(refused)
 
 
 def print_json(value: object) -> None:
@@ -71,11 +115,15 @@ def print_lines(lines: Iterable[str], *, failed: bool = False) -> None:
         typer.echo(visible(line), err=failed)
 
 
-def moment(since: str | None) -> int | None:
-    """What `--since` says, in ms; None where it was not given."""
-    if since is None:
-        return None
+def _moment(since: str) -> int:
     try:
         return since_ms(since, clock.now_ms())
     except ValueError as error:
-        raise typer.BadParameter(f"--since {error}") from None
+        raise typer.BadParameter(str(error)) from None
+
+
+def since_option(what: str) -> Any:
+    """`--since`, in ms; `what` is what its help begins with."""
+    return typer.Option(
+        "--since", metavar="DURATION|DATE", parser=_moment, help=f"{what}: 12h, 7d, 2026-01-31.", show_default=False
+    )

@@ -1,4 +1,4 @@
-"""What a person sees: facts as lines of text, and on a terminal what is going on meanwhile.
+"""Text for people: turns results into lines, and shows on a terminal how far long work has come.
 
 The same facts for programs are the dataclasses themselves, as JSON.
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.backfill.backfill import Fed, Plan
@@ -21,18 +20,14 @@ from app.ledger.notices import Unread
 from app.operations.dead_letters import Listed, Opened, short
 from app.operations.finding import Finding
 from app.operations.preview import Previewed
-from app.operations.status import DestinationStatus, Jobs, Status, named
+from app.operations.status import DestinationStatus, Jobs, Status, counted, named
 from app.settings.views import Shown
-from app.sources.opencode.export_files import File
 
 if TYPE_CHECKING:
-    from app.operations.flush import Flushed  # brings the HTTP client along
+    from app.operations.flush import Flushed
 
 LETTERS_SHOWN = 20
 """Of a list; all of them are in its JSON."""
-LONG_FILES = 20
-LONG_BYTES = 20_000_000
-"""Work on so much is long enough for a progress bar."""
 
 
 def day(time_ms: int) -> str:
@@ -75,7 +70,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
             continue  # a key or endpoint that was tried once and never used
         yield from _destination_lines(one, now_ms)
     if status.jobs.dead:
-        yield f"{dead_letters(status.jobs.dead)}: opencode-helicone dead list"
+        yield f"{counted(status.jobs.dead, 'dead letter')}: opencode-helicone dead list"
     backlog = sum(hook.backlog for hook in status.hooks)
     sessions = sum(hook.sessions for hook in status.hooks)
     automatic = sum(worker.automatic for worker in status.workers)
@@ -88,7 +83,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     for incident in status.incidents:
         yield f"noted: {incident.what}: {incident.count}, the last at {_moment(incident.last_ms)}"
     for held in status.held_folders:
-        folders = _number(held.folders, "folder")
+        folders = counted(held.folders, "folder")
         yield f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}"
     yield from problem_lines(status.problems)
     yield from waiting_lines(status.waiting)
@@ -102,7 +97,7 @@ def problem_lines(problems: Sequence[str]) -> Iterator[str]:
 def unread_lines(unread: Sequence[Unread]) -> Iterator[str]:
     for one in unread:
         reason = one.reason or "about to be read, or a turn goes on, or was cut off; doctor names what stays"
-        yield f"unread: {_number(one.sessions, 'session')}, noticed since {_moment(one.oldest_ms)}: {reason}"
+        yield f"unread: {counted(one.sessions, 'session')}, noticed since {_moment(one.oldest_ms)}: {reason}"
 
 
 def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
@@ -169,34 +164,17 @@ def setting_line(setting: Shown) -> str:
     return f"{setting.name} = {value}{unit}  [{setting.origin}]"
 
 
-@contextmanager
-def progress(files: Sequence[File]) -> Iterator[Callable[[], None]]:
-    """A bar for long work that somebody watches. Each file is one step when it is read and one when it is taken."""
-    stored = [Path(file.name) for file in files if file.data is None]
-    size = sum(path.stat().st_size for path in stored if path.is_file())
-    if not sys.stderr.isatty() or (len(files) < LONG_FILES and size < LONG_BYTES):
-        yield lambda: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - costs 50 ms, and mostly nobody watches
-    from rich.progress import Progress  # noqa: PLC0415 - the same
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("importing", total=2 * len(files))
-        yield lambda: bar.advance(task)
-
-
 class Bar:
-    """What goes on, for whoever watches."""
+    """Shows how far long work has come; told (done, all) of it."""
 
-    def __init__(self, advance: Callable[[int, int], None] | None, tell: Callable[[str], object]) -> None:
-        self._advance = advance
+    def __init__(self, show: Callable[[int, int], object], tell: Callable[[str], object]) -> None:
+        self._show = show
         self._tell = tell
         self._is_waiting = False
 
     def show(self, done: int, total: int) -> None:
         self._is_waiting = False
-        if self._advance is not None:
-            self._advance(done, total)
+        self._show(done, total)
 
     def wait(self) -> None:
         """Said once for each time."""
@@ -206,49 +184,21 @@ class Bar:
 
 
 @contextmanager
-def bar(text: str) -> Iterator[Bar]:
-    """A bar on a terminal; elsewhere only waiting is told of."""
+def bar(text: str, *, total_min: int = 0) -> Iterator[Bar]:
+    """A bar on a terminal, for work of so many steps or more; elsewhere only waiting is told of."""
     if not sys.stderr.isatty():
-        yield Bar(None, lambda line: sys.stderr.write(f"opencode-helicone: {line}\n"))
+        yield Bar(lambda _done, _total: None, lambda line: sys.stderr.write(f"opencode-helicone: {line}\n"))
         return
-    from rich.console import Console  # noqa: PLC0415 - as above
+    from rich.console import Console  # noqa: PLC0415 - costs 50 ms, and mostly nobody watches
     from rich.progress import Progress  # noqa: PLC0415 - the same
 
     with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(text, total=None)
-        yield Bar(lambda done, total: shown.update(task, completed=done, total=total), shown.console.print)
+        task = shown.add_task(text, total=None, visible=not total_min)
 
+        def show(done: int, total: int) -> None:
+            shown.update(task, completed=done, total=total, visible=total >= total_min)
 
-def plan_lines(plan: Plan) -> Iterator[str]:
-    """What a backfill would send."""
-    yield f"{_number(plan.logs, 'log')} in {_number(plan.turns, 'turn')} of {_number(len(plan.sessions), 'session')}"
-    for project in plan.projects.values():
-        name = (project.directory or "(no folder)") + (" (not there any more)" if project.is_gone else "")
-        sessions = _number(project.sessions, "session")
-        if project.sessions:
-            what = f"{_number(project.logs, 'log')} in {_number(project.turns, 'turn')} of {sessions}"
-            yield f"  {name}: {what}"
-        if project.left_out:
-            yield f"  {name}: {_number(project.left_out, 'session')} left out: {project.reason}"
-        if project.shut:
-            told = "captured while export was off (--include-off takes them), deleted, or recalled"
-            yield f"  {name}: {_number(project.shut, 'turn')} not taken: {told}"
-    for session, reason in plan.unreadable.items():
-        yield f"  {session}: cannot be read: {reason}"
-    if plan.too_old:
-        told = "not changed for 90 days: Helicone would blank their bodies (--since takes them)"
-        yield f"  {_number(plan.too_old, 'session')} left out, {told}"
-
-
-def fed_lines(fed: Fed, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
-    unfinished = f"; {_number(fed.unfinished, 'turn')} left to the OpenCode that is at it" if fed.unfinished else ""
-    yield f"{_number(fed.new, 'job')} queued{unfinished}; {_number(waiting, 'job')} wait"
-    if waiting:
-        yield from _how_to_deliver(is_served=is_served, has_key=has_key)
-
-
-def _number(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+        yield Bar(show, shown.console.print)
 
 
 @contextmanager
@@ -260,6 +210,34 @@ def spinner(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(text):
         yield
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """What a backfill would send."""
+    yield f"{counted(plan.logs, 'log')} in {counted(plan.turns, 'turn')} of {counted(len(plan.sessions), 'session')}"
+    for project in plan.projects.values():
+        name = (project.directory or "(no folder)") + (" (not there any more)" if project.is_gone else "")
+        sessions = counted(project.sessions, "session")
+        if project.sessions:
+            what = f"{counted(project.logs, 'log')} in {counted(project.turns, 'turn')} of {sessions}"
+            yield f"  {name}: {what}"
+        if project.left_out:
+            yield f"  {name}: {counted(project.left_out, 'session')} left out: {project.reason}"
+        if project.shut:
+            told = "captured while export was off (--include-off takes them), deleted, or recalled"
+            yield f"  {name}: {counted(project.shut, 'turn')} not taken: {told}"
+    for session, reason in plan.unreadable.items():
+        yield f"  {session}: cannot be read: {reason}"
+    if plan.too_old:
+        told = "not changed for 90 days: Helicone would blank their bodies (--since takes them)"
+        yield f"  {counted(plan.too_old, 'session')} left out, {told}"
+
+
+def fed_lines(fed: Fed, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
+    unfinished = f"; {counted(fed.unfinished, 'turn')} left to the OpenCode that is at it" if fed.unfinished else ""
+    yield f"{counted(fed.new, 'job')} queued{unfinished}; {counted(waiting, 'job')} wait"
+    if waiting:
+        yield from _how_to_deliver(is_served=is_served, has_key=has_key)
 
 
 def _jobs(jobs: Jobs) -> str:
@@ -297,10 +275,6 @@ def receiver_lines(url: str, key: str, store: str) -> Iterator[str]:
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
 
 
-def dead_letters(jobs: int) -> str:
-    return f"{jobs} dead letter{'' if jobs == 1 else 's'}"
-
-
 def letters_lines(listed: Listed, state: str) -> Iterator[str]:
     yield f"{listed.jobs} {state}"
     for group in listed.groups:
@@ -332,7 +306,7 @@ def letter_lines(opened: Opened) -> Iterator[str]:
 
 
 def retried_lines(jobs: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
-    yield f"{dead_letters(jobs)} will be tried again"
+    yield f"{counted(jobs, 'dead letter')} will be tried again"
     if jobs:
         yield from _how_to_deliver(is_served=is_served, has_key=has_key)
 
@@ -342,10 +316,6 @@ def _how_to_deliver(*, is_served: bool, has_key: bool) -> Iterator[str]:
         yield "nothing is delivered without a key: set HELICONE_API_KEY"
     elif not is_served:
         yield "no worker runs: opencode-helicone flush delivers now"
-
-
-def purged_lines(jobs: int) -> Iterator[str]:
-    yield f"{dead_letters(jobs)} purged"
 
 
 def finding_line(finding: Finding) -> str:

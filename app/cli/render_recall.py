@@ -1,4 +1,4 @@
-"""What a person, or a program, is told of an audit and of a recall."""
+"""Text for people about an audit and a recall."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from app.cli.render import day
 from app.ledger.job import SESSION_RECORD
-from app.recall.audit import Audited
+from app.recall.audit import GONE, Audited
 from app.recall.recall import Plan
+from app.recall.rewrite import Problem, Refusal
 from app.sources.opencode.store import StoredSession
 
 
@@ -50,6 +51,33 @@ def audit_totals(results: Sequence[Audited]) -> dict[str, int]:
     }
 
 
+_BY_BLANK = "recall it with --blank"
+_SENTENCES = {
+    Refusal.IS_SUBAGENT: "a subagent: name {}",
+    Refusal.NOT_DELIVERED: "not delivered to here",
+    Refusal.ELSEWHERE: "also delivered to {} under another key: not reached from here",
+    Refusal.NOT_AUDITED: "cannot be audited: {}",
+    Refusal.NOT_SEARCHED: "cannot be searched: {}",
+    Refusal.UNREADABLE: f"{{}}: {_BY_BLANK}",
+    Refusal.NO_TEXT: f"its text is {GONE}: {_BY_BLANK}",
+    Refusal.WITHHELD: "nothing is posted: {}",
+    Refusal.SEALED: f"overwritten before by --match or --blank: {_BY_BLANK}",
+    Refusal.LOOSER: f"it was delivered under a stricter {{}} than today's: or {_BY_BLANK}",
+    Refusal.UNEQUAL: (
+        "it was redacted by secrets that are not known here (run this where OpenCode runs, with its environment),"
+        f" or sent by another version, or changed in OpenCode since: or {_BY_BLANK}"
+    ),
+    Refusal.UNNAMED: f"sent before its ids were kept, and {GONE}: it cannot be overwritten",
+    Refusal.ROW_STAYS: "an older row under the id {}, of another start or model, stays",
+    Refusal.IN_FLIGHT: "it was being delivered just then; recall it again",
+    Refusal.NOT_THERE: "{}",
+}
+
+
+def problem_line(problem: Problem) -> str:
+    return ": ".join(filter(None, (problem.session, problem.place, _SENTENCES[problem.refusal].format(problem.detail))))
+
+
 @dataclass(slots=True)
 class Report:
     """What a recall is about to do, and what became of it."""
@@ -74,12 +102,12 @@ class Report:
             self.chosen.append(f"{plan.session}{where}: {turns} turns, {plan.records} records")
         self.turns += turns
         self.records += plan.records
-        self.complain(plan.session, plan.problems)
+        self.tell(plan.problems)
 
-    def complain(self, session: str, problems: Iterable[str]) -> None:
+    def tell(self, problems: Iterable[Problem]) -> None:
         """Each problem is told once, however often it is met."""
-        told = [f"{session}: {problem}" for problem in problems]
-        self.problems += [one for one in told if one not in self.problems]
+        told = map(problem_line, problems)
+        self.problems += [one for one in dict.fromkeys(told) if one not in self.problems]
 
     @property
     def question(self) -> str:
@@ -89,6 +117,3 @@ class Report:
         yield from self.chosen
         yield f"{self.sessions} sessions, {self.turns} turns, {self.records} records"
         yield from (f"{number} {name}" for name, number in self.outcomes.items())
-
-    def problem_lines(self) -> Iterator[str]:
-        yield from self.problems

@@ -1,4 +1,4 @@
-"""Since when: what a person types after `--since`."""
+"""Reads the time that a person types after `--since`."""
 
 from __future__ import annotations
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,32 +16,27 @@ from app.capture.targets import find_target
 from app.cli import render
 from app.cli.options import (
     DONE,
+    OF_DESTINATION,
     PROBLEM,
     PROGRAM,
     AsJson,
-    Chosen,
-    Endpoint,
-    EnvFile,
-    SpoolDirectory,
     StoreFile,
-    complain,
-    moment,
     print_json,
     print_lines,
-    sources_of,
+    since_option,
+    takes,
 )
 from app.database.open import open_ledger
 from app.delivery import confirm
-from app.ledger import history
+from app.ledger.history import exported
 from app.runtime import clock
 from app.settings.lookup import Sources
-from app.settings.model import SettingsError
 from app.sources.opencode.store import Store, store_file
 from app.verify.turn_status import Verdict
-from app.verify.verify import Choice, UnknownSessionError, verify
+from app.verify.verify import Choice, verify
 
 if TYPE_CHECKING:
-    from app.verify.remote_check import Sought  # brings the HTTP client along
+    from app.verify.remote_check import Sought
 
 verification = typer.Typer(rich_markup_mode=None)
 
@@ -53,33 +47,24 @@ NAMED_MAX = 3
 
 
 @verification.command("verify")
-def _verify(  # noqa: PLR0913 - one for each option
+@takes(OF_DESTINATION)
+def _verify(
+    sources: Sources,
     *,
-    since: Annotated[
-        str | None, typer.Option(metavar="DATE|DURATION", help="Sessions changed since: 2026-01-31, 36h, 7d.")
-    ] = None,
+    since: Annotated[int | None, since_option("Sessions changed since")] = None,
     session: Annotated[list[str] | None, typer.Option(metavar="ID", help="This session; may be repeated.")] = None,
     db: StoreFile = None,
     remote: Annotated[bool, typer.Option("--remote", help="Also look for every record at Helicone.")] = False,
-    env_file: EnvFile = None,
-    spool_directory: SpoolDirectory = None,
-    endpoint: Endpoint = None,
-    chosen: Chosen = None,
     json_wanted: AsJson = False,
 ) -> None:
     """Compare OpenCode's store with the queue.
 
     Says of each session what became of its turns. Exit code 1 when a turn is unexplained.
     """
-    sources = sources_of(env_file, spool_directory, endpoint, chosen=chosen)
-    choice = Choice(moment(since) or 0, tuple(session or ()))
     store = Store(db or store_file(os.environ))
-    try:
-        with store.kept_open(), _progress("verifying") as step:
-            verdicts = verify(sources, store, choice, pause=time.sleep, progress=step)
-    except UnknownSessionError as error:
-        complain(str(error))
-        raise typer.Exit(PROBLEM) from None
+    choice = Choice(since or 0, tuple(session or ()))
+    with store.kept_open(), render.bar("verifying", total_min=LONG_SESSIONS) as bar:
+        verdicts = verify(sources, store, choice, pause=time.sleep, progress=bar.show)
     sought: dict[str, Sought] = {}
     failure = _seek(sources, verdicts, sought) if remote else ""
     if json_wanted:
@@ -92,47 +77,28 @@ def _verify(  # noqa: PLR0913 - one for each option
 
 def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sought]) -> str:
     """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
-    from app.exporters.helicone.client import Client, ClientError, ReadBackError  # noqa: PLC0415 - takes longer to load than the rest
+    from app.exporters.helicone.client import ReadBackError  # noqa: PLC0415 - takes longer to load than the rest
+    from app.operations.remote import asked  # noqa: PLC0415 - the same
     from app.verify.remote_check import seek  # noqa: PLC0415 - the same
 
     settings = sources.load()
-    secret = settings.api_key.get_secret_value() if settings.api_key else ""
-    plan = confirm.plan("on", settings.endpoint, secret, settings.readback_url)
-    if not secret or plan.url is None:
-        return plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)"
-    url, wait = plan.url, _pace(plan.queries_per_minute)
     try:
         with (
             closing(open_ledger(settings.spool_directory)) as db,
-            Client(secret) as client,
-            _progress("looking at Helicone") as step,
+            asked(settings) as helicone,
+            render.bar("looking at Helicone", total_min=LONG_SESSIONS) as bar,
         ):
             ours = find_target(db, settings)
-            for done, one in enumerate(verdicts if ours is not None else ()):
-                step(done, len(verdicts))
-                known = history.exported(db, ours.id if ours else -1, one.session)
-                sought[one.session] = seek(
-                    known,
-                    lambda start_ms, ids: wait() or client.stored(url, start_ms=start_ms, request_ids=ids),
-                    now_ms=clock.now_ms(),
-                    delay_ms=confirm.looks_ms(ours.route if ours else None, 0)[0],
-                )
-    except ClientError as error:
-        raise SettingsError([str(error)]) from None
+            if ours is None:
+                return ""  # nothing was ever delivered to here
+            delay_ms = confirm.looks_ms(ours.route, 0)[0]
+            for done, one in enumerate(verdicts):
+                bar.show(done, len(verdicts))
+                known = exported(db, ours.id, one.session)
+                sought[one.session] = seek(known, helicone.stored, now_ms=clock.now_ms(), delay_ms=delay_ms)
     except ReadBackError as error:
         return str(error)
     return ""
-
-
-def _pace(queries_per_minute: int) -> Callable[[], None]:
-    """Returns when another query may be made."""
-    allowance = confirm.Allowance(queries_per_minute, queries_per_minute, clock.read().steady_ms)
-
-    def wait() -> None:
-        while not allowance.take(clock.read().steady_ms):
-            time.sleep(0.1)
-
-    return wait
 
 
 # --- what is printed
@@ -259,17 +225,3 @@ def _states(verdicts: Sequence[Verdict]) -> Counter[str]:
     for one in verdicts:
         states.update(one.states)
     return states
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for long work that somebody watches; it is told (done, all)."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _all: None
-        return
-    from rich.console import Console  # noqa: PLC0415 - costs 50 ms, and mostly nobody watches
-    from rich.progress import Progress  # noqa: PLC0415 - the same
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, visible=False)
-        yield lambda done, all_: bar.update(task, completed=done, total=all_, visible=all_ >= LONG_SESSIONS)

@@ -139,6 +139,12 @@ def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:
             db.rollback()
 
 
+def shrink(db: sqlite3.Connection) -> None:
+    """Give pages of deleted rows back to the file system, a bounded number at a time."""
+    # `execute` would step only once, and each step frees one page.
+    db.executescript("pragma incremental_vacuum(1000)")
+
+
 def wal_reset_bug(version: str) -> bool:
     """Whether this version of SQLite may damage a WAL database when two connections checkpoint and commit at once."""
     major, minor, patch = (int(part) for part in (*version.split("."), "0", "0")[:3])

@@ -10,13 +10,14 @@ from functools import cache
 from importlib import resources
 
 from app.database.connection import transaction
+from app.errors import AppError
 from app.runtime import failpoint
 
 VERSIONS_MAX = 1_000
 """A version above this, with tables that we know, is no version but damage."""
 
 
-class SchemaError(RuntimeError):
+class SchemaError(AppError):
     """The file's schema is newer than this program, or its migrations are broken."""
 
 

@@ -239,10 +239,11 @@ def _look(
 def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: int, *, has_body: bool) -> None:
     if one.start_ms is not None:
         readback.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
+    if not confirmations.confirmed(db, one.job, now_ms, has_body=has_body):
+        return
     if has_body:
-        if confirmations.confirmed(db, one.job, now_ms):
-            flow.within_quota(db, destination_id)
-    elif confirmations.note_body_not_stored(db, one.job, now_ms) and flow.exceed_quota(db, destination_id):
+        flow.within_quota(db, destination_id)
+    elif flow.exceed_quota(db, destination_id):
         # Where only samples are looked at, what came since the last one may have lost its bodies, too.
         confirmations.look_back(db, destination_id, now_ms)
 

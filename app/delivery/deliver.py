@@ -2,7 +2,7 @@
 
 claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            │
-           └─ not accepted ─▶ health.judge ─▶ bury | set_back | pause and give_back
+           └─ not accepted ─▶ health.judge ─▶ dead_letter | retry_later | pause | release
 
 Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again. A job
 that gave up its bodies for want of room has them made again first, and posts them only if they are the same, or are
@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.delivery.backoff import Policy
-from app.delivery.health import Bury, GiveBack, Pause, SetBack, Situation, judge
+from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, judge
 from app.exporters.outcome import Outcome
 from app.ledger import claims, eviction, flow, maintenance, policy_enforcement
 from app.ledger.eviction import Remade
-from app.ledger.job import Body, Claim, Failure, LedgerError
+from app.ledger.job import Body, Claim, FailedAttempt, LedgerError
 from app.privacy.policy import Hold, Permit, Remake
 from app.runtime import failpoint
 
@@ -68,168 +68,125 @@ def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
     """
     if courier.stopping():
         return None
-    held = claims.claim(
+    claim = claims.claim(
         db, courier.destination_id, key, worker=courier.worker, now_ms=courier.clock(), lease_ms=LEASE_MS
     )
-    if held is None:
+    if claim is None:
         return None
     failpoint.reach("claim.committed")
     try:
-        was_asked = _carry(db, held, courier)
+        was_asked = _carry(db, claim, courier)
     except sqlite3.OperationalError:
-        courier.leave(held)
+        courier.leave(claim)
         raise
-    if not was_asked and held.is_probe:
+    if not was_asked and claim.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
         flow.probe_now(db, courier.destination_id, courier.clock())
-    return maintenance.next_of_session(db, courier.destination_id, held.session, courier.clock())
+    return maintenance.next_of_session(db, courier.destination_id, claim.session, courier.clock())
 
 
-def let_go(db: sqlite3.Connection, destination_id: int, held: Claim, now_ms: int) -> None:
-    """Give a job back that `deliver` could not finish: that its lease still stands is nobody's fault.
+def let_go(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
+    """Release a job that `deliver` could not finish: that its lease still stands is nobody's fault.
 
     Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
     """
-    failure = Failure("the ledger could not be written; see logs/worker.log")
-    if not claims.give_back(db, held, due_ms=now_ms + UNFINISHED_MS, failure=failure):
-        claims.abandon(db, held)
-    if held.is_probe:
-        flow.probe_now(db, destination_id, now_ms)
+    failed = FailedAttempt(now_ms, "the ledger could not be written; see logs/worker.log")
+    claims.release(db, claim, due_ms=now_ms + UNFINISHED_MS, failed=failed)
+    if claim.is_probe:
+        flow.probe_now(db, claim.destination_id, now_ms)
 
 
-def _carry(db: sqlite3.Connection, held: Claim, courier: Courier) -> bool:
+def _carry(db: sqlite3.Connection, claim: Claim, courier: Courier) -> bool:
     """Deliver the job, as far as that can be done; whether the destination was asked at all."""
-    if not eviction.is_emptied(db, held):
-        return _send(db, held, courier, None)
-    made = _made_again(db, held, courier)
-    return made is not None and _send(db, held, courier, made)
+    if not eviction.is_emptied(db, claim):
+        return _send(db, claim, courier, None)
+    made = _made_again(db, claim, courier)
+    return made is not None and _send(db, claim, courier, made)
 
 
-def _send(db: sqlite3.Connection, held: Claim, courier: Courier, made: Sequence[Body] | None) -> bool:
+def _send(db: sqlite3.Connection, claim: Claim, courier: Courier, made: Sequence[Body] | None) -> bool:
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
     asked = False
     try:
-        for body in claims.unacknowledged(db, held, made):
+        for body in claims.unacknowledged(db, claim, made):
             if courier.stopping():
-                claims.give_back(db, held, due_ms=courier.clock())
+                claims.release(db, claim, due_ms=courier.clock())
                 return asked
-            if not claims.is_current(db, held):
+            if not claims.is_current(db, claim):
                 break
-            permit = courier.permit(held)
+            permit = courier.permit(claim)
             if isinstance(permit, Hold | Remake):
-                _withhold(db, held, permit, courier.clock())
+                _withhold(db, claim, permit, courier.clock())
                 return asked
             failpoint.reach("post.sending", str(body.request_id))
             outcome = courier.post(body)
             failpoint.reach("post.answered", str(body.request_id))
             asked = True
             if outcome.kind != "accepted":
-                _settle(db, held, outcome, courier)
+                _settle(db, claim, outcome, courier)
                 return asked
-            if held.is_probe:
-                _resume(db, courier)
+            if claim.is_probe:
+                flow.resume(db, claim.destination_id)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
-            held = replace(held, setbacks=0, failures=0, is_probe=False, is_another=False, pause_count=0)
-            if not claims.acknowledge(
-                db, courier.destination_id, held, body, now_ms=courier.clock(), lease_ms=LEASE_MS
-            ):
+            claim = replace(claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
+            if not claims.acknowledge(db, claim, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
                 break
     except LedgerError as error:
-        claims.bury(db, held, courier.clock(), Failure(str(error)))
+        claims.dead_letter(db, claim, FailedAttempt(courier.clock(), str(error)))
         return asked
-    done = claims.complete(db, held, courier.clock(), confirm_ms=courier.when_to_confirm())
-    if not done and not claims.abandon(db, held):
-        # Still ours, but an older attempt's late answer took a record's place: that one must be posted again.
-        claims.give_back(db, held, due_ms=courier.clock())
+    if not claims.complete(db, claim, courier.clock(), confirm_ms=courier.when_to_confirm()):
+        # Where it is still ours, an older attempt's late answer took a record's place: that one must be posted again.
+        claims.release(db, claim, due_ms=courier.clock())
     return asked
 
 
-def _made_again(db: sqlite3.Connection, held: Claim, courier: Courier) -> Sequence[Body] | None:
+def _made_again(db: sqlite3.Connection, claim: Claim, courier: Courier) -> Sequence[Body] | None:
     """What the hook had made, or stricter; None when nobody here can make it, and the job is held or dropped."""
-    permit = courier.permit(held)
+    permit = courier.permit(claim)
     if isinstance(permit, Hold | Remake):
-        _withhold(db, held, permit, courier.clock())
+        _withhold(db, claim, permit, courier.clock())
         return None
-    made = courier.rebuild(held)
+    made = courier.rebuild(claim)
     if made is None:
-        if not eviction.drop_gone(db, held, courier.clock()):
-            claims.abandon(db, held)
+        claims.drop(db, claim, "size", courier.clock())
         return None
-    if isinstance(made, Hold) or not eviction.take_remade(db, held, made):
-        _withhold(db, held, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
+    if isinstance(made, Hold) or not eviction.take_remade(db, claim, made):
+        _withhold(db, claim, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
         return None
     return made.bodies
 
 
-def _withhold(db: sqlite3.Connection, held: Claim, permit: Hold | Remake, now_ms: int) -> None:
+def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Remake, now_ms: int) -> None:
     match permit:
         case Hold(reason):
-            withheld = policy_enforcement.hold(db, held, due_ms=now_ms + HOLD_MS, reason=reason)
+            policy_enforcement.hold(db, claim, due_ms=now_ms + HOLD_MS, reason=reason)
         case Remake():
-            withheld = policy_enforcement.drop_for_policy(db, held, now_ms)
-    if not withheld:
-        claims.abandon(db, held)
+            claims.drop(db, claim, "policy", now_ms)
 
 
-def _resume(db: sqlite3.Connection, courier: Courier) -> None:
-    """paused -> fine. Rings that were answered during the pause brought no claim: the watch shall ring anew."""
-    if flow.resume(db, courier.destination_id):
-        maintenance.forget_rings(db, courier.destination_id)
-
-
-def _settle(db: sqlite3.Connection, held: Claim, outcome: Outcome, courier: Courier) -> None:
-    now_ms = courier.clock()
-    known = flow.evidence(db, courier.destination_id, held.job_id)
-    at = Situation(
-        setbacks=held.setbacks,
-        failures=held.failures,
-        is_probe=held.is_probe,
-        is_another=held.is_another,
-        pause_count=held.pause_count,
-        is_paused=known.is_paused,
-        others_passed=known.others_passed,
-        other_is_suspect=known.other_is_suspect,
-        is_alone=claims.is_alone(db, courier.destination_id, held),
-    )
-    failure = Failure(outcome.reason, outcome.status, outcome.answer)
-    own_retries = courier.max_retries_of(held)
+def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Courier) -> None:
+    known = flow.evidence(db, claim.destination_id, claim.job_id)
+    own_retries = courier.max_retries_of(claim)
     policy = courier.policy if own_retries is None else replace(courier.policy, max_retries=own_retries)
+    failed = FailedAttempt(courier.clock(), outcome.reason, outcome.status, outcome.answer)
+    at = Situation(
+        consecutive_failures=claim.consecutive_failures,
+        failures=claim.failures,
+        is_probe=claim.is_probe,
+        pause_count=claim.pause_count,
+        is_paused=known.is_paused,
+        peers=known.peers,
+        is_alone=known.is_alone,
+    )
     match judge(outcome, at, policy, courier.dice()):
-        case Bury(error):
-            settled = claims.bury(db, held, now_ms, replace(failure, error=error))
-            if held.is_probe and outcome.kind == "permanent":
+        case DeadLetter(error):
+            claims.dead_letter(db, claim, replace(failed, error=error))
+            if claim.is_probe and outcome.kind == "permanent":
                 # It answered, about this job: the destination itself is there again.
-                _resume(db, courier)
-        case SetBack(delay_ms, charged):
-            flow.suspect(db, courier.destination_id, held.job_id)
-            settled = claims.set_back(
-                db,
-                held,
-                now_ms=now_ms,
-                due_ms=now_ms + delay_ms,
-                failure=failure,
-                passes=known.passes,
-                charged=charged,
-            )
-        case Pause(health, count, delay_ms, charged, asks_another):
-            flow.pause(
-                db,
-                courier.destination_id,
-                health=health,
-                reason=outcome.reason,
-                count=count,
-                probe_ms=now_ms + delay_ms,
-                now_ms=now_ms,
-                asks_another=asks_another,
-            )
-            settled = (
-                claims.set_back(
-                    db, held, now_ms=now_ms, due_ms=now_ms, failure=failure, passes=known.passes, charged=True
-                )
-                if charged
-                else claims.give_back(db, held, due_ms=now_ms, failure=failure)
-            )
-        case GiveBack():
-            settled = claims.give_back(db, held, due_ms=now_ms, failure=failure)
-    if not settled:
-        claims.abandon(db, held)
+                flow.resume(db, claim.destination_id)
+        case RetryLater(delay_ms, is_charged):
+            claims.retry_later(db, claim, failed, delay_ms=delay_ms, is_charged=is_charged)
+        case Pause(health, count, delay_ms, is_charged):
+            claims.pause(db, claim, failed, health=health, count=count, delay_ms=delay_ms, is_charged=is_charged)
+        case Release():
+            claims.release(db, claim, due_ms=failed.ended_ms, failed=failed)

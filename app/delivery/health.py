@@ -4,8 +4,8 @@
     refused, 429                                 the destination's: it is paused at once
     no answer (connection, timeout), or a 5xx
       on a probe                                 the destination's: the next probe, of another job, waits longer
-      of one job, others passing                 the job's: it waits; a 5xx is charged, no answer never is
-      of a second job, none passing              the destination's: it is paused, and the second job is charged nothing
+      while other jobs succeed                   the job's: it waits; a 5xx is charged, no answer never is
+      while other jobs fail                      the destination's: it is paused, and this job is charged nothing
       of the only job that waits                 nobody can tell: no answer pauses; a 5xx of the server itself is
                                                  charged once the backoff has come to its full length
 
@@ -28,38 +28,34 @@ GATEWAY = frozenset({502, 503, 504, *range(520, 531)})
 class Situation:
     """What was known when the attempt ended."""
 
-    setbacks: int
-    """Of the job: failures since a record of it was last acknowledged."""
+    consecutive_failures: int
+    """Of the job, since a record of it was last acknowledged."""
     failures: int
     """Those that were charged."""
     is_probe: bool
-    is_another: bool
-    """A probe that was a second opinion."""
     pause_count: int
     """Probes failed in a row before this attempt."""
     is_paused: bool
     """By whoever, by now."""
-    others_passed: bool
-    """A record was accepted since this job's last setback."""
-    other_is_suspect: bool
-    """Another job has failed, and nothing has passed since."""
+    peers: Literal["succeed", "fail", "none"]
+    """What other jobs say of the destination; none: nothing, since this job last failed."""
     is_alone: bool
     """No other job waits for this destination."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bury:
+class DeadLetter:
     """The job is dead."""
 
     error: str
 
 
 @dataclass(frozen=True, slots=True)
-class SetBack:
-    """The job waits; the destination goes on. It is the suspect, should the next one fail, too."""
+class RetryLater:
+    """The job waits; the destination goes on."""
 
     delay_ms: int
-    charged: bool
+    is_charged: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,61 +64,53 @@ class Pause:
 
     health: Literal["down", "refused"]
     count: int
+    """Probes failed in a row."""
     delay_ms: int
-    charged: bool
-    """Also the job is charged: it is the only one, and has been asked about for long enough."""
-    asks_another: bool = False
-    """The next probe comes soon, and is a second opinion."""
+    is_charged: bool
+    """The job is charged as well: it is the only one, and was asked about for long enough."""
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
+class Release:
     """Somebody else has paused the destination: this attempt says nothing new."""
 
 
-Verdict: TypeAlias = Bury | SetBack | Pause | GiveBack
+Verdict: TypeAlias = DeadLetter | RetryLater | Pause | Release
 
 
 def judge(outcome: Outcome, at: Situation, policy: Policy, dice: float) -> Verdict:
     """What becomes of a job and its destination after an attempt that was not accepted. `dice` is uniform in 0..1."""
     if outcome.kind == "permanent":
-        return Bury(outcome.reason)
-    own = outcome.kind == "retry" and _is_own(outcome, at, policy)
-    if own and at.failures >= policy.max_retries:
-        return Bury(f"{outcome.reason} (after {policy.max_retries} retries)")
+        return DeadLetter(outcome.reason)
+    is_charged = outcome.kind == "retry" and _is_charged(outcome, at, policy)
+    if is_charged and at.failures >= policy.max_retries:
+        return DeadLetter(f"{outcome.reason} (after {policy.max_retries} retries)")
     if _is_of_the_destination(outcome, at):
-        return _pause(outcome, at, policy, dice, charged=own)
+        count = at.pause_count + 1
+        backoff_ms = pause_ms(count, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=dice)
+        health: Literal["down", "refused"] = "refused" if outcome.kind == "refused" else "down"
+        return Pause(health, count, max(backoff_ms, outcome.retry_after_ms or 0), is_charged)
     if at.is_paused:
-        return GiveBack()
-    backoff_ms = delay_ms(at.setbacks + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=dice)
-    return SetBack(max(backoff_ms, outcome.retry_after_ms or 0), charged=own)
+        return Release()
+    failures = at.consecutive_failures + 1
+    backoff_ms = delay_ms(failures, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=dice)
+    return RetryLater(max(backoff_ms, outcome.retry_after_ms or 0), is_charged)
 
 
 def _is_of_the_destination(outcome: Outcome, at: Situation) -> bool:
     if outcome.kind == "refused" or at.is_probe:
         return True
+    if at.is_paused:
+        return False
     is_limit = outcome.kind == "wait" and outcome.status is not None
-    is_all_there_is = outcome.kind == "wait" and at.is_alone
-    return not at.is_paused and (is_limit or is_all_there_is or at.other_is_suspect)
+    return is_limit or at.peers == "fail" or (outcome.kind == "wait" and at.is_alone)
 
 
-def _is_own(outcome: Outcome, at: Situation, policy: Policy) -> bool:
+def _is_charged(outcome: Outcome, at: Situation, policy: Policy) -> bool:
     """Whether a 5xx is held against the job."""
-    if at.others_passed and not (at.is_probe or at.is_paused or at.other_is_suspect):
+    if at.peers == "succeed" and not (at.is_probe or at.is_paused):
         return True
     if not at.is_alone or outcome.status in GATEWAY:
         return False
-    asked = at.pause_count if at.is_probe else at.setbacks
+    asked = at.pause_count if at.is_probe else at.consecutive_failures
     return is_full(asked + 1, base_ms=policy.base_ms, cap_ms=policy.cap_ms)
-
-
-def _pause(outcome: Outcome, at: Situation, policy: Policy, dice: float, *, charged: bool) -> Pause:
-    # A second opinion is no probe more.
-    count = at.pause_count + (0 if at.is_another else 1)
-    health: Literal["down", "refused"] = "refused" if outcome.kind == "refused" else "down"
-    # After the 2nd, 4th, 8th ... failed probe: often enough to find that one record is to blame, and so rarely that an
-    # outage costs no more requests, and that no later turn of a session goes first when it ends.
-    asks_another = health == "down" and not at.is_another and not at.is_alone and count > 1 and count & (count - 1) == 0
-    waits = 1 if asks_another else count
-    backoff_ms = pause_ms(waits, base_ms=policy.base_ms, cap_ms=policy.cap_ms, dice=dice)
-    return Pause(health, count, max(backoff_ms, outcome.retry_after_ms or 0), charged, asks_another)

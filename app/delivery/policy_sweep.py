@@ -51,11 +51,7 @@ class Tightening:
                 case Remake():
                     while batch := policy_enforcement.drop_looser(db, self._destination_id, folder, made_under, now_ms):
                         dropped += batch
-        released = sum(
-            policy_enforcement.release_folder(db, self._destination_id, folder, now_ms)
-            for folder in policy_enforcement.held_folders(db, self._destination_id)
-            if not isinstance(self._permits.capture(db, folder), Hold)
-        )
+        released = self._release(db, now_ms)
         if dropped:
             # They hold the bodies that were just dropped.
             for left in recover.forget_copies(db.path).values():
@@ -65,3 +61,14 @@ class Tightening:
                 f"settings changed: {held} job(s) wait, {released} no longer wait,"
                 f" {dropped} made under a looser policy dropped"
             )
+
+    def _release(self, db: Ledger, now_ms: int) -> int:
+        """How many jobs are no longer held."""
+        released = 0
+        for folder in policy_enforcement.held_folders(db, self._destination_id):
+            if not isinstance(self._permits.capture(db, folder), Hold):
+                while batch := policy_enforcement.hold_folder(
+                    db, self._destination_id, folder, due_ms=now_ms, reason=None
+                ):
+                    released += batch
+        return released

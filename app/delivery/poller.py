@@ -10,7 +10,7 @@ from collections.abc import Callable
 from app.capture import folder_limits
 from app.capture.eviction import Room
 from app.database import recover
-from app.database.connection import Ledger
+from app.database.connection import Ledger, shrink
 from app.database.open import inspect
 from app.delivery.deliver import let_go
 from app.delivery.policy_sweep import Tightening
@@ -76,7 +76,7 @@ class Poller:
         now_ms = now.wall_ms
         if self._seen is None:
             self._start(db, now_ms)
-        elif maintenance.note_sleep(db, jump_ms(self._seen, now), now_ms):
+        elif incidents.note_jump(db, jump_ms(self._seen, now), now_ms):
             self._log("the clock jumped ahead, or the machine slept")
         self._seen = now
         self.let_go(db, now_ms)
@@ -100,7 +100,6 @@ class Poller:
         """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
         inspect(db)
         flow.probe_now(db, self._target.id, now_ms)
-        maintenance.forget_rings(db, self._target.id)
         present(self._workers)  # which removes what killed workers left there
         self._take_over(db, now_ms)
 
@@ -111,7 +110,7 @@ class Poller:
     def let_go(self, db: Ledger, now_ms: int) -> None:
         """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
         for held in list(self.unfinished):
-            let_go(db, self._target.id, held, now_ms)
+            let_go(db, held, now_ms)
             self.unfinished.remove(held)
 
     def _reclaim(self, db: Ledger, now_ms: int) -> None:
@@ -122,8 +121,8 @@ class Poller:
             self._log(f"took back {recovered} job(s) of a worker that died, hung or slept")
 
     def wake_due(self, db: Ledger, now_ms: int, wakes_max: int) -> None:
-        """Wake threads for the next jobs that are due and for which nobody was woken yet."""
-        for key in maintenance.to_ring(db, self._target.id, now_ms, wakes_max):
+        """Wake threads for the next jobs that are due, as far as nobody was woken for them yet."""
+        for key in maintenance.to_ring(db, self._target.id, now_ms, wakes_max, self._queue.rung()):
             failpoint.reach("watch.ringing")
             self.wake(db, key)
 
@@ -152,7 +151,7 @@ class Poller:
         pruning.forget_acknowledgements(db, now_ms)
         record_identity.forget_footprints(db)
         recover.tidy(db.path, older_than_s=(now_ms - age_ms_max) / 1000)
-        pruning.shrink(db)
+        shrink(db)
         if given_up:
             self._log(
                 f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"

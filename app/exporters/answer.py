@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from app.errors import AppError
+
 VALUES_MAX = 1_000_000
 """In one text. A page of 100 records has tens of thousands."""
 DEPTH_MAX = 200
@@ -18,7 +20,7 @@ _OUTLINE = b'"[]{},'
 _REST = bytes(set(range(256)) - set(_OUTLINE))
 
 
-class AnswerError(ValueError):
+class AnswerError(AppError):
     """The text is no JSON, or not of a size and depth that is worth parsing. Quotes nothing of it."""
 
 

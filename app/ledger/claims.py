@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from app.database.connection import transaction
 from app.ledger import flow
-from app.ledger.job import Body, Claim, Failure, LedgerError, bodies
+from app.ledger.flow import Paused, Terms
+from app.ledger.job import Body, Claim, FailedAttempt, LedgerError, bodies
 from app.ledger.versions import forget_contents
 from app.runtime import failpoint
 
@@ -15,32 +17,29 @@ ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
 ATTEMPTS_KEPT = 10
 
-# Of the session that a key belongs to. A job in backoff does not block its successors.
-_DUE_OF_SESSION = """
-    select j.id from job k join job j on j.session_id = k.session_id
-    where k.destination_id = :destination and k.key = :key and j.state = 'pending' and j.due_ms <= :now
-      and not exists (select 1 from job l where l.session_id = k.session_id and l.lease_until_ms is not null)
-      and (j.kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination
-        and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"""
+# Due, in a session of which nothing is in flight. A job in backoff does not block its successors.
+_DUE = (
+    "j.state = 'pending' and j.due_ms <= :now"
+    " and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)"
+)
+CLAIMABLE = (
+    f"{_DUE} and (j.kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
+    " and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
+)
+"""Of jobs `j` of the destination: due, and not kept back by one that must be alone."""
+_OF_SESSION = (
+    "select j.id from job k join job j on j.session_id = k.session_id"
+    f" where k.destination_id = :destination and k.key = :key and {CLAIMABLE}"
+)
 # The oldest due job that is live, else the oldest due. (Two questions: one order by both would sort all that is due.)
-_OF_SESSION = f"""
-    coalesce(({_DUE_OF_SESSION} and j.is_history = 0 order by j.id limit 1),
-      ({_DUE_OF_SESSION} order by j.id limit 1))"""
-# The oldest due job of the session that was not asked about for the longest time: probes take turns.
-_OF_ANY_SESSION = """
-    select id from (
-      select min(j.id) as id, j.attempted_ms from job j
-      where j.destination_id = :destination and j.state = 'pending' and j.due_ms <= :now
-        and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)
-      group by j.session_id)
-    order by coalesce(attempted_ms, 0), id limit 1"""
-
-
-# A second opinion: one bad record at the head of a session must not be all that a probe ever asks about.
-_OF_ANY_JOB = """
-    select j.id from job j where j.destination_id = :destination and j.state = 'pending' and j.due_ms <= :now
-      and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)
-    order by coalesce(j.attempted_ms, 0), j.id limit 1"""
+_NEXT_OF_SESSION = (
+    f"coalesce(({_OF_SESSION} and j.is_history = 0 order by j.id limit 1), ({_OF_SESSION} order by j.id limit 1))"
+)
+# One bad record must not be all that probes ever ask about: they take turns.
+_LEAST_RECENTLY_TRIED = (
+    f"select j.id from job j where j.destination_id = :destination and {_DUE}"
+    " order by coalesce(j.attempted_ms, 0), j.id limit 1"
+)
 
 
 def claim(
@@ -48,17 +47,15 @@ def claim(
 ) -> Claim | None:
     """pending -> pending with a lease: the oldest due job of the session that `key` belongs to; history goes last.
 
-    While the destination is paused and its probe is due, it is the job of any session whose turn it is. None when
-    there is nothing to do: not due, another job of the session is in flight, or the destination takes no more now.
+    While the destination is paused and its probe is due, it is the job of any session that was not tried for the
+    longest time. None when there is nothing to do: not due, another job of the session is in flight, or the destination
+    takes no more now.
     """
     with transaction(db):
         terms = flow.terms(db, destination_id, now_ms)
         if terms is None:
             return None
-        arguments = {"destination": destination_id, "key": key, "now": now_ms, "isolated": ISOLATED_KILLS}
-        candidates = _OF_SESSION
-        if terms.is_probe:
-            candidates = _OF_ANY_JOB if terms.asks_another else _OF_ANY_SESSION
+        candidates = _LEAST_RECENTLY_TRIED if terms.is_probe else _NEXT_OF_SESSION
         row = db.execute(
             # Whether it must still be held its worker asks: no finish needs to know that it once was.
             "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"
@@ -69,8 +66,15 @@ def claim(
             # not among all jobs of the destination.)
             " and not exists (select 1 from job l where l.lease_until_ms is not null"
             "  and +l.destination_id = :destination and (job.kills >= :isolated or l.kills >= :isolated))"
-            " returning id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
-            {**arguments, "until": now_ms + lease_ms, "worker": worker},
+            " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
+            {
+                "destination": destination_id,
+                "key": key,
+                "now": now_ms,
+                "isolated": ISOLATED_KILLS,
+                "until": now_ms + lease_ms,
+                "worker": worker,
+            },
         ).fetchone()
         if row is None:
             return None
@@ -78,12 +82,17 @@ def claim(
             # The next one waits at least as long as this one may take.
             flow.await_probe(db, destination_id, now_ms + lease_ms)
         _begin_attempt(db, row["id"], row["attempt"], now_ms)
-        beside = db.execute(
-            "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
-            " left join policy p on p.id = ? where s.id = ?",
-            (row["turn_id"], row["policy_id"], row["session_id"]),
-        ).fetchone()
+        return _read(db, row, terms)
+
+
+def _read(db: sqlite3.Connection, row: sqlite3.Row, terms: Terms) -> Claim:
+    beside = db.execute(
+        "select s.name, t.name as turn, s.folder, p.facts from session s join turn t on t.id = ?"
+        " left join policy p on p.id = ? where s.id = ?",
+        (row["turn_id"], row["policy_id"], row["session_id"]),
+    ).fetchone()
     return Claim(
+        destination_id=row["destination_id"],
         job_id=row["id"],
         turn_id=row["turn_id"],
         key=row["key"],
@@ -92,10 +101,9 @@ def claim(
         folder=beside["folder"],
         policy=beside["facts"] or "",
         attempt=row["attempt"],
-        setbacks=row["setbacks"],
+        consecutive_failures=row["setbacks"],
         failures=row["failures"],
         is_probe=terms.is_probe,
-        is_another=terms.asks_another,
         pause_count=terms.pause_count,
     )
 
@@ -110,14 +118,7 @@ def _begin_attempt(db: sqlite3.Connection, job_id: int, number: int, now_ms: int
     )
 
 
-def _end_attempt(db: sqlite3.Connection, held: Claim, now_ms: int, failure: Failure) -> None:
-    db.execute(
-        "update attempt set ended_ms = ?, status = ?, error = ?, answer = ? where job_id = ? and number = ?",
-        (now_ms, failure.status, failure.error, failure.answer or None, held.job_id, held.attempt),
-    )
-
-
-def unacknowledged(db: sqlite3.Connection, held: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
+def unacknowledged(db: sqlite3.Connection, claim: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
     """The records of a claimed job that Helicone has not said yes to, in order, one in memory at a time.
 
     A record equal to the last acknowledged one under its request id is done already, whichever job posted it. `made`
@@ -126,43 +127,32 @@ def unacknowledged(db: sqlite3.Connection, held: Claim, made: Sequence[Body] | N
     """
     (missing,) = db.execute(
         "select record_count - (select count(*) from record where job_id = job.id) from job where id = ?",
-        (held.job_id,),
+        (claim.job_id,),
     ).fetchone()
-    if missing > 0 and is_current(db, held):
-        raise LedgerError(f"{missing} record(s) of job {held.key[:12]} are missing")
+    if missing > 0 and is_current(db, claim):
+        raise LedgerError(f"{missing} record(s) of job {claim.key[:12]} are missing")
     positions = db.execute(
         "select r.position from record r where r.job_id = ? and not exists (select 1 from acknowledgement a"
         " where a.turn_id = ? and a.request_id = r.request_id and a.digest = r.digest)",
-        (held.job_id, held.turn_id),
+        (claim.job_id, claim.turn_id),
     ).fetchall()
     left = {row["position"] for row in positions}
     if made is not None:
         yield from (made[position] for position in sorted(left))
     elif left:
-        yield from bodies(db, held.job_id, held.key, lambda row: row["position"] in left)
+        yield from bodies(db, claim.job_id, claim.key, lambda row: row["position"] in left)
 
 
-def is_current(db: sqlite3.Connection, held: Claim) -> bool:
+def is_current(db: sqlite3.Connection, claim: Claim) -> bool:
     """Whether the claim still stands: not superseded, not dropped, not taken over by another attempt."""
     row = db.execute(
         "select 1 from job where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-        (held.job_id, held.attempt),
+        (claim.job_id, claim.attempt),
     ).fetchone()
     return row is not None
 
 
-def is_alone(db: sqlite3.Connection, destination_id: int, held: Claim) -> bool:
-    """Whether no other job waits for this destination: then nobody else can show whether it is there."""
-    row = db.execute(
-        "select 1 from job where destination_id = ? and state = 'pending' and id <> ? and hold_reason is null limit 1",
-        (destination_id, held.job_id),
-    ).fetchone()
-    return row is None
-
-
-def acknowledge(
-    db: sqlite3.Connection, destination_id: int, held: Claim, body: Body, *, now_ms: int, lease_ms: int
-) -> bool:
+def acknowledge(db: sqlite3.Connection, claim: Claim, body: Body, *, now_ms: int, lease_ms: int) -> bool:
     """Note that Helicone took this record, and renew the lease. False when the claim no longer stands.
 
     The note itself is not fenced: that Helicone said yes is true whoever heard it.
@@ -171,105 +161,177 @@ def acknowledge(
         db.execute(
             "insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (?, ?, ?, ?)"
             " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms",
-            (held.turn_id, body.request_id.bytes, body.digest, now_ms),
+            (claim.turn_id, body.request_id.bytes, body.digest, now_ms),
         )
-        passes = flow.passed(db, destination_id)
+        passes = flow.passed(db, claim.destination_id)
         updated = db.execute(
             "update job set lease_until_ms = ?, setbacks = 0, failures = 0, passes_seen = ?"
             " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (now_ms + lease_ms, passes, held.job_id, held.attempt),
+            (now_ms + lease_ms, passes, claim.job_id, claim.attempt),
         )
         failpoint.reach("acknowledge.noting")
     failpoint.reach("acknowledge.committed")
     return updated.rowcount == 1
 
 
-def complete(db: sqlite3.Connection, held: Claim, now_ms: int, *, confirm_ms: int | None = None) -> bool:
+def finish(
+    db: sqlite3.Connection, claim: Claim, changes: str, arguments: Mapping[str, object], condition: str = "1"
+) -> bool:
+    """End a claim in the caller's transaction: the lease goes, and what becomes of the job is written.
+
+    False when the claim no longer stands, or the job is not as `condition` says: another attempt has the job, or it is
+    superseded or dropped. Of the latter the lease goes all the same: its session waits for that.
+    """
+    fence = "id = :job and attempt = :attempt and lease_until_ms is not null"
+    bound = {**arguments, "job": claim.job_id, "attempt": claim.attempt}
+    updated = db.execute(
+        f"update job set lease_until_ms = null, worker = null, {changes}"
+        f" where {fence} and state = 'pending' and {condition}",
+        bound,
+    )
+    if updated.rowcount == 0:
+        db.execute(f"update job set lease_until_ms = null, worker = null where {fence} and state <> 'pending'", bound)
+    return updated.rowcount == 1
+
+
+def complete(db: sqlite3.Connection, claim: Claim, now_ms: int, *, confirm_ms: int | None = None) -> bool:
     """pending, leased -> delivered, if every record is acknowledged.
 
     The bodies go, unless the job is to be confirmed at `confirm_ms`; the row stays, so that the key is never sent
     again.
     """
     with transaction(db):
-        updated = db.execute(
-            "update job set state = 'delivered', due_ms = null, lease_until_ms = null, worker = null, error = null,"
-            " finished_ms = :now, confirm_ms = :confirm, body_bytes = iif(:confirm is null, 0, body_bytes)"
-            " where id = :job and attempt = :attempt and state = 'pending' and lease_until_ms is not null"
-            " and not exists (select 1 from record r where r.job_id = job.id and not exists (select 1"
-            "  from acknowledgement a where a.turn_id = job.turn_id and a.request_id = r.request_id"
-            "  and a.digest = r.digest))",
-            {"now": now_ms, "confirm": confirm_ms, "job": held.job_id, "attempt": held.attempt},
+        is_done = finish(
+            db,
+            claim,
+            "state = 'delivered', due_ms = null, error = null,"
+            " finished_ms = :now, confirm_ms = :confirm, body_bytes = iif(:confirm is null, 0, body_bytes)",
+            {"now": now_ms, "confirm": confirm_ms},
+            "not exists (select 1 from record r where r.job_id = job.id and not exists (select 1"
+            " from acknowledgement a where a.turn_id = job.turn_id and a.request_id = r.request_id"
+            " and a.digest = r.digest))",
         )
-        if updated.rowcount == 1:
+        if is_done:
             db.execute(
                 "update attempt set ended_ms = ?, status = 200, error = 'accepted' where job_id = ? and number = ?",
-                (now_ms, held.job_id, held.attempt),
+                (now_ms, claim.job_id, claim.attempt),
             )
             if confirm_ms is None:
-                forget_contents(db, [held.job_id])
+                forget_contents(db, [claim.job_id])
         failpoint.reach("complete.finishing")
     failpoint.reach("complete.committed")
-    return updated.rowcount == 1
+    return is_done
 
 
-def bury(db: sqlite3.Connection, held: Claim, now_ms: int, failure: Failure) -> bool:
+def dead_letter(db: sqlite3.Connection, claim: Claim, failed: FailedAttempt) -> bool:
     """pending, leased -> dead. Its records stay for whoever looks into it."""
     with transaction(db):
-        updated = db.execute(
-            "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = ?,"
-            " error = ? where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (now_ms, failure.error, held.job_id, held.attempt),
+        is_done = finish(
+            db,
+            claim,
+            "state = 'dead', due_ms = null, finished_ms = :now, error = :error",
+            {"now": failed.ended_ms, "error": failed.error},
         )
-        _end_attempt(db, held, now_ms, failure)
-    return updated.rowcount == 1
+        _end_attempt(db, claim, failed)
+    return is_done
 
 
-def set_back(
-    db: sqlite3.Connection, held: Claim, *, now_ms: int, due_ms: int, failure: Failure, passes: int, charged: bool
+def retry_later(
+    db: sqlite3.Connection, claim: Claim, failed: FailedAttempt, *, delay_ms: int, is_charged: bool
 ) -> bool:
-    """pending, leased -> pending, due later. `charged`: the failure is the job's own.
+    """pending, leased -> pending, due later. `is_charged`: the failure is the job's own."""
+    with transaction(db):
+        return _retry_later(db, claim, failed, delay_ms, is_charged=is_charged)
 
-    `passes` is what the destination has accepted by now: another failure without a pass in between says nothing new.
+
+def _retry_later(
+    db: sqlite3.Connection, claim: Claim, failed: FailedAttempt, delay_ms: int, *, is_charged: bool
+) -> bool:
+    _end_attempt(db, claim, failed)
+    return finish(
+        db,
+        claim,
+        "due_ms = :due, error = :error, setbacks = setbacks + 1, failures = failures + :charged,"
+        " passes_seen = (select passes from destination where id = job.destination_id)",
+        {"due": failed.ended_ms + delay_ms, "error": failed.error, "charged": is_charged},
+    )
+
+
+def pause(
+    db: sqlite3.Connection,
+    claim: Claim,
+    failed: FailedAttempt,
+    *,
+    health: Paused,
+    count: int,
+    delay_ms: int,
+    is_charged: bool,
+) -> bool:
+    """pending, leased -> pending, due at once, but its destination waits: see `destination.pause`.
+
+    In one transaction: a job whose lease stayed would be taken for one that its worker died with.
     """
     with transaction(db):
-        updated = db.execute(
-            "update job set lease_until_ms = null, worker = null, due_ms = ?, error = ?, rung_ms = null,"
-            " setbacks = setbacks + 1, failures = failures + ?, passes_seen = ?"
-            " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (due_ms, failure.error, charged, passes, held.job_id, held.attempt),
+        flow.pause(
+            db,
+            claim.destination_id,
+            health=health,
+            reason=failed.error,
+            count=count,
+            probe_ms=failed.ended_ms + delay_ms,
+            now_ms=failed.ended_ms,
         )
-        _end_attempt(db, held, now_ms, failure)
-    return updated.rowcount == 1
+        if is_charged:
+            return _retry_later(db, claim, failed, 0, is_charged=True)
+        return _release(db, claim, failed.ended_ms, failed)
 
 
-def give_back(db: sqlite3.Connection, held: Claim, *, due_ms: int, failure: Failure | None = None) -> bool:
-    """pending, leased -> pending: the attempt says nothing about the job."""
+def release(db: sqlite3.Connection, claim: Claim, *, due_ms: int, failed: FailedAttempt | None = None) -> bool:
+    """pending, leased -> pending: the attempt says nothing about the job, or was none."""
     with transaction(db):
-        updated = db.execute(
-            "update job set lease_until_ms = null, worker = null, rung_ms = null, due_ms = ?,"
-            " error = coalesce(?, error)"
-            " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (due_ms, failure.error if failure else None, held.job_id, held.attempt),
-        )
-        _end_attempt(db, held, due_ms, failure or Failure("not tried: the worker was told to stop"))
-    return updated.rowcount == 1
+        return _release(db, claim, due_ms, failed)
 
 
-def abandon(db: sqlite3.Connection, held: Claim) -> bool:
-    """superseded or dropped, leased -> the same without the lease: the worker saw that its job is no longer wanted."""
-    updated = db.execute(
-        "update job set lease_until_ms = null, worker = null where id = ? and attempt = ? and state <> 'pending'"
-        " and lease_until_ms is not null",
-        (held.job_id, held.attempt),
+def _release(db: sqlite3.Connection, claim: Claim, due_ms: int, failed: FailedAttempt | None) -> bool:
+    _end_attempt(db, claim, failed or FailedAttempt(due_ms, "not tried: the worker was told to stop"))
+    return finish(
+        db,
+        claim,
+        "due_ms = :due, error = coalesce(:error, error)",
+        {"due": due_ms, "error": failed and failed.error},
     )
-    return updated.rowcount == 1
 
 
-def give_back_all(db: sqlite3.Connection, worker: str) -> int:
+def drop(db: sqlite3.Connection, claim: Claim, reason: Literal["policy", "size"], now_ms: int) -> bool:
+    """pending, leased -> dropped.
+
+    `policy`: its bytes were made under a looser policy than the one in force. `size`: it gave up its bodies, and there
+    is nothing left to make them of.
+    """
+    with transaction(db):
+        is_done = finish(
+            db,
+            claim,
+            "state = 'dropped', drop_reason = :reason, due_ms = null, finished_ms = :now, body_bytes = 0, error = null",
+            {"reason": reason, "now": now_ms},
+            "(:reason = 'policy' or body_bytes = 0)",
+        )
+        if is_done:
+            forget_contents(db, [claim.job_id])
+    return is_done
+
+
+def _end_attempt(db: sqlite3.Connection, claim: Claim, ended: FailedAttempt) -> None:
+    db.execute(
+        "update attempt set ended_ms = ?, status = ?, error = ?, answer = ? where job_id = ? and number = ?",
+        (ended.ended_ms, ended.status, ended.error, ended.answer or None, claim.job_id, claim.attempt),
+    )
+
+
+def release_all(db: sqlite3.Connection, worker: str) -> int:
     """leased by this worker -> not leased, uncharged: it was told to stop and lets everything go."""
     updated = db.execute(
-        "update job set lease_until_ms = null, worker = null, rung_ms = null"
-        " where lease_until_ms is not null and worker = ?",
+        "update job set lease_until_ms = null, worker = null where lease_until_ms is not null and worker = ?",
         (worker,),
     )
     return updated.rowcount

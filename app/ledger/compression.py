@@ -10,13 +10,15 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
+from app.errors import AppError
+
 _SMALL_BYTES = 4_096
 """Below this zlib makes less of it, and sooner."""
 _XZ = b"\xfd"
 _CHUNK_BYTES = 1 << 16
 
 
-class BundleError(ValueError):
+class BundleError(AppError):
     """The stream is damaged, or shorter than its records."""
 
 

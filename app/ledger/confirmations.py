@@ -1,6 +1,6 @@
 """Stored, not just accepted: what becomes of delivered jobs that are read back at Helicone.
 
-    delivered, to be confirmed ─▶ delivered      confirmed, note_body_not_stored, given up: the bodies go
+    delivered, to be confirmed ─▶ delivered      confirmed, given up: the bodies go
                                ─▶ delivered      not_found_yet: looked for again later
                                ─▶ pending        send_again
                                ─▶ dead           bury_unstored
@@ -92,23 +92,22 @@ def last_body(db: sqlite3.Connection, due: Unconfirmed) -> bytes | None:
     return held[-1].body if held else None
 
 
-def confirmed(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
-    """delivered, to be confirmed -> delivered: it is there. Its bodies go."""
-    return _close(db, due, "confirmed_ms = :now", {"now": now_ms})
+def confirmed(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, *, has_body: bool) -> bool:
+    """delivered, to be confirmed -> delivered: it is there, and its bodies go. Without its body there, it is marked.
 
-
-def note_body_not_stored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
-    """delivered, to be confirmed -> delivered, marked: its numbers are there and its bodies are not.
-
-    Whoever brings the turn again, as a newer version or because somebody asks, sends all of it.
+    Whoever brings a marked turn again, as a newer version or because somebody asks, sends all of it.
     """
     with transaction(db):
         changed = _update(
-            db, due, "confirm_ms = null, body_bytes = 0, confirmed_ms = :now, body_not_stored = 1", {"now": now_ms}
+            db,
+            due,
+            "confirm_ms = null, body_bytes = 0, confirmed_ms = :now, body_not_stored = :without_body",
+            {"now": now_ms, "without_body": not has_body},
         )
         if changed:
-            db.execute("delete from acknowledgement where turn_id = ?", (due.turn_id,))
             forget_contents(db, [due.job_id])
+            if not has_body:
+                db.execute("delete from acknowledgement where turn_id = ?", (due.turn_id,))
     return changed
 
 
@@ -128,7 +127,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
             db,
             due,
             # The attempt number moves on: whoever else looks at the same job must not settle it, too.
-            "state = 'pending', due_ms = :now, finished_ms = null, confirm_ms = null, rung_ms = null,"
+            "state = 'pending', due_ms = :now, finished_ms = null, confirm_ms = null,"
             " attempt = attempt + 1, resends = resends + 1, setbacks = 0, failures = 0, passes_seen = null",
             {"now": now_ms},
             condition=_HAS_RECORDS.format(job="job"),
@@ -153,22 +152,6 @@ def bury_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: 
         )
         if changed:
             _disbelieve(db, due)
-    return changed
-
-
-def give_up_confirmation(db: sqlite3.Connection, destination_id: int, due: Unconfirmed) -> bool:
-    """delivered, to be confirmed -> delivered: nothing is left to send again. Counted."""
-    changed = _close(db, due, "confirmed_ms = null", {})
-    if changed:
-        _count_given_up(db, destination_id, 1)
-    return changed
-
-
-def _close(db: sqlite3.Connection, due: Unconfirmed, changes: str, arguments: dict[str, object]) -> bool:
-    with transaction(db):
-        changed = _update(db, due, f"confirm_ms = null, body_bytes = 0, {changes}", arguments)
-        if changed:
-            forget_contents(db, [due.job_id])
     return changed
 
 
@@ -244,10 +227,18 @@ def give_up_confirmations(
     return given_up
 
 
-def stop_confirming(db: sqlite3.Connection, destination_id: int) -> int:
-    """delivered, to be confirmed -> delivered: nobody will read back at this destination. Counted for status."""
+def give_up_confirmation(db: sqlite3.Connection, destination_id: int, due: Unconfirmed | None = None) -> int:
+    """delivered, to be confirmed -> delivered, counted for status: one job of which nothing is left to send again.
+
+    Or all of a destination at which nobody will read back. Returns the number of jobs.
+    """
+    arguments: dict[str, object] = {"destination": destination_id}
+    which = "destination_id = :destination"
+    if due is not None:
+        arguments |= {"job": due.job_id, "attempt": due.attempt}
+        which = "id = :job and attempt = :attempt"
     given_up = 0
-    while batch := _give_up(db, "destination_id = :destination", {"destination": destination_id}):
+    while batch := _give_up(db, which, arguments):
         given_up += batch
     return given_up
 
@@ -280,14 +271,9 @@ def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object
             arguments,
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
-        for row in rows:
-            _count_given_up(db, row["destination_id"], 1)
+        db.executemany(
+            "insert into confirmation (destination_id, given_up) values (?, 1)"
+            " on conflict do update set given_up = given_up + 1",
+            [(row["destination_id"],) for row in rows],
+        )
     return len(rows)
-
-
-def _count_given_up(db: sqlite3.Connection, destination_id: int, jobs: int) -> None:
-    db.execute(
-        "insert into confirmation (destination_id, given_up) values (?, ?)"
-        " on conflict do update set given_up = given_up + excluded.given_up",
-        (destination_id, jobs),
-    )

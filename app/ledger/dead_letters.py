@@ -12,7 +12,7 @@ from app.database.connection import transaction
 from app.ledger import incidents
 from app.ledger.fingerprint import ErrorKind, kind_of_error
 from app.ledger.job import BATCH
-from app.ledger.versions import forget_contents
+from app.ledger.versions import AS_NEW, forget_contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +218,7 @@ def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tupl
             arguments,
         )
         rows = db.execute(
-            "update job set state = 'pending', due_ms = :now, finished_ms = null, enqueued_ms = :now, error = null,"
-            " attempt = attempt + 1, setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null,"
-            " rung_ms = null, lease_until_ms = null, worker = null, resends = 0, body_not_stored = 0"
+            f"update job set state = 'pending', due_ms = :now, finished_ms = null, enqueued_ms = :now, {AS_NEW}"
             " where id in (select value from json_each(:jobs)) and state = 'dead' returning destination_id, key",
             arguments,
         ).fetchall()

@@ -28,7 +28,7 @@ class Destination:
     delivery_options: Mapping[str, object]
     worker_wanted: str
     was_tried: bool
-    """Something was ever posted to it, whatever came of it."""
+    """Something was ever posted to it, and it answered or was paused."""
 
 
 def fingerprint(db: sqlite3.Connection, secret: str) -> str:
@@ -87,8 +87,7 @@ def _read_destination(row: sqlite3.Row) -> Destination:
         concurrency=row["concurrency"],
         delivery_options=json.loads(row["delivery_options"]),
         worker_wanted=row["worker_wanted"],
-        # A route is one that answered; a first failure is suspected of being the job's, or pauses the destination.
-        was_tried=row["passes"] > 0 or any(row[name] is not None for name in ("route", "suspect_job_id", "probed_ms")),
+        was_tried=row["passes"] > 0 or row["route"] is not None or row["probed_ms"] is not None,
     )
 
 

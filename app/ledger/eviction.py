@@ -2,7 +2,7 @@
 
     pending, dead ─▶ the same, without bodies     give_up_bodies: the record rows stay, and with them what each body
                                                   must be, byte for byte, should it be made again
-    pending ─▶ dropped (size)                     drop_gone: OpenCode's store no longer holds the turn
+    pending ─▶ dropped (size)                     claims.drop: OpenCode's store no longer holds the turn
 
 A job whose bundle is missing and that still counts bytes is another thing: it is damaged.
 """
@@ -19,7 +19,7 @@ from app.ledger import limits, record_identity
 from app.ledger.claims import is_current
 from app.ledger.job import BATCH, Body, Claim, kept
 from app.ledger.limits import Limits
-from app.ledger.versions import forget_contents, write_records
+from app.ledger.versions import write_records
 
 _RELIED_ON = "store"
 _SEVERAL = ""
@@ -111,13 +111,13 @@ def relies_on(db: sqlite3.Connection, store: str) -> bool:
     return row is not None and row["value"] == store
 
 
-def is_emptied(db: sqlite3.Connection, held: Claim) -> bool:
+def is_emptied(db: sqlite3.Connection, claim: Claim) -> bool:
     """Whether the job's bodies were given up, and some of them must be posted."""
     row = db.execute(
         "select 1 from job where id = ? and body_bytes = 0 and exists (select 1 from record r where r.job_id = job.id"
         "  and not exists (select 1 from acknowledgement a where a.turn_id = job.turn_id"
         "  and a.request_id = r.request_id and a.digest = r.digest))",
-        (held.job_id,),
+        (claim.job_id,),
     ).fetchone()
     return row is not None
 
@@ -133,24 +133,24 @@ class Remade:
     """As `Version.known_marks`."""
 
 
-def take_remade(db: sqlite3.Connection, held: Claim, made: Remade) -> bool:
+def take_remade(db: sqlite3.Connection, claim: Claim, made: Remade) -> bool:
     """Whether the claimed job may post these: the bodies that it had, or from now on has these in their place.
 
     False too when the claim no longer stands.
     """
     with transaction(db):
-        if _are_those(db, held.job_id, made):
+        if _are_those(db, claim.job_id, made):
             return True
-        if not (is_current(db, held) and is_emptied(db, held)):
+        if not (is_current(db, claim) and is_emptied(db, claim)):
             return False
-        if made.key != held.key or not _may_differ(db, held.job_id, made):
+        if made.key != claim.key or not _may_differ(db, claim.job_id, made):
             return False
-        db.execute("delete from record where job_id = ?", (held.job_id,))
-        write_records(db, held.job_id, made.bodies)
-        record_identity.write(db, held.job_id, made.bodies)
+        db.execute("delete from record where job_id = ?", (claim.job_id,))
+        write_records(db, claim.job_id, made.bodies)
+        record_identity.write(db, claim.job_id, made.bodies)
         db.execute(
             "update job set record_count = ?, known_marks = ? where id = ? and state = 'pending'",
-            (len(made.bodies), made.known_marks, held.job_id),
+            (len(made.bodies), made.known_marks, claim.job_id),
         )
     return True
 
@@ -197,20 +197,6 @@ def _was_posted(db: sqlite3.Connection, job_id: int) -> bool:
         (job_id,),
     ).fetchone()
     return row is not None
-
-
-def drop_gone(db: sqlite3.Connection, held: Claim, now_ms: int) -> bool:
-    """pending, leased, without bodies -> dropped (size): there is nothing left to make them of."""
-    with transaction(db):
-        updated = db.execute(
-            "update job set state = 'dropped', drop_reason = 'size', due_ms = null, finished_ms = ?,"
-            " error = null, lease_until_ms = null, worker = null"
-            " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null and body_bytes = 0",
-            (now_ms, held.job_id, held.attempt),
-        )
-        if updated.rowcount == 1:
-            forget_contents(db, [held.job_id])
-    return updated.rowcount == 1
 
 
 def emptied(db: sqlite3.Connection, destination_id: int, folders: Sequence[str]) -> list[Emptied]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Paused: TypeAlias = Literal["down", "refused"]
-
+Peers: TypeAlias = Literal["succeed", "fail", "none"]
 
 CONCURRENCY_MAX = 16
 """From here on a destination that was paused takes as many jobs at once as there are threads."""
@@ -24,8 +24,6 @@ class Terms:
     """On which terms a job may be claimed now."""
 
     is_probe: bool
-    asks_another: bool
-    """The probe is to be a job that was not asked about for long, also where an older one of its session waits."""
     pause_count: int
     room: int | None
     """How many jobs may be claimed; None: as many as there are threads."""
@@ -34,7 +32,7 @@ class Terms:
 def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | None:
     """None: nothing may be claimed now."""
     row = db.execute(
-        "select probe_ms, asks_another, pause_count, concurrency,"
+        "select probe_ms, pause_count, concurrency,"
         " (select count(*) from job where lease_until_ms is not null and +destination_id = destination.id) as leased"
         " from destination where id = ? and (probe_ms is null or probe_ms <= ?)",
         (destination_id, now_ms),
@@ -42,11 +40,11 @@ def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | N
     if row is None:
         return None
     if row["probe_ms"] is not None:
-        return Terms(is_probe=True, asks_another=bool(row["asks_another"]), pause_count=row["pause_count"], room=1)
+        return Terms(is_probe=True, pause_count=row["pause_count"], room=1)
     room = None if row["concurrency"] is None else row["concurrency"] - row["leased"]
     if room is not None and room <= 0:
         return None
-    return Terms(is_probe=False, asks_another=False, pause_count=0, room=room)
+    return Terms(is_probe=False, pause_count=0, room=room)
 
 
 def await_probe(db: sqlite3.Connection, destination_id: int, until_ms: int) -> None:
@@ -54,7 +52,7 @@ def await_probe(db: sqlite3.Connection, destination_id: int, until_ms: int) -> N
     db.execute("update destination set probe_ms = ? where id = ? and probe_ms is not null", (until_ms, destination_id))
 
 
-def pause(  # noqa: PLR0913 - one row's columns
+def pause(
     db: sqlite3.Connection,
     destination_id: int,
     *,
@@ -63,7 +61,6 @@ def pause(  # noqa: PLR0913 - one row's columns
     count: int,
     probe_ms: int,
     now_ms: int,
-    asks_another: bool = False,
 ) -> None:
     """fine, quota or paused -> paused: nothing is claimed before `probe_ms`, and then one job at a time.
 
@@ -72,8 +69,8 @@ def pause(  # noqa: PLR0913 - one row's columns
     """
     db.execute(
         "update destination set health = ?, pause_reason = ?, pause_count = max(pause_count, ?), probe_ms = ?,"
-        " probed_ms = ?, suspect_job_id = null, asks_another = ? where id = ?",
-        (health, reason, count, probe_ms, now_ms, asks_another, destination_id),
+        " probed_ms = ? where id = ?",
+        (health, reason, count, probe_ms, now_ms, destination_id),
     )
 
 
@@ -81,19 +78,16 @@ def resume(db: sqlite3.Connection, destination_id: int) -> bool:
     """paused -> fine, one job at a time to begin with."""
     updated = db.execute(
         "update destination set health = 'fine', pause_reason = null, pause_count = 0, probe_ms = null,"
-        " concurrency = 1, concurrency_passes = 0, asks_another = 0 where id = ? and pause_reason is not null",
+        " concurrency = 1 where id = ? and pause_reason is not null",
         (destination_id,),
     )
     return updated.rowcount == 1
 
 
 def passed(db: sqlite3.Connection, destination_id: int) -> int:
-    """A record was accepted; returns how many were so far. Concurrency doubles when as many passed as it allows."""
+    """A record was accepted; returns how many were so far. After a pause twice as many jobs may be in flight then."""
     row = db.execute(
-        "update destination set passes = passes + 1, suspect_job_id = null,"
-        " concurrency_passes = iif(concurrency_passes + 1 >= concurrency, 0, concurrency_passes + 1),"
-        " concurrency = case when concurrency_passes + 1 < concurrency then concurrency"
-        "  when concurrency * 2 < ? then concurrency * 2 else null end"
+        "update destination set passes = passes + 1, concurrency = iif(concurrency * 2 < ?, concurrency * 2, null)"
         " where id = ? returning passes",
         (CONCURRENCY_MAX, destination_id),
     ).fetchone()
@@ -128,26 +122,25 @@ class Evidence:
     """What is known about a destination when one of its jobs has failed."""
 
     is_paused: bool
-    passes: int
-    """Records accepted so far."""
-    others_passed: bool
-    """A record was accepted since the job's last setback, or ever where this is its first."""
-    other_is_suspect: bool
-    """Another job has failed, and nothing has passed since."""
+    peers: Peers
+    """What other jobs say of it: succeed, if a record was accepted since this job last failed (or ever, where it never
+    did); fail, if another job has failed since a record was last accepted; none, if neither."""
+    is_alone: bool
+    """No other job waits for it: then nobody else can show whether it is there."""
 
 
 def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Evidence:
     row = db.execute(
-        "select d.pause_reason is not null as is_paused, d.passes, d.passes > coalesce(j.passes_seen, 0) as passed,"
-        " coalesce(d.suspect_job_id <> j.id, 0) as suspected from destination d join job j on j.id = ? where d.id = ?",
+        "select d.pause_reason is not null as is_paused, d.passes > coalesce(j.passes_seen, 0) as is_passed,"
+        " exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
+        "  and o.setbacks > 0 and o.passes_seen = d.passes) as is_failed,"
+        " not exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
+        "  and o.hold_reason is null) as is_alone"
+        " from destination d join job j on j.id = ? where d.id = ?",
         (job_id, destination_id),
     ).fetchone()
-    return Evidence(bool(row["is_paused"]), row["passes"], bool(row["passed"]), bool(row["suspected"]))
-
-
-def suspect(db: sqlite3.Connection, destination_id: int, job_id: int) -> None:
-    """Note whose failure it is that the next one may explain."""
-    db.execute("update destination set suspect_job_id = ? where id = ?", (job_id, destination_id))
+    peers: Peers = "fail" if row["is_failed"] else "succeed" if row["is_passed"] else "none"
+    return Evidence(bool(row["is_paused"]), peers, bool(row["is_alone"]))
 
 
 def probe_now(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from app.ledger import record_identity
+from app.ledger.decision import LIVE, Current, Reopen
 from app.ledger.job import SESSION_RECORD
 from app.ledger.record_identity import Print
-from app.ledger.versions import Current
+from app.ledger.versions import CURRENT_COLUMNS, read_current
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,12 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
 def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, Current]:
     """By turn what is current of it, whatever became of that."""
     rows = db.execute(
-        "select t.name, j.key, coalesce(p.facts, '') as policy, j.facts_ms from session s"
+        f"select t.name, {CURRENT_COLUMNS} from session s"
         " join turn t on t.session_id = s.id join job j on j.turn_id = t.id and j.state <> 'superseded'"
         " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ?",
         (destination_id, session),
     )
-    return {row["name"]: Current(row["key"], row["policy"], row["facts_ms"]) for row in rows}
+    return {row["name"]: read_current(row) for row in rows}
 
 
 def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, int]:
@@ -164,12 +165,12 @@ def is_whole(
     changed_ms: int,
     now_ms: int,
     policy: Callable[[str], str],
-    reopen: Collection[str] = (),
+    reopen: Reopen = LIVE,
 ) -> bool:
     """Whether nothing is to be done about a session that OpenCode wrote last at `changed_ms`.
 
     All that was written by then is in the ledger, made under `policy` (its facts for a user id), and nothing of it is
-    to be reopened: `reopen` as for `standing`.
+    to be reopened.
     """
     row = db.execute(
         "select id, user_id, coalesce(reconciled_ms, -1) as reconciled_ms from session"
@@ -183,11 +184,12 @@ def is_whole(
         "select 1 from turn t join job j on j.turn_id = t.id and j.state <> 'superseded'"
         " left join policy p on p.id = j.policy_id where t.session_id = :session and (coalesce(p.facts, '') <> :policy"
         " or coalesce(j.drop_reason, j.state) in (select value from json_each(:reopen))"
-        " or j.body_not_stored and 'body_not_stored' in (select value from json_each(:reopen))) limit 1",
+        " or j.body_not_stored and :body_not_stored) limit 1",
         {
             "session": row["id"],
             "policy": policy(row["user_id"]),
-            "reopen": json.dumps(["policy", *reopen]),
+            "reopen": json.dumps(["policy", *reopen.dropped, *reopen.states]),
+            "body_not_stored": reopen.body_not_stored,
         },
     ).fetchone()
     return other is None

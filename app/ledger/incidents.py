@@ -6,6 +6,9 @@ import sqlite3
 
 UNERASED = "deleted records still lie in files of the spool: a worker, or `dead purge --all`, rewrites these"
 
+SLEEP_MS = 12 * 3_600_000
+"""The night of a laptop is nothing to tell of."""
+
 
 def refuse(db: sqlite3.Connection, reason: str, now_ms: int, *, times: int = 1) -> None:
     """Count lines that the hook could not use, or what else was lost before it became a job."""
@@ -60,3 +63,11 @@ def refusals(db: sqlite3.Connection, limit: int = 20) -> list[tuple[str, int, in
     """(reason, count, last time in ms), most recent first."""
     rows = db.execute("select reason, count, last_ms from refusal order by last_ms desc limit ?", (limit,)).fetchall()
     return [(row["reason"], row["count"], row["last_ms"]) for row in rows]
+
+
+def note_jump(db: sqlite3.Connection, jump_ms: int, now_ms: int) -> bool:
+    """Count a jump ahead that a worker has lived through. Without one it cannot be told from time that passed."""
+    is_long = jump_ms >= SLEEP_MS
+    if is_long:
+        note(db, "the clock jumped ahead, or the machine slept", now_ms)
+    return is_long

@@ -7,9 +7,9 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import Enum
 from sqlite3 import Connection, Row
 
+from app.errors import AppError
 from app.ledger.compression import BundleError, unpack
 from app.transcript.identity import NEWEST, Encoding
 
@@ -19,7 +19,7 @@ SESSION_RECORD = "session"
 """The turn name of a session's own root record."""
 
 
-class LedgerError(RuntimeError):
+class LedgerError(AppError):
     """A row holds what it must not hold: a body that does not match its checksum, a key of another turn."""
 
 
@@ -89,22 +89,20 @@ class Version:
     session_name: str | None = None
     known_marks: str | None = None
     """Of the known values that were taken out of its bodies, as `marks` writes them; None where that is not known."""
+    is_off: bool = False
+    """Export is switched off: it is noted without its bodies."""
+    subagents: tuple[str, ...] = ()
+    """The sessions that are shown inside its turn."""
+    key_under: Callable[[str], str | None] | None = field(default=None, compare=False, repr=False)
+    """The key that it would have under another policy (`Policy.facts`), None where nobody can tell.
 
-
-class Standing(Enum):
-    """What the ledger would do with a version, and what it did."""
-
-    NEW = "new"
-    REOPENED = "reopened"
-    KNOWN = "known"
-    SUPERSEDED = "superseded"
-    """Older than what the ledger has."""
-    SHUT = "shut"
-    """The turn was dropped as `off` or `deleted`, or sealed by a recall: it stays so until somebody asks."""
+    None in its place: what is there under a stricter policy keeps nobody from this version.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    destination_id: int
     job_id: int
     turn_id: int
     key: str
@@ -115,21 +113,20 @@ class Claim:
     policy: str
     """What its bodies were made under; '' where that was not kept."""
     attempt: int
-    setbacks: int
-    """Failures since a record was last acknowledged, whoever's they were."""
+    consecutive_failures: int
+    """Since a record was last acknowledged, whoever's they were."""
     failures: int
     """Those of them that were the job's own."""
     is_probe: bool
     """The destination was paused: this attempt asks whether it is there again."""
-    is_another: bool
-    """A probe that is not the oldest due job of a session: a second opinion."""
     pause_count: int
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedAttempt:
     """How an attempt ended that did not end well."""
 
+    ended_ms: int
     error: str
     """Status and class: no text of a transcript."""
     status: int | None = None

@@ -8,14 +8,12 @@ from collections.abc import Collection
 
 from app.database.connection import transaction
 from app.ledger import flow, folders, incidents
-from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.claims import CLAIMABLE, ISOLATED_KILLS
 from app.ledger.job import BATCH
 from app.runtime import failpoint
 
 KILLS_MAX = 5
 """Attempts that may end with their worker's death before the job is taken for the killer."""
-RING_AGAIN_MS = 15_000
-"""After this a ring that brought no claim is taken for lost."""
 AHEAD_MS_MAX = 2 * 3_600_000
 """Nothing is put off for longer: a server may ask for an hour."""
 LEASE_AHEAD_MS_MAX = 600_000
@@ -23,8 +21,6 @@ UNSEEN_MS = 10_000
 """A lease that ran out longer ago than this did so while nobody looked: the machine slept, or the clock was set."""
 JUMP_MS = 600_000
 """The clock is noted every minute while a worker runs."""
-SLEEP_MS = 12 * 3_600_000
-"""The night of a laptop is nothing to tell of."""
 STEADY_MS = 3_600_000
 """Nothing is too old before the clock has gone on for so long: it may have been wrong, or the network not up yet."""
 
@@ -69,7 +65,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
             arguments,
         ).rowcount
         freed = db.execute(
-            f"update job set lease_until_ms = null, worker = null, rung_ms = null, kills = kills + {charged},"
+            f"update job set lease_until_ms = null, worker = null, kills = kills + {charged},"
             f" due_ms = iif(state = 'pending', :now + iif(kills + {charged} < :isolated, 0,"
             f"  1000 << (kills + {charged} - :isolated)), null)"
             f" where id in (select id from job where {orphaned} limit :limit)",
@@ -106,14 +102,6 @@ def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
     return mended
 
 
-def note_sleep(db: sqlite3.Connection, jump_ms: int, now_ms: int) -> bool:
-    """Count a jump ahead that a worker has lived through. Without one it cannot be told from time that passed."""
-    is_long = jump_ms >= SLEEP_MS
-    if is_long:
-        incidents.note(db, "the clock jumped ahead, or the machine slept", now_ms)
-    return is_long
-
-
 def steady_ms(db: sqlite3.Connection, now_ms: int) -> int:
     """Note what the clock says; for how long it has gone on without a jump.
 
@@ -140,20 +128,18 @@ def trusted_age_ms(age_ms_max: int, steady_for_ms: int) -> int:
     return age_ms_max if steady_for_ms >= min(STEADY_MS, age_ms_max) else folders.NEVER_MS
 
 
-_WAITING = (
-    "select min(id) as id, session_id from job where destination_id = :destination and state = 'pending'"
-    " and due_ms <= :now and {which}"
-    " and not exists (select 1 from job l where l.session_id = job.session_id and l.lease_until_ms is not null)"
-    # While a job that must be alone is due, the others would find nothing to claim.
-    " and (kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
-    "  and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
-    # A ring from the future was made before the clock was set back: it is not under way.
-    " group by session_id having not max(coalesce(rung_ms > :again and rung_ms <= :now, 0)) limit :limit"
+_DUE_SESSIONS = (
+    # The key is that of the job with the least id, as SQLite promises.
+    "select min(j.id), j.session_id, j.key from job j where j.destination_id = :destination"
+    f" and {CLAIMABLE} and j.is_history = :is_history"
+    " and j.session_id not in (select value from json_each(:but_for)) group by j.session_id limit :limit"
 )
 
 
-def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int) -> list[str]:
-    """Keys of due jobs, one per session, of sessions that no ring is under way for; marks them as rung.
+def to_ring(
+    db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int, rung: Collection[str] = ()
+) -> list[str]:
+    """Keys of due jobs, one per session; but not those that are `rung` already.
 
     No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
     Sessions in which something live is due come before those that are history.
@@ -161,33 +147,22 @@ def to_ring(db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int
     terms = flow.terms(db, destination_id, now_ms)
     if terms is None:
         return []
-    arguments: dict[str, object] = {"destination": destination_id, "now": now_ms, "again": now_ms - RING_AGAIN_MS}
-    arguments["isolated"] = ISOLATED_KILLS
     room = limit if terms.room is None else min(limit, terms.room)
-    live = db.execute(_WAITING.format(which="is_history = 0"), {**arguments, "limit": room}).fetchall()
-    sessions = json.dumps([row["session_id"] for row in live])
-    history = db.execute(
-        _WAITING.format(which="is_history = 1 and session_id not in (select value from json_each(:sessions))"),
-        {**arguments, "limit": room - len(live), "sessions": sessions},
-    ).fetchall()
-    found = [row["id"] for row in (*live, *history)]
-    if not found:
-        return []
-    rows = db.execute(
-        "update job set rung_ms = :now where id in (select value from json_each(:jobs))"
-        " and +state = 'pending' and (rung_ms is null or rung_ms <= :again or rung_ms > :now) returning id, key",
-        {**arguments, "jobs": json.dumps(found)},
-    ).fetchall()
-    return [row["key"] for row in sorted(rows, key=lambda row: found.index(row["id"]))]
-
-
-def forget_rings(db: sqlite3.Connection, destination_id: int) -> int:
-    """Take no ring for under way: those who had them have died, or answered them while the destination was paused."""
-    updated = db.execute(
-        "update job set rung_ms = null where destination_id = ? and state = 'pending' and rung_ms is not null",
-        (destination_id,),
-    )
-    return updated.rowcount
+    found: dict[int, str] = {}
+    for is_history in (False, True):
+        rows = db.execute(
+            _DUE_SESSIONS,
+            {
+                "destination": destination_id,
+                "now": now_ms,
+                "is_history": is_history,
+                "but_for": json.dumps(list(found)),
+                "isolated": ISOLATED_KILLS,
+                "limit": room + len(rung) - len(found),
+            },
+        )
+        found |= {row["session_id"]: row["key"] for row in rows}
+    return [key for key in found.values() if key not in rung][:room]
 
 
 def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:

@@ -8,40 +8,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.database.connection import transaction
+from app.ledger.claims import finish
 from app.ledger.job import BATCH, Claim
 from app.ledger.versions import forget_contents
 
 _OF_FOLDER = "select id from session where destination_id = :destination and folder = :folder"
 
 
-def hold(db: sqlite3.Connection, held: Claim, *, due_ms: int, reason: str) -> bool:
+def hold(db: sqlite3.Connection, claim: Claim, *, due_ms: int, reason: str) -> bool:
     """pending, leased -> pending, held: nothing of its folder may leave now. No attempt was made."""
     with transaction(db):
-        updated = db.execute(
-            "update job set lease_until_ms = null, worker = null, rung_ms = null, due_ms = ?, hold_reason = ?"
-            " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (due_ms, reason, held.job_id, held.attempt),
+        db.execute("delete from attempt where job_id = ? and number = ?", (claim.job_id, claim.attempt))
+        return finish(
+            db,
+            claim,
+            "due_ms = :due, hold_reason = :reason",
+            {"due": due_ms, "reason": reason},
         )
-        db.execute("delete from attempt where job_id = ? and number = ?", (held.job_id, held.attempt))
-    return updated.rowcount == 1
 
 
-def hold_folder(db: sqlite3.Connection, destination_id: int, folder: str, *, due_ms: int, reason: str) -> int:
-    """pending -> pending, held: all of the folder that is not in flight, at most BATCH."""
+def hold_folder(db: sqlite3.Connection, destination_id: int, folder: str, *, due_ms: int, reason: str | None) -> int:
+    """pending -> pending, held, or no longer held where there is no reason: of the folder at most BATCH.
+
+    What is in flight is left to whoever carries it.
+    """
     return db.execute(
         "update job set due_ms = :due, hold_reason = :reason where id in (select id from job"
         f" where destination_id = :destination and state = 'pending' and session_id in ({_OF_FOLDER})"
         "  and lease_until_ms is null and hold_reason is not :reason limit :limit) and state = 'pending'",
         {"destination": destination_id, "folder": folder, "due": due_ms, "reason": reason, "limit": BATCH},
-    ).rowcount
-
-
-def release_folder(db: sqlite3.Connection, destination_id: int, folder: str, now_ms: int) -> int:
-    """pending, held -> pending, due now: all of the folder."""
-    return db.execute(
-        "update job set due_ms = :now, rung_ms = null, hold_reason = null where destination_id = :destination"
-        f" and state = 'pending' and hold_reason is not null and session_id in ({_OF_FOLDER})",
-        {"destination": destination_id, "folder": folder, "now": now_ms},
     ).rowcount
 
 
@@ -62,20 +57,6 @@ def held(db: sqlite3.Connection, destination_id: int) -> list[tuple[str, int]]:
         (destination_id,),
     )
     return [(row["hold_reason"], row["jobs"]) for row in rows]
-
-
-def drop_for_policy(db: sqlite3.Connection, held: Claim, now_ms: int) -> bool:
-    """pending, leased -> dropped (policy): its bytes were made under a looser policy than the one in force."""
-    with transaction(db):
-        updated = db.execute(
-            "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = ?, body_bytes = 0,"
-            " error = null, lease_until_ms = null, worker = null"
-            " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (now_ms, held.job_id, held.attempt),
-        )
-        if updated.rowcount == 1:
-            forget_contents(db, [held.job_id])
-    return updated.rowcount == 1
 
 
 def drop_looser(db: sqlite3.Connection, destination_id: int, folder: str, made_under: str, now_ms: int) -> int:

@@ -40,30 +40,28 @@ def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int, of_folders: 
     )
 
 
-def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int) -> int:
+def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: Limits = NO_LIMITS) -> int:
     """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
 
-    What is in flight stays, and others go in its place. Delivered bodies, which are held to be confirmed, are not
-    counted: `give_up_confirmations` goes before, and `give_up_bodies`. Nor are recalls dropped.
+    Before that those of each folder in `of_folders`, until they fit into its own limit. What is in flight stays, and
+    others go in its place. Delivered bodies, which are held to be confirmed, are not counted:
+    `give_up_confirmations` goes before, and `give_up_bodies`. Nor are recalls dropped.
     """
-    held = held_bytes(db)
-    if held <= bytes_max:
-        return 0
-    return _drop(
-        db,
-        "size",
-        now_ms,
-        "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
-        f" from job j where {_CAN_GO}) where older < :excess)",
-        {"excess": held - bytes_max},
-    )
-
-
-def drop_oversize_of_folders(db: sqlite3.Connection, now_ms: int, bytes_max: Limits) -> int:
-    """As `drop_oversize`, of each folder that holds more than its own limit; other folders' jobs stay."""
-    if not (excess := excess_of_folders(db, bytes_max)):
-        return 0
-    return _drop(db, "size", now_ms, limits.oldest(_CAN_GO, "j.enqueued_ms"), {"limits": limits.as_json(excess)})
+    dropped = 0
+    if excess := excess_of_folders(db, of_folders):
+        dropped += _drop(
+            db, "size", now_ms, limits.oldest(_CAN_GO, "j.enqueued_ms"), {"limits": limits.as_json(excess)}
+        )
+    if (whole := held_bytes(db) - bytes_max) > 0:
+        dropped += _drop(
+            db,
+            "size",
+            now_ms,
+            "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
+            f" from job j where {_CAN_GO}) where older < :excess)",
+            {"excess": whole},
+        )
+    return dropped
 
 
 def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
@@ -121,9 +119,3 @@ def forget_acknowledgements(db: sqlite3.Connection, now_ms: int) -> int:
         "  where j.turn_id = a.turn_id and j.state <> 'superseded' and j.state in ('pending', 'dead')) limit ?)",
         (before_ms, 20 * BATCH),
     ).rowcount
-
-
-def shrink(db: sqlite3.Connection) -> None:
-    """Give pages of deleted bodies back to the file system, a bounded number at a time."""
-    # `execute` would step only once, and each step frees one page.
-    db.executescript("pragma incremental_vacuum(1000)")

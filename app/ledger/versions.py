@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeAlias
 
 from app.database.connection import transaction
 from app.ledger import incidents, record_identity
 from app.ledger.compression import pack
-from app.ledger.job import SESSION_RECORD, Body, Kept, LedgerError, Standing, Version
+from app.ledger.decision import LIVE, Current, Decision, Known, Reopen, decide
+from app.ledger.job import Body, Kept, LedgerError, Version
 from app.runtime import failpoint
 from app.transcript.identity import Encoding, Identity
+
+_Begin: TypeAlias = Literal["pending", "superseded", "dropped"]
+"""The states in which a job may begin."""
+_Row: TypeAlias = dict[str, object]
+"""By the names of its columns."""
+_IDENTITY = ("destination_id", "session_id", "turn_id", "key")
+"""What of a job's row never changes."""
 
 
 def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
@@ -36,89 +45,69 @@ def encoding_elsewhere(db: sqlite3.Connection, session: str) -> Encoding | None:
     return found
 
 
-def standing(
-    db: sqlite3.Connection, destination_id: int, version: Version, *, reopen: Collection[str] = (), off: bool = False
-) -> Standing:
-    """What `insert` would do with this version now; a cheap look before its bodies are made.
-
-    `reopen` names what the caller asks to have back: the reasons of dropped jobs; `body_not_stored` for delivered ones
-    of which Helicone kept the numbers only; states (`delivered`, `dead`, `pending`: not in flight) for jobs to be made
-    anew; `sealed`. With `off` (export is switched off) a version says nothing about a turn that the ledger has
-    already, unless it is newer.
-    """
-    found = _standing(db, destination_id, version, reopen=reopen, off=off)
-    is_wanted = found in {Standing.NEW, Standing.REOPENED} and "sealed" not in reopen
-    if is_wanted and is_sealed(db, destination_id, version.session, version.turn, but_for=version.key):
-        return Standing.SHUT
-    return found
+def decision_on(db: sqlite3.Connection, destination_id: int, version: Version, reopen: Reopen = LIVE) -> Decision:
+    """What `insert` would do with this version now; a cheap look before its bodies are made."""
+    return decide(version, _known(db, destination_id, version), reopen)
 
 
-def _standing(
-    db: sqlite3.Connection, destination_id: int, version: Version, *, reopen: Collection[str], off: bool
-) -> Standing:
-    current = db.execute(
-        "select j.key, iif(j.lease_until_ms is null, j.state, 'in flight') as state, j.drop_reason, j.facts_ms,"
-        " j.is_sealed, j.body_not_stored from session s"
-        " join turn t on t.session_id = s.id and t.name = ?"
-        " join job j on j.turn_id = t.id and j.state <> 'superseded'"
-        " where s.destination_id = ? and s.name = ?",
-        (version.turn, destination_id, version.session),
-    ).fetchone()
-    if current is not None and current["key"] == version.key:
-        reasons = {current["state"], current["drop_reason"], "body_not_stored" if current["body_not_stored"] else None}
-        # Whoever captures it under the very policy that was too loose once does so because it no longer is.
-        return Standing.KNOWN if reasons.isdisjoint({"policy", *reopen}) else Standing.REOPENED
-    if current is not None and current["is_sealed"] and "sealed" not in reopen:
-        return Standing.SHUT
-    if current is not None and current["drop_reason"] in {"off", "deleted"} and current["drop_reason"] not in reopen:
-        return Standing.SHUT
-    # OpenCode's update time moves on with every turn: it does not make the session's own record a newer one.
-    if off and current is not None and (version.turn == SESSION_RECORD or version.facts_ms <= current["facts_ms"]):
-        return Standing.KNOWN
-    exists = db.execute(
-        "select 1 from job where destination_id = ? and key = ?", (destination_id, version.key)
-    ).fetchone()
-    if current is not None and version.facts_ms < current["facts_ms"]:
-        return Standing.KNOWN if exists else Standing.SUPERSEDED
-    return Standing.REOPENED if exists else Standing.NEW
+# A recall sealed something, at any destination of the same endpoint: two API keys of one organisation share the rows at
+# Helicone.
+_SEALED = (
+    "exists (select 1 from session o cross join turn u on u.session_id = o.id cross join job x on x.turn_id = u.id"
+    " and x.state <> 'superseded' and x.is_sealed where {which} and o.destination_id in (select id from destination"
+    "  where endpoint in ((select endpoint from destination where id = :destination), '')))"
+)
+_OF_SESSIONS = _SEALED.format(which="o.name in (select value from json_each(:sessions))")
+CURRENT_COLUMNS = (
+    "j.key, j.state, j.drop_reason, j.facts_ms, coalesce(p.facts, '') as policy,"
+    " j.lease_until_ms is not null as is_in_flight, j.is_sealed, j.body_not_stored"
+)
 
 
-def is_sealed(
-    db: sqlite3.Connection, destination_id: int, session: str, turn: str | None = None, *, but_for: str = ""
-) -> bool:
-    """Whether this turn, or any of the session, was sealed under another key than `but_for`.
-
-    At any destination of the same endpoint: two API keys of one organisation share the rows at Helicone.
-    """
+def _known(db: sqlite3.Connection, destination_id: int, version: Version) -> Known:
     row = db.execute(
-        "select 1 from session s cross join turn t on t.session_id = s.id"
-        f"{'' if turn is None else ' and t.name = :turn'}"
-        " cross join job j on j.turn_id = t.id and j.state <> 'superseded' and j.is_sealed and j.key <> :key"
-        " where s.name = :session and s.destination_id in (select id from destination"
-        "  where endpoint in ((select endpoint from destination where id = :destination), '')) limit 1",
-        {"session": session, "turn": turn, "key": but_for, "destination": destination_id},
+        f"select {CURRENT_COLUMNS},"
+        " exists (select 1 from job k where k.destination_id = :destination and k.key = :key) as is_there,"
+        f" {_SEALED.format(which='o.name = :session and u.name = :turn and x.key <> :key')} as is_turn_sealed,"
+        f" {_OF_SESSIONS} as holds_sealed from (select 1)"
+        " left join session s on s.destination_id = :destination and s.name = :session"
+        " left join turn t on t.session_id = s.id and t.name = :turn"
+        " left join job j on j.turn_id = t.id and j.state <> 'superseded' left join policy p on p.id = j.policy_id",
+        {
+            "destination": destination_id,
+            "session": version.session,
+            "turn": version.turn,
+            "key": version.key,
+            "sessions": json.dumps(version.subagents),
+        },
     ).fetchone()
-    return row is not None
+    return Known(
+        current=None if row["key"] is None else read_current(row),
+        is_there=bool(row["is_there"]),
+        is_sealed=bool(row["is_turn_sealed"]),
+        holds_sealed=bool(row["holds_sealed"]),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Current:
-    key: str
-    policy: str
-    """What it was made under, as `Policy.facts` says it; '' where that was not kept."""
-    facts_ms: int
+def read_current(row: sqlite3.Row) -> Current:
+    return Current(
+        key=row["key"],
+        state=row["state"],
+        drop_reason=row["drop_reason"],
+        facts_ms=row["facts_ms"],
+        policy=row["policy"],
+        is_in_flight=bool(row["is_in_flight"]),
+        is_sealed=bool(row["is_sealed"]),
+        body_not_stored=bool(row["body_not_stored"]),
+    )
 
 
-def current_as(db: sqlite3.Connection, destination_id: int, version: Version) -> Current | None:
-    """What is current of this version's turn, if that was delivered, waits or is dead."""
+def any_sealed(db: sqlite3.Connection, destination_id: int, sessions: Collection[str]) -> bool:
+    """Whether anything of these sessions was sealed."""
     row = db.execute(
-        "select j.key, coalesce(p.facts, '') as policy, j.facts_ms from session s"
-        " join turn t on t.session_id = s.id and t.name = ?"
-        " join job j on j.turn_id = t.id and j.state in ('delivered', 'pending', 'dead')"
-        " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ?",
-        (version.turn, destination_id, version.session),
+        f"select {_OF_SESSIONS} as is_sealed", {"destination": destination_id, "sessions": json.dumps(list(sessions))}
     ).fetchone()
-    return None if row is None else Current(row["key"], row["policy"], row["facts_ms"])
+    return bool(row["is_sealed"])
 
 
 def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> None:
@@ -129,56 +118,46 @@ def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> 
     )
 
 
-def insert(  # noqa: PLR0913 - the row, and what decides whether it is wanted
+def insert(
     db: sqlite3.Connection,
     destination_id: int,
     version: Version,
     bodies: Iterable[Body | Kept],
     *,
     now_ms: int,
-    reopen: Collection[str] = (),
-    off: bool = False,
-    judge: Callable[[], Standing] | None = None,
-) -> Standing:
+    reopen: Reopen = LIVE,
+) -> Decision:
     """(nothing) -> pending, superseded -> pending or dropped -> pending, in one transaction; idempotent by key.
 
-    The version that was current becomes superseded; what replaces a recall that was not delivered is one itself. With
-    `off` the job is born dropped, without bodies. `judge` is asked, inside the transaction, in place of `standing` by
-    whoever knows more reasons against it. The bodies are asked for before the transaction, one after the other.
-    Raises LedgerError for a key that another turn has.
+    The version that was current becomes superseded. What is off is born dropped, without bodies. The bodies are asked
+    for before the transaction, one after the other. Raises LedgerError for a key that another turn has.
     """
-    contents = _contents(() if off else bodies)
+    contents = _contents(() if version.is_off else bodies)
     with transaction(db):
-        verdict = judge() if judge else standing(db, destination_id, version, reopen=reopen, off=off)
-        if verdict in {Standing.KNOWN, Standing.SHUT}:
-            see_again(db, destination_id, version)
-            return verdict
-        # An older version tells an older folder.
-        here = replace(version, folder="") if verdict is Standing.SUPERSEDED else version
-        session_id, turn_id = _place(db, destination_id, here)
-        if verdict is Standing.SUPERSEDED:
-            _write(db, destination_id, session_id, turn_id, version, _contents(()), now_ms, "superseded", None)
-            return verdict
-        if version.is_recall:
-            _disbelieve_recall(db, turn_id, version.key)
-            incidents.note_unerased(db, now_ms)
-        elif _is_recall_due(db, turn_id):
-            version = replace(version, is_recall=True)
-        _supersede(db, turn_id, version.key, now_ms)
-        state = "dropped" if off else "pending"
-        _write(
-            db,
-            destination_id,
-            session_id,
-            turn_id,
-            version,
-            contents,
-            now_ms,
-            state,
-            "off" if off else None,
-        )
-        failpoint.reach("enqueue.inserting")
-        return verdict
+        decision = decide(version, _known(db, destination_id, version), reopen)
+        match decision:
+            case Decision.KNOWN | Decision.REFUSED:
+                see_again(db, destination_id, version)
+            case Decision.SUPERSEDED:
+                # An older version tells an older folder.
+                turn = _place(db, destination_id, replace(version, folder=""))
+                _write(db, _row(db, turn, version, "superseded", now_ms), _contents(()))
+            case _:
+                _take(db, _place(db, destination_id, version), version, contents, now_ms)
+                failpoint.reach("enqueue.inserting")
+    return decision
+
+
+def _take(db: sqlite3.Connection, turn: _Turn, version: Version, contents: _Contents, now_ms: int) -> None:
+    """Make a version the current one of its turn. What replaces a recall that was not delivered is one itself."""
+    if version.is_recall:
+        _disbelieve_recall(db, turn.turn_id, version.key)
+        incidents.note_unerased(db, now_ms)
+    elif _is_recall_due(db, turn.turn_id):
+        version = replace(version, is_recall=True)
+    # A lease stays: until its worker lets go, nothing else of the session may be in flight.
+    supersede_where(db, "turn_id = :turn and key <> :key", {"turn": turn.turn_id, "key": version.key}, now_ms)
+    _write(db, _row(db, turn, version, "dropped" if version.is_off else "pending", now_ms), contents)
 
 
 def _disbelieve_recall(db: sqlite3.Connection, turn_id: int, key: str) -> None:
@@ -198,7 +177,13 @@ def _is_recall_due(db: sqlite3.Connection, turn_id: int) -> bool:
     return row is not None
 
 
-def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tuple[int, int]:
+class _Turn(NamedTuple):
+    destination_id: int
+    session_id: int
+    turn_id: int
+
+
+def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> _Turn:
     db.execute(
         "insert into session (destination_id, name, root_name, user_id, folder, encoding, shown_name)"
         " values (?, ?, ?, ?, ?, ?, ?) on conflict do update set"
@@ -228,18 +213,11 @@ def _place(db: sqlite3.Connection, destination_id: int, version: Version) -> tup
     turn_id = int(
         db.execute("select id from turn where session_id = ? and name = ?", (session_id, version.turn)).fetchone()[0]
     )
-    return session_id, turn_id
-
-
-def _supersede(db: sqlite3.Connection, turn_id: int, key: str, now_ms: int) -> None:
-    """pending, delivered, dead or dropped -> superseded, for the version of this turn that is current so far.
-
-    A lease stays: until its worker lets go, nothing else of the session may be in flight.
-    """
-    supersede_where(db, "turn_id = :turn and key <> :key", {"turn": turn_id, "key": key}, now_ms)
+    return _Turn(destination_id, session_id, turn_id)
 
 
 def supersede_where(db: sqlite3.Connection, condition: str, arguments: dict[str, object], now_ms: int) -> int:
+    """pending, delivered, dead or dropped -> superseded; the number of jobs."""
     # What was accepted and not yet seen at Helicone proves nothing for the version that comes.
     db.execute(
         "delete from acknowledgement where (turn_id, request_id) in (select j.turn_id, r.request_id from job j"
@@ -286,62 +264,55 @@ def _contents(bodies: Iterable[Body | Kept]) -> _Contents:
     return _Contents(records, here, bundle if here else b"")
 
 
-def _write(  # noqa: PLR0913 - one row's columns
-    db: sqlite3.Connection,
-    destination_id: int,
-    session_id: int,
-    turn_id: int,
-    version: Version,
-    contents: _Contents,
-    now_ms: int,
-    state: str,
-    drop_reason: str | None,
-) -> None:
-    pending = state == "pending"
-    row = db.execute(
-        "insert into job (destination_id, session_id, turn_id, policy_id, key, state, drop_reason, facts_ms,"
-        " enqueued_ms, due_ms, finished_ms, record_count, body_bytes, is_history, is_recall, is_sealed, known_marks)"
-        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " on conflict (destination_id, key) do update set state = excluded.state, drop_reason = excluded.drop_reason,"
-        " policy_id = excluded.policy_id, known_marks = excluded.known_marks,"
-        " is_history = excluded.is_history, is_recall = excluded.is_recall, is_sealed = excluded.is_sealed,"
-        " facts_ms = excluded.facts_ms, enqueued_ms = excluded.enqueued_ms, due_ms = excluded.due_ms,"
-        " finished_ms = excluded.finished_ms, record_count = excluded.record_count, body_bytes = excluded.body_bytes,"
-        # The attempt number moves on: a worker that still posts the old version must not finish this one.
-        " attempt = attempt + 1, lease_until_ms = null, worker = null,"
-        " setbacks = 0, failures = 0, passes_seen = null, kills = 0, attempted_ms = null, rung_ms = null, error = null,"
-        " confirm_ms = null, confirmed_ms = null, resends = 0, body_not_stored = 0, hold_reason = null"
-        # Which of these it may be, `standing` has decided.
+AS_NEW = (
+    # The attempt number moves on: a worker that still posts the old version must not finish this one.
+    "attempt = attempt + 1, lease_until_ms = null, worker = null, setbacks = 0, failures = 0, passes_seen = null,"
+    " kills = 0, attempted_ms = null, error = null, resends = 0, body_not_stored = 0"
+)
+"""What a job loses that begins again."""
+
+
+def _row(db: sqlite3.Connection, turn: _Turn, version: Version, state: _Begin, now_ms: int) -> _Row:
+    """A job's columns, but for those that its contents fill."""
+    is_pending = state == "pending"
+    return {
+        **turn._asdict(),
+        "policy_id": policy_id(db, version.policy),
+        "key": version.key,
+        "state": state,
+        "drop_reason": "off" if state == "dropped" else None,
+        "facts_ms": version.facts_ms,
+        "enqueued_ms": now_ms,
+        "due_ms": now_ms if is_pending else None,
+        "finished_ms": None if is_pending else now_ms,
+        "is_history": version.is_history,
+        "is_recall": version.is_recall,
+        "is_sealed": version.is_sealed,
+        "known_marks": version.known_marks,
+    }
+
+
+def _write(db: sqlite3.Connection, row: _Row, contents: _Contents) -> None:
+    """Write a job that is new, or that begins again under its key."""
+    row = {**row, "record_count": len(contents.records), "body_bytes": len(contents.bundle)}
+    written = db.execute(
+        f"insert into job ({', '.join(row)}) values ({', '.join(f':{name}' for name in row)})"
+        " on conflict (destination_id, key) do update set"
+        f" {', '.join(f'{name} = excluded.{name}' for name in row if name not in _IDENTITY)}, {AS_NEW},"
+        " confirm_ms = null, confirmed_ms = null, hold_reason = null"
+        # Which of these it may be, `decide` has said.
         " where (state in ('superseded', 'dropped', 'delivered', 'dead')"
         "  or state = 'pending' and lease_until_ms is null)"
         " and turn_id = excluded.turn_id returning id",
-        (
-            destination_id,
-            session_id,
-            turn_id,
-            policy_id(db, version.policy),
-            version.key,
-            state,
-            drop_reason,
-            version.facts_ms,
-            now_ms,
-            now_ms if pending else None,
-            None if pending else now_ms,
-            len(contents.records),
-            len(contents.bundle),
-            version.is_history,
-            version.is_recall,
-            version.is_sealed,
-            version.known_marks,
-        ),
+        row,
     ).fetchone()
-    if row is None:
-        raise LedgerError(f"job {version.key[:12]} belongs to another turn than {version.turn}")
-    forget_contents(db, [row["id"]])
-    record_identity.write(db, row["id"], contents.here)
-    write_records(db, row["id"], contents.records)
+    if written is None:
+        raise LedgerError(f"job {str(row['key'])[:12]} belongs to another turn")
+    forget_contents(db, [written["id"]])
+    record_identity.write(db, written["id"], contents.here)
+    write_records(db, written["id"], contents.records)
     if contents.bundle:
-        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (row["id"], contents.bundle))
+        db.execute("insert into bundle (job_id, bodies) values (?, ?)", (written["id"], contents.bundle))
 
 
 def write_records(db: sqlite3.Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
@@ -369,18 +340,18 @@ def place_under(
     parent: Version,
     now_ms: int,
     *,
-    reopen: Collection[str] = (),
+    reopen: Reopen = LIVE,
 ) -> int:
     """Note that session `child` is shown inside `parent.root`; what it exported as its own root is superseded.
 
     Its records come again, under the same request ids, with the root's turn. Returns the number of jobs superseded.
-    What was sealed stays as it is, unless `sealed` is to be reopened.
+    What was sealed stays as it is, unless that is to be reopened.
     """
     known = frozen(db, destination_id, child)
     if known is not None and known[0] == parent.root:
         return 0
     with transaction(db):
-        if "sealed" not in reopen and is_sealed(db, destination_id, child):
+        if not reopen.sealed and any_sealed(db, destination_id, [child]):
             return 0
         row = db.execute(
             "insert into session (destination_id, name, root_name, user_id, folder, encoding) values (?, ?, ?, ?, ?, ?)"

@@ -1,4 +1,4 @@
-"""Dead letters as a person handles them: chosen, listed, shown with what to do, tried again or purged."""
+"""Dead letters: chooses and lists them, shows them with what to do, tries them again or purges them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from app.errors import AppError
 from app.ledger import dead_letters, destinations, job
 from app.ledger.dead_letters import Attempt, Choice, Group, Letter
 from app.ledger.job import LedgerError
@@ -24,7 +25,7 @@ RINGS_MAX = 24
 """Enough to wake every thread of a worker; its watch finds the others."""
 
 
-class LetterError(Exception):
+class LetterError(AppError):
     """What was asked for is not there, or could be several. Names keys only."""
 
 

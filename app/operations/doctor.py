@@ -1,4 +1,4 @@
-"""What `doctor` looks at: one check after the other, each with a line on what it found and what to do.
+"""Doctor: runs one check after the other, each with a line on what it found and what to do.
 
     settings ─▶ checks around the ledger ─▶ the ledger opens ─▶ checks inside it
 
@@ -31,7 +31,7 @@ from app.ledger.folders import held_folders
 from app.operations import environment_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, alarms, named, read_destinations
-from app.privacy.redact import PatternError
+from app.privacy.user_patterns import PatternError
 from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
 from app.runtime.spool import Spool

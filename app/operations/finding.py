@@ -1,4 +1,4 @@
-"""One thing that `doctor` looked at."""
+"""A finding: one thing that `doctor` looked at."""
 
 from __future__ import annotations
 

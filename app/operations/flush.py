@@ -6,6 +6,7 @@ folder mean: these have keys that are not known here, and are waited for as long
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Collection
 from contextlib import closing
@@ -68,9 +69,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
         seen = {ours.id} | (set() if only_present else folders.of_folders(db))
-        for one in seen:
-            flow.probe_now(db, one, clock.now_ms())
-            readback.end_read_back_pause(db, one, clock.now_ms())
+        _end_pauses(db, seen)
         if settings.takes_over:
             adoption.take_over(db, ours, clock.now_ms())
         here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
@@ -107,6 +106,13 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
             errors=current.errors,
             was_stopped=was_stopped,
         )
+
+
+def _end_pauses(db: sqlite3.Connection, destination_ids: Collection[int]) -> None:
+    """What waits for a destination is tried now."""
+    for one in destination_ids:
+        flow.probe_now(db, one, clock.now_ms())
+        readback.end_read_back_pause(db, one, clock.now_ms())
 
 
 def _served(spool: Spool) -> set[int | None]:

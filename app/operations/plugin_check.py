@@ -1,4 +1,4 @@
-"""Whether the plugin that is installed can work in the OpenCode that is installed: what `doctor` says of the two."""
+"""Plugin check: says whether the installed plugin can work in the installed OpenCode."""
 
 from __future__ import annotations
 

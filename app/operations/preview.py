@@ -1,4 +1,4 @@
-"""Exactly what would leave of the sessions in some files, and what the redaction took out of them."""
+"""Preview: makes exactly what would leave of the sessions in some files, and counts what is redacted."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import Literal
 from app.backfill.import_files import Imported, examined, why
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, identity_of, own_turns
-from app.capture.export import exports
+from app.capture.export import split
 from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Record
-from app.ledger import versions
-from app.privacy.redact import identity_hits, redact_session, redact_turn
-from app.privacy.terms import Capture
+from app.ledger.versions import frozen
+from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources
 from app.sources.opencode.export_files import Export, ExportError, File, families, snapshot
-from app.transcript.model import Transcript, TranscriptError, Turn
+from app.transcript.model import TranscriptError
 from app.transcript.parse import parse
 
 
@@ -84,7 +83,7 @@ def _family(
     root = family[0]
     settings, capturing = folders.find(root.directory)
     reason = why_nothing(settings)
-    known = versions.frozen(db, destination_id, root.session)
+    known = frozen(db, destination_id, root.session)
     if known is not None and known[0] != root.session:
         reason = f"a subagent of {known[0]}: it leaves with that session"
     if capturing is None or reason:
@@ -96,33 +95,18 @@ def _family(
     transcript = own_turns(db, transcript)
     place = Place(destination_id, folder(db, root.directory))
     identity = identity_of(db, transcript, capturing, place)
-    hits, of_identity = _hits(transcript, capturing)
+    made, _ = split(transcript, capturing, identity, abandoned=True)
+    records = tuple(record for one in made for record in one.encode())
+    of_session, *of_turns = [one.hits for one in made] or [HitCounts()]
     return Previewed(
         file=root.file.name,
         session=root.session,
         outcome="previewed",
         mode=capturing.policy.mode,
-        records=tuple(
-            record
-            for export in exports(transcript, capturing, identity, abandoned=True)
-            if not isinstance(export, Turn)
-            for record in export.encode()
+        records=records,
+        # Every turn carries its session.
+        hits=dict(sum((one - of_session for one in of_turns), Counter(of_session))),
+        identity_hits=dict(
+            sum((identity_hits(turn, capturing.redaction) for turn in transcript.turns), Counter[str]())
         ),
-        hits=dict(hits),
-        identity_hits=dict(of_identity),
     )
-
-
-def _hits(transcript: Transcript, capturing: Capture) -> tuple[Counter[str], Counter[str]]:
-    """Of the texts, and of the identity."""
-    of_session: Counter[str] = Counter()
-    of_turns: Counter[str] = Counter()
-    of_identity: Counter[str] = Counter()
-    if capturing.policy.mode == "full":
-        redact_session(transcript.session, capturing.redaction, of_session)
-        for turn in transcript.turns:
-            redact_turn(turn, capturing.redaction, of_turns)
-            of_turns -= of_session  # every turn carries its session
-    for turn in transcript.turns:
-        of_identity += identity_hits(turn, capturing.redaction)
-    return of_session + of_turns, of_identity

@@ -1,4 +1,4 @@
-"""`doctor --send`: one tiny log to Helicone and back, because an answer of 200 does not say that it was stored."""
+"""Send test: posts one tiny log and looks for it at Helicone, because a 200 does not say that it was stored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
         yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it")
         return
     key = settings.api_key.get_secret_value()
-    request_id = str(uuid.uuid4())
+    request_id = uuid.uuid4()
     try:
         made = Client(key)
     except ClientError as error:
@@ -45,18 +45,18 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
         )
 
 
-def _post(client: Client, endpoint: str, request_id: str, now_ms: int) -> tuple[str, Outcome]:
+def _post(client: Client, endpoint: str, request_id: uuid.UUID, now_ms: int) -> tuple[str, Outcome]:
     """To the first route that is there."""
     body = encode(_log(request_id, now_ms))
     found = [route.url for route in routes(endpoint)]
     for url in found[:-1]:
-        outcome = client.post(url, body, request_id, now_ms)
+        outcome = client.post(url, body, str(request_id), now_ms)
         if outcome.status != NOT_FOUND:
             return url, outcome
-    return found[-1], client.post(found[-1], body, request_id, now_ms)
+    return found[-1], client.post(found[-1], body, str(request_id), now_ms)
 
 
-def _log(request_id: str, now_ms: int) -> Log:
+def _log(request_id: uuid.UUID, now_ms: int) -> Log:
     return Log(
         request={"model": MODEL, "messages": []},
         response={
@@ -68,7 +68,7 @@ def _log(request_id: str, now_ms: int) -> Log:
         },
         status=200,
         meta={
-            "Helicone-Request-Id": request_id,
+            "Helicone-Request-Id": str(request_id),
             "Helicone-Session-Id": SESSION,
             "Helicone-Session-Name": "opencode-helicone doctor",
             "Helicone-Session-Path": "/doctor",
@@ -79,18 +79,18 @@ def _log(request_id: str, now_ms: int) -> Log:
     )
 
 
-def _look(client: Client, url: str | None, request_id: str, now_ms: int, timeout_s: float) -> Iterator[Finding]:
+def _look(client: Client, url: str | None, request_id: uuid.UUID, now_ms: int, timeout_s: float) -> Iterator[Finding]:
     if url is None:
         yield Finding("read back", "warning", "nothing says where its API server is: not read back", "look at Helicone")
         return
     ends_s = time.monotonic() + timeout_s
     while True:
         try:
-            rows = list(client.read_back(url, SESSION, start_ms=now_ms))
+            found = client.stored(url, start_ms=now_ms, request_ids=[request_id])
         except ReadBackError as error:
             yield Finding("read back", "problem", f"{url}: {error}", CHECK)
             return
-        if any(row.get("request_id") == request_id for row in rows):
+        if found:
             yield Finding("read back", "ok", "it is stored")
             return
         if time.monotonic() >= ends_s:

@@ -1,11 +1,11 @@
-"""What `status` tells: the spool, its destinations and who is alive, read off the ledger without writing to it."""
+"""Status: reads what the spool holds, what waits and why, and who is alive; no job is changed."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from app import __version__
 from app.capture.folder_limits import folders_by_option
@@ -13,7 +13,6 @@ from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
 from app.delivery import confirm
-from app.delivery.confirm import Plan
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
 from app.ledger import destinations as destination
@@ -32,6 +31,8 @@ BYTES_BESIDE_BODIES_MAX = 64_000_000
 """Of everything else in the spool directory: keys, acknowledgements, WAL, logs."""
 GROUPS_SHOWN = 5
 NOT_TRIED = "not tried"
+_NOBODY = -1
+"""No destination has this number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,15 +209,16 @@ def read_status(settings: Settings, now_ms: int) -> Status:
 def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -> tuple[DestinationStatus, ...]:
     """The one that the settings mean first."""
     ours = find_target(db, settings)
-    plan = confirm.plan(settings.confirm, normalise(settings.endpoint), "", settings.readback_url)
-    found = [_destination(db, one, plan, now_ms, current=one == ours) for one in destination.destinations(db)]
+    found = [_destination(db, one, settings, now_ms, current=one == ours) for one in destination.destinations(db)]
     if ours is None:
-        found.append(_unknown(*meant(db, settings)))
+        endpoint, fingerprint = meant(db, settings)
+        new = Destination(_NOBODY, endpoint, fingerprint, None, "fine", None, 0, None, None, {}, "", was_tried=False)
+        found.append(replace(_destination(db, new, settings, now_ms, current=True), id=None))
     return tuple(sorted(found, key=lambda one: not one.current))
 
 
 def _destination(
-    db: sqlite3.Connection, one: Destination, plan: Plan, now_ms: int, *, current: bool
+    db: sqlite3.Connection, one: Destination, settings: Settings, now_ms: int, *, current: bool
 ) -> DestinationStatus:
     counts = ledger_counts.counts(db, one.id)
     return DestinationStatus(
@@ -225,7 +227,7 @@ def _destination(
         endpoint=one.endpoint,
         key=one.key_fingerprint[:KEY_CHARACTERS] or None,
         route=one.route,
-        health=one.health if one.was_tried or one.health != "fine" else NOT_TRIED,
+        health=one.health if one.was_tried or counts.retrying or one.health != "fine" else NOT_TRIED,
         pause_reason=one.pause_reason,
         next_probe_ms=one.probe_ms,
         jobs=_jobs(counts),
@@ -234,11 +236,15 @@ def _destination(
         conditions=conditions(db, one.id, now_ms),
         oldest_pending_ms=counts.oldest_pending_ms,
         errors=tuple(Failing(*row) for row in errors(db, one.id)),
-        confirmation=_confirmation(db, one, plan.off_reason if current else ""),
+        confirmation=_confirmation(db, one, _why_off(settings) if current and one.id != _NOBODY else ""),
         held=tuple(Held(*row) for row in policy_enforcement.held(db, one.id)),
         without_text=eviction.without_bodies(db, one.id),
         dead_letters=tuple(dead_letters.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
     )
+
+
+def _why_off(settings: Settings) -> str:
+    return confirm.plan(settings.confirm, normalise(settings.endpoint), "", settings.readback_url).off_reason
 
 
 def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
@@ -263,29 +269,6 @@ def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> 
     return Confirmation(going.confirmed, going.waiting, going.body_not_stored, going.given_up, tuple(notes), alarm)
 
 
-def _unknown(endpoint: str, fingerprint: str) -> DestinationStatus:
-    return DestinationStatus(
-        id=None,
-        current=True,
-        endpoint=endpoint,
-        key=fingerprint[:KEY_CHARACTERS] or None,
-        route=None,
-        health=NOT_TRIED,
-        pause_reason=None,
-        next_probe_ms=None,
-        jobs=Jobs(0, 0, 0, 0, 0),
-        in_flight=0,
-        retrying=0,
-        conditions=Conditions(0, 0),
-        oldest_pending_ms=None,
-        errors=(),
-        confirmation=Confirmation(0, 0, 0, 0, (), ""),
-        held=(),
-        without_text=0,
-        dead_letters=(),
-    )
-
-
 def _jobs(counts: Counts) -> Jobs:
     return Jobs(**{field.name: getattr(counts, field.name) for field in fields(Jobs)})
 
@@ -303,15 +286,15 @@ def waiting(destinations: Sequence[DestinationStatus], workers: Sequence[LiveWor
     found = []
     for one in destinations:
         others = one.jobs.pending - sum(held.jobs for held in one.held)
-        found += [f"{_counted(held.jobs)} for {named(one)}: {held.reason}" for held in one.held]
+        found += [f"{counted(held.jobs, 'job')} for {named(one)}: {held.reason}" for held in one.held]
         if others:
             served = any(worker.destination == one.id for worker in workers)
-            found.append(f"{_counted(others)} for {named(one)}: {_reason(one, now_ms, served=served)}")
+            found.append(f"{counted(others, 'job')} for {named(one)}: {_reason(one, now_ms, served=served)}")
         if one.retrying:
-            found.append(f"of them {_counted(one.retrying)} failed before and will be tried again")
+            found.append(f"of them {counted(one.retrying, 'job')} failed before and will be tried again")
         if one.without_text:
             found.append(
-                f"of them {_counted(one.without_text)} without text, for want of room; OpenCode's store has it"
+                f"of them {counted(one.without_text, 'job')} without text, for want of room; OpenCode's store has it"
             )
     return tuple(found)
 
@@ -332,8 +315,8 @@ def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
     return "a worker is at it"
 
 
-def _counted(jobs: int) -> str:
-    return f"{jobs} job{'' if jobs == 1 else 's'}"
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def named(one: DestinationStatus) -> str:

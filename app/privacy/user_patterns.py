@@ -9,8 +9,10 @@ from typing import Any
 
 import re2
 
+from app.errors import UsageError
 
-class PatternError(ValueError):
+
+class PatternError(UsageError):
     """A pattern that cannot be used. The message holds its number and text, and what is wrong with it and where."""
 
     def __init__(self, number: int, pattern: str, place: int | None, problem: str) -> None:

@@ -1,4 +1,4 @@
-"""What was delivered, as today's rules see it: which records would be redacted differently if they were made now.
+"""Audit: finds the delivered records that today's rules would redact differently if they were made now.
 
     footprints ─ OpenCode's store ▶ encoded under today's rules ─▶ equal digest: nothing
                                   ▶ under what its policy was    ─▶ equal digest: what today's rules find beyond that
@@ -12,24 +12,21 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app.capture.enqueue import body_of
-from app.capture.export import Export, exports
 from app.capture.folders import Folders
 from app.exporters.helicone.naming import project_name
 from app.exporters.helicone.records import Kind, Record
-from app.ledger import history
-from app.ledger.history import Exported
-from app.ledger.record_identity import DIGEST_BYTES, Print
+from app.ledger.history import Exported, exported
+from app.ledger.record_identity import Print
 from app.ledger.versions import frozen
-from app.privacy.policy import Policy, retold
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
+from app.recall.delivered_policy import Encodings, as_made, digest_of, prints
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
-from app.transcript.model import Transcript, TranscriptError, Turn
+from app.transcript.model import TranscriptError
 
 GONE = "no longer in OpenCode's store"
 EXPORT_MODE = "export mode"
@@ -72,49 +69,36 @@ class Audited:
     """Why nothing was compared."""
 
 
-def sent_turns(
-    db: sqlite3.Connection, destination_id: int, session: str, since_ms: int = 0
+def delivered_turns(
+    db: sqlite3.Connection, destination_id: int, session: str, since_ms: int = 0, *, or_waiting: bool = False
 ) -> dict[str, list[Exported]]:
     """The versions of each turn of which anything may be at Helicone, the current one last.
 
-    Those of which OpenCode wrote nothing since `since_ms` are left out.
+    Those of which OpenCode wrote nothing since `since_ms` are left out. With `or_waiting` those count, too, of which
+    something may get there yet.
     """
     turns: dict[str, list[Exported]] = {}
-    for version in history.exported(db, destination_id, session):
+    for version in exported(db, destination_id, session):
         turns.setdefault(version.turn, []).append(version)
+    counted = {"pending", "dead"} if or_waiting else set()
     return {
         turn: sorted(versions, key=lambda one: one.state != "superseded")
         for turn, versions in turns.items()
-        if any(one.was_attempted for one in versions) and max(one.facts_ms for one in versions) >= since_ms
+        if any(one.was_attempted or one.state in counted for one in versions)
+        and max(one.facts_ms for one in versions) >= since_ms
     }
 
 
 def audit(
-    db: sqlite3.Connection,
-    destination_id: int,
-    store: Store,
-    folders: Folders,
-    sessions: Collection[str],
-    *,
-    since_ms: int = 0,
-) -> Iterator[Audited | None]:
-    """One result for each of the sessions; None for one of which nothing was sent.
+    db: sqlite3.Connection, destination_id: int, store: Store, folders: Folders, session: str, since_ms: int = 0
+) -> Audited | None:
+    """One session compared; None where nothing of it was sent.
 
     Raises StoreError, SettingsError, PatternError, sqlite3.Error.
     """
-    for session in sessions:
-        turns = sent_turns(db, destination_id, session, since_ms)
-        yield _session(db, destination_id, store, folders, session, turns) if turns else None
-
-
-def _session(
-    db: sqlite3.Connection,
-    destination_id: int,
-    store: Store,
-    folders: Folders,
-    session: str,
-    turns: Mapping[str, Sequence[Exported]],
-) -> Audited:
+    turns = delivered_turns(db, destination_id, session, since_ms)
+    if not turns:
+        return None
     try:
         transcript = store.transcript(session)
     except TranscriptError as error:
@@ -122,52 +106,45 @@ def _session(
     if transcript is None:
         return Audited(session, None, None, problem=GONE)
     known = frozen(db, destination_id, session)
-    comparison = _Comparison(
-        transcript, folders.find(transcript.session.directory)[1], known[1] if known else Identity("")
-    )
-    for versions in turns.values():
-        comparison.turn(versions)
+    encodings = Encodings(transcript, known[1] if known else Identity(""))
+    comparison = _Comparison(encodings, folders.find(transcript.session.directory)[1])
+    for turn, versions in turns.items():
+        comparison.turn(turn, versions)
     return Audited(
         session=session,
         project=project_name(transcript.session.directory),
         created_ms=transcript.session.created_ms,
         records=tuple(comparison.records),
-        turns=comparison.turns,
-        changed=comparison.changed,
-        unprinted=comparison.unprinted,
-        gone=comparison.gone,
-        sealed=comparison.sealed,
+        turns=comparison.counts["turns"],
+        changed=comparison.counts["changed"],
+        unprinted=comparison.counts["unprinted"],
+        gone=comparison.counts["gone"],
+        sealed=comparison.counts["sealed"],
     )
 
 
 class _Comparison:
     """One session's turns, each encoded under today's rules and under those that it was made under."""
 
-    def __init__(self, transcript: Transcript, today: Capture | None, identity: Identity) -> None:
-        self._transcript = transcript
+    def __init__(self, encodings: Encodings, today: Capture | None) -> None:
+        self._encodings = encodings
         self._today = today
-        self._identity = identity
-        self._exports: dict[str, Mapping[str, Export]] = {}
-        self._bare = encoded(transcript, bare(today), identity)
+        self._bare = encodings.bare(today)
         self.records: list[Differing] = []
-        self.turns = self.changed = self.unprinted = self.gone = self.sealed = 0
+        self.counts: Counter[str] = Counter()
 
-    def turn(self, versions: Sequence[Exported]) -> None:
-        turn, current = versions[-1].turn, versions[-1]
-        if current.is_sealed:
-            self.sealed += 1
+    def turn(self, turn: str, versions: Sequence[Exported]) -> None:
+        if versions[-1].is_sealed or turn not in self._bare:
+            self.counts["sealed" if versions[-1].is_sealed else "gone"] += 1
             return
-        if turn not in self._bare:
-            self.gone += 1
-            return
-        self.turns += 1
-        made = last_prints(versions)
+        self.counts["turns"] += 1
         made_bare = {record.request_id: record for record in self._bare[turn].encode()}
+        attempted = [one for one in versions if one.was_attempted]
+        made: Mapping[str, tuple[Print | None, str]] = prints(attempted)
         if not made:
-            self.unprinted += 1
-            last = next(one for one in reversed(versions) if one.was_attempted)
-            made = dict.fromkeys(made_bare, (None, last.policy))
-        by_policy: dict[str, dict[str, tuple[Record, Record]]] = {}
+            self.counts["unprinted"] += 1
+            made = dict.fromkeys(made_bare, (None, attempted[-1].policy))
+        pairs: dict[str, dict[str, tuple[Record, Record]]] = {}
         for request_id, (one, policy) in made.items():
             record = made_bare.get(request_id)
             if record is None or _is_withheld(policy):
@@ -175,58 +152,25 @@ class _Comparison:
             if self._today is None or self._today.policy.mode != "full":
                 self.records.append(Differing(turn, record.path, record.kind, {EXPORT_MODE: 1}))
                 continue
-            if policy not in by_policy:
-                by_policy[policy] = self._pairs(turn, policy, self._today)
-            self._record(turn, record, one, policy, by_policy[policy][request_id])
+            then = as_made(self._today, policy)
+            if policy not in pairs:
+                pairs[policy] = self._pairs(turn, self._today, then)
+            now_made, then_made = pairs[policy][request_id]
+            if one is not None and one.digest == digest_of(now_made):
+                continue
+            found = hits(record, self._today.redaction)
+            if one is None or one.digest == digest_of(then_made):
+                found -= hits(record, then.redaction)
+            if found:
+                self.records.append(Differing(turn, record.path, record.kind, dict(found)))
+            else:
+                self.counts["changed"] += 1
 
-    def _record(self, turn: str, record: Record, one: Print | None, policy: str, pair: tuple[Record, Record]) -> None:
-        assert self._today is not None  # noqa: S101 - its caller has looked
-        now, then = pair
-        if one is not None and one.digest == digest_of(now):
-            return
-        found = hits(record, self._today.redaction)
-        if one is None or one.digest == digest_of(then):
-            found -= hits(record, as_made(self._today, policy).redaction)
-        if found:
-            self.records.append(Differing(turn, record.path, record.kind, dict(found)))
-        else:
-            self.changed += 1
-
-    def _pairs(self, turn: str, policy: str, today: Capture) -> dict[str, tuple[Record, Record]]:
-        """By request id the record as it would be made now, and as it was made under the policy."""
-        then = as_made(today, policy)
+    def _pairs(self, turn: str, today: Capture, then: Capture) -> dict[str, tuple[Record, Record]]:
+        """By request id the record as it would be made now, and as it was made then."""
         now = replace(today, policy=replace(today.policy, prefix=then.policy.prefix))
-        pairs = zip(self._of(now)[turn].encode(), self._of(then)[turn].encode(), strict=True)
-        return {one.request_id: (one, other) for one, other in pairs}
-
-    def _of(self, capture: Capture) -> Mapping[str, Export]:
-        name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
-        if name not in self._exports:
-            self._exports[name] = encoded(self._transcript, capture, self._identity)
-        return self._exports[name]
-
-
-def encoded(transcript: Transcript, capture: Capture, identity: Identity) -> dict[str, Export]:
-    """What each turn becomes under a capture; nothing is encoded before it is asked for."""
-    found = exports(transcript, capture, identity, abandoned=True)
-    return {one.turn: one for one in found if not isinstance(one, Turn)}
-
-
-def bare(today: Capture | None) -> Capture:
-    """A capture that leaves all texts as they are: to look into, never to be kept."""
-    prefix = today.policy.prefix if today else ""
-    return Capture(
-        Policy("full", (), redact_secrets=False, prefix=prefix), Redaction((), secrets=False, known=None), ""
-    )
-
-
-def last_prints(versions: Sequence[Exported]) -> dict[str, tuple[Print | None, str]]:
-    """By request id what was last made of the record, and under which policy."""
-    found: dict[str, tuple[Print | None, str]] = {}
-    for version in versions:
-        if version.was_attempted:
-            found |= {str(one.request_id): (one, version.policy) for one in version.prints}
-    return found
+        made = (self._encodings.under(one)[turn].encode() for one in (now, then))
+        return {one.request_id: (one, other) for one, other in zip(*made, strict=True)}
 
 
 def hits(record: Record, redaction: Redaction) -> Counter[str]:
@@ -237,19 +181,6 @@ def hits(record: Record, redaction: Redaction) -> Counter[str]:
         redaction.json({name: value for name, value in side.items() if name not in _NOT_WRITTEN}, found)
     redaction.text(told["providerRequest"]["meta"].get("Helicone-Session-Name", ""), found)
     return found
-
-
-def digest_of(record: Record) -> bytes:
-    return body_of(record).digest[:DIGEST_BYTES]
-
-
-def as_made(today: Capture, policy: str) -> Capture:
-    """How it was captured under the policy (its facts), with those of its patterns that are in force today."""
-    made = retold(today.policy, policy)
-    kept = zip(today.policy.patterns, today.redaction.patterns, strict=True)
-    compiled = tuple(one for pattern, one in kept if pattern in made.patterns)
-    redaction = replace(today.redaction, patterns=compiled, secrets=made.redact_secrets)
-    return replace(today, policy=made, redaction=redaction)
 
 
 def _is_withheld(policy: str) -> bool:

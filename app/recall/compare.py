@@ -1,20 +1,21 @@
-"""Whether Helicone shows what was sent over its old rows: the rows of a recall are read back and compared."""
+"""Compares what Helicone shows with what a recall sent: its rows are read back until they are overwritten."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from app.delivery.confirm import IDS_MAX, Allowance
+from app.delivery.confirm import IDS_MAX
 from app.exporters.answer import AnswerError, parsed
-from app.exporters.helicone.client import Client, ReadBackError, Shown
+from app.exporters.helicone.client import ReadBackError, Shown
 from app.recall.expected import Likeness, json_digest
-from app.runtime import clock
 
 Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]
+Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, Sequence[Shown]]]
+"""(earliest start in ms, request ids) -> what Helicone shows of those that are stored. Raises ReadBackError."""
 LOOK_S = 1.0
 
 
@@ -29,31 +30,22 @@ class Seen:
     reason: str = ""
 
 
-def look(
-    client: Client, url: str, expected: Sequence[Likeness], *, queries_per_minute: int, end_s: float
-) -> list[Seen]:
+def look(read: Reader, expected: Sequence[Likeness], *, end_s: float) -> list[Seen]:
     """Read all of them back, and those that are not overwritten again until `end_s` (monotonic).
 
     Every query is made once at least, however late it is, unless the first of them fails.
     """
-    allowance = Allowance(queries_per_minute, queries_per_minute, clock.now_ms())
     seen: dict[str, Seen] = {}
     left = list(expected)
     while True:
         for batch in _batches(left):
-            while not allowance.take(clock.now_ms()):
-                time.sleep(LOOK_S)
-            seen |= {one.request_id: one for one in _read(client, url, batch)}
+            seen |= {one.request_id: one for one in _read(read, batch)}
             if all(one.outcome == "not read back" for one in seen.values()):
                 return [seen.get(str(one.request_id)) or _unread(one, next(iter(seen.values())).reason) for one in left]
         left = [one for one in left if seen[str(one.request_id)].outcome in {"still old", "not there"}]
         if not left or time.monotonic() >= end_s:
             return [seen[str(one.request_id)] for one in expected]
         time.sleep(min(LOOK_S, max(0.0, end_s - time.monotonic())))
-
-
-def counted(seen: Sequence[Seen]) -> dict[str, int]:
-    return dict(Counter(one.outcome for one in seen))
 
 
 def _batches(expected: Sequence[Likeness]) -> Iterator[list[Likeness]]:
@@ -65,10 +57,9 @@ def _batches(expected: Sequence[Likeness]) -> Iterator[list[Likeness]]:
             yield found[at : at + IDS_MAX]
 
 
-def _read(client: Client, url: str, batch: Sequence[Likeness]) -> Iterator[Seen]:
-    start_ms = min(one.start_ms for one in batch)
+def _read(read: Reader, batch: Sequence[Likeness]) -> Iterator[Seen]:
     try:
-        rows = client.shown(url, start_ms=start_ms, request_ids=[one.request_id for one in batch])
+        rows = read(min(one.start_ms for one in batch), [one.request_id for one in batch])
     except ReadBackError as error:
         yield from (_unread(one, str(error)) for one in batch)
         return

@@ -1,4 +1,4 @@
-"""What a turn was delivered under: a recall takes out of it, and puts nothing back."""
+"""Delivered policy: makes turns again as they were made when they were sent, and compares the two."""
 
 from __future__ import annotations
 
@@ -6,13 +6,86 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from app.capture.export import Export
+from app.capture.enqueue import body_of
+from app.capture.export import Export, split
+from app.exporters.helicone.records import Record
 from app.ledger.history import Exported
-from app.privacy.policy import Mode, is_as_strict, strictest
+from app.ledger.record_identity import DIGEST_BYTES, Print
+from app.privacy.policy import Mode, Policy, is_as_strict, retold, strictest
+from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
-from app.recall.audit import as_made, digest_of, encoded
+from app.recall.rewrite import Problem, Refusal
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript
+
+
+class Encodings:
+    """One session's turns, encoded under each capture that is asked for."""
+
+    def __init__(self, transcript: Transcript, identity: Identity) -> None:
+        self.session = transcript.session.id
+        self._transcript = transcript
+        self._identity = identity
+        self._made: dict[str, Mapping[str, Export]] = {}
+
+    def under(self, capture: Capture) -> Mapping[str, Export]:
+        """By turn; nothing is encoded before it is asked for."""
+        name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
+        if name not in self._made:
+            self._made[name] = self._encode(capture)
+        return self._made[name]
+
+    def bare(self, today: Capture | None) -> Mapping[str, Export]:
+        """With all texts as they are: to look into, never to be kept."""
+        policy = Policy("full", (), redact_secrets=False, prefix=today.policy.prefix if today else "")
+        return self._encode(Capture(policy, Redaction((), secrets=False, known=None), ""))
+
+    def _encode(self, capture: Capture) -> Mapping[str, Export]:
+        ready, _ = split(self._transcript, capture, self._identity, abandoned=True)
+        return {one.turn: one for one in ready}
+
+
+class Precedent:
+    """One session's turns under what they were made under, compared with a capture of today."""
+
+    def __init__(self, encodings: Encodings, today: Capture) -> None:
+        self._encodings = encodings
+        self._today = today
+
+    def capture(self, versions: Sequence[Exported]) -> Capture:
+        """Today's, with no looser mode than the turn was made under."""
+        mode = strictest(self._today.policy.mode, mode_of(versions))
+        return replace(self._today, policy=replace(self._today.policy, mode=mode))
+
+    def export(self, turn: str, versions: Sequence[Exported]) -> Export | None:
+        """Made under that; None for a turn that OpenCode does not have any more."""
+        return self._encodings.under(self.capture(versions)).get(turn)
+
+    def last(self, turn: str, versions: Sequence[Exported]) -> Export | None:
+        """Made under what it was sent under last."""
+        policy = next(one.policy for one in reversed(versions) if one.was_attempted)
+        return self._encodings.under(as_made(self._today, policy)).get(turn)
+
+    def objection(self, turn: str, versions: Sequence[Exported]) -> Problem | None:
+        """Why the turn, made today, could hold what it was delivered without; None where it cannot."""
+        now = self.capture(versions).policy.facts("")
+        for one in _binding(versions):
+            if not is_as_strict(now, one.policy):
+                return Problem(Refusal.LOOSER, self._encodings.session, turn, _looser(now, one.policy))
+        if not self._is_as_printed(turn, versions):
+            return Problem(Refusal.UNEQUAL, self._encodings.session, turn)
+        return None
+
+    def _is_as_printed(self, turn: str, versions: Sequence[Exported]) -> bool:
+        """Whether each record, made under the policy of then, is what was made then; also where no digests are kept."""
+        last = prints(_binding(versions))
+        for policy in {policy for _, policy in last.values()}:
+            then = self._encodings.under(as_made(self._today, policy)).get(turn)
+            for record in then.encode() if then is not None else ():
+                one = last.get(record.request_id)
+                if one is None or (one[1] == policy and one[0].digest != digest_of(record)):
+                    return False
+        return True
 
 
 def mode_of(versions: Sequence[Exported]) -> Mode:
@@ -23,53 +96,22 @@ def mode_of(versions: Sequence[Exported]) -> Mode:
     return mode
 
 
-class Precedent:
-    """One session's turns under what they were made under, compared with a capture of today."""
+def prints(versions: Sequence[Exported]) -> dict[str, tuple[Print, str]]:
+    """By request id what was last made of the record, and under which policy."""
+    return {str(one.request_id): (one, made.policy) for made in versions for one in made.prints}
 
-    def __init__(self, transcript: Transcript, today: Capture, identity: Identity) -> None:
-        self._transcript = transcript
-        self._today = today
-        self._identity = identity
-        self._exports: dict[str, Mapping[str, Export]] = {}
 
-    def capture(self, versions: Sequence[Exported]) -> Capture:
-        """Today's, with no looser mode than the turn was made under."""
-        mode = strictest(self._today.policy.mode, mode_of(versions))
-        return replace(self._today, policy=replace(self._today.policy, mode=mode))
+def digest_of(record: Record) -> bytes:
+    return body_of(record).digest[:DIGEST_BYTES]
 
-    def last(self, versions: Sequence[Exported]) -> Capture:
-        """How the turn was captured when it was sent last."""
-        return as_made(self._today, next(one.policy for one in reversed(versions) if one.was_attempted))
 
-    def export(self, turn: str, capture: Capture) -> Export | None:
-        name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
-        if name not in self._exports:
-            self._exports[name] = encoded(self._transcript, capture, self._identity)
-        return self._exports[name].get(turn)
-
-    def objection(self, turn: str, versions: Sequence[Exported]) -> str:
-        """Why the turn, made today, could hold what it was delivered without; '' where it cannot."""
-        now = self.capture(versions).policy.facts("")
-        for one in _binding(versions):
-            if not is_as_strict(now, one.policy):
-                return f"it was delivered under a stricter {_looser(now, one.policy)} than today's"
-        if not self._is_as_printed(turn, versions):
-            return (
-                "it was redacted by secrets that are not known here (run this where OpenCode runs, with its"
-                " environment), or sent by another version, or changed in OpenCode since"
-            )
-        return ""
-
-    def _is_as_printed(self, turn: str, versions: Sequence[Exported]) -> bool:
-        """Whether each record, made under the policy of then, is what was made then; also where no digests are kept."""
-        last = {str(one.request_id): (one, made.policy) for made in _binding(versions) for one in made.prints}
-        for policy in {policy for _, policy in last.values()}:
-            then = self.export(turn, as_made(self._today, policy))
-            for record in then.encode() if then is not None else ():
-                one = last.get(record.request_id)
-                if one is None or (one[1] == policy and one[0].digest != digest_of(record)):
-                    return False
-        return True
+def as_made(today: Capture, policy: str) -> Capture:
+    """How it was captured under the policy (its facts), with those of its patterns that are in force today."""
+    made = retold(today.policy, policy)
+    kept = zip(today.policy.patterns, today.redaction.patterns, strict=True)
+    compiled = tuple(one for pattern, one in kept if pattern in made.patterns)
+    redaction = replace(today.redaction, patterns=compiled, secrets=made.redact_secrets)
+    return replace(today, policy=made, redaction=redaction)
 
 
 def _binding(versions: Sequence[Exported]) -> list[Exported]:

@@ -1,4 +1,4 @@
-"""What a record is to look like at Helicone once it is overwritten."""
+"""Expected content: digests of what Helicone is to show of a record once it is overwritten."""
 
 from __future__ import annotations
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from app.errors import AppError
 from app.runtime.url import RouteKind
 
 Asked: TypeAlias = RouteKind | Literal["read"]
 """Which server's log route, or reading back."""
 
 
-class FaultError(ValueError):
+class FaultError(AppError):
     """A script that cannot be read. Names the field."""
 
 
@@ -81,7 +82,7 @@ def read(path: Path) -> tuple[Fault, ...]:
     """A script from a JSON file. Raises FaultError."""
     try:
         return parse(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FaultError) as error:
         raise FaultError(f"{path} is no script of faults: {error}") from error
 
 

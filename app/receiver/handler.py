@@ -1,4 +1,4 @@
-"""What the receiver answers to one Manual-Logger POST, and what it keeps. Pure: clock and dice are arguments.
+"""Answers one Manual-Logger POST as Helicone does, and says what is kept. Pure: clock and dice are arguments.
 
     bytes, headers ─ worker_reply | jawn_reply ─▶ Reply(status, body, headers, log)
 

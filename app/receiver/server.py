@@ -2,8 +2,8 @@
 
     POST /custom/v1/log, /oai|anthropic|googleapis/v1/log       as the cloud's worker
     POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
-    POST /v1/request/query-clickhouse, /v1/session/query        read back
-    POST /_faults                                               script what goes wrong next (see app/receiver/faults.py)
+    POST /v1/request/query-clickhouse                           read back
+    POST /_faults                                               script what goes wrong next (see app/faults.py)
     GET  /_sends                                                every POST that arrived, in order
 
 It listens on this machine only, answers nobody who calls it by another name (a web page's name may be made to point
@@ -41,6 +41,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.errors import AppError
 from app.receiver import faults, handler, store
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime.filesystem import private_file
@@ -58,7 +59,7 @@ _SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNO
 _Object: TypeAlias = dict[str, Any]
 
 
-class ReceiverError(ValueError):
+class ReceiverError(AppError):
     """The receiver cannot start as asked."""
 
 
@@ -89,7 +90,6 @@ def create(
         routes=[
             *(Route(path, desk.log, methods=["POST"]) for path in (*worker_paths, *_JAWN_PATHS)),
             Route("/v1/request/query-clickhouse", desk.query, methods=["POST"]),
-            Route("/v1/session/query", desk.query_sessions, methods=["POST"]),
             Route("/_faults", desk.script, methods=["POST"]),
             Route("/_sends", desk.show_sends, methods=["GET"]),
         ],
@@ -131,7 +131,7 @@ def serve(
 
     Port 0 takes a free one; `on_listening` gets the address and the key.
 
-    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError, all ValueErrors.
+    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError.
     """
     script = () if faults_path is None else faults.read(faults_path)
     with store.opened(store_path):
@@ -226,42 +226,32 @@ class _Desk:
             return _BrokenOff()
         if fault.status is not None:
             return _response(_scripted(fault, fault.status))
-        owner, query = await self._asked(request)
-        if isinstance(query, Response):
-            return query
+        raw = await _read(request)
+        refusal = handler.jawn_refusal(request.headers, self._keys)
+        if refusal is not None:
+            return _response(refusal)
+        query = _parsed(raw)
+        if not isinstance(query, dict):
+            return Response(status_code=500)
+        return self._found(query, handler.bearer(request.headers.get("authorization")), fault)
+
+    def _found(self, query: _Object, key: str | None, fault: Fault) -> Response:
         if fault.blind:
             return JSONResponse({"data": [], "error": None}, status_code=201)
         try:
             wanted = store.compiled(query.get("filter", "all"), unit_ms=1000 if fault.cut_since else 1)
         except store.ShelfError as error:
             return JSONResponse({"data": None, "error": str(error)}, status_code=400)
-        newest_first = (query.get("sort") or {}).get("created_at", "desc") == "desc"
-        limit = min(int(query.get("limit") or 10), READ_LIMIT_MAX)
         rows = store.select(
-            self.db, owner, wanted, newest_first=newest_first, limit=limit, offset=int(query.get("offset") or 0)
+            self.db,
+            store.organisation(self.db, key) or "",
+            wanted,
+            newest_first=(query.get("sort") or {}).get("created_at", "desc") == "desc",
+            limit=min(int(query.get("limit") or 10), READ_LIMIT_MAX),
+            offset=int(query.get("offset") or 0),
         )
         # Measured: this one query answers 201.
         return JSONResponse({"data": [_shown(row) for row in rows], "error": None}, status_code=201)
-
-    async def query_sessions(self, request: Request) -> Response:
-        owner, query = await self._asked(request)
-        if isinstance(query, Response):
-            return query
-        span = query.get("timeFilter") or {}
-        start_ms, end_ms = span.get("startTimeUnixMs", 0), span.get("endTimeUnixMs", _now_ms())
-        return JSONResponse({"data": store.sessions(self.db, owner, int(start_ms), int(end_ms)), "error": None})
-
-    async def _asked(self, request: Request) -> tuple[str, _Object | Response]:
-        """The organisation that asks and its question, or the answer that turns it away."""
-        raw = await _read(request)
-        refusal = handler.jawn_refusal(request.headers, self._keys)
-        if refusal is not None:
-            return "", _response(refusal)
-        query = _parsed(raw)
-        if not isinstance(query, dict):
-            return "", Response(status_code=500)
-        key = handler.bearer(request.headers.get("authorization"))
-        return store.organisation(self.db, key) or "", query
 
     async def script(self, request: Request) -> Response:
         # A web page cannot send this type to another origin without asking first, and nobody here says yes.

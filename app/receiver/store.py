@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from app.database.connection import transaction
+from app.errors import AppError
 from app.receiver.manual_log import Log
 from app.runtime.filesystem import private_file
 
@@ -50,11 +51,9 @@ create table log (
     properties text not null check (json_valid(properties)),
     request_body text not null,
     response_body text not null,
-    session_id text as (json_extract(properties, '$."Helicone-Session-Id"')) virtual,
     sends integer not null check (sends > 0),
     primary key (organisation, provider, model, user_id, created_ms, request_id)
 ) strict;
-create index log_session on log (session_id, created_ms);
 create table send (
     n integer primary key,
     at_ms integer not null,
@@ -72,7 +71,7 @@ Filter: TypeAlias = tuple[str, list[object]]
 """An SQL condition and its parameters."""
 
 
-class ShelfError(ValueError):
+class ShelfError(AppError):
     """A file that is no receiver's store, or a query that it does not know."""
 
 
@@ -109,11 +108,6 @@ class Send:
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """The store, made when it is missing: file 0600, in a folder of 0700. Raises ShelfError."""
-    with closing(_connect(path)) as db:
-        yield db
-
-
-def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         private_file(path)
@@ -124,8 +118,7 @@ def _connect(path: Path) -> sqlite3.Connection:
             _prepare(db, path)
         except sqlite3.DatabaseError as error:
             raise ShelfError(f"{path} is no receiver's store: {error}") from error
-        stack.pop_all()  # it is whole: the caller closes it
-        return db
+        yield db
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
@@ -197,20 +190,6 @@ def select(
         (owner, *parameters, limit, offset),
     )
     return [_stored(row) for row in rows]
-
-
-def sessions(db: sqlite3.Connection, owner: str, start_ms: int, end_ms: int) -> list[dict[str, object]]:
-    """The session list: by (id, name), as Helicone groups it."""
-    rows = db.execute(
-        "select session_id, json_extract(properties, '$.\"Helicone-Session-Name\"') as session_name,"
-        " min(created_ms) as created_ms, max(created_ms) as latest_ms, count(*) as total_requests,"
-        " sum(cost_usd) as total_cost, sum(prompt_tokens) as prompt_tokens,"
-        " sum(completion_tokens) as completion_tokens"
-        " from log where organisation = ? and session_id is not null and created_ms between ? and ?"
-        " group by 1, 2 order by latest_ms desc limit 1000",
-        (owner, start_ms, end_ms),
-    )
-    return [dict(row) for row in rows]
 
 
 def _stored(row: sqlite3.Row) -> Stored:

@@ -29,7 +29,7 @@ POINTS = (
     "complete.finishing",  # delivered and without bodies, not committed
     "complete.committed",
     "recover.freeing",  # what a dead worker held is free, not committed
-    "watch.ringing",  # jobs are marked as rung, nothing is rung
+    "watch.ringing",  # it is known who is to be rung, nobody is
     "prune.dropping",  # jobs are dropped, not committed
     "migrate.applying",  # a migration is applied, not committed
     "erase.beginning",  # what a person wants gone is deleted, and lies in the files

@@ -1,4 +1,4 @@
-"""What a terminal is given to show. It may come from a file name, an answer or a transcript, so from anybody."""
+"""Makes text safe to show: it may come from a file name, an answer or a transcript, so from anybody."""
 
 from __future__ import annotations
 

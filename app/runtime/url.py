@@ -7,6 +7,8 @@ import re
 from typing import Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from app.errors import UsageError
+
 RouteKind: TypeAlias = Literal["worker", "jawn"]
 
 
@@ -16,7 +18,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-class EndpointError(ValueError):
+class EndpointError(UsageError):
     """An endpoint that cannot be used. The message says what is wrong and never quotes it: it may hold a secret."""
 
 

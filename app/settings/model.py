@@ -13,6 +13,7 @@ from platformdirs import user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, TypeAdapter
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from app.errors import UsageError
 from app.runtime.filesystem import default_spool
 from app.runtime.url import EndpointError, normalise
 from app.settings.names import NAMES
@@ -21,7 +22,7 @@ PROGRAM = "opencode-helicone"
 _HELD_SHOWN = 3
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError):
     """Settings that cannot be used. One line; `problems` has them one by one, each naming setting, value and origin."""
 
     def __init__(self, problems: Iterable[str]) -> None:

@@ -19,10 +19,12 @@ import json
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from app.errors import AppError
+
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
 
-class TranscriptError(ValueError):
+class TranscriptError(AppError):
     """A snapshot that cannot be read. The message names the place and the rule, never transcript text."""
 
 

@@ -1,4 +1,4 @@
-"""What the ledger calls delivered is looked for at Helicone, each record by its request id.
+"""Looks for delivered records at Helicone, each by its request id.
 
     ledger.exported ─ footprints ▶ wanted ─ Client.stored ─▶ found, without bodies, missing
 

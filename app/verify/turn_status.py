@@ -1,4 +1,4 @@
-"""What became of each turn of a session: what OpenCode has, judged by what the ledger knows.
+"""Turn status: decides what became of each turn that OpenCode has, by what the ledger knows of it.
 
 A turn is unexplained when OpenCode has it, nobody kept it from being exported, and the ledger does not have it, or has
 an older version of it.
@@ -246,12 +246,8 @@ def _verdict(
     delivered, waiting, dropped = (
         [one for one in told.get(state, ()) if one is not None] for state in ("delivered", "waiting", "dropped")
     )
-    return Verdict(
-        session=session.session,
-        project=session.project,
-        changed_ms=session.changed_ms,
-        is_deleted=session.is_deleted,
-        failure=session.failure,
+    return replace(
+        session,
         turns=len(of_turns),
         states={state: len(jobs) for state, jobs in told.items()},
         dropped_by_reason=dict(Counter(one.drop_reason or "" for one in dropped)),
@@ -263,6 +259,4 @@ def _verdict(
         gone=gone,
         record=states.get(job.SESSION_RECORD),
         unexplained=tuple(name for name, state in states.items() if state in UNEXPLAINED),
-        copied=session.copied,
-        odd=session.odd,
     )

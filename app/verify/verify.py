@@ -1,4 +1,4 @@
-"""OpenCode's store against the ledger.
+"""Compares OpenCode's store with the ledger.
 
     Store.transcript ─ turns ▶ verdict.weigh ◀ versions ─ ledger.exported
 
@@ -14,13 +14,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.capture.enqueue import holds_sealed, own_turns
+from app.capture.enqueue import own_turns
 from app.capture.export import children
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
-from app.ledger import folders, history, notices, versions
+from app.errors import AppError
+from app.ledger.folders import captured_since_ms
+from app.ledger.history import exported, exported_elsewhere, exported_sessions
+from app.ledger.notices import unread_sessions
+from app.ledger.versions import any_sealed, frozen
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
@@ -35,7 +39,7 @@ SETTLE_S = 2.0
 """A hook that is alive needs a moment for a turn that has just ended: then it is looked at once more."""
 
 
-class UnknownSessionError(ValueError):
+class UnknownSessionError(AppError):
     """A session was named that neither OpenCode nor the ledger has."""
 
 
@@ -67,7 +71,7 @@ class Verification:
         # What has become a subagent meanwhile is no root, and yet there.
         found += [
             name
-            for name in history.exported_sessions(self._db, self.destination_id)
+            for name in exported_sessions(self._db, self.destination_id)
             if name not in stored and self._store.changed_ms(name) is None
         ]
         if choice.sessions:
@@ -82,13 +86,13 @@ class Verification:
 
     def changed_ms(self, session: StoredSession | str) -> int:
         if isinstance(session, str):
-            known = history.exported(self._db, self.destination_id, session)
+            known = exported(self._db, self.destination_id, session)
             return max((one.facts_ms for one in known), default=0)
         return self._store.changed_ms(session.id) or session.updated_ms
 
     def look(self, session: StoredSession | str) -> Verdict:
         if isinstance(session, str):
-            return weigh_deleted(session, history.exported(self._db, self.destination_id, session))
+            return weigh_deleted(session, exported(self._db, self.destination_id, session))
         changed_ms = self.changed_ms(session)
         first = Verdict(session.id, Path(session.directory).name, changed_ms, is_deleted=False, failure="")
         try:
@@ -98,7 +102,7 @@ class Verification:
         except (ExportError, TranscriptError) as error:
             return replace(first, failure=str(error))
         if transcript is None:  # deleted since it was listed
-            return weigh_deleted(session.id, history.exported(self._db, self.destination_id, session.id))
+            return weigh_deleted(session.id, exported(self._db, self.destination_id, session.id))
         whole, transcript = transcript, own_turns(self._db, transcript)
         first = replace(
             first,
@@ -107,10 +111,10 @@ class Verification:
         )
         turns = list(stored_turns(transcript))
         sealed = frozenset(
-            turn.id for turn in transcript.turns if holds_sealed(self._db, self.destination_id, children(turn))
+            turn.id for turn in transcript.turns if any_sealed(self._db, self.destination_id, list(children(turn)))
         )
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
-        known = history.exported(self._db, self.destination_id, session.id)
+        known = exported(self._db, self.destination_id, session.id)
         return weigh(first, turns, known, at, transcript.unreadable)
 
     def is_anybody_alive(self) -> bool:
@@ -119,16 +123,16 @@ class Verification:
 
     def _circumstances(self, session: StoredSession, changed_ms: int) -> Circumstances:
         _, capturing = self._folders.find(session.directory)
-        known = versions.frozen(self._db, self.destination_id, session.id)
+        known = frozen(self._db, self.destination_id, session.id)
         return Circumstances(
             capture=capturing,
             user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
-            captured_since_ms=folders.captured_since_ms(self._db, folder(self._db, session.directory)),
-            is_unread=session.id in notices.unread_sessions(self._db),
+            captured_since_ms=captured_since_ms(self._db, folder(self._db, session.directory)),
+            is_unread=session.id in unread_sessions(self._db),
             is_recent=not is_quiet(changed_ms, clock.now_ms()),
-            elsewhere=frozenset(history.exported_elsewhere(self._db, self.destination_id, session.id)),
+            elsewhere=frozenset(exported_elsewhere(self._db, self.destination_id, session.id)),
         )
 
 

@@ -15,17 +15,17 @@ import pytest
 
 from app.backfill import backfill
 from app.capture.config import capture
-from app.capture.export import Export, exports
+from app.capture.export import split
 from app.capture.targets import folder
 from app.cli.options import STOPPED
-from app.ledger import destinations, folders
+from app.ledger.destinations import destination, destinations
+from app.ledger.folders import remember_folder
 from app.privacy.policy import Mode
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
 from app.settings.model import Settings
 from app.transcript.identity import Identity
-from app.transcript.model import Turn
 from app.transcript.parse import parse
 from tests.sources.opencode.test_store import built
 from tests.stress import backfill as violence
@@ -81,11 +81,7 @@ def jobs(station: Station) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", exported())
 def test_logs_are_counted_as_they_are_encoded(name: str, mode: Mode) -> None:
     capturing = capture(Settings(export_mode=mode), ())
-    found = [
-        one
-        for one in exports(parse(export(name)), capturing, Identity(""), abandoned=True)
-        if not isinstance(one, Turn)
-    ]
+    found, _ = split(parse(export(name)), capturing, Identity(""), abandoned=True)
     assert found
     assert [one.record_count for one in found] == [len(list(one.encode())) for one in found]
 
@@ -96,8 +92,7 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     before = store.read_bytes()
     told = said(typed(station, "backfill", "--dry-run", "--json", *EVER))
     assert shape(told) == shape({**example("backfill"), "unreadable": [], "queued": None})
-    found = [one for name in names for one in exports(parse(export(name)), CAPTURE, Identity(""), abandoned=True)]
-    counted = [one for one in found if isinstance(one, Export)]
+    counted = [one for name in names for one in split(parse(export(name)), CAPTURE, Identity(""), abandoned=True)[0]]
     assert (told["logs"], told["sessions"]) == (sum(len(list(one.encode())) for one in counted), 3)
     assert told["turns"] == len(counted) - 3
     assert not station.spool.exists()
@@ -127,7 +122,7 @@ def test_all_is_queued_once_oldest_first_as_history_and_nobody_is_rung(station: 
     ]
     made = jobs(station)
     assert [one["session"] for one in made] == ["ses_old", "ses_old", "ses_new", "ses_new"]
-    assert {(one["state"], one["is_history"], one["rung_ms"]) for one in made} == {("pending", 1, None)}
+    assert {(one["state"], one["is_history"]) for one in made} == {("pending", 1)}
     assert not (station.spool / "queue.db").exists()
     again = said(typed(station, "backfill", "--json", *EVER))
     assert (again["logs"], again["queued"]["new"], again["waiting"]) == (0, 0, 4)
@@ -163,7 +158,7 @@ def test_a_person_at_a_terminal_is_asked(station: Station, answered: str, made: 
     with os.fdopen(inner) as terminal:
         done = typed(station, "backfill", "--max-logs", "2", *EVER, stdin=terminal)
     os.close(outer)
-    assert "send 3 logs? [y/N]" in done.stderr
+    assert "send 3 logs, more than --max-logs 2? [y/N]" in done.stderr
     assert (done.returncode, len(jobs(station))) == (code, made)
 
 
@@ -258,8 +253,8 @@ def test_the_options_in_a_folders_files_count_and_files_that_cannot_be_read_leav
 def seen(station: Station, directory: str, options: dict[str, object]) -> None:
     """A hook has recorded a folder's options."""
     with station.ledger() as db:
-        ours = destinations.destination(db, "", "", 0)
-        folders.remember_folder(db, folder(db, directory), ours.id, options, 0)
+        ours = destination(db, "", "", 0)
+        remember_folder(db, folder(db, directory), ours.id, options, 0)
 
 
 def test_a_configuration_that_does_not_name_the_plugin_refuses_nothing(station: Station) -> None:
@@ -461,8 +456,8 @@ def test_the_room_is_looked_at_again_when_what_was_left_is_used_up(
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
     desk = Desk(db)
-    (ours,) = destinations.destinations(db)
-    room = backfill.Room(db, Spool(tmp_path), ours, 4_000)
+    (ours,) = destinations(db)
+    room = backfill.Room(db, Spool(tmp_path), ours, 4_000, lambda: None)
     room.admit(1_500)
     desk.put(version())
     db.execute("update job set body_bytes = 2000")  # all of the half
@@ -476,7 +471,7 @@ def test_a_worker_that_has_nothing_to_deliver_makes_no_room(
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
     desk = Desk(db)
-    (ours,) = destinations.destinations(db)
+    (ours,) = destinations(db)
     desk.put(version())
     db.execute("update job set body_bytes = 2000, state = 'dead', due_ms = null, finished_ms = 1")
     worker = Announced(Spool(tmp_path).workers)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from app.capture.enqueue import Enqueued, Place, enqueue, outlook
+from app.capture.enqueue import Enqueued, Place, Request, enqueue, outlook
 from app.database.connection import connect
 from app.database.open import open_ledger
 from app.ledger import counts, destinations, versions
 from app.ledger import counts as ledger_counts
 from app.ledger import job as ledger_job
-from app.ledger.job import Body, Standing, Version
+from app.ledger.decision import LIVE, Decision, Reopen
+from app.ledger.job import Body, Version
 from app.privacy.policy import Mode, Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
@@ -58,7 +59,7 @@ class Door:
     rung: list[str] = field(default_factory=list)
 
     def put(
-        self, told: Fields, how: Capture | None = None, *, abandoned: bool = False, reopen: tuple[str, ...] = ()
+        self, told: Fields, how: Capture | None = None, *, abandoned: bool = False, reopen: Reopen = LIVE
     ) -> Enqueued:
         return enqueue(
             self.db,
@@ -67,8 +68,7 @@ class Door:
             self.place,
             now_ms=NOW_MS,
             ring=self.rung.append,
-            abandoned=abandoned,
-            reopen=reopen,
+            request=Request(abandoned=abandoned, reopen=reopen),
         )
 
     def states(self) -> dict[str, str]:
@@ -160,12 +160,12 @@ def test_what_was_delivered_under_a_stricter_policy_is_not_sent_again_under_a_lo
     done = door.put(one(*TURN), capture())
     assert (done.new, done.known) == (0, 2)
     told = outlook(door.db, parse(one(*TURN)), capture(), door.place)
-    assert {standing for _, standing in told} == {Standing.KNOWN}
+    assert {decision for _, decision in told} == {Decision.KNOWN}
     door.put(one(*TURN, *LATER, time=updated), capture())
     assert door.states()["ses_root msg_1"] == door.states()["ses_root session"] == "delivered"
     assert door.states()["ses_root msg_3"] == "pending"
     # A person who hands the session over means what he says.
-    assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
+    assert door.put(one(*TURN), capture(), reopen=Reopen(stricter=True)).keys
 
 
 @pytest.mark.parametrize("strict", STRICTER)
@@ -181,7 +181,7 @@ def test_what_waits_under_a_stricter_policy_stays_as_it_is_when_a_looser_one_com
     assert door.states()["ses_root msg_1"] == door.states()["ses_root session"] == state
     assert door.states()["ses_root msg_3"] == "pending"
     assert door.stored()[: len(made)] == made
-    assert door.put(one(*TURN), capture(), reopen=("stricter",)).keys
+    assert door.put(one(*TURN), capture(), reopen=Reopen(stricter=True)).keys
 
 
 def overtaken(door: Door, told: Fields, what: Callable[[], None]) -> Enqueued:
@@ -306,7 +306,7 @@ def test_another_policy_is_another_key_and_takes_the_others_place(door: Door) ->
 def test_policy_that_comes_back_reopens_its_versions(door: Door) -> None:
     done = door.put(one(*TURN))
     door.put(one(*TURN), capture(patterns=("ask",)))
-    again = door.put(one(*TURN), reopen=("stricter",))
+    again = door.put(one(*TURN), reopen=Reopen(stricter=True))
     assert again.keys == done.keys
     assert counts.counts(door.db).pending == 2
 
@@ -331,7 +331,7 @@ def test_off_counts_and_keeps_nothing(door: Door) -> None:
 def test_what_was_captured_while_off_is_shut_until_asked(door: Door) -> None:
     door.put(one(*TURN), capture("off"))
     assert (door.put(one(*TURN)).shut, door.rung) == (2, [])
-    done = door.put(one(*TURN), reopen=("off",))
+    done = door.put(one(*TURN), reopen=Reopen(frozenset({"off"})))
     assert (done.new, door.rung) == (2, done.keys[:1])
     assert len(door.bodies()) == 3
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.capture.enqueue import MARK_DIGITS, Place, enqueue
+from app.capture.enqueue import MARK_DIGITS, Place, Request, enqueue
 from app.capture.eviction import AGAIN_MS, PATIENCE_MS, Made, Room
 from app.capture.recapture import Remaking
 from app.database.connection import Ledger
@@ -31,7 +31,7 @@ from app.ledger import (
     pruning,
 )
 from app.ledger.dead_letters import Choice
-from app.ledger.job import Claim, Failure
+from app.ledger.job import Claim, FailedAttempt
 from app.operations.dead_letters import list_dropped, open_letters, what_to_do
 from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold
@@ -89,7 +89,7 @@ class Bunk(Bench):
 
     def finish(self, held: Claim) -> None:
         for body in claims.unacknowledged(self.db, held):
-            claims.acknowledge(self.db, self.destination, held, body, now_ms=2_000, lease_ms=60_000)
+            claims.acknowledge(self.db, held, body, now_ms=2_000, lease_ms=60_000)
         assert claims.complete(self.db, held, 2_000)
 
     @property
@@ -471,11 +471,11 @@ def test_what_somebody_may_have_been_sent_keeps_its_bytes(
     assert held is not None
     match came_to:
         case "answered":
-            claims.give_back(bench.db, held, due_ms=2_100, failure=Failure("503: HTML", 503))
+            claims.release(bench.db, held, due_ms=2_100, failed=FailedAttempt(2_100, "503: HTML", 503))
         case "accepted in part":
             first = next(claims.unacknowledged(bench.db, held))
-            claims.acknowledge(bench.db, bench.destination, held, first, now_ms=2_000, lease_ms=60_000)
-            claims.give_back(bench.db, held, due_ms=2_100)
+            claims.acknowledge(bench.db, held, first, now_ms=2_000, lease_ms=60_000)
+            claims.release(bench.db, held, due_ms=2_100)
         case _:
             maintenance.recover(bench.db, 2_100, ["w"])
     bench.make_room()
@@ -496,7 +496,8 @@ def test_an_attempt_that_did_not_connect_has_sent_nothing(bench: Bunk, monkeypat
     for _ in bench.keys:
         held = claims.claim(bench.db, bench.destination, bench.keys[0], worker="w", now_ms=2_000, lease_ms=60_000)
         assert held is not None
-        claims.give_back(bench.db, held, due_ms=2_500, failure=Failure("ConnectError: Connection refused"))
+        failed = FailedAttempt(2_500, "ConnectError: Connection refused")
+        claims.release(bench.db, held, due_ms=2_500, failed=failed)
     assert bench.states == ["pending"] * 2
     bench.make_room()
     stricter(monkeypatch)
@@ -590,7 +591,7 @@ def test_what_was_delivered_and_not_found_is_sent_again(bench: Bunk) -> None:
     bench.deliver()
     assert bench.posted == sent * 2
     due = confirmations.due_for_confirmation(bench.db, bench.destination, 3_000, 10)
-    assert all(confirmations.confirmed(bench.db, one, 3_000) for one in due)
+    assert all(confirmations.confirmed(bench.db, one, 3_000, has_body=True) for one in due)
     assert bench.db.execute("select count(*) from record").fetchone()[0] == 0
 
 
@@ -626,7 +627,8 @@ def test_a_job_without_bodies_goes_along_to_another_destination(bench: Bunk) -> 
     found = bench.permits.capture(bench.db, "")
     assert not isinstance(found, Hold)
     # It knows the session, so what waits moves job by job.
-    enqueue(bench.db, parse(talk(1)), found, Place(another, ""), now_ms=1_000, ring=lambda _: None, only=())
+    nothing, nobody = Request(only=()), Place(another, "")
+    enqueue(bench.db, parse(talk(1)), found, nobody, now_ms=1_000, ring=lambda _: None, request=nothing)
     adoption.adopt(bench.db, bench.destination, another, now_ms=2_000)
     bench.destination = another
     bench.start_worker()

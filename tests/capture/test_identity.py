@@ -10,6 +10,7 @@ import pytest
 
 from app.capture.enqueue import Place
 from app.ledger import adoption, destinations, versions
+from app.ledger.decision import REFILL
 from app.transcript.identity import Identity
 from tests.capture.test_enqueue import Door, capture
 from tests.support.snapshots import CREATED_MS, SESSION, Fields, assistant, entry, snapshot, task, text, user
@@ -84,7 +85,7 @@ def test_a_session_moved_before_it_is_seen_is_named_after_where_it_began(
 def test_a_turn_stays_what_it_was_when_its_session_is_moved(door: Door) -> None:
     door.put(talk(answered(1)))
     (before,) = [body.digest for body in door.stored() if b"opencode/user" in body.body]
-    door.put(talk(answered(1), directory=MOVED), reopen=("pending",))
+    door.put(talk(answered(1), directory=MOVED), reopen=REFILL)
     (after,) = [body.digest for body in door.stored() if b"opencode/user" in body.body]
     assert after == before
 

@@ -19,7 +19,7 @@ import pytest
 from app.capture import notices
 from app.capture.daemon import Desk
 from app.capture.eviction import Room
-from app.capture.export import exports
+from app.capture.export import split
 from app.capture.handler import Hook
 from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S
@@ -40,7 +40,7 @@ from app.settings.lookup import Sources
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, store_file
 from app.transcript.identity import Identity
-from app.transcript.model import Transcript, Turn, key
+from app.transcript.model import Transcript, key
 from tests.support import json_store
 from tests.support.fake_secrets import noise
 from tests.support.servers import api_key
@@ -183,13 +183,9 @@ def stored_key(one: Hook, session: str) -> list[str]:
     (capturing,) = one.opened.captures.by_folder().values()
     assert transcript is not None
     assert capturing is not None
-    made = exports(transcript, capturing, Identity(capturing.user_id), abandoned=True)
+    made, _ = split(transcript, capturing, Identity(capturing.user_id), abandoned=True)
     policy = capturing.policy.digest(capturing.user_id)
-    return [
-        key(export.digest, policy)
-        for export in made
-        if not isinstance(export, Turn) and export.turn != job.SESSION_RECORD
-    ]
+    return [key(export.digest, policy) for export in made if export.turn != job.SESSION_RECORD]
 
 
 def test_turns_from_while_the_plugin_was_missing_are_exported_by_the_next_hook_and_once(machine: Machine) -> None:

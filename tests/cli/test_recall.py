@@ -17,9 +17,12 @@ import pytest
 
 from app.capture.enqueue import Place
 from app.cli.options import STOPPED
+from app.cli.render_recall import problem_line
 from app.database.open import open_ledger
-from app.ledger import counts, destinations
 from app.ledger.claims import claim
+from app.ledger.counts import pending_keys
+from app.ledger.destinations import destination, fingerprint
+from app.recall.rewrite import Problem, Refusal
 from tests.capture.test_enqueue import Door
 from tests.recall.test_recall import claims, deliver, desk_of, shown, told
 from tests.sources.opencode.test_store import built
@@ -57,7 +60,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     with receiving(tmp_path / "receiver.db") as receiver:
         station = Station(tmp_path, receiver.url)
         with closing(open_ledger(station.spool)) as db:
-            ours = destinations.destination(db, receiver.url, destinations.fingerprint(db, station.key), 0)
+            ours = destination(db, receiver.url, fingerprint(db, station.key), 0)
             scene = Scene(station, Door(db, Place(ours.id, "folder")), receiver)
             scene.door.put(told(WHALE))
             deliver(scene.door, receiver)
@@ -107,7 +110,7 @@ def test_what_is_printed_for_programs_has_the_shape_of_its_example(scene: Scene,
 
 
 def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> None:
-    other = destinations.destination(scene.door.db, "https://other.invalid", "fingerprint", 0)
+    other = destination(scene.door.db, "https://other.invalid", "fingerprint", 0)
     door = Door(scene.door.db, Place(other.id, "folder"))
     door.put(told(WHALE))
     assert not scene.run("ses_root", "--blank", "--dry-run")[1]["problems"]
@@ -132,7 +135,7 @@ def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene)
     scene.run("ses_root", "--blank", "--yes")
     scene.door.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
     now_ms = time.time_ns() // 1_000_000
-    (key, *_) = counts.pending_keys(scene.door.db)
+    (key, *_) = pending_keys(scene.door.db)
     held = claim(scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000)
     assert held is not None
     code, said = scene.run("ses_root", "--blank", "--yes")
@@ -159,3 +162,10 @@ def test_a_recall_leaves_no_body_of_what_it_overwrote_in_the_spool(scene: Scene)
     code, said = scene.run("ses_root", "--blank", "--yes")
     assert (code, said["problems"]) == (0, [])
     assert traces(spool, [], WHALE.encode()) == set()
+
+
+@pytest.mark.parametrize("refusal", Refusal)
+def test_whatever_is_not_overwritten_is_told_of_in_a_sentence(refusal: Refusal) -> None:
+    line = problem_line(Problem(refusal, "ses_1", "msg_1", "why"))
+    assert line.startswith("ses_1: msg_1: ")
+    assert "{" not in line

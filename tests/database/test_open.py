@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from app.database.connection import WAL_BYTES, Ledger, checkpoint, connect, transaction, wal_reset_bug
+from app.database.connection import WAL_BYTES, Ledger, checkpoint, connect, shrink, transaction, wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, migrate, migrations, statements
-from app.ledger.pruning import shrink
 from app.runtime.filesystem import private_directory, private_file
 
 HEAD = len(migrations())

@@ -18,8 +18,9 @@ from app.delivery.confirm import Allowance
 from app.delivery.deliver import LEASE_MS, Courier
 from app.exporters.outcome import Outcome
 from app.ledger import claims, confirmations, flow, job, maintenance, policy_enforcement, readback
-from app.ledger.job import Body, Failure
-from app.ledger.maintenance import KILLS_MAX, SLEEP_MS, UNSEEN_MS
+from app.ledger.incidents import SLEEP_MS
+from app.ledger.job import Body, FailedAttempt
+from app.ledger.maintenance import KILLS_MAX, UNSEEN_MS
 from app.operations.doctor import examine
 from app.operations.status import Status, read_status
 from app.runtime import clock
@@ -58,6 +59,11 @@ class Patient(Machine):
         """The session whose POSTs hang, longer than any lease."""
         self.looks = 0
         super().__init__(spool, world, seed=1)
+
+    @property
+    def disordered(self) -> int:
+        """Sessions of which a turn came before an older one: after an outage that of the probe may."""
+        return sum(turns != sorted(turns) for turns in self.arrived.values())
 
     def bring(self, session: str, turn: str = "t1") -> None:
         name = f"{session} {turn}"
@@ -153,13 +159,11 @@ def in_every_situation(machine: Patient, *, is_away: bool) -> None:
     world, now_ms = machine.world, machine.world.now_ms
     for session in ("confirmed", "dead", "held", "backoff"):
         machine.bring(session)
-    claims.bury(machine.db, machine.claim("dead"), now_ms, Failure("400: error", 400))
+    claims.dead_letter(machine.db, machine.claim("dead"), FailedAttempt(now_ms, "400: error", 400))
     policy_enforcement.hold(machine.db, machine.claim("held"), due_ms=now_ms + HOUR_MS, reason="off")
     backoff = machine.claim("backoff")
-    failure = Failure("500: error", 500)
-    claims.set_back(
-        machine.db, backoff, now_ms=now_ms, due_ms=now_ms + 4 * MINUTE_MS, failure=failure, passes=0, charged=True
-    )
+    failed = FailedAttempt(now_ms, "500: error", 500)
+    claims.retry_later(machine.db, backoff, failed, delay_ms=4 * MINUTE_MS, is_charged=True)
     later(machine, SECOND_MS)
     assert machine.row("confirmed")["confirm_ms"] is not None
     if is_away:
@@ -199,8 +203,8 @@ def test_a_clock_that_is_set_loses_kills_and_delays_nothing_and_is_told_of(
     assert left == {"dead"}
     later(machine, HOUR_MS)
     assert machine.unsettled() == [("dead", "dead")]
-    assert {*machine.arrived["leased"], *machine.arrived["due"]} == {"t1", "t2", "t3"}
-    assert machine.arrived["due"] == machine.arrived["leased"] == ["t1", "t2", "t3"]
+    assert [sorted(machine.arrived[session]) for session in ("leased", "due")] == [["t1", "t2", "t3"]] * 2
+    assert machine.disordered <= is_away
     status = machine.status()
     assert (status.jobs.dead, status.jobs.dropped) == (1, 0)
     assert sum(one.confirmation.given_up for one in status.destinations) == 0
@@ -249,7 +253,8 @@ def test_a_machine_that_slept_for_ten_days_in_the_middle_of_posts_loses_and_kill
     machine.world.receiver.answer = accepted
     later(machine, 10 * MINUTE_MS)
     assert machine.unsettled() == []
-    assert all(machine.arrived[session] == ["t1", "t2"] for session in ("ses_1", "ses_2", "ses_3"))
+    assert [sorted(machine.arrived[session]) for session in ("ses_1", "ses_2", "ses_3")] == [["t1", "t2"]] * 3
+    assert machine.disordered <= 1
     assert machine.db.execute("select sum(kills) from job").fetchone()[0] == 0
     assert sum(one.confirmation.given_up for one in machine.status().destinations) == 0
     assert machine.noted() == {AHEAD}

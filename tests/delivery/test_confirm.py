@@ -19,7 +19,8 @@ from app.delivery.confirm import Allowance, Unread, looks_ms
 from app.exporters.helicone.body import Log, encode
 from app.ledger import claims, confirmations, counts, destinations, flow, pruning, readback, versions
 from app.ledger.confirmations import AHEAD_MS_MAX, Unconfirmed
-from app.ledger.job import Body, Standing, Version
+from app.ledger.decision import BACKFILL, IMPORT, Decision
+from app.ledger.job import Body, Version
 from app.ledger.readback import Confirmations
 from tests.support.ledger_bench import Desk, bodies, version
 
@@ -46,7 +47,7 @@ class Helicone:
 
 def deliver(desk: Desk, wanted: Version, *, confirm_ms: int | None = 1_000, records: int = 2) -> None:
     """Delivered at the desk's time, and by default to be read back at once."""
-    assert desk.put(wanted, records) in {Standing.NEW, Standing.REOPENED}
+    assert desk.put(wanted, records) in {Decision.NEW, Decision.REOPENED}
     carry(desk, wanted, confirm_ms=confirm_ms)
 
 
@@ -217,9 +218,9 @@ def test_a_row_without_body_sets_the_quota_and_marks_the_turn_and_logs_go_on(des
 def test_a_turn_stored_without_body_is_sent_again_whole_when_somebody_asks_and_only_then(desk: Desk) -> None:
     deliver(desk, T1)
     look(desk, Helicone({last_id(T1): False}))
-    assert desk.put(T1, 2) is Standing.KNOWN
-    assert desk.put(T1, 2, reopen=("age", "size")) is Standing.KNOWN
-    assert desk.put(T1, 2, reopen=("body_not_stored",)) is Standing.REOPENED
+    assert desk.put(T1, 2) is Decision.KNOWN
+    assert desk.put(T1, 2, reopen=BACKFILL) is Decision.KNOWN
+    assert desk.put(T1, 2, reopen=IMPORT) is Decision.REOPENED
     assert (desk.state(T1), desk.row(T1)["body_not_stored"]) == ("pending", 0)
     assert carry(desk, T1) == 2
     look(desk, Helicone({last_id(T1): True}))
@@ -229,16 +230,16 @@ def test_a_turn_stored_without_body_is_sent_again_whole_when_somebody_asks_and_o
 def test_a_confirmed_turn_is_not_taken_back(desk: Desk) -> None:
     deliver(desk, T1)
     look(desk, Helicone({last_id(T1): True}))
-    assert desk.put(T1, 2, reopen=("body_not_stored",)) is Standing.KNOWN
+    assert desk.put(T1, 2, reopen=IMPORT) is Decision.KNOWN
     assert desk.state(T1) == "delivered"
 
 
 def test_a_newer_version_of_a_turn_stored_without_body_sends_also_what_has_not_changed(desk: Desk) -> None:
-    assert desk.put(T1, 2, text="equal") is Standing.NEW
+    assert desk.put(T1, 2, text="equal") is Decision.NEW
     carry(desk, T1)
     look(desk, Helicone({last_id(T1): False}))
     newer = version("t1", "b", facts_ms=200)
-    assert desk.put(newer, 2, text="equal") is Standing.NEW
+    assert desk.put(newer, 2, text="equal") is Decision.NEW
     assert carry(desk, newer) == 2
 
 
@@ -288,9 +289,9 @@ def test_a_job_that_is_sent_again_is_judged_as_one_that_never_failed(desk: Desk)
     deliver(desk, T1)
     (one,) = due(desk)
     before = flow.evidence(desk.db, desk.destination, one.job_id)
-    assert not before.others_passed  # since its own last record
+    assert before.peers == "none"  # since its own last record
     assert confirmations.send_again(desk.db, one, desk.now_ms)
-    assert flow.evidence(desk.db, desk.destination, one.job_id).others_passed
+    assert flow.evidence(desk.db, desk.destination, one.job_id).peers == "succeed"
 
 
 def test_a_failed_reading_back_judges_no_job_and_pauses_only_itself_with_growing_pauses(desk: Desk) -> None:
@@ -336,9 +337,9 @@ def test_a_newer_version_supersedes_a_job_that_waits_to_be_confirmed(desk: Desk)
     deliver(desk, T1)
     (seen,) = due(desk)
     newer = version("t1", "b", facts_ms=200)
-    assert desk.put(newer, 2) is Standing.NEW
+    assert desk.put(newer, 2) is Decision.NEW
     assert (desk.state(T1), desk.records(T1), desk.row(T1)["confirm_ms"]) == ("superseded", 0, None)
-    assert not confirmations.confirmed(desk.db, seen, 1)
+    assert not confirmations.confirmed(desk.db, seen, 1, has_body=True)
     assert not confirmations.send_again(desk.db, seen, 1)
     assert desk.state(newer) == "pending"
 
@@ -365,9 +366,9 @@ def test_a_deleted_session_is_not_sent_again(desk: Desk) -> None:
     assert (desk.state(T1), desk.records(T1), desk.row(T1)["body_bytes"], due(desk)) == ("delivered", 0, 0, [])
 
 
-TRANSITIONS: dict[str, Callable[[sqlite3.Connection, Unconfirmed], bool]] = {
-    "confirmed": lambda db, job: confirmations.confirmed(db, job, 1),
-    "note_body_not_stored": lambda db, job: confirmations.note_body_not_stored(db, job, 1),
+TRANSITIONS: dict[str, Callable[[sqlite3.Connection, Unconfirmed], int]] = {
+    "confirmed": lambda db, job: confirmations.confirmed(db, job, 1, has_body=True),
+    "confirmed without body": lambda db, job: confirmations.confirmed(db, job, 1, has_body=False),
     "not_found_yet": lambda db, job: confirmations.not_found_yet(db, job, 1),
     "send_again": lambda db, job: confirmations.send_again(db, job, 1),
     "bury_unstored": lambda db, job: confirmations.bury_unstored(db, job, 1, "why"),
@@ -425,7 +426,7 @@ def test_bodies_do_not_wait_for_a_confirmation_for_longer_than_the_spool_keeps_a
 def test_where_nobody_will_read_back_any_more_what_waits_for_it_is_given_up(desk: Desk) -> None:
     deliver(desk, T1)
     deliver(desk, T2)
-    assert confirmations.stop_confirming(desk.db, desk.destination) == 2
+    assert confirmations.give_up_confirmation(desk.db, desk.destination) == 2
     assert (desk.records(T1), told(desk).given_up, due(desk)) == (0, 2, [])
 
 

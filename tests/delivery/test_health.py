@@ -9,19 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.delivery.backoff import Policy
-from app.delivery.health import Bury, GiveBack, Pause, SetBack, Situation, judge
+from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, judge
 from app.exporters.outcome import Outcome
 
 POLICY = Policy.of(max_retries=3, base_ms=1_000)
 CALM = Situation(
-    setbacks=0,
+    consecutive_failures=0,
     failures=0,
     is_probe=False,
-    is_another=False,
     pause_count=0,
     is_paused=False,
-    others_passed=True,
-    other_is_suspect=False,
+    peers="succeed",
     is_alone=False,
 )
 UNREACHED = Outcome("wait", "ConnectError")
@@ -39,69 +37,76 @@ def at(**facts: object) -> Situation:
 @pytest.mark.parametrize(
     ("outcome", "situation", "verdict"),
     [
-        pytest.param(MALFORMED, at(is_paused=True), Bury("400: error"), id="permanent is dead"),
-        pytest.param(REFUSED, CALM, Pause("refused", 1, 1_000, charged=False), id="refused pauses at once"),
-        pytest.param(LIMITED, CALM, Pause("down", 1, 20_000, charged=False), id="429 pauses as long as asked"),
-        pytest.param(UNREACHED, CALM, SetBack(1_000, charged=False), id="no answer, others pass"),
-        pytest.param(BROKEN, CALM, SetBack(1_000, charged=True), id="5xx, others pass"),
-        pytest.param(BROKEN, at(others_passed=False), SetBack(1_000, charged=False), id="5xx, nobody passed"),
-        pytest.param(BROKEN, at(failures=3), Bury("500: empty body (after 3 retries)"), id="5xx, retries used up"),
-        pytest.param(BROKEN, at(other_is_suspect=True), Pause("down", 1, 1_000, charged=False), id="5xx of a second"),
+        pytest.param(MALFORMED, at(is_paused=True), DeadLetter("400: error"), id="permanent is dead"),
+        pytest.param(REFUSED, CALM, Pause("refused", 1, 1_000, is_charged=False), id="refused pauses at once"),
+        pytest.param(LIMITED, CALM, Pause("down", 1, 20_000, is_charged=False), id="429 pauses as long as asked"),
+        pytest.param(UNREACHED, CALM, RetryLater(1_000, is_charged=False), id="no answer, others succeed"),
+        pytest.param(BROKEN, CALM, RetryLater(1_000, is_charged=True), id="5xx, others succeed"),
+        pytest.param(BROKEN, at(peers="none"), RetryLater(1_000, is_charged=False), id="5xx, nobody succeeded"),
         pytest.param(
-            UNREACHED, at(other_is_suspect=True), Pause("down", 1, 1_000, charged=False), id="no answer to a second"
+            BROKEN,
+            at(failures=3),
+            DeadLetter("500: empty body (after 3 retries)"),
+            id="5xx, retries used up",
+        ),
+        pytest.param(BROKEN, at(peers="fail"), Pause("down", 1, 1_000, is_charged=False), id="5xx of a second"),
+        pytest.param(
+            UNREACHED,
+            at(peers="fail"),
+            Pause("down", 1, 1_000, is_charged=False),
+            id="no answer to a second",
         ),
         pytest.param(
             BROKEN,
-            at(failures=3, other_is_suspect=True),
-            Pause("down", 1, 1_000, charged=False),
+            at(failures=3, peers="fail"),
+            Pause("down", 1, 1_000, is_charged=False),
             id="used up, but a second fails too",
         ),
         pytest.param(
-            UNREACHED, at(is_alone=True), Pause("down", 1, 1_000, charged=False), id="no answer to the only one"
-        ),
-        pytest.param(
-            BROKEN, at(is_alone=True, others_passed=False), SetBack(1_000, charged=False), id="5xx of the only one"
+            UNREACHED,
+            at(is_alone=True),
+            Pause("down", 1, 1_000, is_charged=False),
+            id="no answer to the only one",
         ),
         pytest.param(
             BROKEN,
-            at(is_alone=True, others_passed=False, setbacks=9),
-            SetBack(300_000, charged=True),
+            at(is_alone=True, peers="none"),
+            RetryLater(1_000, is_charged=False),
+            id="5xx of the only one",
+        ),
+        pytest.param(
+            BROKEN,
+            at(consecutive_failures=9, is_alone=True, peers="none"),
+            RetryLater(300_000, is_charged=True),
             id="5xx of the only one at full backoff",
         ),
-        pytest.param(AWAY, at(failures=3), Bury("503: HTML (after 3 retries)"), id="503, others pass, used up"),
         pytest.param(
             AWAY,
-            at(is_alone=True, others_passed=False, setbacks=9, failures=3),
-            SetBack(300_000, charged=False),
+            at(failures=3),
+            DeadLetter("503: HTML (after 3 retries)"),
+            id="503, others succeed, used up",
+        ),
+        pytest.param(
+            AWAY,
+            at(consecutive_failures=9, failures=3, is_alone=True, peers="none"),
+            RetryLater(300_000, is_charged=False),
             id="503 of the only one at full backoff",
         ),
         pytest.param(
             BROKEN,
-            at(is_alone=True, is_probe=True, is_paused=True, pause_count=9, failures=3),
-            Bury("500: empty body (after 3 retries)"),
+            at(is_probe=True, pause_count=9, failures=3, is_alone=True, is_paused=True),
+            DeadLetter("500: empty body (after 3 retries)"),
             id="the only one, as a probe, used up",
         ),
         pytest.param(
             BROKEN,
-            at(is_probe=True, is_paused=True, pause_count=4, failures=3),
-            Pause("down", 5, 16_000, charged=False),
+            at(is_probe=True, pause_count=4, failures=3, is_paused=True),
+            Pause("down", 5, 16_000, is_charged=False),
             id="5xx on a probe, others wait",
         ),
-        pytest.param(
-            BROKEN,
-            at(is_probe=True, is_paused=True, pause_count=3),
-            Pause("down", 4, 1_000, charged=False, asks_another=True),
-            id="the fourth failed probe: a second opinion comes soon",
-        ),
-        pytest.param(
-            UNREACHED,
-            at(is_probe=True, is_another=True, is_paused=True, pause_count=4),
-            Pause("down", 4, 8_000, charged=False),
-            id="a second opinion that fails too is no probe more",
-        ),
-        pytest.param(UNREACHED, at(is_paused=True), GiveBack(), id="in flight when another paused it"),
-        pytest.param(BROKEN, at(is_paused=True), GiveBack(), id="the same with a 5xx"),
-        pytest.param(BROKEN, at(is_paused=True, other_is_suspect=True), GiveBack(), id="the same, another suspected"),
+        pytest.param(UNREACHED, at(is_paused=True), Release(), id="in flight when another paused it"),
+        pytest.param(BROKEN, at(is_paused=True), Release(), id="the same with a 5xx"),
+        pytest.param(BROKEN, at(is_paused=True, peers="fail"), Release(), id="the same, and another fails"),
     ],
 )
 def test_table(outcome: Outcome, situation: Situation, verdict: object) -> None:
@@ -110,14 +115,12 @@ def test_table(outcome: Outcome, situation: Situation, verdict: object) -> None:
 
 SITUATIONS = st.builds(
     Situation,
-    setbacks=st.integers(0, 30),
+    consecutive_failures=st.integers(0, 30),
     failures=st.integers(0, 4),
     is_probe=st.booleans(),
-    is_another=st.booleans(),
     pause_count=st.integers(0, 30),
     is_paused=st.booleans(),
-    others_passed=st.booleans(),
-    other_is_suspect=st.booleans(),
+    peers=st.sampled_from(["succeed", "fail", "none"]),
     is_alone=st.booleans(),
 )
 DICE = st.floats(0, 1)
@@ -126,17 +129,17 @@ DICE = st.floats(0, 1)
 @given(SITUATIONS, DICE, st.sampled_from([UNREACHED, LIMITED, REFUSED]))
 def test_what_is_no_5xx_never_charges_and_never_kills(situation: Situation, dice: float, outcome: Outcome) -> None:
     verdict = judge(outcome, situation, POLICY, dice)
-    assert not isinstance(verdict, Bury)
-    assert not getattr(verdict, "charged", False)
+    assert not isinstance(verdict, DeadLetter)
+    assert not getattr(verdict, "is_charged", False)
 
 
 @given(SITUATIONS, DICE)
-def test_job_is_held_responsible_only_if_another_passed_or_it_is_the_only_one(
+def test_job_is_held_responsible_only_if_others_succeed_or_it_is_the_only_one(
     situation: Situation, dice: float
 ) -> None:
     verdict = judge(BROKEN, situation, POLICY, dice)
-    if isinstance(verdict, Bury) or getattr(verdict, "charged", False):
-        assert situation.is_alone or (situation.others_passed and not situation.other_is_suspect)
+    if isinstance(verdict, DeadLetter) or getattr(verdict, "is_charged", False):
+        assert situation.is_alone or situation.peers == "succeed"
 
 
 @given(SITUATIONS, DICE, st.sampled_from([UNREACHED, BROKEN, REFUSED]))

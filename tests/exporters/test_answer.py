@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from app.exporters.answer import DEPTH_MAX, VALUES_MAX, AnswerError, TooManyValuesError, parsed
 from app.exporters.helicone.client import READ_BACK_BYTES_MAX, Client, OverlongError, ReadBackError, Shown
+from app.operations.remote import Remote
 from app.recall.compare import look
 from app.recall.expected import Likeness
 from tests.support.servers import answer, api_key, scripted
@@ -117,5 +118,5 @@ def test_a_body_that_is_json_in_a_string_is_looked_over_as_well() -> None:
     with scripted(answer(201, json.dumps({"data": [row]}).encode())) as server, Client(api_key()) as client:
         shown = client.shown(server.url, start_ms=0, request_ids=IDS)[IDS[0]]
         assert shown == [Shown(row["request_body"], row["response_body"])]
-        (seen,) = look(client, server.url, [expected], queries_per_minute=60, end_s=0)
+        (seen,) = look(Remote(client, server.url, 60).shown, [expected], end_s=0)
     assert seen.outcome == "still old"

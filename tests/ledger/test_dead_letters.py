@@ -9,8 +9,9 @@ import pytest
 from app import ledger
 from app.ledger import claims, dead_letters, fingerprint, flow, job, maintenance, pruning
 from app.ledger.dead_letters import Choice
+from app.ledger.decision import IMPORT, Decision
 from app.ledger.fingerprint import kind_of_error
-from app.ledger.job import Failure, Standing, Version
+from app.ledger.job import FailedAttempt, Version
 from app.operations.dead_letters import what_to_do
 from tests.support.ledger_bench import WORKER, Desk, version
 
@@ -20,7 +21,7 @@ DAY_MS = 24 * 3_600_000
 def die(desk: Desk, wanted: Version, error: str = "400: error a", records: int = 1) -> None:
     desk.put(wanted, records=records)
     held = desk.held(wanted)
-    assert claims.bury(desk.db, held, desk.now_ms, Failure(error, 400, "no room"))
+    assert claims.dead_letter(desk.db, held, FailedAttempt(desk.now_ms, error, 400, "no room"))
 
 
 def retry(desk: Desk, choice: Choice | None = None) -> list[str]:
@@ -114,9 +115,9 @@ def test_a_letter_keeps_its_records_and_its_last_ten_attempts(desk: Desk) -> Non
     desk.put(version(), records=2)
     for _ in range(12):
         held = desk.held()
-        desk.set_back(held, due_ms=desk.now_ms)
+        desk.retry_later(held, due_ms=desk.now_ms)
         desk.now_ms += 5
-    assert claims.bury(desk.db, desk.held(), desk.now_ms, Failure("400: text", 400, "no room"))
+    assert claims.dead_letter(desk.db, desk.held(), FailedAttempt(desk.now_ms, "400: text", 400, "no room"))
     (letter,) = dead_letters.dead_letters(desk.db)
     assert (letter.attempts, letter.records, letter.reason) == (13, 2, "400: text")
     assert len(list(job.bodies(desk.db, letter.job_id, letter.key))) == 2
@@ -152,7 +153,7 @@ def test_dropped_jobs_are_another_reading(desk: Desk) -> None:
 
 def test_a_retried_letter_is_as_new_and_due_now(desk: Desk) -> None:
     die(desk, version(), records=3)
-    desk.db.execute("update job set kills = 4, setbacks = 9, failures = 5, passes_seen = 7, rung_ms = 1, resends = 2")
+    desk.db.execute("update job set kills = 4, setbacks = 9, failures = 5, passes_seen = 7, resends = 2")
     attempt = desk.row()["attempt"]
     desk.now_ms += DAY_MS
     assert retry(desk) == [version().key]
@@ -161,7 +162,7 @@ def test_a_retried_letter_is_as_new_and_due_now(desk: Desk) -> None:
     assert (row["due_ms"], row["enqueued_ms"], row["finished_ms"]) == (desk.now_ms, desk.now_ms, None)
     names = ("kills", "setbacks", "failures", "resends")
     assert [row[name] for name in names] == [0] * len(names)
-    assert (row["passes_seen"], row["attempted_ms"], row["rung_ms"], row["error"]) == (None, None, None, None)
+    assert (row["passes_seen"], row["attempted_ms"], row["error"]) == (None, None, None)
     assert row["attempt"] == attempt + 1
     assert desk.ring() == [version().key]
     desk.deliver(version())
@@ -171,11 +172,11 @@ def test_a_retried_letter_is_as_new_and_due_now(desk: Desk) -> None:
 def test_a_worker_that_still_posts_the_dead_one_cannot_finish_the_retried_one(desk: Desk) -> None:
     desk.put(version())
     stale = desk.held()
-    assert desk.bury(stale)
+    assert desk.dead_letter(stale)
     retry(desk)
     held = desk.held()
     assert not desk.complete(stale)
-    assert not desk.bury(stale)
+    assert not desk.dead_letter(stale)
     assert desk.acknowledge(held, desk.left(held)[0])
     assert desk.complete(held)
 
@@ -184,7 +185,7 @@ def test_what_helicone_has_of_a_letter_is_not_sent_again(desk: Desk) -> None:
     desk.put(version(), records=3)
     held = desk.held()
     assert desk.acknowledge(held, desk.left(held)[0])
-    desk.bury(held)
+    desk.dead_letter(held)
     retry(desk)
     assert len(desk.left(desk.held())) == 2
 
@@ -194,7 +195,7 @@ def test_what_helicone_accepted_and_did_not_store_is_sent_again(desk: Desk) -> N
     held = desk.held()
     for body in desk.left(held):
         assert desk.acknowledge(held, body)
-    desk.bury(held)
+    desk.dead_letter(held)
     desk.db.execute("update job set resends = 3")
     retry(desk)
     assert len(desk.left(desk.held())) == 3
@@ -239,21 +240,21 @@ def test_a_purged_letter_is_dropped_with_its_bodies_and_its_key_stays_known(desk
     assert dead_letters.purge_dead(desk.db, Choice(), desk.now_ms) == 1
     assert (desk.state(), desk.records(), desk.row()["body_bytes"]) == ("dropped (purged)", 0, 0)
     assert desk.db.execute("select count(*) from attempt").fetchone()[0] == 0
-    assert desk.put(version()) is Standing.KNOWN
-    assert desk.put(version(facts_ms=200)) is Standing.KNOWN
+    assert desk.put(version()) is Decision.KNOWN
+    assert desk.put(version(facts_ms=200)) is Decision.KNOWN
     assert dead_letters.purge_dead(desk.db, Choice(), desk.now_ms) == 0
 
 
 def test_a_newer_version_of_a_purged_turn_is_taken(desk: Desk) -> None:
     die(desk, version())
     dead_letters.purge_dead(desk.db, Choice(), desk.now_ms)
-    assert desk.put(version(content="b", facts_ms=200)) is Standing.NEW
+    assert desk.put(version(content="b", facts_ms=200)) is Decision.NEW
 
 
 def test_an_import_takes_a_purged_turn_back(desk: Desk) -> None:
     die(desk, version())
     dead_letters.purge_dead(desk.db, Choice(), desk.now_ms)
-    assert desk.put(version(), reopen=("purged",)) is Standing.REOPENED
+    assert desk.put(version(), reopen=IMPORT) is Decision.REOPENED
     assert (desk.state(), desk.records()) == ("pending", 1)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from app.ledger import claims, destinations, eviction, policy_enforcement, versions
 from app.ledger.eviction import Bulk, Remade
-from app.ledger.job import Body, Claim, Failure, Frozen, Version
+from app.ledger.job import Body, Claim, FailedAttempt, Frozen, Version
 from tests.support.ledger_bench import Desk, bodies, version
 
 T1, T2, T3, T4 = (version(f"t{n}") for n in range(1, 5))
@@ -28,7 +28,7 @@ def put(desk: Desk, *versions: Version) -> None:
 
 def die(desk: Desk, wanted: Version) -> None:
     desk.put(wanted)
-    assert desk.bury(desk.held(wanted))
+    assert desk.dead_letter(desk.held(wanted))
 
 
 def wait_for_confirmation(desk: Desk, wanted: Version) -> None:
@@ -295,12 +295,13 @@ def test_what_another_destination_has_says_nothing(desk: Desk) -> None:
 UNREACHED = ("ConnectError: refused", "ConnectTimeout: no answer", "not tried: the worker was told to stop")
 
 
-def ended(desk: Desk, held: Claim, failure: Failure) -> None:
-    assert claims.give_back(desk.db, held, due_ms=1_000, failure=failure)
+def ended(desk: Desk, held: Claim, error: str, status: int | None = None) -> None:
+    failed = FailedAttempt(1_000, error, status)
+    assert claims.release(desk.db, held, due_ms=1_000, failed=failed)
 
 
 def unreached(said: str, desk: Desk) -> None:
-    ended(desk, desk.held(T1), Failure(said))
+    ended(desk, desk.held(T1), said)
 
 
 def without_end(desk: Desk) -> None:
@@ -311,19 +312,19 @@ def without_end(desk: Desk) -> None:
 def acknowledged(desk: Desk, body: Body) -> None:
     held = desk.held(T1)
     desk.acknowledge(held, body)
-    ended(desk, held, Failure(UNREACHED[0]))
+    ended(desk, held, UNREACHED[0])
 
 
 ATTEMPTS: dict[str, tuple[Callable[[Desk], object], bool]] = {
     "none": (lambda _: None, False),
     **{said.partition(":")[0]: (partial(unreached, said), False) for said in UNREACHED},
     "under way": (lambda desk: desk.held(T1), False),
-    "an answer": (lambda desk: ended(desk, desk.held(T1), Failure("500", 500)), True),
-    "an answer, though": (lambda desk: ended(desk, desk.held(T1), Failure(UNREACHED[0], 500)), True),
-    "no answer": (lambda desk: ended(desk, desk.held(T1), Failure("ReadTimeout: no answer")), True),
-    "without an end": (lambda desk: (desk.held(T1), claims.give_back_all(desk.db, "worker-a")), True),
+    "an answer": (lambda desk: ended(desk, desk.held(T1), "500", 500), True),
+    "an answer, though": (lambda desk: ended(desk, desk.held(T1), UNREACHED[0], 500), True),
+    "no answer": (lambda desk: ended(desk, desk.held(T1), "ReadTimeout: no answer"), True),
+    "without an end": (lambda desk: (desk.held(T1), claims.release_all(desk.db, "worker-a")), True),
     "without an end, before": (
-        lambda desk: (desk.held(T1), claims.give_back_all(desk.db, "worker-a"), desk.held(T1)),
+        lambda desk: (desk.held(T1), claims.release_all(desk.db, "worker-a"), desk.held(T1)),
         True,
     ),
     "unreached without an end": (without_end, True),
@@ -348,10 +349,10 @@ def test_what_may_have_reached_anybody_stays_as_it_was(
 
 def test_what_is_gone_is_dropped_by_the_claim_that_found_out(desk: Desk) -> None:
     held = emptied(desk)
-    assert not eviction.drop_gone(desk.db, replace(held, attempt=held.attempt + 1), 2_000)
-    assert eviction.drop_gone(desk.db, held, 2_000)
+    assert not claims.drop(desk.db, replace(held, attempt=held.attempt + 1), "size", 2_000)
+    assert claims.drop(desk.db, held, "size", 2_000)
     assert (desk.state(T1), desk.records(T1)) == ("dropped (size)", 0)
-    assert not eviction.drop_gone(desk.db, held, 2_000)
+    assert not claims.drop(desk.db, held, "size", 2_000)
 
 
 @pytest.mark.parametrize(
@@ -367,9 +368,9 @@ def test_what_is_gone_is_dropped_by_the_claim_that_found_out(desk: Desk) -> None
 def test_other_jobs_are_not_dropped_as_gone(desk: Desk, change: str) -> None:
     held = emptied(desk)
     desk.db.execute(change)
-    before = tuple(desk.row(T1))
-    assert not eviction.drop_gone(desk.db, held, 2_000)
-    assert (tuple(desk.row(T1)), desk.records(T1)) == (before, 1)
+    before = desk.state(T1)
+    assert not claims.drop(desk.db, held, "size", 2_000)
+    assert (desk.state(T1), desk.records(T1)) == (before, 1)
 
 
 def on_hold(desk: Desk, wanted: Version) -> None:

@@ -9,23 +9,22 @@ from dataclasses import replace
 import pytest
 
 from app.capture.enqueue import Place
-from app.capture.export import exports
+from app.capture.export import split
 from app.ledger import (
     adoption,
     destinations,
     eviction,
     folders,
     history,
-    job,
     maintenance,
     pruning,
     record_identity,
     versions,
 )
 from app.ledger import job as ledger_job
+from app.ledger.decision import LIVE, REFILL, Decision, Reopen
 from app.ledger.job import Frozen
 from app.transcript.identity import Identity
-from app.transcript.model import Turn
 from app.transcript.parse import parse
 from tests.capture.test_enqueue import Door, capture
 from tests.support import recorded
@@ -46,8 +45,7 @@ def test_a_footprint_tells_what_the_body_tells(door: Door, name: str) -> None:
     door.put(told, abandoned=True)
     made = {
         record.request_id: record
-        for export in exports(parse(told), capture(), Identity(""), abandoned=True)
-        if not isinstance(export, Turn)
+        for export in split(parse(told), capture(), Identity(""), abandoned=True)[0]
         for record in export.encode()
     }
     kept = [one for job in history.exported(door.db, door.place.destination_id, told["root"]) for one in job.prints]
@@ -80,9 +78,9 @@ def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection
     sealed = version(content="sealed")
     versions.insert(db, desk.destination, replace(sealed, is_sealed=True), [], now_ms=1)
     newer = version(content="newer", facts_ms=900)
-    assert desk.put(newer) is job.Standing.SHUT
-    assert desk.put(sealed) is job.Standing.KNOWN
-    assert desk.put(newer, reopen=("sealed",)) is job.Standing.NEW
+    assert desk.put(newer) is Decision.REFUSED
+    assert desk.put(sealed) is Decision.KNOWN
+    assert desk.put(newer, reopen=Reopen(sealed=True)) is Decision.NEW
 
 
 def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
@@ -153,7 +151,7 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
     desk = Desk(db)
     desk.put(version())
 
-    def is_whole(changed_ms: int, *reopen: str, now_ms: int = 500) -> bool:
+    def is_whole(changed_ms: int, reopen: Reopen = LIVE, now_ms: int = 500) -> bool:
         facts = {"changed_ms": changed_ms, "now_ms": now_ms}
         return history.is_whole(db, desk.destination, "ses_1", **facts, policy=lambda _: "", reopen=reopen)
 
@@ -164,7 +162,7 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
     assert history.note_reconciled(db, desk.destination, "ses_1", 500, in_part=True)
     assert (is_whole(500), history.reconciled_ms(db, desk.destination, "ses_1")) == (False, 500)
     assert history.note_reconciled(db, desk.destination, "ses_1", 500)
-    assert not is_whole(500, "pending")
+    assert not is_whole(500, REFILL)
     db.execute(
         "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
     )

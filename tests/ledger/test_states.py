@@ -35,10 +35,10 @@ from app.ledger import (
 from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
 from app.ledger.confirmations import Unconfirmed
 from app.ledger.dead_letters import Choice
+from app.ledger.decision import LIVE, RECALL, Reopen
 from app.ledger.eviction import Remade
-from app.ledger.job import Body, Claim, Failure, Version
-from app.ledger.maintenance import KILLS_MAX, RING_AGAIN_MS, UNSEEN_MS
-from app.recall.recall import REOPENED
+from app.ledger.job import Body, Claim, FailedAttempt, Version
+from app.ledger.maintenance import KILLS_MAX, UNSEEN_MS
 from tests.support.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000
@@ -58,19 +58,19 @@ FINISHES = st.sampled_from(
         *[
             "die",
             "charge",
-            "set_back",
-            "give_back",
-            "bury",
-            "bury",
-            "abandon",
+            "retry_later",
+            "release",
+            "dead_letter",
+            "dead_letter",
             "hold",
-            "drop_for_policy",
-            "drop_gone",
+            "policy",
+            "size",
             "die",
         ],
     ]
 )
-ASKED_FOR = ("deleted", "size", "age", "purged", "body_not_stored")
+ASKED_FOR = Reopen(frozenset({"deleted", "size", "age", "purged"}), body_not_stored=True)
+OFF_TOO = replace(ASKED_FOR, dropped=ASKED_FOR.dropped | {"off"})
 TABLES = (
     "attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "confirmation", "destination",
 )  # fmt: skip
@@ -108,7 +108,7 @@ class Histories(RuleBasedStateMachine):
     def begin(self, content: str) -> None:
         for session in ("ses_1", "ses_2"):
             self.insert(
-                session=session, turn="t1", content=content, later=1, count=2, how="", is_history=False, reopen=()
+                session=session, turn="t1", content=content, later=1, count=2, how="", is_history=False, reopen=LIVE
             )
 
     @rule(
@@ -119,7 +119,7 @@ class Histories(RuleBasedStateMachine):
         count=st.integers(1, 2),
         how=st.sampled_from(["", "", "", "", "", "", "off", "keyless", "recall", "sealed recall"]),
         is_history=st.booleans(),
-        reopen=st.sampled_from([(), ("off",), ASKED_FOR, ("off", *ASKED_FOR)]),
+        reopen=st.sampled_from([LIVE, Reopen(frozenset({"off"})), ASKED_FOR, OFF_TOO]),
     )
     def insert(  # noqa: PLR0913 - all that one version can be
         self,
@@ -131,28 +131,26 @@ class Histories(RuleBasedStateMachine):
         count: int,
         how: str,
         is_history: bool,
-        reopen: tuple[str, ...],
+        reopen: Reopen,
     ) -> None:
         key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
         policy = LOOSE if content == "a" else "strict"
         self.facts_ms += later
         version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history)
-        version = replace(version, is_recall="recall" in how, is_sealed=how == "sealed recall")
-        made = records(session, turn, content, count)
         off = how == "off"
+        version = replace(version, is_recall="recall" in how, is_sealed=how == "sealed recall", is_off=off)
+        made = records(session, turn, content, count)
         if version.is_recall:
-            reopen = REOPENED
+            reopen = RECALL
         if how == "keyless":
             # Captured before a key was known; whoever knows one takes it over.
-            reopen = ()
+            reopen = LIVE
             versions.insert(self.db, self.keyless, version, made, now_ms=self.now_ms)
         expected = self.model.expect(version, off=off, reopen=reopen)
         if how == "keyless":
             adoption.take_over(self.db, self.ours, self.now_ms)
         else:
-            given = versions.insert(
-                self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen, off=off
-            )
+            given = versions.insert(self.db, self.destination, version, made, now_ms=self.now_ms, reopen=reopen)
             assert given is expected
         self.model.roots.setdefault(session, session)
         self.model.insert(version, made, expected, self.now_ms, off=off)
@@ -188,7 +186,7 @@ class Histories(RuleBasedStateMachine):
         assert given.is_probe or health.concurrency is None or in_flight < health.concurrency
         job.attempt += 1
         job.attempted_ms, job.lease_until_ms, job.hold = self.now_ms, self.now_ms + LEASE_MS, None
-        numbers = (given.key, given.attempt, given.setbacks, given.failures, given.policy, given.is_probe)
+        numbers = (given.key, given.attempt, given.consecutive_failures, given.failures, given.policy, given.is_probe)
         is_probe = health.probe_ms is not None
         assert numbers == (self.model.key_of(job), job.attempt, job.setbacks, job.failures, job.policy, is_probe)
         if is_probe:
@@ -214,12 +212,10 @@ class Histories(RuleBasedStateMachine):
                 self.complete(held, self.now_ms + delay_ms // 2 if step == "carry to confirm" else None)
             case "complete":
                 self.complete(held, None)
-            case "charge" | "set_back" | "give_back" | "hold":
+            case "charge" | "retry_later" | "release" | "hold":
                 self.let_go_of(held, delay_ms, step)
-            case "bury" | "drop_for_policy" | "drop_gone":
+            case "dead_letter" | "policy" | "size":
                 self.end(held, step)
-            case "abandon":
-                self.abandon(held)
             case "die":
                 self.recover(died=True)
 
@@ -246,13 +242,19 @@ class Histories(RuleBasedStateMachine):
         if not left:
             return
         body = left[-1]  # in any order
-        given = claims.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        given = claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
         assert given is (current is not None)
         self.model.known(job)[body.request_id] = body.digest
         self.model.health.pass_one()
         if current is not None:
             current.setbacks = current.failures = 0
             current.lease_until_ms = self.now_ms + LEASE_MS
+
+    def let_a_lost_one_go(self, held: Claim) -> None:
+        """Whoever ends an attempt of a job that is not wanted any more gives its lease back."""
+        job = self.model.jobs[held.key]
+        if job.state != "pending" and job.attempt == held.attempt:
+            job.let_go()
 
     def complete(self, held: Claim, confirm_ms: int | None) -> None:
         job = self.standing_job(held)
@@ -263,54 +265,44 @@ class Histories(RuleBasedStateMachine):
             job.confirm_ms = confirm_ms
             job.let_go()
             self.forgotten.discard((job.session, job.turn))
+        self.let_a_lost_one_go(held)
 
     def let_go_of(self, held: Claim, delay_ms: int, how: str) -> None:
         job = self.standing_job(held)
         due_ms = self.now_ms + delay_ms
-        if how == "give_back":
-            given = claims.give_back(self.db, held, due_ms=due_ms)
+        if how == "release":
+            given = claims.release(self.db, held, due_ms=due_ms)
         elif how == "hold":
             given = policy_enforcement.hold(self.db, held, due_ms=due_ms, reason="off")
         else:
-            given = claims.set_back(
-                self.db,
-                held,
-                now_ms=self.now_ms,
-                due_ms=due_ms,
-                failure=Failure("500"),
-                passes=0,
-                charged=how == "charge",
-            )
+            failed = FailedAttempt(self.now_ms, "500")
+            given = claims.retry_later(self.db, held, failed, delay_ms=delay_ms, is_charged=how == "charge")
         assert given is (job is not None)
         if job is not None:
-            job.setbacks += how in {"charge", "set_back"}
+            job.setbacks += how in {"charge", "retry_later"}
             job.failures += how == "charge"
             job.hold = "off" if how == "hold" else None
             job.wait(due_ms)
+        self.let_a_lost_one_go(held)
 
     def end(self, held: Claim, how: str) -> None:
         job = self.standing_job(held)
-        if how == "bury":
-            given = claims.bury(self.db, held, self.now_ms, Failure("400"))
-        elif how == "drop_gone":
-            job = job if job is not None and job.is_emptied else None
-            given = eviction.drop_gone(self.db, held, self.now_ms)
-        else:
-            given = policy_enforcement.drop_for_policy(self.db, held, self.now_ms)
+        match how:
+            case "dead_letter":
+                given = claims.dead_letter(self.db, held, FailedAttempt(self.now_ms, "400"))
+            case "size":
+                job = job if job is not None and job.is_emptied else None
+                given = claims.drop(self.db, held, "size", self.now_ms)
+            case _:
+                given = claims.drop(self.db, held, "policy", self.now_ms)
         assert given is (job is not None)
         if job is not None:
-            if how == "bury":
+            if how == "dead_letter":
                 job.end("dead", self.now_ms, keeps_bodies=True)
             else:
-                job.end("dropped", self.now_ms, "size" if how == "drop_gone" else "policy")
+                job.end("dropped", self.now_ms, how)
             job.let_go()
-
-    def abandon(self, held: Claim) -> None:
-        job = self.model.jobs[held.key]
-        may = job.state != "pending" and job.attempt == held.attempt and not job.is_free
-        assert claims.abandon(self.db, held) is may
-        if may:
-            job.let_go()
+        self.let_a_lost_one_go(held)
 
     # --- jobs are read back
 
@@ -337,9 +329,9 @@ class Histories(RuleBasedStateMachine):
         may = job.state == "delivered" and job.attempt == due.attempt and job.confirm_ms is not None
         match step:
             case "found":
-                given = confirmations.confirmed(self.db, due, self.now_ms)
+                given = confirmations.confirmed(self.db, due, self.now_ms, has_body=True)
             case "numbers only":
-                given = confirmations.note_body_not_stored(self.db, due, self.now_ms)
+                given = confirmations.confirmed(self.db, due, self.now_ms, has_body=False)
             case "not yet":
                 given = confirmations.not_found_yet(self.db, due, self.now_ms + delay_ms)
             case "again":
@@ -349,7 +341,7 @@ class Histories(RuleBasedStateMachine):
                 may = may and job.is_kept
                 given = confirmations.bury_unstored(self.db, due, self.now_ms, "not stored")
             case _:
-                given = confirmations.give_up_confirmation(self.db, self.destination, due)
+                given = confirmations.give_up_confirmation(self.db, self.destination, due) == 1
         assert given is may
         if may:
             self.settled(job, step, delay_ms)
@@ -384,7 +376,7 @@ class Histories(RuleBasedStateMachine):
                 for job in jobs:
                     job.confirm_ms = self.now_ms
             case "stop":
-                assert confirmations.stop_confirming(self.db, self.destination) == self.model.give_up(waiting)
+                assert confirmations.give_up_confirmation(self.db, self.destination) == self.model.give_up(waiting)
             case _:
                 age_ms, bytes_max = (amount, 1 << 20) if step == "old" else (DAY_MS, 15 * amount)
                 held = sum(job.size for job in self.model.jobs.values())
@@ -450,7 +442,9 @@ class Histories(RuleBasedStateMachine):
                     job.due_ms, job.hold = due_ms, reason
             case "release":
                 jobs = [job for job in waiting if job.hold is not None]
-                given = policy_enforcement.release_folder(self.db, self.destination, session, self.now_ms)
+                given = policy_enforcement.hold_folder(
+                    self.db, self.destination, session, due_ms=self.now_ms, reason=None
+                )
                 for job in jobs:
                     job.hold = None
                     job.wait(self.now_ms)
@@ -490,7 +484,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(
         step=st.sampled_from(
-            ["wait", "wait", "wait", "expire", "recover", "die", "die", "ring", "forget rings", "let all go", "clock"]
+            ["wait", "wait", "wait", "expire", "recover", "die", "die", "ring", "let all go", "clock"]
         ),
         amount=AMOUNTS,
     )
@@ -500,15 +494,13 @@ class Histories(RuleBasedStateMachine):
             case "wait":
                 self.now_ms += 1 + amount
             case "expire":
-                self.now_ms += RING_AGAIN_MS
+                self.now_ms += 15 * LEASE_MS
             case "clock" if amount == 0:
                 self.set_clock_back()
             case "recover" | "die":
                 self.recover(died=step == "die")
             case "ring":
                 self.ring()
-            case "forget rings":
-                self.forget_rings()
             case "let all go":
                 self.let_all_go()
 
@@ -527,17 +519,11 @@ class Histories(RuleBasedStateMachine):
             case "forget":
                 self.forget_acknowledgements()
 
-    def forget_rings(self) -> None:
-        rung = self.model.chosen(lambda job: job.state == "pending" and job.rung_ms is not None)
-        assert maintenance.forget_rings(self.db, self.destination) == len(rung)
-        for job in rung:
-            job.rung_ms = None
-
     def let_all_go(self) -> None:
         leased = self.model.leased
-        assert claims.give_back_all(self.db, "w") == len(leased)
+        assert claims.release_all(self.db, "w") == len(leased)
         for job in leased:
-            job.lease_until_ms = job.rung_ms = None
+            job.lease_until_ms = None
 
     def recover(self, *, died: bool) -> None:
         orphans = [job for job in self.model.leased if died or (job.lease_until_ms or 0) <= self.now_ms]
@@ -566,8 +552,8 @@ class Histories(RuleBasedStateMachine):
         assert all(job in expected for job in jobs)
         # Nothing that is history is rung before, or instead of, what is live.
         assert [job.is_history for job in jobs] == sorted(job.is_history for job in expected)[: len(jobs)]
-        for job in jobs:
-            job.rung_ms = self.now_ms
+        # Whoever is rung is not rung again; another of the same session is neither.
+        assert not set(maintenance.to_ring(self.db, self.destination, self.now_ms, 10, rung)) & set(rung)
 
     def drop_session(self, session: str) -> None:
         for job in self.model.chosen(lambda job: job.session == session and job.confirm_ms is not None):
@@ -581,7 +567,7 @@ class Histories(RuleBasedStateMachine):
         is_new = self.model.roots.get(session) != root
         jobs = self.model.chosen(lambda job: is_new and job.session == session and job.state != "superseded")
         parent = Version(root, root, "t", "", 0, "", session)
-        asked = ("sealed",)
+        asked = Reopen(sealed=True)
         assert versions.place_under(self.db, self.destination, session, parent, self.now_ms, reopen=asked) == len(jobs)
         self.model.roots[session] = root
         for job in jobs:
@@ -667,7 +653,6 @@ class Histories(RuleBasedStateMachine):
                 (row["state"], row["drop_reason"], row["facts_ms"], row["policy"], row["enqueued_ms"]),
                 (row["due_ms"], row["finished_ms"], row["attempted_ms"], row["lease_until_ms"]),
                 (row["attempt"], row["setbacks"], row["failures"], row["kills"], row["resends"]),
-                row["rung_ms"] if row["state"] == "pending" else None,
                 row["hold_reason"] if row["state"] == "pending" else None,
                 (row["body_bytes"], row["confirm_ms"], bool(row["is_recall"]), bool(row["is_sealed"])),
                 (row["confirmed_ms"], bool(row["body_not_stored"])) if row["state"] == "delivered" else None,
@@ -678,7 +663,6 @@ class Histories(RuleBasedStateMachine):
                 (job.state, job.reason, job.facts_ms, job.policy, job.enqueued_ms),
                 (job.due_ms, job.finished_ms, job.attempted_ms, job.lease_until_ms),
                 (job.attempt, job.setbacks, job.failures, job.kills, job.resends),
-                job.rung_ms if job.state == "pending" else None,
                 job.hold if job.state == "pending" else None,
                 (job.size, job.confirm_ms, job.is_recall, job.is_sealed),
                 (job.confirmed_ms, job.not_stored) if job.state == "delivered" else None,

@@ -192,7 +192,7 @@ def test_the_worker_wants_the_word_bearer(post: Posting) -> None:
     [("", "No authorization header"), ("sk-nonsense", "No API key found"), (api_key("b"), "No API key found")],
     ids=["missing", "malformed", "unknown"],
 )
-@pytest.mark.parametrize("path", [JAWN, QUERY, "/v1/session/query"])
+@pytest.mark.parametrize("path", [JAWN, QUERY])
 def test_jawns_auth_rules(http: httpx.Client, store: Path, path: str, key: str, text: str) -> None:
     with servers.receiving(store, keys=frozenset({api_key("a")})) as one:
         answer = Posting(http, one.url)(path, envelope(), authorization=key and f"Bearer {key}")
@@ -611,16 +611,6 @@ def test_a_filter_that_the_receiver_does_not_know_is_said_to_be_one(post: Postin
     answer = post(QUERY, {"filter": query})
     assert answer.status_code == 400
     assert answer.json()["error"]
-
-
-def test_sessions_are_listed_by_id_and_name(filled: Posting) -> None:
-    span = {"startTimeUnixMs": 0, "endTimeUnixMs": START_MS + 3_000}
-    answer = filled("/v1/session/query", {"search": "", "timeFilter": span, "timezoneDifference": 0, "filter": "all"})
-    rows = [
-        (row["session_id"], row["session_name"], row["total_requests"], row["total_cost"])
-        for row in answer.json()["data"]
-    ]
-    assert rows == [("ses_1", "opencode: project", 2, 1.0), ("ses_0", "opencode: project", 2, 1.0)]
 
 
 def test_the_demo_orders_a_session_as_helicone_shows_it(post: Posting, running: Receiver) -> None:

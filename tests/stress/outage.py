@@ -29,6 +29,7 @@ from typing import TypeAlias
 from app.capture.enqueue import Place, enqueue
 from app.capture.eviction import Room
 from app.capture.recapture import Remaking
+from app.database.connection import shrink
 from app.database.open import open_ledger
 from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
@@ -42,6 +43,7 @@ from app.ledger import (
     eviction,
     flow,
     folders,
+    incidents,
     maintenance,
     pruning,
     versions,
@@ -242,7 +244,7 @@ class Machine:
         """What the watch does."""
         before, self._seen = self._seen, self.world.read()
         now_ms = self.world.now_ms
-        maintenance.note_sleep(self.db, jump_ms(before, self._seen), now_ms)
+        incidents.note_jump(self.db, jump_ms(before, self._seen), now_ms)
         maintenance.unwarp(self.db, now_ms)
         maintenance.recover(self.db, now_ms)
         if now_ms - self._pruned_ms >= self.prune_ms or now_ms < self._pruned_ms:
@@ -253,7 +255,7 @@ class Machine:
             adoption.take_over(self.db, self.destination, now_ms)
             pruning.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
-            pruning.shrink(self.db)
+            shrink(self.db)
         for key in maintenance.to_ring(self.db, self.destination.id, now_ms, WAKES_PER_TICK):
             self.answer(key)
 
@@ -301,7 +303,8 @@ class Machine:
         due_ms = maintenance.next_due_ms(self.db, self.destination.id, self.world.now_ms)
         return min([*times_ms, *([due_ms] if due_ms is not None else [])])
 
-    def delivered_in_order(self) -> bool:
+    def out_of_order(self) -> int:
+        """How many turns went before an older one of their session."""
         rows = self.db.execute(
             "select s.name as session, t.name as turn from job j join turn t on t.id = j.turn_id"
             " join session s on s.id = t.session_id where j.state = 'delivered' order by j.finished_ms, j.attempted_ms"
@@ -309,7 +312,11 @@ class Machine:
         arrived: dict[str, list[str]] = defaultdict(list)
         for row in rows:
             arrived[row["session"]].append(row["turn"])
-        return arrived == self.order
+        ahead = 0
+        for session, turns in arrived.items():
+            numbers = [self.order[session].index(turn) for turn in turns]
+            ahead += sum(number > min(numbers[at:]) for at, number in enumerate(numbers))
+        return ahead
 
 
 Happening: TypeAlias = tuple[int, Callable[[], None]]
@@ -368,7 +375,8 @@ class Told:
     requests: int
     """During the outage."""
     states: dict[str, int]
-    is_in_order: bool
+    out_of_order: int
+    """Turns that went before an older one of their session: at most the probe that found the outage over."""
     spool_bytes: int
     statements: tuple[int, int]
     """SQL statements of one look in which nothing happens: early in the outage, and at its end."""
@@ -414,7 +422,7 @@ def outage(spool: Path, answers: list[Answer], *, days: float, turns: int, turn_
         live(world, [machine], end_ms + HOUR_MS, Coming())
         rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
         states = {row["state"]: row["jobs"] for row in rows}
-        return Told(requests, states, machine.delivered_in_order(), size, (counts[0], counts[1]), growth_kb)
+        return Told(requests, states, machine.out_of_order(), size, (counts[0], counts[1]), growth_kb)
 
 
 def _statements(machine: Machine) -> int:
@@ -448,7 +456,7 @@ def rotated_key(spool: Path, *, turns: int, turn_bytes: int) -> Told:
         live(world, [machine], begin_ms + DAY_MS + HOUR_MS, Coming())
         rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
         states = {row["state"]: row["jobs"] for row in rows}
-        return Told(requests, states, machine.delivered_in_order(), 0, (0, 0), 0)
+        return Told(requests, states, machine.out_of_order(), 0, (0, 0), 0)
 
 
 def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int, int]:
@@ -574,12 +582,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, answers in faces.items():
             told = outage(Path(folder) / name, answers, days=4, turns=300, turn_bytes=1_000_000)
-            is_well = told.states == {"delivered": 301} and told.is_in_order and told.requests < 1_500
+            is_well = told.states == {"delivered": 301} and told.out_of_order <= 1 and told.requests < 1_500
             is_flat = told.statements[0] == told.statements[1] and told.memory_growth_kb < 20_000
             failed = failed or not (is_well and is_flat)
             print(f"4 days, {name}: {'well' if is_well and is_flat else 'FAILED'}: {told}")
         told = rotated_key(Path(folder) / "key", turns=75, turn_bytes=1_000_000)
-        is_well = told.states == {"delivered": 76} and told.is_in_order
+        is_well = told.states == {"delivered": 76} and told.out_of_order <= 1
         failed = failed or not is_well
         print(f"401 for a day, then a new key: {'well' if is_well else 'FAILED'}: {told}")
         steady = herd(Path(folder) / "steady", 20, 60, is_away=False)

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from app.database.connection import shrink
 from app.database.open import open_ledger
 from app.ledger import claims, counts, destinations, pruning, record_identity, versions
-from app.ledger.job import Body, Failure, Frozen, Version
+from app.ledger.job import Body, FailedAttempt, Frozen, Version
 from app.settings.model import Settings
 
 TURNS = 60_000
@@ -65,7 +66,7 @@ def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> Non
             pruning.drop_oversize(db, now_ms, settings.max_spool_bytes)
             pruning.forget_acknowledgements(db, now_ms)
             record_identity.forget_footprints(db)
-            pruning.shrink(db)
+            shrink(db)
         if turn % (turns // 6) == 0:
             tell(turn)
 
@@ -95,10 +96,10 @@ def deliver(db: sqlite3.Connection, ours: int, wanted: Version, bodies: list[Bod
     held = claims.claim(db, ours, wanted.key, worker="worker", now_ms=now_ms, lease_ms=60_000)
     assert held is not None
     if dead:
-        claims.bury(db, held, now_ms, Failure("400: error", 400))
+        claims.dead_letter(db, held, FailedAttempt(now_ms, "400: error", 400))
         return
     for body in list(claims.unacknowledged(db, held)):
-        claims.acknowledge(db, ours, held, body, now_ms=now_ms, lease_ms=60_000)
+        claims.acknowledge(db, held, body, now_ms=now_ms, lease_ms=60_000)
     claims.complete(db, held, now_ms)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
-from app.capture.export import Export, exports
+from app.capture.export import split
 from app.capture.targets import target
 from app.database.open import open_ledger
 from app.privacy.terms import Capture
@@ -60,8 +60,8 @@ def growing(session: int, turns: int) -> Fields:
 
 def records(session: int, turns: int, capturing: Capture) -> Iterator[tuple[str, bytes]]:
     """(request id, body) of what the receiver must hold of a session in the end."""
-    for export in exports(parse(growing(session, turns)), capturing, Identity(""), abandoned=False):
-        assert isinstance(export, Export)
+    ready, _ = split(parse(growing(session, turns)), capturing, Identity(""), abandoned=False)
+    for export in ready:
         for record in export.encode():
             yield record.request_id, record.body
 

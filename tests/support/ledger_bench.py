@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from dataclasses import replace
 
 from app.ledger import claims, destinations, flow, maintenance, versions
-from app.ledger.job import Body, Claim, Failure, Standing, Version
+from app.ledger.decision import LIVE, Decision, Reopen
+from app.ledger.job import Body, Claim, FailedAttempt, Version
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -48,11 +50,12 @@ class Desk:
         records: int = 1,
         *,
         text: str | None = None,
-        reopen: tuple[str, ...] = (),
+        reopen: Reopen = LIVE,
         off: bool = False,
-    ) -> Standing:
+    ) -> Decision:
         made = bodies(f"{wanted.session} {wanted.turn}", records, wanted.key if text is None else text)
-        return versions.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen, off=off)
+        wanted = replace(wanted, is_off=off)
+        return versions.insert(self.db, self.destination, wanted, made, now_ms=self.now_ms, reopen=reopen)
 
     def claim(self, wanted: Version | None = None, worker: str = WORKER) -> Claim | None:
         return claims.claim(
@@ -70,7 +73,7 @@ class Desk:
         return claimed
 
     def acknowledge(self, held: Claim, body: Body) -> bool:
-        return claims.acknowledge(self.db, self.destination, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        return claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
 
     def left(self, held: Claim) -> list[Body]:
         return list(claims.unacknowledged(self.db, held))
@@ -78,19 +81,12 @@ class Desk:
     def complete(self, held: Claim) -> bool:
         return claims.complete(self.db, held, self.now_ms)
 
-    def set_back(self, held: Claim, *, due_ms: int, error: str = "500", charged: bool = True, passes: int = 0) -> bool:
-        return claims.set_back(
-            self.db,
-            held,
-            now_ms=self.now_ms,
-            due_ms=due_ms,
-            failure=Failure(error, 500),
-            passes=passes,
-            charged=charged,
-        )
+    def retry_later(self, held: Claim, *, due_ms: int, error: str = "500", is_charged: bool = True) -> bool:
+        failed = FailedAttempt(self.now_ms, error, 500)
+        return claims.retry_later(self.db, held, failed, delay_ms=due_ms - self.now_ms, is_charged=is_charged)
 
-    def bury(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
-        return claims.bury(self.db, held, now_ms, Failure(error, 400))
+    def dead_letter(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
+        return claims.dead_letter(self.db, held, FailedAttempt(now_ms, error, 400))
 
     def deliver(self, wanted: Version) -> Claim:
         held = self.held(wanted)
@@ -99,8 +95,8 @@ class Desk:
         assert self.complete(held)
         return held
 
-    def ring(self, limit: int = 10) -> list[str]:
-        return maintenance.to_ring(self.db, self.destination, self.now_ms, limit)
+    def ring(self, limit: int = 10, rung: tuple[str, ...] = ()) -> list[str]:
+        return maintenance.to_ring(self.db, self.destination, self.now_ms, limit, rung)
 
     def pause(self, probe_ms: int) -> None:
         flow.pause(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from app.ledger.claims import ISOLATED_KILLS
+from app.ledger.decision import Decision, Reopen
 from app.ledger.flow import CONCURRENCY_MAX
-from app.ledger.job import Body, Standing, Version
-from app.ledger.maintenance import RING_AGAIN_MS
+from app.ledger.job import Body, Version
 
 LOOSE = "loose"
 
@@ -37,7 +37,6 @@ class Job:
     setbacks: int = 0
     failures: int = 0
     kills: int = 0
-    rung_ms: int | None = None
     hold: str | None = None
     size: int = 0
     made: tuple[Body, ...] = ()
@@ -77,8 +76,8 @@ class Job:
         self.lease_until_ms = None
 
     def wait(self, due_ms: int) -> None:
-        """In no hand any more, and not rung."""
-        self.due_ms, self.rung_ms, self.lease_until_ms = due_ms, None, None
+        """In no hand any more."""
+        self.due_ms, self.lease_until_ms = due_ms, None
 
     def close(self) -> None:
         """Delivered; nobody looks for it any more."""
@@ -101,15 +100,12 @@ class Health:
     """None: it is not paused."""
     probed_ms: int = 0
     concurrency: int | None = None
-    concurrency_passes: int = 0
 
     def resume(self) -> None:
-        self.probe_ms, self.concurrency, self.concurrency_passes = None, 1, 0
+        self.probe_ms, self.concurrency = None, 1
 
     def pass_one(self) -> None:
-        self.concurrency_passes += 1
-        if self.concurrency is not None and self.concurrency_passes >= self.concurrency:
-            self.concurrency_passes = 0
+        if self.concurrency is not None:
             doubled = 2 * self.concurrency
             self.concurrency = doubled if doubled < CONCURRENCY_MAX else None
 
@@ -164,31 +160,34 @@ class Model:
 
     # --- versions come in
 
-    def expect(self, version: Version, *, off: bool, reopen: Collection[str]) -> Standing:
+    def expect(self, version: Version, *, off: bool, reopen: Reopen) -> Decision:
         key, current = self.current(version.session, version.turn)
         known = version.key in self.jobs
         if current is None:
-            return Standing.REOPENED if known else Standing.NEW
+            return Decision.REOPENED if known else Decision.NEW
         reason = "body_not_stored" if current.not_stored else current.reason
         if key == version.key:
             reasons = {reason, current.state if current.is_free else "in flight"}
-            return Standing.REOPENED if reasons & {"policy", *reopen} else Standing.KNOWN
+            asked = {"policy", *reopen.dropped, *reopen.states} | (
+                {"body_not_stored"} if reopen.body_not_stored else set()
+            )
+            return Decision.REOPENED if reasons & asked else Decision.KNOWN
         shut = {reason} & {"off", "deleted"} | ({"sealed"} if current.is_sealed else set())
-        if shut - set(reopen):
-            return Standing.SHUT
+        if shut - {*reopen.dropped, *({"sealed"} if reopen.sealed else ())}:
+            return Decision.REFUSED
         if off and version.facts_ms <= current.facts_ms:
-            return Standing.KNOWN
+            return Decision.KNOWN
         if version.facts_ms < current.facts_ms:
-            return Standing.KNOWN if known else Standing.SUPERSEDED
-        return Standing.REOPENED if known else Standing.NEW
+            return Decision.KNOWN if known else Decision.SUPERSEDED
+        return Decision.REOPENED if known else Decision.NEW
 
-    def insert(self, version: Version, made: list[Body], verdict: Standing, now_ms: int, *, off: bool) -> None:
+    def insert(self, version: Version, made: list[Body], verdict: Decision, now_ms: int, *, off: bool) -> None:
         key, current = self.current(version.session, version.turn)
-        if verdict in {Standing.KNOWN, Standing.SHUT}:
+        if verdict in {Decision.KNOWN, Decision.REFUSED}:
             if current is not None and key == version.key:
                 current.facts_ms = max(current.facts_ms, version.facts_ms)
             return
-        if verdict is Standing.SUPERSEDED:
+        if verdict is Decision.SUPERSEDED:
             self._write(version, [], "superseded", None, now_ms)
             return
         if current is not None and current.is_recall:
@@ -243,8 +242,7 @@ class Model:
         if self.health.room(now_ms, len(self.leased)) == 0:
             return None
         if self.health.probe_ms is not None:
-            oldest = {job.session: job for job in reversed(self.due(now_ms))}.values()
-            candidates = sorted(oldest, key=lambda job: (job.attempted_ms or 0, job.number))
+            candidates = sorted(self.due(now_ms), key=lambda job: (job.attempted_ms or 0, job.number))
         else:
             own = [job for job in self.claimable(now_ms) if job.session == session]
             candidates = sorted(own, key=lambda job: job.is_history)
@@ -255,17 +253,10 @@ class Model:
         return None if self.leased and must_be_alone else chosen
 
     def to_be_rung(self, now_ms: int) -> list[Job]:
-        """One of each session: the oldest that is due, where no ring is under way; first where something is live."""
+        """One of each session: the oldest that is due; first where something is live."""
         found: dict[str, Job] = {}
-        for is_history in (False, True):
-            claimable = [job for job in self.claimable(now_ms) if job.is_history is is_history]
-            rung = {
-                job.session
-                for job in claimable
-                if job.rung_ms is not None and now_ms - RING_AGAIN_MS < job.rung_ms <= now_ms
-            }
-            oldest = {job.session: job for job in reversed(claimable) if job.session not in rung}
-            found |= {session: job for session, job in oldest.items() if session not in found}
+        for job in sorted(self.claimable(now_ms), key=lambda job: job.is_history):
+            found.setdefault(job.session, job)
         return list(found.values())
 
     # --- jobs are read back

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from app.capture.config import capture
-from app.capture.export import Export, exports
+from app.capture.export import split
 from app.capture.messages import LineError, read_line
 from app.capture.pipe_reader import LINE_BYTES_MAX
 from app.exporters.helicone.body import BODY_BYTES_MAX
@@ -396,7 +396,7 @@ class Expected:
         transcript = self._transcript(session)
         if transcript is None:
             return
-        told = [one for one in exports(transcript, capturing, Identity(""), abandoned=False) if isinstance(one, Export)]
+        told, _ = split(transcript, capturing, Identity(""), abandoned=False)
         # What a fork has copied is left to its origin, should that be among the sessions.
         copies = {turn.digest for turn in transcript.turns if turn.is_copy}
         for one in told:

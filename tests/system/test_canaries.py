@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.capture.enqueue import Place, enqueue
+from app.capture.enqueue import Place, Request, enqueue
 from app.database.open import open_ledger
 from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
 from app.ledger import destinations, incidents, notices
@@ -254,7 +254,8 @@ def test_no_canary_gets_through_whatever_stands_around_it(
         spool = copytree(migrated, Path(folder) / "spool")
         with closing(open_ledger(spool)) as db:
             place = Place(destinations.destination(db, "http://127.0.0.1:9", "", 0).id, "")
-            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, ring=lambda _: None, abandoned=True)
+            whole = Request(abandoned=True)
+            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, ring=lambda _: None, request=whole)
             leaving = bodies(spool)
             assert done.new
             assert canaries(every_byte(spool), *leaving) == []

@@ -27,7 +27,7 @@ from app.cli import main
 from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
 from app.database.schema import migrations
 from app.ledger import claims, destinations, flow, folders, incidents, notices
-from app.ledger.job import Failure
+from app.ledger.job import FailedAttempt
 from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool
@@ -604,8 +604,8 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
         held = claims.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
         assert held is not None
         due_ms = clock.now_ms() + 3_600_000
-        failure = Failure("500: empty body", 500)
-        claims.set_back(db, held, now_ms=1, due_ms=due_ms, failure=failure, passes=0, charged=True)
+        failed = FailedAttempt(1, "500: empty body", 500)
+        claims.retry_later(db, held, failed, delay_ms=due_ms - 1, is_charged=True)
         flow.pause(
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )

@@ -58,7 +58,6 @@ class State:
     leased: int = 0
     records: int = 0
     acknowledged: int = 0
-    rung: bool = False
     sends: int = 0
 
 
@@ -76,10 +75,10 @@ def state(station: Station, receiver: LeanReceiver) -> State:
             return State()
         row = db.execute(
             "select count(*) filter (where state = 'pending'), count(*) filter (where state = 'delivered'),"
-            " count(lease_until_ms), (select count(*) from record), (select count(*) from acknowledgement),"
-            " count(rung_ms) > 0 from job"
+            " count(lease_until_ms), (select count(*) from record), (select count(*) from acknowledgement)"
+            " from job"
         ).fetchone()
-    return replace(State(*row[:-1]), rung=bool(row[-1]), sends=len(receiver.sends))
+    return replace(State(*row), sends=len(receiver.sends))
 
 
 # --- how a process comes to its point
@@ -196,20 +195,20 @@ CASES = (
     Case("enqueue.inserting", State(), nothing, hook_with_a_notice, then=found_in_the_store),
     Case("enqueue.inserting:2", State(pending=1, records=1), nothing, hook_with_a_notice, then=found_in_the_store),
     Case("enqueue.committed", WAITING, nothing, hook_with_a_notice, then=found_in_the_store),
-    Case("claim.committed", replace(CLAIMED, rung=True)),
-    Case("post.sending", replace(CLAIMED, rung=True)),
+    Case("claim.committed", CLAIMED),
+    Case("post.sending", CLAIMED),
     # The two at which Helicone has said yes and the ledger does not know: no order of steps can do without.
-    Case("post.answered", replace(CLAIMED, rung=True, sends=1), twice=1),
-    Case("acknowledge.noting", replace(CLAIMED, rung=True, sends=1), twice=1),
-    Case("acknowledge.committed", replace(CLAIMED, rung=True, acknowledged=1, sends=1)),
+    Case("post.answered", replace(CLAIMED, sends=1), twice=1),
+    Case("acknowledge.noting", replace(CLAIMED, sends=1), twice=1),
+    Case("acknowledge.committed", replace(CLAIMED, acknowledged=1, sends=1)),
     Case(
         "acknowledge.committed:2",
-        State(pending=1, delivered=1, leased=1, records=2, acknowledged=2, rung=True, sends=2),
+        State(pending=1, delivered=1, leased=1, records=2, acknowledged=2, sends=2),
     ),
-    Case("complete.finishing", replace(CLAIMED, rung=True, acknowledged=1, sends=1)),
-    Case("complete.committed", State(pending=1, delivered=1, records=2, acknowledged=1, rung=True, sends=1)),
+    Case("complete.finishing", replace(CLAIMED, acknowledged=1, sends=1)),
+    Case("complete.committed", State(pending=1, delivered=1, records=2, acknowledged=1, sends=1)),
     Case("recover.freeing", CLAIMED, held_by_a_dead_worker),
-    Case("watch.ringing", replace(WAITING, rung=True)),
+    Case("watch.ringing", WAITING),
     Case(
         "prune.dropping",
         WAITING,
@@ -218,7 +217,7 @@ CASES = (
         then=due_now,
     ),
     Case("migrate.applying", State(), nothing, hook_with_a_notice, then=said_again),
-    Case("worker.ending", replace(DONE, rung=True), process=worker_told_to_end),
+    Case("worker.ending", DONE, process=worker_told_to_end),
 )
 
 
@@ -277,7 +276,7 @@ def test_crash_leaves_what_is_expected_and_a_restart_delivers_everything(
     result = played[case.at].result()
     assert result.exit_code == -signal.SIGKILL
     assert result.left == case.left
-    assert replace(result.ended, rung=False) == replace(DONE, sends=RECORDS + case.twice)
+    assert result.ended == replace(DONE, sends=RECORDS + case.twice)
     assert result.times_sent == [1] * (RECORDS - case.twice) + [2] * case.twice
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,8 +72,9 @@ def expect_delivered(opencode: OpenCode, project: Path, station: Station, receiv
     wait_until(lambda: len(arrived(receiver, root)) >= expected and station.counts().pending == 0, DELIVERY_S)
     rows = arrived(receiver, root)
     with Client(station.key) as client:
-        read_back = client.read_back(f"{receiver.url}/v1/request/query-clickhouse", root, start_ms=0)
-        assert {row["request_id"] for row in read_back} == {row.log.request_id for row in rows}
+        ids = [uuid.UUID(row.log.request_id) for row in rows]
+        read_back = client.stored(f"{receiver.url}/v1/request/query-clickhouse", start_ms=0, request_ids=ids)
+        assert set(read_back) == set(ids)
     assert len(rows) == len(receiver.rows()) == expected
     assert {row.log.properties["Helicone-Session-Id"] for row in rows} == {root}
     answers = [row.log for row in rows if row.log.model == "fake/fake-large"]

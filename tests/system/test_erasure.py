@@ -76,7 +76,7 @@ def die(desk: Desk, turn: str, length: int) -> None:
     """A dead letter whose body begins with the canary, and does not become small."""
     body = Body(uuid.uuid5(uuid.NAMESPACE_URL, turn), b'{"text": "' + CANARY + turn.encode() + noise(length) + b'"}')
     versions.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
-    assert desk.bury(desk.held(version(turn)))
+    assert desk.dead_letter(desk.held(version(turn)))
 
 
 def buried(station: Station) -> list[bytes]:

@@ -18,9 +18,9 @@ FIXTURE = DATA / "recordings" / "a_simple.export.json"
 WANTED = {"app/sources/opencode/plugin/helicone.js", "app/migrations/0001_initial.sql", "app/__main__.py"}
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, source: Path = ROOT) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=source, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = folder.glob("*.whl")
     return wheel
 

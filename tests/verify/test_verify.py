@@ -16,7 +16,7 @@ import pytest
 from app.capture.targets import folder
 from app.exporters.helicone.client import Client
 from app.ledger import claims, counts, destinations, folders, history
-from app.ledger.job import Failure
+from app.ledger.job import FailedAttempt
 from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
@@ -112,7 +112,7 @@ class Desk:
                     if url is not None:
                         post = url + "/v1/trace/custom/log"
                         assert client.post(post, body.body, str(body.request_id), 0).kind == "accepted"
-                    claims.acknowledge(db, one.id, held, body, now_ms=now_ms, lease_ms=1)
+                    claims.acknowledge(db, held, body, now_ms=now_ms, lease_ms=1)
                 assert claims.complete(db, held, now_ms)
 
     @contextmanager
@@ -186,7 +186,7 @@ def test_dead_and_dropped_turns_are_explained_and_named(desk: Desk) -> None:
             name = min(counts.pending_keys(db))
             held = claims.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
             assert held is not None
-            assert claims.bury(db, held, number, Failure("400: no", 400))
+            assert claims.dead_letter(db, held, FailedAttempt(number, "400: no", 400))
     before = desk.states()
     assert before["dead"] >= 1
     assert typed(desk.station, "dead", "purge", "--all", "--yes").returncode == 0
@@ -486,7 +486,7 @@ def test_sessions_are_chosen_by_name_and_by_when_they_changed(desk: Desk) -> Non
     unknown = typed(desk.station, "verify", "--session", "ses_nowhere")
     assert (unknown.returncode, "ses_nowhere" in unknown.stderr) == (1, True)
     wrong = typed(desk.station, "verify", "--since", "yesterday")
-    assert (wrong.returncode, "--since 'yesterday' is neither" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "'--since': 'yesterday' is neither" in wrong.stderr) == (2, True)
 
 
 def test_a_session_that_cannot_be_read_keeps_no_other_from_being_judged(desk: Desk) -> None:

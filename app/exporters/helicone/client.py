@@ -20,6 +20,7 @@ from typing import Any, Self, TypeAlias
 
 import httpx
 
+from app.errors import AppError, UsageError
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
 from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import Kind, Outcome, retry_after_ms
@@ -30,7 +31,6 @@ from app.runtime.url import RouteKind
 ANSWER_BYTES_MAX = 64 * 1024
 READ_BACK_BYTES_MAX = 40 * 1024 * 1024
 READ_BACK_PAGE = 100
-READ_BACK_ROWS_MAX = 20_000
 SINCE_MARGIN_MS = 2_000
 """A query asks so much before the earliest start that it wants. Helicone's server cuts the time to whole seconds, and
 ClickHouse 26.9 then leaves out rows of that very second although they are later (run on its engine, 26.9.2)."""
@@ -53,7 +53,7 @@ as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, t
 _Row: TypeAlias = dict[str, Any]
 
 
-class ClientError(ValueError):
+class ClientError(UsageError):
     """A client that cannot be built. Names the setting, never the key."""
 
 
@@ -66,7 +66,7 @@ class Shown:
     response: Any
 
 
-class ReadBackError(RuntimeError):
+class ReadBackError(AppError):
     """Stored requests could not be read. Says the status or the failed phase."""
 
 
@@ -130,19 +130,6 @@ class Client:
         bare = text.replace(self._key, "[key]")
         return bare if self._redact is None else self._redact(bare)
 
-    def read_back(self, url: str, session_id: str, *, start_ms: int) -> Iterator[_Row]:
-        """Every stored request of a session that starts at `start_ms` or later, oldest first.
-
-        Some that start a little earlier may come along. `url` as of `read_back_url`. Raises ReadBackError.
-        """
-        of_session = {"request_response_rmt": {"properties": {"Helicone-Session-Id": {"equals": session_id}}}}
-        for offset in range(0, READ_BACK_ROWS_MAX, READ_BACK_PAGE):
-            page = self._read_page(url, _query(of_session, start_ms, offset))
-            yield from page
-            if len(page) < READ_BACK_PAGE:
-                return
-        raise ReadBackError(f"the session has more than {READ_BACK_ROWS_MAX} requests")
-
     def stored(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
         """Which of these requests are stored, and whether with their bodies. Raises ReadBackError.
 
@@ -150,7 +137,7 @@ class Client:
         READ_BACK_BYTES_MAX in all.
         """
         found = {}
-        for row in self._read_page(url, _query(_one_of(request_ids), start_ms, 0)):
+        for row in self._read_page(url, _query(request_ids, start_ms)):
             place = row.get("storage_location") if isinstance(row, dict) else None
             for request_id in request_ids:
                 if isinstance(row, dict) and str(row.get("request_id")).lower() == str(request_id):
@@ -164,7 +151,7 @@ class Client:
         """
         found: dict[uuid.UUID, list[Shown]] = {}
         wanted = {str(request_id): request_id for request_id in request_ids}
-        for row in self._read_page(url, _query(_one_of(request_ids), start_ms, 0)):
+        for row in self._read_page(url, _query(request_ids, start_ms)):
             request_id = wanted.get(str(row.get("request_id")).lower()) if isinstance(row, dict) else None
             if request_id is not None:
                 found.setdefault(request_id, []).append(Shown(row.get("request_body"), row.get("response_body")))
@@ -345,8 +332,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _query(wanted: _Row, start_ms: int, offset: int) -> _Row:
-    """The requests that a filter names, of those that start at `start_ms` or later.
+def _query(request_ids: Sequence[uuid.UUID], start_ms: int) -> _Row:
+    """These requests, of those that start at `start_ms` or later.
 
     Without a bound in time ClickHouse would look through everything that the organisation has.
     """
@@ -355,9 +342,9 @@ def _query(wanted: _Row, start_ms: int, offset: int) -> _Row:
         "filter": {
             "left": {"request_response_rmt": {"request_created_at": {"gt": since}}},
             "operator": "and",
-            "right": wanted,
+            "right": _one_of(request_ids),
         },
-        "offset": offset,
+        "offset": 0,
         "limit": READ_BACK_PAGE,
         "sort": {"created_at": "asc"},
         "isCached": False,

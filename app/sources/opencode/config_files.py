@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
+from app.errors import AppError
 from app.sources.opencode.folders import home
 
 FILE_BYTES_MAX = 1_000_000
@@ -52,7 +53,7 @@ class Source:
     is_project: bool
 
 
-class UnreadableError(Exception):
+class UnreadableError(AppError):
     """A text that cannot be had. Says why, without anything of it."""
 
     def __init__(self, what: str, line: int | None = None) -> None:
@@ -61,7 +62,7 @@ class UnreadableError(Exception):
         self.line = line
 
 
-class RelativeError(Exception):
+class RelativeError(AppError):
     """A text names a file relative to a directory that is not known here."""
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.errors import AppError
 from app.sources.opencode.rows import subagents
 from app.sources.opencode.translated import exported
 from app.transcript.fields import place
@@ -41,7 +42,7 @@ FILE_BYTES_MAX = 512 << 20
 TOO_LARGE = f"it is larger than {FILE_BYTES_MAX >> 20} MiB"
 
 
-class ExportError(ValueError):
+class ExportError(AppError):
     """A file that is no export. The message says why, without any of its text."""
 
 

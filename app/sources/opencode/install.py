@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from app.errors import AppError
 from app.sources.opencode.program import Program, Version
 
 MARKER = "// opencode-helicone plugin"
@@ -43,7 +44,7 @@ FILE_MODE = 0o644
 FOLDER_MODE = 0o755
 
 
-class InstallError(Exception):
+class InstallError(AppError):
     """The file cannot be put there or taken away. The message names the path and what to do."""
 
 
@@ -126,7 +127,7 @@ class Found:
 def find(environ: Mapping[str, str], directory: Path, *, python: str) -> list[Found]:
     """The plugin of this user, and that of the project in `directory`. Raises InstallError and OSError."""
     found = []
-    for scope in (Global(config_directory(environ)), Project(directory)):
+    for scope in _scopes(environ, directory):
         path = _path(scope)
         content = _own_content(path)
         if content is not None:
@@ -140,17 +141,16 @@ def findings(environ: Mapping[str, str], directory: Path) -> list[str]:
 
     Whoever can write to one of these runs code in this user's OpenCode. Changes nothing.
     """
-    scopes: list[Global | Project] = [Project(directory)]
-    found: list[str] = []
     try:
-        scopes.append(Global(config_directory(environ)))
-        paths = [_path(scope) for scope in scopes]
+        paths = [_path(scope) for scope in _scopes(environ, directory)]
     except InstallError as error:
         return [str(error)]
-    for path in paths:
-        if path.exists():
-            found += filter(None, (_weakness(path.parent), _weakness(path)))
-    return found
+    found = (_weakness(one) for path in paths if path.exists() for one in (path.parent, path))
+    return [weakness for weakness in found if weakness is not None]
+
+
+def _scopes(environ: Mapping[str, str], directory: Path) -> tuple[Global | Project, ...]:
+    return Global(config_directory(environ)), Project(directory)
 
 
 def _weakness(path: Path) -> str | None:

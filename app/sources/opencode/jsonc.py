@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from app.errors import AppError
 from app.transcript.model import Json
 
 DEPTH_MAX = 200
@@ -29,7 +30,7 @@ Path = tuple[str | int, ...]
 """Keys and positions that lead from the outermost value to one inside of it."""
 
 
-class NotJsonError(ValueError):
+class NotJsonError(AppError):
     """A text that is no JSON. Holds nothing of it but the line."""
 
     def __init__(self, line: int) -> None:

@@ -512,22 +512,17 @@ def test_an_unusable_ssl_cert_file_is_named_at_the_door(
 READ_BACK = "/v1/request/query-clickhouse"
 
 
-def test_a_session_is_read_back_whole_page_by_page_and_nothing_else(client: Client, tmp_path: Path) -> None:
-    wanted = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(READ_BACK_PAGE + 5)]
+def test_of_the_requests_that_are_asked_for_those_since_a_time_are_read_back(client: Client, tmp_path: Path) -> None:
+    wanted = [uuid.uuid5(uuid.NAMESPACE_URL, str(n)) for n in range(READ_BACK_PAGE)]
     with servers.receiving(tmp_path / "store.db") as receiver:
         for n, request_id in enumerate(wanted):
-            assert client.post(receiver.url + JAWN, record(request_id, start_s=1_000 + n), request_id, 0).status == 200
-        client.post(receiver.url + JAWN, record(session="ses_2"), ID, 0)
-        rows = list(client.read_back(receiver.url + READ_BACK, "ses_1", start_ms=0))
-        later = list(client.read_back(receiver.url + READ_BACK, "ses_1", start_ms=1_006_000))
-    assert [row["request_id"] for row in rows] == wanted
-    assert [row["request_id"] for row in later] == wanted[5:]  # from two seconds earlier on, and later than that
-
-
-def test_a_server_that_ignores_the_page_is_not_read_for_ever(client: Client) -> None:
-    page = json.dumps({"data": [{}] * READ_BACK_PAGE}).encode()
-    with scripted(answer(201, page)) as server, pytest.raises(ReadBackError, match="more than"):
-        list(client.read_back(server.url + READ_BACK, "ses_1", start_ms=0))
+            body = record(str(request_id), start_s=1_000 + n)
+            assert client.post(receiver.url + JAWN, body, str(request_id), 0).status == 200
+        client.post(receiver.url + JAWN, record(), ID, 0)
+        found = client.stored(receiver.url + READ_BACK, start_ms=0, request_ids=wanted)
+        later = client.stored(receiver.url + READ_BACK, start_ms=1_006_000, request_ids=wanted)
+    assert found == dict.fromkeys(wanted, True)
+    assert list(later) == wanted[5:]  # from two seconds earlier on, and later than that
 
 
 @pytest.mark.parametrize(
@@ -537,7 +532,7 @@ def test_a_server_that_ignores_the_page_is_not_read_for_ever(client: Client) -> 
 )
 def test_reading_back_says_why_it_failed(client: Client, act: servers.Act) -> None:
     with scripted(act) as server, pytest.raises(ReadBackError) as caught:
-        list(client.read_back(server.url + READ_BACK, "ses_1", start_ms=0))
+        client.stored(server.url + READ_BACK, start_ms=0, request_ids=[uuid.UUID(ID)])
     assert api_key() not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.capture.export import Export, exports
+from app.capture.export import split
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
@@ -77,8 +77,8 @@ def hostile(name: str, ident: str) -> Fields:
 @example(EVIL, "i" + EVIL.replace("/", "").replace("\ud800", ""), "full", EVIL)
 def test_names_stay_values_and_paths_have_their_levels(name: str, ident: str, mode: Any, user_id: str) -> None:
     capturing = Capture(Policy(mode, (), redact_secrets=True, prefix="/opencode"), REDACTION, user_id)
-    told = exports(parse(hostile(name, ident)), capturing, Identity(user_id), abandoned=True)
-    records = [record for one in told if isinstance(one, Export) for record in one.encode()]
+    told, _ = split(parse(hostile(name, ident)), capturing, Identity(user_id), abandoned=True)
+    records = [record for one in told for record in one.encode()]
     for record in records:
         check_body(record.body)  # single lines of Latin-1 in `meta`, whatever they came from
         assert json.loads(record.body)["providerRequest"]["meta"]["Helicone-Session-Path"] == record.path

@@ -147,7 +147,7 @@ def test_a_folder_that_others_can_write_to_is_refused(everywhere: Global, mode: 
 def test_a_plugin_that_others_can_write_to_is_refused_and_found(everywhere: Global, project: Project) -> None:
     environ = {"OPENCODE_CONFIG_DIR": str(everywhere.config_directory)}
     assert findings(environ, project.directory) == []
-    paths = [install(scope, python=PYTHON).path for scope in (project, everywhere)]
+    paths = [install(scope, python=PYTHON).path for scope in (everywhere, project)]
     assert findings(environ, project.directory) == []
     for path in paths:
         path.chmod(0o664)

@@ -1,0 +1,49 @@
+"""Asks Helicone what it has stored, at the pace that reading back allows itself."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from app.delivery import confirm
+from app.exporters.helicone.client import Client, ReadBackError, Shown
+from app.runtime import clock
+from app.settings.model import Settings
+
+LOOK_S = 0.1
+
+
+class Remote:
+    """What lies at one destination. Every query waits until another one may be made."""
+
+    def __init__(self, client: Client, url: str, queries_per_minute: int) -> None:
+        self._client = client
+        self._url = url
+        self._allowance = confirm.Allowance(queries_per_minute, queries_per_minute, clock.read().steady_ms)
+
+    def stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, bool]:
+        """As `Client.stored`."""
+        self._wait()
+        return self._client.stored(self._url, start_ms=start_ms, request_ids=request_ids)
+
+    def shown(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, Sequence[Shown]]:
+        """As `Client.shown`."""
+        self._wait()
+        return self._client.shown(self._url, start_ms=start_ms, request_ids=request_ids)
+
+    def _wait(self) -> None:
+        while not self._allowance.take(clock.read().steady_ms):
+            time.sleep(LOOK_S)
+
+
+@contextmanager
+def asked(settings: Settings) -> Iterator[Remote]:
+    """The destination that the settings mean. Raises ClientError, and ReadBackError where it cannot be asked."""
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
+    plan = confirm.plan("on", settings.endpoint, key, settings.readback_url)
+    if not key or plan.url is None:
+        raise ReadBackError(plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)")
+    with Client(key) as client:
+        yield Remote(client, plan.url, plan.queries_per_minute)

@@ -1,0 +1,147 @@
+"""Rewrite: makes a turn's new version, which overwrites what was sent of it, or says why there is none.
+
+records ┬─ those that are sent anew
+        └─ a blank one for each that was sent, and is not among them ─▶ Rewrite
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from app.capture.enqueue import body_of
+from app.exporters.helicone.records import Record, blank, kind_of
+from app.ledger.history import Exported
+from app.ledger.job import Body, Frozen, Version
+from app.ledger.record_identity import Print
+from app.privacy.policy import Policy
+from app.transcript.identity import Identity
+
+
+class Refusal(Enum):
+    """Why something is not overwritten."""
+
+    IS_SUBAGENT = auto()
+    """It was delivered with another session, which is the detail."""
+    NOT_DELIVERED = auto()
+    """The session was not delivered to this destination."""
+    ELSEWHERE = auto()
+    """It was delivered to another destination, too, whose endpoint is the detail."""
+    NOT_AUDITED = auto()
+    NOT_SEARCHED = auto()
+    """For the reason that is the detail."""
+    UNREADABLE = auto()
+    """OpenCode's store cannot be read; the detail says why."""
+    NO_TEXT = auto()
+    """OpenCode has the text no more."""
+    WITHHELD = auto()
+    """Nothing of the folder may be posted; the detail says why."""
+    SEALED = auto()
+    """An earlier recall took something out that is not known here."""
+    LOOSER = auto()
+    """The setting that is the detail was stricter when the turn was delivered."""
+    UNEQUAL = auto()
+    """Made under the settings of then, the turn is not what was delivered."""
+    UNNAMED = auto()
+    """The ledger does not keep its request ids, and OpenCode has the text no more."""
+    ROW_STAYS = auto()
+    """The request id that is the detail has another row at Helicone, which this one does not replace."""
+    IN_FLIGHT = auto()
+    """A worker had it in hand all the time."""
+    NOT_THERE = auto()
+    """It was queued, and is not at Helicone; the detail says what is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is not overwritten: a session, a turn of it, or a record by its path."""
+
+    refusal: Refusal
+    session: str
+    place: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """One turn's new version."""
+
+    version: Version
+    bodies: tuple[Body, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What was sent of a root session, or may still be."""
+
+    session: str
+    identity: Identity
+    turns: Mapping[str, Sequence[Exported]]
+    """The versions of each, the current one last."""
+
+
+def rewrite(
+    of: Delivered,
+    turn: str,
+    records: Iterable[Record],
+    *,
+    key: str,
+    policy: Policy,
+    facts_ms: int = 0,
+    is_sealed: bool,
+) -> Iterator[Rewrite | Problem]:
+    """The records of a turn take the place of those that were sent of it."""
+    versions, user_id = of.turns[turn], of.identity.user_id
+    bodies = {body.request_id: body for body in map(body_of, records)}
+    for one in sent(versions):
+        other = bodies.get(one.request_id)
+        if other is None:
+            bodies[one.request_id] = _blank_body(one, of.session, user_id)
+        elif other.frozen is not None and _row(other.frozen) != _row(one.frozen):
+            yield Problem(Refusal.ROW_STAYS, of.session, turn, str(one.request_id))
+    version = Version(
+        session=of.session,
+        root=of.session,
+        turn=turn,
+        key=key,
+        facts_ms=max(facts_ms, *(one.facts_ms for one in versions)),
+        user_id=user_id,
+        folder="",  # the session has one already
+        policy=policy.facts(user_id),
+        is_recall=True,
+        is_sealed=is_sealed,
+    )
+    yield Rewrite(version, tuple(bodies.values()))
+
+
+def sent(versions: Sequence[Exported]) -> Iterator[Print]:
+    """Each row that may be at Helicone once, the newest first."""
+    seen = set()
+    for version in reversed(versions):
+        for one in version.prints if version.was_attempted else ():
+            place = (one.request_id, _row(one.frozen))
+            if place not in seen:
+                seen.add(place)
+                yield one
+
+
+def _row(frozen: Frozen) -> tuple[str, str, int]:
+    """What tells rows of one id apart: a record with another of these does not replace it."""
+    return frozen.provider, frozen.model, frozen.start_ms
+
+
+def _blank_body(one: Print, session: str, user_id: str) -> Body:
+    frozen = one.frozen
+    record = Record(
+        request_id=str(one.request_id),
+        kind=kind_of(frozen.model),
+        path=frozen.path,
+        provider=frozen.provider,
+        model=frozen.model,
+        user_id=user_id,
+        start_ms=frozen.start_ms,
+        session_name=frozen.session_name,
+        body=b"",
+    )
+    return body_of(blank(record, session))
