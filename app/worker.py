@@ -13,7 +13,6 @@ import sqlite3
 import sys
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -32,42 +31,31 @@ from app.capture.eviction import Room
 from app.capture.keyring import Keyring
 from app.capture.recapture import Remaking
 from app.capture.targets import target
-from app.database import recover
-from app.database.connection import PATIENT_MS, Ledger, shrink
-from app.database.open import heal, inspect, open_ledger
-from app.database.schema import SchemaError, is_newer, require_known
+from app.database.connection import PATIENT_MS, Ledger
+from app.database.open import heal, open_ledger
+from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.delivery import backoff, confirm
-from app.delivery.deliver import Courier, deliver, let_go
+from app.delivery.deliver import Courier, deliver
+from app.delivery.lifetime import Lifetime
+from app.delivery.loop import Loop
 from app.delivery.policy_check import Permits
 from app.delivery.policy_sweep import Tightening
+from app.delivery.poller import POLL_MS, Poller
 from app.exporters.client import ClientError, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.kinds import TRAITS
 from app.exporters.outcome import Outcome
-from app.ledger import (
-    adoption,
-    claims,
-    confirmations,
-    counts,
-    destinations,
-    flow,
-    incidents,
-    maintenance,
-    pruning,
-    readback,
-    record_identity,
-)
+from app.ledger import claims, confirmations, destinations, flow, readback
 from app.ledger.destinations import Destination
-from app.ledger.erasure import erase
 from app.ledger.eviction import Remade
 from app.ledger.job import Body, Claim
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
 from app.queue import Bell
 from app.runtime import clock, failpoint, log
-from app.runtime.liveness import Announced, Only, present
+from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
-from app.runtime.upgrade import Succession, become_anew, is_replaced
+from app.runtime.upgrade import Upgrade, become_anew
 from app.runtime.url import EndpointError
 from app.settings.lookup import Sources, typed
 from app.settings.model import Settings, SettingsError
@@ -87,19 +75,11 @@ CONSUMER = {
 POST_S_MAX = 30.0
 """For one record in all, whichever routes are tried: well within the lease."""
 NOT_FOUND = 404
-LOOK_MS = 500
-"""How often the watch looks into the ledger at least; `flushInterval` makes it more often when it is shorter."""
-PRUNE_MS = 60_000
 CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
-RINGS_PER_LOOK = 24
 SIGNALS_S = 0.01
 LEAVE_S_MAX = 2.0
-"""How long a worker that ends waits for its watch, and for what reads back, to be done with the present look."""
-MAKE_WAY_S_MAX = 60.0
-"""How long a worker whose ledger has become too new waits, doing nothing, for its own program to be installed anew."""
-IDLE_MS = 3 * 60_000
-"""An automatic worker ends when no hook was alive and nothing could be sent for so long."""
+"""How long a worker that ends waits for each of its loops to be done with the present step."""
 
 
 class _Huey(SqliteHuey):  # type: ignore[misc]  # huey ships no types
@@ -141,26 +121,29 @@ class Worker:
         )
         self._permits = Permits(sources)
         self._client = connect(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
-        self._remaking = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
-        self._tightening = Tightening(self._permits, self._remaking, self.target.id, self._log)
-        self._room = Room(store_file(sources.environ))
+        self._recapture = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
+        self.bell = Bell(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
+        self.poller = Poller(
+            self.target,
+            self.settings,
+            self.spool,
+            self.bell,
+            Tightening(self._permits, self._recapture, self.target.id, self._log),
+            Room(store_file(sources.environ)),
+            is_sending=self._client is not None,
+            log=self._log,
+        )
+        upgrade = Upgrade(migrations()[-1][0])
+        self.lifetime = Lifetime(self.spool, self.target.id, self.signature, upgrade, self._log)
         self._announced: Announced | None = None
-        self._only = Only(self.spool.automatic_worker(self.target.id))
-        self._watching = threading.Lock()
+        self._allowance: confirm.Allowance | None = None
+        self._is_first_thread = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
-        self._left: list[Claim] = []
-        self._useful_ms = clock.now_ms()
-        self._seen = clock.read()
-        self._pruned_ms = 0
-        self._erased: tuple[int, int] | None = None
-        self._succession: Succession | None = Succession()
-        self._outdated_s: float | None = None
-        self._is_replaced = False
-        self.bell = Bell(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
+        self._is_restarting = False
         self.huey = self.bell.huey
-        self.huey.prepare = self._announce
-        self.huey.on_startup(name="watch")(self._start_watch)
+        self.huey.prepare = self.announce
+        self.huey.on_startup(name="loops")(self._start_loops)
         self.huey.on_shutdown(name="leave")(self.leave)
         self.huey.signal(SIGNAL_INTERRUPTED)(self._interrupted)
 
@@ -210,28 +193,22 @@ class Worker:
             stopping=self._stopping,
             max_retries_of=self._max_retries,
             rebuild=self._rebuild,
-            leave=self._left.append,
+            leave=self.poller.unfinished.append,
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
         try:
             require_known(self.db)
             following = deliver(self.db, key, courier)
         except (sqlite3.Error, SchemaError) as error:
-            # The next look of the watch lets the job go that was under way.
-            self._log(f"ledger: {error}")
-            self._heal(error)
+            self._failed("ledger", error)  # the next tick lets the job go that was under way
             return
         if self._stopping():
             return
         if following is not None:
-            self._ring(following)
+            self.poller.wake(self.db, following)
         elif destinations.by_id(self.db, self.target.id).concurrency is not None:
-            # Few rings are under way after a pause: who is done calls the next, and one more when there is room.
-            for ringing in maintenance.to_ring(self.db, self.target.id, clock.now_ms(), 2, self.bell.rung()):
-                self._ring(ringing)
-
-    def _ring(self, key: str) -> None:
-        self.bell.ring(key, is_history=counts.is_history(self.db, self.target.id, key))
+            # Few are under way after a pause: who is done wakes the next, and one more when there is room.
+            self.poller.wake_due(self.db, clock.now_ms(), 2)
 
     def _permit(self, held: Claim) -> Permit:
         return self._permits.permit(self.db, held.folder, held.policy)
@@ -241,7 +218,7 @@ class Worker:
 
     def _rebuild(self, held: Claim) -> Remade | Hold | None:
         capturing = self._permits.capture(self.db, held.folder)
-        made = capturing if isinstance(capturing, Hold) else self._remaking.rebuild(self.db, held, capturing)
+        made = capturing if isinstance(capturing, Hold) else self._recapture.rebuild(self.db, held, capturing)
         if made is None:
             self._log("dropped a job that waited without its text: OpenCode's store no longer has its turn")
         return made
@@ -274,211 +251,74 @@ class Worker:
             # The probe of a pause may have been among them.
             flow.probe_now(self.db, self.target.id, clock.now_ms())
 
-    # --- the watch
+    # --- beside Huey's threads
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         self._announced = Announced(self.spool.workers)
         self._announced.say({"destination": self.target.id, "automatic": self.automatic, "version": __version__})
 
-    def _start_watch(self) -> None:
-        """Huey calls this in each of its threads; the first one starts the watch."""
-        if self._watching.acquire(blocking=False):
-            self._begin("watch", self._watch)
-            # Apart from the watch, so that reading back, however slow, delays nothing.
-            self._begin("confirm", self._confirm)
-
-    def _begin(self, name: str, run: Callable[[], None]) -> None:
-        thread = threading.Thread(target=self._run_and_leave, args=(run,), name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _run_and_leave(self, run: Callable[[], None]) -> None:
-        try:
-            run()
-        finally:
-            self.leave()
-
-    def _watch(self) -> None:
-        look = self._first_look
-        pause_ms = 0
-        while not self._stop.wait(pause_ms / 1000):
-            try:
-                pause_ms = look()
-                look = self._look
-            except (sqlite3.Error, OSError) as error:
-                self._log(f"watch: {error}")
-                self._heal(error)
-                pause_ms = LOOK_MS
-            except Exception as error:  # noqa: BLE001 - a worker whose watch has died looks alive and retries nothing
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                self._log(f"watch: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
-                pause_ms = LOOK_MS
-
-    def _first_look(self) -> int:
-        """A worker that starts may be the answer to what the destination was paused for: it tries at once."""
+    def _start_loops(self) -> None:
+        """Huey calls this in each of its threads; the first one starts the loops."""
+        if not self._is_first_thread.acquire(blocking=False):
+            return
         self._log(f"starts: {self.signature}, {'automatic' if self.automatic else 'started by hand'}")
         for complaint in self.settings.complaints:
             self._log(complaint.short)
-        inspect(self.db)
-        flow.probe_now(self.db, self.target.id, clock.now_ms())
-        present(self.spool.workers)  # which removes what killed workers left there
-        if self.settings.takes_over:
-            adoption.take_over(self.db, self.target, clock.now_ms())
-        return self._look()
+        # Apart from each other, so that reading back, however slow, delays nothing.
+        for loop in (Loop("poller", POLL_MS, self.poll), Loop("confirm", CONFIRM_MS, self._confirm)):
+            thread = threading.Thread(target=self._run, args=(loop,), name=loop.name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
-    def _look(self) -> int:
-        """Do what is to be done now; the milliseconds until the next look."""
+    def _run(self, loop: Loop) -> None:
+        try:
+            loop.run(self._stop, self._failed)
+        finally:
+            self.leave()
+
+    def _failed(self, what: str, error: Exception) -> None:
+        if isinstance(error, sqlite3.Error | OSError | SchemaError):
+            self._log(f"{what}: {error}")
+            self._heal(error)
+        else:
+            self._log(f"{what}: {type(error).__name__} at {log.where(error)}")
+
+    def poll(self) -> int:
+        """Do what is to be done now; the milliseconds until the next time."""
+        now = clock.read()
         if self._announced is not None and not self._announced.is_there():
             self._log("ends: the spool was removed or replaced")
             self._end()
-            return LOOK_MS
-        if self._makes_way(time.monotonic()):
-            return LOOK_MS
-        now_ms = self._read_clock()
-        self._let_go(now_ms)
-        if self.bell.mend():
-            self._log("the queue was damaged or deleted and is made anew")
-        if mended := maintenance.unwarp(self.db, now_ms):
-            self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
-        self._recover(now_ms)
-        is_remaking = self._tightening.look(self.db, now_ms, self.bell.ring)
-        if self._client is not None:
-            # No more than wake all threads: whatever is rung now waits behind few.
-            room = max(1, RINGS_PER_LOOK - self.bell.waiting())
-            for key in maintenance.to_ring(self.db, self.target.id, now_ms, room, self.bell.rung()):
-                failpoint.reach("watch.ringing")
-                self._ring(key)
-        if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
-            self._pruned_ms = now_ms
-            self._prune(now_ms)
-        if self.automatic:
-            self._consider_ending(now_ms)
-        if is_remaking:
-            return 1
-        due_ms = maintenance.next_due_ms(self.db, self.target.id, now_ms)
-        return max(1, min(LOOK_MS, self.settings.flush_interval_ms, LOOK_MS if due_ms is None else due_ms - now_ms))
+            return POLL_MS
+        match self.lifetime.verdict(self.db, now, is_automatic=self.automatic):
+            case "work":
+                return self.poller.tick(self.db, now)
+            case "end":
+                self._end()
+            case "restart":
+                self._end(restart=True)
+            case "wait":
+                pass
+        return POLL_MS
 
-    def _read_clock(self) -> int:
-        before, self._seen = self._seen, clock.read()
-        if incidents.note_jump(self.db, clock.jump_ms(before, self._seen), self._seen.wall_ms):
-            self._log("the clock jumped ahead, or the machine slept")
-        return self._seen.wall_ms
-
-    def _makes_way(self, now_s: float) -> bool:
-        """Whether nothing is to be done any more: another program is installed, or has made the ledger newer."""
-        heir = self._succession.heir(now_s, self._log) if self._succession else None
-        if heir is not None:
-            self._log(f"ends: version {heir.version} was installed over version {__version__} and takes over")
-            self._end(anew=True)
-            return True
-        if not is_newer(self.db):
-            return False
-        if self._outdated_s is None:
-            self._outdated_s = now_s
-            self._log(f"delivers nothing: the ledger is newer than version {__version__}, which waits to be replaced")
-        if now_s - self._outdated_s >= MAKE_WAY_S_MAX:
-            self._log("ends: the ledger belongs to a newer version than the one that is installed here")
-            self._end(anew=True)  # it will refuse the ledger, and say so to whoever looks after its processes
-        return True
-
-    def _let_go(self, now_ms: int) -> None:
-        """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
-        for held in list(self._left):
-            let_go(self.db, held, now_ms)
-            self._left.remove(held)
-
-    def _recover(self, now_ms: int) -> None:
-        leasing = maintenance.leasing_workers(self.db)
-        alive = {worker.name for worker in present(self.spool.workers)} if leasing else set()
-        recovered = maintenance.recover(self.db, now_ms, [worker for worker in leasing if worker not in alive])
-        if recovered:
-            self._log(f"took back {recovered} job(s) of a worker that died, hung or slept")
-
-    def _prune(self, now_ms: int) -> None:
-        bytes_max, age_ms_max = self.settings.max_spool_bytes, self.settings.max_spool_age_ms
-        bytes_max_of = folder_limits.of_folders(self.db, self.settings, "max_spool_bytes")
-        ages_ms = folder_limits.of_folders(self.db, self.settings, "max_spool_age_ms")
-        steady_ms = maintenance.steady_ms(self.db, now_ms)
-        trusted_ms = maintenance.trusted_age_ms(age_ms_max, steady_ms)
-        trusted_ms_of = {folder: maintenance.trusted_age_ms(age_ms, steady_ms) for folder, age_ms in ages_ms.items()}
-        given_up = confirmations.give_up_confirmations(
-            self.db,
-            now_ms,
-            bytes_max=bytes_max,
-            age_ms_max=trusted_ms,
-            bytes_max_of=bytes_max_of,
-            age_ms_max_of=trusted_ms_of,
-        )
-        if given_up:
-            self._log(
-                f"gave up confirming {given_up} delivered job(s): no room (maxSpoolSize), or too old (maxSpoolAge)"
-            )
-        if self.settings.takes_over:
-            adoption.take_over(self.db, self.target, now_ms)
-        aged = pruning.drop_aged(self.db, now_ms, trusted_ms, trusted_ms_of)
-        made = self._room.make(self.db, now_ms, bytes_max, bytes_max_of)
-        pruning.forget_acknowledgements(self.db, now_ms)
-        record_identity.forget_footprints(self.db)
-        recover.tidy(self.db.path, older_than_s=(now_ms - age_ms_max) / 1000)
-        shrink(self.db)
-        if aged:
-            self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
-        if made.emptied or made.dropped:
-            self._log(made.told)
-        self._finish_erasure(now_ms)
-
-    def _finish_erasure(self, now_ms: int) -> None:
-        """Where a command deleted something, and ended before it had rewritten the files that held it."""
-        noted = incidents.unerased(self.db)
-        if noted is None or noted == self._erased or 0 <= now_ms - noted[1] < PRUNE_MS:
-            return  # nothing, or tried already, or the command is at it
-        self._erased = noted
-        self._log("rewrites the ledger, which a purge or recall that was interrupted has not done")
-        for left in erase(self.db):
-            self._log(left)
-
-    # --- reading back
-
-    def _confirm(self) -> None:
-        allowance = confirm.Allowance(self._plan.queries_per_minute, 1, clock.now_ms())
-        look = self._first_confirmation
-        while not self._stop.wait(CONFIRM_MS / 1000):
-            try:
-                if not look(allowance):
-                    return
-                look = self._confirm_due
-            except (sqlite3.Error, OSError, SchemaError) as error:
-                self._log(f"confirm: {error}")
-                self._heal(error)
-            except Exception as error:  # noqa: BLE001 - as of the watch
-                if self._stop.is_set():
-                    return  # the client is closed under its hands
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                self._log(f"confirm: {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
-
-    def _first_confirmation(self, allowance: confirm.Allowance) -> bool:
-        if self._plan.url is None:
-            if self._succession is None:
-                return False  # `flush` decides nothing about what others have delivered
-            given_up = confirmations.give_up_confirmation(self.db, self.target.id)
-            self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
-            return False
-        readback.resume_read_back(self.db, self.target.id)
-        return self._confirm_due(allowance)
-
-    def _confirm_due(self, allowance: confirm.Allowance) -> bool:
+    def _confirm(self) -> int | None:
+        """Read back what is due; None where nothing is read back."""
         require_known(self.db)
+        now_ms = clock.now_ms()
+        if self._allowance is None:
+            if self._plan.url is None:
+                if not self.lifetime.is_short:  # else it decides nothing about what others have delivered
+                    given_up = confirmations.give_up_confirmation(self.db, self.target.id)
+                    self._log(f"delivered jobs are not confirmed: {self._plan.off_reason}; {given_up} given up")
+                return None
+            readback.resume_read_back(self.db, self.target.id)
+            self._allowance = confirm.Allowance(self._plan.queries_per_minute, 1, now_ms)
         failure = confirm.confirm(
-            self.db,
-            self.target.id,
-            self._stored,
-            clock.now_ms(),
-            allowance=allowance,
-            dice=random.random,
+            self.db, self.target.id, self._stored, now_ms, allowance=self._allowance, dice=random.random
         )
         if failure is not None:
             self._log(f"delivered jobs cannot be confirmed: {failure}")
-        return True
+        return CONFIRM_MS
 
     def _stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool] | confirm.Unread:
         assert self._client is not None  # noqa: S101 - without a key nothing was delivered
@@ -490,30 +330,9 @@ class Worker:
 
     # --- the end
 
-    def _consider_ending(self, now_ms: int) -> None:
-        """An automatic worker ends when another is wanted, or when nobody needs it any more."""
-        wanted = destinations.by_id(self.db, self.target.id).worker_wanted
-        if is_replaced(self.signature, wanted):
-            self._log("ends: a worker of another version or with other settings is wanted")
-            self._end()
-            return
-        if present(self.spool.hooks) or counts.sendable(self.db, self.target.id, now_ms):
-            self._useful_ms = now_ms
-            return
-        self._useful_ms = min(self._useful_ms, now_ms)  # the clock was set back
-        if now_ms - self._useful_ms < IDLE_MS:
-            return
-        self._only.release()
-        # Whoever came after the last look found the lock taken and started nobody: look once more without it.
-        if counts.sendable(self.db, self.target.id, clock.now_ms()) and self._only.take():
-            self._useful_ms = clock.now_ms()
-            return
-        self._log("ends: no OpenCode is running and nothing can be sent")
-        self._end()
-
-    def _end(self, *, anew: bool = False) -> None:
-        """Finish what is being posted, begin nothing new, and end; `anew`: come back as the installed program."""
-        self._is_replaced = anew
+    def _end(self, *, restart: bool = False) -> None:
+        """Finish what is being posted, begin nothing new, and end; `restart`: come back as the installed program."""
+        self._is_restarting = restart
         self._stop.set()
         # Huey's threads are at work before its main thread has set its handlers.
         while signal.getsignal(signal.SIGHUP) in {signal.SIG_DFL, signal.SIG_IGN}:
@@ -528,7 +347,7 @@ class Worker:
 
     def run(self) -> bool:
         """Consume until told to stop; must be called in the main thread. False when an automatic one runs already."""
-        if self.automatic and not self._only.take():
+        if self.automatic and not self.lifetime.lock.take():
             return False
         try:
             consumer = self.huey.create_consumer(**CONSUMER)
@@ -537,7 +356,7 @@ class Worker:
             consumer.run()
         finally:
             self.close()
-        if self._is_replaced:
+        if self._is_restarting:
             become_anew()
         return True
 
@@ -546,7 +365,7 @@ class Worker:
 
         False when a signal ended it before.
         """
-        self._succession = None  # it ends soon
+        self.lifetime.is_short = True
         consumer = self.huey.create_consumer(**CONSUMER)
         try:
             consumer.start()
@@ -565,10 +384,10 @@ class Worker:
         self._stop.set()
         failpoint.reach("worker.ending")
         try:
-            self._let_go(clock.now_ms())
+            self.poller.let_go(self.db, clock.now_ms())
         except sqlite3.Error as error:
             self._log(f"ledger: {error}")
-        self._only.release()
+        self.lifetime.lock.release()
         if self._announced is not None:
             self._announced.withdraw()
         if self._client is not None:

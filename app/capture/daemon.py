@@ -13,7 +13,7 @@ one line in the log and a number in the ledger. While the ledger cannot be writt
 sees that nothing is acknowledged, and keeps the newest notice of each session, which is all that matters. What could
 not be said or counted meanwhile is, as soon as the disk takes it.
 When the program was installed anew, or the ledger belongs to a newer one, this process becomes the installed program:
-what it has read and not stored goes along in a pipe (see `succession`).
+what it has read and not stored goes along in a pipe (see `runtime.upgrade`).
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from app import __version__
 from app.capture.handler import CARE_S, Hook
 from app.capture.messages import PROTOCOL, Line, LineError, has_half_a_character, read_line
 from app.capture.pipe_reader import Inbox
-from app.capture.process_notices import BUG, where
+from app.capture.process_notices import BUG
 from app.capture.projects import note_disabled
 from app.database.open import open_ledger
-from app.database.schema import SchemaError, require_known
+from app.database.schema import SchemaError, migrations, require_known
 from app.ledger import incidents
 from app.privacy.redact import PatternError
 from app.runtime import clock, log
 from app.runtime.filesystem import PlaceError
 from app.runtime.spool import Spool
 from app.runtime.terminal import visible
-from app.runtime.upgrade import Succession, become_hook, bequeath
+from app.runtime.upgrade import Upgrade, become_hook, pipe_of
 from app.settings.lookup import Sources, unattended
 from app.settings.model import Settings, SettingsError
 
@@ -62,26 +62,17 @@ class OutdatedError(Exception):
     """A program that is installed, and starts, is to take over."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A directory of which lines were refused because its settings could not be used."""
-
-    since_ms: int
-    lines: dict[str, Line] = field(default_factory=dict)
-    """The newest of each session."""
-
-
 class Desk:
     """Hands the inbox's lines to the hooks, one for each spool, and answers for those that none can take."""
 
     def __init__(
-        self, inbox: Inbox, sources: Sources, succession: Succession | None = None, children: Iterable[int] = ()
+        self, inbox: Inbox, sources: Sources, upgrade: Upgrade | None = None, children: Iterable[int] = ()
     ) -> None:
         self._inbox = inbox
         self.children = list(children)
         """Process ids: children of the hook that this process was before. They are ours to wait for."""
         self._sources = sources
-        self._succession = succession or Succession()
+        self._upgrade = upgrade or Upgrade(migrations()[-1][0])
         self._in_hand: bytes | LineError | None = None
         self._taken = self._acknowledged = 0
         """The newest line that was taken, and the newest that the plugin was told about."""
@@ -89,7 +80,8 @@ class Desk:
         """By spool."""
         self._spools: dict[str, Path] = {}
         """By directory."""
-        self._held: dict[str, _Held] = {}
+        self._held: dict[tuple[str, str], Line] = {}
+        """By directory and session the newest line that was refused because the settings there could not be used."""
         self._unwanted: set[str] = set()
         self._is_wanted = False
         """A line came of a directory that is not among the unwanted ones."""
@@ -106,7 +98,7 @@ class Desk:
         try:
             self._serve()
         except OutdatedError:
-            return self._estate()
+            return self._pending_messages()
         finally:
             for hook in self._hooks.values():
                 with suppress(sqlite3.Error, OSError):  # the end of the process closes it, too
@@ -120,7 +112,7 @@ class Desk:
 
     def _serve(self) -> None:
         while not self.is_unwanted:
-            self._consider_succession()
+            self._consider_upgrade()
             self._reap()
             try:
                 pause_s = min((hook.due_s() for hook in self._hooks.values()), default=CARE_S)
@@ -157,11 +149,11 @@ class Desk:
                 self._log(told, hook.spool.path)
                 self._heal(error, hook.spool.path)
 
-    def _consider_succession(self) -> None:
+    def _consider_upgrade(self) -> None:
         """Raises OutdatedError."""
-        heir = self._succession.heir(time.monotonic(), self._log)
-        if heir is not None:
-            self._log(f"version {__version__} makes way for version {heir.version}, which was installed")
+        new = self._upgrade.new_version(time.monotonic(), self._log)
+        if new is not None:
+            self._log(f"version {__version__} makes way for version {new.version}, which was installed")
             raise OutdatedError
 
     def _reap(self) -> None:
@@ -171,12 +163,12 @@ class Desk:
                     continue
             self.children.remove(pid)
 
-    def _estate(self) -> list[bytes]:
+    def _pending_messages(self) -> list[bytes]:
         hooks = self._hooks.values()
         self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
-        known = [line for hook in hooks for line in hook.estate()]
-        known += [line for held in self._held.values() for line in held.lines.values()]
+        known = [line for hook in hooks for line in hook.pending_messages()]
+        known += self._held.values()
         return [*(line + b"\n" for line in (*(line.as_bytes() for line in known), *in_hand)), *self._inbox.leave()]
 
     def _acknowledge(self) -> None:
@@ -212,9 +204,9 @@ class Desk:
                 if line.held_since_ms is not None:  # said by the hook that this process was before
                     hook.resume(line, line.held_since_ms)
         except (SettingsError, PatternError):
-            since_ms = clock.now_ms() if line.held_since_ms is None else line.held_since_ms
-            held = self._held.setdefault(line.directory, _Held(since_ms))
-            held.lines[line.session] = replace(line, number=None, held_since_ms=held.since_ms)
+            since = [one.held_since_ms for one in self._held.values() if one.directory == line.directory]
+            since_ms = next(iter(since), line.held_since_ms) or clock.now_ms()
+            self._held[line.directory, line.session] = replace(line, number=None, held_since_ms=since_ms)
             raise
 
     def _hook_of(self, line: Line) -> Hook | None:
@@ -240,14 +232,10 @@ class Desk:
 
     def _resume(self) -> None:
         """Take from OpenCode's store what was refused for settings that can be used by now."""
-        for directory, held in list(self._held.items()):
+        for key, line in list(self._held.items()):
             with suppress(SettingsError, PatternError, LineError, OSError, sqlite3.Error, SchemaError):  # the next look
-                for line in held.lines.values():
-                    hook = self._hook_of(line)
-                    if hook is not None:
-                        hook.take(line)
-                        hook.resume(line, held.since_ms)
-                del self._held[directory]
+                self._take(line)
+                del self._held[key]
 
     def _patiently(self, act: Callable[[], None], at: Line | Hook) -> None:
         """Do it; try again for as long as the disk or the ledger refuse and OpenCode lives, and a while after."""
@@ -264,7 +252,7 @@ class Desk:
                 return
             self._heal(error, spool)
             time.sleep(TRY_AGAIN_S)
-            self._consider_succession()
+            self._consider_upgrade()
         if failed:
             self._log(f"the spool can be written again, at try {failed + 1}", self._where(at))
 
@@ -284,7 +272,7 @@ class Desk:
         except (sqlite3.Error, OSError, SchemaError) as error:
             return error
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
-            self._refuse(f"{BUG} {type(error).__name__}", self._where(at), where(error))
+            self._refuse(f"{BUG} {type(error).__name__}", self._where(at), log.where(error))
         return None
 
     def _heal(self, error: Exception, spool: Path | None) -> None:
@@ -307,7 +295,7 @@ class Desk:
         for (path, reason), times in list(self._uncounted.items()):
             with suppress(sqlite3.Error, OSError, SchemaError, ValueError), ExitStack() as stack:
                 hook = self._hooks.get(path)
-                db = hook.db if hook is not None else stack.enter_context(closing(open_ledger(path)))
+                db = hook.opened.db if hook is not None else stack.enter_context(closing(open_ledger(path)))
                 require_known(db)
                 incidents.refuse(db, reason, clock.now_ms(), times=times)
                 del self._uncounted[path, reason]
@@ -354,21 +342,21 @@ def main() -> None:
     children = [int(pid) for pid in sys.argv[4:]]
     for descriptor in descriptors[:-1]:
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - positional only
-    succession = Succession()
+    upgrade = Upgrade(migrations()[-1][0])
     try:
         sources = unattended(dict(os.environ))
     except SettingsError as error:
         sys.stderr.write(visible(f"opencode-helicone: {error}") + "\n")
         sys.exit(USAGE)
     while True:
-        desk = Desk(Inbox(*descriptors), sources, succession, children)
-        estate = desk.serve()
-        if estate is None:
+        desk = Desk(Inbox(*descriptors), sources, upgrade, children)
+        pending = desk.serve()
+        if pending is None:
             if desk.is_unwanted:
                 sys.exit(NOTHING_WANTED)
             return
-        bequeathed, feeder = bequeath(estate)
-        descriptors = [bequeathed, pipe]
+        inherited, feeder = pipe_of(pending)
+        descriptors = [inherited, pipe]
         children = [*desk.children, feeder]
         with suppress(OSError):  # then this program goes on where it was
-            become_hook(bequeathed, children)
+            become_hook(inherited, children)

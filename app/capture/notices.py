@@ -9,8 +9,8 @@ The sessions that were noticed are those that this OpenCode has open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from app.capture.messages import Line
@@ -54,6 +54,8 @@ class Notices:
     def __init__(self) -> None:
         self._sessions: dict[str, Noticed] = {}
         """In the order of their newest notices."""
+        self.has_ended = False
+        """OpenCode is gone: no notice will come any more."""
 
     def __iter__(self) -> Iterator[Noticed]:
         return iter(list(self._sessions.values()))
@@ -78,6 +80,14 @@ class Notices:
 
     def drop(self, session: str) -> None:
         self._sessions.pop(session, None)
+
+    def inherit(self, root: str, owed: Mapping[str, int]) -> None:
+        """Take over what a hook that is gone was told of inside of a session that is open here: marks, by session."""
+        for known in self.inside(root)[:1]:
+            for session, mark in owed.items():
+                if session not in self:
+                    line = replace(known.line, session=session, why="idle", number=None)
+                    self.add(line, mark).root = root
 
     def look_at_all(self, now_s: float) -> None:
         """Once more, and no look comes after it."""

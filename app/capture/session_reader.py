@@ -9,13 +9,12 @@ it only reads them, and the next ones make them ready (`ahead`) and take them.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-from app.capture.enqueue import Enqueued, Place, outlook
+from app.capture.enqueue import Enqueued, Place, Request, enqueue, outlook
 from app.capture.redact_ahead import Ahead, is_large
+from app.database.connection import Ledger, flushed_together
 from app.ledger import history, incidents, notices, versions
 from app.ledger.decision import WANTED
 from app.ledger.job import SESSION_RECORD
@@ -35,20 +34,10 @@ REMEMBERED_MAX = 256
 """Sessions of which is kept in memory what was read of them."""
 FAILURES_MAX = 3
 """So many tries to read the store that fail end the last looks."""
-GONE = "sessions gone before they were read"
-"""As an incident: deleted, or with a data folder that is not there any more."""
 GONE_TURNS = "turns gone before they were read"
 """As an incident: deleted between two looks."""
 UNDONE = "turns undone before they were read, and not exported, of session"
 """As an incident; the session's id follows."""
-
-
-class Take(Protocol):
-    """Enqueues `only` these turns of a session; as interrupted what is not finished, if it is `abandoned`."""
-
-    def __call__(
-        self, transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
-    ) -> Enqueued: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,68 +79,92 @@ class _Read:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Wanted:
     """How a session is to be read."""
 
-    place: Place
+    folder: str
     capturing: Capture
-    policy: str
     now_ms: int
-    since_ms: int | None
-    is_over: Callable[[], bool]
+    changed_ms: int | None = None
+    """When the session was written, as told before it is read: noted where nothing is left to be taken of it."""
+    since_ms: int | None = None
+    """Only what was missed is taken: what was written later, or of which an earlier state was captured, whatever the
+    policy was."""
+    whole: bool = False
+    """All of its turns are looked at."""
+    again: bool = False
+    """What was unfinished is read, if it looks as before, too."""
+    is_over: bool = False
+    """Nobody here will finish what is unfinished; whether somebody elsewhere may is asked before and after reading."""
 
 
 class Reader:
     """Reads sessions of one store for one destination. Methods raise sqlite3.Error, ExportError, TranscriptError."""
 
-    def __init__(self, store: Store, destination_id: int, take: Take) -> None:
+    def __init__(
+        self,
+        db: Ledger,
+        store: Store,
+        destination_id: int,
+        *,
+        wake: Callable[[str], None],
+        elsewhere: Callable[[], Collection[object]],
+        before: Callable[[str], None] = lambda _: None,
+        after: Callable[[str, Enqueued], None] = lambda *_: None,
+    ) -> None:
+        """`elsewhere` tells the sessions that another live OpenCode has open.
+
+        `before` is told of a session of which something is about to become jobs, `after` what it became.
+        """
+        self._db = db
         self._store = store
         self._destination_id = destination_id
-        self._take = take
+        self._wake = wake
+        self._elsewhere = elsewhere
+        self._before = before
+        self._after = after
         self._read: dict[str, _Read] = {}
         self._held: tuple[_Read, Ahead] | None = None
         """What was read and is to be taken; of one session at a time, as it is large."""
 
-    def look(  # noqa: PLR0913 - where, how, and what for
-        self,
-        db: sqlite3.Connection,
-        root: str,
-        place: Place,
-        capturing: Capture,
-        *,
-        now_ms: int,
-        since_ms: int | None = None,
-        whole: bool = False,
-        again: bool = False,
-        is_over: Callable[[], bool] = lambda: False,
-    ) -> Look | None:
-        """Take what is new of a session; None when it is not in the store.
-
-        `whole`: all of its turns are looked at. `again`: what was unfinished is read, if it looks as before, too. With
-        `since_ms` only what was missed is taken: what was written later, or of which an earlier state was captured,
-        whatever the policy was. `is_over` is asked about what is unfinished, and once more when it was read: whether
-        nobody will finish it.
-        """
-        frozen = versions.frozen(db, self._destination_id, root)
+    def look(self, root: str, wanted: Wanted) -> Look | None:
+        """Take what is new of a session; None when it is not in the store."""
+        frozen = versions.frozen(self._db, self._destination_id, root)
+        capturing = wanted.capturing
         policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
-        asked = _Asked(place, capturing, policy, now_ms, since_ms, is_over)
-        read = self._recall(db, root)
+        look = self._look(root, wanted, policy)
+        # What was interrupted is a guess, and the next start looks again.
+        is_settled = look is not None and not (look.has_more or look.is_waiting or look.has_interrupted)
+        if look is not None and is_settled and wanted.changed_ms is not None:
+            noted_ms = min(wanted.changed_ms, wanted.now_ms)
+            history.note_reconciled(self._db, self._destination_id, root, noted_ms, in_part=not look.is_whole)
+        return look
+
+    def _place(self, wanted: Wanted) -> Place:
+        return Place(self._destination_id, wanted.folder)
+
+    def _is_over(self, root: str, wanted: Wanted) -> bool:
+        return wanted.is_over and root not in self._elsewhere()
+
+    def _look(self, root: str, wanted: Wanted, policy: str) -> Look | None:
+        read = self._recall(root)
         outline, ahead, is_further = read.outline, read.ahead, read.began_ms is not None
         if outline is None or not ahead:  # when all is taken, what was written meanwhile
-            is_all = is_further or whole or read.policy != policy or read.last is None
-            is_all = is_all or (since_ms is None and bool(read.early))
+            is_all = is_further or wanted.whole or read.policy != policy or read.last is None
+            is_all = is_all or (wanted.since_ms is None and bool(read.early))
             also = () if is_all else read.waiting
             outline = self._store.outline(root, since=None if is_all else read.last, also=also)
             if outline is None:
                 del self._read[root]
                 return None
-            then, again = (_last(outline), is_over()), again and not is_further
-            ahead = [one for one in outline.turns if _is_ahead(one, read, then, asked, again=again)]
+            wanted = replace(wanted, again=wanted.again and not is_further)
+            then = _last(outline), self._is_over(root, wanted)
+            ahead = [one for one in outline.turns if _is_ahead(one, read, then, wanted, policy)]
         batch = _batch(ahead)
         read.has_interrupted &= is_further
         left = ahead[len(batch) :]
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            found = self._transcript(db, read, outline, batch, asked)
+            found = self._transcript(read, outline, batch, wanted)
             if found is None:
                 left = ahead
             else:
@@ -159,10 +172,10 @@ class Reader:
                 if transcript is None:
                     del self._read[root]
                     return None
-                self._take_turns(db, transcript, outline, batch, replace(asked, capturing=capturing))
+                self._take_turns(transcript, outline, batch, replace(wanted, capturing=capturing), policy)
                 read.updated_ms = outline.updated_ms
         has_more = bool(left or read.ahead)
-        read.began_ms = now_ms if read.began_ms is None else read.began_ms
+        read.began_ms = wanted.now_ms if read.began_ms is None else read.began_ms
         read.outline, read.ahead = outline, left
         if not has_more:
             # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
@@ -171,12 +184,12 @@ class Reader:
         return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
     def _transcript(
-        self, db: sqlite3.Connection, read: _Read, outline: Outline, batch: list[TurnOutline], asked: _Asked
+        self, read: _Read, outline: Outline, batch: list[TurnOutline], wanted: Wanted
     ) -> tuple[Transcript | None, Capture] | None:
         """What is to be taken, and how; None: not yet, it is large, and held until it is ready."""
         if self._held is not None and self._held[0] is read:
             _, ahead = self._held
-            if ahead.is_under(asked.capturing):
+            if ahead.is_under(wanted.capturing):
                 ready = ahead.step()
                 if ready is None:
                     return None
@@ -188,76 +201,87 @@ class Reader:
         found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
         failpoint.reach("notice.read")
         if found is not None and is_large(found, names):
-            told = outlook(db, found, asked.capturing, asked.place)
+            told = outlook(self._db, found, wanted.capturing, self._place(wanted))
             new = names & {export.turn for export, decision in told if decision in WANTED}
             if new and self._held is None:
-                self._held = read, Ahead(found, new, asked.capturing)
+                self._held = read, Ahead(found, new, wanted.capturing)
                 return None
             if new:
                 self._held = None  # that is read again: two of them would take twice the memory
-        return found, asked.capturing
+        return found, wanted.capturing
 
     def _take_turns(
-        self,
-        db: sqlite3.Connection,
-        transcript: Transcript,
-        outline: Outline,
-        batch: list[TurnOutline],
-        asked: _Asked,
+        self, transcript: Transcript, outline: Outline, batch: list[TurnOutline], wanted: Wanted, policy: str
     ) -> None:
         root, read = outline.session, self._read[outline.session]
         names = {one.turn for one in batch}
-        self._count_gone(db, transcript, names, asked.now_ms)
-        undone = self._undone(db, transcript, asked.now_ms)
+        self._count_gone(transcript, names, wanted.now_ms)
+        undone = self._undone(transcript, wanted.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
-        if asked.since_ms is not None:
-            missed, known = self._missed(db, transcript, asked.policy, asked.since_ms)
+        if wanted.since_ms is not None:
+            missed, known = self._missed(transcript, policy, wanted.since_ms)
             early = only - missed - known - {SESSION_RECORD}
             only &= missed
-        is_told = notices.has_turn(db, self._destination_id, root, SESSION_RECORD)
+        is_told = notices.has_turn(self._db, self._destination_id, root, SESSION_RECORD)
         if not is_told and not any(turn.final for turn in transcript.turns):
             # Its own record goes with its first turn: until that has ended OpenCode has not named it yet.
             only -= {SESSION_RECORD}
-        done = self._take(transcript, asked.capturing, asked.place, only=only, abandoned=False)
+        done = self._enqueue(transcript, wanted, only, abandoned=False)
         waiting = names & {turn.id for turn in done.waiting} - undone
         unfinished = [one for one in batch if one.turn in waiting]
-        is_over = bool(unfinished) and asked.is_over()
+        is_over = bool(unfinished) and self._is_over(root, wanted)
         if is_over and self._is_unchanged(root, unfinished):
             ended = (only & waiting) | {SESSION_RECORD}
-            self._take(transcript, asked.capturing, asked.place, only=ended, abandoned=True)
+            self._enqueue(transcript, wanted, ended, abandoned=True)
             waiting, read.has_interrupted = set(), True
-        noted = {one.turn: TurnRead(one.rows, one.updated_ms, asked.policy) for one in batch}
+        noted = {one.turn: TurnRead(one.rows, one.updated_ms, policy) for one in batch}
         read.turns |= {name: one for name, one in noted.items() if name not in early}
         read.early = {name: one for name, one in read.early.items() if name not in names}
         read.early |= {name: (one.rows, one.updated_ms) for name, one in noted.items() if name in early}
         read.waiting = {name: then for name, then in read.waiting.items() if name not in names}
         read.waiting |= dict.fromkeys(waiting, (_last(outline), is_over))
         left = early | waiting | undone
-        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < asked.now_ms - 1}
-        notices.note_turns_read(db, self._destination_id, root, kept)
+        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < wanted.now_ms - 1}
+        notices.note_turns_read(self._db, self._destination_id, root, kept)
 
-    def _count_gone(self, db: sqlite3.Connection, transcript: Transcript, names: Collection[str], now_ms: int) -> None:
+    def _enqueue(self, transcript: Transcript, wanted: Wanted, only: Collection[str], *, abandoned: bool) -> Enqueued:
+        """Enqueue `only` these turns; as interrupted what is not finished, if it is `abandoned`."""
+        self._before(transcript.session.id)
+        with flushed_together(self._db):
+            done = enqueue(
+                self._db,
+                transcript,
+                wanted.capturing,
+                self._place(wanted),
+                now_ms=wanted.now_ms,
+                ring=self._wake,
+                request=Request(only=only, abandoned=abandoned),
+            )
+        self._after(transcript.session.id, done)
+        return done
+
+    def _count_gone(self, transcript: Transcript, names: Collection[str], now_ms: int) -> None:
         """Of the turns that were looked through those that were deleted since, and before any of them was read."""
         root = transcript.session.id
         missing = set(names) - {turn.id for turn in transcript.turns}
         gone = [
             name
             for name in missing
-            if not self._store.holds(root, name) and not notices.has_turn(db, self._destination_id, root, name)
+            if not self._store.holds(root, name) and not notices.has_turn(self._db, self._destination_id, root, name)
         ]
         if gone:
-            incidents.note(db, GONE_TURNS, now_ms, len(gone))
+            incidents.note(self._db, GONE_TURNS, now_ms, len(gone))
 
-    def _undone(self, db: sqlite3.Connection, transcript: Transcript, now_ms: int) -> set[str]:
+    def _undone(self, transcript: Transcript, now_ms: int) -> set[str]:
         """The turns that were taken back before any of them was read: they are not exported, and that is said."""
         root = transcript.session.id
         undone = {
             turn.id
             for turn in transcript.turns
-            if turn.is_undone and not notices.has_turn(db, self._destination_id, root, turn.id)
+            if turn.is_undone and not notices.has_turn(self._db, self._destination_id, root, turn.id)
         }
         if undone:
-            incidents.note_at_most(db, f"{UNDONE} {root}", now_ms, len(undone))
+            incidents.note_at_most(self._db, f"{UNDONE} {root}", now_ms, len(undone))
         return undone
 
     def _is_unchanged(self, root: str, turns: list[TurnOutline]) -> bool:
@@ -266,9 +290,7 @@ class Reader:
         now = self._store.outline(root, since=names[-1], also=names)
         return now is not None and set(turns) <= set(now.turns)
 
-    def _missed(
-        self, db: sqlite3.Connection, transcript: Transcript, policy: str, since_ms: int
-    ) -> tuple[set[str], set[str]]:
+    def _missed(self, transcript: Transcript, policy: str, since_ms: int) -> tuple[set[str], set[str]]:
         """The turns of which the ledger may hold less than the store, with the session's record where it goes along.
 
         And all that it knows of the session.
@@ -277,8 +299,8 @@ class Reader:
         Nor does a new key or endpoint.
         """
         session = transcript.session.id
-        known = history.current_turns(db, self._destination_id, session)
-        elsewhere = history.exported_elsewhere(db, self._destination_id, session)
+        known = history.current_turns(self._db, self._destination_id, session)
+        elsewhere = history.exported_elsewhere(self._db, self._destination_id, session)
 
         def is_missed(name: str, facts_ms: int) -> bool:
             one = known.get(name)
@@ -293,9 +315,9 @@ class Reader:
         unreadable = {one.turn for one in transcript.unreadable if one.turn is not None and one.turn not in known}
         return missed | unreadable, set(known)
 
-    def _recall(self, db: sqlite3.Connection, root: str) -> _Read:
+    def _recall(self, root: str) -> _Read:
         found = self._read.pop(root, None)
-        self._read[root] = found or _Read(notices.turns_read(db, self._destination_id, root))
+        self._read[root] = found or _Read(notices.turns_read(self._db, self._destination_id, root))
         while len(self._read) > REMEMBERED_MAX:
             del self._read[next(iter(self._read))]
         return self._read[root]
@@ -317,17 +339,17 @@ class Reader:
         return root in self._read and self._read[root].last is not None
 
 
-def _is_ahead(one: TurnOutline, read: _Read, then: tuple[str | None, bool], asked: _Asked, *, again: bool) -> bool:
+def _is_ahead(one: TurnOutline, read: _Read, then: tuple[str | None, bool], wanted: Wanted, policy: str) -> bool:
     """Whether a turn is to be read: it is new or has changed, or waits, or a stricter policy is in force."""
     noted, found = read.turns.get(one.turn), (one.rows, one.updated_ms)
-    left = read.early.get(one.turn) if asked.since_ms is not None else None
+    left = read.early.get(one.turn) if wanted.since_ms is not None else None
     if found != (left if noted is None else (noted.rows, noted.updated_ms)):
         return True
     if one.turn in read.waiting:
-        return again or read.waiting[one.turn] != then
-    if noted is None or asked.since_ms is not None:
+        return wanted.again or read.waiting[one.turn] != then
+    if noted is None or wanted.since_ms is not None:
         return False  # reconciling sends nothing again for another policy
-    return noted.policy != asked.policy and not is_as_strict(noted.policy, asked.policy)
+    return noted.policy != policy and not is_as_strict(noted.policy, policy)
 
 
 def _last(outline: Outline) -> str | None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from contextlib import suppress
 
-from app.capture.enqueue import Enqueued, Place, Request, enqueue
 from app.capture.folders import Folders
+from app.capture.owed import Owed
 from app.capture.reconcile import Reconciling
 from app.capture.session_reader import Reader
 from app.capture.targets import folder
-from app.database.connection import Ledger, flushed_together
-from app.ledger import destinations
+from app.database.connection import Ledger
+from app.ledger.destinations import fingerprint
 from app.ledger.folders import is_captured
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
@@ -23,7 +22,6 @@ from app.settings.lookup import Sources
 from app.settings.model import SettingsError
 from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store, store_file
-from app.transcript.model import Transcript
 
 
 def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int) -> int:
@@ -36,29 +34,25 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
     directories: dict[str, str] = {}
     found: list[str] = []
 
-    def take(
-        transcript: Transcript, capture: Capture, place: Place, *, only: Collection[str], abandoned: bool
-    ) -> Enqueued:
-        with flushed_together(db):
-            request = Request(only=only, abandoned=abandoned)
-            done = enqueue(db, transcript, capture, place, now_ms=clock.now_ms(), ring=lambda _: None, request=request)
-        found.extend(done.keys)
-        return done
-
     def capture_of(place: str) -> Capture | None:
         with suppress(SettingsError, PatternError):  # its hook says so
             capturing = folders.find(directories[place])[1]
             return None if capturing is None or capturing.policy.mode == "off" else capturing
         return None
 
-    reconciling = Reconciling(
+    def elsewhere() -> set[object]:
+        return open_sessions(spool.hooks)
+
+    reader = Reader(
+        db,
         store,
-        destinations.fingerprint(db, str(store.path)),
-        Reader(store, destination_id, take),
         destination_id,
-        elsewhere=lambda: open_sessions(spool.hooks),
-        tell=lambda _: None,
+        wake=lambda _: None,
+        elsewhere=elsewhere,
+        after=lambda _, done: found.extend(done.keys),
     )
+    owed = Owed(db, fingerprint(db, str(store.path)))
+    reconciling = Reconciling(db, store, destination_id, owed, reader, elsewhere=elsewhere)
     with suppress(ExportError), store.kept_open():  # `doctor` says what is wrong with the store
         for directory in store.directories():
             place = folder(db, directory)
@@ -67,5 +61,5 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
                 reconciling.begin(directory, place)
         now_s = time.monotonic()
         while reconciling.is_due(now_s):
-            reconciling.step(db, capture_of, (), now_s=now_s, now_ms=clock.now_ms())
+            reconciling.step(capture_of, (), now_s=now_s, now_ms=clock.now_ms())
     return len(found)

@@ -6,7 +6,6 @@ import logging
 import os
 import sqlite3
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -46,7 +45,7 @@ from app.errors import AppError, UsageError
 from app.operations import doctor
 from app.operations.finding import Finding
 from app.operations.status import read_status
-from app.runtime import clock
+from app.runtime import clock, log
 from app.settings.lookup import Sources, unattended
 from app.settings.model import SettingsError, standard_folder
 from app.settings.views import shown
@@ -81,9 +80,7 @@ def main() -> None:
         complain(_told(error))
         sys.exit(USAGE if isinstance(error, UsageError) else PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        complain(f"internal error, please report it: {type(error).__name__} at {where}")
+        complain(f"internal error, please report it: {type(error).__name__} at {log.where(error)}")
         sys.exit(PROBLEM)
 
 

@@ -160,11 +160,14 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         said = str(record.msg)  # without its arguments: the number of a task would make each line another one
         if record.exc_info and record.exc_info[1] is not None:
-            # Never its text, which may quote anything.
-            place = traceback.extract_tb(record.exc_info[2])[-1:]
-            where = f" at {Path(place[0].filename).name}:{place[0].lineno}" if place else ""
-            said = f"{said}: {type(record.exc_info[1]).__name__}{where}"
+            said = f"{said}: {type(record.exc_info[1]).__name__} at {where(record.exc_info[1])}"
         append(self._path, f"{record.name}: {said}", int(record.created * 1000))
+
+
+def where(error: BaseException) -> str:
+    """The line that raised it, to be logged in place of its message, which may quote anything."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    return f"{Path(place[0].filename).name}:{place[0].lineno}" if place else "an unknown place"
 
 
 def carry_warnings(path: Path) -> None:

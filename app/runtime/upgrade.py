@@ -1,4 +1,4 @@
-"""One version after another: a process that stays notices that the program was installed anew, and makes way for it.
+"""Upgrade in place: a running process notices a new installation and replaces itself by execv.
 
     files on disk change ─▶ and are at rest ─▶ and start (`app ready`) ─▶ after the present item: execv
 
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app import __version__
-from app.database.schema import migrations
 
 PACKAGE = Path(__file__).parent.parent
 SUFFIXES = {".py", ".sql", ".js"}
@@ -33,7 +32,7 @@ Stamp: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Heir:
+class NewVersion:
     """The program on disk, as it told about itself."""
 
     version: str
@@ -41,10 +40,13 @@ class Heir:
     """The newest one that it knows. One that knows less than we do cannot go on with our ledger."""
 
 
-class Succession:
-    """Whether it is time for this process to make way."""
+class Upgrade:
+    """Whether it is time for this process to make way; `schema` is the newest one that it knows."""
 
-    def __init__(self, package: Path = PACKAGE, ask: Callable[[], Heir | None] | None = None) -> None:
+    def __init__(
+        self, schema: int, package: Path = PACKAGE, ask: Callable[[], NewVersion | None] | None = None
+    ) -> None:
+        self._schema = schema
         self._package = package
         self._ask = installed if ask is None else ask
         self._seen = stamp(package)
@@ -54,7 +56,7 @@ class Succession:
         self._ask_s = float("-inf")
         self._pause_s = LOOK_S
 
-    def heir(self, now_s: float, tell: Callable[[str], None]) -> Heir | None:
+    def new_version(self, now_s: float, tell: Callable[[str], None]) -> NewVersion | None:
         """The program to make way for; None when there is none, or none that can go on, which is told once.
 
         `now_s` is of a clock that never goes back. Cheap: it looks every LOOK_S at the most.
@@ -68,11 +70,11 @@ class Succession:
             return None
         if self._seen is None or self._seen == self._began or now_s < self._ask_s:
             return None
-        heir = self._ask()
-        if heir is not None and heir.schema >= migrations()[-1][0] and stamp(self._package) == self._seen:
-            return heir
+        new = self._ask()
+        if new is not None and new.schema >= self._schema and stamp(self._package) == self._seen:
+            return new
         if self._pause_s == LOOK_S:
-            why = "does not start" if heir is None else f"is {heir.version}, which does not know this ledger"
+            why = "does not start" if new is None else f"is {new.version}, which does not know this ledger"
             tell(f"what was installed {why}: version {__version__} goes on")
         self._ask_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
@@ -98,7 +100,7 @@ def version_on_disk(package: Path) -> str:
     return found[1] if found else ""
 
 
-def installed() -> Heir | None:
+def installed() -> NewVersion | None:
     """Ask the program on disk, in a process of its own; None when it does not start."""
     try:
         done = subprocess.run(
@@ -110,13 +112,13 @@ def installed() -> Heir | None:
             check=True,
         )
         version, schema = done.stdout.decode().split()
-        return Heir(version, int(schema))
+        return NewVersion(version, int(schema))
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
 
 
-def bequeath(estate: Sequence[bytes]) -> tuple[int, int]:
-    """(descriptor, process id): a pipe's end from which `estate` can be read, then EOF, and the child that feeds it.
+def pipe_of(messages: Sequence[bytes]) -> tuple[int, int]:
+    """(descriptor, process id): a pipe's end from which these can be read, then EOF, and the child that feeds it.
 
     So it is in memory only, also while nobody reads; a pipe alone holds 64 KiB. The child ends with the last byte, or
     with its reader. The caller must have no other thread.
@@ -126,7 +128,7 @@ def bequeath(estate: Sequence[bytes]) -> tuple[int, int]:
     if child == 0:
         try:
             os.close(reader)
-            for piece in estate:
+            for piece in messages:
                 left = memoryview(piece)
                 while left:
                     left = left[os.write(writer, left) :]

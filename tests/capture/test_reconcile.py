@@ -23,16 +23,17 @@ from app.capture.export import split
 from app.capture.handler import Hook
 from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S
+from app.capture.owed import GONE, OWED_MS_MAX
 from app.capture.pipe_reader import Inbox
 from app.capture.process_notices import Looking
-from app.capture.reconcile import OWED_MS_MAX, QUIET_MS, SETTLE_S
-from app.capture.session_reader import FAILURES_MAX, GONE, GONE_TURNS
+from app.capture.reconcile import QUIET_MS, SETTLE_S, NextLook, next_look
+from app.capture.session_reader import FAILURES_MAX, GONE_TURNS
 from app.capture.targets import folder
 from app.database.open import open_ledger
 from app.ledger import destinations, eviction, folders, history, incidents, job
 from app.ledger import incidents as ledger_incidents
 from app.ledger import notices as ledger_notices
-from app.ledger.notices import Unread, note_notice, unread_sessions
+from app.ledger.notices import Unread, unread_sessions
 from app.runtime import clock
 from app.runtime.liveness import Announced, read_hooks
 from app.settings.lookup import Sources
@@ -171,15 +172,15 @@ def notice(session: str, why: str = "busy", directory: str = HERE, **options: ob
 
 def look(one: Hook, now_s: float, now_ms: int = CREATED_MS + 1_000) -> None:
     """All of other sessions that is due at these times."""
-    while one._reconciling.is_due(now_s):
+    while one.opened.reconciling.is_due(now_s):
         ours = {*one._notices.owned(), *one._deleted}
-        one._reconciling.step(one.db, one._captures.of, ours, now_s=now_s, now_ms=now_ms)
+        one.opened.reconciling.step(one.opened.captures.of, ours, now_s=now_s, now_ms=now_ms)
 
 
 def stored_key(one: Hook, session: str) -> list[str]:
     """Of the session's turns, as anybody computes them from the store, all taken as over."""
-    transcript = one._store.transcript(session)
-    (capturing,) = one._captures.by_folder().values()
+    transcript = one.opened.store.transcript(session)
+    (capturing,) = one.opened.captures.by_folder().values()
     assert transcript is not None
     assert capturing is not None
     made, _ = split(transcript, capturing, Identity(capturing.user_id), abandoned=True)
@@ -199,7 +200,7 @@ def test_turns_from_while_the_plugin_was_missing_are_exported_by_the_next_hook_a
     another = machine.hook()
     assert another.due_s() <= 0
     look(another, 0)
-    assert another._reconciling._ahead == {}
+    assert another.opened.reconciling._ahead == {}
     assert len(machine.jobs()) == 3
 
 
@@ -266,7 +267,7 @@ def test_a_clock_that_was_ahead_hides_no_later_turn(machine: Machine) -> None:
     one = machine.hook()
     look(one, 0, now_ms)
     assert len(machine.jobs()) == 2
-    noted_ms = history.reconciled_ms(one.db, one.target.id, session)
+    noted_ms = history.reconciled_ms(one.opened.db, one.opened.target.id, session)
     assert noted_ms is not None
     assert noted_ms < ahead_ms
 
@@ -315,7 +316,7 @@ def look_for(one: Hook) -> None:
     while (due_s := one._notices.due_s()) is not None and due_s < FAILED_S:
         noticed = one._notices.next(due_s)
         assert noticed is not None
-        one._looking.look(noticed, due_s, CREATED_MS + 1_000)
+        one.opened.looking.look(noticed, due_s, CREATED_MS + 1_000)
 
 
 @pytest.mark.parametrize(
@@ -343,14 +344,18 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
     for due_s in (0.0, FAILED_S):
         noticed = one._notices.next(due_s)
         assert noticed is not None
-        one._looking.look(noticed, due_s, CREATED_MS + 1_000)
+        one.opened.looking.look(noticed, due_s, CREATED_MS + 1_000)
     assert one._notices.next(FAILED_S + AGAIN_S - 1) is None
-    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.db) if each.reason] == [(reason, 1)]
+    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.opened.db) if each.reason] == [
+        (reason, 1)
+    ]
     assert "could not be read" in (machine.home / "spool" / "logs" / "hook.log").read_text()
     path.write_bytes(whole)
     show(one, "ses_a")
     assert machine.states() == [("ses_a", "pending")]
-    assert [each.sessions for each in ledger_notices.unread(one.db)] == [1]  # its own session, which is not there
+    assert [each.sessions for each in ledger_notices.unread(one.opened.db)] == [
+        1
+    ]  # its own session, which is not there
 
 
 def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_it(machine: Machine) -> None:
@@ -358,10 +363,10 @@ def test_what_opencode_keeps_in_memory_waits_with_that_reason_and_is_gone_with_i
     one = machine.hook()
     show(one, "ses_a")
     reason = "OpenCode keeps its store in memory, where nobody can read it"
-    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.db)] == [(reason, 2)]
+    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.opened.db)] == [(reason, 2)]
     one.finish()
-    assert ledger_notices.unread(one.db) == []
-    assert [(what, count) for what, count, _ in incidents.incidents(one.db)] == [(GONE, 2)]
+    assert ledger_notices.unread(one.opened.db) == []
+    assert [(what, count) for what, count, _ in incidents.incidents(one.opened.db)] == [(GONE, 2)]
 
 
 def test_a_session_that_another_opencode_has_open_is_never_interrupted(machine: Machine) -> None:
@@ -400,10 +405,10 @@ def test_an_unowned_turn_is_interrupted_only_after_it_was_quiet_for_long_and_see
     assert machine.jobs() == []
     look(one, SETTLE_S, CREATED_MS + QUIET_MS - 1_000)
     assert machine.jobs() == []
-    assert not one._reconciling.is_due(SETTLE_S + AGAIN_S - 0.1)
+    assert not one.opened.reconciling.is_due(SETTLE_S + AGAIN_S - 0.1)
     look(one, SETTLE_S + AGAIN_S, quiet_ms)
     assert machine.states() == [("ses_a", "pending")]
-    assert one._reconciling._ahead == {}
+    assert one.opened.reconciling._ahead == {}
 
 
 def test_an_owner_that_appears_between_two_looks_counts(machine: Machine) -> None:
@@ -430,13 +435,13 @@ def test_an_owner_that_appears_while_the_store_is_read_counts(machine: Machine) 
     quiet_ms = CREATED_MS + QUIET_MS + 1_000
     look(one, 0, quiet_ms)
     owner = Announced(one.spool.hooks)
-    taken = one._looking.reader._take
+    taken = one.opened.reader._enqueue
 
     def take(*args: Any, **options: Any) -> Any:
         owner.say({"sessions": ["ses_a"]})
         return taken(*args, **options)
 
-    one._looking.reader._take = take
+    one.opened.reader._enqueue = take  # type: ignore[method-assign]
     look(one, SETTLE_S, quiet_ms)
     owner.withdraw()
     assert machine.jobs() == []
@@ -448,14 +453,14 @@ def test_a_turn_that_goes_on_while_the_store_is_read_is_not_interrupted(machine:
     one = machine.hook()
     quiet_ms = CREATED_MS + QUIET_MS + 1_000
     look(one, 0, quiet_ms)
-    taken = one._looking.reader._take
+    taken = one.opened.reader._enqueue
 
     def take(*args: Any, **options: Any) -> Any:
         asked, partly = cut_off()
         machine.remember(talk("a", asked, {**partly, "parts": [text("more", "prt_a")]}), written_ms=quiet_ms)
         return taken(*args, **options)
 
-    one._looking.reader._take = take
+    one.opened.reader._enqueue = take  # type: ignore[method-assign]
     look(one, SETTLE_S, quiet_ms)
     assert machine.jobs() == []
 
@@ -520,7 +525,7 @@ def test_another_opencode_that_is_switched_off_in_the_same_folder_hides_no_turn_
     machine.capture_since(CREATED_MS)
     machine.remember(talk("a", *asked_and_answered()))
     one = machine.hook()
-    folders.stop_capture(one.db, destinations.fingerprint(one.db, HERE))
+    folders.stop_capture(one.opened.db, destinations.fingerprint(one.opened.db, HERE))
     show(one, "ses_a")
     assert len(machine.jobs()) == 1
 
@@ -533,11 +538,16 @@ def test_a_session_of_which_only_a_part_was_missed_is_still_one_for_backfill(mac
     one = machine.hook()
     look(one, 0)
     assert len(machine.jobs()) == 1
-    (capturing,) = one._captures.by_folder().values()
+    (capturing,) = one.opened.captures.by_folder().values()
     assert capturing is not None
-    assert history.reconciled_ms(one.db, one.target.id, session) == changed_ms
+    assert history.reconciled_ms(one.opened.db, one.opened.target.id, session) == changed_ms
     assert not history.is_whole(
-        one.db, one.target.id, session, changed_ms=changed_ms, now_ms=changed_ms, policy=capturing.policy.facts
+        one.opened.db,
+        one.opened.target.id,
+        session,
+        changed_ms=changed_ms,
+        now_ms=changed_ms,
+        policy=capturing.policy.facts,
     )
     # It was compared, though: nobody reads it again before it changes.
     look(machine.hook(), 0)
@@ -550,8 +560,8 @@ def test_metadata_only_is_reconciled_without_a_text(machine: Machine) -> None:
     machine.remember(talk("a", user("msg_1", CREATED_MS + 10, text("swordfish")), asked_and_answered()[1]))
     one = machine.hook()
     look(one, 0)
-    jobs = one.db.execute("select id, key from job").fetchall()
-    bodies = b"".join(body.body for row in jobs for body in job.bodies(one.db, row["id"], row["key"]))
+    jobs = one.opened.db.execute("select id, key from job").fetchall()
+    bodies = b"".join(body.body for row in jobs for body in job.bodies(one.opened.db, row["id"], row["key"]))
     assert bodies
     assert b"swordfish" not in bodies
 
@@ -602,7 +612,7 @@ def test_a_session_deleted_here_is_not_taken_from_the_store(machine: Machine) ->
     look(one, 0)
     machine.forget(session)
     show(one, session)  # it was on its way
-    assert session not in unread_sessions(one.db)
+    assert session not in unread_sessions(one.opened.db)
     machine.end(one)
     assert machine.jobs() == []
 
@@ -630,10 +640,10 @@ def test_what_a_hook_remembers_of_deleted_sessions_and_oddities_is_bounded(
     one = machine.hook()
     for number in range(5):
         one.take(notice(f"ses_{number}", "deleted"))
-        one._tell_once(f"odd in ses_{number}")
+        one._log_once(f"odd in ses_{number}")
     one.take(notice("ses_2", "deleted"))
-    assert [line.session for line in one.estate() if line.why == "deleted"] == ["ses_3", "ses_4", "ses_2"]
-    assert list(one._told) == ["odd in ses_2", "odd in ses_3", "odd in ses_4"]
+    assert [line.session for line in one.pending_messages() if line.why == "deleted"] == ["ses_3", "ses_4", "ses_2"]
+    assert list(one._logged) == ["odd in ses_2", "odd in ses_3", "odd in ses_4"]
 
 
 def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothing(machine: Machine) -> None:
@@ -641,11 +651,11 @@ def test_a_store_that_cannot_be_read_costs_one_look_in_a_while_and_breaks_nothin
     for name in ("a", "b"):
         machine.remember(talk(name, *asked_and_answered()))
     one = machine.hook()
-    one._reconciling.step(one.db, one._captures.of, (), now_s=0, now_ms=CREATED_MS + 1_000)  # the list
+    one.opened.reconciling.step(one.opened.captures.of, (), now_s=0, now_ms=CREATED_MS + 1_000)  # the list
     away = machine.store.path.rename(machine.store.path.with_name("away.db"))
     look(one, 1e9)
     assert machine.jobs() == []
-    assert not one._reconciling.is_due(1e9 + AGAIN_S - 1)
+    assert not one.opened.reconciling.is_due(1e9 + AGAIN_S - 1)
     away.rename(machine.store.path)
     look(one, 1e9 + AGAIN_S)
     assert len(machine.jobs()) == 2
@@ -655,25 +665,25 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(machine: Machine) -> Non
     machine.capture_since(CREATED_MS)
     machine.remember(talk("a", *asked_and_answered()))
     one = machine.hook()
-    one.db.execute("pragma query_only = on")
+    one.opened.db.execute("pragma query_only = on")
     one.catch_up()
     with pytest.raises(sqlite3.OperationalError):
         one.catch_up()
     assert one.due_s() > 0
-    one.db.execute("pragma query_only = off")
+    one.opened.db.execute("pragma query_only = off")
     look(one, 1e9)
     assert machine.states() == [("ses_a", "pending")]
 
 
 def held_without_bodies(machine: Machine, one: Hook) -> set[str]:
     """Their sessions, after all of them had to give their bodies up and were held for this hook."""
-    Room(machine.store.path).make(one.db, CREATED_MS + 1_000, 0)
-    one.db.execute("update job set hold_reason = 'other text'")
+    Room(machine.store.path).make(one.opened.db, CREATED_MS + 1_000, 0)
+    one.opened.db.execute("update job set hold_reason = 'other text'")
     return emptied(one)
 
 
 def emptied(one: Hook) -> set[str]:
-    found = eviction.emptied(one.db, one.target.id, tuple(one._captures.by_folder()))
+    found = eviction.emptied(one.opened.db, one.opened.target.id, tuple(one.opened.captures.by_folder()))
     return {wanted.session for wanted in found}
 
 
@@ -786,11 +796,11 @@ def test_a_subagent_is_read_with_its_root_when_that_has_done(machine: Machine) -
     one = machine.hook("ses_a")
     show(one, "ses_b")
     assert machine.jobs() == []
-    assert [each.sessions for each in ledger_notices.unread(one.db)] == [2]
+    assert [each.sessions for each in ledger_notices.unread(one.opened.db)] == [2]
     machine.remember(talk("a", asked, {**answered, "parts": [task("ses_b", "prt_a")]}))
     show(one, "ses_a")
     assert machine.states() == [("ses_a", "pending")]
-    assert ledger_notices.unread(one.db) == []
+    assert ledger_notices.unread(one.opened.db) == []
     assert one._notices.owned() == ["ses_a", "ses_b"]
 
 
@@ -850,7 +860,7 @@ def deleted_meanwhile(machine: Machine, patch: pytest.MonkeyPatch, session: str,
 
 
 def incidents_of(one: Hook) -> dict[str, int]:
-    return {what: count for what, count, _ in incidents.incidents(one.db)}
+    return {what: count for what, count, _ in incidents.incidents(one.opened.db)}
 
 
 def test_a_turn_that_is_deleted_before_it_is_read_is_counted_as_gone(
@@ -882,8 +892,8 @@ def test_a_session_that_is_deleted_before_it_is_read_is_counted_as_gone(
     if by_notice:
         show(one, "ses_a")
     else:
-        note_notice(one.db, one._looking.store_name, "ses_a", folder(one.db, HERE), CREATED_MS)
-        one._reconciling.begin(HERE, folder(one.db, HERE))
+        one.opened.owed.note("ses_a", HERE, CREATED_MS)
+        one.opened.reconciling.begin(HERE, folder(one.opened.db, HERE))
         for at_s in (0.0, AGAIN_S):
             look(one, at_s)
     assert machine.jobs() == []
@@ -918,7 +928,7 @@ def test_a_session_that_is_not_there_costs_the_others_nothing(machine: Machine) 
         one.take(notice(session, why))
     look_for(one)
     assert {session for session, _ in machine.states()} == {"ses_a", "ses_b", "ses_c"}
-    assert {what: count for what, count, _ in incidents.incidents(one.db)} == {GONE: 1}
+    assert {what: count for what, count, _ in incidents.incidents(one.opened.db)} == {GONE: 1}
     assert one._notices.owned() == ["ses_a", "ses_b", "ses_c", "ses_own"]
 
 
@@ -947,7 +957,7 @@ def test_a_subagent_that_is_resumed_in_a_later_turn_is_read_with_the_turn_that_i
     show(one, "ses_b")
     show(one, "ses_a")
     assert versions_of(machine, "msg_a_1") == 2
-    assert ledger_notices.unread(one.db) == []
+    assert ledger_notices.unread(one.opened.db) == []
 
 
 def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_done(machine: Machine) -> None:
@@ -966,7 +976,7 @@ def test_what_is_late_in_a_subagent_of_an_old_turn_is_read_when_its_root_has_don
     machine.remember(talk("a", *first, *followed_up(CREATED_MS + 300)))
     show(one, "ses_a")
     assert versions_of(machine, "msg_a_1") == 2
-    assert ledger_notices.unread(one.db) == []
+    assert ledger_notices.unread(one.opened.db) == []
 
 
 def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
@@ -991,7 +1001,7 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     one.take(notice("ses_a", "idle"))
     noticed = one._notices.next(0)
     assert noticed is not None
-    one._looking.look(noticed, 0, CREATED_MS + 1_000)
+    one.opened.looking.look(noticed, 0, CREATED_MS + 1_000)
     assert 0 < len(turns_of(machine)) < 100
     told[1]["parts"][0]["text"] = "changed meanwhile"
     machine.remember(talk("a", *told), written_ms=CREATED_MS + 900)
@@ -1000,8 +1010,8 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     assert len(turns_of(machine)) == 1 + 150
     assert versions_of(machine, "msg_a_000") == 2
     assert outlined == ["ses_a"] * 2
-    assert ledger_notices.unread(one.db) == [
-        Unread(None, 1, ledger_notices.unread(one.db)[0].oldest_ms)
+    assert ledger_notices.unread(one.opened.db) == [
+        Unread(None, 1, ledger_notices.unread(one.opened.db)[0].oldest_ms)
     ]  # its own session
 
 
@@ -1034,7 +1044,7 @@ def look_once(one: Hook, now_s: float) -> str:
     """At the session that was looked at."""
     noticed = one._notices.next(now_s)
     assert noticed is not None
-    one._looking.look(noticed, now_s, CREATED_MS + 1_000)
+    one.opened.looking.look(noticed, now_s, CREATED_MS + 1_000)
     return noticed.session
 
 
@@ -1069,7 +1079,7 @@ def test_of_two_large_sessions_one_is_held_and_both_are_taken(machine: Machine) 
         looks.append(look_once(one, max(due_s, (len(looks) + 1) / 10)))
         assert len(looks) < 10
     assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
-    assert one._looking.reader._held is None
+    assert one.opened.reader._held is None
 
 
 @pytest.mark.usefixtures("large")
@@ -1078,7 +1088,7 @@ def test_a_large_session_that_is_deleted_once_it_is_read_is_not_exported(machine
     one = machine.hook()
     one.take(notice("ses_a", "idle"))
     look_once(one, 0.1)
-    reader = one._looking.reader
+    reader = one.opened.reader
     held = [reader._held is not None]
     one.take(notice("ses_a", "deleted"))
     held.append(reader._held is not None)
@@ -1114,7 +1124,7 @@ def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
         taking = one.hook()
         taking.take(notice("ses_a", "idle"))
         assert look_once(taking, 0.1) == "ses_a"
-        assert (taking._looking.reader._held is None) == (one is other)
+        assert (taking.opened.reader._held is None) == (one is other)
         look_for(taking)
         with closing(open_ledger(one.home / "spool")) as db:
             asked = "select request_id, digest, key from record r join job j on j.id = job_id order by j.id, position"
@@ -1132,7 +1142,7 @@ def test_a_large_turn_is_taken_under_the_settings_of_when_it_is_taken(machine: M
     one.take(notice("ses_a", "idle"))
     look_once(one, 0.1)
     configure(machine.home / "config", redactPatterns=["words"])
-    one._captures.refresh()
+    one.opened.captures.refresh()
     look_for(one)
     ((_, _, stored),) = machine.jobs()
     assert stored == stored_key(one, "ses_a")[0]
@@ -1143,7 +1153,7 @@ def test_a_large_turn_is_taken_under_the_settings_of_when_it_is_taken(machine: M
 
 
 def unread(one: Hook) -> list[tuple[str | None, int]]:
-    return [(each.reason, each.sessions) for each in ledger_notices.unread(one.db)]
+    return [(each.reason, each.sessions) for each in ledger_notices.unread(one.opened.db)]
 
 
 @pytest.mark.parametrize("has_looked", [True, False])
@@ -1160,7 +1170,7 @@ def test_what_a_dead_hook_owed_waits_visibly_until_the_store_can_be_read(machine
     one = machine.hook()
     look(one, 0)
     assert unread(one) == [("OpenCode's store is not there", 2)]
-    assert not one._reconciling.is_due(AGAIN_S - 1)
+    assert not one.opened.reconciling.is_due(AGAIN_S - 1)
     away.rename(machine.store.path)
     look(one, AGAIN_S)
     assert {session for session, _ in machine.states()} == {"ses_a", "ses_b"}
@@ -1175,7 +1185,7 @@ def test_a_session_that_could_not_be_compared_is_tried_again_after_the_others(ma
     dead.take(notice("ses_a", "idle"))
     machine.leave(dead)
     one = machine.hook()
-    one._reconciling.step(one.db, one._captures.of, {"ses_own"}, now_s=0, now_ms=CREATED_MS + 1_000)  # the list
+    one.opened.reconciling.step(one.opened.captures.of, {"ses_own"}, now_s=0, now_ms=CREATED_MS + 1_000)  # the list
     away = machine.store.path.rename(machine.store.path.with_name("away.db"))
     look(one, 0)
     assert ("OpenCode's store is not there", 1) in unread(one)
@@ -1196,12 +1206,12 @@ def test_a_json_file_that_is_being_written_holds_up_nothing_else_that_a_dead_hoo
     one = machine.hook()
     now_ms = clock.now_ms()
     for name in ("ses_a", "ses_c"):
-        note_notice(one.db, one._looking.store_name, name, folder(one.db, HERE), now_ms)
-    one._reconciling.begin(HERE, folder(one.db, HERE))
+        one.opened.owed.note(name, HERE, now_ms)
+    one.opened.reconciling.begin(HERE, folder(one.opened.db, HERE))
     for at_s in (0.0, 2 * AGAIN_S, 3 * AGAIN_S):
         look(one, at_s, now_ms)
     assert machine.states() == [("ses_a", "pending")]
-    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.db) if each.reason] == [
+    assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.opened.db) if each.reason] == [
         ("OpenCode's store cannot be read", 1)
     ]
     part.write_bytes(whole)
@@ -1234,7 +1244,7 @@ def test_a_session_that_is_about_to_be_written_for_the_first_time_is_not_gone(ma
     one = machine.hook("ses_new")
     look(one, 0)
     assert unread(one) == [(None, 1)]
-    assert incidents.incidents(one.db) == []
+    assert incidents.incidents(one.opened.db) == []
 
 
 def test_who_waits_for_hooks_waits_for_the_last_looks_of_one_that_ends(
@@ -1299,11 +1309,11 @@ def test_what_was_owed_for_long_is_looked_for_and_not_forgotten(machine: Machine
     dead.take(notice("ses_a", "idle"))
     machine.leave(dead)
     one = machine.hook()
-    one.db.execute("update notice set noticed_ms = noticed_ms - ? where session = 'ses_a'", [2 * OWED_MS_MAX])
-    before = incidents.incidents(one.db)
+    one.opened.db.execute("update notice set noticed_ms = noticed_ms - ? where session = 'ses_a'", [2 * OWED_MS_MAX])
+    before = incidents.incidents(one.opened.db)
     look(one, 0, clock.now_ms())
     assert machine.states() == [("ses_a", "pending")]
-    assert incidents.incidents(one.db) == before
+    assert incidents.incidents(one.opened.db) == before
 
 
 def test_a_store_that_cannot_be_read_when_opencode_has_ended_is_tried_a_few_times(
@@ -1322,3 +1332,26 @@ def test_a_store_that_cannot_be_read_when_opencode_has_ended_is_tried_a_few_time
     machine.end(one)
     assert len(tried) == FAILURES_MAX
     assert sum(count for _, count in unread(machine.hook())) == 11
+
+
+# --- when a session is looked at next
+
+
+@pytest.mark.parametrize(
+    ("before", "is_owned", "expected"),
+    [
+        (NextLook(0), True, NextLook(10 + AGAIN_S)),
+        (NextLook(0), False, NextLook(10 + SETTLE_S, 10)),
+        (NextLook(0, 4), False, NextLook(10 + AGAIN_S, 4)),
+        (NextLook(0, 4), True, NextLook(10 + AGAIN_S)),
+    ],
+    ids=["somebody has it open", "nobody has, for the first time", "nobody has, still", "somebody has come back"],
+)
+def test_when_a_session_is_looked_at_next(before: NextLook, *, is_owned: bool, expected: NextLook) -> None:
+    assert next_look(before, is_owned=is_owned, now_s=10) == expected
+
+
+def test_a_session_without_an_owner_is_settled_after_a_while() -> None:
+    look = next_look(NextLook(0), is_owned=False, now_s=10)
+    assert [look.is_settled(now_s) for now_s in (10, 10 + SETTLE_S - 0.1, 10 + SETTLE_S)] == [False, False, True]
+    assert not next_look(look, is_owned=True, now_s=99).is_settled(99 + SETTLE_S)

@@ -370,11 +370,12 @@ def test_clocks_that_nobody_sets_go_on_together() -> None:
 def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine: Patient) -> None:
     worker = Worker(machine.sources())
     try:
-        worker._look()
+        worker.poll()
         assert machine.noted() == set()
-        worker._seen = replace(worker._seen, wall_ms=worker._seen.wall_ms - 2 * SLEEP_MS)
-        worker._look()
-        worker._look()
+        assert worker.poller._seen is not None
+        worker.poller._seen = replace(worker.poller._seen, wall_ms=worker.poller._seen.wall_ms - 2 * SLEEP_MS)
+        worker.poll()
+        worker.poll()
     finally:
         worker.close()
     assert [(one.what, one.count) for one in machine.status().incidents] == [(AHEAD, 1)]
@@ -384,7 +385,7 @@ def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine:
 def test_a_probe_that_a_worker_gives_up_as_it_ends_is_made_at_once_by_another(machine: Patient) -> None:
     worker = Worker(machine.sources())
     try:
-        worker._announce()
+        worker.announce()
         assert worker._announced is not None
         desk = Desk(worker.db)
         desk.destination, desk.now_ms = worker.target.id, clock.now_ms()

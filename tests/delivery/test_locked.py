@@ -74,7 +74,7 @@ def working(scene: Scene, url: str) -> Iterator[None]:
     files = [File(str(path)) for path in export_files("a_simple")]
     assert sum(one.new for one in import_files(files, sources)) == JOBS
     scene.made = Worker(sources)
-    scene.made._announce()
+    scene.made.announce()
     scene.made.huey.create_consumer(**CONSUMER)
     # No longer than it must: that a worker waits, and for how long, is another test's.
     scene.made.db.execute("pragma busy_timeout = 0")
@@ -100,7 +100,7 @@ def test_what_could_not_be_acknowledged_is_given_back_uncharged_and_delivered(sc
     held = [row for row in scene.rows() if row["lease_until_ms"] is not None]
     assert len(held) == 1
     scene.open()
-    scene.made._look()
+    scene.made.poll()
     (given_back,) = [row for row in scene.rows() if row["id"] == held[0]["id"]]
     assert (given_back["state"], given_back["lease_until_ms"], given_back["kills"]) == ("pending", None, 0)
     attempts = scene.made.db.execute(

@@ -22,13 +22,15 @@ from app.capture.messages import LineError
 from app.capture.pipe_reader import QUEUE_BYTES_MAX, Inbox
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, is_newer, migrations, require_known
+from app.delivery.lifetime import MAKE_WAY_S_MAX
 from app.ledger import incidents
 from app.runtime import clock
+from app.runtime.clock import Reading
 from app.runtime.liveness import present
-from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, Heir, Succession, is_replaced
+from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, NewVersion, Upgrade, is_replaced
 from app.settings.lookup import unattended
 from app.sources.opencode.store import store_file
-from app.worker import MAKE_WAY_S_MAX, Worker
+from app.worker import Worker
 from tests.support.processes import PROJECT, Station
 from tests.support.recorded import export
 from tests.support.stores import put
@@ -37,7 +39,7 @@ from tests.system.test_held import asked
 
 NOWHERE = "http://127.0.0.1:9"
 SIMPLE = "a_simple"
-HEIR = Heir("9.9.9", 99)
+NEWER = NewVersion("9.9.9", 99)
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Program:
     """Files of a program, and a process that was started from them and looks at them."""
 
     package: Path
-    heir: Heir | None = HEIR
+    newer: NewVersion | None = NEWER
     asked: int = 0
     told: list[str] = field(default_factory=list)
     now_s: float = 1_000.0
@@ -57,16 +59,16 @@ class Program:
     def install(self, version: str) -> None:
         (self.package / "__init__.py").write_text(f'"""Doc."""\n\n__version__ = "{version}"\n')
 
-    def ask(self) -> Heir | None:
+    def ask(self) -> NewVersion | None:
         self.asked += 1
-        return self.heir
+        return self.newer
 
-    def start(self) -> Succession:
-        return Succession(self.package, self.ask)
+    def start(self) -> Upgrade:
+        return Upgrade(migrations()[-1][0], self.package, self.ask)
 
-    def look(self, succession: Succession, after_s: float = LOOK_S) -> Heir | None:
+    def look(self, upgrade: Upgrade, after_s: float = LOOK_S) -> NewVersion | None:
         self.now_s += after_s
-        return succession.heir(self.now_s, self.told.append)
+        return upgrade.new_version(self.now_s, self.told.append)
 
 
 @pytest.fixture
@@ -75,69 +77,69 @@ def program(tmp_path: Path) -> Program:
 
 
 def test_a_program_that_stays_has_no_heir_and_starts_no_process(program: Program) -> None:
-    succession = program.start()
-    assert [program.look(succession) for _ in range(10)] == [None] * 10
+    upgrade = program.start()
+    assert [program.look(upgrade) for _ in range(10)] == [None] * 10
     assert program.asked == 0
 
 
 def test_it_makes_way_when_the_new_files_are_at_rest(program: Program) -> None:
-    succession = program.start()
-    program.look(succession)
+    upgrade = program.start()
+    program.look(upgrade)
     for version in ("9.9.8", "9.9.99"):
         program.install(version)
-        assert program.look(succession) is None
+        assert program.look(upgrade) is None
     assert program.asked == 0
-    assert program.look(succession) == HEIR
+    assert program.look(upgrade) == NEWER
 
 
 def test_other_code_under_the_same_version_is_another_program(program: Program) -> None:
-    succession = program.start()
+    upgrade = program.start()
     (program.package / "hook.py").write_text("")
-    assert [program.look(succession), program.look(succession)] == [None, HEIR]
+    assert [program.look(upgrade), program.look(upgrade)] == [None, NEWER]
 
 
 def test_between_two_looks_it_does_not_look(program: Program) -> None:
-    succession = program.start()
-    program.look(succession)
+    upgrade = program.start()
+    program.look(upgrade)
     program.install("9.9.9")
-    assert program.look(succession, LOOK_S / 2) is None
-    assert program.look(succession, LOOK_S / 2) is None
-    assert program.look(succession, LOOK_S / 2) is None
-    assert program.look(succession, LOOK_S / 2) == HEIR
+    assert program.look(upgrade, LOOK_S / 2) is None
+    assert program.look(upgrade, LOOK_S / 2) is None
+    assert program.look(upgrade, LOOK_S / 2) is None
+    assert program.look(upgrade, LOOK_S / 2) == NEWER
 
 
 def test_a_program_that_was_taken_away_has_no_heir(program: Program) -> None:
-    succession = program.start()
+    upgrade = program.start()
     (program.package / "__init__.py").unlink()
     program.package.rmdir()
-    assert [program.look(succession) for _ in range(3)] == [None] * 3
+    assert [program.look(upgrade) for _ in range(3)] == [None] * 3
     assert program.asked == 0
 
 
 def test_a_process_started_in_the_middle_of_an_installation_makes_way_too(program: Program) -> None:
     program.install("9.9.9")
-    assert program.look(program.start()) == HEIR
+    assert program.look(program.start()) == NEWER
 
 
 def test_a_program_that_does_not_start_is_told_once_and_tried_with_growing_pauses(program: Program) -> None:
-    succession = program.start()
-    program.heir = None
+    upgrade = program.start()
+    program.newer = None
     program.install("9.9.9")
     looks = 2_000
-    assert not any(program.look(succession) for _ in range(looks))
+    assert not any(program.look(upgrade) for _ in range(looks))
     assert len(program.told) == 1
     assert looks * LOOK_S / PAUSE_S_MAX < program.asked < 20
     # Repaired: at once.
-    program.heir = HEIR
+    program.newer = NEWER
     program.install("9.9.10")
-    assert [program.look(succession), program.look(succession)] == [None, HEIR]
+    assert [program.look(upgrade), program.look(upgrade)] == [None, NEWER]
 
 
 def test_nobody_makes_way_for_a_program_that_does_not_know_the_ledger(program: Program) -> None:
-    succession = program.start()
-    program.heir = Heir("0.0.1", migrations()[-1][0] - 1)
+    upgrade = program.start()
+    program.newer = NewVersion("0.0.1", migrations()[-1][0] - 1)
     program.install("0.0.1")
-    assert [program.look(succession) for _ in range(9)] == [None] * 9
+    assert [program.look(upgrade) for _ in range(9)] == [None] * 9
     assert ["0.0.1, which does not know this ledger" in line for line in program.told] == [True]
 
 
@@ -178,10 +180,10 @@ def test_what_was_read_and_not_taken_and_what_is_still_in_the_pipe_follow_each_o
     inbox = Inbox(reader)
     assert inbox.next(20) == b"one"
     wait_until(lambda: len(inbox) == 2 and inbox._held)
-    estate = inbox.leave()
+    pending = inbox.leave()
     os.write(writer, b"ur\nfive\nsi")
     os.close(writer)
-    assert drained(Inbox(pipe_of(b"zero\n", *estate), reader)) == [
+    assert drained(Inbox(pipe_of(b"zero\n", *pending), reader)) == [
         b"zero",
         b"two",
         b"three",
@@ -225,10 +227,10 @@ def test_a_full_inbox_can_be_left() -> None:
 def test_a_bequest_larger_than_a_pipe_is_fed_and_its_feeder_ends() -> None:
     code = (
         "import os\n"
-        "from app.runtime.upgrade import bequeath\n"
-        "reader, feeder = bequeath([b'x' * 1_000_000, b'y'])\n"
+        "from app.runtime.upgrade import pipe_of\n"
+        "reader, feeder = pipe_of([b'x' * 1_000_000, b'y'])\n"
         "print(len(open(reader, 'rb').read()), os.waitpid(feeder, 0)[1])\n"
-        "reader, feeder = bequeath([b'x' * 1_000_000])\n"
+        "reader, feeder = pipe_of([b'x' * 1_000_000])\n"
         "os.close(reader)\n"
         "print(os.waitpid(feeder, 0)[1])"
     )
@@ -273,28 +275,28 @@ def plugin(station: Station) -> Iterator[Plugin]:
     os.close(plugin.reader)
 
 
-class WhenEmpty(Succession):
+class WhenEmpty(Upgrade):
     """Makes way when everything that was said has been worked off."""
 
     def __init__(self, inbox: Inbox, lines: int) -> None:
-        super().__init__()
+        super().__init__(migrations()[-1][0])
         self._inbox = inbox
         self._left = lines
 
-    def heir(self, *_: object) -> Heir | None:
+    def new_version(self, *_: object) -> NewVersion | None:
         self._left -= 1
-        return HEIR if self._left < 0 else None
+        return NEWER if self._left < 0 else None
 
 
-class Listener(Succession):
+class Listener(Upgrade):
     """Hears between the lines which sessions a hook owns; nobody has to make way."""
 
     def __init__(self, station: Station) -> None:
-        super().__init__()
+        super().__init__(migrations()[-1][0])
         self._hooks = station.spool / "hooks"
         self.heard: list[object] = []
 
-    def heir(self, *_: object) -> Heir | None:
+    def new_version(self, *_: object) -> NewVersion | None:
         self.heard += [one.says["sessions"] for one in present(self._hooks)]
         return None
 
@@ -303,9 +305,9 @@ def made_way(plugin: Plugin, lines: int) -> list[bytes]:
     """A hook that takes so many lines and makes way then."""
     inbox = Inbox(plugin.reader)
     wait_until(lambda: len(inbox) >= lines)
-    estate = Desk(inbox, plugin.sources, WhenEmpty(inbox, lines)).serve()
-    assert estate is not None
-    return estate
+    pending = Desk(inbox, plugin.sources, WhenEmpty(inbox, lines)).serve()
+    assert pending is not None
+    return pending
 
 
 def unfinished(name: str) -> dict[str, Any]:
@@ -326,9 +328,9 @@ def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: St
     plugin.say("ses_other", "busy")
     plugin.show(waiting)
     plugin.say(deleted["root"], "deleted")
-    estate = made_way(plugin, 3)
+    pending = made_way(plugin, 3)
     assert present(station.spool / "hooks") == []
-    inbox = Inbox(pipe_of(*estate), plugin.reader)
+    inbox = Inbox(pipe_of(*pending), plugin.reader)
     plugin.say(deleted["root"])
     plugin.show(late)
     plugin.end()
@@ -346,10 +348,10 @@ def test_unfinished_turns_of_several_spools_go_along(station: Station, plugin: P
         project = str(station.home / name)
         plugin.show(unfinished(recording), directory=project, options={"spoolDirectory": "spool"})
     wait_until(lambda: len(inbox) == 2)
-    estate = Desk(inbox, sources, WhenEmpty(inbox, 2)).serve()
-    assert estate is not None
+    pending = Desk(inbox, sources, WhenEmpty(inbox, 2)).serve()
+    assert pending is not None
     plugin.end()
-    Desk(Inbox(pipe_of(*estate), plugin.reader), sources).serve()
+    Desk(Inbox(pipe_of(*pending), plugin.reader), sources).serve()
     for name in ("one", "two"):
         with closing(open_ledger(station.home / name / "spool")) as db:
             assert dict(db.execute("select state, count(*) from job group by state").fetchall()) == {"pending": 2}
@@ -366,12 +368,12 @@ def test_what_was_said_while_settings_could_not_be_used_comes_after_a_succession
     plugin.sources = replace(plugin.sources, own=station.home)
     wanted = asked_soon(station, monkeypatch)
     plugin.say(wanted["root"], directory=str(station.home / "shop"))
-    estate = made_way(plugin, 1)
+    pending = made_way(plugin, 1)
     put(store_file(station.environ), wanted)
     config.write_text("" if is_right else "maxRetries = \n")
     later_ms = clock.now_ms() + 3_600_000
     monkeypatch.setattr(clock, "now_ms", lambda: later_ms)
-    inbox = Inbox(pipe_of(*estate), plugin.reader)
+    inbox = Inbox(pipe_of(*pending), plugin.reader)
     wait_until(lambda: len(inbox) == 1)
     again = Desk(inbox, plugin.sources, WhenEmpty(inbox, 1)).serve()
     assert again is not None
@@ -389,16 +391,16 @@ def asked_soon(station: Station, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
         return asked(station.home / "shop")
 
 
-class Mending(Succession):
+class Mending(Upgrade):
     """Has the settings mended an hour after the first line, just before the end is read."""
 
     def __init__(self, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
+        super().__init__(migrations()[-1][0])
         self._config = config
         self._monkeypatch = monkeypatch
         self._looks = 0
 
-    def heir(self, *_: object) -> Heir | None:
+    def new_version(self, *_: object) -> NewVersion | None:
         self._looks += 1
         if self._looks > 1:
             later_ms = clock.now_ms() + 3_600_000
@@ -429,10 +431,10 @@ def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(
     plugin.say("ses_1", "busy")
     inbox._put(LineError("too long"))
     wait_until(lambda: len(inbox) == 2)
-    estate = Desk(inbox, plugin.sources, WhenEmpty(inbox, 0)).serve()
-    assert estate is not None
+    pending = Desk(inbox, plugin.sources, WhenEmpty(inbox, 0)).serve()
+    assert pending is not None
     plugin.end()
-    Desk(Inbox(pipe_of(*estate), plugin.reader), plugin.sources).serve()
+    Desk(Inbox(pipe_of(*pending), plugin.reader), plugin.sources).serve()
     with station.ledger() as db:
         assert [reason for reason, *_ in incidents.refusals(db)] == ["too long"]
 
@@ -455,19 +457,19 @@ def test_a_ledger_is_newer_only_when_its_schema_is(station: Station) -> None:
             require_known(db)
 
 
-class Newer(Succession):
+class Newer(Upgrade):
     """Another program makes the ledger newer after so many lines; then the hook's own is installed anew."""
 
     def __init__(self, station: Station, lines: int) -> None:
-        super().__init__()
+        super().__init__(migrations()[-1][0])
         self._station = station
         self._left = lines
 
-    def heir(self, *_: object) -> Heir | None:
+    def new_version(self, *_: object) -> NewVersion | None:
         self._left -= 1
         if self._left == -1:
             make_newer(self._station)
-        return HEIR if self._left < -1 else None
+        return NEWER if self._left < -1 else None
 
 
 def test_lines_for_a_ledger_that_becomes_newer_are_kept_for_the_program_that_knows_it(
@@ -477,9 +479,9 @@ def test_lines_for_a_ledger_that_becomes_newer_are_kept_for_the_program_that_kno
     plugin.show(export(SIMPLE))
     inbox = Inbox(plugin.reader)
     wait_until(lambda: len(inbox) == 2)
-    estate = Desk(inbox, plugin.sources, Newer(station, 1)).serve()
-    assert estate is not None
-    told = [json.loads(line) for line in estate if line]
+    pending = Desk(inbox, plugin.sources, Newer(station, 1)).serve()
+    assert pending is not None
+    told = [json.loads(line) for line in pending if line]
     assert [(line["session"], line["why"]) for line in told] == [
         ("", "busy"),
         ("ses_other", "busy"),
@@ -510,18 +512,17 @@ def test_without_such_a_program_what_is_left_when_opencode_ends_is_given_up_by_n
 def test_a_worker_whose_ledger_becomes_newer_posts_nothing_waits_and_then_ends(station: Station) -> None:
     worker = Worker(unattended(station.environ))
     worker.huey.prepare()
-    ended: list[bool] = []
-    worker._end = lambda *, anew=False: ended.append(anew)  # type: ignore[method-assign]
+
+    def verdict(now_s: int) -> str:
+        return worker.lifetime.verdict(worker.db, Reading(0, now_s * 1_000), is_automatic=False)
+
     try:
-        assert not worker._makes_way(0)
+        assert verdict(0) == "work"
         make_newer_below(worker)
         worker._answer("0" * 64)
         assert "this program knows up to" in station.text("worker.log")
-        assert worker._makes_way(1)
-        assert worker._makes_way(MAKE_WAY_S_MAX)
-        assert ended == []
-        assert worker._makes_way(1 + MAKE_WAY_S_MAX)
-        assert ended == [True]
+        assert [verdict(1), verdict(int(MAKE_WAY_S_MAX))] == ["wait", "wait"]
+        assert verdict(1 + int(MAKE_WAY_S_MAX)) == "restart"
         assert station.text("worker.log").count("waits to be replaced") == 1
     finally:
         worker.close()

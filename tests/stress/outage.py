@@ -33,6 +33,7 @@ from app.database.connection import shrink
 from app.database.open import open_ledger
 from app.delivery.backoff import Policy
 from app.delivery.deliver import Courier, deliver
+from app.delivery.poller import WAKES_PER_TICK
 from app.exporters.outcome import Outcome
 from app.ledger import (
     adoption,
@@ -56,7 +57,7 @@ from app.runtime.clock import Reading, jump_ms
 from app.settings.model import Settings
 from app.sources.opencode.store import Store
 from app.transcript.model import Transcript
-from app.worker import CONSUMER, RINGS_PER_LOOK
+from app.worker import CONSUMER
 from tests.sources.opencode.test_store import TABLES
 from tests.support.snapshots import assistant, text, tool, user
 
@@ -255,7 +256,7 @@ class Machine:
             pruning.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
             shrink(self.db)
-        for key in maintenance.to_ring(self.db, self.destination.id, now_ms, RINGS_PER_LOOK):
+        for key in maintenance.to_ring(self.db, self.destination.id, now_ms, WAKES_PER_TICK):
             self.answer(key)
 
     def answer(self, key: str) -> None:

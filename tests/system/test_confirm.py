@@ -128,7 +128,8 @@ def deliver(made: Worker) -> None:
 
 
 def read_back(made: Worker) -> None:
-    made._confirm_due(Allowance(60, 60, clock.now_ms()))
+    made._allowance = Allowance(60, 60, clock.now_ms())
+    made._confirm()
 
 
 # --- between processes -----------------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def test_a_refused_reading_back_is_told_and_a_worker_that_starts_tries_at_once(p
     assert told.notes[0].startswith("paused: reading back was answered with 404")
     assert "404" in place.station.text("worker.log")
     with working(place) as made:
-        made._first_confirmation(Allowance(60, 60, clock.now_ms()))
+        made._confirm()
     assert place.confirmation() == Confirmation(JOBS, 0, 0, 0, (), "")
 
 
@@ -284,5 +285,5 @@ def test_a_worker_that_is_told_not_to_confirm_gives_up_what_waits_for_it_and_sta
     assert place.jobs("confirm_ms is not null") == JOBS
     off = replace(place, station=replace(place.station, variables={"OPENCODE_HELICONE_CONFIRM": "off"}))
     with working(off) as made:
-        assert not made._first_confirmation(Allowance(60, 60, clock.now_ms()))
+        assert made._confirm() is None
     assert off.confirmation() == Confirmation(0, 0, 0, JOBS, ("off: confirm is off",), "")

@@ -19,12 +19,12 @@ import pytest
 
 from app.database.connection import Ledger
 from app.database.open import open_ledger
+from app.delivery.poller import PRUNE_MS
 from app.ledger import counts, dead_letters, erasure, incidents, job, versions
 from app.ledger.dead_letters import Choice
 from app.ledger.job import Body
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
-from app.worker import PRUNE_MS
 from tests.support.ledger_bench import Desk, version
 from tests.support.processes import Station, worker
 from tests.support.typed_commands import typed

@@ -244,8 +244,7 @@ def test_a_worker_takes_over_jobs_for_a_key_of_the_user_alone(
         try:
             made.huey.create_consumer(**CONSUMER)
             assert made._key == station.key
-            made._first_look()
-            made._prune(clock.now_ms())
+            made.poll()
         finally:
             made.close()
             made.bell.close()

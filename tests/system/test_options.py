@@ -21,13 +21,14 @@ from app.capture.daemon import Desk
 from app.capture.pipe_reader import Inbox
 from app.database.open import open_ledger
 from app.delivery import confirm
+from app.delivery.poller import POLL_MS
 from app.ledger import counts, flow
 from app.ledger.job import bodies
 from app.runtime import clock
 from app.settings.lookup import Sources, unattended
 from app.settings.options import from_arguments
 from app.sources.opencode.store import store_file
-from app.worker import CONSUMER, LOOK_MS, Worker
+from app.worker import CONSUMER, Worker
 from tests.support.processes import PROJECT, Station, hook, worker
 from tests.support.recorded import Snapshot, export, export_files
 from tests.support.servers import Scripted, answer, api_key, receiving, scripted
@@ -126,7 +127,7 @@ def tells_of_the_title(place: Place) -> bool:
 def pause_between_looks_ms(place: Place) -> int:
     capture(place)
     with delivering(place) as made:
-        return made._look()
+        return made.poll()
 
 
 def after_a_look(place: Place) -> counts.Counts:
@@ -138,7 +139,7 @@ def after_a_look(place: Place) -> counts.Counts:
             attempt(made)
             # As if no time passed: on a slow machine the first job would be due again before the second had its turn.
             made.db.execute("update job set due_ms = due_ms + 60000 where attempted_ms is not null")
-        made._look()
+        made.poll()
         return counts.counts(made.db)
 
 
@@ -191,7 +192,7 @@ OPTIONS = {
         "SESSION_PATH_PREFIX", paths, value="/team", by_default={"/opencode"}, changed={"/team"}
     ),
     "redactPatterns": Option("REDACT_PATTERNS", tells_of_the_title, value=["fake gen"], by_default=True, changed=False),
-    "flushInterval": Option("FLUSH_INTERVAL", pause_between_looks_ms, value=50, by_default=LOOK_MS, changed=50),
+    "flushInterval": Option("FLUSH_INTERVAL", pause_between_looks_ms, value=50, by_default=POLL_MS, changed=50),
     "maxSpoolSize": Option("MAX_SPOOL_SIZE", text_is_held, value=1, by_default=True, changed=False),
     "maxSpoolAge": Option("MAX_SPOOL_AGE", dropped_by_a_look, value=1, by_default={}, changed={"age": JOBS}),
     "maxRetries": Option("MAX_RETRIES", posts_before_a_job_is_dead, value=1, by_default=6, changed=2),

@@ -83,9 +83,9 @@ def test_files_with_ids_of_living_processes_count_for_nothing(station: Station) 
             worker.db, worker.target.id, key, worker=str(os.getpid()), now_ms=clock.now_ms(), lease_ms=LEASE_MS
         )
         assert (read_hooks(worker.spool), read_workers(worker.spool)) == ((), ())
-        worker._recover(clock.now_ms())
+        worker.poller._reclaim(worker.db, clock.now_ms())
         assert maintenance.leasing_workers(worker.db) == []
-        assert worker._only.take(), "nobody is the automatic worker"
+        assert worker.lifetime.lock.take(), "nobody is the automatic worker"
     finally:
         worker.close()
     assert not list(worker.spool.hooks.iterdir())

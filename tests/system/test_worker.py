@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from app.delivery.lifetime import IDLE_MS
 from app.ledger import counts, destinations
 from app.queue import Bell
+from app.runtime import clock
 from app.runtime.liveness import Only, is_taken, present
 from app.settings.lookup import unattended
-from app.worker import IDLE_MS, Worker
+from app.worker import Worker
 from tests.support.processes import HookProcess, Station, catches, end_automatic_workers, hook, let_leases_last, worker
 from tests.support.recorded import EMAILS, SECRETS, export
 from tests.support.servers import Exchange, Receiver, answer, api_key, ok, receiving, scripted, whole
@@ -353,20 +355,18 @@ def test_a_hook_with_other_delivery_settings_replaces_the_worker(station: Statio
 def test_an_automatic_worker_ends_when_nobody_needs_it(station: Station) -> None:
     captured(station, SIMPLE)
     only = Worker(unattended(station.environ), automatic=True)
+
+    def verdict(now_ms: int) -> str:
+        return only.lifetime.verdict(only.db, clock.Reading(now_ms, 0), is_automatic=True)
+
     try:
-        assert only._only.take()
-        ended: list[bool] = []
-        only._end = lambda *, anew=False: ended.append(not anew)  # type: ignore[method-assign]
+        assert only.lifetime.lock.take()
         # Something can be sent: it stays, however long nobody called.
-        only._consider_ending(10 * IDLE_MS)
-        assert not ended
+        assert [verdict(0), verdict(10 * IDLE_MS)] == ["work", "work"]
         with station.ledger() as db:
             db.execute("update job set state = 'dead', due_ms = null, finished_ms = 1")
-        only._useful_ms = 0
-        only._consider_ending(IDLE_MS - 1)
-        assert not ended
-        only._consider_ending(IDLE_MS)
-        assert ended
+        assert [verdict(0), verdict(IDLE_MS - 1)] == ["work", "work"]
+        assert verdict(IDLE_MS) == "end"
         assert not is_taken(station.spool / "worker-1.lock")
     finally:
         only.close()
@@ -427,7 +427,7 @@ def test_a_key_that_nothing_was_captured_for_does_not_stand_in_the_way_of_the_fi
 def test_the_watch_survives_a_bug_of_ours(station: Station, receiver: Receiver) -> None:
     captured(station, SIMPLE)
     worker_ = Worker(unattended(station.environ))
-    look = worker_._look
+    look = worker_.poll
     looks: list[int] = []
 
     def fails_first() -> int:
@@ -436,7 +436,7 @@ def test_the_watch_survives_a_bug_of_ours(station: Station, receiver: Receiver) 
             raise KeyError("a bug")
         return look()
 
-    worker_._look = fails_first  # type: ignore[method-assign]
+    worker_.poll = fails_first  # type: ignore[method-assign]
     assert worker_.run_until(lambda: station.delivered(JOBS))
     assert "KeyError at test_worker.py" in station.text("worker.log")
     assert len(receiver.rows()) == RECORDS
