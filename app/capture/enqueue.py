@@ -97,7 +97,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; three of them have defaults
 
     Idempotent by (destination, key) under any number of processes. A turn that is not final is taken as interrupted
     when a later user message follows it, or when the session is `abandoned` (nobody will complete it); otherwise it
-    waits. `reopen` names what the caller asks to have back, as for `ledger.standing`, and `stricter`: what is
+    waits. `reopen` names what the caller asks to have back, as for `versions.standing`, and `stricter`: what is
     there under a stricter policy, and has not changed since. `only` names the turns to be taken.
     What `is_history` goes after what is live. `admit` is told the size of each job's bodies in bytes before they are
     stored, and may wait, or raise to end it there. Raises sqlite3.Error when the ledger cannot be written.

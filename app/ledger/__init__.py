@@ -1,19 +1,22 @@
 """The ledger: every rule about jobs, one function per transition, the state it leaves named in the WHERE.
 
-    versions    in: a turn's version becomes a job, or supersedes one
-    claims      out: a job is claimed, acknowledged record by record, finished
-    confirmations  delivered jobs are read back, sent again, given up
-    readback    how reading back goes at a destination
-    upkeep      what no ring brings: orphans, rings, the clock
-    pruning     what there is no room for, or what is too old
-    limits      what binds the jobs of one folder alone
-    room        jobs that gave up their bodies, which OpenCode's store has
-    policies    what the settings in force forbid: jobs are held, or dropped to be captured again
-    adoption    jobs that change their destination
-    history     all versions of a session's turns, and what Helicone knows their records by (footprint)
-    notices     what the plugin said and is not read yet; how each turn was when it was last read
-    letters     what is dead or dropped, for who looks into it; dead ones come back or go for good
-    readings    numbers, for people
+    versions            in: a turn's version becomes a job, or supersedes one
+    claims              out: a job is claimed, acknowledged record by record, finished
+    confirmations       delivered jobs are read back, sent again, given up
+    readback            how reading back goes at a destination
+    maintenance         what no ring brings: orphans, rings, the clock
+    pruning             what there is no room for, or what is too old
+    limits              what binds the jobs of one folder alone
+    eviction            jobs that gave up their bodies, which OpenCode's store has
+    policy_enforcement  what the settings in force forbid: jobs are held, or dropped to be captured again
+    adoption            jobs that change their destination
+    history             all versions of a session's turns, and what Helicone knows their records by (`record_identity`)
+    notices             what the plugin said and is not read yet; how each turn was when it was last read
+    dead_letters        what is dead or dropped, for who looks into it; dead ones come back or go for good
+    counts              numbers, for people
+    destinations, flow  endpoints and keys, and how much each is sent
+    folders, incidents  what else the spool remembers beside its jobs
+    erasure             what was deleted is in no file any more
 
 The picture of the states stands at the head of migrations/0001_initial.sql, and what came to it in those after it.
 Functions take the connection first; those that need several statements open their own transaction, so the caller must
