@@ -13,7 +13,7 @@ one line in the log and a number in the ledger. While the ledger cannot be writt
 sees that nothing is acknowledged, and keeps the newest notice of each session, which is all that matters. What could
 not be said or counted meanwhile is, as soon as the disk takes it.
 When the program was installed anew, or the ledger belongs to a newer one, this process becomes the installed program:
-what it has read and not stored goes along in a pipe (see `succession`).
+what it has read and not stored goes along in a pipe (see `runtime.upgrade`).
 """
 
 from __future__ import annotations

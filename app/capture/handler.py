@@ -1,6 +1,6 @@
 """What a hook does with the plugin's notices: it reads OpenCode's store, turns become jobs, and a worker sends them.
 
-`desk` is the process around it.
+`daemon` is the process around it.
 """
 
 from __future__ import annotations

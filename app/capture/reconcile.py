@@ -1,8 +1,8 @@
 """What OpenCode's store holds and no notice led to: turns of an OpenCode that was killed, or ran without its plugin.
 
     a folder is captured ─▶ its sessions that changed since they were last compared, and what a dead hook still owed:
-        `reading`, one at a time ─▶ all of it is in the ledger: noted, and not read again until it changes
-                                 └▶ a turn is unfinished: looked at again, until it is finished or nobody can finish it
+    `session_reader`, one at a time ─▶ all of it is in the ledger: noted, and not read again until it changes
+                                    └▶ a turn is unfinished: until it is finished or nobody can finish it
 
 What was written before capture of the folder began is for `backfill`.
 """

@@ -82,7 +82,7 @@ class Plan:
 
 
 def plan(setting: Literal["auto", "on", "off"], endpoint: str, api_key: str, chosen_url: str | None) -> Plan:
-    """`endpoint` as of `endpoint.normalise`; the key tells the region of the cloud."""
+    """`endpoint` as of `url.normalise`; the key tells the region of the cloud."""
     cloud = is_cloud(endpoint)
     url = None if setting == "off" else read_back_url(endpoint, api_key, chosen_url)
     reason = ""
