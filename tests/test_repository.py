@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -207,3 +208,26 @@ def test_every_file_and_target_that_a_page_names_is_there() -> None:
         missing += [f"{name}: {path}" for path in paths if not (ROOT / path).exists()]
         missing += [f"{name}: make {made}" for made in re.findall(r"`make ([a-z]+)", text) if made not in targets]
     assert missing == []
+
+
+LINES_MAX, PARAMETERS_MAX = 50, 7
+LONG = {
+    "app/capture/enqueue.py enqueue": "the documented API",
+    "app/settings/layers.py load": "one parameter for each kind of source",
+    "app/cli/backfill.py _backfill": "one parameter for each option",
+    "app/cli/recall.py _recall": "one parameter for each option",
+}
+"""Functions that are longer, or take more, and why. Constructors may."""
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    long = set()
+    for path in (ROOT / "app").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                taken = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                parameters = len(taken) - (taken[:1] in (["self"], ["cls"]))
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > LINES_MAX or parameters > PARAMETERS_MAX:
+                    long.add(f"{path.relative_to(ROOT).as_posix()} {node.name}")
+    assert long == set(LONG)
