@@ -1,4 +1,4 @@
-"""The plugin's lines, as they come out of the pipe: split, bounded, and read as messages."""
+"""Parses one line of the plugin: a notice, or what it cannot be."""
 
 from __future__ import annotations
 

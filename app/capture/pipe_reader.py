@@ -1,4 +1,4 @@
-"""The plugin's lines, as they come out of the pipe: split and bounded."""
+"""Reads the pipe from the plugin in a thread of its own, and splits what comes into lines of bounded length."""
 
 from __future__ import annotations
 
@@ -12,21 +12,11 @@ from contextlib import suppress
 from app.capture.messages import PROTOCOL, LineError
 
 LINE_BYTES_MAX = 64 << 20
-
-
 QUEUE_BYTES_MAX = 64 << 20
-
-
 LINE_COST_BYTES = 1 << 10
 """What a line counts for at the least: a million empty ones must not wait unbounded either."""
-
-
 CHUNK_BYTES = 1 << 20
-
-
 TOO_LONG = "too long"
-
-
 CUT_OFF = "cut off"
 
 

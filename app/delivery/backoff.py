@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CAP_MS_MAX = 300_000
-
-
 _DOUBLINGS_MAX = 60
 
 

@@ -1,4 +1,4 @@
-"""What an answer means for a job, and how long to wait before the next attempt. Pure: clock and dice are arguments.
+"""Outcome: the five things that an attempt to post a record can come to, as values.
 
     accepted    the record is acknowledged
     retry       a 5xx: the job's fault or the destination's
@@ -21,8 +21,6 @@ Kind: TypeAlias = Literal["accepted", "retry", "wait", "refused", "permanent"]
 
 RETRY_AFTER_MS_MAX = 3_600_000
 """A server may ask for days; by then somebody should have looked."""
-
-
 _SECONDS = re.compile(r"[+-]?[0-9]+")
 
 

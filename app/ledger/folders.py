@@ -36,8 +36,6 @@ def remember_folder(
 
 STARTING_MS = 60_000
 """A turn that began so short before its folder was first captured counts as captured: the hook was starting."""
-
-
 NEVER_MS = 1 << 62
 """Later than everything: what is captured since then is nothing."""
 

@@ -9,15 +9,9 @@ from urllib.parse import quote
 from anyascii import anyascii
 
 META_CHARACTERS_MAX = 1024
-
-
 STEP_CHARACTERS_MAX = 128
 """Of one step of a session path."""
-
-
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 _NOT_LATIN_1 = re.compile("[^ -$&-~\u00a0-\u00ff]")
 """Control characters, DEL and what is beyond Latin-1; `%`, so that the escapes can be undone."""
 

@@ -10,11 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from app.errors import UsageError
 
 RouteKind: TypeAlias = Literal["worker", "jawn"]
-
-
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
-
-
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
