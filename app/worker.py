@@ -41,8 +41,9 @@ from app.delivery.loop import Loop
 from app.delivery.policy_check import Permits
 from app.delivery.policy_sweep import Tightening
 from app.delivery.poller import POLL_MS, Poller
-from app.exporters.helicone.client import Client, ClientError, ReadBackError
-from app.exporters.helicone.routes import Route, routes
+from app.exporters.client import ClientError, ReadBackError
+from app.exporters.connect import connect
+from app.exporters.kinds import TRAITS
 from app.exporters.outcome import Outcome
 from app.ledger import claims, confirmations, destinations, flow, readback
 from app.ledger.destinations import Destination
@@ -113,11 +114,13 @@ class Worker:
         self.settings = sources.load(recorded=self.target.delivery_options)
         self.signature = worker_signature(self.settings)
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
-        self._routes: tuple[Route, ...] = routes(self.settings.endpoint)
+        self._routes = TRAITS.routes(self.settings.endpoint)
         self._route = self.target.route
-        self._plan = confirm.plan(self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url)
+        self._plan = TRAITS.read_back(
+            self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
+        )
         self._permits = Permits(sources)
-        self._client = Client(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
+        self._client = connect(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
         self._recapture = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
         self.queue = Queue(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
         self.poller = Poller(
@@ -225,14 +228,14 @@ class Worker:
         assert self._client is not None  # noqa: S101 - `_answer` asked
         outcome: Outcome | None = None
         ends_s = time.monotonic() + POST_S_MAX
-        for route in sorted(self._routes, key=lambda route: route.url != self._route):
+        for url in sorted(self._routes, key=lambda url: url != self._route):
             left_s = ends_s - time.monotonic()
-            outcome = self._client.post(route.url, body.body, str(body.request_id), clock.now_ms(), left_s)
-            if outcome.status is not None and outcome.status != NOT_FOUND and route.url != self._route:
+            outcome = self._client.post(url, body.body, str(body.request_id), clock.now_ms(), left_s)
+            if outcome.status is not None and outcome.status != NOT_FOUND and url != self._route:
                 # The answer counts more than the note: where the ledger is locked, the next answer brings it.
                 with suppress(sqlite3.OperationalError):
-                    destinations.remember_route(self.db, self.target.id, route.url)
-                    self._route = route.url
+                    destinations.remember_route(self.db, self.target.id, url)
+                    self._route = url
             if outcome.status != NOT_FOUND:
                 break
         assert outcome is not None  # noqa: S101 - there is always a route

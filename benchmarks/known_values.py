@@ -67,7 +67,7 @@ def keys() -> Callable[[bytes], object]:
 def known(count: int) -> Callable[[bytes], object]:
     search = search_for(values(count))
     assert search is not None
-    return lambda text: list(search.finditer(text))
+    return lambda text: list(search.spans(text))
 
 
 def cost_ms(count: int) -> float:

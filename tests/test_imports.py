@@ -18,7 +18,6 @@ INSIDE_OF_FUNCTIONS = {
     "app.cli.main": "80 ms: the same",
     "app.database.schema": "of the two above: `ready` loads all that a newer program may be asked for",
     # These bring the HTTP client along, most commands do without it.
-    "app.exporters.helicone.client": "90 ms",
     "app.operations.flush": "100 ms",
     "app.operations.remote": "90 ms",
     "app.operations.send_test": "90 ms",

@@ -40,7 +40,8 @@ from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.export_files import ExportError
-from app.sources.opencode.store import Store, StoredSession
+from app.sources.opencode.rows import Head
+from app.sources.opencode.store import Store
 from app.transcript.model import Transcript, TranscriptError
 
 AGE_MS_MAX = 90 * 24 * 3_600_000
@@ -92,7 +93,7 @@ class Project:
 class Plan:
     """What there is to do. Logs are counted as they are: some may be at Helicone already, and are not sent again."""
 
-    sessions: list[StoredSession] = field(default_factory=list)
+    sessions: list[Head] = field(default_factory=list)
     """Those with something to send; the oldest first."""
     projects: dict[str, Project] = field(default_factory=dict)
     too_old: int = 0
@@ -149,7 +150,7 @@ class Backfill:
         self._choice = choice
         self._folders = Folders(db, sources)
 
-    def chosen(self, now_ms: int) -> tuple[list[tuple[StoredSession, int]], int]:
+    def chosen(self, now_ms: int) -> tuple[list[tuple[Head, int]], int]:
         """What is meant, the oldest first, each with when it was changed; how many sessions are left out for their age.
 
         Raises StoreError.
@@ -183,7 +184,7 @@ class Backfill:
             self._examine(plan, session, changed_ms)
         return plan
 
-    def _examine(self, plan: Plan, session: StoredSession, changed_ms: int) -> None:
+    def _examine(self, plan: Plan, session: Head, changed_ms: int) -> None:
         directory = session.directory
         is_gone = bool(directory) and not isdir(directory)  # noqa: PTH112 - Path.is_dir raises where it may not be looked at
         project = plan.projects.setdefault(directory, Project(directory, is_gone))
@@ -224,7 +225,7 @@ class Backfill:
             project.logs += sum(export.record_count for export in wanted)
             project.turns += sum(export.turn != SESSION_RECORD for export in wanted)
 
-    def _is_over(self, session: StoredSession, changed_ms: int) -> bool:
+    def _is_over(self, session: Head, changed_ms: int) -> bool:
         """Whether nobody will complete what is unfinished: an OpenCode without a hook may be at it, too."""
         return session.id not in open_sessions(self._spool.hooks) and is_quiet(changed_ms, clock.now_ms())
 
@@ -235,7 +236,7 @@ class Backfill:
         project.is_refused = bool(settings.held)
         return None if project.reason else capturing
 
-    def _read(self, session: StoredSession, unreadable: dict[str, str]) -> Transcript | None:
+    def _read(self, session: Head, unreadable: dict[str, str]) -> Transcript | None:
         """None where it is not there any more, or cannot be read, which is noted."""
         try:
             return self._store.transcript(session.id)
@@ -245,13 +246,13 @@ class Backfill:
             unreadable[session.id] = str(error)
             return None
 
-    def _place(self, session: StoredSession) -> Place:
+    def _place(self, session: Head) -> Place:
         return Place(self._destination_id, folder(self._db, session.directory))
 
     def feed(
         self,
         ours: Destination,
-        sessions: Sequence[StoredSession],
+        sessions: Sequence[Head],
         fed: Fed,
         on_session: Callable[[int, int], None],
         on_wait: Callable[[], None],

@@ -19,9 +19,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from app.capture.export import Export, children, session_to_leave, split
-from app.exporters.helicone.naming import first_name
-from app.exporters.helicone.records import Record
+from app.capture.export import Export, children, session_name, split
+from app.exporters.encoder import Record
 from app.ledger import destinations, history, incidents, versions
 from app.ledger.decision import LIVE, Decision, Reopen
 from app.ledger.job import Body, Frozen, Version
@@ -274,8 +273,7 @@ def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture
     identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
-    shown = session_to_leave(transcript.session, capture)
-    return replace(identity, session_name=first_name(shown, identity.encoding))
+    return replace(identity, session_name=session_name(transcript.session, capture, identity))
 
 
 def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:

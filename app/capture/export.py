@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from app.exporters.helicone.naming import NAME, lasting_name
-from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn, record_count
+from app.exporters.encoder import Frame, Record
+from app.exporters.kinds import ENCODER
 from app.ledger.job import SESSION_RECORD
-from app.privacy.redact import HitCounts, redact_session, redact_turn, withhold_session, withhold_turn
+from app.privacy.metadata_only import withhold_session, withhold_turn
+from app.privacy.redact import HitCounts, redact_session, redact_turn
 from app.privacy.terms import Capture
 from app.transcript.identity import Identity
 from app.transcript.model import Assistant, Session, Tool, Transcript, Turn, User, has_ended, session_digest
@@ -63,10 +64,11 @@ def _session_export(transcript: Transcript, capture: Capture, identity: Identity
     session, hits = transcript.session, HitCounts()
 
     def encode() -> Iterator[Record]:
-        shown = session_to_leave(session, capture, hits)
-        return iter([encode_session(shown, _frame(session, shown, capture, identity, interrupted=False))])
+        shown = _to_leave(session, capture, hits)
+        return ENCODER.encode(shown, _frame(session, shown, capture, identity, interrupted=False))
 
-    return Export(SESSION_RECORD, session_digest(session), session.updated_ms, (), 1, transcript.faults, encode, hits)
+    digest, count = session_digest(session), ENCODER.count(session)
+    return Export(SESSION_RECORD, digest, session.updated_ms, (), count, transcript.faults, encode, hits)
 
 
 def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupted: bool) -> Export:
@@ -75,25 +77,34 @@ def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupte
     def encode() -> Iterator[Record]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction, hits)
-        return encode_turn(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
+        return ENCODER.encode(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
 
     below = tuple(children(turn))
-    return Export(turn.id, turn.digest, turn.facts_ms, below, record_count(turn), turn.faults, encode, hits)
+    return Export(turn.id, turn.digest, turn.facts_ms, below, ENCODER.count(turn), turn.faults, encode, hits)
 
 
-def session_to_leave(session: Session, capture: Capture, hits: HitCounts | None = None) -> Session:
+def _to_leave(session: Session, capture: Capture, hits: HitCounts | None = None) -> Session:
     if capture.policy.mode == "metadata_only":
         return withhold_session(session)
     return redact_session(session, capture.redaction, hits)
 
 
-def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
-    def leave(name: str) -> str:
-        return NAME if capture.policy.mode == "metadata_only" else capture.redaction.text(name)
+def session_name(session: Session, capture: Capture, identity: Identity) -> str:
+    """The name to be kept with a session that has none yet."""
+    return _name(session, _to_leave(session, capture), capture, identity)
 
+
+def _name(session: Session, shown: Session, capture: Capture, identity: Identity) -> str:
+    def leave(text: str) -> str:
+        return "" if capture.policy.mode == "metadata_only" else capture.redaction.text(text)
+
+    return ENCODER.lasting_name(session, shown, identity, leave)
+
+
+def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:
     return Frame(
         root_session_id=shown.id,
-        session_name=lasting_name(session, shown, identity, leave),
+        session_name=_name(session, shown, capture, identity),
         prefix=capture.policy.prefix,
         user_id=identity.user_id,
         interrupted=interrupted,

@@ -35,6 +35,7 @@ from app.cli.options import (
 )
 from app.cli.render_recall import Report, audit_lines, audit_totals
 from app.database.open import open_ledger, open_whole
+from app.exporters.client import ReadBackError
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.ledger.history import exported_sessions
@@ -47,7 +48,8 @@ from app.recall.rewrite import Problem, Refusal
 from app.settings.lookup import Sources
 from app.settings.model import Settings, SettingsError
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.store import Store, StoredSession, store_file
+from app.sources.opencode.rows import Head
+from app.sources.opencode.store import Store, store_file
 
 recalling = typer.Typer(rich_markup_mode=None)
 
@@ -188,7 +190,7 @@ def _planned(
 ) -> dict[str, tuple[str, ...]]:
     """By session the turns that can be overwritten; their bodies are made again when they are queued."""
     found = {}
-    stored: dict[str, StoredSession] = {}
+    stored: dict[str, Head] = {}
     with suppress(StoreError):  # `--blank` does without
         stored = {one.id: one for one in store.roots(among=turns)}
     with render.bar("planning") as bar:
@@ -232,7 +234,6 @@ def _carry_out(
 
 
 def _read_back(settings: Settings, expected: Sequence[Likeness], report: Report, end_s: float) -> None:
-    from app.exporters.helicone.client import ReadBackError  # noqa: PLC0415 - takes longer to load than most commands run
     from app.operations.remote import asked  # noqa: PLC0415 - the same
     from app.recall.compare import look  # noqa: PLC0415 - the same
 

@@ -10,7 +10,7 @@ from app.ledger.job import SESSION_RECORD
 from app.recall.audit import GONE, Audited
 from app.recall.recall import Plan
 from app.recall.rewrite import Problem, Refusal
-from app.sources.opencode.store import StoredSession
+from app.sources.opencode.rows import Head
 
 
 def audit_lines(results: Sequence[Audited]) -> Iterator[str]:
@@ -93,7 +93,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def count(self, plan: Plan, stored: StoredSession | None) -> None:
+    def count(self, plan: Plan, stored: Head | None) -> None:
         """`stored` is None for a session that OpenCode does not have any more."""
         turns = sum(one.version.turn != SESSION_RECORD for one in plan.rewrites)
         if plan.rewrites:

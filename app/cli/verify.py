@@ -27,7 +27,8 @@ from app.cli.options import (
     takes,
 )
 from app.database.open import open_ledger
-from app.delivery import confirm
+from app.exporters.client import ReadBackError
+from app.exporters.kinds import TRAITS
 from app.ledger.history import exported
 from app.runtime import clock
 from app.settings.lookup import Sources
@@ -77,8 +78,7 @@ def _verify(
 
 def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sought]) -> str:
     """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
-    from app.exporters.helicone.client import ReadBackError  # noqa: PLC0415 - takes longer to load than the rest
-    from app.operations.remote import asked  # noqa: PLC0415 - the same
+    from app.operations.remote import asked  # noqa: PLC0415 - takes longer to load than the rest
     from app.verify.remote_check import seek  # noqa: PLC0415 - the same
 
     settings = sources.load()
@@ -91,7 +91,7 @@ def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sough
             ours = find_target(db, settings)
             if ours is None:
                 return ""  # nothing was ever delivered to here
-            delay_ms = confirm.looks_ms(ours.route, 0)[0]
+            delay_ms = TRAITS.looks_ms(ours.route, 0)[0]
             for done, one in enumerate(verdicts):
                 bar.show(done, len(verdicts))
                 known = exported(db, ours.id, one.session)

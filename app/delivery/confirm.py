@@ -23,23 +23,17 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from app.delivery.backoff import pause_ms
-from app.exporters.helicone.body import start_ms_of
-from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url
+from app.exporters.kinds import ENCODER, TRAITS
+from app.exporters.traits import Plan
 from app.ledger import confirmations, destinations, flow, readback
 from app.ledger.confirmations import Unconfirmed
 from app.ledger.readback import Control
 
 SAMPLE_MS = 3_600_000
 """On the cloud one job is read back in so long a time."""
-LOOKS_MS = {"jawn": (2_000, 15_000, 60_000), "worker": (60_000, 600_000, 3_600_000, 21_600_000)}
-"""When a job is looked for, after its delivery. A self-hosted jawn stores before it answers; the worker puts into
-a queue first, and so may anything on the cloud."""
-GROWTH = 4
-"""Each round of looks after another sending is so many times as long: before a job is dead, the other side had 16
-minutes, or the four days of the longest outage that Helicone's queue is known to have had."""
 RESENDS_MAX = 2
 PAUSE_BASE_MS = 10_000
 PAUSE_CAP_MS = 3_600_000
@@ -49,14 +43,6 @@ CONTROL_MS = 24 * 3_600_000
 BLIND = "blind: even a turn that was found there before is not found now; nothing is concluded"
 UNPROVEN = "unproven: nothing was found there for a day, so what is not found may be there; nothing is concluded"
 
-NOT_STORED_CAUSES: tuple[str, ...] = (
-    "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
-    "ClickHouse has no tables: clickhouse-migrate stops at a question without a terminal; give it --skip-confirmation",
-    "jawn does not reach the S3 endpoint, or the bucket request-response-storage is missing there",
-    "the API key's user is no member of its organisation (a row of organization_member)",
-)
-"""Why a log that was accepted may not appear, on a Helicone that somebody hosts: jawn answers 200 all the same."""
-
 JOBS_MAX = 200
 """In one pass."""
 IDS_MAX = 25
@@ -64,48 +50,6 @@ IDS_MAX = 25
 BYTES_MAX = 16 * 2**20
 """Of bodies that one query asks for: the answer has them, whether they are wanted or not."""
 BYTES_UNKNOWN = 2**20
-QUERIES_PER_MINUTE = {"cloud": 30, "self-hosted": 600}
-"""The cloud's API allows 200 a minute to a whole organisation on the free tier; a self-hosted one 20,000, if any."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is read back at a destination, and where."""
-
-    url: str | None
-    """None: nothing is."""
-    off_reason: str
-    """Why nothing is; '' otherwise."""
-    is_sampled: bool
-    """One job an hour; otherwise every one."""
-    queries_per_minute: int
-
-
-def plan(setting: Literal["auto", "on", "off"], endpoint: str, api_key: str, chosen_url: str | None) -> Plan:
-    """`endpoint` as of `endpoint.normalise`; the key tells the region of the cloud."""
-    cloud = is_cloud(endpoint)
-    url = None if setting == "off" else read_back_url(endpoint, api_key, chosen_url)
-    reason = ""
-    if setting == "off":
-        reason = "confirm is off"
-    elif url is None:
-        reason = "where this endpoint can be read back is not known; set readbackUrl (HELICONE_READBACK_URL)"
-    return Plan(
-        url=url,
-        off_reason=reason,
-        is_sampled=cloud and setting == "auto",
-        queries_per_minute=QUERIES_PER_MINUTE["cloud" if cloud else "self-hosted"],
-    )
-
-
-def looks_ms(route: str | None, resends: int) -> tuple[int, ...]:
-    """When a job is looked for, in milliseconds after its delivery by the log URL `route`.
-
-    >>> looks_ms("http://127.0.0.1:8585/v1/trace/custom/log", 1)
-    (8000, 60000, 240000)
-    """
-    kind = "worker" if route is None or is_cloud(route) else kind_of(route)
-    return tuple(look_ms * GROWTH**resends for look_ms in LOOKS_MS[kind])
 
 
 def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -> int | None:
@@ -113,7 +57,7 @@ def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -
     if plan.url is None:
         return None
     one = destinations.by_id(db, destination_id)
-    first_ms = now_ms + looks_ms(one.route, 0)[0]
+    first_ms = now_ms + TRAITS.looks_ms(one.route, 0)[0]
     # What was just delivered got through, so it is worth asking again.
     readback.end_read_back_pause(db, destination_id, first_ms)
     if (
@@ -202,7 +146,7 @@ def _queries(db: sqlite3.Connection, due: Sequence[Unconfirmed]) -> Iterator[lis
         if batch and (len(batch) == IDS_MAX or size + job_bytes > BYTES_MAX):
             yield batch
             batch, size = [], 0
-        batch.append(_Wanted(job, None if body is None else start_ms_of(body)))
+        batch.append(_Wanted(job, None if body is None else ENCODER.start_ms_of(body)))
         size += job_bytes
     if batch:
         yield batch
@@ -250,7 +194,7 @@ def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: in
 
 def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int) -> None:
     route = destinations.by_id(db, destination_id).route
-    later = [at_ms for look in looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
+    later = [at_ms for look in TRAITS.looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
     if later:
         confirmations.not_found_yet(db, job, later[0])
     elif not job.is_held:
@@ -258,4 +202,4 @@ def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms:
     elif job.resends < RESENDS_MAX:
         confirmations.send_again(db, job, now_ms)
     else:
-        confirmations.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(NOT_STORED_CAUSES)}")
+        confirmations.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(TRAITS.NOT_STORED_CAUSES)}")

@@ -1,1 +1,1 @@
-"""Where records go, a package for each kind of destination."""
+"""Exporters: kinds of destination, a package for each, and what the rest of the program knows of them."""

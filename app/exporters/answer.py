@@ -1,4 +1,4 @@
-"""JSON of the other side, which may be anybody's: looked over before it is parsed.
+"""Parses JSON of the other side, which may be anybody: checked for its size and depth first.
 
 A parsed value takes 56 bytes and more where its text takes two: 60 MB of `[[],[], …]` become 1.6 GB.
 """

@@ -17,7 +17,7 @@ from app.capture.export import split
 from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
-from app.exporters.helicone.records import Record
+from app.exporters.encoder import Record
 from app.ledger.versions import frozen
 from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources

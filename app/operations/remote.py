@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from app.delivery import confirm
-from app.exporters.helicone.client import Client, ReadBackError, Shown
+from app.exporters.client import Client, ReadBackError
+from app.exporters.connect import connect
+from app.exporters.encoder import Shown
+from app.exporters.kinds import TRAITS
 from app.runtime import clock
 from app.settings.model import Settings
 
@@ -42,8 +45,8 @@ class Remote:
 def asked(settings: Settings) -> Iterator[Remote]:
     """The destination that the settings mean. Raises ClientError, and ReadBackError where it cannot be asked."""
     key = settings.api_key.get_secret_value() if settings.api_key else ""
-    plan = confirm.plan("on", settings.endpoint, key, settings.readback_url)
+    plan = TRAITS.read_back("on", settings.endpoint, key, settings.readback_url)
     if not key or plan.url is None:
         raise ReadBackError(plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)")
-    with Client(key) as client:
+    with connect(key) as client:
         yield Remote(client, plan.url, plan.queries_per_minute)

@@ -6,18 +6,14 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from app.delivery.confirm import NOT_STORED_CAUSES
-from app.exporters.helicone.body import Log, encode
-from app.exporters.helicone.client import Client, ClientError, ReadBackError
-from app.exporters.helicone.routes import read_back_url, routes
+from app.exporters.client import Client, ClientError, ReadBackError
+from app.exporters.connect import connect
+from app.exporters.kinds import ENCODER, TRAITS
 from app.exporters.outcome import Outcome
 from app.operations.finding import Finding
 from app.settings.model import Settings
 
 LOOK_S = 1.0
-SESSION = "opencode-helicone-doctor"
-"""One for all trials, so that they lie together in Helicone's list of sessions."""
-MODEL = "opencode/doctor"
 NOT_FOUND = 404
 CHECK = "check the key and the endpoint"
 
@@ -30,7 +26,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
     key = settings.api_key.get_secret_value()
     request_id = uuid.uuid4()
     try:
-        made = Client(key)
+        made = connect(key)
     except ClientError as error:
         yield Finding("send", "problem", f"not sent: {error}", "correct it")
         return
@@ -40,43 +36,19 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
             yield Finding("send", "problem", f"{url} did not take it: {outcome.reason}", CHECK)
             return
         yield Finding("send", "ok", f"{url} took it")
-        yield from _look(
-            client, read_back_url(settings.endpoint, key, settings.readback_url), request_id, now_ms, timeout_s
-        )
+        read_back = TRAITS.read_back("on", settings.endpoint, key, settings.readback_url)
+        yield from _look(client, read_back.url, request_id, now_ms, timeout_s)
 
 
 def _post(client: Client, endpoint: str, request_id: uuid.UUID, now_ms: int) -> tuple[str, Outcome]:
     """To the first route that is there."""
-    body = encode(_log(request_id, now_ms))
-    found = [route.url for route in routes(endpoint)]
+    body = ENCODER.trial(request_id, now_ms)
+    found = TRAITS.routes(endpoint)
     for url in found[:-1]:
         outcome = client.post(url, body, str(request_id), now_ms)
         if outcome.status != NOT_FOUND:
             return url, outcome
     return found[-1], client.post(found[-1], body, str(request_id), now_ms)
-
-
-def _log(request_id: uuid.UUID, now_ms: int) -> Log:
-    return Log(
-        request={"model": MODEL, "messages": []},
-        response={
-            "object": "chat.completion",
-            "model": MODEL,
-            "choices": [
-                {"index": 0, "message": {"role": "user", "content": "sent by opencode-helicone doctor --send"}}
-            ],
-        },
-        status=200,
-        meta={
-            "Helicone-Request-Id": str(request_id),
-            "Helicone-Session-Id": SESSION,
-            "Helicone-Session-Name": "opencode-helicone doctor",
-            "Helicone-Session-Path": "/doctor",
-        },
-        start_ms=now_ms,
-        end_ms=now_ms,
-        first_token_ms=None,
-    )
 
 
 def _look(client: Client, url: str | None, request_id: uuid.UUID, now_ms: int, timeout_s: float) -> Iterator[Finding]:
@@ -97,5 +69,5 @@ def _look(client: Client, url: str | None, request_id: uuid.UUID, now_ms: int, t
             break
         time.sleep(LOOK_S)
     yield Finding("read back", "problem", f"it was taken, but did not appear within {timeout_s:g} s", "one of these:")
-    for cause in NOT_STORED_CAUSES:
+    for cause in TRAITS.NOT_STORED_CAUSES:
         yield Finding("known cause", "warning", cause)

@@ -13,6 +13,7 @@ from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_whole
 from app.delivery import confirm
+from app.exporters.kinds import TRAITS
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
 from app.ledger import destinations as destination
@@ -244,7 +245,7 @@ def _destination(
 
 
 def _why_off(settings: Settings) -> str:
-    return confirm.plan(settings.confirm, normalise(settings.endpoint), "", settings.readback_url).off_reason
+    return TRAITS.read_back(settings.confirm, normalise(settings.endpoint), "", settings.readback_url).off_reason
 
 
 def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
@@ -252,7 +253,7 @@ def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> 
     notes = []
     alarm = ""
     if going.is_never_found:
-        causes = "; ".join(confirm.NOT_STORED_CAUSES)
+        causes = "; ".join(TRAITS.NOT_STORED_CAUSES)
         alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
     elif going.failure == confirm.UNPROVEN:
         alarm = confirm.UNPROVEN

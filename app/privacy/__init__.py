@@ -1,1 +1,1 @@
-"""What may leave: the policy, and how a text loses its secrets."""
+"""Privacy: decides what may leave, and takes the secrets out of it."""

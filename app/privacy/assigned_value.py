@@ -1,4 +1,4 @@
-"""A value that stands under a secret's name: whether it is one, and where it ends.
+"""Assigned values: whether what stands under a secret's name is a secret, and where it ends.
 
 "…"                 whatever stands in the quotes, but for a placeholder
 hunter2,            a bare word up to what ends an expression, unless it is code

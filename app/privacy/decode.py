@@ -1,4 +1,4 @@
-r"""A text as it reads once its dress is taken off, and the way back to where each piece of it stands.
+r"""Decodes a text: escapes, colours, line ends, base64; and says where each piece of it stands in the original.
 
     b"\x1b[32mpassword\x1b[0m%3Dabc"        layer 0: the text itself
     b"password=abc"                         layer 1: colours, JSON and URL escapes undone once
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-import re2
+from app.privacy.literals import linear
 
 LAYERS_MAX = 4
 """Escaped twice, coloured inside, and one to spare; `%252525…` ends here."""
@@ -112,7 +112,6 @@ _ESCAPE = re.compile(
     rb"|\\u[0-9a-fA-F]{4}|\\x[0-9a-fA-F]{2}|\\[\"'`/\\bfnrt]"
     rb"|%[0-9a-fA-F]{2}|" + OCTAL
 )
-_LETTERS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
 def layers(view: View) -> list[View]:
@@ -193,13 +192,6 @@ def _around_escapes(data: bytes) -> list[tuple[int, int, bool]]:
     return pieces
 
 
-def _latin1() -> re2.Options:
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.log_errors = False
-    return options
-
-
 _LETTER = rb"[A-Za-z0-9+/=_.~-]"
 _BREAK = re.compile(rb"\n((?:[ \t]*+" + LINE_MARK + rb")?[ \t]*+)(?=" + _LETTER + rb")")
 _WORD_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=_.~-")
@@ -251,7 +243,7 @@ def _mark_kind(mark: bytes) -> bytes:
     return b"1" if sign.isdigit() else sign
 
 
-_BASE64 = re2.compile(rb"[A-Za-z0-9+/_-]{20,}", _latin1())
+_BASE64 = linear(rb"[A-Za-z0-9+/_-]{20,}")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _NO_TEXT = b"\x00\n\x00"
 """Between two runs: nothing that a rule looks for goes across it."""

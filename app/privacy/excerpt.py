@@ -1,4 +1,4 @@
-"""What may be kept of an answer: its beginning, redacted, unless it repeats what was sent. Pure."""
+"""Keeps the beginning of an answer: redacted, and not at all where it repeats what was sent. Pure."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _text(answer: bytes) -> str | None:
 
 def repeats(text: str, sent: bytes) -> bool:
     """Whether the text holds a run of letters and digits of the record `sent`, however it is escaped or written."""
-    dresses = {text, html.unescape(text)}
-    views = {view.data for dress in dresses for view in layers(View(dress.encode("utf-8", "replace")))}
+    spellings = {text, html.unescape(text)}
+    views = {view.data for spelling in spellings for view in layers(View(spelling.encode("utf-8", "replace")))}
     bare = [one for data in views for one in _bare(data.decode("utf-8", "replace"))]
     runs = {one[at : at + _ECHO_CHARS] for one in bare for at in range(len(one) - _ECHO_CHARS + 1)}
     said = "\n".join(one for part in _texts(sent) for one in _bare(part)) if runs else ""

@@ -1,4 +1,4 @@
-"""The rules for keys that are known by their own letters: vendors' (app.privacy.vendors), and a few of nobody's.
+"""Rules for keys known by their own letters: those of vendors (app.privacy.vendors), and a few that are no vendor's.
 
 A key is a beginning and at least so many letters of a body. Where a text ends, the beginning of a key is one too.
 """
@@ -18,7 +18,7 @@ CUT_OFF = rb"\s*(?:\Z|\.\.\.|\xe2\x80\xa6)"
 _CUT_MIN, _CUT_LETTERS_MIN, _KEY_MAX = 4, 8, 8192
 _HEAD_MIN, _HEAD_LETTERS = 3, 16
 _HEAD_MAX, _LONG_HEAD_MAX = 8, 16
-"""So many letters are enough, and fewer are seldom broken. A text is undressed far behind a head of several words."""
+"""So many letters are enough, and fewer are seldom broken. A text is decoded far behind a head of several words."""
 _SIGNS = b"(){}[],;"
 """Code goes on with them."""
 _WINDOW = 300

@@ -1,4 +1,4 @@
-"""The search for values that are known to be secret, in every form in which a text may show them.
+"""Searches for values that are known to be secret, in every form in which a text may show them.
 
     head                 the first bytes of each form, of all values together: one RE2 search over the text
     ghp_1a2b│3c4d5e…     where a head stands, the forms that begin so are compared byte by byte
@@ -11,27 +11,21 @@ What it holds is kept in memory for as long as the process runs; never stored, l
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 from urllib.parse import quote_plus
 
-import re2
-
 from app.privacy import scout
+from app.privacy.literals import any_of
 from app.privacy.machine_secrets import LENGTH_MIN
 
 _HEAD_BYTES = 8
 """As long as the shortest value: every form has a head."""
 _LINE_MIN = 16
 _PIECE_MAX = 128
-"""Each letter of it written as an escape, it is not longer than what is undressed around a trace of it."""
-_PROGRAM_BYTES_MAX = 1 << 28
-"""Room for thousands of values; RE2 takes what it needs."""
-_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+"""Each letter of it written as an escape, it is not longer than what is decoded around a trace of it."""
 _DIGITS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
 """Of base64, in both of its alphabets."""
 
@@ -48,23 +42,6 @@ class _Form:
         return at + len(self.text) if data.startswith(self.text, at) else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """As a match of a regular expression."""
-
-    _start: int
-    _end: int
-
-    def start(self) -> int:
-        return self._start
-
-    def end(self) -> int:
-        return self._end
-
-    def span(self) -> tuple[int, int]:
-        return self._start, self._end
-
-
 class Search:
     """Finds all forms of all values. Its ranges may overlap: where two secrets do, both go whole."""
 
@@ -73,13 +50,9 @@ class Search:
         for form in sorted(forms, key=lambda form: (-len(form.text), form.text)):
             by_head[form.text[:_HEAD_BYTES]].append(form)
         self._by_head = dict(by_head)
-        options = re2.Options()
-        options.encoding = re2.Options.Encoding.LATIN1
-        options.log_errors = False
-        options.max_mem = _PROGRAM_BYTES_MAX
-        self._heads: Any = re2.compile(b"|".join(re2.escape(head) for head in sorted(self._by_head)), options)
+        self._heads = any_of(sorted(self._by_head))
 
-    def finditer(self, data: bytes) -> Iterator[Found]:
+    def spans(self, data: bytes) -> Iterator[tuple[int, int]]:
         at = 0
         while (head := self._heads.search(data, at)) is not None:
             begin = head.start()
@@ -87,7 +60,7 @@ class Search:
             for form in self._by_head[head.group()]:
                 end = form.end(data, begin)
                 if end:
-                    yield Found(*_with_shared(form, data, begin, end))
+                    yield _with_shared(form, data, begin, end)
                     # In a long run of one letter every byte would begin another one.
                     at = end if head.group().count(head.group()[:1]) == _HEAD_BYTES else at
                     break  # the others there are shorter
@@ -144,8 +117,5 @@ def _forms(value: str) -> Iterator[_Form]:
     raw = value.encode("utf-8", "replace")
     for text in (raw, quote_plus(raw).encode(), raw.hex().encode(), raw.hex().upper().encode()):
         yield _Form(text)
-    for shift in range(3):
-        digits: bytes = b64encode(bytes(shift) + raw)
-        whole: bytes = digits[(shift * 8 + 5) // 6 : (shift + len(raw)) * 8 // 6]
-        for text in {whole, whole.translate(_URL_SAFE)}:
-            yield _Form(text, shares_before=shift > 0, shares_after=(shift + len(raw)) % 3 > 0)
+    for core in scout.cores(raw):
+        yield _Form(core.digits, shares_before=bool(core.before), shares_after=bool(core.after))

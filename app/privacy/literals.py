@@ -1,4 +1,4 @@
-"""One search for thousands of words at once: where in a text may a secret stand at all?
+"""Searches a text for thousands of words at once.
 
 Hyperscan reads the text once, about as fast as memory allows, however many words it looks for. What it finds are
 places to look at closely (app.privacy.rules), no secrets yet.
@@ -9,11 +9,35 @@ from __future__ import annotations
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import hyperscan
 import re2
+
+_PROGRAM_BYTES_MAX = 1 << 28
+"""Room for thousands of words; RE2 takes what it needs."""
+
+
+def _bytewise() -> re2.Options:
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    return options
+
+
+@cache
+def linear(pattern: bytes) -> Any:
+    """Compiled by RE2, for what Python's own search could take long over."""
+    return re2.compile(pattern, _bytewise())
+
+
+def any_of(words: Iterable[bytes]) -> Any:
+    """A search for the first of so many words that stands somewhere; of several there for the first that was given."""
+    options = _bytewise()
+    options.max_mem = _PROGRAM_BYTES_MAX
+    return re2.compile(b"|".join(map(re2.escape, words)), options)
 
 
 class Literal(NamedTuple):
@@ -55,7 +79,6 @@ class Search:
 
 
 _WORD_HEAD = 8
-_PROGRAM_BYTES_MAX = 1 << 28
 
 
 class _Words:
@@ -74,12 +97,7 @@ class _Words:
             ]
             for head in beginning
         }
-        options = re2.Options()
-        options.encoding = re2.Options.Encoding.LATIN1
-        options.log_errors = False
-        options.max_mem = _PROGRAM_BYTES_MAX
-        longest_first = sorted(beginning, key=lambda head: (-len(head), head))
-        self._heads: Any = re2.compile(b"|".join(map(re2.escape, longest_first)), options)
+        self._heads = any_of(sorted(beginning, key=lambda head: (-len(head), head)))  # the longest first
 
     def find(self, data: bytes) -> Iterator[tuple[int, int]]:
         at = 0

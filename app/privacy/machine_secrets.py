@@ -1,4 +1,4 @@
-r"""Which values are secrets, told by the name that they stand under and by what they look like.
+r"""Collects this machine's secrets: values told by the name that they stand under and by what they look like.
 
     DATABASE_URL=postgres://app:…@db/main      the password in it
     WATSONX_AI_APIKEY=…                        all of it

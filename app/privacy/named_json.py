@@ -1,4 +1,4 @@
-"""Secrets in JSON that are known by what stands beside them.
+"""Finds secrets in JSON that are known by what stands beside them.
 
     {"name": "DB_PASSWORD", "value": "…"}      the name is in one field, the value in another
     ["mysql", "--password", "…"]               the name is the element before

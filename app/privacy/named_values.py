@@ -1,4 +1,4 @@
-r"""Secrets known by their name: `password=…`, `"apiKey": "…"`, `--token …`, `<password>…</password>`.
+r"""Finds secrets known by their name: `password=…`, `"apiKey": "…"`, `--token …`, `<password>…</password>`.
 
     export DB_PASSWORD=…                  redacted: a word after an environment variable's `=`
     "token": "…"                          redacted: whatever stands in the quotes

@@ -1,4 +1,4 @@
-r"""Passwords that a program takes without a name for them: options, SQL, netrc, `.pgpass`.
+r"""Finds passwords that a program takes without a name for them: options, SQL, netrc, `.pgpass`.
 
     curl -u app:…   curl --proxy-user app:…    what comes after the user
     mysql -u root -p…   sshpass -p …           the option's value

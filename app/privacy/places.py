@@ -1,4 +1,4 @@
-"""The rules for secrets that are known by where they stand: private keys, headers, cookies, URLs."""
+"""Rules for secrets that are known by where they stand: private keys, headers, cookies, URLs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from app.privacy.decode import LINE_MARKS, View
 from app.privacy.keys import CUT_OFF
-from app.privacy.literals import Literal
-from app.privacy.rule import Judge, Rule, linear, simple
+from app.privacy.literals import Literal, linear
+from app.privacy.rule import Judge, Rule, simple
 from app.privacy.secret_values import is_placeholder
 
 

@@ -1,4 +1,4 @@
-"""The policy: what decides which bytes may leave, and whether bytes that were made may still be posted."""
+"""Policy: decides which bytes may leave, and whether bytes that were made may still be posted."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What may leave: every text with its secrets taken out, or (metadata_only) no text at all.
+"""Redaction: takes the secrets out of every text that would leave.
 
     text ▶ blobs described ▶ known values ▶ built-in rules ▶ user patterns ▶ "… [REDACTED] …"
 
 `redact_turn` and `redact_session` go over every string that would leave. Identity stays: the ids, provider, model and
 tool name that Helicone tells records apart by; `identity_hits` says which patterns would have hit it.
-`withhold_turn` and `withhold_session` build new values out of what is allowed, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from app.privacy.decode import View, joined, layers, unpacked
-from app.privacy.known_secrets import search_for, traces_of
-from app.privacy.metadata_only import withhold_session, withhold_turn
+from app.privacy.known_secrets import Search, search_for, traces_of
 from app.privacy.named_json import secrets_beside
 from app.privacy.rules import RULES, broken_secrets, secrets
 from app.privacy.scout import Hits, Scout, scout
@@ -56,8 +54,6 @@ __all__ = [
     "identity_hits",
     "redact_session",
     "redact_turn",
-    "withhold_session",
-    "withhold_turn",
 ]
 
 REDACTED = "[REDACTED]"
@@ -67,7 +63,7 @@ _SPELLED_MAX = 64
 """Latin letters that stand for one character."""
 _EDGE = 64
 """What is found so near to the end of a stretch may go on behind it."""
-_UNDRESSED_COST = 32
+_DECODED_COST = 32
 """How much more a byte of a stretch costs than one that is only read."""
 _ORDER = {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in RULES))))}
 T = TypeVar("T")
@@ -89,8 +85,8 @@ class Redaction:
 
     patterns: tuple[Pattern, ...]
     secrets: bool
-    known: Any = field(repr=False)
-    """A compiled search for the known values in all their forms, or None."""
+    known: Search | None = field(repr=False)
+    """A search for the known values in all their forms."""
     traces: frozenset[bytes] = field(default=frozenset(), repr=False)
     """A text without them holds no known value."""
     done: Mapping[str, tuple[str, HitCounts]] = field(default_factory=dict, repr=False, compare=False)
@@ -179,27 +175,27 @@ class Redaction:
         yield len(data)
         plain = sorted((start, end, name) for name, spans in found.items() for start, end in spans)
         seen = Stretch(0, 0)
-        to_undress = stretches(data, hits, self._scout)
+        to_decode = stretches(data, hits, self._scout)
         yield len(data)
-        for stretch in to_undress:
+        for stretch in to_decode:
             # One that went on has been over the next ones, too.
             if not stretch.is_within(seen):
                 seen = self._look_into(text, stretch, found, plain)
-                yield _UNDRESSED_COST * (seen.end - seen.start)
+                yield _DECODED_COST * (seen.end - seen.start)
         for pattern in self.patterns:
             found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
             yield len(data)
         return found
 
     def _look_into(self, text: View, stretch: Stretch, found: Found, plain: Sequence[tuple[int, int, str]]) -> Stretch:
-        """What is found once a stretch is undressed; it is a longer one, returned, where that goes on up to its end.
+        """What is found once a stretch is decoded; it is a longer one, returned, where that goes on up to its end.
 
         `plain`: what is found as it stands, in order. That goes no further, or a stretch is around it already.
         """
         start, end, size = stretch.start, stretch.end, len(text.data)
         while True:
             here = set(plain[bisect_left(plain, (start,)) : bisect_left(plain, (end,))])
-            inside = self._undressed(text.part(start, end), stretch, {(name, begin) for begin, _, name in here})
+            inside = self._decoded(text.part(start, end), stretch, {(name, begin) for begin, _, name in here})
             spans = [span for name, some in inside.items() for span in some if (*span, name) not in here]
             goes_on_left = start > 0 and any(begin < start + _EDGE for begin, _ in spans)
             goes_on_right = end < size and any(upto > end - _EDGE for _, upto in spans)
@@ -212,7 +208,7 @@ class Redaction:
             found[name] += some
         return replace(stretch, start=start, end=end)
 
-    def _undressed(self, part: View, stretch: Stretch, begun: set[tuple[str, int]]) -> Found:
+    def _decoded(self, part: View, stretch: Stretch, begun: set[tuple[str, int]]) -> Found:
         inside: Found = defaultdict(list)
         bare = layers(part)
         whole = joined(bare[-1]) if stretch.over_lines else None
@@ -230,18 +226,20 @@ class Redaction:
         return inside
 
     def _look(self, view: View, hits: Hits, found: Found) -> None:
-        if self._scout.sees_known(hits):
-            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+        self._look_for_known(view, hits, found)
         for name, start, end in secrets(view, self._scout.heads_among(hits)):
             found[name].append(view.source(start, end))
 
     def _look_over_line_ends(self, view: View, begun: set[tuple[str, int]], found: Found) -> None:
         hits = self._scout.look(view)
-        if self._scout.sees_known(hits):
-            found[KNOWN] += (view.source(*span) for span in _ranges(self.known, view))
+        self._look_for_known(view, hits, found)
         begun = begun | {(name, start) for name, spans in found.items() for start, _ in spans}
         for name, start, end in broken_secrets(view, self._scout.heads_among(hits), begun):
             found[name].append(view.source(start, end))
+
+    def _look_for_known(self, view: View, hits: Hits, found: Found) -> None:
+        if self.known is not None and self._scout.sees_known(hits):
+            found[KNOWN] += (view.source(*span) for span in self.known.spans(view.data))
 
     @property
     def _scout(self) -> Scout:

@@ -1,4 +1,4 @@
-"""A rule: what it is found by, where it says a secret is, and how that goes on over a line end.
+"""Rule: what one kind of secret is found by, where it begins and ends, and how it goes on over a line end.
 
 A rule looks at one view of a text (app.privacy.decode), and there only where one of its heads stands, which one search
 has found for all rules (app.privacy.scout). What it reads at a head is bounded, so that the time grows with the text
@@ -14,19 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import re2
-
 from app.privacy.decode import View
 from app.privacy.literals import Literal
-
-
-@cache
-def linear(pattern: bytes) -> Any:
-    """Compiled by RE2, for what Python's own search could take long over."""
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.log_errors = False
-    return re2.compile(pattern, options)
 
 
 @cache
@@ -66,7 +55,7 @@ class Rule:
     before: int = 0
     """So many bytes before its head it begins."""
     reach: int = 0
-    """So many bytes after its head are undressed, whatever they are."""
+    """So many bytes after its head are decoded, whatever they are."""
     window: int = 0
     """Or it begins somewhere in so many bytes before its head."""
     has_one_head: bool = False

@@ -1,4 +1,4 @@
-r"""What a secret looks like: the built-in rules.
+r"""Lists the built-in rules, and asks each of them.
 
 ghp_…  sk-ant-…  AKIA…              keys, known by their beginning (app.privacy.keys)
 -----BEGIN … PRIVATE KEY-----       places: private keys, headers, cookies, URLs (app.privacy.places)

@@ -1,7 +1,7 @@
-"""Where in a text a secret may begin: each rule's first letters, and the same in base64; known values; escapes.
+"""Finds where in a text a secret may begin: each rule's first letters, and the same in base64; known values; escapes.
 
 One search (app.privacy.literals) finds them all. What it finds is no secret yet: the rules look there
-(app.privacy.rules), and around some of it the text must be undressed first (app.privacy.stretches).
+(app.privacy.rules), and around some of it the text must be decoded first (app.privacy.stretches).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Kind(Enum):
     """What may stand inside of them, or make them. A quote or a line end may not."""
 
 
-class _Core(NamedTuple):
+class Core(NamedTuple):
     """What a word becomes in base64: the letters that are certain, and those that may stand before and after them."""
 
     digits: bytes
@@ -45,7 +45,7 @@ _DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
-def _cores(word: bytes) -> Iterator[_Core]:
+def cores(word: bytes) -> Iterator[Core]:
     """Three, as a word begins at one of three places in a group of four letters; more where it has `+` or `/`."""
     for shift in range(3):
         encoded = b64encode(bytes(shift) + word).rstrip(b"=")
@@ -55,7 +55,7 @@ def _cores(word: bytes) -> Iterator[_Core]:
         after = _letters(encoded[end], unknown=range(1 << free_bits)) if end < len(encoded) else b""
         digits = encoded[start:end]
         for written in {digits, digits.translate(_URL_SAFE)}:
-            yield _Core(written, before, after)
+            yield Core(written, before, after)
 
 
 @cache
@@ -70,7 +70,7 @@ class Meaning(NamedTuple):
     length: int
     rules: tuple[int, ...] = ()
     """Numbers in RULES."""
-    cores: tuple[_Core, ...] = ()
+    cores: tuple[Core, ...] = ()
     of_known: bool = False
     may_be_broken: bool = False
     """It is looked for over line ends, too."""
@@ -186,7 +186,7 @@ def _is_glued(data: bytes, start: int) -> bool:
     return not _AFTER_ESCAPE.search(data, max(0, start - _ESCAPE_MAX), start)
 
 
-def _fits(data: bytes, start: int, end: int, cores: Sequence[_Core]) -> bool:
+def _fits(data: bytes, start: int, end: int, cores: Sequence[Core]) -> bool:
     before, after = data[start - 1 : start], data[end : end + 1]
     for core in cores:
         if (not core.before or (before and before in core.before)) and (
@@ -235,17 +235,17 @@ def _packed(heads: Iterable[Literal], traces: Iterable[bytes]) -> dict[Literal, 
     words = [(word, False) for head in heads if not head.is_pattern for word in _cases(head)] + [
         (trace, True) for trace in traces
     ]
-    cores: dict[bytes, set[_Core]] = defaultdict(set)
+    by_digits: dict[bytes, set[Core]] = defaultdict(set)
     known: set[bytes] = set()
     for word, of_known in words:
-        for core in _cores(word):
-            cores[core.digits].add(core)
+        for core in cores(word):
+            by_digits[core.digits].add(core)
             known |= {core.digits} if of_known else set()
     return {
         Literal(digits): Meaning(
             Kind.PACKED, len(digits), cores=tuple(some), of_known=digits in known, may_be_broken=True
         )
-        for digits, some in cores.items()
+        for digits, some in by_digits.items()
     }
 
 

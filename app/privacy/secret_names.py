@@ -1,4 +1,4 @@
-"""What a name says about its value: `DB_PASSWORD`, `apiKey`, `github_pat`, `Passwort`.
+"""Tells by a name what kind of value stands under it: `DB_PASSWORD`, `apiKey`, `github_pat`, `Passwort`.
 
     DB_PASSWORD, dbPass, pw          PASSWORD      whatever stands there is one
     clientSecret, X-Api-Key          SECRET        so is what stands in quotes; a bare word may be a variable

@@ -1,4 +1,4 @@
-r"""Whether what stands in the place of a secret is one: no placeholder, no type, no piece of code.
+r"""Tells whether a value is a secret, and no placeholder, no type, no piece of code.
 
     <your password>  ${DB_PASSWORD}  ****     placeholders
     None  str  optional                       plain words
@@ -12,30 +12,37 @@ from __future__ import annotations
 
 import re
 from binascii import a2b_base64
+from collections.abc import Callable
 
 
 def _compiled(pattern: bytes) -> re.Pattern[bytes]:
     return re.compile(pattern, re.IGNORECASE)
 
 
-_PLACEHOLDER = _compiled(
+def _matches(pattern: bytes) -> Callable[[bytes], bool]:
+    """Tells whether the pattern stands somewhere in a value."""
+    search = _compiled(pattern).search
+    return lambda value: search(value) is not None
+
+
+is_placeholder = _matches(
     rb"^(?:<[^<>]*>|(?-i:\[[A-Z_ ]*\])|\{\{?[^{}]*\}?\}|[$#]\{[^}]*\}?|\$\([^)]*\)?|(?-i:\$[A-Z0-9_]*)"
     rb"|\$[a-z0-9_]*(?:pass|pwd|token|secret|key)[a-z0-9_]*|@[a-z0-9_]*(?:password|passwd|pwd|token|secret|key)"
     rb"|%[a-z_]*%|(?:%(?:\([a-z_]*\))?[sdr]:?)+|(?:[a-z]{1,12}[_-]){0,3}[*.\xe2\x80\xa2\xa6#-]+|x{3,}|your[ _-].*)$"
 )
-_PLAIN_WORD = _compiled(
+is_plain_word = _matches(
     rb"^(?:none|null|nil|undefined|true|false|str|string|bytes|bool|boolean|int|integer|float|double|number|char|any"
     rb"|object|unknown|never|void|self|this|optional|required|text|password|default|empty|yes|no|not|in|is|if|or|and"
     rb"|value|val|new|await|async|typeof|lambda|function|return|bearer|requires|must"
     rb"|cannot|options?|flags?|arguments?|parameters?|fields?)$"
 )
-_REFERENCE = _compiled(
+is_reference = _matches(
     rb"^[*&!]*[a-z_$][a-z0-9_$]*(?:\(|\[|\{|->|::|[?!]?\.[a-z_$]|<[a-z])"
     rb"|^@?[(\[{]|^[a-z_$][a-z0-9_$.]*[?]|^[|>][+-]?$|^#[a-z]*$|^[*&!+]+[a-z_$]+;?$|^\$[a-z_]+[,;)]+$|^[a-z_$]+\.<|^[a-z_$]{1,2}[+*/-]"
     rb"|^/[^/]*[(\[\\^$|]"
 )
 _IDENTIFIER = _compiled(rb"^[a-z_$][a-z0-9_$]*$")
-_NUMBER = _compiled(rb"^[-!]?(?:0x[0-9a-f]+|[0-9][0-9_.,]*[a-z%]?)$")
+is_number = _matches(rb"^[-!]?(?:0x[0-9a-f]+|[0-9][0-9_.,]*[a-z%]?)$")
 _VERSION = _compiled(rb"^[~^<>=v]*[0-9]+\.[0-9]+(?:\.[0-9x]+(?:[ -].*)?)?$")
 _TYPE = _compiled(rb"^[a-z_.]+\[[a-z_.,| \[\]]*\]$")
 _PATH = re.compile(rb"^(?:/[a-z._-]+){2,}$")
@@ -47,7 +54,7 @@ _HAS_NAME = re.compile(
     rb"passw(?:or)?d|passphrase|passcode|pwd|[_-]pass|secret|token|credential"
     rb"|(?:api|access|private|public|account|auth|signing|encryption|master|shared|license)[ _-]?key"
 )
-_CALL = _compiled(rb"^[*&!]*[a-z_$][a-z0-9_$.]*\(|^(?:self|this|cls|super)\b")
+is_call = _matches(rb"^[*&!]*[a-z_$][a-z0-9_$.]*\(|^(?:self|this|cls|super)\b")
 _TEMPLATE = _compiled(rb"\$?\{[^{}]*\}|%(?:\([a-z_]*\))?[sdr]|<[a-z_ -]+>")
 _PROSE = _compiled(rb"(?:\S+\s+){3}\S")
 _FUNCTION_WORD = _compiled(rb"\b(?:the|a|an|of|for|to|your|is|in|and|or|not|with|must|be)\b")
@@ -63,22 +70,6 @@ _RUN = re.compile(rb"[A-Za-z0-9+/_=-]{16,}+")
 _ALTERNATIONS = re.compile(rb"(?:(?>.*?(?:[A-Za-z][0-9]|[0-9][A-Za-z]))){3}", re.DOTALL)
 
 _RANDOM_MIN, _DIGITS_MIN, _CREDENTIAL_MIN, _TOKEN_MIN, _SETTING_MIN = 16, 3, 6, 3, 8
-
-
-def is_placeholder(value: bytes) -> bool:
-    return _PLACEHOLDER.search(value) is not None
-
-
-def is_plain_word(word: bytes) -> bool:
-    return _PLAIN_WORD.search(word) is not None
-
-
-def is_reference(head: bytes) -> bool:
-    return _REFERENCE.search(head) is not None
-
-
-def is_number(word: bytes) -> bool:
-    return _NUMBER.search(word) is not None
 
 
 def has_name(word: bytes) -> bool:
@@ -103,10 +94,6 @@ def is_name(word: bytes) -> bool:
 def is_opening(head: bytes) -> bool:
     """`credentials[` before a quote, `parser.get(`"""
     return head in {b"(", b"[", b"{"} or _OPENING.search(head) is not None
-
-
-def is_call(head: bytes) -> bool:
-    return _CALL.search(head) is not None
 
 
 def is_variable(word: bytes) -> bool:

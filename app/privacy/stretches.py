@@ -1,7 +1,7 @@
-r"""Which stretches of a text must be undressed (app.privacy.decode) before the rules see all that is in it.
+r"""Chooses the stretches of a text that must be decoded (app.privacy.decode) before the rules see all that is in them.
 
-Undressing costs a hundred times what searching for literals does. So it is done only around what may be part of a
-secret in a dress:
+Decoding costs a hundred times what searching for literals does. So it is done only around what may be part of a
+secret that is encoded:
 
     "token\": \"…          a rule's head with an escape in or behind it
     ghp_…⏎12: …            a rule's head with a line end behind it
@@ -48,7 +48,7 @@ _SEAM = rb"\\?[ \t]*\r?\n(?:[ \t]*" + LINE_MARK + rb")?[ \t]*" + _LETTER
 
 
 @cache
-def _dressed(ends_at: bytes) -> re.Pattern[bytes]:
+def _rest_of_word(ends_at: bytes) -> re.Pattern[bytes]:
     """The rest of a word, and what it may go on behind."""
     return re.compile(
         rb"[^\s\"'`\\%%\x1b<>%b]*+(?:(?P<escape>%b)|(?P<seam>(?<=[A-Za-z0-9+/=_.~-])%b))?"
@@ -83,7 +83,7 @@ _RUN_MIN, _RUN_MAX = 20, 8192
 _BEFORE, _AFTER = 512, 512
 _KNOWN_MAX = 1024
 """A piece of a known value (app.privacy.known_secrets), with escapes in it."""
-_ESCAPE_BEFORE, _ESCAPE_AFTER, _ESCAPED_MAX = 64, 96, 1024
+_ESCAPE_BEFORE, _ESCAPE_AFTER = 64, 96
 
 
 def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
@@ -124,7 +124,7 @@ class _Words:
         seen = self._seen.get(ends_at)
         if seen is None or start > seen.end():
             # It may be empty, but it is always one.
-            seen = self._seen[ends_at] = _dressed(ends_at).match(self._data, start, start + _RUN_MAX)  # type: ignore[assignment]
+            seen = self._seen[ends_at] = _rest_of_word(ends_at).match(self._data, start, start + _RUN_MAX)  # type: ignore[assignment]
         return seen  # type: ignore[return-value]
 
 
@@ -140,11 +140,11 @@ def _around_heads(data: bytes, hits: Hits, scout: Scout) -> Iterator[Stretch]:
             yield _stretch(data, end - _KNOWN_MAX, end + _KNOWN_MAX, over_lines=True)
         elif meaning.kind is Kind.HEAD:
             if not meaning.is_one_word:
-                dressed = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
+                rest = (_ON_LINE if meaning.may_be_broken else _VALUE_ON_LINE).match(data, end)
             else:
-                dressed = words.rest(end, meaning.ends_at)
-            if dressed and (dressed["escape"] or dressed["seam"]):
-                yield _stretch(data, start, dressed.end(), over_lines=True)
+                rest = words.rest(end, meaning.ends_at)
+            if rest and (rest["escape"] or rest["seam"]):
+                yield _stretch(data, start, rest.end(), over_lines=True)
             elif meaning.reach:
                 yield _stretch(data, start, end + meaning.reach, over_lines=True)
             elif _is_behind_escape(data, start) or (not meaning.length and _has_letter_escape(data, end)):

@@ -1,4 +1,4 @@
-"""Values that stand apart from their names: in a list, in the field beside, in an element, on the next lines.
+"""Finds values that stand apart from their names: in a list, in the field beside, in an element, on the next lines.
 
 "passwords": ["…", "…"]                    the strings of a list or an object
 {"name": "DB_PASSWORD", "value": "…"}      the field after the name's, or before it; also in YAML and XML

@@ -1,4 +1,4 @@
-"""On which terms the sessions of a folder leave: a policy, compiled rules, a user."""
+"""Terms on which the sessions of a folder leave: a policy, compiled rules, a user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own patterns: RE2, whatever the case."""
+"""Compiles the user's own patterns: RE2, whatever the case."""
 
 from __future__ import annotations
 

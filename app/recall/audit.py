@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.capture.folders import Folders
-from app.exporters.helicone.naming import project_name
-from app.exporters.helicone.records import Kind, Record
+from app.exporters.encoder import Kind, Record
+from app.exporters.kinds import ENCODER
 from app.ledger.history import Exported, exported
 from app.ledger.record_identity import Print
 from app.ledger.versions import frozen
@@ -26,13 +26,11 @@ from app.privacy.terms import Capture
 from app.recall.delivered_policy import Encodings, as_made, digest_of, prints
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
-from app.transcript.model import TranscriptError
+from app.transcript.model import TranscriptError, project_name
 
 GONE = "no longer in OpenCode's store"
 EXPORT_MODE = "export mode"
 """Named like a rule where today's mode would not let the record's text leave at all."""
-_NOT_WRITTEN = frozenset({"id", "object", "model", "usage", "parts", "_type", "toolName"})
-"""Of a request or response: what nobody wrote, and the redaction leaves as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +173,9 @@ class _Comparison:
 
 def hits(record: Record, redaction: Redaction) -> Counter[str]:
     """How often each rule finds something in the texts of a record that were left as they are."""
-    told = json.loads(record.body)
     found: Counter[str] = Counter()
-    for side in (told["providerRequest"]["json"], told["providerResponse"]["json"]):
-        redaction.json({name: value for name, value in side.items() if name not in _NOT_WRITTEN}, found)
-    redaction.text(told["providerRequest"]["meta"].get("Helicone-Session-Name", ""), found)
+    for text in ENCODER.texts_of(record.body):
+        redaction.json(text, found)
     return found
 
 

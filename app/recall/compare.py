@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 
 from app.delivery.confirm import IDS_MAX
 from app.exporters.answer import AnswerError, parsed
-from app.exporters.helicone.client import ReadBackError, Shown
+from app.exporters.client import ReadBackError
+from app.exporters.encoder import Shown
 from app.recall.expected import Likeness, json_digest
 
 Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from app.capture.enqueue import body_of
 from app.capture.export import Export, split
-from app.exporters.helicone.records import Record
+from app.exporters.encoder import Record
 from app.ledger.history import Exported
 from app.ledger.record_identity import DIGEST_BYTES, Print
 from app.privacy.policy import Mode, Policy, is_as_strict, retold, strictest

@@ -7,6 +7,7 @@ import json
 import uuid
 from dataclasses import dataclass
 
+from app.exporters.kinds import ENCODER
 from app.ledger.job import Body
 
 
@@ -19,19 +20,19 @@ class Likeness:
     path: str
     start_ms: int
     requests: frozenset[bytes]
-    """Digests of the request's JSON; the cloud's worker stores the whole body in its place."""
+    """Digests of what its request may be there."""
     response: bytes
 
 
 def likeness(session: str, body: Body) -> Likeness:
-    told = json.loads(body.body)
+    shown = ENCODER.shown_as(body.body)
     return Likeness(
         session=session,
         request_id=body.request_id,
         path=body.frozen.path if body.frozen else "",
         start_ms=body.frozen.start_ms if body.frozen else 0,
-        requests=frozenset({json_digest(told["providerRequest"]["json"]), json_digest(told)}),
-        response=json_digest(told["providerResponse"]["json"]),
+        requests=frozenset(json_digest(one.request) for one in shown),
+        response=json_digest(shown[0].response),
     )
 
 

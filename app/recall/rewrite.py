@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from app.capture.enqueue import body_of
-from app.exporters.helicone.records import Record, blank, kind_of
+from app.exporters.encoder import Record
+from app.exporters.kinds import ENCODER
 from app.ledger.history import Exported
 from app.ledger.job import Body, Frozen, Version
 from app.ledger.record_identity import Print
@@ -135,7 +136,7 @@ def _blank_body(one: Print, session: str, user_id: str) -> Body:
     frozen = one.frozen
     record = Record(
         request_id=str(one.request_id),
-        kind=kind_of(frozen.model),
+        kind=ENCODER.kind_of(frozen.model),
         path=frozen.path,
         provider=frozen.provider,
         model=frozen.model,
@@ -144,4 +145,4 @@ def _blank_body(one: Print, session: str, user_id: str) -> Body:
         session_name=frozen.session_name,
         body=b"",
     )
-    return body_of(blank(record, session))
+    return body_of(ENCODER.blank(record, session))

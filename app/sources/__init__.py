@@ -1,1 +1,1 @@
-"""The coding agents whose sessions are exported, a package for each."""
+"""Sources: the coding agents whose sessions are exported, a package for each."""

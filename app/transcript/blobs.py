@@ -27,7 +27,7 @@ _STEP = BLOB_CHARACTERS_MIN - _LOOK
 _DENSE_MIN, _OTHERS_MAX_SHARE, _DIGITS_MIN_SHARE, _LETTERS85_MIN = _LOOK // 2, 0.3, 0.15, 68
 _DIGITS_MIN = _LOOK // 16
 """Of the characters of such a look. 256 of 85 letters at random show about 81, and 62 of 64 those of base64."""
-_CHUNK_MIN, _LONG_CHUNK = 16, 60
+_LONG_CHUNK = 60
 """Lines of a wrapped blob have one width; 60 and more are taken for such lines without."""
 _HASH_WIDTHS = {32, 40, 56, 64, 96, 128}
 """Hex lines of these widths are a list of hashes."""

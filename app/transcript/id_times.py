@@ -1,4 +1,4 @@
-"""What OpenCode's ids say about when they were made.
+"""Tells from OpenCode's ids when they were made.
 
     msg_2295a9866001xUw3NOie3wkDMy
         └ 12 hex digits: milliseconds * 4096 + a counter, of which 48 bits are kept; then 14 random characters

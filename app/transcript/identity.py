@@ -1,4 +1,4 @@
-"""What all records of a root session have in common for ever, fixed when its first turn is captured.
+"""Identity: what all records of a root session have in common for ever, fixed when its first turn is captured.
 
 Helicone takes a record for another one when its model or its user id changes, and one session for two when the name
 does. So these three are kept with the session, and whoever makes a record of it again makes it with them.

@@ -1,4 +1,4 @@
-"""What happened in an OpenCode session, as values.
+"""Transcript: what happened in an OpenCode session, as values.
 
     Transcript                  one session
       session: Session          its facts: title, directory, times
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -235,6 +236,11 @@ class Transcript:
     unreadable: tuple[Unreadable, ...] = ()
     faults: tuple[str, ...] = ()
     """What was odd outside of its turns."""
+
+
+def project_name(directory: str | None) -> str | None:
+    """The last element of a session's directory; None when there is none, or it was withheld."""
+    return re.split(r"[/\\]", (directory or "").rstrip("/\\"))[-1] or None
 
 
 def session_digest(session: Session) -> str:

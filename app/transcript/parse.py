@@ -1,4 +1,4 @@
-"""The door from OpenCode's JSON to the values of `transcript`.
+"""Parses OpenCode's JSON into the values of `transcript`; there is no other way in.
 
     {"root": "ses_…", "sessions": [
         {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, …]}

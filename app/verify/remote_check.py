@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from app.exporters.helicone.client import OverlongError
+from app.exporters.client import OverlongError
 from app.ledger.history import Exported
 from app.verify.turn_status import by_turn, current, fate
 

@@ -31,7 +31,8 @@ from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.export_files import ExportError
-from app.sources.opencode.store import Store, StoredSession
+from app.sources.opencode.rows import Head
+from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
 from app.verify.turn_status import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
 
@@ -63,11 +64,11 @@ class Verification:
         ours = find_target(db, settings)
         self.destination_id = -1 if ours is None else ours.id
 
-    def chosen(self, choice: Choice) -> list[StoredSession | str]:
+    def chosen(self, choice: Choice) -> list[Head | str]:
         """OpenCode's sessions, then the ids of those that only the ledger knows. Raises UnknownSessionError."""
         roots = self._store.roots()
         stored = {one.id for one in roots}
-        found: list[StoredSession | str] = list(roots)
+        found: list[Head | str] = list(roots)
         # What has become a subagent meanwhile is no root, and yet there.
         found += [
             name
@@ -84,13 +85,13 @@ class Verification:
             found = [by_name[name] for name in dict.fromkeys(choice.sessions)]
         return [one for one in found if not choice.since_ms or self.changed_ms(one) >= choice.since_ms]
 
-    def changed_ms(self, session: StoredSession | str) -> int:
+    def changed_ms(self, session: Head | str) -> int:
         if isinstance(session, str):
             known = exported(self._db, self.destination_id, session)
             return max((one.facts_ms for one in known), default=0)
         return self._store.changed_ms(session.id) or session.updated_ms
 
-    def look(self, session: StoredSession | str) -> Verdict:
+    def look(self, session: Head | str) -> Verdict:
         if isinstance(session, str):
             return weigh_deleted(session, exported(self._db, self.destination_id, session))
         changed_ms = self.changed_ms(session)
@@ -121,7 +122,7 @@ class Verification:
         """Whether a hook may be about to bring something."""
         return bool(present(self._hooks))
 
-    def _circumstances(self, session: StoredSession, changed_ms: int) -> Circumstances:
+    def _circumstances(self, session: Head, changed_ms: int) -> Circumstances:
         _, capturing = self._folders.find(session.directory)
         known = frozen(self._db, self.destination_id, session.id)
         return Circumstances(

@@ -17,10 +17,13 @@ from app.database.open import open_ledger
 from app.database.schema import migrate, migrations
 from app.delivery import confirm
 from app.delivery.backoff import Policy
-from app.delivery.confirm import CONTROL_MS, NOT_STORED_CAUSES, Allowance, Unread
+from app.delivery.confirm import CONTROL_MS, Allowance, Unread
 from app.delivery.deliver import Courier, deliver
+from app.exporters.client import ReadBackError
+from app.exporters.helicone import traits
 from app.exporters.helicone.body import Log, encode
-from app.exporters.helicone.client import Client, ReadBackError
+from app.exporters.helicone.client import Client
+from app.exporters.helicone.traits import NOT_STORED_CAUSES
 from app.exporters.outcome import Outcome
 from app.ledger import dead_letters, destinations, maintenance, readback, versions
 from app.ledger.job import Body, Version
@@ -49,7 +52,7 @@ class Person:
         self.db, self.receiver, self.client = db, receiver, client
         self.spool = db.path.parent
         self.now_ms = FIRST_MS
-        self.plan = confirm.plan("auto", receiver.url, "", None)
+        self.plan = traits.read_back("auto", receiver.url, "", None)
         self.allowance = Allowance(FOR_EVER, FOR_EVER, self.now_ms)
         self.destination = destinations.destination(db, receiver.url, "fingerprint", self.now_ms).id
 

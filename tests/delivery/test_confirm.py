@@ -15,8 +15,10 @@ import pytest
 from app.database.connection import transaction
 from app.database.open import open_ledger
 from app.delivery import confirm
-from app.delivery.confirm import Allowance, Unread, looks_ms
+from app.delivery.confirm import Allowance, Unread
+from app.exporters.helicone import traits
 from app.exporters.helicone.body import Log, encode
+from app.exporters.helicone.traits import looks_ms
 from app.ledger import claims, confirmations, counts, destinations, flow, pruning, readback, versions
 from app.ledger.confirmations import AHEAD_MS_MAX, Unconfirmed
 from app.ledger.decision import BACKFILL, IMPORT, Decision
@@ -177,7 +179,7 @@ def test_what_is_never_found_is_sent_again_so_often_and_is_then_dead_with_the_ca
         if resends < confirm.RESENDS_MAX:
             assert carry(desk, T1) == 2
     assert desk.state(T1) == "dead"
-    assert desk.row(T1)["error"] == f"accepted but not stored: {'; '.join(confirm.NOT_STORED_CAUSES)}"
+    assert desk.row(T1)["error"] == f"accepted but not stored: {'; '.join(traits.NOT_STORED_CAUSES)}"
     # To be sent again by whoever has mended the other side: the records, and nothing that says that they are there.
     assert (desk.records(T1), acknowledgements(desk), desk.row(T1)["confirm_ms"]) == (2, 0, None)
 
@@ -461,13 +463,13 @@ def test_what_is_read_back_and_where(
     url: str | None,
     is_sampled: bool,  # noqa: FBT001 - one column of the table
 ) -> None:
-    made = confirm.plan(setting, endpoint, "", chosen)  # type: ignore[arg-type]
+    made = traits.read_back(setting, endpoint, "", chosen)  # type: ignore[arg-type]
     assert (made.url, made.is_sampled) == (url, is_sampled)
     assert bool(made.off_reason) is (url is None)
 
 
 def test_on_the_cloud_one_job_an_hour_is_read_back_and_every_one_while_the_quota_is_exceeded(desk: Desk) -> None:
-    plan = confirm.plan("auto", CLOUD, "", None)
+    plan = traits.read_back("auto", CLOUD, "", None)
     destinations.remember_route(desk.db, desk.destination, f"{CLOUD}/custom/v1/log")
     first_ms = looks_ms(WORKER, 0)[0]
 
@@ -484,7 +486,7 @@ def test_on_the_cloud_one_job_an_hour_is_read_back_and_every_one_while_the_quota
 
 
 def test_self_hosted_every_job_is_read_back(desk: Desk) -> None:
-    plan = confirm.plan("auto", "http://127.0.0.1:8585", "", None)
+    plan = traits.read_back("auto", "http://127.0.0.1:8585", "", None)
     destinations.remember_route(desk.db, desk.destination, JAWN)
     assert [confirm.when(desk.db, desk.destination, plan, now_ms) for now_ms in (1, 2)] == [
         1 + LOOKS[0],

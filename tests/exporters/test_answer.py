@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.exporters.answer import DEPTH_MAX, VALUES_MAX, AnswerError, TooManyValuesError, parsed
-from app.exporters.helicone.client import READ_BACK_BYTES_MAX, Client, OverlongError, ReadBackError, Shown
+from app.exporters.client import OverlongError, ReadBackError
+from app.exporters.encoder import Shown
+from app.exporters.helicone.client import READ_BACK_BYTES_MAX, Client
 from app.operations.remote import Remote
 from app.recall.compare import look
 from app.recall.expected import Likeness

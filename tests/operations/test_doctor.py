@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from app.capture.reconcile import QUIET_MS
-from app.delivery.confirm import NOT_STORED_CAUSES
+from app.exporters.helicone.traits import NOT_STORED_CAUSES
 from app.ledger import destinations, flow, folders, incidents, notices
 from app.runtime import clock
 from app.runtime.liveness import Announced

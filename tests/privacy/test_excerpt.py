@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from app.exporters.helicone.client import Client, ReadBackError
+from app.exporters.client import ReadBackError
+from app.exporters.helicone.client import Client
 from app.exporters.outcome import Outcome
 from app.privacy.excerpt import CHARS_MAX, UNREADABLE, WITHHELD
 from app.privacy.redact import REDACTED, Redaction

@@ -75,7 +75,9 @@ def next_version(package: Path) -> Path:
     """The program with another version number, another schema, and other bytes for the same turn."""
     copy(package)
     replace(package / "__init__.py", f'"{__version__}"', f'"{NEXT_VERSION}"')
-    replace(package / "chat.py", '"agent": message.agent,', f'"agent": message.agent, {MAPPING},')
+    replace(
+        package / "exporters" / "helicone" / "chat.py", '"agent": message.agent,', f'"agent": message.agent, {MAPPING},'
+    )
     script = f"alter table job add column next_{NEXT_SCHEMA} text;\n"
     (package / "migrations" / f"{NEXT_SCHEMA:04}_next.sql").write_text(script, "utf-8")
     return package

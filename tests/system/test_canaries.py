@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from app.capture.enqueue import Place, Request, enqueue
 from app.database.open import open_ledger
-from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
+from app.exporters.encoder import Frame, Record
+from app.exporters.helicone.records import encode_session, encode_turn
 from app.ledger import destinations, incidents, notices
 from app.ledger import job as ledger_job
 from app.privacy.metadata_only import withhold_session, withhold_turn

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from app.backfill.import_files import import_files
-from app.delivery.confirm import NOT_STORED_CAUSES, RESENDS_MAX, Allowance
+from app.delivery.confirm import RESENDS_MAX, Allowance
 from app.exporters.helicone.client import Client
+from app.exporters.helicone.traits import NOT_STORED_CAUSES
 from app.ledger import readback
 from app.operations.status import Confirmation, DestinationStatus, read_status
 from app.runtime import clock

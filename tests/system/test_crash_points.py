@@ -320,7 +320,7 @@ def test_record_that_kills_every_worker_ends_as_a_dead_letter_and_its_neighbours
 
 def test_every_point_in_the_code_is_in_the_list_and_the_other_way_round() -> None:
     texts = [path.read_text("utf-8") for path in (ROOT / "app").rglob("*.py")]
-    reached = [point for text in texts for point in re.findall(r'crashpoint\.reach\(\s*"([^"]+)"', text)]
+    reached = [point for text in texts for point in re.findall(r'failpoint\.reach\(\s*"([^"]+)"', text)]
     assert sorted(reached) == sorted(POINTS)
 
 

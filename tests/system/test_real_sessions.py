@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from app.exporters.helicone.records import Frame, encode_turn
+from app.exporters.encoder import Frame
+from app.exporters.helicone.records import encode_turn
 from app.sources.opencode.store import Store
 from app.transcript.model import Transcript, Turn
 from tests.support.opencode import OpenCode, Server

@@ -17,7 +17,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.exporters.helicone.records import Frame, encode_session, encode_turn
+from app.exporters.encoder import Frame
+from app.exporters.helicone.records import encode_session, encode_turn
 from app.transcript.model import Tool, Transcript, Turn
 from app.transcript.parse import parse
 from tests.support import recorded

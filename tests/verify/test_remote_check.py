@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from app.exporters.client import ReadBackError
 from app.exporters.helicone.body import Log, encode, start_ms_of
-from app.exporters.helicone.client import SINCE_MARGIN_MS, Client, ReadBackError
+from app.exporters.helicone.client import SINCE_MARGIN_MS, Client
 from app.transcript.model import Json
 from tests.support.servers import answer, api_key, receiving, scripted
 

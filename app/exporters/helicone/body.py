@@ -1,4 +1,4 @@
-"""One Helicone log as the body of a POST to its manual logger.
+"""Encodes one Helicone log as the body of a POST to its manual logger.
 
     {…request…,                                              the request's fields once more: the cloud worker
                                                              takes the whole body for the request

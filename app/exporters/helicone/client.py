@@ -1,4 +1,4 @@
-"""The wire to Helicone: post one record, say what the answer means, read a session back.
+"""Talks to Helicone: posts one record, says what the answer means, finds stored records.
 
     bytes ─ Client.post ─▶ status, headers, at most 64 KiB ─ classify ─▶ Outcome
 
@@ -20,8 +20,9 @@ from typing import Any, Self, TypeAlias
 
 import httpx
 
-from app.errors import AppError, UsageError
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
+from app.exporters.client import ClientError, OverlongError, ReadBackError
+from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import Kind, Outcome, retry_after_ms
 from app.exporters.transport import Transport, within
@@ -51,27 +52,6 @@ _CONNECTION_ERROR = re.compile(
 as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, the others are read in their sources."""
 
 _Row: TypeAlias = dict[str, Any]
-
-
-class ClientError(UsageError):
-    """A client that cannot be built. Names the setting, never the key."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What Helicone shows of one stored request."""
-
-    request: Any
-    """JSON; None or '' where Helicone has no body."""
-    response: Any
-
-
-class ReadBackError(AppError):
-    """Stored requests could not be read. Says the status or the failed phase."""
-
-
-class OverlongError(ReadBackError):
-    """The answer is longer than READ_BACK_BYTES_MAX, or holds too many values: fewer requests are to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +116,8 @@ class Client:
         None of them starts before `start_ms`. At most READ_BACK_PAGE ids; their bodies come along and are thrown away,
         READ_BACK_BYTES_MAX in all.
         """
-        found = {}
-        for row in self._read_page(url, _query(request_ids, start_ms)):
-            place = row.get("storage_location") if isinstance(row, dict) else None
-            for request_id in request_ids:
-                if isinstance(row, dict) and str(row.get("request_id")).lower() == str(request_id):
-                    found[request_id] = not str(place).startswith("not_stored")
-        return found
+        rows = self._rows(url, start_ms, request_ids)
+        return {one: not str(row.get("storage_location")).startswith("not_stored") for one, row in rows}
 
     def shown(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Shown]]:
         """The bodies of these requests, as of `stored`; several where Helicone took one for another.
@@ -150,12 +125,17 @@ class Client:
         Raises ReadBackError.
         """
         found: dict[uuid.UUID, list[Shown]] = {}
-        wanted = {str(request_id): request_id for request_id in request_ids}
-        for row in self._read_page(url, _query(request_ids, start_ms)):
-            request_id = wanted.get(str(row.get("request_id")).lower()) if isinstance(row, dict) else None
-            if request_id is not None:
-                found.setdefault(request_id, []).append(Shown(row.get("request_body"), row.get("response_body")))
+        for one, row in self._rows(url, start_ms, request_ids):
+            found.setdefault(one, []).append(Shown(row.get("request_body"), row.get("response_body")))
         return found
+
+    def _rows(self, url: str, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Iterator[tuple[uuid.UUID, _Row]]:
+        """What is stored of these requests, and nothing else that the answer may hold."""
+        wanted = {str(one): one for one in request_ids}
+        for row in self._read_page(url, _query(request_ids, start_ms)):
+            one = wanted.get(str(row.get("request_id")).lower()) if isinstance(row, dict) else None
+            if one is not None:
+                yield one, row
 
     def _read_page(self, url: str, query: _Row) -> list[_Row]:
         try:

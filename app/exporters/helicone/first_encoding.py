@@ -1,4 +1,4 @@
-"""A turn as version 0.1.0 showed it, for the sessions whose records are written in its encoding.
+"""Rebuilds a turn as version 0.1.0 showed it, for sessions whose records are written in its encoding.
 
 Their waiting jobs are made again from OpenCode's store, and compared byte by byte: what is shown since then must not
 change them.

@@ -1,4 +1,4 @@
-"""A turn becomes Helicone logs, one per thing that happened, in the order in which it happened.
+"""Makes Helicone logs of a turn, one for each thing that happened, in the order in which it happened.
 
     session              /opencode/ses_…
       user message       /opencode/ses_…/msg-0
@@ -15,14 +15,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from app.exporters.encoder import Frame, Kind, Record
 from app.exporters.helicone import chat, data_log
 from app.exporters.helicone.body import PROVIDER, Log, encode
 from app.exporters.helicone.first_encoding import as_first_encoded
-from app.exporters.helicone.naming import project_name, project_of
+from app.exporters.helicone.naming import project_of
 from app.runtime.header_value import below, latin1, readable
-from app.transcript.identity import Encoding
 from app.transcript.model import (
     Assistant,
     Json,
@@ -35,45 +34,11 @@ from app.transcript.model import (
     Turn,
     User,
     is_llm_call,
+    project_name,
 )
 
 REQUEST_IDS = uuid.UUID("496e8d88-fce8-5dd9-afa3-7328a1253d4d")
 """Namespace of all request ids. Another one would double every log that Helicone already holds."""
-
-Kind = Literal["session", "user", "assistant", "tool"]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What the records of one root session have in common."""
-
-    root_session_id: str
-    session_name: str
-    """Frozen with the session's first record: Helicone groups by id and name."""
-    prefix: str
-    """Of all session paths, `/opencode` unless set otherwise."""
-    user_id: str
-    """'' for none. Frozen with the session's first record."""
-    interrupted: bool
-    """Nobody will complete what is unfinished: OpenCode has ended, or the person went on."""
-    encoding: Encoding
-    """Frozen with the session's first record: the model, by which Helicone replaces, is another in each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One Helicone log."""
-
-    request_id: str
-    kind: Kind
-    path: str
-    provider: str
-    model: str
-    """As Helicone derives it from the body."""
-    user_id: str
-    start_ms: int
-    session_name: str
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Where Helicone listens: an endpoint as a person gives it, and the URLs that follow from it. Pure, without httpx.
+"""Finds the URLs of Helicone that follow from an endpoint as a person gives it. Pure, without httpx.
 
     endpoint                               log URLs, in the order to be tried
     https://api.worker.helicone.ai         …/custom/v1/log                            worker
@@ -13,7 +13,6 @@ Two servers of Helicone take Manual-Logger bodies: the Cloudflare worker and jaw
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from app.runtime.url import RouteKind, normalise
@@ -28,15 +27,7 @@ _CLOUD_JAWN_HOSTS = frozenset({"api.helicone.ai", "eu.api.helicone.ai"})
 _EU_KEY = re.compile(r"[sp]k-helicone-eu-")
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One URL that takes Manual-Logger bodies."""
-
-    url: str
-    kind: RouteKind
-
-
-def routes(endpoint: str) -> tuple[Route, ...]:
+def routes(endpoint: str) -> tuple[str, ...]:
     """The log URLs of an endpoint; each is tried when the one before it answered 404. Raises EndpointError."""
     base = normalise(endpoint)
     parts = urlsplit(base)
@@ -49,7 +40,7 @@ def routes(endpoint: str) -> tuple[Route, ...]:
         urls = [base + _WORKER_PATH]
     else:
         urls = [base + _JAWN_PATH, base + _WORKER_PATH]
-    return tuple(Route(url, kind_of(url)) for url in urls)
+    return tuple(urls)
 
 
 def kind_of(log_url: str) -> RouteKind:

@@ -1,4 +1,4 @@
-"""OpenCode's own data, read from outside of it: its store, the files of `opencode export`, and its configuration.
+"""OpenCode: its store, the files of `opencode export` and its configuration, read from outside of it.
 
     store   what each generation of OpenCode keeps: SQLite files from 1.2 on, JSON files before; gives `Transcript`s
     files   {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}, one session each; `families` puts

@@ -1,4 +1,4 @@
-"""Reading OpenCode's store without a lock that OpenCode could meet.
+"""Reads OpenCode's store without a lock that OpenCode could meet.
 
 It never waits for a read, and it does not fail because of one: OpenCode opens its store without a timeout (1.18.33), so
 that it ends with `database is locked` where anybody holds a lock that it asks for at that moment. The first one who

@@ -1,4 +1,4 @@
-"""OpenCode's own configuration, and where it configures our plugin: read here, because OpenCode does not hand it over.
+"""Reads OpenCode's configuration, and finds where it configures our plugin, because OpenCode does not hand it over.
 
 Its list of plugins is unique by file, and the file that it finds by itself in `plugin/` wins over an entry with
 options; a top-level `plugins` block, which the plugin before this one asked for, it drops. Each of these counts here:

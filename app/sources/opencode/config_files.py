@@ -1,4 +1,4 @@
-"""Which configurations OpenCode merges for a directory, in its order, and their texts.
+"""Finds the configurations that OpenCode merges for a directory, in its order, and reads their texts.
 
     ~/.config/opencode/{config.json,opencode.json,opencode.jsonc}       or below $XDG_CONFIG_HOME
     $OPENCODE_CONFIG

@@ -1,4 +1,4 @@
-"""A store of OpenCode in one SQLite file, of whichever generation."""
+"""Reads a store of OpenCode in one SQLite file, of whichever generation."""
 
 from __future__ import annotations
 

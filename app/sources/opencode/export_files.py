@@ -1,4 +1,4 @@
-"""The files of `opencode export`.
+"""Reads the files of `opencode export`.
 
     {"info": {session}, "messages": [{"info": {…}, "parts": [{…}, …]}, …]}
 

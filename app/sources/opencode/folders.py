@@ -1,4 +1,4 @@
-"""Where OpenCode looks for a user's files."""
+"""Finds the folders in which OpenCode keeps a user's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON files of OpenCode 1.0 and 1.1, of which a newer one may have left some where it found them.
+"""Reads the JSON files of OpenCode 1.0 and 1.1, of which a newer one may have left some where it found them.
 
     storage/session/<project>/<session>.json    what `opencode export` prints as a session's `info`
     storage/message/<session>/<message>.json    a message's `info`

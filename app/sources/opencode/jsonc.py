@@ -1,4 +1,4 @@
-"""JSON with comments and trailing commas, as OpenCode reads its configuration, and the line of every key.
+"""Parses JSON with comments and trailing commas, as OpenCode reads its configuration, with the line of every key.
 
 OpenCode uses Microsoft's `jsonc-parser`; what that one refuses is refused here.
 """

@@ -1,4 +1,4 @@
-"""What OpenCode logs in with, as its files and its store hold it now.
+"""Reads what OpenCode logs in with, as its files and its store hold it now.
 
     auth.json                     keys of providers, OAuth tokens
     mcp-auth.json                 tokens and secrets of MCP servers

@@ -1,4 +1,4 @@
-"""The tables of OpenCode 2, `session_v2` and `session_message`, beside those of OpenCode 1 where it has been migrated.
+"""Reads the tables of OpenCode 2, `session_v2` and `session_message`, and those of OpenCode 1 beside them.
 
 At its first start OpenCode 2 copies what is in `session`, `message` and `part`, and lets these be from then on; an
 OpenCode 1 that is used later writes to them again. Where `message` holds an id, it is the source, so that what was

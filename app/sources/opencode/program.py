@@ -1,4 +1,4 @@
-"""Which versions of OpenCode are installed, as the programs themselves say."""
+"""Finds the installed versions of OpenCode, as the programs themselves say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store of OpenCode is asked for, whichever generation of OpenCode wrote it."""
+"""Rows: what a store of OpenCode is asked for, whichever generation of OpenCode wrote it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Head:
     directory: str
     created_ms: int
     updated_ms: int
+    """As OpenCode keeps it. What changed inside of its turns is in `Store.changed_ms`."""
 
 
 class Rows(Protocol):

@@ -1,4 +1,4 @@
-"""OpenCode's own store, read and never written: all that its generations have left beside each other in one folder.
+"""Reads OpenCode's own store, and never writes: all that its generations have left beside each other in one folder.
 
     opencode.db, opencode-<channel>.db    SQLite, one file for all projects: OpenCode 1.2 to 1.18, and 2
     storage/                              JSON files: OpenCode 1.0 and 1.1
@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
-from typing import Protocol, TypeVar
+from typing import TypeAlias, TypeVar
 
 from app.sources.opencode import turns as reading
 from app.sources.opencode.access import AbsentError, StoreError, may_be
@@ -30,21 +29,8 @@ from app.transcript.parse import parse
 
 NAME = "opencode.db"
 """What lies beside a file of this name is read with it. One of another name stands alone."""
+Source: TypeAlias = Database | JsonFiles
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSession:
-    """A root session: one that no call of a parent's turn names.
-
-    A subagent is one, too, whose parent or whose call is gone, or that a plugin has started without a call.
-    """
-
-    id: str
-    directory: str
-    created_ms: int
-    updated_ms: int
-    """As OpenCode keeps it. What changed inside of its turns is in `Store.changed_ms`."""
 
 
 def store_file(environ: Mapping[str, str]) -> Path:
@@ -62,10 +48,6 @@ def databases(path: Path) -> list[Path]:
         with suppress(OSError):
             beside = sorted(path.parent.glob("opencode-*.db"))
     return [one for one in (path, *beside) if may_be(one, S_ISREG)]
-
-
-class Source(Protocol):
-    def ask(self, question: Callable[[Rows], T]) -> T: ...
 
 
 class Store:
@@ -97,17 +79,17 @@ class Store:
         """Whether it holds sessions of OpenCode 2, beside those of 1.x or alone."""
         return any(self._all(lambda rows: isinstance(rows, NewerRows)))
 
-    def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[StoredSession]:
-        """Those of all projects, or those that were started in `directory`; the oldest first.
+    def roots(self, directory: str | None = None, among: Collection[str] | None = None) -> list[Head]:
+        """The sessions that no call of a parent's turn names: of all projects, or of `directory`; the oldest first.
 
-        Only those `among` others: to tell a subagent, all that was said in its parent is read.
+        A subagent is one, too, whose parent or whose call is gone, or that a plugin has started without a call. Only
+        those `among` others: to tell a subagent, all that was said in its parent is read.
         """
         found: dict[str, Head] = {}
         where = None if directory is None else _as_stored(directory)
         for heads in self._all(lambda rows: reading.roots(rows, where, among)):
             found = {head.id: head for head in heads} | found
-        ordered = sorted(found.values(), key=lambda head: (head.created_ms, head.id))
-        return [StoredSession(head.id, head.directory, head.created_ms, head.updated_ms) for head in ordered]
+        return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
     def directories(self) -> set[str]:
         """Those that any session was started in."""

@@ -1,4 +1,4 @@
-"""The tables `session`, `message` and `part` of OpenCode 1.2 to 1.18.
+"""Reads the tables `session`, `message` and `part` of OpenCode 1.2 to 1.18.
 
 A row's ids and its `data` together are one `info` or one part of what `opencode export` prints: messages in the order
 of creation time and id, parts in that of their ids (OpenCode 1.18.33). A notice asks for little: of a long session all

@@ -1,4 +1,4 @@
-"""What OpenCode 2 keeps of a session, in the form in which OpenCode 1 exports one, so that `parse` reads both.
+"""Translates what OpenCode 2 keeps of a session into the form in which OpenCode 1 exports one: `parse` reads both.
 
     row     {"id", "type", …data}     of the table `session_message`, and of `opencode session export`
     here    {"info": {…}, "parts": [{…}, …]}     with `"v": 2`, so that no turn has the key of one of OpenCode 1

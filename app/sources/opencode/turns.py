@@ -1,4 +1,4 @@
-"""Sessions, their families and their turns, put together from the rows of a store."""
+"""Puts sessions, their families and their turns together from the rows of a store."""
 
 from __future__ import annotations
 

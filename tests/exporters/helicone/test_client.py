@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.exporters.helicone.client import ANSWER_BYTES_MAX, READ_BACK_PAGE, Client, ClientError, ReadBackError
+from app.exporters.client import ClientError, ReadBackError
+from app.exporters.helicone.client import ANSWER_BYTES_MAX, READ_BACK_PAGE, Client
 from app.exporters.outcome import Kind, Outcome
 from tests.support import servers
 from tests.support.servers import answer, api_key, ok, scripted, whole

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from app.exporters.helicone.records import Frame, encode_turn
+from app.exporters.encoder import Frame
+from app.exporters.helicone.records import encode_turn
 from app.transcript.identity import Encoding
 from app.transcript.model import Transcript
 from app.transcript.parse import parse

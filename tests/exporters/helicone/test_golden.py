@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from app.exporters.encoder import Frame, Record
 from app.exporters.helicone.naming import session_name
-from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
+from app.exporters.helicone.records import encode_session, encode_turn
 from app.transcript.identity import Encoding
 from app.transcript.model import Transcript
 from app.transcript.parse import parse

@@ -8,9 +8,23 @@ from urllib.parse import unquote
 
 import pytest
 
-from app.exporters.helicone.naming import project_name, session_name
-from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn, kind_of
-from app.transcript.model import Assistant, File, Message, Part, Reasoning, Session, Text, Tool, Transcript, Turn, User
+from app.exporters.encoder import Frame, Record
+from app.exporters.helicone.naming import session_name
+from app.exporters.helicone.records import encode_session, encode_turn, kind_of
+from app.transcript.model import (
+    Assistant,
+    File,
+    Message,
+    Part,
+    Reasoning,
+    Session,
+    Text,
+    Tool,
+    Transcript,
+    Turn,
+    User,
+    project_name,
+)
 from app.transcript.parse import parse
 from tests.support import recorded
 from tests.support.snapshots import (

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from app.exporters.encoder import Frame, Record
 from app.exporters.helicone.naming import session_name
-from app.exporters.helicone.records import Frame, Record, encode_session, encode_turn
+from app.exporters.helicone.records import encode_session, encode_turn
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.transcript.identity import Encoding
 from app.transcript.parse import parse

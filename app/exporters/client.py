@@ -1,0 +1,48 @@
+"""Client: what a worker and commands ask of one kind of destination: post a record, find stored ones, show them.
+
+The clients themselves bring an HTTP client along: `app.exporters.connect` loads them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from app.errors import AppError, UsageError
+from app.exporters.encoder import Shown
+from app.exporters.outcome import Outcome
+
+
+class ClientError(UsageError):
+    """A client that cannot be built. Names the setting, never the key."""
+
+
+class ReadBackError(AppError):
+    """Stored records could not be read. Says the status or the failed phase."""
+
+
+class OverlongError(ReadBackError):
+    """The answer is longer than is read, or holds too many values: fewer records are to be asked for."""
+
+
+class Client(AbstractContextManager["Client"], Protocol):
+    """A pool of connections to a destination under one key, shared by the worker's threads."""
+
+    def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
+        """Send one record's bytes to a URL of `Traits.routes`, and say what the answer means."""
+
+    def stored(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, bool]:
+        """Which of these records are stored, and whether with their bodies. Raises ReadBackError.
+
+        `url` as of `Traits.read_back`. None of them starts before `start_ms`.
+        """
+
+    def shown(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Shown]]:
+        """The bodies of these records, as of `stored`; several where one was taken for another.
+
+        Raises ReadBackError.
+        """
+
+    def close(self) -> None: ...

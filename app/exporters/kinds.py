@@ -1,0 +1,8 @@
+"""Kinds of destination: Helicone is the only one. What is loaded here is light enough for hooks."""
+
+from app.exporters.encoder import Encoder
+from app.exporters.helicone import encoder, traits
+from app.exporters.traits import Traits
+
+ENCODER: Encoder = encoder
+TRAITS: Traits = traits

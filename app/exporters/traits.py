@@ -1,0 +1,37 @@
+"""Traits: how one kind of destination is reached, and what it can be asked. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is read back at a destination, and where."""
+
+    url: str | None
+    """None: nothing is."""
+    off_reason: str
+    """Why nothing is; '' otherwise."""
+    is_sampled: bool
+    """One job an hour; otherwise every one."""
+    queries_per_minute: int
+
+
+class Traits(Protocol):
+    """How a kind of destination is reached, and what it can be asked. Pure."""
+
+    NOT_STORED_CAUSES: tuple[str, ...]
+    """Why a record that was accepted may not appear there, for a person."""
+
+    def routes(self, endpoint: str) -> tuple[str, ...]:
+        """The URLs that take records; each is tried when the one before it answered 404. Raises EndpointError."""
+
+    def read_back(
+        self, setting: Literal["auto", "on", "off"], endpoint: str, api_key: str, chosen_url: str | None
+    ) -> Plan:
+        """Where stored records can be asked for, and how often. `endpoint` as of `url.normalise`."""
+
+    def looks_ms(self, route: str | None, resends: int) -> tuple[int, ...]:
+        """When a job is looked for, in milliseconds after its delivery by the URL `route`."""
