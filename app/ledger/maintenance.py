@@ -139,7 +139,7 @@ _DUE_SESSIONS = (
 def to_wake(
     db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int, woken: Collection[str] = ()
 ) -> list[str]:
-    """Keys of due jobs, one per session; but not those that are `rung` already.
+    """Keys of due jobs, one per session; but not those that are `woken` already.
 
     No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
     Sessions in which something live is due come before those that are history.
