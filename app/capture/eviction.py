@@ -1,6 +1,6 @@
 """Room in the spool: first go bodies that OpenCode's store still holds, then whole jobs.
 
-more than maxSpoolSize ─▶ in the store? ─ yes ─▶ the job waits without its bodies; `remake` makes them again
+more than maxSpoolSize ─▶ in the store? ─ yes ─▶ the job waits without its bodies; `recapture` makes them again
                                         └ no ──▶ dropped (size)
 
 First each folder whose project sets a limit of its own is brought below it, and then the whole below the user's.

@@ -96,8 +96,8 @@ class Remaking:
 
         Nothing is filled in a folder that holds more than `bytes_max_of` it.
         For a hook: it may redact text. A turn that has changed since comes as its new version; one that would come out
-        with bytes that its job may not have (`ledger.may_refill`) stays held. Each is tried once, so that in an outage
-        nothing is filled and given up by turns. Raises sqlite3.Error.
+        with bytes that its job may not have (`eviction.may_refill`) stays held. Each is tried once, so that in an
+        outage nothing is filled and given up by turns. Raises sqlite3.Error.
         """
         full = eviction.excess_of_folders(db, bytes_max_of)
         for wanted in eviction.emptied(db, self._destination_id, folders):

@@ -35,7 +35,7 @@ def open_ledger(spool: Path) -> Ledger:
     """Create what is missing (directory, file, schema) and open `ledger.db` in the spool directory.
 
     A ledger of an older schema is migrated, one that is damaged is set aside and what can be read of it recovered:
-    `destination.refusals` tells how much could not.
+    `incidents.refusals` tells how much could not.
     Raises OSError, sqlite3.OperationalError (locked, disk full, read-only) and SchemaError.
     """
     path = private_spool(spool) / "ledger.db"
@@ -230,7 +230,7 @@ def _now_ms() -> int:
 def _order(db: sqlite3.Connection) -> None:
     """Have the tables of a new ledger begin where those of one that `app.ledger.erasure` has rewritten do.
 
-    So either can be read with the first page of a new one, should its own be lost (`salvage`).
+    So either can be read with the first page of a new one, should its own be lost (`recover`).
     """
     with suppress(sqlite3.OperationalError):  # somebody else made it at the same time, and writes already
         db.execute("vacuum")

@@ -1,7 +1,7 @@
 """Recall: overwrites what is at Helicone by new versions of turns, under the same ids, that hold less.
 
     turns ─ OpenCode's store ▶ today's rules, and one pattern more ─▶ redacted records ┐
-          ─ footprints ▶ nothing but what Helicone knows each by  ─▶ blank records ────┴▶ ledger.insert ▶ the worker
+          ─ footprints ▶ nothing but what Helicone knows each by  ─▶ blank records ────┴▶ versions.insert ▶ the worker
 
 Nothing is posted here: the jobs are delivered as all others are, with their retries, also after a crash.
 """

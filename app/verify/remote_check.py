@@ -1,6 +1,6 @@
 """Looks for delivered records at Helicone, each by its request id.
 
-    ledger.exported ─ footprints ▶ wanted ─ Client.stored ─▶ found, without bodies, missing
+    history.exported ─ footprints ▶ wanted ─ Client.stored ─▶ found, without bodies, missing
 
 Helicone's answers hold the whole bodies, wanted or not; so a query names few ids.
 """

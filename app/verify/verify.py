@@ -1,6 +1,6 @@
 """Compares OpenCode's store with the ledger.
 
-    Store.transcript ─ turns ▶ verdict.weigh ◀ versions ─ ledger.exported
+    Store.transcript ─ turns ▶ turn_status.weigh ◀ versions ─ history.exported
 
 The store is read before the ledger: what comes to both in between is in the ledger then. Nothing is changed, and no
 text is kept: one session is in memory at a time.

@@ -3,11 +3,13 @@ from __future__ import annotations
 import doctest
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from types import ModuleType
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from app.delivery import backoff
 from app.delivery.backoff import delay_ms
 from app.exporters import outcome
 from app.exporters.outcome import RETRY_AFTER_MS_MAX, retry_after_ms
@@ -15,8 +17,9 @@ from app.exporters.outcome import RETRY_AFTER_MS_MAX, retry_after_ms
 NOW_MS = 1_790_000_000_000
 
 
-def test_the_examples_in_the_documentation_hold() -> None:
-    result = doctest.testmod(outcome)
+@pytest.mark.parametrize("module", [outcome, backoff])
+def test_the_examples_in_the_documentation_hold(module: ModuleType) -> None:
+    result = doctest.testmod(module)
     assert (result.failed, result.attempted > 0) == (0, True)
 
 

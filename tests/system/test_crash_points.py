@@ -330,10 +330,10 @@ def test_every_point_has_a_case() -> None:
 
 INERT = """
 import sys
-from app.runtime import failpoint as crashpoint
-for point in crashpoint.POINTS:
-    crashpoint.reach(point)
-crashpoint.reach("post.sending", "another")
+from app.runtime import failpoint
+for point in failpoint.POINTS:
+    failpoint.reach(point)
+failpoint.reach("post.sending", "another")
 print("alive")
 """
 

@@ -176,7 +176,7 @@ def test_a_project_with_its_own_app_package_and_env_file_redirects_nothing(
     project = project_with_plugin(opencode, tmp_path / "project")
     trap = tmp_path / "trapped"
     (project / "app").mkdir()
-    for name in ("__init__", "__main__", "hook", "worker"):
+    for name in ("__init__", "__main__", "queue", "worker"):
         (project / "app" / f"{name}.py").write_text(f"open({str(trap)!r}, 'w')\n")
     (project / ".env").write_text(f"HELICONE_ENDPOINT=http://127.0.0.1:9\nOPENCODE_HELICONE_SPOOL_DIRECTORY={trap}\n")
     station = replace(station, variables={"OPENCODE_HELICONE_WORKER": "auto"})

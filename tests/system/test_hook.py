@@ -401,7 +401,7 @@ def test_a_known_value_of_the_environment_is_masked_and_nowhere_in_the_spool(sta
 def test_a_project_of_that_name_and_a_hostile_env_file_redirect_nothing(station: Station, tmp_path: Path) -> None:
     project = tmp_path / "project"
     (project / "app").mkdir(parents=True)
-    for name in ("__init__", "hook", "worker", "__main__"):
+    for name in ("__init__", "queue", "worker", "__main__"):
         (project / "app" / f"{name}.py").write_text(f"open({str(tmp_path / 'trapped')!r}, 'w')\n")
     (project / ".env").write_text("HELICONE_ENDPOINT=http://127.0.0.1:1\nOPENCODE_HELICONE_ENABLE=false\n")
     station = replace(station, variables={"PYTHONPATH": "."})
