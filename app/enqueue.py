@@ -6,7 +6,7 @@ settings = enqueue.unattended(dict(os.environ)).load()
 db = enqueue.open_ledger(settings.spool_directory)
 ours = enqueue.target(db, settings, now_ms)
 place = enqueue.Place(ours.id, enqueue.folder(db, directory))
-wake = enqueue.Bell(settings.spool_directory, ours.id).ring
+wake = enqueue.Queue(settings.spool_directory, ours.id).wake
 enqueue.enqueue(db, enqueue.parse(snapshot), enqueue.capture(settings, ()), place, now_ms=now_ms, ring=wake)
 """
 
@@ -14,8 +14,8 @@ from app.capture.config import capture
 from app.capture.enqueue import Enqueued, Place, enqueue
 from app.capture.targets import folder, target
 from app.database.open import open_ledger
-from app.queue import Bell
+from app.queue import Queue
 from app.settings.lookup import unattended
 from app.transcript.parse import parse
 
-__all__ = ["Bell", "Enqueued", "Place", "capture", "enqueue", "folder", "open_ledger", "parse", "target", "unattended"]
+__all__ = ["Enqueued", "Place", "Queue", "capture", "enqueue", "folder", "open_ledger", "parse", "target", "unattended"]

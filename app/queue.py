@@ -1,8 +1,8 @@
-"""The bell: Huey carries a job's key to a worker that sleeps. It wakes; what there is to do stands in the ledger.
+"""Wakes the worker through Huey; a message carries a job's key, the job itself is in the ledger.
 
-A ring that is lost, doubled or late is harmless: the watch of every worker looks into the ledger by itself. So
+A wake that is lost, doubled or late is harmless: the poller of every worker looks into the ledger by itself. So
 `queue.db` may be deleted at any time, and there is one Huey queue for each destination in it: a worker never takes
-away a ring that is meant for another.
+away a wake that is meant for another.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from huey.serializer import Serializer
 
 from app.runtime.filesystem import private_directory, private_file
 
-RINGS_MAX = 1_000
-"""Messages that may wait in the queue. More rings would wake nobody sooner."""
+WAKES_MAX = 1_000
+"""Messages that may wait in the queue. More of them would wake nobody sooner."""
 
-RING_AGAIN_S = 15.0
-"""After this a ring that nobody here has answered is taken for lost."""
+WAKE_AGAIN_S = 15.0
+"""After this a wake that nobody here has answered is taken for lost."""
 
 LIVE, HISTORY = 1, 0
 """Huey's priorities: the higher one is taken first."""
@@ -43,10 +43,10 @@ class JsonSerializer(Serializer):  # type: ignore[misc]  # huey ships no types
         return Message(id=str(message["id"]), name=str(message["name"]), args=tuple(message["args"]), kwargs={})
 
 
-class Bell:
+class Queue:
     """One destination's queue in `queue.db` of the spool directory.
 
-    `answer(key)` is called in a worker's thread for each ring; a process that only rings gives none.
+    `answer(key)` is called in a worker's thread for each wake; a process that only wakes others gives none.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Bell:
             self.huey = _queue(self._path, destination_id, huey_class)
         self._file = self._path.stat().st_ino
 
-        self._rung_s: dict[str, float] = {}
+        self._woken_s: dict[str, float] = {}
 
         def deliver(key: str) -> None:
-            self._rung_s.pop(key, None)
+            self._woken_s.pop(key, None)
             if answer is not None:
                 answer(key)
 
@@ -81,25 +81,25 @@ class Bell:
         deliver.__module__ = "app.bell"
         self._task = self.huey.task(name="deliver", retries=0)(deliver)
 
-    def ring(self, key: str, *, is_history: bool = False) -> None:
-        """Wake a worker for this key, unless the queue is full of rings already; what is live is answered first.
+    def wake(self, key: str, *, is_history: bool = False) -> None:
+        """Wake a worker for this key, unless the queue is full already; what is live is answered first.
 
-        A queue that is locked loses the ring, and the job is found by the next look of the watch.
+        A queue that is locked loses the wake, and the job is found by the poller's next tick.
         """
-        self._rung_s[key] = time.monotonic()
+        self._woken_s[key] = time.monotonic()
         with suppress(sqlite3.Error, OSError):
             self.mend()
-            if self.waiting() < RINGS_MAX:
+            if self.waiting() < WAKES_MAX:
                 self._task(key, priority=HISTORY if is_history else LIVE)
 
-    def rung(self) -> set[str]:
-        """The keys that were rung here and not answered yet, as far as is known: who has these wakes anyway."""
-        since_s = time.monotonic() - RING_AGAIN_S
-        self._rung_s = {key: rung_s for key, rung_s in self._rung_s.copy().items() if rung_s > since_s}
-        return set(self._rung_s)
+    def woken(self) -> set[str]:
+        """The keys for which somebody was woken here and has not answered yet, as far as is known."""
+        since_s = time.monotonic() - WAKE_AGAIN_S
+        self._woken_s = {key: woken_s for key, woken_s in self._woken_s.copy().items() if woken_s > since_s}
+        return set(self._woken_s)
 
     def waiting(self) -> int:
-        """Rings that no thread has answered yet. Raises sqlite3.Error."""
+        """Wakes that no thread has answered yet. Raises sqlite3.Error."""
         return int(self.huey.pending_count())
 
     def mend(self) -> bool:

@@ -51,7 +51,7 @@ from app.ledger.eviction import Remade
 from app.ledger.job import Body, Claim
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
-from app.queue import Bell
+from app.queue import Queue
 from app.runtime import clock, failpoint, log
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
@@ -122,12 +122,12 @@ class Worker:
         self._permits = Permits(sources)
         self._client = connect(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
         self._recapture = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
-        self.bell = Bell(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
+        self.queue = Queue(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
         self.poller = Poller(
             self.target,
             self.settings,
             self.spool,
-            self.bell,
+            self.queue,
             Tightening(self._permits, self._recapture, self.target.id, self._log),
             Room(store_file(sources.environ)),
             is_sending=self._client is not None,
@@ -141,7 +141,7 @@ class Worker:
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._is_restarting = False
-        self.huey = self.bell.huey
+        self.huey = self.queue.huey
         self.huey.prepare = self.announce
         self.huey.on_startup(name="loops")(self._start_loops)
         self.huey.on_shutdown(name="leave")(self.leave)
@@ -394,7 +394,7 @@ class Worker:
             self._client.close()
         for thread in self._threads:
             thread.join(LEAVE_S_MAX)
-        self.bell.close()
+        self.queue.close()
         self.leave()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app import queue as bell_module
-from app.queue import Bell
+from app.queue import Queue
 
 
 class Opened:
@@ -20,11 +20,11 @@ class Opened:
 
     def __init__(self, spool: Path) -> None:
         self.spool = spool
-        self.bells: list[Bell] = []
+        self.bells: list[Queue] = []
         self.heard: list[str] = []
 
-    def bell(self, destination_id: int = 1) -> Bell:
-        self.bells.append(Bell(self.spool, destination_id, self.heard.append))
+    def queue(self, destination_id: int = 1) -> Queue:
+        self.bells.append(Queue(self.spool, destination_id, self.heard.append))
         return self.bells[-1]
 
 
@@ -32,16 +32,16 @@ class Opened:
 def opened(spool: Path) -> Iterator[Opened]:
     bells = Opened(spool)
     yield bells
-    for bell in bells.bells:
-        bell.close()
+    for queue in bells.bells:
+        queue.close()
 
 
-def answer(bell: Bell) -> bool:
+def answer(queue: Queue) -> bool:
     """Do what a consumer's thread does with the next message; False when there is none."""
-    task = bell.huey.dequeue()
+    task = queue.huey.dequeue()
     if task is None:
         return False
-    bell.huey.execute(task)
+    queue.huey.execute(task)
     return True
 
 
@@ -56,47 +56,47 @@ def plant(spool: Path, data: bytes) -> None:
 
 
 def test_ring_brings_its_key_to_another_process(opened: Opened) -> None:
-    ringing, answering = Bell(opened.spool, 1), opened.bell()
-    ringing.ring("key-1")
-    ringing.ring("key-2")
-    ringing.close()
+    waking, answering = Queue(opened.spool, 1), opened.queue()
+    waking.wake("key-1")
+    waking.wake("key-2")
+    waking.close()
     assert (answer(answering), answer(answering), answer(answering)) == (True, True, False)
     assert opened.heard == ["key-1", "key-2"]
 
 
 def test_what_is_live_is_answered_before_history_that_was_rung_earlier(opened: Opened) -> None:
-    bell = opened.bell()
-    bell.ring("old-1", is_history=True)
-    bell.ring("old-2", is_history=True)
-    bell.ring("live")
-    assert bell.waiting() == 3
-    assert (answer(bell), answer(bell), answer(bell)) == (True, True, True)
+    queue = opened.queue()
+    queue.wake("old-1", is_history=True)
+    queue.wake("old-2", is_history=True)
+    queue.wake("live")
+    assert queue.waiting() == 3
+    assert (answer(queue), answer(queue), answer(queue)) == (True, True, True)
     assert opened.heard == ["live", "old-1", "old-2"]
 
 
 def test_destinations_do_not_take_each_others_rings(opened: Opened) -> None:
-    first, second = opened.bell(1), opened.bell(2)
-    first.ring("for the first")
+    first, second = opened.queue(1), opened.queue(2)
+    first.wake("for the first")
     assert not answer(second)
     assert answer(first)
     assert opened.heard == ["for the first"]
 
 
 def test_ring_without_somebody_to_answer_does_nothing(spool: Path) -> None:
-    bell = Bell(spool, 1)
-    bell.ring("key")
-    assert answer(bell)
-    bell.close()
+    queue = Queue(spool, 1)
+    queue.wake("key")
+    assert answer(queue)
+    queue.close()
 
 
 def test_file_is_private(opened: Opened, spool: Path) -> None:
-    opened.bell().ring("key")
+    opened.queue().wake("key")
     for path in spool.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
 
 
 def test_message_is_json_with_a_name_and_a_key_alone(opened: Opened, spool: Path) -> None:
-    opened.bell().ring("key-1")
+    opened.queue().wake("key-1")
     with closing(sqlite3.connect(spool / "queue.db")) as db:
         [(data,)] = db.execute("select data from task").fetchall()
     message = json.loads(data)
@@ -114,13 +114,13 @@ class Planted:
 
 
 def test_planted_pickle_is_not_executed(opened: Opened, spool: Path, tmp_path: Path) -> None:
-    bell = opened.bell()
+    queue = opened.queue()
     plant(spool, pickle.dumps(Planted(tmp_path / "executed")))
     with pytest.raises(ValueError, match="decode"):
-        answer(bell)
+        answer(queue)
     assert not (tmp_path / "executed").exists()
-    bell.ring("next")
-    assert answer(bell)
+    queue.wake("next")
+    assert answer(queue)
     assert opened.heard == ["next"]
 
 
@@ -129,83 +129,83 @@ def test_planted_pickle_is_not_executed(opened: Opened, spool: Path, tmp_path: P
     [b"", b"[]", b"{}", b'{"id": "1", "name": "os.system", "args": ["true"]}', b'{"id": 1, "name": 2, "args": 3}'],
 )
 def test_planted_message_costs_itself_and_nothing_else(opened: Opened, spool: Path, data: bytes) -> None:
-    bell = opened.bell()
+    queue = opened.queue()
     plant(spool, data)
     with pytest.raises(Exception):  # noqa: B017, PT011 - huey's consumer logs whatever it is and goes on
-        answer(bell)
+        answer(queue)
     assert waiting(spool) == 0
-    bell.ring("next")
-    assert answer(bell)
+    queue.wake("next")
+    assert answer(queue)
     assert opened.heard == ["next"]
 
 
 def test_rings_are_bounded(opened: Opened, spool: Path) -> None:
-    bell = opened.bell()
+    queue = opened.queue()
     with closing(sqlite3.connect(spool / "queue.db", isolation_level=None)) as db:
         db.execute("begin")
         db.executemany(
             "insert into task (queue, data, priority) values ('deliver-1', '{}', 0)",
-            [()] * (bell_module.RINGS_MAX - 1),
+            [()] * (bell_module.WAKES_MAX - 1),
         )
         db.execute("commit")
-    bell.ring("the last one")
-    bell.ring("one too many")
-    assert waiting(spool) == bell_module.RINGS_MAX
+    queue.wake("the last one")
+    queue.wake("one too many")
+    assert waiting(spool) == bell_module.WAKES_MAX
 
 
 def test_locked_queue_loses_the_ring_without_a_word(opened: Opened, spool: Path) -> None:
-    bell = opened.bell()
+    queue = opened.queue()
     with closing(sqlite3.connect(spool / "queue.db", isolation_level=None)) as db:
         db.execute("begin exclusive")
-        bell.ring("lost")
+        queue.wake("lost")
         db.execute("rollback")
     assert waiting(spool) == 0
-    bell.ring("heard")
+    queue.wake("heard")
     assert waiting(spool) == 1
 
 
 def test_queue_that_was_deleted_is_made_anew_by_the_next_bell(opened: Opened, spool: Path) -> None:
-    opened.bell().ring("lost")
+    opened.queue().wake("lost")
     for path in spool.glob("queue.db*"):
         path.unlink()
-    bell = opened.bell()
-    bell.ring("heard")
+    queue = opened.queue()
+    queue.wake("heard")
     assert waiting(spool) == 1
 
 
 def test_damaged_queue_loses_the_ring_without_a_word(opened: Opened, spool: Path) -> None:
-    bell = opened.bell()
-    bell.ring("before")
-    bell.huey.storage.close()
+    queue = opened.queue()
+    queue.wake("before")
+    queue.huey.storage.close()
     (spool / "queue.db").write_bytes(b"no database" * 1_000)
-    bell.ring("lost")
+    queue.wake("lost")
 
 
 def test_damaged_queue_is_made_anew_by_the_next_bell(opened: Opened, spool: Path) -> None:
     spool.mkdir(mode=0o700)
     (spool / "queue.db").write_bytes(b"no database " * 1000)
-    bell = opened.bell()
-    bell.ring("a" * 64)
-    assert answer(bell)
+    queue = opened.queue()
+    queue.wake("a" * 64)
+    assert answer(queue)
     assert opened.heard == ["a" * 64]
 
 
 def test_a_queue_damaged_under_an_open_bell_is_made_anew_by_the_next_ring(opened: Opened, spool: Path) -> None:
-    bell = opened.bell()
-    bell.ring("before")
-    bell.huey.storage.close()  # it is opened again by whoever needs it
+    queue = opened.queue()
+    queue.wake("before")
+    queue.huey.storage.close()  # it is opened again by whoever needs it
     (spool / "queue.db").write_bytes(b"no database" * 1_000)
-    bell.ring("heard")
-    assert answer(bell)
+    queue.wake("heard")
+    assert answer(queue)
     assert opened.heard == ["heard"]
 
 
 def test_bells_find_each_other_again_after_one_has_made_the_queue_anew(opened: Opened, spool: Path) -> None:
-    ringing, answering = opened.bell(), opened.bell()
-    ringing.ring("before")
+    waking, answering = opened.queue(), opened.queue()
+    waking.wake("before")
     for path in spool.glob("queue.db*"):
         path.unlink()
-    ringing.ring("after")
+    waking.wake("after")
     assert answering.mend()
     assert not answering.mend()
     assert answer(answering)
@@ -213,11 +213,11 @@ def test_bells_find_each_other_again_after_one_has_made_the_queue_anew(opened: O
 
 
 def test_a_locked_queue_is_not_taken_for_a_damaged_one(opened: Opened, spool: Path) -> None:
-    bell = opened.bell()
+    queue = opened.queue()
     file = (spool / "queue.db").stat().st_ino
     with closing(sqlite3.connect(spool / "queue.db", isolation_level=None)) as db:
         db.execute("begin exclusive")
-        assert not bell.mend()
+        assert not queue.mend()
         db.execute("rollback")
     assert (spool / "queue.db").stat().st_ino == file
 
@@ -225,11 +225,11 @@ def test_a_locked_queue_is_not_taken_for_a_damaged_one(opened: Opened, spool: Pa
 def test_what_was_rung_is_known_until_it_is_answered_or_taken_for_lost(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bell = opened.bell()
-    bell.ring("answered")
-    bell.ring("lost")
-    assert bell.rung() == {"answered", "lost"}
-    assert answer(bell)
-    assert bell.rung() == {"lost"}
-    monkeypatch.setattr(bell_module, "RING_AGAIN_S", 0.0)
-    assert bell.rung() == set()
+    queue = opened.queue()
+    queue.wake("answered")
+    queue.wake("lost")
+    assert queue.woken() == {"answered", "lost"}
+    assert answer(queue)
+    assert queue.woken() == {"lost"}
+    monkeypatch.setattr(bell_module, "WAKE_AGAIN_S", 0.0)
+    assert queue.woken() == set()

@@ -21,7 +21,7 @@ from app.database.open import open_whole
 from app.ledger import versions
 from app.ledger.decision import IMPORT
 from app.ledger.destinations import Destination
-from app.queue import Bell
+from app.queue import Queue
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.settings.model import Settings
@@ -79,7 +79,7 @@ def import_files(
     settings = sources.load()
     with closing(open_whole(settings.spool_directory)) as db:
         ours = target(db, settings, clock.now_ms())
-        with closing(Bell(settings.spool_directory, ours.id)) as bell:
+        with closing(Queue(settings.spool_directory, ours.id)) as queue:
             exports: list[Export] = []
             for done, result in enumerate(examined(files), 1):
                 on_step(done, 2 * len(files))
@@ -90,7 +90,7 @@ def import_files(
             folders = Folders(db, sources)
             taken = 0
             for family in families(exports):
-                yield from _imported(db, family, folders, ours, bell.ring, takes_sanitized=takes_sanitized)
+                yield from _imported(db, family, folders, ours, queue.wake, takes_sanitized=takes_sanitized)
                 taken += len(family)
                 on_step(len(files) + taken, 2 * len(files))
 
@@ -123,7 +123,7 @@ def _imported(
     family: tuple[Export, ...],
     folders: Folders,
     ours: Destination,
-    ring: Callable[[str], None],
+    wake: Callable[[str], None],
     *,
     takes_sanitized: bool,
 ) -> Iterator[Imported]:
@@ -131,7 +131,7 @@ def _imported(
     if not takes_sanitized and _would_lose_text(db, family, ours):
         result = Imported(root.file.name, root.session, "failed", SANITIZED)
     else:
-        result = _root(db, family, folders, ours, ring)
+        result = _root(db, family, folders, ours, wake)
     yield result
     for export in others:
         if result.outcome == "imported":
@@ -148,7 +148,7 @@ def _would_lose_text(db: sqlite3.Connection, family: tuple[Export, ...], ours: D
 
 
 def _root(
-    db: sqlite3.Connection, family: tuple[Export, ...], folders: Folders, ours: Destination, ring: Callable[[str], None]
+    db: sqlite3.Connection, family: tuple[Export, ...], folders: Folders, ours: Destination, wake: Callable[[str], None]
 ) -> Imported:
     root = family[0]
     settings, capturing = folders.find(root.directory)
@@ -164,7 +164,7 @@ def _root(
         capturing,
         Place(ours.id, folder(db, root.directory)),
         now_ms=clock.now_ms(),
-        ring=ring,
+        ring=wake,
         request=Request(abandoned=True, reopen=IMPORT),
     )
     return _told(root, done, settings)

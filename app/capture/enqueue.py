@@ -6,7 +6,7 @@ The embedded API. A program that has a transcript and an open ledger exports it 
     from app.capture.enqueue import enqueue
     from app.transcript.parse import parse
 
-    done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, ring=bell.ring)
+    done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, ring=queue.wake)
 
 Nothing unredacted is written: a turn is redacted and encoded first, and what is stored are the bytes to be posted.
 """

@@ -22,7 +22,7 @@ from app.capture.targets import target
 from app.database.open import open_ledger
 from app.ledger import adoption, confirmations, destinations
 from app.ledger.folders import NEVER_MS
-from app.queue import Bell
+from app.queue import Queue
 from app.runtime import clock
 from app.runtime.filesystem import identity
 from app.runtime.liveness import Announced, open_sessions
@@ -58,7 +58,7 @@ class OpenSpool:
             self.db = opened.enter_context(closing(open_ledger(self.spool.path)))
             self._file = identity(self.spool.path / "ledger.db")
             self.target = target(self.db, settings, clock.now_ms())
-            self.queue = opened.enter_context(closing(Bell(self.spool.path, self.target.id)))
+            self.queue = opened.enter_context(closing(Queue(self.spool.path, self.target.id)))
             self.autostart = Starting(self.spool, self.target.id, sources.environ, log)
             opened.callback(self.autostart.release)
             self._announced = Announced(self.spool.hooks)
@@ -71,7 +71,7 @@ class OpenSpool:
             self.db,
             self.store,
             self.target.id,
-            wake=self.queue.ring,
+            wake=self.queue.wake,
             elsewhere=self._elsewhere,
             before=self.adopt,
             after=self._enqueued,
@@ -144,8 +144,8 @@ class OpenSpool:
         are known here, as far as there is room.
         """
         current = self.captures.by_folder()
-        folders, now_ms, wake = tuple(current), clock.now_ms(), self.queue.ring
-        if self._recapture.step(self.db, current.get, folders=folders, now_ms=now_ms, ring=wake):
+        folders, now_ms, wake = tuple(current), clock.now_ms(), self.queue.wake
+        if self._recapture.step(self.db, current.get, folders=folders, now_ms=now_ms, wake=wake):
             return True
         own = folder_limits.of_folders(self.db, self.settings, "max_spool_bytes")
         return self._recapture.refill(
@@ -155,5 +155,5 @@ class OpenSpool:
             bytes_max=self.settings.max_spool_bytes // 2,
             bytes_max_of={folder: bytes_max // 2 for folder, bytes_max in own.items()},
             now_ms=now_ms,
-            ring=wake,
+            wake=wake,
         )

@@ -53,7 +53,7 @@ class Remaking:
         *,
         folders: Sequence[str] | None = None,
         now_ms: int,
-        ring: Callable[[str], None],
+        wake: Callable[[str], None],
     ) -> bool:
         """Try the next session, if there is one; `capture_of` a folder is None where it is not ours to do so.
 
@@ -75,7 +75,7 @@ class Remaking:
                     capturing,
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
-                    ring=ring,
+                    ring=wake,
                     request=Request(abandoned=wanted.session not in open_sessions(self._hooks), only=wanted.turns),
                 )
             return True
@@ -90,7 +90,7 @@ class Remaking:
         bytes_max: int,
         bytes_max_of: limits.Limits = limits.NO_LIMITS,
         now_ms: int,
-        ring: Callable[[str], None],
+        wake: Callable[[str], None],
     ) -> bool:
         """Try to fill the held jobs of the next session again, if there is one and less than `bytes_max` is held.
 
@@ -116,7 +116,7 @@ class Remaking:
                     capturing,
                     Place(self._destination_id, wanted.folder),
                     now_ms=now_ms,
-                    ring=ring,
+                    ring=wake,
                     request=Request(
                         abandoned=abandoned,
                         reopen=REFILL,

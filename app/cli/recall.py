@@ -39,7 +39,7 @@ from app.exporters.client import ReadBackError
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.ledger.history import exported_sessions
-from app.queue import Bell
+from app.queue import Queue
 from app.recall.audit import audit
 from app.recall.carry_out import overwrite
 from app.recall.expected import Likeness
@@ -226,8 +226,8 @@ def _carry_out(
         return flushed.is_done
 
     settings, end_s = sources.load(), time.monotonic() + timeout_s
-    with closing(Bell(settings.spool_directory, ours.id)) as bell:
-        done = overwrite(recall, turns, bell.ring, deliver, end_s)
+    with closing(Queue(settings.spool_directory, ours.id)) as queue:
+        done = overwrite(recall, turns, queue.wake, deliver, end_s)
     report.tell(done.problems)
     report.problems += waiting
     _read_back(settings, done.expected, report, end_s)

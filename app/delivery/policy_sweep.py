@@ -25,7 +25,7 @@ class Tightening:
         self._log = log
         self._swept: object = None
 
-    def look(self, db: Ledger, now_ms: int, ring: Callable[[str], None]) -> bool:
+    def look(self, db: Ledger, now_ms: int, wake: Callable[[str], None]) -> bool:
         """Sweep when settings have changed, and capture one session again; whether there may be more of these."""
         basis = self._permits.basis(db)
         if basis != self._swept:
@@ -37,7 +37,7 @@ class Tightening:
             found = self._permits.capture(db, folder)
             return found if isinstance(found, Capture) and found.policy.mode == "metadata_only" else None
 
-        return self._remaking.step(db, withheld, now_ms=now_ms, ring=ring)
+        return self._remaking.step(db, withheld, now_ms=now_ms, wake=wake)
 
     def _sweep(self, db: Ledger, now_ms: int) -> None:
         held = dropped = 0

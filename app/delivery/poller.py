@@ -27,7 +27,7 @@ from app.ledger import (
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.ledger.job import Claim
-from app.queue import Bell
+from app.queue import Queue
 from app.runtime import failpoint
 from app.runtime.clock import Reading, jump_ms
 from app.runtime.liveness import present
@@ -49,7 +49,7 @@ class Poller:
         target: Destination,
         settings: Settings,
         spool: Spool,
-        queue: Bell,
+        queue: Queue,
         sweep: Tightening,
         eviction: Room,
         *,
@@ -82,10 +82,10 @@ class Poller:
         self.let_go(db, now_ms)
         if self._queue.mend():
             self._log("the queue was damaged or deleted and is made anew")
-        if mended := maintenance.unwarp(db, now_ms):
+        if mended := maintenance.reset_future_times(db, now_ms):
             self._log(f"the clock was wrong before: {mended} time(s) far ahead are now")
         self._reclaim(db, now_ms)
-        is_sweeping = self._sweep.look(db, now_ms, self._queue.ring)
+        is_sweeping = self._sweep.look(db, now_ms, self._queue.wake)
         if self._is_sending:
             self.wake_due(db, now_ms, max(1, WAKES_PER_TICK - self._queue.waiting()))
         if now_ms - self._pruned_ms >= PRUNE_MS or now_ms < self._pruned_ms:
@@ -122,13 +122,13 @@ class Poller:
 
     def wake_due(self, db: Ledger, now_ms: int, wakes_max: int) -> None:
         """Wake threads for the next jobs that are due, as far as nobody was woken for them yet."""
-        for key in maintenance.to_ring(db, self._target.id, now_ms, wakes_max, self._queue.rung()):
-            failpoint.reach("watch.ringing")
+        for key in maintenance.to_wake(db, self._target.id, now_ms, wakes_max, self._queue.woken()):
+            failpoint.reach("poller.waking")
             self.wake(db, key)
 
     def wake(self, db: Ledger, key: str) -> None:
         """Wake a thread for this job, history after what is live."""
-        self._queue.ring(key, is_history=counts.is_history(db, self._target.id, key))
+        self._queue.wake(key, is_history=counts.is_history(db, self._target.id, key))
 
     def _prune(self, db: Ledger, now_ms: int) -> None:
         bytes_max, age_ms_max = self._settings.max_spool_bytes, self._settings.max_spool_age_ms

@@ -88,7 +88,7 @@ _AHEAD = (
 )
 
 
-def unwarp(db: sqlite3.Connection, now_ms: int) -> int:
+def reset_future_times(db: sqlite3.Connection, now_ms: int) -> int:
     """Times far ahead, which only a clock that was wrong can have set -> now; leases -> what they may be at the most.
 
     Returns the number of rows mended.
@@ -136,10 +136,10 @@ _DUE_SESSIONS = (
 )
 
 
-def to_ring(
-    db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int, rung: Collection[str] = ()
+def to_wake(
+    db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int, woken: Collection[str] = ()
 ) -> list[str]:
-    """Keys of due jobs, one per session; but not those that are `rung` already.
+    """Keys of due jobs, one per session; but not those that are `woken` already.
 
     No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
     Sessions in which something live is due come before those that are history.
@@ -158,11 +158,11 @@ def to_ring(
                 "is_history": is_history,
                 "but_for": json.dumps(list(found)),
                 "isolated": ISOLATED_KILLS,
-                "limit": room + len(rung) - len(found),
+                "limit": room + len(woken) - len(found),
             },
         )
         found |= {row["session_id"]: row["key"] for row in rows}
-    return [key for key in found.values() if key not in rung][:room]
+    return [key for key in found.values() if key not in woken][:room]
 
 
 def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:

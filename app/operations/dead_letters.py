@@ -13,7 +13,7 @@ from app.errors import AppError
 from app.ledger import dead_letters, destinations, job
 from app.ledger.dead_letters import Attempt, Choice, Group, Letter
 from app.ledger.job import LedgerError
-from app.queue import Bell
+from app.queue import Queue
 from app.runtime.spool import Spool
 from app.settings.model import Settings
 
@@ -21,7 +21,7 @@ KEY_CHARACTERS = 12
 """Of a job's key, as people see and type it."""
 LETTERS_MAX = 1_000
 """Of one list; its groups count all."""
-RINGS_MAX = 24
+WAKES_MAX = 24
 """Enough to wake every thread of a worker; its watch finds the others."""
 
 
@@ -166,9 +166,9 @@ def retry(db: sqlite3.Connection, settings: Settings, choice: Choice, now_ms: in
     for batch in _batches(db, choice):
         retried += dead_letters.retry_dead(db, batch, now_ms)
     for destination_id in {destination_id for destination_id, _ in retried}:
-        with closing(Bell(Spool(settings.spool_directory).path, destination_id)) as bell:
-            for key in [key for one, key in retried if one == destination_id][:RINGS_MAX]:
-                bell.ring(key)
+        with closing(Queue(Spool(settings.spool_directory).path, destination_id)) as queue:
+            for key in [key for one, key in retried if one == destination_id][:WAKES_MAX]:
+                queue.wake(key)
     return len(retried)
 
 

@@ -233,8 +233,8 @@ def _queue(site: Site, _: sqlite3.Connection) -> Iterator[Finding]:
         return
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as queue:
-            rings = queue.execute("select count(*) from task").fetchone()[0]
-        yield Finding("queue.db", "ok", f"{rings} ring(s)")
+            wakes = queue.execute("select count(*) from task").fetchone()[0]
+        yield Finding("queue.db", "ok", f"{wakes} ring(s)")
     except sqlite3.Error as error:
         yield Finding("queue.db", "warning", f"cannot be read: {error}", "nothing: who opens it next makes it anew")
 

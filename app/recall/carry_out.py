@@ -24,7 +24,7 @@ class Overwritten:
 def overwrite(
     recall: Recall,
     turns: Mapping[str, Collection[str]],
-    ring: Callable[[str], None],
+    wake: Callable[[str], None],
     deliver: Callable[[float], bool],
     end_s: float,
 ) -> Overwritten:
@@ -38,7 +38,7 @@ def overwrite(
         in_flight: dict[str, Collection[str]] = {}
         for session, wanted in left.items():
             plan = recall.plan(session, wanted)
-            queued = recall.queue(plan, clock.now_ms(), ring)
+            queued = recall.queue(plan, clock.now_ms(), wake)
             done.problems += plan.problems
             done.expected += queued.expected
             if queued.in_flight:

@@ -132,7 +132,7 @@ class Recall:
             tuple(one for one in found if isinstance(one, Problem)),
         )
 
-    def queue(self, plan: Plan, now_ms: int, ring: Callable[[str], None]) -> Queued:
+    def queue(self, plan: Plan, now_ms: int, wake: Callable[[str], None]) -> Queued:
         """Put the plan into the ledger, a turn at a time."""
         expected: list[Likeness] = []
         in_flight: list[str] = []
@@ -143,7 +143,7 @@ class Recall:
             else:
                 in_flight.append(one.version.turn)
         if len(in_flight) < len(plan.rewrites):
-            ring(plan.rewrites[0].version.key)
+            wake(plan.rewrites[0].version.key)
         return Queued(tuple(expected), tuple(in_flight))
 
     def undelivered(self, session: str, turns: Collection[str]) -> Iterator[Problem]:

@@ -20,7 +20,7 @@ POINTS = (
     "notice.read",  # turns are read from OpenCode's store, nothing of them is in the ledger
     "notice.settling",  # all that a notice named is in the ledger; that nothing is owed any more is not committed
     "enqueue.inserting",  # a job and its records are written, not committed
-    "enqueue.committed",  # all jobs of a transcript are committed, nothing is rung
+    "enqueue.committed",  # all jobs of a transcript are committed, nobody is woken
     "claim.committed",  # a worker has the job, and has done nothing yet
     "post.sending",  # subject: the request id
     "post.answered",  # Helicone has answered, the ledger does not know; subject: the request id
@@ -29,7 +29,7 @@ POINTS = (
     "complete.finishing",  # delivered and without bodies, not committed
     "complete.committed",
     "recover.freeing",  # what a dead worker held is free, not committed
-    "watch.ringing",  # it is known who is to be rung, nobody is
+    "poller.waking",  # it is known who is to be woken, nobody is
     "prune.dropping",  # jobs are dropped, not committed
     "migrate.applying",  # a migration is applied, not committed
     "erase.beginning",  # what a person wants gone is deleted, and lies in the files

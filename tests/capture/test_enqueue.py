@@ -56,7 +56,7 @@ class Door:
 
     db: sqlite3.Connection
     place: Place
-    rung: list[str] = field(default_factory=list)
+    woken: list[str] = field(default_factory=list)
 
     def put(
         self, told: Fields, how: Capture | None = None, *, abandoned: bool = False, reopen: Reopen = LIVE
@@ -67,7 +67,7 @@ class Door:
             how or capture(),
             self.place,
             now_ms=NOW_MS,
-            ring=self.rung.append,
+            ring=self.woken.append,
             request=Request(abandoned=abandoned, reopen=reopen),
         )
 
@@ -110,12 +110,12 @@ def one(*messages: Fields, **info: Any) -> Fields:
 
 
 def test_embedding_program_needs_a_ledger_and_a_transcript_alone(spool: Path) -> None:
-    rung: list[str] = []
+    woken: list[str] = []
     with closing(open_ledger(spool)) as db:
         target = destinations.destination(db, "", "", NOW_MS)
-        done = enqueue(db, parse(one(*TURN)), capture(), Place(target.id, ""), now_ms=NOW_MS, ring=rung.append)
+        done = enqueue(db, parse(one(*TURN)), capture(), Place(target.id, ""), now_ms=NOW_MS, ring=woken.append)
         assert (done.new, len(done.keys), done.waiting, done.under) == (2, 2, [], None)
-        assert rung == done.keys[:1]
+        assert woken == done.keys[:1]
         assert counts.counts(db, target.id).pending == 2
 
 
@@ -129,10 +129,10 @@ def test_records_of_a_turn_are_kept_in_order_and_byte_for_byte(door: Door) -> No
 
 def test_same_transcript_again_changes_nothing_and_rings_nobody(door: Door) -> None:
     door.put(one(*TURN))
-    door.rung.clear()
+    door.woken.clear()
     before = door.db.total_changes
     done = door.put(one(*TURN))
-    assert (done.new, done.known, done.keys, door.rung) == (0, 2, [], [])
+    assert (done.new, done.known, done.keys, door.woken) == (0, 2, [], [])
     assert door.db.total_changes == before
 
 
@@ -187,7 +187,7 @@ def test_what_waits_under_a_stricter_policy_stays_as_it_is_when_a_looser_one_com
 def overtaken(door: Door, told: Fields, what: Callable[[], None]) -> Enqueued:
     """Enqueued in full, while another process commits `what` after the first look at each turn."""
     return enqueue(
-        door.db, parse(told), capture(), door.place, now_ms=NOW_MS, ring=door.rung.append, admit=lambda _: what()
+        door.db, parse(told), capture(), door.place, now_ms=NOW_MS, ring=door.woken.append, admit=lambda _: what()
     )
 
 
@@ -322,7 +322,7 @@ def test_metadata_only_stores_no_text(door: Door, spool: Path) -> None:
 
 def test_off_counts_and_keeps_nothing(door: Door) -> None:
     done = door.put(one(*TURN), capture("off"))
-    assert (done.off, done.new, done.keys, door.rung) == (2, 0, [], [])
+    assert (done.off, done.new, done.keys, door.woken) == (2, 0, [], [])
     assert counts.counts(door.db).dropped_by_reason == {"off": 2}
     assert door.bodies() == []
     assert door.put(one(*TURN), capture("off")).known == 2
@@ -330,9 +330,9 @@ def test_off_counts_and_keeps_nothing(door: Door) -> None:
 
 def test_what_was_captured_while_off_is_shut_until_asked(door: Door) -> None:
     door.put(one(*TURN), capture("off"))
-    assert (door.put(one(*TURN)).shut, door.rung) == (2, [])
+    assert (door.put(one(*TURN)).shut, door.woken) == (2, [])
     done = door.put(one(*TURN), reopen=Reopen(frozenset({"off"})))
-    assert (done.new, door.rung) == (2, done.keys[:1])
+    assert (done.new, door.woken) == (2, done.keys[:1])
     assert len(door.bodies()) == 3
 
 

@@ -78,7 +78,7 @@ class Bunk(Bench):
         """What a hook of the project does. How many sessions it tried."""
         done = 0
         while self.remaking.refill(
-            self.db, self.capture_of, folders=("",), bytes_max=bytes_max, now_ms=2_500, ring=lambda _: None
+            self.db, self.capture_of, folders=("",), bytes_max=bytes_max, now_ms=2_500, wake=lambda _: None
         ):
             done += 1
         return done
@@ -309,9 +309,9 @@ def test_what_a_stricter_policy_took_stays_as_it_is_while_export_is_off(bench: B
     found = bench.capture_of("")
     assert found is not None
     off = replace(found, policy=replace(found.policy, mode="off"))
-    assert not bench.remaking.step(bench.db, lambda _: off, now_ms=2_500, ring=lambda _: None)
+    assert not bench.remaking.step(bench.db, lambda _: off, now_ms=2_500, wake=lambda _: None)
     assert bench.states == ["dropped (policy)"] * 2
-    assert bench.remaking.step(bench.db, lambda _: found, now_ms=2_500, ring=lambda _: None)
+    assert bench.remaking.step(bench.db, lambda _: found, now_ms=2_500, wake=lambda _: None)
     assert bench.states == ["pending"] * 2
 
 

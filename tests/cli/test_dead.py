@@ -18,7 +18,7 @@ from app.ledger import dead_letters as ledger_dead_letters
 from app.ledger.dead_letters import Choice
 from app.operations import dead_letters
 from app.privacy.excerpt import WITHHELD
-from app.queue import Bell
+from app.queue import Queue
 from app.settings.model import Settings
 from tests.ledger.test_dead_letters import die
 from tests.support.ledger_bench import Desk, version
@@ -165,9 +165,9 @@ def test_more_letters_than_a_batch_are_retried_once_each(graves: Desk, station: 
         die(graves, version(f"many {number}"))
     settings = Settings(spool_directory=station.spool)
     assert dead_letters.retry(graves.db, settings, Choice(), graves.now_ms) == job.BATCH + 13
-    bell = Bell(station.spool, graves.destination)
-    assert bell.huey.pending_count() == dead_letters.RINGS_MAX
-    bell.close()
+    queue = Queue(station.spool, graves.destination)
+    assert queue.huey.pending_count() == dead_letters.WAKES_MAX
+    queue.close()
 
 
 # --- with a server

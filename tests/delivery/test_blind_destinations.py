@@ -71,9 +71,9 @@ class Person:
 
     def work(self) -> None:
         """Deliver what is due, and read back what is due."""
-        maintenance.unwarp(self.db, self.now_ms)
-        for ring in maintenance.to_ring(self.db, self.destination, self.now_ms, 100):
-            following: str | None = ring
+        maintenance.reset_future_times(self.db, self.now_ms)
+        for wake in maintenance.to_wake(self.db, self.destination, self.now_ms, 100):
+            following: str | None = wake
             while following is not None:
                 following = deliver(self.db, following, self.courier)
         confirm.confirm(self.db, self.destination, self.stored, self.now_ms, allowance=self.allowance, dice=lambda: 1.0)

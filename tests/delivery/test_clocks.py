@@ -335,9 +335,9 @@ def test_what_was_delivered_before_the_clock_was_set_back_is_looked_for_now_and_
     held = desk.held()
     desk.acknowledge(held, desk.left(held)[0])
     claims.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms + MINUTE_MS)
-    assert maintenance.unwarp(desk.db, desk.now_ms) == 0
+    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 0
     desk.now_ms -= DAY_MS
-    assert maintenance.unwarp(desk.db, desk.now_ms) == 1
+    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 1
     (due,) = confirmations.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 10)
     assert due.delivered_ms == desk.now_ms
 
@@ -345,10 +345,10 @@ def test_what_was_delivered_before_the_clock_was_set_back_is_looked_for_now_and_
 def test_a_pause_of_reading_back_ends_when_the_clock_is_set_back(desk: Desk) -> None:
     desk.now_ms = 40 * DAY_MS
     readback.pause_read_back(desk.db, desk.destination, "500: error", desk.now_ms + HOUR_MS)
-    assert maintenance.unwarp(desk.db, desk.now_ms) == 0
+    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 0
     desk.now_ms -= DAY_MS
     assert readback.read_back_failures(desk.db, desk.destination, desk.now_ms) is None
-    assert maintenance.unwarp(desk.db, desk.now_ms) == 1
+    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 1
     assert readback.read_back_failures(desk.db, desk.destination, desk.now_ms) == 1
 
 

@@ -55,7 +55,7 @@ class Scene:
     def rows(self) -> list[sqlite3.Row]:
         return list(self.made.db.execute("select * from job order by id"))
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         for row in self.rows():
             self.made._answer(row["key"])
 
@@ -82,20 +82,20 @@ def working(scene: Scene, url: str) -> Iterator[None]:
         yield
     finally:
         scene.end()
-        scene.made.bell.close()
+        scene.made.queue.close()
         scene.made.db.close()
 
 
 def test_a_worker_waits_for_a_lock_as_long_as_its_lease_allows(scene: Scene) -> None:
     with closing(Worker(Sources(scene.station.environ, scene.home, scene.home))) as fresh:
         assert fresh.db.execute("pragma busy_timeout").fetchone()[0] == PATIENT_MS
-        fresh.bell.close()
+        fresh.queue.close()
         fresh.db.close()
     assert POST_S_MAX * 1000 + PATIENT_MS < LEASE_MS
 
 
 def test_what_could_not_be_acknowledged_is_given_back_uncharged_and_delivered(scene: Scene) -> None:
-    scene.ring()
+    scene.wake()
     assert len(scene.posted) == 1
     held = [row for row in scene.rows() if row["lease_until_ms"] is not None]
     assert len(held) == 1
@@ -108,13 +108,13 @@ def test_what_could_not_be_acknowledged_is_given_back_uncharged_and_delivered(sc
     ).fetchall()
     assert [row["ended_ms"] is not None for row in attempts] == [True]
     scene.made.db.execute("update job set due_ms = 1 where state = 'pending'")
-    scene.ring()
+    scene.wake()
     assert [(row["state"], row["kills"]) for row in scene.rows()] == JOBS * [("delivered", 0)]
     assert (len(scene.posted), len(set(scene.posted))) == (RECORDS + 1, RECORDS)
 
 
 def test_a_worker_that_ends_gives_back_what_it_could_not_finish(scene: Scene) -> None:
-    scene.ring()
+    scene.wake()
     scene.open()
     scene.end()
     assert [(row["state"], row["lease_until_ms"]) for row in scene.rows()] == JOBS * [("pending", None)]
@@ -123,7 +123,7 @@ def test_a_worker_that_ends_gives_back_what_it_could_not_finish(scene: Scene) ->
 def test_an_answer_counts_though_its_route_could_not_be_noted(scene: Scene) -> None:
     # The lock goes after the route and before the acknowledgement.
     scene.made.db.set_trace_callback(lambda sql: scene.open() if scene.lock and sql == "begin immediate" else None)
-    scene.ring()
+    scene.wake()
     scene.made.db.set_trace_callback(None)
     assert [(row["state"], row["error"]) for row in scene.rows()] == JOBS * [("delivered", None)]
     assert len(scene.posted) == RECORDS

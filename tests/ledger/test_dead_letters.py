@@ -164,7 +164,7 @@ def test_a_retried_letter_is_as_new_and_due_now(desk: Desk) -> None:
     assert [row[name] for name in names] == [0] * len(names)
     assert (row["passes_seen"], row["attempted_ms"], row["error"]) == (None, None, None)
     assert row["attempt"] == attempt + 1
-    assert desk.ring() == [version().key]
+    assert desk.wake() == [version().key]
     desk.deliver(version())
     assert desk.state() == "delivered"
 

@@ -221,6 +221,6 @@ def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3
     for name, since_ms in (("ahead", 10**14), ("off", folders.NEVER_MS), ("past", 5)):
         folders.remember_folder(db, name, desk.destination, {}, 1)
         db.execute("update folder set since_ms = ? where hash = ?", (since_ms, name))
-    maintenance.unwarp(db, 1_000)
+    maintenance.reset_future_times(db, 1_000)
     since = {name: folders.captured_since_ms(db, name) for name in ("ahead", "off", "past")}
     assert since == {"ahead": 1_000, "off": folders.NEVER_MS, "past": 5}

@@ -603,7 +603,7 @@ def test_suspected_killer_is_claimed_only_alone_and_nobody_beside_it(desk: Desk)
     killed(desk, version(session="ses_2"), ISOLATED_KILLS)
     assert desk.claim(version(session="ses_2")) is None, "another one is in flight"
     assert desk.claim(version(session="ses_3")) is None, "it is the suspect's turn"
-    assert desk.ring() == [version(session="ses_2").key]
+    assert desk.wake() == [version(session="ses_2").key]
     claims.release(desk.db, beside, due_ms=1_000)
     desk.held(version(session="ses_2"))
     assert desk.claim(version(session="ses_3")) is None, "the suspect is in flight"
@@ -658,8 +658,8 @@ def test_rings_are_no_more_than_the_destination_takes(desk: Desk) -> None:
     flow.resume(desk.db, desk.destination)
     flow.passed(desk.db, desk.destination)
     desk.held(version(session="ses_0"))
-    assert len(desk.ring()) == 1
-    assert len(desk.ring(limit=50)) == 1, "of two that it takes one is in flight"
+    assert len(desk.wake()) == 1
+    assert len(desk.wake(limit=50)) == 1, "of two that it takes one is in flight"
 
 
 # --- probes
@@ -689,8 +689,8 @@ def test_a_time_is_wrong_from_beyond_two_hours_ahead(desk: Desk) -> None:
     latest_ms = desk.now_ms + AHEAD_MS_MAX
     desk.db.execute("update job set due_ms = ?", (latest_ms,))
     desk.pause(probe_ms=latest_ms)
-    assert maintenance.unwarp(desk.db, desk.now_ms) == 0
-    assert maintenance.unwarp(desk.db, desk.now_ms - 1) == 2
+    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 0
+    assert maintenance.reset_future_times(desk.db, desk.now_ms - 1) == 2
 
 
 def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> None:
@@ -701,14 +701,14 @@ def test_times_that_only_a_wrong_clock_can_have_set_are_mended(desk: Desk) -> No
     desk.retry_later(desk.held(version(session="ses_1")), due_ms=desk.now_ms + 3_600_000)
     desk.held(version(session="ses_2"))
     desk.now_ms += 1
-    assert maintenance.unwarp(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
+    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 0, "an hour ahead is what a server may ask for"
     desk.now_ms -= day_ms
     desk.db.execute("update destination set health = 'down', pause_reason = 'x', probe_ms = ?", (desk.now_ms + day_ms,))
-    assert maintenance.unwarp(desk.db, desk.now_ms) == 5
+    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 5
     assert desk.row(version(session="ses_1"))["due_ms"] == desk.now_ms
     # Its worker may be in the middle of a POST.
     assert desk.row(version(session="ses_2"))["lease_until_ms"] == desk.now_ms + LEASE_AHEAD_MS_MAX
-    assert maintenance.unwarp(desk.db, desk.now_ms + 500) == 0
+    assert maintenance.reset_future_times(desk.db, desk.now_ms + 500) == 0
     assert desk.row(version(session="ses_3"))["due_ms"] == desk.now_ms
     assert flow.terms(desk.db, desk.destination, desk.now_ms) is not None
 
@@ -747,25 +747,25 @@ def test_each_session_with_something_due_is_rung_once(desk: Desk) -> None:
     desk.put(version("t1", session="ses_1"))
     desk.put(version("t2", session="ses_1"))
     desk.put(version("t1", session="ses_2"))
-    assert desk.ring() == [version("t1", session="ses_1").key, version("t1", session="ses_2").key]
-    assert desk.ring(rung=(version("t1", session="ses_1").key,)) == [version("t1", session="ses_2").key]
+    assert desk.wake() == [version("t1", session="ses_1").key, version("t1", session="ses_2").key]
+    assert desk.wake(woken=(version("t1", session="ses_1").key,)) == [version("t1", session="ses_2").key]
 
 
 def test_rings_are_bounded(desk: Desk) -> None:
     for n in range(8):
         desk.put(version(session=f"ses_{n}"))
-    first = desk.ring(3)
-    second = desk.ring(3, tuple(first))
-    third = desk.ring(3, (*first, *second))
+    first = desk.wake(3)
+    second = desk.wake(3, tuple(first))
+    third = desk.wake(3, (*first, *second))
     assert ([len(first), len(second), len(third)], len({*first, *second, *third})) == ([3, 3, 2], 8)
-    assert desk.ring(3, (*first, *second, *third)) == []
+    assert desk.wake(3, (*first, *second, *third)) == []
 
 
 def test_session_in_flight_is_not_rung(desk: Desk) -> None:
     desk.put(version("t1"))
     desk.put(version("t2"))
     desk.held()
-    assert desk.ring() == []
+    assert desk.wake() == []
 
 
 def back_for_later(desk: Desk, held: Claim) -> bool:
@@ -780,38 +780,38 @@ def back_untried(desk: Desk, held: Claim) -> bool:
 def test_job_given_back_or_retried_is_rung_again_when_due(desk: Desk, back: Callable[[Desk, Claim], bool]) -> None:
     desk.put(version())
     assert back(desk, desk.held())
-    assert desk.ring() == []
+    assert desk.wake() == []
     desk.now_ms = 1_500
-    assert desk.ring() == [version().key]
+    assert desk.wake() == [version().key]
 
 
 def test_what_a_worker_lets_go_of_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
     desk.held()
     assert claims.release_all(desk.db, WORKER) == 1
-    assert desk.ring() == [version().key]
+    assert desk.wake() == [version().key]
 
 
 def test_recovered_job_is_rung_at_once(desk: Desk) -> None:
     desk.put(version())
     desk.held()
     maintenance.recover(desk.db, 1_000, [WORKER])
-    assert desk.ring() == [version().key]
+    assert desk.wake() == [version().key]
 
 
 def test_jobs_of_another_destination_are_not_rung(desk: Desk) -> None:
     desk.put(version())
     foreign = destinations.destination(desk.db, "https://other.invalid", "fingerprint", 0).id
-    assert maintenance.to_ring(desk.db, foreign, 1_000, 10) == []
+    assert maintenance.to_wake(desk.db, foreign, 1_000, 10) == []
 
 
 def test_paused_destination_is_rung_once_when_its_probe_is_due(desk: Desk) -> None:
     for n in range(3):
         desk.put(version(session=f"ses_{n}"))
     desk.pause(probe_ms=5_000)
-    assert desk.ring() == []
+    assert desk.wake() == []
     desk.now_ms = 5_000
-    assert len(desk.ring()) == 1
+    assert len(desk.wake()) == 1
 
 
 def test_next_due_is_the_earliest_job_in_backoff(desk: Desk) -> None:
@@ -1176,10 +1176,10 @@ def test_sessions_with_something_live_are_rung_before_history(desk: Desk) -> Non
     desk.put(version("live", session="ses_both"))
     desk.put(version("live", session="ses_live"))
     live = {version("live", session="ses_both").key, version("live", session="ses_live").key}
-    assert set(desk.ring(limit=2)) == live
+    assert set(desk.wake(limit=2)) == live
     old = [history("old", session=f"ses_old{number}").key for number in range(3)]
-    assert desk.ring(limit=10, rung=tuple(live)) == old
-    assert desk.ring(rung=(*live, *old)) == []
+    assert desk.wake(limit=10, woken=tuple(live)) == old
+    assert desk.wake(woken=(*live, *old)) == []
 
 
 def test_what_is_live_among_a_sessions_history_is_found_by_an_index_of_its_own(desk: Desk) -> None:
@@ -1193,7 +1193,7 @@ HOT: dict[str, Callable[[Desk], object]] = {
     "decision_on": lambda desk: versions.decision_on(desk.db, desk.destination, version(content="x")),
     "insert": lambda desk: desk.put(version(content="x", facts_ms=900)),
     "claim": lambda desk: desk.claim(version(session="ses_7")),
-    "to_ring": lambda desk: desk.ring(),
+    "to_wake": lambda desk: desk.wake(),
     "leasing_workers": lambda desk: maintenance.leasing_workers(desk.db),
     "recover": lambda desk: maintenance.recover(desk.db, 1_000, [WORKER]),
     "next_due_ms": lambda desk: maintenance.next_due_ms(desk.db, desk.destination, 1_000),
@@ -1237,7 +1237,7 @@ def test_the_way_of_a_job_reads_nothing_that_grows_with_the_number_of_jobs(desk:
     desk.db.set_trace_callback(seen.append)
     desk.put(version("new"))
     desk.deliver(version("new"))
-    desk.ring()
+    desk.wake()
     desk.db.set_trace_callback(None)
     plans = [
         row["detail"]

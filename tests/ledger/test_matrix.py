@@ -438,7 +438,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, *_: maintenance.recover(d.db, d.now_ms, [WORKER, "worker-b"]),
         {**to("pending", *IN_FLIGHT), **LEASE_GONE},
     ),
-    "unwarp": (lambda d, *_: maintenance.unwarp(d.db, d.now_ms), to("pending", "put off")),
+    "reset_future_times": (lambda d, *_: maintenance.reset_future_times(d.db, d.now_ms), to("pending", "put off")),
     "steady_ms": (lambda d, *_: maintenance.steady_ms(d.db, d.now_ms) < 0, {}),
     "drop_aged": (lambda d, *_: pruning.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
     "drop_oversize": (
@@ -500,7 +500,7 @@ READERS = {
     "is_emptied", "is_history", "is_pending", "is_whole", "last_body", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
-    "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_ring", "trusted_age_ms",
+    "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
     "unacknowledged", "without_bodies",
 }  # fmt: skip
 TABLES = (

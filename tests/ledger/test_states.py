@@ -500,7 +500,7 @@ class Histories(RuleBasedStateMachine):
             case "recover" | "die":
                 self.recover(died=step == "die")
             case "ring":
-                self.ring()
+                self.wake()
             case "let all go":
                 self.let_all_go()
 
@@ -543,17 +543,17 @@ class Histories(RuleBasedStateMachine):
             # Longer each time, once it must be alone.
             job.wait(self.now_ms + (0 if job.kills < ISOLATED_KILLS else 1000 << (job.kills - ISOLATED_KILLS)))
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         expected = self.model.to_be_rung(self.now_ms)
         room = self.model.health.room(self.now_ms, len(self.model.leased))
-        rung = maintenance.to_ring(self.db, self.destination, self.now_ms, 10)
-        assert len(rung) == min(room, len(expected))
-        jobs = [self.model.jobs[key] for key in rung]
+        woken = maintenance.to_wake(self.db, self.destination, self.now_ms, 10)
+        assert len(woken) == min(room, len(expected))
+        jobs = [self.model.jobs[key] for key in woken]
         assert all(job in expected for job in jobs)
         # Nothing that is history is rung before, or instead of, what is live.
         assert [job.is_history for job in jobs] == sorted(job.is_history for job in expected)[: len(jobs)]
         # Whoever is rung is not rung again; another of the same session is neither.
-        assert not set(maintenance.to_ring(self.db, self.destination, self.now_ms, 10, rung)) & set(rung)
+        assert not set(maintenance.to_wake(self.db, self.destination, self.now_ms, 10, woken)) & set(woken)
 
     def drop_session(self, session: str) -> None:
         for job in self.model.chosen(lambda job: job.session == session and job.confirm_ms is not None):
@@ -619,7 +619,7 @@ class Histories(RuleBasedStateMachine):
         leased = [job for job in self.model.leased if (job.lease_until_ms or 0) > self.now_ms + 600_000]
         probe = (self.model.health.probe_ms or 0) > latest_ms
         seen = self.model.chosen(lambda job: (job.confirm_ms or 0) > latest_ms and (job.finished_ms or 0) > latest_ms)
-        assert maintenance.unwarp(self.db, self.now_ms) == len(late) + len(leased) + probe + len(seen)
+        assert maintenance.reset_future_times(self.db, self.now_ms) == len(late) + len(leased) + probe + len(seen)
         for job in seen:
             job.confirm_ms = job.finished_ms = self.now_ms
         for job in late:

@@ -127,7 +127,7 @@ def a_recall(door: Door, path: Path, today: Capture | None = None, **manner: obj
 
 def recall(door: Door, held: Recall, session: str, turns: list[str] | None = None) -> Plan:
     plan = held.plan(session, turns)
-    assert held.queue(plan, 9_000_000, door.rung.append).in_flight == ()
+    assert held.queue(plan, 9_000_000, door.woken.append).in_flight == ()
     return plan
 
 
@@ -329,7 +329,7 @@ def test_after_a_recall_a_sealed_turn_stays_as_it_is_whatever_is_captured(
     kept = door.stored()
     assert {one.request_id for one in kept} == ids
     for reply, (secret, mode) in enumerate(captures):
-        enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, ring=door.rung.append)
+        enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, ring=door.woken.append)
         assert door.stored() == kept
     door.db.close()
 
@@ -480,7 +480,7 @@ def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, door: Do
     with receiving(tmp_path / "store.db") as receiver:
         deliver(door, receiver)
         held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-        queued = held.queue(held.plan("ses_root", None), 9_000_000, door.rung.append)
+        queued = held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
         assert outcomes(receiver, queued.expected) == {"still old": len(receiver.rows())}
         deliver(door, receiver)
         assert outcomes(receiver, queued.expected) == {"overwritten": len(receiver.rows())}
@@ -507,7 +507,7 @@ def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(tmp
             " begin select raise(abort, 'killed'); end"
         )
         with pytest.raises(sqlite3.IntegrityError, match="killed"):
-            held.queue(held.plan("ses_root", None), 9_000_000, door.rung.append)
+            held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
         assert sorted(door.states().values()) == ["delivered", "pending"]
         door.db.execute("drop trigger kill")
         assert recall(door, held, "ses_root").records == count
@@ -546,9 +546,9 @@ def test_what_is_claimed_while_its_recall_is_queued_is_recalled_again(tmp_path: 
     early = held.plan("ses_root", None)
     assert early.records == 0  # nothing was sent
     old = next(claims(desk))
-    queued = held.queue(early, 9_000_000, door.rung.append)
+    queued = held.queue(early, 9_000_000, door.woken.append)
     assert (queued.expected, queued.in_flight) == ((), (old.turn,))
-    again = held.queue(held.plan("ses_root", [old.turn]), 9_000_000, door.rung.append)
+    again = held.queue(held.plan("ses_root", [old.turn]), 9_000_000, door.woken.append)
     assert (len(again.expected), again.in_flight) == (1, ())
 
 
@@ -557,7 +557,7 @@ def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_pat
     held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
     recall(door, held, "ses_root")
     claimed = next(claims(desk_of(door)))
-    queued = held.queue(held.plan("ses_root", None), 9_000_000, door.rung.append)
+    queued = held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
     assert queued.in_flight == (claimed.turn,)
 
 

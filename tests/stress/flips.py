@@ -29,7 +29,7 @@ from app.exporters.outcome import Outcome
 from app.ledger import counts, destinations, maintenance, versions
 from app.operations.status import Status, read_status
 from app.privacy.policy import Post
-from app.queue import Bell
+from app.queue import Queue
 from app.settings.lookup import unattended
 from tests.support.ledger_bench import bodies, version
 
@@ -90,14 +90,14 @@ def populate(spool: Path, scratch: Path, sessions: int = SESSIONS) -> set[str]:
                     deliver(db, made.key, courier)
         if half == 0:
             db.close()
-    bell = Bell(scratch, 1)
+    queue = Queue(scratch, 1)
     for key in sorted(keys)[:5]:
-        bell.ring(key)
+        queue.wake(key)
     spool.mkdir(mode=0o700)
     for path in scratch.iterdir():
         if not path.name.endswith("-shm"):
             shutil.copy(path, spool / path.name)
-    bell.close()
+    queue.close()
     db.close()
     return keys
 
@@ -130,7 +130,7 @@ class Machine:
 
     def run(self) -> Status:
         db = self._open()
-        bell = Bell(self.spool, 1)
+        queue = Queue(self.spool, 1)
         try:
             inspected = False
             while True:
@@ -138,7 +138,7 @@ class Machine:
                     if not inspected:
                         inspect(db)
                         inspected = True
-                    self._deliver(db, bell)
+                    self._deliver(db, queue)
                     break
                 except sqlite3.Error as error:
                     self.healed += 1
@@ -147,24 +147,24 @@ class Machine:
                     db.close()
                     db = self._open()
         finally:
-            bell.close()
+            queue.close()
             db.close()
         settings = unattended({"OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self.spool)}).load()
         return read_status(settings, self.now_ms)
 
-    def _deliver(self, db: Ledger, bell: Bell) -> None:
+    def _deliver(self, db: Ledger, queue: Queue) -> None:
         """As the watch does: ring what is due, until nothing is; time passes when there is something to wait for."""
         for _ in range(ROUNDS_MAX):
-            bell.mend()
+            queue.mend()
             maintenance.recover(db, self.now_ms, maintenance.leasing_workers(db))
             keys: list[str] = []
             waits = []
             for one in destinations.destinations(db):
-                found = maintenance.to_ring(db, one.id, self.now_ms, 50)
+                found = maintenance.to_wake(db, one.id, self.now_ms, 50)
                 keys += found
                 waits.append(maintenance.next_due_ms(db, one.id, self.now_ms))
                 for key in found[:1]:
-                    bell.ring(key)
+                    queue.wake(key)
                 for key in found:
                     deliver(db, key, _courier(one.id, lambda: self.now_ms))
             if not keys:

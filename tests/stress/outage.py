@@ -245,7 +245,7 @@ class Machine:
         before, self._seen = self._seen, self.world.read()
         now_ms = self.world.now_ms
         incidents.note_jump(self.db, jump_ms(before, self._seen), now_ms)
-        maintenance.unwarp(self.db, now_ms)
+        maintenance.reset_future_times(self.db, now_ms)
         maintenance.recover(self.db, now_ms)
         if now_ms - self._pruned_ms >= self.prune_ms or now_ms < self._pruned_ms:
             self._pruned_ms = now_ms
@@ -256,7 +256,7 @@ class Machine:
             pruning.drop_aged(self.db, now_ms, age_ms_max)
             self.room.make(self.db, now_ms, bytes_max)
             shrink(self.db)
-        for key in maintenance.to_ring(self.db, self.destination.id, now_ms, WAKES_PER_TICK):
+        for key in maintenance.to_wake(self.db, self.destination.id, now_ms, WAKES_PER_TICK):
             self.answer(key)
 
     def answer(self, key: str) -> None:

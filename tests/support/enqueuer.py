@@ -17,7 +17,7 @@ from app.capture.export import split
 from app.capture.targets import target
 from app.database.open import open_ledger
 from app.privacy.terms import Capture
-from app.queue import Bell
+from app.queue import Queue
 from app.runtime import clock
 from app.runtime.spool import Spool
 from app.settings.lookup import unattended
@@ -71,12 +71,12 @@ def main() -> None:
     spool = Spool(settings.spool_directory)
     db = open_ledger(spool.path)
     ours = target(db, settings, clock.now_ms())
-    bell = Bell(spool.path, ours.id)
+    queue = Queue(spool.path, ours.id)
     capturing = capture(settings, ())
     for line in sys.stdin:
         step = json.loads(line)
         transcript = parse(growing(step["session"], step["turns"]))
-        enqueue(db, transcript, capturing, Place(ours.id, ""), now_ms=clock.now_ms(), ring=bell.ring)
+        enqueue(db, transcript, capturing, Place(ours.id, ""), now_ms=clock.now_ms(), ring=queue.wake)
         print(line.strip(), flush=True)  # noqa: T201 - stored: this is the answer
 
 

@@ -95,8 +95,8 @@ class Desk:
         assert self.complete(held)
         return held
 
-    def ring(self, limit: int = 10, rung: tuple[str, ...] = ()) -> list[str]:
-        return maintenance.to_ring(self.db, self.destination, self.now_ms, limit, rung)
+    def wake(self, limit: int = 10, woken: tuple[str, ...] = ()) -> list[str]:
+        return maintenance.to_wake(self.db, self.destination, self.now_ms, limit, woken)
 
     def pause(self, probe_ms: int) -> None:
         flow.pause(

@@ -208,7 +208,7 @@ CASES = (
     Case("complete.finishing", replace(CLAIMED, acknowledged=1, sends=1)),
     Case("complete.committed", State(pending=1, delivered=1, records=2, acknowledged=1, sends=1)),
     Case("recover.freeing", CLAIMED, held_by_a_dead_worker),
-    Case("watch.ringing", WAITING),
+    Case("poller.waking", WAITING),
     Case(
         "prune.dropping",
         WAITING,

@@ -15,15 +15,15 @@ from tests.support.waiting import wait_until
 
 PROGRAM = """
 import json, os, sys, time
-from app.enqueue import Bell, Place, capture, enqueue, folder, open_ledger, parse, target, unattended
+from app.enqueue import Place, Queue, capture, enqueue, folder, open_ledger, parse, target, unattended
 
 settings, now_ms = unattended(dict(os.environ)).load(), time.time_ns() // 1_000_000
 db = open_ledger(settings.spool_directory)
 ours = target(db, settings, now_ms)
-ring = Bell(settings.spool_directory, ours.id).ring
+wake = Queue(settings.spool_directory, ours.id).wake
 place = Place(ours.id, folder(db, "/srv/bot"))
 for line in sys.stdin:
-    print(enqueue(db, parse(json.loads(line)), capture(settings, ()), place, now_ms=now_ms, ring=ring).new)
+    print(enqueue(db, parse(json.loads(line)), capture(settings, ()), place, now_ms=now_ms, ring=wake).new)
 """
 
 

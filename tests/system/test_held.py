@@ -247,7 +247,7 @@ def test_a_worker_takes_over_jobs_for_a_key_of_the_user_alone(
             made.poll()
         finally:
             made.close()
-            made.bell.close()
+            made.queue.close()
             made.db.close()
         assert ["own" if key else "" for key in destinations(station)] == [expected]
 

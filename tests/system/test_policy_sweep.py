@@ -386,7 +386,7 @@ def test_while_export_is_off_jobs_wait_uncharged_and_are_not_claimed(bench: Benc
     bench.capture(talk(2))
     configure(bench.own, enable=False)
     bench.sweep()
-    assert maintenance.to_ring(bench.db, bench.destination, 3_000, 10) == []
+    assert maintenance.to_wake(bench.db, bench.destination, 3_000, 10) == []
     assert not counts.sendable(bench.db, bench.destination, 3_000)
     told = waiting(read_destinations(bench.db, bench.permits._sources.load(), 3_000), (), 3_000)
     assert [line.partition(": ")[2] for line in told] == [f"enable is false (config file {bench.own / 'config.toml'})"]

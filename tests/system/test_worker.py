@@ -16,7 +16,7 @@ import pytest
 
 from app.delivery.lifetime import IDLE_MS
 from app.ledger import counts, destinations
-from app.queue import Bell
+from app.queue import Queue
 from app.runtime import clock
 from app.runtime.liveness import Only, is_taken, present
 from app.settings.lookup import unattended
@@ -166,10 +166,10 @@ def test_two_workers_and_needless_rings_send_everything_once(station: Station, r
         jobs = counts.counts(db).pending
         keys = [row[0] for row in db.execute("select key from job")]
         (target,) = destinations.destinations(db)
-    bell = Bell(station.spool, target.id)
+    queue = Queue(station.spool, target.id)
     for key in keys * 3:
-        bell.ring(key)
-    bell.close()
+        queue.wake(key)
+    queue.close()
     with worker(station), worker(station):
         wait_until(lambda: station.delivered(jobs))
     assert all(row.sends == 1 for row in receiver.rows())
@@ -453,10 +453,10 @@ def test_a_queue_damaged_under_a_running_consumer_is_made_anew_and_rings_arrive_
         # Whoever has its pages in memory does not see it: the hook does.
         captured(station, "b_tools")
         wait_until(lambda: "the queue was damaged or deleted and is made anew" in station.text("worker.log"))
-        bell = Bell(station.spool, 1)
-        bell.ring("0" * 64)
-        wait_until(lambda: bell.huey.pending_count() == 0)
-        bell.close()
+        queue = Queue(station.spool, 1)
+        queue.wake("0" * 64)
+        wait_until(lambda: queue.huey.pending_count() == 0)
+        queue.close()
         wait_until(lambda: station.delivered(2 * JOBS))
     assert all(row.sends == 1 for row in receiver.rows())
 
