@@ -19,6 +19,7 @@ from app.capture.pipe_reader import CUT_OFF, TOO_LONG
 from app.capture.session_reader import Reader
 from app.capture.targets import folder
 from app.database import recover
+from app.database.connection import Replaced
 from app.database.open import heal
 from app.database.schema import require_known
 from app.ledger import counts, folders, history, incidents, pruning
@@ -99,8 +100,10 @@ class Hook:
         self.opened.looking.owe_again(clock.now_ms())
 
     def heal(self, error: Exception) -> None:
-        """After a failed statement: where the ledger was damaged and is recovered, go on with the new one."""
-        if heal(self.opened.db, error):
+        """After a failed statement: where the ledger was replaced, or was damaged and is recovered, go on with the new one."""
+        if isinstance(error, Replaced):
+            self._follow_spool()
+        elif heal(self.opened.db, error):
             self._reopen()  # the new ledger may know the destination by another number, and nothing of its folders
             self._begin_anew()
             self.log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")

@@ -29,6 +29,7 @@ from app.capture.process_notices import Looking
 from app.capture.reconcile import QUIET_MS, SETTLE_S, NextLook, next_look
 from app.capture.session_reader import FAILURES_MAX, GONE_TURNS
 from app.capture.targets import folder
+from app.database.connection import Replaced
 from app.database.open import open_ledger
 from app.ledger import destinations, eviction, folders, history, incidents, job
 from app.ledger import incidents as ledger_incidents
@@ -1288,6 +1289,24 @@ def test_what_is_owed_when_the_spool_is_removed_is_read_into_the_new_one(machine
         assert machine.states() == [(session, "pending")]
     machine.end(one)
     assert machine.states() == [(session, "pending")]
+
+
+def test_jobs_that_were_lost_with_a_spool_are_counted_also_where_a_write_finds_it_gone(machine: Machine) -> None:
+    machine.capture_since(CREATED_MS)
+    session = machine.remember(talk("a", *asked_and_answered()))
+    one = machine.hook(session)
+    show(one, session)
+    look_for(one)
+    assert machine.states() == [(session, "pending")]
+    shutil.rmtree(machine.home / "spool")
+    with pytest.raises(Replaced) as found:
+        one.opened.introduce()
+    one.heal(found.value)
+    with closing(open_ledger(machine.home / "spool")) as db:
+        told = [(what, count) for what, count, _ in incidents.incidents(db)]
+    lost = sum(count for what, count in told if what == "jobs lost with a spool that was removed")
+    assert lost > 0, told
+    machine.end(one)
 
 
 def test_what_was_said_in_another_folder_than_the_sessions_own_is_settled_with_it(machine: Machine) -> None:

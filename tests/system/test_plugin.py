@@ -146,6 +146,7 @@ const commands = {
   dispose: async ({ load }) => void (await loads[load].dispose()),
   logged: () => logged,
   nap: () => new Promise((resolve) => setTimeout(resolve, 20)),
+  setClock: ({ ms }) => void (Date.now = () => ms),
   held: () => {
     globalThis.Bun ? Bun.gc(true) : globalThis.gc()
     const { heapUsed, external } = process.memoryUsage()
@@ -806,6 +807,18 @@ def test_hook_that_closes_its_input_and_lives_is_replaced(host: Host, hook: Stan
 def children_of(host: Host) -> list[str]:
     processes = subprocess.check_output(["ps", "-A", "-o", "ppid=,pid="], text=True).splitlines()
     return [line for line in processes if line.split()[0] == str(host.process.pid)]
+
+
+@in_both_runtimes
+def test_a_clock_that_is_set_back_holds_up_no_new_hook(host: Host, hook: StandIn) -> None:
+    hook.behave("die")
+    host.load(hook.plugin())
+    host.tell(busy("ses_a"))
+    wait_until(lambda: host.call("logged"))
+    host.call("setClock", ms=0)
+    hook.behave("record")
+    host.tell(idle("ses_a"))
+    wait_until(lambda: ("ses_a", "idle") in hook.told)
 
 
 @in_both_runtimes

@@ -24,12 +24,12 @@ const places = current()?.places ?? new Map() // directory → {directory, loads
 const sessions = current()?.sessions ?? new Map() // id → {id, place, why, n, said, state, …}, the latest at the end
 const due = new Set() // sessions whose newest notice is not written yet
 const NEW_LIFE = { child: null, first: null, n: 0, acked: 0, isSilent: false }
-const hook = { ...NEW_LIFE, deaths: 0, startedMs: 0, notBeforeMs: 0, reportedMs: 0 }
+const hook = { ...NEW_LIFE, deaths: 0, startedMs: 0, notBeforeMs: 0, reportedMs: -HOUR_MS }
 
 /** Starts a process that outlives us; null when it cannot, or when the last one died too recently. Bun's own flush()
     gives the bytes to the system before it returns, node's spawn in Bun does not. OpenCode's desktop app is Node. */
 function launch([name, ...args]) {
-  if (Date.now() < hook.notBeforeMs) return null
+  if (performance.now() < hook.notBeforeMs) return null
   // Neither the search for the program nor its Python may meet files of the project.
   const env = Object.fromEntries(Object.entries(process.env).filter(([variable]) => !/^(PYTHON|__PYV)/.test(variable)))
   const PATH = (env.PATH ?? "").split(path.delimiter).filter((folder) => path.isAbsolute(folder)).join(path.delimiter)
@@ -42,7 +42,7 @@ function launch([name, ...args]) {
     else child = spawn(name, args, options).on("error", failed).on("exit", exited)
     child.stdin.on?.("error", () => broken(child))
     for (const one of [child, child.stdout]) one.unref?.()
-    hook.startedMs = Date.now()
+    hook.startedMs = performance.now()
     listen(child).catch(() => {})
   } catch (error) {
     failed(error)
@@ -69,19 +69,19 @@ const broken = (child) => void setTimeout(() => lost(child, "hook closed its inp
 function lost(child, reason, code) {
   if (hook.child !== child) return // already told
   const place = hook.first ?? [...places.values()].at(-1)
-  if (child && Date.now() - hook.startedMs > STEADY_MS) hook.deaths = 0
+  if (child && performance.now() - hook.startedMs > STEADY_MS) hook.deaths = 0
   place.isUnwanted = code === NOTHING_WANTED && hook.first !== null // only its line was surely read: others ask anew
   const pauseMs = place.isUnwanted ? 0 : (RESTART_PAUSES_MS[hook.deaths++] ?? HOUR_MS)
   if (!place.isUnwanted) report(place, reason)
-  Object.assign(hook, NEW_LIFE, { notBeforeMs: Date.now() + pauseMs })
+  Object.assign(hook, NEW_LIFE, { notBeforeMs: performance.now() + pauseMs })
   setTimeout(pump, pauseMs + 10).unref()
   sayAll()
 }
 
 /** One line in OpenCode's log, at most one an hour, and by the next hook, if there is one, in plugin.log. */
 function report(place, reason) {
-  if (Date.now() - hook.reportedMs < HOUR_MS) return
-  hook.reportedMs = Date.now()
+  if (performance.now() - hook.reportedMs < HOUR_MS) return
+  hook.reportedMs = performance.now()
   due.add(Object.assign(sessionOf(place, ""), { why: "trouble", reason, isLast: true }))
   const message = `${reason}; command ${JSON.stringify(INSTALLED.command)}`
   // Asked by a directory without an instance, OpenCode would make one to answer.
@@ -168,8 +168,8 @@ const optionsOf = (loads) => [...loads].findLast(({ options }) => Object.keys(op
 
 /** Waits until everything is acknowledged, or until the hook keeps us waiting: once, until it is heard again. */
 async function leave(load) {
-  const untilMs = Date.now() + (hook.isSilent ? 0 : DISPOSE_MS_MAX)
-  while (hook.child && !isHeard() && Date.now() < untilMs) await new Promise((resolve) => setTimeout(resolve, 10))
+  const untilMs = performance.now() + (hook.isSilent ? 0 : DISPOSE_MS_MAX)
+  while (hook.child && !isHeard() && performance.now() < untilMs) await new Promise((resolve) => setTimeout(resolve, 10))
   hook.isSilent = hook.child !== null && !isHeard()
   const { loads } = places.get(load.directory)
   if (loads.delete(load) && loads.size) places.get(load.directory).options = optionsOf(loads)
