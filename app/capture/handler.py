@@ -100,7 +100,7 @@ class Hook:
         self.opened.looking.owe_again(clock.now_ms())
 
     def heal(self, error: Exception) -> None:
-        """After a failed statement: where the ledger was replaced, or was damaged and is recovered, go on with the new one."""
+        """After a failed statement: go on in the ledger that is there now, once it is whole."""
         if isinstance(error, Replaced):
             self._follow_spool()
         elif heal(self.opened.db, error):
