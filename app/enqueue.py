@@ -11,11 +11,23 @@ enqueue.enqueue(db, enqueue.parse(snapshot), enqueue.capture(settings, ()), plac
 """
 
 from app.capture.config import capture
-from app.capture.enqueue import Enqueued, Place, enqueue
+from app.capture.enqueue import Enqueued, Place, Request, enqueue
 from app.capture.targets import folder, target
 from app.database.open import open_ledger
 from app.queue import Queue
 from app.settings.lookup import unattended
 from app.transcript.parse import parse
 
-__all__ = ["Enqueued", "Place", "Queue", "capture", "enqueue", "folder", "open_ledger", "parse", "target", "unattended"]
+__all__ = [
+    "Enqueued",
+    "Place",
+    "Queue",
+    "Request",
+    "capture",
+    "enqueue",
+    "folder",
+    "open_ledger",
+    "parse",
+    "target",
+    "unattended",
+]
