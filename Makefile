@@ -80,6 +80,7 @@ beside: .venv/ready  ## The real OpenCode with our plugin and each of three that
 	@$(BIN)/python -m tests.stress.beside
 
 starts: .venv/ready  ## 200 starts of the real OpenCode while its store is read all the time, 20 of them killed (minutes)
+	@$(BIN)/python -m tests.stress.pairs
 	@$(BIN)/python -m tests.stress.starts
 
 upgrade: .venv/ready  ## Replace an earlier commit's wheel by today's while hook and worker run; REVISION names another (minutes)

@@ -178,10 +178,13 @@ def remove(plugin: Path) -> None:
 
 def forget_python(plugin: Path) -> None:
     """What the plugin starts is not there any more."""
+    begin = "const INSTALLED = "
     lines = plugin.read_text("utf-8").split("\n")
-    installed = {"command": ["/nowhere/python", "-m", "app", "hook"], "flavour": "object", "code": "other"}
-    command = f"const INSTALLED = {json.dumps(installed)}"
-    changed = [command if line.startswith("const INSTALLED = ") else line for line in lines]
+    changed = list(lines)
+    for at, line in enumerate(lines):
+        if line.startswith(begin):
+            command = ["/nowhere/python", "-m", "app", "hook"]
+            changed[at] = begin + json.dumps({**json.loads(line.removeprefix(begin)), "command": command})
     assert changed != lines
     plugin.write_text("\n".join(changed), "utf-8")
 
