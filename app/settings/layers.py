@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from app.runtime.url import is_unprotected
-from app.settings.model import DEFAULT, SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError, checked
+from app.settings.model import SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError, checked
 from app.settings.names import IN_CONFIG_FILE, LIMITS, NAMES, ON_COMMAND_LINE, TIGHTENING
 from app.settings.options import Options, excerpt, from_values, layer_of, unit_of, words, words_of
 from app.settings.places import text_of
@@ -79,7 +79,7 @@ def _validated(layers: Sequence[Layer], base: Path, problems: list[str], secrets
     winning = ChainMap(*layers)
     shared = ChainMap(*(_without_limits_of_projects(layer) for layer in layers))
     merged = {**shared, **strictest(layers)}
-    facts: dict[str, object] = {
+    values: dict[str, Any] = {name: given.value for name, given in merged.items()} | {
         "origins": {name: given.origin for name, given in merged.items()},
         "folder_limits": {name: winning[name] for name in LIMITS if name in winning and _is_of_project(winning[name])},
         "unseen": {
@@ -87,10 +87,8 @@ def _validated(layers: Sequence[Layer], base: Path, problems: list[str], secrets
             **strictest([{name: given for name, given in layer.items() if _is_unseen(given)} for layer in layers]),
         },
     }
-    told = {name: Given(value, DEFAULT) for name, value in facts.items()}
-    arguments: dict[str, Any] = {"layers": [{**merged, **told}]}
     try:
-        settings = Settings(**arguments)
+        settings = Settings(**values)
         spool = base / settings.spool_directory.expanduser()
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_context=False, include_input=False):

@@ -86,20 +86,6 @@ class Given:
 Layer: TypeAlias = dict[str, Given]
 
 
-class LayerSource(PydanticBaseSettingsSource):
-    """One layer, in the form that pydantic-settings merges."""
-
-    def __init__(self, settings_cls: type[BaseSettings], layer: Layer) -> None:
-        super().__init__(settings_cls)
-        self._layer = layer
-
-    def get_field_value(self, field: object, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # only sources that go field by field are asked
-
-    def __call__(self) -> dict[str, Any]:
-        return {name: given.value for name, given in self._layer.items()}
-
-
 # What a value must be. The words go into the error as they are; none of them quotes the value.
 
 
@@ -240,16 +226,13 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - given with each call
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - reads os.environ: not used
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - reads os.environ
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - fills ${…} from os.environ: not used
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - nobody asked for it
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        layers = init_settings().get("layers")
-        if layers is None:
-            return (init_settings,)
-        return tuple(LayerSource(settings_cls, layer) for layer in layers)
+        return (init_settings,)
 
 
 @cache
