@@ -67,17 +67,7 @@ class Remaking:
             if attempt in self._tried:
                 continue
             self._tried.add(attempt)
-            transcript = self._found(wanted.session)
-            if transcript is not None:
-                enqueue(
-                    db,
-                    transcript,
-                    capturing,
-                    Place(self._destination_id, wanted.folder),
-                    now_ms=now_ms,
-                    ring=wake,
-                    request=Request(abandoned=wanted.session not in open_sessions(self._hooks), only=wanted.turns),
-                )
+            self._capture_again(db, wanted, capturing, now_ms, wake)
             return True
         return False
 
@@ -107,31 +97,31 @@ class Remaking:
             if eviction.held_bytes(db) >= bytes_max:
                 return False
             self._tried.add((wanted, wanted.policy))
-            transcript = self._found(wanted.session)
-            if transcript is not None:
-                abandoned = wanted.session not in open_sessions(self._hooks)
-                enqueue(
-                    db,
-                    transcript,
-                    capturing,
-                    Place(self._destination_id, wanted.folder),
-                    now_ms=now_ms,
-                    ring=wake,
-                    request=Request(
-                        abandoned=abandoned,
-                        reopen=REFILL,
-                        only=self._fitting(db, transcript, capturing, wanted, abandoned=abandoned),
-                    ),
-                )
+            self._capture_again(db, wanted, capturing, now_ms, wake)
             return True
         return False
 
-    def _found(self, session: str) -> Transcript | None:
-        """The session as OpenCode holds it, with its subagents; None where it is not there or cannot be read."""
+    def _capture_again(
+        self,
+        db: sqlite3.Connection,
+        wanted: Missing | Emptied,
+        capturing: Capture,
+        now_ms: int,
+        wake: Callable[[str], None],
+    ) -> None:
+        """Out of OpenCode's store, with its subagents; not where it is not there, or cannot be read."""
         try:
-            return Store(self._store).transcript(session)
+            transcript = Store(self._store).transcript(wanted.session)
         except (ExportError, TranscriptError):
-            return None
+            return
+        if transcript is None:
+            return
+        request = Request(abandoned=wanted.session not in open_sessions(self._hooks), only=wanted.turns)
+        if isinstance(wanted, Emptied):
+            only = self._fitting(db, transcript, capturing, wanted, abandoned=request.abandoned)
+            request = replace(request, reopen=REFILL, only=only)
+        place = Place(self._destination_id, wanted.folder)
+        enqueue(db, transcript, capturing, place, now_ms=now_ms, ring=wake, request=request)
 
     def _fitting(
         self, db: sqlite3.Connection, transcript: Transcript, capturing: Capture, wanted: Emptied, *, abandoned: bool
