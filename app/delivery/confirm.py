@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from app.delivery.backoff import pause_ms
-from app.exporters.kinds import ENCODER, TRAITS
+from app.exporters.kinds import TRAITS
 from app.exporters.traits import Plan
 from app.ledger import confirmations, destinations, flow, readback
 from app.ledger.confirmations import Unconfirmed
@@ -117,7 +117,7 @@ def confirm(
     if failures is None:
         return None
     due = confirmations.due_for_confirmation(db, destination_id, now_ms, JOBS_MAX)
-    for query in _queries(db, due):
+    for query in _queries(due):
         if not allowance.take(now_ms):
             return None
         reason = _look(db, destination_id, query, reader, now_ms)
@@ -129,34 +129,26 @@ def confirm(
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    job: Unconfirmed
-    start_ms: int | None
-    """Of the record that is looked for; None where its body is not held any more."""
-
-
-def _queries(db: sqlite3.Connection, due: Sequence[Unconfirmed]) -> Iterator[list[_Wanted]]:
+def _queries(due: Sequence[Unconfirmed]) -> Iterator[list[Unconfirmed]]:
     """What is due, so many at once as one answer may hold."""
-    batch: list[_Wanted] = []
+    batch: list[Unconfirmed] = []
     size = 0
     for job in due:
-        body = confirmations.last_body(db, job)
-        job_bytes = BYTES_UNKNOWN if body is None else len(body)
+        job_bytes = BYTES_UNKNOWN if job.body_bytes is None else job.body_bytes
         if batch and (len(batch) == IDS_MAX or size + job_bytes > BYTES_MAX):
             yield batch
             batch, size = [], 0
-        batch.append(_Wanted(job, None if body is None else ENCODER.start_ms_of(body)))
+        batch.append(job)
         size += job_bytes
     if batch:
         yield batch
 
 
 def _look(
-    db: sqlite3.Connection, destination_id: int, query: Sequence[_Wanted], reader: Reader, now_ms: int
+    db: sqlite3.Connection, destination_id: int, query: Sequence[Unconfirmed], reader: Reader, now_ms: int
 ) -> str | None:
     """Ask for some jobs and for the control, and settle what the answer tells; why it tells nothing, or None."""
-    wanted = {one.job.request_id: one.start_ms or 0 for one in query}
+    wanted = {one.request_id: one.start_ms or 0 for one in query}
     control = readback.control(db, destination_id)
     fresh_id = None if control is None or abs(now_ms - control.found_ms) > CONTROL_MS else control.request_id
     if control is not None and fresh_id is not None:
@@ -164,10 +156,10 @@ def _look(
     answer = reader(min(wanted.values()), list(wanted))
     if isinstance(answer, Unread):
         return answer.reason
-    found = [one for one in query if one.job.request_id in answer]
+    found = [one for one in query if one.request_id in answer]
     for one in found:
-        _found(db, destination_id, one, now_ms, has_body=answer[one.job.request_id])
-    missing = [one for one in query if one.job.request_id not in answer]
+        _found(db, destination_id, one, now_ms, has_body=answer[one.request_id])
+    missing = [one for one in query if one.request_id not in answer]
     if control is not None and fresh_id not in answer:
         # Where something was found after all, it is the control by now: the next pass asks for the others again.
         if found or not missing:
@@ -176,14 +168,14 @@ def _look(
     if control is None and missing:
         readback.note_missed(db, destination_id, now_ms)
     for one in missing:
-        _miss(db, destination_id, one.job, now_ms)
+        _miss(db, destination_id, one, now_ms)
     return None
 
 
-def _found(db: sqlite3.Connection, destination_id: int, one: _Wanted, now_ms: int, *, has_body: bool) -> None:
+def _found(db: sqlite3.Connection, destination_id: int, one: Unconfirmed, now_ms: int, *, has_body: bool) -> None:
     if one.start_ms is not None:
-        readback.note_found(db, destination_id, Control(one.job.request_id, one.start_ms, now_ms))
-    if not confirmations.confirmed(db, one.job, now_ms, has_body=has_body):
+        readback.note_found(db, destination_id, Control(one.request_id, one.start_ms, now_ms))
+    if not confirmations.confirmed(db, one, now_ms, has_body=has_body):
         return
     if has_body:
         flow.within_quota(db, destination_id)
@@ -197,7 +189,7 @@ def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms:
     later = [at_ms for look in TRAITS.looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
     if later:
         confirmations.not_found_yet(db, job, later[0])
-    elif not job.is_held:
+    elif job.body_bytes is None:
         confirmations.give_up_confirmation(db, destination_id, job)
     elif job.resends < RESENDS_MAX:
         confirmations.send_again(db, job, now_ms)

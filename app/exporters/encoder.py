@@ -2,7 +2,6 @@
 
     capture   encode, count, lasting_name
     recall    blank, kind_of, texts_of, shown_as
-    confirm   start_ms_of
     doctor    trial
 
 Hooks import an encoder, so it brings no HTTP client along. Which kinds there are is in `app.exporters.kinds`.
@@ -82,9 +81,6 @@ class Encoder(Protocol):
 
     def kind_of(self, model: str) -> Kind:
         """What kind of record has this model there."""
-
-    def start_ms_of(self, body: bytes) -> int | None:
-        """When the record starts that has this body; None for a body that is none of this encoder's."""
 
     def texts_of(self, body: bytes) -> list[Json]:
         """What in a record's body was written by a person, a model or a tool, its keys included."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.database.connection import transaction
-from app.ledger import limits
-from app.ledger.job import BATCH, LedgerError, bodies
+from app.ledger import limits, record_identity
+from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
+from app.ledger.record_identity import Print
 from app.ledger.versions import forget_contents
 
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
@@ -39,15 +41,17 @@ class Unconfirmed:
     """Fences every transition: a job that was sent again meanwhile has another one."""
     request_id: uuid.UUID
     """Of its last record."""
+    start_ms: int | None
+    """Of that record; None where it is not kept."""
+    body_bytes: int | None
+    """The same; None where it is not known any more what its bodies are, so that it cannot be sent again."""
     delivered_ms: int
     resends: int
-    is_held: bool
-    """It is known still what its bodies are, so it could be sent again."""
 
 
 _DUE = (
     "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends,"
-    f" {_HAS_RECORDS.format(job='j')} as held,"
+    " (select r.body_bytes from record r where r.job_id = j.id order by r.position desc limit 1) as body_bytes,"
     " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
     "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
     "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
@@ -67,29 +71,24 @@ def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: in
         *db.execute(f"{_DUE} order by confirm_ms desc, id desc limit 1", arguments),
         *db.execute(f"{_DUE} order by confirm_ms, id limit :limit", arguments),
     ]
-    found = {
-        row["id"]: Unconfirmed(
-            job_id=row["id"],
-            turn_id=row["turn_id"],
-            key=row["key"],
-            attempt=row["attempt"],
-            request_id=uuid.UUID(bytes=row["request_id"]),
-            delivered_ms=row["finished_ms"],
-            resends=row["resends"],
-            is_held=bool(row["held"]),
-        )
-        for row in rows
-    }
-    return list(found.values())[:limit]
+    due = list({row["id"]: row for row in rows}.values())[:limit]
+    prints = record_identity.read(db, [row["id"] for row in due])
+    return [_unconfirmed(row, prints.get(row["id"], ())) for row in due]
 
 
-def last_body(db: sqlite3.Connection, due: Unconfirmed) -> bytes | None:
-    """Of its last record; None where it is not held, or damaged (who posts it again finds that out)."""
-    try:
-        held = list(bodies(db, due.job_id, due.key, lambda row: row["request_id"] == due.request_id.bytes))
-    except LedgerError:
-        return None
-    return held[-1].body if held else None
+def _unconfirmed(row: sqlite3.Row, prints: Iterable[Print]) -> Unconfirmed:
+    request_id = uuid.UUID(bytes=row["request_id"])
+    return Unconfirmed(
+        job_id=row["id"],
+        turn_id=row["turn_id"],
+        key=row["key"],
+        attempt=row["attempt"],
+        request_id=request_id,
+        start_ms=next((one.frozen.start_ms for one in prints if one.request_id == request_id), None),
+        body_bytes=row["body_bytes"],
+        delivered_ms=row["finished_ms"],
+        resends=row["resends"],
+    )
 
 
 def confirmed(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, *, has_body: bool) -> bool:

@@ -26,7 +26,7 @@ from app.exporters.helicone.client import Client
 from app.exporters.helicone.traits import NOT_STORED_CAUSES
 from app.exporters.outcome import Outcome
 from app.ledger import dead_letters, destinations, maintenance, readback, versions
-from app.ledger.job import Body, Version
+from app.ledger.job import Body, Frozen, Version
 from app.operations.doctor import examine
 from app.operations.finding import Finding
 from app.operations.status import Confirmation, Status, read_status
@@ -63,9 +63,8 @@ class Person:
             request_id = uuid.uuid5(uuid.NAMESPACE_OID, f"{turn} {n}")
             meta = {"Helicone-Request-Id": str(request_id), "Helicone-Session-Id": f"ses_{turn}"}
             said = {"model": "acme/one", "content": turn}
-            made.append(
-                Body(request_id, encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None)))
-            )
+            body = encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None))
+            made.append(Body(request_id, body, Frozen("CUSTOM", "acme/one", self.now_ms, turn, f"/{turn}")))
         made_of = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
         versions.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
 

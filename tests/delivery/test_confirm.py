@@ -17,12 +17,11 @@ from app.database.open import open_ledger
 from app.delivery import confirm
 from app.delivery.confirm import Allowance, Unread
 from app.exporters.helicone import traits
-from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.traits import looks_ms
 from app.ledger import claims, confirmations, counts, destinations, flow, pruning, readback, versions
 from app.ledger.confirmations import AHEAD_MS_MAX, Unconfirmed
 from app.ledger.decision import BACKFILL, IMPORT, Decision
-from app.ledger.job import Body, Version
+from app.ledger.job import Body, Frozen, Version
 from app.ledger.readback import Confirmations
 from tests.support.ledger_bench import Desk, bodies, version
 
@@ -133,9 +132,9 @@ def test_one_query_asks_for_the_last_records_of_many_turns_the_latest_first(desk
 def test_one_query_asks_for_no_more_bytes_than_an_answer_may_have(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         deliver(desk, version(f"t{number}"), records=1)
-    sizes = {len(confirmations.last_body(desk.db, one) or b"") for one in due(desk)}
-    monkeypatch.setattr(confirm, "BYTES_MAX", 2 * sizes.pop())
-    assert not sizes  # all are equally long
+    (size,) = {one.body_bytes for one in due(desk)}  # all are equally long
+    assert size
+    monkeypatch.setattr(confirm, "BYTES_MAX", 2 * size)
     helicone = Helicone()
     look(desk, helicone)
     assert [len(ids) for _, ids in helicone.asked] == [2, 2, 1]
@@ -143,8 +142,8 @@ def test_one_query_asks_for_no_more_bytes_than_an_answer_may_have(desk: Desk, mo
 
 def test_a_query_asks_since_the_earliest_of_its_records(desk: Desk) -> None:
     for turn, start_s in (("t1", 5), ("t2", 2), ("t3", 7)):
-        log = Log({}, {}, 200, {}, start_s * 1000, start_s * 1000, None)
-        body = Body(uuid.uuid5(uuid.NAMESPACE_OID, turn), encode(log))
+        frozen = Frozen("CUSTOM", "acme/one", start_s * 1000, "opencode: x", "/opencode/ses_1/msg_1")
+        body = Body(uuid.uuid5(uuid.NAMESPACE_OID, turn), turn.encode(), frozen)
         versions.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
         carry(desk, version(turn))
     helicone = Helicone()

@@ -497,7 +497,7 @@ READERS = {
     "due_for_confirmation", "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
     "exported_elsewhere",
     "exported_sessions", "frozen", "has_turn", "held", "held_bytes", "held_folders", "is_current",
-    "is_emptied", "is_history", "is_pending", "is_whole", "last_body", "latest_ms", "leasing_workers",
+    "is_emptied", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
@@ -530,9 +530,10 @@ def in_state(db: sqlite3.Connection, state: str) -> tuple[Desk, Claim, Unconfirm
         key=row["key"],
         attempt=row["attempt"],
         request_id=body.request_id,
+        start_ms=None,
+        body_bytes=len(body.body),
         delivered_ms=1_000,
         resends=0,
-        is_held=True,
     )
     desk.now_ms = 2_000
     return desk, held, due

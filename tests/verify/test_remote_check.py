@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.exporters.client import ReadBackError
-from app.exporters.helicone.body import Log, encode, start_ms_of
+from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import SINCE_MARGIN_MS, Client
-from app.transcript.model import Json
 from tests.support.servers import answer, api_key, receiving, scripted
 
 READ_BACK = "/v1/request/query-clickhouse"
@@ -63,25 +61,3 @@ def test_a_failure_says_why() -> None:
     ):
         client.stored(server.url, start_ms=0, request_ids=IDS)
     assert "404" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", '"timing":{"startTime":{"seconds":1,"milliseconds":2}', "\ud800", "x" * 100_000],
-    ids=["empty", "looks like it", "surrogate", "long"],
-)
-def test_the_start_of_an_encoded_log_is_read_off_its_end(text: str) -> None:
-    assert start_ms_of(log(IDS[0], text=text)) == START_MS
-
-
-def test_the_start_is_the_logs_own_also_where_its_content_has_such_keys() -> None:
-    inner: dict[str, Json] = {"timing": {"startTime": {"seconds": 1, "milliseconds": 2}}}
-    for first_token_ms in (None, 5):
-        made = Log({"input": inner}, {"output": inner}, 200, {}, START_MS, START_MS, first_token_ms)
-        assert start_ms_of(encode(made)) == START_MS
-        assert start_ms_of(encode(replace(made, start_ms=0))) == 0
-
-
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"timing":{}}', b'"timing":{"startTime":{"seconds":-1,'])
-def test_of_any_other_body_no_start_is_known(body: bytes) -> None:
-    assert start_ms_of(body) is None

@@ -30,7 +30,6 @@ _ESCAPED_IN_HEX = bytes(set(range(32)) - set(b"\b\t\n\f\r"))
 _ESCAPED = bytes(range(32)) + b'"\\'
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_START = re.compile(rb'"timing":\{"startTime":\{"seconds":([0-9]{1,15}),"milliseconds":([0-9]{1,3})\}')
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +59,6 @@ def encode(log: Log, bytes_max: int = BODY_BYTES_MAX) -> bytes:
         log = _lists_cut(log)
         body = _dumped(_union(log))
     return body
-
-
-def start_ms_of(body: bytes) -> int | None:
-    """When the log that `encode` made starts; None for any other body. It is not parsed: it may be large, or deep."""
-    found = _START.match(body, max(0, body.rfind(b'"timing":{')))
-    return int(found[1]) * 1000 + int(found[2]) if found else None
 
 
 def _union(log: Log) -> dict[str, Json]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from app.exporters.encoder import Frame, Record, Shown
 from app.exporters.helicone import body as bodies
-from app.exporters.helicone.body import Log, start_ms_of
+from app.exporters.helicone.body import Log
 from app.exporters.helicone.naming import lasting_name
 from app.exporters.helicone.records import blank, encode_session, encode_turn, kind_of, record_count
 from app.transcript.model import Json, Session, Turn
@@ -20,7 +20,6 @@ __all__ = [
     "kind_of",
     "lasting_name",
     "shown_as",
-    "start_ms_of",
     "texts_of",
     "trial",
 ]
