@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,9 +60,9 @@ def is_well_formed(key: str) -> bool:
 
 
 def worker_reply(
-    provider: str, headers: Mapping[str, str], raw: bytes, keys: frozenset[str] | None, now_ms: int, fresh_id: str
+    headers: Mapping[str, str], raw: bytes, keys: frozenset[str] | None, now_ms: int, fresh_id: str
 ) -> Reply:
-    """The answer of Helicone's worker, the cloud's door. `provider` comes from the route."""
+    """The answer of Helicone's worker, the cloud's door."""
     # Malformed and compressed bodies look empty to it.
     body = _parsed(raw) or {}
     if len(raw) > BODY_MAX and _utf16_units(body) > BODY_MAX:
@@ -88,7 +87,7 @@ def worker_reply(
         request_body=dumped(beside or body),
         headers=envelope_headers,
         times=times,
-        provider=provider,
+        provider="CUSTOM",
         fresh_id=fresh_id,
     )
     return Reply(200, b"ok", {"helicone-id": log.request_id}, log)
@@ -182,21 +181,10 @@ def _jawn_body(headers: Mapping[str, str], raw: bytes) -> Object | Reply:
     """What the body parser makes of the bytes, before anybody asks for a key."""
     if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         return {}
-    plain = _inflated(raw, headers.get("content-encoding", ""))
-    if plain is not None and len(plain) > BODY_MAX:
+    if len(raw) > BODY_MAX:
         return Reply(500, _json({"details": "request entity too large"}))
-    body = None if plain is None else _parsed(plain)
+    body = _parsed(raw)
     return Reply(500, _json({"details": "Unexpected end of JSON input"})) if body is None else body
-
-
-def _inflated(raw: bytes, encoding: str) -> bytes | None:
-    """The plain body, one byte beyond the limit at most; None when it does not decompress."""
-    if encoding.lower() not in ("gzip", "deflate"):
-        return raw
-    try:
-        return zlib.decompressobj(wbits=47).decompress(raw, BODY_MAX + 1)  # 47: gzip or zlib, by its header
-    except zlib.error:
-        return None
 
 
 # --- both ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypeAlias, TypeGuard
 
 Object: TypeAlias = dict[str, Any]
@@ -20,7 +19,6 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[^\x00\r\n\u0100-\U0010ffff]*")
 _TIME_MS_MAX = 8_640_000_000_000_000  # JavaScript's last date
-_SECONDS_MAX = 4_102_444_800  # jawn takes greater numbers, from the year 2100 on, as milliseconds
 _COUNT_MAX = 2**53
 
 
@@ -109,8 +107,6 @@ def _model(override: str | None, request: Object, response: Object) -> str:
         return f"tool:{request.get('toolName')}"
     if kind == "data":
         return f"data:{request.get('name')}"
-    if kind == "vector_db":
-        return "vector_db"
     return str(response.get("model") or request.get("model") or "")
 
 
@@ -144,18 +140,11 @@ def read_times(timing: Object) -> Times | None:
 
 
 def moment_ms(value: object) -> int | None:
-    """A time in any of jawn's spellings: an object of seconds and milliseconds, ISO 8601, or digits since 1970."""
-    if isinstance(value, dict):
-        seconds, rest = value.get("seconds"), value.get("milliseconds")
-        total = seconds * 1000 + rest if is_number(seconds) and is_number(rest) else _TIME_MS_MAX + 1
-        return int(total) if abs(total) <= _TIME_MS_MAX else None
-    text = value if isinstance(value, str) else ""
-    if re.fullmatch("[0-9]{1,16}", text):
-        return int(text) * 1000 if int(text) < _SECONDS_MAX else int(text)
-    try:
-        return int(datetime.fromisoformat(text).timestamp() * 1000)
-    except (ValueError, OverflowError):
-        return None
+    """A time as an object of seconds and milliseconds."""
+    told = as_object(value)
+    seconds, rest = told.get("seconds"), told.get("milliseconds")
+    total = seconds * 1000 + rest if is_number(seconds) and is_number(rest) else _TIME_MS_MAX + 1
+    return int(total) if abs(total) <= _TIME_MS_MAX else None
 
 
 def as_object(value: object) -> Object:

@@ -1,6 +1,6 @@
 """A local Helicone-compatible receiver, for trying the program out, for the demo and for tests.
 
-    POST /custom/v1/log, /oai|anthropic|googleapis/v1/log       as the cloud's worker
+    POST /custom/v1/log                                         as the cloud's worker
     POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
     POST /v1/request/query-clickhouse                           read back
     POST /_faults                                               script what goes wrong next (see app/faults.py)
@@ -50,7 +50,7 @@ from app.runtime.url import RouteKind, is_loopback
 BODY_BYTES_MAX = 64 * 1024 * 1024
 READ_LIMIT_MAX = 1_000
 
-_WORKER_PROVIDERS = {"custom": "CUSTOM", "oai": "OPENAI", "anthropic": "ANTHROPIC", "googleapis": "GOOGLE"}
+_WORKER_PATH = "/custom/v1/log"
 _JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
 _KEY_SIGNS = string.ascii_lowercase + string.digits
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
@@ -83,12 +83,11 @@ def create(
             on_ready()
             yield
 
-    worker_paths = [f"/{name}/v1/log" for name in _WORKER_PROVIDERS]
     app = Starlette(
         lifespan=lifespan,
         exception_handlers={404: _not_found},
         routes=[
-            *(Route(path, desk.log, methods=["POST"]) for path in (*worker_paths, *_JAWN_PATHS)),
+            *(Route(path, desk.log, methods=["POST"]) for path in (_WORKER_PATH, *_JAWN_PATHS)),
             Route("/v1/request/query-clickhouse", desk.query, methods=["POST"]),
             Route("/_faults", desk.script, methods=["POST"]),
             Route("/_sends", desk.show_sends, methods=["GET"]),
@@ -213,11 +212,8 @@ class _Desk:
         return _response(reply)
 
     def _reply(self, kind: RouteKind, request: Request, raw: bytes) -> handler.Reply:
-        headers, fresh_id = dict(request.headers), str(uuid.uuid4())
-        if kind == "jawn":
-            return handler.jawn_reply(headers, raw, self._keys, _now_ms(), fresh_id)
-        provider = _WORKER_PROVIDERS[request.url.path.split("/")[1]]
-        return handler.worker_reply(provider, headers, raw, self._keys, _now_ms(), fresh_id)
+        reply = handler.jawn_reply if kind == "jawn" else handler.worker_reply
+        return reply(dict(request.headers), raw, self._keys, _now_ms(), str(uuid.uuid4()))
 
     async def query(self, request: Request) -> Response:
         fault = self._script.take("read")

@@ -270,17 +270,6 @@ def test_a_body_of_the_allowed_size_is_stored_whole(post: Posting) -> None:
     assert post.rows()[0]["request_body"]["text"] == text
 
 
-def test_jawn_reads_gzip(post: Posting) -> None:
-    packed = gzip.compress(json.dumps(envelope()).encode())
-    assert post(JAWN, packed, content_encoding="gzip").status_code == 200
-    assert len(post.rows()) == 1
-
-
-def test_jawn_is_not_blown_up_by_gzip(post: Posting) -> None:
-    bomb = gzip.compress(b" " * 100_000_000)
-    assert post(JAWN, bomb, content_encoding="gzip").json() == {"details": "request entity too large"}
-
-
 @pytest.mark.parametrize(
     ("body", "headers", "details"),
     [
@@ -370,13 +359,12 @@ def test_without_the_union_the_worker_shows_the_envelope_as_the_request(post: Po
     [
         ({"_type": "tool", "toolName": "bash"}, {"_type": "tool"}, {}, "tool:bash"),
         ({"_type": "data", "name": "opencode.session"}, {"_type": "data"}, {}, "data:opencode.session"),
-        ({"_type": "vector_db"}, {}, {}, "vector_db"),
         ({"model": "asked"}, {"model": "answered"}, {}, "answered"),
         ({"model": "asked"}, {}, {}, "asked"),
         ({"model": "asked"}, {"model": "answered"}, {"Helicone-Model-Override": "forced"}, "forced"),
         ({"messages": []}, {}, {}, ""),
     ],
-    ids=["tool", "data", "vector", "response", "request", "override", "none"],
+    ids=["tool", "data", "response", "request", "override", "none"],
 )
 @pytest.mark.parametrize("path", [WORKER, JAWN])
 def test_the_model_that_is_shown(
@@ -400,9 +388,6 @@ def test_without_the_union_the_worker_knows_only_the_responses_model(post: Posti
     ("path", "named", "provider"),
     [
         (WORKER, "ACME", "CUSTOM"),
-        ("/oai/v1/log", "ACME", "OPENAI"),
-        ("/anthropic/v1/log", "ACME", "ANTHROPIC"),
-        ("/googleapis/v1/log", "ACME", "GOOGLE"),
         (JAWN, "ACME", "ACME"),
         (JAWN, None, "OPENAI"),
     ],
@@ -458,18 +443,10 @@ def test_a_text_body_wins_over_json(post: Posting) -> None:
     assert post.rows()[0]["response_body"] == "plain words"
 
 
-@pytest.mark.parametrize(
-    ("timing", "latency_ms"),
-    [
-        ({"startTime": "2026-01-01T00:00:00Z", "endTime": "2026-01-01T00:00:01.5Z"}, 1500),
-        ({"startTime": "1767225600", "endTime": "1767225602000"}, 2000),
-        ({"startTime": moment(START_MS), "endTime": moment(START_MS - 5)}, -5),
-    ],
-    ids=["ISO", "digits", "backwards"],
-)
-def test_jawn_takes_times_that_the_worker_refuses(post: Posting, timing: dict[str, Any], latency_ms: int) -> None:
+def test_jawn_takes_times_that_the_worker_refuses(post: Posting) -> None:
+    timing = {"startTime": moment(START_MS), "endTime": moment(START_MS - 5)}
     assert post(JAWN, envelope() | {"timing": timing}).status_code == 200
-    assert post.rows()[0]["delay_ms"] == latency_ms
+    assert post.rows()[0]["delay_ms"] == -5
     assert post(WORKER, envelope() | {"timing": timing}).status_code == 400
 
 
