@@ -1,21 +1,21 @@
 """Withholding (metadata_only): makes of a turn what may be known of it without a word of its text.
 
-An allow-list by construction. Every value is built anew from the fields that may leave: ids, roles, times, the number
-and kinds of parts, tool names, exit status, provider, model, agent, tokens, cost, finish, error class and status. A
-field added to a transcript later stays out until it is named here.
+An allow-list: ids, roles, times, the number and kinds of parts, tool names, exit status, provider, model, agent,
+tokens, cost, finish, error class and status. A field added to a transcript later stays out until it is named here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from app.transcript.model import (
     Assistant,
     Failure,
     File,
-    Message,
     Other,
-    Part,
     Reasoning,
     Retry,
     Session,
@@ -29,118 +29,68 @@ from app.transcript.model import (
 
 OTHER = "other"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,63}")
+T = TypeVar("T")
+
+_OF_ANSWER = {"parent_id", "completed_ms", "provider_id", "model_id", "cost_usd", "tokens", "summary"}
+_KEPT: Mapping[type, set[str]] = {
+    Session: {"id", "parent_id", "created_ms", "updated_ms", "archived_ms"},
+    Turn: {"id", "final", "facts_ms", "digest", "is_copy", "is_undone"},
+    User: {"id", "index", "created_ms"},
+    Assistant: {"id", "index", "created_ms", *_OF_ANSWER},
+    Text: {"id", "synthetic", "start_ms", "end_ms"},
+    Reasoning: {"id", "start_ms", "end_ms"},
+    Tool: {"id", "status", "exit_code", "truncated", "start_ms", "end_ms"},
+    Retry: {"id", "attempt"},
+    Failure: {"status"},
+    File: {"id"},
+    Subtask: {"id"},
+    Other: {"id"},
+    Transcript: set(),
+}
+"""What leaves as it is."""
+_PLAIN: Mapping[type, set[str]] = {
+    User: {"agent"},
+    Assistant: {"agent", "mode", "finish"},
+    Tool: {"call_id", "name"},
+    Failure: {"name"},
+    Other: {"type"},
+}
+"""What leaves where it is a plain name."""
+_INSIDE: Mapping[type, set[str]] = {
+    Turn: {"session", "messages"},
+    User: {"parts"},
+    Assistant: {"parts", "failure"},
+    Tool: {"child"},
+    Retry: {"failure"},
+    Transcript: {"session", "turns"},
+}
+"""What holds more of these. Everything else is as if there were nothing."""
 
 
 def withhold_session(session: Session) -> Session:
-    return Session(
-        id=session.id,
-        parent_id=session.parent_id,
-        version=None,
-        created_ms=session.created_ms,
-        updated_ms=session.updated_ms,
-        archived_ms=session.archived_ms,
-        title=None,
-        directory=None,
-        origin=None,
-    )
+    return _withheld(session)
 
 
 def withhold_turn(turn: Turn) -> Turn:
-    return Turn(
-        session=withhold_session(turn.session),
-        id=turn.id,
-        messages=tuple(_message(message) for message in turn.messages),
-        final=turn.final,
-        facts_ms=turn.facts_ms,
-        digest=turn.digest,
-        is_copy=turn.is_copy,
-        is_undone=turn.is_undone,
-    )
+    return _withheld(turn)
 
 
-def _message(message: Message) -> Message:
-    parts = tuple(_part(part) for part in message.parts)
-    if isinstance(message, User):
-        return User(
-            id=message.id,
-            index=message.index,
-            created_ms=message.created_ms,
-            agent=_name(message.agent),
-            system=None,
-            parts=parts,
-        )
-    return Assistant(
-        id=message.id,
-        index=message.index,
-        parent_id=message.parent_id,
-        created_ms=message.created_ms,
-        completed_ms=message.completed_ms,
-        agent=_name(message.agent),
-        mode=_name(message.mode),
-        provider_id=message.provider_id,
-        model_id=message.model_id,
-        cost_usd=message.cost_usd,
-        tokens=message.tokens,
-        finish=_name(message.finish),
-        summary=message.summary,
-        failure=None if message.failure is None else _failure(message.failure),
-        parts=parts,
-    )
+def _withheld(value: T) -> T:
+    kind: Any = type(value)
+    made = {field.name: _left(kind, field.name, getattr(value, field.name)) for field in fields(kind)}
+    left: T = kind(**made)
+    return left
 
 
-def _failure(failure: Failure) -> Failure:
-    return Failure(name=_plain(failure.name), message=None, status=failure.status)
-
-
-def _part(part: Part) -> Part:
-    match part:
-        case Text():
-            return Text(part.id, None, part.synthetic, part.start_ms, part.end_ms)
-        case Reasoning():
-            return Reasoning(part.id, None, part.start_ms, part.end_ms)
-        case File():
-            return File(part.id, mime=None, name=None, size_bytes=None)
-        case Tool():
-            return _tool(part)
-        case Subtask() | Retry():
-            return _rare(part)
-        case Other():
-            return Other(part.id, _plain(part.type))
-
-
-def _rare(part: Subtask | Retry) -> Part:
-    if isinstance(part, Subtask):
-        return Subtask(part.id, prompt=None)
-    return Retry(part.id, part.attempt, None if part.failure is None else _failure(part.failure))
-
-
-def _tool(tool: Tool) -> Tool:
-    return Tool(
-        id=tool.id,
-        call_id=_plain(tool.call_id),
-        name=_plain(tool.name),
-        status=tool.status,
-        input=None,
-        output=None,
-        error=None,
-        title=None,
-        exit_code=tool.exit_code,
-        truncated=tool.truncated,
-        start_ms=tool.start_ms,
-        end_ms=tool.end_ms,
-        child=None if tool.child is None else _transcript(tool.child),
-    )
-
-
-def _transcript(transcript: Transcript) -> Transcript:
-    return Transcript(
-        session=withhold_session(transcript.session),
-        turns=tuple(withhold_turn(turn) for turn in transcript.turns),
-    )
-
-
-def _name(name: str | None) -> str | None:
-    return None if name is None else _plain(name)
+def _left(kind: type, name: str, inner: Any) -> Any:
+    if name in _KEPT[kind]:
+        return inner
+    if inner is not None and name in _PLAIN.get(kind, ()):
+        return _plain(inner)
+    is_inside = inner is not None and name in _INSIDE.get(kind, ())
+    if isinstance(inner, tuple):
+        return tuple(map(_withheld, inner)) if is_inside else ()
+    return _withheld(inner) if is_inside else None
 
 
 def _plain(name: str) -> str:

@@ -13,7 +13,8 @@ import json
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -30,12 +31,9 @@ from app.transcript.attachments import strip_blobs
 from app.transcript.blobs import described_pieces
 from app.transcript.model import (
     Assistant,
-    Failure,
     File,
     Json,
-    Message,
     Other,
-    Part,
     Reasoning,
     Retry,
     Session,
@@ -307,85 +305,57 @@ def _is_within(span: _Span, covered: list[_Span]) -> bool:
     return at >= 0 and span[1] <= covered[at][1]
 
 
+_STAYS = frozenset(
+    {
+        *(
+            (kind, "id")
+            for kind in (Session, Turn, User, Assistant, Text, Reasoning, File, Tool, Subtask, Retry, Other)
+        ),
+        *((Session, "parent_id"), (Assistant, "parent_id"), (Assistant, "provider_id"), (Assistant, "model_id")),
+        *((Tool, "call_id"), (Tool, "name"), (Tool, "status"), (Other, "type")),
+        *((Turn, "digest"), (Turn, "faults"), (Transcript, "faults"), (Transcript, "unreadable")),
+    }
+)
+"""What Helicone tells records apart by, and words of OpenCode's or this program's own. All other text is redacted."""
+_NAMES = frozenset({"agent", "mode", "finish", "directory", "origin"})
+
+
 def redact_session(session: Session, redaction: Redaction, hits: Counter[str] | None = None) -> Session:
-    return replace(
-        session,
-        version=_shown(session.version, redaction, hits),
-        title=_shown(session.title, redaction, hits),
-        directory=_named(session.directory, redaction, hits),
-        origin=_named(session.origin, redaction, None),  # mostly the same: counted once
-    )
+    return _redacted(session, redaction, hits)
 
 
 def redact_turn(turn: Turn, redaction: Redaction, hits: Counter[str] | None = None) -> Turn:
-    return replace(
-        turn,
-        session=redact_session(turn.session, redaction, hits),
-        messages=tuple(_message(message, redaction, hits) for message in turn.messages),
-    )
+    return _redacted(turn, redaction, hits)
 
 
-def _transcript(transcript: Transcript, redaction: Redaction, hits: Counter[str] | None) -> Transcript:
-    return Transcript(
-        session=redact_session(transcript.session, redaction, hits),
-        turns=tuple(redact_turn(turn, redaction, hits) for turn in transcript.turns),
-    )
+def _redacted(value: T, redaction: Redaction, hits: Counter[str] | None) -> T:
+    """A value of a transcript, with all that is inside of it."""
+    kind: Any = type(value)
+    made: dict[str, Any] = {}
+    for name in _fields(kind):
+        inner, counted = getattr(value, name), None if name == "origin" else hits  # mostly the directory: counted once
+        if name == "input":
+            made[name] = redaction.json(inner, counted)
+        elif isinstance(inner, str):
+            made[name] = _named(inner, redaction, counted) if name in _NAMES else redaction.text(inner, counted)
+        elif isinstance(inner, tuple):
+            made[name] = tuple(_redacted(one, redaction, counted) for one in inner)
+        elif is_dataclass(inner):
+            made[name] = _redacted(inner, redaction, counted)
+    changed: T = replace(value, **made)  # type: ignore[type-var]  # all of them are dataclasses
+    return changed
 
 
-def _message(message: Message, redaction: Redaction, hits: Counter[str] | None) -> Message:
-    parts = tuple(_part(part, redaction, hits) for part in message.parts)
-    agent = _named(message.agent, redaction, hits)
-    if isinstance(message, User):
-        return replace(message, agent=agent, system=_shown(message.system, redaction, hits), parts=parts)
-    return replace(
-        message,
-        agent=agent,
-        mode=_named(message.mode, redaction, hits),
-        finish=_named(message.finish, redaction, hits),
-        failure=_failure(message.failure, redaction, hits),
-        parts=parts,
-    )
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if (kind, field.name) not in _STAYS)
 
 
-def _failure(failure: Failure | None, redaction: Redaction, hits: Counter[str] | None) -> Failure | None:
-    if failure is None:
-        return None
-    name = redaction.text(failure.name, hits)
-    return replace(failure, name=name, message=_shown(failure.message, redaction, hits))
-
-
-def _part(part: Part, redaction: Redaction, hits: Counter[str] | None) -> Part:
-    match part:
-        case Text() | Reasoning():
-            return replace(part, text=_shown(part.text, redaction, hits))
-        case File():
-            return replace(part, mime=_shown(part.mime, redaction, hits), name=_shown(part.name, redaction, hits))
-        case Tool():
-            return replace(
-                part,
-                input=redaction.json(part.input, hits),
-                output=_shown(part.output, redaction, hits),
-                error=_shown(part.error, redaction, hits),
-                title=_shown(part.title, redaction, hits),
-                child=None if part.child is None else _transcript(part.child, redaction, hits),
-            )
-        case Subtask():
-            return replace(part, prompt=_shown(part.prompt, redaction, hits))
-        case Retry():
-            return replace(part, failure=_failure(part.failure, redaction, hits))
-        case Other():
-            return part
-
-
-def _shown(value: str | None, redaction: Redaction, hits: Counter[str] | None) -> str | None:
-    return None if value is None else redaction.text(value, hits)
-
-
-def _named(value: str | None, redaction: Redaction, hits: Counter[str] | None) -> str | None:
+def _named(value: str, redaction: Redaction, hits: Counter[str] | None) -> str:
     """The same of what is spelled in Latin letters before it leaves: a pattern may be written as it is seen then."""
-    shown = _shown(value, redaction, hits)
-    spelled = readable(shown, _SPELLED_MAX * len(shown)) if shown else shown
-    if not spelled or spelled == shown:
+    shown = redaction.text(value, hits)
+    spelled = readable(shown, _SPELLED_MAX * len(shown))
+    if spelled in ("", shown):
         return shown
     left = redaction.text(spelled, hits)
     return shown if left == spelled else left
