@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,29 @@ def test_rows_before_and_behind_a_lost_page_are_recovered_and_the_others_counted
         found = job_keys(db)
         assert {keys[0], keys[-1]} <= found < set(keys)
         assert noted(db)["ledger: rows of job that could not be read"] == len(keys) - len(found)
+
+
+def test_rows_between_two_lost_pages_are_recovered(spool: Path) -> None:
+    keys = filled(spool, 150)
+    leaves = leaf_pages(spool / "ledger.db", root_page(spool, "job"))
+    for leaf in (leaves[1], leaves[-2]):
+        overwrite(spool / "ledger.db", (leaf - 1) * PAGE_BYTES, bytes(PAGE_BYTES))
+    with closing(open_whole(spool)) as db:
+        found = job_keys(db)
+    lost = [number for number, one in enumerate(keys) if one not in found]
+    gaps = sum(later - earlier > 1 for earlier, later in pairwise(lost))
+    assert (gaps, lost[0] > 0, lost[-1] < len(keys) - 1) == (1, True, True)
+
+
+def test_rows_behind_a_gap_that_is_too_long_are_found_from_the_end(
+    spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "KEYS_MISSED_MAX", 0)
+    keys = filled(spool, 150)
+    leaves = leaf_pages(spool / "ledger.db", root_page(spool, "job"))
+    overwrite(spool / "ledger.db", (leaves[1] - 1) * PAGE_BYTES, bytes(PAGE_BYTES))
+    with closing(open_whole(spool)) as db:
+        assert {keys[0], keys[-1]} <= job_keys(db)
 
 
 @pytest.mark.parametrize("table", ["destination", "session", "turn", "policy"])
