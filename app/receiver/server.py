@@ -23,7 +23,6 @@ import secrets
 import socket
 import sqlite3
 import string
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -44,6 +43,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.errors import AppError
 from app.receiver import faults, handler, store
 from app.receiver.faults import Fault, FaultError, Script
+from app.runtime import clock
 from app.runtime.filesystem import private_file
 from app.runtime.url import RouteKind, is_loopback
 
@@ -194,7 +194,7 @@ class _Desk:
         kind: RouteKind = "jawn" if request.url.path in _JAWN_PATHS else "worker"
         key = handler.bearer(request.headers.get("authorization"))
         owner = store.organisation(self.db, key)
-        n = store.arrived(self.db, request.url.path, owner, _sent_id(request, raw), raw, _now_ms())
+        n = store.arrived(self.db, request.url.path, owner, _sent_id(request, raw), raw, clock.now_ms())
         fault = self._script.take(kind)
         await asyncio.sleep(fault.delay_ms / 1000)
         if fault.reset:
@@ -213,7 +213,7 @@ class _Desk:
 
     def _reply(self, kind: RouteKind, request: Request, raw: bytes) -> handler.Reply:
         reply = handler.jawn_reply if kind == "jawn" else handler.worker_reply
-        return reply(dict(request.headers), raw, self._keys, _now_ms(), str(uuid.uuid4()))
+        return reply(dict(request.headers), raw, self._keys, clock.now_ms(), str(uuid.uuid4()))
 
     async def query(self, request: Request) -> Response:
         fault = self._script.take("read")
@@ -358,7 +358,3 @@ def _shown(row: store.Stored) -> _Object:
 
 def _iso(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -104,16 +104,20 @@ def blank(record: Record, root_session_id: str) -> Record:
         case _:
             request = {"model": record.model, "messages": []}
             response = {"object": "chat.completion", "model": record.model, "choices": []}
+    return _with_body(record, root_session_id, Log(request, response, 200, {}, record.start_ms, record.start_ms, None))
+
+
+def _with_body(record: Record, root_session_id: str, log: Log) -> Record:
+    """The record as the log says it; the log's meta goes behind that by which Helicone knows the record."""
     meta = {
         "Helicone-Request-Id": record.request_id,
         "Helicone-Session-Id": latin1(root_session_id),
         "Helicone-Session-Name": latin1(record.session_name),
         "Helicone-Session-Path": record.path,
         "Helicone-User-Id": latin1(record.user_id),
+        **log.meta,
     }
-    shown = {name: value for name, value in meta.items() if value}
-    log = Log(request, response, 200, shown, record.start_ms, record.start_ms, None)
-    return replace(record, body=encode(log))
+    return replace(record, body=encode(replace(log, meta={name: value for name, value in meta.items() if value})))
 
 
 def _root_path(frame: Frame) -> str:
@@ -204,14 +208,6 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
     """`leaf` is what makes the id one's own within the message: the part's id, or the kind."""
     frame = spot.frame
     steps = [spot.session.id, leaf] if spot.message is None else [spot.session.id, spot.message.id, leaf]
-    request_id = str(uuid.uuid5(REQUEST_IDS, "/".join(steps)))
-    meta = {
-        "Helicone-Request-Id": request_id,
-        "Helicone-Session-Id": latin1(frame.root_session_id),
-        "Helicone-Session-Name": latin1(frame.session_name),
-        "Helicone-Session-Path": spot.path,
-        "Helicone-User-Id": latin1(frame.user_id),
-    }
     properties = {
         "agent": spot.message.agent if spot.message is not None else None,
         "mode": spot.message.mode if isinstance(spot.message, Assistant) else None,
@@ -222,9 +218,9 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         "message_id": spot.message.id if spot.message is not None else None,
     }
     spelled = readable if frame.encoding > 1 else latin1
-    meta |= {f"Helicone-Property-{name}": spelled(value) for name, value in properties.items() if value}
-    return Record(
-        request_id=request_id,
+    meta = {f"Helicone-Property-{name}": spelled(value) for name, value in properties.items() if value}
+    record = Record(
+        request_id=str(uuid.uuid5(REQUEST_IDS, "/".join(steps))),
         kind=kind,
         path=spot.path,
         provider=PROVIDER,
@@ -232,8 +228,9 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         user_id=frame.user_id,
         start_ms=log.start_ms,
         session_name=frame.session_name,
-        body=encode(replace(log, meta={name: value for name, value in meta.items() if value})),
+        body=b"",
     )
+    return _with_body(record, frame.root_session_id, replace(log, meta=meta))
 
 
 def _project(spot: _Spot) -> str | None:
