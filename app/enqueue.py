@@ -7,7 +7,7 @@ db = enqueue.open_ledger(settings.spool_directory)
 ours = enqueue.target(db, settings, now_ms)
 place = enqueue.Place(ours.id, enqueue.folder(db, directory))
 wake = enqueue.Queue(settings.spool_directory, ours.id).wake
-enqueue.enqueue(db, enqueue.parse(snapshot), enqueue.capture(settings, ()), place, now_ms=now_ms, ring=wake)
+enqueue.enqueue(db, enqueue.parse(snapshot), enqueue.capture(settings, ()), place, now_ms=now_ms, wake=wake)
 """
 
 from app.capture.config import capture

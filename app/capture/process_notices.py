@@ -27,7 +27,7 @@ SETTINGS_S = 2.0
 """Between two looks at a session whose folder's settings cannot be used."""
 
 
-class Looking:
+class NoticeProcessor:
     """In one spool, at one store. Methods raise sqlite3.Error, OSError and SchemaError, to be tried again."""
 
     def __init__(

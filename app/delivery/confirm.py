@@ -202,4 +202,6 @@ def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms:
     elif job.resends < RESENDS_MAX:
         confirmations.send_again(db, job, now_ms)
     else:
-        confirmations.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(TRAITS.NOT_STORED_CAUSES)}")
+        confirmations.dead_letter_unstored(
+            db, job, now_ms, f"accepted but not stored: {'; '.join(TRAITS.NOT_STORED_CAUSES)}"
+        )

@@ -3,7 +3,7 @@
     delivered, to be confirmed ─▶ delivered      confirmed, given up: the bodies go
                                ─▶ delivered      not_found_yet: looked for again later
                                ─▶ pending        send_again
-                               ─▶ dead           bury_unstored
+                               ─▶ dead           dead_letter_unstored
 
 An acknowledgement that turned out to mean nothing is deleted: its record is posted again with whatever version of the
 turn comes next.
@@ -137,7 +137,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
     return changed
 
 
-def bury_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
+def dead_letter_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
     """delivered, to be confirmed -> dead. Its records stay, to be sent again once the other side is mended.
 
     False when its records are gone, as of `send_again`.

@@ -203,7 +203,7 @@ def attempts(db: sqlite3.Connection, job_id: int) -> list[Attempt]:
 
 
 def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tuple[int, str]]:
-    """dead -> pending, due now and as if it were new; (destination, key) of each, to be rung.
+    """dead -> pending, due now and as if it were new; (destination, key) of each, to be woken.
 
     No newer version can be in the way: it would have superseded the dead one. Its age counts from now on. What was
     acknowledged need not be sent again, unless it was looked for at Helicone and not found.

@@ -51,7 +51,7 @@ def withhold_turn(turn: Turn) -> Turn:
         id=turn.id,
         messages=tuple(_message(message) for message in turn.messages),
         final=turn.final,
-        facts_ms=turn.facts_ms,
+        last_event_ms=turn.last_event_ms,
         digest=turn.digest,
         is_copy=turn.is_copy,
         is_undone=turn.is_undone,

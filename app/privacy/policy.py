@@ -117,8 +117,8 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Remake:
+class Recapture:
     """Its bytes were made under a looser policy: they must not leave."""
 
 
-Permit: TypeAlias = Post | Hold | Remake
+Permit: TypeAlias = Post | Hold | Recapture

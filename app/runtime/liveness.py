@@ -123,7 +123,7 @@ def _hear(descriptor: int) -> Mapping[str, object]:
     return {}
 
 
-class Only:
+class ExclusiveLock:
     """A lock that one process at a time can hold: `take` and `release` as often as wanted."""
 
     def __init__(self, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.capture.enqueue import Enqueued, Place, Request, enqueue, outlook
+from app.capture.enqueue import Enqueued, Place, Request, decisions_on, enqueue
 from app.database.connection import connect
 from app.database.open import open_ledger
 from app.ledger import counts, destinations, versions
@@ -67,7 +67,7 @@ class Door:
             how or capture(),
             self.place,
             now_ms=NOW_MS,
-            ring=self.woken.append,
+            wake=self.woken.append,
             request=Request(abandoned=abandoned, reopen=reopen),
         )
 
@@ -113,7 +113,7 @@ def test_embedding_program_needs_a_ledger_and_a_transcript_alone(spool: Path) ->
     woken: list[str] = []
     with closing(open_ledger(spool)) as db:
         target = destinations.destination(db, "", "", NOW_MS)
-        done = enqueue(db, parse(one(*TURN)), capture(), Place(target.id, ""), now_ms=NOW_MS, ring=woken.append)
+        done = enqueue(db, parse(one(*TURN)), capture(), Place(target.id, ""), now_ms=NOW_MS, wake=woken.append)
         assert (done.new, len(done.keys), done.waiting, done.under) == (2, 2, [], None)
         assert woken == done.keys[:1]
         assert counts.counts(db, target.id).pending == 2
@@ -159,7 +159,7 @@ def test_what_was_delivered_under_a_stricter_policy_is_not_sent_again_under_a_lo
     updated = {"created": CREATED_MS, "updated": CREATED_MS + 2_000}
     done = door.put(one(*TURN), capture())
     assert (done.new, done.known) == (0, 2)
-    told = outlook(door.db, parse(one(*TURN)), capture(), door.place)
+    told = decisions_on(door.db, parse(one(*TURN)), capture(), door.place)
     assert {decision for _, decision in told} == {Decision.KNOWN}
     door.put(one(*TURN, *LATER, time=updated), capture())
     assert door.states()["ses_root msg_1"] == door.states()["ses_root session"] == "delivered"
@@ -187,7 +187,7 @@ def test_what_waits_under_a_stricter_policy_stays_as_it_is_when_a_looser_one_com
 def overtaken(door: Door, told: Fields, what: Callable[[], None]) -> Enqueued:
     """Enqueued in full, while another process commits `what` after the first look at each turn."""
     return enqueue(
-        door.db, parse(told), capture(), door.place, now_ms=NOW_MS, ring=door.woken.append, admit=lambda _: what()
+        door.db, parse(told), capture(), door.place, now_ms=NOW_MS, wake=door.woken.append, admit=lambda _: what()
     )
 
 
@@ -387,7 +387,7 @@ def test_subagent_is_exported_inside_its_root(door: Door) -> None:
     assert done.new == 2
     paths = [body["providerRequest"]["meta"]["Helicone-Session-Path"] for body in door.bodies()]
     assert "/opencode/ses_root/msg-1/tool-task/ses_child/msg-1" in paths
-    assert versions.frozen(door.db, door.place.destination_id, "ses_child") == ("ses_root", Identity(""))
+    assert versions.session_identity(door.db, door.place.destination_id, "ses_child") == ("ses_root", Identity(""))
 
 
 def test_subagent_imported_alone_moves_under_its_root_when_that_appears(door: Door) -> None:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.capture.enqueue import MARK_DIGITS, Place, Request, enqueue
-from app.capture.eviction import AGAIN_MS, PATIENCE_MS, Made, Room
-from app.capture.recapture import Remaking
+from app.capture.eviction import AGAIN_MS, PATIENCE_MS, Eviction, Freed
+from app.capture.recapture import Recapturer
 from app.database.connection import Ledger
 from app.database.open import open_ledger
 from app.delivery.deliver import OTHER_TEXT
@@ -51,17 +51,17 @@ from tests.system.test_policy_sweep import CANARY, Bench, configure, remember, t
 class Bunk(Bench):
     """With a store to rely on."""
 
-    def make_room(self, bytes_max: int = 0) -> Made:
-        return Room(store_file(self.environ)).make(self.db, 2_000, bytes_max)
+    def make_room(self, bytes_max: int = 0) -> Freed:
+        return Eviction(store_file(self.environ)).make(self.db, 2_000, bytes_max)
 
     def keep(self, wanted: Fields) -> None:
         """OpenCode has it, and a hook captures it."""
         remember(self.environ, wanted)
         transcript = Store(store_file(self.environ)).transcript(wanted["root"])
         assert transcript is not None
-        found = self.permits.capture(self.db, "")
+        found = self.policy_check.capture(self.db, "")
         assert not isinstance(found, Hold)
-        enqueue(self.db, transcript, found, Place(self.destination, ""), now_ms=1_000, ring=lambda _: None)
+        enqueue(self.db, transcript, found, Place(self.destination, ""), now_ms=1_000, wake=lambda _: None)
 
     def forget(self, session: str = "ses_root", turn: str | None = None) -> None:
         """Somebody deletes it in OpenCode."""
@@ -71,13 +71,13 @@ class Bunk(Bench):
             db.execute("delete from message where ? is null or id = ? or data ->> 'parentID' = ?", (turn, turn, turn))
 
     def capture_of(self, folder: str) -> Capture | None:
-        found = self.permits.capture(self.db, folder)
+        found = self.policy_check.capture(self.db, folder)
         return found if isinstance(found, Capture) else None
 
     def refill(self, bytes_max: int = 1 << 20) -> int:
         """What a hook of the project does. How many sessions it tried."""
         done = 0
-        while self.remaking.refill(
+        while self.recapturer.refill(
             self.db, self.capture_of, folders=("",), bytes_max=bytes_max, now_ms=2_500, wake=lambda _: None
         ):
             done += 1
@@ -87,10 +87,10 @@ class Bunk(Bench):
         """What is held may be tried again now."""
         self.db.execute("update job set due_ms = 3000, hold_reason = null where state = 'pending'")
 
-    def finish(self, held: Claim) -> None:
-        for body in claims.unacknowledged(self.db, held):
-            claims.acknowledge(self.db, held, body, now_ms=2_000, lease_ms=60_000)
-        assert claims.complete(self.db, held, 2_000)
+    def finish(self, claimed: Claim) -> None:
+        for body in claims.unacknowledged(self.db, claimed):
+            claims.acknowledge(self.db, claimed, body, now_ms=2_000, lease_ms=60_000)
+        assert claims.complete(self.db, claimed, 2_000)
 
     @property
     def bodies(self) -> list[bytes]:
@@ -120,7 +120,7 @@ def bench(db: Ledger, tmp_path: Path) -> Bunk:
 def test_bodies_go_first_and_are_posted_as_if_they_had_been_kept(bench: Bunk) -> None:
     bench.keep(talk(3))
     before, keys = bench.bodies, bench.keys
-    assert bench.make_room() == Made(emptied=4, dropped=0)
+    assert bench.make_room() == Freed(evicted=4, dropped=0)
     assert eviction.held_bytes(bench.db) == 0
     assert bench.states == ["pending"] * 4
     [one, *_] = read_destinations(bench.db, Settings(), 3_000)[1:]
@@ -157,68 +157,72 @@ def test_a_turn_that_was_interrupted_is_made_again_in_that_form(bench: Bunk) -> 
 def test_no_more_is_given_up_than_there_must_be_and_the_oldest_first(bench: Bunk) -> None:
     bench.keep(talk(4))
     sizes = [row[0] for row in bench.db.execute("select body_bytes from job order by id")]
-    assert bench.make_room(sum(sizes)) == Made(0, 0)
-    assert bench.make_room(sum(sizes) - sizes[0] - 1) == Made(2, 0)
+    assert bench.make_room(sum(sizes)) == Freed(0, 0)
+    assert bench.make_room(sum(sizes) - sizes[0] - 1) == Freed(2, 0)
     assert [row[0] for row in bench.db.execute("select body_bytes from job order by id")] == [0, 0, *sizes[2:]]
 
 
 def test_only_what_the_store_does_not_hold_is_dropped(bench: Bunk) -> None:
     bench.capture(talk(4))
     remember(bench.environ, talk(2))
-    assert bench.make_room() == Made(emptied=3, dropped=2)
+    assert bench.make_room() == Freed(evicted=3, dropped=2)
     assert bench.states == ["pending"] * 3 + ["dropped (size)"] * 2
 
 
 def test_without_a_store_the_oldest_are_dropped(bench: Bunk) -> None:
     bench.capture(talk(2))
-    assert bench.make_room() == Made(0, 3)
+    assert bench.make_room() == Freed(0, 3)
 
 
 def test_a_store_that_cannot_be_read_for_a_moment_costs_nothing(bench: Bunk) -> None:
     bench.capture(talk(2))
     store_file(bench.environ).parent.mkdir(parents=True)
     store_file(bench.environ).write_bytes(b"not yet a database, however long it is" * 100)
-    room = Room(store_file(bench.environ))
+    room = Eviction(store_file(bench.environ))
     for now_ms in (2_000, 2_000 + PATIENCE_MS - 1):
-        assert room.make(bench.db, now_ms, 0) == Made(0, 0)
+        assert room.make(bench.db, now_ms, 0) == Freed(0, 0)
     # It was tried just now, and each try may wait for OpenCode.
-    assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Made(0, 0)
-    assert room.make(bench.db, 2_000 + PATIENCE_MS + AGAIN_MS, 0) == Made(0, 3)
+    assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Freed(0, 0)
+    assert room.make(bench.db, 2_000 + PATIENCE_MS + AGAIN_MS, 0) == Freed(0, 3)
 
 
 def test_a_clock_that_was_set_back_keeps_nobody_from_a_store_that_can_be_read_again(bench: Bunk) -> None:
     bench.keep(talk(2))
-    room = Room(store_file(bench.environ))
+    room = Eviction(store_file(bench.environ))
     with unreadable(bench):
-        assert room.make(bench.db, 3 * PATIENCE_MS, 0) == Made(0, 0)
-    assert room.make(bench.db, 2_000, 0) == Made(3, 0)
+        assert room.make(bench.db, 3 * PATIENCE_MS, 0) == Freed(0, 0)
+    assert room.make(bench.db, 2_000, 0) == Freed(3, 0)
 
 
 def test_patience_begins_anew_when_the_clock_was_set_back(bench: Bunk) -> None:
     bench.keep(talk(2))
-    room = Room(store_file(bench.environ))
+    room = Eviction(store_file(bench.environ))
     with unreadable(bench):
         for now_ms in (3 * PATIENCE_MS, 2_000):
-            assert room.make(bench.db, now_ms, 0) == Made(0, 0)
-        assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Made(0, 3)
+            assert room.make(bench.db, now_ms, 0) == Freed(0, 0)
+        assert room.make(bench.db, 2_000 + PATIENCE_MS, 0) == Freed(0, 3)
 
 
 def test_patience_begins_anew_when_the_store_was_read_meanwhile(bench: Bunk) -> None:
     bench.keep(talk(2))
-    room = Room(store_file(bench.environ))
+    room = Eviction(store_file(bench.environ))
     with unreadable(bench):
-        assert room.make(bench.db, 2_000, 0) == Made(0, 0)
-    assert room.make(bench.db, 2_000 + AGAIN_MS, eviction.held_bytes(bench.db) - 1) == Made(1, 0)
+        assert room.make(bench.db, 2_000, 0) == Freed(0, 0)
+    assert room.make(bench.db, 2_000 + AGAIN_MS, eviction.held_bytes(bench.db) - 1) == Freed(1, 0)
     with unreadable(bench):
-        assert room.make(bench.db, 2_000 + 2 * PATIENCE_MS, 0) == Made(0, 0)
+        assert room.make(bench.db, 2_000 + 2 * PATIENCE_MS, 0) == Freed(0, 0)
 
 
 def test_nothing_is_dropped_before_the_store_was_asked_about_all(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.capture.eviction.ASKED_MAX", 1)
     bench.capture(talk(1))
     remember(bench.environ, talk(1, id="ses_other"))
-    room = Room(store_file(bench.environ))
-    assert [room.make(bench.db, now_ms, 0) for now_ms in (2_000, 3_000, 4_000)] == [Made(0, 0), Made(0, 2), Made(0, 0)]
+    room = Eviction(store_file(bench.environ))
+    assert [room.make(bench.db, now_ms, 0) for now_ms in (2_000, 3_000, 4_000)] == [
+        Freed(0, 0),
+        Freed(0, 2),
+        Freed(0, 0),
+    ]
 
 
 @contextmanager
@@ -234,7 +238,7 @@ def unreadable(bench: Bunk) -> Iterator[None]:
 def test_no_more_bodies_go_than_the_bound_asks_for(bench: Bunk) -> None:
     bench.keep(talk(3))
     (oldest,) = bench.db.execute("select body_bytes from job order by enqueued_ms, id limit 1").fetchone()
-    assert bench.make_room(eviction.held_bytes(bench.db) - oldest) == Made(1, 0)
+    assert bench.make_room(eviction.held_bytes(bench.db) - oldest) == Freed(1, 0)
 
 
 def test_one_row_that_cannot_be_read_drops_nothing_of_the_others(bench: Bunk) -> None:
@@ -250,20 +254,20 @@ def test_a_recall_larger_than_the_spool_drops_nothing_else(bench: Bunk) -> None:
     (largest,) = bench.db.execute("select body_bytes from job where is_recall").fetchone()
     (others,) = bench.db.execute("select sum(body_bytes) from job where not is_recall").fetchone()
     assert largest > 1
-    assert Room(store_file(bench.environ)).make(bench.db, 2_000, others) == Made(0, 0)
+    assert Eviction(store_file(bench.environ)).make(bench.db, 2_000, others) == Freed(0, 0)
 
 
 def test_the_store_is_not_opened_while_there_is_room(bench: Bunk) -> None:
     bench.capture(talk(1))
     store_file(bench.environ).mkdir(parents=True)
-    assert bench.make_room(1 << 20) == Made(0, 0)
+    assert bench.make_room(1 << 20) == Freed(0, 0)
 
 
 def test_what_is_in_flight_keeps_its_bodies(bench: Bunk) -> None:
     bench.keep(talk(1))
     key = bench.keys[0]
     assert claims.claim(bench.db, bench.destination, key, worker="w", now_ms=2_000, lease_ms=60_000)
-    assert bench.make_room() == Made(1, 0)
+    assert bench.make_room() == Freed(1, 0)
     assert bench.db.execute("select body_bytes > 0 from job where key = ?", (key,)).fetchone()[0]
 
 
@@ -271,7 +275,7 @@ def test_a_recall_is_neither_given_up_nor_dropped(bench: Bunk) -> None:
     """What it says no store says, and what it overwrites must not stay."""
     bench.keep(talk(1))
     bench.db.execute("update job set is_recall = 1, attempted_ms = 2000")
-    assert bench.make_room() == Made(0, 0)
+    assert bench.make_room() == Freed(0, 0)
     assert pruning.drop_aged(bench.db, 5_000, 0) == 0
     assert counts.counts(bench.db).body_bytes > 0
 
@@ -309,9 +313,9 @@ def test_what_a_stricter_policy_took_stays_as_it_is_while_export_is_off(bench: B
     found = bench.capture_of("")
     assert found is not None
     off = replace(found, policy=replace(found.policy, mode="off"))
-    assert not bench.remaking.step(bench.db, lambda _: off, now_ms=2_500, wake=lambda _: None)
+    assert not bench.recapturer.step(bench.db, lambda _: off, now_ms=2_500, wake=lambda _: None)
     assert bench.states == ["dropped (policy)"] * 2
-    assert bench.remaking.step(bench.db, lambda _: found, now_ms=2_500, wake=lambda _: None)
+    assert bench.recapturer.step(bench.db, lambda _: found, now_ms=2_500, wake=lambda _: None)
     assert bench.states == ["pending"] * 2
 
 
@@ -368,7 +372,7 @@ def test_a_hook_without_the_secret_that_was_redacted_refills_nothing_of_it(bench
     assert eviction.held_bytes(bench.db) == 0
     assert "secrets" in bench.why[0]
     bench.start_worker(MY_TOKEN=CANARY)
-    bench.remaking = Remaking(store_file(bench.environ), bench.destination, bench.home / "hooks")
+    bench.recapturer = Recapturer(store_file(bench.environ), bench.destination, bench.home / "hooks")
     assert bench.refill() == 1
     bench.deliver()
     assert bench.posted == before
@@ -464,18 +468,18 @@ def test_what_somebody_may_have_been_sent_keeps_its_bytes(
     bench.keep(talk(1))
     before = bench.bodies
     (turn,) = bench.keys[1:]
-    held = claims.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
-    while held is not None and held.turn == job.SESSION_RECORD:
-        bench.finish(held)
-        held = claims.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
-    assert held is not None
+    claimed = claims.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
+    while claimed is not None and claimed.turn == job.SESSION_RECORD:
+        bench.finish(claimed)
+        claimed = claims.claim(bench.db, bench.destination, turn, worker="w", now_ms=2_000, lease_ms=60_000)
+    assert claimed is not None
     match came_to:
         case "answered":
-            claims.release(bench.db, held, due_ms=2_100, failed=FailedAttempt(2_100, "503: HTML", 503))
+            claims.release(bench.db, claimed, due_ms=2_100, failed=FailedAttempt(2_100, "503: HTML", 503))
         case "accepted in part":
-            first = next(claims.unacknowledged(bench.db, held))
-            claims.acknowledge(bench.db, held, first, now_ms=2_000, lease_ms=60_000)
-            claims.release(bench.db, held, due_ms=2_100)
+            first = next(claims.unacknowledged(bench.db, claimed))
+            claims.acknowledge(bench.db, claimed, first, now_ms=2_000, lease_ms=60_000)
+            claims.release(bench.db, claimed, due_ms=2_100)
         case _:
             maintenance.recover(bench.db, 2_100, ["w"])
     bench.make_room()
@@ -494,10 +498,10 @@ def test_what_somebody_may_have_been_sent_keeps_its_bytes(
 def test_an_attempt_that_did_not_connect_has_sent_nothing(bench: Bunk, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.keep(talk(1))
     for _ in bench.keys:
-        held = claims.claim(bench.db, bench.destination, bench.keys[0], worker="w", now_ms=2_000, lease_ms=60_000)
-        assert held is not None
+        claimed = claims.claim(bench.db, bench.destination, bench.keys[0], worker="w", now_ms=2_000, lease_ms=60_000)
+        assert claimed is not None
         failed = FailedAttempt(2_500, "ConnectError: Connection refused")
-        claims.release(bench.db, held, due_ms=2_500, failed=failed)
+        claims.release(bench.db, claimed, due_ms=2_500, failed=failed)
     assert bench.states == ["pending"] * 2
     bench.make_room()
     stricter(monkeypatch)
@@ -600,7 +604,7 @@ def test_a_dead_letter_without_bodies_says_so_and_can_be_retried(bench: Bunk) ->
     before = bench.bodies
     bench.verdict = "permanent"
     bench.deliver()
-    assert bench.make_room() == Made(2, 0)
+    assert bench.make_room() == Freed(2, 0)
     [shown] = open_letters(bench.db, bench.keys[1], with_bodies=True)
     assert (shown.bodies, shown.letter.records) == ((), 2)
     assert "given up for want of room" in shown.problem
@@ -624,11 +628,11 @@ def test_a_job_without_bodies_goes_along_to_another_destination(bench: Bunk) -> 
     before = bench.bodies
     bench.make_room()
     another = destinations.destination(bench.db, "https://example.invalid", "another", 0).id
-    found = bench.permits.capture(bench.db, "")
+    found = bench.policy_check.capture(bench.db, "")
     assert not isinstance(found, Hold)
     # It knows the session, so what waits moves job by job.
     nothing, nobody = Request(only=()), Place(another, "")
-    enqueue(bench.db, parse(talk(1)), found, nobody, now_ms=1_000, ring=lambda _: None, request=nothing)
+    enqueue(bench.db, parse(talk(1)), found, nobody, now_ms=1_000, wake=lambda _: None, request=nothing)
     adoption.adopt(bench.db, bench.destination, another, now_ms=2_000)
     bench.destination = another
     bench.start_worker()

@@ -175,7 +175,7 @@ def test_a_root_goes_on_as_its_subagent_began(door: Door) -> None:
     child["info"]["parentID"] = "ses_parent"
     door.put(snapshot(root, child))
     identity = Identity("", 1, "opencode: project")
-    assert versions.frozen(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
+    assert versions.session_identity(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
     assert models(door) == {"data", "tool", "anthropic/claude-x"}
 
 
@@ -185,5 +185,5 @@ def test_a_session_that_changes_its_destination_stays_what_it_is(door: Door) -> 
     adoption.adopt(door.db, door.place.destination_id, other.id, now_ms=1)
     there = replace(door, place=Place(other.id, "folder"))
     there.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
-    assert versions.frozen(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
+    assert versions.session_identity(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
     assert names(door) == ["opencode: project"]

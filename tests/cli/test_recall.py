@@ -24,7 +24,7 @@ from app.ledger.counts import pending_keys
 from app.ledger.destinations import destination, fingerprint
 from app.recall.rewrite import Problem, Refusal
 from tests.capture.test_enqueue import Door
-from tests.recall.test_recall import claims, deliver, desk_of, shown, told
+from tests.recall.test_recall import bench_of, claims, deliver, shown, told
 from tests.sources.opencode.test_store import built
 from tests.support import recorded
 from tests.support.processes import Station
@@ -114,7 +114,7 @@ def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> No
     door = Door(scene.door.db, Place(other.id, "folder"))
     door.put(told(WHALE))
     assert not scene.run("ses_root", "--blank", "--dry-run")[1]["problems"]
-    assert next(claims(desk_of(door)))  # from now on some of it may be there
+    assert next(claims(bench_of(door)))  # from now on some of it may be there
     code, said = scene.run("ses_root", "--blank", "--dry-run")
     (problem,) = said["problems"]
     assert code == 1
@@ -136,8 +136,8 @@ def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene)
     scene.door.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
     now_ms = time.time_ns() // 1_000_000
     (key, *_) = pending_keys(scene.door.db)
-    held = claim(scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000)
-    assert held is not None
+    claimed = claim(scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000)
+    assert claimed is not None
     code, said = scene.run("ses_root", "--blank", "--yes")
     assert (code, said["outcomes"], said["problems"]) == (0, {"overwritten": RECORDS}, [])
 

@@ -18,7 +18,7 @@ from app.database.schema import migrate, migrations
 from app.delivery import confirm
 from app.delivery.backoff import Policy
 from app.delivery.confirm import CONTROL_MS, Allowance, Unread
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.client import ReadBackError
 from app.exporters.helicone import traits
 from app.exporters.helicone.body import Log, encode
@@ -33,7 +33,7 @@ from app.operations.status import Confirmation, Status, read_status
 from app.privacy.policy import Post
 from app.settings.lookup import Sources
 from app.settings.model import Settings
-from tests.support.ledger_bench import Desk, key, version
+from tests.support.ledger_bench import LedgerBench, key, version
 from tests.support.servers import Receiver, api_key, receiving
 
 SECOND_MS, MINUTE_MS, HOUR_MS = 1_000, 60_000, 3_600_000
@@ -75,7 +75,7 @@ class Person:
         for wake in maintenance.to_wake(self.db, self.destination, self.now_ms, 100):
             following: str | None = wake
             while following is not None:
-                following = deliver(self.db, following, self.courier)
+                following = deliver(self.db, following, self.context)
         confirm.confirm(self.db, self.destination, self.stored, self.now_ms, allowance=self.allowance, dice=lambda: 1.0)
 
     def live(self, for_ms: int) -> None:
@@ -90,8 +90,8 @@ class Person:
             self.work()
 
     @property
-    def courier(self) -> Courier:
-        return Courier(
+    def context(self) -> DeliveryContext:
+        return DeliveryContext(
             destination_id=self.destination,
             worker="worker",
             policy=Policy.of(5, 1_000),
@@ -254,14 +254,14 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
     (before,) = [number for number, sql in migrations() if "found_ms" in sql]
     with closing(connect(tmp_path / "ledger.db")) as db:
         migrate(db, [(number, sql) for number, sql in migrations() if number < before])
-        desk = Desk(db)
+        bench = LedgerBench(db)
         db.execute("alter table job add column known_marks text")  # of a later one, for today's program
-        desk.put(version())
-        desk.deliver(version())
+        bench.put(version())
+        bench.deliver(version())
         db.execute("update job set confirmed_ms = 7")
         db.execute("alter table job drop column known_marks")
         migrate(db, migrations())
-        assert readback.control(db, desk.destination) == readback.Control(None, 0, 7)
+        assert readback.control(db, bench.destination) == readback.Control(None, 0, 7)
 
 
 # --- never stores ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.capture.enqueue import Place, enqueue, outlook
+from app.capture.enqueue import Place, decisions_on, enqueue
 from app.capture.export import Export
 from app.database.open import open_ledger
 from app.exporters.helicone.client import Client
@@ -33,8 +33,8 @@ from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
 from app.recall.audit import EXPORT_MODE, Audited, audit
 from app.recall.compare import look
-from app.recall.delivered_policy import Encodings, Precedent
-from app.recall.expected import Likeness
+from app.recall.delivered_policy import DeliveredPolicy, Encodings
+from app.recall.expected import ExpectedContent
 from app.recall.recall import Plan, Recall
 from app.recall.rewrite import Refusal, sent
 from app.settings.model import Settings
@@ -44,7 +44,7 @@ from app.transcript.parse import parse
 from tests.capture.test_enqueue import Door, capture, child, family
 from tests.sources.opencode.test_store import built
 from tests.support import recorded
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import Station, hook, worker
 from tests.support.servers import Receiver, api_key, receiving
 from tests.support.snapshots import Fields, assistant, entry, snapshot, text, tool, user
@@ -83,30 +83,30 @@ def told(secret: str = SECRET, reply: str = "done") -> Fields:
 
 def deliver(door: Door, receiver: Receiver) -> None:
     """Post all that is pending, as a worker does, without one."""
-    desk = desk_of(door)
+    bench = bench_of(door)
     with Client(api_key()) as client:
-        for held in claims(desk):
-            carry(desk, receiver, client, held)
+        for claimed in claims(bench):
+            carry(bench, receiver, client, claimed)
 
 
-def carry(desk: Desk, receiver: Receiver, client: Client, held: Claim) -> None:
-    for body in desk.left(held):
+def carry(bench: LedgerBench, receiver: Receiver, client: Client, claimed: Claim) -> None:
+    for body in bench.left(claimed):
         assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
-        assert desk.acknowledge(held, body)
-    assert desk.complete(held)
+        assert bench.acknowledge(claimed, body)
+    assert bench.complete(claimed)
 
 
-def desk_of(door: Door) -> Desk:
-    desk = Desk(door.db)
-    desk.destination, desk.now_ms = door.place.destination_id, 10_000_000
-    return desk
+def bench_of(door: Door) -> LedgerBench:
+    bench = LedgerBench(door.db)
+    bench.destination, bench.now_ms = door.place.destination_id, 10_000_000
+    return bench
 
 
-def claims(desk: Desk) -> Iterator[Claim]:
-    for key in pending_keys(desk.db):
-        held = claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
-        if held is not None:
-            yield held
+def claims(bench: LedgerBench) -> Iterator[Claim]:
+    for key in pending_keys(bench.db):
+        claimed = claim(bench.db, bench.destination, key, worker="w", now_ms=bench.now_ms, lease_ms=60_000)
+        if claimed is not None:
+            yield claimed
 
 
 def audited(door: Door, store: Store, today: Capture | None = None) -> list[Audited]:
@@ -125,9 +125,9 @@ def a_recall(door: Door, path: Path, today: Capture | None = None, **manner: obj
     return Recall(door.db, door.place.destination_id, Store(path), rules, **manner)  # type: ignore[arg-type]
 
 
-def recall(door: Door, held: Recall, session: str, turns: list[str] | None = None) -> Plan:
-    plan = held.plan(session, turns)
-    assert held.queue(plan, 9_000_000, door.woken.append).in_flight == ()
+def recall(door: Door, claimed: Recall, session: str, turns: list[str] | None = None) -> Plan:
+    plan = claimed.plan(session, turns)
+    assert claimed.queue(plan, 9_000_000, door.woken.append).in_flight == ()
     return plan
 
 
@@ -175,9 +175,9 @@ def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, d
     with receiving(tmp_path / "store.db") as receiver:
         deliver(door, receiver)
         assert "blue whale" in shown(receiver)
-        held = a_recall(door, store, pattern="blue whale")
-        assert held.matching("ses_root") == frozenset({"msg_1"})
-        recall(door, held, "ses_root", ["msg_1"])
+        claimed = a_recall(door, store, pattern="blue whale")
+        assert claimed.matching("ses_root") == frozenset({"msg_1"})
+        recall(door, claimed, "ses_root", ["msg_1"])
         deliver(door, receiver)
         assert "blue whale" not in shown(receiver)
         assert "done" in shown(receiver)
@@ -203,7 +203,7 @@ def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, d
         assert "sub tell" not in shown(receiver)
         done = door.put(family())
         assert (done.new, done.shut) == (1, 1)
-        told = outlook(door.db, parse(family()), capture(), door.place)
+        told = decisions_on(door.db, parse(family()), capture(), door.place)
         assert [decision for _, decision in told] == [Decision.KNOWN, Decision.REFUSED]
         deliver(door, receiver)
         assert "sub tell" not in shown(receiver)
@@ -255,11 +255,16 @@ def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None
 def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> None:
     door.put(told())
     one = replace(exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
-    older = replace(one, prints=tuple(replace(log, frozen=replace(log.frozen, model="older")) for log in one.prints))
-    newest = [log.frozen.model for log in sent([older, one])][: len(one.prints)]
-    assert newest == [log.frozen.model for log in one.prints]
+    older = replace(
+        one,
+        identities=tuple(
+            replace(log, identity_fields=replace(log.identity_fields, model="older")) for log in one.identities
+        ),
+    )
+    newest = [log.identity_fields.model for log in sent([older, one])][: len(one.identities)]
+    assert newest == [log.identity_fields.model for log in one.identities]
     bare = Policy("metadata_only", (), redact_secrets=True, prefix="").facts("")
-    precedent = Precedent(Encodings(parse(told()), Identity("")), capture())
+    precedent = DeliveredPolicy(Encodings(parse(told()), Identity("")), capture())
     assert "done" not in texts(precedent.last("msg_1", [one, replace(one, policy=bare)]))
     assert "done" in texts(precedent.last("msg_1", [replace(one, policy=bare), one]))
 
@@ -269,41 +274,41 @@ def texts(export: Export | None) -> str:
     return "".join(record.body.decode() for record in export.encode())
 
 
-def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
-    desk.put(version())
-    desk.deliver(version())
+def test_a_recall_outlives_its_session_and_its_age(bench: LedgerBench) -> None:
+    bench.put(version())
+    bench.deliver(version())
     again = replace(version(content="blank"), is_recall=True)
-    assert desk.put(again, reopen=RECALL) is Decision.NEW
-    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
-    assert pruning.drop_aged(desk.db, 10_000_000, 0) == 0
-    assert desk.state(again) == "pending"
+    assert bench.put(again, reopen=RECALL) is Decision.NEW
+    assert pruning.drop_session(bench.db, bench.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_aged(bench.db, 10_000_000, 0) == 0
+    assert bench.state(again) == "pending"
 
 
 @pytest.mark.parametrize("state", ["pending", "delivered", "dead"])
-def test_a_recall_of_the_same_key_is_made_anew(desk: Desk, state: str) -> None:
-    desk.put(version())
+def test_a_recall_of_the_same_key_is_made_anew(bench: LedgerBench, state: str) -> None:
+    bench.put(version())
     if state == "delivered":
-        desk.deliver(version())
+        bench.deliver(version())
     elif state == "dead":
-        desk.dead_letter(desk.held())
+        bench.dead_letter(bench.claimed())
     again = replace(version(), is_recall=True)
-    assert desk.put(again, text="redacted", reopen=RECALL) is Decision.REOPENED
-    assert desk.state() == "pending"
-    assert [body.body for body in desk.left(desk.held())] == [b"ses_1 t1 0 redacted"]
+    assert bench.put(again, text="redacted", reopen=RECALL) is Decision.REOPENED
+    assert bench.state() == "pending"
+    assert [body.body for body in bench.left(bench.claimed())] == [b"ses_1 t1 0 redacted"]
 
 
-def test_the_same_recall_once_more_posts_all_of_it_again(desk: Desk) -> None:
+def test_the_same_recall_once_more_posts_all_of_it_again(bench: LedgerBench) -> None:
     again = replace(version(), is_recall=True)
-    desk.put(again)
-    desk.deliver(again)
-    desk.put(again, reopen=RECALL)
-    assert len(desk.left(desk.held())) == 1
+    bench.put(again)
+    bench.deliver(again)
+    bench.put(again, reopen=RECALL)
+    assert len(bench.left(bench.claimed())) == 1
 
 
-def test_what_is_in_flight_is_not_recalled_under_the_same_key(desk: Desk) -> None:
-    desk.put(version())
-    desk.held()
-    assert desk.put(replace(version(), is_recall=True), reopen=RECALL) is Decision.KNOWN
+def test_what_is_in_flight_is_not_recalled_under_the_same_key(bench: LedgerBench) -> None:
+    bench.put(version())
+    bench.claimed()
+    assert bench.put(replace(version(), is_recall=True), reopen=RECALL) is Decision.KNOWN
 
 
 CAPTURES = st.lists(
@@ -320,16 +325,16 @@ def test_after_a_recall_a_sealed_turn_stays_as_it_is_whatever_is_captured(
     door = new_door(folder)
     door.put(told("blue whale"))
     ids = {one.request_id for one in door.stored()}
-    desk = desk_of(door)
-    for held in claims(desk):
-        for body in desk.left(held):
-            desk.acknowledge(held, body)
-        desk.complete(held)
+    bench = bench_of(door)
+    for claimed in claims(bench):
+        for body in bench.left(claimed):
+            bench.acknowledge(claimed, body)
+        bench.complete(claimed)
     recall(door, a_recall(door, folder / "nowhere.db", is_blank=True), "ses_root")
     kept = door.stored()
     assert {one.request_id for one in kept} == ids
     for reply, (secret, mode) in enumerate(captures):
-        enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, ring=door.woken.append)
+        enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, wake=door.woken.append)
         assert door.stored() == kept
     door.db.close()
 
@@ -463,7 +468,7 @@ def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
 def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, door: Door) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
     door.put(told("blue whale"))
-    changed_ms = max(one.facts_ms for one in exported(door.db, door.place.destination_id, "ses_root"))
+    changed_ms = max(one.last_event_ms for one in exported(door.db, door.place.destination_id, "ses_root"))
     with receiving(tmp_path / "store.db") as receiver:
         deliver(door, receiver)
     late = a_recall(door, store, pattern="blue whale", since_ms=changed_ms + 1)
@@ -479,14 +484,14 @@ def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, door: Do
     door.put(told())
     with receiving(tmp_path / "store.db") as receiver:
         deliver(door, receiver)
-        held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-        queued = held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
+        claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+        queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, door.woken.append)
         assert outcomes(receiver, queued.expected) == {"still old": len(receiver.rows())}
         deliver(door, receiver)
         assert outcomes(receiver, queued.expected) == {"overwritten": len(receiver.rows())}
 
 
-def outcomes(receiver: Receiver, expected: Sequence[Likeness]) -> dict[str, int]:
+def outcomes(receiver: Receiver, expected: Sequence[ExpectedContent]) -> dict[str, int]:
     url = read_back_url(receiver.url, api_key(), None)
     assert url is not None
     with Client(api_key()) as client:
@@ -498,7 +503,7 @@ def outcomes(receiver: Receiver, expected: Sequence[Likeness]) -> dict[str, int]
 
 def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(tmp_path: Path, door: Door) -> None:
     door.put(told())
-    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+    claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
     with receiving(tmp_path / "store.db") as receiver:
         deliver(door, receiver)
         count = len(receiver.rows())
@@ -507,10 +512,10 @@ def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(tmp
             " begin select raise(abort, 'killed'); end"
         )
         with pytest.raises(sqlite3.IntegrityError, match="killed"):
-            held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
+            claimed.queue(claimed.plan("ses_root", None), 9_000_000, door.woken.append)
         assert sorted(door.states().values()) == ["delivered", "pending"]
         door.db.execute("drop trigger kill")
-        assert recall(door, held, "ses_root").records == count
+        assert recall(door, claimed, "ses_root").records == count
         deliver(door, receiver)
         assert SECRET not in shown(receiver)
         assert [row.sends for row in receiver.rows()] == [2] * count
@@ -520,20 +525,20 @@ def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(tmp
 def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *, is_blank: bool) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
     door.put(told("blue whale"))
-    desk = desk_of(door)
+    bench = bench_of(door)
     how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
     with receiving(tmp_path / "store.db") as receiver, Client(api_key()) as client:
-        carry(desk, receiver, client, next(claims(desk)))  # the session's own record
-        old = next(claims(desk))
-        bodies = desk.left(old)
+        carry(bench, receiver, client, next(claims(bench)))  # the session's own record
+        old = next(claims(bench))
+        bodies = bench.left(old)
         recall(door, a_recall(door, store, **how), "ses_root")
         # Nobody else may post anything of the session until the worker lets go.
-        assert list(claims(desk)) == []
+        assert list(claims(bench)) == []
         for body in bodies:
             assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
-            assert not desk.acknowledge(old, body)
+            assert not bench.acknowledge(old, body)
         assert "blue whale" in shown(receiver)
-        assert not desk.complete(old)
+        assert not bench.complete(old)
         deliver(door, receiver)
         assert len(receiver.rows()) == 4
         assert "blue whale" not in shown(receiver)
@@ -541,24 +546,24 @@ def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *
 
 def test_what_is_claimed_while_its_recall_is_queued_is_recalled_again(tmp_path: Path, door: Door) -> None:
     door.put(told())
-    desk = desk_of(door)
-    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-    early = held.plan("ses_root", None)
+    bench = bench_of(door)
+    claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+    early = claimed.plan("ses_root", None)
     assert early.records == 0  # nothing was sent
-    old = next(claims(desk))
-    queued = held.queue(early, 9_000_000, door.woken.append)
+    old = next(claims(bench))
+    queued = claimed.queue(early, 9_000_000, door.woken.append)
     assert (queued.expected, queued.in_flight) == ((), (old.turn,))
-    again = held.queue(held.plan("ses_root", [old.turn]), 9_000_000, door.woken.append)
+    again = claimed.queue(claimed.plan("ses_root", [old.turn]), 9_000_000, door.woken.append)
     assert (len(again.expected), again.in_flight) == (1, ())
 
 
 def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_path: Path, door: Door) -> None:
     door.put(told())
-    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-    recall(door, held, "ses_root")
-    claimed = next(claims(desk_of(door)))
-    queued = held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
-    assert queued.in_flight == (claimed.turn,)
+    claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+    recall(door, claimed, "ses_root")
+    in_flight = next(claims(bench_of(door)))
+    queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, door.woken.append)
+    assert queued.in_flight == (in_flight.turn,)
 
 
 # --- what replaces a recall
@@ -566,28 +571,30 @@ def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_pat
 
 @pytest.mark.parametrize("state", ["pending", "dead", "dropped (policy)"])
 @pytest.mark.parametrize("content", ["a", "newer"], ids=["the same", "a newer version"])
-def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk, state: str, content: str) -> None:
-    desk.put(version())
-    desk.deliver(version())
-    desk.put(replace(version(), is_recall=True), text="redacted", reopen=RECALL)
+def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(
+    bench: LedgerBench, state: str, content: str
+) -> None:
+    bench.put(version())
+    bench.deliver(version())
+    bench.put(replace(version(), is_recall=True), text="redacted", reopen=RECALL)
     if state == "dead":
-        desk.dead_letter(desk.held())
+        bench.dead_letter(bench.claimed())
     elif state != "pending":
-        assert drop(desk.db, desk.held(), "policy", desk.now_ms)
-    assert desk.state() == state
-    newer = version(content=content, facts_ms=200)
-    desk.put(newer, text="redacted more")
-    assert desk.row(newer)["is_recall"] == 1
-    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+        assert drop(bench.db, bench.claimed(), "policy", bench.now_ms)
+    assert bench.state() == state
+    newer = version(content=content, last_event_ms=200)
+    bench.put(newer, text="redacted more")
+    assert bench.row(newer)["is_recall"] == 1
+    assert pruning.drop_session(bench.db, bench.destination, "ses_1", 2_000) == 0
 
 
-def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -> None:
+def test_what_replaces_a_delivered_recall_is_a_version_like_others(bench: LedgerBench) -> None:
     again = replace(version(), is_recall=True)
-    desk.put(again)
-    desk.deliver(again)
-    newer = version(content="newer", facts_ms=200)
-    desk.put(newer)
-    assert desk.row(newer)["is_recall"] == 0
+    bench.put(again)
+    bench.deliver(again)
+    newer = version(content="newer", last_event_ms=200)
+    bench.put(newer)
+    assert bench.row(newer)["is_recall"] == 0
 
 
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
@@ -713,11 +720,11 @@ def test_no_recall_holds_a_string_that_was_not_delivered(
     wanted = recorded.export(name)
     door.put(wanted, POLICIES[then], abandoned=True)
     delivered = "\n".join(value for body in door.stored() for value in strings(json.loads(body.body)))
-    desk = desk_of(door)
-    for held in claims(desk):
-        for body in desk.left(held):
-            desk.acknowledge(held, body)
-        desk.complete(held)
+    bench = bench_of(door)
+    for claimed in claims(bench):
+        for body in bench.left(claimed):
+            bench.acknowledge(claimed, body)
+        bench.complete(claimed)
     store = built(folder / "opencode.db", wanted)
     plan = a_recall(door, store, today=POLICIES[now]).plan(wanted["root"], None)
     assert plan.rewrites or then != now

@@ -256,7 +256,7 @@ def test_no_canary_gets_through_whatever_stands_around_it(
         with closing(open_ledger(spool)) as db:
             place = Place(destinations.destination(db, "http://127.0.0.1:9", "", 0).id, "")
             whole = Request(abandoned=True)
-            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, ring=lambda _: None, request=whole)
+            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, wake=lambda _: None, request=whole)
             leaving = bodies(spool)
             assert done.new
             assert canaries(every_byte(spool), *leaving) == []
