@@ -28,8 +28,8 @@ announced.withdraw()
 HOLDER = """
 import sys
 from pathlib import Path
-from app.runtime.liveness import Only
-only = Only(Path(sys.argv[1]))
+from app.runtime.liveness import ExclusiveLock
+only = ExclusiveLock(Path(sys.argv[1]))
 print(only.take(), flush=True)
 sys.stdin.read()
 """
