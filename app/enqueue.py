@@ -1,4 +1,4 @@
-"""The embedded API: a program that has transcripts of its own exports them with what stands here.
+"""Embedded API: what a program needs that exports transcripts of its own.
 
 from app import enqueue
 

@@ -1,4 +1,4 @@
-"""Backfill: turns what OpenCode's store holds into export jobs, under the keys that live capture gives them.
+"""Backfill: turns what OpenCode's store holds into export jobs, at most half of maxSpoolSize at a time.
 
     roots, the oldest first ─ plan ─▶ sessions with something new ─ queue ▶ ledger ─▶ worker
                                                                       ▲                 │

@@ -1,4 +1,4 @@
-"""Makes sure that one automatic worker runs for a destination: whoever has the lock starts it, with growing pauses."""
+"""Autostart: has one automatic worker run for a destination; whoever takes the lock starts it, with growing pauses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin's other end: one process for one OpenCode, NDJSON on stdin, jobs in the ledger.
+"""Hook process: reads the plugin's lines, hands each to the hook of its spool, acknowledges it, upgrades itself.
 
     stdin ─▶ PipeReader (a thread) ─▶ one line at a time ─▶ the Hook of its directory's spool notes it as owed
     stdout ◀─ acknowledged        beside the lines: what is owed is read from OpenCode's store, and a worker runs

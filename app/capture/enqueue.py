@@ -1,4 +1,4 @@
-"""In: a session's transcript becomes export jobs.
+"""Enqueue: puts the turns of a session's transcript into the ledger as export jobs, and wakes a worker.
 
 The embedded API. A program that has a transcript and an open ledger exports it with
 

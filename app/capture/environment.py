@@ -1,4 +1,4 @@
-"""Which variables a process sees, told without any value: the hook says it, and `doctor` compares it with the shell's.
+"""Environment: fingerprints of the variables that a hook sees, for `doctor` to compare with the shell's.
 
 OpenCode need not run in the environment of the shell: its service has that of whoever started it first.
 """

@@ -1,4 +1,4 @@
-"""Room in the spool: first go bodies that OpenCode's store still holds, then whole jobs.
+"""Eviction: decides which jobs give up their bodies, and which are dropped, when the spool exceeds maxSpoolSize.
 
 more than maxSpoolSize ─▶ in the store? ─ yes ─▶ the job waits without its bodies; `recapture` makes them again
                                         └ no ──▶ dropped (size)

@@ -1,4 +1,4 @@
-"""What a session becomes: a job for each final turn and one for the session; not encoded before it is asked for."""
+"""Exports of a session: one for each final turn and one for the session itself; redacted and encoded when asked for."""
 
 from __future__ import annotations
 

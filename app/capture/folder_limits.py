@@ -1,4 +1,4 @@
-"""Limits that stand in a project's files: they bind the jobs of its folder, and no others.
+"""Folder limits: reads maxRetries, maxSpoolAge and maxSpoolSize of a project's files, which bind its own jobs alone.
 
     maxSpoolSize   beside the user's own, which bounds the whole spool
     maxSpoolAge    in place of the user's own: shorter or longer

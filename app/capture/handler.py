@@ -1,4 +1,4 @@
-"""What a hook does with the plugin's notices: it reads OpenCode's store, turns become jobs, and a worker sends them.
+"""Hook of one spool: notes the plugin's notices, has sessions read one at a time, and keeps a worker running.
 
 `daemon` is the process around it, `open_spool` what it has open.
 """

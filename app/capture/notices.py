@@ -1,4 +1,4 @@
-"""What the plugin said has changed, and when each session is looked at for it. Pure: the clock comes in.
+"""Notices: decides when each session that the plugin told of is looked at next. Pure: the clock comes in.
 
     notice ─▶ due ─ looked at ─▶ read: settled
                             ├──▶ unfinished, or not there yet: again after 50 and 250 ms, then with the next notice

@@ -1,4 +1,4 @@
-"""What a hook has open in one spool, and what it does there by itself, whatever the plugin says."""
+"""Open spool: holds what a hook has open in one spool, and does what no notice asks for (eviction, recapture)."""
 
 from __future__ import annotations
 

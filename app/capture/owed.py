@@ -1,4 +1,4 @@
-"""What is owed: sessions that the plugin has told of and nobody has read yet. The ledger keeps it over a kill."""
+"""Owed sessions: notes in the ledger what the plugin told of and nobody has read yet, so that a kill loses nothing."""
 
 from __future__ import annotations
 

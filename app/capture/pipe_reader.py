@@ -1,4 +1,4 @@
-"""Reads the pipe from the plugin in a thread of its own, and splits what comes into lines of bounded length."""
+"""Reads the plugin's pipe in a thread of its own, and splits what comes into lines of bounded length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hook's looks at the sessions that its plugin has noticed: each is read, and what became of its notices is noted."""
+"""Processes notices: has each session read that the plugin told of, and settles, postpones or gives up the notice."""
 
 from __future__ import annotations
 

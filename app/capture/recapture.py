@@ -1,4 +1,4 @@
-"""Turns without bodies are captured again, from OpenCode's own store.
+"""Recapture: makes the bodies of evicted or dropped jobs again from OpenCode's store.
 
     dropped (policy) ─ stored ▶ parse ▶ enqueue ─▶ pending, under the policy in force
     pending, without its bodies ─ claimed ▶ rebuild ─▶ posted, if they are what they were, or stricter and none of them

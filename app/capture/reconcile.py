@@ -1,4 +1,4 @@
-"""What OpenCode's store holds and no notice led to: turns of an OpenCode that was killed, or ran without its plugin.
+"""Reconcile: finds turns in OpenCode's store that no notice led to (OpenCode was killed, or ran without its plugin).
 
     a folder is captured ─▶ its sessions that changed since they were last compared, and what a dead hook still owed:
         read, one at a time ─▶ all of it is in the ledger: noted, and not read again until it changes

@@ -1,4 +1,4 @@
-"""Out of OpenCode's store into the ledger: of a session those turns that are not there as they are now.
+"""Session reader: compares a session in OpenCode's store with the ledger, and enqueues the turns that are new.
 
     outline ─ what differs from what was noted ─▶ transcript (these turns) ─▶ enqueue ─▶ noted
                                                                         └▶ unfinished: waits

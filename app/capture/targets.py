@@ -1,4 +1,4 @@
-"""Whose jobs the settings mean: a destination and a project folder, as the ledger knows them."""
+"""Targets: finds the destination and the folder, as rows of the ledger, that settings and a directory mean."""
 
 from __future__ import annotations
 

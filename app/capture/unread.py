@@ -1,4 +1,4 @@
-"""What OpenCode has written and no live hook is about to read, read by a command: in folders that are captured."""
+"""Unread sessions: a command reads what OpenCode has written and no live hook is about to read."""
 
 from __future__ import annotations
 

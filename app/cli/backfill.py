@@ -1,4 +1,4 @@
-"""`backfill`: its arguments, the question that it asks, and what it prints."""
+"""Command `backfill`: its arguments, the question that it asks, and what it prints."""
 
 from __future__ import annotations
 

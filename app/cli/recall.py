@@ -1,4 +1,4 @@
-"""`audit` and `recall`: what was delivered and should not have been, and how it is overwritten."""
+"""Commands `audit` and `recall`: find what was delivered and should not have been, and overwrite it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text for people: turns results into lines, and shows on a terminal how far long work has come.
+"""Renders results for people: the lines of `status`, `doctor`, `dead` and others, and progress bars.
 
 The same facts for programs are the dataclasses themselves, as JSON.
 """

@@ -1,4 +1,4 @@
-"""`verify`: what became of each turn that OpenCode has."""
+"""Command `verify`: shows what became of each turn that OpenCode has."""
 
 from __future__ import annotations
 

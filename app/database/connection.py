@@ -1,4 +1,4 @@
-"""Connections to SQLite files: how they are set up, one write transaction, the WAL."""
+"""Connections to SQLite files: sets them up, and has transactions and checkpoints done safely."""
 
 from __future__ import annotations
 

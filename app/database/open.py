@@ -1,4 +1,4 @@
-"""Opening the ledger, whatever has become of its file.
+"""Opens the ledger: creates, migrates or recovers its file, or refuses one of a newer version.
 
     open_ledger ─▶ whole and of our schema ───────────────▶ Ledger
                 ├▶ of an older one: backup ─▶ migrate ────▶ Ledger

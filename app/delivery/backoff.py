@@ -1,4 +1,4 @@
-"""How often a job is tried, and how long to wait before the next attempt. Pure: dice are an argument."""
+"""Backoff: computes the delay before the next attempt, and the length of a pause. Pure: dice are an argument."""
 
 from __future__ import annotations
 

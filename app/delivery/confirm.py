@@ -1,4 +1,4 @@
-"""Stored, not just accepted: delivered jobs are read back at Helicone, one record of each.
+"""Confirm: reads delivered jobs back at Helicone, one record of each, because a 200 does not mean stored.
 
     found                  confirmed: its bodies go
     found without bodies   the quota is exceeded: marked, and can be sent again later

@@ -1,4 +1,4 @@
-"""Out: a claimed job's records are posted, acknowledged one by one, and the job is finished.
+"""Deliver: claims a job, posts its records, acknowledges them one by one, and finishes the job.
 
 claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            │

@@ -1,4 +1,4 @@
-"""Whose fault a failed attempt is: the job's, or the destination's. Pure.
+"""Health: decides whose fault a failed attempt is, the job's or the destination's, and what becomes of both. Pure.
 
     permanent                                    the record's own: dead
     refused, 429                                 the destination's: it is paused at once

@@ -1,4 +1,4 @@
-"""When a worker process ends by itself: it is replaced, or nobody needs it any more.
+"""Lifetime: decides when a worker process ends by itself, because it is replaced or nobody needs it any more.
 
 another version was installed                        restart, as that version
 a newer version has changed the ledger               wait for such an installation, doing nothing, then restart

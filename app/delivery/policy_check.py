@@ -1,4 +1,4 @@
-"""What the settings in force allow, asked before every POST.
+"""Policy check: asks before each POST whether the settings in force allow it.
 
 Settings change while a worker runs: files are edited, and a hook records for its folder what no other process finds by
 itself. All of that is read anew each time; only what follows from it is kept while it stays equal.

@@ -1,4 +1,4 @@
-"""A worker's sweep: what waits keeps to the settings in force, also where nobody is about to post it.
+"""Policy sweep: after a change of settings, holds, releases or drops the jobs that wait.
 
 settings changed ─▶ held, or due again; made under a looser policy ─▶ dropped (policy) ─▶ captured again
 """

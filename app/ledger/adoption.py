@@ -1,4 +1,4 @@
-"""Jobs change their destination: a key became known, or took another's place."""
+"""Adoption: moves jobs to another destination, when a key becomes known or takes another's place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored, not just accepted: what becomes of delivered jobs that are read back at Helicone.
+"""Confirmations: which delivered jobs are due to be read back, and what becomes of them: confirmed, sent again, dead.
 
     delivered, to be confirmed ─▶ delivered      confirmed, given up: the bodies go
                                ─▶ delivered      not_found_yet: looked for again later

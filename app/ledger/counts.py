@@ -1,4 +1,4 @@
-"""What the ledger tells about its jobs, without changing any."""
+"""Counts jobs by state, destination and folder, without changing any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dead letters, for the person who looks into them: found, shown, tried again or given up. Dropped jobs to look at."""
+"""Dead letters: finds, groups and shows dead and dropped jobs; retries and purges dead ones."""
 
 from __future__ import annotations
 

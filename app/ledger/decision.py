@@ -1,4 +1,4 @@
-"""Whether a version of a turn is wanted: what is known of the turn, and what a caller asks to have back. Pure."""
+"""Decision: whether a version of a turn is wanted, by what is known of the turn and what a caller asks for. Pure."""
 
 from __future__ import annotations
 

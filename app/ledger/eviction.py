@@ -1,4 +1,4 @@
-"""Jobs without bodies: given up for want of room, because OpenCode's store holds the turn, and made again when wanted.
+"""Evicted jobs: which jobs can give up their bodies, which bodies they may have again, and which wait without.
 
     pending, dead ─▶ the same, without bodies     give_up_bodies: the record rows stay, and with them what each body
                                                   must be, byte for byte, should it be made again

@@ -1,4 +1,4 @@
-"""Project folders, by a salted hash: how each is captured, since when, and for which destination."""
+"""Project folders, by a salted hash: their recorded options, whether and since when they are captured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All versions of a session's turns that the ledger knows: for whoever compares them with what OpenCode holds."""
+"""History: all versions of a session's turns that the ledger knows, to be compared with what OpenCode holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What went wrong, counted: incidents for a person, and lines of the plugin that were refused."""
+"""Incidents: counts what went wrong for a person to see, and lines of the plugin that were refused."""
 
 from __future__ import annotations
 

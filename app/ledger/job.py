@@ -1,4 +1,4 @@
-"""What the ledger's functions take and give: bodies, versions, claims."""
+"""Values that the ledger's functions take and give: bodies, versions, claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maintenance: takes back what dead workers left, finds what is due, and says whether the clock can be trusted."""
+"""Maintenance: takes back leases of dead workers, finds what is due, and says whether the clock can be trusted."""
 
 from __future__ import annotations
 

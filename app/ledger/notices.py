@@ -1,4 +1,4 @@
-"""Debts: the plugin said that something of a session has changed, and it is not in the ledger yet.
+"""Notices that are owed: the plugin said that a session has changed, and it is not in the ledger yet.
 
 Beside them, how each turn was when it was last read. Nothing here needs to outlive the machine: what is lost is said
 again, or read again.

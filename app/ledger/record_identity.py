@@ -1,4 +1,4 @@
-"""What Helicone replaces each log of a job by, in few bytes: kept when the bodies go, so that a log can be overwritten.
+"""Record identities: what Helicone replaces each log by, packed, and kept when the bodies go.
 
 Helicone takes a log for another one unless request id, provider, model, user id and start time are all equal; its
 session list groups by id and name. (The user id stands with the session, as does the session's id.)

@@ -1,4 +1,4 @@
-"""In: versions of turns become jobs; a newer one supersedes an older one, and never the other way."""
+"""Versions of turns become jobs: inserts a version, and supersedes an older one, never the other way."""
 
 from __future__ import annotations
 

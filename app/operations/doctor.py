@@ -1,4 +1,4 @@
-"""Doctor: runs one check after the other, each with a line on what it found and what to do.
+"""Doctor: runs one check after the other, and says of each what it found and what to do.
 
     settings ─▶ checks around the ledger ─▶ the ledger opens ─▶ checks inside it
 

@@ -1,4 +1,4 @@
-"""Asks Helicone what it has stored, at the pace that reading back allows itself."""
+"""Remote: asks Helicone what it has stored, at the pace that reading back allows itself."""
 
 from __future__ import annotations
 

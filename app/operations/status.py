@@ -1,4 +1,4 @@
-"""Status: reads what the spool holds, what waits and why, and who is alive; no job is changed."""
+"""Status: reads what the spool holds, what waits and why, and who is alive; decides what is an alarm."""
 
 from __future__ import annotations
 

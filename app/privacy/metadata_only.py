@@ -1,4 +1,4 @@
-"""Withholding (metadata_only): makes of a turn what may be known of it without a word of its text.
+"""Metadata only: makes of a turn what may be known of it without a word of its text.
 
 An allow-list by construction. Every value is built anew from the fields that may leave: ids, roles, times, the number
 and kinds of parts, tool names, exit status, provider, model, agent, tokens, cost, finish, error class and status. A

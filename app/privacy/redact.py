@@ -1,4 +1,4 @@
-"""Redaction: takes the secrets out of every text that would leave.
+"""Redacts every text of a turn: finds secrets by all rules, and masks them.
 
     text ▶ blobs described ▶ known values ▶ built-in rules ▶ user patterns ▶ "… [REDACTED] …"
 

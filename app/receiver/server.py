@@ -1,4 +1,4 @@
-"""A local Helicone-compatible receiver, for trying the program out, for the demo and for tests.
+"""Server that is compatible with Helicone: routes, limits and sockets of the local receiver.
 
     POST /custom/v1/log, /oai|anthropic|googleapis/v1/log       as the cloud's worker
     POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server

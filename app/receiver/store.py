@@ -1,4 +1,4 @@
-"""The receiver's SQLite file: what would lie in Helicone's store, and every POST that arrived.
+"""Store of the receiver, in SQLite: what would lie in Helicone's, and every POST that arrived.
 
     shelf       the salt of the key hashes
     log         one row per stored request; Helicone's replace-by-key rule is its primary key

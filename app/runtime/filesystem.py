@@ -1,4 +1,4 @@
-"""Where the spool may lie, and who may look into it.
+"""Filesystem: checks where the spool may lie, and who may look into it.
 
     a folder of this user's own, mode 0700, no symbolic link    else refused, or tightened where it is only too open
     on a file system of this machine alone                      else refused, before SQLite tries its WAL there

@@ -1,4 +1,4 @@
-"""Who is alive: each process holds a locked file for as long as it lives.
+"""Liveness: tells who is alive; each process holds a locked file for as long as it lives.
 
 The lock is the truth and ends with its process, however that ends. Process ids are not asked: they recycle, and in
 a container they mean something else.

@@ -1,4 +1,4 @@
-"""The spool's logs: dated lines that many processes append to, bounded in size.
+"""Logs of the spool: dated lines that many processes append to, bounded in size.
 
     hook.log, worker.log, plugin.log    BYTES_MAX, and as much in the one before it, `.1`
 

@@ -1,4 +1,4 @@
-"""Which sources a process takes its settings from: those of a command that a person typed, or fewer."""
+"""Lookup: finds the sources that hold for a process and a directory: arguments, variables, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options by their names in files: of our entry in OpenCode's files, of records, of `config.toml`, of `--set`."""
+"""Options by their names in files: reads them from our entry in OpenCode's files, records, `config.toml`, `--set`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variables, of the environment and of `.env` files."""
+"""Variables: reads settings from the environment and from `.env` files."""
 
 from __future__ import annotations
 

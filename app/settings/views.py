@@ -1,4 +1,4 @@
-"""What others need of the settings: to be recorded for later processes, and to be shown."""
+"""Views of the settings: what is recorded for later processes, and what `config show` shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks for delivered records at Helicone, each by its request id.
+"""Remote check: looks for delivered records at Helicone, each by its request id.
 
     history.exported ─ identities ▶ wanted ─ Client.stored ─▶ found, without bodies, missing
 

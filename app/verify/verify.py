@@ -1,4 +1,4 @@
-"""Compares OpenCode's store with the ledger.
+"""Verify: goes through OpenCode's sessions, and compares each with the ledger.
 
     Store.transcript ─ turns ▶ turn_status.weigh ◀ versions ─ history.exported
 

@@ -1,4 +1,4 @@
-"""Says how Helicone is reached and asked what it has stored: `app.exporters.traits.Traits`."""
+"""Traits of Helicone: its routes, and how fast it may be asked what it has stored."""
 
 from __future__ import annotations
 
