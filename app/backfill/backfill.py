@@ -117,7 +117,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Queued:
-    """What became of it, in numbers of jobs: one for each turn and one for each session itself."""
+    """Result of queueing, in numbers of jobs: one for each turn and one for each session itself."""
 
     new: int = 0
     known: int = 0
@@ -135,7 +135,7 @@ def opened(spool: Path, *, dry_run: bool) -> Iterator[sqlite3.Connection]:
 
 
 class Backfill:
-    """From one store to one destination."""
+    """Backfill from one store to one destination."""
 
     def __init__(
         self, db: sqlite3.Connection, sources: Sources, ours: Destination | None, store: Store, choice: Choice

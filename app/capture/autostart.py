@@ -37,7 +37,7 @@ class Autostart:
 
     @property
     def pid(self) -> int | None:
-        """Of the worker that it started, as far as it has not ended."""
+        """Process id of the worker that it started, as far as it has not ended."""
         return None if self._worker is None else self._worker.pid
 
     def reap(self) -> None:

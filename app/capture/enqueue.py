@@ -155,7 +155,7 @@ def decisions_on(
 
 
 def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
-    """Without what a fork has brought along from a session whose turns are known: its origin exports these.
+    """The transcript without what a fork copied from a session whose turns are known: its origin exports these.
 
     Where the origin's turn is not known, nobody else has exported it, and the fork does.
     """
@@ -257,7 +257,7 @@ def _admitted(records: Iterable[Record], admit: Callable[[int], None]) -> Iterat
 
 
 def marks(db: sqlite3.Connection, export: Export) -> str:
-    """Of the known values that its `encode` has taken out: enough to tell them apart, too little to guess them by."""
+    """Marks of the known values that `encode` has taken out: enough to tell them apart, too little to guess them by."""
     return " ".join(sorted({destinations.fingerprint(db, one.hex())[:MARK_DIGITS] for one in export.hits.known}))
 
 

@@ -19,7 +19,7 @@ _OVERRULING = ("command line", "environment", ".env")
 
 
 def of_folders(db: sqlite3.Connection, own: Settings, limit: Limit) -> dict[str, int]:
-    """By folder, the limit of its jobs; only of folders that have one. `own` are the user's settings."""
+    """Limits of jobs by folder; only of folders that have one. `own` are the user's settings."""
     if limit in own.origins and own.origins[limit].source in _OVERRULING:
         return {}
     return folders.folder_limits(db, NAMES[limit].option)

@@ -114,7 +114,7 @@ class OpenSpool:
         return open_sessions(self.spool.hooks, but=self._announced.name)
 
     def adopt(self, session: str) -> None:
-        """What this session left behind while no key was known goes where it goes now."""
+        """Move what this session left behind while no key was known to where it goes now."""
         for one in destinations.destinations(self.db) if self.target.key_fingerprint else []:
             if not one.key_fingerprint:
                 adoption.adopt(self.db, one.id, self.target.id, now_ms=clock.now_ms(), session=session)

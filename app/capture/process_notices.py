@@ -28,7 +28,7 @@ SETTINGS_S = 2.0
 
 
 class NoticeProcessor:
-    """In one spool, at one store. Methods raise sqlite3.Error, OSError and SchemaError, to be tried again."""
+    """Reads what was noticed, of one spool and store. Raises sqlite3.Error, OSError, SchemaError: to be repeated."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class NoticeProcessor:
                 one.mark, one.due_s = self._owed.note(one.session, one.line.directory, now_ms), 0
 
     def forget(self, session: str, now_ms: int) -> None:
-        """It was deleted."""
+        """Drop a session that was deleted."""
         self._notices.drop(session)
         self._reader.let_go()
         self._owed.give_up({session: NEVER_MS}, now_ms)

@@ -38,7 +38,7 @@ class Captured:
 
 
 class Captures:
-    """By directory; recorded in the ledger for later commands."""
+    """Captures by directory; recorded in the ledger for later commands."""
 
     def __init__(
         self,

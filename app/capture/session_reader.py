@@ -323,15 +323,15 @@ class Reader:
         return self._read[root]
 
     def go_on_from(self, other: Reader) -> None:
-        """What that one has read is gone with its spool, because somebody wanted that, and is not read again."""
+        """Take over what the other has read: it went with its spool, as somebody wanted, and is not read again."""
         self._read = other._read
 
     def let_go(self) -> None:
-        """What is held may not be wanted any more, and is read again where it is."""
+        """Drop what was made ready: it may not be wanted any more, and is read again where it is."""
         self._held = None
 
     def forget(self) -> None:
-        """What was left to another session may be wanted now."""
+        """Forget what was left to another session: it may be wanted now."""
         self._read.clear()
 
     def is_known(self, root: str) -> bool:

@@ -26,7 +26,7 @@ def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
 
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
-    """As `target`, for those who only look: None when there is no such destination yet."""
+    """Find the destination as `target` does, for those who only look: None when there is no such one yet."""
     ours = meant(db, settings)
     return next((one for one in destinations.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
 

@@ -75,7 +75,7 @@ def read_ledger(spool: Path) -> sqlite3.Connection:
 
 
 def open_whole(spool: Path) -> Ledger:
-    """As `open_ledger`, and nothing in the ledger is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
+    """Open as `open_ledger`, and nothing in it is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
     with ExitStack() as opened:
         db = opened.enter_context(closing(open_ledger(spool)))
         try:

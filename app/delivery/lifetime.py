@@ -29,7 +29,7 @@ Step: TypeAlias = Literal["work", "wait", "end", "restart"]
 
 
 class Lifetime:
-    """Of one worker; `lock` is held by the one automatic worker of a destination."""
+    """Lifetime of one worker; `lock` is held by the one automatic worker of a destination."""
 
     def __init__(
         self, spool: Spool, destination_id: int, signature: str, upgrade: Upgrade, log: Callable[[str], None]

@@ -27,7 +27,7 @@ class PolicyCheck:
         self._found: dict[str, tuple[object, Capture | Hold]] = {}
 
     def permit(self, db: sqlite3.Connection, folder: str, made_under: str) -> Permit:
-        """For bytes of this folder (as the ledger knows it) that were made under a policy (`Policy.facts`)."""
+        """Permit for bytes of this folder (as the ledger knows it) that were made under a policy (`Policy.facts`)."""
         found = self.capture(db, folder)
         if isinstance(found, Hold):
             return found

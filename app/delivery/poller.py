@@ -42,7 +42,7 @@ WAKES_PER_TICK = 24
 
 
 class Poller:
-    """Of one worker. Methods raise sqlite3.Error and OSError; the next tick does what was left undone."""
+    """Poller of one worker. Methods raise sqlite3.Error and OSError; the next tick does what was left undone."""
 
     def __init__(  # noqa: PLR0913 - what the worker has
         self,

@@ -23,7 +23,7 @@ class BundleError(AppError):
 
 
 def pack(bodies: Iterable[bytes]) -> bytes:
-    """They are asked for one after the other, so that not all need be in memory."""
+    """Compress bodies, asked for one after the other, so that not all need be in memory."""
     stream, begun = iter(bodies), b""
     for body in stream:
         begun += body

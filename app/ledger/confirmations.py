@@ -84,7 +84,7 @@ def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: in
 
 
 def last_body(db: sqlite3.Connection, due: Unconfirmed) -> bytes | None:
-    """Of its last record; None where it is not held, or damaged (who posts it again finds that out)."""
+    """Body of its last record; None where it is not kept, or damaged (who posts it again finds that out)."""
     try:
         held = list(bodies(db, due.job_id, due.key, lambda row: row["request_id"] == due.request_id.bytes))
     except LedgerError:

@@ -42,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """Of one session, the turns that wait without bodies and that no worker could make again."""
+    """Evicted turns of one session, which wait without bodies and which no worker could make again."""
 
     session: str
     folder: str
@@ -52,19 +52,19 @@ class Evicted:
 
 
 def held_bytes(db: sqlite3.Connection) -> int:
-    """Of all bodies that are not delivered, compressed; but not of recalls, for which nothing else is to make room."""
+    """Bytes of all bodies not delivered, compressed; but not of recalls, for which nothing else is to make room."""
     return int(db.execute(f"select coalesce(sum(body_bytes), 0) from job j where {HELD}").fetchone()[0])
 
 
 def excess_of_folders(db: sqlite3.Connection, bytes_max: Limits) -> dict[str, int]:
-    """Of each folder that holds more than its own limit how much more; counted as by `held_bytes`."""
+    """Excess of each folder that holds more than its own limit; counted as by `held_bytes`."""
     return limits.excess(db, bytes_max, HELD)
 
 
 def candidates(
     db: sqlite3.Connection, after: Candidate | None, folders: Collection[str] | None = None, limit: int = BATCH
 ) -> list[Candidate]:
-    """What is not in flight, of all or of these folders, the oldest first, behind `after`.
+    """Jobs whose bodies can go, of all or of these folders: none in flight, the oldest first, behind `after`.
 
     A recall says what no store says: it is none of them.
     """
@@ -200,7 +200,7 @@ def _was_posted(db: sqlite3.Connection, job_id: int) -> bool:
 
 
 def evicted(db: sqlite3.Connection, destination_id: int, folders: Sequence[str]) -> list[Evicted]:
-    """What waits, held, for the hook of one of these folders; the oldest first, at most BATCH sessions."""
+    """Evicted turns that wait, held, for the hook of one of these folders; the oldest first, at most BATCH sessions."""
     rows = db.execute(
         "select s.name, s.folder, coalesce(p.facts, '') as policy, json_group_array(t.name) as turns from job j"
         " join session s on s.id = j.session_id join turn t on t.id = j.turn_id"

@@ -77,7 +77,7 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
 
 
 def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, Current]:
-    """By turn what is current of it, whatever became of that."""
+    """Current version of each turn, whatever became of it."""
     rows = db.execute(
         f"select t.name, {CURRENT_COLUMNS} from session s"
         " join turn t on t.session_id = s.id join job j on j.turn_id = t.id and j.state <> 'superseded'"

@@ -110,7 +110,7 @@ class Redaction:
         return shown
 
     def steps(self, value: str, hits: Counter[str] | None = None) -> Generator[int, None, str]:
-        """As `text`, with pauses in which something else can be done; each tells what was done, about in bytes."""
+        """Redact as `text`, pausing so that something else can be done; each pause says how many bytes are done."""
         text, data = _encoded(strip_blobs(value))
         yield len(data)
         found = yield from self._found(data)

@@ -29,14 +29,14 @@ class Encodings:
         self._made: dict[str, Mapping[str, Export]] = {}
 
     def under(self, capture: Capture) -> Mapping[str, Export]:
-        """By turn; nothing is encoded before it is asked for."""
+        """Exports by turn; nothing is encoded before it is asked for."""
         name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
         if name not in self._made:
             self._made[name] = self._encode(capture)
         return self._made[name]
 
     def bare(self, today: Capture | None) -> Mapping[str, Export]:
-        """With all texts as they are: to look into, never to be kept."""
+        """Exports with all texts as they are: to look into, never to be kept."""
         policy = Policy("full", (), redact_secrets=False, prefix=today.policy.prefix if today else "")
         return self._encode(Capture(policy, Redaction((), secrets=False, known=None), ""))
 
@@ -97,7 +97,7 @@ def mode_of(versions: Sequence[Exported]) -> Mode:
 
 
 def identities(versions: Sequence[Exported]) -> dict[str, tuple[RecordIdentity, str]]:
-    """By request id what was last made of the record, and under which policy."""
+    """Record identities by request id: what was last made of the record, and under which policy."""
     return {str(one.request_id): (one, made.policy) for made in versions for one in made.identities}
 
 

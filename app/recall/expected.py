@@ -13,7 +13,7 @@ from app.ledger.job import Body
 
 @dataclass(frozen=True, slots=True)
 class ExpectedContent:
-    """By digests: no text is kept to compare with."""
+    """What a record is to show, by digests: no text is kept to compare with."""
 
     session: str
     request_id: uuid.UUID

@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Of a plan."""
+    """Result of queueing a plan."""
 
     expected: tuple[ExpectedContent, ...]
     """What is to be seen at Helicone."""
@@ -85,7 +85,7 @@ class Recall:
         self._search = Redaction.compile([pattern] if pattern is not None else [], secrets=False)
 
     def named(self, sessions: Collection[str]) -> tuple[list[str], list[Problem]]:
-        """Those of the sessions that were delivered here, or all that were; and what is wrong with the names."""
+        """Sessions of these names that were delivered here, or all that were; and what is wrong with the names."""
         known = exported_sessions(self._db, self._destination_id)
         problems = []
         for name in sessions:
@@ -147,7 +147,7 @@ class Recall:
         return Queued(tuple(expected), tuple(in_flight))
 
     def undelivered(self, session: str, turns: Collection[str]) -> Iterator[Problem]:
-        """Those of the turns that are not at Helicone as they were queued."""
+        """Turns, of these, that are not at Helicone as they were queued."""
         for one in exported(self._db, self._destination_id, session):
             if one.turn in turns and one.state not in {"delivered", "superseded"}:
                 told = one.drop_reason or one.error

@@ -149,7 +149,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """As OpenCode counts: input excludes cache_read, output excludes reasoning."""
+    """Tokens as OpenCode counts: input excludes cache_read, output excludes reasoning."""
 
     input: int
     output: int

@@ -63,7 +63,7 @@ class StoredTurn:
 
 
 def stored_turns(transcript: Transcript) -> Iterator[StoredTurn]:
-    """Without its text. A session without turns says nothing about itself yet."""
+    """Turns of a transcript, without text. A session without turns says nothing about itself yet."""
     session = transcript.session
     if transcript.turns:
         yield StoredTurn(job.SESSION_RECORD, session_digest(session), session.updated_ms, is_final=True)
@@ -153,7 +153,7 @@ def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
 
 @dataclass(frozen=True, slots=True)
 class SessionStatus:
-    """Of one root session, with its subagents inside its turns."""
+    """Status of one root session, with its subagents inside its turns."""
 
     session: str
     project: str
@@ -216,7 +216,7 @@ def session_status(
 
 
 def deleted_session_status(session: str, known: Sequence[Exported]) -> SessionStatus:
-    """Of a session that only the ledger knows."""
+    """Status of a session that only the ledger knows."""
     currents = {name: one for name, versions in by_turn(known).items() if (one := current(versions)) is not None}
     changed_ms = max((one.last_event_ms for one in known), default=0)
     first = SessionStatus(session, "", changed_ms, is_deleted=True, failure="")
