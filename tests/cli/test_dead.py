@@ -41,7 +41,7 @@ def station(tmp_path: Path) -> Station:
 
 
 @pytest.fixture
-def graves(station: Station) -> Iterator[LedgerBench]:
+def dead_jobs(station: Station) -> Iterator[LedgerBench]:
     """Two letters with one error and one with another, and a dropped job beside them."""
     with station.ledger() as db:
         bench = LedgerBench(db)
@@ -60,7 +60,7 @@ def test_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(dead_letters).failed == 0
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_list_groups_by_error_and_shows_short_keys(station: Station) -> None:
     told = said(typed(station, "dead", "list", "--json"))
     assert shape(told) == shape(example("dead list"))
@@ -75,7 +75,7 @@ def test_list_groups_by_error_and_shows_short_keys(station: Station) -> None:
     assert "1 off" in typed(station, "status").stdout
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_list_narrows_by_error_and_time(station: Station) -> None:
     fingerprint = said(typed(station, "dead", "list", "--json"))["groups"][0]["fingerprint"]
     assert len(keys(station, "--error", fingerprint)) == 2
@@ -85,7 +85,7 @@ def test_list_narrows_by_error_and_time(station: Station) -> None:
     assert typed(station, "dead", "list", "--error", "x", "--dropped").returncode == 2
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_show_tells_the_attempts_and_what_to_do(station: Station) -> None:
     key = version("t3").key
     (told,) = said(typed(station, "dead", "show", key, "--json"))["letters"]
@@ -98,7 +98,7 @@ def test_show_tells_the_attempts_and_what_to_do(station: Station) -> None:
     assert "captured while export was off" in typed(station, "dead", "show", version("t4").key).stdout
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_show_takes_a_session_and_shows_each_of_its_dead_jobs(station: Station) -> None:
     told = said(typed(station, "dead", "show", "ses_1", "--json"))["letters"]
     assert [one["letter"]["turn"] for one in told] == ["t1", "t2", "t3"]
@@ -108,34 +108,36 @@ def test_show_takes_a_session_and_shows_each_of_its_dead_jobs(station: Station) 
         assert "or is of a session of that name" in complaint(typed(station, "dead", "show", wrong), 1)
 
 
-def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Station, graves: LedgerBench) -> None:
+def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Station, dead_jobs: LedgerBench) -> None:
     line = complaint(typed(station, "dead", "show", version("t1").key[:20]), 1)
     assert version("t1").key[:24] in line
     assert "beginning of several keys" in complaint(typed(station, "dead", "retry", version("t1").key[:20]), 1)
     assert "begins with abcdef" in complaint(typed(station, "dead", "purge", "abcdef"), 1)
     assert "was dropped (off)" in complaint(typed(station, "dead", "retry", version("t4").key), 1)
-    assert counts.counts(graves.db).dead == 3
+    assert counts.counts(dead_jobs.db).dead == 3
 
 
-def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(station: Station, graves: LedgerBench) -> None:
+def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(
+    station: Station, dead_jobs: LedgerBench
+) -> None:
     assert "this would retry 3 dead letters: say --yes" in complaint(typed(station, "dead", "retry", "--all"), 2)
     assert "this would purge 1 dead letter:" in complaint(
-        typed(station, "dead", "purge", "--error", graves_error(graves, "t3")), 2
+        typed(station, "dead", "purge", "--error", dead_job_error(dead_jobs, "t3")), 2
     )
     for arguments in (["retry"], ["retry", "--all", version("t1").key], ["purge", "--all", "--since", "1h", "--yes"]):
         assert typed(station, "dead", *arguments).returncode == 2
-    assert counts.counts(graves.db).dead == 3
+    assert counts.counts(dead_jobs.db).dead == 3
     assert said(typed(station, "dead", "retry", "--since", "1h", "--yes", "--json")) == {"jobs": 0}
 
 
-def graves_error(graves: LedgerBench, turn: str) -> str:
-    (letter,) = ledger_dead_letters.dead_letters(graves.db, Choice(keys=(version(turn).key,)))
+def dead_job_error(dead_jobs: LedgerBench, turn: str) -> str:
+    (letter,) = ledger_dead_letters.dead_letters(dead_jobs.db, Choice(keys=(version(turn).key,)))
     return letter.fingerprint
 
 
 @pytest.mark.parametrize(("answered", "dead", "code"), [("y\n", 0, 0), ("n\n", 3, 1)], ids=["yes", "no"])
 def test_a_person_at_a_terminal_is_asked(
-    station: Station, graves: LedgerBench, answered: str, dead: int, code: int
+    station: Station, dead_jobs: LedgerBench, answered: str, dead: int, code: int
 ) -> None:
     outer, inner = pty.openpty()
     os.write(outer, answered.encode())
@@ -143,31 +145,33 @@ def test_a_person_at_a_terminal_is_asked(
         done = typed(station, "dead", "purge", "--all", stdin=terminal)
     os.close(outer)
     assert "purge 3 dead letters?" in done.stderr
-    assert (done.returncode, counts.counts(graves.db).dead) == (code, dead)
+    assert (done.returncode, counts.counts(dead_jobs.db).dead) == (code, dead)
 
 
-def test_retry_and_purge_take_what_is_named_and_never_what_was_dropped(station: Station, graves: LedgerBench) -> None:
+def test_retry_and_purge_take_what_is_named_and_never_what_was_dropped(
+    station: Station, dead_jobs: LedgerBench
+) -> None:
     assert "1 dead letter purged" in typed(station, "dead", "purge", version("t3").key).stdout
     told = said(typed(station, "dead", "retry", "--all", "--yes", "--json"))
     assert (told, shape(told)) == ({"jobs": 2}, shape(example("dead retry")))
-    counts = ledger_counts.counts(graves.db)
+    counts = ledger_counts.counts(dead_jobs.db)
     assert (counts.pending, counts.dead, dict(counts.dropped_by_reason)) == (2, 0, {"off": 1, "purged": 1})
     again = typed(station, "dead", "retry", "--all")
     assert (again.returncode, again.stdout) == (0, "0 dead letters will be tried again\n")
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_retry_says_that_no_worker_runs(station: Station) -> None:
     assert "no worker runs" in typed(station, "dead", "retry", version("t3").key).stdout
 
 
-def test_more_letters_than_a_batch_are_retried_once_each(graves: LedgerBench, station: Station) -> None:
-    graves.db.execute("pragma synchronous = off")
+def test_more_letters_than_a_batch_are_retried_once_each(dead_jobs: LedgerBench, station: Station) -> None:
+    dead_jobs.db.execute("pragma synchronous = off")
     for number in range(job.BATCH + 10):
-        die(graves, version(f"many {number}"))
+        die(dead_jobs, version(f"many {number}"))
     settings = Settings(spool_directory=station.spool)
-    assert dead_letters.retry(graves.db, settings, Choice(), graves.now_ms) == job.BATCH + 13
-    queue = Queue(station.spool, graves.destination)
+    assert dead_letters.retry(dead_jobs.db, settings, Choice(), dead_jobs.now_ms) == job.BATCH + 13
+    queue = Queue(station.spool, dead_jobs.destination)
     assert queue.huey.pending_count() == dead_letters.WAKES_MAX
     queue.close()
 

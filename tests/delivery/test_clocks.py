@@ -49,7 +49,7 @@ LOOKS_MAX = 2_000
 """In one test; so many would be a busy loop."""
 
 
-class Patient(Machine):
+class ConfirmingMachine(Machine):
     """A machine that confirms what it delivers, and notes in which order it arrived."""
 
     def __init__(self, spool: Path, world: World) -> None:
@@ -141,17 +141,17 @@ def found(_: int, request_ids: Sequence[UUID]) -> Mapping[UUID, bool]:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, migrated: Path) -> Iterator[Patient]:
+def machine(tmp_path: Path, migrated: Path) -> Iterator[ConfirmingMachine]:
     shutil.copytree(migrated, tmp_path / "spool")
-    with closing(Patient(tmp_path / "spool", World(Receiver()))) as patient:
+    with closing(ConfirmingMachine(tmp_path / "spool", World(Receiver()))) as patient:
         yield patient
 
 
-def later(machine: Patient, ms: int) -> None:
+def later(machine: ConfirmingMachine, ms: int) -> None:
     live(machine.world, [machine], machine.world.now_ms + ms, Coming())
 
 
-def in_every_situation(machine: Patient, *, is_away: bool) -> None:
+def in_every_situation(machine: ConfirmingMachine, *, is_away: bool) -> None:
     """Jobs that are to be confirmed, dead, held, in backoff, leased and due; while `is_away` also the probe of a pause.
 
     Of those that are leased and due there are three in a session.
@@ -185,7 +185,7 @@ def in_every_situation(machine: Patient, *, is_away: bool) -> None:
 @pytest.mark.parametrize("comes_back", [True, False], ids=["and back", "for good"])
 @pytest.mark.parametrize("days", [1, -1, 30, -30])
 def test_a_clock_that_is_set_loses_kills_and_delays_nothing_and_is_told_of(
-    machine: Patient, *, days: int, comes_back: bool, is_away: bool
+    machine: ConfirmingMachine, *, days: int, comes_back: bool, is_away: bool
 ) -> None:
     in_every_situation(machine, is_away=is_away)
     requests = machine.world.receiver.requests
@@ -212,7 +212,9 @@ def test_a_clock_that_is_set_loses_kills_and_delays_nothing_and_is_told_of(
     assert machine.noted() == ({AHEAD, BACK} if comes_back else {AHEAD} if days > 0 else {BACK})
 
 
-def test_what_a_clock_set_ahead_for_good_makes_too_old_is_dropped_after_an_hour_and_visibly(machine: Patient) -> None:
+def test_what_a_clock_set_ahead_for_good_makes_too_old_is_dropped_after_an_hour_and_visibly(
+    machine: ConfirmingMachine,
+) -> None:
     # The clock may be right now, and have been wrong before: nobody can tell, so age counts in the end.
     machine.world.receiver.answer = unreached
     machine.bring("old", "t1")
@@ -235,7 +237,7 @@ def test_what_a_clock_set_ahead_for_good_makes_too_old_is_dropped_after_an_hour_
 
 @pytest.mark.parametrize("down_ms", [MINUTE_MS, 50 * MINUTE_MS])
 def test_a_machine_that_slept_for_ten_days_in_the_middle_of_posts_loses_and_kills_nothing(
-    machine: Patient, down_ms: int
+    machine: ConfirmingMachine, down_ms: int
 ) -> None:
     machine.bring("confirmed")
     later(machine, SECOND_MS)
@@ -265,7 +267,9 @@ def test_a_machine_that_slept_for_ten_days_in_the_middle_of_posts_loses_and_kill
 # --- leases that run out
 
 
-def test_a_post_that_outlives_its_lease_is_made_again_and_its_late_answer_changes_nothing(machine: Patient) -> None:
+def test_a_post_that_outlives_its_lease_is_made_again_and_its_late_answer_changes_nothing(
+    machine: ConfirmingMachine,
+) -> None:
     machine.hanging = "slow"
     machine.bring("slow")
     machine.look()
@@ -281,7 +285,9 @@ def test_a_post_that_outlives_its_lease_is_made_again_and_its_late_answer_change
     assert machine.unsettled() == []
 
 
-def test_a_job_whose_threads_hang_each_time_is_dead_and_its_neighbours_are_delivered(machine: Patient) -> None:
+def test_a_job_whose_threads_hang_each_time_is_dead_and_its_neighbours_are_delivered(
+    machine: ConfirmingMachine,
+) -> None:
     machine.hanging = "slow"
     for session in ("slow", "ses_1", "ses_2"):
         machine.bring(session)
@@ -367,7 +373,7 @@ def test_clocks_that_nobody_sets_go_on_together() -> None:
     assert abs(jump_ms(before, clock.read())) < SLEEP_MS
 
 
-def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine: Patient) -> None:
+def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine: ConfirmingMachine) -> None:
     worker = Worker(machine.sources())
     try:
         worker.poll()
@@ -382,7 +388,7 @@ def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine:
     assert AHEAD in (machine.spool / "logs" / "worker.log").read_text("utf-8")
 
 
-def test_a_probe_that_a_worker_gives_up_as_it_ends_is_made_at_once_by_another(machine: Patient) -> None:
+def test_a_probe_that_a_worker_gives_up_as_it_ends_is_made_at_once_by_another(machine: ConfirmingMachine) -> None:
     worker = Worker(machine.sources())
     try:
         worker.announce()

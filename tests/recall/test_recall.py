@@ -41,7 +41,7 @@ from app.settings.model import Settings
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
-from tests.capture.test_enqueue import Door, capture, child, family
+from tests.capture.test_enqueue import EmbeddedApi, capture, child, family
 from tests.sources.opencode.test_store import built
 from tests.support import recorded
 from tests.support.ledger_bench import LedgerBench, version
@@ -56,9 +56,9 @@ NO_REDACTION = Redaction.compile([], secrets=False)
 
 
 @pytest.fixture
-def door(db: sqlite3.Connection) -> Door:
+def embedded(db: sqlite3.Connection) -> EmbeddedApi:
     target = destination(db, "https://example.invalid", "fingerprint", 0)
-    return Door(db, Place(target.id, "folder"))
+    return EmbeddedApi(db, Place(target.id, "folder"))
 
 
 class Rules:
@@ -81,9 +81,9 @@ def told(secret: str = SECRET, reply: str = "done") -> Fields:
     )
 
 
-def deliver(door: Door, receiver: Receiver) -> None:
+def deliver(embedded: EmbeddedApi, receiver: Receiver) -> None:
     """Post all that is pending, as a worker does, without one."""
-    bench = bench_of(door)
+    bench = bench_of(embedded)
     with Client(api_key()) as client:
         for claimed in claims(bench):
             carry(bench, receiver, client, claimed)
@@ -96,9 +96,9 @@ def carry(bench: LedgerBench, receiver: Receiver, client: Client, claimed: Claim
     assert bench.complete(claimed)
 
 
-def bench_of(door: Door) -> LedgerBench:
-    bench = LedgerBench(door.db)
-    bench.destination, bench.now_ms = door.place.destination_id, 10_000_000
+def bench_of(embedded: EmbeddedApi) -> LedgerBench:
+    bench = LedgerBench(embedded.db)
+    bench.destination, bench.now_ms = embedded.place.destination_id, 10_000_000
     return bench
 
 
@@ -109,9 +109,9 @@ def claims(bench: LedgerBench) -> Iterator[Claim]:
             yield claimed
 
 
-def audited(door: Door, store: Store, today: Capture | None = None) -> list[Audited]:
+def audited(embedded: EmbeddedApi, store: Store, today: Capture | None = None) -> list[Audited]:
     rules = Rules(today or capture())
-    found = audit(door.db, door.place.destination_id, store, rules, "ses_root")  # type: ignore[arg-type]
+    found = audit(embedded.db, embedded.place.destination_id, store, rules, "ses_root")  # type: ignore[arg-type]
     return [] if found is None else [found]
 
 
@@ -120,14 +120,14 @@ def shown(receiver: Receiver) -> str:
     return json.dumps([[log.request_body, log.response_body, dict(log.properties)] for log in rows])
 
 
-def a_recall(door: Door, path: Path, today: Capture | None = None, **manner: object) -> Recall:
+def a_recall(embedded: EmbeddedApi, path: Path, today: Capture | None = None, **manner: object) -> Recall:
     rules = Rules(today or capture())
-    return Recall(door.db, door.place.destination_id, Store(path), rules, **manner)  # type: ignore[arg-type]
+    return Recall(embedded.db, embedded.place.destination_id, Store(path), rules, **manner)  # type: ignore[arg-type]
 
 
-def recall(door: Door, claimed: Recall, session: str, turns: list[str] | None = None) -> Plan:
+def recall(embedded: EmbeddedApi, claimed: Recall, session: str, turns: list[str] | None = None) -> Plan:
     plan = claimed.plan(session, turns)
-    assert claimed.queue(plan, 9_000_000, door.woken.append).in_flight == ()
+    assert claimed.queue(plan, 9_000_000, embedded.woken.append).in_flight == ()
     return plan
 
 
@@ -136,17 +136,17 @@ def refused(plan: Plan) -> list[Refusal]:
 
 
 @pytest.mark.parametrize("name", recorded.exported())
-def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, door: Door, name: str) -> None:
+def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, embedded: EmbeddedApi, name: str) -> None:
     wanted = recorded.export(name)
-    door.put(wanted, abandoned=True)
+    embedded.put(wanted, abandoned=True)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         before = receiver.rows()
         # OpenCode's store is not there any more.
-        plan = recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), wanted["root"])
+        plan = recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), wanted["root"])
         assert plan.problems == ()
         assert plan.records == len(before)
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         after = receiver.rows()
     assert [row.sends for row in after] == [2] * len(before)
     kept = ("request_id", "provider", "model", "user_id", "created_ms")
@@ -168,93 +168,93 @@ def test_a_blank_record_is_of_the_kind_of_its_record(name: str) -> None:
             assert replace(blank(record, "ses_1"), body=b"") == replace(record, body=b"")
 
 
-def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, door: Door) -> None:
+def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, embedded: EmbeddedApi) -> None:
     wanted = told("blue whale")
     store = built(tmp_path / "opencode.db", wanted)
-    door.put(wanted)
+    embedded.put(wanted)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert "blue whale" in shown(receiver)
-        claimed = a_recall(door, store, pattern="blue whale")
+        claimed = a_recall(embedded, store, pattern="blue whale")
         assert claimed.matching("ses_root") == frozenset({"msg_1"})
-        recall(door, claimed, "ses_root", ["msg_1"])
-        deliver(door, receiver)
+        recall(embedded, claimed, "ses_root", ["msg_1"])
+        deliver(embedded, receiver)
         assert "blue whale" not in shown(receiver)
         assert "done" in shown(receiver)
         # The same may be asked for again.
-        assert recall(door, a_recall(door, store, pattern="blue whale"), "ses_root", ["msg_1"]).problems == ()
-        deliver(door, receiver)
+        assert recall(embedded, a_recall(embedded, store, pattern="blue whale"), "ses_root", ["msg_1"]).problems == ()
+        deliver(embedded, receiver)
         # Nor does anything bring it back.
-        assert door.put(told("blue whale", "later")).shut == 1
-        assert door.put(wanted, reopen=Reopen(frozenset({"deleted", "off"}), body_not_stored=True)).new == 0
+        assert embedded.put(told("blue whale", "later")).shut == 1
+        assert embedded.put(wanted, reopen=Reopen(frozenset({"deleted", "off"}), body_not_stored=True)).new == 0
         # The next recall does not know that pattern.
-        assert Refusal.SEALED in refused(recall(door, a_recall(door, store), "ses_root"))
-        deliver(door, receiver)
+        assert Refusal.SEALED in refused(recall(embedded, a_recall(embedded, store), "ses_root"))
+        deliver(embedded, receiver)
         assert "blue whale" not in shown(receiver)
         assert {row.sends for row in receiver.rows()} == {1, 3}
 
 
-def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, door: Door) -> None:
-    door.put(snapshot(child()))
+def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(snapshot(child()))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_child")
-        deliver(door, receiver)
+        deliver(embedded, receiver)
+        recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), "ses_child")
+        deliver(embedded, receiver)
         assert "sub tell" not in shown(receiver)
-        done = door.put(family())
+        done = embedded.put(family())
         assert (done.new, done.shut) == (1, 1)
-        told = decisions_on(door.db, parse(family()), capture(), door.place)
+        told = decisions_on(embedded.db, parse(family()), capture(), embedded.place)
         assert [decision for _, decision in told] == [Decision.KNOWN, Decision.REFUSED]
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert "sub tell" not in shown(receiver)
 
 
 @pytest.mark.parametrize(("endpoint", "is_shut"), [("https://example.invalid", True), ("https://other.invalid", False)])
 def test_a_sealed_turn_does_not_come_back_under_another_key_of_its_endpoint(
-    tmp_path: Path, door: Door, endpoint: str, *, is_shut: bool
+    tmp_path: Path, embedded: EmbeddedApi, endpoint: str, *, is_shut: bool
 ) -> None:
-    door.put(told())
-    recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
-    other = Door(door.db, Place(destination(door.db, endpoint, "another", 0).id, "folder"))
+    embedded.put(told())
+    recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), "ses_root")
+    other = EmbeddedApi(embedded.db, Place(destination(embedded.db, endpoint, "another", 0).id, "folder"))
     done = other.put(told())
     assert (done.new, done.shut) == ((0, 2) if is_shut else (2, 0))
     assert other.put(told(), reopen=Reopen(sealed=True)).new == (2 if is_shut else 0)
 
 
-def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, door: Door) -> None:
+def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, embedded: EmbeddedApi) -> None:
     wanted = told()
-    door.put(wanted)
-    plan = a_recall(door, built(tmp_path / "opencode.db", recorded.export("a_simple"))).plan("ses_root", None)
+    embedded.put(wanted)
+    plan = a_recall(embedded, built(tmp_path / "opencode.db", recorded.export("a_simple"))).plan("ses_root", None)
     assert plan.rewrites == ()
     assert refused(plan) == [Refusal.NO_TEXT]
 
 
-def test_a_turn_that_was_never_sent_gets_no_records(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    plan = recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
+def test_a_turn_that_was_never_sent_gets_no_records(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    plan = recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), "ses_root")
     assert plan.records == 0
     assert len(plan.rewrites) == 2
-    assert door.stored() == []
+    assert embedded.stored() == []
 
 
-def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
         shorter = told()
         del shorter["sessions"][0]["messages"][1]
-        recall(door, a_recall(door, built(tmp_path / "opencode.db", shorter)), "ses_root")
-        deliver(door, receiver)
+        recall(embedded, a_recall(embedded, built(tmp_path / "opencode.db", shorter)), "ses_root")
+        deliver(embedded, receiver)
         rows = receiver.rows()
     (row,) = [one for one in rows if one.log.model == "tool:bash"]
     assert len(rows) == count
     assert json.loads(row.log.response_body) == {"_type": "tool", "toolName": "bash", "status": "success"}
 
 
-def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> None:
-    door.put(told())
-    one = replace(exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
+def test_of_several_versions_that_were_sent_the_newest_counts(embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    one = replace(exported(embedded.db, embedded.place.destination_id, "ses_root")[-1], was_attempted=True)
     older = replace(
         one,
         identities=tuple(
@@ -319,32 +319,39 @@ CAPTURES = st.lists(
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(captures=CAPTURES)
 def test_after_a_recall_a_sealed_turn_stays_as_it_is_whatever_is_captured(
-    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], captures: list[tuple[str, Mode]]
+    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], EmbeddedApi], captures: list[tuple[str, Mode]]
 ) -> None:
     folder = tmp_path_factory.mktemp("sealed")
-    door = new_door(folder)
-    door.put(told("blue whale"))
-    ids = {one.request_id for one in door.stored()}
-    bench = bench_of(door)
+    embedded = new_door(folder)
+    embedded.put(told("blue whale"))
+    ids = {one.request_id for one in embedded.stored()}
+    bench = bench_of(embedded)
     for claimed in claims(bench):
         for body in bench.left(claimed):
             bench.acknowledge(claimed, body)
         bench.complete(claimed)
-    recall(door, a_recall(door, folder / "nowhere.db", is_blank=True), "ses_root")
-    kept = door.stored()
+    recall(embedded, a_recall(embedded, folder / "nowhere.db", is_blank=True), "ses_root")
+    kept = embedded.stored()
     assert {one.request_id for one in kept} == ids
     for reply, (secret, mode) in enumerate(captures):
-        enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, wake=door.woken.append)
-        assert door.stored() == kept
-    door.db.close()
+        enqueue(
+            embedded.db,
+            parse(told(secret, str(reply))),
+            capture(mode),
+            embedded.place,
+            now_ms=1,
+            wake=embedded.woken.append,
+        )
+        assert embedded.stored() == kept
+    embedded.db.close()
 
 
 @pytest.fixture
-def new_door(migrated: Path) -> Callable[[Path], Door]:
-    def make(folder: Path) -> Door:
+def new_door(migrated: Path) -> Callable[[Path], EmbeddedApi]:
+    def make(folder: Path) -> EmbeddedApi:
         shutil.copytree(migrated, folder / "spool")
         db = open_ledger(folder / "spool")
-        return Door(db, Place(destination(db, "https://example.invalid", "f", 0).id, "folder"))
+        return EmbeddedApi(db, Place(destination(db, "https://example.invalid", "f", 0).id, "folder"))
 
     return make
 
@@ -396,51 +403,51 @@ def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) ->
 # --- jobs from before footprints
 
 
-def test_without_digests_audit_lists_all_that_the_rules_find(tmp_path: Path, door: Door) -> None:
+def test_without_digests_audit_lists_all_that_the_rules_find(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = Store(built(tmp_path / "opencode.db", told()))
     loose = replace(capture(), policy=replace(capture().policy, redact_secrets=False), redaction=NO_REDACTION)
-    door.put(told(), loose)
+    embedded.put(told(), loose)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    (printed,) = audited(door, store)
-    door.db.execute("delete from footprint")
-    (unprinted,) = audited(door, store)
+        deliver(embedded, receiver)
+    (printed,) = audited(embedded, store)
+    embedded.db.execute("delete from footprint")
+    (unprinted,) = audited(embedded, store)
     assert (printed.unprinted, unprinted.unprinted) == (0, 2)
     assert unprinted.records == printed.records != ()
 
 
-def test_without_digests_what_the_rules_of_then_took_out_is_not_listed(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_without_digests_what_the_rules_of_then_took_out_is_not_listed(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    door.db.execute("delete from footprint")
-    (result,) = audited(door, Store(built(tmp_path / "opencode.db", told())))
+        deliver(embedded, receiver)
+    embedded.db.execute("delete from footprint")
+    (result,) = audited(embedded, Store(built(tmp_path / "opencode.db", told())))
     assert (result.unprinted, result.records) == (2, ())
 
 
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
 def test_without_footprints_what_opencode_still_has_is_overwritten(
-    tmp_path: Path, door: Door, *, is_blank: bool
+    tmp_path: Path, embedded: EmbeddedApi, *, is_blank: bool
 ) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"))
+    embedded.put(told("blue whale"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
-        door.db.execute("delete from footprint")
+        embedded.db.execute("delete from footprint")
         how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
-        assert recall(door, a_recall(door, store, **how), "ses_root").problems == ()
-        deliver(door, receiver)
+        assert recall(embedded, a_recall(embedded, store, **how), "ses_root").problems == ()
+        deliver(embedded, receiver)
         assert len(receiver.rows()) == count
         assert "blue whale" not in shown(receiver)
 
 
-def test_without_footprints_what_opencode_has_lost_is_a_problem(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_without_footprints_what_opencode_has_lost_is_a_problem(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    door.db.execute("delete from footprint")
-    plan = a_recall(door, tmp_path / "nowhere.db", is_blank=True).plan("ses_root", None)
+        deliver(embedded, receiver)
+    embedded.db.execute("delete from footprint")
+    plan = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True).plan("ses_root", None)
     assert plan.rewrites == ()
     assert refused(plan) == [Refusal.UNNAMED] * 2
 
@@ -450,14 +457,14 @@ def test_without_footprints_what_opencode_has_lost_is_a_problem(tmp_path: Path, 
 
 @pytest.mark.parametrize(("then", "found"), [("full", {EXPORT_MODE}), ("metadata_only", set())])
 def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
-    tmp_path: Path, door: Door, then: Mode, found: set[str]
+    tmp_path: Path, embedded: EmbeddedApi, then: Mode, found: set[str]
 ) -> None:
     store = Store(built(tmp_path / "opencode.db", told()))
-    door.put(told(), capture(then))
+    embedded.put(told(), capture(then))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
-    (result,) = audited(door, store, capture("metadata_only"))
+    (result,) = audited(embedded, store, capture("metadata_only"))
     assert {name for record in result.records for name in record.hits} == found
     assert len(result.records) == (count if found else 0)
 
@@ -465,29 +472,29 @@ def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
 # --- since
 
 
-def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, door: Door) -> None:
+def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"))
-    changed_ms = max(one.last_event_ms for one in exported(door.db, door.place.destination_id, "ses_root"))
+    embedded.put(told("blue whale"))
+    changed_ms = max(one.last_event_ms for one in exported(embedded.db, embedded.place.destination_id, "ses_root"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    late = a_recall(door, store, pattern="blue whale", since_ms=changed_ms + 1)
+        deliver(embedded, receiver)
+    late = a_recall(embedded, store, pattern="blue whale", since_ms=changed_ms + 1)
     assert late.matching("ses_root") == frozenset()
     assert late.plan("ses_root", None) == Plan("ses_root", (), ())
-    assert a_recall(door, store, pattern="blue whale", since_ms=1).matching("ses_root") == frozenset({"msg_1"})
+    assert a_recall(embedded, store, pattern="blue whale", since_ms=1).matching("ses_root") == frozenset({"msg_1"})
 
 
 # --- read back
 
 
-def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-        queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, door.woken.append)
+        deliver(embedded, receiver)
+        claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
+        queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, embedded.woken.append)
         assert outcomes(receiver, queued.expected) == {"still old": len(receiver.rows())}
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert outcomes(receiver, queued.expected) == {"overwritten": len(receiver.rows())}
 
 
@@ -501,37 +508,39 @@ def outcomes(receiver: Receiver, expected: Sequence[ExpectedContent]) -> dict[st
 # --- in the middle of it
 
 
-def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(
+    tmp_path: Path, embedded: EmbeddedApi
+) -> None:
+    embedded.put(told())
+    claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
-        door.db.executescript(
+        embedded.db.executescript(
             "create temp trigger kill before insert on main.job when (select count(*) from job where is_recall) = 1"
             " begin select raise(abort, 'killed'); end"
         )
         with pytest.raises(sqlite3.IntegrityError, match="killed"):
-            claimed.queue(claimed.plan("ses_root", None), 9_000_000, door.woken.append)
-        assert sorted(door.states().values()) == ["delivered", "pending"]
-        door.db.execute("drop trigger kill")
-        assert recall(door, claimed, "ses_root").records == count
-        deliver(door, receiver)
+            claimed.queue(claimed.plan("ses_root", None), 9_000_000, embedded.woken.append)
+        assert sorted(embedded.states().values()) == ["delivered", "pending"]
+        embedded.db.execute("drop trigger kill")
+        assert recall(embedded, claimed, "ses_root").records == count
+        deliver(embedded, receiver)
         assert SECRET not in shown(receiver)
         assert [row.sends for row in receiver.rows()] == [2] * count
 
 
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
-def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *, is_blank: bool) -> None:
+def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, embedded: EmbeddedApi, *, is_blank: bool) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"))
-    bench = bench_of(door)
+    embedded.put(told("blue whale"))
+    bench = bench_of(embedded)
     how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
     with receiving(tmp_path / "store.db") as receiver, Client(api_key()) as client:
         carry(bench, receiver, client, next(claims(bench)))  # the session's own record
         old = next(claims(bench))
         bodies = bench.left(old)
-        recall(door, a_recall(door, store, **how), "ses_root")
+        recall(embedded, a_recall(embedded, store, **how), "ses_root")
         # Nobody else may post anything of the session until the worker lets go.
         assert list(claims(bench)) == []
         for body in bodies:
@@ -539,30 +548,30 @@ def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *
             assert not bench.acknowledge(old, body)
         assert "blue whale" in shown(receiver)
         assert not bench.complete(old)
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert len(receiver.rows()) == 4
         assert "blue whale" not in shown(receiver)
 
 
-def test_what_is_claimed_while_its_recall_is_queued_is_recalled_again(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    bench = bench_of(door)
-    claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+def test_what_is_claimed_while_its_recall_is_queued_is_recalled_again(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    bench = bench_of(embedded)
+    claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
     early = claimed.plan("ses_root", None)
     assert early.records == 0  # nothing was sent
     old = next(claims(bench))
-    queued = claimed.queue(early, 9_000_000, door.woken.append)
+    queued = claimed.queue(early, 9_000_000, embedded.woken.append)
     assert (queued.expected, queued.in_flight) == ((), (old.turn,))
-    again = claimed.queue(claimed.plan("ses_root", [old.turn]), 9_000_000, door.woken.append)
+    again = claimed.queue(claimed.plan("ses_root", [old.turn]), 9_000_000, embedded.woken.append)
     assert (len(again.expected), again.in_flight) == (1, ())
 
 
-def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    claimed = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-    recall(door, claimed, "ses_root")
-    in_flight = next(claims(bench_of(door)))
-    queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, door.woken.append)
+def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
+    recall(embedded, claimed, "ses_root")
+    in_flight = next(claims(bench_of(embedded)))
+    queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, embedded.woken.append)
     assert queued.in_flight == (in_flight.turn,)
 
 
@@ -599,18 +608,18 @@ def test_what_replaces_a_delivered_recall_is_a_version_like_others(bench: Ledger
 
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
 def test_a_blank_record_keeps_the_name_of_its_session_and_a_redacted_one_does_not(
-    tmp_path: Path, door: Door, *, is_blank: bool
+    tmp_path: Path, embedded: EmbeddedApi, *, is_blank: bool
 ) -> None:
     named = snapshot(
         entry(user("msg_1", 1_000_010, text("ask")), assistant("msg_2", 1_000_020), directory="/home/dev/blue whale")
     )
     store = built(tmp_path / "opencode.db", named)
-    door.put(named)
+    embedded.put(named)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
-        recall(door, a_recall(door, store, **how), "ses_root")
-        deliver(door, receiver)
+        recall(embedded, a_recall(embedded, store, **how), "ses_root")
+        deliver(embedded, receiver)
         names = [row.log.properties["Helicone-Session-Name"] for row in receiver.rows()]
     assert {"blue whale" in name for name in names} == {is_blank}
 
@@ -622,38 +631,40 @@ def loose() -> Capture:
     return replace(capture(), policy=replace(capture().policy, redact_secrets=False), redaction=NO_REDACTION)
 
 
-def test_what_was_delivered_as_metadata_is_neither_searched_nor_made_full(tmp_path: Path, door: Door) -> None:
+def test_what_was_delivered_as_metadata_is_neither_searched_nor_made_full(
+    tmp_path: Path, embedded: EmbeddedApi
+) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"), capture("metadata_only"))
+    embedded.put(told("blue whale"), capture("metadata_only"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        assert a_recall(door, store, pattern="blue whale").matching("ses_root") == frozenset()
-        assert recall(door, a_recall(door, store), "ses_root").problems == ()
-        deliver(door, receiver)
+        deliver(embedded, receiver)
+        assert a_recall(embedded, store, pattern="blue whale").matching("ses_root") == frozenset()
+        assert recall(embedded, a_recall(embedded, store), "ses_root").problems == ()
+        deliver(embedded, receiver)
         assert "blue whale" not in shown(receiver)
 
 
-def test_a_turn_redacted_by_secrets_that_are_not_known_here_is_refused(tmp_path: Path, door: Door) -> None:
+def test_a_turn_redacted_by_secrets_that_are_not_known_here_is_refused(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
     knowing = capture(known=("blue whale",))
-    door.put(told("blue whale"), knowing)
+    embedded.put(told("blue whale"), knowing)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        plan = a_recall(door, store).plan("ses_root", ["msg_1"])
+        deliver(embedded, receiver)
+        plan = a_recall(embedded, store).plan("ses_root", ["msg_1"])
         assert plan.rewrites == ()
         assert refused(plan) == [Refusal.UNEQUAL]
-        assert a_recall(door, store, today=knowing).plan("ses_root", None).problems == ()
-        assert a_recall(door, store, is_blank=True).plan("ses_root", None).problems == ()
+        assert a_recall(embedded, store, today=knowing).plan("ses_root", None).problems == ()
+        assert a_recall(embedded, store, is_blank=True).plan("ses_root", None).problems == ()
 
 
-def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_path: Path, door: Door) -> None:
+def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told())
-    door.put(told(), loose())
+    embedded.put(told(), loose())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert SECRET in shown(receiver)
-        assert recall(door, a_recall(door, store), "ses_root").problems == ()
-        deliver(door, receiver)
+        assert recall(embedded, a_recall(embedded, store), "ses_root").problems == ()
+        deliver(embedded, receiver)
         assert SECRET not in shown(receiver)
 
 
@@ -663,34 +674,34 @@ def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_pat
     ids=["secrets", "patterns"],
 )
 def test_settings_that_are_looser_than_what_was_delivered_are_named_and_recall_nothing(
-    tmp_path: Path, door: Door, then: Capture, now: Capture, setting: str
+    tmp_path: Path, embedded: EmbeddedApi, then: Capture, now: Capture, setting: str
 ) -> None:
     store = built(tmp_path / "opencode.db", told())
-    door.put(told(), then)
+    embedded.put(told(), then)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    plan = a_recall(door, store, today=now).plan("ses_root", None)
+        deliver(embedded, receiver)
+    plan = a_recall(embedded, store, today=now).plan("ses_root", None)
     assert plan.rewrites == ()
     assert {(one.refusal, one.detail) for one in plan.problems} == {(Refusal.LOOSER, setting)}
 
 
-def test_a_turn_that_opencode_has_changed_since_is_refused(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_a_turn_that_opencode_has_changed_since_is_refused(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
     store = built(tmp_path / "opencode.db", told(reply="said otherwise"))
-    assert refused(a_recall(door, store).plan("ses_root", ["msg_1"])) == [Refusal.UNEQUAL]
+    assert refused(a_recall(embedded, store).plan("ses_root", ["msg_1"])) == [Refusal.UNEQUAL]
 
 
-def test_without_footprints_a_blank_record_is_named_as_its_record_was(tmp_path: Path, door: Door) -> None:
+def test_without_footprints_a_blank_record_is_named_as_its_record_was(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told())
-    door.put(told(), capture("metadata_only"))
+    embedded.put(told(), capture("metadata_only"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         before = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
-        door.db.execute("delete from footprint")
-        recall(door, a_recall(door, store, is_blank=True), "ses_root")
-        deliver(door, receiver)
+        embedded.db.execute("delete from footprint")
+        recall(embedded, a_recall(embedded, store, is_blank=True), "ses_root")
+        deliver(embedded, receiver)
         after = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
     assert len(after) == len(before)
     for (old_model, old), (new_model, new) in zip(before, after, strict=True):
@@ -713,24 +724,24 @@ POLICIES = {
     now=st.sampled_from(sorted(POLICIES)),
 )
 def test_no_recall_holds_a_string_that_was_not_delivered(
-    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], name: str, then: str, now: str
+    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], EmbeddedApi], name: str, then: str, now: str
 ) -> None:
     folder = tmp_path_factory.mktemp("nothing_back")
-    door = new_door(folder)
+    embedded = new_door(folder)
     wanted = recorded.export(name)
-    door.put(wanted, POLICIES[then], abandoned=True)
-    delivered = "\n".join(value for body in door.stored() for value in strings(json.loads(body.body)))
-    bench = bench_of(door)
+    embedded.put(wanted, POLICIES[then], abandoned=True)
+    delivered = "\n".join(value for body in embedded.stored() for value in strings(json.loads(body.body)))
+    bench = bench_of(embedded)
     for claimed in claims(bench):
         for body in bench.left(claimed):
             bench.acknowledge(claimed, body)
         bench.complete(claimed)
     store = built(folder / "opencode.db", wanted)
-    plan = a_recall(door, store, today=POLICIES[now]).plan(wanted["root"], None)
+    plan = a_recall(embedded, store, today=POLICIES[now]).plan(wanted["root"], None)
     assert plan.rewrites or then != now
     queued = [value for one in plan.rewrites for body in one.bodies for value in strings(json.loads(body.body))]
     assert [piece for value in queued for piece in value.split("[REDACTED]") if piece not in delivered] == []
-    door.db.close()
+    embedded.db.close()
 
 
 def strings(told: object) -> Iterator[str]:

@@ -505,7 +505,7 @@ def remember(path: Path, session: str, turn: str, at_ms: int, output: str) -> No
 
 
 @dataclass(frozen=True)
-class Roomy:
+class OutageWithoutRoom:
     """What became of an outage for which there was too little room."""
 
     requests: int
@@ -522,7 +522,9 @@ class Roomy:
     each_stored_once: bool
 
 
-def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_max: int, seed: int = 3) -> Roomy:
+def little_room(
+    spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_max: int, seed: int = 3
+) -> OutageWithoutRoom:
     """An outage in which `turns` come, a third of them in three long sessions, the others in sessions of five."""
     dice = random.Random(seed)  # noqa: S311 - the scenario
     source = source_text()
@@ -558,7 +560,7 @@ def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_
         rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
         found = {row["key"] for row in machine.db.execute("select key from job where state = 'delivered'")}
         stored = [times for times in world.accepted.values() if times]
-        return Roomy(
+        return OutageWithoutRoom(
             requests=requests,
             captured_bytes=sum(captured),
             held_bytes_max=max(held),

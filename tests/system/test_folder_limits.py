@@ -263,7 +263,7 @@ WANTED = st.builds(
 OF_FOLDERS = st.dictionaries(st.sampled_from(FOLDERS), st.integers(0, 20))
 
 
-class Cupboard:
+class FakeStore:
     """OpenCode's store, as far as `Room` asks it; it holds the turns of the sessions that are named."""
 
     path = Path("/nowhere")
@@ -300,7 +300,7 @@ def fates(
         db.execute("update job set body_bytes = ? where key = ?", (job.body_bytes, one.key))
         db.execute(MAKE[job.kind], {"key": one.key, "now": NOW_MS, "tried": NOW_MS if job.is_tried else None})
     room = Eviction(Path("/nowhere"))
-    room._store = Cupboard({f"ses_{number}" for number, job in enumerate(jobs) if job.is_stored})  # type: ignore[assignment]
+    room._store = FakeStore({f"ses_{number}" for number, job in enumerate(jobs) if job.is_stored})  # type: ignore[assignment]
     for _ in range(2):
         confirmations.give_up_confirmations(
             db, NOW_MS, bytes_max=size, age_ms_max=age_ms, bytes_max_of=sizes, age_ms_max_of=ages
