@@ -1,4 +1,4 @@
-"""Periodic maintenance: reclaims jobs of dead workers, finds due jobs, drops what is too old or too large.
+"""Poller: wakes a worker's threads for due jobs, and has the periodic maintenance done, as the worker's one loop.
 
 Every job is found here sooner or later; a wake of the queue only makes it sooner.
 """

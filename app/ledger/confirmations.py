@@ -1,4 +1,4 @@
-"""Confirmations: which delivered jobs are due to be read back, and what becomes of them: confirmed, sent again, dead.
+"""Confirmations, the transitions: a delivered job is confirmed, not found yet, sent again, or dead.
 
     delivered, to be confirmed ─▶ delivered      confirmed, given up: the bodies go
                                ─▶ delivered      not_found_yet: looked for again later

@@ -1,4 +1,4 @@
-"""Evicted jobs: which jobs can give up their bodies, which bodies they may have again, and which wait without.
+"""Evicted jobs, the transitions: bodies are given up, and bodies that were made again are checked and taken.
 
     pending, dead ─▶ the same, without bodies     give_up_bodies: the record rows stay, and with them what each body
                                                   must be, byte for byte, should it be made again

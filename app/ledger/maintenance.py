@@ -1,4 +1,4 @@
-"""Maintenance: takes back leases of dead workers, finds what is due, and says whether the clock can be trusted."""
+"""Maintenance, the transitions: takes back leases of dead workers; finds what is due; whether to trust the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy enforcement: holds jobs that the settings forbid, and drops what was made under looser ones."""
+"""Policy enforcement, the transitions: holds jobs that the settings forbid, drops what was made under looser ones."""
 
 from __future__ import annotations
 

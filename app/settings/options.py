@@ -1,4 +1,4 @@
-"""Options by their names in files: reads them from our entry in OpenCode's files, records, `config.toml`, `--set`."""
+"""Options by their names in files (OpenCode's, records, `config.toml`): reads them; an unknown one holds the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traits of Helicone: its routes, and how fast it may be asked what it has stored."""
+"""Traits of Helicone: its routes, when a delivered job is looked for, and how often Helicone may be asked."""
 
 from __future__ import annotations
 
