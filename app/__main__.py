@@ -1,4 +1,4 @@
-"""`python -m app`, and the command `opencode-helicone`."""
+"""Entry point: decides which process this is, the hook, the worker or a command that a person typed."""
 
 from __future__ import annotations
 

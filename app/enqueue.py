@@ -1,4 +1,4 @@
-"""The embedded API: a program that has transcripts of its own exports them with what stands here.
+"""Embedded API: what a program needs that exports transcripts of its own.
 
 from app import enqueue
 
@@ -7,7 +7,7 @@ db = enqueue.open_ledger(settings.spool_directory)
 ours = enqueue.target(db, settings, now_ms)
 place = enqueue.Place(ours.id, enqueue.folder(db, directory))
 wake = enqueue.Queue(settings.spool_directory, ours.id).wake
-enqueue.enqueue(db, enqueue.parse(snapshot), enqueue.capture(settings, ()), place, now_ms=now_ms, ring=wake)
+enqueue.enqueue(db, enqueue.parse(snapshot), enqueue.capture(settings, ()), place, now_ms=now_ms, wake=wake)
 """
 
 from app.capture.config import capture

@@ -1,4 +1,4 @@
-"""The failures that are expected, in one tree. Each says one line to a person, without transcript text or a key.
+"""Expected failures, in one tree. Each says one line to a person, without transcript text or a key.
 
     AppError                        a command ends with exit code 1
     ├─ UsageError                   with exit code 2: nothing was done

@@ -1,4 +1,4 @@
-"""The worker process: Huey's consumer around `deliver`, and a watch that looks after what no ring brings.
+"""The worker process: Huey's consumer around `deliver`, and the poller beside it, which finds what nobody woke.
 
 `huey_consumer app.worker.huey` finds its instance here; it is made when it is asked for, so importing this module
 does nothing. `Worker` is the same thing for a caller that has settings already.
@@ -27,19 +27,19 @@ from app import __version__
 from app.capture import folder_limits
 from app.capture.autostart import worker_signature
 from app.capture.config import capture
-from app.capture.eviction import Room
+from app.capture.eviction import Eviction
 from app.capture.keyring import Keyring
-from app.capture.recapture import Remaking
+from app.capture.recapture import Recapturer
 from app.capture.targets import target
 from app.database.connection import PATIENT_MS, Ledger
-from app.database.open import heal, open_ledger
+from app.database.open import open_ledger, recover_after
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.delivery import backoff, confirm
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.delivery.lifetime import Lifetime
 from app.delivery.loop import Loop
-from app.delivery.policy_check import Permits
-from app.delivery.policy_sweep import Tightening
+from app.delivery.policy_check import PolicyCheck
+from app.delivery.policy_sweep import PolicySweep
 from app.delivery.poller import POLL_MS, Poller
 from app.exporters.client import ClientError, ReadBackError
 from app.exporters.connect import connect
@@ -47,7 +47,7 @@ from app.exporters.kinds import TRAITS
 from app.exporters.outcome import Outcome
 from app.ledger import claims, confirmations, destinations, flow, readback
 from app.ledger.destinations import Destination
-from app.ledger.eviction import Remade
+from app.ledger.eviction import Recaptured
 from app.ledger.job import Body, Claim
 from app.privacy.policy import Hold, Permit
 from app.privacy.redact import PatternError
@@ -119,17 +119,19 @@ class Worker:
         self._plan = TRAITS.read_back(
             self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
         )
-        self._permits = Permits(sources)
-        self._client = connect(self._key, redact=_redact(self.settings, self._permits.keyring)) if self._key else None
-        self._recapture = Remaking(store_file(sources.environ), self.target.id, self.spool.hooks)
+        self._policy_check = PolicyCheck(sources)
+        self._client = (
+            connect(self._key, redact=_redact(self.settings, self._policy_check.keyring)) if self._key else None
+        )
+        self._recapture = Recapturer(store_file(sources.environ), self.target.id, self.spool.hooks)
         self.queue = Queue(self.spool.path, self.target.id, self._answer, huey_class=_Huey)
         self.poller = Poller(
             self.target,
             self.settings,
             self.spool,
             self.queue,
-            Tightening(self._permits, self._recapture, self.target.id, self._log),
-            Room(store_file(sources.environ)),
+            PolicySweep(self._policy_check, self._recapture, self.target.id, self._log),
+            Eviction(store_file(sources.environ)),
             is_sending=self._client is not None,
             log=self._log,
         )
@@ -164,11 +166,11 @@ class Worker:
             self._local.db = None
             db.close()
 
-    def _heal(self, error: Exception) -> None:
+    def _recover_after(self, error: Exception) -> None:
         """After a failed statement: where the ledger was damaged and is recovered, this thread takes the new one."""
         db: Ledger | None = getattr(self._local, "db", None)
         try:
-            if db is None or not heal(db, error):
+            if db is None or not recover_after(db, error):
                 return
             self.leave()
             self._log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
@@ -177,12 +179,12 @@ class Worker:
         except (sqlite3.Error, OSError, SchemaError) as another:
             self._log(f"the damaged ledger is not recovered yet: {another}")
 
-    # --- one ring
+    # --- one wake
 
     def _answer(self, key: str) -> None:
         if self._client is None or self._announced is None:
             return
-        courier = Courier(
+        context = DeliveryContext(
             destination_id=self.target.id,
             worker=self._announced.name,
             policy=backoff.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
@@ -198,7 +200,7 @@ class Worker:
         )
         try:
             require_known(self.db)
-            following = deliver(self.db, key, courier)
+            following = deliver(self.db, key, context)
         except (sqlite3.Error, SchemaError) as error:
             self._failed("ledger", error)  # the next tick lets the job go that was under way
             return
@@ -210,15 +212,15 @@ class Worker:
             # Few are under way after a pause: who is done wakes the next, and one more when there is room.
             self.poller.wake_due(self.db, clock.now_ms(), 2)
 
-    def _permit(self, held: Claim) -> Permit:
-        return self._permits.permit(self.db, held.folder, held.policy)
+    def _permit(self, claim: Claim) -> Permit:
+        return self._policy_check.permit(self.db, claim.folder, claim.policy)
 
-    def _max_retries(self, held: Claim) -> int | None:
-        return folder_limits.of_folders(self.db, self.settings, "max_retries").get(held.folder)
+    def _max_retries(self, claim: Claim) -> int | None:
+        return folder_limits.of_folders(self.db, self.settings, "max_retries").get(claim.folder)
 
-    def _rebuild(self, held: Claim) -> Remade | Hold | None:
-        capturing = self._permits.capture(self.db, held.folder)
-        made = capturing if isinstance(capturing, Hold) else self._recapture.rebuild(self.db, held, capturing)
+    def _rebuild(self, claim: Claim) -> Recaptured | Hold | None:
+        capturing = self._policy_check.capture(self.db, claim.folder)
+        made = capturing if isinstance(capturing, Hold) else self._recapture.rebuild(self.db, claim, capturing)
         if made is None:
             self._log("dropped a job that waited without its text: OpenCode's store no longer has its turn")
         return made
@@ -279,7 +281,7 @@ class Worker:
     def _failed(self, what: str, error: Exception) -> None:
         if isinstance(error, sqlite3.Error | OSError | SchemaError):
             self._log(f"{what}: {error}")
-            self._heal(error)
+            self._recover_after(error)
         else:
             self._log(f"{what}: {type(error).__name__} at {log.where(error)}")
 
@@ -290,7 +292,7 @@ class Worker:
             self._log("ends: the spool was removed or replaced")
             self._end()
             return POLL_MS
-        match self.lifetime.verdict(self.db, now, is_automatic=self.automatic):
+        match self.lifetime.next_step(self.db, now, is_automatic=self.automatic):
             case "work":
                 return self.poller.tick(self.db, now)
             case "end":
@@ -384,7 +386,7 @@ class Worker:
         self._stop.set()
         failpoint.reach("worker.ending")
         try:
-            self.poller.let_go(self.db, clock.now_ms())
+            self.poller.release_unfinished(self.db, clock.now_ms())
         except sqlite3.Error as error:
             self._log(f"ledger: {error}")
         self.lifetime.lock.release()

@@ -62,11 +62,11 @@ def work(spool: Path, way: str, name: int, seconds: float, found: multiprocessin
             records = bodies(f"{name} {len(taken_s)}", 2, dice.randbytes(BODY_BYTES // 2).hex())
             start_s = time.perf_counter()
             versions.insert(db, one.id, made, records, now_ms=1)
-            held = claims.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
-            assert held is not None
-            for body in claims.unacknowledged(db, held):
-                claims.acknowledge(db, held, body, now_ms=1, lease_ms=60_000)
-            claims.complete(db, held, 1)
+            claimed = claims.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
+            assert claimed is not None
+            for body in claims.unacknowledged(db, claimed):
+                claims.acknowledge(db, claimed, body, now_ms=1, lease_ms=60_000)
+            claims.complete(db, claimed, 1)
             taken_s.append(time.perf_counter() - start_s)
     found.put(taken_s)
 

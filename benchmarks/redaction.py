@@ -294,7 +294,7 @@ def _turn(output: str) -> Transcript:
         )
         for number, parts in ((1, (tool,)), (2, (Text("prt_3", "done", synthetic=False, start_ms=5, end_ms=6),)))
     ]
-    turn = Turn(session, "msg_1", (user, *calls), final=True, facts_ms=1, digest="digest")
+    turn = Turn(session, "msg_1", (user, *calls), final=True, last_event_ms=1, digest="digest")
     return Transcript(session, (turn,))
 
 

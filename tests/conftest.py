@@ -17,7 +17,7 @@ from hypothesis import settings
 from app.database.connection import Ledger
 from app.database.open import open_ledger
 from app.runtime import clock
-from tests.support.ledger_bench import Desk
+from tests.support.ledger_bench import LedgerBench
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -108,9 +108,9 @@ def db(spool: Path, migrated: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def desk(db: sqlite3.Connection) -> Desk:
+def bench(db: sqlite3.Connection) -> LedgerBench:
     db.execute("pragma synchronous = off")  # nobody cuts the power here, and it saves most of the time
-    return Desk(db)
+    return LedgerBench(db)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""History: sessions that OpenCode already has, or files of them, become jobs."""
+"""Backfill: sessions that OpenCode already has, or files of them, become jobs."""

@@ -1,8 +1,8 @@
-"""Backfill: turns what OpenCode's store holds into export jobs, under the keys that live capture gives them.
+"""Backfill: turns what OpenCode's store holds into export jobs, at most half of maxSpoolSize at a time.
 
-    roots, the oldest first ─ plan ─▶ sessions with something new ─ feed ─▶ ledger ─▶ worker
+    roots, the oldest first ─ plan ─▶ sessions with something new ─ queue ▶ ledger ─▶ worker
                                                                       ▲                 │
-                                                                      └──── room ◀──────┘
+                                                                      └─ Admission ◀────┘
 
 One session is in memory at a time. A session that is queued whole is not read again until it changes, or is captured
 otherwise: so a run that was stopped anywhere is taken up by the next one.
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from app.capture.config import why_nothing
-from app.capture.enqueue import Place, Request, enqueue, outlook
+from app.capture.enqueue import Place, Request, decisions_on, enqueue
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
@@ -116,8 +116,8 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Fed:
-    """What became of it, in numbers of jobs: one for each turn and one for each session itself."""
+class Queued:
+    """Result of queueing, in numbers of jobs: one for each turn and one for each session itself."""
 
     new: int = 0
     known: int = 0
@@ -135,7 +135,7 @@ def opened(spool: Path, *, dry_run: bool) -> Iterator[sqlite3.Connection]:
 
 
 class Backfill:
-    """From one store to one destination."""
+    """Backfill from one store to one destination."""
 
     def __init__(
         self, db: sqlite3.Connection, sources: Sources, ours: Destination | None, store: Store, choice: Choice
@@ -209,7 +209,7 @@ class Backfill:
         if transcript.unreadable:
             plan.unreadable[session.id] = f"{len(transcript.unreadable)} message(s): {transcript.unreadable[0].why}"
         found = list(
-            outlook(
+            decisions_on(
                 self._db,
                 transcript,
                 capturing,
@@ -249,19 +249,19 @@ class Backfill:
     def _place(self, session: Head) -> Place:
         return Place(self._destination_id, folder(self._db, session.directory))
 
-    def feed(
+    def queue(
         self,
         ours: Destination,
         sessions: Sequence[Head],
-        fed: Fed,
+        queued: Queued,
         on_session: Callable[[int, int], None],
         on_wait: Callable[[], None],
     ) -> None:
-        """Queue them for `ours`, and count in `fed`. Nobody is rung: a worker takes what waits, behind what is live.
+        """Queue them for `ours`, and count in `queued`. Nobody is woken: a worker takes them behind what is live.
 
         `on_wait` is called while there is no room. Raises NoRoomError, StoreError, sqlite3.Error.
         """
-        room = Room(self._db, self._spool, ours, self._bytes_max, on_wait)
+        admission = Admission(self._db, self._spool, ours, self._bytes_max, on_wait)
         for position, session in enumerate(sessions, 1):
             # Before it is read: what is written after that is not known.
             changed_ms = self._store.changed_ms(session.id)
@@ -275,22 +275,22 @@ class Backfill:
                     capturing,
                     self._place(session),
                     now_ms=clock.now_ms(),
-                    ring=lambda _: None,
+                    wake=lambda _: None,
                     request=Request(
                         abandoned=self._is_over(session, changed_ms or 0), reopen=self._choice.reopen, is_history=True
                     ),
-                    admit=room.admit,
+                    admit=admission.admit,
                 )
-                fed.new += done.new
-                fed.known += done.known
-                fed.unfinished += len(done.waiting)
+                queued.new += done.new
+                queued.known += done.known
+                queued.unfinished += len(done.waiting)
                 if changed_ms is not None and not done.waiting:
                     noted_ms = min(changed_ms, clock.now_ms())
                     note_reconciled(self._db, self._destination_id, session.id, noted_ms)
             on_session(position, len(sessions))
 
 
-class Room:
+class Admission:
     """Half of `maxSpoolSize`: the other half is for what is live, so that nothing has to be dropped."""
 
     def __init__(
@@ -330,7 +330,7 @@ class Room:
 
     def _why_nobody(self) -> str:
         again = "what is queued stays; the same backfill again goes on from there"
-        half = "half of maxSpoolSize is held"
+        half = "half of maxSpoolSize is in use"
         if not self._ours.key_fingerprint:
             return f"{half}, and without HELICONE_API_KEY nothing leaves: {again}"
         if not is_pending(self._db, self._ours.id):

@@ -143,7 +143,7 @@ def _imported(
 def _would_lose_text(db: sqlite3.Connection, family: tuple[Export, ...], ours: Destination) -> bool:
     """Whether placeholders would replace the texts of a session that was exported with them."""
     return any(one.is_sanitized for one in family) and any(
-        versions.frozen(db, ours.id, one.session) is not None for one in family
+        versions.session_identity(db, ours.id, one.session) is not None for one in family
     )
 
 
@@ -164,7 +164,7 @@ def _root(
         capturing,
         Place(ours.id, folder(db, root.directory)),
         now_ms=clock.now_ms(),
-        ring=wake,
+        wake=wake,
         request=Request(abandoned=True, reopen=IMPORT),
     )
     return _told(root, done, settings)

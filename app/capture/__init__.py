@@ -1,1 +1,1 @@
-"""In: what the plugin says, or a command reads, becomes jobs in the ledger."""
+"""Capture: what the plugin says, or a command reads, becomes jobs in the ledger."""

@@ -1,4 +1,4 @@
-"""Makes sure that one automatic worker runs for a destination: whoever has the lock starts it, with growing pauses."""
+"""Autostart: has one automatic worker run for a destination; whoever takes the lock starts it, with growing pauses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from app import __version__
 from app.runtime import log
-from app.runtime.liveness import Only, is_taken, present
+from app.runtime.liveness import ExclusiveLock, is_taken, present
 from app.runtime.spool import Spool
 from app.settings.model import Settings
 from app.settings.views import delivery_options
@@ -20,7 +20,7 @@ PAUSE_S_MAX = 300.0
 """Between two starts of a worker that ends again and again; the pause doubles up to this."""
 
 
-class Starting:
+class Autostart:
     """What one hook knows of the worker of its destination."""
 
     def __init__(
@@ -30,14 +30,14 @@ class Starting:
         self._destination_id = destination_id
         self._environ = environ
         self._tell = tell
-        self._only = Only(spool.automatic_worker(destination_id).with_suffix(".starting"))
+        self._lock = ExclusiveLock(spool.automatic_worker(destination_id).with_suffix(".starting"))
         self._worker: subprocess.Popen[bytes] | None = None
         self._start_s = 0.0
         self._pause_s = PAUSE_S_MIN
 
     @property
     def pid(self) -> int | None:
-        """Of the worker that it started, as far as it has not ended."""
+        """Process id of the worker that it started, as far as it has not ended."""
         return None if self._worker is None else self._worker.pid
 
     def reap(self) -> None:
@@ -50,12 +50,12 @@ class Starting:
     def look(self, now_s: float) -> None:
         """Start one, if nobody has and the last start is long enough ago. `now_s` is monotonic."""
         if is_taken(self._spool.automatic_worker(self._destination_id)) or self._is_served():
-            self._only.release()
+            self._lock.release()
             self._pause_s = PAUSE_S_MIN
         elif now_s >= self._start_s + (STARTING_S if self._worker else 0):
             # Whoever holds this lock is starting one already.
-            self._only.release()
-            if self._only.take():
+            self._lock.release()
+            if self._lock.take():
                 self._start(now_s)
 
     def _is_served(self) -> bool:
@@ -77,7 +77,7 @@ class Starting:
             )
 
     def release(self) -> None:
-        self._only.release()
+        self._lock.release()
 
 
 def worker_signature(settings: Settings) -> str:

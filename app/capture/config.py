@@ -1,4 +1,4 @@
-"""How a folder's sessions are captured: settings become a policy and compiled rules."""
+"""Capture of a folder: makes a policy and compiled rules of its settings, or says why nothing is captured."""
 
 from __future__ import annotations
 

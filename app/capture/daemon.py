@@ -1,6 +1,6 @@
-"""The plugin's other end: one process for one OpenCode, NDJSON on stdin, jobs in the ledger.
+"""Hook process: reads the plugin's lines, hands each to the hook of its spool, acknowledges it, upgrades itself.
 
-    stdin ─▶ Inbox (a thread) ─▶ one line at a time ─▶ the Hook of its directory's spool notes it as owed
+    stdin ─▶ PipeReader (a thread) ─▶ one line at a time ─▶ the Hook of its directory's spool notes it as owed
     stdout ◀─ acknowledged        beside the lines: what is owed is read from OpenCode's store, and a worker runs
 
 The settings of a line's directory say which spool that is; the first ones that could be used, for as long as this
@@ -33,7 +33,7 @@ from pathlib import Path
 from app import __version__
 from app.capture.handler import CARE_S, Hook
 from app.capture.messages import PROTOCOL, Line, LineError, has_half_a_character, read_line
-from app.capture.pipe_reader import Inbox
+from app.capture.pipe_reader import PipeReader
 from app.capture.process_notices import BUG
 from app.capture.projects import note_disabled
 from app.database.open import open_ledger
@@ -62,13 +62,13 @@ class OutdatedError(Exception):
     """A program that is installed, and starts, is to take over."""
 
 
-class Desk:
-    """Hands the inbox's lines to the hooks, one for each spool, and answers for those that none can take."""
+class Daemon:
+    """Hands the plugin's lines to the hooks, one for each spool, and answers for those that none can take."""
 
     def __init__(
-        self, inbox: Inbox, sources: Sources, upgrade: Upgrade | None = None, children: Iterable[int] = ()
+        self, pipe_reader: PipeReader, sources: Sources, upgrade: Upgrade | None = None, children: Iterable[int] = ()
     ) -> None:
-        self._inbox = inbox
+        self._pipe_reader = pipe_reader
         self.children = list(children)
         """Process ids: children of the hook that this process was before. They are ours to wait for."""
         self._sources = sources
@@ -108,7 +108,7 @@ class Desk:
     @property
     def is_unwanted(self) -> bool:
         """Nobody needs this process: whatever was said came from directories that want nothing."""
-        return bool(self._unwanted) and not self._is_wanted and not len(self._inbox)
+        return bool(self._unwanted) and not self._is_wanted and not len(self._pipe_reader)
 
     def _serve(self) -> None:
         while not self.is_unwanted:
@@ -116,7 +116,7 @@ class Desk:
             self._reap()
             try:
                 pause_s = min((hook.due_s() for hook in self._hooks.values()), default=CARE_S)
-                self._in_hand = self._inbox.next(min(pause_s, CARE_S))
+                self._in_hand = self._pipe_reader.next(min(pause_s, CARE_S))
             except EOFError:
                 break
             if self._in_hand is not None:
@@ -139,15 +139,15 @@ class Desk:
 
     def _tend(self, hook: Hook) -> None:
         with suppress(sqlite3.Error, OSError):  # the next look does it
-            hook.announce(len(self._inbox))
+            hook.announce(len(self._pipe_reader))
             hook.care()
         # A line that waits goes first.
-        if hook.due_s() <= 0 and not len(self._inbox):
+        if hook.due_s() <= 0 and not len(self._pipe_reader):
             error = self._attempt(hook.catch_up, hook)
             if error is not None:
                 told = f"what OpenCode's store holds is not in the spool yet: {type(error).__name__}: {error}"
                 self._log(told, hook.spool.path)
-                self._heal(error, hook.spool.path)
+                self._recover_after(error, hook.spool.path)
 
     def _consider_upgrade(self) -> None:
         """Raises OutdatedError."""
@@ -169,7 +169,10 @@ class Desk:
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
         known = [line for hook in hooks for line in hook.pending_messages()]
         known += self._held.values()
-        return [*(line + b"\n" for line in (*(line.as_bytes() for line in known), *in_hand)), *self._inbox.leave()]
+        return [
+            *(line + b"\n" for line in (*(line.as_bytes() for line in known), *in_hand)),
+            *self._pipe_reader.leave(),
+        ]
 
     def _acknowledge(self) -> None:
         """Tell the plugin up to which line everything was looked for, or is owed in the ledger.
@@ -199,7 +202,7 @@ class Desk:
         try:
             hook = self._hook_of(line)
             if hook is not None:
-                hook.announce(len(self._inbox) + 1)
+                hook.announce(len(self._pipe_reader) + 1)
                 hook.take(line)
                 if line.held_since_ms is not None:  # said by the hook that this process was before
                     hook.resume(line, line.held_since_ms)
@@ -245,12 +248,12 @@ class Desk:
             failed += 1
             if failed == 1:
                 self._log(f"cannot write to the spool, trying again: {type(error).__name__}: {error}", spool)
-            if self._inbox.ended:
+            if self._pipe_reader.ended:
                 self._tries_left -= 1
             if self._tries_left <= 0:
                 self._refuse("the spool could not be written", spool, f"{type(error).__name__}: {error}")
                 return
-            self._heal(error, spool)
+            self._recover_after(error, spool)
             time.sleep(TRY_AGAIN_S)
             self._consider_upgrade()
         if failed:
@@ -275,11 +278,11 @@ class Desk:
             self._refuse(f"{BUG} {type(error).__name__}", self._where(at), log.where(error))
         return None
 
-    def _heal(self, error: Exception, spool: Path | None) -> None:
+    def _recover_after(self, error: Exception, spool: Path | None) -> None:
         hook = None if spool is None else self._hooks.get(spool)
         if hook is not None:
             with suppress(sqlite3.Error, OSError, SchemaError):  # the next try does it
-                hook.heal(error)
+                hook.recover_after(error)
 
     def _refuse(self, reason: str, spool: Path | None, detail: str = "") -> None:
         """One line in the log, one more in the ledger's count. `reason` is one of few words, `detail` is not kept."""
@@ -349,14 +352,14 @@ def main() -> None:
         sys.stderr.write(visible(f"opencode-helicone: {error}") + "\n")
         sys.exit(USAGE)
     while True:
-        desk = Desk(Inbox(*descriptors), sources, upgrade, children)
-        pending = desk.serve()
+        hook_daemon = Daemon(PipeReader(*descriptors), sources, upgrade, children)
+        pending = hook_daemon.serve()
         if pending is None:
-            if desk.is_unwanted:
+            if hook_daemon.is_unwanted:
                 sys.exit(NOTHING_WANTED)
             return
         inherited, feeder = pipe_of(pending)
         descriptors = [inherited, pipe]
-        children = [*desk.children, feeder]
+        children = [*hook_daemon.children, feeder]
         with suppress(OSError):  # then this program goes on where it was
             become_hook(inherited, children)

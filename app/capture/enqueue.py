@@ -1,4 +1,4 @@
-"""In: a session's transcript becomes export jobs.
+"""Enqueue: puts the turns of a session's transcript into the ledger as export jobs, and wakes a worker.
 
 The embedded API. A program that has a transcript and an open ledger exports it with
 
@@ -6,7 +6,7 @@ The embedded API. A program that has a transcript and an open ledger exports it 
     from app.capture.enqueue import enqueue
     from app.transcript.parse import parse
 
-    done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, ring=queue.wake)
+    done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, wake=queue.wake)
 
 Nothing unredacted is written: a turn is redacted and encoded first, and what is stored are the bytes to be posted.
 """
@@ -23,7 +23,7 @@ from app.capture.export import Export, children, session_name, split
 from app.exporters.encoder import Record
 from app.ledger import destinations, history, incidents, versions
 from app.ledger.decision import LIVE, Decision, Reopen
-from app.ledger.job import Body, Frozen, Version
+from app.ledger.job import Body, IdentityFields, Version
 from app.privacy.terms import Capture
 from app.runtime import failpoint
 from app.transcript.identity import NEWEST, Identity
@@ -117,11 +117,11 @@ def enqueue(  # noqa: PLR0913 - the documented call; two of them have defaults
     place: Place,
     *,
     now_ms: int,
-    ring: Callable[[str], None],
+    wake: Callable[[str], None],
     request: Request = EVERYTHING,
     admit: Callable[[int], None] = lambda _: None,
 ) -> Enqueued:
-    """Put every final turn, and the session's own record, into the ledger; ring once for what is new.
+    """Put every final turn, and the session's own record, into the ledger; wake once for what is new.
 
     Idempotent by (destination, key) under any number of processes. A turn that is not final waits, unless a later user
     message follows it or the session is abandoned. `admit` is told the size of each job's bodies in bytes before they
@@ -140,11 +140,11 @@ def enqueue(  # noqa: PLR0913 - the documented call; two of them have defaults
     _note(db, transcript, done, request.only, now_ms)
     if done.keys:
         failpoint.reach("enqueue.committed")
-        ring(done.keys[0])
+        wake(done.keys[0])
     return done
 
 
-def outlook(
+def decisions_on(
     db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place, request: Request = EVERYTHING
 ) -> Iterator[tuple[Export, Decision]]:
     """What `enqueue` would do with each final turn and with the session's record, told without doing it."""
@@ -155,11 +155,11 @@ def outlook(
 
 
 def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
-    """Without what a fork has brought along from a session whose turns are known: its origin exports these.
+    """The transcript without what a fork copied from a session whose turns are known: its origin exports these.
 
     Where the origin's turn is not known, nobody else has exported it, and the fork does.
     """
-    copies = {turn.id: turn.facts_ms for turn in transcript.turns if turn.is_copy}
+    copies = {turn.id: turn.last_event_ms for turn in transcript.turns if turn.is_copy}
     brought = history.brought_along(db, transcript.session.id, copies) if copies else set()
     return replace(transcript, turns=tuple(turn for turn in transcript.turns if turn.id not in brought))
 
@@ -180,7 +180,7 @@ def _note(
 
 def _shown_under(db: sqlite3.Connection, transcript: Transcript, place: Place) -> str | None:
     """The session that this one is a subagent of, as far as the ledger knows."""
-    known = versions.frozen(db, place.destination_id, transcript.session.id)
+    known = versions.session_identity(db, place.destination_id, transcript.session.id)
     return known[0] if known is not None and known[0] != transcript.session.id else None
 
 
@@ -203,7 +203,7 @@ def _versions(
             root=session.id,
             turn=export.turn,
             key=key(export.digest, policy.digest(user_id)),
-            facts_ms=export.facts_ms,
+            last_event_ms=export.last_event_ms,
             user_id=user_id,
             folder=place.folder,
             policy=policy.facts(user_id),
@@ -257,19 +257,19 @@ def _admitted(records: Iterable[Record], admit: Callable[[int], None]) -> Iterat
 
 
 def marks(db: sqlite3.Connection, export: Export) -> str:
-    """Of the known values that its `encode` has taken out: enough to tell them apart, too little to guess them by."""
+    """Marks of the known values that `encode` has taken out: enough to tell them apart, too little to guess them by."""
     return " ".join(sorted({destinations.fingerprint(db, one.hex())[:MARK_DIGITS] for one in export.hits.known}))
 
 
 def body_of(record: Record) -> Body:
     """A record as the ledger keeps it."""
-    frozen = Frozen(record.provider, record.model, record.start_ms, record.session_name, record.path)
-    return Body(uuid.UUID(record.request_id), record.body, frozen)
+    identity_fields = IdentityFields(record.provider, record.model, record.start_ms, record.session_name, record.path)
+    return Body(uuid.UUID(record.request_id), record.body, identity_fields)
 
 
 def identity_of(db: sqlite3.Connection, transcript: Transcript, capture: Capture, place: Place) -> Identity:
     """What the session's records have in common for ever: as the ledger keeps it, or is to keep it from now on."""
-    known = versions.frozen(db, place.destination_id, transcript.session.id)
+    known = versions.session_identity(db, place.destination_id, transcript.session.id)
     identity = known[1] if known is not None else _first_identity(db, transcript, capture, place)
     if identity.encoding == 1 or identity.session_name is not None or capture.policy.mode == "off":
         return identity
@@ -280,7 +280,7 @@ def _first_identity(db: sqlite3.Connection, transcript: Transcript, capture: Cap
     """A subagent exported before its root has one already; the root takes it over."""
     for turn in transcript.turns:
         for child in children(turn):
-            known = versions.frozen(db, place.destination_id, child)
+            known = versions.session_identity(db, place.destination_id, child)
             if known is not None:
                 return replace(known[1], session_name=None)
     return Identity(capture.user_id, versions.encoding_elsewhere(db, transcript.session.id) or NEWEST)

@@ -1,4 +1,4 @@
-"""Which variables a process sees, told without any value: the hook says it, and `doctor` compares it with the shell's.
+"""Environment: fingerprints of the variables that a hook sees, for `doctor` to compare with the shell's.
 
 OpenCode need not run in the environment of the shell: its service has that of whoever started it first.
 """
@@ -19,7 +19,7 @@ _CHARACTERS = 8
 
 
 def fingerprints(db: sqlite3.Connection, environ: Mapping[str, str]) -> dict[str, str]:
-    """By the name of each variable that is set and matters here."""
+    """Fingerprints by the name of each variable that is set and matters here."""
     texts = {name: environ.get(name, "").strip() for name in (*SETTINGS, "OPENCODE_DB")}
     texts |= {name: environ.get(name) or str(home(environ) / below) for name, below in STANDARD.items()}
     return {name: destinations.fingerprint(db, text)[:_CHARACTERS] for name, text in texts.items() if text}

@@ -1,4 +1,4 @@
-"""Room in the spool: first go bodies that OpenCode's store still holds, then whole jobs.
+"""Eviction: decides which jobs give up their bodies, and which are dropped, when the spool exceeds maxSpoolSize.
 
 more than maxSpoolSize ─▶ in the store? ─ yes ─▶ the job waits without its bodies; `recapture` makes them again
                                         └ no ──▶ dropped (size)
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.ledger import destinations, eviction, limits, pruning
-from app.ledger.eviction import Bulk
+from app.ledger.eviction import Candidate
 from app.ledger.job import SESSION_RECORD
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store
@@ -30,21 +30,21 @@ _WHOLE = "*"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Freed:
     """What it took, in numbers of jobs."""
 
-    emptied: int
+    evicted: int
     dropped: int
 
     @property
     def told(self) -> str:
         return (
-            f"no room (maxSpoolSize): {self.emptied} job(s) wait without their text, which OpenCode's store has;"
+            f"no room (maxSpoolSize): {self.evicted} job(s) wait without their text, which OpenCode's store has;"
             f" {self.dropped} dropped"
         )
 
 
-class Room:
+class Eviction:
     """Remembers which jobs the store has nothing of: they stay the oldest, and would be asked about each time."""
 
     def __init__(self, store: Path) -> None:
@@ -55,18 +55,18 @@ class Room:
 
     def make(
         self, db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: limits.Limits = limits.NO_LIMITS
-    ) -> Made:
+    ) -> Freed:
         """Raises sqlite3.Error when the ledger cannot be written."""
         if self._unread_since_ms is not None and self._unread_since_ms <= now_ms < self._again_ms:
-            return Made(0, 0)
-        emptied, is_all = 0, True
+            return Freed(0, 0)
+        evicted, is_all = 0, True
         if excess := eviction.excess_of_folders(db, of_folders):
-            emptied, is_all = self._empty(db, now_ms, excess)
+            evicted, is_all = self._empty(db, now_ms, excess)
         if (whole := eviction.held_bytes(db) - bytes_max) > 0:
             more, is_whole = self._empty(db, now_ms, {_WHOLE: whole})
-            emptied, is_all = emptied + more, is_all and is_whole
+            evicted, is_all = evicted + more, is_all and is_whole
         # What the store does not hold goes only when all that it holds has given its bodies up.
-        return Made(emptied, pruning.drop_oversize(db, now_ms, bytes_max, of_folders) if is_all else 0)
+        return Freed(evicted, pruning.drop_oversize(db, now_ms, bytes_max, of_folders) if is_all else 0)
 
     def _empty(self, db: sqlite3.Connection, now_ms: int, excess: dict[str, int]) -> tuple[int, bool]:
         """How many jobs gave up their bodies, and whether no other could."""
@@ -115,8 +115,8 @@ class Room:
         self._again_ms = now_ms + AGAIN_MS
         return now_ms - self._unread_since_ms >= PATIENCE_MS
 
-    def _candidates(self, db: sqlite3.Connection, folders: Collection[str] | None) -> Iterator[Bulk]:
-        last: Bulk | None = None
-        while batch := eviction.bulk(db, last, folders):
+    def _candidates(self, db: sqlite3.Connection, folders: Collection[str] | None) -> Iterator[Candidate]:
+        last: Candidate | None = None
+        while batch := eviction.candidates(db, last, folders):
             last = batch[-1]
             yield from (one for one in batch if one.job_id not in self._not_stored)

@@ -1,4 +1,4 @@
-"""What a session becomes: a job for each final turn and one for the session; not encoded before it is asked for."""
+"""Exports of a session: one for each final turn and one for the session itself; redacted and encoded when asked for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Export:
 
     turn: str
     digest: str
-    facts_ms: int
+    last_event_ms: int
     children: tuple[str, ...]
     record_count: int
     faults: tuple[str, ...]
@@ -80,7 +80,7 @@ def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupte
         return ENCODER.encode(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
 
     below = tuple(children(turn))
-    return Export(turn.id, turn.digest, turn.facts_ms, below, ENCODER.count(turn), turn.faults, encode, hits)
+    return Export(turn.id, turn.digest, turn.last_event_ms, below, ENCODER.count(turn), turn.faults, encode, hits)
 
 
 def _to_leave(session: Session, capture: Capture, hits: HitCounts | None = None) -> Session:

@@ -1,4 +1,4 @@
-"""Limits that stand in a project's files: they bind the jobs of its folder, and no others.
+"""Folder limits: reads maxRetries, maxSpoolAge and maxSpoolSize of a project's files, which bind its own jobs alone.
 
     maxSpoolSize   beside the user's own, which bounds the whole spool
     maxSpoolAge    in place of the user's own: shorter or longer
@@ -19,7 +19,7 @@ _OVERRULING = ("command line", "environment", ".env")
 
 
 def of_folders(db: sqlite3.Connection, own: Settings, limit: Limit) -> dict[str, int]:
-    """By folder, the limit of its jobs; only of folders that have one. `own` are the user's settings."""
+    """Limits of jobs by folder; only of folders that have one. `own` are the user's settings."""
     if limit in own.origins and own.origins[limit].source in _OVERRULING:
         return {}
     return folders.folder_limits(db, NAMES[limit].option)

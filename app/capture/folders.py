@@ -1,4 +1,4 @@
-"""How a project folder is captured by what a command does in it.
+"""Folders for a command: finds the settings of each session's folder, and how it is captured.
 
 Later commands are not looser than live capture was: what its hook recorded last counts wherever the command is typed,
 and so do the folder's own files, where they are there; of what may leave, the strictest of all of it.

@@ -1,4 +1,4 @@
-"""What a hook does with the plugin's notices: it reads OpenCode's store, turns become jobs, and a worker sends them.
+"""Hook of one spool: notes the plugin's notices, has sessions read one at a time, and keeps a worker running.
 
 `daemon` is the process around it, `open_spool` what it has open.
 """
@@ -20,7 +20,7 @@ from app.capture.session_reader import Reader
 from app.capture.targets import folder
 from app.database import recover
 from app.database.connection import Replaced
-from app.database.open import heal
+from app.database.open import recover_after
 from app.database.schema import require_known
 from app.ledger import counts, folders, history, incidents, pruning
 from app.privacy.redact import PatternError
@@ -97,13 +97,13 @@ class Hook:
     def _begin_anew(self) -> None:
         """In another ledger than before, which knows neither of this hook nor of what is owed."""
         self.opened.introduce()
-        self.opened.looking.owe_again(clock.now_ms())
+        self.opened.notice_processor.owe_again(clock.now_ms())
 
-    def heal(self, error: Exception) -> None:
+    def recover_after(self, error: Exception) -> None:
         """After a failed statement: go on in the ledger that is there now, once it is whole."""
         if isinstance(error, Replaced):
             self._follow_spool()
-        elif heal(self.opened.db, error):
+        elif recover_after(self.opened.db, error):
             self._reopen()  # the new ledger may know the destination by another number, and nothing of its folders
             self._begin_anew()
             self.log("the ledger was damaged and is recovered; `opencode-helicone status` says what is lost")
@@ -164,11 +164,11 @@ class Hook:
 
     def _owe(self, line: Line) -> None:
         if line.session:  # else a hook that took over was told of the folder alone
-            self.opened.looking.owe(line, clock.now_ms())
+            self.opened.notice_processor.owe(line, clock.now_ms())
 
     def _delete(self, line: Line) -> None:
         opened, db = self.opened, self.opened.db
-        opened.looking.forget(line.session, clock.now_ms())
+        opened.notice_processor.forget(line.session, clock.now_ms())
         self._deleted.pop(line.session, None)
         self._deleted[line.session] = line
         bound(self._deleted)
@@ -208,11 +208,11 @@ class Hook:
         self._notices.has_ended = True
         # Before the last look: of two that end together the later one sees that nobody has the session open.
         self.announce(1)  # until it is done
-        now_s, looking = time.monotonic(), self.opened.looking
-        looking.end(now_s)
+        now_s, notice_processor = time.monotonic(), self.opened.notice_processor
+        notice_processor.end(now_s)
         with self.opened.store.kept_open():
-            while not looking.is_given_up and (one := self._notices.next(now_s)) is not None:
-                looking.look(one, now_s, clock.now_ms())
+            while not notice_processor.is_given_up and (one := self._notices.next(now_s)) is not None:
+                notice_processor.look(one, now_s, clock.now_ms())
 
     def finish_reconciling(self) -> None:
         """The other sessions of its folders, as far as it has not come to them while OpenCode lived."""
@@ -263,7 +263,7 @@ class Hook:
         self._ready()
         opened, noticed = self.opened, self._notices.next(now_s)
         if noticed is not None:
-            opened.looking.look(noticed, now_s, now_ms)
+            opened.notice_processor.look(noticed, now_s, now_ms)
         elif self._may_capture_again:
             self._may_capture_again = opened.capture_again()
         elif opened.reconciling.is_due(now_s):

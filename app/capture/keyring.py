@@ -1,4 +1,4 @@
-"""Every secret that this machine is known to hold, as it holds it now.
+"""Keyring: collects the secrets of this machine that are known now, and remembers all that were known before.
 
     environment, at the start ──────────┐
     OpenCode's logins ─ look ───────────┼─▶ values ─▶ the redaction of each capture

@@ -1,4 +1,4 @@
-"""Parses one line of the plugin: a notice, or what it cannot be."""
+"""Parses one line of the plugin: a notice, or the reason why it is refused."""
 
 from __future__ import annotations
 

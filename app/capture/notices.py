@@ -1,4 +1,4 @@
-"""What the plugin said has changed, and when each session is looked at for it. Pure: the clock comes in.
+"""Notices: decides when each session that the plugin told of is looked at next. Pure: the clock comes in.
 
     notice ─▶ due ─ looked at ─▶ read: settled
                             ├──▶ unfinished, or not there yet: again after 50 and 250 ms, then with the next notice
@@ -49,7 +49,7 @@ class Noticed:
 
 
 class Notices:
-    """Of one hook."""
+    """The notices of one hook."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, Noticed] = {}
@@ -109,7 +109,7 @@ class Notices:
         return min(due, key=lambda one: one.due_s or 0, default=None)
 
     def inside(self, root: str | None) -> list[Noticed]:
-        """Those that are shown inside of a session, itself included; of none where that is not known."""
+        """The notices shown inside of a session, itself included; of none where that is not known."""
         return [one for one in self if root is not None and one.root == root]
 
     def due_inside(self, one: Noticed, now_s: float) -> list[Noticed]:
@@ -134,7 +134,7 @@ def bound(kept: dict[str, T]) -> None:
 
 
 def look_again(one: Noticed, now_s: float) -> None:
-    """It is unfinished, or not there yet: soon, or with the next notice, as that of a busy session is bound to come."""
+    """Look again soon, as it is unfinished or not there yet; of a busy session with the next notice, bound to come."""
     one.number, one.due_s = None, None
     if one.line.why != "busy" and one.looks < len(SOON_S):
         one.due_s = now_s + SOON_S[one.looks]
@@ -142,13 +142,13 @@ def look_again(one: Noticed, now_s: float) -> None:
 
 
 def postpone(one: Noticed, now_s: float, pause_s: float) -> None:
-    """It cannot be read."""
+    """Look again later: it cannot be read."""
     one.number, one.due_s = None, now_s + pause_s
     one.looks += 1
 
 
 def leave(one: Noticed) -> None:
-    """It stays owed, and another notice is bound to come."""
+    """Look no more by itself: it stays owed, and another notice is bound to come."""
     one.number = one.due_s = None
 
 

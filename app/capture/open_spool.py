@@ -1,4 +1,4 @@
-"""What a hook has open in one spool, and what it does there by itself, whatever the plugin says."""
+"""Open spool: holds what a hook has open in one spool, and does what no notice asks for (eviction, recapture)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from contextlib import ExitStack, closing
 
 from app import __version__
 from app.capture import environment, folder_limits
-from app.capture.autostart import Starting, worker_signature
+from app.capture.autostart import Autostart, worker_signature
 from app.capture.enqueue import Enqueued
-from app.capture.eviction import Room
+from app.capture.eviction import Eviction
 from app.capture.keyring import Keyring
 from app.capture.notices import Notices
 from app.capture.owed import Owed
-from app.capture.process_notices import Looking
+from app.capture.process_notices import NoticeProcessor
 from app.capture.projects import Captures
-from app.capture.recapture import Remaking
-from app.capture.reconcile import Reconciling
+from app.capture.recapture import Recapturer
+from app.capture.reconcile import Reconciler
 from app.capture.session_reader import Reader
 from app.capture.targets import target
 from app.database.open import open_ledger
@@ -59,7 +59,7 @@ class OpenSpool:
             self._file = identity(self.spool.path / "ledger.db")
             self.target = target(self.db, settings, clock.now_ms())
             self.queue = opened.enter_context(closing(Queue(self.spool.path, self.target.id)))
-            self.autostart = Starting(self.spool, self.target.id, sources.environ, log)
+            self.autostart = Autostart(self.spool, self.target.id, sources.environ, log)
             opened.callback(self.autostart.release)
             self._announced = Announced(self.spool.hooks)
             opened.callback(self._announced.withdraw)
@@ -76,7 +76,7 @@ class OpenSpool:
             before=self.adopt,
             after=self._enqueued,
         )
-        self.reconciling = Reconciling(
+        self.reconciling = Reconciler(
             self.db,
             self.store,
             self.target.id,
@@ -87,9 +87,9 @@ class OpenSpool:
             tell=log_once,
         )
         self.captures = Captures(sources, keyring, self.db, self.target, self.reconciling.begin, log)
-        self.looking = Looking(self.store, self.captures, notices, self.owed, self.reader, log_once)
-        self._recapture = Remaking(self.store.path, self.target.id, self.spool.hooks)
-        self._eviction = Room(self.store.path)
+        self.notice_processor = NoticeProcessor(self.store, self.captures, notices, self.owed, self.reader, log_once)
+        self._recapture = Recapturer(self.store.path, self.target.id, self.spool.hooks)
+        self._eviction = Eviction(self.store.path)
 
     def close(self) -> None:
         self._opened.close()
@@ -114,7 +114,7 @@ class OpenSpool:
         return open_sessions(self.spool.hooks, but=self._announced.name)
 
     def adopt(self, session: str) -> None:
-        """What this session left behind while no key was known goes where it goes now."""
+        """Move what this session left behind while no key was known to where it goes now."""
         for one in destinations.destinations(self.db) if self.target.key_fingerprint else []:
             if not one.key_fingerprint:
                 adoption.adopt(self.db, one.id, self.target.id, now_ms=clock.now_ms(), session=session)
@@ -134,7 +134,7 @@ class OpenSpool:
             self.db, now_ms, bytes_max=bytes_max, age_ms_max=NEVER_MS, bytes_max_of=bytes_max_of
         )
         made = self._eviction.make(self.db, now_ms, bytes_max, bytes_max_of)
-        if made.emptied or made.dropped:
+        if made.evicted or made.dropped:
             self._log(made.told)
 
     def capture_again(self) -> bool:

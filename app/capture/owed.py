@@ -1,4 +1,4 @@
-"""What is owed: sessions that the plugin has told of and nobody has read yet. The ledger keeps it over a kill."""
+"""Owed sessions: notes in the ledger what the plugin told of and nobody has read yet, so that a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GONE = "sessions gone before they were read"
 
 
 class Owed:
-    """Of one store. A notice is known by its session, and by a mark that settles it and no later one.
+    """What is owed of one store. A notice is known by its session, and by a mark that settles it and no later one.
 
     Methods raise sqlite3.Error.
     """
@@ -30,11 +30,11 @@ class Owed:
         return notices.note_notice(self._db, self._store, session, fingerprint(self._db, directory), now_ms)
 
     def all(self) -> dict[str, tuple[int, str]]:
-        """By session the mark, and the folder that it was said in."""
+        """All that is owed, by session: the mark, and the folder that it was said in."""
         return notices.open_notices(self._db, self._store)
 
     def settle(self, marks: Mapping[str, int]) -> None:
-        """What these notices named is in the ledger."""
+        """Note that what these notices named is in the ledger."""
         if marks:
             notices.settle_notices(self._db, self._store, marks)
 
@@ -44,10 +44,10 @@ class Owed:
             incidents.note(self._db, GONE, now_ms, gone)
 
     def give_up_other_stores(self, now_ms: int) -> None:
-        """What another store has owed for too long: it may be gone, and nobody would know."""
+        """Give up what another store has owed for too long: it may be gone, and nobody would know."""
         if old := notices.forget_notices(self._db, self._store, now_ms - OWED_MS_MAX):
             incidents.note(self._db, GONE, now_ms, old)
 
     def wait(self, sessions: Collection[str], reason: str) -> None:
-        """These cannot be read now."""
+        """Note that these cannot be read now."""
         notices.note_wait(self._db, self._store, sessions, reason)

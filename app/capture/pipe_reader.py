@@ -1,4 +1,4 @@
-"""Reads the pipe from the plugin in a thread of its own, and splits what comes into lines of bounded length."""
+"""Reads the plugin's pipe in a thread of its own, and splits what comes into lines of bounded length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOO_LONG = "too long"
 CUT_OFF = "cut off"
 
 
-class Inbox:
+class PipeReader:
     """Lines of a pipe, read by a thread of its own so that the pipe is empty even while a line is worked on.
 
     Of several descriptors, each is read to its end before the next one, as if they were one pipe.
@@ -35,7 +35,7 @@ class Inbox:
         self._held = bytearray()
         self._changed = threading.Condition()
         self._waker = os.pipe()
-        self._thread = threading.Thread(target=self._read, name="inbox", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="pipe", daemon=True)
         self._thread.start()
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ def _cost_bytes(line: bytes | LineError) -> int:
 
 
 def _as_bytes(line: bytes | LineError) -> bytes:
-    """A line for another inbox; a refused one is told as such."""
+    """A line for another process; a refused one is told as such."""
     if isinstance(line, LineError):
         line = json.dumps({"v": PROTOCOL, "type": "refused", "session": "", "reason": str(line)}).encode()
     return line + b"\n"

@@ -1,4 +1,4 @@
-"""A hook's looks at the sessions that its plugin has noticed: each is read, and what became of its notices is noted."""
+"""Processes notices: has each session read that the plugin told of, and settles, postpones or gives up the notice."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ SETTINGS_S = 2.0
 """Between two looks at a session whose folder's settings cannot be used."""
 
 
-class Looking:
-    """In one spool, at one store. Methods raise sqlite3.Error, OSError and SchemaError, to be tried again."""
+class NoticeProcessor:
+    """Reads what was noticed, of one spool and store. Raises sqlite3.Error, OSError, SchemaError: to be repeated."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Looking:
                 one.mark, one.due_s = self._owed.note(one.session, one.line.directory, now_ms), 0
 
     def forget(self, session: str, now_ms: int) -> None:
-        """It was deleted."""
+        """Drop a session that was deleted."""
         self._notices.drop(session)
         self._reader.let_go()
         self._owed.give_up({session: NEVER_MS}, now_ms)

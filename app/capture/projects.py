@@ -1,4 +1,4 @@
-"""How the folders that one OpenCode has open are captured: what the plugin's lines and the settings beside them say."""
+"""Projects: remembers how each folder that one OpenCode has open is captured, by its lines and settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Captured:
 
 
 class Captures:
-    """By directory; recorded in the ledger for later commands."""
+    """Captures by directory; recorded in the ledger for later commands."""
 
     def __init__(
         self,

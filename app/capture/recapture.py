@@ -1,4 +1,4 @@
-"""Turns without bodies are captured again, from OpenCode's own store.
+"""Recapture: makes the bodies of evicted or dropped jobs again from OpenCode's store.
 
     dropped (policy) ─ stored ▶ parse ▶ enqueue ─▶ pending, under the policy in force
     pending, without its bodies ─ claimed ▶ rebuild ─▶ posted, if they are what they were, or stricter and none of them
@@ -20,7 +20,7 @@ from app.capture.enqueue import Place, Request, body_of, enqueue, marks
 from app.capture.export import Export, split
 from app.ledger import destinations, eviction, limits, policy_enforcement, versions
 from app.ledger.decision import REFILL
-from app.ledger.eviction import Emptied, Remade
+from app.ledger.eviction import Evicted, Recaptured
 from app.ledger.job import SESSION_RECORD, Claim
 from app.ledger.policy_enforcement import Missing
 from app.privacy.policy import Hold
@@ -33,7 +33,7 @@ from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 
 
-class Remaking:
+class Recapturer:
     """Captures one session at a time, and none twice for as long as nothing changes.
 
     A `Store` is made for each time: threads of a worker call `rebuild` beside each other, and what a store remembers is
@@ -44,7 +44,7 @@ class Remaking:
         self._store = store
         self._destination_id = destination_id
         self._hooks = hooks
-        self._tried: set[tuple[Missing | Emptied, str]] = set()
+        self._tried: set[tuple[Missing | Evicted, str]] = set()
 
     def step(
         self,
@@ -90,7 +90,7 @@ class Remaking:
         outage nothing is filled and given up by turns. Raises sqlite3.Error.
         """
         full = eviction.excess_of_folders(db, bytes_max_of)
-        for wanted in eviction.emptied(db, self._destination_id, folders):
+        for wanted in eviction.evicted(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
             if capturing is None or wanted.folder in full or (wanted, wanted.policy) in self._tried:
                 continue
@@ -104,7 +104,7 @@ class Remaking:
     def _capture_again(
         self,
         db: sqlite3.Connection,
-        wanted: Missing | Emptied,
+        wanted: Missing | Evicted,
         capturing: Capture,
         now_ms: int,
         wake: Callable[[str], None],
@@ -117,20 +117,20 @@ class Remaking:
         if transcript is None:
             return
         request = Request(abandoned=wanted.session not in open_sessions(self._hooks), only=wanted.turns)
-        if isinstance(wanted, Emptied):
+        if isinstance(wanted, Evicted):
             only = self._fitting(db, transcript, capturing, wanted, abandoned=request.abandoned)
             request = replace(request, reopen=REFILL, only=only)
         place = Place(self._destination_id, wanted.folder)
-        enqueue(db, transcript, capturing, place, now_ms=now_ms, ring=wake, request=request)
+        enqueue(db, transcript, capturing, place, now_ms=now_ms, wake=wake, request=request)
 
     def _fitting(
-        self, db: sqlite3.Connection, transcript: Transcript, capturing: Capture, wanted: Emptied, *, abandoned: bool
+        self, db: sqlite3.Connection, transcript: Transcript, capturing: Capture, wanted: Evicted, *, abandoned: bool
     ) -> set[str]:
         """Of the wanted turns those that come out as they were, or stricter where they may, or have changed.
 
         The key says nothing of the secrets that were redacted: one that is not known here would be text again.
         """
-        known = versions.frozen(db, self._destination_id, wanted.session)
+        known = versions.session_identity(db, self._destination_id, wanted.session)
         identity = known[1] if known is not None else Identity(capturing.user_id)
         digest = capturing.policy.digest(identity.user_id)
         ready, _ = split(transcript, capturing, identity, abandoned=abandoned)
@@ -138,23 +138,23 @@ class Remaking:
             export.turn
             for export in ready
             if export.turn in wanted.turns
-            and eviction.may_refill(db, self._destination_id, _remade(db, export, digest))
+            and eviction.may_refill(db, self._destination_id, _recaptured(db, export, digest))
         }
 
-    def rebuild(self, db: sqlite3.Connection, held: Claim, capturing: Capture) -> Remade | Hold | None:
+    def rebuild(self, db: sqlite3.Connection, claim: Claim, capturing: Capture) -> Recaptured | Hold | None:
         """All bodies of a claimed job as this process makes them, in memory; None when nobody has its turn any more.
 
         Whether the job may have them is for the caller to ask.
         """
-        made_under = as_made(capturing, held.policy)
-        known = versions.frozen(db, self._destination_id, held.session)
+        made_under = as_made(capturing, claim.policy)
+        known = versions.session_identity(db, self._destination_id, claim.session)
         if made_under is None or known is None:
             return Hold(
                 "its text was made under settings that are no longer known; import of its session queues it anew"
             )
         try:
-            name = None if held.turn == SESSION_RECORD else held.turn
-            transcript = Store(self._store).turn(held.session, name)
+            name = None if claim.turn == SESSION_RECORD else claim.turn
+            transcript = Store(self._store).turn(claim.session, name)
         except (StoreError, TranscriptError):
             return Hold("its text is in OpenCode's store, which cannot be read here")
         if transcript is None:
@@ -165,14 +165,14 @@ class Remaking:
         # It was exported once, in the form that it had: whole, or interrupted for ever.
         ready, _ = split(transcript, made_under, known[1], abandoned=True)
         for export in ready:
-            if export.turn == held.turn:
-                return _remade(db, export, made_under.policy.digest(known[1].user_id))
+            if export.turn == claim.turn:
+                return _recaptured(db, export, made_under.policy.digest(known[1].user_id))
         return None
 
 
-def _remade(db: sqlite3.Connection, export: Export, policy_digest: str) -> Remade:
+def _recaptured(db: sqlite3.Connection, export: Export, policy_digest: str) -> Recaptured:
     bodies = tuple(body_of(record) for record in export.encode())
-    return Remade(key(export.digest, policy_digest), bodies, marks(db, export))
+    return Recaptured(key(export.digest, policy_digest), bodies, marks(db, export))
 
 
 def as_made(capturing: Capture | None, made_under: str) -> Capture | None:

@@ -1,4 +1,4 @@
-"""What OpenCode's store holds and no notice led to: turns of an OpenCode that was killed, or ran without its plugin.
+"""Reconcile: finds turns in OpenCode's store that no notice led to (OpenCode was killed, or ran without its plugin).
 
     a folder is captured ─▶ its sessions that changed since they were last compared, and what a dead hook still owed:
         read, one at a time ─▶ all of it is in the ledger: noted, and not read again until it changes
@@ -73,7 +73,7 @@ _Result: TypeAlias = Literal["done", "more", "later"]
 """Of a comparison: nothing is left, there are turns that it did not get to, one is not finished."""
 
 
-class Reconciling:
+class Reconciler:
     """Looks at one session at a time, so that a live line never waits for more than that.
 
     Methods raise sqlite3.Error, to be tried again.
@@ -231,8 +231,8 @@ class Reconciling:
 
     def _is_inside(self, session: str) -> bool:
         """A subagent that was exported with the session that called it, and is looked at with that one."""
-        frozen = versions.frozen(self._db, self._destination_id, session)
-        return frozen is not None and frozen[0] != session
+        known = versions.session_identity(self._db, self._destination_id, session)
+        return known is not None and known[0] != session
 
     def _is_compared(self, session: str, changed_ms: int, now_ms: int) -> bool:
         """A time in the future is from a clock that was ahead, and hides what was written since."""

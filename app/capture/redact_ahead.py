@@ -1,4 +1,4 @@
-"""A large transcript made ready piece by piece, so that other sessions need not wait until all of it is.
+"""Redacts a large transcript piece by piece, so that other sessions need not wait until all of it is done.
 
 What takes long is to look for secrets in long texts: seconds for 50 MB of a program's text.
 """

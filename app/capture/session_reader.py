@@ -1,4 +1,4 @@
-"""Out of OpenCode's store into the ledger: of a session those turns that are not there as they are now.
+"""Session reader: compares a session in OpenCode's store with the ledger, and enqueues the turns that are new.
 
     outline ─ what differs from what was noted ─▶ transcript (these turns) ─▶ enqueue ─▶ noted
                                                                         └▶ unfinished: waits
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
-from app.capture.enqueue import Enqueued, Place, Request, enqueue, outlook
+from app.capture.enqueue import Enqueued, Place, Request, decisions_on, enqueue
 from app.capture.redact_ahead import Ahead, is_large
 from app.database.connection import Ledger, flushed_together
 from app.ledger import history, incidents, notices, versions
@@ -129,9 +129,9 @@ class Reader:
 
     def look(self, root: str, wanted: Wanted) -> Look | None:
         """Take what is new of a session; None when it is not in the store."""
-        frozen = versions.frozen(self._db, self._destination_id, root)
+        known = versions.session_identity(self._db, self._destination_id, root)
         capturing = wanted.capturing
-        policy = capturing.policy.facts(capturing.user_id if frozen is None else frozen[1].user_id)
+        policy = capturing.policy.facts(capturing.user_id if known is None else known[1].user_id)
         look = self._look(root, wanted, policy)
         # What was interrupted is a guess, and the next start looks again.
         is_settled = look is not None and not (look.has_more or look.is_waiting or look.has_interrupted)
@@ -201,7 +201,7 @@ class Reader:
         found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
         failpoint.reach("notice.read")
         if found is not None and is_large(found, names):
-            told = outlook(self._db, found, wanted.capturing, self._place(wanted))
+            told = decisions_on(self._db, found, wanted.capturing, self._place(wanted))
             new = names & {export.turn for export, decision in told if decision in WANTED}
             if new and self._held is None:
                 self._held = read, Ahead(found, new, wanted.capturing)
@@ -254,7 +254,7 @@ class Reader:
                 wanted.capturing,
                 self._place(wanted),
                 now_ms=wanted.now_ms,
-                ring=self._wake,
+                wake=self._wake,
                 request=Request(only=only, abandoned=abandoned),
             )
         self._after(transcript.session.id, done)
@@ -302,13 +302,13 @@ class Reader:
         known = history.current_turns(self._db, self._destination_id, session)
         elsewhere = history.exported_elsewhere(self._db, self._destination_id, session)
 
-        def is_missed(name: str, facts_ms: int) -> bool:
+        def is_missed(name: str, last_event_ms: int) -> bool:
             one = known.get(name)
             if one is None:
-                return facts_ms >= since_ms and elsewhere.get(name, -1) < facts_ms
-            return one.facts_ms < facts_ms or one.policy == policy
+                return last_event_ms >= since_ms and elsewhere.get(name, -1) < last_event_ms
+            return one.last_event_ms < last_event_ms or one.policy == policy
 
-        missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.facts_ms)}
+        missed = {turn.id for turn in transcript.turns if is_missed(turn.id, turn.last_event_ms)}
         if missed or (SESSION_RECORD in known and is_missed(SESSION_RECORD, 0)):
             missed.add(SESSION_RECORD)
         # Not to be taken, but to be told of.
@@ -323,15 +323,15 @@ class Reader:
         return self._read[root]
 
     def go_on_from(self, other: Reader) -> None:
-        """What that one has read is gone with its spool, because somebody wanted that, and is not read again."""
+        """Take over what the other has read: it went with its spool, as somebody wanted, and is not read again."""
         self._read = other._read
 
     def let_go(self) -> None:
-        """What is held may not be wanted any more, and is read again where it is."""
+        """Drop what was made ready: it may not be wanted any more, and is read again where it is."""
         self._held = None
 
     def forget(self) -> None:
-        """What was left to another session may be wanted now."""
+        """Forget what was left to another session: it may be wanted now."""
         self._read.clear()
 
     def is_known(self, root: str) -> bool:

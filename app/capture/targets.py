@@ -1,4 +1,4 @@
-"""Whose jobs the settings mean: a destination and a project folder, as the ledger knows them."""
+"""Targets: finds the destination and the folder, as rows of the ledger, that settings and a directory mean."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
 
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:
-    """As `target`, for those who only look: None when there is no such destination yet."""
+    """Find the destination as `target` does, for those who only look: None when there is no such one yet."""
     ours = meant(db, settings)
     return next((one for one in destinations.destinations(db) if (one.endpoint, one.key_fingerprint) == ours), None)
 

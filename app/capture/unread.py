@@ -1,4 +1,4 @@
-"""What OpenCode has written and no live hook is about to read, read by a command: in folders that are captured."""
+"""Unread sessions: a command reads what OpenCode has written and no live hook is about to read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from app.capture.folders import Folders
 from app.capture.owed import Owed
-from app.capture.reconcile import Reconciling
+from app.capture.reconcile import Reconciler
 from app.capture.session_reader import Reader
 from app.capture.targets import folder
 from app.database.connection import Ledger
@@ -52,7 +52,7 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
         after=lambda _, done: found.extend(done.keys),
     )
     owed = Owed(db, fingerprint(db, str(store.path)))
-    reconciling = Reconciling(db, store, destination_id, owed, reader, elsewhere=elsewhere)
+    reconciling = Reconciler(db, store, destination_id, owed, reader, elsewhere=elsewhere)
     with suppress(ExportError), store.kept_open():  # `doctor` says what is wrong with the store
         for directory in store.directories():
             place = folder(db, directory)

@@ -1,1 +1,1 @@
-"""The command line: what a person types and is shown."""
+"""Command line: what a person types and is shown."""

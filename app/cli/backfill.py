@@ -1,4 +1,4 @@
-"""`backfill`: its arguments, the question that it asks, and what it prints."""
+"""Command `backfill`: its arguments, the question that it asks, and what it prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from app.backfill.backfill import Backfill, Choice, Fed, NoRoomError, Plan, opened
+from app.backfill.backfill import Backfill, Choice, NoRoomError, Plan, Queued, opened
 from app.capture.targets import find_target, target
 from app.cli import render
 from app.cli.options import (
@@ -98,24 +98,24 @@ def _queue(
     db: sqlite3.Connection, history: Backfill, plan: Plan, ours: Destination, settings: Settings, *, json_wanted: bool
 ) -> None:
     """What was queued is told of also where there is no room for the rest, which ends the command."""
-    fed = Fed()
+    queued = Queued()
     problem: NoRoomError | None = None
     try:
         with render.bar("queueing") as bar:
-            history.feed(ours, plan.sessions, fed, bar.show, bar.wait)
+            history.queue(ours, plan.sessions, queued, bar.show, bar.wait)
     except NoRoomError as error:
         problem = error
     waiting = counts(db, ours.id).pending
     if json_wanted:
-        print_json(_as_json(plan, fed, waiting))
+        print_json(_as_json(plan, queued, waiting))
     if problem is not None:
         raise problem
     if not json_wanted:
         is_served = any(worker.destination == ours.id for worker in read_workers(Spool(settings.spool_directory)))
-        print_lines(render.fed_lines(fed, waiting, is_served=is_served, has_key=settings.api_key is not None))
+        print_lines(render.queued_lines(queued, waiting, is_served=is_served, has_key=settings.api_key is not None))
 
 
-def _as_json(plan: Plan, fed: Fed | None, waiting: int) -> dict[str, object]:
+def _as_json(plan: Plan, queued: Queued | None, waiting: int) -> dict[str, object]:
     return {
         "logs": plan.logs,
         "turns": plan.turns,
@@ -123,6 +123,6 @@ def _as_json(plan: Plan, fed: Fed | None, waiting: int) -> dict[str, object]:
         "too_old": plan.too_old,
         "projects": [asdict(project) for project in plan.projects.values()],
         "unreadable": [{"session": session, "reason": reason} for session, reason in plan.unreadable.items()],
-        "queued": None if fed is None else asdict(fed),
+        "queued": None if queued is None else asdict(queued),
         "waiting": waiting,
     }

@@ -1,4 +1,4 @@
-"""`dead …`: the commands for jobs that are not tried again."""
+"""Commands `dead …`: list, show, retry and purge jobs that are not tried again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`import` and `preview`: sessions from files of `opencode export`, or out of OpenCode's own store."""
+"""Commands `import` and `preview`: sessions from files of `opencode export`, or out of OpenCode's own store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: turns arguments into calls, results into text or JSON, and ends with an exit code."""
+"""Command line: defines the other commands, turns results into text or JSON, and ends with an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share: their options, the settings that follow from these, and how results are printed."""
+"""Options that commands share, the settings that follow from them, and how results are printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`install-plugin` and `uninstall-plugin`."""
+"""Commands `install-plugin` and `uninstall-plugin`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`audit` and `recall`: what was delivered and should not have been, and how it is overwritten."""
+"""Commands `audit` and `recall`: find what was delivered and should not have been, and overwrite it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from app.ledger.history import exported_sessions
 from app.queue import Queue
 from app.recall.audit import audit
 from app.recall.carry_out import overwrite
-from app.recall.expected import Likeness
+from app.recall.expected import ExpectedContent
 from app.recall.recall import Recall
 from app.recall.rewrite import Problem, Refusal
 from app.settings.lookup import Sources
@@ -233,7 +233,7 @@ def _carry_out(
     _read_back(settings, done.expected, report, end_s)
 
 
-def _read_back(settings: Settings, expected: Sequence[Likeness], report: Report, end_s: float) -> None:
+def _read_back(settings: Settings, expected: Sequence[ExpectedContent], report: Report, end_s: float) -> None:
     from app.operations.remote import asked  # noqa: PLC0415 - the same
     from app.recall.compare import look  # noqa: PLC0415 - the same
 

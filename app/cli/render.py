@@ -1,4 +1,4 @@
-"""Text for people: turns results into lines, and shows on a terminal how far long work has come.
+"""Renders results for people: the lines of `status`, `doctor`, `dead` and others, and progress bars.
 
 The same facts for programs are the dataclasses themselves, as JSON.
 """
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from app.backfill.backfill import Fed, Plan
+from app.backfill.backfill import Plan, Queued
 from app.backfill.import_files import Imported
 from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
@@ -179,7 +179,7 @@ class Bar:
     def wait(self) -> None:
         """Said once for each time."""
         if not self._is_waiting:
-            self._tell("waits for a worker to make room: half of maxSpoolSize is held")
+            self._tell("waits for a worker to make room: half of maxSpoolSize is in use")
         self._is_waiting = True
 
 
@@ -233,9 +233,11 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"  {counted(plan.too_old, 'session')} left out, {told}"
 
 
-def fed_lines(fed: Fed, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
-    unfinished = f"; {counted(fed.unfinished, 'turn')} left to the OpenCode that is at it" if fed.unfinished else ""
-    yield f"{counted(fed.new, 'job')} queued{unfinished}; {counted(waiting, 'job')} wait"
+def queued_lines(queued: Queued, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
+    unfinished = (
+        f"; {counted(queued.unfinished, 'turn')} left to the OpenCode that is at it" if queued.unfinished else ""
+    )
+    yield f"{counted(queued.new, 'job')} queued{unfinished}; {counted(waiting, 'job')} wait"
     if waiting:
         yield from _how_to_deliver(is_served=is_served, has_key=has_key)
 

@@ -1,4 +1,4 @@
-"""Text for people about an audit and a recall."""
+"""Renders an audit and a recall for people."""
 
 from __future__ import annotations
 

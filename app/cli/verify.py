@@ -1,4 +1,4 @@
-"""`verify`: what became of each turn that OpenCode has."""
+"""Command `verify`: shows what became of each turn that OpenCode has."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from app.ledger.history import exported
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.sources.opencode.store import Store, store_file
-from app.verify.turn_status import Verdict
+from app.verify.turn_status import SessionStatus
 from app.verify.verify import Choice, verify
 
 if TYPE_CHECKING:
-    from app.verify.remote_check import Sought
+    from app.verify.remote_check import RemoteCheck
 
 verification = typer.Typer(rich_markup_mode=None)
 
@@ -65,21 +65,21 @@ def _verify(
     store = Store(db or store_file(os.environ))
     choice = Choice(since or 0, tuple(session or ()))
     with store.kept_open(), render.bar("verifying", total_min=LONG_SESSIONS) as bar:
-        verdicts = verify(sources, store, choice, pause=time.sleep, progress=bar.show)
-    sought: dict[str, Sought] = {}
-    failure = _seek(sources, verdicts, sought) if remote else ""
+        statuses = verify(sources, store, choice, pause=time.sleep, progress=bar.show)
+    checked: dict[str, RemoteCheck] = {}
+    failure = _check_at_helicone(sources, statuses, checked) if remote else ""
     if json_wanted:
-        print_json(as_json(verdicts, sought, failure))
+        print_json(as_json(statuses, checked, failure))
     else:
-        print_lines(lines(verdicts, sought, failure))
-    is_fine = all(one.is_fine for one in verdicts) and all(one.is_fine for one in sought.values()) and not failure
+        print_lines(lines(statuses, checked, failure))
+    is_fine = all(one.is_fine for one in statuses) and all(one.is_fine for one in checked.values()) and not failure
     raise typer.Exit(DONE if is_fine else PROBLEM)
 
 
-def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sought]) -> str:
+def _check_at_helicone(sources: Sources, statuses: Sequence[SessionStatus], checked: dict[str, RemoteCheck]) -> str:
     """Look for what each session's jobs say was delivered. Why that came to nothing, '' when it did not."""
     from app.operations.remote import asked  # noqa: PLC0415 - takes longer to load than the rest
-    from app.verify.remote_check import seek  # noqa: PLC0415 - the same
+    from app.verify.remote_check import check  # noqa: PLC0415 - the same
 
     settings = sources.load()
     try:
@@ -92,10 +92,10 @@ def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sough
             if ours is None:
                 return ""  # nothing was ever delivered to here
             delay_ms = TRAITS.looks_ms(ours.route, 0)[0]
-            for done, one in enumerate(verdicts):
-                bar.show(done, len(verdicts))
+            for done, one in enumerate(statuses):
+                bar.show(done, len(statuses))
                 known = exported(db, ours.id, one.session)
-                sought[one.session] = seek(known, helicone.stored, now_ms=clock.now_ms(), delay_ms=delay_ms)
+                checked[one.session] = check(known, helicone.stored, now_ms=clock.now_ms(), delay_ms=delay_ms)
     except ReadBackError as error:
         return str(error)
     return ""
@@ -104,24 +104,24 @@ def _seek(sources: Sources, verdicts: Sequence[Verdict], sought: dict[str, Sough
 # --- what is printed
 
 
-def as_json(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> dict[str, object]:
+def as_json(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck], failure: str) -> dict[str, object]:
     return {
         "sessions": [
-            {**asdict(one), "remote": asdict(sought[one.session]) if one.session in sought else None}
-            for one in verdicts
+            {**asdict(one), "remote": asdict(checked[one.session]) if one.session in checked else None}
+            for one in statuses
         ],
-        "turns": sum(one.turns for one in verdicts),
-        "states": dict(_states(verdicts)),
-        "unexplained": sum(len(one.unexplained) for one in verdicts),
+        "turns": sum(one.turns for one in statuses),
+        "states": dict(_states(statuses)),
+        "unexplained": sum(len(one.unexplained) for one in statuses),
         "remote_failure": failure,
     }
 
 
-def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> Iterator[str]:
+def lines(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck], failure: str) -> Iterator[str]:
     """The table, a total, and what to do."""
-    shown = [one for one in verdicts if one.turns or one.copied or not one.is_fine]
+    shown = [one for one in statuses if one.turns or one.copied or not one.is_fine]
     rows = [
-        (one.session, one.project or "-", render.day(one.changed_ms), str(one.turns), _told([one], sought))
+        (one.session, one.project or "-", render.day(one.changed_ms), str(one.turns), _told([one], checked))
         for one in shown
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
@@ -130,22 +130,22 @@ def lines(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: st
         note = "; deleted in OpenCode" if one.is_deleted else f"; {one.failure}" if one.failure else ""
         yield "  ".join([*cells, row[3].rjust(widths[3]), f"{row[4]}{note}"])
     turns = sum(one.turns for one in shown)
-    yield f"total: {len(shown)} session(s), {turns} turn(s): {_told(shown, sought) or 'none'}"
-    yield from _advice(shown, sought, failure)
+    yield f"total: {len(shown)} session(s), {turns} turn(s): {_told(shown, checked) or 'none'}"
+    yield from _advice(shown, checked, failure)
 
 
-def _advice(verdicts: Sequence[Verdict], sought: Mapping[str, Sought], failure: str) -> Iterator[str]:
-    wrong = [one for one in verdicts if one.unexplained]
+def _advice(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck], failure: str) -> Iterator[str]:
+    wrong = [one for one in statuses if one.unexplained]
     if wrong:
         named = " ".join(f"--session {one.session}" for one in wrong[:NAMED_MAX])
         more = f" (and {len(wrong) - NAMED_MAX} more)" if len(wrong) > NAMED_MAX else ""
         count = sum(len(one.unexplained) for one in wrong)
         yield f"{count} unexplained: start OpenCode in that project, or: {PROGRAM} backfill {named}{more}"
-    lost = [name for name, one in sought.items() if one.missing]
+    lost = [name for name, one in checked.items() if one.missing]
     if lost:
         named = " ".join(lost[:NAMED_MAX])
         yield f"not at Helicone, though it has accepted them: see `{PROGRAM} doctor --send`; {named}"
-    unnamed = sum(one.unnamed_turns for one in sought.values())
+    unnamed = sum(one.unnamed_turns for one in checked.values())
     if unnamed:
         yield f"{unnamed} delivered turn(s) with unknown ids were not looked for: they are older than the ids kept"
     if failure:
@@ -167,49 +167,49 @@ _WORDS = {
 _ORDER = ("delivered", "recalled", "waiting", "dead", "dropped", *_WORDS)
 
 
-def _told(verdicts: Sequence[Verdict], sought: Mapping[str, Sought]) -> str:
+def _told(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck]) -> str:
     """What is not zero."""
     reasons: Counter[str] = Counter()
-    for one in verdicts:
+    for one in statuses:
         reasons.update(one.dropped_by_reason)
     inner = {
         "delivered": {
-            "confirmed": sum(one.confirmed for one in verdicts),
-            "without bodies": sum(one.body_not_stored for one in verdicts),
+            "confirmed": sum(one.confirmed for one in statuses),
+            "without bodies": sum(one.body_not_stored for one in statuses),
         },
         "waiting": {
-            "held": sum(one.held for one in verdicts),
-            "to be made again": sum(one.without_bodies for one in verdicts),
+            "held": sum(one.held for one in statuses),
+            "to be made again": sum(one.without_bodies for one in statuses),
         },
         "dropped": reasons,
     }
-    states = _states(verdicts)
+    states = _states(statuses)
     told = [
         f"{states[name]} {_WORDS.get(name, name)}{_bracketed(inner.get(name, {}))}" for name in _ORDER if states[name]
     ]
-    records = Counter(_WORDS.get(one.record or "", "") for one in verdicts if "session" in one.unexplained)
+    records = Counter(_WORDS.get(one.record or "", "") for one in statuses if "session" in one.unexplained)
     told += [f"{count} session record(s) {name}" for name, count in records.items()]
     told += [
         f"{count} {name}"
         for name, count in {
-            "older version(s)": sum(one.superseded for one in verdicts),
-            "turn(s) gone in OpenCode": sum(one.gone for one in verdicts),
-            "copied by a fork": sum(one.copied for one in verdicts),
-            "turn(s) that CANNOT BE READ": sum(one.unreadable for one in verdicts),
-            "odd value(s)": sum(one.odd for one in verdicts),
+            "older version(s)": sum(one.superseded for one in statuses),
+            "turn(s) gone in OpenCode": sum(one.gone for one in statuses),
+            "copied by a fork": sum(one.copied for one in statuses),
+            "turn(s) that CANNOT BE READ": sum(one.unreadable for one in statuses),
+            "odd value(s)": sum(one.odd for one in statuses),
         }.items()
         if count
     ]
-    told += _remote([sought[one.session] for one in verdicts if one.session in sought])
+    told += _remote([checked[one.session] for one in statuses if one.session in checked])
     return ", ".join(told)
 
 
-def _remote(sought: Sequence[Sought]) -> list[str]:
+def _remote(checked: Sequence[RemoteCheck]) -> list[str]:
     numbers = {
-        "found": sum(one.found for one in sought),
-        "without bodies": sum(one.without_bodies for one in sought),
-        "not yet there": sum(one.not_yet for one in sought),
-        "MISSING": sum(one.missing for one in sought),
+        "found": sum(one.found for one in checked),
+        "without bodies": sum(one.without_bodies for one in checked),
+        "not yet there": sum(one.not_yet for one in checked),
+        "MISSING": sum(one.missing for one in checked),
     }
     told = ", ".join(f"{count} {name}" for name, count in numbers.items() if count)
     return [f"records at Helicone: {told}"] if told else []
@@ -220,8 +220,8 @@ def _bracketed(numbers: Mapping[str, int]) -> str:
     return f" ({told})" if told else ""
 
 
-def _states(verdicts: Sequence[Verdict]) -> Counter[str]:
+def _states(statuses: Sequence[SessionStatus]) -> Counter[str]:
     states: Counter[str] = Counter()
-    for one in verdicts:
+    for one in statuses:
         states.update(one.states)
     return states

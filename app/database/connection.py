@@ -1,4 +1,4 @@
-"""Connections to SQLite files: how they are set up, one write transaction, the WAL."""
+"""Connections to SQLite files: sets them up, and has transactions and checkpoints done safely."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Ledger(sqlite3.Connection):
         self._file = _identity(path)
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        """As ever; raises Replaced when the statement went to a file that is set aside.
+        """Execute as ever; raises Replaced when the statement went to a file that is set aside.
 
         Looking *after* the statement leaves no gap: whoever recovers a ledger renames it first and reads it then, so
         he has seen whatever was committed before the rename.

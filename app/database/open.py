@@ -1,11 +1,11 @@
-"""Opening the ledger, whatever has become of its file.
+"""Opens the ledger: creates, migrates or recovers its file, or refuses one of a newer version.
 
     open_ledger ─▶ whole and of our schema ───────────────▶ Ledger
                 ├▶ of an older one: backup ─▶ migrate ────▶ Ledger
                 ├▶ of a newer one: SchemaError, untouched
                 └▶ damaged: salvage.recover ──────────────▶ Ledger, and a file set aside
 
-What is only found to be damaged later, in the middle of a statement, is for `heal`.
+What is only found to be damaged later, in the middle of a statement, is for `recover_after`.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def read_ledger(spool: Path) -> sqlite3.Connection:
 
 
 def open_whole(spool: Path) -> Ledger:
-    """As `open_ledger`, and nothing in the ledger is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
+    """Open as `open_ledger`, and nothing in it is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
     with ExitStack() as opened:
         db = opened.enter_context(closing(open_ledger(spool)))
         try:
             inspect(db)
         except sqlite3.Error as error:
-            if not heal(db, error):
+            if not recover_after(db, error):
                 raise
         else:
             opened.pop_all()  # the caller closes it
@@ -89,7 +89,7 @@ def open_whole(spool: Path) -> Ledger:
     return open_ledger(spool)
 
 
-def heal(db: Ledger, error: Exception) -> bool:
+def recover_after(db: Ledger, error: Exception) -> bool:
     """Whether a statement failed because the ledger is damaged or was replaced. Then it is whole now: open it anew.
 
     Raises what `open_ledger` raises; the next call goes on with it.
@@ -105,7 +105,7 @@ def heal(db: Ledger, error: Exception) -> bool:
 
 
 def inspect(db: Ledger) -> None:
-    """Raises sqlite3.DatabaseError, for `heal`, when the file is damaged where no statement has noticed it yet.
+    """Raises sqlite3.DatabaseError, for `recover_after`, where the file has damage that no statement has met yet.
 
     Takes 1 to 3 ms for each MB.
     """

@@ -1,4 +1,4 @@
-"""A damaged ledger: set aside, read as far as it can be read, and replaced by a whole one.
+"""Recovers a damaged ledger: sets it aside, and copies every row that can be read into a new one.
 
     ledger.db ── rename ──▶ ledger.db.broken ── every row that can be read ──▶ ledger.db.new ── rename ──▶ ledger.db
                                  └── rename, last of all ──▶ ledger.db.damaged-20260131T120000Z

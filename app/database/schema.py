@@ -1,4 +1,4 @@
-"""The ledger's schema: how it comes to be, and whether a file has the one that it claims."""
+"""Schema of the ledger: applies migrations, and checks whether a file has the tables of its version."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Out: a worker posts what waits, asks whether it still may, and reads it back."""
+"""Delivery: a worker posts what waits, checks first whether it may, and reads it back."""

@@ -1,4 +1,4 @@
-"""How often a job is tried, and how long to wait before the next attempt. Pure: dice are an argument."""
+"""Backoff: computes the delay before the next attempt, and the length of a pause. Pure: dice are an argument."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Policy:
 
     @classmethod
     def of(cls, max_retries: int, base_ms: int) -> Policy:
-        """As far apart as five minutes, or 300 times the base where that is less."""
+        """Policy of settings: as far apart as five minutes, or 300 times the base where that is less."""
         return cls(max_retries, base_ms, max(base_ms, min(300 * base_ms, CAP_MS_MAX)))
 
 

@@ -1,4 +1,4 @@
-"""Stored, not just accepted: delivered jobs are read back at Helicone, one record of each.
+"""Confirm: reads delivered jobs back at Helicone, one record of each, because a 200 does not mean stored.
 
     found                  confirmed: its bodies go
     found without bodies   the quota is exceeded: marked, and can be sent again later
@@ -194,4 +194,6 @@ def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms:
     elif job.resends < RESENDS_MAX:
         confirmations.send_again(db, job, now_ms)
     else:
-        confirmations.bury_unstored(db, job, now_ms, f"accepted but not stored: {'; '.join(TRAITS.NOT_STORED_CAUSES)}")
+        confirmations.dead_letter_unstored(
+            db, job, now_ms, f"accepted but not stored: {'; '.join(TRAITS.NOT_STORED_CAUSES)}"
+        )

@@ -1,8 +1,8 @@
-"""Out: a claimed job's records are posted, acknowledged one by one, and the job is finished.
+"""Deliver: claims a job, posts its records, acknowledges them one by one, and finishes the job.
 
 claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
            │
-           └─ not accepted ─▶ health.judge ─▶ dead_letter | retry_later | pause | release
+           └─ not accepted ─▶ health.decide ▶ dead_letter | retry_later | pause | release
 
 Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again. A job
 that gave up its bodies for want of room has them made again first, and posts them only if they are the same, or are
@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.delivery.backoff import Policy
-from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, judge
+from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
 from app.ledger import claims, eviction, flow, maintenance, policy_enforcement
-from app.ledger.eviction import Remade
+from app.ledger.eviction import Recaptured
 from app.ledger.job import Body, Claim, FailedAttempt, LedgerError
-from app.privacy.policy import Hold, Permit, Remake
+from app.privacy.policy import Hold, Permit, Recapture
 from app.runtime import failpoint
 
 LEASE_MS = 60_000
@@ -35,7 +35,7 @@ OTHER_TEXT = Hold("its text has to be read again by the hook of its project, wit
 
 
 @dataclass(frozen=True, slots=True)
-class Courier:
+class DeliveryContext:
     """Who delivers, to where, and by which means."""
 
     destination_id: int
@@ -54,38 +54,38 @@ class Courier:
     """Asked as a job is delivered: when it is to be read back, None for never."""
     max_retries_of: Callable[[Claim], int | None] = lambda _: None
     """What the job's folder says in place of `policy.max_retries`; None: nothing."""
-    rebuild: Callable[[Claim], Remade | Hold | None] = lambda _: OTHER_TEXT
+    rebuild: Callable[[Claim], Recaptured | Hold | None] = lambda _: OTHER_TEXT
     """All bodies of a job that gave its own up, made again; None: nobody has the turn any more."""
     leave: Callable[[Claim], None] = lambda _: None
-    """Told of a job that could not be finished because the ledger is locked, full or out of reach: see `let_go`."""
+    """Told of a job that could not be finished because the ledger cannot be written: see `release_unfinished`."""
 
 
-def deliver(db: sqlite3.Connection, key: str, courier: Courier) -> str | None:
-    """Deliver the oldest due job of the session that `key` belongs to; the key to ring next, or None.
+def deliver(db: sqlite3.Connection, key: str, context: DeliveryContext) -> str | None:
+    """Deliver the oldest due job of the session that `key` belongs to; the key to wake next, or None.
 
-    A ring for something that is delivered, leased or not due does nothing.
-    Raises sqlite3.Error. A job that was under way is told to `courier.leave`, or its lease runs out.
+    A wake for something that is delivered, leased or not due does nothing.
+    Raises sqlite3.Error. A job that was under way is told to `context.leave`, or its lease runs out.
     """
-    if courier.stopping():
+    if context.stopping():
         return None
     claim = claims.claim(
-        db, courier.destination_id, key, worker=courier.worker, now_ms=courier.clock(), lease_ms=LEASE_MS
+        db, context.destination_id, key, worker=context.worker, now_ms=context.clock(), lease_ms=LEASE_MS
     )
     if claim is None:
         return None
     failpoint.reach("claim.committed")
     try:
-        was_asked = _carry(db, claim, courier)
+        was_asked = _carry(db, claim, context)
     except sqlite3.OperationalError:
-        courier.leave(claim)
+        context.leave(claim)
         raise
     if not was_asked and claim.is_probe:
         # The probe found nothing to post: the next job may ask in its place.
-        flow.probe_now(db, courier.destination_id, courier.clock())
-    return maintenance.next_of_session(db, courier.destination_id, claim.session, courier.clock())
+        flow.probe_now(db, context.destination_id, context.clock())
+    return maintenance.next_of_session(db, context.destination_id, claim.session, context.clock())
 
 
-def let_go(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
+def release_unfinished(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
     """Release a job that `deliver` could not finish: that its lease still stands is nobody's fault.
 
     Left to run out, it would count as the work of a thread that hangs, and five of these make a dead letter.
@@ -96,79 +96,79 @@ def let_go(db: sqlite3.Connection, claim: Claim, now_ms: int) -> None:
         flow.probe_now(db, claim.destination_id, now_ms)
 
 
-def _carry(db: sqlite3.Connection, claim: Claim, courier: Courier) -> bool:
+def _carry(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> bool:
     """Deliver the job, as far as that can be done; whether the destination was asked at all."""
-    if not eviction.is_emptied(db, claim):
-        return _send(db, claim, courier, None)
-    made = _made_again(db, claim, courier)
-    return made is not None and _send(db, claim, courier, made)
+    if not eviction.is_evicted(db, claim):
+        return _send(db, claim, context, None)
+    made = _made_again(db, claim, context)
+    return made is not None and _send(db, claim, context, made)
 
 
-def _send(db: sqlite3.Connection, claim: Claim, courier: Courier, made: Sequence[Body] | None) -> bool:
+def _send(db: sqlite3.Connection, claim: Claim, context: DeliveryContext, made: Sequence[Body] | None) -> bool:
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
     asked = False
     try:
         for body in claims.unacknowledged(db, claim, made):
-            if courier.stopping():
-                claims.release(db, claim, due_ms=courier.clock())
+            if context.stopping():
+                claims.release(db, claim, due_ms=context.clock())
                 return asked
             if not claims.is_current(db, claim):
                 break
-            permit = courier.permit(claim)
-            if isinstance(permit, Hold | Remake):
-                _withhold(db, claim, permit, courier.clock())
+            permit = context.permit(claim)
+            if isinstance(permit, Hold | Recapture):
+                _withhold(db, claim, permit, context.clock())
                 return asked
             failpoint.reach("post.sending", str(body.request_id))
-            outcome = courier.post(body)
+            outcome = context.post(body)
             failpoint.reach("post.answered", str(body.request_id))
             asked = True
             if outcome.kind != "accepted":
-                _settle(db, claim, outcome, courier)
+                _settle(db, claim, outcome, context)
                 return asked
             if claim.is_probe:
                 flow.resume(db, claim.destination_id)
             # It got through: whatever fails from here on is a first failure, of the job and of the destination.
             claim = replace(claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
-            if not claims.acknowledge(db, claim, body, now_ms=courier.clock(), lease_ms=LEASE_MS):
+            if not claims.acknowledge(db, claim, body, now_ms=context.clock(), lease_ms=LEASE_MS):
                 break
     except LedgerError as error:
-        claims.dead_letter(db, claim, FailedAttempt(courier.clock(), str(error)))
+        claims.dead_letter(db, claim, FailedAttempt(context.clock(), str(error)))
         return asked
-    if not claims.complete(db, claim, courier.clock(), confirm_ms=courier.when_to_confirm()):
+    if not claims.complete(db, claim, context.clock(), confirm_ms=context.when_to_confirm()):
         # Where it is still ours, an older attempt's late answer took a record's place: that one must be posted again.
-        claims.release(db, claim, due_ms=courier.clock())
+        claims.release(db, claim, due_ms=context.clock())
     return asked
 
 
-def _made_again(db: sqlite3.Connection, claim: Claim, courier: Courier) -> Sequence[Body] | None:
+def _made_again(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> Sequence[Body] | None:
     """What the hook had made, or stricter; None when nobody here can make it, and the job is held or dropped."""
-    permit = courier.permit(claim)
-    if isinstance(permit, Hold | Remake):
-        _withhold(db, claim, permit, courier.clock())
+    permit = context.permit(claim)
+    if isinstance(permit, Hold | Recapture):
+        _withhold(db, claim, permit, context.clock())
         return None
-    made = courier.rebuild(claim)
+    made = context.rebuild(claim)
     if made is None:
-        claims.drop(db, claim, "size", courier.clock())
+        claims.drop(db, claim, "size", context.clock())
         return None
-    if isinstance(made, Hold) or not eviction.take_remade(db, claim, made):
-        _withhold(db, claim, made if isinstance(made, Hold) else OTHER_TEXT, courier.clock())
+    if isinstance(made, Hold) or not eviction.take_recaptured(db, claim, made):
+        _withhold(db, claim, made if isinstance(made, Hold) else OTHER_TEXT, context.clock())
         return None
     return made.bodies
 
 
-def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Remake, now_ms: int) -> None:
+def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Recapture, now_ms: int) -> None:
     match permit:
         case Hold(reason):
             policy_enforcement.hold(db, claim, due_ms=now_ms + HOLD_MS, reason=reason)
-        case Remake():
+        case Recapture():
             claims.drop(db, claim, "policy", now_ms)
 
 
-def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Courier) -> None:
+def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, context: DeliveryContext) -> None:
     known = flow.evidence(db, claim.destination_id, claim.job_id)
-    own_retries = courier.max_retries_of(claim)
-    policy = courier.policy if own_retries is None else replace(courier.policy, max_retries=own_retries)
-    failed = FailedAttempt(courier.clock(), outcome.reason, outcome.status, outcome.answer)
+    own_retries = context.max_retries_of(claim)
+    policy = context.policy if own_retries is None else replace(context.policy, max_retries=own_retries)
+    failed = FailedAttempt(context.clock(), outcome.reason, outcome.status, outcome.answer)
     at = Situation(
         consecutive_failures=claim.consecutive_failures,
         failures=claim.failures,
@@ -178,7 +178,7 @@ def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, courier: Cou
         peers=known.peers,
         is_alone=known.is_alone,
     )
-    match judge(outcome, at, policy, courier.dice()):
+    match decide(outcome, at, policy, context.dice()):
         case DeadLetter(error):
             claims.dead_letter(db, claim, replace(failed, error=error))
             if claim.is_probe and outcome.kind == "permanent":

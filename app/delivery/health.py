@@ -1,4 +1,4 @@
-"""Whose fault a failed attempt is: the job's, or the destination's. Pure.
+"""Health: decides whose fault a failed attempt is, the job's or the destination's, and what becomes of both. Pure.
 
     permanent                                    the record's own: dead
     refused, 429                                 the destination's: it is paused at once
@@ -75,10 +75,10 @@ class Release:
     """Somebody else has paused the destination: this attempt says nothing new."""
 
 
-Verdict: TypeAlias = DeadLetter | RetryLater | Pause | Release
+Action: TypeAlias = DeadLetter | RetryLater | Pause | Release
 
 
-def judge(outcome: Outcome, at: Situation, policy: Policy, dice: float) -> Verdict:
+def decide(outcome: Outcome, at: Situation, policy: Policy, dice: float) -> Action:
     """What becomes of a job and its destination after an attempt that was not accepted. `dice` is uniform in 0..1."""
     if outcome.kind == "permanent":
         return DeadLetter(outcome.reason)

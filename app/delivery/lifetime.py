@@ -1,4 +1,4 @@
-"""When a worker process ends by itself: it is replaced, or nobody needs it any more.
+"""Lifetime: decides when a worker process ends by itself, because it is replaced or nobody needs it any more.
 
 another version was installed                        restart, as that version
 a newer version has changed the ledger               wait for such an installation, doing nothing, then restart
@@ -16,7 +16,7 @@ from app.database.connection import Ledger
 from app.database.schema import is_newer
 from app.ledger import counts, destinations
 from app.runtime import clock
-from app.runtime.liveness import Only, present
+from app.runtime.liveness import ExclusiveLock, present
 from app.runtime.spool import Spool
 from app.runtime.upgrade import Upgrade, is_replaced
 
@@ -25,16 +25,16 @@ MAKE_WAY_S_MAX = 60.0
 IDLE_MS = 3 * 60_000
 """An automatic worker ends when no hook was alive and nothing could be sent for so long."""
 
-Verdict: TypeAlias = Literal["work", "wait", "end", "restart"]
+Step: TypeAlias = Literal["work", "wait", "end", "restart"]
 
 
 class Lifetime:
-    """Of one worker; `lock` is held by the one automatic worker of a destination."""
+    """Lifetime of one worker; `lock` is held by the one automatic worker of a destination."""
 
     def __init__(
         self, spool: Spool, destination_id: int, signature: str, upgrade: Upgrade, log: Callable[[str], None]
     ) -> None:
-        self.lock = Only(spool.automatic_worker(destination_id))
+        self.lock = ExclusiveLock(spool.automatic_worker(destination_id))
         self.is_short = False
         """Its caller ends it as soon as that has seen enough: no other version is waited for."""
         self._hooks = spool.hooks
@@ -45,12 +45,12 @@ class Lifetime:
         self._outdated_s: float | None = None
         self._useful_ms: int | None = None
 
-    def verdict(self, db: Ledger, now: clock.Reading, *, is_automatic: bool) -> Verdict:
+    def next_step(self, db: Ledger, now: clock.Reading, *, is_automatic: bool) -> Step:
         """What the worker is to do now. Raises sqlite3.Error."""
-        verdict = self._make_way(db, now.steady_ms / 1000)
-        return self._need(db, now.wall_ms) if verdict == "work" and is_automatic else verdict
+        next_step = self._make_way(db, now.steady_ms / 1000)
+        return self._need(db, now.wall_ms) if next_step == "work" and is_automatic else next_step
 
-    def _make_way(self, db: Ledger, now_s: float) -> Verdict:
+    def _make_way(self, db: Ledger, now_s: float) -> Step:
         """Whether another program is installed, or has made the ledger newer."""
         new = None if self.is_short else self._upgrade.new_version(now_s, self._log)
         if new is not None:
@@ -66,7 +66,7 @@ class Lifetime:
         self._log("ends: the ledger belongs to a newer version than the one that is installed here")
         return "restart"  # it will refuse the ledger, and say so to whoever looks after its processes
 
-    def _need(self, db: Ledger, now_ms: int) -> Verdict:
+    def _need(self, db: Ledger, now_ms: int) -> Step:
         """Whether this worker is wanted, and anybody needs one."""
         if is_replaced(self._signature, destinations.by_id(db, self._destination_id).worker_wanted):
             self._log("ends: a worker of another version or with other settings is wanted")

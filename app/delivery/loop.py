@@ -1,4 +1,4 @@
-"""A thread's work: one step after another, whatever goes wrong in one of them."""
+"""Loop: a thread that does one step after another, whatever goes wrong in one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the settings in force allow, asked before every POST.
+"""Policy check: asks before each POST whether the settings in force allow it.
 
 Settings change while a worker runs: files are edited, and a hook records for its folder what no other process finds by
 itself. All of that is read anew each time; only what follows from it is kept while it stays equal.
@@ -11,14 +11,14 @@ import sqlite3
 from app.capture.config import capture, why_nothing
 from app.capture.keyring import Keyring
 from app.ledger import folders
-from app.privacy.policy import Hold, Permit, Post, Remake, is_as_strict
+from app.privacy.policy import Hold, Permit, Post, Recapture, is_as_strict
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.settings.lookup import Sources
 from app.settings.model import SettingsError
 
 
-class Permits:
+class PolicyCheck:
     """Shared by the threads of a worker."""
 
     def __init__(self, sources: Sources) -> None:
@@ -27,11 +27,11 @@ class Permits:
         self._found: dict[str, tuple[object, Capture | Hold]] = {}
 
     def permit(self, db: sqlite3.Connection, folder: str, made_under: str) -> Permit:
-        """For bytes of this folder (as the ledger knows it) that were made under a policy (`Policy.facts`)."""
+        """Permit for bytes of this folder (as the ledger knows it) that were made under a policy (`Policy.facts`)."""
         found = self.capture(db, folder)
         if isinstance(found, Hold):
             return found
-        return Post() if is_as_strict(made_under, found.policy.facts("")) else Remake()
+        return Post() if is_as_strict(made_under, found.policy.facts("")) else Recapture()
 
     def capture(self, db: sqlite3.Connection, folder: str) -> Capture | Hold:
         """How the folder would be captured now; Hold where nothing of it may leave, or nobody can say what may."""

@@ -1,4 +1,4 @@
-"""Periodic maintenance: reclaims jobs of dead workers, finds due jobs, drops what is too old or too large.
+"""Poller: wakes a worker's threads for due jobs, and has the periodic maintenance done, as the worker's one loop.
 
 Every job is found here sooner or later; a wake of the queue only makes it sooner.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from app.capture import folder_limits
-from app.capture.eviction import Room
+from app.capture.eviction import Eviction
 from app.database import recover
 from app.database.connection import Ledger, shrink
 from app.database.open import inspect
-from app.delivery.deliver import let_go
-from app.delivery.policy_sweep import Tightening
+from app.delivery.deliver import release_unfinished
+from app.delivery.policy_sweep import PolicySweep
 from app.ledger import (
     adoption,
     confirmations,
@@ -42,7 +42,7 @@ WAKES_PER_TICK = 24
 
 
 class Poller:
-    """Of one worker. Methods raise sqlite3.Error and OSError; the next tick does what was left undone."""
+    """Poller of one worker. Methods raise sqlite3.Error and OSError; the next tick does what was left undone."""
 
     def __init__(  # noqa: PLR0913 - what the worker has
         self,
@@ -50,8 +50,8 @@ class Poller:
         settings: Settings,
         spool: Spool,
         queue: Queue,
-        sweep: Tightening,
-        eviction: Room,
+        sweep: PolicySweep,
+        eviction: Eviction,
         *,
         is_sending: bool,
         log: Callable[[str], None],
@@ -79,7 +79,7 @@ class Poller:
         elif incidents.note_jump(db, jump_ms(self._seen, now), now_ms):
             self._log("the clock jumped ahead, or the machine slept")
         self._seen = now
-        self.let_go(db, now_ms)
+        self.release_unfinished(db, now_ms)
         if self._queue.mend():
             self._log("the queue was damaged or deleted and is made anew")
         if mended := maintenance.reset_future_times(db, now_ms):
@@ -107,11 +107,11 @@ class Poller:
         if self._settings.takes_over:
             adoption.take_over(db, self._target, now_ms)
 
-    def let_go(self, db: Ledger, now_ms: int) -> None:
+    def release_unfinished(self, db: Ledger, now_ms: int) -> None:
         """Give back what could not be finished, before anybody takes its lease for that of a thread that hangs."""
-        for held in list(self.unfinished):
-            let_go(db, held, now_ms)
-            self.unfinished.remove(held)
+        for claim in list(self.unfinished):
+            release_unfinished(db, claim, now_ms)
+            self.unfinished.remove(claim)
 
     def _reclaim(self, db: Ledger, now_ms: int) -> None:
         leasing = maintenance.leasing_workers(db)
@@ -149,7 +149,7 @@ class Poller:
         aged = pruning.drop_aged(db, now_ms, trusted_ms, trusted_ms_of)
         made = self._eviction.make(db, now_ms, bytes_max, bytes_max_of)
         pruning.forget_acknowledgements(db, now_ms)
-        record_identity.forget_footprints(db)
+        record_identity.forget_record_identities(db)
         recover.tidy(db.path, older_than_s=(now_ms - age_ms_max) / 1000)
         shrink(db)
         if given_up:
@@ -158,7 +158,7 @@ class Poller:
             )
         if aged:
             self._log(f"dropped {aged} job(s) by age (maxSpoolAge)")
-        if made.emptied or made.dropped:
+        if made.evicted or made.dropped:
             self._log(made.told)
         self._finish_erasure(db, now_ms)
 

@@ -1,4 +1,4 @@
-"""Parses JSON of the other side, which may be anybody: checked for its size and depth first.
+"""Parses JSON of a server, which may be anybody's: checks its size and depth first.
 
 A parsed value takes 56 bytes and more where its text takes two: 60 MB of `[[],[], …]` become 1.6 GB.
 """

@@ -1,4 +1,4 @@
-"""Kinds of destination: Helicone is the only one. What is loaded here is light enough for hooks."""
+"""Kinds of destination: Helicone is the only one. Light enough for hooks to load."""
 
 from app.exporters.encoder import Encoder
 from app.exporters.helicone import encoder, traits

@@ -1,4 +1,4 @@
-"""An httpx transport that keeps one total deadline, and goes to this machine directly whatever proxies are set.
+"""Transport of httpx with one total deadline, which reaches this machine directly whatever proxies are set.
 
     httpx.Client ─▶ Transport ─▶ pool, direct or through the proxy ─▶ _Backend ─▶ _Stream ─▶ socket
                     `within(30)` sets this thread's deadline; each lookup, connect, handshake, read and write below

@@ -1,4 +1,4 @@
-"""Jobs change their destination: a key became known, or took another's place."""
+"""Adoption: moves jobs to another destination, when a key becomes known or takes another's place."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def adopt(
 
     Sessions that the destination does not know move whole, unless something of them was sealed at its endpoint under
     yet another key. Of the others the waiting jobs move, as versions like any other: one that is older than what the
-    destination has becomes superseded there, and a turn that was sealed does not come. A damaged job is buried where it
-    is: where it waits nobody would ever claim it and find out.
+    destination has becomes superseded there, and a turn that was sealed does not come. A damaged job becomes dead where
+    it is: where it waits nobody would ever claim it and find out.
     """
     with transaction(db):
         rows = db.execute(
@@ -93,7 +93,7 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         root=row["root_name"],
         turn=row["turn"],
         key=row["key"],
-        facts_ms=row["facts_ms"],
+        last_event_ms=row["facts_ms"],
         user_id=row["user_id"],
         folder=row["folder"],
         policy=row["policy"],

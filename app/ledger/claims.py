@@ -1,4 +1,4 @@
-"""Out: a worker claims a job, acknowledges its records one by one, and finishes it."""
+"""Claims: a worker claims the next due job by a lease, acknowledges its records, and finishes or releases it."""
 
 from __future__ import annotations
 

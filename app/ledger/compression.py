@@ -1,4 +1,4 @@
-"""The bodies of one job as one compressed stream, in the order of its records.
+"""Compresses the bodies of one job as one stream, in the order of its records.
 
 What a tool put out stands three times in the records of its turn: in its own, and twice in that of the LLM call that
 read it. One stream for all of them is a third of the size of a stream for each (docs/decisions/ledger.md).
@@ -23,7 +23,7 @@ class BundleError(AppError):
 
 
 def pack(bodies: Iterable[bytes]) -> bytes:
-    """They are asked for one after the other, so that not all need be in memory."""
+    """Compress bodies, asked for one after the other, so that not all need be in memory."""
     stream, begun = iter(bodies), b""
     for body in stream:
         begun += body

@@ -1,9 +1,9 @@
-"""Stored, not just accepted: what becomes of delivered jobs that are read back at Helicone.
+"""Confirmations, the transitions: a delivered job is confirmed, not found yet, sent again, or dead.
 
     delivered, to be confirmed ─▶ delivered      confirmed, given up: the bodies go
                                ─▶ delivered      not_found_yet: looked for again later
                                ─▶ pending        send_again
-                               ─▶ dead           bury_unstored
+                               ─▶ dead           dead_letter_unstored
 
 An acknowledgement that turned out to mean nothing is deleted: its record is posted again with whatever version of the
 turn comes next.
@@ -20,7 +20,7 @@ from app.database.connection import transaction
 from app.ledger import limits, record_identity
 from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
-from app.ledger.record_identity import Print
+from app.ledger.record_identity import RecordIdentity
 from app.ledger.versions import forget_contents
 
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
@@ -72,11 +72,11 @@ def due_for_confirmation(db: sqlite3.Connection, destination_id: int, now_ms: in
         *db.execute(f"{_DUE} order by confirm_ms, id limit :limit", arguments),
     ]
     due = list({row["id"]: row for row in rows}.values())[:limit]
-    prints = record_identity.read(db, [row["id"] for row in due])
-    return [_unconfirmed(row, prints.get(row["id"], ())) for row in due]
+    identities = record_identity.read(db, [row["id"] for row in due])
+    return [_unconfirmed(row, identities.get(row["id"], ())) for row in due]
 
 
-def _unconfirmed(row: sqlite3.Row, prints: Iterable[Print]) -> Unconfirmed:
+def _unconfirmed(row: sqlite3.Row, identities: Iterable[RecordIdentity]) -> Unconfirmed:
     request_id = uuid.UUID(bytes=row["request_id"])
     return Unconfirmed(
         job_id=row["id"],
@@ -84,7 +84,7 @@ def _unconfirmed(row: sqlite3.Row, prints: Iterable[Print]) -> Unconfirmed:
         key=row["key"],
         attempt=row["attempt"],
         request_id=request_id,
-        start_ms=next((one.frozen.start_ms for one in prints if one.request_id == request_id), None),
+        start_ms=next((one.identity_fields.start_ms for one in identities if one.request_id == request_id), None),
         body_bytes=row["body_bytes"],
         delivered_ms=row["finished_ms"],
         resends=row["resends"],
@@ -136,7 +136,7 @@ def send_again(db: sqlite3.Connection, due: Unconfirmed, now_ms: int) -> bool:
     return changed
 
 
-def bury_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
+def dead_letter_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, error: str) -> bool:
     """delivered, to be confirmed -> dead. Its records stay, to be sent again once the other side is mended.
 
     False when its records are gone, as of `send_again`.

@@ -1,4 +1,4 @@
-"""What the ledger tells about its jobs, without changing any."""
+"""Counts jobs by state, destination and folder, without changing any."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Counts:
 
 
 def counts(db: sqlite3.Connection, destination_id: int | None = None) -> Counts:
-    """Of one destination, or of all."""
+    """Counts of one destination, or of all."""
     rows = db.execute(
         "select state, drop_reason, count(*) as jobs, sum(lease_until_ms is not null) as leased,"
         " sum(setbacks > 0) as failed, min(enqueued_ms) as oldest_ms, sum(body_bytes) as body_bytes"
@@ -49,7 +49,7 @@ def counts(db: sqlite3.Connection, destination_id: int | None = None) -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Of one destination's pending jobs."""
+    """Conditions of one destination's pending jobs."""
 
     in_backoff: int
     """Not tried before a time that is still to come."""
@@ -83,7 +83,7 @@ def latest_ms(db: sqlite3.Connection) -> int:
 
 
 def pending_keys(db: sqlite3.Connection) -> set[str]:
-    """Of all destinations; also of a ledger that was removed or replaced while it is open."""
+    """Pending keys of all destinations; also of a ledger that was removed or replaced while it is open."""
     return {row["key"] for row in db.cursor().execute("select key from job where state = 'pending'")}
 
 

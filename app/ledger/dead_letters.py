@@ -1,4 +1,4 @@
-"""Dead letters, for the person who looks into them: found, shown, tried again or given up. Dropped jobs to look at."""
+"""Dead letters: finds, groups and shows dead and dropped jobs; retries and purges dead ones."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _bound(db: sqlite3.Connection, choice: Choice) -> dict[str, object]:
 
 
 def dead_groups(db: sqlite3.Connection, choice: Choice = EVERY_LETTER) -> list[Group]:
-    """By the fingerprint of their error, the most frequent first."""
+    """Groups of dead letters by the fingerprint of their error, the most frequent first."""
     rows = db.execute(
         f"select coalesce(error, '') as error, count(*) as jobs, max(finished_ms) as last_ms from job where {_CHOSEN}"
         " group by 1",
@@ -111,7 +111,7 @@ def dead_groups(db: sqlite3.Connection, choice: Choice = EVERY_LETTER) -> list[G
 
 
 def dropped_groups(db: sqlite3.Connection, since_ms: int = 0) -> list[Group]:
-    """By reason, the most frequent first."""
+    """Groups of dropped jobs by reason, the most frequent first."""
     rows = db.execute(
         "select drop_reason, count(*) as jobs, max(finished_ms) as last_ms from job"
         " where state = 'dropped' and finished_ms >= ? group by drop_reason order by jobs desc, drop_reason",
@@ -148,14 +148,14 @@ def dropped_letters(db: sqlite3.Connection, since_ms: int = 0, limit: int = BATC
 
 
 def dead_keys(db: sqlite3.Connection, choice: Choice) -> list[str]:
-    """To be retried or purged in batches: what dies meanwhile is not among them."""
+    """Keys of dead letters, to be retried or purged in batches: what dies meanwhile is not among them."""
     return [
         row[0] for row in db.execute(f"select distinct key from job where {_CHOSEN} order by key", _bound(db, choice))
     ]
 
 
 def letters_of(db: sqlite3.Connection, prefix: str, state: Literal["dead", "dropped"], limit: int = 10) -> list[Letter]:
-    """Those whose key begins so. One key may be dead at several destinations."""
+    """Letters whose key begins so. One key may be dead at several destinations."""
     rows = db.execute(
         f"{_LETTER} where job.state = ? and substr(job.key, 1, ?) = ? order by job.key, job.id limit ?",
         (state, len(prefix), prefix, limit),
@@ -166,7 +166,7 @@ def letters_of(db: sqlite3.Connection, prefix: str, state: Literal["dead", "drop
 def letters_of_session(
     db: sqlite3.Connection, session: str, state: Literal["dead", "dropped"], limit: int = BATCH
 ) -> list[Letter]:
-    """Those of one session of OpenCode, by its whole id; in the order in which they were queued."""
+    """Letters of one session of OpenCode, by its whole id; in the order in which they were queued."""
     rows = db.execute(
         f"{_LETTER} where job.state = ? and s.name = ? order by job.enqueued_ms, job.id limit ?",
         (state, session, limit),
@@ -203,7 +203,7 @@ def attempts(db: sqlite3.Connection, job_id: int) -> list[Attempt]:
 
 
 def retry_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> list[tuple[int, str]]:
-    """dead -> pending, due now and as if it were new; (destination, key) of each, to be rung.
+    """dead -> pending, due now and as if it were new; (destination, key) of each, to be woken.
 
     No newer version can be in the way: it would have superseded the dead one. Its age counts from now on. What was
     acknowledged need not be sent again, unless it was looked for at Helicone and not found.

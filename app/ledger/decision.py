@@ -1,4 +1,4 @@
-"""Whether a version of a turn is wanted: what is known of the turn, and what a caller asks to have back. Pure."""
+"""Decision: whether a version of a turn is wanted, by what is known of the turn and what a caller asks for. Pure."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Current:
     key: str
     state: str
     drop_reason: DropReason | None
-    facts_ms: int
+    last_event_ms: int
     policy: str
     """What it was made under, as `Policy.facts` says it; '' where that was not kept."""
     is_in_flight: bool
@@ -118,9 +118,9 @@ def _by_age(version: Version, known: Known, reopen: Reopen) -> Decision:
             return Decision.REFUSED
         # What is off says nothing about a turn that is known, unless it is newer. (OpenCode's update time moves on with
         # every turn: it does not make the session's own record a newer one.)
-        if version.is_off and (version.turn == SESSION_RECORD or version.facts_ms <= current.facts_ms):
+        if version.is_off and (version.turn == SESSION_RECORD or version.last_event_ms <= current.last_event_ms):
             return Decision.KNOWN
-        if version.facts_ms < current.facts_ms:
+        if version.last_event_ms < current.last_event_ms:
             return Decision.KNOWN if known.is_there else Decision.SUPERSEDED
     return Decision.REOPENED if known.is_there else Decision.NEW
 
@@ -133,5 +133,5 @@ def _is_there_stricter(version: Version, current: Current | None) -> bool:
         return False
     key = version.key_under(current.policy)
     if key is None:  # its patterns are not known any more
-        return version.turn == SESSION_RECORD or version.facts_ms <= current.facts_ms
+        return version.turn == SESSION_RECORD or version.last_event_ms <= current.last_event_ms
     return key == current.key

@@ -1,4 +1,4 @@
-"""What was deleted from the ledger is in no file of the spool any more.
+"""Erasure: rewrites the ledger's files, so that nothing of what was deleted is left in them.
 
     rows deleted, and noted ─▶ copies set aside go ─▶ vacuum ─▶ the WAL is copied into the file, begun anew and cut
                                                                                                    ─▶ the note goes

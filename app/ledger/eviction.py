@@ -1,4 +1,4 @@
-"""Jobs without bodies: given up for want of room, because OpenCode's store holds the turn, and made again when wanted.
+"""Evicted jobs, the transitions: bodies are given up, and bodies that were made again are checked and taken.
 
     pending, dead ─▶ the same, without bodies     give_up_bodies: the record rows stay, and with them what each body
                                                   must be, byte for byte, should it be made again
@@ -29,7 +29,7 @@ _WITHOUT = "j.state = 'pending' and j.body_bytes = 0 and exists (select 1 from r
 
 
 @dataclass(frozen=True, slots=True)
-class Bulk:
+class Candidate:
     """A job whose bodies could be given up."""
 
     job_id: int
@@ -41,8 +41,8 @@ class Bulk:
 
 
 @dataclass(frozen=True, slots=True)
-class Emptied:
-    """Of one session, the turns that wait without bodies and that no worker could make again."""
+class Evicted:
+    """Evicted turns of one session, which wait without bodies and which no worker could make again."""
 
     session: str
     folder: str
@@ -52,19 +52,19 @@ class Emptied:
 
 
 def held_bytes(db: sqlite3.Connection) -> int:
-    """Of all bodies that are not delivered, compressed; but not of recalls, for which nothing else is to make room."""
+    """Bytes of all bodies not delivered, compressed; but not of recalls, for which nothing else is to make room."""
     return int(db.execute(f"select coalesce(sum(body_bytes), 0) from job j where {HELD}").fetchone()[0])
 
 
 def excess_of_folders(db: sqlite3.Connection, bytes_max: Limits) -> dict[str, int]:
-    """Of each folder that holds more than its own limit how much more; counted as by `held_bytes`."""
+    """Excess of each folder that holds more than its own limit; counted as by `held_bytes`."""
     return limits.excess(db, bytes_max, HELD)
 
 
-def bulk(
-    db: sqlite3.Connection, after: Bulk | None, folders: Collection[str] | None = None, limit: int = BATCH
-) -> list[Bulk]:
-    """What is not in flight, of all or of these folders, the oldest first, behind `after`.
+def candidates(
+    db: sqlite3.Connection, after: Candidate | None, folders: Collection[str] | None = None, limit: int = BATCH
+) -> list[Candidate]:
+    """Jobs whose bodies can go, of all or of these folders: none in flight, the oldest first, behind `after`.
 
     A recall says what no store says: it is none of them.
     """
@@ -81,7 +81,7 @@ def bulk(
             "limit": limit,
         },
     )
-    return [Bulk(*row) for row in rows]
+    return [Candidate(*row) for row in rows]
 
 
 def give_up_bodies(db: sqlite3.Connection, job_ids: Sequence[int], store: str) -> int:
@@ -111,7 +111,7 @@ def relies_on(db: sqlite3.Connection, store: str) -> bool:
     return row is not None and row["value"] == store
 
 
-def is_emptied(db: sqlite3.Connection, claim: Claim) -> bool:
+def is_evicted(db: sqlite3.Connection, claim: Claim) -> bool:
     """Whether the job's bodies were given up, and some of them must be posted."""
     row = db.execute(
         "select 1 from job where id = ? and body_bytes = 0 and exists (select 1 from record r where r.job_id = job.id"
@@ -123,7 +123,7 @@ def is_emptied(db: sqlite3.Connection, claim: Claim) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Remade:
+class Recaptured:
     """All bodies of a job that gave its own up, made again."""
 
     key: str
@@ -133,7 +133,7 @@ class Remade:
     """As `Version.known_marks`."""
 
 
-def take_remade(db: sqlite3.Connection, claim: Claim, made: Remade) -> bool:
+def take_recaptured(db: sqlite3.Connection, claim: Claim, made: Recaptured) -> bool:
     """Whether the claimed job may post these: the bodies that it had, or from now on has these in their place.
 
     False too when the claim no longer stands.
@@ -141,7 +141,7 @@ def take_remade(db: sqlite3.Connection, claim: Claim, made: Remade) -> bool:
     with transaction(db):
         if _are_those(db, claim.job_id, made):
             return True
-        if not (is_current(db, claim) and is_emptied(db, claim)):
+        if not (is_current(db, claim) and is_evicted(db, claim)):
             return False
         if made.key != claim.key or not _may_differ(db, claim.job_id, made):
             return False
@@ -155,7 +155,7 @@ def take_remade(db: sqlite3.Connection, claim: Claim, made: Remade) -> bool:
     return True
 
 
-def may_refill(db: sqlite3.Connection, destination_id: int, made: Remade) -> bool:
+def may_refill(db: sqlite3.Connection, destination_id: int, made: Recaptured) -> bool:
     """Whether the hook of its project may fill the job of their key with these bodies; also where there is no such job.
 
     What was taken out of a job from before that was kept, its own project's hook knows as well as anybody.
@@ -170,12 +170,12 @@ def may_refill(db: sqlite3.Connection, destination_id: int, made: Remade) -> boo
     return _may_differ(db, job["id"], made)
 
 
-def _are_those(db: sqlite3.Connection, job_id: int, made: Remade) -> bool:
+def _are_those(db: sqlite3.Connection, job_id: int, made: Recaptured) -> bool:
     wanted = [(one.request_id, one.digest) for one in kept(db, job_id)]
     return wanted == [(body.request_id, body.digest) for body in made.bodies]
 
 
-def _may_differ(db: sqlite3.Connection, job_id: int, made: Remade) -> bool:
+def _may_differ(db: sqlite3.Connection, job_id: int, made: Recaptured) -> bool:
     """Whether bytes that are not those of then hold no secret that was known then, and nobody was sent any of those.
 
     The rules are today's, as for all that is captured now; but whoever makes it again must know each secret that was
@@ -199,8 +199,8 @@ def _was_posted(db: sqlite3.Connection, job_id: int) -> bool:
     return row is not None
 
 
-def emptied(db: sqlite3.Connection, destination_id: int, folders: Sequence[str]) -> list[Emptied]:
-    """What waits, held, for the hook of one of these folders; the oldest first, at most BATCH sessions."""
+def evicted(db: sqlite3.Connection, destination_id: int, folders: Sequence[str]) -> list[Evicted]:
+    """Evicted turns that wait, held, for the hook of one of these folders; the oldest first, at most BATCH sessions."""
     rows = db.execute(
         "select s.name, s.folder, coalesce(p.facts, '') as policy, json_group_array(t.name) as turns from job j"
         " join session s on s.id = j.session_id join turn t on t.id = j.turn_id"
@@ -209,7 +209,7 @@ def emptied(db: sqlite3.Connection, destination_id: int, folders: Sequence[str])
         " and s.folder in (select value from json_each(?)) group by s.id, p.id order by min(j.id) limit ?",
         (destination_id, json.dumps(list(folders)), BATCH),
     )
-    return [Emptied(row["name"], row["folder"], row["policy"], tuple(sorted(json.loads(row["turns"])))) for row in rows]
+    return [Evicted(row["name"], row["folder"], row["policy"], tuple(sorted(json.loads(row["turns"])))) for row in rows]
 
 
 def without_bodies(db: sqlite3.Connection, destination_id: int) -> int:

@@ -1,4 +1,4 @@
-"""Which errors are the same: two that differ only in numbers, ids and quotations have one fingerprint. Pure."""
+"""Fingerprint of an error: equal for two that differ only in numbers, ids and quotations. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a destination is sent: not while it is paused, then one job at a time, then more.
+"""Flow to a destination: paused, then one probe at a time, then doubled; with what other jobs say of its health.
 
     fine, quota  ── pause ──▶  down, refused  ── resume ──▶  fine  ── exceed_quota ──▶  quota
 

@@ -1,4 +1,4 @@
-"""Project folders, by a salted hash: how each is captured, since when, and for which destination."""
+"""Project folders, by a salted hash: their recorded options, whether and since when they are captured."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def held_folders(db: sqlite3.Connection) -> list[tuple[str, int]]:
 
 
 def folder_limits(db: sqlite3.Connection, option: str) -> dict[str, int]:
-    """By folder, what its project's files say of `maxSpoolSize`, `maxSpoolAge` or `maxRetries`, where they do."""
+    """Limits by folder: what its own files say of `maxSpoolSize`, `maxSpoolAge` or `maxRetries`, where they do."""
     rows = db.execute(
         "select hash, json_extract(capture_options, :path) as value from folder"
         " where json_type(capture_options, :path) = 'integer'",

@@ -1,4 +1,4 @@
-"""All versions of a session's turns that the ledger knows: for whoever compares them with what OpenCode holds."""
+"""History: all versions of a session's turns that the ledger knows, and which turns a fork copied from another session."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from app.ledger import record_identity
 from app.ledger.decision import LIVE, Current, Reopen
 from app.ledger.job import SESSION_RECORD
-from app.ledger.record_identity import Print
+from app.ledger.record_identity import RecordIdentity
 from app.ledger.versions import CURRENT_COLUMNS, read_current
 
 
@@ -23,7 +23,7 @@ class Exported:
     state: str
     drop_reason: str | None
     error: str | None
-    facts_ms: int
+    last_event_ms: int
     policy: str
     """What its bodies were made under; '' where that was not kept."""
     was_attempted: bool
@@ -35,10 +35,10 @@ class Exported:
     has_bodies: bool
     """Whether the bytes to post are kept here."""
     finished_ms: int | None
-    """When it was delivered, buried, dropped or superseded; None while it is pending."""
+    """When it was delivered, dead, dropped or superseded; None while it is pending."""
     confirmed_ms: int | None
     body_not_stored: bool
-    prints: tuple[Print, ...]
+    identities: tuple[RecordIdentity, ...]
     """Of all its records; () for a job from before these were kept, or that never had any."""
 
 
@@ -52,7 +52,7 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
         " left join policy p on p.id = j.policy_id where s.destination_id = ? and s.name = ? order by j.id",
         (destination_id, session),
     ).fetchall()
-    prints = record_identity.read(db, [row["id"] for row in rows])
+    identities = record_identity.read(db, [row["id"] for row in rows])
     return [
         Exported(
             turn=row["name"],
@@ -60,7 +60,7 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
             state=row["state"],
             drop_reason=row["drop_reason"],
             error=row["error"],
-            facts_ms=row["facts_ms"],
+            last_event_ms=row["facts_ms"],
             policy=row["policy"],
             was_attempted=row["attempt"] > 0,
             is_recall=bool(row["is_recall"]),
@@ -70,14 +70,14 @@ def exported(db: sqlite3.Connection, destination_id: int, session: str) -> list[
             finished_ms=row["finished_ms"],
             confirmed_ms=row["confirmed_ms"],
             body_not_stored=bool(row["body_not_stored"]),
-            prints=prints.get(row["id"], ()),
+            identities=identities.get(row["id"], ()),
         )
         for row in rows
     ]
 
 
 def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, Current]:
-    """By turn what is current of it, whatever became of that."""
+    """Current version of each turn, whatever became of it."""
     rows = db.execute(
         f"select t.name, {CURRENT_COLUMNS} from session s"
         " join turn t on t.session_id = s.id join job j on j.turn_id = t.id and j.state <> 'superseded'"
@@ -88,7 +88,7 @@ def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> 
 
 
 def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, int]:
-    """`facts_ms` of each turn that is delivered to another destination (key or endpoint), or waits for it."""
+    """`last_event_ms` of each turn that is delivered to another destination (key or endpoint), or waits for it."""
     rows = db.execute(
         # In this order: SQLite would begin with all jobs of these states.
         "select t.name, max(j.facts_ms) as facts_ms from session s cross join turn t on t.session_id = s.id"
@@ -100,7 +100,7 @@ def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str
 
 
 def brought_along(db: sqlite3.Connection, session: str, turns: Mapping[str, int]) -> set[str]:
-    """Which of these turns (name -> facts_ms) a fork has brought along from a session whose turn is known here.
+    """Which of these turns (name -> last_event_ms) a fork has brought along from a session whose turn is known here.
 
     A fork keeps all times of what it copies, and gives it new ids. What was dropped with its deleted session, and what
     was exported under this session already, counts as the session's own.
@@ -118,7 +118,7 @@ def brought_along(db: sqlite3.Connection, session: str, turns: Mapping[str, int]
             "select t.name from turn t join session s on s.id = t.session_id where s.name = ?", (session,)
         )
     }
-    return {name for name, facts_ms in turns.items() if facts_ms in known and name not in own}
+    return {name for name, last_event_ms in turns.items() if last_event_ms in known and name not in own}
 
 
 def compare_again(db: sqlite3.Connection, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""What went wrong, counted: incidents for a person, and lines of the plugin that were refused."""
+"""Incidents: counts what went wrong for a person to see, and lines of the plugin that were refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def note_at_most(db: sqlite3.Connection, incident: str, now_ms: int, count: int)
 
 
 def note_unerased(db: sqlite3.Connection, now_ms: int) -> None:
-    """In the transaction that deletes what a person wants gone: it lies in the files until these are rewritten."""
+    """Note, in the transaction that deletes what a person wants gone, that the files still hold it."""
     note(db, UNERASED, now_ms)
 
 

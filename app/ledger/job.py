@@ -1,4 +1,4 @@
-"""What the ledger's functions take and give: bodies, versions, claims."""
+"""Values that the ledger's functions take and give: bodies, versions, claims."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LedgerError(AppError):
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
+class IdentityFields:
     """What, beside its request id and its session's user id, makes a log at Helicone the same log for ever."""
 
     provider: str
@@ -42,8 +42,8 @@ class Body:
 
     request_id: uuid.UUID
     body: bytes
-    frozen: Frozen | None = field(default=None, compare=False)
-    """Told when the record is made; read back, it is in the job's footprint."""
+    identity_fields: IdentityFields | None = field(default=None, compare=False)
+    """Told when the record is made; read back, it is in what is kept of the job's record identities."""
 
     @property
     def digest(self) -> bytes:
@@ -61,7 +61,7 @@ class Kept:
     request_id: uuid.UUID
     digest: bytes
     body_bytes: int
-    frozen: Frozen | None = field(default=None, compare=False)
+    identity_fields: IdentityFields | None = field(default=None, compare=False)
     """As that of `Body`."""
 
 
@@ -73,7 +73,7 @@ class Version:
     root: str
     turn: str
     key: str
-    facts_ms: int
+    last_event_ms: int
     user_id: str
     folder: str
     policy: str = ""

@@ -1,4 +1,4 @@
-"""Limits that bind the jobs of one folder alone, in statements about the jobs of all folders.
+"""Limits of single folders, as SQL in statements about the jobs of all folders.
 
 Limits come in as `{folder: limit}`, for few folders or none, and reach SQL as one JSON value.
 """

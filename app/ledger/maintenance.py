@@ -1,4 +1,4 @@
-"""What no ring brings: orphans, what is due, and whether the clock can be trusted."""
+"""Maintenance, the transitions: takes back leases of dead workers; finds what is due; whether to trust the clock."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
         rows = db.execute(f"select destination_id from job where {orphaned}", arguments).fetchall()
         for destination_id in {row["destination_id"] for row in rows}:
             flow.probe_now(db, destination_id, now_ms)
-        buried = db.execute(
+        dead = db.execute(
             "update job set state = 'dead', due_ms = null, lease_until_ms = null, worker = null, finished_ms = :now,"
             f" kills = kills + 1, error = 'its worker died or hung {KILLS_MAX} times'"
             f" where id in (select id from job where {orphaned} and {charged} limit :limit)"
@@ -72,7 +72,7 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
             arguments,
         ).rowcount
         failpoint.reach("recover.freeing")
-    return buried + freed
+    return dead + freed
 
 
 _AHEAD = (

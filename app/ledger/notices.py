@@ -1,4 +1,4 @@
-"""Debts: the plugin said that something of a session has changed, and it is not in the ledger yet.
+"""Notices that are owed: the plugin said that a session has changed, and it is not in the ledger yet.
 
 Beside them, how each turn was when it was last read. Nothing here needs to outlive the machine: what is lost is said
 again, or read again.
@@ -54,7 +54,7 @@ def settle_notices(db: sqlite3.Connection, store: str, seen: Mapping[str, int]) 
 
 
 def open_notices(db: sqlite3.Connection, store: str) -> dict[str, tuple[int, str]]:
-    """By session what settles it, and the folder that it was said in, which need not be the session's own."""
+    """Open notices by session: what settles it, and the folder it was said in, which need not be its own."""
     rows = db.execute("select session, noticed_ms, folder from notice where store = ?", (store,))
     return {row["session"]: (row["noticed_ms"], row["folder"]) for row in rows}
 

@@ -1,4 +1,4 @@
-"""What the settings in force forbid: jobs are held, or lose their bodies and are captured again."""
+"""Policy enforcement, the transitions: holds jobs that the settings forbid, drops what was made under looser ones."""
 
 from __future__ import annotations
 

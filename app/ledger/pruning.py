@@ -1,4 +1,4 @@
-"""What there is no room for, or what is too old: jobs are dropped, and what is kept about delivered ones is bounded."""
+"""Pruning, the transitions: drops jobs that are too old or for which there is no room, bounds what is kept of others."""
 
 from __future__ import annotations
 

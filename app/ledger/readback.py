@@ -1,4 +1,4 @@
-"""How reading back goes at a destination: what was found there last, why a look came to nothing, when the next one is.
+"""Reading back at a destination: its control, why a look came to nothing, and when the next look is.
 
 One row for each destination in the table `confirmation`, shared by all workers.
 """

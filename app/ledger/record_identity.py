@@ -1,4 +1,4 @@
-"""What Helicone replaces each log of a job by, in few bytes: kept when the bodies go, so that a log can be overwritten.
+"""Record identities: what Helicone replaces each log by, packed, and kept when the bodies go.
 
 Helicone takes a log for another one unless request id, provider, model, user id and start time are all equal; its
 session list groups by id and name. (The user id stands with the session, as does the session's id.)
@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection, Row
 
-from app.ledger.job import BATCH, Body, Frozen, Kept
+from app.ledger.job import BATCH, Body, IdentityFields, Kept
 
 DIGEST_BYTES = 4
 """Enough to see whether a record would be another one today."""
 BESIDE_BODIES_BYTES_MAX = 38_000_000
-"""What the ledger's file may hold beside bodies before the oldest footprints are forgotten: 64 MB in all, with a WAL of
-16 MB and logs of 10 MB."""
+"""What the ledger's file may hold beside bodies before the oldest record identities are forgotten: 64 MB in all, with a
+WAL of 16 MB and logs of 10 MB."""
 _ID_BYTES = 16
 # What the facts are likely to hold: a dictionary, so that the first of its kind in a short text costs little, too.
 # It is part of the format: another one could not read what was written with this.
@@ -32,33 +32,33 @@ _USUAL = (
 
 
 @dataclass(frozen=True, slots=True)
-class Print:
+class RecordIdentity:
     """One log, as it was sent or is to be sent."""
 
     request_id: uuid.UUID
     digest: bytes
     """The first DIGEST_BYTES of `Body.digest`."""
-    frozen: Frozen
+    identity_fields: IdentityFields
 
 
 def write(db: Connection, job_id: int, bodies: Sequence[Body | Kept]) -> None:
     """Note the bodies that a job gets, beside those that it had: what was sent once can only be overwritten."""
-    prints = {one.request_id: one for one in read(db, [job_id]).get(job_id, ())}
-    prints |= {
-        body.request_id: Print(body.request_id, body.digest[:DIGEST_BYTES], body.frozen)
+    identities = {one.request_id: one for one in read(db, [job_id]).get(job_id, ())}
+    identities |= {
+        body.request_id: RecordIdentity(body.request_id, body.digest[:DIGEST_BYTES], body.identity_fields)
         for body in bodies
-        if body.frozen is not None
+        if body.identity_fields is not None
     }
-    if prints:
+    if identities:
         db.execute(
             "insert into footprint (job_id, ids, facts) values (?, ?, ?)"
             " on conflict (job_id) do update set ids = excluded.ids, facts = excluded.facts",
-            (job_id, *_pack(list(prints.values()))),
+            (job_id, *_pack(list(identities.values()))),
         )
 
 
-def read(db: Connection, job_ids: Sequence[int]) -> Mapping[int, tuple[Print, ...]]:
-    """By job; a job from before footprints were kept is not in it."""
+def read(db: Connection, job_ids: Sequence[int]) -> Mapping[int, tuple[RecordIdentity, ...]]:
+    """By job; a job from before these were kept is not in it."""
     rows = db.execute(
         "select job_id, ids, facts from footprint where job_id in (select value from json_each(?))",
         (json.dumps(list(job_ids)),),
@@ -73,10 +73,10 @@ def session_name(db: Connection, session_id: int) -> str | None:
         " where t.session_id = ? order by t.id desc, j.id desc limit 1",
         (session_id,),
     ).fetchone()
-    return _unpack(row)[-1].frozen.session_name if row else None
+    return _unpack(row)[-1].identity_fields.session_name if row else None
 
 
-def forget_footprints(db: Connection, bytes_max: int = BESIDE_BODIES_BYTES_MAX) -> int:
+def forget_record_identities(db: Connection, bytes_max: int = BESIDE_BODIES_BYTES_MAX) -> int:
     """The oldest ones, at most BATCH, while all that the ledger holds beside bodies is more than `bytes_max`."""
     pages, free, page_bytes = (
         int(db.execute(f"pragma {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
@@ -89,23 +89,23 @@ def forget_footprints(db: Connection, bytes_max: int = BESIDE_BODIES_BYTES_MAX) 
     ).rowcount
 
 
-def _pack(prints: Sequence[Print]) -> tuple[bytes, bytes]:
+def _pack(identities: Sequence[RecordIdentity]) -> tuple[bytes, bytes]:
     start_ms, later_ms = 0, []
-    for one in prints:
+    for one in identities:
         # The difference to the log before is shorter than the time.
-        later_ms.append(one.frozen.start_ms - start_ms)
-        start_ms = one.frozen.start_ms
+        later_ms.append(one.identity_fields.start_ms - start_ms)
+        start_ms = one.identity_fields.start_ms
     # Column by column, what is equal stands together.
     columns: list[list[object]] = [
-        [one.frozen.provider for one in prints],
-        [one.frozen.session_name for one in prints],
-        [one.frozen.model for one in prints],
-        [one.frozen.path for one in prints],
+        [one.identity_fields.provider for one in identities],
+        [one.identity_fields.session_name for one in identities],
+        [one.identity_fields.model for one in identities],
+        [one.identity_fields.path for one in identities],
         list(later_ms),
     ]
     text = json.dumps([_once(column) for column in columns], separators=(",", ":")).encode()
     packing = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zdict=_USUAL)
-    return b"".join(one.request_id.bytes + one.digest for one in prints), packing.compress(text) + packing.flush()
+    return b"".join(one.request_id.bytes + one.digest for one in identities), packing.compress(text) + packing.flush()
 
 
 def _once(column: list[object]) -> object:
@@ -113,7 +113,7 @@ def _once(column: list[object]) -> object:
     return [column[0]] if len(set(column)) == 1 else column
 
 
-def _unpack(row: Row) -> tuple[Print, ...]:
+def _unpack(row: Row) -> tuple[RecordIdentity, ...]:
     step = _ID_BYTES + DIGEST_BYTES
     ids = [row["ids"][at : at + step] for at in range(0, len(row["ids"]), step)]
     unpacking = zlib.decompressobj(-zlib.MAX_WBITS, zdict=_USUAL)
@@ -122,6 +122,6 @@ def _unpack(row: Row) -> tuple[Print, ...]:
     found, start_ms = [], 0
     for one, provider, name, model, path, later_ms in zip(ids, *whole, strict=True):
         start_ms += later_ms
-        frozen = Frozen(provider, model, start_ms, name, path)
-        found.append(Print(uuid.UUID(bytes=one[:_ID_BYTES]), one[_ID_BYTES:], frozen))
+        identity_fields = IdentityFields(provider, model, start_ms, name, path)
+        found.append(RecordIdentity(uuid.UUID(bytes=one[:_ID_BYTES]), one[_ID_BYTES:], identity_fields))
     return tuple(found)

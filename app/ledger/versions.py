@@ -1,4 +1,4 @@
-"""In: versions of turns become jobs; a newer one supersedes an older one, and never the other way."""
+"""Versions of turns become jobs: inserts a version, and supersedes an older one, never the other way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _IDENTITY = ("destination_id", "session_id", "turn_id", "key")
 """What of a job's row never changes."""
 
 
-def frozen(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
+def session_identity(db: sqlite3.Connection, destination_id: int, session: str) -> tuple[str, Identity] | None:
     """Root and identity that the session's first record was made with, None for a session not seen."""
     row = db.execute(
         "select id, root_name, user_id, encoding, shown_name from session where destination_id = ? and name = ?",
@@ -94,7 +94,7 @@ def read_current(row: sqlite3.Row) -> Current:
         key=row["key"],
         state=row["state"],
         drop_reason=row["drop_reason"],
-        facts_ms=row["facts_ms"],
+        last_event_ms=row["facts_ms"],
         policy=row["policy"],
         is_in_flight=bool(row["is_in_flight"]),
         is_sealed=bool(row["is_sealed"]),
@@ -114,7 +114,7 @@ def see_again(db: sqlite3.Connection, destination_id: int, version: Version) -> 
     """The same facts seen later: keep their latest time, so that an older version stays older."""
     db.execute(
         "update job set facts_ms = ? where destination_id = ? and key = ? and state <> 'superseded' and facts_ms < ?",
-        (version.facts_ms, destination_id, version.key, version.facts_ms),
+        (version.last_event_ms, destination_id, version.key, version.last_event_ms),
     )
 
 
@@ -255,7 +255,7 @@ def _contents(bodies: Iterable[Body | Kept]) -> _Contents:
 
     def noted() -> Iterator[bytes]:
         for one in bodies:
-            records.append(Kept(one.request_id, one.digest, one.body_bytes, one.frozen))
+            records.append(Kept(one.request_id, one.digest, one.body_bytes, one.identity_fields))
             if isinstance(one, Body):
                 here.append(records[-1])
                 yield one.body
@@ -281,7 +281,7 @@ def _row(db: sqlite3.Connection, turn: _Turn, version: Version, state: _Begin, n
         "key": version.key,
         "state": state,
         "drop_reason": "off" if state == "dropped" else None,
-        "facts_ms": version.facts_ms,
+        "facts_ms": version.last_event_ms,
         "enqueued_ms": now_ms,
         "due_ms": now_ms if is_pending else None,
         "finished_ms": None if is_pending else now_ms,
@@ -347,7 +347,7 @@ def place_under(
     Its records come again, under the same request ids, with the root's turn. Returns the number of jobs superseded.
     What was sealed stays as it is, unless that is to be reopened.
     """
-    known = frozen(db, destination_id, child)
+    known = session_identity(db, destination_id, child)
     if known is not None and known[0] == parent.root:
         return 0
     with transaction(db):

@@ -1,1 +1,1 @@
-"""What a person does with a running installation: look, try, send now, clear up."""
+"""Operations: what a person does with a running installation: look, try, send now, clear up."""

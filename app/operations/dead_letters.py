@@ -22,7 +22,7 @@ KEY_CHARACTERS = 12
 LETTERS_MAX = 1_000
 """Of one list; its groups count all."""
 WAKES_MAX = 24
-"""Enough to wake every thread of a worker; its watch finds the others."""
+"""Enough to wake every thread of a worker; its poller finds the others."""
 
 
 class LetterError(AppError):
@@ -178,7 +178,7 @@ def purge(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
 
 
 def _batches(db: sqlite3.Connection, choice: Choice) -> Iterator[Choice]:
-    """A fast worker may bury a retried one again at once, so who is meant is settled first."""
+    """A retried one may be dead again at once, so who is meant is settled first."""
     keys = dead_letters.dead_keys(db, choice)
     for at in range(0, len(keys), job.BATCH):
         yield replace(choice, keys=tuple(keys[at : at + job.BATCH]))

@@ -1,4 +1,4 @@
-"""Doctor: runs one check after the other, each with a line on what it found and what to do.
+"""Doctor: runs one check after the other, and says of each what it found and what to do.
 
     settings ─▶ checks around the ledger ─▶ the ledger opens ─▶ checks inside it
 
@@ -234,7 +234,7 @@ def _queue(site: Site, _: sqlite3.Connection) -> Iterator[Finding]:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2)) as queue:
             wakes = queue.execute("select count(*) from task").fetchone()[0]
-        yield Finding("queue.db", "ok", f"{wakes} ring(s)")
+        yield Finding("queue.db", "ok", f"{wakes} wake-up(s)")
     except sqlite3.Error as error:
         yield Finding("queue.db", "warning", f"cannot be read: {error}", "nothing: who opens it next makes it anew")
 

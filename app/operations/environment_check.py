@@ -1,4 +1,4 @@
-"""Whether the shell and OpenCode's hooks see the same variables."""
+"""Environment check: whether the shell and OpenCode's hooks see the same variables."""
 
 from __future__ import annotations
 

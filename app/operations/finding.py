@@ -1,4 +1,4 @@
-"""A finding: one thing that `doctor` looked at."""
+"""Finding: the result of one of `doctor`'s checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send what waits, now: let hooks finish, read what none of them will, and deliver here when nobody else does.
+"""Flush: lets hooks finish, reads what none of them will, and delivers here when nobody else does.
 
 What waits is looked for at the destination of the present settings and at those that the settings of any captured
 folder mean: these have keys that are not known here, and are waited for as long as they have a worker.

@@ -18,7 +18,7 @@ from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
 from app.exporters.encoder import Record
-from app.ledger.versions import frozen
+from app.ledger.versions import session_identity
 from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources
 from app.sources.opencode.export_files import Export, ExportError, File, families, snapshot
@@ -83,7 +83,7 @@ def _family(
     root = family[0]
     settings, capturing = folders.find(root.directory)
     reason = why_nothing(settings)
-    known = frozen(db, destination_id, root.session)
+    known = session_identity(db, destination_id, root.session)
     if known is not None and known[0] != root.session:
         reason = f"a subagent of {known[0]}: it leaves with that session"
     if capturing is None or reason:

@@ -1,4 +1,4 @@
-"""Asks Helicone what it has stored, at the pace that reading back allows itself."""
+"""Remote: asks Helicone what it has stored, at the pace that reading back allows itself."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Remote:
         self._allowance = confirm.Allowance(queries_per_minute, queries_per_minute, clock.read().steady_ms)
 
     def stored(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, bool]:
-        """As `Client.stored`."""
+        """Find stored records, as `Client.stored`."""
         self._wait()
         return self._client.stored(self._url, start_ms=start_ms, request_ids=request_ids)
 
     def shown(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, Sequence[Shown]]:
-        """As `Client.shown`."""
+        """Read what is shown of records, as `Client.shown`."""
         self._wait()
         return self._client.shown(self._url, start_ms=start_ms, request_ids=request_ids)
 

@@ -1,4 +1,4 @@
-"""Status: reads what the spool holds, what waits and why, and who is alive; no job is changed."""
+"""Status: reads what the spool holds, what waits and why, and who is alive; decides what is an alarm."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def _jobs(counts: Counts) -> Jobs:
 
 
 def alarms(destinations: Sequence[DestinationStatus]) -> Iterator[str]:
-    """Of those that still matter: one that was tried once, and that nothing waits for, alarms nobody."""
+    """Alarms of what still matters: a destination tried once, and that nothing waits for, alarms nobody."""
     for one in destinations:
         is_of_use = one.current or one.jobs.pending or one.jobs.dead or one.confirmation.waiting
         if one.confirmation.alarm and is_of_use:

@@ -1,4 +1,4 @@
-"""Rules for keys known by their own letters: those of vendors (app.privacy.vendors), and a few that are no vendor's.
+"""Rules for keys known by their own letters: those of the vendors' table, and a few that are no vendor's.
 
 A key is a beginning and at least so many letters of a body. Where a text ends, the beginning of a key is one too.
 """

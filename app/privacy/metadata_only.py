@@ -1,4 +1,4 @@
-"""Withholding (metadata_only): makes of a turn what may be known of it without a word of its text.
+"""Metadata only: makes of a turn what may be known of it without a word of its text.
 
 An allow-list: ids, roles, times, the number and kinds of parts, tool names, exit status, provider, model, agent,
 tokens, cost, finish, error class and status. A field added to a transcript later stays out until it is named here.
@@ -34,7 +34,7 @@ T = TypeVar("T")
 _OF_ANSWER = {"parent_id", "completed_ms", "provider_id", "model_id", "cost_usd", "tokens", "summary"}
 _KEPT: Mapping[type, set[str]] = {
     Session: {"id", "parent_id", "created_ms", "updated_ms", "archived_ms"},
-    Turn: {"id", "final", "facts_ms", "digest", "is_copy", "is_undone"},
+    Turn: {"id", "final", "last_event_ms", "digest", "is_copy", "is_undone"},
     User: {"id", "index", "created_ms"},
     Assistant: {"id", "index", "created_ms", *_OF_ANSWER},
     Text: {"id", "synthetic", "start_ms", "end_ms"},

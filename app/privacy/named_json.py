@@ -19,7 +19,7 @@ _STRING_MAX, _LINE_BYTES_MAX = 1_000, 8_000
 
 
 def secrets_beside(value: dict[str, Json] | list[Json], name: str, mask: str) -> dict[str | int, str]:
-    """By key or index: the strings in which a secret was found, with the mask in its place.
+    """Strings in which a secret was found, by key or index, with the mask in its place.
 
     `name`: the key that the value itself, or the list that holds it, stands under.
     """

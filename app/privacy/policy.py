@@ -1,4 +1,4 @@
-"""Policy: decides which bytes may leave, and whether bytes that were made may still be posted."""
+"""Policy: which settings decide what may leave, and whether bytes made under one may be posted under another."""
 
 from __future__ import annotations
 
@@ -117,8 +117,8 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
-class Remake:
+class Recapture:
     """Its bytes were made under a looser policy: they must not leave."""
 
 
-Permit: TypeAlias = Post | Hold | Remake
+Permit: TypeAlias = Post | Hold | Recapture

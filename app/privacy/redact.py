@@ -1,4 +1,4 @@
-"""Redaction: takes the secrets out of every text that would leave.
+"""Redacts every text of a turn: finds secrets by all rules, and masks them.
 
     text ▶ blobs described ▶ known values ▶ built-in rules ▶ user patterns ▶ "… [REDACTED] …"
 
@@ -108,7 +108,7 @@ class Redaction:
         return shown
 
     def steps(self, value: str, hits: Counter[str] | None = None) -> Generator[int, None, str]:
-        """As `text`, with pauses in which something else can be done; each tells what was done, about in bytes."""
+        """Redact as `text`, pausing so that something else can be done; each pause says how many bytes are done."""
         text, data = _encoded(strip_blobs(value))
         yield len(data)
         found = yield from self._found(data)

@@ -1,4 +1,4 @@
-"""Rule: what one kind of secret is found by, where it begins and ends, and how it goes on over a line end.
+"""Rule: the type of one rule, what it finds a secret by, where that ends, how it goes on over a line end.
 
 A rule looks at one view of a text (app.privacy.decode), and there only where one of its heads stands, which one search
 has found for all rules (app.privacy.scout). What it reads at a head is bounded, so that the time grows with the text

@@ -1,4 +1,4 @@
-r"""Lists the built-in rules, and asks each of them.
+r"""Rules: lists all built-in rules, and asks each of them.
 
 ghp_…  sk-ant-…  AKIA…              keys, known by their beginning (app.privacy.keys)
 -----BEGIN … PRIVATE KEY-----       places: private keys, headers, cookies, URLs (app.privacy.places)

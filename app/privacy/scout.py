@@ -128,7 +128,7 @@ class Scout:
         )
 
     def look(self, view: View) -> Hits:
-        """Without those that what stands around them makes meaningless; that is most of them."""
+        """Hits without those that what stands around them makes meaningless; that is most of them."""
         data, has_seams = view.data, view.has_seams
         kept: list[tuple[int, int]] = []
         for hit in self._search.find(data):

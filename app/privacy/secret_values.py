@@ -145,7 +145,7 @@ def is_wording(text: bytes) -> bool:
 
 
 def has_digits(word: bytes) -> bool:
-    """As a long random word has them; `self.token.value` does not."""
+    """Whether it has digits as a long random word has them; `self.token.value` does not."""
     return len(word) >= _RANDOM_MIN and _digits(word) >= _DIGITS_MIN
 
 
@@ -187,7 +187,7 @@ def is_credential(value: bytes) -> bool:
 
 
 def is_setting(value: bytes) -> bool:
-    """Of an environment variable that may hold a secret: no path, switch, short number or plain word."""
+    """Whether an environment variable's value may be a secret: no path, switch, short number or plain word."""
     if (b"/" in value and not is_random(value)) or (has_name(value) and _digits(value) == 0):
         return False
     is_mixed = len(value) >= _SETTING_MIN and _digits(value) > 0 and value.upper() != value.lower()

@@ -87,7 +87,7 @@ _ESCAPE_BEFORE, _ESCAPE_AFTER = 64, 96
 
 
 def stretches(data: bytes, hits: Hits, scout: Scout) -> list[Stretch]:
-    """In order, and apart from each other. `hits`: what the scout has seen in the text."""
+    """Stretches to decode, in order and apart from each other. `hits`: what the scout has seen in the text."""
     return _merged(
         [*_around_heads(data, hits, scout), *_around_escapes(data, hits, scout), *_around_broken(data, scout)]
     )

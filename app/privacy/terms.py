@@ -1,4 +1,4 @@
-"""Terms on which the sessions of a folder leave: a policy, compiled rules, a user."""
+"""Terms of a capture, as a value: the policy, compiled rules and user under which a folder's sessions leave."""
 
 from __future__ import annotations
 

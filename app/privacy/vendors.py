@@ -1,4 +1,4 @@
-r"""Table of vendors' keys: one row for each form.
+r"""Vendors' keys: the table to which a new vendor's pattern is added, one row for each form.
 
     Vendor("github", GITLEAKS, "ghp_", ALNUM, 36)        the key's own letters, then at least 36 more
     Vendor("terraform", …, mark=r"\.atlasv1\.", before=14)   its own letters stand inside

@@ -1,1 +1,1 @@
-"""What was delivered and should not have been is found, and overwritten."""
+"""Recall: what was delivered and should not have been is found, and overwritten."""

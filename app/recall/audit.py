@@ -1,6 +1,6 @@
 """Audit: finds the delivered records that today's rules would redact differently if they were made now.
 
-    footprints ─ OpenCode's store ▶ encoded under today's rules ─▶ equal digest: nothing
+    identities ─ OpenCode's store ▶ encoded under today's rules ─▶ equal digest: nothing
                                   ▶ under what its policy was    ─▶ equal digest: what today's rules find beyond that
                                                                  ─▶ neither: all that today's rules find
 
@@ -19,11 +19,11 @@ from app.capture.folders import Folders
 from app.exporters.encoder import Kind, Record
 from app.exporters.kinds import ENCODER
 from app.ledger.history import Exported, exported
-from app.ledger.record_identity import Print
-from app.ledger.versions import frozen
+from app.ledger.record_identity import RecordIdentity
+from app.ledger.versions import session_identity
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
-from app.recall.delivered_policy import Encodings, as_made, digest_of, prints
+from app.recall.delivered_policy import Encodings, as_made, digest_of, identities
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import TranscriptError, project_name
@@ -83,7 +83,7 @@ def delivered_turns(
         turn: sorted(versions, key=lambda one: one.state != "superseded")
         for turn, versions in turns.items()
         if any(one.was_attempted or one.state in counted for one in versions)
-        and max(one.facts_ms for one in versions) >= since_ms
+        and max(one.last_event_ms for one in versions) >= since_ms
     }
 
 
@@ -103,7 +103,7 @@ def audit(
         return Audited(session, None, None, problem=str(error))
     if transcript is None:
         return Audited(session, None, None, problem=GONE)
-    known = frozen(db, destination_id, session)
+    known = session_identity(db, destination_id, session)
     encodings = Encodings(transcript, known[1] if known else Identity(""))
     comparison = _Comparison(encodings, folders.find(transcript.session.directory)[1])
     for turn, versions in turns.items():
@@ -138,7 +138,7 @@ class _Comparison:
         self.counts["turns"] += 1
         made_bare = {record.request_id: record for record in self._bare[turn].encode()}
         attempted = [one for one in versions if one.was_attempted]
-        made: Mapping[str, tuple[Print | None, str]] = prints(attempted)
+        made: Mapping[str, tuple[RecordIdentity | None, str]] = identities(attempted)
         if not made:
             self.counts["unprinted"] += 1
             made = dict.fromkeys(made_bare, (None, attempted[-1].policy))

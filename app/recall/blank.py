@@ -36,7 +36,7 @@ def unnamed(of: Delivered) -> frozenset[str]:
     return frozenset(
         turn
         for turn, versions in of.turns.items()
-        if any(one.was_attempted and not one.prints and one.key != _key(of.session, turn) for one in versions)
+        if any(one.was_attempted and not one.identities and one.key != _key(of.session, turn) for one in versions)
     )
 
 

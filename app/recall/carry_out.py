@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from app.recall.expected import Likeness
+from app.recall.expected import ExpectedContent
 from app.recall.recall import Recall
 from app.recall.rewrite import Problem, Refusal
 from app.runtime import clock
@@ -16,7 +16,7 @@ from app.runtime import clock
 class Overwritten:
     """What became of it so far."""
 
-    expected: list[Likeness] = field(default_factory=list)
+    expected: list[ExpectedContent] = field(default_factory=list)
     """What is to be seen at Helicone."""
     problems: list[Problem] = field(default_factory=list)
 

@@ -12,7 +12,7 @@ from app.delivery.confirm import IDS_MAX
 from app.exporters.answer import AnswerError, parsed
 from app.exporters.client import ReadBackError
 from app.exporters.encoder import Shown
-from app.recall.expected import Likeness, json_digest
+from app.recall.expected import ExpectedContent, json_digest
 
 Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]
 Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, Sequence[Shown]]]
@@ -31,7 +31,7 @@ class Seen:
     reason: str = ""
 
 
-def look(read: Reader, expected: Sequence[Likeness], *, end_s: float) -> list[Seen]:
+def look(read: Reader, expected: Sequence[ExpectedContent], *, end_s: float) -> list[Seen]:
     """Read all of them back, and those that are not overwritten again until `end_s` (monotonic).
 
     Every query is made once at least, however late it is, unless the first of them fails.
@@ -49,8 +49,8 @@ def look(read: Reader, expected: Sequence[Likeness], *, end_s: float) -> list[Se
         time.sleep(min(LOOK_S, max(0.0, end_s - time.monotonic())))
 
 
-def _batches(expected: Sequence[Likeness]) -> Iterator[list[Likeness]]:
-    sessions: dict[str, list[Likeness]] = {}
+def _batches(expected: Sequence[ExpectedContent]) -> Iterator[list[ExpectedContent]]:
+    sessions: dict[str, list[ExpectedContent]] = {}
     for one in expected:
         sessions.setdefault(one.session, []).append(one)
     for found in sessions.values():
@@ -58,7 +58,7 @@ def _batches(expected: Sequence[Likeness]) -> Iterator[list[Likeness]]:
             yield found[at : at + IDS_MAX]
 
 
-def _read(read: Reader, batch: Sequence[Likeness]) -> Iterator[Seen]:
+def _read(read: Reader, batch: Sequence[ExpectedContent]) -> Iterator[Seen]:
     try:
         rows = read(min(one.start_ms for one in batch), [one.request_id for one in batch])
     except ReadBackError as error:
@@ -68,22 +68,24 @@ def _read(read: Reader, batch: Sequence[Likeness]) -> Iterator[Seen]:
         yield Seen(one.session, one.path, str(one.request_id), _outcome(one, rows.get(one.request_id, [])))
 
 
-def _unread(likeness: Likeness, reason: str) -> Seen:
-    return Seen(likeness.session, likeness.path, str(likeness.request_id), "not read back", reason)
+def _unread(expected_content: ExpectedContent, reason: str) -> Seen:
+    return Seen(
+        expected_content.session, expected_content.path, str(expected_content.request_id), "not read back", reason
+    )
 
 
-def _outcome(likeness: Likeness, rows: Sequence[Shown]) -> Outcome:
+def _outcome(expected_content: ExpectedContent, rows: Sequence[Shown]) -> Outcome:
     if not rows:
         return "not there"
-    found = [_compared(likeness, row) for row in rows]
+    found = [_compared(expected_content, row) for row in rows]
     return next((one for one in found if one != "overwritten"), "overwritten")
 
 
-def _compared(likeness: Likeness, row: Shown) -> Outcome:
+def _compared(expected_content: ExpectedContent, row: Shown) -> Outcome:
     request, response = _parsed(row.request), _parsed(row.response)
     if not request and not response:
         return "without body"
-    is_new = json_digest(request) in likeness.requests and json_digest(response) == likeness.response
+    is_new = json_digest(request) in expected_content.requests and json_digest(response) == expected_content.response
     return "overwritten" if is_new else "still old"
 
 

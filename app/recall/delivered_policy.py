@@ -10,7 +10,7 @@ from app.capture.enqueue import body_of
 from app.capture.export import Export, split
 from app.exporters.encoder import Record
 from app.ledger.history import Exported
-from app.ledger.record_identity import DIGEST_BYTES, Print
+from app.ledger.record_identity import DIGEST_BYTES, RecordIdentity
 from app.privacy.policy import Mode, Policy, is_as_strict, retold, strictest
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
@@ -29,14 +29,14 @@ class Encodings:
         self._made: dict[str, Mapping[str, Export]] = {}
 
     def under(self, capture: Capture) -> Mapping[str, Export]:
-        """By turn; nothing is encoded before it is asked for."""
+        """Exports by turn; nothing is encoded before it is asked for."""
         name = f"{capture.policy.facts('')} {capture.redaction.secrets}"
         if name not in self._made:
             self._made[name] = self._encode(capture)
         return self._made[name]
 
     def bare(self, today: Capture | None) -> Mapping[str, Export]:
-        """With all texts as they are: to look into, never to be kept."""
+        """Exports with all texts as they are: to look into, never to be kept."""
         policy = Policy("full", (), redact_secrets=False, prefix=today.policy.prefix if today else "")
         return self._encode(Capture(policy, Redaction((), secrets=False, known=None), ""))
 
@@ -45,7 +45,7 @@ class Encodings:
         return {one.turn: one for one in ready}
 
 
-class Precedent:
+class DeliveredPolicy:
     """One session's turns under what they were made under, compared with a capture of today."""
 
     def __init__(self, encodings: Encodings, today: Capture) -> None:
@@ -72,13 +72,13 @@ class Precedent:
         for one in _binding(versions):
             if not is_as_strict(now, one.policy):
                 return Problem(Refusal.LOOSER, self._encodings.session, turn, _looser(now, one.policy))
-        if not self._is_as_printed(turn, versions):
+        if not self._is_as_made_then(turn, versions):
             return Problem(Refusal.UNEQUAL, self._encodings.session, turn)
         return None
 
-    def _is_as_printed(self, turn: str, versions: Sequence[Exported]) -> bool:
+    def _is_as_made_then(self, turn: str, versions: Sequence[Exported]) -> bool:
         """Whether each record, made under the policy of then, is what was made then; also where no digests are kept."""
-        last = prints(_binding(versions))
+        last = identities(_binding(versions))
         for policy in {policy for _, policy in last.values()}:
             then = self._encodings.under(as_made(self._today, policy)).get(turn)
             for record in then.encode() if then is not None else ():
@@ -96,9 +96,9 @@ def mode_of(versions: Sequence[Exported]) -> Mode:
     return mode
 
 
-def prints(versions: Sequence[Exported]) -> dict[str, tuple[Print, str]]:
-    """By request id what was last made of the record, and under which policy."""
-    return {str(one.request_id): (one, made.policy) for made in versions for one in made.prints}
+def identities(versions: Sequence[Exported]) -> dict[str, tuple[RecordIdentity, str]]:
+    """Record identities by request id: what was last made of the record, and under which policy."""
+    return {str(one.request_id): (one, made.policy) for made in versions for one in made.identities}
 
 
 def digest_of(record: Record) -> bytes:

@@ -12,8 +12,8 @@ from app.ledger.job import Body
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
-    """By digests: no text is kept to compare with."""
+class ExpectedContent:
+    """What a record is to show, by digests: no text is kept to compare with."""
 
     session: str
     request_id: uuid.UUID
@@ -24,13 +24,13 @@ class Likeness:
     response: bytes
 
 
-def likeness(session: str, body: Body) -> Likeness:
+def expected_content(session: str, body: Body) -> ExpectedContent:
     shown = ENCODER.shown_as(body.body)
-    return Likeness(
+    return ExpectedContent(
         session=session,
         request_id=body.request_id,
-        path=body.frozen.path if body.frozen else "",
-        start_ms=body.frozen.start_ms if body.frozen else 0,
+        path=body.identity_fields.path if body.identity_fields else "",
+        start_ms=body.identity_fields.start_ms if body.identity_fields else 0,
         requests=frozenset(json_digest(one.request) for one in shown),
         response=json_digest(shown[0].response),
     )

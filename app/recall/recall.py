@@ -1,7 +1,7 @@
 """Recall: overwrites what is at Helicone by new versions of turns, under the same ids, that hold less.
 
     turns ─ OpenCode's store ▶ today's rules, and one pattern more ─▶ redacted records ┐
-          ─ footprints ▶ nothing but what Helicone knows each by  ─▶ blank records ────┴▶ versions.insert ▶ the worker
+          ─ identities ▶ nothing but what Helicone knows each by  ─▶ blank records ────┴▶ versions.insert ▶ the worker
 
 Nothing is posted here: the jobs are delivered as all others are, with their retries, also after a crash.
 """
@@ -18,15 +18,15 @@ from app.capture.folders import Folders
 from app.ledger.decision import RECALL, WANTED
 from app.ledger.destinations import destinations
 from app.ledger.history import exported, exported_sessions
-from app.ledger.versions import frozen, insert
+from app.ledger.versions import insert, session_identity
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
 from app.privacy.user_patterns import compile_pattern
 from app.recall.audit import GONE, audit, delivered_turns, hits
 from app.recall.blank import blanked, unnamed
-from app.recall.delivered_policy import Encodings, Precedent, mode_of
-from app.recall.expected import Likeness, likeness
+from app.recall.delivered_policy import DeliveredPolicy, Encodings, mode_of
+from app.recall.expected import ExpectedContent, expected_content
 from app.recall.rewrite import Delivered, Problem, Refusal, Rewrite, rewrite, sent
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store
@@ -49,9 +49,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """Of a plan."""
+    """Result of queueing a plan."""
 
-    expected: tuple[Likeness, ...]
+    expected: tuple[ExpectedContent, ...]
     """What is to be seen at Helicone."""
     in_flight: tuple[str, ...]
     """Turns of which a worker had an older version in hand meanwhile: they must be planned and queued again."""
@@ -85,12 +85,12 @@ class Recall:
         self._search = Redaction.compile([pattern] if pattern is not None else [], secrets=False)
 
     def named(self, sessions: Collection[str]) -> tuple[list[str], list[Problem]]:
-        """Those of the sessions that were delivered here, or all that were; and what is wrong with the names."""
+        """Sessions of these names that were delivered here, or all that were; and what is wrong with the names."""
         known = exported_sessions(self._db, self._destination_id)
         problems = []
         for name in sessions:
             if name not in known:
-                root = frozen(self._db, self._destination_id, name)
+                root = session_identity(self._db, self._destination_id, name)
                 refusal = Refusal.IS_SUBAGENT if root else Refusal.NOT_DELIVERED
                 problems.append(Problem(refusal, name, detail=root[0] if root else ""))
         return [name for name in known if not sessions or name in sessions], problems
@@ -134,12 +134,12 @@ class Recall:
 
     def queue(self, plan: Plan, now_ms: int, wake: Callable[[str], None]) -> Queued:
         """Put the plan into the ledger, a turn at a time."""
-        expected: list[Likeness] = []
+        expected: list[ExpectedContent] = []
         in_flight: list[str] = []
         for one in plan.rewrites:
             decision = insert(self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=RECALL)
             if decision in WANTED and self._covers(plan.session, one):
-                expected += (likeness(plan.session, body) for body in one.bodies)
+                expected += (expected_content(plan.session, body) for body in one.bodies)
             else:
                 in_flight.append(one.version.turn)
         if len(in_flight) < len(plan.rewrites):
@@ -147,7 +147,7 @@ class Recall:
         return Queued(tuple(expected), tuple(in_flight))
 
     def undelivered(self, session: str, turns: Collection[str]) -> Iterator[Problem]:
-        """Those of the turns that are not at Helicone as they were queued."""
+        """Turns, of these, that are not at Helicone as they were queued."""
         for one in exported(self._db, self._destination_id, session):
             if one.turn in turns and one.state not in {"delivered", "superseded"}:
                 told = one.drop_reason or one.error
@@ -168,7 +168,7 @@ class Recall:
 
     def _delivered(self, session: str, turns: Collection[str] | None) -> Delivered:
         found = delivered_turns(self._db, self._destination_id, session, self._since_ms, or_waiting=True)
-        known = frozen(self._db, self._destination_id, session)
+        known = session_identity(self._db, self._destination_id, session)
         chosen = {turn: versions for turn, versions in found.items() if turns is None or turn in turns}
         return Delivered(session, known[1] if known else Identity(""), chosen)
 
@@ -186,7 +186,7 @@ class Recall:
             yield Problem(Refusal.WITHHELD, of.session, detail=why_nothing(settings))
             return
         capture = self._with_pattern(today)
-        precedent = Precedent(Encodings(transcript, of.identity), capture)
+        precedent = DeliveredPolicy(Encodings(transcript, of.identity), capture)
         # The settings do not know what the turn is redacted by.
         yield from redacted(of, precedent, is_sealed=capture is not today)
 
@@ -213,7 +213,7 @@ class Recall:
             return {}
         if transcript is None:
             return {}
-        precedent = Precedent(Encodings(transcript, of.identity), self._any_capture(transcript, of.identity))
+        precedent = DeliveredPolicy(Encodings(transcript, of.identity), self._any_capture(transcript, of.identity))
         found = {turn: precedent.last(turn, of.turns[turn]) for turn in turns}
         return {turn: export for turn, export in found.items() if export is not None}
 
@@ -224,7 +224,7 @@ class Recall:
         return today or Capture(policy, Redaction.compile([]), identity.user_id)
 
 
-def redacted(of: Delivered, precedent: Precedent, *, is_sealed: bool) -> Iterator[Rewrite | Problem]:
+def redacted(of: Delivered, precedent: DeliveredPolicy, *, is_sealed: bool) -> Iterator[Rewrite | Problem]:
     """Each turn without what today's rules take out of it, and without what was taken out of it before."""
     for turn, versions in of.turns.items():
         policy, export = precedent.capture(versions).policy, precedent.export(turn, versions)
@@ -239,5 +239,11 @@ def redacted(of: Delivered, precedent: Precedent, *, is_sealed: bool) -> Iterato
             yield problem
         else:
             yield from rewrite(
-                of, turn, export.encode(), key=name, policy=policy, facts_ms=export.facts_ms, is_sealed=is_sealed
+                of,
+                turn,
+                export.encode(),
+                key=name,
+                policy=policy,
+                last_event_ms=export.last_event_ms,
+                is_sealed=is_sealed,
             )

@@ -14,8 +14,8 @@ from app.capture.enqueue import body_of
 from app.exporters.encoder import Record
 from app.exporters.kinds import ENCODER
 from app.ledger.history import Exported
-from app.ledger.job import Body, Frozen, Version
-from app.ledger.record_identity import Print
+from app.ledger.job import Body, IdentityFields, Version
+from app.ledger.record_identity import RecordIdentity
 from app.privacy.policy import Policy
 from app.transcript.identity import Identity
 
@@ -89,7 +89,7 @@ def rewrite(
     *,
     key: str,
     policy: Policy,
-    facts_ms: int = 0,
+    last_event_ms: int = 0,
     is_sealed: bool,
 ) -> Iterator[Rewrite | Problem]:
     """The records of a turn take the place of those that were sent of it."""
@@ -99,14 +99,14 @@ def rewrite(
         other = bodies.get(one.request_id)
         if other is None:
             bodies[one.request_id] = _blank_body(one, of.session, user_id)
-        elif other.frozen is not None and _row(other.frozen) != _row(one.frozen):
+        elif other.identity_fields is not None and _row(other.identity_fields) != _row(one.identity_fields):
             yield Problem(Refusal.ROW_STAYS, of.session, turn, str(one.request_id))
     version = Version(
         session=of.session,
         root=of.session,
         turn=turn,
         key=key,
-        facts_ms=max(facts_ms, *(one.facts_ms for one in versions)),
+        last_event_ms=max(last_event_ms, *(one.last_event_ms for one in versions)),
         user_id=user_id,
         folder="",  # the session has one already
         policy=policy.facts(user_id),
@@ -116,33 +116,33 @@ def rewrite(
     yield Rewrite(version, tuple(bodies.values()))
 
 
-def sent(versions: Sequence[Exported]) -> Iterator[Print]:
+def sent(versions: Sequence[Exported]) -> Iterator[RecordIdentity]:
     """Each row that may be at Helicone once, the newest first."""
     seen = set()
     for version in reversed(versions):
-        for one in version.prints if version.was_attempted else ():
-            place = (one.request_id, _row(one.frozen))
+        for one in version.identities if version.was_attempted else ():
+            place = (one.request_id, _row(one.identity_fields))
             if place not in seen:
                 seen.add(place)
                 yield one
 
 
-def _row(frozen: Frozen) -> tuple[str, str, int]:
+def _row(identity_fields: IdentityFields) -> tuple[str, str, int]:
     """What tells rows of one id apart: a record with another of these does not replace it."""
-    return frozen.provider, frozen.model, frozen.start_ms
+    return identity_fields.provider, identity_fields.model, identity_fields.start_ms
 
 
-def _blank_body(one: Print, session: str, user_id: str) -> Body:
-    frozen = one.frozen
+def _blank_body(one: RecordIdentity, session: str, user_id: str) -> Body:
+    identity_fields = one.identity_fields
     record = Record(
         request_id=str(one.request_id),
-        kind=ENCODER.kind_of(frozen.model),
-        path=frozen.path,
-        provider=frozen.provider,
-        model=frozen.model,
+        kind=ENCODER.kind_of(identity_fields.model),
+        path=identity_fields.path,
+        provider=identity_fields.provider,
+        model=identity_fields.model,
         user_id=user_id,
-        start_ms=frozen.start_ms,
-        session_name=frozen.session_name,
+        start_ms=identity_fields.start_ms,
+        session_name=identity_fields.session_name,
         body=b"",
     )
     return body_of(ENCODER.blank(record, session))

@@ -1,1 +1,1 @@
-"""The other side: a local server that answers as Helicone does."""
+"""Receiver: a local server that answers as Helicone does, for trying, the demo and tests."""

@@ -1,4 +1,4 @@
-"""A script of what goes wrong at the receiver: each request takes the next fault that concerns it.
+"""Faults: a script of what goes wrong at the receiver; each request takes the next fault that concerns it.
 
 Requests are POSTs to a log route, and queries that read back; a fault concerns queries when its route is "read".
 """

@@ -1,4 +1,4 @@
-"""One Manual-Logger body as Helicone stores and shows it: times, headers, id, model, usage, cost.
+"""Reads one Manual-Logger body as Helicone stores and shows it: times, headers, id, model, usage, cost.
 
     envelope, headers, times ─ stored ─▶ Log
 

@@ -1,4 +1,4 @@
-"""A local Helicone-compatible receiver, for trying the program out, for the demo and for tests.
+"""Server that is compatible with Helicone: routes, limits and sockets of the local receiver.
 
     POST /custom/v1/log                                         as the cloud's worker
     POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
@@ -74,12 +74,12 @@ def create(
 
     `keys`: the API keys that it knows; None, for tests: every well-formed one. `on_ready` is called once it can answer.
     """
-    desk = _Desk(keys, Script(script))
+    handlers = _Handlers(keys, Script(script))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         with store.opened(store_path) as db:
-            desk.db = db
+            handlers.db = db
             on_ready()
             yield
 
@@ -87,10 +87,10 @@ def create(
         lifespan=lifespan,
         exception_handlers={404: _not_found},
         routes=[
-            *(Route(path, desk.log, methods=["POST"]) for path in (_WORKER_PATH, *_JAWN_PATHS)),
-            Route("/v1/request/query-clickhouse", desk.query, methods=["POST"]),
-            Route("/_faults", desk.script, methods=["POST"]),
-            Route("/_sends", desk.show_sends, methods=["GET"]),
+            *(Route(path, handlers.log, methods=["POST"]) for path in (_WORKER_PATH, *_JAWN_PATHS)),
+            Route("/v1/request/query-clickhouse", handlers.query, methods=["POST"]),
+            Route("/_faults", handlers.script, methods=["POST"]),
+            Route("/_sends", handlers.show_sends, methods=["GET"]),
         ],
     )
     app.router.redirect_slashes = False  # neither of the real servers does
@@ -180,7 +180,7 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Desk:
+class _Handlers:
     """The handlers, and what they share. All run in one thread, the event loop's."""
 
     db: sqlite3.Connection
@@ -236,7 +236,7 @@ class _Desk:
             return JSONResponse({"data": [], "error": None}, status_code=201)
         try:
             wanted = store.compiled(query.get("filter", "all"), unit_ms=1000 if fault.cut_since else 1)
-        except store.ShelfError as error:
+        except store.ReceiverStoreError as error:
             return JSONResponse({"data": None, "error": str(error)}, status_code=400)
         rows = store.select(
             self.db,

@@ -1,4 +1,4 @@
-"""The receiver's SQLite file: what would lie in Helicone's store, and every POST that arrived.
+"""Store of the receiver, in SQLite: what would lie in Helicone's, and every POST that arrived.
 
     shelf       the salt of the key hashes
     log         one row per stored request; Helicone's replace-by-key rule is its primary key
@@ -71,7 +71,7 @@ Filter: TypeAlias = tuple[str, list[object]]
 """An SQL condition and its parameters."""
 
 
-class ShelfError(AppError):
+class ReceiverStoreError(AppError):
     """A file that is no receiver's store, or a query that it does not know."""
 
 
@@ -117,7 +117,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             db.row_factory = sqlite3.Row
             _prepare(db, path)
         except sqlite3.DatabaseError as error:
-            raise ShelfError(f"{path} is no receiver's store: {error}") from error
+            raise ReceiverStoreError(f"{path} is no receiver's store: {error}") from error
         yield db
 
 
@@ -130,7 +130,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             db.execute("insert into shelf values (?)", (os.urandom(16),))
             db.execute(f"pragma application_id = {_APPLICATION_ID}")
         elif db.execute("pragma application_id").fetchone()[0] != _APPLICATION_ID:
-            raise ShelfError(f"{path} belongs to another program; name another file")
+            raise ReceiverStoreError(f"{path} belongs to another program; name another file")
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = normal")
 
@@ -218,7 +218,7 @@ def compiled(node: object, depth: int = 0, *, unit_ms: int = 1) -> Filter:
     if node == "all":
         return "true", []
     if depth > _FILTER_DEPTH_MAX or not isinstance(node, dict):
-        raise ShelfError("the filter is no tree of request_response_rmt leaves, or too deep")
+        raise ReceiverStoreError("the filter is no tree of request_response_rmt leaves, or too deep")
     if node.get("operator") in ("and", "or"):
         left, right = (compiled(node.get(side), depth + 1, unit_ms=unit_ms) for side in ("left", "right"))
         return f"({left[0]} {node['operator']} {right[0]})", left[1] + right[1]
@@ -230,7 +230,7 @@ def compiled(node: object, depth: int = 0, *, unit_ms: int = 1) -> Filter:
         return f"{property_value} {_sql(operator)} ?", [name, str(value)]
     operator, value = _only(rest)
     if column not in _FILTERED:
-        raise ShelfError(f"the receiver cannot filter by {column[:40]}")
+        raise ReceiverStoreError(f"the receiver cannot filter by {column[:40]}")
     if column == "request_created_at":
         return f"{_FILTERED[column]} / ? {_sql(operator)} ?", [unit_ms, _time_ms(value) // unit_ms]
     return f"{_FILTERED[column]} {_sql(operator)} ?", [value if isinstance(value, int | float) else str(value)]
@@ -238,13 +238,13 @@ def compiled(node: object, depth: int = 0, *, unit_ms: int = 1) -> Filter:
 
 def _only(node: object) -> tuple[str, Any]:
     if not isinstance(node, Mapping) or len(node) != 1:
-        raise ShelfError("each leaf of the filter names one column and one operator")
+        raise ReceiverStoreError("each leaf of the filter names one column and one operator")
     return next(iter(node.items()))
 
 
 def _sql(operator: str) -> str:
     if operator not in _OPERATORS:
-        raise ShelfError(f"the receiver cannot compare by {operator[:40]}")
+        raise ReceiverStoreError(f"the receiver cannot compare by {operator[:40]}")
     return _OPERATORS[operator]
 
 
@@ -252,5 +252,5 @@ def _time_ms(value: object) -> int:
     try:
         moment = datetime.fromisoformat(str(value))
     except ValueError:
-        raise ShelfError("a time in the filter is not ISO 8601") from None
+        raise ReceiverStoreError("a time in the filter is not ISO 8601") from None
     return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)

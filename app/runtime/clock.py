@@ -1,4 +1,4 @@
-"""The one place that asks what time it is; everything that decides takes the answer as an argument."""
+"""Clock: the one place that asks what time it is; everything that decides takes the answer as an argument."""
 
 from __future__ import annotations
 

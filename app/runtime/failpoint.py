@@ -1,4 +1,4 @@
-"""Places at which a test has the process die, as by `kill -9`. Without a test each of them does nothing.
+"""Failpoints: where a test has the process die, as by `kill -9`. Without a test each of them does nothing.
 
     OPENCODE_HELICONE_CRASH_AT=POINT[:PASS][@SUBJECT]
 

@@ -1,4 +1,4 @@
-"""Where the spool may lie, and who may look into it.
+"""Filesystem: checks where the spool may lie, and who may look into it.
 
     a folder of this user's own, mode 0700, no symbolic link    else refused, or tightened where it is only too open
     on a file system of this machine alone                      else refused, before SQLite tries its WAL there
@@ -162,7 +162,7 @@ def shared_file_system(path: Path) -> str | None:
 
 
 def shared_type(real_path: str, mountinfo: str) -> str | None:
-    """As above, by the text of `mountinfo`. The last line of the longest mount point is what the path shows.
+    """Type of file system by the text of `mountinfo`. The last line of the longest mount point is what the path shows.
 
     >>> shared_type("/mnt/x/spool", "2 1 0:9 / /mnt rw shared:1 - nfs4 server:/ rw")
     'nfs4'

@@ -1,4 +1,4 @@
-"""Text as the value of a header, which takes Latin-1 and no more than a kilobyte. Pure."""
+"""Spells text as the value of a header, which takes Latin-1 and no more than a kilobyte. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is alive: each process holds a locked file for as long as it lives.
+"""Liveness: tells who is alive; each process holds a locked file for as long as it lives.
 
 The lock is the truth and ends with its process, however that ends. Process ids are not asked: they recycle, and in
 a container they mean something else.
@@ -123,7 +123,7 @@ def _hear(descriptor: int) -> Mapping[str, object]:
     return {}
 
 
-class Only:
+class ExclusiveLock:
     """A lock that one process at a time can hold: `take` and `release` as often as wanted."""
 
     def __init__(self, path: Path) -> None:

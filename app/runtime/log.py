@@ -1,4 +1,4 @@
-"""The spool's logs: dated lines that many processes append to, bounded in size.
+"""Logs of the spool: dated lines that many processes append to, bounded in size.
 
     hook.log, worker.log, plugin.log    BYTES_MAX, and as much in the one before it, `.1`
 
@@ -171,7 +171,7 @@ def where(error: BaseException) -> str:
 
 
 def carry_warnings(path: Path) -> None:
-    """From now on Python's own `logging` ends here: standard error has no bound and collapses no repeats."""
+    """Take over Python's own `logging`: standard error has no bound and collapses no repeats."""
     root = logging.getLogger()
     for handler in list(root.handlers):
         if isinstance(handler, _Lines) or type(handler) is logging.StreamHandler:

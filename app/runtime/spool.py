@@ -1,4 +1,4 @@
-"""The spool directory: where each file lies, and whose jobs the present settings mean.
+"""Spool directory: the path of each file in it.
 
     <spool>/ledger.db            the truth
             ledger.db.damaged-*  what was set aside after a recovery; ledger.db.before-* the copy before a migration

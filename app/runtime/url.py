@@ -1,4 +1,4 @@
-"""URLs of endpoints as persons give them: checked, and in one spelling. Pure."""
+"""Checks URLs of endpoints as persons give them, and spells them in one way. Pure."""
 
 from __future__ import annotations
 

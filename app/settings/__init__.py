@@ -1,4 +1,4 @@
-"""What the program is told to do: one frozen `Settings`, and where each of its values came from.
+"""Settings: what the program is told to do, and where each value came from.
 
     command line > environment > .env > handed to the plugin > OpenCode's files > recorded > config file > default
 

@@ -1,4 +1,4 @@
-"""The sources, each a layer of values with their origins, put together to settings by one rule.
+"""Layers: puts the sources together, and decides for each setting which one wins (strictest for what may leave).
 
 what may leave      the strictest of all layers; patterns add up (see `strictest`)
 keys, addresses     from the command line, the environment and the user's own files alone

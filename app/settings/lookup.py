@@ -1,4 +1,4 @@
-"""Which sources a process takes its settings from: those of a command that a person typed, or fewer."""
+"""Lookup: finds the sources that hold for a process and a directory: arguments, variables, files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Sources:
         handed: Mapping[str, object] | None = None,
         recorded: Mapping[str, object] | None = None,
     ) -> Settings:
-        """For a project folder; without one, for the command itself where it was typed. Raises SettingsError.
+        """Load for a project folder; without one, for the command itself where it was typed. Raises SettingsError.
 
         `handed`: the options that OpenCode gave the plugin there. `recorded`: what a hook recorded of the folder. The
         worker, which knows folders as hashes, names no directory: then no project's file is read.
@@ -124,12 +124,12 @@ def typed(
     env_file: Path | None = None,
     command_line: Mapping[str, object] | None = None,
 ) -> Sources:
-    """For a command that a person typed in `cwd`: its `.env` counts. Raises SettingsError."""
+    """Sources of a command that a person typed in `cwd`: its `.env` counts. Raises SettingsError."""
     return Sources(environ, cwd, standard_folder(config_folder), cwd, env_file, command_line or {})
 
 
 def unattended(environ: Mapping[str, str]) -> Sources:
-    """For the hook and the worker that it starts: they run in projects of others, whose `.env` is not ours to read.
+    """Sources of the hook and its worker: they run in projects of others, whose `.env` is not ours to read.
 
     Raises SettingsError.
     """

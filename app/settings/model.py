@@ -1,4 +1,4 @@
-"""The settings as values: what each must be, its default, and where it came from."""
+"""Settings as values: what each must be, its default, and where it came from."""
 
 from __future__ import annotations
 

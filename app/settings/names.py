@@ -1,4 +1,4 @@
-"""Each setting's names outside of Python, how the text of its variable is read, and where it may stand."""
+"""Names of each setting outside of Python, how the text of its variable is read, and where it may stand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options by their names in files: of our entry in OpenCode's files, of records, of `config.toml`, of `--set`."""
+"""Options by their names in files (OpenCode's, records, `config.toml`): reads them; an unknown one holds the folder."""
 
 from __future__ import annotations
 

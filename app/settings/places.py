@@ -1,4 +1,4 @@
-"""Where the user's own files are, and how a file is read.
+"""Places of the user's own configuration files, and how a file is read.
 
 `.env` of the working directory is for commands that a person types; the hook and the worker that it starts run in
 projects of others, whose `.env` must not redirect them.

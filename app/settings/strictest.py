@@ -1,4 +1,4 @@
-"""What may leave: of all layers the strictest, and all their patterns."""
+"""Strictest: joins the layers' export modes and patterns, so that the one that withholds most counts."""
 
 from __future__ import annotations
 

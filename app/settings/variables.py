@@ -1,4 +1,4 @@
-"""Variables, of the environment and of `.env` files."""
+"""Variables: reads settings from the environment and from `.env` files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KNOWN = {variable for variable, _, _ in VARIABLES}
 
 
 def from_variables(variables: Mapping[str, str], origin: Callable[[str], Origin], problems: list[str]) -> Layer:
-    """What they say. One that only we would read and that is none is a problem: it may have been meant to withhold."""
+    """Settings of variables. One that only we would read and that is none is a problem: it may be meant to withhold."""
     layer: Layer = {}
     for variable, name, read in VARIABLES:
         text = variables.get(variable, "").strip()
@@ -38,7 +38,7 @@ def from_dotenv(path: Path, problems: list[str], source: Source = ".env") -> Lay
 
 
 def dotenv_variables(path: Path, problems: list[str]) -> dict[str, str]:
-    """Those of a file that are ours."""
+    """Variables of a file that are ours."""
     variables: dict[str, str] = {}
     for binding in parse_stream(StringIO(text_of(path, problems))):
         text, number = binding.original

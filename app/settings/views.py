@@ -1,4 +1,4 @@
-"""What others need of the settings: to be recorded for later processes, and to be shown."""
+"""Views of the settings: what is recorded for later processes, and what `config show` shows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from app.settings.names import CAPTURE, DELIVERY, HELD, LIMITS, NAMES, TIGHTENIN
 
 
 def delivery_options(settings: Settings) -> dict[str, object]:
-    """By option, the values in force of what decides about delivery."""
+    """Options in force that decide about delivery, by name."""
     return {NAMES[name].option: getattr(settings, name) for name in DELIVERY}
 
 
 def delivery_record(settings: Settings) -> dict[str, object]:
-    """Those of `delivery_options` that a later process could not find by itself.
+    """Options, of `delivery_options`, that a later process could not find by itself.
 
     Defaults and the user's files are left out: recorded, they would overrule what the user writes there later.
     """
@@ -22,7 +22,7 @@ def delivery_record(settings: Settings) -> dict[str, object]:
 
 
 def folder_record(settings: Settings) -> dict[str, object]:
-    """By option, as JSON, what decides which bytes of this folder may leave, and the limits of its own files.
+    """Options, as JSON, that decide which bytes of this folder may leave, and the limits of its own files.
 
     As far as a later process could not find it by itself; and why the folder is held, where it is. That the built-in
     rules are on is told also where nobody says so: a later command's environment must not switch them off.

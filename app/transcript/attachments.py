@@ -1,4 +1,4 @@
-"""Puts a description in place of what nobody reads as text: `[image/png, 70 bytes]`.
+"""Puts a description in place of attached files and data: URLs: `[image/png, 70 bytes]`.
 
     data:image/png;base64,iVBORw0KGgo…      a data: URL, however short
     iVBORw0KGgo…                            a file's bytes over 4 kB, however they are written (app.transcript.blobs)

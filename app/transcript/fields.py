@@ -169,7 +169,7 @@ def place(value: Json, path: str, faults: list[str] | None = None) -> Place:
 
 
 def as_json(value: Json) -> str:
-    """For a person to read; '' for what cannot be written as JSON."""
+    """JSON for a person to read; '' for what cannot be written as JSON."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (ValueError, RecursionError):
@@ -183,7 +183,7 @@ class Long:
     text: str
 
     def spelled(self) -> Iterator[str]:
-        """As JSON, in pieces. ASCII has a form of its own for each character, whatever stands beside it."""
+        """JSON in pieces. ASCII has a form of its own for each character, whatever stands beside it."""
         yield '"'
         for at in range(0, len(self.text), PIECE_CHARACTERS):
             yield _canonical(self.text[at : at + PIECE_CHARACTERS])[1:-1]
@@ -232,7 +232,7 @@ def _in_pieces(value: Json) -> Iterator[str | Long]:
 
 
 def joined(items: Iterable[Canonical]) -> Iterator[str | Long]:
-    """As a list has them."""
+    """JSON of a list with these items."""
     for number, pieces in enumerate(items):
         if number:
             yield ","
@@ -240,7 +240,7 @@ def joined(items: Iterable[Canonical]) -> Iterator[str | Long]:
 
 
 def sha256(pieces: Iterable[str | Long]) -> str:
-    """In hex, of a text in canonical form."""
+    """SHA-256, in hex, of a text in canonical form."""
     digest = hashlib.sha256()
     for piece in pieces:
         for some in piece.spelled() if isinstance(piece, Long) else (piece,):

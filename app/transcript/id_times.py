@@ -1,4 +1,4 @@
-"""Tells from OpenCode's ids when they were made.
+"""Tells from OpenCode's ids when they were made, and so which messages a fork copied.
 
     msg_2295a9866001xUw3NOie3wkDMy
         └ 12 hex digits: milliseconds * 4096 + a counter, of which 48 bits are kept; then 14 random characters

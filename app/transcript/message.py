@@ -107,7 +107,7 @@ def _assistant(info: Place, index: int, created_ms: int, parts: tuple[Part, ...]
 
 
 def turn_name(info: Place) -> str:
-    """Of the turn that a message belongs to: its parent's id, or its own. Raises TranscriptError."""
+    """Name of the turn that a message belongs to: its parent's id, or its own. Raises TranscriptError."""
     if info.fields.get("role") != "user" and info.fields.get("parentID"):
         try:
             return info.id("parentID")

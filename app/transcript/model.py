@@ -149,7 +149,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """As OpenCode counts: input excludes cache_read, output excludes reasoning."""
+    """Tokens as OpenCode counts: input excludes cache_read, output excludes reasoning."""
 
     input: int
     output: int
@@ -206,7 +206,7 @@ class Turn:
     """The user message first, also where the clock was set back while it was answered."""
     final: bool
     """Every assistant completed or failed, every tool ended, subagents included, and at least one answer."""
-    facts_ms: int
+    last_event_ms: int
     """The latest time found in the turn."""
     digest: str
     """SHA-256 (hex) of the turn as OpenCode holds it, in canonical form: the policy-free half of the key."""

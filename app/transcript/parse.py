@@ -260,8 +260,8 @@ def _turn(session: Session, name: str, told: list[_Told], undone_from: tuple[int
         id=name,
         messages=tuple(sorted(values, key=lambda value: not isinstance(value, User))),
         final=any(isinstance(value, Assistant) for value in values) and all(has_ended(value) for value in values),
-        facts_ms=max(
-            [one.read.latest_ms for one in own] + [turn.facts_ms for child in children for turn in child.turns]
+        last_event_ms=max(
+            [one.read.latest_ms for one in own] + [turn.last_event_ms for child in children for turn in child.turns]
         ),
         digest=_digest(session, name, [one.read.told for one in own], children, is_undone=is_undone),
         is_copy=all(one.is_copy is not False for one in own),

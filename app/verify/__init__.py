@@ -1,1 +1,1 @@
-"""OpenCode's store against the ledger, and against Helicone."""
+"""Verify: compares OpenCode's store with the ledger, and with Helicone."""

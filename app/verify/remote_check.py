@@ -1,6 +1,6 @@
-"""Looks for delivered records at Helicone, each by its request id.
+"""Remote check: looks for delivered records at Helicone, each by its request id.
 
-    history.exported ─ footprints ▶ wanted ─ Client.stored ─▶ found, without bodies, missing
+    history.exported ─ identities ▶ wanted ─ Client.stored ─▶ found, without bodies, missing
 
 Helicone's answers hold the whole bodies, wanted or not; so a query names few ids.
 """
@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from app.exporters.client import OverlongError
 from app.ledger.history import Exported
-from app.verify.turn_status import by_turn, current, fate
+from app.verify.turn_status import by_turn, current, state_in_ledger
 
 IDS_MAX = 16
 """In one query: records of common sizes make a few MB."""
@@ -25,7 +25,7 @@ Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool
 
 
 @dataclass(frozen=True, slots=True)
-class Sought:
+class RemoteCheck:
     """Records of one session."""
 
     found: int
@@ -52,7 +52,7 @@ class _Wanted:
     """It belongs to the delivered version. What an attempt at an earlier version sent may be there, too."""
 
 
-def seek(known: Sequence[Exported], read: Reader, *, now_ms: int, delay_ms: int) -> Sought:
+def check(known: Sequence[Exported], read: Reader, *, now_ms: int, delay_ms: int) -> RemoteCheck:
     """Look for all records of a session's delivered turns.
 
     `delay_ms` is how long what was accepted may take to appear. Raises ReadBackError.
@@ -64,7 +64,7 @@ def seek(known: Sequence[Exported], read: Reader, *, now_ms: int, delay_ms: int)
         found |= _read(ids[start : start + IDS_MAX], wanted, read)
     absent = [one for request_id, one in wanted.items() if one.is_due and request_id not in found]
     missing = [one for one in absent if one.delivered_ms + delay_ms <= now_ms]
-    return Sought(
+    return RemoteCheck(
         found=len(found),
         without_bodies=Counter(found.values())[False],
         missing=len(missing),
@@ -80,15 +80,15 @@ def _wanted(known: Sequence[Exported]) -> tuple[dict[uuid.UUID, _Wanted], int]:
     unnamed = 0
     for turn, versions in by_turn(known).items():
         delivered = current(versions)
-        if delivered is None or fate(delivered) not in {"delivered", "recalled"}:
+        if delivered is None or state_in_ledger(delivered) not in {"delivered", "recalled"}:
             continue
         # A recall of what was never sent has no records.
-        unnamed += not delivered.prints and not delivered.is_recall
+        unnamed += not delivered.identities and not delivered.is_recall
         for version in versions:
-            for one in version.prints if version.was_attempted or version is delivered else ():
+            for one in version.identities if version.was_attempted or version is delivered else ():
                 if version is delivered or one.request_id not in wanted:
                     wanted[one.request_id] = _Wanted(
-                        turn, one.frozen.start_ms, delivered.finished_ms or 0, is_due=version is delivered
+                        turn, one.identity_fields.start_ms, delivered.finished_ms or 0, is_due=version is delivered
                     )
     return wanted, unnamed
 

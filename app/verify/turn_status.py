@@ -57,18 +57,18 @@ class StoredTurn:
 
     name: str
     digest: str
-    facts_ms: int
+    last_event_ms: int
     is_final: bool
     is_undone: bool = False
 
 
 def stored_turns(transcript: Transcript) -> Iterator[StoredTurn]:
-    """Without its text. A session without turns says nothing about itself yet."""
+    """Turns of a transcript, without text. A session without turns says nothing about itself yet."""
     session = transcript.session
     if transcript.turns:
         yield StoredTurn(job.SESSION_RECORD, session_digest(session), session.updated_ms, is_final=True)
     for turn in transcript.turns:
-        yield StoredTurn(turn.id, turn.digest, turn.facts_ms, turn.final, turn.is_undone)
+        yield StoredTurn(turn.id, turn.digest, turn.last_event_ms, turn.final, turn.is_undone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Circumstances:
     """Whether OpenCode wrote to it so short a time ago that one without a hook may still be at it."""
 
 
-def judge(turn: StoredTurn, versions: Sequence[Exported], at: Circumstances) -> State:
+def turn_state(turn: StoredTurn, versions: Sequence[Exported], at: Circumstances) -> State:
     """`versions`: those of this turn, in any order."""
     known = current(versions)
     if known is None:
@@ -105,10 +105,10 @@ def judge(turn: StoredTurn, versions: Sequence[Exported], at: Circumstances) -> 
         return "undone" if turn.is_undone else _excuse(turn, at) or "never_seen"
     if _is_newer(turn, known, at):
         return "in_progress" if at.is_live else (_excuse(turn, at) or "changed")
-    return fate(known)
+    return state_in_ledger(known)
 
 
-def fate(version: Exported) -> State:
+def state_in_ledger(version: Exported) -> State:
     """What the ledger says of a current version."""
     match version.state:
         case "pending":
@@ -131,9 +131,9 @@ def _is_newer(turn: StoredTurn, known: Exported, at: Circumstances) -> bool:
         return False
     if at.capture is not None and known.policy == at.capture.policy.facts(at.user_id):
         same = key(turn.digest, at.capture.policy.digest(at.user_id)) == known.key
-        return not same and turn.facts_ms >= known.facts_ms
+        return not same and turn.last_event_ms >= known.last_event_ms
     # Under another policy the keys cannot be compared; and the time of a session moves on without its record.
-    return turn.name != job.SESSION_RECORD and turn.facts_ms > known.facts_ms
+    return turn.name != job.SESSION_RECORD and turn.last_event_ms > known.last_event_ms
 
 
 def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
@@ -144,7 +144,7 @@ def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
         return "switched_off"
     if at.captured_since_ms is None:
         return "elsewhere"
-    if turn.facts_ms < at.captured_since_ms and not at.is_unread:
+    if turn.last_event_ms < at.captured_since_ms and not at.is_unread:
         return "earlier"
     if (at.is_live or at.is_recent) and not turn.is_final:
         return "in_progress"
@@ -152,8 +152,8 @@ def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Of one root session, with its subagents inside its turns."""
+class SessionStatus:
+    """Status of one root session, with its subagents inside its turns."""
 
     session: str
     project: str
@@ -195,32 +195,32 @@ class Verdict:
         return not self.unexplained and not self.failure and not self.unreadable
 
 
-def weigh(
-    session: Verdict,
+def session_status(
+    session: SessionStatus,
     turns: Sequence[StoredTurn],
     known: Sequence[Exported],
     at: Circumstances,
     unreadable: Sequence[Unreadable] = (),
-) -> Verdict:
+) -> SessionStatus:
     """The verdict on a session of which `session` says the first fields."""
     versions = by_turn(known)
-    states = {turn.name: judge(turn, versions.get(turn.name, ()), at) for turn in turns}
+    states = {turn.name: turn_state(turn, versions.get(turn.name, ()), at) for turn in turns}
     # What cannot be read any more, and was exported before, is what the ledger says.
     for lost in unreadable:
         before = None if lost.turn is None else current(versions.get(lost.turn, ()))
         if before is not None:
-            states[before.turn] = fate(before)
+            states[before.turn] = state_in_ledger(before)
     currents = {name: one for name in states if (one := current(versions.get(name, ()))) is not None}
-    found = _verdict(session, states, currents, known, gone=len(versions.keys() - states.keys()))
+    found = _status(session, states, currents, known, gone=len(versions.keys() - states.keys()))
     return replace(found, unreadable=len({lost.turn or lost.why for lost in unreadable if lost.turn not in states}))
 
 
-def weigh_deleted(session: str, known: Sequence[Exported]) -> Verdict:
-    """Of a session that only the ledger knows."""
+def deleted_session_status(session: str, known: Sequence[Exported]) -> SessionStatus:
+    """Status of a session that only the ledger knows."""
     currents = {name: one for name, versions in by_turn(known).items() if (one := current(versions)) is not None}
-    changed_ms = max((one.facts_ms for one in known), default=0)
-    first = Verdict(session, "", changed_ms, is_deleted=True, failure="")
-    return _verdict(first, {name: fate(one) for name, one in currents.items()}, currents, known, gone=0)
+    changed_ms = max((one.last_event_ms for one in known), default=0)
+    first = SessionStatus(session, "", changed_ms, is_deleted=True, failure="")
+    return _status(first, {name: state_in_ledger(one) for name, one in currents.items()}, currents, known, gone=0)
 
 
 def by_turn(known: Sequence[Exported]) -> Mapping[str, list[Exported]]:
@@ -230,14 +230,14 @@ def by_turn(known: Sequence[Exported]) -> Mapping[str, list[Exported]]:
     return found
 
 
-def _verdict(
-    session: Verdict,
+def _status(
+    session: SessionStatus,
     states: Mapping[str, State],
     currents: Mapping[str, Exported],
     known: Sequence[Exported],
     *,
     gone: int,
-) -> Verdict:
+) -> SessionStatus:
     of_turns = {name: state for name, state in states.items() if name != job.SESSION_RECORD}
     told = {
         state: [currents.get(name) for name, own in of_turns.items() if own == state]

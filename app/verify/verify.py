@@ -1,4 +1,4 @@
-"""Compares OpenCode's store with the ledger.
+"""Verify: goes through OpenCode's sessions, and compares each with the ledger.
 
     Store.transcript ─ turns ▶ turn_status.weigh ◀ versions ─ history.exported
 
@@ -24,7 +24,7 @@ from app.errors import AppError
 from app.ledger.folders import captured_since_ms
 from app.ledger.history import exported, exported_elsewhere, exported_sessions
 from app.ledger.notices import unread_sessions
-from app.ledger.versions import any_sealed, frozen
+from app.ledger.versions import any_sealed, session_identity
 from app.runtime import clock
 from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
@@ -34,7 +34,7 @@ from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
-from app.verify.turn_status import Circumstances, Verdict, stored_turns, weigh, weigh_deleted
+from app.verify.turn_status import Circumstances, SessionStatus, deleted_session_status, session_status, stored_turns
 
 SETTLE_S = 2.0
 """A hook that is alive needs a moment for a turn that has just ended: then it is looked at once more."""
@@ -88,14 +88,14 @@ class Verification:
     def changed_ms(self, session: Head | str) -> int:
         if isinstance(session, str):
             known = exported(self._db, self.destination_id, session)
-            return max((one.facts_ms for one in known), default=0)
+            return max((one.last_event_ms for one in known), default=0)
         return self._store.changed_ms(session.id) or session.updated_ms
 
-    def look(self, session: Head | str) -> Verdict:
+    def look(self, session: Head | str) -> SessionStatus:
         if isinstance(session, str):
-            return weigh_deleted(session, exported(self._db, self.destination_id, session))
+            return deleted_session_status(session, exported(self._db, self.destination_id, session))
         changed_ms = self.changed_ms(session)
-        first = Verdict(session.id, Path(session.directory).name, changed_ms, is_deleted=False, failure="")
+        first = SessionStatus(session.id, Path(session.directory).name, changed_ms, is_deleted=False, failure="")
         try:
             transcript = self._store.transcript(session.id)
         except StoreError:
@@ -103,7 +103,7 @@ class Verification:
         except (ExportError, TranscriptError) as error:
             return replace(first, failure=str(error))
         if transcript is None:  # deleted since it was listed
-            return weigh_deleted(session.id, exported(self._db, self.destination_id, session.id))
+            return deleted_session_status(session.id, exported(self._db, self.destination_id, session.id))
         whole, transcript = transcript, own_turns(self._db, transcript)
         first = replace(
             first,
@@ -116,7 +116,7 @@ class Verification:
         )
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
         known = exported(self._db, self.destination_id, session.id)
-        return weigh(first, turns, known, at, transcript.unreadable)
+        return session_status(first, turns, known, at, transcript.unreadable)
 
     def is_anybody_alive(self) -> bool:
         """Whether a hook may be about to bring something."""
@@ -124,7 +124,7 @@ class Verification:
 
     def _circumstances(self, session: Head, changed_ms: int) -> Circumstances:
         _, capturing = self._folders.find(session.directory)
-        known = frozen(self._db, self.destination_id, session.id)
+        known = session_identity(self._db, self.destination_id, session.id)
         return Circumstances(
             capture=capturing,
             user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
@@ -144,7 +144,7 @@ def verify(
     *,
     pause: Callable[[float], object],
     progress: Callable[[int, int], object] = lambda _done, _all: None,
-) -> list[Verdict]:
+) -> list[SessionStatus]:
     """A verdict on each chosen session, OpenCode's first, the oldest first. `progress` is told (done, all).
 
     `pause` is called once, with seconds, where live hooks may be about to bring what looks unexplained. Raises
@@ -153,15 +153,15 @@ def verify(
     with closing(open_ledger(sources.load().spool_directory)) as db:
         verification = Verification(db, sources, store)
         sessions = verification.chosen(choice)
-        verdicts = []
+        statuses = []
         for done, session in enumerate(sessions):
             progress(done, len(sessions))
-            verdicts.append(verification.look(session))
+            statuses.append(verification.look(session))
         progress(len(sessions), len(sessions))
-        if any(one.unexplained for one in verdicts) and verification.is_anybody_alive():
+        if any(one.unexplained for one in statuses) and verification.is_anybody_alive():
             pause(SETTLE_S)
-            verdicts = [
+            statuses = [
                 verification.look(session) if one.unexplained else one
-                for session, one in zip(sessions, verdicts, strict=True)
+                for session, one in zip(sessions, statuses, strict=True)
             ]
-        return verdicts
+        return statuses

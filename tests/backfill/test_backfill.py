@@ -29,7 +29,7 @@ from app.transcript.identity import Identity
 from app.transcript.parse import parse
 from tests.sources.opencode.test_store import built
 from tests.stress import backfill as violence
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import PROJECT, Station, repository
 from tests.support.recorded import export, exported
 from tests.support.snapshots import Fields, assistant, entry, snapshot, text, unfinished, user
@@ -427,7 +427,7 @@ def test_it_stops_at_half_of_the_spool_drops_nothing_and_goes_on_the_next_time(
             break
         assert done.returncode == 1
         assert done.stderr == (
-            "opencode-helicone: half of maxSpoolSize is held, and no worker runs: let flush or worker deliver it;"
+            "opencode-helicone: half of maxSpoolSize is in use, and no worker runs: let flush or worker deliver it;"
             " what is queued stays; the same backfill again goes on from there\n"
         )
         held = sum(one["body_bytes"] for one in jobs(station))
@@ -455,24 +455,24 @@ def test_the_room_is_looked_at_again_when_what_was_left_is_used_up(
     db: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
-    desk = Desk(db)
+    bench = LedgerBench(db)
     (ours,) = destinations(db)
-    room = backfill.Room(db, Spool(tmp_path), ours, 4_000, lambda: None)
-    room.admit(1_500)
-    desk.put(version())
+    admission = backfill.Admission(db, Spool(tmp_path), ours, 4_000, lambda: None)
+    admission.admit(1_500)
+    bench.put(version())
     db.execute("update job set body_bytes = 2000")  # all of the half
-    room.admit(500)
+    admission.admit(500)
     with pytest.raises(backfill.NoRoomError):
-        room.admit(1)
+        admission.admit(1)
 
 
 def test_a_worker_that_has_nothing_to_deliver_makes_no_room(
     db: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backfill, "WORKER_S", 0.0)
-    desk = Desk(db)
+    bench = LedgerBench(db)
     (ours,) = destinations(db)
-    desk.put(version())
+    bench.put(version())
     db.execute("update job set body_bytes = 2000, state = 'dead', due_ms = null, finished_ms = 1")
     worker = Announced(Spool(tmp_path).workers)
     worker.say({"destination": ours.id})
@@ -482,7 +482,7 @@ def test_a_worker_that_has_nothing_to_deliver_makes_no_room(
 
     try:
         with pytest.raises(backfill.NoRoomError, match="dead letters"):
-            backfill.Room(db, Spool(tmp_path), ours, 4_000, on_wait=waited).admit(1)
+            backfill.Admission(db, Spool(tmp_path), ours, 4_000, on_wait=waited).admit(1)
     finally:
         worker.withdraw()
 

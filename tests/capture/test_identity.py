@@ -12,14 +12,14 @@ from app.capture.enqueue import Place
 from app.ledger import adoption, destinations, versions
 from app.ledger.decision import REFILL
 from app.transcript.identity import Identity
-from tests.capture.test_enqueue import Door, capture
+from tests.capture.test_enqueue import EmbeddedApi, capture
 from tests.support.snapshots import CREATED_MS, SESSION, Fields, assistant, entry, snapshot, task, text, user
 
 
 @pytest.fixture
-def door(db: sqlite3.Connection) -> Door:
+def embedded(db: sqlite3.Connection) -> EmbeddedApi:
     target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
-    return Door(db, Place(target.id, "folder"))
+    return EmbeddedApi(db, Place(target.id, "folder"))
 
 
 THERE = "/home/dev/project"
@@ -37,29 +37,29 @@ def talk(*turns: tuple[Fields, Fields], directory: str = THERE) -> Fields:
     return snapshot(entry(*(message for turn in turns for message in turn), directory=directory))
 
 
-def known_before(door: Door) -> None:
+def known_before(embedded: EmbeddedApi) -> None:
     """The session's row as a migration leaves it."""
-    door.db.execute(
+    embedded.db.execute(
         "insert into session (destination_id, name, root_name, user_id, folder) values (?, ?, ?, '', ?)",
-        (door.place.destination_id, SESSION, SESSION, door.place.folder),
+        (embedded.place.destination_id, SESSION, SESSION, embedded.place.folder),
     )
 
 
-def metas(door: Door) -> list[dict[str, str]]:
-    return [body["providerRequest"]["meta"] for body in door.bodies()]
+def metas(embedded: EmbeddedApi) -> list[dict[str, str]]:
+    return [body["providerRequest"]["meta"] for body in embedded.bodies()]
 
 
-def names(door: Door) -> list[str]:
+def names(embedded: EmbeddedApi) -> list[str]:
     """Of what is current, in the order in which it was captured."""
-    return list(dict.fromkeys(meta["Helicone-Session-Name"] for meta in metas(door)))
+    return list(dict.fromkeys(meta["Helicone-Session-Name"] for meta in metas(embedded)))
 
 
-def projects(door: Door) -> set[str | None]:
-    return {meta.get("Helicone-Property-project") for meta in metas(door)}
+def projects(embedded: EmbeddedApi) -> set[str | None]:
+    return {meta.get("Helicone-Property-project") for meta in metas(embedded)}
 
 
-def models(door: Door) -> set[str]:
-    return {model(body) for body in door.bodies()}
+def models(embedded: EmbeddedApi) -> set[str]:
+    return {model(body) for body in embedded.bodies()}
 
 
 def model(body: Any) -> str:
@@ -67,63 +67,63 @@ def model(body: Any) -> str:
     return str(request.get("model") or request["_type"])
 
 
-def test_a_session_keeps_its_name_when_it_is_moved(door: Door) -> None:
-    door.put(talk(answered(1)))
-    door.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
-    assert (names(door), projects(door)) == (["opencode: project"], {"project"})
-    assert models(door) == {"opencode/session", "opencode/user", "anthropic/claude-x"}
+def test_a_session_keeps_its_name_when_it_is_moved(embedded: EmbeddedApi) -> None:
+    embedded.put(talk(answered(1)))
+    embedded.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
+    assert (names(embedded), projects(embedded)) == (["opencode: project"], {"project"})
+    assert models(embedded) == {"opencode/session", "opencode/user", "anthropic/claude-x"}
 
 
 @pytest.mark.parametrize(("cwd", "name"), [(THERE, "project"), (None, "elsewhere")], ids=["told", "not told"])
 def test_a_session_moved_before_it_is_seen_is_named_after_where_it_began(
-    door: Door, cwd: str | None, name: str
+    embedded: EmbeddedApi, cwd: str | None, name: str
 ) -> None:
-    door.put(talk(answered(1, cwd), directory=MOVED))
-    assert names(door) == [f"opencode: {name}"]
+    embedded.put(talk(answered(1, cwd), directory=MOVED))
+    assert names(embedded) == [f"opencode: {name}"]
 
 
-def test_a_turn_stays_what_it_was_when_its_session_is_moved(door: Door) -> None:
-    door.put(talk(answered(1)))
-    (before,) = [body.digest for body in door.stored() if b"opencode/user" in body.body]
-    door.put(talk(answered(1), directory=MOVED), reopen=REFILL)
-    (after,) = [body.digest for body in door.stored() if b"opencode/user" in body.body]
+def test_a_turn_stays_what_it_was_when_its_session_is_moved(embedded: EmbeddedApi) -> None:
+    embedded.put(talk(answered(1)))
+    (before,) = [body.digest for body in embedded.stored() if b"opencode/user" in body.body]
+    embedded.put(talk(answered(1), directory=MOVED), reopen=REFILL)
+    (after,) = [body.digest for body in embedded.stored() if b"opencode/user" in body.body]
     assert after == before
 
 
-def test_a_session_known_before_goes_on_as_it_was(door: Door) -> None:
-    known_before(door)
-    door.put(talk(answered(1)))
-    door.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
-    assert names(door) == ["opencode: project"]
-    assert models(door) == {"data", "anthropic/claude-x"}
+def test_a_session_known_before_goes_on_as_it_was(embedded: EmbeddedApi) -> None:
+    known_before(embedded)
+    embedded.put(talk(answered(1)))
+    embedded.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
+    assert names(embedded) == ["opencode: project"]
+    assert models(embedded) == {"data", "anthropic/claude-x"}
 
 
-def test_a_session_known_before_of_which_no_name_is_kept_is_named_as_before(door: Door) -> None:
-    known_before(door)
-    door.put(talk(answered(1), directory=MOVED))
-    assert names(door) == ["opencode: elsewhere"]
+def test_a_session_known_before_of_which_no_name_is_kept_is_named_as_before(embedded: EmbeddedApi) -> None:
+    known_before(embedded)
+    embedded.put(talk(answered(1), directory=MOVED))
+    assert names(embedded) == ["opencode: elsewhere"]
 
 
 @pytest.mark.parametrize("encoding", [1, 2])
-def test_a_name_is_withheld_by_what_is_set_later(door: Door, encoding: int) -> None:
+def test_a_name_is_withheld_by_what_is_set_later(embedded: EmbeddedApi, encoding: int) -> None:
     if encoding == 1:
-        known_before(door)
-    door.put(talk(answered(1)))
+        known_before(embedded)
+    embedded.put(talk(answered(1)))
     hidden = capture(patterns=("dev/project",))
-    door.put(talk(answered(1), answered(2)), hidden)
-    assert names(door) == ["opencode: [REDACTED]"]
-    door.put(talk(answered(1), answered(2), answered(3)), capture("metadata_only"))
-    assert names(door) == ["opencode"]
-    door.put(talk(answered(1), answered(2), answered(3), answered(4), directory=MOVED), hidden)
-    assert "project" not in projects(door)
-    assert not {"opencode: project", "opencode: elsewhere"} & set(names(door))
+    embedded.put(talk(answered(1), answered(2)), hidden)
+    assert names(embedded) == ["opencode: [REDACTED]"]
+    embedded.put(talk(answered(1), answered(2), answered(3)), capture("metadata_only"))
+    assert names(embedded) == ["opencode"]
+    embedded.put(talk(answered(1), answered(2), answered(3), answered(4), directory=MOVED), hidden)
+    assert "project" not in projects(embedded)
+    assert not {"opencode: project", "opencode: elsewhere"} & set(names(embedded))
 
 
-def test_a_name_is_kept_as_it_may_leave(door: Door) -> None:
-    door.put(talk(answered(1)), capture(patterns=("proj",)))
-    door.put(talk(answered(1), answered(2)), capture())
-    assert door.db.execute("select shown_name from session").fetchone()[0] == "opencode: [REDACTED]ect"
-    assert names(door) == ["opencode: [REDACTED]ect"]
+def test_a_name_is_kept_as_it_may_leave(embedded: EmbeddedApi) -> None:
+    embedded.put(talk(answered(1)), capture(patterns=("proj",)))
+    embedded.put(talk(answered(1), answered(2)), capture())
+    assert embedded.db.execute("select shown_name from session").fetchone()[0] == "opencode: [REDACTED]ect"
+    assert names(embedded) == ["opencode: [REDACTED]ect"]
 
 
 @pytest.mark.parametrize(
@@ -136,54 +136,59 @@ def test_a_name_is_kept_as_it_may_leave(door: Door) -> None:
     ],
     ids=["in Latin letters", "composed", "invisible", "wide"],
 )
-def test_a_pattern_that_fits_a_name_as_helicone_shows_it_withholds_it(door: Door, folder: str, pattern: str) -> None:
+def test_a_pattern_that_fits_a_name_as_helicone_shows_it_withholds_it(
+    embedded: EmbeddedApi, folder: str, pattern: str
+) -> None:
     there = f"/home/dev/{folder}"
     told = talk(answered(1, there), directory=there)
     told["sessions"][0]["messages"][1]["info"]["agent"] = folder
-    door.put(told, capture(patterns=(pattern,)))
-    assert (names(door), projects(door)) == (["opencode: [REDACTED]"], {"[REDACTED]"})
-    assert door.db.execute("select shown_name from session").fetchone()[0] == "opencode: [REDACTED]"
-    assert {meta.get("Helicone-Property-agent") for meta in metas(door)} == {"[REDACTED]", "build", None}
+    embedded.put(told, capture(patterns=(pattern,)))
+    assert (names(embedded), projects(embedded)) == (["opencode: [REDACTED]"], {"[REDACTED]"})
+    assert embedded.db.execute("select shown_name from session").fetchone()[0] == "opencode: [REDACTED]"
+    assert {meta.get("Helicone-Property-agent") for meta in metas(embedded)} == {"[REDACTED]", "build", None}
 
 
-def test_a_session_without_a_name_stays_without_one(door: Door) -> None:
-    door.put(talk(answered(1)), capture("metadata_only"))
-    door.put(talk(answered(1), answered(2)))
-    assert names(door) == ["opencode"]
+def test_a_session_without_a_name_stays_without_one(embedded: EmbeddedApi) -> None:
+    embedded.put(talk(answered(1)), capture("metadata_only"))
+    embedded.put(talk(answered(1), answered(2)))
+    assert names(embedded) == ["opencode"]
 
 
-def test_nothing_of_a_name_is_kept_while_export_is_off(door: Door) -> None:
-    door.put(talk(answered(1)), capture("off"))
-    assert door.db.execute("select encoding, shown_name from session").fetchone()[:] == (2, None)
-    door.put(talk(answered(1), answered(2)))
-    assert door.db.execute("select encoding, shown_name from session").fetchone()[:] == (2, "opencode: project")
+def test_nothing_of_a_name_is_kept_while_export_is_off(embedded: EmbeddedApi) -> None:
+    embedded.put(talk(answered(1)), capture("off"))
+    assert embedded.db.execute("select encoding, shown_name from session").fetchone()[:] == (2, None)
+    embedded.put(talk(answered(1), answered(2)))
+    assert embedded.db.execute("select encoding, shown_name from session").fetchone()[:] == (2, "opencode: project")
 
 
-def test_a_session_known_before_to_another_destination_is_written_as_there(door: Door) -> None:
+def test_a_session_known_before_to_another_destination_is_written_as_there(embedded: EmbeddedApi) -> None:
     """Two keys may be of one organisation, and its rows are the same rows."""
-    known_before(door)
-    other = destinations.destination(door.db, "https://example.invalid", "another key", 0)
-    replace(door, place=Place(other.id, "folder")).put(talk(answered(1)))
-    assert models(door) == {"data", "anthropic/claude-x"}
+    known_before(embedded)
+    other = destinations.destination(embedded.db, "https://example.invalid", "another key", 0)
+    replace(embedded, place=Place(other.id, "folder")).put(talk(answered(1)))
+    assert models(embedded) == {"data", "anthropic/claude-x"}
 
 
-def test_a_root_goes_on_as_its_subagent_began(door: Door) -> None:
-    known_before(door)
+def test_a_root_goes_on_as_its_subagent_began(embedded: EmbeddedApi) -> None:
+    known_before(embedded)
     child = entry(*answered(1))
     calling = assistant("msg_b", CREATED_MS + 20, task(SESSION), parent="msg_a")
     root = entry(user("msg_a", CREATED_MS + 10, text("ask")), calling, name="ses_parent")
     child["info"]["parentID"] = "ses_parent"
-    door.put(snapshot(root, child))
+    embedded.put(snapshot(root, child))
     identity = Identity("", 1, "opencode: project")
-    assert versions.frozen(door.db, door.place.destination_id, "ses_parent") == ("ses_parent", identity)
-    assert models(door) == {"data", "tool", "anthropic/claude-x"}
+    assert versions.session_identity(embedded.db, embedded.place.destination_id, "ses_parent") == (
+        "ses_parent",
+        identity,
+    )
+    assert models(embedded) == {"data", "tool", "anthropic/claude-x"}
 
 
-def test_a_session_that_changes_its_destination_stays_what_it_is(door: Door) -> None:
-    door.put(talk(answered(1)))
-    other = destinations.destination(door.db, "https://example.invalid", "another key", 0)
-    adoption.adopt(door.db, door.place.destination_id, other.id, now_ms=1)
-    there = replace(door, place=Place(other.id, "folder"))
+def test_a_session_that_changes_its_destination_stays_what_it_is(embedded: EmbeddedApi) -> None:
+    embedded.put(talk(answered(1)))
+    other = destinations.destination(embedded.db, "https://example.invalid", "another key", 0)
+    adoption.adopt(embedded.db, embedded.place.destination_id, other.id, now_ms=1)
+    there = replace(embedded, place=Place(other.id, "folder"))
     there.put(talk(answered(1), answered(2, MOVED), directory=MOVED))
-    assert versions.frozen(door.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
-    assert names(door) == ["opencode: project"]
+    assert versions.session_identity(embedded.db, other.id, SESSION) == (SESSION, Identity("", 2, "opencode: project"))
+    assert names(embedded) == ["opencode: project"]

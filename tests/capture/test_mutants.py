@@ -1,4 +1,4 @@
-"""Broken lines and rows through a hook's desk, broken files through `import`, a few; `make fuzz` is the long form."""
+"""Broken lines and rows through a hook, broken files through `import`, a few; `make fuzz` is the long form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import BinaryIO
 import pytest
 
 from app.backfill.import_files import import_files
-from app.capture.daemon import Desk
-from app.capture.pipe_reader import Inbox
+from app.capture.daemon import Daemon
+from app.capture.pipe_reader import PipeReader
 from app.sources.opencode.export_files import FILE_BYTES_MAX, File
 from app.sources.opencode.store import Store, store_file
 from tests.stress.fuzz import LINES_PER_SESSION, compare, compare_import, first_line, machine, remember, sources
@@ -52,10 +52,10 @@ def test_of_broken_lines_each_is_counted_or_leaves_all_of_its_jobs(dice: random.
     for line in lines:
         expected.feed(line, sources(station))
     reader, writer = os.pipe()
-    inbox = Inbox(reader)
+    pipe_reader = PipeReader(reader)
     feeding = threading.Thread(target=feed, args=(os.fdopen(writer, "wb"), lines))
     feeding.start()
-    Desk(inbox, sources(station)).serve()
+    Daemon(pipe_reader, sources(station)).serve()
     feeding.join(20)
     os.close(reader)
     became = compare(station, [expected])

@@ -13,7 +13,7 @@ import pytest
 
 from app.capture.enqueue import Place, enqueue
 from app.delivery.backoff import Policy as Patience
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger.job import Body
 from app.privacy.policy import Policy, Post
@@ -22,7 +22,7 @@ from app.privacy.terms import Capture
 from app.transcript.parse import parse
 from tests.support import recorded
 from tests.support.checkout import ROOT
-from tests.support.ledger_bench import Desk
+from tests.support.ledger_bench import LedgerBench
 from tests.support.recorded import Snapshot
 
 CAPTURE = Capture(
@@ -32,9 +32,9 @@ CAPTURE = Capture(
 )
 
 
-def sent(desk: Desk, snapshot: Snapshot) -> list[str]:
+def sent(bench: LedgerBench, snapshot: Snapshot) -> list[str]:
     """Enqueue and deliver; what kinds of records were posted for it."""
-    enqueue(desk.db, parse(snapshot), CAPTURE, Place(desk.destination, ""), now_ms=desk.now_ms, ring=lambda _: None)
+    enqueue(bench.db, parse(snapshot), CAPTURE, Place(bench.destination, ""), now_ms=bench.now_ms, wake=lambda _: None)
     posted: list[str] = []
 
     def post(body: Body) -> Outcome:
@@ -46,19 +46,19 @@ def sent(desk: Desk, snapshot: Snapshot) -> list[str]:
         )
         return Outcome("accepted", "ok", 200)
 
-    courier = Courier(
-        destination_id=desk.destination,
+    context = DeliveryContext(
+        destination_id=bench.destination,
         worker="w",
         policy=Patience(5, 1, 1),
         permit=lambda _: Post(),
         post=post,
-        clock=lambda: desk.now_ms,
+        clock=lambda: bench.now_ms,
         dice=lambda: 0.5,
         stopping=lambda: False,
     )
-    while waiting := keys(desk.db, "pending"):
+    while waiting := keys(bench.db, "pending"):
         for one in waiting:
-            deliver(desk.db, one, courier)
+            deliver(bench.db, one, context)
     return posted
 
 
@@ -106,34 +106,34 @@ def reordered(value: Snapshot) -> None:
 @pytest.mark.parametrize("change", [titled, upgraded, moved, archived, annotated, reordered])
 @pytest.mark.parametrize("name", ["f_subagent", "g_admin", "b_tools"])
 def test_only_the_sessions_own_record_follows_its_facts(
-    desk: Desk, name: str, change: Callable[[Snapshot], None]
+    bench: LedgerBench, name: str, change: Callable[[Snapshot], None]
 ) -> None:
     before, after = recorded.export(name), recorded.export(name)
     change(after)
-    first = sent(desk, before)
+    first = sent(bench, before)
     assert len(first) > 2
-    again = sent(desk, after)
+    again = sent(bench, after)
     own = f"opencode/session /opencode/{before['root']}"
     assert again == ([own] if change in {titled, upgraded, archived} else [])
 
 
 @pytest.mark.parametrize("name", ["f_subagent", "g_admin", "b_tools"])
-def test_a_field_that_a_newer_opencode_adds_to_every_message_sends_nothing_again(desk: Desk, name: str) -> None:
+def test_a_field_that_a_newer_opencode_adds_to_every_message_sends_nothing_again(bench: LedgerBench, name: str) -> None:
     """The key is another one, for the source is; but Helicone has every record that it would make."""
     before, after = recorded.export(name), recorded.export(name)
     for session in after["sessions"]:
         for message in session["messages"]:
             message["info"]["introduced"] = "in 99.0.0"
-    assert sent(desk, before)
-    assert sent(desk, after) == []
-    assert keys(desk.db, "superseded")
+    assert sent(bench, before)
+    assert sent(bench, after) == []
+    assert keys(bench.db, "superseded")
 
 
-def test_a_subagents_title_sends_its_own_record_again_and_no_other(desk: Desk) -> None:
+def test_a_subagents_title_sends_its_own_record_again_and_no_other(bench: LedgerBench) -> None:
     before, after = recorded.export("f_subagent"), recorded.export("f_subagent")
     sessions(after)[1].update(title="another title")
-    sent(desk, before)
-    (only,) = sent(desk, after)
+    sent(bench, before)
+    (only,) = sent(bench, after)
     assert only.endswith(sessions(after)[1]["id"])
 
 

@@ -12,7 +12,7 @@ import pytest
 from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S, SOON_S, Noticed, Notices
 from app.capture.owed import Owed
-from app.capture.process_notices import SETTINGS_S, Looking
+from app.capture.process_notices import SETTINGS_S, NoticeProcessor
 from app.capture.projects import Captures
 from app.capture.session_reader import FAILURES_MAX, Look, Reader, Wanted
 from app.sources.opencode.access import AbsentError, StoreError
@@ -47,7 +47,7 @@ class Scene:
             settings=SimpleNamespace(enable=self.is_enabled), capture=object() if self.is_captured else None, folder="f"
         )
         captures = SimpleNamespace(seen=lambda _: seen)
-        self.looking = Looking(
+        self.notice_processor = NoticeProcessor(
             cast("Store", store),
             cast("Captures", captures),
             self.notices,
@@ -64,9 +64,9 @@ class Scene:
 
     def look(self, why: str = "idle", now_s: float = NOW_S) -> Noticed:
         if SESSION not in self.notices:
-            self.looking.owe(Line("notice", "/here", {}, SESSION, why, 3), NOW_MS)
+            self.notice_processor.owe(Line("notice", "/here", {}, SESSION, why, 3), NOW_MS)
         (one,) = self.notices
-        self.looking.look(one, now_s, NOW_MS)
+        self.notice_processor.look(one, now_s, NOW_MS)
         return one
 
 
@@ -127,9 +127,9 @@ def test_at_the_end_a_store_that_is_not_there_is_no_session_more_and_one_that_fa
     scene = Scene(error)
     scene.look()
     scene.notices.has_ended = True
-    scene.looking.end(NOW_S)
+    scene.notice_processor.end(NOW_S)
     looks = 0
-    while not scene.looking.is_given_up and SESSION in scene.notices and looks <= FAILURES_MAX:
+    while not scene.notice_processor.is_given_up and SESSION in scene.notices and looks <= FAILURES_MAX:
         scene.look()
         looks += 1
     assert (SESSION not in scene.notices) == given_up

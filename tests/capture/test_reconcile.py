@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from app.capture import notices
-from app.capture.daemon import Desk
-from app.capture.eviction import Room
+from app.capture.daemon import Daemon
+from app.capture.eviction import Eviction
 from app.capture.export import split
 from app.capture.handler import Hook
 from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, FAILED_S
 from app.capture.owed import GONE, OWED_MS_MAX
-from app.capture.pipe_reader import Inbox
-from app.capture.process_notices import Looking
+from app.capture.pipe_reader import PipeReader
+from app.capture.process_notices import NoticeProcessor
 from app.capture.reconcile import QUIET_MS, SETTLE_S, NextLook, next_look
 from app.capture.session_reader import FAILURES_MAX, GONE_TURNS
 from app.capture.targets import folder
@@ -317,7 +317,7 @@ def look_for(one: Hook) -> None:
     while (due_s := one._notices.due_s()) is not None and due_s < FAILED_S:
         noticed = one._notices.next(due_s)
         assert noticed is not None
-        one.opened.looking.look(noticed, due_s, CREATED_MS + 1_000)
+        one.opened.notice_processor.look(noticed, due_s, CREATED_MS + 1_000)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_where_the_store_cannot_be_read_the_notice_waits_visibly(machine: Machin
     for due_s in (0.0, FAILED_S):
         noticed = one._notices.next(due_s)
         assert noticed is not None
-        one.opened.looking.look(noticed, due_s, CREATED_MS + 1_000)
+        one.opened.notice_processor.look(noticed, due_s, CREATED_MS + 1_000)
     assert one._notices.next(FAILED_S + AGAIN_S - 1) is None
     assert [(each.reason, each.sessions) for each in ledger_notices.unread(one.opened.db) if each.reason] == [
         (reason, 1)
@@ -678,13 +678,13 @@ def test_a_ledger_that_cannot_be_written_is_tried_again(machine: Machine) -> Non
 
 def held_without_bodies(machine: Machine, one: Hook) -> set[str]:
     """Their sessions, after all of them had to give their bodies up and were held for this hook."""
-    Room(machine.store.path).make(one.opened.db, CREATED_MS + 1_000, 0)
+    Eviction(machine.store.path).make(one.opened.db, CREATED_MS + 1_000, 0)
     one.opened.db.execute("update job set hold_reason = 'other text'")
-    return emptied(one)
+    return evicted(one)
 
 
-def emptied(one: Hook) -> set[str]:
-    found = eviction.emptied(one.opened.db, one.opened.target.id, tuple(one.opened.captures.by_folder()))
+def evicted(one: Hook) -> set[str]:
+    found = eviction.evicted(one.opened.db, one.opened.target.id, tuple(one.opened.captures.by_folder()))
     return {wanted.session for wanted in found}
 
 
@@ -697,11 +697,11 @@ def test_what_is_held_without_bodies_is_filled_one_session_at_a_time_and_once(ma
     assert held_without_bodies(machine, one) == {"ses_a", "ses_b", "ses_c"}
     one._cared_s = 0.0
     one.care()
-    assert len(emptied(one)) == 3
+    assert len(evicted(one)) == 3
     for left in (2, 1, 0):
         assert one.due_s() <= 0
         one.catch_up()
-        assert len(emptied(one)) == left
+        assert len(evicted(one)) == left
     one.catch_up()
     assert one.due_s() > 0
     # Given up once more, in an outage: not filled and given up by turns.
@@ -710,7 +710,7 @@ def test_what_is_held_without_bodies_is_filled_one_session_at_a_time_and_once(ma
     one.care()
     one.catch_up()
     assert one.due_s() > 0
-    assert len(emptied(one)) == 3
+    assert len(evicted(one)) == 3
 
 
 def test_the_desk_takes_lines_that_wait_before_it_looks_into_the_store(machine: Machine) -> None:
@@ -721,9 +721,9 @@ def test_the_desk_takes_lines_that_wait_before_it_looks_into_the_store(machine: 
     reader, writer = os.pipe()
     os.write(writer, b"".join(line + b"\n" for line in lines))
     os.close(writer)
-    inbox = Inbox(reader)
-    wait_until(lambda: inbox.ended)
-    Desk(inbox, machine.sources).serve()
+    pipe_reader = PipeReader(reader)
+    wait_until(lambda: pipe_reader.ended)
+    Daemon(pipe_reader, machine.sources).serve()
     os.close(reader)
     assert [session for session, _ in machine.states()] == ["ses_1", "ses_2", "ses_3", "ses_4", "ses_a"]
 
@@ -734,8 +734,8 @@ def test_a_hook_that_has_nothing_else_to_do_looks_into_the_store_at_once(machine
         machine.remember(talk(name, *asked_and_answered()))
     reader, writer = os.pipe()
     os.write(writer, notice("ses_own").as_bytes() + b"\n")
-    desk = Desk(Inbox(reader), machine.sources)
-    serving = threading.Thread(target=desk.serve)
+    hook_daemon = Daemon(PipeReader(reader), machine.sources)
+    serving = threading.Thread(target=hook_daemon.serve)
     serving.start()
     wait_until(lambda: len(machine.jobs()) == 3)
     os.close(writer)
@@ -1002,7 +1002,7 @@ def test_a_long_session_is_outlined_once_before_and_once_after_it_is_read(
     one.take(notice("ses_a", "idle"))
     noticed = one._notices.next(0)
     assert noticed is not None
-    one.opened.looking.look(noticed, 0, CREATED_MS + 1_000)
+    one.opened.notice_processor.look(noticed, 0, CREATED_MS + 1_000)
     assert 0 < len(turns_of(machine)) < 100
     told[1]["parts"][0]["text"] = "changed meanwhile"
     machine.remember(talk("a", *told), written_ms=CREATED_MS + 900)
@@ -1045,7 +1045,7 @@ def look_once(one: Hook, now_s: float) -> str:
     """At the session that was looked at."""
     noticed = one._notices.next(now_s)
     assert noticed is not None
-    one.opened.looking.look(noticed, now_s, CREATED_MS + 1_000)
+    one.opened.notice_processor.look(noticed, now_s, CREATED_MS + 1_000)
     return noticed.session
 
 
@@ -1254,13 +1254,13 @@ def test_who_waits_for_hooks_waits_for_the_last_looks_of_one_that_ends(
     session = machine.remember(talk("a", *cut_off()))
     one = machine.hook(session)
     seen = []
-    look_at = Looking.look
+    look_at = NoticeProcessor.look
 
     def look(*asked: Any) -> None:
         seen.append([(hook.sessions, hook.backlog) for hook in read_hooks(one.spool)])
         look_at(*asked)
 
-    monkeypatch.setattr(Looking, "look", look)
+    monkeypatch.setattr(NoticeProcessor, "look", look)
     one.finish()
     assert seen == [[(0, 1)]]
 
@@ -1301,7 +1301,7 @@ def test_jobs_that_were_lost_with_a_spool_are_counted_also_where_a_write_finds_i
     shutil.rmtree(machine.home / "spool")
     with pytest.raises(Replaced) as found:
         one.opened.introduce()
-    one.heal(found.value)
+    one.recover_after(found.value)
     with closing(open_ledger(machine.home / "spool")) as db:
         told = [(what, count) for what, count, _ in incidents.incidents(db)]
     lost = sum(count for what, count in told if what == "jobs lost with a spool that was removed")

@@ -21,7 +21,7 @@ from app.privacy.excerpt import WITHHELD
 from app.queue import Queue
 from app.settings.model import Settings
 from tests.ledger.test_dead_letters import die
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import Station, worker
 from tests.support.recorded import export_files
 from tests.support.servers import Exchange, receiving, scripted, whole
@@ -41,15 +41,15 @@ def station(tmp_path: Path) -> Station:
 
 
 @pytest.fixture
-def graves(station: Station) -> Iterator[Desk]:
+def dead_jobs(station: Station) -> Iterator[LedgerBench]:
     """Two letters with one error and one with another, and a dropped job beside them."""
     with station.ledger() as db:
-        desk = Desk(db)
+        bench = LedgerBench(db)
         for turn, error in (("t1", "400: error row 1"), ("t2", "400: error row 2"), ("t3", "413: HTML")):
-            desk.now_ms += 1
-            die(desk, version(turn), error)
-        desk.put(version("t4"), off=True)
-        yield desk
+            bench.now_ms += 1
+            die(bench, version(turn), error)
+        bench.put(version("t4"), off=True)
+        yield bench
 
 
 def keys(station: Station, *arguments: str) -> list[str]:
@@ -60,7 +60,7 @@ def test_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(dead_letters).failed == 0
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_list_groups_by_error_and_shows_short_keys(station: Station) -> None:
     told = said(typed(station, "dead", "list", "--json"))
     assert shape(told) == shape(example("dead list"))
@@ -75,7 +75,7 @@ def test_list_groups_by_error_and_shows_short_keys(station: Station) -> None:
     assert "1 off" in typed(station, "status").stdout
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_list_narrows_by_error_and_time(station: Station) -> None:
     fingerprint = said(typed(station, "dead", "list", "--json"))["groups"][0]["fingerprint"]
     assert len(keys(station, "--error", fingerprint)) == 2
@@ -85,7 +85,7 @@ def test_list_narrows_by_error_and_time(station: Station) -> None:
     assert typed(station, "dead", "list", "--error", "x", "--dropped").returncode == 2
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_show_tells_the_attempts_and_what_to_do(station: Station) -> None:
     key = version("t3").key
     (told,) = said(typed(station, "dead", "show", key, "--json"))["letters"]
@@ -98,7 +98,7 @@ def test_show_tells_the_attempts_and_what_to_do(station: Station) -> None:
     assert "captured while export was off" in typed(station, "dead", "show", version("t4").key).stdout
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_show_takes_a_session_and_shows_each_of_its_dead_jobs(station: Station) -> None:
     told = said(typed(station, "dead", "show", "ses_1", "--json"))["letters"]
     assert [one["letter"]["turn"] for one in told] == ["t1", "t2", "t3"]
@@ -108,64 +108,70 @@ def test_show_takes_a_session_and_shows_each_of_its_dead_jobs(station: Station) 
         assert "or is of a session of that name" in complaint(typed(station, "dead", "show", wrong), 1)
 
 
-def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Station, graves: Desk) -> None:
+def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Station, dead_jobs: LedgerBench) -> None:
     line = complaint(typed(station, "dead", "show", version("t1").key[:20]), 1)
     assert version("t1").key[:24] in line
     assert "beginning of several keys" in complaint(typed(station, "dead", "retry", version("t1").key[:20]), 1)
     assert "begins with abcdef" in complaint(typed(station, "dead", "purge", "abcdef"), 1)
     assert "was dropped (off)" in complaint(typed(station, "dead", "retry", version("t4").key), 1)
-    assert counts.counts(graves.db).dead == 3
+    assert counts.counts(dead_jobs.db).dead == 3
 
 
-def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(station: Station, graves: Desk) -> None:
+def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(
+    station: Station, dead_jobs: LedgerBench
+) -> None:
     assert "this would retry 3 dead letters: say --yes" in complaint(typed(station, "dead", "retry", "--all"), 2)
     assert "this would purge 1 dead letter:" in complaint(
-        typed(station, "dead", "purge", "--error", graves_error(graves, "t3")), 2
+        typed(station, "dead", "purge", "--error", dead_job_error(dead_jobs, "t3")), 2
     )
     for arguments in (["retry"], ["retry", "--all", version("t1").key], ["purge", "--all", "--since", "1h", "--yes"]):
         assert typed(station, "dead", *arguments).returncode == 2
-    assert counts.counts(graves.db).dead == 3
+    assert counts.counts(dead_jobs.db).dead == 3
     assert said(typed(station, "dead", "retry", "--since", "1h", "--yes", "--json")) == {"jobs": 0}
 
 
-def graves_error(graves: Desk, turn: str) -> str:
-    (letter,) = ledger_dead_letters.dead_letters(graves.db, Choice(keys=(version(turn).key,)))
+def dead_job_error(dead_jobs: LedgerBench, turn: str) -> str:
+    (letter,) = ledger_dead_letters.dead_letters(dead_jobs.db, Choice(keys=(version(turn).key,)))
     return letter.fingerprint
 
 
 @pytest.mark.parametrize(("answered", "dead", "code"), [("y\n", 0, 0), ("n\n", 3, 1)], ids=["yes", "no"])
-def test_a_person_at_a_terminal_is_asked(station: Station, graves: Desk, answered: str, dead: int, code: int) -> None:
+def test_a_person_at_a_terminal_is_asked(
+    station: Station, dead_jobs: LedgerBench, answered: str, dead: int, code: int
+) -> None:
     outer, inner = pty.openpty()
     os.write(outer, answered.encode())
     with os.fdopen(inner) as terminal:
         done = typed(station, "dead", "purge", "--all", stdin=terminal)
     os.close(outer)
     assert "purge 3 dead letters?" in done.stderr
-    assert (done.returncode, counts.counts(graves.db).dead) == (code, dead)
+    assert (done.returncode, counts.counts(dead_jobs.db).dead) == (code, dead)
 
 
-def test_retry_and_purge_take_what_is_named_and_never_what_was_dropped(station: Station, graves: Desk) -> None:
+def test_retry_and_purge_take_what_is_named_and_never_what_was_dropped(
+    station: Station, dead_jobs: LedgerBench
+) -> None:
     assert "1 dead letter purged" in typed(station, "dead", "purge", version("t3").key).stdout
     told = said(typed(station, "dead", "retry", "--all", "--yes", "--json"))
     assert (told, shape(told)) == ({"jobs": 2}, shape(example("dead retry")))
-    counts = ledger_counts.counts(graves.db)
+    counts = ledger_counts.counts(dead_jobs.db)
     assert (counts.pending, counts.dead, dict(counts.dropped_by_reason)) == (2, 0, {"off": 1, "purged": 1})
     again = typed(station, "dead", "retry", "--all")
     assert (again.returncode, again.stdout) == (0, "0 dead letters will be tried again\n")
 
 
-@pytest.mark.usefixtures("graves")
+@pytest.mark.usefixtures("dead_jobs")
 def test_retry_says_that_no_worker_runs(station: Station) -> None:
     assert "no worker runs" in typed(station, "dead", "retry", version("t3").key).stdout
 
 
-def test_more_letters_than_a_batch_are_retried_once_each(graves: Desk, station: Station) -> None:
-    graves.db.execute("pragma synchronous = off")
+def test_more_letters_than_a_batch_are_retried_once_each(dead_jobs: LedgerBench, station: Station) -> None:
+    dead_jobs.db.execute("pragma synchronous = off")
     for number in range(job.BATCH + 10):
-        die(graves, version(f"many {number}"))
+        die(dead_jobs, version(f"many {number}"))
     settings = Settings(spool_directory=station.spool)
-    assert dead_letters.retry(graves.db, settings, Choice(), graves.now_ms) == job.BATCH + 13
-    queue = Queue(station.spool, graves.destination)
+    assert dead_letters.retry(dead_jobs.db, settings, Choice(), dead_jobs.now_ms) == job.BATCH + 13
+    queue = Queue(station.spool, dead_jobs.destination)
     assert queue.huey.pending_count() == dead_letters.WAKES_MAX
     queue.close()
 
@@ -234,9 +240,9 @@ def test_a_destination_that_nothing_was_ever_posted_to_is_not_tried_and_not_fine
 
 def test_status_tells_health_backoff_isolation_and_bounds(station: Station) -> None:
     with station.ledger() as db:
-        desk = Desk(db)
+        bench = LedgerBench(db)
         for turn in ("waits", "kills"):
-            desk.put(version(turn, session=turn))
+            bench.put(version(turn, session=turn))
         db.execute("update job set due_ms = 9e15 where key = ?", (version("waits", session="waits").key,))
         db.execute("update job set kills = 2 where key = ?", (version("kills", session="kills").key,))
         db.execute("update destination set health = 'quota'")

@@ -23,8 +23,8 @@ from app.ledger.claims import claim
 from app.ledger.counts import pending_keys
 from app.ledger.destinations import destination, fingerprint
 from app.recall.rewrite import Problem, Refusal
-from tests.capture.test_enqueue import Door
-from tests.recall.test_recall import claims, deliver, desk_of, shown, told
+from tests.capture.test_enqueue import EmbeddedApi
+from tests.recall.test_recall import bench_of, claims, deliver, shown, told
 from tests.sources.opencode.test_store import built
 from tests.support import recorded
 from tests.support.processes import Station
@@ -42,7 +42,7 @@ class Scene:
     """One session was delivered, and OpenCode still has it."""
 
     station: Station
-    door: Door
+    embedded: EmbeddedApi
     receiver: Receiver
 
     def run(self, *arguments: str, stdin: str = "") -> tuple[int, dict[str, Any]]:
@@ -61,18 +61,18 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         station = Station(tmp_path, receiver.url)
         with closing(open_ledger(station.spool)) as db:
             ours = destination(db, receiver.url, fingerprint(db, station.key), 0)
-            scene = Scene(station, Door(db, Place(ours.id, "folder")), receiver)
-            scene.door.put(told(WHALE))
-            deliver(scene.door, receiver)
+            scene = Scene(station, EmbeddedApi(db, Place(ours.id, "folder")), receiver)
+            scene.embedded.put(told(WHALE))
+            deliver(scene.embedded, receiver)
             assert len(receiver.rows()) == RECORDS
             yield scene
 
 
 def test_a_dry_run_changes_nothing(scene: Scene) -> None:
-    before = list(scene.door.db.iterdump())
+    before = list(scene.embedded.db.iterdump())
     code, said = scene.run("ses_root", "--blank", "--dry-run")
     assert (code, said["records"], said["outcomes"], said["problems"]) == (0, RECORDS, {}, [])
-    assert list(scene.door.db.iterdump()) == before
+    assert list(scene.embedded.db.iterdump()) == before
     assert [row.sends for row in scene.receiver.rows()] == [1] * RECORDS
 
 
@@ -95,11 +95,11 @@ def test_a_person_at_a_terminal_is_asked(scene: Scene, answered: str, code: int,
 @pytest.mark.parametrize("arguments", [("recall", "ses_root", "--blank"), ("dead", "purge", "--all")], ids=" ".join)
 def test_ctrl_c_at_a_question_ends_with_130_and_nothing_was_done(scene: Scene, arguments: Sequence[str]) -> None:
     if arguments[0] == "dead":
-        scene.door.db.execute("update job set state = 'dead'")
-    before = list(scene.door.db.iterdump())
+        scene.embedded.db.execute("update job set state = 'dead'")
+    before = list(scene.embedded.db.iterdump())
     done = typed(scene.station, *arguments, stdin=Interrupted())
     assert done.returncode == STOPPED, done.stderr
-    assert list(scene.door.db.iterdump()) == before
+    assert list(scene.embedded.db.iterdump()) == before
 
 
 @pytest.mark.parametrize("command", ["audit", "recall"])
@@ -110,11 +110,11 @@ def test_what_is_printed_for_programs_has_the_shape_of_its_example(scene: Scene,
 
 
 def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> None:
-    other = destination(scene.door.db, "https://other.invalid", "fingerprint", 0)
-    door = Door(scene.door.db, Place(other.id, "folder"))
-    door.put(told(WHALE))
+    other = destination(scene.embedded.db, "https://other.invalid", "fingerprint", 0)
+    embedded = EmbeddedApi(scene.embedded.db, Place(other.id, "folder"))
+    embedded.put(told(WHALE))
     assert not scene.run("ses_root", "--blank", "--dry-run")[1]["problems"]
-    assert next(claims(desk_of(door)))  # from now on some of it may be there
+    assert next(claims(bench_of(embedded)))  # from now on some of it may be there
     code, said = scene.run("ses_root", "--blank", "--dry-run")
     (problem,) = said["problems"]
     assert code == 1
@@ -133,11 +133,13 @@ def test_the_pattern_may_come_on_standard_input_and_only_turns_since_are_searche
 
 def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene) -> None:
     scene.run("ses_root", "--blank", "--yes")
-    scene.door.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
+    scene.embedded.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
     now_ms = time.time_ns() // 1_000_000
-    (key, *_) = pending_keys(scene.door.db)
-    held = claim(scene.door.db, scene.door.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000)
-    assert held is not None
+    (key, *_) = pending_keys(scene.embedded.db)
+    claimed = claim(
+        scene.embedded.db, scene.embedded.place.destination_id, key, worker="dead", now_ms=now_ms, lease_ms=60_000
+    )
+    assert claimed is not None
     code, said = scene.run("ses_root", "--blank", "--yes")
     assert (code, said["outcomes"], said["problems"]) == (0, {"overwritten": RECORDS}, [])
 

@@ -17,14 +17,14 @@ import pytest
 
 from app.database import recover
 from app.database.connection import Ledger, Replaced
-from app.database.open import heal, inspect, open_ledger, open_whole
+from app.database.open import inspect, open_ledger, open_whole, recover_after
 from app.delivery.backoff import Policy
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger import incidents, job, versions
 from app.privacy.policy import Post
 from tests.stress import flips
-from tests.support.ledger_bench import Desk, bodies, version
+from tests.support.ledger_bench import LedgerBench, bodies, version
 
 JOBS = 60
 PAGE_BYTES = 4096
@@ -35,10 +35,10 @@ def filled(spool: Path, jobs: int = JOBS) -> list[str]:
     wanted = [version(session=f"ses_{number:03}") for number in range(jobs)]
     with closing(open_ledger(spool)) as db:
         db.execute("pragma synchronous = off")
-        desk = Desk(db)
+        bench = LedgerBench(db)
         for number, one in enumerate(wanted):
             text = random.Random(number).randbytes(1_000).hex()  # noqa: S311 - does not compress to nothing
-            versions.insert(db, desk.destination, one, bodies(one.session, 2, text), now_ms=1_000)
+            versions.insert(db, bench.destination, one, bodies(one.session, 2, text), now_ms=1_000)
     return [one.key for one in wanted]
 
 
@@ -123,11 +123,11 @@ def test_a_damaged_byte_of_the_header_costs_nothing(spool: Path, offset: int, by
     wanted = version(session="after it")
     with closing(open_whole(spool)) as db:
         try:
-            Desk(db).put(wanted)
+            LedgerBench(db).put(wanted)
         except sqlite3.Error as error:
-            assert heal(db, error)  # noqa: PT017 - some of them are no error at all
+            assert recover_after(db, error)  # noqa: PT017 - some of them are no error at all
     with closing(open_whole(spool)) as db:
-        Desk(db).put(wanted)
+        LedgerBench(db).put(wanted)
         assert job_keys(db) == {*keys, wanted.key}
         assert set(noted(db)) <= {"ledger: damaged, set aside and recovered"}
 
@@ -210,7 +210,7 @@ def test_damage_that_no_statement_has_met_is_found_by_an_inspection(spool: Path)
     with closing(open_ledger(spool)) as db:
         with pytest.raises(sqlite3.DatabaseError, match="damaged") as caught:
             inspect(db)
-        assert heal(db, caught.value)
+        assert recover_after(db, caught.value)
     with closing(open_ledger(spool)) as db:
         inspect(db)
         assert len(job_keys(db)) == JOBS
@@ -240,7 +240,7 @@ def test_a_recovery_that_was_killed_is_finished_by_whoever_comes_next(spool: Pat
     template = spool.with_name("template")
     keys = filled(template)
     db = open_ledger(template)
-    Desk(db).put(version(session="in the WAL"))
+    LedgerBench(db).put(version(session="in the WAL"))
     shutil.copytree(template, spool)
     db.close()
     for suffix in left:
@@ -290,8 +290,8 @@ def replaced(spool: Path) -> Ledger:
     """A connection to a ledger that another process recovers meanwhile."""
     db = open_ledger(spool)
     code = (
-        "import sys; from pathlib import Path; from app.database.open import open_ledger, heal, Damaged;"
-        "db = open_ledger(Path(sys.argv[1])); assert heal(db, Damaged('as a test')); db.close()"
+        "import sys; from pathlib import Path; from app.database.open import open_ledger, recover_after, Damaged;"
+        "db = open_ledger(Path(sys.argv[1])); assert recover_after(db, Damaged('as a test')); db.close()"
     )
     subprocess.run([sys.executable, "-c", code, str(spool)], check=True)
     return db
@@ -301,9 +301,9 @@ def test_a_write_to_a_ledger_that_was_replaced_is_an_error_and_nothing_committed
     keys = filled(spool, 3)
     with closing(replaced(spool)) as old:
         with pytest.raises(Replaced):
-            Desk(old).put(version(session="too late"))
+            LedgerBench(old).put(version(session="too late"))
         assert not old.in_transaction
-        assert heal(old, Replaced())
+        assert recover_after(old, Replaced())
         with closing(open_ledger(spool)) as new:
             assert job_keys(new) == set(keys)
 
@@ -312,7 +312,7 @@ def test_closing_a_connection_to_the_old_file_leaves_the_new_ones_wal_alone(spoo
     filled(spool, 3)
     old = replaced(spool)
     with closing(open_ledger(spool)) as new:
-        Desk(new).put(version(session="new"))
+        LedgerBench(new).put(version(session="new"))
         old.close()
         assert (spool / "ledger.db-wal").stat().st_size > 0
         look = (
@@ -328,7 +328,7 @@ def test_an_error_that_is_no_damage_heals_nothing(db: Ledger, spool: Path) -> No
     for statement in ("select * from nowhere", "insert into meta values (null, null)"):
         with pytest.raises(sqlite3.Error) as caught:
             db.execute(statement)
-        assert not heal(db, caught.value)
+        assert not recover_after(db, caught.value)
     assert names(spool, "*.damaged-*") == []
 
 
@@ -351,10 +351,10 @@ def killed_with_wal(spool: Path, jobs: int) -> list[str]:
     template = spool.with_name("template")
     open_ledger(template).close()
     with closing(open_ledger(template)) as db:
-        desk = Desk(db)
+        bench = LedgerBench(db)
         wanted = [version(session=f"ses_{number}") for number in range(jobs)]
         for one in wanted:
-            desk.put(one)
+            bench.put(one)
         spool.mkdir(mode=0o700)
         for name in ("ledger.db", "ledger.db-wal"):
             shutil.copy(template / name, spool / name)
@@ -394,9 +394,9 @@ def test_transactions_behind_a_flipped_bit_in_the_wal_are_counted(spool: Path) -
 # --- bodies
 
 
-def courier(desk: Desk) -> Courier:
-    return Courier(
-        destination_id=desk.destination,
+def context(bench: LedgerBench) -> DeliveryContext:
+    return DeliveryContext(
+        destination_id=bench.destination,
         worker="w",
         policy=Policy(max_retries=5, base_ms=1, cap_ms=1),
         permit=lambda _: Post(),
@@ -415,17 +415,17 @@ def test_a_flipped_bit_in_a_body_on_the_disk_is_a_dead_letter(spool: Path) -> No
     at = path.read_bytes().index(body[:200]) + 100
     overwrite(path, at, bytes([path.read_bytes()[at] ^ 8]))
     with closing(open_ledger(spool)) as db:
-        deliver(db, wanted, courier(Desk(db)))
+        deliver(db, wanted, context(LedgerBench(db)))
         job = db.execute("select state, error from job").fetchone()
     assert job["state"] == "dead"
     assert "is damaged" in job["error"] or "checksum" in job["error"]
 
 
 def test_a_job_whose_record_was_lost_is_a_dead_letter_and_not_delivered(db: Ledger) -> None:
-    desk = Desk(db)
-    desk.put(version(), 3)
+    bench = LedgerBench(db)
+    bench.put(version(), 3)
     db.execute("delete from record where position = 1")
-    deliver(db, version().key, courier(desk))
+    deliver(db, version().key, context(bench))
     job = db.execute("select state, error from job").fetchone()
     assert (job["state"], job["error"]) == ("dead", f"1 record(s) of job {version().key[:12]} are missing")
 

@@ -18,7 +18,7 @@ from app.database.schema import migrate, migrations
 from app.delivery import confirm
 from app.delivery.backoff import Policy
 from app.delivery.confirm import CONTROL_MS, Allowance, Unread
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.client import ReadBackError
 from app.exporters.helicone import traits
 from app.exporters.helicone.body import Log, encode
@@ -26,14 +26,14 @@ from app.exporters.helicone.client import Client
 from app.exporters.helicone.traits import NOT_STORED_CAUSES
 from app.exporters.outcome import Outcome
 from app.ledger import dead_letters, destinations, maintenance, readback, versions
-from app.ledger.job import Body, Frozen, Version
+from app.ledger.job import Body, IdentityFields, Version
 from app.operations.doctor import examine
 from app.operations.finding import Finding
 from app.operations.status import Confirmation, Status, read_status
 from app.privacy.policy import Post
 from app.settings.lookup import Sources
 from app.settings.model import Settings
-from tests.support.ledger_bench import Desk, key, version
+from tests.support.ledger_bench import LedgerBench, key, version
 from tests.support.servers import Receiver, api_key, receiving
 
 SECOND_MS, MINUTE_MS, HOUR_MS = 1_000, 60_000, 3_600_000
@@ -64,7 +64,7 @@ class Person:
             meta = {"Helicone-Request-Id": str(request_id), "Helicone-Session-Id": f"ses_{turn}"}
             said = {"model": "acme/one", "content": turn}
             body = encode(Log(dict(said), dict(said), 200, meta, self.now_ms, self.now_ms, None))
-            made.append(Body(request_id, body, Frozen("CUSTOM", "acme/one", self.now_ms, turn, f"/{turn}")))
+            made.append(Body(request_id, body, IdentityFields("CUSTOM", "acme/one", self.now_ms, turn, f"/{turn}")))
         made_of = Version(f"ses_{turn}", f"ses_{turn}", turn, key(turn), self.now_ms, "", "")
         versions.insert(self.db, self.destination, made_of, made, now_ms=self.now_ms)
 
@@ -74,7 +74,7 @@ class Person:
         for wake in maintenance.to_wake(self.db, self.destination, self.now_ms, 100):
             following: str | None = wake
             while following is not None:
-                following = deliver(self.db, following, self.courier)
+                following = deliver(self.db, following, self.context)
         confirm.confirm(self.db, self.destination, self.stored, self.now_ms, allowance=self.allowance, dice=lambda: 1.0)
 
     def live(self, for_ms: int) -> None:
@@ -89,8 +89,8 @@ class Person:
             self.work()
 
     @property
-    def courier(self) -> Courier:
-        return Courier(
+    def context(self) -> DeliveryContext:
+        return DeliveryContext(
             destination_id=self.destination,
             worker="worker",
             policy=Policy.of(5, 1_000),
@@ -253,14 +253,14 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
     (before,) = [number for number, sql in migrations() if "found_ms" in sql]
     with closing(connect(tmp_path / "ledger.db")) as db:
         migrate(db, [(number, sql) for number, sql in migrations() if number < before])
-        desk = Desk(db)
+        bench = LedgerBench(db)
         db.execute("alter table job add column known_marks text")  # of a later one, for today's program
-        desk.put(version())
-        desk.deliver(version())
+        bench.put(version())
+        bench.deliver(version())
         db.execute("update job set confirmed_ms = 7")
         db.execute("alter table job drop column known_marks")
         migrate(db, migrations())
-        assert readback.control(db, desk.destination) == readback.Control(None, 0, 7)
+        assert readback.control(db, bench.destination) == readback.Control(None, 0, 7)
 
 
 # --- never stores ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 
 from app.delivery import confirm
 from app.delivery.confirm import Allowance
-from app.delivery.deliver import LEASE_MS, Courier
+from app.delivery.deliver import LEASE_MS, DeliveryContext
 from app.exporters.outcome import Outcome
 from app.ledger import claims, confirmations, flow, job, maintenance, policy_enforcement, readback
 from app.ledger.incidents import SLEEP_MS
@@ -41,7 +41,7 @@ from tests.stress.outage import (
     live,
     unreached,
 )
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 
 AHEAD = "the clock jumped ahead, or the machine slept"
 BACK = "the clock was set back"
@@ -49,7 +49,7 @@ LOOKS_MAX = 2_000
 """In one test; so many would be a busy loop."""
 
 
-class Patient(Machine):
+class ConfirmingMachine(Machine):
     """A machine that confirms what it delivers, and notes in which order it arrived."""
 
     def __init__(self, spool: Path, world: World) -> None:
@@ -69,9 +69,9 @@ class Patient(Machine):
         name = f"{session} {turn}"
         self.capture(session, turn, [Body(uuid5(NAMESPACE_OID, name), name.encode())])
 
-    def courier(self, db: sqlite3.Connection) -> Courier:
-        when_to_confirm = lambda: self.world.now_ms + MINUTE_MS  # noqa: E731 - as the courier has them
-        return replace(super().courier(db), post=self.post, when_to_confirm=when_to_confirm)
+    def context(self, db: sqlite3.Connection) -> DeliveryContext:
+        when_to_confirm = lambda: self.world.now_ms + MINUTE_MS  # noqa: E731 - as the context has them
+        return replace(super().context(db), post=self.post, when_to_confirm=when_to_confirm)
 
     def post(self, body: Body) -> Outcome:
         session, turn = body.body.decode().split()
@@ -101,7 +101,7 @@ class Patient(Machine):
         return row
 
     def claim(self, session: str) -> job.Claim:
-        held = claims.claim(
+        claimed = claims.claim(
             self.db,
             self.destination.id,
             self.row(session)["key"],
@@ -109,8 +109,8 @@ class Patient(Machine):
             now_ms=self.world.now_ms,
             lease_ms=LEASE_MS,
         )
-        assert held is not None
-        return held
+        assert claimed is not None
+        return claimed
 
     def unsettled(self) -> list[tuple[str, str]]:
         """(session, state) of what is not delivered and confirmed."""
@@ -141,17 +141,17 @@ def found(_: int, request_ids: Sequence[UUID]) -> Mapping[UUID, bool]:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, migrated: Path) -> Iterator[Patient]:
+def machine(tmp_path: Path, migrated: Path) -> Iterator[ConfirmingMachine]:
     shutil.copytree(migrated, tmp_path / "spool")
-    with closing(Patient(tmp_path / "spool", World(Receiver()))) as patient:
+    with closing(ConfirmingMachine(tmp_path / "spool", World(Receiver()))) as patient:
         yield patient
 
 
-def later(machine: Patient, ms: int) -> None:
+def later(machine: ConfirmingMachine, ms: int) -> None:
     live(machine.world, [machine], machine.world.now_ms + ms, Coming())
 
 
-def in_every_situation(machine: Patient, *, is_away: bool) -> None:
+def in_every_situation(machine: ConfirmingMachine, *, is_away: bool) -> None:
     """Jobs that are to be confirmed, dead, held, in backoff, leased and due; while `is_away` also the probe of a pause.
 
     Of those that are leased and due there are three in a session.
@@ -185,7 +185,7 @@ def in_every_situation(machine: Patient, *, is_away: bool) -> None:
 @pytest.mark.parametrize("comes_back", [True, False], ids=["and back", "for good"])
 @pytest.mark.parametrize("days", [1, -1, 30, -30])
 def test_a_clock_that_is_set_loses_kills_and_delays_nothing_and_is_told_of(
-    machine: Patient, *, days: int, comes_back: bool, is_away: bool
+    machine: ConfirmingMachine, *, days: int, comes_back: bool, is_away: bool
 ) -> None:
     in_every_situation(machine, is_away=is_away)
     requests = machine.world.receiver.requests
@@ -212,7 +212,9 @@ def test_a_clock_that_is_set_loses_kills_and_delays_nothing_and_is_told_of(
     assert machine.noted() == ({AHEAD, BACK} if comes_back else {AHEAD} if days > 0 else {BACK})
 
 
-def test_what_a_clock_set_ahead_for_good_makes_too_old_is_dropped_after_an_hour_and_visibly(machine: Patient) -> None:
+def test_what_a_clock_set_ahead_for_good_makes_too_old_is_dropped_after_an_hour_and_visibly(
+    machine: ConfirmingMachine,
+) -> None:
     # The clock may be right now, and have been wrong before: nobody can tell, so age counts in the end.
     machine.world.receiver.answer = unreached
     machine.bring("old", "t1")
@@ -235,7 +237,7 @@ def test_what_a_clock_set_ahead_for_good_makes_too_old_is_dropped_after_an_hour_
 
 @pytest.mark.parametrize("down_ms", [MINUTE_MS, 50 * MINUTE_MS])
 def test_a_machine_that_slept_for_ten_days_in_the_middle_of_posts_loses_and_kills_nothing(
-    machine: Patient, down_ms: int
+    machine: ConfirmingMachine, down_ms: int
 ) -> None:
     machine.bring("confirmed")
     later(machine, SECOND_MS)
@@ -265,7 +267,9 @@ def test_a_machine_that_slept_for_ten_days_in_the_middle_of_posts_loses_and_kill
 # --- leases that run out
 
 
-def test_a_post_that_outlives_its_lease_is_made_again_and_its_late_answer_changes_nothing(machine: Patient) -> None:
+def test_a_post_that_outlives_its_lease_is_made_again_and_its_late_answer_changes_nothing(
+    machine: ConfirmingMachine,
+) -> None:
     machine.hanging = "slow"
     machine.bring("slow")
     machine.look()
@@ -281,7 +285,9 @@ def test_a_post_that_outlives_its_lease_is_made_again_and_its_late_answer_change
     assert machine.unsettled() == []
 
 
-def test_a_job_whose_threads_hang_each_time_is_dead_and_its_neighbours_are_delivered(machine: Patient) -> None:
+def test_a_job_whose_threads_hang_each_time_is_dead_and_its_neighbours_are_delivered(
+    machine: ConfirmingMachine,
+) -> None:
     machine.hanging = "slow"
     for session in ("slow", "ses_1", "ses_2"):
         machine.bring(session)
@@ -294,62 +300,62 @@ def test_a_job_whose_threads_hang_each_time_is_dead_and_its_neighbours_are_deliv
 
 @pytest.mark.parametrize(("late_ms", "kills"), [(0, 1), (UNSEEN_MS - 1, 1), (UNSEEN_MS, 0), (10 * DAY_MS, 0)])
 def test_a_lease_of_a_living_worker_is_charged_only_if_it_ran_out_under_its_eyes(
-    desk: Desk, late_ms: int, kills: int
+    bench: LedgerBench, late_ms: int, kills: int
 ) -> None:
-    desk.put(version())
-    desk.held()
-    desk.now_ms += LEASE_MS + late_ms
-    assert maintenance.recover(desk.db, desk.now_ms) == 1
-    assert (desk.row()["kills"], desk.row()["due_ms"]) == (kills, desk.now_ms)
+    bench.put(version())
+    bench.claimed()
+    bench.now_ms += LEASE_MS + late_ms
+    assert maintenance.recover(bench.db, bench.now_ms) == 1
+    assert (bench.row()["kills"], bench.row()["due_ms"]) == (kills, bench.now_ms)
 
 
-def test_a_lease_of_a_dead_worker_is_charged_however_late_it_is_found(desk: Desk) -> None:
-    desk.put(version())
-    desk.held(worker="dead")
-    desk.now_ms += 10 * DAY_MS
-    assert maintenance.recover(desk.db, desk.now_ms, ["dead"]) == 1
-    assert desk.row()["kills"] == 1
+def test_a_lease_of_a_dead_worker_is_charged_however_late_it_is_found(bench: LedgerBench) -> None:
+    bench.put(version())
+    bench.claimed(worker="dead")
+    bench.now_ms += 10 * DAY_MS
+    assert maintenance.recover(bench.db, bench.now_ms, ["dead"]) == 1
+    assert bench.row()["kills"] == 1
 
 
-@pytest.mark.parametrize("kills", [0, KILLS_MAX - 1], ids=["freed", "buried"])
-def test_a_probe_that_ended_with_its_worker_is_made_at_once_by_another(desk: Desk, kills: int) -> None:
-    desk.put(version())
-    desk.put(version(session="ses_2"))
-    desk.pause(probe_ms=desk.now_ms)
-    held = desk.held(worker="dead")
-    desk.db.execute("update job set kills = ? where id = ?", (kills, held.job_id))
-    assert held.is_probe
-    assert desk.claim(version(session="ses_2")) is None
-    assert maintenance.recover(desk.db, desk.now_ms, ["dead"]) == 1
-    assert desk.held(version(session="ses_2")).is_probe
+@pytest.mark.parametrize("kills", [0, KILLS_MAX - 1], ids=["freed", "dead"])
+def test_a_probe_that_ended_with_its_worker_is_made_at_once_by_another(bench: LedgerBench, kills: int) -> None:
+    bench.put(version())
+    bench.put(version(session="ses_2"))
+    bench.pause(probe_ms=bench.now_ms)
+    claimed = bench.claimed(worker="dead")
+    bench.db.execute("update job set kills = ? where id = ?", (kills, claimed.job_id))
+    assert claimed.is_probe
+    assert bench.claim(version(session="ses_2")) is None
+    assert maintenance.recover(bench.db, bench.now_ms, ["dead"]) == 1
+    assert bench.claimed(version(session="ses_2")).is_probe
 
 
 # --- what a clock that was set back leaves
 
 
 def test_what_was_delivered_before_the_clock_was_set_back_is_looked_for_now_and_then_as_if_delivered_now(
-    desk: Desk,
+    bench: LedgerBench,
 ) -> None:
-    desk.now_ms = 40 * DAY_MS
-    desk.put(version())
-    held = desk.held()
-    desk.acknowledge(held, desk.left(held)[0])
-    claims.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms + MINUTE_MS)
-    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 0
-    desk.now_ms -= DAY_MS
-    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 1
-    (due,) = confirmations.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 10)
-    assert due.delivered_ms == desk.now_ms
+    bench.now_ms = 40 * DAY_MS
+    bench.put(version())
+    claimed = bench.claimed()
+    bench.acknowledge(claimed, bench.left(claimed)[0])
+    claims.complete(bench.db, claimed, bench.now_ms, confirm_ms=bench.now_ms + MINUTE_MS)
+    assert maintenance.reset_future_times(bench.db, bench.now_ms) == 0
+    bench.now_ms -= DAY_MS
+    assert maintenance.reset_future_times(bench.db, bench.now_ms) == 1
+    (due,) = confirmations.due_for_confirmation(bench.db, bench.destination, bench.now_ms, 10)
+    assert due.delivered_ms == bench.now_ms
 
 
-def test_a_pause_of_reading_back_ends_when_the_clock_is_set_back(desk: Desk) -> None:
-    desk.now_ms = 40 * DAY_MS
-    readback.pause_read_back(desk.db, desk.destination, "500: error", desk.now_ms + HOUR_MS)
-    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 0
-    desk.now_ms -= DAY_MS
-    assert readback.read_back_failures(desk.db, desk.destination, desk.now_ms) is None
-    assert maintenance.reset_future_times(desk.db, desk.now_ms) == 1
-    assert readback.read_back_failures(desk.db, desk.destination, desk.now_ms) == 1
+def test_a_pause_of_reading_back_ends_when_the_clock_is_set_back(bench: LedgerBench) -> None:
+    bench.now_ms = 40 * DAY_MS
+    readback.pause_read_back(bench.db, bench.destination, "500: error", bench.now_ms + HOUR_MS)
+    assert maintenance.reset_future_times(bench.db, bench.now_ms) == 0
+    bench.now_ms -= DAY_MS
+    assert readback.read_back_failures(bench.db, bench.destination, bench.now_ms) is None
+    assert maintenance.reset_future_times(bench.db, bench.now_ms) == 1
+    assert readback.read_back_failures(bench.db, bench.destination, bench.now_ms) == 1
 
 
 # --- how a worker sees it
@@ -367,7 +373,7 @@ def test_clocks_that_nobody_sets_go_on_together() -> None:
     assert abs(jump_ms(before, clock.read())) < SLEEP_MS
 
 
-def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine: Patient) -> None:
+def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine: ConfirmingMachine) -> None:
     worker = Worker(machine.sources())
     try:
         worker.poll()
@@ -382,18 +388,18 @@ def test_a_worker_whose_clock_jumped_between_two_looks_tells_of_it_once(machine:
     assert AHEAD in (machine.spool / "logs" / "worker.log").read_text("utf-8")
 
 
-def test_a_probe_that_a_worker_gives_up_as_it_ends_is_made_at_once_by_another(machine: Patient) -> None:
+def test_a_probe_that_a_worker_gives_up_as_it_ends_is_made_at_once_by_another(machine: ConfirmingMachine) -> None:
     worker = Worker(machine.sources())
     try:
         worker.announce()
         assert worker._announced is not None
-        desk = Desk(worker.db)
-        desk.destination, desk.now_ms = worker.target.id, clock.now_ms()
-        desk.put(version())
-        desk.pause(probe_ms=desk.now_ms)
-        assert desk.held(worker=worker._announced.name).is_probe
+        bench = LedgerBench(worker.db)
+        bench.destination, bench.now_ms = worker.target.id, clock.now_ms()
+        bench.put(version())
+        bench.pause(probe_ms=bench.now_ms)
+        assert bench.claimed(worker=worker._announced.name).is_probe
         worker._interrupted()
-        desk.now_ms = clock.now_ms()
-        assert desk.held().is_probe
+        bench.now_ms = clock.now_ms()
+        assert bench.claimed().is_probe
     finally:
         worker.close()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.delivery.backoff import Policy
-from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, judge
+from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
 
 POLICY = Policy.of(max_retries=3, base_ms=1_000)
@@ -35,7 +35,7 @@ def at(**facts: object) -> Situation:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "situation", "verdict"),
+    ("outcome", "situation", "action"),
     [
         pytest.param(MALFORMED, at(is_paused=True), DeadLetter("400: error"), id="permanent is dead"),
         pytest.param(REFUSED, CALM, Pause("refused", 1, 1_000, is_charged=False), id="refused pauses at once"),
@@ -109,8 +109,8 @@ def at(**facts: object) -> Situation:
         pytest.param(BROKEN, at(is_paused=True, peers="fail"), Release(), id="the same, and another fails"),
     ],
 )
-def test_table(outcome: Outcome, situation: Situation, verdict: object) -> None:
-    assert judge(outcome, situation, POLICY, 1.0) == verdict
+def test_table(outcome: Outcome, situation: Situation, action: object) -> None:
+    assert decide(outcome, situation, POLICY, 1.0) == action
 
 
 SITUATIONS = st.builds(
@@ -128,20 +128,20 @@ DICE = st.floats(0, 1)
 
 @given(SITUATIONS, DICE, st.sampled_from([UNREACHED, LIMITED, REFUSED]))
 def test_what_is_no_5xx_never_charges_and_never_kills(situation: Situation, dice: float, outcome: Outcome) -> None:
-    verdict = judge(outcome, situation, POLICY, dice)
-    assert not isinstance(verdict, DeadLetter)
-    assert not getattr(verdict, "is_charged", False)
+    action = decide(outcome, situation, POLICY, dice)
+    assert not isinstance(action, DeadLetter)
+    assert not getattr(action, "is_charged", False)
 
 
 @given(SITUATIONS, DICE)
 def test_job_is_held_responsible_only_if_others_succeed_or_it_is_the_only_one(
     situation: Situation, dice: float
 ) -> None:
-    verdict = judge(BROKEN, situation, POLICY, dice)
-    if isinstance(verdict, DeadLetter) or getattr(verdict, "is_charged", False):
+    action = decide(BROKEN, situation, POLICY, dice)
+    if isinstance(action, DeadLetter) or getattr(action, "is_charged", False):
         assert situation.is_alone or situation.peers == "succeed"
 
 
 @given(SITUATIONS, DICE, st.sampled_from([UNREACHED, BROKEN, REFUSED]))
 def test_no_delay_is_longer_than_five_minutes(situation: Situation, dice: float, outcome: Outcome) -> None:
-    assert getattr(judge(outcome, situation, POLICY, dice), "delay_ms", 0) <= 300_000
+    assert getattr(decide(outcome, situation, POLICY, dice), "delay_ms", 0) <= 300_000

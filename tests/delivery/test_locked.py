@@ -97,14 +97,14 @@ def test_a_worker_waits_for_a_lock_as_long_as_its_lease_allows(scene: Scene) -> 
 def test_what_could_not_be_acknowledged_is_given_back_uncharged_and_delivered(scene: Scene) -> None:
     scene.wake()
     assert len(scene.posted) == 1
-    held = [row for row in scene.rows() if row["lease_until_ms"] is not None]
-    assert len(held) == 1
+    claimed = [row for row in scene.rows() if row["lease_until_ms"] is not None]
+    assert len(claimed) == 1
     scene.open()
     scene.made.poll()
-    (given_back,) = [row for row in scene.rows() if row["id"] == held[0]["id"]]
+    (given_back,) = [row for row in scene.rows() if row["id"] == claimed[0]["id"]]
     assert (given_back["state"], given_back["lease_until_ms"], given_back["kills"]) == ("pending", None, 0)
     attempts = scene.made.db.execute(
-        "select ended_ms, error from attempt where job_id = ?", (held[0]["id"],)
+        "select ended_ms, error from attempt where job_id = ?", (claimed[0]["id"],)
     ).fetchall()
     assert [row["ended_ms"] is not None for row in attempts] == [True]
     scene.made.db.execute("update job set due_ms = 1 where state = 'pending'")

@@ -17,7 +17,7 @@ from app.exporters.encoder import Shown
 from app.exporters.helicone.client import READ_BACK_BYTES_MAX, Client
 from app.operations.remote import Remote
 from app.recall.compare import look
-from app.recall.expected import Likeness
+from app.recall.expected import ExpectedContent
 from tests.support.servers import answer, api_key, scripted
 
 IDS = [uuid.uuid5(uuid.NAMESPACE_URL, str(n)) for n in range(3)]
@@ -116,7 +116,7 @@ def test_an_answer_that_is_nested_too_deep_is_a_failure_that_says_so() -> None:
 def test_a_body_that_is_json_in_a_string_is_looked_over_as_well() -> None:
     """As Helicone shows bodies that it could not parse itself."""
     row = {"request_id": str(IDS[0]), "request_body": nested(100_000).decode(), "response_body": "[" * 100_000}
-    expected = Likeness("ses_1", IDS[0], "/opencode/ses_1", 0, frozenset(), b"")
+    expected = ExpectedContent("ses_1", IDS[0], "/opencode/ses_1", 0, frozenset(), b"")
     with scripted(answer(201, json.dumps({"data": [row]}).encode())) as server, Client(api_key()) as client:
         shown = client.shown(server.url, start_ms=0, request_ids=IDS)[IDS[0]]
         assert shown == [Shown(row["request_body"], row["response_body"])]

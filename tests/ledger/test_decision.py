@@ -13,12 +13,14 @@ from app.privacy.policy import Policy
 KEY = "a" * 64
 LOOSE = Policy("full", (), redact_secrets=True, prefix="").facts("")
 STRICT = Policy("metadata_only", (), redact_secrets=True, prefix="").facts("")
-VERSION = Version(session="ses_1", root="ses_1", turn="t1", key=KEY, facts_ms=100, user_id="", folder="", policy=LOOSE)
+VERSION = Version(
+    session="ses_1", root="ses_1", turn="t1", key=KEY, last_event_ms=100, user_id="", folder="", policy=LOOSE
+)
 OTHER = Current(
     key="b" * 64,
     state="delivered",
     drop_reason=None,
-    facts_ms=50,
+    last_event_ms=50,
     policy=LOOSE,
     is_in_flight=False,
     is_sealed=False,
@@ -36,9 +38,9 @@ def dropped(current: Current, reason: str) -> Current:
     return replace(current, state="dropped", drop_reason=reason)  # type: ignore[arg-type]  # one of its reasons
 
 
-def under(key: str | None, turn: str = "t1", facts_ms: int = 100) -> Version:
+def under(key: str | None, turn: str = "t1", last_event_ms: int = 100) -> Version:
     """That would have this key under a stricter policy."""
-    return replace(VERSION, turn=turn, facts_ms=facts_ms, key_under=lambda _: key)
+    return replace(VERSION, turn=turn, last_event_ms=last_event_ms, key_under=lambda _: key)
 
 
 STRICTER = replace(OTHER, policy=STRICT)
@@ -47,12 +49,12 @@ OFF = replace(VERSION, is_off=True)
 CASES: dict[str, tuple[Version, Known, Reopen, Decision]] = {
     "a turn that is not known": (VERSION, UNKNOWN, LIVE, Decision.NEW),
     "a newer version": (VERSION, known(OTHER), LIVE, Decision.NEW),
-    "one as new as the current": (VERSION, known(replace(OTHER, facts_ms=100)), LIVE, Decision.NEW),
+    "one as new as the current": (VERSION, known(replace(OTHER, last_event_ms=100)), LIVE, Decision.NEW),
     "a newer one that was there before": (VERSION, known(OTHER, is_there=True), LIVE, Decision.REOPENED),
-    "an older version": (VERSION, known(replace(OTHER, facts_ms=101)), LIVE, Decision.SUPERSEDED),
+    "an older version": (VERSION, known(replace(OTHER, last_event_ms=101)), LIVE, Decision.SUPERSEDED),
     "an older one that is there": (
         VERSION,
-        known(replace(OTHER, facts_ms=101), is_there=True),
+        known(replace(OTHER, last_event_ms=101), is_there=True),
         LIVE,
         Decision.KNOWN,
     ),
@@ -99,7 +101,7 @@ CASES: dict[str, tuple[Version, Known, Reopen, Decision]] = {
     "a turn sealed elsewhere": (VERSION, known(None, is_sealed=True), LIVE, Decision.REFUSED),
     "an older version of it": (
         VERSION,
-        known(replace(OTHER, facts_ms=101), is_sealed=True),
+        known(replace(OTHER, last_event_ms=101), is_sealed=True),
         LIVE,
         Decision.SUPERSEDED,
     ),
@@ -109,7 +111,7 @@ CASES: dict[str, tuple[Version, Known, Reopen, Decision]] = {
     # off
     "off, of a turn that is not known": (OFF, UNKNOWN, LIVE, Decision.NEW),
     "off, newer": (OFF, known(OTHER), LIVE, Decision.NEW),
-    "off, as new": (OFF, known(replace(OTHER, facts_ms=100)), LIVE, Decision.KNOWN),
+    "off, as new": (OFF, known(replace(OTHER, last_event_ms=100)), LIVE, Decision.KNOWN),
     "off, of the session's record": (replace(OFF, turn=SESSION_RECORD), known(OTHER), LIVE, Decision.KNOWN),
     # there under a stricter policy
     "there under a stricter policy": (under(OTHER.key), known(STRICTER), LIVE, Decision.KNOWN),
@@ -127,7 +129,7 @@ CASES: dict[str, tuple[Version, Known, Reopen, Decision]] = {
         LIVE,
         Decision.NEW,
     ),
-    "there under patterns that are forgotten": (under(None, facts_ms=50), known(STRICTER), LIVE, Decision.KNOWN),
+    "there under patterns that are forgotten": (under(None, last_event_ms=50), known(STRICTER), LIVE, Decision.KNOWN),
     "there under patterns that are forgotten, but newer": (under(None), known(STRICTER), LIVE, Decision.NEW),
     "the session's record under forgotten patterns": (
         under(None, SESSION_RECORD),

@@ -23,119 +23,129 @@ from app.ledger import (
 )
 from app.ledger import job as ledger_job
 from app.ledger.decision import LIVE, REFILL, Decision, Reopen
-from app.ledger.job import Frozen
+from app.ledger.job import IdentityFields
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
-from tests.capture.test_enqueue import Door, capture
+from tests.capture.test_enqueue import EmbeddedApi, capture
 from tests.support import recorded
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 
-FROZEN = Frozen("CUSTOM", "data:opencode.user", 1, "opencode: project", "/opencode/ses_1/msg-0")
+FROZEN = IdentityFields("CUSTOM", "data:opencode.user", 1, "opencode: project", "/opencode/ses_1/msg-0")
 
 
 @pytest.fixture
-def door(db: sqlite3.Connection) -> Door:
+def embedded(db: sqlite3.Connection) -> EmbeddedApi:
     target = destinations.destination(db, "https://example.invalid", "fingerprint", 0)
-    return Door(db, Place(target.id, "folder"))
+    return EmbeddedApi(db, Place(target.id, "folder"))
 
 
 @pytest.mark.parametrize("name", recorded.exported())
-def test_a_footprint_tells_what_the_body_tells(door: Door, name: str) -> None:
+def test_a_footprint_tells_what_the_body_tells(embedded: EmbeddedApi, name: str) -> None:
     told = recorded.export(name)
-    door.put(told, abandoned=True)
+    embedded.put(told, abandoned=True)
     made = {
         record.request_id: record
         for export in split(parse(told), capture(), Identity(""), abandoned=True)[0]
         for record in export.encode()
     }
-    kept = [one for job in history.exported(door.db, door.place.destination_id, told["root"]) for one in job.prints]
+    kept = [
+        one
+        for job in history.exported(embedded.db, embedded.place.destination_id, told["root"])
+        for one in job.identities
+    ]
     assert {str(one.request_id) for one in kept} == set(made)
     for one in kept:
         body = json.loads(made[str(one.request_id)].body)
         meta = body["providerRequest"]["meta"]
         start = body["timing"]["startTime"]
-        assert one.frozen.model == made[str(one.request_id)].model
-        assert one.frozen.provider == body["provider"]
-        assert one.frozen.start_ms == start["seconds"] * 1000 + start["milliseconds"]
-        assert (one.frozen.session_name, one.frozen.path) == (
+        assert one.identity_fields.model == made[str(one.request_id)].model
+        assert one.identity_fields.provider == body["provider"]
+        assert one.identity_fields.start_ms == start["seconds"] * 1000 + start["milliseconds"]
+        assert (one.identity_fields.session_name, one.identity_fields.path) == (
             meta["Helicone-Session-Name"],
             meta["Helicone-Session-Path"],
         )
 
 
-def test_a_footprint_outlives_the_bodies_of_its_job(door: Door) -> None:
+def test_a_footprint_outlives_the_bodies_of_its_job(embedded: EmbeddedApi) -> None:
     told = recorded.export("a_simple")
-    door.put(told)
-    before = history.exported(door.db, door.place.destination_id, told["root"])
-    assert all(job.prints for job in before)
-    assert pruning.drop_session(door.db, door.place.destination_id, told["root"], 1) == len(before)
-    after = history.exported(door.db, door.place.destination_id, told["root"])
-    assert [job.prints for job in after] == [job.prints for job in before]
+    embedded.put(told)
+    before = history.exported(embedded.db, embedded.place.destination_id, told["root"])
+    assert all(job.identities for job in before)
+    assert pruning.drop_session(embedded.db, embedded.place.destination_id, told["root"], 1) == len(before)
+    after = history.exported(embedded.db, embedded.place.destination_id, told["root"])
+    assert [job.identities for job in after] == [job.identities for job in before]
 
 
 def test_a_sealed_turn_takes_no_other_version_until_asked(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
+    bench = LedgerBench(db)
     sealed = version(content="sealed")
-    versions.insert(db, desk.destination, replace(sealed, is_sealed=True), [], now_ms=1)
-    newer = version(content="newer", facts_ms=900)
-    assert desk.put(newer) is Decision.REFUSED
-    assert desk.put(sealed) is Decision.KNOWN
-    assert desk.put(newer, reopen=Reopen(sealed=True)) is Decision.NEW
+    versions.insert(db, bench.destination, replace(sealed, is_sealed=True), [], now_ms=1)
+    newer = version(content="newer", last_event_ms=900)
+    assert bench.put(newer) is Decision.REFUSED
+    assert bench.put(sealed) is Decision.KNOWN
+    assert bench.put(newer, reopen=Reopen(sealed=True)) is Decision.NEW
 
 
 def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
+    bench = LedgerBench(db)
     assert folders.captured_since_ms(db, "folder") is None
     for now_ms, options in ((500_000, {}), (900_000, {"exportMode": "off"})):
-        folders.remember_folder(db, "folder", desk.destination, options, now_ms)
+        folders.remember_folder(db, "folder", bench.destination, options, now_ms)
     # Its first hook was starting while the first turn began.
     assert folders.captured_since_ms(db, "folder") == 500_000 - folders.STARTING_MS
 
 
-def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(door: Door) -> None:
+def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(embedded: EmbeddedApi) -> None:
     for name in ("a_simple", "b_tools"):
-        door.put(recorded.export(name))
-    used = door.db.execute("pragma page_count").fetchone()[0] * 4096
-    assert record_identity.forget_footprints(door.db, used) == 0
-    jobs = door.db.execute("select count(*) from job").fetchone()[0]
-    assert record_identity.forget_footprints(door.db, 0) == jobs
+        embedded.put(recorded.export(name))
+    used = embedded.db.execute("pragma page_count").fetchone()[0] * 4096
+    assert record_identity.forget_record_identities(embedded.db, used) == 0
+    jobs = embedded.db.execute("select count(*) from job").fetchone()[0]
+    assert record_identity.forget_record_identities(embedded.db, 0) == jobs
     assert not any(
-        job.prints
-        for session in history.exported_sessions(door.db, door.place.destination_id)
-        for job in history.exported(door.db, door.place.destination_id, session)
+        job.identities
+        for session in history.exported_sessions(embedded.db, embedded.place.destination_id)
+        for job in history.exported(embedded.db, embedded.place.destination_id, session)
     )
 
 
-def test_what_moves_to_another_destination_stays_what_it_is(door: Door) -> None:
+def test_what_moves_to_another_destination_stays_what_it_is(embedded: EmbeddedApi) -> None:
     told = recorded.export("a_simple")
-    door.put(told)
-    before = history.exported(door.db, door.place.destination_id, told["root"])
-    door.db.execute("update job set is_history = 1, is_recall = 1, is_sealed = 1")
-    another = destinations.destination(door.db, "https://example.invalid", "another", 0).id
+    embedded.put(told)
+    before = history.exported(embedded.db, embedded.place.destination_id, told["root"])
+    embedded.db.execute("update job set is_history = 1, is_recall = 1, is_sealed = 1")
+    another = destinations.destination(embedded.db, "https://example.invalid", "another", 0).id
     # It knows the session, so what waits moves job by job.
     versions.insert(
-        door.db, another, replace(version(), session=told["root"], root=told["root"], facts_ms=1), [], now_ms=1
+        embedded.db, another, replace(version(), session=told["root"], root=told["root"], last_event_ms=1), [], now_ms=1
     )
-    assert adoption.adopt(door.db, door.place.destination_id, another, now_ms=2) == len(before)
-    moved = [one for one in history.exported(door.db, another, told["root"]) if one.turn != "t1"]
-    assert [(one.key, one.prints, one.is_sealed) for one in moved] == [(one.key, one.prints, True) for one in before]
-    flags = door.db.execute("select is_history, is_recall from job where destination_id = ? and is_sealed", (another,))
+    assert adoption.adopt(embedded.db, embedded.place.destination_id, another, now_ms=2) == len(before)
+    moved = [one for one in history.exported(embedded.db, another, told["root"]) if one.turn != "t1"]
+    assert [(one.key, one.identities, one.is_sealed) for one in moved] == [
+        (one.key, one.identities, True) for one in before
+    ]
+    flags = embedded.db.execute(
+        "select is_history, is_recall from job where destination_id = ? and is_sealed", (another,)
+    )
     assert [tuple(row) for row in flags] == [(1, 1)] * len(before)
 
 
-def test_elsewhere_counts_what_is_there_or_waits_for_it(door: Door) -> None:
+def test_elsewhere_counts_what_is_there_or_waits_for_it(embedded: EmbeddedApi) -> None:
     told = recorded.export("a_simple")
-    door.put(told)
-    another = destinations.destination(door.db, "https://example.invalid", "another", 0).id
-    found = history.exported_elsewhere(door.db, another, told["root"])
-    assert set(found) == {job.turn for job in history.exported(door.db, door.place.destination_id, told["root"])}
-    assert history.exported_elsewhere(door.db, door.place.destination_id, told["root"]) == {}
-    pruning.drop_oversize(door.db, 2, 0)
-    assert history.exported_elsewhere(door.db, another, told["root"]) == {}
+    embedded.put(told)
+    another = destinations.destination(embedded.db, "https://example.invalid", "another", 0).id
+    found = history.exported_elsewhere(embedded.db, another, told["root"])
+    assert set(found) == {
+        job.turn for job in history.exported(embedded.db, embedded.place.destination_id, told["root"])
+    }
+    assert history.exported_elsewhere(embedded.db, embedded.place.destination_id, told["root"]) == {}
+    pruning.drop_oversize(embedded.db, 2, 0)
+    assert history.exported_elsewhere(embedded.db, another, told["root"]) == {}
 
 
 def test_versions_of_a_turn_are_found_by_an_index(db: sqlite3.Connection) -> None:
-    Desk(db)
+    LedgerBench(db)
     plans: list[str] = []
     db.set_trace_callback(plans.append)
     history.exported(db, 1, "ses_1")
@@ -148,20 +158,20 @@ def test_versions_of_a_turn_are_found_by_an_index(db: sqlite3.Connection) -> Non
 
 
 def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
-    desk.put(version())
+    bench = LedgerBench(db)
+    bench.put(version())
 
     def is_whole(changed_ms: int, reopen: Reopen = LIVE, now_ms: int = 500) -> bool:
         facts = {"changed_ms": changed_ms, "now_ms": now_ms}
-        return history.is_whole(db, desk.destination, "ses_1", **facts, policy=lambda _: "", reopen=reopen)
+        return history.is_whole(db, bench.destination, "ses_1", **facts, policy=lambda _: "", reopen=reopen)
 
     assert not is_whole(0)
-    assert history.note_reconciled(db, desk.destination, "ses_1", 500)
+    assert history.note_reconciled(db, bench.destination, "ses_1", 500)
     assert (is_whole(500), is_whole(499), is_whole(501)) == (True, False, False)
     assert not is_whole(500, now_ms=499)  # noted by a clock that was ahead
-    assert history.note_reconciled(db, desk.destination, "ses_1", 500, in_part=True)
-    assert (is_whole(500), history.reconciled_ms(db, desk.destination, "ses_1")) == (False, 500)
-    assert history.note_reconciled(db, desk.destination, "ses_1", 500)
+    assert history.note_reconciled(db, bench.destination, "ses_1", 500, in_part=True)
+    assert (is_whole(500), history.reconciled_ms(db, bench.destination, "ses_1")) == (False, 500)
+    assert history.note_reconciled(db, bench.destination, "ses_1", 500)
     assert not is_whole(500, REFILL)
     db.execute(
         "update job set state = 'dropped', drop_reason = 'policy', due_ms = null, finished_ms = 1, body_bytes = 0"
@@ -174,52 +184,54 @@ def test_a_session_is_whole_up_to_what_was_compared_last(db: sqlite3.Connection)
 
 
 def test_bodies_given_up_for_two_stores_rely_on_neither_and_wait_for_no_hook(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
-    desk.put(version())
-    desk.put(version("t2"))
+    bench = LedgerBench(db)
+    bench.put(version())
+    bench.put(version("t2"))
     (first, second) = (row["id"] for row in db.execute("select id from job order by id"))
     assert eviction.give_up_bodies(db, [first], "one") == 1
     assert eviction.relies_on(db, "one")
     assert eviction.give_up_bodies(db, [second], "another") == 1
     assert not eviction.relies_on(db, "one")
     assert not eviction.relies_on(db, "another")
-    assert eviction.emptied(db, desk.destination, [""]) == []  # a worker may make them again
+    assert eviction.evicted(db, bench.destination, [""]) == []  # a worker may make them again
     db.execute("update job set hold_reason = 'text'")
-    assert [one.turns for one in eviction.emptied(db, desk.destination, [""])] == [("t1", "t2")]
+    assert [one.turns for one in eviction.evicted(db, bench.destination, [""])] == [("t1", "t2")]
 
 
 def test_what_was_acknowledged_with_other_bytes_must_be_posted_and_made_again(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
-    desk.put(version())
-    desk.deliver(version())
-    newer = version(content="b", facts_ms=900)
-    desk.put(newer)
+    bench = LedgerBench(db)
+    bench.put(version())
+    bench.deliver(version())
+    newer = version(content="b", last_event_ms=900)
+    bench.put(newer)
     (row,) = db.execute("select id from job where state = 'pending'").fetchall()
     assert eviction.give_up_bodies(db, [row["id"]], "one") == 1
-    assert eviction.is_emptied(db, desk.held(newer))
+    assert eviction.is_evicted(db, bench.claimed(newer))
 
 
-def test_the_footprints_that_go_first_are_those_of_the_oldest_jobs(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_footprints_that_go_first_are_those_of_the_oldest_jobs(
+    embedded: EmbeddedApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.ledger.record_identity.BATCH", 1)
-    door.put(recorded.export("a_simple"))
-    assert record_identity.forget_footprints(door.db, 0) == 1
-    (gone,) = door.db.execute("select id from job where id not in (select job_id from footprint)").fetchall()
-    assert gone["id"] == door.db.execute("select min(id) from job").fetchone()[0]
+    embedded.put(recorded.export("a_simple"))
+    assert record_identity.forget_record_identities(embedded.db, 0) == 1
+    (gone,) = embedded.db.execute("select id from job where id not in (select job_id from footprint)").fetchall()
+    assert gone["id"] == embedded.db.execute("select min(id) from job").fetchone()[0]
 
 
-def test_a_log_that_is_no_more_of_its_job_keeps_its_footprint(door: Door) -> None:
-    door.put(recorded.export("b_tools"))
-    row = door.db.execute("select job_id, length(ids) as size from footprint order by size desc").fetchone()
-    job = door.db.execute("select id, key from job where id = ?", (row["job_id"],)).fetchone()
-    bodies = [replace(body, frozen=FROZEN) for body in ledger_job.bodies(door.db, job["id"], job["key"])]
-    record_identity.write(door.db, row["job_id"], bodies[:1])
-    assert len(record_identity.read(door.db, [row["job_id"]])[row["job_id"]]) == len(bodies) > 1
+def test_a_log_that_is_no_more_of_its_job_keeps_its_footprint(embedded: EmbeddedApi) -> None:
+    embedded.put(recorded.export("b_tools"))
+    row = embedded.db.execute("select job_id, length(ids) as size from footprint order by size desc").fetchone()
+    job = embedded.db.execute("select id, key from job where id = ?", (row["job_id"],)).fetchone()
+    bodies = [replace(body, identity_fields=FROZEN) for body in ledger_job.bodies(embedded.db, job["id"], job["key"])]
+    record_identity.write(embedded.db, row["job_id"], bodies[:1])
+    assert len(record_identity.read(embedded.db, [row["job_id"]])[row["job_id"]]) == len(bodies) > 1
 
 
 def test_a_capture_that_a_wrong_clock_began_in_the_future_begins_now(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
+    bench = LedgerBench(db)
     for name, since_ms in (("ahead", 10**14), ("off", folders.NEVER_MS), ("past", 5)):
-        folders.remember_folder(db, name, desk.destination, {}, 1)
+        folders.remember_folder(db, name, bench.destination, {}, 1)
         db.execute("update folder set since_ms = ? where hash = ?", (since_ms, name))
     maintenance.reset_future_times(db, 1_000)
     since = {name: folders.captured_since_ms(db, name) for name in ("ahead", "off", "past")}

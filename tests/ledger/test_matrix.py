@@ -37,139 +37,139 @@ from app.ledger.confirmations import Unconfirmed
 from app.ledger.dead_letters import Choice
 from app.ledger.decision import RECALL, Decision, Reopen
 from app.ledger.destinations import Destination
-from app.ledger.eviction import Remade
+from app.ledger.eviction import Recaptured
 from app.ledger.job import Claim, FailedAttempt
 from app.ledger.notices import TurnRead
-from tests.support.ledger_bench import LEASE_MS, WORKER, Desk, bodies, version
+from tests.support.ledger_bench import LEASE_MS, WORKER, LedgerBench, bodies, version
 
 DAY_MS = 24 * 3_600_000
 LATER_MS = 9_000
 """When what is put off becomes due; the functions are called at 2_000."""
 
 
-def seen(desk: Desk) -> Unconfirmed:
-    [due] = confirmations.due_for_confirmation(desk.db, desk.destination, desk.now_ms, 1)
+def seen(bench: LedgerBench) -> Unconfirmed:
+    [due] = confirmations.due_for_confirmation(bench.db, bench.destination, bench.now_ms, 1)
     return due
 
 
-def pending(desk: Desk, held: Claim) -> None:
-    claims.release(desk.db, held, due_ms=1_000)
+def pending(bench: LedgerBench, claimed: Claim) -> None:
+    claims.release(bench.db, claimed, due_ms=1_000)
 
 
-def backoff(desk: Desk, held: Claim) -> None:
-    desk.retry_later(held, due_ms=LATER_MS)
+def backoff(bench: LedgerBench, claimed: Claim) -> None:
+    bench.retry_later(claimed, due_ms=LATER_MS)
 
 
-def put_off(desk: Desk, held: Claim) -> None:
+def put_off(bench: LedgerBench, claimed: Claim) -> None:
     """By a clock that was wrong."""
-    claims.release(desk.db, held, due_ms=DAY_MS)
+    claims.release(bench.db, claimed, due_ms=DAY_MS)
 
 
-def on_hold(desk: Desk, held: Claim) -> None:
-    policy_enforcement.hold(desk.db, held, due_ms=LATER_MS, reason="off")
+def on_hold(bench: LedgerBench, claimed: Claim) -> None:
+    policy_enforcement.hold(bench.db, claimed, due_ms=LATER_MS, reason="off")
 
 
-def leased(desk: Desk, held: Claim) -> None:
+def leased(bench: LedgerBench, claimed: Claim) -> None:
     """By the claim that the function is called with."""
 
 
-def retaken(desk: Desk, held: Claim) -> None:
+def retaken(bench: LedgerBench, claimed: Claim) -> None:
     """By a later claim."""
-    pending(desk, held)
-    desk.held(worker="worker-b")
+    pending(bench, claimed)
+    bench.claimed(worker="worker-b")
 
 
-def delivered(desk: Desk, held: Claim) -> None:
-    desk.acknowledge(held, desk.left(held)[0])
-    desk.complete(held)
+def delivered(bench: LedgerBench, claimed: Claim) -> None:
+    bench.acknowledge(claimed, bench.left(claimed)[0])
+    bench.complete(claimed)
 
 
-def to_be_confirmed(desk: Desk, held: Claim) -> None:
-    desk.acknowledge(held, desk.left(held)[0])
-    claims.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
+def to_be_confirmed(bench: LedgerBench, claimed: Claim) -> None:
+    bench.acknowledge(claimed, bench.left(claimed)[0])
+    claims.complete(bench.db, claimed, bench.now_ms, confirm_ms=bench.now_ms)
 
 
-def looked_back(desk: Desk, held: Claim) -> None:
+def looked_back(bench: LedgerBench, claimed: Claim) -> None:
     """To be confirmed, its bodies gone."""
-    delivered(desk, held)
-    confirmations.look_back(desk.db, desk.destination, desk.now_ms)
+    delivered(bench, claimed)
+    confirmations.look_back(bench.db, bench.destination, bench.now_ms)
 
 
-def confirmed(desk: Desk, held: Claim) -> None:
-    to_be_confirmed(desk, held)
-    confirmations.confirmed(desk.db, seen(desk), desk.now_ms, has_body=True)
+def confirmed(bench: LedgerBench, claimed: Claim) -> None:
+    to_be_confirmed(bench, claimed)
+    confirmations.confirmed(bench.db, seen(bench), bench.now_ms, has_body=True)
 
 
-def body_not_stored(desk: Desk, held: Claim) -> None:
-    to_be_confirmed(desk, held)
-    confirmations.confirmed(desk.db, seen(desk), desk.now_ms, has_body=False)
+def body_not_stored(bench: LedgerBench, claimed: Claim) -> None:
+    to_be_confirmed(bench, claimed)
+    confirmations.confirmed(bench.db, seen(bench), bench.now_ms, has_body=False)
 
 
-def sent_again(desk: Desk, held: Claim) -> None:
-    to_be_confirmed(desk, held)
-    confirmations.send_again(desk.db, seen(desk), desk.now_ms)
+def sent_again(bench: LedgerBench, claimed: Claim) -> None:
+    to_be_confirmed(bench, claimed)
+    confirmations.send_again(bench.db, seen(bench), bench.now_ms)
 
 
-def dead(desk: Desk, held: Claim) -> None:
-    desk.dead_letter(held)
+def dead(bench: LedgerBench, claimed: Claim) -> None:
+    bench.dead_letter(claimed)
 
 
-def dead_unstored(desk: Desk, held: Claim) -> None:
-    to_be_confirmed(desk, held)
-    confirmations.bury_unstored(desk.db, seen(desk), desk.now_ms, "accepted but not stored")
+def dead_unstored(bench: LedgerBench, claimed: Claim) -> None:
+    to_be_confirmed(bench, claimed)
+    confirmations.dead_letter_unstored(bench.db, seen(bench), bench.now_ms, "accepted but not stored")
 
 
-def emptied(desk: Desk, held: Claim) -> None:
-    pending(desk, held)
-    eviction.give_up_bodies(desk.db, [held.job_id], "store")
+def evicted(bench: LedgerBench, claimed: Claim) -> None:
+    pending(bench, claimed)
+    eviction.give_up_bodies(bench.db, [claimed.job_id], "store")
 
 
-def emptied_leased(desk: Desk, _: Claim) -> None:
+def emptied_leased(bench: LedgerBench, _: Claim) -> None:
     """By the claim that the function is called with, its bodies gone."""
-    desk.db.execute("update job set body_bytes = 0")
-    desk.db.execute("delete from bundle")
+    bench.db.execute("update job set body_bytes = 0")
+    bench.db.execute("delete from bundle")
 
 
-def dead_emptied(desk: Desk, held: Claim) -> None:
-    dead(desk, held)
-    eviction.give_up_bodies(desk.db, [held.job_id], "store")
+def dead_emptied(bench: LedgerBench, claimed: Claim) -> None:
+    dead(bench, claimed)
+    eviction.give_up_bodies(bench.db, [claimed.job_id], "store")
 
 
-def delivered_emptied(desk: Desk, held: Claim) -> None:
+def delivered_emptied(bench: LedgerBench, claimed: Claim) -> None:
     """To be confirmed, and sent without that its bodies were kept."""
-    emptied_leased(desk, held)
-    desk.acknowledge(held, bodies("ses_1 t1", text=version().key)[0])
-    claims.complete(desk.db, held, desk.now_ms, confirm_ms=desk.now_ms)
+    emptied_leased(bench, claimed)
+    bench.acknowledge(claimed, bodies("ses_1 t1", text=version().key)[0])
+    claims.complete(bench.db, claimed, bench.now_ms, confirm_ms=bench.now_ms)
 
 
-def superseded(desk: Desk, held: Claim) -> None:
-    superseded_leased(desk, held)
-    claims.release(desk.db, held, due_ms=1_000)
+def superseded(bench: LedgerBench, claimed: Claim) -> None:
+    superseded_leased(bench, claimed)
+    claims.release(bench.db, claimed, due_ms=1_000)
 
 
-def superseded_leased(desk: Desk, _: Claim) -> None:
-    desk.put(version(content="newer", facts_ms=200))
+def superseded_leased(bench: LedgerBench, _: Claim) -> None:
+    bench.put(version(content="newer", last_event_ms=200))
 
 
-def dropped_size(desk: Desk, held: Claim) -> None:
-    pending(desk, held)
-    pruning.drop_oversize(desk.db, 1_000, 0)
+def dropped_size(bench: LedgerBench, claimed: Claim) -> None:
+    pending(bench, claimed)
+    pruning.drop_oversize(bench.db, 1_000, 0)
 
 
-def dropped_deleted_leased(desk: Desk, _: Claim) -> None:
-    pruning.drop_session(desk.db, desk.destination, "ses_1", 1_000)
+def dropped_deleted_leased(bench: LedgerBench, _: Claim) -> None:
+    pruning.drop_session(bench.db, bench.destination, "ses_1", 1_000)
 
 
-def dropped_policy(desk: Desk, held: Claim) -> None:
-    claims.drop(desk.db, held, "policy", 1_000)
+def dropped_policy(bench: LedgerBench, claimed: Claim) -> None:
+    claims.drop(bench.db, claimed, "policy", 1_000)
 
 
-def dropped_purged(desk: Desk, held: Claim) -> None:
-    dead(desk, held)
-    dead_letters.purge_dead(desk.db, Choice(), 1_000)
+def dropped_purged(bench: LedgerBench, claimed: Claim) -> None:
+    dead(bench, claimed)
+    dead_letters.purge_dead(bench.db, Choice(), 1_000)
 
 
-STATES: dict[str, Callable[[Desk, Claim], None]] = {
+STATES: dict[str, Callable[[LedgerBench, Claim], None]] = {
     "pending": pending,
     "in backoff": backoff,
     "put off": put_off,
@@ -183,7 +183,7 @@ STATES: dict[str, Callable[[Desk, Claim], None]] = {
     "confirmed": confirmed,
     "body not stored": body_not_stored,
     "delivered emptied": delivered_emptied,
-    "emptied": emptied,
+    "emptied": evicted,
     "emptied leased": emptied_leased,
     "dead emptied": dead_emptied,
     "dead": dead,
@@ -234,62 +234,62 @@ SAME = {
 ASKED_FOR = Reopen(frozenset({"age", "size", "deleted", "off", "purged"}), body_not_stored=True)
 
 
-def complete(desk: Desk, held: Claim, confirm_ms: int | None) -> bool:
-    if claims.is_current(desk.db, held):
-        desk.acknowledge(held, bodies("ses_1 t1", text=version().key)[0])
-    return claims.complete(desk.db, held, desk.now_ms, confirm_ms=confirm_ms)
+def complete(bench: LedgerBench, claimed: Claim, confirm_ms: int | None) -> bool:
+    if claims.is_current(bench.db, claimed):
+        bench.acknowledge(claimed, bodies("ses_1 t1", text=version().key)[0])
+    return claims.complete(bench.db, claimed, bench.now_ms, confirm_ms=confirm_ms)
 
 
-def another(desk: Desk) -> Destination:
-    return destinations.destination(desk.db, "https://example.invalid", "another", 0)
+def another(bench: LedgerBench) -> Destination:
+    return destinations.destination(bench.db, "https://example.invalid", "another", 0)
 
 
-def adopt_where_known(desk: Desk) -> int:
+def adopt_where_known(bench: LedgerBench) -> int:
     """By a destination that has something of the session."""
-    other = Desk(desk.db)
-    other.destination = another(desk).id
+    other = LedgerBench(bench.db)
+    other.destination = another(bench).id
     other.put(version("t0"))
-    return adoption.adopt(desk.db, desk.destination, other.destination, now_ms=desk.now_ms)
+    return adoption.adopt(bench.db, bench.destination, other.destination, now_ms=bench.now_ms)
 
 
-def rotate(desk: Desk, function: Callable[..., object]) -> bool:
+def rotate(bench: LedgerBench, function: Callable[..., object]) -> bool:
     """Our key is refused, and the folder was captured with another one since."""
-    ours = another(desk)
-    flow.pause(desk.db, desk.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
-    folders.remember_folder(desk.db, "", ours.id, {}, 1)
-    function(desk.db, ours, desk.now_ms)
-    return bool(desk.row()["destination_id"] == ours.id)
+    ours = another(bench)
+    flow.pause(bench.db, bench.destination, health="refused", reason="401", count=1, probe_ms=1, now_ms=1)
+    folders.remember_folder(bench.db, "", ours.id, {}, 1)
+    function(bench.db, ours, bench.now_ms)
+    return bool(bench.row()["destination_id"] == ours.id)
 
 
-def see_again(desk: Desk) -> bool:
-    versions.see_again(desk.db, desk.destination, version(facts_ms=300))
-    return bool(desk.row()["facts_ms"] == 300)
+def see_again(bench: LedgerBench) -> bool:
+    versions.see_again(bench.db, bench.destination, version(last_event_ms=300))
+    return bool(bench.row()["facts_ms"] == 300)
 
 
-def claim_after_pause(desk: Desk, probe_ms: int) -> object:
-    desk.pause(probe_ms=probe_ms)
-    return desk.claim()
+def claim_after_pause(bench: LedgerBench, probe_ms: int) -> object:
+    bench.pause(probe_ms=probe_ms)
+    return bench.claim()
 
 
-def claim_beside(desk: Desk, *, concurrency: int | None = None, kills: int = 0) -> object:
+def claim_beside(bench: LedgerBench, *, concurrency: int | None = None, kills: int = 0) -> object:
     """While a job of another session is in flight."""
-    desk.put(version(session="ses_2"))
-    desk.held(version(session="ses_2"))
-    desk.db.execute("update job set kills = ? where key = ?", (kills, version(session="ses_2").key))
-    desk.db.execute("update destination set concurrency = ?", (concurrency,))
-    return desk.claim()
+    bench.put(version(session="ses_2"))
+    bench.claimed(version(session="ses_2"))
+    bench.db.execute("update job set kills = ? where key = ?", (kills, version(session="ses_2").key))
+    bench.db.execute("update destination set concurrency = ?", (concurrency,))
+    return bench.claim()
 
 
-def pause(desk: Desk, held: Claim, *, is_charged: bool) -> bool:
+def pause(bench: LedgerBench, claimed: Claim, *, is_charged: bool) -> bool:
     return claims.pause(
-        desk.db, held, FailedAttempt(1, "503"), health="down", count=1, delay_ms=1_000, is_charged=is_charged
+        bench.db, claimed, FailedAttempt(1, "503"), health="down", count=1, delay_ms=1_000, is_charged=is_charged
     )
 
 
 FINISHES = ("complete", "dead_letter", "retry_later", "pause", "release", "drop", "hold")
 """They end a claim: True where it stood. Of a job that is not wanted any more they let the lease go all the same."""
 
-Act: TypeAlias = Callable[[Desk, Claim, Unconfirmed], object]
+Act: TypeAlias = Callable[[LedgerBench, Claim, Unconfirmed], object]
 ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     # in
     "insert the same": (lambda d, *_: d.put(version()) is not Decision.KNOWN, to("pending", "dropped policy")),
@@ -298,12 +298,12 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("pending", *DROPPED, "body not stored"),
     ),
     "insert the same as newest": (
-        lambda d, *_: d.put(version(facts_ms=300)) is not Decision.KNOWN,
+        lambda d, *_: d.put(version(last_event_ms=300)) is not Decision.KNOWN,
         to("pending", "dropped policy", *SUPERSEDED),
     ),
-    "insert an older": (lambda d, *_: d.put(version(content="old", facts_ms=50)) is Decision.NEW, {}),
+    "insert an older": (lambda d, *_: d.put(version(content="old", last_event_ms=50)) is Decision.NEW, {}),
     "insert a newer": (
-        lambda d, *_: d.put(version(content="newest", facts_ms=300)) is Decision.NEW,
+        lambda d, *_: d.put(version(content="newest", last_event_ms=300)) is Decision.NEW,
         to("superseded", *(state for state in CURRENT if state != SHUT)),
     ),
     "insert the same, recalled": (
@@ -311,13 +311,13 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("pending", *FREE, *DELIVERED, *DEAD, *DROPPED),
     ),
     "insert a newer while off": (
-        lambda d, *_: d.put(version(content="newest", facts_ms=300), off=True) is Decision.NEW,
+        lambda d, *_: d.put(version(content="newest", last_event_ms=300), off=True) is Decision.NEW,
         to("superseded", *(state for state in CURRENT if state != SHUT)),
     ),
     "insert an equal one while off": (lambda d, *_: d.put(version(content="off"), off=True) is Decision.NEW, {}),
     "compare_again": (lambda d, *_: history.compare_again(d.db, "place"), {}),
     "note_reconciled": (lambda d, *_: not history.note_reconciled(d.db, d.destination, "ses_1", 300), {}),
-    "forget_footprints": (lambda d, *_: record_identity.forget_footprints(d.db, -1) is None, {}),
+    "forget_record_identities": (lambda d, *_: record_identity.forget_record_identities(d.db, -1) is None, {}),
     "see_again": (
         lambda d, *_: see_again(d),
         {state: after for state, after in SAME.items() if state not in SUPERSEDED},
@@ -334,36 +334,38 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "claim where there is no room": (lambda d, *_: claim_beside(d, concurrency=1), {}),
     "claim beside one that must be alone": (lambda d, *_: claim_beside(d, kills=ISOLATED_KILLS), {}),
     "acknowledge": (
-        lambda d, held, _: claims.acknowledge(d.db, held, bodies("ses_1 t9")[0], now_ms=d.now_ms, lease_ms=LEASE_MS),
+        lambda d, claimed, _: claims.acknowledge(
+            d.db, claimed, bodies("ses_1 t9")[0], now_ms=d.now_ms, lease_ms=LEASE_MS
+        ),
         to("pending", *OURS),
     ),
-    "complete": (lambda d, held, _: complete(d, held, None), {**to("delivered", *OURS), **LEASE_GONE}),
+    "complete": (lambda d, claimed, _: complete(d, claimed, None), {**to("delivered", *OURS), **LEASE_GONE}),
     "complete, to be confirmed": (
-        lambda d, held, _: complete(d, held, LATER_MS),
+        lambda d, claimed, _: complete(d, claimed, LATER_MS),
         {**to("delivered", *OURS), **LEASE_GONE},
     ),
-    "dead_letter": (lambda d, held, _: d.dead_letter(held, d.now_ms), {**to("dead", *OURS), **LEASE_GONE}),
+    "dead_letter": (lambda d, claimed, _: d.dead_letter(claimed, d.now_ms), {**to("dead", *OURS), **LEASE_GONE}),
     "retry_later": (
-        lambda d, held, _: d.retry_later(held, due_ms=LATER_MS),
+        lambda d, claimed, _: d.retry_later(claimed, due_ms=LATER_MS),
         {**to("pending", *OURS), **LEASE_GONE},
     ),
     "retry_later uncharged": (
-        lambda d, held, _: d.retry_later(held, due_ms=LATER_MS, is_charged=False),
+        lambda d, claimed, _: d.retry_later(claimed, due_ms=LATER_MS, is_charged=False),
         {**to("pending", *OURS), **LEASE_GONE},
     ),
-    "pause": (lambda d, held, _: pause(d, held, is_charged=False), {**to("pending", *OURS), **LEASE_GONE}),
-    "pause charged": (lambda d, held, _: pause(d, held, is_charged=True), {**to("pending", *OURS), **LEASE_GONE}),
+    "pause": (lambda d, claimed, _: pause(d, claimed, is_charged=False), {**to("pending", *OURS), **LEASE_GONE}),
+    "pause charged": (lambda d, claimed, _: pause(d, claimed, is_charged=True), {**to("pending", *OURS), **LEASE_GONE}),
     "release": (
-        lambda d, held, _: claims.release(d.db, held, due_ms=LATER_MS, failed=FailedAttempt(1, "503")),
+        lambda d, claimed, _: claims.release(d.db, claimed, due_ms=LATER_MS, failed=FailedAttempt(1, "503")),
         {**to("pending", *OURS), **LEASE_GONE},
     ),
     "release_all": (lambda d, *_: claims.release_all(d.db, WORKER), {**to("pending", *OURS), **LEASE_GONE}),
     "drop for policy": (
-        lambda d, held, _: claims.drop(d.db, held, "policy", d.now_ms),
+        lambda d, claimed, _: claims.drop(d.db, claimed, "policy", d.now_ms),
         {**to("dropped (policy)", *OURS), **LEASE_GONE},
     ),
     "drop for size": (
-        lambda d, held, _: claims.drop(d.db, held, "size", d.now_ms),
+        lambda d, claimed, _: claims.drop(d.db, claimed, "size", d.now_ms),
         {**to("dropped (size)", "emptied leased"), **LEASE_GONE},
     ),
     # read back
@@ -380,8 +382,8 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         to("delivered", *UNCONFIRMED),
     ),
     "send_again": (lambda d, _, due: confirmations.send_again(d.db, due, d.now_ms), to("pending", *RESENDABLE)),
-    "bury_unstored": (
-        lambda d, _, due: confirmations.bury_unstored(d.db, due, d.now_ms, "not stored"),
+    "dead_letter_unstored": (
+        lambda d, _, due: confirmations.dead_letter_unstored(d.db, due, d.now_ms, "not stored"),
         to("dead", *RESENDABLE),
     ),
     "give_up_confirmation": (
@@ -414,7 +416,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "purge_dead": (lambda d, *_: dead_letters.purge_dead(d.db, Choice(), d.now_ms), to("dropped (purged)", *DEAD)),
     # policies
     "hold": (
-        lambda d, held, _: policy_enforcement.hold(d.db, held, due_ms=LATER_MS, reason="off"),
+        lambda d, claimed, _: policy_enforcement.hold(d.db, claimed, due_ms=LATER_MS, reason="off"),
         {**to("pending", *OURS), **LEASE_GONE},
     ),
     "hold_folder": (
@@ -464,12 +466,12 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     ),
     # room
     "give_up_bodies": (
-        lambda d, held, _: eviction.give_up_bodies(d.db, [held.job_id], "store"),
+        lambda d, claimed, _: eviction.give_up_bodies(d.db, [claimed.job_id], "store"),
         {name: SAME[name] for name in (*FREE, *DEAD) if name not in EMPTIED},
     ),
-    "take_remade": (
-        lambda d, held, _: eviction.take_remade(
-            d.db, held, Remade(held.key, tuple(bodies("ses_1 t1", 1, "other")), "ab12")
+    "take_recaptured": (
+        lambda d, claimed, _: eviction.take_recaptured(
+            d.db, claimed, Recaptured(claimed.key, tuple(bodies("ses_1 t1", 1, "other")), "ab12")
         ),
         {"emptied leased": SAME["emptied leased"]},
     ),
@@ -492,12 +494,12 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "brought_along", "bulk", "conditions", "confirmations", "control", "counts", "any_sealed",
-    "current_turns", "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters",
-    "due_for_confirmation", "emptied", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
+    "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control", "counts",
+    "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters",
+    "due_for_confirmation", "evicted", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
     "exported_elsewhere",
-    "exported_sessions", "frozen", "has_turn", "held", "held_bytes", "held_folders", "is_current",
-    "is_emptied", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
+    "exported_sessions", "session_identity", "has_turn", "held", "held_bytes", "held_folders", "is_current",
+    "is_evicted", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
@@ -509,20 +511,20 @@ TABLES = (
 )  # fmt: skip
 
 
-def in_state(db: sqlite3.Connection, state: str) -> tuple[Desk, Claim, Unconfirmed]:
+def in_state(db: sqlite3.Connection, state: str) -> tuple[LedgerBench, Claim, Unconfirmed]:
     """A ledger with one job in that state, a claim of it, and what was read of it to be confirmed.
 
     Both have the number of its last attempt: so the state alone keeps them from changing anything.
     """
     for table in TABLES:
         db.execute(f"delete from {table}")  # noqa: S608 - names from above
-    desk = Desk(db)
-    desk.put(version())
-    held = desk.held()
-    STATES[state](desk, held)
-    row = desk.row()
+    bench = LedgerBench(db)
+    bench.put(version())
+    claimed = bench.claimed()
+    STATES[state](bench, claimed)
+    row = bench.row()
     if state != "retaken":
-        held = replace(held, attempt=row["attempt"])
+        claimed = replace(claimed, attempt=row["attempt"])
     [body] = bodies("ses_1 t1")
     due = Unconfirmed(
         job_id=row["id"],
@@ -535,16 +537,16 @@ def in_state(db: sqlite3.Connection, state: str) -> tuple[Desk, Claim, Unconfirm
         delivered_ms=1_000,
         resends=0,
     )
-    desk.now_ms = 2_000
-    return desk, held, due
+    bench.now_ms = 2_000
+    return bench, claimed, due
 
 
-def written(desk: Desk, held: Claim, *, facts: bool) -> dict[str, object]:
+def written(bench: LedgerBench, claimed: Claim, *, facts: bool) -> dict[str, object]:
     """All that the ledger has of the job."""
-    row = desk.db.execute("select * from job where id = ?", (held.job_id,)).fetchone()
-    noted = desk.db.execute("select count(*) from acknowledgement where turn_id = ?", (held.turn_id,)).fetchone()
+    row = bench.db.execute("select * from job where id = ?", (claimed.job_id,)).fetchone()
+    noted = bench.db.execute("select count(*) from acknowledgement where turn_id = ?", (claimed.turn_id,)).fetchone()
     kept = [
-        desk.db.execute(f"select count(*) from {table} where job_id = ?", (held.job_id,)).fetchone()[0]  # noqa: S608
+        bench.db.execute(f"select count(*) from {table} where job_id = ?", (claimed.job_id,)).fetchone()[0]  # noqa: S608
         for table in ("record", "bundle")
     ]
     return {**{name: row[name] for name in row.keys() if facts or name != "facts_ms"}, "noted": noted[0], "kept": kept}  # noqa: SIM118
@@ -558,10 +560,10 @@ def test_each_function_changes_the_states_that_it_names_and_no_other(db: sqlite3
     # A version that is known already may be seen later.
     facts = not name.startswith("insert")
     for state in STATES:
-        desk, held, due = in_state(db, state)
-        before = written(desk, held, facts=facts)
-        answer = act(desk, held, due)
-        after = written(desk, held, facts=facts)
+        bench, claimed, due = in_state(db, state)
+        before = written(bench, claimed, facts=facts)
+        answer = act(bench, claimed, due)
+        after = written(bench, claimed, facts=facts)
         # What a late worker heard of Helicone counts, whoever sends the job now.
         if name == "acknowledge":
             del before["noted"], after["noted"]
@@ -578,17 +580,17 @@ def test_each_function_changes_the_states_that_it_names_and_no_other(db: sqlite3
         assert f"{after['state']}{reason}" == arrows[state], state
         is_sendable = after["state"] in {"pending", "dead"} or after["confirm_ms"] is not None
         assert is_sendable or after["kept"] == [0, 0], state
-        is_emptied = name == "give_up_bodies" or (state in EMPTIED and not name.startswith("insert"))
-        bundles = 0 if is_emptied else 1
+        is_evicted = name == "give_up_bodies" or (state in EMPTIED and not name.startswith("insert"))
+        bundles = 0 if is_evicted else 1
         assert after["kept"] == [1, bundles] or after["state"] not in {"pending", "dead"}, state
 
 
 def test_every_state_of_the_schema_is_in_the_matrix(db: sqlite3.Connection) -> None:
     seen = set()
     for state, after in SAME.items():
-        desk, _, _ = in_state(db, state)
-        assert desk.state() == after
-        seen.add(desk.row()["state"])
+        bench, _, _ = in_state(db, state)
+        assert bench.state() == after
+        seen.add(bench.row()["state"])
     assert set(SAME) == set(STATES)
     assert seen == {"pending", "delivered", "dead", "superseded", "dropped"}
 

@@ -8,7 +8,7 @@ from app.capture.messages import Line
 from app.capture.notices import FAILED_S, SOON_S, Notices, leave, look_again, postpone, settle
 from app.ledger import notices
 from app.ledger.notices import TurnRead, Unread
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 
 
 def test_a_notice_is_open_until_it_is_settled_and_a_later_one_stays(db: sqlite3.Connection) -> None:
@@ -35,12 +35,12 @@ def test_what_is_open_is_told_by_the_reason_that_it_waits_for(db: sqlite3.Connec
 
 
 def test_how_a_turn_was_read_is_kept_with_those_that_the_ledger_has(db: sqlite3.Connection) -> None:
-    desk = Desk(db)
-    desk.put(version())
+    bench = LedgerBench(db)
+    bench.put(version())
     read = TurnRead(7, 1_000, '{"mode": "full"}')
-    notices.note_turns_read(db, desk.destination, "ses_1", {"t1": read, "t2": read})
-    assert notices.turns_read(db, desk.destination, "ses_1") == {"t1": read}
-    assert notices.turns_read(db, desk.destination, "ses_2") == {}
+    notices.note_turns_read(db, bench.destination, "ses_1", {"t1": read, "t2": read})
+    assert notices.turns_read(db, bench.destination, "ses_1") == {"t1": read}
+    assert notices.turns_read(db, bench.destination, "ses_2") == {}
     assert db.execute("pragma synchronous").fetchone()[0] == 2  # full, as ever
 
 

@@ -36,7 +36,7 @@ from app.ledger.claims import ATTEMPTS_KEPT, ISOLATED_KILLS
 from app.ledger.confirmations import Unconfirmed
 from app.ledger.dead_letters import Choice
 from app.ledger.decision import LIVE, RECALL, Reopen
-from app.ledger.eviction import Remade
+from app.ledger.eviction import Recaptured
 from app.ledger.job import Body, Claim, FailedAttempt, Version
 from app.ledger.maintenance import KILLS_MAX, UNSEEN_MS
 from tests.support.ledger_model import LOOSE, Job, Model
@@ -96,7 +96,7 @@ class Histories(RuleBasedStateMachine):
         self.destination = self.ours.id
         self.keyless = destinations.destination(db, "", "", 0).id
         self.now_ms = 100 * DAY_MS
-        self.facts_ms = 100
+        self.last_event_ms = 100
         self.model = Model()
         self.attempts: dict[str, int] = {}
         self.forgotten: set[tuple[str, str]] = set()
@@ -135,8 +135,8 @@ class Histories(RuleBasedStateMachine):
     ) -> None:
         key = f"{session} {turn} {content}".encode().hex().rjust(64, "0")
         policy = LOOSE if content == "a" else "strict"
-        self.facts_ms += later
-        version = Version(session, session, turn, key, self.facts_ms, "", session, policy, is_history)
+        self.last_event_ms += later
+        version = Version(session, session, turn, key, self.last_event_ms, "", session, policy, is_history)
         off = how == "off"
         version = replace(version, is_recall="recall" in how, is_sealed=how == "sealed recall", is_off=off)
         made = records(session, turn, content, count)
@@ -188,7 +188,14 @@ class Histories(RuleBasedStateMachine):
         job.attempted_ms, job.lease_until_ms, job.hold = self.now_ms, self.now_ms + LEASE_MS, None
         numbers = (given.key, given.attempt, given.consecutive_failures, given.failures, given.policy, given.is_probe)
         is_probe = health.probe_ms is not None
-        assert numbers == (self.model.key_of(job), job.attempt, job.setbacks, job.failures, job.policy, is_probe)
+        assert numbers == (
+            self.model.key_of(job),
+            job.attempt,
+            job.consecutive_failures,
+            job.failures,
+            job.policy,
+            is_probe,
+        )
         if is_probe:
             health.probe_ms = self.now_ms + LEASE_MS
         self.claims = [*self.claims[-3:], given]
@@ -228,10 +235,10 @@ class Histories(RuleBasedStateMachine):
 
     def left(self, held: Claim) -> list[Body]:
         job = self.model.jobs[held.key]
-        if job.is_emptied:
-            assert eviction.take_remade(self.db, held, Remade(held.key, tuple(job.made), ""))
-            assert eviction.is_emptied(self.db, held) is bool(self.model.missing(job))
-        return list(claims.unacknowledged(self.db, held, job.made if job.is_emptied else None))
+        if job.is_evicted:
+            assert eviction.take_recaptured(self.db, held, Recaptured(held.key, tuple(job.made), ""))
+            assert eviction.is_evicted(self.db, held) is bool(self.model.missing(job))
+        return list(claims.unacknowledged(self.db, held, job.made if job.is_evicted else None))
 
     def acknowledge(self, held: Claim) -> None:
         job = self.model.jobs[held.key]
@@ -247,7 +254,7 @@ class Histories(RuleBasedStateMachine):
         self.model.known(job)[body.request_id] = body.digest
         self.model.health.pass_one()
         if current is not None:
-            current.setbacks = current.failures = 0
+            current.consecutive_failures = current.failures = 0
             current.lease_until_ms = self.now_ms + LEASE_MS
 
     def let_a_lost_one_go(self, held: Claim) -> None:
@@ -279,7 +286,7 @@ class Histories(RuleBasedStateMachine):
             given = claims.retry_later(self.db, held, failed, delay_ms=delay_ms, is_charged=how == "charge")
         assert given is (job is not None)
         if job is not None:
-            job.setbacks += how in {"charge", "retry_later"}
+            job.consecutive_failures += how in {"charge", "retry_later"}
             job.failures += how == "charge"
             job.hold = "off" if how == "hold" else None
             job.wait(due_ms)
@@ -291,7 +298,7 @@ class Histories(RuleBasedStateMachine):
             case "dead_letter":
                 given = claims.dead_letter(self.db, held, FailedAttempt(self.now_ms, "400"))
             case "size":
-                job = job if job is not None and job.is_emptied else None
+                job = job if job is not None and job.is_evicted else None
                 given = claims.drop(self.db, held, "size", self.now_ms)
             case _:
                 given = claims.drop(self.db, held, "policy", self.now_ms)
@@ -339,7 +346,7 @@ class Histories(RuleBasedStateMachine):
                 given = confirmations.send_again(self.db, due, self.now_ms)
             case "bury":
                 may = may and job.is_kept
-                given = confirmations.bury_unstored(self.db, due, self.now_ms, "not stored")
+                given = confirmations.dead_letter_unstored(self.db, due, self.now_ms, "not stored")
             case _:
                 given = confirmations.give_up_confirmation(self.db, self.destination, due) == 1
         assert given is may
@@ -484,7 +491,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(
         step=st.sampled_from(
-            ["wait", "wait", "wait", "expire", "recover", "die", "die", "ring", "let all go", "clock"]
+            ["wait", "wait", "wait", "expire", "recover", "die", "die", "wake", "let all go", "clock"]
         ),
         amount=AMOUNTS,
     )
@@ -499,7 +506,7 @@ class Histories(RuleBasedStateMachine):
                 self.set_clock_back()
             case "recover" | "die":
                 self.recover(died=step == "die")
-            case "ring":
+            case "wake":
                 self.wake()
             case "let all go":
                 self.let_all_go()
@@ -550,9 +557,9 @@ class Histories(RuleBasedStateMachine):
         assert len(woken) == min(room, len(expected))
         jobs = [self.model.jobs[key] for key in woken]
         assert all(job in expected for job in jobs)
-        # Nothing that is history is rung before, or instead of, what is live.
+        # Nothing that is history is woken before, or instead of, what is live.
         assert [job.is_history for job in jobs] == sorted(job.is_history for job in expected)[: len(jobs)]
-        # Whoever is rung is not rung again; another of the same session is neither.
+        # Whoever is woken is not woken again; another of the same session is neither.
         assert not set(maintenance.to_wake(self.db, self.destination, self.now_ms, 10, woken)) & set(woken)
 
     def drop_session(self, session: str) -> None:
@@ -582,14 +589,14 @@ class Histories(RuleBasedStateMachine):
 
     def give_up_bodies(self, bytes_max: int) -> None:
         gone = self.oversize(bytes_max)
-        bulk = eviction.bulk(self.db, None)[: len(gone)]
-        assert [(one.session, one.turn, one.body_bytes) for one in bulk] == [
+        candidates = eviction.candidates(self.db, None)[: len(gone)]
+        assert [(one.session, one.turn, one.body_bytes) for one in candidates] == [
             (job.session, job.turn, job.size) for job in gone
         ]
-        assert eviction.give_up_bodies(self.db, [one.job_id for one in bulk], "store") == len(gone)
+        assert eviction.give_up_bodies(self.db, [one.job_id for one in candidates], "store") == len(gone)
         for job in gone:
-            job.size, job.is_emptied = 0, True
-        waiting = self.model.chosen(lambda job: job.state == "pending" and job.is_emptied)
+            job.size, job.is_evicted = 0, True
+        waiting = self.model.chosen(lambda job: job.state == "pending" and job.is_evicted)
         assert eviction.without_bodies(self.db, self.destination) == len(waiting)
 
     def drop_oversize(self, bytes_max: int) -> None:
@@ -660,9 +667,9 @@ class Histories(RuleBasedStateMachine):
             for row in rows
         } == {
             key: (
-                (job.state, job.reason, job.facts_ms, job.policy, job.enqueued_ms),
+                (job.state, job.reason, job.last_event_ms, job.policy, job.enqueued_ms),
                 (job.due_ms, job.finished_ms, job.attempted_ms, job.lease_until_ms),
-                (job.attempt, job.setbacks, job.failures, job.kills, job.resends),
+                (job.attempt, job.consecutive_failures, job.failures, job.kills, job.resends),
                 job.hold if job.state == "pending" else None,
                 (job.size, job.confirm_ms, job.is_recall, job.is_sealed),
                 (job.confirmed_ms, job.not_stored) if job.state == "delivered" else None,

@@ -27,7 +27,7 @@ from app.sources.opencode.store import store_file
 from tests.ledger.test_dead_letters import die
 from tests.sources.opencode.test_store import built
 from tests.support import json_store
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 from tests.support.newer_store import NewerStore
 from tests.support.processes import Station, hook
 from tests.support.recorded import export
@@ -171,10 +171,10 @@ def note_an_incident(station: Station) -> None:
 
 def kill_and_drop(station: Station) -> None:
     with station.ledger() as db:
-        desk = Desk(db)
-        die(desk, version())
-        desk.put(version("off"), off=True)
-        desk.put(version("aged"))
+        bench = LedgerBench(db)
+        die(bench, version())
+        bench.put(version("off"), off=True)
+        bench.put(version("aged"))
         db.execute(
             "update job set state = 'dropped', drop_reason = 'age', due_ms = null, finished_ms = 1, body_bytes = 0"
             " where key = ?",
@@ -184,10 +184,10 @@ def kill_and_drop(station: Station) -> None:
 
 def set_the_clock_back(station: Station) -> None:
     with station.ledger() as db:
-        desk = Desk(db)
-        desk.now_ms = clock.now_ms() + 3_600_000
-        desk.put(version())
-        desk.deliver(version())
+        bench = LedgerBench(db)
+        bench.now_ms = clock.now_ms() + 3_600_000
+        bench.put(version())
+        bench.deliver(version())
 
 
 @pytest.mark.parametrize(
@@ -272,10 +272,10 @@ def test_a_destination_that_is_not_fine_is_named_with_its_reason(station: Statio
 
 def test_jobs_that_nobody_delivers_are_found(station: Station) -> None:
     with station.ledger() as db:
-        desk = Desk(db)
+        bench = LedgerBench(db)
         ours = destinations.destination(db, station.endpoint, destinations.fingerprint(db, station.key), 1)
-        desk.destination = ours.id
-        desk.put(version())
+        bench.destination = ours.id
+        bench.put(version())
     assert bad(findings(station)) == [("processes", "warning")]
     worker = Announced(Spool(station.spool).workers)
     try:

@@ -245,7 +245,7 @@ def turn() -> Turn:
     user = User(
         said, 0, 1, said, said, (Text(said, said, synthetic=False, start_ms=1, end_ms=2), File(said, said, said, 7))
     )
-    inner = Turn(session, said, (user,), final=True, facts_ms=9, digest=said)
+    inner = Turn(session, said, (user,), final=True, last_event_ms=9, digest=said)
     tool = Tool(
         id=said,
         call_id=said,
@@ -279,7 +279,7 @@ def turn() -> Turn:
         failure=Failure(said, said, 400),
         parts=parts,
     )
-    return Turn(session, said, (user, assistant), final=True, facts_ms=9, digest=said)
+    return Turn(session, said, (user, assistant), final=True, last_event_ms=9, digest=said)
 
 
 def strings(value: Any) -> Iterator[tuple[type, str, Any]]:

@@ -8,12 +8,12 @@ import uuid
 from app.exporters.helicone.client import Client
 from app.operations.remote import Remote
 from app.recall.compare import look
-from app.recall.expected import Likeness
+from app.recall.expected import ExpectedContent
 from tests.support.servers import answer, api_key, scripted
 
 
 def test_a_server_that_refuses_the_first_query_is_asked_no_more() -> None:
-    wanted = [Likeness(f"ses_{n}", uuid.uuid4(), "/path", 0, frozenset(), b"") for n in range(3)]
+    wanted = [ExpectedContent(f"ses_{n}", uuid.uuid4(), "/path", 0, frozenset(), b"") for n in range(3)]
     with scripted(answer(401)) as server, Client(api_key()) as client:
         seen = look(Remote(client, server.url, 60).shown, wanted, end_s=time.monotonic())
         assert len(server.requests) == 1

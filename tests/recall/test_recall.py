@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.capture.enqueue import Place, enqueue, outlook
+from app.capture.enqueue import Place, decisions_on, enqueue
 from app.capture.export import Export
 from app.database.open import open_ledger
 from app.exporters.helicone.client import Client
@@ -33,18 +33,18 @@ from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
 from app.recall.audit import EXPORT_MODE, Audited, audit
 from app.recall.compare import look
-from app.recall.delivered_policy import Encodings, Precedent
-from app.recall.expected import Likeness
+from app.recall.delivered_policy import DeliveredPolicy, Encodings
+from app.recall.expected import ExpectedContent
 from app.recall.recall import Plan, Recall
 from app.recall.rewrite import Refusal, sent
 from app.settings.model import Settings
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
-from tests.capture.test_enqueue import Door, capture, child, family
+from tests.capture.test_enqueue import EmbeddedApi, capture, child, family
 from tests.sources.opencode.test_store import built
 from tests.support import recorded
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import Station, hook, worker
 from tests.support.servers import Receiver, api_key, receiving
 from tests.support.snapshots import Fields, assistant, entry, snapshot, text, tool, user
@@ -56,9 +56,9 @@ NO_REDACTION = Redaction.compile([], secrets=False)
 
 
 @pytest.fixture
-def door(db: sqlite3.Connection) -> Door:
+def embedded(db: sqlite3.Connection) -> EmbeddedApi:
     target = destination(db, "https://example.invalid", "fingerprint", 0)
-    return Door(db, Place(target.id, "folder"))
+    return EmbeddedApi(db, Place(target.id, "folder"))
 
 
 class Rules:
@@ -81,37 +81,37 @@ def told(secret: str = SECRET, reply: str = "done") -> Fields:
     )
 
 
-def deliver(door: Door, receiver: Receiver) -> None:
+def deliver(embedded: EmbeddedApi, receiver: Receiver) -> None:
     """Post all that is pending, as a worker does, without one."""
-    desk = desk_of(door)
+    bench = bench_of(embedded)
     with Client(api_key()) as client:
-        for held in claims(desk):
-            carry(desk, receiver, client, held)
+        for claimed in claims(bench):
+            carry(bench, receiver, client, claimed)
 
 
-def carry(desk: Desk, receiver: Receiver, client: Client, held: Claim) -> None:
-    for body in desk.left(held):
+def carry(bench: LedgerBench, receiver: Receiver, client: Client, claimed: Claim) -> None:
+    for body in bench.left(claimed):
         assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
-        assert desk.acknowledge(held, body)
-    assert desk.complete(held)
+        assert bench.acknowledge(claimed, body)
+    assert bench.complete(claimed)
 
 
-def desk_of(door: Door) -> Desk:
-    desk = Desk(door.db)
-    desk.destination, desk.now_ms = door.place.destination_id, 10_000_000
-    return desk
+def bench_of(embedded: EmbeddedApi) -> LedgerBench:
+    bench = LedgerBench(embedded.db)
+    bench.destination, bench.now_ms = embedded.place.destination_id, 10_000_000
+    return bench
 
 
-def claims(desk: Desk) -> Iterator[Claim]:
-    for key in pending_keys(desk.db):
-        held = claim(desk.db, desk.destination, key, worker="w", now_ms=desk.now_ms, lease_ms=60_000)
-        if held is not None:
-            yield held
+def claims(bench: LedgerBench) -> Iterator[Claim]:
+    for key in pending_keys(bench.db):
+        claimed = claim(bench.db, bench.destination, key, worker="w", now_ms=bench.now_ms, lease_ms=60_000)
+        if claimed is not None:
+            yield claimed
 
 
-def audited(door: Door, store: Store, today: Capture | None = None) -> list[Audited]:
+def audited(embedded: EmbeddedApi, store: Store, today: Capture | None = None) -> list[Audited]:
     rules = Rules(today or capture())
-    found = audit(door.db, door.place.destination_id, store, rules, "ses_root")  # type: ignore[arg-type]
+    found = audit(embedded.db, embedded.place.destination_id, store, rules, "ses_root")  # type: ignore[arg-type]
     return [] if found is None else [found]
 
 
@@ -120,14 +120,14 @@ def shown(receiver: Receiver) -> str:
     return json.dumps([[log.request_body, log.response_body, dict(log.properties)] for log in rows])
 
 
-def a_recall(door: Door, path: Path, today: Capture | None = None, **manner: object) -> Recall:
+def a_recall(embedded: EmbeddedApi, path: Path, today: Capture | None = None, **manner: object) -> Recall:
     rules = Rules(today or capture())
-    return Recall(door.db, door.place.destination_id, Store(path), rules, **manner)  # type: ignore[arg-type]
+    return Recall(embedded.db, embedded.place.destination_id, Store(path), rules, **manner)  # type: ignore[arg-type]
 
 
-def recall(door: Door, held: Recall, session: str, turns: list[str] | None = None) -> Plan:
-    plan = held.plan(session, turns)
-    assert held.queue(plan, 9_000_000, door.woken.append).in_flight == ()
+def recall(embedded: EmbeddedApi, claimed: Recall, session: str, turns: list[str] | None = None) -> Plan:
+    plan = claimed.plan(session, turns)
+    assert claimed.queue(plan, 9_000_000, embedded.woken.append).in_flight == ()
     return plan
 
 
@@ -136,17 +136,17 @@ def refused(plan: Plan) -> list[Refusal]:
 
 
 @pytest.mark.parametrize("name", recorded.exported())
-def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, door: Door, name: str) -> None:
+def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, embedded: EmbeddedApi, name: str) -> None:
     wanted = recorded.export(name)
-    door.put(wanted, abandoned=True)
+    embedded.put(wanted, abandoned=True)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         before = receiver.rows()
         # OpenCode's store is not there any more.
-        plan = recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), wanted["root"])
+        plan = recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), wanted["root"])
         assert plan.problems == ()
         assert plan.records == len(before)
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         after = receiver.rows()
     assert [row.sends for row in after] == [2] * len(before)
     kept = ("request_id", "provider", "model", "user_id", "created_ms")
@@ -168,98 +168,103 @@ def test_a_blank_record_is_of_the_kind_of_its_record(name: str) -> None:
             assert replace(blank(record, "ses_1"), body=b"") == replace(record, body=b"")
 
 
-def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, door: Door) -> None:
+def test_a_matching_turn_is_redacted_by_the_pattern_and_sealed(tmp_path: Path, embedded: EmbeddedApi) -> None:
     wanted = told("blue whale")
     store = built(tmp_path / "opencode.db", wanted)
-    door.put(wanted)
+    embedded.put(wanted)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert "blue whale" in shown(receiver)
-        held = a_recall(door, store, pattern="blue whale")
-        assert held.matching("ses_root") == frozenset({"msg_1"})
-        recall(door, held, "ses_root", ["msg_1"])
-        deliver(door, receiver)
+        claimed = a_recall(embedded, store, pattern="blue whale")
+        assert claimed.matching("ses_root") == frozenset({"msg_1"})
+        recall(embedded, claimed, "ses_root", ["msg_1"])
+        deliver(embedded, receiver)
         assert "blue whale" not in shown(receiver)
         assert "done" in shown(receiver)
         # The same may be asked for again.
-        assert recall(door, a_recall(door, store, pattern="blue whale"), "ses_root", ["msg_1"]).problems == ()
-        deliver(door, receiver)
+        assert recall(embedded, a_recall(embedded, store, pattern="blue whale"), "ses_root", ["msg_1"]).problems == ()
+        deliver(embedded, receiver)
         # Nor does anything bring it back.
-        assert door.put(told("blue whale", "later")).shut == 1
-        assert door.put(wanted, reopen=Reopen(frozenset({"deleted", "off"}), body_not_stored=True)).new == 0
+        assert embedded.put(told("blue whale", "later")).shut == 1
+        assert embedded.put(wanted, reopen=Reopen(frozenset({"deleted", "off"}), body_not_stored=True)).new == 0
         # The next recall does not know that pattern.
-        assert Refusal.SEALED in refused(recall(door, a_recall(door, store), "ses_root"))
-        deliver(door, receiver)
+        assert Refusal.SEALED in refused(recall(embedded, a_recall(embedded, store), "ses_root"))
+        deliver(embedded, receiver)
         assert "blue whale" not in shown(receiver)
         assert {row.sends for row in receiver.rows()} == {1, 3}
 
 
-def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, door: Door) -> None:
-    door.put(snapshot(child()))
+def test_a_blanked_subagent_does_not_come_back_with_its_parent(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(snapshot(child()))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_child")
-        deliver(door, receiver)
+        deliver(embedded, receiver)
+        recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), "ses_child")
+        deliver(embedded, receiver)
         assert "sub tell" not in shown(receiver)
-        done = door.put(family())
+        done = embedded.put(family())
         assert (done.new, done.shut) == (1, 1)
-        told = outlook(door.db, parse(family()), capture(), door.place)
+        told = decisions_on(embedded.db, parse(family()), capture(), embedded.place)
         assert [decision for _, decision in told] == [Decision.KNOWN, Decision.REFUSED]
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert "sub tell" not in shown(receiver)
 
 
 @pytest.mark.parametrize(("endpoint", "is_shut"), [("https://example.invalid", True), ("https://other.invalid", False)])
 def test_a_sealed_turn_does_not_come_back_under_another_key_of_its_endpoint(
-    tmp_path: Path, door: Door, endpoint: str, *, is_shut: bool
+    tmp_path: Path, embedded: EmbeddedApi, endpoint: str, *, is_shut: bool
 ) -> None:
-    door.put(told())
-    recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
-    other = Door(door.db, Place(destination(door.db, endpoint, "another", 0).id, "folder"))
+    embedded.put(told())
+    recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), "ses_root")
+    other = EmbeddedApi(embedded.db, Place(destination(embedded.db, endpoint, "another", 0).id, "folder"))
     done = other.put(told())
     assert (done.new, done.shut) == ((0, 2) if is_shut else (2, 0))
     assert other.put(told(), reopen=Reopen(sealed=True)).new == (2 if is_shut else 0)
 
 
-def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, door: Door) -> None:
+def test_without_its_text_a_session_is_recalled_with_blank_only(tmp_path: Path, embedded: EmbeddedApi) -> None:
     wanted = told()
-    door.put(wanted)
-    plan = a_recall(door, built(tmp_path / "opencode.db", recorded.export("a_simple"))).plan("ses_root", None)
+    embedded.put(wanted)
+    plan = a_recall(embedded, built(tmp_path / "opencode.db", recorded.export("a_simple"))).plan("ses_root", None)
     assert plan.rewrites == ()
     assert refused(plan) == [Refusal.NO_TEXT]
 
 
-def test_a_turn_that_was_never_sent_gets_no_records(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    plan = recall(door, a_recall(door, tmp_path / "nowhere.db", is_blank=True), "ses_root")
+def test_a_turn_that_was_never_sent_gets_no_records(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    plan = recall(embedded, a_recall(embedded, tmp_path / "nowhere.db", is_blank=True), "ses_root")
     assert plan.records == 0
     assert len(plan.rewrites) == 2
-    assert door.stored() == []
+    assert embedded.stored() == []
 
 
-def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_a_record_that_is_no_more_is_blanked(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
         shorter = told()
         del shorter["sessions"][0]["messages"][1]
-        recall(door, a_recall(door, built(tmp_path / "opencode.db", shorter)), "ses_root")
-        deliver(door, receiver)
+        recall(embedded, a_recall(embedded, built(tmp_path / "opencode.db", shorter)), "ses_root")
+        deliver(embedded, receiver)
         rows = receiver.rows()
     (row,) = [one for one in rows if one.log.model == "tool:bash"]
     assert len(rows) == count
     assert json.loads(row.log.response_body) == {"_type": "tool", "toolName": "bash", "status": "success"}
 
 
-def test_of_several_versions_that_were_sent_the_newest_counts(door: Door) -> None:
-    door.put(told())
-    one = replace(exported(door.db, door.place.destination_id, "ses_root")[-1], was_attempted=True)
-    older = replace(one, prints=tuple(replace(log, frozen=replace(log.frozen, model="older")) for log in one.prints))
-    newest = [log.frozen.model for log in sent([older, one])][: len(one.prints)]
-    assert newest == [log.frozen.model for log in one.prints]
+def test_of_several_versions_that_were_sent_the_newest_counts(embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    one = replace(exported(embedded.db, embedded.place.destination_id, "ses_root")[-1], was_attempted=True)
+    older = replace(
+        one,
+        identities=tuple(
+            replace(log, identity_fields=replace(log.identity_fields, model="older")) for log in one.identities
+        ),
+    )
+    newest = [log.identity_fields.model for log in sent([older, one])][: len(one.identities)]
+    assert newest == [log.identity_fields.model for log in one.identities]
     bare = Policy("metadata_only", (), redact_secrets=True, prefix="").facts("")
-    precedent = Precedent(Encodings(parse(told()), Identity("")), capture())
+    precedent = DeliveredPolicy(Encodings(parse(told()), Identity("")), capture())
     assert "done" not in texts(precedent.last("msg_1", [one, replace(one, policy=bare)]))
     assert "done" in texts(precedent.last("msg_1", [replace(one, policy=bare), one]))
 
@@ -269,41 +274,41 @@ def texts(export: Export | None) -> str:
     return "".join(record.body.decode() for record in export.encode())
 
 
-def test_a_recall_outlives_its_session_and_its_age(desk: Desk) -> None:
-    desk.put(version())
-    desk.deliver(version())
+def test_a_recall_outlives_its_session_and_its_age(bench: LedgerBench) -> None:
+    bench.put(version())
+    bench.deliver(version())
     again = replace(version(content="blank"), is_recall=True)
-    assert desk.put(again, reopen=RECALL) is Decision.NEW
-    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
-    assert pruning.drop_aged(desk.db, 10_000_000, 0) == 0
-    assert desk.state(again) == "pending"
+    assert bench.put(again, reopen=RECALL) is Decision.NEW
+    assert pruning.drop_session(bench.db, bench.destination, "ses_1", 2_000) == 0
+    assert pruning.drop_aged(bench.db, 10_000_000, 0) == 0
+    assert bench.state(again) == "pending"
 
 
 @pytest.mark.parametrize("state", ["pending", "delivered", "dead"])
-def test_a_recall_of_the_same_key_is_made_anew(desk: Desk, state: str) -> None:
-    desk.put(version())
+def test_a_recall_of_the_same_key_is_made_anew(bench: LedgerBench, state: str) -> None:
+    bench.put(version())
     if state == "delivered":
-        desk.deliver(version())
+        bench.deliver(version())
     elif state == "dead":
-        desk.dead_letter(desk.held())
+        bench.dead_letter(bench.claimed())
     again = replace(version(), is_recall=True)
-    assert desk.put(again, text="redacted", reopen=RECALL) is Decision.REOPENED
-    assert desk.state() == "pending"
-    assert [body.body for body in desk.left(desk.held())] == [b"ses_1 t1 0 redacted"]
+    assert bench.put(again, text="redacted", reopen=RECALL) is Decision.REOPENED
+    assert bench.state() == "pending"
+    assert [body.body for body in bench.left(bench.claimed())] == [b"ses_1 t1 0 redacted"]
 
 
-def test_the_same_recall_once_more_posts_all_of_it_again(desk: Desk) -> None:
+def test_the_same_recall_once_more_posts_all_of_it_again(bench: LedgerBench) -> None:
     again = replace(version(), is_recall=True)
-    desk.put(again)
-    desk.deliver(again)
-    desk.put(again, reopen=RECALL)
-    assert len(desk.left(desk.held())) == 1
+    bench.put(again)
+    bench.deliver(again)
+    bench.put(again, reopen=RECALL)
+    assert len(bench.left(bench.claimed())) == 1
 
 
-def test_what_is_in_flight_is_not_recalled_under_the_same_key(desk: Desk) -> None:
-    desk.put(version())
-    desk.held()
-    assert desk.put(replace(version(), is_recall=True), reopen=RECALL) is Decision.KNOWN
+def test_what_is_in_flight_is_not_recalled_under_the_same_key(bench: LedgerBench) -> None:
+    bench.put(version())
+    bench.claimed()
+    assert bench.put(replace(version(), is_recall=True), reopen=RECALL) is Decision.KNOWN
 
 
 CAPTURES = st.lists(
@@ -314,32 +319,39 @@ CAPTURES = st.lists(
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(captures=CAPTURES)
 def test_after_a_recall_a_sealed_turn_stays_as_it_is_whatever_is_captured(
-    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], captures: list[tuple[str, Mode]]
+    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], EmbeddedApi], captures: list[tuple[str, Mode]]
 ) -> None:
     folder = tmp_path_factory.mktemp("sealed")
-    door = new_door(folder)
-    door.put(told("blue whale"))
-    ids = {one.request_id for one in door.stored()}
-    desk = desk_of(door)
-    for held in claims(desk):
-        for body in desk.left(held):
-            desk.acknowledge(held, body)
-        desk.complete(held)
-    recall(door, a_recall(door, folder / "nowhere.db", is_blank=True), "ses_root")
-    kept = door.stored()
+    embedded = new_door(folder)
+    embedded.put(told("blue whale"))
+    ids = {one.request_id for one in embedded.stored()}
+    bench = bench_of(embedded)
+    for claimed in claims(bench):
+        for body in bench.left(claimed):
+            bench.acknowledge(claimed, body)
+        bench.complete(claimed)
+    recall(embedded, a_recall(embedded, folder / "nowhere.db", is_blank=True), "ses_root")
+    kept = embedded.stored()
     assert {one.request_id for one in kept} == ids
     for reply, (secret, mode) in enumerate(captures):
-        enqueue(door.db, parse(told(secret, str(reply))), capture(mode), door.place, now_ms=1, ring=door.woken.append)
-        assert door.stored() == kept
-    door.db.close()
+        enqueue(
+            embedded.db,
+            parse(told(secret, str(reply))),
+            capture(mode),
+            embedded.place,
+            now_ms=1,
+            wake=embedded.woken.append,
+        )
+        assert embedded.stored() == kept
+    embedded.db.close()
 
 
 @pytest.fixture
-def new_door(migrated: Path) -> Callable[[Path], Door]:
-    def make(folder: Path) -> Door:
+def new_door(migrated: Path) -> Callable[[Path], EmbeddedApi]:
+    def make(folder: Path) -> EmbeddedApi:
         shutil.copytree(migrated, folder / "spool")
         db = open_ledger(folder / "spool")
-        return Door(db, Place(destination(db, "https://example.invalid", "f", 0).id, "folder"))
+        return EmbeddedApi(db, Place(destination(db, "https://example.invalid", "f", 0).id, "folder"))
 
     return make
 
@@ -391,51 +403,51 @@ def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) ->
 # --- jobs from before footprints
 
 
-def test_without_digests_audit_lists_all_that_the_rules_find(tmp_path: Path, door: Door) -> None:
+def test_without_digests_audit_lists_all_that_the_rules_find(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = Store(built(tmp_path / "opencode.db", told()))
     loose = replace(capture(), policy=replace(capture().policy, redact_secrets=False), redaction=NO_REDACTION)
-    door.put(told(), loose)
+    embedded.put(told(), loose)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    (printed,) = audited(door, store)
-    door.db.execute("delete from footprint")
-    (unprinted,) = audited(door, store)
+        deliver(embedded, receiver)
+    (printed,) = audited(embedded, store)
+    embedded.db.execute("delete from footprint")
+    (unprinted,) = audited(embedded, store)
     assert (printed.unprinted, unprinted.unprinted) == (0, 2)
     assert unprinted.records == printed.records != ()
 
 
-def test_without_digests_what_the_rules_of_then_took_out_is_not_listed(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_without_digests_what_the_rules_of_then_took_out_is_not_listed(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    door.db.execute("delete from footprint")
-    (result,) = audited(door, Store(built(tmp_path / "opencode.db", told())))
+        deliver(embedded, receiver)
+    embedded.db.execute("delete from footprint")
+    (result,) = audited(embedded, Store(built(tmp_path / "opencode.db", told())))
     assert (result.unprinted, result.records) == (2, ())
 
 
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
 def test_without_footprints_what_opencode_still_has_is_overwritten(
-    tmp_path: Path, door: Door, *, is_blank: bool
+    tmp_path: Path, embedded: EmbeddedApi, *, is_blank: bool
 ) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"))
+    embedded.put(told("blue whale"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
-        door.db.execute("delete from footprint")
+        embedded.db.execute("delete from footprint")
         how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
-        assert recall(door, a_recall(door, store, **how), "ses_root").problems == ()
-        deliver(door, receiver)
+        assert recall(embedded, a_recall(embedded, store, **how), "ses_root").problems == ()
+        deliver(embedded, receiver)
         assert len(receiver.rows()) == count
         assert "blue whale" not in shown(receiver)
 
 
-def test_without_footprints_what_opencode_has_lost_is_a_problem(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_without_footprints_what_opencode_has_lost_is_a_problem(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    door.db.execute("delete from footprint")
-    plan = a_recall(door, tmp_path / "nowhere.db", is_blank=True).plan("ses_root", None)
+        deliver(embedded, receiver)
+    embedded.db.execute("delete from footprint")
+    plan = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True).plan("ses_root", None)
     assert plan.rewrites == ()
     assert refused(plan) == [Refusal.UNNAMED] * 2
 
@@ -445,14 +457,14 @@ def test_without_footprints_what_opencode_has_lost_is_a_problem(tmp_path: Path, 
 
 @pytest.mark.parametrize(("then", "found"), [("full", {EXPORT_MODE}), ("metadata_only", set())])
 def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
-    tmp_path: Path, door: Door, then: Mode, found: set[str]
+    tmp_path: Path, embedded: EmbeddedApi, then: Mode, found: set[str]
 ) -> None:
     store = Store(built(tmp_path / "opencode.db", told()))
-    door.put(told(), capture(then))
+    embedded.put(told(), capture(then))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
-    (result,) = audited(door, store, capture("metadata_only"))
+    (result,) = audited(embedded, store, capture("metadata_only"))
     assert {name for record in result.records for name in record.hits} == found
     assert len(result.records) == (count if found else 0)
 
@@ -460,33 +472,33 @@ def test_audit_lists_texts_that_the_mode_of_today_would_withhold(
 # --- since
 
 
-def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, door: Door) -> None:
+def test_turns_that_are_older_are_neither_searched_nor_overwritten(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"))
-    changed_ms = max(one.facts_ms for one in exported(door.db, door.place.destination_id, "ses_root"))
+    embedded.put(told("blue whale"))
+    changed_ms = max(one.last_event_ms for one in exported(embedded.db, embedded.place.destination_id, "ses_root"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    late = a_recall(door, store, pattern="blue whale", since_ms=changed_ms + 1)
+        deliver(embedded, receiver)
+    late = a_recall(embedded, store, pattern="blue whale", since_ms=changed_ms + 1)
     assert late.matching("ses_root") == frozenset()
     assert late.plan("ses_root", None) == Plan("ses_root", (), ())
-    assert a_recall(door, store, pattern="blue whale", since_ms=1).matching("ses_root") == frozenset({"msg_1"})
+    assert a_recall(embedded, store, pattern="blue whale", since_ms=1).matching("ses_root") == frozenset({"msg_1"})
 
 
 # --- read back
 
 
-def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_a_row_that_is_not_overwritten_yet_is_still_old(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-        queued = held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
+        deliver(embedded, receiver)
+        claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
+        queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, embedded.woken.append)
         assert outcomes(receiver, queued.expected) == {"still old": len(receiver.rows())}
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert outcomes(receiver, queued.expected) == {"overwritten": len(receiver.rows())}
 
 
-def outcomes(receiver: Receiver, expected: Sequence[Likeness]) -> dict[str, int]:
+def outcomes(receiver: Receiver, expected: Sequence[ExpectedContent]) -> dict[str, int]:
     url = read_back_url(receiver.url, api_key(), None)
     assert url is not None
     with Client(api_key()) as client:
@@ -496,69 +508,71 @@ def outcomes(receiver: Receiver, expected: Sequence[Likeness]) -> dict[str, int]
 # --- in the middle of it
 
 
-def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
+def test_a_recall_that_was_killed_between_two_turns_is_completed_by_the_next(
+    tmp_path: Path, embedded: EmbeddedApi
+) -> None:
+    embedded.put(told())
+    claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         count = len(receiver.rows())
-        door.db.executescript(
+        embedded.db.executescript(
             "create temp trigger kill before insert on main.job when (select count(*) from job where is_recall) = 1"
             " begin select raise(abort, 'killed'); end"
         )
         with pytest.raises(sqlite3.IntegrityError, match="killed"):
-            held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
-        assert sorted(door.states().values()) == ["delivered", "pending"]
-        door.db.execute("drop trigger kill")
-        assert recall(door, held, "ses_root").records == count
-        deliver(door, receiver)
+            claimed.queue(claimed.plan("ses_root", None), 9_000_000, embedded.woken.append)
+        assert sorted(embedded.states().values()) == ["delivered", "pending"]
+        embedded.db.execute("drop trigger kill")
+        assert recall(embedded, claimed, "ses_root").records == count
+        deliver(embedded, receiver)
         assert SECRET not in shown(receiver)
         assert [row.sends for row in receiver.rows()] == [2] * count
 
 
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
-def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, door: Door, *, is_blank: bool) -> None:
+def test_what_is_in_flight_lands_before_its_recall(tmp_path: Path, embedded: EmbeddedApi, *, is_blank: bool) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"))
-    desk = desk_of(door)
+    embedded.put(told("blue whale"))
+    bench = bench_of(embedded)
     how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
     with receiving(tmp_path / "store.db") as receiver, Client(api_key()) as client:
-        carry(desk, receiver, client, next(claims(desk)))  # the session's own record
-        old = next(claims(desk))
-        bodies = desk.left(old)
-        recall(door, a_recall(door, store, **how), "ses_root")
+        carry(bench, receiver, client, next(claims(bench)))  # the session's own record
+        old = next(claims(bench))
+        bodies = bench.left(old)
+        recall(embedded, a_recall(embedded, store, **how), "ses_root")
         # Nobody else may post anything of the session until the worker lets go.
-        assert list(claims(desk)) == []
+        assert list(claims(bench)) == []
         for body in bodies:
             assert client.post(receiver.url + LOG_ROUTE, body.body, str(body.request_id), 0).kind == "accepted"
-            assert not desk.acknowledge(old, body)
+            assert not bench.acknowledge(old, body)
         assert "blue whale" in shown(receiver)
-        assert not desk.complete(old)
-        deliver(door, receiver)
+        assert not bench.complete(old)
+        deliver(embedded, receiver)
         assert len(receiver.rows()) == 4
         assert "blue whale" not in shown(receiver)
 
 
-def test_what_is_claimed_while_its_recall_is_queued_is_recalled_again(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    desk = desk_of(door)
-    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-    early = held.plan("ses_root", None)
+def test_what_is_claimed_while_its_recall_is_queued_is_recalled_again(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    bench = bench_of(embedded)
+    claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
+    early = claimed.plan("ses_root", None)
     assert early.records == 0  # nothing was sent
-    old = next(claims(desk))
-    queued = held.queue(early, 9_000_000, door.woken.append)
+    old = next(claims(bench))
+    queued = claimed.queue(early, 9_000_000, embedded.woken.append)
     assert (queued.expected, queued.in_flight) == ((), (old.turn,))
-    again = held.queue(held.plan("ses_root", [old.turn]), 9_000_000, door.woken.append)
+    again = claimed.queue(claimed.plan("ses_root", [old.turn]), 9_000_000, embedded.woken.append)
     assert (len(again.expected), again.in_flight) == (1, ())
 
 
-def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_path: Path, door: Door) -> None:
-    door.put(told())
-    held = a_recall(door, tmp_path / "nowhere.db", is_blank=True)
-    recall(door, held, "ses_root")
-    claimed = next(claims(desk_of(door)))
-    queued = held.queue(held.plan("ses_root", None), 9_000_000, door.woken.append)
-    assert queued.in_flight == (claimed.turn,)
+def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
+    claimed = a_recall(embedded, tmp_path / "nowhere.db", is_blank=True)
+    recall(embedded, claimed, "ses_root")
+    in_flight = next(claims(bench_of(embedded)))
+    queued = claimed.queue(claimed.plan("ses_root", None), 9_000_000, embedded.woken.append)
+    assert queued.in_flight == (in_flight.turn,)
 
 
 # --- what replaces a recall
@@ -566,44 +580,46 @@ def test_a_recall_that_is_itself_in_flight_is_not_queued_again_but_named(tmp_pat
 
 @pytest.mark.parametrize("state", ["pending", "dead", "dropped (policy)"])
 @pytest.mark.parametrize("content", ["a", "newer"], ids=["the same", "a newer version"])
-def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(desk: Desk, state: str, content: str) -> None:
-    desk.put(version())
-    desk.deliver(version())
-    desk.put(replace(version(), is_recall=True), text="redacted", reopen=RECALL)
+def test_what_replaces_a_recall_that_was_not_delivered_is_one_itself(
+    bench: LedgerBench, state: str, content: str
+) -> None:
+    bench.put(version())
+    bench.deliver(version())
+    bench.put(replace(version(), is_recall=True), text="redacted", reopen=RECALL)
     if state == "dead":
-        desk.dead_letter(desk.held())
+        bench.dead_letter(bench.claimed())
     elif state != "pending":
-        assert drop(desk.db, desk.held(), "policy", desk.now_ms)
-    assert desk.state() == state
-    newer = version(content=content, facts_ms=200)
-    desk.put(newer, text="redacted more")
-    assert desk.row(newer)["is_recall"] == 1
-    assert pruning.drop_session(desk.db, desk.destination, "ses_1", 2_000) == 0
+        assert drop(bench.db, bench.claimed(), "policy", bench.now_ms)
+    assert bench.state() == state
+    newer = version(content=content, last_event_ms=200)
+    bench.put(newer, text="redacted more")
+    assert bench.row(newer)["is_recall"] == 1
+    assert pruning.drop_session(bench.db, bench.destination, "ses_1", 2_000) == 0
 
 
-def test_what_replaces_a_delivered_recall_is_a_version_like_others(desk: Desk) -> None:
+def test_what_replaces_a_delivered_recall_is_a_version_like_others(bench: LedgerBench) -> None:
     again = replace(version(), is_recall=True)
-    desk.put(again)
-    desk.deliver(again)
-    newer = version(content="newer", facts_ms=200)
-    desk.put(newer)
-    assert desk.row(newer)["is_recall"] == 0
+    bench.put(again)
+    bench.deliver(again)
+    newer = version(content="newer", last_event_ms=200)
+    bench.put(newer)
+    assert bench.row(newer)["is_recall"] == 0
 
 
 @pytest.mark.parametrize("is_blank", [True, False], ids=["blank", "redacted"])
 def test_a_blank_record_keeps_the_name_of_its_session_and_a_redacted_one_does_not(
-    tmp_path: Path, door: Door, *, is_blank: bool
+    tmp_path: Path, embedded: EmbeddedApi, *, is_blank: bool
 ) -> None:
     named = snapshot(
         entry(user("msg_1", 1_000_010, text("ask")), assistant("msg_2", 1_000_020), directory="/home/dev/blue whale")
     )
     store = built(tmp_path / "opencode.db", named)
-    door.put(named)
+    embedded.put(named)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         how = {"is_blank": True} if is_blank else {"pattern": "blue whale"}
-        recall(door, a_recall(door, store, **how), "ses_root")
-        deliver(door, receiver)
+        recall(embedded, a_recall(embedded, store, **how), "ses_root")
+        deliver(embedded, receiver)
         names = [row.log.properties["Helicone-Session-Name"] for row in receiver.rows()]
     assert {"blue whale" in name for name in names} == {is_blank}
 
@@ -615,38 +631,40 @@ def loose() -> Capture:
     return replace(capture(), policy=replace(capture().policy, redact_secrets=False), redaction=NO_REDACTION)
 
 
-def test_what_was_delivered_as_metadata_is_neither_searched_nor_made_full(tmp_path: Path, door: Door) -> None:
+def test_what_was_delivered_as_metadata_is_neither_searched_nor_made_full(
+    tmp_path: Path, embedded: EmbeddedApi
+) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
-    door.put(told("blue whale"), capture("metadata_only"))
+    embedded.put(told("blue whale"), capture("metadata_only"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        assert a_recall(door, store, pattern="blue whale").matching("ses_root") == frozenset()
-        assert recall(door, a_recall(door, store), "ses_root").problems == ()
-        deliver(door, receiver)
+        deliver(embedded, receiver)
+        assert a_recall(embedded, store, pattern="blue whale").matching("ses_root") == frozenset()
+        assert recall(embedded, a_recall(embedded, store), "ses_root").problems == ()
+        deliver(embedded, receiver)
         assert "blue whale" not in shown(receiver)
 
 
-def test_a_turn_redacted_by_secrets_that_are_not_known_here_is_refused(tmp_path: Path, door: Door) -> None:
+def test_a_turn_redacted_by_secrets_that_are_not_known_here_is_refused(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told("blue whale"))
     knowing = capture(known=("blue whale",))
-    door.put(told("blue whale"), knowing)
+    embedded.put(told("blue whale"), knowing)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-        plan = a_recall(door, store).plan("ses_root", ["msg_1"])
+        deliver(embedded, receiver)
+        plan = a_recall(embedded, store).plan("ses_root", ["msg_1"])
         assert plan.rewrites == ()
         assert refused(plan) == [Refusal.UNEQUAL]
-        assert a_recall(door, store, today=knowing).plan("ses_root", None).problems == ()
-        assert a_recall(door, store, is_blank=True).plan("ses_root", None).problems == ()
+        assert a_recall(embedded, store, today=knowing).plan("ses_root", None).problems == ()
+        assert a_recall(embedded, store, is_blank=True).plan("ses_root", None).problems == ()
 
 
-def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_path: Path, door: Door) -> None:
+def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told())
-    door.put(told(), loose())
+    embedded.put(told(), loose())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         assert SECRET in shown(receiver)
-        assert recall(door, a_recall(door, store), "ses_root").problems == ()
-        deliver(door, receiver)
+        assert recall(embedded, a_recall(embedded, store), "ses_root").problems == ()
+        deliver(embedded, receiver)
         assert SECRET not in shown(receiver)
 
 
@@ -656,34 +674,34 @@ def test_a_turn_that_was_delivered_without_redaction_is_recalled_with_it(tmp_pat
     ids=["secrets", "patterns"],
 )
 def test_settings_that_are_looser_than_what_was_delivered_are_named_and_recall_nothing(
-    tmp_path: Path, door: Door, then: Capture, now: Capture, setting: str
+    tmp_path: Path, embedded: EmbeddedApi, then: Capture, now: Capture, setting: str
 ) -> None:
     store = built(tmp_path / "opencode.db", told())
-    door.put(told(), then)
+    embedded.put(told(), then)
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
-    plan = a_recall(door, store, today=now).plan("ses_root", None)
+        deliver(embedded, receiver)
+    plan = a_recall(embedded, store, today=now).plan("ses_root", None)
     assert plan.rewrites == ()
     assert {(one.refusal, one.detail) for one in plan.problems} == {(Refusal.LOOSER, setting)}
 
 
-def test_a_turn_that_opencode_has_changed_since_is_refused(tmp_path: Path, door: Door) -> None:
-    door.put(told())
+def test_a_turn_that_opencode_has_changed_since_is_refused(tmp_path: Path, embedded: EmbeddedApi) -> None:
+    embedded.put(told())
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
     store = built(tmp_path / "opencode.db", told(reply="said otherwise"))
-    assert refused(a_recall(door, store).plan("ses_root", ["msg_1"])) == [Refusal.UNEQUAL]
+    assert refused(a_recall(embedded, store).plan("ses_root", ["msg_1"])) == [Refusal.UNEQUAL]
 
 
-def test_without_footprints_a_blank_record_is_named_as_its_record_was(tmp_path: Path, door: Door) -> None:
+def test_without_footprints_a_blank_record_is_named_as_its_record_was(tmp_path: Path, embedded: EmbeddedApi) -> None:
     store = built(tmp_path / "opencode.db", told())
-    door.put(told(), capture("metadata_only"))
+    embedded.put(told(), capture("metadata_only"))
     with receiving(tmp_path / "store.db") as receiver:
-        deliver(door, receiver)
+        deliver(embedded, receiver)
         before = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
-        door.db.execute("delete from footprint")
-        recall(door, a_recall(door, store, is_blank=True), "ses_root")
-        deliver(door, receiver)
+        embedded.db.execute("delete from footprint")
+        recall(embedded, a_recall(embedded, store, is_blank=True), "ses_root")
+        deliver(embedded, receiver)
         after = [(row.log.model, dict(row.log.properties)) for row in receiver.rows()]
     assert len(after) == len(before)
     for (old_model, old), (new_model, new) in zip(before, after, strict=True):
@@ -706,24 +724,24 @@ POLICIES = {
     now=st.sampled_from(sorted(POLICIES)),
 )
 def test_no_recall_holds_a_string_that_was_not_delivered(
-    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], Door], name: str, then: str, now: str
+    tmp_path_factory: pytest.TempPathFactory, new_door: Callable[[Path], EmbeddedApi], name: str, then: str, now: str
 ) -> None:
     folder = tmp_path_factory.mktemp("nothing_back")
-    door = new_door(folder)
+    embedded = new_door(folder)
     wanted = recorded.export(name)
-    door.put(wanted, POLICIES[then], abandoned=True)
-    delivered = "\n".join(value for body in door.stored() for value in strings(json.loads(body.body)))
-    desk = desk_of(door)
-    for held in claims(desk):
-        for body in desk.left(held):
-            desk.acknowledge(held, body)
-        desk.complete(held)
+    embedded.put(wanted, POLICIES[then], abandoned=True)
+    delivered = "\n".join(value for body in embedded.stored() for value in strings(json.loads(body.body)))
+    bench = bench_of(embedded)
+    for claimed in claims(bench):
+        for body in bench.left(claimed):
+            bench.acknowledge(claimed, body)
+        bench.complete(claimed)
     store = built(folder / "opencode.db", wanted)
-    plan = a_recall(door, store, today=POLICIES[now]).plan(wanted["root"], None)
+    plan = a_recall(embedded, store, today=POLICIES[now]).plan(wanted["root"], None)
     assert plan.rewrites or then != now
     queued = [value for one in plan.rewrites for body in one.bodies for value in strings(json.loads(body.body))]
     assert [piece for value in queued for piece in value.split("[REDACTED]") if piece not in delivered] == []
-    door.db.close()
+    embedded.db.close()
 
 
 def strings(told: object) -> Iterator[str]:

@@ -755,13 +755,13 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, make
     path = tmp_path / "other.db"
     make(path)
     before = path.read_bytes(), path.stat().st_mode
-    with pytest.raises(shelf.ShelfError, match=r"other\.db"), shelf.opened(path):
+    with pytest.raises(shelf.ReceiverStoreError, match=r"other\.db"), shelf.opened(path):
         pass
     assert (path.read_bytes(), path.stat().st_mode) == before
 
 
 def test_a_folder_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(shelf.ShelfError, match=re.escape(str(tmp_path))), shelf.opened(tmp_path):
+    with pytest.raises(shelf.ReceiverStoreError, match=re.escape(str(tmp_path))), shelf.opened(tmp_path):
         pass
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.runtime.liveness import Announced, Only, is_taken, present
+from app.runtime.liveness import Announced, ExclusiveLock, is_taken, present
 
 ANNOUNCER = """
 import sys
@@ -28,8 +28,8 @@ announced.withdraw()
 HOLDER = """
 import sys
 from pathlib import Path
-from app.runtime.liveness import Only
-only = Only(Path(sys.argv[1]))
+from app.runtime.liveness import ExclusiveLock
+only = ExclusiveLock(Path(sys.argv[1]))
 print(only.take(), flush=True)
 sys.stdin.read()
 """
@@ -125,7 +125,7 @@ def test_reader_never_sees_half_of_what_is_said(tmp_path: Path) -> None:
 
 def test_files_are_private(tmp_path: Path) -> None:
     announced = Announced(tmp_path / "hooks")
-    only = Only(tmp_path / "only.lock")
+    only = ExclusiveLock(tmp_path / "only.lock")
     assert only.take()
     assert stat.S_IMODE((tmp_path / "hooks").stat().st_mode) == 0o700
     for path in (tmp_path / "hooks" / f"{announced.name}.lock", tmp_path / "only.lock"):
@@ -140,7 +140,7 @@ def test_nobody_is_present_in_a_folder_that_is_not_there(tmp_path: Path) -> None
 
 def test_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "worker.lock"
-    ours = Only(path)
+    ours = ExclusiveLock(path)
     assert not is_taken(path)
     with process(HOLDER, path) as (holder, took):
         assert took == "True"
@@ -156,7 +156,7 @@ def test_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_lock_can_be_taken_again_after_its_release(tmp_path: Path) -> None:
-    first, second = Only(tmp_path / "lock"), Only(tmp_path / "lock")
+    first, second = ExclusiveLock(tmp_path / "lock"), ExclusiveLock(tmp_path / "lock")
     assert first.take()
     assert not second.take()
     first.release()
@@ -189,7 +189,7 @@ def test_look_at_a_lock_does_not_keep_it_from_being_taken(tmp_path: Path) -> Non
     # Fifty hooks look whether a worker runs while one starts.
     path = tmp_path / "worker.lock"
     path.touch()
-    only = Only(path)
+    only = ExclusiveLock(path)
     with look(path) as descriptor:
         assert only.take(lambda _: fcntl.flock(descriptor, fcntl.LOCK_UN))
     assert is_taken(path)

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from app import __version__
-from app.capture.daemon import Desk
+from app.capture.daemon import Daemon
 from app.capture.messages import LineError
-from app.capture.pipe_reader import QUEUE_BYTES_MAX, Inbox
+from app.capture.pipe_reader import QUEUE_BYTES_MAX, PipeReader
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.delivery.lifetime import MAKE_WAY_S_MAX
@@ -160,14 +160,14 @@ def test_a_worker_is_replaced_by_other_settings_and_newer_versions(mine: str, wa
     assert is_replaced(mine, wanted) is ends
 
 
-# --- the inbox -------------------------------------------------------------------------------------------------------
+# --- the pipe --------------------------------------------------------------------------------------------------------
 
 
-def drained(inbox: Inbox) -> list[bytes | str]:
+def drained(pipe_reader: PipeReader) -> list[bytes | str]:
     found: list[bytes | str] = []
     while True:
         try:
-            line = inbox.next(20)
+            line = pipe_reader.next(20)
         except EOFError:
             return found
         assert line is not None
@@ -177,13 +177,13 @@ def drained(inbox: Inbox) -> list[bytes | str]:
 def test_what_was_read_and_not_taken_and_what_is_still_in_the_pipe_follow_each_other() -> None:
     reader, writer = os.pipe()
     os.write(writer, b"one\ntwo\nthree\nfo")
-    inbox = Inbox(reader)
-    assert inbox.next(20) == b"one"
-    wait_until(lambda: len(inbox) == 2 and inbox._held)
-    pending = inbox.leave()
+    pipe_reader = PipeReader(reader)
+    assert pipe_reader.next(20) == b"one"
+    wait_until(lambda: len(pipe_reader) == 2 and pipe_reader._held)
+    pending = pipe_reader.leave()
     os.write(writer, b"ur\nfive\nsi")
     os.close(writer)
-    assert drained(Inbox(pipe_of(b"zero\n", *pending), reader)) == [
+    assert drained(PipeReader(pipe_of(b"zero\n", *pending), reader)) == [
         b"zero",
         b"two",
         b"three",
@@ -204,23 +204,23 @@ def pipe_of(*pieces: bytes) -> int:
 def test_leaving_before_the_bequest_was_read_leaves_nothing_of_it_behind() -> None:
     reader, writer = os.pipe()
     bequest, feeder = os.pipe()
-    inbox = Inbox(bequest, reader)
+    pipe_reader = PipeReader(bequest, reader)
     os.write(feeder, b"first\n")
-    wait_until(lambda: len(inbox) == 1)
+    wait_until(lambda: len(pipe_reader) == 1)
     os.write(writer, b"later\n")
     os.write(feeder, b"second\n")
     os.close(feeder)
-    assert b"".join(inbox.leave()) in {b"first\nsecond\n", b"first\nsecond\nlater\n"}
+    assert b"".join(pipe_reader.leave()) in {b"first\nsecond\n", b"first\nsecond\nlater\n"}
     os.close(writer)
 
 
 def test_a_full_inbox_can_be_left() -> None:
     reader, writer = os.pipe()
-    inbox = Inbox(reader)
-    inbox._bytes = QUEUE_BYTES_MAX
+    pipe_reader = PipeReader(reader)
+    pipe_reader._bytes = QUEUE_BYTES_MAX
     os.write(writer, b"one\ntwo\n")
     wait_until(lambda: not select.select([reader], [], [], 0)[0])
-    assert b"".join(inbox.leave()) == b"one\ntwo\n"
+    assert b"".join(pipe_reader.leave()) == b"one\ntwo\n"
     os.close(writer)
 
 
@@ -278,9 +278,9 @@ def plugin(station: Station) -> Iterator[Plugin]:
 class WhenEmpty(Upgrade):
     """Makes way when everything that was said has been worked off."""
 
-    def __init__(self, inbox: Inbox, lines: int) -> None:
+    def __init__(self, pipe_reader: PipeReader, lines: int) -> None:
         super().__init__(migrations()[-1][0])
-        self._inbox = inbox
+        self._pipe_reader = pipe_reader
         self._left = lines
 
     def new_version(self, *_: object) -> NewVersion | None:
@@ -303,9 +303,9 @@ class Listener(Upgrade):
 
 def made_way(plugin: Plugin, lines: int) -> list[bytes]:
     """A hook that takes so many lines and makes way then."""
-    inbox = Inbox(plugin.reader)
-    wait_until(lambda: len(inbox) >= lines)
-    pending = Desk(inbox, plugin.sources, WhenEmpty(inbox, lines)).serve()
+    pipe_reader = PipeReader(plugin.reader)
+    wait_until(lambda: len(pipe_reader) >= lines)
+    pending = Daemon(pipe_reader, plugin.sources, WhenEmpty(pipe_reader, lines)).serve()
     assert pending is not None
     return pending
 
@@ -330,12 +330,12 @@ def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: St
     plugin.say(deleted["root"], "deleted")
     pending = made_way(plugin, 3)
     assert present(station.spool / "hooks") == []
-    inbox = Inbox(pipe_of(*pending), plugin.reader)
+    pipe_reader = PipeReader(pipe_of(*pending), plugin.reader)
     plugin.say(deleted["root"])
     plugin.show(late)
     plugin.end()
     listener = Listener(station)
-    Desk(inbox, plugin.sources, listener).serve()
+    Daemon(pipe_reader, plugin.sources, listener).serve()
     assert listener.heard[-1] == sorted([waiting["root"], "ses_other", late["root"]])
     # The session's record and the turn, interrupted; two turns and a record of the late one; nothing of the deleted.
     assert jobs(station) == {"pending": 5}
@@ -343,22 +343,22 @@ def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: St
 
 def test_unfinished_turns_of_several_spools_go_along(station: Station, plugin: Plugin) -> None:
     sources = unattended({**station.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
-    inbox = Inbox(plugin.reader)
+    pipe_reader = PipeReader(plugin.reader)
     for name, recording in (("one", SIMPLE), ("two", "b_tools")):
         project = str(station.home / name)
         plugin.show(unfinished(recording), directory=project, options={"spoolDirectory": "spool"})
-    wait_until(lambda: len(inbox) == 2)
-    pending = Desk(inbox, sources, WhenEmpty(inbox, 2)).serve()
+    wait_until(lambda: len(pipe_reader) == 2)
+    pending = Daemon(pipe_reader, sources, WhenEmpty(pipe_reader, 2)).serve()
     assert pending is not None
     plugin.end()
-    Desk(Inbox(pipe_of(*pending), plugin.reader), sources).serve()
+    Daemon(PipeReader(pipe_of(*pending), plugin.reader), sources).serve()
     for name in ("one", "two"):
         with closing(open_ledger(station.home / name / "spool")) as db:
             assert dict(db.execute("select state, count(*) from job group by state").fetchall()) == {"pending": 2}
 
 
 @pytest.mark.parametrize(
-    "is_right", [False, True], ids=["settings that are right later", "that are right for the heir"]
+    "is_right", [False, True], ids=["settings that are right later", "that are right for the new version"]
 )
 def test_what_was_said_while_settings_could_not_be_used_comes_after_a_succession_too(
     station: Station, plugin: Plugin, monkeypatch: pytest.MonkeyPatch, *, is_right: bool
@@ -373,13 +373,13 @@ def test_what_was_said_while_settings_could_not_be_used_comes_after_a_succession
     config.write_text("" if is_right else "maxRetries = \n")
     later_ms = clock.now_ms() + 3_600_000
     monkeypatch.setattr(clock, "now_ms", lambda: later_ms)
-    inbox = Inbox(pipe_of(*pending), plugin.reader)
-    wait_until(lambda: len(inbox) == 1)
-    again = Desk(inbox, plugin.sources, WhenEmpty(inbox, 1)).serve()
+    pipe_reader = PipeReader(pipe_of(*pending), plugin.reader)
+    wait_until(lambda: len(pipe_reader) == 1)
+    again = Daemon(pipe_reader, plugin.sources, WhenEmpty(pipe_reader, 1)).serve()
     assert again is not None
     config.write_text("")
     plugin.end()
-    Desk(Inbox(pipe_of(*again), plugin.reader), plugin.sources).serve()
+    Daemon(PipeReader(pipe_of(*again), plugin.reader), plugin.sources).serve()
     assert jobs(station) == {"pending": 2}
 
 
@@ -418,23 +418,23 @@ def test_settings_that_are_right_again_count_from_when_they_were_wrong(
     wanted = asked_soon(station, monkeypatch)
     plugin.show(wanted, directory=str(station.home / "shop"))
     plugin.end()
-    inbox = Inbox(plugin.reader)
-    wait_until(lambda: inbox.ended)
-    Desk(inbox, replace(plugin.sources, own=station.home), Mending(config, monkeypatch)).serve()
+    pipe_reader = PipeReader(plugin.reader)
+    wait_until(lambda: pipe_reader.ended)
+    Daemon(pipe_reader, replace(plugin.sources, own=station.home), Mending(config, monkeypatch)).serve()
     assert jobs(station) == {"pending": 2}
 
 
 def test_a_line_refused_before_is_counted_by_the_next_hook_under_its_own_reason(
     station: Station, plugin: Plugin
 ) -> None:
-    inbox = Inbox(plugin.reader)
+    pipe_reader = PipeReader(plugin.reader)
     plugin.say("ses_1", "busy")
-    inbox._put(LineError("too long"))
-    wait_until(lambda: len(inbox) == 2)
-    pending = Desk(inbox, plugin.sources, WhenEmpty(inbox, 0)).serve()
+    pipe_reader._put(LineError("too long"))
+    wait_until(lambda: len(pipe_reader) == 2)
+    pending = Daemon(pipe_reader, plugin.sources, WhenEmpty(pipe_reader, 0)).serve()
     assert pending is not None
     plugin.end()
-    Desk(Inbox(pipe_of(*pending), plugin.reader), plugin.sources).serve()
+    Daemon(PipeReader(pipe_of(*pending), plugin.reader), plugin.sources).serve()
     with station.ledger() as db:
         assert [reason for reason, *_ in incidents.refusals(db)] == ["too long"]
 
@@ -477,9 +477,9 @@ def test_lines_for_a_ledger_that_becomes_newer_are_kept_for_the_program_that_kno
 ) -> None:
     plugin.say("ses_other", "busy")
     plugin.show(export(SIMPLE))
-    inbox = Inbox(plugin.reader)
-    wait_until(lambda: len(inbox) == 2)
-    pending = Desk(inbox, plugin.sources, Newer(station, 1)).serve()
+    pipe_reader = PipeReader(plugin.reader)
+    wait_until(lambda: len(pipe_reader) == 2)
+    pending = Daemon(pipe_reader, plugin.sources, Newer(station, 1)).serve()
     assert pending is not None
     told = [json.loads(line) for line in pending if line]
     assert [(line["session"], line["why"]) for line in told] == [
@@ -501,11 +501,11 @@ def test_without_such_a_program_what_is_left_when_opencode_ends_is_given_up_by_n
     make_newer(station)
     plugin.show(export(SIMPLE))
     plugin.end()
-    inbox = Inbox(plugin.reader)
-    wait_until(lambda: inbox.ended)
-    desk = Desk(inbox, plugin.sources)
-    desk._tries_left = 1
-    assert desk.serve() is None
+    pipe_reader = PipeReader(plugin.reader)
+    wait_until(lambda: pipe_reader.ended)
+    hook_daemon = Daemon(pipe_reader, plugin.sources)
+    hook_daemon._tries_left = 1
+    assert hook_daemon.serve() is None
     assert "this program knows up to" in station.text("hook.log").splitlines()[-1]
 
 
@@ -513,16 +513,16 @@ def test_a_worker_whose_ledger_becomes_newer_posts_nothing_waits_and_then_ends(s
     worker = Worker(unattended(station.environ))
     worker.huey.prepare()
 
-    def verdict(now_s: int) -> str:
-        return worker.lifetime.verdict(worker.db, Reading(0, now_s * 1_000), is_automatic=False)
+    def next_step(now_s: int) -> str:
+        return worker.lifetime.next_step(worker.db, Reading(0, now_s * 1_000), is_automatic=False)
 
     try:
-        assert verdict(0) == "work"
+        assert next_step(0) == "work"
         make_newer_below(worker)
         worker._answer("0" * 64)
         assert "this program knows up to" in station.text("worker.log")
-        assert [verdict(1), verdict(int(MAKE_WAY_S_MAX))] == ["wait", "wait"]
-        assert verdict(1 + int(MAKE_WAY_S_MAX)) == "restart"
+        assert [next_step(1), next_step(int(MAKE_WAY_S_MAX))] == ["wait", "wait"]
+        assert next_step(1 + int(MAKE_WAY_S_MAX)) == "restart"
         assert station.text("worker.log").count("waits to be replaced") == 1
     finally:
         worker.close()

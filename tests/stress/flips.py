@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.database.connection import Ledger
-from app.database.open import heal, inspect, open_ledger
+from app.database.open import inspect, open_ledger, recover_after
 from app.database.schema import SchemaError
 from app.delivery.backoff import Policy
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger import counts, destinations, maintenance, versions
 from app.operations.status import Status, read_status
@@ -79,15 +79,15 @@ def populate(spool: Path, scratch: Path, sessions: int = SESSIONS) -> set[str]:
         db = open_ledger(scratch)
         db.execute("pragma synchronous = off")
         one = destinations.destination(db, "https://example.invalid", "fingerprint", NOW_MS)
-        courier = _courier(one.id, lambda: NOW_MS)
+        context = _courier(one.id, lambda: NOW_MS)
         for session in range(sessions):
             for turn in range(half * TURNS // 2, (half + 1) * TURNS // 2):
-                made = version(f"msg_{turn}", facts_ms=turn, session=f"ses_{session}")
+                made = version(f"msg_{turn}", last_event_ms=turn, session=f"ses_{session}")
                 keys.add(made.key)
                 records = bodies(f"{session} {turn}", 2, text.randbytes(TEXT_BYTES).hex())
                 versions.insert(db, one.id, made, records, now_ms=NOW_MS)
                 if session % 3 == 0:
-                    deliver(db, made.key, courier)
+                    deliver(db, made.key, context)
         if half == 0:
             db.close()
     queue = Queue(scratch, 1)
@@ -102,8 +102,8 @@ def populate(spool: Path, scratch: Path, sessions: int = SESSIONS) -> set[str]:
     return keys
 
 
-def _courier(destination_id: int, clock: Callable[[], int]) -> Courier:
-    return Courier(
+def _courier(destination_id: int, clock: Callable[[], int]) -> DeliveryContext:
+    return DeliveryContext(
         destination_id=destination_id,
         worker="flips",
         policy=Policy(max_retries=5, base_ms=1_000, cap_ms=60_000),
@@ -142,7 +142,7 @@ class Machine:
                     break
                 except sqlite3.Error as error:
                     self.healed += 1
-                    if self.healed > HEALED_MAX or not heal(db, error):
+                    if self.healed > HEALED_MAX or not recover_after(db, error):
                         raise
                     db.close()
                     db = self._open()
@@ -153,7 +153,7 @@ class Machine:
         return read_status(settings, self.now_ms)
 
     def _deliver(self, db: Ledger, queue: Queue) -> None:
-        """As the watch does: ring what is due, until nothing is; time passes when there is something to wait for."""
+        """As the poller does: wake what is due, until nothing is; time passes when there is something to wait for."""
         for _ in range(ROUNDS_MAX):
             queue.mend()
             maintenance.recover(db, self.now_ms, maintenance.leasing_workers(db))

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app.capture.enqueue import Place, enqueue
-from app.capture.eviction import Room
-from app.capture.recapture import Remaking
+from app.capture.eviction import Eviction
+from app.capture.recapture import Recapturer
 from app.database.connection import shrink
 from app.database.open import open_ledger
 from app.delivery.backoff import Policy
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.delivery.poller import WAKES_PER_TICK
 from app.exporters.outcome import Outcome
 from app.ledger import (
@@ -196,7 +196,7 @@ class World:
 
 
 class Machine:
-    """One person's spool and worker: what the worker's threads and watch do, each look at its due time."""
+    """One person's spool and worker: what the worker's threads and poller do, each look at its due time."""
 
     def __init__(self, spool: Path, world: World, seed: int, key: str = "key-a") -> None:
         self.spool, self.world = spool, world
@@ -209,7 +209,7 @@ class Machine:
         self.prune_ms = MINUTE_MS
         self.bytes_max, self.age_ms_max = DEFAULTS.max_spool_bytes, DEFAULTS.max_spool_age_ms
         self.store = spool / "opencode.db"
-        self.room = Room(self.store)
+        self.room = Eviction(self.store)
         self._seen = world.read()
         self.order: dict[str, list[str]] = defaultdict(list)
         self.use_key(key)
@@ -236,12 +236,12 @@ class Machine:
     def take(self, transcript: Transcript) -> list[str]:
         """What the hook does with a snapshot; the keys of what is new."""
         place = Place(self.destination.id, "folder")
-        done = enqueue(self.db, transcript, CAPTURE, place, now_ms=self.world.now_ms, ring=lambda _: None)
+        done = enqueue(self.db, transcript, CAPTURE, place, now_ms=self.world.now_ms, wake=lambda _: None)
         self.room.make(self.db, self.world.now_ms, self.bytes_max)
         return done.keys
 
     def look(self) -> None:
-        """What the watch does."""
+        """What the poller does."""
         before, self._seen = self._seen, self.world.read()
         now_ms = self.world.now_ms
         incidents.note_jump(self.db, jump_ms(before, self._seen), now_ms)
@@ -260,7 +260,7 @@ class Machine:
             self.answer(key)
 
     def answer(self, key: str) -> None:
-        """What a thread of the worker does with a ring; with all of them busy the ring is lost here."""
+        """What a thread of the worker does with a wake; with all of them busy it is lost here."""
         if self.busy < int(str(CONSUMER["workers"])):
             self.busy += 1
             self.world.run(lambda: self._deliver(key))
@@ -270,12 +270,12 @@ class Machine:
             db.execute("pragma synchronous = off")
             following: str | None = key
             while following is not None:
-                following = deliver(db, following, self.courier(db))
+                following = deliver(db, following, self.context(db))
         self.busy -= 1
 
-    def courier(self, db: sqlite3.Connection) -> Courier:
-        remaking = Remaking(self.store, self.destination.id, self.spool / "hooks")
-        return Courier(
+    def context(self, db: sqlite3.Connection) -> DeliveryContext:
+        recapturer = Recapturer(self.store, self.destination.id, self.spool / "hooks")
+        return DeliveryContext(
             destination_id=self.destination.id,
             worker="worker",
             policy=Policy.of(DEFAULTS.max_retries, DEFAULTS.retry_base_delay_ms),
@@ -284,7 +284,7 @@ class Machine:
             clock=lambda: self.world.now_ms,
             dice=self.dice.random,
             stopping=lambda: False,
-            rebuild=lambda held: remaking.rebuild(db, held, CAPTURE),
+            rebuild=lambda held: recapturer.rebuild(db, held, CAPTURE),
         )
 
     def next_look_ms(self) -> int:
@@ -426,7 +426,7 @@ def outage(spool: Path, answers: list[Answer], *, days: float, turns: int, turn_
 
 
 def _statements(machine: Machine) -> int:
-    """Of one look a moment after another: only what the watch asks each time."""
+    """Of one look a moment after another: only what the poller asks each time."""
     machine.look()
     seen: list[str] = []
     machine.db.set_trace_callback(seen.append)
@@ -505,7 +505,7 @@ def remember(path: Path, session: str, turn: str, at_ms: int, output: str) -> No
 
 
 @dataclass(frozen=True)
-class Roomy:
+class OutageWithoutRoom:
     """What became of an outage for which there was too little room."""
 
     requests: int
@@ -522,7 +522,9 @@ class Roomy:
     each_stored_once: bool
 
 
-def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_max: int, seed: int = 3) -> Roomy:
+def little_room(
+    spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_max: int, seed: int = 3
+) -> OutageWithoutRoom:
     """An outage in which `turns` come, a third of them in three long sessions, the others in sessions of five."""
     dice = random.Random(seed)  # noqa: S311 - the scenario
     source = source_text()
@@ -533,7 +535,7 @@ def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_
         keys: list[str] = []
         held: list[int] = []
         captured: list[int] = []
-        emptied: list[int] = []
+        evicted: list[int] = []
 
         def come(n: int) -> None:
             session = f"ses_long_{n // 3 % 3}" if n % 3 == 0 else f"ses_{n // 7}"
@@ -548,7 +550,7 @@ def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_
             machine.bytes_max = room
             machine.room.make(machine.db, world.now_ms, room)
             held.append(eviction.held_bytes(machine.db))
-            emptied.append(eviction.without_bodies(machine.db, machine.destination.id))
+            evicted.append(eviction.without_bodies(machine.db, machine.destination.id))
 
         coming = Coming((begin_ms + (end_ms - begin_ms) * n // turns, partial(come, n)) for n in range(turns))
         live(world, [machine], end_ms, coming)
@@ -558,11 +560,11 @@ def little_room(spool: Path, *, days: float, turns: int, turn_bytes: int, bytes_
         rows = machine.db.execute("select state, count(*) as jobs from job group by state").fetchall()
         found = {row["key"] for row in machine.db.execute("select key from job where state = 'delivered'")}
         stored = [times for times in world.accepted.values() if times]
-        return Roomy(
+        return OutageWithoutRoom(
             requests=requests,
             captured_bytes=sum(captured),
             held_bytes_max=max(held),
-            emptied_max=max(emptied),
+            emptied_max=max(evicted),
             states={row["state"]: row["jobs"] for row in rows},
             keys_are_same=found == set(keys),
             records=len(stored),

@@ -21,7 +21,7 @@ from pathlib import Path
 from app.database.connection import shrink
 from app.database.open import open_ledger
 from app.ledger import claims, counts, destinations, pruning, record_identity, versions
-from app.ledger.job import Body, FailedAttempt, Frozen, Version
+from app.ledger.job import Body, FailedAttempt, IdentityFields, Version
 from app.settings.model import Settings
 
 TURNS = 60_000
@@ -41,8 +41,8 @@ def main(turns: int = TURNS) -> int:
             db.execute("pragma synchronous = off")  # nobody cuts the power here
             live(db, turns, lambda turn: print(f"{turn} turns: {size(spool)}", flush=True))
             pages = db.execute("select count(*) from acknowledgement").fetchone()[0]
-            prints = db.execute("select total(length(ids)) / 20 from footprint").fetchone()[0]
-            print(f"logs that can be overwritten by what the ledger alone knows: {prints:.0f}")
+            identities = db.execute("select total(length(ids)) / 20 from footprint").fetchone()[0]
+            print(f"logs that can be overwritten by what the ledger alone knows: {identities:.0f}")
             print(f"acknowledgements kept: {pages}; jobs: {counts.counts(db)}")
         total = sum(path.stat().st_size for path in spool.rglob("*"))
     allowed = Settings().max_spool_bytes + ROOM_BYTES
@@ -65,7 +65,7 @@ def live(db: sqlite3.Connection, turns: int, tell: Callable[[int], None]) -> Non
             pruning.drop_aged(db, now_ms, settings.max_spool_age_ms)
             pruning.drop_oversize(db, now_ms, settings.max_spool_bytes)
             pruning.forget_acknowledgements(db, now_ms)
-            record_identity.forget_footprints(db)
+            record_identity.forget_record_identities(db)
             shrink(db)
         if turn % (turns // 6) == 0:
             tell(turn)
@@ -81,26 +81,26 @@ def record(dice: random.Random, turn: int, number: int, now_ms: int) -> Body:
     return Body(
         uuid.uuid5(uuid.NAMESPACE_OID, f"{turn} {number}"),
         dice.randbytes(1_000),
-        Frozen("CUSTOM", model, start_ms, f"opencode: project-{turn % 7}", path),
+        IdentityFields("CUSTOM", model, start_ms, f"opencode: project-{turn % 7}", path),
     )
 
 
-def version(turn: int, content: str, facts_ms: int) -> Version:
+def version(turn: int, content: str, last_event_ms: int) -> Version:
     session = f"ses_{turn // 12}"
     key = hashlib.sha256(f"{turn} {content}".encode()).hexdigest()
-    return Version(session, session, f"msg_{turn}", key, facts_ms, "", f"folder {turn % 7}")
+    return Version(session, session, f"msg_{turn}", key, last_event_ms, "", f"folder {turn % 7}")
 
 
 def deliver(db: sqlite3.Connection, ours: int, wanted: Version, bodies: list[Body], now_ms: int, *, dead: bool) -> None:
     versions.insert(db, ours, wanted, bodies, now_ms=now_ms)
-    held = claims.claim(db, ours, wanted.key, worker="worker", now_ms=now_ms, lease_ms=60_000)
-    assert held is not None
+    claimed = claims.claim(db, ours, wanted.key, worker="worker", now_ms=now_ms, lease_ms=60_000)
+    assert claimed is not None
     if dead:
-        claims.dead_letter(db, held, FailedAttempt(now_ms, "400: error", 400))
+        claims.dead_letter(db, claimed, FailedAttempt(now_ms, "400: error", 400))
         return
-    for body in list(claims.unacknowledged(db, held)):
-        claims.acknowledge(db, held, body, now_ms=now_ms, lease_ms=60_000)
-    claims.complete(db, held, now_ms)
+    for body in list(claims.unacknowledged(db, claimed)):
+        claims.acknowledge(db, claimed, body, now_ms=now_ms, lease_ms=60_000)
+    claims.complete(db, claimed, now_ms)
 
 
 def size(spool: Path) -> str:

@@ -76,7 +76,7 @@ def main() -> None:
     for line in sys.stdin:
         step = json.loads(line)
         transcript = parse(growing(step["session"], step["turns"]))
-        enqueue(db, transcript, capturing, Place(ours.id, ""), now_ms=clock.now_ms(), ring=queue.wake)
+        enqueue(db, transcript, capturing, Place(ours.id, ""), now_ms=clock.now_ms(), wake=queue.wake)
         print(line.strip(), flush=True)  # noqa: T201 - stored: this is the answer
 
 

@@ -1,7 +1,7 @@
 """A ledger as version 0.1.0 left it, with jobs in every state that it can wait in.
 
 `first_ledger.sql` was made by that version's own hook and worker (a83643a), with the receiver of these tests, in this
-order: DELIVERED and CALLED were captured and delivered; DEAD was answered 400 and buried; EMPTIED was captured without
+order: DELIVERED and CALLED were captured and delivered; DEAD was answered 400 and is dead; EMPTIED was captured without
 a Helicone and gave up its bodies, as in a full spool; WAITING was captured after that. Then `ledger.db` was written as
 SQL (`sqlite3.Connection.iterdump`), with ENDPOINT in place of the receiver's address.
 """

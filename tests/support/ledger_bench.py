@@ -18,13 +18,13 @@ def key(name: str) -> str:
     return name.encode().hex().rjust(64, "0")
 
 
-def version(turn: str = "t1", content: str = "a", facts_ms: int = 100, session: str = "ses_1") -> Version:
+def version(turn: str = "t1", content: str = "a", last_event_ms: int = 100, session: str = "ses_1") -> Version:
     return Version(
         session=session,
         root=session,
         turn=turn,
         key=key(f"{session} {turn} {content}"),
-        facts_ms=facts_ms,
+        last_event_ms=last_event_ms,
         user_id="",
         folder="",
         known_marks="",
@@ -36,7 +36,7 @@ def bodies(name: str, count: int = 1, text: str = "") -> list[Body]:
     return [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {n}"), f"{name} {n} {text}".encode()) for n in range(count)]
 
 
-class Desk:
+class LedgerBench:
     """The ledger of one destination, at a time that stands still."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -67,33 +67,33 @@ class Desk:
             lease_ms=LEASE_MS,
         )
 
-    def held(self, wanted: Version | None = None, worker: str = WORKER) -> Claim:
+    def claimed(self, wanted: Version | None = None, worker: str = WORKER) -> Claim:
         claimed = self.claim(wanted, worker)
         assert claimed is not None
         return claimed
 
-    def acknowledge(self, held: Claim, body: Body) -> bool:
-        return claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+    def acknowledge(self, claimed: Claim, body: Body) -> bool:
+        return claims.acknowledge(self.db, claimed, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
 
-    def left(self, held: Claim) -> list[Body]:
-        return list(claims.unacknowledged(self.db, held))
+    def left(self, claimed: Claim) -> list[Body]:
+        return list(claims.unacknowledged(self.db, claimed))
 
-    def complete(self, held: Claim) -> bool:
-        return claims.complete(self.db, held, self.now_ms)
+    def complete(self, claimed: Claim) -> bool:
+        return claims.complete(self.db, claimed, self.now_ms)
 
-    def retry_later(self, held: Claim, *, due_ms: int, error: str = "500", is_charged: bool = True) -> bool:
+    def retry_later(self, claimed: Claim, *, due_ms: int, error: str = "500", is_charged: bool = True) -> bool:
         failed = FailedAttempt(self.now_ms, error, 500)
-        return claims.retry_later(self.db, held, failed, delay_ms=due_ms - self.now_ms, is_charged=is_charged)
+        return claims.retry_later(self.db, claimed, failed, delay_ms=due_ms - self.now_ms, is_charged=is_charged)
 
-    def dead_letter(self, held: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
-        return claims.dead_letter(self.db, held, FailedAttempt(now_ms, error, 400))
+    def dead_letter(self, claimed: Claim, now_ms: int = 1_000, error: str = "400") -> bool:
+        return claims.dead_letter(self.db, claimed, FailedAttempt(now_ms, error, 400))
 
     def deliver(self, wanted: Version) -> Claim:
-        held = self.held(wanted)
-        for body in self.left(held):
-            assert self.acknowledge(held, body)
-        assert self.complete(held)
-        return held
+        claimed = self.claimed(wanted)
+        for body in self.left(claimed):
+            assert self.acknowledge(claimed, body)
+        assert self.complete(claimed)
+        return claimed
 
     def wake(self, limit: int = 10, woken: tuple[str, ...] = ()) -> list[str]:
         return maintenance.to_wake(self.db, self.destination, self.now_ms, limit, woken)

@@ -23,7 +23,7 @@ class Job:
     session: str
     turn: str
     state: str
-    facts_ms: int
+    last_event_ms: int
     records: dict[uuid.UUID, bytes]
     """Digests by request id, as last inserted."""
     policy: str
@@ -34,14 +34,14 @@ class Job:
     attempted_ms: int | None = None
     lease_until_ms: int | None = None
     attempt: int = 0
-    setbacks: int = 0
+    consecutive_failures: int = 0
     failures: int = 0
     kills: int = 0
     hold: str | None = None
     size: int = 0
     made: tuple[Body, ...] = ()
     """As last inserted."""
-    is_emptied: bool = False
+    is_evicted: bool = False
     """Its bodies were given up, and are made again when they are wanted."""
     confirm_ms: int | None = None
     confirmed_ms: int | None = None
@@ -58,7 +58,7 @@ class Job:
     @property
     def is_kept(self) -> bool:
         """It is known what its bodies are."""
-        return self.size > 0 or self.is_emptied
+        return self.size > 0 or self.is_evicted
 
     @property
     def is_free(self) -> bool:
@@ -70,7 +70,7 @@ class Job:
             self.forget()
 
     def forget(self) -> None:
-        self.size, self.is_emptied = 0, False
+        self.size, self.is_evicted = 0, False
 
     def let_go(self) -> None:
         self.lease_until_ms = None
@@ -88,7 +88,7 @@ class Job:
         """Pending again with the bodies that it has; another attempt, so that nobody settles it who held it before."""
         self.state, self.finished_ms, self.confirm_ms = "pending", None, None
         self.attempt += 1
-        self.setbacks = self.failures = 0
+        self.consecutive_failures = self.failures = 0
         self.wait(now_ms)
 
 
@@ -175,9 +175,9 @@ class Model:
         shut = {reason} & {"off", "deleted"} | ({"sealed"} if current.is_sealed else set())
         if shut - {*reopen.dropped, *({"sealed"} if reopen.sealed else ())}:
             return Decision.REFUSED
-        if off and version.facts_ms <= current.facts_ms:
+        if off and version.last_event_ms <= current.last_event_ms:
             return Decision.KNOWN
-        if version.facts_ms < current.facts_ms:
+        if version.last_event_ms < current.last_event_ms:
             return Decision.KNOWN if known else Decision.SUPERSEDED
         return Decision.REOPENED if known else Decision.NEW
 
@@ -185,7 +185,7 @@ class Model:
         key, current = self.current(version.session, version.turn)
         if verdict in {Decision.KNOWN, Decision.REFUSED}:
             if current is not None and key == version.key:
-                current.facts_ms = max(current.facts_ms, version.facts_ms)
+                current.last_event_ms = max(current.last_event_ms, version.last_event_ms)
             return
         if verdict is Decision.SUPERSEDED:
             self._write(version, [], "superseded", None, now_ms)
@@ -208,7 +208,7 @@ class Model:
             session=version.session,
             turn=version.turn,
             state=state,
-            facts_ms=version.facts_ms,
+            last_event_ms=version.last_event_ms,
             records={body.request_id: body.digest for body in made},
             policy=version.policy,
             made=tuple(made),

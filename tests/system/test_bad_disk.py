@@ -247,7 +247,7 @@ def test_what_huey_says_of_a_damaged_queue_is_a_few_lines_and_nothing_on_standar
         wait_until(lambda: "starts" in station.text("worker.log"))
         for path in station.spool.glob("queue.db*"):
             path.write_bytes(b"x" * path.stat().st_size)
-        # Whether one of Huey's threads reads it before the watch has mended it is a matter of luck.
+        # Whether one of Huey's threads reads it before the poller has mended it is a matter of luck.
         wait_until(lambda: "the queue was damaged" in station.text("worker.log"))
     finally:
         process.send_signal(signal.SIGTERM)

@@ -63,7 +63,7 @@ COUNTED = {"time", "tokens", "cost"}
 
 
 @dataclass(slots=True)
-class Sower:
+class CanaryWriter:
     """Puts canaries into snapshots, each with a text around it."""
 
     around: Iterator[tuple[str, str]] = field(default_factory=lambda: cycle([("", "")]))
@@ -144,8 +144,8 @@ class Rule:
     capture: Capture
     keep_text: bool
 
-    def sower(self, around: Iterator[tuple[str, str]] | None = None) -> Sower:
-        return Sower(around or cycle([("", "")]), keep_text=self.keep_text)
+    def sower(self, around: Iterator[tuple[str, str]] | None = None) -> CanaryWriter:
+        return CanaryWriter(around or cycle([("", "")]), keep_text=self.keep_text)
 
 
 NO_TEXT = Policy("metadata_only", (), redact_secrets=True, prefix="/opencode")
@@ -256,7 +256,7 @@ def test_no_canary_gets_through_whatever_stands_around_it(
         with closing(open_ledger(spool)) as db:
             place = Place(destinations.destination(db, "http://127.0.0.1:9", "", 0).id, "")
             whole = Request(abandoned=True)
-            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, ring=lambda _: None, request=whole)
+            done = enqueue(db, parse(snapshot), rule.capture, place, now_ms=0, wake=lambda _: None, request=whole)
             leaving = bodies(spool)
             assert done.new
             assert canaries(every_byte(spool), *leaving) == []
@@ -365,7 +365,7 @@ def records(transcript: Transcript) -> list[Record]:
 def test_a_damaged_snapshot_is_refused_without_quoting_it_or_can_be_encoded(damage: Any) -> None:
     refusals = []
     for name in ("m_badargs", "d_error_401", "k_attachment"):
-        whole = Sower().snapshot(SHAPES[name])
+        whole = CanaryWriter().snapshot(SHAPES[name])
         for at in list(places(whole)):
             with damaged(whole, at, damage) as snapshot:
                 refusals.append(refusal(snapshot))
@@ -375,7 +375,7 @@ def test_a_damaged_snapshot_is_refused_without_quoting_it_or_can_be_encoded(dama
 
 def broken() -> list[Snapshot]:
     """Some of them, spread over all places."""
-    whole = Sower().snapshot(SHAPES["b_tools"])
+    whole = CanaryWriter().snapshot(SHAPES["b_tools"])
     made = []
     for at, damage in list(zip(places(whole), cycle(DAMAGES.values()), strict=False))[::7]:
         with damaged(whole, at, damage) as snapshot:

@@ -601,11 +601,11 @@ def test_status_tells_all_there_is_and_writes_nothing(station: Station) -> None:
     spool = Spool(station.spool)
     with station.ledger() as db:
         (ours,) = destinations.destinations(db)
-        held = claims.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
-        assert held is not None
+        claimed = claims.claim(db, ours.id, key_of(station), worker="w", now_ms=clock.now_ms() + 1, lease_ms=60_000)
+        assert claimed is not None
         due_ms = clock.now_ms() + 3_600_000
         failed = FailedAttempt(1, "500: empty body", 500)
-        claims.retry_later(db, held, failed, delay_ms=due_ms - 1, is_charged=True)
+        claims.retry_later(db, claimed, failed, delay_ms=due_ms - 1, is_charged=True)
         flow.pause(
             db, ours.id, health="refused", reason="401: error", count=1, probe_ms=clock.now_ms() + 12_000, now_ms=1
         )

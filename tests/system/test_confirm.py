@@ -209,7 +209,7 @@ def test_a_reading_back_that_hangs_delays_no_delivery(place: Place) -> None:
             wait_until(lambda: slow.jobs("state = 'delivered'") == JOBS)
             slow.pass_a_day()
             wait_until(lambda: mute.requests)
-            # After this a ring brings no claim: the watch has to look, too.
+            # After this a wake brings no claim: the poller has to look, too.
             place.receiver.fault({"status": 429, "headers": {"retry-after": "2"}})
             slow.capture("m_length")
             wait_until(lambda: station.delivered(2 * JOBS))

@@ -89,14 +89,14 @@ def nothing(_: Station) -> None:
 
 
 def stored(station: Station, sessions: int = 1) -> None:
-    """Sessions of one turn, put into the ledger and not rung."""
+    """Sessions of one turn, put into the ledger, and nobody woken."""
     settings = unattended(station.environ).load()
     with station.ledger() as db:
         place = Place(target(db, settings, clock.now_ms()).id, "")
         for session in range(sessions):
             transcript = parse(growing(session, 1))
             capturing = capture(settings, ())
-            enqueue(db, transcript, capturing, place, now_ms=clock.now_ms(), ring=lambda _: None)
+            enqueue(db, transcript, capturing, place, now_ms=clock.now_ms(), wake=lambda _: None)
 
 
 def held_by_a_dead_worker(station: Station) -> None:

@@ -23,7 +23,7 @@ ours = target(db, settings, now_ms)
 wake = Queue(settings.spool_directory, ours.id).wake
 place = Place(ours.id, folder(db, "/srv/bot"))
 for line in sys.stdin:
-    print(enqueue(db, parse(json.loads(line)), capture(settings, ()), place, now_ms=now_ms, ring=wake).new)
+    print(enqueue(db, parse(json.loads(line)), capture(settings, ()), place, now_ms=now_ms, wake=wake).new)
 """
 
 

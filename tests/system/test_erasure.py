@@ -25,7 +25,7 @@ from app.ledger.dead_letters import Choice
 from app.ledger.job import Body
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
-from tests.support.ledger_bench import Desk, version
+from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import Station, worker
 from tests.support.typed_commands import typed
 from tests.support.waiting import wait_until
@@ -72,34 +72,34 @@ def noise(length: int) -> bytes:
     return random.Random(7).randbytes(length).hex().encode()  # noqa: S311 - no secret
 
 
-def die(desk: Desk, turn: str, length: int) -> None:
+def die(bench: LedgerBench, turn: str, length: int) -> None:
     """A dead letter whose body begins with the canary, and does not become small."""
     body = Body(uuid.uuid5(uuid.NAMESPACE_URL, turn), b'{"text": "' + CANARY + turn.encode() + noise(length) + b'"}')
-    versions.insert(desk.db, desk.destination, version(turn), [body], now_ms=desk.now_ms)
-    assert desk.dead_letter(desk.held(version(turn)))
+    versions.insert(bench.db, bench.destination, version(turn), [body], now_ms=bench.now_ms)
+    assert bench.dead_letter(bench.claimed(version(turn)))
 
 
-def buried(station: Station) -> list[bytes]:
+def given_up(station: Station) -> list[bytes]:
     """Dead letters of all sizes, some of them rewritten; the bundles that they have."""
     with station.ledger() as db:
-        desk = Desk(db)
+        bench = LedgerBench(db)
         for number, length in enumerate((10, 1_000, 3_000, 20_000, 200_000, 100)):
-            desk.now_ms += 1
-            die(desk, f"t{number}", length)
+            bench.now_ms += 1
+            die(bench, f"t{number}", length)
         bundles = [row[0] for row in db.execute("select bodies from bundle")]
         assert len(bundles) == 6
     return bundles
 
 
 def test_the_search_finds_what_is_there(station: Station) -> None:
-    bundles = buried(station)
+    bundles = given_up(station)
     assert traces(station.spool, bundles) == {"ledger.db"}
     assert traces(station.spool, []) == {"ledger.db"}
 
 
 @pytest.mark.parametrize("how", ["all at once", "one by one"])
 def test_a_purge_leaves_no_body_in_any_file(station: Station, how: str) -> None:
-    bundles = buried(station)
+    bundles = given_up(station)
     with closing(open_ledger(station.spool)):  # as a worker does: so that the log does not go with the last one
         if how == "all at once":
             assert said(typed(station, "dead", "purge", "--all", "--yes", "--json")) == {"jobs": 6, "left": []}
@@ -114,7 +114,7 @@ def test_a_purge_leaves_no_body_in_any_file(station: Station, how: str) -> None:
 
 def test_what_was_freed_before_goes_too(station: Station) -> None:
     """Bodies of jobs that were delivered or dropped lie in free pages, until somebody purges."""
-    bundles = buried(station)
+    bundles = given_up(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")  # as SQLite's own default is; some systems have another
         dead_letters.purge_dead(db, Choice(keys=tuple(version(f"t{turn}").key for turn in range(5))), 2_000)
@@ -124,7 +124,7 @@ def test_what_was_freed_before_goes_too(station: Station) -> None:
 
 
 def test_a_purge_that_finds_no_letter_clears_what_an_earlier_one_could_not(station: Station) -> None:
-    bundles = buried(station)
+    bundles = given_up(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")
         dead_letters.purge_dead(db, Choice(), 2_000)
@@ -134,7 +134,7 @@ def test_a_purge_that_finds_no_letter_clears_what_an_earlier_one_could_not(stati
 
 
 def test_the_purge_of_one_letter_leaves_the_others_whole(station: Station) -> None:
-    buried(station)
+    given_up(station)
     assert typed(station, "dead", "purge", version("t4").key).returncode == 0
     with station.ledger() as db:
         rows = db.execute("select id, key from job where state = 'dead'").fetchall()
@@ -142,7 +142,7 @@ def test_the_purge_of_one_letter_leaves_the_others_whole(station: Station) -> No
 
 
 def test_copies_that_were_set_aside_go_and_others_are_named(station: Station) -> None:
-    bundles = buried(station)
+    bundles = given_up(station)
     whole = (station.spool / "ledger.db").read_bytes()
     gone = [
         "ledger.db.before-1", "ledger.db.damaged-20260131T120000Z", "ledger.db.damaged-20260131T120000Z-wal",
@@ -161,7 +161,7 @@ def test_copies_that_were_set_aside_go_and_others_are_named(station: Station) ->
 
 
 def test_everything_that_this_program_puts_into_a_spool_is_known_to_be_its_own(station: Station) -> None:
-    buried(station)
+    given_up(station)
     with worker(station):
         typed(station, "status")
         with station.ledger() as db:
@@ -171,11 +171,11 @@ def test_everything_that_this_program_puts_into_a_spool_is_known_to_be_its_own(s
 def test_a_log_that_somebody_reads_is_named_and_goes_with_the_next_purge(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundles = buried(station)
+    bundles = given_up(station)
     monkeypatch.setattr("app.ledger.erasure.TRIES", 2)
     with closing(open_ledger(station.spool)) as db, closing(open_ledger(station.spool)) as reader:
-        desk = Desk(db)
-        die(desk, "t9", 1_000)  # so that there is something in the log
+        bench = LedgerBench(db)
+        die(bench, "t9", 1_000)  # so that there is something in the log
         reader.execute("begin")
         reader.execute("select count(*) from job").fetchone()
         dead_letters.purge_dead(db, Choice(), 2_000)
@@ -198,7 +198,7 @@ def pruned(station: Station) -> bool:
 
 @pytest.mark.parametrize("point", KILLED_AT)
 def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Station, point: str) -> None:
-    bundles = buried(station)
+    bundles = given_up(station)
     with station.ledger() as db:
         db.execute("pragma secure_delete = off")  # as SQLite's own default is; some systems have another
         dead_letters.purge_dead(db, Choice(keys=(version("t4").key,)), 2_000)
@@ -219,7 +219,7 @@ def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Sta
 
 
 def test_a_worker_leaves_a_purge_that_is_under_way_to_its_command(station: Station) -> None:
-    buried(station)
+    given_up(station)
     with station.ledger() as db:
         dead_letters.purge_dead(db, Choice(), clock.now_ms())
     with worker(station):
@@ -232,17 +232,17 @@ def test_a_worker_leaves_a_purge_that_is_under_way_to_its_command(station: Stati
 
 def test_a_recall_notes_that_what_it_replaces_lies_in_the_files(station: Station) -> None:
     with station.ledger() as db:
-        desk = Desk(db)
-        desk.put(version())
+        bench = LedgerBench(db)
+        bench.put(version())
         assert noted(station) == []
-        versions.insert(db, desk.destination, replace(version(content="b"), is_recall=True), [], now_ms=desk.now_ms)
+        versions.insert(db, bench.destination, replace(version(content="b"), is_recall=True), [], now_ms=bench.now_ms)
         assert noted(station) == [incidents.UNERASED]
 
 
 def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    buried(station)
+    given_up(station)
     begin = erasure._begin_wal_anew
 
     def purging(db: Ledger) -> bool:
@@ -261,7 +261,7 @@ def test_what_is_deleted_while_the_files_are_rewritten_stays_noted(
 
 
 def test_copies_that_cannot_be_deleted_are_named_and_the_rest_is_cleared(station: Station) -> None:
-    bundles = buried(station)
+    bundles = given_up(station)
     (station.spool / "ledger.db.before-1").mkdir()
     (station.spool / "ledger.db.before-2").write_bytes((station.spool / "ledger.db").read_bytes())
     done = typed(station, "dead", "purge", "--all", "--yes")
@@ -273,7 +273,7 @@ def test_copies_that_cannot_be_deleted_are_named_and_the_rest_is_cleared(station
 
 
 def test_a_ledger_that_cannot_be_rewritten_is_named(station: Station) -> None:
-    buried(station)
+    given_up(station)
     with closing(open_ledger(station.spool)) as db, closing(open_ledger(station.spool)) as writer:
         db.execute("pragma busy_timeout = 1")
         writer.execute("begin immediate")
@@ -289,7 +289,7 @@ def test_the_tables_of_a_new_ledger_lie_where_those_of_a_rewritten_one_do(statio
 
     with station.ledger() as db:
         fresh = roots(db)
-    buried(station)
+    given_up(station)
     with closing(open_ledger(station.spool)) as db:
         assert erasure.erase(db) == []
         assert roots(db) == fresh

@@ -53,11 +53,11 @@ def known(spool: Path) -> dict[str, tuple[str, str, str]]:
             "select j.id, s.name as session, t.name as turn from job j join session s on s.id = j.session_id"
             " join turn t on t.id = j.turn_id"
         ).fetchall()
-        prints = record_identity.read(db, [row["id"] for row in rows])
+        identities = record_identity.read(db, [row["id"] for row in rows])
         return {
-            str(one.request_id): (row["session"], row["turn"], one.frozen.model)
+            str(one.request_id): (row["session"], row["turn"], one.identity_fields.model)
             for row in rows
-            for one in prints[row["id"]]
+            for one in identities[row["id"]]
         }
 
 
@@ -94,7 +94,7 @@ def test_a_session_that_goes_on_sends_what_waited_and_what_is_new_each_once(
         process.end()
     sent = posts(receiver)
     assert max(Counter(map(request_id, sent)).values()) == 1
-    # Of what the first version had delivered or buried, nothing; of what waited, everything.
+    # Of what the first version had delivered or given up as dead, nothing; of what waited, everything.
     waited = {one for one, (session, _, _) in old.items() if session in {EMPTIED, WAITING}}
     again = {request_id(body) for body in sent} & set(old)
     assert again == waited

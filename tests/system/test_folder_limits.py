@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.capture.eviction import Made, Room
+from app.capture.eviction import Eviction, Freed
 from app.capture.folder_limits import of_folders
 from app.database.connection import Ledger
 from app.delivery.backoff import Policy
-from app.delivery.deliver import Courier, deliver
+from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger import confirmations, destinations, eviction, flow, folders, maintenance, pruning
 from app.ledger.job import Version
@@ -24,7 +24,7 @@ from app.ledger.maintenance import STEADY_MS
 from app.privacy.policy import Post
 from app.settings.model import Origin, Settings
 from app.sources.opencode.store import store_file
-from tests.support.ledger_bench import WORKER, Desk, version
+from tests.support.ledger_bench import WORKER, LedgerBench, version
 from tests.support.processes import PROJECT, Station, hook, worker
 from tests.support.recorded import Snapshot, export
 from tests.support.servers import nobody, receiving
@@ -190,31 +190,31 @@ def test_each_age_waits_for_a_clock_that_has_gone_on_for_as_long_or_an_hour(
 
 
 @pytest.mark.parametrize(("own", "posts"), [(None, 4), (0, 1), (1, 2), (9, 10)])
-def test_the_folder_of_a_job_decides_how_often_it_is_charged(desk: Desk, own: int | None, posts: int) -> None:
-    desk.put(replace(version(), folder="f"))
+def test_the_folder_of_a_job_decides_how_often_it_is_charged(bench: LedgerBench, own: int | None, posts: int) -> None:
+    bench.put(replace(version(), folder="f"))
     posted = []
 
     def post(_: object) -> Outcome:
-        posted.append(desk.now_ms)
+        posted.append(bench.now_ms)
         return Outcome("retry", "500", 500)
 
-    courier = Courier(
-        destination_id=desk.destination,
+    context = DeliveryContext(
+        destination_id=bench.destination,
         worker=WORKER,
         policy=Policy(max_retries=3, base_ms=1, cap_ms=1),
         permit=lambda _: Post(),
         post=post,
-        clock=lambda: desk.now_ms,
+        clock=lambda: bench.now_ms,
         dice=lambda: 1.0,
         stopping=lambda: False,
         max_retries_of=lambda held: own if held.folder == "f" else None,
     )
-    while desk.state() == "pending":
-        flow.passed(desk.db, desk.destination)  # others' records
-        deliver(desk.db, version().key, courier)
-        desk.now_ms += 1
+    while bench.state() == "pending":
+        flow.passed(bench.db, bench.destination)  # others' records
+        deliver(bench.db, version().key, context)
+        bench.now_ms += 1
     assert len(posted) == posts
-    assert desk.row()["error"] == f"500 (after {posts - 1} retries)"
+    assert bench.row()["error"] == f"500 (after {posts - 1} retries)"
 
 
 # --- age and size
@@ -263,7 +263,7 @@ WANTED = st.builds(
 OF_FOLDERS = st.dictionaries(st.sampled_from(FOLDERS), st.integers(0, 20))
 
 
-class Cupboard:
+class FakeStore:
     """OpenCode's store, as far as `Room` asks it; it holds the turns of the sessions that are named."""
 
     path = Path("/nowhere")
@@ -292,15 +292,15 @@ def fates(
         "delete from attempt; delete from footprint; delete from bundle; delete from record;"
         " delete from acknowledgement; delete from confirmation; delete from job; delete from turn; delete from session"
     )
-    desk = Desk(db)
+    bench = LedgerBench(db)
     for number, job in enumerate(jobs):
         one: Version = replace(version(session=f"ses_{number}"), folder=job.folder)
-        desk.now_ms = NOW_MS - job.age_ms
-        desk.put(one)
+        bench.now_ms = NOW_MS - job.age_ms
+        bench.put(one)
         db.execute("update job set body_bytes = ? where key = ?", (job.body_bytes, one.key))
         db.execute(MAKE[job.kind], {"key": one.key, "now": NOW_MS, "tried": NOW_MS if job.is_tried else None})
-    room = Room(Path("/nowhere"))
-    room._store = Cupboard({f"ses_{number}" for number, job in enumerate(jobs) if job.is_stored})  # type: ignore[assignment]
+    room = Eviction(Path("/nowhere"))
+    room._store = FakeStore({f"ses_{number}" for number, job in enumerate(jobs) if job.is_stored})  # type: ignore[assignment]
     for _ in range(2):
         confirmations.give_up_confirmations(
             db, NOW_MS, bytes_max=size, age_ms_max=age_ms, bytes_max_of=sizes, age_ms_max_of=ages
@@ -356,23 +356,23 @@ def test_no_limit_of_a_folder_costs_another_anything_and_no_limit_is_exceeded(
         assert (fate[0] == "dropped age") == is_old
 
 
-def test_a_folder_gives_up_its_own_oldest_and_no_more_than_it_must(desk: Desk) -> None:
+def test_a_folder_gives_up_its_own_oldest_and_no_more_than_it_must(bench: LedgerBench) -> None:
     made = []
     for number, folder in enumerate(("b", "own", "own", "own", "b")):
         made.append(replace(version(session=f"ses_{number}"), folder=folder))
-        desk.now_ms = 1_000 + number
-        desk.put(made[-1])
-    desk.db.execute("update job set body_bytes = 10")
-    room = Room(Path("/nowhere"))
-    assert room.make(desk.db, 5_000, 50, {"own": 29}) == Made(0, 1)
-    assert [desk.state(one) for one in made] == ["pending", "dropped (size)", "pending", "pending", "pending"]
+        bench.now_ms = 1_000 + number
+        bench.put(made[-1])
+    bench.db.execute("update job set body_bytes = 10")
+    room = Eviction(Path("/nowhere"))
+    assert room.make(bench.db, 5_000, 50, {"own": 29}) == Freed(0, 1)
+    assert [bench.state(one) for one in made] == ["pending", "dropped (size)", "pending", "pending", "pending"]
     # The user's own limit counts what is left.
-    assert room.make(desk.db, 5_000, 30, {"own": 29}) == Made(0, 1)
-    assert [desk.state(one) for one in made[:2]] == ["dropped (size)"] * 2
+    assert room.make(bench.db, 5_000, 30, {"own": 29}) == Freed(0, 1)
+    assert [bench.state(one) for one in made[:2]] == ["dropped (size)"] * 2
 
 
-def test_a_folder_without_room_is_not_filled_again(desk: Desk) -> None:
-    desk.put(replace(version(), folder="own"))
-    held = eviction.held_bytes(desk.db)
-    assert eviction.excess_of_folders(desk.db, {"own": held - 1, "b": 0}) == {"own": 1}
-    assert eviction.excess_of_folders(desk.db, {"own": held}) == {}
+def test_a_folder_without_room_is_not_filled_again(bench: LedgerBench) -> None:
+    bench.put(replace(version(), folder="own"))
+    held = eviction.held_bytes(bench.db)
+    assert eviction.excess_of_folders(bench.db, {"own": held - 1, "b": 0}) == {"own": 1}
+    assert eviction.excess_of_folders(bench.db, {"own": held}) == {}

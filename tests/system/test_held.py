@@ -183,7 +183,7 @@ def test_a_worker_holds_what_its_folder_was_held_for(bench: Bench) -> None:
     assert (bench.posted, bench.states) == ([], ["pending"] * 2)
     ((reason, jobs),) = policy_enforcement.held(bench.db, bench.destination)
     assert (reason, jobs) == ("held until the configuration is right: opencode.json line 3: it is not JSON", 2)
-    assert isinstance(bench.permits.capture(bench.db, ""), Hold)
+    assert isinstance(bench.policy_check.capture(bench.db, ""), Hold)
     bench.record()
     bench.sweep()
     bench.deliver()

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from app.capture.daemon import NOTHING_WANTED, Desk
-from app.capture.pipe_reader import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, Inbox
+from app.capture.daemon import NOTHING_WANTED, Daemon
+from app.capture.pipe_reader import LINE_BYTES_MAX, LINE_COST_BYTES, QUEUE_BYTES_MAX, PipeReader
 from app.database.open import open_ledger
 from app.ledger import counts, destinations, folders, incidents, job, notices
 from app.runtime.liveness import present
@@ -180,16 +180,16 @@ def test_a_line_that_opencode_died_in_is_counted(station: Station) -> None:
 def test_short_lines_without_end_are_held_back_too() -> None:
     reader, writer = os.pipe()
     lines = 2 * QUEUE_BYTES_MAX // LINE_COST_BYTES
-    inbox = Inbox(reader)
+    pipe_reader = PipeReader(reader)
     feeding = threading.Thread(target=os.write, args=(writer, b"\n" * lines))
     feeding.start()
-    wait_until(lambda: len(inbox) == lines // 2)
-    waiting = [len(inbox) for _ in range(lines) if inbox.next(20) == b""]
+    wait_until(lambda: len(pipe_reader) == lines // 2)
+    waiting = [len(pipe_reader) for _ in range(lines) if pipe_reader.next(20) == b""]
     feeding.join(20)
-    assert (len(waiting), len(inbox)) == (lines, 0)
+    assert (len(waiting), len(pipe_reader)) == (lines, 0)
     assert max(waiting) <= lines // 2
     os.close(writer)
-    wait_until(lambda: inbox.ended)
+    wait_until(lambda: pipe_reader.ended)
     os.close(reader)
 
 
@@ -581,12 +581,12 @@ def test_a_spool_that_cannot_be_written_is_given_up_once_for_all_lines(station: 
     os.write(writer, (json.dumps(line) + "\n").encode() * 3)
     os.close(writer)
     sources = unattended({**station.environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": ""})
-    inbox = Inbox(reader)
-    wait_until(lambda: inbox.ended)
-    desk = Desk(inbox, sources)
-    desk._tries_left = 1
-    desk.serve()
-    assert desk._tries_left <= 0
+    pipe_reader = PipeReader(reader)
+    wait_until(lambda: pipe_reader.ended)
+    hook_daemon = Daemon(pipe_reader, sources)
+    hook_daemon._tries_left = 1
+    hook_daemon.serve()
+    assert hook_daemon._tries_left <= 0
     os.close(reader)
 
 

@@ -61,7 +61,7 @@ def test_a_second_import_finds_everything_known_before_and_after_delivery(statio
     with worker(station):
         wait_until(lambda: station.delivered(JOBS))
         assert imported(station, *files()) == {"known": JOBS}
-        # Were anything of that rung, it would come before this one.
+        # Were a worker woken for that, it would come before this one.
         assert imported(station, str(*export_files("a_simple"))) == {"new": 2}
         wait_until(lambda: station.delivered(JOBS + 2))
     assert [row.sends for row in receiver.rows()] == [1] * (RECORDS + 3)

@@ -1,4 +1,4 @@
-"""Each option from each source changes what happens: captured by a hook's desk, delivered by a worker's own objects.
+"""Each option from each source changes what happens: captured by a hook, delivered by a worker's own objects.
 
     default < config file < plugin options < .env < environment < command line; of what may leave the strictest
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from app.capture.daemon import Desk
-from app.capture.pipe_reader import Inbox
+from app.capture.daemon import Daemon
+from app.capture.pipe_reader import PipeReader
 from app.database.open import open_ledger
 from app.delivery import confirm
 from app.delivery.poller import POLL_MS
@@ -72,10 +72,10 @@ def capture(place: Place, session: Snapshot | None = None) -> None:
     line = {"v": 2, "n": 1, "type": "notice", "session": session["root"], "why": "idle", "directory": PROJECT}
     reader, writer = os.pipe()
     with os.fdopen(reader) as pipe:
-        inbox = Inbox(pipe.fileno())
+        pipe_reader = PipeReader(pipe.fileno())
         with os.fdopen(writer, "w") as other_end:
             other_end.write(json.dumps({**line, "options": place.plugin}) + "\n")
-        Desk(inbox, place.sources).serve()
+        Daemon(pipe_reader, place.sources).serve()
 
 
 @contextmanager

@@ -10,15 +10,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.capture.enqueue import Place, enqueue
-from app.capture.recapture import Remaking
+from app.capture.recapture import Recapturer
 from app.database.connection import Ledger
 from app.delivery.backoff import Policy as RetryPolicy
-from app.delivery.deliver import Courier, deliver
-from app.delivery.policy_check import Permits
-from app.delivery.policy_sweep import Tightening
+from app.delivery.deliver import DeliveryContext, deliver
+from app.delivery.policy_check import PolicyCheck
+from app.delivery.policy_sweep import PolicySweep
 from app.exporters.outcome import Kind, Outcome
 from app.ledger import counts, destinations, folders, job, maintenance, policy_enforcement
-from app.ledger.eviction import Remade
+from app.ledger.eviction import Recaptured
 from app.ledger.job import Body, Claim
 from app.operations.status import read_destinations, waiting
 from app.privacy.policy import Hold, Permit
@@ -185,9 +185,9 @@ class Bench:
         self.start_worker()
 
     def start_worker(self, **variables: str) -> None:
-        self.permits = Permits(Sources({**self.environ, **variables}, Path("/"), self.own))
-        self.remaking = Remaking(store_file(self.environ), self.destination, self.home / "hooks")
-        self.tightening = Tightening(self.permits, self.remaking, self.destination, lambda _: None)
+        self.policy_check = PolicyCheck(Sources({**self.environ, **variables}, Path("/"), self.own))
+        self.recapturer = Recapturer(store_file(self.environ), self.destination, self.home / "hooks")
+        self.policy_sweep = PolicySweep(self.policy_check, self.recapturer, self.destination, lambda _: None)
 
     def record(self, folder: str = "", **options: object) -> None:
         """What a hook records when its plugin brings these options."""
@@ -195,12 +195,12 @@ class Bench:
 
     def capture(self, wanted: Fields, folder: str = "") -> None:
         """What a hook does with a snapshot, under the settings in force."""
-        found = self.permits.capture(self.db, folder)
+        found = self.policy_check.capture(self.db, folder)
         assert not isinstance(found, Hold)
-        enqueue(self.db, parse(wanted), found, Place(self.destination, folder), now_ms=1_000, ring=lambda _: None)
+        enqueue(self.db, parse(wanted), found, Place(self.destination, folder), now_ms=1_000, wake=lambda _: None)
 
     def sweep(self) -> None:
-        while self.tightening.look(self.db, 2_000, lambda _: None):
+        while self.policy_sweep.look(self.db, 2_000, lambda _: None):
             pass
 
     def post(self, body: Body) -> Outcome:
@@ -208,15 +208,15 @@ class Bench:
         return Outcome(self.verdict, "as written", 200)
 
     def permit(self, held: Claim) -> Permit:
-        return self.permits.permit(self.db, held.folder, held.policy)
+        return self.policy_check.permit(self.db, held.folder, held.policy)
 
-    def rebuild(self, held: Claim) -> Remade | Hold | None:
-        found = self.permits.capture(self.db, held.folder)
-        return found if isinstance(found, Hold) else self.remaking.rebuild(self.db, held, found)
+    def rebuild(self, held: Claim) -> Recaptured | Hold | None:
+        found = self.policy_check.capture(self.db, held.folder)
+        return found if isinstance(found, Hold) else self.recapturer.rebuild(self.db, held, found)
 
     def deliver(self) -> None:
         """All that is due."""
-        courier = Courier(
+        context = DeliveryContext(
             destination_id=self.destination,
             worker="worker-a",
             policy=RetryPolicy(max_retries=0, base_ms=1, cap_ms=1),
@@ -230,7 +230,7 @@ class Bench:
         )
         key: str | None = self.db.execute("select key from job where state <> 'superseded' limit 1").fetchone()[0]
         while key is not None:
-            key = deliver(self.db, key, courier)
+            key = deliver(self.db, key, context)
 
     @property
     def states(self) -> list[str]:
@@ -388,7 +388,7 @@ def test_while_export_is_off_jobs_wait_uncharged_and_are_not_claimed(bench: Benc
     bench.sweep()
     assert maintenance.to_wake(bench.db, bench.destination, 3_000, 10) == []
     assert not counts.sendable(bench.db, bench.destination, 3_000)
-    told = waiting(read_destinations(bench.db, bench.permits._sources.load(), 3_000), (), 3_000)
+    told = waiting(read_destinations(bench.db, bench.policy_check._sources.load(), 3_000), (), 3_000)
     assert [line.partition(": ")[2] for line in told] == [f"enable is false (config file {bench.own / 'config.toml'})"]
     assert told[0].startswith("3 jobs for ")
     configure(bench.own)
@@ -427,7 +427,7 @@ def test_what_a_newer_hook_recorded_counts_against_the_older_environment_of_a_wo
     bench.deliver()
     assert (bench.posted, bench.states) == ([], [LOST] * 2)
     bench.record(redactPatterns=["b"])
-    found = bench.permits.capture(bench.db, "")
+    found = bench.policy_check.capture(bench.db, "")
     assert not isinstance(found, Hold)
     assert found.policy.patterns == ("a", "b")
 

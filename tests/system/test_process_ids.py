@@ -48,7 +48,7 @@ def stored(station: Station, session: int) -> None:
     with station.ledger() as db:
         place = Place(target(db, settings, clock.now_ms()).id, "")
         transcript = parse(growing(session, 1))
-        enqueue(db, transcript, capture(settings, ()), place, now_ms=clock.now_ms(), ring=lambda _: None)
+        enqueue(db, transcript, capture(settings, ()), place, now_ms=clock.now_ms(), wake=lambda _: None)
 
 
 @pytest.fixture

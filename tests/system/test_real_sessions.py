@@ -87,7 +87,7 @@ def test_a_forks_copies_are_told_by_their_ids_and_left_to_a_known_origin(
     (own,) = stored(opencode, origin, 1).turns
     copied, added = stored(opencode, fork, 2).turns
     assert (own.is_copy, copied.is_copy, added.is_copy) == (False, True, False)
-    assert (copied.facts_ms, copied.id != own.id) == (own.facts_ms, True)
+    assert (copied.last_event_ms, copied.id != own.id) == (own.last_event_ms, True)
 
     files = [export(opencode, server, one) for one in (fork, origin)]
     told = {one["session"]: one for one in imported(machine, *files)}

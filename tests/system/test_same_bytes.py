@@ -49,7 +49,7 @@ POLICIES: dict[str, dict[str, str]] = {
 @dataclass(frozen=True, slots=True)
 class Job:
     state: str
-    facts_ms: int
+    last_event_ms: int
     bodies: tuple[job.Body, ...]
 
 
@@ -253,7 +253,7 @@ def test_what_was_captured_at_an_idle_is_not_captured_again(
     place = Place(destinations.destination(db, "", "", 0).id, "")
     for now_ms, snapshots in enumerate(at_each_idle(name)):
         if root in snapshots:
-            enqueue(db, parse(snapshots[root]), FULL, place, now_ms=now_ms, ring=lambda _: None)
+            enqueue(db, parse(snapshots[root]), FULL, place, now_ms=now_ms, wake=lambda _: None)
     rows = db.execute("select t.name, j.key from job j join turn t on t.id = j.turn_id order by j.id").fetchall()
     final = {turn: key for (session, turn), (key, _) in live("full").items() if session == root}
     # The session of g_admin was renamed and archived, and a message was removed from it.

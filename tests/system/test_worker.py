@@ -18,7 +18,7 @@ from app.delivery.lifetime import IDLE_MS
 from app.ledger import counts, destinations
 from app.queue import Queue
 from app.runtime import clock
-from app.runtime.liveness import Only, is_taken, present
+from app.runtime.liveness import ExclusiveLock, is_taken, present
 from app.settings.lookup import unattended
 from app.worker import Worker
 from tests.support.processes import HookProcess, Station, catches, end_automatic_workers, hook, let_leases_last, worker
@@ -356,17 +356,17 @@ def test_an_automatic_worker_ends_when_nobody_needs_it(station: Station) -> None
     captured(station, SIMPLE)
     only = Worker(unattended(station.environ), automatic=True)
 
-    def verdict(now_ms: int) -> str:
-        return only.lifetime.verdict(only.db, clock.Reading(now_ms, 0), is_automatic=True)
+    def next_step(now_ms: int) -> str:
+        return only.lifetime.next_step(only.db, clock.Reading(now_ms, 0), is_automatic=True)
 
     try:
         assert only.lifetime.lock.take()
         # Something can be sent: it stays, however long nobody called.
-        assert [verdict(0), verdict(10 * IDLE_MS)] == ["work", "work"]
+        assert [next_step(0), next_step(10 * IDLE_MS)] == ["work", "work"]
         with station.ledger() as db:
             db.execute("update job set state = 'dead', due_ms = null, finished_ms = 1")
-        assert [verdict(0), verdict(IDLE_MS - 1)] == ["work", "work"]
-        assert verdict(IDLE_MS) == "end"
+        assert [next_step(0), next_step(IDLE_MS - 1)] == ["work", "work"]
+        assert next_step(IDLE_MS) == "end"
         assert not is_taken(station.spool / "worker-1.lock")
     finally:
         only.close()
@@ -374,7 +374,7 @@ def test_an_automatic_worker_ends_when_nobody_needs_it(station: Station) -> None
 
 def test_a_second_automatic_worker_ends_at_once(station: Station) -> None:
     captured(station, SIMPLE)
-    lock = Only(station.spool / "worker-1.lock")
+    lock = ExclusiveLock(station.spool / "worker-1.lock")
     assert lock.take()
     done = subprocess.run(
         [sys.executable, "-I", "-m", "app", "worker", "--automatic"],

@@ -140,8 +140,8 @@ def test_recorded_fork_is_a_copy_from_end_to_end() -> None:
     copies = parse(fork).turns
     assert copies
     assert all(turn.is_copy for turn in copies)
-    origins = {turn.facts_ms for value in sessions if value is not fork for turn in parse(value).turns}
-    assert {turn.facts_ms for turn in copies if turn.final} <= origins
+    origins = {turn.last_event_ms for value in sessions if value is not fork for turn in parse(value).turns}
+    assert {turn.last_event_ms for turn in copies if turn.final} <= origins
 
 
 # Undone
@@ -396,8 +396,8 @@ def test_events_build_up_what_the_export_says(name: str) -> None:
 def test_facts_ms_is_the_latest_time_of_the_turn_and_its_subagents() -> None:
     late = tool(time={"start": 2_000_000, "end": 6_000_000, "compacted": 9_000_000})
     messages = [user(), assistant("msg_2", 2_000_000, task("ses_child"))]
-    assert only_turn(*messages).facts_ms == 2_000_100
-    assert only_turn(*messages, others=(child(user(), assistant("msg_2", 2_000_000, late)),)).facts_ms == 6_000_000
+    assert only_turn(*messages).last_event_ms == 2_000_100
+    assert only_turn(*messages, others=(child(user(), assistant("msg_2", 2_000_000, late)),)).last_event_ms == 6_000_000
 
 
 # Surrogates, and what is written as two of them.

@@ -22,8 +22,8 @@ from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
 from app.settings.lookup import typed as typed_sources
 from app.sources.opencode.store import Store, store_file
-from app.verify.remote_check import IDS_MAX, seek
-from app.verify.turn_status import Circumstances, StoredTurn, judge
+from app.verify.remote_check import IDS_MAX, check
+from app.verify.turn_status import Circumstances, StoredTurn, turn_state
 from app.verify.verify import SETTLE_S, Choice, verify
 from tests.capture.test_enqueue import capture
 from tests.sources.opencode.test_store import built
@@ -58,7 +58,7 @@ def of(*turns: list[Fields], **info: Any) -> Fields:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Machine:
     """One machine with OpenCode's store and our ledger, in one process."""
 
     station: Station
@@ -106,14 +106,14 @@ class Desk:
         with self.station.ledger() as db, Client(self.station.key) as client:
             (one,) = destinations.destinations(db)
             for name in sorted(counts.pending_keys(db)):
-                held = claims.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
-                assert held is not None
-                for body in list(claims.unacknowledged(db, held)):
+                claimed = claims.claim(db, one.id, name, worker="w", now_ms=1 << 50, lease_ms=1)
+                assert claimed is not None
+                for body in list(claims.unacknowledged(db, claimed)):
                     if url is not None:
                         post = url + "/v1/trace/custom/log"
                         assert client.post(post, body.body, str(body.request_id), 0).kind == "accepted"
-                    claims.acknowledge(db, held, body, now_ms=now_ms, lease_ms=1)
-                assert claims.complete(db, held, now_ms)
+                    claims.acknowledge(db, claimed, body, now_ms=now_ms, lease_ms=1)
+                assert claims.complete(db, claimed, now_ms)
 
     @contextmanager
     def live(self, *sessions: str) -> Iterator[None]:
@@ -148,103 +148,103 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
+def machine(tmp_path: Path) -> Machine:
     home = tmp_path / "home"
     home.mkdir()
-    return Desk(Station(home, "http://127.0.0.1:9"))
+    return Machine(Station(home, "http://127.0.0.1:9"))
 
 
 # --- what the ledger says
 
 
-def test_delivered_turns_are_told_apart_by_what_was_read_back(desk: Desk) -> None:
-    desk.holds(talk(3))
-    desk.export(talk(3))
-    desk.deliver()
-    desk.change("confirmed_ms = 1", turn="msg_1a")
-    desk.change("body_not_stored = 1", turn="msg_2a")
-    one = desk.session()
+def test_delivered_turns_are_told_apart_by_what_was_read_back(machine: Machine) -> None:
+    machine.holds(talk(3))
+    machine.export(talk(3))
+    machine.deliver()
+    machine.change("confirmed_ms = 1", turn="msg_1a")
+    machine.change("body_not_stored = 1", turn="msg_2a")
+    one = machine.session()
     assert one["states"] == {"delivered": 3}
     assert (one["turns"], one["confirmed"], one["body_not_stored"]) == (3, 1, 1)
-    assert desk.verified()[0] == 0
+    assert machine.verified()[0] == 0
 
 
-def test_waiting_turns_are_told_apart_by_why(desk: Desk) -> None:
-    desk.holds(talk(3))
-    desk.export(talk(3))
-    desk.change("hold_reason = 'off'", turn="msg_1a")
-    desk.change("body_bytes = 0", turn="msg_2a")
-    one = desk.session()
+def test_waiting_turns_are_told_apart_by_why(machine: Machine) -> None:
+    machine.holds(talk(3))
+    machine.export(talk(3))
+    machine.change("hold_reason = 'off'", turn="msg_1a")
+    machine.change("body_bytes = 0", turn="msg_2a")
+    one = machine.session()
     assert (one["states"], one["held"], one["without_bodies"]) == ({"waiting": 3}, 1, 1)
 
 
-def test_dead_and_dropped_turns_are_explained_and_named(desk: Desk) -> None:
-    desk.holds(talk(3))
-    desk.export(talk(3))
-    with desk.station.ledger() as db:
+def test_dead_and_dropped_turns_are_explained_and_named(machine: Machine) -> None:
+    machine.holds(talk(3))
+    machine.export(talk(3))
+    with machine.station.ledger() as db:
         for number in range(2):
             name = min(counts.pending_keys(db))
-            held = claims.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
-            assert held is not None
-            assert claims.dead_letter(db, held, FailedAttempt(number, "400: no", 400))
-    before = desk.states()
+            claimed = claims.claim(db, 1, name, worker="w", now_ms=1 << 50, lease_ms=1)
+            assert claimed is not None
+            assert claims.dead_letter(db, claimed, FailedAttempt(number, "400: no", 400))
+    before = machine.states()
     assert before["dead"] >= 1
-    assert typed(desk.station, "dead", "purge", "--all", "--yes").returncode == 0
-    after = desk.session()
+    assert typed(machine.station, "dead", "purge", "--all", "--yes").returncode == 0
+    after = machine.session()
     assert after["states"] == {"waiting": before["waiting"], "dropped": before["dead"]}
     assert after["dropped_by_reason"] == {"purged": before["dead"]}
 
 
-def test_what_was_noted_while_export_was_off_stays_explained_also_when_it_changed(desk: Desk) -> None:
-    desk.export(talk(2), options=("--export-mode", "off"))
-    desk.captured()
-    desk.holds(of(turn(1), turn(2, "longer", later_ms=50)))
-    assert desk.states() == {"dropped": 2}
+def test_what_was_noted_while_export_was_off_stays_explained_also_when_it_changed(machine: Machine) -> None:
+    machine.export(talk(2), options=("--export-mode", "off"))
+    machine.captured()
+    machine.holds(of(turn(1), turn(2, "longer", later_ms=50)))
+    assert machine.states() == {"dropped": 2}
 
 
 @pytest.mark.parametrize("column", ["is_sealed", "is_recall"])
-def test_a_recalled_turn_is_no_delivered_one(desk: Desk, column: str) -> None:
-    desk.holds(talk(2))
-    desk.export(talk(2))
-    desk.deliver()
-    desk.change(f"{column} = 1", turn="msg_1a")
-    assert desk.states() == {"delivered": 1, "recalled": 1}
+def test_a_recalled_turn_is_no_delivered_one(machine: Machine, column: str) -> None:
+    machine.holds(talk(2))
+    machine.export(talk(2))
+    machine.deliver()
+    machine.change(f"{column} = 1", turn="msg_1a")
+    assert machine.states() == {"delivered": 1, "recalled": 1}
 
 
-def test_a_sealed_turn_is_not_missed_when_it_changes(desk: Desk) -> None:
-    desk.export(talk(1))
-    desk.captured()
-    desk.deliver()
-    desk.holds(of(turn(1, "longer", later_ms=50)))
-    assert desk.states() == {"changed": 1}
-    desk.change("is_sealed = 1", turn="msg_1a")
-    assert desk.states() == {"recalled": 1}
+def test_a_sealed_turn_is_not_missed_when_it_changes(machine: Machine) -> None:
+    machine.export(talk(1))
+    machine.captured()
+    machine.deliver()
+    machine.holds(of(turn(1, "longer", later_ms=50)))
+    assert machine.states() == {"changed": 1}
+    machine.change("is_sealed = 1", turn="msg_1a")
+    assert machine.states() == {"recalled": 1}
 
 
-def test_versions_that_were_replaced_are_a_number(desk: Desk) -> None:
+def test_versions_that_were_replaced_are_a_number(machine: Machine) -> None:
     newer = of(turn(1, "longer", later_ms=50), turn(2))
-    desk.export(talk(2))
-    desk.export(newer)
-    desk.holds(newer)
-    assert (desk.session()["states"], desk.session()["superseded"]) == ({"waiting": 2}, 1)
+    machine.export(talk(2))
+    machine.export(newer)
+    machine.holds(newer)
+    assert (machine.session()["states"], machine.session()["superseded"]) == ({"waiting": 2}, 1)
 
 
-def test_a_session_is_named_by_the_whole_of_its_id(desk: Desk) -> None:
+def test_a_session_is_named_by_the_whole_of_its_id(machine: Machine) -> None:
     name = "ses_dfd0c4cf4ffedrfrcrRE7VEskL"
-    desk.export(talk(1, name))
-    desk.holds(talk(1, name))
-    assert typed(desk.station, "verify").stdout.split()[0] == name
+    machine.export(talk(1, name))
+    machine.holds(talk(1, name))
+    assert typed(machine.station, "verify").stdout.split()[0] == name
 
 
 # --- what the ledger lacks
 
 
-def test_a_turn_that_nobody_brought_is_unexplained_and_the_way_out_is_named(desk: Desk) -> None:
-    desk.export(talk(1))
-    desk.captured()
-    desk.holds(talk(3))
-    assert desk.states() == {"waiting": 1, "never_seen": 2}
-    done = typed(desk.station, "verify")
+def test_a_turn_that_nobody_brought_is_unexplained_and_the_way_out_is_named(machine: Machine) -> None:
+    machine.export(talk(1))
+    machine.captured()
+    machine.holds(talk(3))
+    assert machine.states() == {"waiting": 1, "never_seen": 2}
+    done = typed(machine.station, "verify")
     assert done.returncode == 1
     line, total, advice = done.stdout.splitlines()
     assert line.split()[:2] == ["ses_root", "project"]
@@ -255,224 +255,224 @@ def test_a_turn_that_nobody_brought_is_unexplained_and_the_way_out_is_named(desk
     assert CANARY not in done.stdout
 
 
-def test_a_turn_that_never_ended_is_unexplained_once_its_opencode_is_gone(desk: Desk) -> None:
-    desk.export(talk(1))
-    desk.captured()
-    desk.holds(of(turn(1), turn(2, ended=False)))
-    with desk.live("ses_root"):
-        assert desk.states() == {"waiting": 1, "in_progress": 1}
-    with desk.live("ses_other"):
-        assert unexplained_at_once(desk) == ("msg_2a",)
-    assert desk.states() == {"waiting": 1, "never_seen": 1}
+def test_a_turn_that_never_ended_is_unexplained_once_its_opencode_is_gone(machine: Machine) -> None:
+    machine.export(talk(1))
+    machine.captured()
+    machine.holds(of(turn(1), turn(2, ended=False)))
+    with machine.live("ses_root"):
+        assert machine.states() == {"waiting": 1, "in_progress": 1}
+    with machine.live("ses_other"):
+        assert unexplained_at_once(machine) == ("msg_2a",)
+    assert machine.states() == {"waiting": 1, "never_seen": 1}
 
 
-def unexplained_at_once(desk: Desk) -> tuple[str, ...]:
+def unexplained_at_once(machine: Machine) -> tuple[str, ...]:
     """Without waiting for anybody."""
-    store = Store(store_file(desk.station.environ))
-    sources = typed_sources(desk.station.environ, desk.station.home)
+    store = Store(store_file(machine.station.environ))
+    sources = typed_sources(machine.station.environ, machine.station.home)
     return tuple(name for one in verify(sources, store, Choice(), pause=lambda _: None) for name in one.unexplained)
 
 
-def test_a_newer_version_is_unexplained_unless_a_live_opencode_brings_it(desk: Desk) -> None:
-    desk.export(talk(2))
-    desk.captured()
-    desk.holds(of(turn(1), turn(2, "longer", later_ms=50)))
-    assert desk.states() == {"waiting": 1, "changed": 1}
-    assert "1 CHANGED SINCE" in typed(desk.station, "verify").stdout
-    with desk.live("ses_root"):
-        assert desk.states() == {"waiting": 1, "in_progress": 1}
+def test_a_newer_version_is_unexplained_unless_a_live_opencode_brings_it(machine: Machine) -> None:
+    machine.export(talk(2))
+    machine.captured()
+    machine.holds(of(turn(1), turn(2, "longer", later_ms=50)))
+    assert machine.states() == {"waiting": 1, "changed": 1}
+    assert "1 CHANGED SINCE" in typed(machine.station, "verify").stdout
+    with machine.live("ses_root"):
+        assert machine.states() == {"waiting": 1, "in_progress": 1}
 
 
-def test_other_content_of_the_same_time_is_a_newer_version_and_an_older_one_is_not(desk: Desk) -> None:
-    desk.export(of(turn(1, "longer", later_ms=50)))
-    desk.captured()
-    desk.holds(of(turn(1, "other", later_ms=50)))
-    assert desk.states() == {"changed": 1}
-    desk.holds(of(turn(1, "longer")))
-    assert desk.states() == {"waiting": 1}
+def test_other_content_of_the_same_time_is_a_newer_version_and_an_older_one_is_not(machine: Machine) -> None:
+    machine.export(of(turn(1, "longer", later_ms=50)))
+    machine.captured()
+    machine.holds(of(turn(1, "other", later_ms=50)))
+    assert machine.states() == {"changed": 1}
+    machine.holds(of(turn(1, "longer")))
+    assert machine.states() == {"waiting": 1}
 
 
-def test_under_another_policy_only_a_later_time_makes_a_newer_version(desk: Desk) -> None:
-    desk.export(talk(2))
-    desk.captured()
+def test_under_another_policy_only_a_later_time_makes_a_newer_version(machine: Machine) -> None:
+    machine.export(talk(2))
+    machine.captured()
     stricter = ("--set", 'redactPatterns=["x"]')
-    desk.holds(of(turn(1, "other"), turn(2)))
-    assert desk.states() == {"changed": 1, "waiting": 1}
-    assert desk.states(*stricter) == {"waiting": 2}
-    desk.holds(of(turn(1, "other", later_ms=50), turn(2)))
-    assert desk.states(*stricter) == {"changed": 1, "waiting": 1}
+    machine.holds(of(turn(1, "other"), turn(2)))
+    assert machine.states() == {"changed": 1, "waiting": 1}
+    assert machine.states(*stricter) == {"waiting": 2}
+    machine.holds(of(turn(1, "other", later_ms=50), turn(2)))
+    assert machine.states(*stricter) == {"changed": 1, "waiting": 1}
 
 
-def test_where_no_hook_has_been_nothing_is_missed(desk: Desk) -> None:
-    desk.export(talk(1))
-    desk.holds(of(turn(1, "longer", later_ms=50), turn(2)))
-    assert desk.states() == {"elsewhere": 2}
+def test_where_no_hook_has_been_nothing_is_missed(machine: Machine) -> None:
+    machine.export(talk(1))
+    machine.holds(of(turn(1, "longer", later_ms=50), turn(2)))
+    assert machine.states() == {"elsewhere": 2}
 
 
-def test_what_was_over_before_capture_began_is_not_missed(desk: Desk) -> None:
-    desk.holds(talk(2))
-    desk.captured(since_ms=LATE_MS)
-    assert desk.states() == {"earlier": 2}
+def test_what_was_over_before_capture_began_is_not_missed(machine: Machine) -> None:
+    machine.holds(talk(2))
+    machine.captured(since_ms=LATE_MS)
+    assert machine.states() == {"earlier": 2}
 
 
-def test_of_a_session_that_went_on_only_what_came_then_is_missed(desk: Desk) -> None:
-    desk.holds(talk(2))
-    desk.captured(since_ms=CREATED_MS + 2_000 + folders.STARTING_MS)  # the second turn begins
-    assert desk.states() == {"earlier": 1, "never_seen": 1}
+def test_of_a_session_that_went_on_only_what_came_then_is_missed(machine: Machine) -> None:
+    machine.holds(talk(2))
+    machine.captured(since_ms=CREATED_MS + 2_000 + folders.STARTING_MS)  # the second turn begins
+    assert machine.states() == {"earlier": 1, "never_seen": 1}
 
 
 def test_a_turn_whose_subagent_was_recalled_is_recalled() -> None:
     at = Circumstances(None, "", is_live=False, is_inside=False, captured_since_ms=0, elsewhere=frozenset())
     turn = StoredTurn("msg_1", "digest", 5, is_final=True)
-    assert judge(turn, [], at) == "switched_off"
-    assert judge(turn, [], replace(at, sealed=frozenset({"msg_1"}))) == "recalled"
+    assert turn_state(turn, [], at) == "switched_off"
+    assert turn_state(turn, [], replace(at, sealed=frozenset({"msg_1"}))) == "recalled"
 
 
-def test_what_is_unfinished_and_was_written_just_now_may_go_on_without_a_hook(desk: Desk) -> None:
-    desk.captured()
-    desk.holds(of(turn(1, ended=False)))
-    assert desk.states() == {"never_seen": 1}
-    with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
+def test_what_is_unfinished_and_was_written_just_now_may_go_on_without_a_hook(machine: Machine) -> None:
+    machine.captured()
+    machine.holds(of(turn(1, ended=False)))
+    assert machine.states() == {"never_seen": 1}
+    with closing(sqlite3.connect(store_file(machine.station.environ))) as db, db:
         db.execute("update part set time_updated = ?", (clock.now_ms(),))
-    assert desk.states() == {"in_progress": 1}
-    with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
+    assert machine.states() == {"in_progress": 1}
+    with closing(sqlite3.connect(store_file(machine.station.environ))) as db, db:
         db.execute("update part set time_updated = ?", (clock.now_ms() + 1_000_000_000,))
-    assert desk.states() == {"never_seen": 1}  # its clock was wrong
+    assert machine.states() == {"never_seen": 1}  # its clock was wrong
 
 
 def test_what_was_written_as_capture_began_is_missed() -> None:
     turn = StoredTurn("msg_1", "digest", 5, is_final=True)
     at = Circumstances(capture(), "", is_live=False, is_inside=False, captured_since_ms=5, elsewhere=frozenset())
-    assert judge(turn, [], at) == "never_seen"
-    assert judge(turn, [], replace(at, captured_since_ms=6)) == "earlier"
+    assert turn_state(turn, [], at) == "never_seen"
+    assert turn_state(turn, [], replace(at, captured_since_ms=6)) == "earlier"
 
 
-def test_a_turn_that_somebody_deleted_is_dropped_whatever_became_of_it(desk: Desk) -> None:
-    desk.export(talk(1))
-    desk.captured()
-    desk.change("state = 'dropped', drop_reason = 'deleted', due_ms = null, finished_ms = 1, body_bytes = 0")
-    desk.holds(of(turn(1, "edited", later_ms=5)))
-    assert desk.states() == {"dropped": 1}
+def test_a_turn_that_somebody_deleted_is_dropped_whatever_became_of_it(machine: Machine) -> None:
+    machine.export(talk(1))
+    machine.captured()
+    machine.change("state = 'dropped', drop_reason = 'deleted', due_ms = null, finished_ms = 1, body_bytes = 0")
+    machine.holds(of(turn(1, "edited", later_ms=5)))
+    assert machine.states() == {"dropped": 1}
 
 
-def test_a_session_that_has_become_a_subagent_is_not_deleted(desk: Desk) -> None:
+def test_a_session_that_has_become_a_subagent_is_not_deleted(machine: Machine) -> None:
     child = talk(1, "ses_child", first=50)
-    desk.export(child)
-    desk.captured()
+    machine.export(child)
+    machine.captured()
     calls = assistant("msg_2b", CREATED_MS + 1_010, task("ses_child"), parent="msg_2a")
-    desk.holds(of([user("msg_2a", CREATED_MS + 1_000), calls]), talk(1, "ses_child", first=50, parentID="ses_root"))
-    assert [one["session"] for one in desk.verified()[1]["sessions"]] == ["ses_root"]
+    machine.holds(of([user("msg_2a", CREATED_MS + 1_000), calls]), talk(1, "ses_child", first=50, parentID="ses_root"))
+    assert [one["session"] for one in machine.verified()[1]["sessions"]] == ["ses_root"]
 
 
 @pytest.mark.parametrize("options", [{"enable": False}, {"exportMode": "off"}], ids=["enable", "off"])
-def test_where_export_is_switched_off_nothing_is_missed(desk: Desk, options: dict[str, object]) -> None:
-    desk.holds(talk(2))
-    desk.captured(0, **options)
-    assert desk.states() == {"switched_off": 2}
+def test_where_export_is_switched_off_nothing_is_missed(machine: Machine, options: dict[str, object]) -> None:
+    machine.holds(talk(2))
+    machine.captured(0, **options)
+    assert machine.states() == {"switched_off": 2}
 
 
-def test_a_subagent_whose_caller_is_gone_is_inside_of_it(desk: Desk) -> None:
+def test_a_subagent_whose_caller_is_gone_is_inside_of_it(machine: Machine) -> None:
     calls = assistant("msg_2b", CREATED_MS + 1_010, task("ses_child"), parent="msg_2a")
     root = of([user("msg_2a", CREATED_MS + 1_000), calls])
     child = talk(1, "ses_child", first=50, parentID="ses_root")
-    desk.export(root, child)
-    desk.captured()
-    desk.holds(child)
-    told = {one["session"]: one for one in desk.verified()[1]["sessions"]}
+    machine.export(root, child)
+    machine.captured()
+    machine.holds(child)
+    told = {one["session"]: one for one in machine.verified()[1]["sessions"]}
     assert told["ses_child"]["states"] == {"inside": 1}
     assert told["ses_root"]["is_deleted"]
-    assert desk.verified()[0] == 0
+    assert machine.verified()[0] == 0
 
 
-def test_a_subagent_that_no_call_names_is_not_lost_silently(desk: Desk) -> None:
+def test_a_subagent_that_no_call_names_is_not_lost_silently(machine: Machine) -> None:
     child = talk(1, "ses_child", first=50, parentID="ses_root")
-    desk.holds(talk(1), child)
-    desk.export(talk(1))
-    desk.captured()
-    told = {one["session"]: one["states"] for one in desk.verified()[1]["sessions"]}
+    machine.holds(talk(1), child)
+    machine.export(talk(1))
+    machine.captured()
+    told = {one["session"]: one["states"] for one in machine.verified()[1]["sessions"]}
     assert told == {"ses_root": {"waiting": 1}, "ses_child": {"never_seen": 1}}
 
 
-def test_what_went_to_another_destination_is_told_as_that(desk: Desk) -> None:
-    desk.holds(talk(2))
-    desk.export(talk(1), key=api_key("other"))
-    desk.captured()
-    assert desk.states() == {"other_destination": 1, "never_seen": 1}
+def test_what_went_to_another_destination_is_told_as_that(machine: Machine) -> None:
+    machine.holds(talk(2))
+    machine.export(talk(1), key=api_key("other"))
+    machine.captured()
+    assert machine.states() == {"other_destination": 1, "never_seen": 1}
 
 
-def test_a_session_that_opencode_deleted_is_listed_with_its_numbers(desk: Desk) -> None:
-    desk.export(talk(2, "ses_gone", first=50), talk(1))
-    desk.captured()
-    desk.deliver()
-    desk.holds(talk(1))
-    kept, gone = desk.verified()[1]["sessions"]
+def test_a_session_that_opencode_deleted_is_listed_with_its_numbers(machine: Machine) -> None:
+    machine.export(talk(2, "ses_gone", first=50), talk(1))
+    machine.captured()
+    machine.deliver()
+    machine.holds(talk(1))
+    kept, gone = machine.verified()[1]["sessions"]
     assert (kept["session"], kept["is_deleted"]) == ("ses_root", False)
     assert (gone["session"], gone["is_deleted"], gone["turns"]) == ("ses_gone", True, 2)
     assert gone["states"] == {"delivered": 2}
-    assert "2 delivered; deleted in OpenCode" in typed(desk.station, "verify").stdout
+    assert "2 delivered; deleted in OpenCode" in typed(machine.station, "verify").stdout
 
 
-def test_a_turn_that_opencode_deleted_is_a_number(desk: Desk) -> None:
-    desk.export(talk(3))
-    desk.captured()
-    desk.holds(talk(1))
-    one = desk.session()
+def test_a_turn_that_opencode_deleted_is_a_number(machine: Machine) -> None:
+    machine.export(talk(3))
+    machine.captured()
+    machine.holds(talk(1))
+    one = machine.session()
     assert (one["turns"], one["states"], one["gone"]) == (1, {"waiting": 1}, 2)
-    assert desk.verified()[0] == 0
+    assert machine.verified()[0] == 0
 
 
-def test_the_sessions_own_record_is_told_of_only_when_something_is_wrong_with_it(desk: Desk) -> None:
-    desk.export(talk(1))
-    desk.captured()
-    desk.holds(talk(1))
-    assert desk.session()["record"] == "waiting"
-    assert "record" not in typed(desk.station, "verify").stdout
-    desk.holds(of(turn(1), title=f"{CANARY} renamed"))
-    one = desk.session()
+def test_the_sessions_own_record_is_told_of_only_when_something_is_wrong_with_it(machine: Machine) -> None:
+    machine.export(talk(1))
+    machine.captured()
+    machine.holds(talk(1))
+    assert machine.session()["record"] == "waiting"
+    assert "record" not in typed(machine.station, "verify").stdout
+    machine.holds(of(turn(1), title=f"{CANARY} renamed"))
+    one = machine.session()
     assert (one["record"], one["states"], one["unexplained"]) == ("changed", {"waiting": 1}, ["session"])
-    done = typed(desk.station, "verify")
+    done = typed(machine.station, "verify")
     assert (done.returncode, "1 session record(s) CHANGED SINCE" in done.stdout) == (1, True)
     # The time of a session moves on with every turn: under another policy it says nothing.
-    desk.holds(of(turn(1), time={"created": CREATED_MS, "updated": CREATED_MS + 500}))
-    other = desk.session("--set", 'redactPatterns=["x"]')
+    machine.holds(of(turn(1), time={"created": CREATED_MS, "updated": CREATED_MS + 500}))
+    other = machine.session("--set", 'redactPatterns=["x"]')
     assert (other["record"], other["unexplained"]) == ("waiting", [])
 
 
-def test_a_live_hook_gets_a_moment_for_what_has_just_ended(desk: Desk) -> None:
-    desk.export(talk(1))
-    desk.captured()
-    desk.holds(talk(2))
-    store = Store(store_file(desk.station.environ))
-    sources = typed_sources(desk.station.environ, desk.station.home)
+def test_a_live_hook_gets_a_moment_for_what_has_just_ended(machine: Machine) -> None:
+    machine.export(talk(1))
+    machine.captured()
+    machine.holds(talk(2))
+    store = Store(store_file(machine.station.environ))
+    sources = typed_sources(machine.station.environ, machine.station.home)
     waited: list[float] = []
 
     def bring(pause_s: float) -> None:
         waited.append(pause_s)
-        desk.export(talk(2))
+        machine.export(talk(2))
 
-    (verdict,) = verify(sources, store, Choice(), pause=waited.append)
-    assert (verdict.unexplained, waited) == (("msg_2a",), [])
-    with desk.live():
-        (verdict,) = verify(sources, store, Choice(), pause=bring)
-        assert (verdict.unexplained, waited) == ((), [SETTLE_S])
+    (status,) = verify(sources, store, Choice(), pause=waited.append)
+    assert (status.unexplained, waited) == (("msg_2a",), [])
+    with machine.live():
+        (status,) = verify(sources, store, Choice(), pause=bring)
+        assert (status.unexplained, waited) == ((), [SETTLE_S])
         verify(sources, store, Choice(), pause=waited.append)
         assert waited == [SETTLE_S]  # all is explained
 
-    desk.holds(talk(3))
-    with desk.live("ses_root"):  # what has ended long ago nobody is about to bring
-        assert unexplained_at_once(desk) == ("msg_3a",)
+    machine.holds(talk(3))
+    with machine.live("ses_root"):  # what has ended long ago nobody is about to bring
+        assert unexplained_at_once(machine) == ("msg_3a",)
 
 
 # --- which sessions, and stores that cannot be read
 
 
-def test_sessions_are_chosen_by_name_and_by_when_they_changed(desk: Desk) -> None:
+def test_sessions_are_chosen_by_name_and_by_when_they_changed(machine: Machine) -> None:
     late = talk(1, "ses_late", first=90)
-    desk.export(talk(1, "ses_gone", first=50))
-    desk.holds(talk(1), late)
+    machine.export(talk(1, "ses_gone", first=50))
+    machine.holds(talk(1), late)
 
     def sessions(*arguments: str) -> list[str]:
-        return [one["session"] for one in desk.verified(*arguments)[1]["sessions"]]
+        return [one["session"] for one in machine.verified(*arguments)[1]["sessions"]]
 
     assert sessions() == ["ses_late", "ses_root", "ses_gone"]
     since = "1970-01-01T00:16:40+00:00"
@@ -483,40 +483,40 @@ def test_sessions_are_chosen_by_name_and_by_when_they_changed(desk: Desk) -> Non
         "ses_gone",
         "ses_late",
     ]
-    unknown = typed(desk.station, "verify", "--session", "ses_nowhere")
+    unknown = typed(machine.station, "verify", "--session", "ses_nowhere")
     assert (unknown.returncode, "ses_nowhere" in unknown.stderr) == (1, True)
-    wrong = typed(desk.station, "verify", "--since", "yesterday")
+    wrong = typed(machine.station, "verify", "--since", "yesterday")
     assert (wrong.returncode, "'--since': 'yesterday' is neither" in wrong.stderr) == (2, True)
 
 
-def test_a_session_that_cannot_be_read_keeps_no_other_from_being_judged(desk: Desk) -> None:
-    desk.captured()
-    desk.holds(talk(1), talk(0, "ses_odd"))
-    with closing(sqlite3.connect(store_file(desk.station.environ))) as db, db:
+def test_a_session_that_cannot_be_read_keeps_no_other_from_being_judged(machine: Machine) -> None:
+    machine.captured()
+    machine.holds(talk(1), talk(0, "ses_odd"))
+    with closing(sqlite3.connect(store_file(machine.station.environ))) as db, db:
         db.execute("insert into message values ('msg_odd', 'ses_odd', 1000001, 1000001, '{\"role\": \"oddity\"}')")
-    code, told = desk.verified()
+    code, told = machine.verified()
     assert code == 1
     odd, root = told["sessions"]
     assert root["states"] == {"never_seen": 1}
     assert (odd["failure"], odd["unreadable"], odd["states"]) == ("", 1, {})
-    assert "1 turn(s) that CANNOT BE READ" in typed(desk.station, "verify").stdout
+    assert "1 turn(s) that CANNOT BE READ" in typed(machine.station, "verify").stdout
 
 
-def test_a_store_that_is_none_is_named(desk: Desk) -> None:
-    other = desk.station.home / "other.db"
+def test_a_store_that_is_none_is_named(machine: Machine) -> None:
+    other = machine.station.home / "other.db"
     other.write_bytes(b"no store" * 1_000)
-    done = typed(desk.station, "verify", "--db", str(other))
+    done = typed(machine.station, "verify", "--db", str(other))
     assert (done.returncode, done.stdout) == (1, "")
     assert "other.db cannot be read" in done.stderr
     built(other.with_name("copied.db"), {"sessions": [talk(1)]})
-    assert desk.states("--db", str(other.with_name("copied.db"))) == {"elsewhere": 1}
+    assert machine.states("--db", str(other.with_name("copied.db"))) == {"elsewhere": 1}
 
 
-def test_the_json_has_the_keys_of_the_docs(desk: Desk) -> None:
+def test_the_json_has_the_keys_of_the_docs(machine: Machine) -> None:
     told = example("verify")
-    desk.holds(talk(1))
-    desk.export(talk(1))
-    found = desk.verified()[1]
+    machine.holds(talk(1))
+    machine.export(talk(1))
+    found = machine.verified()[1]
     found["sessions"][0]["remote"] = told["sessions"][0]["remote"]
     assert {"dropped_by_reason"} <= OPEN
     for one in (told, found):
@@ -530,16 +530,16 @@ def test_the_json_has_the_keys_of_the_docs(desk: Desk) -> None:
 
 
 @pytest.fixture
-def sent(tmp_path: Path) -> Iterator[tuple[Desk, Path]]:
+def sent(tmp_path: Path) -> Iterator[tuple[Machine, Path]]:
     """Two turns that are at Helicone, and the file of its rows."""
     home = tmp_path / "home"
     home.mkdir()
     with receiving(tmp_path / "receiver" / "store.db") as receiver:
-        desk = Desk(Station(home, receiver.url))
-        desk.holds(talk(2))
-        desk.export(talk(2))
-        desk.deliver(receiver.url)
-        yield desk, receiver.store
+        machine = Machine(Station(home, receiver.url))
+        machine.holds(talk(2))
+        machine.export(talk(2))
+        machine.deliver(receiver.url)
+        yield machine, receiver.store
 
 
 def forget(rows: Path, request_id: str) -> None:
@@ -547,89 +547,89 @@ def forget(rows: Path, request_id: str) -> None:
         assert db.execute("delete from log where request_id = ?", (request_id,)).rowcount == 1
 
 
-def test_a_row_that_helicone_lost_is_missing(sent: tuple[Desk, Path]) -> None:
-    desk, rows = sent
-    code, told = desk.verified("--remote")
+def test_a_row_that_helicone_lost_is_missing(sent: tuple[Machine, Path]) -> None:
+    machine, rows = sent
+    code, told = machine.verified("--remote")
     (one,) = told["sessions"]
     assert code == 0
     assert one["remote"] == {
         "found": 5, "without_bodies": 0, "missing": 0, "not_yet": 0, "missing_turns": [], "unnamed_turns": 0,
     }  # fmt: skip
-    assert "records at Helicone: 5 found" in typed(desk.station, "verify", "--remote").stdout
-    with desk.station.ledger() as db:
-        lost = [one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_2a"][-1].prints[-1]
+    assert "records at Helicone: 5 found" in typed(machine.station, "verify", "--remote").stdout
+    with machine.station.ledger() as db:
+        lost = [one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_2a"][-1].identities[-1]
     forget(rows, str(lost.request_id))
-    code, told = desk.verified("--remote")
+    code, told = machine.verified("--remote")
     remote = told["sessions"][0]["remote"]
     assert (code, remote["found"], remote["missing"], remote["missing_turns"]) == (1, 4, 1, ["msg_2a"])
-    done = typed(desk.station, "verify", "--remote")
+    done = typed(machine.station, "verify", "--remote")
     assert "4 found, 1 MISSING" in done.stdout
     assert "not at Helicone" in done.stdout.splitlines()[-1]
-    assert desk.verified()[0] == 0  # nobody has looked
+    assert machine.verified()[0] == 0  # nobody has looked
 
 
-def test_what_was_delivered_a_moment_ago_may_still_be_on_its_way(sent: tuple[Desk, Path]) -> None:
-    desk, rows = sent
-    with desk.station.ledger() as db:
-        lost = history.exported(db, 1, "ses_root")[-1].prints[-1]
+def test_what_was_delivered_a_moment_ago_may_still_be_on_its_way(sent: tuple[Machine, Path]) -> None:
+    machine, rows = sent
+    with machine.station.ledger() as db:
+        lost = history.exported(db, 1, "ses_root")[-1].identities[-1]
     forget(rows, str(lost.request_id))
-    desk.change(f"finished_ms = {clock.now_ms() + 60_000}")
-    code, told = desk.verified("--remote")
+    machine.change(f"finished_ms = {clock.now_ms() + 60_000}")
+    code, told = machine.verified("--remote")
     remote = told["sessions"][0]["remote"]
     assert (code, remote["missing"], remote["not_yet"]) == (0, 0, 1)
 
 
-def test_rows_without_bodies_are_told_and_no_alarm(sent: tuple[Desk, Path]) -> None:
-    desk, rows = sent
+def test_rows_without_bodies_are_told_and_no_alarm(sent: tuple[Machine, Path]) -> None:
+    machine, rows = sent
     with closing(sqlite3.connect(rows)) as db, db:
         db.execute("update log set request_body = '', response_body = ''")
-    code, told = desk.verified("--remote")
+    code, told = machine.verified("--remote")
     assert (code, told["sessions"][0]["remote"]["without_bodies"]) == (0, 5)
 
 
-def test_turns_from_before_ids_were_kept_are_named_and_no_alarm(sent: tuple[Desk, Path]) -> None:
-    desk, _ = sent
-    with desk.station.ledger() as db:
+def test_turns_from_before_ids_were_kept_are_named_and_no_alarm(sent: tuple[Machine, Path]) -> None:
+    machine, _ = sent
+    with machine.station.ledger() as db:
         db.execute("delete from footprint where job_id in (select j.id from job j join turn t on t.id = j.turn_id"
                    " where t.name = 'msg_1a')")  # fmt: skip
-    code, told = desk.verified("--remote")
+    code, told = machine.verified("--remote")
     remote = told["sessions"][0]["remote"]
     assert (code, remote["found"], remote["unnamed_turns"]) == (0, 3, 1)
-    assert "1 delivered turn(s) with unknown ids" in typed(desk.station, "verify", "--remote").stdout
+    assert "1 delivered turn(s) with unknown ids" in typed(machine.station, "verify", "--remote").stdout
 
 
 def test_turns_without_content_and_sessions_that_opencode_deleted_are_looked_for_too(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with receiving(tmp_path / "receiver" / "store.db") as receiver:
-        desk = Desk(Station(tmp_path / "home", receiver.url))
-        desk.holds()
-        desk.export(talk(1), options=("--export-mode", "metadata_only"))
-        desk.deliver(receiver.url)
-        code, told = desk.verified("--remote")
+        machine = Machine(Station(tmp_path / "home", receiver.url))
+        machine.holds()
+        machine.export(talk(1), options=("--export-mode", "metadata_only"))
+        machine.deliver(receiver.url)
+        code, told = machine.verified("--remote")
         (one,) = told["sessions"]
         assert (code, one["is_deleted"], one["remote"]["found"], one["remote"]["without_bodies"]) == (0, True, 3, 0)
         forget(receiver.store, str(receiver.rows()[0].log.request_id))
-        assert desk.verified("--remote")[0] == 1
+        assert machine.verified("--remote")[0] == 1
 
 
-def test_a_helicone_that_cannot_be_asked_is_named(sent: tuple[Desk, Path]) -> None:
-    desk, _ = sent
+def test_a_helicone_that_cannot_be_asked_is_named(sent: tuple[Machine, Path]) -> None:
+    machine, _ = sent
     for station, said in (
-        (replace(desk.station, variables={"HELICONE_READBACK_URL": "http://127.0.0.1:9"}), "ConnectError"),
-        (replace(desk.station, key=""), "there is no key"),
+        (replace(machine.station, variables={"HELICONE_READBACK_URL": "http://127.0.0.1:9"}), "ConnectError"),
+        (replace(machine.station, key=""), "there is no key"),
     ):
         done = typed(station, "verify", "--remote")
         assert done.returncode == 1
         assert f"Helicone could not be asked: {said}" in done.stdout
 
 
-def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, Path]) -> None:
-    desk, _ = sent
-    desk.export(of(turn(1), turn(2, "longer", later_ms=50)))
-    with desk.station.ledger() as db:
+def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Machine, Path]) -> None:
+    machine, _ = sent
+    machine.export(of(turn(1), turn(2, "longer", later_ms=50)))
+    with machine.station.ledger() as db:
         known = history.exported(db, 1, "ses_root")
     old = next(one for one in known if one.state == "superseded" and one.turn == "msg_2a")
-    stray = replace(old.prints[0], request_id=uuid.UUID(int=7))
+    stray = replace(old.identities[0], request_id=uuid.UUID(int=7))
     delivered = replace(next(one for one in known if one.turn == "msg_1a"), state="delivered")
     asked: list[uuid.UUID] = []
 
@@ -637,22 +637,28 @@ def test_only_what_the_delivered_version_holds_must_be_there(sent: tuple[Desk, P
         asked.extend(ids)
         return {one: True for one in ids if one != stray.request_id}
 
-    versions = [replace(old, turn="msg_1a", prints=(stray,)), delivered]
-    found = seek(versions, read, now_ms=1 << 50, delay_ms=0)
-    assert (found.found, found.missing) == (len(delivered.prints), 0)
+    versions = [replace(old, turn="msg_1a", identities=(stray,)), delivered]
+    found = check(versions, read, now_ms=1 << 50, delay_ms=0)
+    assert (found.found, found.missing) == (len(delivered.identities), 0)
     assert stray.request_id in asked
     unsent = [replace(versions[0], was_attempted=False), delivered]
     asked.clear()
-    seek(unsent, read, now_ms=1 << 50, delay_ms=0)
+    check(unsent, read, now_ms=1 << 50, delay_ms=0)
     assert stray.request_id not in asked
 
 
-def test_a_session_is_asked_for_in_queries_of_a_bounded_size_each_with_its_own_start(sent: tuple[Desk, Path]) -> None:
-    desk, _ = sent
-    with desk.station.ledger() as db:
+def test_a_session_is_asked_for_in_queries_of_a_bounded_size_each_with_its_own_start(
+    sent: tuple[Machine, Path],
+) -> None:
+    machine, _ = sent
+    with machine.station.ledger() as db:
         one = next(one for one in history.exported(db, 1, "ses_root") if one.turn == "msg_1a")
-    prints = tuple(
-        replace(one.prints[0], request_id=uuid.UUID(int=n), frozen=replace(one.prints[0].frozen, start_ms=1_000 + n))
+    identities = tuple(
+        replace(
+            one.identities[0],
+            request_id=uuid.UUID(int=n),
+            identity_fields=replace(one.identities[0].identity_fields, start_ms=1_000 + n),
+        )
         for n in range(2 * IDS_MAX + 1)
     )
     asked: list[tuple[int, int]] = []
@@ -661,5 +667,5 @@ def test_a_session_is_asked_for_in_queries_of_a_bounded_size_each_with_its_own_s
         asked.append((start_ms, len(ids)))
         return dict.fromkeys(ids, True)
 
-    assert seek([replace(one, prints=prints)], read, now_ms=1, delay_ms=0).found == len(prints)
+    assert check([replace(one, identities=identities)], read, now_ms=1, delay_ms=0).found == len(identities)
     assert asked == [(1_000, IDS_MAX), (1_000 + IDS_MAX, IDS_MAX), (1_000 + 2 * IDS_MAX, 1)]

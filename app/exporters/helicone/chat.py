@@ -1,4 +1,4 @@
-"""Writes an LLM call in the shape of OpenAI's chat completions, which is what Helicone shows best.
+"""Writes an LLM call, prompt or session as OpenAI's chat completions, which Helicone's page shows as a chat.
 
     request   {"model": "anthropic/claude-…", "messages": [what is new since the turn's previous call]}
     response  {"id", "object", "model", "choices": [text and reasoning, tool calls], "usage", "parts"}

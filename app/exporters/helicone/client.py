@@ -1,4 +1,4 @@
-"""Talks to Helicone: posts one record, says what the answer means, finds stored records.
+"""Client of Helicone: posts a record, classifies the answer (retried or never: 413, 429, …), finds stored records.
 
     bytes ─ Client.post ─▶ status, headers, at most 64 KiB ─ classify ─▶ Outcome
 

@@ -1,4 +1,4 @@
-"""Writes prompts and sessions as Helicone's `data`: encoding 1.
+"""Writes prompts and sessions as Helicone's `data`, as version 0.1.0 did: encoding 1.
 
 Its pages have no view for such a log. It is made for sessions that have them already: one of another model would stand
 beside the old one, not replace it.

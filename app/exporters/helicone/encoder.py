@@ -1,4 +1,4 @@
-"""Puts together what the rest of the program asks of Helicone: `app.exporters.encoder.Encoder`."""
+"""Encoder of Helicone: puts its modules together as `app.exporters.encoder.Encoder` asks for them."""
 
 from __future__ import annotations
 

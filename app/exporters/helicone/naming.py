@@ -23,7 +23,7 @@ def session_name(directory: str | None, encoding: Encoding) -> str:
 
 
 def project_of(name: str) -> str | None:
-    """Of a session of encoding 2: what it is named after."""
+    """Project that a session of encoding 2 is named after."""
     return name.removeprefix(NAME).removeprefix(": ") or None
 
 

@@ -1,4 +1,4 @@
-"""Says how Helicone is reached and asked what it has stored: `app.exporters.traits.Traits`."""
+"""Traits of Helicone: its routes, when a delivered job is looked for, and how often Helicone may be asked."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class InMemoryError(AbsentError):
 
 
 class Access:
-    """To the store in one file."""
+    """Access to the store in one file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class Access:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """For many questions: each opening reads what OpenCode left in its write-ahead log anew, 4 MB and more."""
+        """Keep it open for many questions: each opening reads OpenCode's write-ahead log anew, 4 MB and more."""
         outer, self._keeps = self._keeps, True
         try:
             yield
@@ -67,7 +67,7 @@ class Access:
                 self._close()
 
     def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """What it finds in one state of the store. Raises StoreError, and what the question raises."""
+        """Ask a question in one state of the store. Raises StoreError, and what the question raises."""
         try:
             return self._ask(question)
         except OSError as error:

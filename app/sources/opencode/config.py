@@ -86,7 +86,7 @@ class Configuration:
 
 
 def read(environ: Mapping[str, str], directory: str | None) -> Configuration:
-    """What is in force in a directory; without one, what counts everywhere. Never raises for what a file holds."""
+    """Read what is in force in a directory; without one, what counts everywhere. Never raises for what a file holds."""
     files = Files()
     found: list[Entry | Problem] = []
     documents: list[Document] = []

@@ -134,7 +134,7 @@ def in_force(environ: Mapping[str, str], directory: str | None) -> Iterator[Sour
 
 
 def text(source: Source, environ: Mapping[str, str], files: Files) -> str | None:
-    """As it stands, None where there is none. Raises UnreadableError."""
+    """Text of a file as it stands, None where there is none. Raises UnreadableError."""
     if source.path is None:
         content = environ["OPENCODE_CONFIG_CONTENT"]
         files.seen["{env:OPENCODE_CONFIG_CONTENT}"] = content
@@ -144,7 +144,7 @@ def text(source: Source, environ: Mapping[str, str], files: Files) -> str | None
 
 
 def filled_in(raw: str, source: Source, environ: Mapping[str, str], files: Files) -> str:
-    """With `{env:NAME}` and `{file:PATH}` as OpenCode fills them in, anywhere in the text.
+    """Fill in `{env:NAME}` and `{file:PATH}` as OpenCode does, anywhere in the text.
 
     A variable's value stands there as it is; a file's as the inside of a JSON string, and is not looked through again.
     Raises UnreadableError, RelativeError.

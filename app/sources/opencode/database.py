@@ -26,7 +26,7 @@ class Database:
         self._memory = Memory()
 
     def kept_open(self) -> AbstractContextManager[None]:
-        """As `Access` has it."""
+        """Keep the file open, as `Access` has it."""
         return self._access.kept_open()
 
     def ask(self, question: Callable[[Rows], T]) -> T:

@@ -54,7 +54,7 @@ class JsonFiles:
 
 
 class JsonRows:
-    """As `Rows` has it."""
+    """`Rows` of JSON files."""
 
     def __init__(
         self,

@@ -47,7 +47,7 @@ class _Mixed:
 
 
 class NewerRows:
-    """As `Rows` has it."""
+    """`Rows` of OpenCode 2's tables."""
 
     def __init__(self, db: sqlite3.Connection, memory: Memory, v1: TableRows | None) -> None:
         self._db = db

@@ -34,7 +34,7 @@ class Program:
 def programs(
     environ: Mapping[str, str], *, in_system: Sequence[str] = IN_SYSTEM, ask_s_max: float = ASK_S_MAX
 ) -> list[Program]:
-    """Those on PATH and in the usual places, each file once. Runs each of them."""
+    """Programs on PATH and in the usual places, each file once. Runs each of them."""
     found: dict[Path, Path] = {}
     for folder in _folders(environ, in_system):
         path = folder / "opencode"

@@ -32,7 +32,7 @@ class Rows(Protocol):
     """One state of a store. Messages and parts are rows, also where each is a file. Raises StoreError."""
 
     def heads(self, directory: str | None = None) -> list[Head]:
-        """Of all sessions, or of those of a directory; the oldest first."""
+        """Heads of all sessions, or of those of a directory; the oldest first."""
 
     def head(self, session: str) -> Head | None: ...
 
@@ -40,28 +40,28 @@ class Rows(Protocol):
         """The sessions whose parent it is."""
 
     def info(self, session: str) -> dict[str, Json]:
-        """As `opencode export` prints it."""
+        """Session as `opencode export` prints it."""
 
     def listed(self, session: str) -> dict[str, str]:
         """Each message of the session, in order, with the turn that it belongs to."""
 
     def unreadable(self, session: str) -> Collection[str]:
-        """Those of them that are neither a question nor an answer."""
+        """Messages, of these, that are neither a question nor an answer."""
 
     def messages(self, session: str, names: list[str]) -> list[Json]:
-        """These, in this order, as `opencode export` prints them."""
+        """Messages of these ids, in this order, as `opencode export` prints them."""
 
     def calls(self, session: str, messages: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """For each of these messages the sessions that its tool calls name, in order."""
+        """Sessions that the tool calls of each of these messages name, in order."""
 
     def answers(self, session: str) -> Iterable[tuple[str, int, str]]:
         """(message, time.created, where OpenCode worked), in order, of answers that say so."""
 
     def created_ms(self, session: str) -> dict[str, int]:
-        """Of each message, in order."""
+        """Creation time of each message, in order."""
 
     def weighed(self, session: str, messages: list[str]) -> Iterable[tuple[str, int, int]]:
-        """For each of these how many rows it has, itself included, and when one of them was written last."""
+        """Weight of each of these: how many rows it has, itself included, and when one was written last."""
 
     def weight(self, session: str) -> tuple[int, int]:
         """The same of a whole session, without those below it."""
@@ -88,7 +88,7 @@ class Known:
     """The last of them, as the store finds it again."""
 
     def learn(self, message: str, told: dict[str, Json], written_ms: int) -> None:
-        """From a message's `info`, as `parse` finds it."""
+        """Learn from a message's `info`, as `parse` finds it."""
         info = Place("", {**told, "id": message})
         try:
             self.turn_of[message] = turn_name(info)

@@ -60,7 +60,7 @@ class Store:
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
-        """As `Access` has it."""
+        """Keep its files open, as `Access` has it."""
         with ExitStack() as stack:
             for database in self._known():
                 stack.enter_context(database.kept_open())
@@ -92,7 +92,7 @@ class Store:
         return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
     def directories(self) -> set[str]:
-        """Those that any session was started in."""
+        """Directories that any session was started in."""
         return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
 
     def changed_ms(self, session: str) -> int | None:

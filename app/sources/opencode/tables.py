@@ -34,7 +34,7 @@ _HEAD = HEAD.format("session")
 
 
 class TableRows:
-    """As `Rows` has it."""
+    """`Rows` of the tables of OpenCode 1.2 to 1.18."""
 
     def __init__(self, db: sqlite3.Connection, memory: Memory) -> None:
         self._db = db

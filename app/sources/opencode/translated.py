@@ -1,4 +1,4 @@
-"""Translates what OpenCode 2 keeps of a session into the form in which OpenCode 1 exports one: `parse` reads both.
+"""Translates a session of OpenCode 2 into the form in which OpenCode 1 exports one, which `parse` reads.
 
     row     {"id", "type", …data}     of the table `session_message`, and of `opencode session export`
     here    {"info": {…}, "parts": [{…}, …]}     with `"v": 2`, so that no turn has the key of one of OpenCode 1

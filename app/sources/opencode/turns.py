@@ -144,7 +144,7 @@ def excerpt(rows: Rows, session: str, turns: Collection[str]) -> tuple[list[Json
 
 
 def first_turn(rows: Rows, session: str) -> str | None:
-    """That which began in it first: what is older than a session is mostly a fork's copy."""
+    """Turn which began in it first: what is older than a session is mostly a fork's copy."""
     head, listed = rows.head(session), rows.listed(session)
     if head is None or not listed:
         return None

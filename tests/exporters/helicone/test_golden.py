@@ -88,7 +88,7 @@ def rendered(name: str, encoding: Encoding) -> str:
     golden: dict[str, Any] = {
         "recording": name,
         "turns": [
-            {"id": turn.id, "final": turn.final, "facts_ms": turn.facts_ms, "digest": turn.digest}
+            {"id": turn.id, "final": turn.final, "facts_ms": turn.last_event_ms, "digest": turn.digest}
             for turn in transcript.turns[:SHOWN_RECORDS]
         ],
         "records": [readable(record) for record in made[:SHOWN_RECORDS]],
