@@ -1,4 +1,4 @@
-"""History: all versions of a session's turns that the ledger knows, and which turns a fork copied from another session."""
+"""History: all versions of a session's turns that the ledger knows, and which turns a fork copied."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning, the transitions: drops jobs that are too old or for which there is no room, bounds what is kept of others."""
+"""Pruning, the transitions: drops jobs that are too old or have no room, bounds what is kept of others."""
 
 from __future__ import annotations
 

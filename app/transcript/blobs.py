@@ -1,4 +1,4 @@
-r"""Finds the bytes of a file that stand in a text over 4 kB long, and says what and how many they are.
+r"""Finds a file's bytes (base64, hex, dumps) inside a text over 4 kB, and says what and how many they are.
 
     iVBORw0KGgo…                   base64, on one line or on many of any width, also behind line numbers
     ["iVBORw0K…", "GgoAAAAN…"]     or in a list of pieces
