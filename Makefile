@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SUITE := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Compiled code is kept, whatever the shell says: the suite starts hundreds of processes, each of which would compile all
+# that it imports, and each worker of pytest would rewrite every assertion.
+unexport PYTHONDONTWRITEBYTECODE
 # Which Python that is; a .venv of another one is made anew.
 IDENTITY := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null)
 ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
