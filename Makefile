@@ -59,8 +59,8 @@ years: .venv/ready  ## Three years of use, simulated: the size of the spool (min
 wheel: .venv/ready  ## Build the wheel and try it in a clean environment
 	@$(BIN)/python -m tests.system.wheel
 
-unit: .venv/ready  ## The tests of values and single modules: no OpenCode, none of tests/system
-	@$(SUITE) -q --ignore=tests/system -m 'not matrix and not opencode'
+unit: .venv/ready  ## The tests of values and single modules: they start no process
+	@$(SUITE) -q --ignore=tests/system -m 'not slow'
 
 check: lint types walls unit  ## Before each commit: style, types, layers, unit tests
 

@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,11 +49,39 @@ SLOWEST = (
 """Files that take half a minute and more."""
 
 
+STARTS_A_PROCESS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
+"""Events of Python's audit."""
+running: list[pytest.Item] = []
+"""The test that runs now, if it is none of the slow ones."""
+
+
+def _refuse_processes(event: str, _arguments: object) -> None:
+    if running and event in STARTS_A_PROCESS:
+        raise RuntimeError("A test that starts a process is marked `slow`: `make check` leaves it out.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.is_relative_to(TESTS / "system") or any(map(item.get_closest_marker, ("opencode", "matrix"))):
+        item.add_marker("slow")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first: of processes that take file by file, none is left with a long one at the end."""
     place = {name: number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(str(item.path.relative_to(TESTS)), len(place)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """So that `make check` stays quick, no other test starts a process."""
+    if item.get_closest_marker("slow") is None:
+        running.append(item)
+    try:
+        return (yield)
+    finally:
+        running.clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,6 +91,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    sys.addaudithook(_refuse_processes)
     # A shell has its background jobs, and all that they start, ignore Ctrl-C; some tests press it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

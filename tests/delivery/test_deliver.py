@@ -329,6 +329,7 @@ def test_a_poison_beside_jobs_that_must_not_be_sent_is_alone(shop: Shop) -> None
     assert shop.desk.state() == "dead"
 
 
+@pytest.mark.slow
 def test_poison_dies_while_its_neighbours_flow_also_after_an_outage(shop: Shop) -> None:
     poison = version(session="ses_poison")
     sessions = [f"ses_{n}" for n in range(30)]

@@ -797,6 +797,7 @@ odd_json = st.recursive(
 )
 
 
+@pytest.mark.slow
 @examples(deadline=None, derandomize=True)
 @given(
     environ=st.dictionaries(st.sampled_from([row.variable for row in ROWS]), odd_text, max_size=5),

@@ -477,6 +477,7 @@ def test_an_untrusted_certificate_pauses_before_anything_is_sent(client: Client,
     assert "certificate is not trusted" in outcome.reason
 
 
+@pytest.mark.slow
 def test_a_certificate_named_by_ssl_cert_file_is_trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Client(api_key()) as client, scripted(ok(), certificate=certificate) as server:
