@@ -32,8 +32,8 @@ demo: .venv/ready  ## Play a recorded session through hook, queue and worker int
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
 	@$(SUITE) -m 'not matrix'
 
-matrix: .venv/ready  ## More versions and configurations of OpenCode than `make test` has time for
-	@$(BIN)/python -m pytest -n 3 -m matrix tests/system/test_opencode_versions.py tests/sources/opencode/test_config.py tests/system/test_arrangements.py
+matrix: .venv/ready  ## What `make test` has no time for: more versions and configurations of OpenCode, more orders of the same
+	@$(BIN)/python -m pytest -n 3 -m matrix
 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
 	@$(SUITE) -m 'not matrix' --frozen-clock
