@@ -303,6 +303,7 @@ def opencode(station: Station, version: str) -> Station:
     return replace(station, variables={"PATH": f"{folder}:{station.environ['PATH']}"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "flavour", "expected"),
     [
@@ -324,6 +325,7 @@ def test_a_form_of_the_plugin_that_opencode_cannot_load_is_found(
     assert any(f"OpenCode {version} (" in one["found"] for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", ["latest", "0.0.0-dev-202611", "1.18", ""])
 def test_an_opencode_that_says_nothing_of_use_is_named(station: Station, says: str) -> None:
     found = findings(opencode(station, says))
