@@ -28,25 +28,35 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 TESTS = Path(__file__).parent
 SLOWEST = (
     "system/test_worker.py",
-    "system/test_end_to_end.py",
     "system/test_plugin.py",
-    "system/test_cli.py",
-    "system/test_real_sessions.py",
-    "system/test_folder_limits.py",
-    "system/test_killed_opencode.py",
+    "system/test_end_to_end.py",
     "system/test_opencode_versions.py",
-    "recall/test_recall.py",
+    "system/test_cli.py",
+    "system/test_killed_opencode.py",
     "system/test_crash_points.py",
-    "delivery/test_deliver.py",
+    "system/test_real_sessions.py",
     "system/test_flush.py",
-    "system/test_arrangements.py",
-    "sources/opencode/test_config.py",
     "system/test_upgrade.py",
+    "capture/test_newer_opencode.py",
+    "system/test_folder_limits.py",
+    "system/test_arrangements.py",
+    "recall/test_recall.py",
+    "system/test_same_bytes.py",
+    "system/test_erasure.py",
+    "sources/opencode/test_turns.py",
+    "system/test_held.py",
+    "backfill/test_backfill.py",
     "cli/test_recall.py",
+    "privacy/test_stretches.py",
+    "sources/opencode/test_config.py",
+    "system/test_options.py",
+    "delivery/test_deliver.py",
+    "privacy/test_rules.py",
     "delivery/test_outage.py",
+    "sources/opencode/test_newer.py",
     "system/test_hook.py",
 )
-"""Files that take half a minute and more."""
+"""Files that take the most processor time, their processes included."""
 
 
 STARTS_A_PROCESS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
