@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SUITE := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Compiled code is kept, whatever the shell says: the suite starts hundreds of processes, each of which would compile all
+# that it imports, and each worker of pytest would rewrite every assertion.
+unexport PYTHONDONTWRITEBYTECODE
 # Which Python that is; a .venv of another one is made anew.
 IDENTITY := $(shell $(PYTHON) -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null)
 ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
@@ -29,8 +32,8 @@ demo: .venv/ready  ## Play a recorded session through hook, queue and worker int
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
 	@$(SUITE) -m 'not matrix'
 
-matrix: .venv/ready  ## More versions and configurations of OpenCode than `make test` has time for
-	@$(BIN)/python -m pytest -n 3 -m matrix tests/system/test_opencode_versions.py tests/sources/opencode/test_config.py tests/system/test_arrangements.py
+matrix: .venv/ready  ## What `make test` has no time for: more versions and configurations of OpenCode, more orders of the same
+	@$(BIN)/python -m pytest -n 3 -m matrix
 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
 	@$(SUITE) -m 'not matrix' --frozen-clock
@@ -56,8 +59,8 @@ years: .venv/ready  ## Three years of use, simulated: the size of the spool (min
 wheel: .venv/ready  ## Build the wheel and try it in a clean environment
 	@$(BIN)/python -m tests.system.wheel
 
-unit: .venv/ready  ## The tests of values and single modules: no OpenCode, none of tests/system
-	@$(SUITE) -q --ignore=tests/system -m 'not matrix and not opencode'
+unit: .venv/ready  ## The tests of values and single modules: they start no process
+	@$(SUITE) -q --ignore=tests/system -m 'not slow'
 
 check: lint types walls unit  ## Before each commit: style, types, layers, unit tests
 

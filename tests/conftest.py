@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,25 +28,52 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 TESTS = Path(__file__).parent
 SLOWEST = (
     "system/test_worker.py",
-    "system/test_end_to_end.py",
     "system/test_plugin.py",
-    "system/test_cli.py",
-    "system/test_real_sessions.py",
-    "system/test_folder_limits.py",
-    "system/test_killed_opencode.py",
+    "system/test_end_to_end.py",
     "system/test_opencode_versions.py",
-    "recall/test_recall.py",
+    "system/test_cli.py",
+    "system/test_killed_opencode.py",
     "system/test_crash_points.py",
-    "delivery/test_deliver.py",
+    "system/test_real_sessions.py",
     "system/test_flush.py",
-    "system/test_arrangements.py",
-    "sources/opencode/test_config.py",
     "system/test_upgrade.py",
+    "capture/test_newer_opencode.py",
+    "system/test_folder_limits.py",
+    "system/test_arrangements.py",
+    "recall/test_recall.py",
+    "system/test_same_bytes.py",
+    "system/test_erasure.py",
+    "sources/opencode/test_turns.py",
+    "system/test_held.py",
+    "backfill/test_backfill.py",
     "cli/test_recall.py",
+    "privacy/test_stretches.py",
+    "sources/opencode/test_config.py",
+    "system/test_options.py",
+    "delivery/test_deliver.py",
+    "privacy/test_rules.py",
     "delivery/test_outage.py",
+    "sources/opencode/test_newer.py",
     "system/test_hook.py",
 )
-"""Files that take half a minute and more."""
+"""Files that take the most processor time, their processes included."""
+
+
+STARTS_A_PROCESS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"})
+"""Events of Python's audit."""
+running: list[pytest.Item] = []
+"""The test that runs now, if it is none of the slow ones."""
+
+
+def _refuse_processes(event: str, arguments: tuple[object, ...]) -> None:
+    if running and event in STARTS_A_PROCESS and "git" not in arguments:  # it takes milliseconds
+        raise RuntimeError("A test that starts a process is marked `slow`: `make check` leaves it out.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.is_relative_to(TESTS / "system") or any(map(item.get_closest_marker, ("opencode", "matrix"))):
+        item.add_marker("slow")
 
 
 @pytest.hookimpl(trylast=True)
@@ -56,6 +83,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(str(item.path.relative_to(TESTS)), len(place)))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """So that `make check` stays quick, no other test starts a process."""
+    if item.get_closest_marker("slow") is None:
+        running.append(item)
+    try:
+        return (yield)
+    finally:
+        running.clear()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--frozen-clock", action="store_true", help="The program's clock stands still during each test (`make frozen`)."
@@ -63,6 +101,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
+    sys.addaudithook(_refuse_processes)
     # A shell has its background jobs, and all that they start, ignore Ctrl-C; some tests press it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

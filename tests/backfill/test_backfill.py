@@ -487,6 +487,7 @@ def test_a_worker_that_has_nothing_to_deliver_makes_no_room(
         worker.withdraw()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_beside_a_worker_and_a_hook_it_brings_every_turn_once() -> None:
     told = violence.run(violence.Plan(turns=120, kills=3, live=1, seed=3), lambda _: None)
     assert told.problems == []

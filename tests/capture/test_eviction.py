@@ -663,6 +663,7 @@ def long_talk(turns: int) -> Fields:
     return snapshot(entry(*messages, directory=PROJECT))
 
 
+@pytest.mark.slow
 def test_a_small_spool_loses_nothing_while_nobody_listens(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     with nobody() as url:

@@ -45,6 +45,7 @@ def feed(pipe: BinaryIO, lines: list[bytes]) -> None:
         pipe.writelines(line + b"\n" for line in lines)
 
 
+@pytest.mark.slow
 def test_of_broken_lines_each_is_counted_or_leaves_all_of_its_jobs(dice: random.Random, station: Station) -> None:
     sessions = remember(dice, station, LINES // LINES_PER_SESSION)
     lines = [first_line(), *(mutants.line(dice, sessions) for _ in range(LINES))]
@@ -62,6 +63,7 @@ def test_of_broken_lines_each_is_counted_or_leaves_all_of_its_jobs(dice: random.
     assert became["notices taken"] > LINES // 5
 
 
+@pytest.mark.slow
 def test_of_broken_files_each_is_named_or_leaves_all_of_its_jobs(dice: random.Random, station: Station) -> None:
     files = [File(f"file-{number}", mutants.export_file(dice)) for number in range(FILES)]
     became = compare_import(files, list(import_files(files, sources(station))))

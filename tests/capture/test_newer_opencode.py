@@ -83,6 +83,7 @@ class Machine:
             return Counter((session, turn) for session, turn in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_migrated", [False, True], ids=["fresh", "migrated"])
 @pytest.mark.parametrize("first", WAYS)
 def test_every_turn_is_taken_once_by_all_ways_together(

@@ -137,6 +137,7 @@ def test_a_subagents_title_sends_its_own_record_again_and_no_other(bench: Ledger
     assert only.endswith(sessions(after)[1]["id"])
 
 
+@pytest.mark.slow
 def test_keys_are_the_same_under_another_version_and_another_hash_seed(tmp_path: Path) -> None:
     script = (
         "import sys, app; app.__version__ = sys.argv[1]\n"

@@ -165,6 +165,7 @@ def test_retry_says_that_no_worker_runs(station: Station) -> None:
     assert "no worker runs" in typed(station, "dead", "retry", version("t3").key).stdout
 
 
+@pytest.mark.slow
 def test_more_letters_than_a_batch_are_retried_once_each(dead_jobs: LedgerBench, station: Station) -> None:
     dead_jobs.db.execute("pragma synchronous = off")
     for number in range(job.BATCH + 10):
@@ -179,6 +180,7 @@ def test_more_letters_than_a_batch_are_retried_once_each(dead_jobs: LedgerBench,
 # --- with a server
 
 
+@pytest.mark.slow
 def test_an_answer_that_holds_canaries_is_shown_without_them(station: Station) -> None:
     """From the wire to `dead show`: the key in escapes and the transcript in the answer to each record."""
     leak = json.dumps({"error": "denied", "key": station.key}).replace("-", "\\u002d")
@@ -208,6 +210,7 @@ def test_an_answer_that_holds_canaries_is_shown_without_them(station: Station) -
     assert QUESTION not in kept + here.text("worker.log")
 
 
+@pytest.mark.slow
 def test_a_retried_letter_wakes_the_worker_that_runs(station: Station, tmp_path: Path) -> None:
     with receiving(tmp_path / "store.db") as receiver:
         here = replace(station, endpoint=receiver.url)

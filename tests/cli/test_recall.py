@@ -68,6 +68,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
             yield scene
 
 
+@pytest.mark.slow
 def test_a_dry_run_changes_nothing(scene: Scene) -> None:
     before = list(scene.embedded.db.iterdump())
     code, said = scene.run("ses_root", "--blank", "--dry-run")
@@ -109,6 +110,7 @@ def test_what_is_printed_for_programs_has_the_shape_of_its_example(scene: Scene,
     assert shape(json.loads(done.stdout)) == shape(example(command)), done.stdout
 
 
+@pytest.mark.slow
 def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> None:
     other = destination(scene.embedded.db, "https://other.invalid", "fingerprint", 0)
     embedded = EmbeddedApi(scene.embedded.db, Place(other.id, "folder"))
@@ -122,6 +124,7 @@ def test_a_session_that_another_destination_has_too_is_named(scene: Scene) -> No
     assert scene.run("--match", WHALE, "--dry-run")[1]["problems"] == [problem]
 
 
+@pytest.mark.slow
 def test_the_pattern_may_come_on_standard_input_and_only_turns_since_are_searched(scene: Scene) -> None:
     code, said = scene.run("--match", "-", "--dry-run", stdin=f"{WHALE}\n")
     assert (code, said["turns"]) == (0, 1)
@@ -131,6 +134,7 @@ def test_the_pattern_may_come_on_standard_input_and_only_turns_since_are_searche
     assert (nothing.returncode, "no pattern on standard input" in nothing.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene) -> None:
     scene.run("ses_root", "--blank", "--yes")
     scene.embedded.db.execute("update job set state = 'pending', finished_ms = null, due_ms = 1 where is_recall")
@@ -144,6 +148,7 @@ def test_a_recall_that_is_in_flight_is_waited_for_and_queued_again(scene: Scene)
     assert (code, said["outcomes"], said["problems"]) == (0, {"overwritten": RECORDS}, [])
 
 
+@pytest.mark.slow
 def test_audit_gives_no_all_clear_for_what_it_did_not_see(scene: Scene) -> None:
     assert scene.station.run("audit").returncode == 0
     unknown = scene.station.run("audit", "--session", "nope")
@@ -156,6 +161,7 @@ def test_audit_gives_no_all_clear_for_what_it_did_not_see(scene: Scene) -> None:
     assert (gone.returncode, "ses_root: cannot be audited" in gone.stdout) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_recall_leaves_no_body_of_what_it_overwrote_in_the_spool(scene: Scene) -> None:
     """What was delivered lies in the log until that is written over, and in what was set aside after damage."""
     spool = scene.station.spool

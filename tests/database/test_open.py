@@ -184,6 +184,7 @@ def test_an_older_ledger_is_migrated_and_a_backup_of_it_kept(spool: Path) -> Non
         assert db.execute("select 1 from meta where name = 'old'").fetchone() is not None
 
 
+@pytest.mark.slow
 @needs_two_versions
 def test_many_processes_migrate_at_once_with_one_backup(
     spool: Path, at_once: Callable[[str, int, list[str]], None]
@@ -195,6 +196,7 @@ def test_many_processes_migrate_at_once_with_one_backup(
     assert [path.name for path in spool.glob("*before*")] == [f"ledger.db.before-{HEAD - 1}"]
 
 
+@pytest.mark.slow
 @needs_two_versions
 def test_without_room_for_the_backup_nothing_is_migrated(spool: Path) -> None:
     before = old_ledger(spool)
@@ -268,6 +270,7 @@ def test_directory_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
         open_ledger(tmp_path / "file" / "spool")
 
 
+@pytest.mark.slow
 def test_locks_of_an_open_connection_survive_a_second_opening_in_the_same_process(spool: Path) -> None:
     # POSIX drops all locks of a process on a file when it closes any descriptor of it. Without its lock the first
     # connection is invisible: another process that comes and goes takes the WAL away under it, and commits are lost.
@@ -382,6 +385,7 @@ db.close()
 """
 
 
+@pytest.mark.slow
 def test_the_wal_stays_short_under_many_writers_and_everything_is_kept(
     spool: Path, at_once: Callable[[str, int, list[str]], None]
 ) -> None:
@@ -428,6 +432,7 @@ for round in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_open_missing_spools_at_once(
     tmp_path: Path, at_once: Callable[[str, int, list[str]], None]
 ) -> None:

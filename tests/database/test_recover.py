@@ -273,6 +273,7 @@ db.close()
 """
 
 
+@pytest.mark.slow
 def test_of_many_processes_one_recovers_and_all_go_on(
     spool: Path, at_once: Callable[[str, int, list[str]], None]
 ) -> None:
@@ -297,6 +298,7 @@ def replaced(spool: Path) -> Ledger:
     return db
 
 
+@pytest.mark.slow
 def test_a_write_to_a_ledger_that_was_replaced_is_an_error_and_nothing_committed_before_is_lost(spool: Path) -> None:
     keys = filled(spool, 3)
     with closing(replaced(spool)) as old:
@@ -308,6 +310,7 @@ def test_a_write_to_a_ledger_that_was_replaced_is_an_error_and_nothing_committed
             assert job_keys(new) == set(keys)
 
 
+@pytest.mark.slow
 def test_closing_a_connection_to_the_old_file_leaves_the_new_ones_wal_alone(spool: Path) -> None:
     filled(spool, 3)
     old = replaced(spool)
@@ -433,6 +436,7 @@ def test_a_job_whose_record_was_lost_is_a_dead_letter_and_not_delivered(db: Ledg
 # --- anything
 
 
+@pytest.mark.slow
 def test_random_faults_lose_nothing_silently(tmp_path: Path) -> None:
     keys = flips.populate(tmp_path / "template", tmp_path / "scratch", sessions=4)
     dice = random.Random(3)  # noqa: S311

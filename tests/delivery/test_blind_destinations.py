@@ -173,6 +173,7 @@ def test_half_an_hour_of_blindness_buries_nothing_and_sends_nothing_again(person
     assert person.confirmation().notes == ()
 
 
+@pytest.mark.slow
 def test_what_was_not_stored_meanwhile_is_sent_again_once_helicone_is_there_again(person: Person) -> None:
     # ClickHouse is down: nothing is stored, nothing is shown, and every answer is a 200.
     confirm_one(person)

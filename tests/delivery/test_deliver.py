@@ -335,6 +335,7 @@ def test_a_poison_beside_jobs_that_must_not_be_sent_is_alone(fake: FakeDestinati
     assert fake.bench.state() == "dead"
 
 
+@pytest.mark.slow
 def test_poison_dies_while_its_neighbours_flow_also_after_an_outage(fake: FakeDestination) -> None:
     poison = version(session="ses_poison")
     sessions = [f"ses_{n}" for n in range(30)]

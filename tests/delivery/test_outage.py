@@ -10,6 +10,7 @@ from tests.stress import outage
 from tests.stress.outage import Answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answers",
     [[outage.broken], [outage.unreached, outage.broken, outage.limited]],
@@ -24,11 +25,13 @@ def test_an_outage_loses_and_kills_nothing_and_is_waited_for_calmly(tmp_path: Pa
     assert told.statements[0] == told.statements[1]
 
 
+@pytest.mark.slow
 def test_what_waited_for_a_refused_key_goes_with_the_key_that_its_project_has_since(tmp_path: Path) -> None:
     told = outage.rotated_key(tmp_path, turns=10, turn_bytes=3_000)
     assert told.states == {"delivered": 11}
 
 
+@pytest.mark.slow
 def test_many_spools_come_back_more_gently_than_they_work_when_all_is_well(tmp_path: Path) -> None:
     steady = outage.herd(tmp_path / "steady", 5, 12, is_away=False)
     after = outage.herd(tmp_path / "after", 5, 12, is_away=True)
@@ -36,6 +39,7 @@ def test_many_spools_come_back_more_gently_than_they_work_when_all_is_well(tmp_p
     assert after[1] < 2 * steady[1]
 
 
+@pytest.mark.slow
 def test_a_spool_without_room_for_an_outage_loses_nothing_that_opencode_still_has(tmp_path: Path) -> None:
     told = outage.little_room(tmp_path, days=0.5, turns=60, turn_bytes=6_000, bytes_max=20_000)
     assert told.captured_bytes > 4 * told.held_bytes_max

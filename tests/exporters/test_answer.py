@@ -27,6 +27,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(values, st.booleans())
 def test_what_is_not_too_much_is_what_json_says(value: object, ascii_only: bool) -> None:  # noqa: FBT001 - drawn
     told = json.dumps(value, ensure_ascii=ascii_only)
@@ -37,6 +38,7 @@ def nested(depth: int) -> bytes:
     return b"[" * depth + b"]" * depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", [b"[]", b"{}", b"0", b'""', b'{"":0}'], ids=repr)
 def test_too_many_values_are_refused_and_as_many_as_may_be_are_read(unit: bytes) -> None:
     with pytest.raises(TooManyValuesError):
@@ -88,6 +90,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [60_000_000, READ_BACK_BYTES_MAX - 1_000], ids=["cut off", "just not cut off"])
 def test_an_answer_of_nothing_but_lists_takes_little_more_memory_than_its_bytes(size: int) -> None:
     with scripted(answer(201, b'{"data":[' + b"[]," * (size // 3) + b"[]]}")) as server:

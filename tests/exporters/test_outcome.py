@@ -77,6 +77,7 @@ def test_retry_after_is_read_in_both_forms_and_capped(header: str, expected_ms: 
     assert retry_after_ms(header, NOW_MS) == expected_ms
 
 
+@pytest.mark.slow
 @given(header=st.one_of(st.text(), st.from_regex(r"[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ [A-Z+-]*\d*")))
 def test_no_retry_after_header_raises_or_leaves_its_bounds(header: str) -> None:
     asked_ms = retry_after_ms(header, NOW_MS)

@@ -71,6 +71,7 @@ db.close()
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_inserting_the_same_versions_make_one_job_each(
     bench: LedgerBench, spool: Path, at_once: Callable[[str, int, list[str]], None]
 ) -> None:
@@ -393,6 +394,7 @@ db.close()
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_that_claim_at_once_claim_each_job_once(
     bench: LedgerBench, spool: Path, at_once: Callable[[str, int, list[str]], None]
 ) -> None:
@@ -1051,6 +1053,7 @@ def test_adopting_sends_no_turn_again_that_was_sealed_at_its_endpoint(
     assert counts.counts(bench.db, bench.destination).pending == (1 if endpoint == "same" else 2)
 
 
+@pytest.mark.slow
 def test_adopting_takes_more_than_a_batch(bench: LedgerBench, keyless: LedgerBench) -> None:
     bench.put(version("t"))
     for n in range(BATCH + 1):

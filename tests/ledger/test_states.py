@@ -6,6 +6,7 @@ import sqlite3
 import uuid
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -754,6 +755,7 @@ class Histories(RuleBasedStateMachine):
             assert turn in self.forgotten or set(job.records) <= set(noted.get(turn, {}))
 
 
+@pytest.mark.slow
 def test_ledger_does_what_its_model_does(db: sqlite3.Connection) -> None:
     db.execute("pragma synchronous = off")  # nobody cuts the power here
 

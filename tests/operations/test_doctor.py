@@ -303,6 +303,7 @@ def opencode(station: Station, version: str) -> Station:
     return replace(station, variables={"PATH": f"{folder}:{station.environ['PATH']}"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("version", "flavour", "expected"),
     [
@@ -324,6 +325,7 @@ def test_a_form_of_the_plugin_that_opencode_cannot_load_is_found(
     assert any(f"OpenCode {version} (" in one["found"] for one in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", ["latest", "0.0.0-dev-202611", "1.18", ""])
 def test_an_opencode_that_says_nothing_of_use_is_named(station: Station, says: str) -> None:
     found = findings(opencode(station, says))
@@ -570,6 +572,7 @@ def told_of_environment(station: Station, *, of_hook: Station) -> list[tuple[str
     return [(one["found"], one["todo"]) for one in found]
 
 
+@pytest.mark.slow
 def test_a_variable_that_opencode_was_started_without_is_named(station: Station) -> None:
     service = replace(station, variables={"HELICONE_API_KEY": "", "XDG_CONFIG_HOME": str(station.home / "elsewhere")})
     here = replace(station, variables={"OPENCODE_HELICONE_REDACT_PATTERNS": '["redact-this"]'})
@@ -583,6 +586,7 @@ def test_a_variable_that_opencode_was_started_without_is_named(station: Station)
     assert "start OpenCode" in told[2][1]
 
 
+@pytest.mark.slow
 def test_a_variable_that_only_opencode_has_is_named(station: Station) -> None:
     service = replace(station, variables={"OPENCODE_DB": "other.db", "OPENCODE_HELICONE_EXPORT_MODE": "metadata_only"})
     assert [found for found, _ in told_of_environment(station, of_hook=service)] == [
@@ -591,6 +595,7 @@ def test_a_variable_that_only_opencode_has_is_named(station: Station) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_the_configuration_folder_says_counts_as_set_in_both_places(station: Station) -> None:
     own = station.home / "config" / "opencode-helicone"
     own.mkdir(parents=True)
@@ -600,6 +605,7 @@ def test_what_the_configuration_folder_says_counts_as_set_in_both_places(station
     assert len(told_of_environment(station, of_hook=replace(station, variables={"HELICONE_API_KEY": ""}))) == 1
 
 
+@pytest.mark.slow
 def test_a_standard_folder_may_be_said_or_not(station: Station) -> None:
     said_so = {"XDG_DATA_HOME": str(station.home / ".local/share"), "XDG_CONFIG_HOME": str(station.home / ".config")}
     silent = replace(station, variables={"XDG_DATA_HOME": "", "XDG_CONFIG_HOME": ""})

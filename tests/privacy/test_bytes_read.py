@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.checkout import ROOT
 
 GROWTH_MAX = 2
 """Not quite 1, because windows reach over the ends of a short text. With the square of the length it is 10."""
 
 
+@pytest.mark.slow
 def test_what_is_looked_at_grows_with_the_text_and_no_faster() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "tests.support.bytes_read"], cwd=ROOT, capture_output=True, text=True, check=True

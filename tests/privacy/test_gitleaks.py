@@ -73,6 +73,7 @@ def test_all_rules_of_this_version_are_read_from_its_program() -> None:
     assert PATTERNS["github-pat"] == "ghp_[0-9a-zA-Z]{36}"
 
 
+@pytest.mark.slow
 def test_what_gitleaks_does_not_find_is_no_sample() -> None:
     known = gitleaks.Rule("github-pat", PATTERNS["github-pat"], ("ghp_",))
     other = gitleaks.Rule("gitlab-pat", PATTERNS["gitlab-pat"], ("glpat-",))
@@ -92,6 +93,7 @@ def test_a_secret_that_only_follows_a_name_has_no_beginning_of_its_own() -> None
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_committed_table_is_what_the_judge_prints() -> None:
     chosen = [rule for rule in gitleaks.rules() if rule.name in AGAIN]
     rows = {row.rule: row for row in committed()}

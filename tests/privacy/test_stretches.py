@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -92,6 +93,7 @@ PIECES = st.one_of(
 OUTER = st.sampled_from([str, in_json, numbered, in_url, in_base64, in_wrapped_base64, in_json_twice])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.lists(PIECES, min_size=1, max_size=5), OUTER)
 def test_around_literals_the_same_is_found_as_everywhere(pieces: list[str], outer: Callable[[str], str]) -> None:
@@ -135,6 +137,7 @@ ESCAPES = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=2_000, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(st.lists(st.sampled_from(ESCAPES), max_size=9))
 def test_escapes_that_are_undone_all_at_once_are_those_that_stand_there(pieces: list[bytes]) -> None:

@@ -94,6 +94,7 @@ def test_what_looks_like_one_and_is_none_stays(row: Vendor) -> None:
     assert not any(found(other, text) for other in VENDORS)
 
 
+@pytest.mark.slow
 def test_no_row_is_there_in_vain() -> None:
     """Without it, a key would stay, or would be counted as another vendor's."""
     for number, row in enumerate(VENDORS):

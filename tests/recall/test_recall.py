@@ -356,6 +356,7 @@ def new_door(migrated: Path) -> Callable[[Path], EmbeddedApi]:
     return make
 
 
+@pytest.mark.slow
 def test_a_secret_that_was_delivered_is_found_and_overwritten(tmp_path: Path) -> None:
     with receiving(tmp_path / "receiver.db") as receiver:
         loose = Station(tmp_path, receiver.url, variables={"OPENCODE_HELICONE_REDACT_SECRETS": "false"})
@@ -717,6 +718,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(recorded.exported()),

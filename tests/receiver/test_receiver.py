@@ -250,6 +250,7 @@ def test_the_worker_checks_size_then_authorization_then_schema_then_key(post: Po
     assert statuses == ["Payload too large", "Unauthorized", "One of", "API Key is not well formed"]
 
 
+@pytest.mark.slow
 def test_the_worker_counts_utf16_units_of_the_json_and_jawn_counts_bytes(post: Posting) -> None:
     def body(text: str) -> bytes:
         chat = {"model": "m", "messages": text}
@@ -263,6 +264,7 @@ def test_the_worker_counts_utf16_units_of_the_json_and_jawn_counts_bytes(post: P
     assert post(JAWN, spaced).json() == {"details": "request entity too large"}
 
 
+@pytest.mark.slow
 def test_a_body_of_the_allowed_size_is_stored_whole(post: Posting) -> None:
     text = "x" * (handler.BODY_MAX - 10_000)
     body = envelope(request={"model": "m", "text": text}, union=False)
@@ -886,6 +888,7 @@ print("stopped")
 """
 
 
+@pytest.mark.slow
 def test_it_serves_as_a_process_until_interrupted(http: httpx.Client, tmp_path: Path, store: Path) -> None:
     script = tmp_path / "faults.json"
     script.write_text('[{"status": 503}]')

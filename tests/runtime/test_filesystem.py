@@ -106,6 +106,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_commands_name_the_network_in_one_line(remote: Path, tmp_path: Path) -> None:
     station = Station(remote, "http://127.0.0.1:9")
     done = subprocess.run(
@@ -206,6 +207,7 @@ def test_findings_change_nothing_and_make_nothing(spool: Path) -> None:
     assert mode(spool) == 0o755
 
 
+@pytest.mark.slow
 def test_a_command_warns_on_standard_error(tmp_path: Path) -> None:
     station = Station(tmp_path, "http://127.0.0.1:9")
     open_ledger(station.spool).close()

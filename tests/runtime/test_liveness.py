@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from app.runtime.liveness import Announced, ExclusiveLock, is_taken, present
 
 ANNOUNCER = """
@@ -48,12 +50,14 @@ def process(script: str, path: Path) -> Iterator[tuple[subprocess.Popen[str], st
             started.kill()
 
 
+@pytest.mark.slow
 def test_living_process_is_present_with_what_it_says(tmp_path: Path) -> None:
     with process(ANNOUNCER, tmp_path) as (_, name):
         [found] = present(tmp_path)
         assert (found.name, found.says) == (name, {"sessions": ["ses_1"]})
 
 
+@pytest.mark.slow
 def test_file_of_a_killed_process_is_found_free_and_removed(tmp_path: Path) -> None:
     with process(ANNOUNCER, tmp_path) as (killed, name):
         killed.send_signal(signal.SIGKILL)
@@ -73,6 +77,7 @@ def test_draft_of_a_process_killed_before_its_file_had_a_name_is_removed_by_a_la
     announced.withdraw()
 
 
+@pytest.mark.slow
 def test_process_that_ends_well_leaves_no_file(tmp_path: Path) -> None:
     with process(ANNOUNCER, tmp_path) as (ending, _):
         ending.communicate()
@@ -138,6 +143,7 @@ def test_nobody_is_present_in_a_folder_that_is_not_there(tmp_path: Path) -> None
     assert present(tmp_path / "missing") == []
 
 
+@pytest.mark.slow
 def test_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "worker.lock"
     ours = ExclusiveLock(path)

@@ -86,6 +86,7 @@ def written_by_four(path: Path, lines: int, length: int) -> None:
     assert [writer.wait(300) for writer in writers] == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     written_by_four(tmp_path / "a.log", 200, 300)
     lines = (tmp_path / "a.log").read_text().splitlines()
@@ -93,6 +94,7 @@ def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"\S+ \d{6} (a{300}|b{300}|c{300}|d{300})!", line) for line in lines)
 
 
+@pytest.mark.slow
 def test_writers_that_find_a_log_full_at_once_lose_nothing_of_it(tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     written_by_four(path, 450, 900)  # 1.7 files full: one change from one file to the next
@@ -165,6 +167,7 @@ def test_a_clock_that_was_set_back_hides_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "a.log").read_text().count("now") == 2
 
 
+@pytest.mark.slow
 def test_what_was_counted_is_written_at_the_end_of_the_process(tmp_path: Path) -> None:
     script = WRITER.replace("{n:06} ", "").replace("n * 1_000_000", "n")
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.log"), "x", "9", "3"], check=True)

@@ -17,6 +17,7 @@ FORMS = range(0xFE00, 0xFE0E), range(0xE0100, 0xE01F0)
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
+@pytest.mark.slow
 def test_no_character_is_left_that_steers_hides_or_turns_what_stands_around_it() -> None:
     for point in range(sys.maxunicode + 1):
         character = chr(point)

@@ -224,6 +224,7 @@ def test_a_full_inbox_can_be_left() -> None:
     os.close(writer)
 
 
+@pytest.mark.slow
 def test_a_bequest_larger_than_a_pipe_is_fed_and_its_feeder_ends() -> None:
     code = (
         "import os\n"
@@ -532,6 +533,7 @@ def make_newer_below(worker: Worker) -> None:
     worker.db.execute(f"pragma user_version = {migrations()[-1][0] + 1}")
 
 
+@pytest.mark.slow
 def test_a_worker_that_starts_on_a_newer_ledger_refuses_it_with_one_line(station: Station) -> None:
     make_newer(station)
     done = station.run("worker")

@@ -783,6 +783,7 @@ def test_example_file_has_every_variable_with_default_and_unit(monkeypatch: pyte
         assert setting.unit in paragraph
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     code = "import sys, app.settings; print(*{'httpx', 'rich', 'starlette', 'huey', 'typer'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -797,6 +798,7 @@ odd_json = st.recursive(
 )
 
 
+@pytest.mark.slow
 @examples(deadline=None, derandomize=True)
 @given(
     environ=st.dictionaries(st.sampled_from([row.variable for row in ROWS]), odd_text, max_size=5),

@@ -84,9 +84,17 @@ COPIES = {
     "a second one of the user": {"user": SECOND},
     "both second": {"user": SECOND, "project": SECOND},
 }
+QUICK_COPIES = ("both new", "a second one of the project")
+"""Two of a kind, and two that differ."""
 
 
-@pytest.mark.parametrize("old", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize(
+    "old",
+    [
+        pytest.param(old, id=name, marks=[] if name in QUICK_COPIES else pytest.mark.matrix)
+        for name, old in COPIES.items()
+    ],
+)
 def test_two_copies_bring_everything_once_and_the_options_of_both_count(
     opencode: OpenCode, receiver: Receiver, tmp_path: Path, old: dict[str, Path]
 ) -> None:

@@ -680,6 +680,7 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
     return [inner for step, item in steps for inner in [(*path, step), *places(item, (*path, step))]]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_mutation_gives_anything_but_a_transcript_or_a_refusal(data: st.DataObject) -> None:

@@ -108,6 +108,7 @@ def test_both_copies_of_the_request_are_shortened() -> None:
     assert whole["providerResponse"]["json"]["message"] == "short"
 
 
+@pytest.mark.slow
 def test_many_small_items_are_shortened_by_number() -> None:
     whole = json.loads(encode(log([{"n": str(number)} for number in range(2_000)], "short"), 20_000))
     kept = whole["input"]
@@ -128,6 +129,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(TREES, TREES)
 @example([["x"] * 3] * 3_000, {"k" * 30_000: 1})

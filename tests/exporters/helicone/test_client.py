@@ -469,6 +469,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return both
 
 
+@pytest.mark.slow
 def test_an_untrusted_certificate_pauses_before_anything_is_sent(client: Client, certificate: Path) -> None:
     with scripted(ok(), certificate=certificate) as server:
         outcome = post(client, server.url)
@@ -477,18 +478,21 @@ def test_an_untrusted_certificate_pauses_before_anything_is_sent(client: Client,
     assert "certificate is not trusted" in outcome.reason
 
 
+@pytest.mark.slow
 def test_a_certificate_named_by_ssl_cert_file_is_trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Client(api_key()) as client, scripted(ok(), certificate=certificate) as server:
         assert post(client, server.url).kind == "accepted"
 
 
+@pytest.mark.slow
 def test_a_certificate_for_another_host_pauses(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Client(api_key()) as client, scripted(ok(), certificate=certificate) as server:
         assert post(client, server.url.replace("127.0.0.1", "localhost")).kind == "refused"
 
 
+@pytest.mark.slow
 def test_slowness_inside_tls_does_not_outlive_the_deadline(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     slow = servers.drip(LONG_AGO, interval_s=0.02)

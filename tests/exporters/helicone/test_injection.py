@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -98,6 +99,7 @@ KNOWN_FILES = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_no_header_and_no_file_name_comes_from_a_session(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

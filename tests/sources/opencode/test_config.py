@@ -320,6 +320,7 @@ def test_a_file_that_cannot_be_read_may_have_been_meant_to_withhold(project: Pat
     assert str(problem).startswith(f"{project / 'opencode.json'}: it ")
 
 
+@pytest.mark.slow
 @given(
     before=st.text(alphabet='{}[]":,/*\\\n truefalse0123', max_size=40),
     secret=st.from_regex("[k-z]{12,20}", fullmatch=True),

@@ -280,6 +280,7 @@ def taken(station: Station) -> list[str]:
         ]
 
 
+@pytest.mark.slow
 def test_a_notice_brings_what_stands_in_json_files_and_what_was_torn_a_moment_later(tmp_path: Path) -> None:
     station = Station(tmp_path / "home", "http://127.0.0.1:9")
     folder = store_file(station.environ).parent

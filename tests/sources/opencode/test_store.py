@@ -362,6 +362,7 @@ def started(path: Path, times: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_no_start_of_opencode_fails_because_its_store_is_read(tmp_path: Path) -> None:
     path = built(tmp_path / "opencode.db", export("a_simple"))
     started(path, 1)
@@ -376,6 +377,7 @@ def test_no_start_of_opencode_fails_because_its_store_is_read(tmp_path: Path) ->
             reader.kill()
 
 
+@pytest.mark.slow
 def test_what_is_only_in_the_log_is_found_also_behind_a_symbolic_link(tmp_path: Path) -> None:
     path = built(tmp_path / "opencode.db", export("a_simple"))
     started(path, 1)
@@ -387,6 +389,7 @@ def test_what_is_only_in_the_log_is_found_also_behind_a_symbolic_link(tmp_path: 
     assert json.loads(file.data)["info"]["title"].endswith(".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 20, 32, 1000, -700])
 def test_a_log_that_was_cut_costs_what_it_held(tmp_path: Path, size: int) -> None:
     path = built(tmp_path / "opencode.db", export("a_simple"))
