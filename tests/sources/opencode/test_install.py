@@ -289,6 +289,7 @@ def opencode(folder: Path, says: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("versions", "flavour"),
     [
@@ -311,6 +312,7 @@ def test_the_oldest_opencode_that_is_installed_decides(tmp_path: Path, versions:
     assert flavour_for(found) == flavour
 
 
+@pytest.mark.slow
 def test_an_opencode_outside_of_path_is_found_and_none_of_the_project_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +324,7 @@ def test_an_opencode_outside_of_path_is_found_and_none_of_the_project_is_run(
     assert not list(tmp_path.rglob("tricked"))
 
 
+@pytest.mark.slow
 def test_an_opencode_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
     folder = opencode(tmp_path / "bin", "exec sleep 600")
     (found,) = programs({"PATH": f"{folder}:/bin:/usr/bin", "HOME": ""}, in_system=(), ask_s_max=0.2)
