@@ -399,8 +399,10 @@ class Expected:
         told, _ = split(transcript, capturing, Identity(""), abandoned=False)
         # What a fork has copied is left to its origin, should that be among the sessions.
         copies = {turn.digest for turn in transcript.turns if turn.is_copy}
+        # A session's own record goes with its first turn that has ended, or once the session is given up.
+        is_told = not copies and any(turn.final for turn in transcript.turns)
         for one in told:
-            if one.digest not in copies and (one.turn != SESSION_RECORD or not copies):
+            if one.digest not in copies and (one.turn != SESSION_RECORD or is_told):
                 self.turns.add((transcript.session.id, one.digest))
 
     def _transcript(self, session: str) -> Transcript | None:
