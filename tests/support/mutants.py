@@ -360,6 +360,8 @@ class Expected:
     policies: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
     """Sessions that cannot be read."""
+    waiting: set[str] = field(default_factory=set)
+    """Sessions with a turn that goes on: nobody gives it up before ten minutes."""
     deleted: set[str] = field(default_factory=set)
     _transcripts: dict[str, Transcript | None] = field(default_factory=dict)
 
@@ -396,7 +398,8 @@ class Expected:
         transcript = self._transcript(session)
         if transcript is None:
             return
-        told, _ = split(transcript, capturing, Identity(""), abandoned=False)
+        told, going_on = split(transcript, capturing, Identity(""), abandoned=False)
+        self.waiting |= {session, transcript.session.id} if going_on else set()
         # What a fork has copied is left to its origin, should that be among the sessions.
         copies = {turn.digest for turn in transcript.turns if turn.is_copy}
         # A session's own record goes with its first turn that has ended, or once the session is given up.
