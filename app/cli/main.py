@@ -259,18 +259,13 @@ def _receiver(
 
     To try the program without Helicone, on this machine only.
     """
-    try:
-        from app.receiver import server  # noqa: PLC0415 - an extra: everything else works without it
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("app"):
-            raise
-        complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
-        raise typer.Exit(PROBLEM) from None
+    from app.receiver import server  # noqa: PLC0415 - its web server takes longer to load than most commands run
+
     kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
     server.serve(
         host=host,
         port=port,
         store_path=kept,
         faults_path=faults,
-        on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept))),
+        on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept), server.page_url(url, key))),
     )

@@ -272,9 +272,10 @@ def worker_lines(target: Destination, log: str) -> Iterator[str]:
         yield f"no HELICONE_API_KEY is set: jobs wait; log: {log}"
 
 
-def receiver_lines(url: str, key: str, store: str) -> Iterator[str]:
+def receiver_lines(url: str, key: str, store: str, page: str) -> Iterator[str]:
     yield f"listening on {url}, keeping {store}"
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
+    yield f"to see what arrives, open {page}"
 
 
 def letters_lines(listed: Listed, state: str) -> Iterator[str]:

@@ -5,6 +5,8 @@
     POST /v1/request/query-clickhouse                           read back
     POST /_faults                                               script what goes wrong next (see app/faults.py)
     GET  /_sends                                                every POST that arrived, in order
+    GET  /, /session                                            a page for people, in exchange for a pass
+    POST /_stop                                                 end, in exchange for the key
 
 It listens on this machine only, answers nobody who calls it by another name (a web page's name may be made to point
 here), and knows one key, random, which lies beside its store. What was sent under one key is read back only with it.
@@ -16,6 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -36,12 +40,12 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import AppError
-from app.receiver import faults, handler, store
+from app.receiver import faults, handler, page, store
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime import clock
 from app.runtime.filesystem import private_file
@@ -54,6 +58,7 @@ _WORKER_PATH = "/custom/v1/log"
 _JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
 _KEY_SIGNS = string.ascii_lowercase + string.digits
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
+_COOKIE = "opencode-helicone-receiver"
 _SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNORECASE)
 
 _Object: TypeAlias = dict[str, Any]
@@ -69,12 +74,14 @@ def create(
     keys: frozenset[str] | None = None,
     script: Iterable[Fault] = (),
     on_ready: Callable[[], None] = lambda: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """The receiver as an ASGI application. It opens its store when it starts, in the thread that serves it.
 
-    `keys`: the API keys that it knows; None, for tests: every well-formed one. `on_ready` is called once it can answer.
+    `keys`: the API keys that it knows; None, for tests: every well-formed one. `on_ready` is called once it can
+    answer, `on_stop` when somebody who has a key wants it to end.
     """
-    handlers = _Handlers(keys, Script(script))
+    handlers = _Handlers(keys, Script(script), on_stop)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -91,6 +98,9 @@ def create(
             Route("/v1/request/query-clickhouse", handlers.query, methods=["POST"]),
             Route("/_faults", handlers.script, methods=["POST"]),
             Route("/_sends", handlers.show_sends, methods=["GET"]),
+            Route("/_stop", handlers.stop, methods=["POST"]),
+            Route("/", handlers.show_overview, methods=["GET"]),
+            Route("/session", handlers.show_session, methods=["GET"]),
         ],
     )
     app.router.redirect_slashes = False  # neither of the real servers does
@@ -118,6 +128,16 @@ def own_key(store_path: Path) -> str:
     return key
 
 
+def page_pass(key: str) -> str:
+    """What lets a browser see the page: everybody on this machine can reach it. Tells nothing of the key."""
+    return hashlib.sha256(f"page of the receiver\0{key}".encode()).hexdigest()[:32]
+
+
+def page_url(url: str, key: str) -> str:
+    """The address of the page with its pass, for the person whose receiver it is."""
+    return f"{url}/?pass={page_pass(key)}"
+
+
 def serve(
     *,
     host: str,
@@ -137,9 +157,17 @@ def serve(
         pass  # refuse a wrong file here: once it runs, the server could only log it
     with listening(host, port) as bound:
         url, key = address(bound), own_key(store_path)
-        app = create(store_path, keys=frozenset({key}), script=script, on_ready=lambda: on_listening(url, key))
+        served: list[uvicorn.Server] = []
+        app = create(
+            store_path,
+            keys=frozenset({key}),
+            script=script,
+            on_ready=lambda: on_listening(url, key),
+            on_stop=lambda: setattr(served[0], "should_exit", True),
+        )
+        served.append(server(app))
         with suppress(KeyboardInterrupt):
-            server(app).run(sockets=[bound])
+            served[0].run(sockets=[bound])
 
 
 def server(app: Starlette) -> uvicorn.Server:
@@ -185,9 +213,10 @@ class _Handlers:
 
     db: sqlite3.Connection
 
-    def __init__(self, keys: frozenset[str] | None, script: Script) -> None:
+    def __init__(self, keys: frozenset[str] | None, script: Script, on_stop: Callable[[], None]) -> None:
         self._keys = keys
         self._script = script
+        self._on_stop = on_stop
 
     async def log(self, request: Request) -> Response:
         raw = await _read(request)
@@ -262,6 +291,36 @@ class _Handlers:
 
     async def show_sends(self, _request: Request) -> Response:
         return JSONResponse({"sends": [asdict(send) for send in store.sends(self.db)]})
+
+    async def stop(self, request: Request) -> Response:
+        refusal = handler.jawn_refusal(request.headers, self._keys)
+        if refusal is not None:
+            return _response(refusal)
+        self._on_stop()
+        return PlainTextResponse("ends")
+
+    async def show_overview(self, request: Request) -> Response:
+        told = request.query_params.get("pass")
+        if told is not None and self._is_pass(told):
+            # Out of the address, which people copy and browsers remember.
+            answer = RedirectResponse("./", status_code=303)
+            answer.set_cookie(_COOKIE, told, httponly=True, samesite="strict")
+            return answer
+        return self._page(request, lambda: page.overview(store.sessions(self.db)))
+
+    async def show_session(self, request: Request) -> Response:
+        wanted = request.query_params.get("id", "")
+        return self._page(request, lambda: page.session(store.of_session(self.db, wanted)))
+
+    def _page(self, request: Request, make: Callable[[], str]) -> Response:
+        is_allowed = self._keys is None or self._is_pass(request.cookies.get(_COOKIE, ""))
+        headers = {"content-security-policy": page.POLICY, "referrer-policy": "no-referrer", "cache-control": "no-store"}
+        if not is_allowed:
+            return HTMLResponse(page.CLOSED, 403, headers)
+        return HTMLResponse(make(), headers=headers)
+
+    def _is_pass(self, told: str) -> bool:
+        return any(hmac.compare_digest(page_pass(key).encode(), told.encode()) for key in self._keys or ())
 
 
 class _CalledByName:
