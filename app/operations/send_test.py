@@ -26,7 +26,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
     key = settings.api_key.get_secret_value()
     request_id = uuid.uuid4()
     try:
-        made = connect(key)
+        made = connect(key, settings.ca_file)
     except ClientError as error:
         yield Finding("send", "problem", f"not sent: {error}", "correct it")
         return
