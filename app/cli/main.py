@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from platformdirs import user_data_path
 
 from app import __version__
 from app.capture.folders import effective
@@ -38,6 +37,7 @@ from app.cli.options import (
 )
 from app.cli.plugin import plugin
 from app.cli.recall import recalling
+from app.cli.setup import receiver_store, setting_up
 from app.cli.verify import verification
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
@@ -47,7 +47,7 @@ from app.operations.finding import Finding
 from app.operations.status import read_status
 from app.runtime import clock, log
 from app.settings.lookup import Sources, unattended
-from app.settings.model import SettingsError, standard_folder
+from app.settings.model import SettingsError
 from app.settings.views import shown
 
 app = typer.Typer(
@@ -65,6 +65,7 @@ app.add_typer(plugin)
 app.add_typer(backfill)
 app.add_typer(verification)
 app.add_typer(recalling)
+app.add_typer(setting_up)
 
 
 def main() -> None:
@@ -261,11 +262,11 @@ def _receiver(
     """
     from app.receiver import server  # noqa: PLC0415 - its web server takes longer to load than most commands run
 
-    kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
+    kept = store or receiver_store()
     server.serve(
         host=host,
         port=port,
         store_path=kept,
         faults_path=faults,
-        on_listening=lambda url, key: print_lines(render.receiver_lines(url, key, str(kept), server.page_url(url, key))),
+        on_listening=lambda url, key, page: print_lines(render.receiver_lines(url, key, str(kept), page)),
     )

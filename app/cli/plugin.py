@@ -36,10 +36,15 @@ def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, 
     In the form that the installed OpenCode loads; each one found is asked for its
     version. A second time it changes nothing. A file that is not ours is left alone.
     """
+    install_here(_scope(project, everywhere=everywhere), dry_run=dry_run)
+
+
+def install_here(scope: install.Global | install.Project | None = None, *, dry_run: bool = False) -> None:
+    """Put the plugin into this scope (None: for all projects of this user), and say so."""
+    scope = scope or _scope(None, everywhere=True)
     with render.spinner("asking OpenCode for its version"):
         found = programs(os.environ)
     flavour = install.flavour_for(found)
-    scope = _scope(project, everywhere=everywhere)
     done = install.install(scope, python=sys.executable, flavour=flavour, dry_run=dry_run)
     _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
     print_lines([f"for {program}" for program in found])

@@ -33,7 +33,8 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 1.5rem auto; padding: 0 1rem }
 h1 { font-size: 1.25rem; margin: 0 } p.sub { color: #888; margin: .2rem 0 1.2rem }
 a { color: inherit } table { border-collapse: collapse; width: 100% }
-th { text-align: left; font-weight: 600; color: #888 } th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line) }
+th { text-align: left; font-weight: 600; color: #888 }
+th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line) }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } .bad { color: var(--bad) }
 details { border-left: 2px solid var(--line); padding-left: .6rem } summary { cursor: pointer; padding: .15rem 0 }
 summary b { font-weight: 600 } summary span { color: #888; margin-left: .6rem; font-variant-numeric: tabular-nums }
@@ -122,17 +123,19 @@ def _tree(rows: Sequence[Stored]) -> Iterator[str]:
         facts = (log.model, f"{log.latency_ms:,} ms" if log.latency_ms else "", tokens, _cost(log.cost_usd))
         shown = "".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)
         label = escape(row.path.rsplit("/", 1)[-1])
-        texts = "".join(f"<p class=who>{escape(who)}</p><pre dir=auto>{escape(_cut(text))}</pre>" for who, text in _texts(log))
+        said = texts(_object(log.request_body), _object(log.response_body))
+        shown_texts = "".join(
+            f"<p class=who>{escape(who)}</p><pre dir=auto>{escape(_cut(text))}</pre>" for who, text in said
+        )
         is_open = " open" if log.model.startswith("opencode/") else ""
         yield (
             f'<details{is_open} style="margin-left:{indent * 1.4:g}rem">'
-            f"<summary><b>{label}</b>{shown}{status}</summary>{texts}</details>"
+            f"<summary><b>{label}</b>{shown}{status}</summary>{shown_texts}</details>"
         )
 
 
-def _texts(log: Log) -> Iterator[_Text]:
+def texts(request: dict[str, Any], response: dict[str, Any]) -> Iterator[_Text]:
     """What was asked and answered, in the shapes that this program sends; any other as JSON."""
-    request, response = _object(log.request_body), _object(log.response_body)
     if not request and not response:
         yield "stored without its bodies", ""
     for message in _objects(request.get("messages")):

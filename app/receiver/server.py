@@ -17,16 +17,11 @@ looks for here.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
 import hmac
 import json
-import os
 import re
-import secrets
 import socket
 import sqlite3
-import string
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -44,11 +39,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import AppError
 from app.receiver import faults, handler, page, store
+from app.receiver.access import COOKIE, ReceiverError, own_key, page_pass, page_url
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime import clock
-from app.runtime.filesystem import private_file
 from app.runtime.url import RouteKind, is_loopback
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
@@ -56,16 +50,10 @@ READ_LIMIT_MAX = 1_000
 
 _WORKER_PATH = "/custom/v1/log"
 _JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
-_KEY_SIGNS = string.ascii_lowercase + string.digits
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
-_COOKIE = "opencode-helicone-receiver"
 _SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNORECASE)
 
 _Object: TypeAlias = dict[str, Any]
-
-
-class ReceiverError(AppError):
-    """The receiver cannot start as asked."""
 
 
 def create(
@@ -108,47 +96,17 @@ def create(
     return app
 
 
-def own_key(store_path: Path) -> str:
-    """The key of all receivers that keep this store; made when it is asked for first. Raises ReceiverError."""
-    real = Path(os.path.realpath(store_path))
-    path = real.with_name(f"{real.name}.key")
-    try:
-        with private_file(path).open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # two that start at once would each make one
-            data = file.read()
-            if not data:
-                groups = ("".join(secrets.choice(_KEY_SIGNS) for _ in range(7)) for _ in range(4))
-                data = "-".join(["sk", "helicone", *groups]).encode() + b"\n"
-                file.write(data)
-        key = data.decode("utf-8", "replace").strip()
-    except OSError as error:
-        raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
-    if not handler.is_well_formed(key):
-        raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
-    return key
-
-
-def page_pass(key: str) -> str:
-    """What lets a browser see the page: everybody on this machine can reach it. Tells nothing of the key."""
-    return hashlib.sha256(f"page of the receiver\0{key}".encode()).hexdigest()[:32]
-
-
-def page_url(url: str, key: str) -> str:
-    """The address of the page with its pass, for the person whose receiver it is."""
-    return f"{url}/?pass={page_pass(key)}"
-
-
 def serve(
     *,
     host: str,
     port: int,
     store_path: Path,
     faults_path: Path | None = None,
-    on_listening: Callable[[str, str], None] = lambda _url, _key: None,
+    on_listening: Callable[[str, str, str], None] = lambda _url, _key, _page: None,
 ) -> None:
     """Serve until SIGINT, then return; SIGTERM ends the process once everything is closed.
 
-    Port 0 takes a free one; `on_listening` gets the address and the key.
+    Port 0 takes a free one; `on_listening` gets the address, the key, and the address of the page.
 
     `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError.
     """
@@ -162,7 +120,7 @@ def serve(
             store_path,
             keys=frozenset({key}),
             script=script,
-            on_ready=lambda: on_listening(url, key),
+            on_ready=lambda: on_listening(url, key, page_url(url, key)),
             on_stop=lambda: setattr(served[0], "should_exit", True),
         )
         served.append(server(app))
@@ -304,7 +262,7 @@ class _Handlers:
         if told is not None and self._is_pass(told):
             # Out of the address, which people copy and browsers remember.
             answer = RedirectResponse("./", status_code=303)
-            answer.set_cookie(_COOKIE, told, httponly=True, samesite="strict")
+            answer.set_cookie(COOKIE, told, httponly=True, samesite="strict")
             return answer
         return self._page(request, lambda: page.overview(store.sessions(self.db)))
 
@@ -313,8 +271,12 @@ class _Handlers:
         return self._page(request, lambda: page.session(store.of_session(self.db, wanted)))
 
     def _page(self, request: Request, make: Callable[[], str]) -> Response:
-        is_allowed = self._keys is None or self._is_pass(request.cookies.get(_COOKIE, ""))
-        headers = {"content-security-policy": page.POLICY, "referrer-policy": "no-referrer", "cache-control": "no-store"}
+        is_allowed = self._keys is None or self._is_pass(request.cookies.get(COOKIE, ""))
+        headers = {
+            "content-security-policy": page.POLICY,
+            "referrer-policy": "no-referrer",
+            "cache-control": "no-store",
+        }
         if not is_allowed:
             return HTMLResponse(page.CLOSED, 403, headers)
         return HTMLResponse(make(), headers=headers)

@@ -219,8 +219,10 @@ def sessions(db: sqlite3.Connection, limit: int = SESSIONS_MAX) -> list[Session]
         f" from log where {_SESSION_ID} is not null group by 1 order by start_ms desc limit ?",
         (limit,),
     ).fetchall()
-    titled = db.execute(f"select {_SESSION_ID} as id, response_body from log where model = 'opencode/session'"  # noqa: S608 - the same
-        " order by length(json_extract(properties, '$.\"Helicone-Session-Path\"')) desc, created_ms")
+    titled = db.execute(
+        f"select {_SESSION_ID} as id, response_body from log where model = 'opencode/session'"  # noqa: S608 - the same
+        " order by length(json_extract(properties, '$.\"Helicone-Session-Path\"')) desc, created_ms"
+    )
     # A subagent's path is longer than that of the session which called it.
     titles = {row["id"]: _title(row["response_body"]) for row in titled}
     return [

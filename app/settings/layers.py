@@ -20,7 +20,15 @@ from pydantic import SecretStr, ValidationError
 
 from app.runtime.url import EndpointError, is_unprotected, normalise
 from app.settings.model import SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError, checked
-from app.settings.names import ALLOWED_ENDPOINTS, IN_CONFIG_FILE, IN_SYSTEM_FILE, LIMITS, NAMES, ON_COMMAND_LINE, TIGHTENING
+from app.settings.names import (
+    ALLOWED_ENDPOINTS,
+    IN_CONFIG_FILE,
+    IN_SYSTEM_FILE,
+    LIMITS,
+    NAMES,
+    ON_COMMAND_LINE,
+    TIGHTENING,
+)
 from app.settings.options import Options, excerpt, from_values, layer_of, unit_of, words, words_of
 from app.settings.places import text_of
 from app.settings.strictest import strictest

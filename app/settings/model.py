@@ -50,7 +50,8 @@ Source: TypeAlias = Literal[
 ]
 """`folder .env`: of the folder where a command was typed; `.env`: of the user's configuration folder. `project`: files
 of the project, or what OpenCode handed to the plugin there; `named`: OpenCode's files that its environment names;
-`user`: those that it finds by itself everywhere; `recorded`: by a hook; `system file`: the administrator's, for all users."""
+`user`: those that it finds by itself everywhere; `recorded`: by a hook; `system file`: the administrator's, for all
+users."""
 SEEN_LATER: tuple[Source, ...] = ("default", "system file", "config file", ".env", "user")
 """Sources that a later process finds by itself, whatever its environment and its directory are."""
 

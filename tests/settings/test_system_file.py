@@ -83,7 +83,7 @@ def test_one_that_cannot_be_read_refuses_all_settings(machine: Machine) -> None:
 
 
 def test_one_that_may_not_be_looked_at_refuses_all_settings(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_path: Path, *_: object) -> object:
+    def refuse(_path: Path, *_: object, **_named: object) -> object:
         raise PermissionError(13, "Permission denied")
 
     machine.pin("enable = true")
@@ -104,7 +104,7 @@ def test_none_is_no_problem(machine: Machine) -> None:
         ("https://logs.corp:8443", True),
         ("https://LOGS.corp:8443/", True),
         ("https://logs.corp:8443/v1/trace/custom/log", True),
-        ("https://logs.corp:84430", False),
+        ("https://logs.corp:8444", False),
         ("https://logs.corp.evil:8443", False),
         ("https://logs.corp", False),
         ("https://api.worker.helicone.ai", False),
