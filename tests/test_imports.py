@@ -28,6 +28,7 @@ INSIDE_OF_FUNCTIONS = {
     # On a terminal alone.
     "rich.console": "20 ms",
     "rich.progress": "30 ms",
+    "app.receiver.background": "20 ms",
     # The web server.
     "app.receiver.server": "150 ms",
 }

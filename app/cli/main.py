@@ -19,6 +19,7 @@ from app.capture.folders import effective
 from app.cli import render
 from app.cli.backfill import backfill
 from app.cli.dead import dead
+from app.cli.destination import destination
 from app.cli.import_preview import importing
 from app.cli.options import (
     DONE,
@@ -38,6 +39,7 @@ from app.cli.options import (
 from app.cli.plugin import plugin
 from app.cli.recall import recalling
 from app.cli.setup import receiver_store, setting_up
+from app.cli.uninstall import uninstalling
 from app.cli.verify import verification
 from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError, migrations
@@ -66,6 +68,8 @@ app.add_typer(backfill)
 app.add_typer(verification)
 app.add_typer(recalling)
 app.add_typer(setting_up)
+app.add_typer(uninstalling)
+app.add_typer(destination, name="destination")
 
 
 def main() -> None:
