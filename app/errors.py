@@ -26,9 +26,11 @@
     │  └─ OverlongError             its answer is too long: fewer records are to be asked for
     ├─ AnswerError                  an answer is not JSON, or nested too deeply
     │  └─ TooManyValuesError        it holds too many values
+    ├─ DestinationError             a destination was named that is not there, or cannot be moved
+    ├─ InUseError                   what is to be removed is in use
     ├─ ReceiverError                the receiver cannot start as asked
     ├─ FaultError                   a script of the receiver's faults cannot be used
-    └─ ShelfError                   a file is not the receiver's store, or a query is not known
+    └─ ReceiverStoreError           a file is not the receiver's store, or a query is not known
 
 Beside it stand failures of the system: PlaceError is an OSError, Damaged a sqlite3.DatabaseError.
 """

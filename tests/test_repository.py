@@ -216,6 +216,7 @@ LONG = {
     "app/settings/layers.py load": "one parameter for each kind of source",
     "app/cli/backfill.py _backfill": "one parameter for each option",
     "app/cli/recall.py _recall": "one parameter for each option",
+    "app/cli/setup.py _setup": "one parameter for each option",
 }
 """Functions that are longer, or take more, and why. Constructors may."""
 

@@ -138,7 +138,7 @@ def test_jawn_answers_nothing(post: Posting, path: str) -> None:
     assert len(post.rows()) == 1
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/log", "/custom/v1/log/", "/v1/trace/log", "/jawn" + JAWN])
+@pytest.mark.parametrize("path", ["/v1", "/v1/log", "/custom/v1/log/", "/v1/trace/log", "/jawn" + JAWN])
 def test_any_other_path_is_404(post: Posting, path: str) -> None:
     answer = post(path, envelope())
     assert (answer.status_code, answer.text) == (404, "invalid path")
@@ -882,7 +882,7 @@ from pathlib import Path
 from app.receiver.server import serve
 serve(
     host="127.0.0.1", port=0, store_path=Path(sys.argv[1]), faults_path=Path(sys.argv[2]),
-    on_listening=lambda url, key: print(url, key, flush=True),
+    on_listening=lambda url, key, _page: print(url, key, flush=True),
 )
 print("stopped")
 """

@@ -101,28 +101,31 @@ def test_none_is_no_problem(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "is_allowed"),
     [
-        ("https://logs.corp:8443", True),
-        ("https://LOGS.corp:8443/", True),
-        ("https://logs.corp:8443/v1/trace/custom/log", True),
-        ("https://logs.corp:8444", False),
-        ("https://logs.corp.evil:8443", False),
-        ("https://logs.corp", False),
+        ("https://logs.example.com:8443", True),
+        ("https://LOGS.example.com:8443/", True),
+        ("https://logs.example.com:8443/v1/trace/custom/log", True),
+        ("https://logs.example.com:8444", False),
+        ("https://logs.example.com.test:8443", False),
+        ("https://logs.example.com", False),
         ("https://api.worker.helicone.ai", False),
     ],
 )
 def test_only_allowed_endpoints_are_sent_to(machine: Machine, endpoint: str, *, is_allowed: bool) -> None:
-    machine.pin('allowedEndpoints = ["https://logs.corp:8443"]')
+    machine.pin('allowedEndpoints = ["https://logs.example.com:8443"]')
     if is_allowed:
-        assert machine.load(HELICONE_ENDPOINT=endpoint).endpoint.startswith("https://logs.corp:8443")
+        assert machine.load(HELICONE_ENDPOINT=endpoint).endpoint.startswith("https://logs.example.com:8443")
     else:
-        assert "allows only https://logs.corp:8443" in machine.refused(HELICONE_ENDPOINT=endpoint)
-        told = machine.refused(HELICONE_ENDPOINT="https://logs.corp:8443", HELICONE_READBACK_URL=endpoint)
+        assert "allows only https://logs.example.com:8443" in machine.refused(HELICONE_ENDPOINT=endpoint)
+        told = machine.refused(HELICONE_ENDPOINT="https://logs.example.com:8443", HELICONE_READBACK_URL=endpoint)
         assert "readbackUrl" in told
 
 
 def test_the_first_allowed_endpoint_is_that_of_who_chooses_none(machine: Machine) -> None:
-    settings = machine.pin('allowedEndpoints = ["https://one.corp", "https://two.corp"]').load()
-    assert (settings.endpoint, settings.origin("endpoint")) == ("https://one.corp", f"system file {machine.file}")
+    settings = machine.pin('allowedEndpoints = ["https://one.example.com", "https://two.example.com"]').load()
+    assert (settings.endpoint, settings.origin("endpoint")) == (
+        "https://one.example.com",
+        f"system file {machine.file}",
+    )
 
 
 def test_one_that_is_written_or_changed_counts_for_running_processes(machine: Machine) -> None:

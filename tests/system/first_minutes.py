@@ -1,4 +1,4 @@
-"""`make minutes`: the first fifteen minutes of a user, from the wheel, in a HOME that holds an OpenCode and nothing else.
+"""`make minutes`: the first fifteen minutes of a user, from the wheel, in a HOME that holds nothing but OpenCode.
 
     install ─▶ setup ─▶ one prompt to the real OpenCode ─▶ the session on the receiver's page ─▶ status ─▶ uninstall
 
@@ -100,7 +100,7 @@ def open_page(address: str) -> tuple[str, urllib.request.OpenerDirector]:
     """As a browser that keeps cookies."""
     browser = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor())
     with browser.open(address, timeout=10) as answer:
-        return answer.read().decode(), browser
+        return str(answer.read(), "utf-8"), browser
 
 
 def seen_session(address: str) -> str:
@@ -111,7 +111,7 @@ def seen_session(address: str) -> str:
         links = [html.unescape(link) for link in re.findall(r'href="(session\?id=ses_[^"]+)"', page)]
         if links:
             with browser.open(address.split("?", maxsplit=1)[0] + links[0], timeout=10) as answer:
-                found = answer.read().decode()
+                found = str(answer.read(), "utf-8")
             if "tool:" in found:
                 return found
         if time.monotonic() > end_s:
@@ -149,7 +149,9 @@ def first_minutes(home: Home, install: Sequence[Sequence[str]], leave: Sequence[
     finally:
         home.types(PROGRAM, "uninstall", "--purge", "--yes")
     home.types(*leave)
-    left = sorted(str(path.relative_to(opencode.home)) for path in opencode.home.rglob("*helicone*"))
+    found = (path.relative_to(opencode.home) for path in opencode.home.rglob("*helicone*"))
+    # Installers keep what they downloaded, and a lock.
+    left = sorted(str(path) for path in found if path.parts[0] != ".cache" and "pipx" not in path.parts)
     if left:
         sys.exit(f"left behind: {', '.join(left)}")
     say(f"from nothing to seen to gone: {time.monotonic() - began_s:.0f} s")
