@@ -22,7 +22,7 @@ from app.cli.options import (
 )
 from app.database.open import open_ledger
 from app.ledger.erasure import erase
-from app.operations.destinations import Listed, adopt, chosen, give_up, listed
+from app.operations.destinations import Listed, adopt, chosen, give_up, listed, movable
 from app.operations.status import counted, named
 from app.runtime import clock
 from app.settings.lookup import Sources
@@ -69,7 +69,7 @@ def _adopt(sources: Sources, number: Number, *, yes: Yes = False, json_wanted: A
     """
     settings = sources.load()
     with closing(open_ledger(settings.spool_directory)) as db:
-        one = chosen(db, settings, number, clock.now_ms())
+        one = movable(db, settings, number, clock.now_ms())
         if not yes and one.jobs.pending:
             ask(f"move {counted(one.jobs.pending, 'job')} of {named(one)} to {settings.endpoint}", "--yes")
         moved = adopt(db, settings, one, clock.now_ms())

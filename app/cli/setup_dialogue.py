@@ -79,6 +79,7 @@ class Choice:
     values: dict[str, str | None] = field(default_factory=dict)
     page: str = ""
     """Of the receiver that was started for it."""
+    port_option: str = ""
 
     def set(self, name: str, value: str | None) -> None:
         self.values[NAMES[name].variable] = value
@@ -229,6 +230,7 @@ def _start_receiver(choice: Choice, environ: Mapping[str, str], store: Path, und
         undo.callback(background.stop, store)
     print_lines([f"the receiver runs: {running.url}"])
     choice.page = running.page
+    choice.port_option = "" if running.port == background.PORT else f" --port {running.port}"
     choice.set("endpoint", running.url)
     choice.set("api_key", running.key)
     choice.set("api_key_file", None)
@@ -401,8 +403,8 @@ def _next(sources: Sources, choice: Choice) -> Iterator[str]:
     yield "  opencode-helicone status    says whether it arrived"
     if choice.page:
         yield f"  see it: {choice.page}"
-        yield "  (the receiver ends with this machine's session:"
-        yield "  opencode-helicone receiver starts it again)"
+        yield "  (the receiver ends when this machine does; to start it again:"
+        yield f"  opencode-helicone receiver{choice.port_option})"
     yield from _history(sources.environ)
 
 

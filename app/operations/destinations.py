@@ -58,14 +58,20 @@ def chosen(db: sqlite3.Connection, settings: Settings, number: int, now_ms: int)
     raise DestinationError(f"there is no destination {number}: `opencode-helicone destination list` has them")
 
 
-def adopt(db: sqlite3.Connection, settings: Settings, one: DestinationStatus, now_ms: int) -> int:
-    """Move what waits there to the destination of the settings; the number of jobs."""
+def movable(db: sqlite3.Connection, settings: Settings, number: int, now_ms: int) -> DestinationStatus:
+    """The one from which jobs can be moved to that of the settings. Raises DestinationError."""
+    one = chosen(db, settings, number, now_ms)
     if settings.api_key is None:
         raise DestinationError("no key is set for where they would go: run `opencode-helicone setup`")
+    if one.current:
+        raise DestinationError(f"destination {number} is the one that the settings mean: nothing is to be moved")
+    return one
+
+
+def adopt(db: sqlite3.Connection, settings: Settings, one: DestinationStatus, now_ms: int) -> int:
+    """Move what waits there to the destination of the settings; the number of jobs."""
     ours = target(db, settings, now_ms)
-    if one.id is None or one.id == ours.id:
-        raise DestinationError(f"destination {ours.id} is the one that the settings mean: nothing is to be moved")
-    return adoption.adopt(db, one.id, ours.id, now_ms=now_ms)
+    return 0 if one.id is None else adoption.adopt(db, one.id, ours.id, now_ms=now_ms)
 
 
 def give_up(db: sqlite3.Connection, one: DestinationStatus, now_ms: int) -> int:

@@ -27,10 +27,14 @@ LOOK_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    url: str
+    port: int
     key: str
     is_new: bool
     """It was started now, and did not run before."""
+
+    @property
+    def url(self) -> str:
+        return _url(self.port)
 
     @property
     def page(self) -> str:
@@ -47,10 +51,10 @@ def ensure(store_path: Path, environ: Mapping[str, str]) -> Running:
     for port in range(PORT, PORT + PORTS):
         who = _who(port, key)
         if who == "ours":
-            return Running(_url(port), key, is_new=False)
+            return Running(port, key, is_new=False)
         if who == "nobody":
             _start(store_path, port, key, environ)
-            return Running(_url(port), key, is_new=True)
+            return Running(port, key, is_new=True)
     raise ReceiverError(f"ports {PORT} to {PORT + PORTS - 1} are all taken by others: free one of them")
 
 
