@@ -104,7 +104,7 @@ def _run(given: Given, sources: Sources, receiver_store: Path) -> None:
     present = sources.load()
     choice = Choice()
     if _asks():
-        print_lines([f"{PROGRAM} {__version__}: set-up. Nothing is written before its end; Ctrl-C leaves it.", ""])
+        print_lines([f"{PROGRAM} {__version__}: set-up. It changes nothing before its end; Ctrl-C leaves it.", ""])
     with ExitStack() as undo:
         if _choose_where(given, present, choice):
             _start_receiver(choice, sources.environ, receiver_store, undo)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from app.capture.config import capture
+from app.database.open import open_ledger
+from app.delivery.policy_check import PolicyCheck
+from app.privacy.policy import Hold, Post, Recapture
 from app.settings.layers import load
 from app.settings.lookup import Sources
 from app.settings.model import Settings, SettingsError
@@ -133,6 +138,20 @@ def test_one_that_is_written_or_changed_counts_for_running_processes(machine: Ma
     written = sources.basis()
     machine.pin("enable = true")
     assert len({repr(one) for one in (before, written, sources.basis())}) == 3
+
+
+def test_a_running_worker_holds_what_waits_while_it_cannot_be_understood(machine: Machine) -> None:
+    settings = machine.load()
+    check = PolicyCheck(machine.sources())
+    made_under = capture(settings, ()).policy.facts("")
+    with closing(open_ledger(machine.home / "spool")) as db:
+        assert check.permit(db, "place", made_under) == Post()
+        machine.pin("exportMode = ")
+        assert isinstance(check.permit(db, "place", made_under), Hold)
+        machine.pin('exportMode = "metadata_only"')
+        assert check.permit(db, "place", made_under) == Recapture()
+        machine.pin("enable = true")
+        assert check.permit(db, "place", made_under) == Post()
 
 
 def test_the_key_is_read_from_the_named_file(machine: Machine) -> None:
