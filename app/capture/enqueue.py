@@ -1,12 +1,6 @@
 """Enqueue: puts the turns of a session's transcript into the ledger as export jobs, and wakes a worker.
 
-The embedded API. A program that has a transcript and an open ledger exports it with
-
-    from app.database.open import open_ledger
-    from app.capture.enqueue import enqueue
-    from app.transcript.parse import parse
-
-    done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, wake=queue.wake)
+Programs that embed this use `app.enqueue`.
 
 Nothing unredacted is written: a turn is redacted and encoded first, and what is stored are the bytes to be posted.
 """
