@@ -127,9 +127,10 @@ def insert(
     now_ms: int,
     reopen: Reopen = LIVE,
 ) -> Decision:
-    """(nothing) -> pending, superseded -> pending or dropped -> pending, in one transaction; idempotent by key.
+    """(nothing) or superseded -> pending, in one transaction; idempotent by key.
 
-    The version that was current becomes superseded. What is off is born dropped, without bodies. The bodies are asked
+    So dropped, dead, delivered or pending -> pending, where `reopen` says so. The version that was current becomes
+    superseded. What is older than that is born superseded; what is off is dropped, without bodies. The bodies are asked
     for before the transaction, one after the other. Raises LedgerError for a key that another turn has.
     """
     contents = _contents(() if version.is_off else bodies)
