@@ -1,4 +1,6 @@
-"""The worker process: Huey's consumer around `deliver`, and the poller beside it, which finds what nobody woke.
+"""The worker process: Huey's consumer around `deliver`, and two loops beside it.
+
+The poller finds what nobody woke; `confirm` reads back what was delivered.
 
 `huey_consumer app.worker.huey` finds its instance here; it is made when it is asked for, so importing this module
 does nothing. `Worker` is the same thing for a caller that has settings already.

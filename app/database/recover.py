@@ -6,7 +6,8 @@
 `ledger.db.broken` is there exactly while a recovery is not finished: whoever opens the ledger next goes on with it.
 Everybody opens the ledger under the shared lock of `recover.lock`; who recovers has it exclusively.
 
-It is written over tables and columns, not over what they mean. What is lost is counted in the new ledger.
+It copies tables and columns, whatever they mean; it knows only what a job needs that has lost its parents. What is lost
+is counted in the new ledger.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ def pause(
     delay_ms: int,
     is_charged: bool,
 ) -> bool:
-    """pending, leased -> pending, due at once, but its destination waits: see `destination.pause`.
+    """pending, leased -> pending, due at once, but its destination waits: see `flow.pause`.
 
     In one transaction: a job whose lease stayed would be taken for one that its worker died with.
     """
