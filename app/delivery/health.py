@@ -1,7 +1,8 @@
 """Health: decides whose fault a failed attempt is, the job's or the destination's, and what becomes of both. Pure.
 
     permanent                                    the record's own: dead
-    refused, 429                                 the destination's: it is paused at once
+    refused, or an answer that says wait         the destination's: it is paused at once
+      (408, 425, 429, its database is away)
     no answer (connection, timeout), or a 5xx
       on a probe                                 the destination's: the next probe, of another job, waits longer
       while other jobs succeed                   the job's: it waits; a 5xx is charged, no answer never is
@@ -102,8 +103,8 @@ def _is_of_the_destination(outcome: Outcome, at: Situation) -> bool:
         return True
     if at.is_paused:
         return False
-    is_limit = outcome.kind == "wait" and outcome.status is not None
-    return is_limit or at.peers == "fail" or (outcome.kind == "wait" and at.is_alone)
+    says_wait = outcome.kind == "wait" and outcome.status is not None
+    return says_wait or at.peers == "fail" or (outcome.kind == "wait" and at.is_alone)
 
 
 def _is_charged(outcome: Outcome, at: Situation, policy: Policy) -> bool:
