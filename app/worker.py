@@ -189,7 +189,7 @@ class Worker:
         context = DeliveryContext(
             destination_id=self.target.id,
             worker=self._announced.name,
-            policy=backoff.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
+            policy=backoff.RetryPolicy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             permit=self._permit,
             post=self._post,
             clock=clock.now_ms,

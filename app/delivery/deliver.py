@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
 from app.ledger import claims, eviction, flow, maintenance, policy_enforcement
@@ -40,7 +40,7 @@ class DeliveryContext:
 
     destination_id: int
     worker: str
-    policy: Policy
+    policy: RetryPolicy
     permit: Callable[[Claim], Permit]
     """What the settings in force say to this job, now."""
     post: Callable[[Body], Outcome]

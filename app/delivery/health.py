@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from app.delivery.backoff import Policy, delay_ms, is_full, pause_ms
+from app.delivery.backoff import RetryPolicy, delay_ms, is_full, pause_ms
 from app.exporters.outcome import Outcome
 
 GATEWAY = frozenset({502, 503, 504, *range(520, 531)})
@@ -79,7 +79,7 @@ class Release:
 Action: TypeAlias = DeadLetter | RetryLater | Pause | Release
 
 
-def decide(outcome: Outcome, at: Situation, policy: Policy, dice: float) -> Action:
+def decide(outcome: Outcome, at: Situation, policy: RetryPolicy, dice: float) -> Action:
     """What becomes of a job and its destination after an attempt that was not accepted. `dice` is uniform in 0..1."""
     if outcome.kind == "permanent":
         return DeadLetter(outcome.reason)
@@ -107,7 +107,7 @@ def _is_of_the_destination(outcome: Outcome, at: Situation) -> bool:
     return says_wait or at.peers == "fail" or (outcome.kind == "wait" and at.is_alone)
 
 
-def _is_charged(outcome: Outcome, at: Situation, policy: Policy) -> bool:
+def _is_charged(outcome: Outcome, at: Situation, policy: RetryPolicy) -> bool:
     """Whether a 5xx is held against the job."""
     if at.peers == "succeed" and not (at.is_probe or at.is_paused):
         return True

@@ -16,7 +16,7 @@ from app.database.connection import Ledger, connect
 from app.database.open import open_ledger
 from app.database.schema import migrate, migrations
 from app.delivery import confirm
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.confirm import CONTROL_MS, Allowance, Unread
 from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.client import ReadBackError
@@ -93,7 +93,7 @@ class Person:
         return DeliveryContext(
             destination_id=self.destination,
             worker="worker",
-            policy=Policy.of(5, 1_000),
+            policy=RetryPolicy.of(5, 1_000),
             permit=lambda _: Post(),
             post=self.post,
             clock=lambda: self.now_ms,

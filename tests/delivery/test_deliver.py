@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import LEASE_MS, DeliveryContext, deliver
 from app.exporters.outcome import Kind, Outcome
 from app.ledger import claims, destinations, flow, maintenance, pruning
@@ -51,7 +51,7 @@ class FakeDestination:
         return DeliveryContext(
             destination_id=self.bench.destination,
             worker="worker-a",
-            policy=Policy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=CAP_MS),
+            policy=RetryPolicy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=CAP_MS),
             permit=lambda _: Post(),
             post=self.post,
             clock=lambda: self.bench.now_ms,

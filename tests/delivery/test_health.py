@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
 
-POLICY = Policy.of(max_retries=3, base_ms=1_000)
+POLICY = RetryPolicy.of(max_retries=3, base_ms=1_000)
 CALM = Situation(
     consecutive_failures=0,
     failures=0,
