@@ -131,7 +131,7 @@ class Evidence:
 
 def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Evidence:
     row = db.execute(
-        "select d.pause_reason is not null as is_paused, d.passes > coalesce(j.passes_seen, 0) as is_passed,"
+        "select d.pause_reason is not null as is_paused, d.passes > coalesce(j.passes_seen, 0) as has_succeeded,"
         " exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
         "  and o.setbacks > 0 and o.passes_seen = d.passes) as is_failed,"
         " not exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
@@ -139,7 +139,7 @@ def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Eviden
         " from destination d join job j on j.id = ? where d.id = ?",
         (job_id, destination_id),
     ).fetchone()
-    peers: Peers = "fail" if row["is_failed"] else "succeed" if row["is_passed"] else "none"
+    peers: Peers = "fail" if row["is_failed"] else "succeed" if row["has_succeeded"] else "none"
     return Evidence(bool(row["is_paused"]), peers, bool(row["is_alone"]))
 
 
