@@ -17,64 +17,84 @@ ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
 ATTEMPTS_KEPT = 10
 
-# Due, in a session of which nothing is in flight. A job in backoff does not block its successors.
-_DUE = (
-    "j.state = 'pending' and j.due_ms <= :now"
-    " and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)"
+ISOLATED_DUE = (
+    # A number, no parameter: only so does SQLite use the index of these few.
+    f"j.destination_id = :destination and j.state = 'pending' and j.kills >= {ISOLATED_KILLS} and j.due_ms <= :now"
 )
-CLAIMABLE = (
-    f"{_DUE} and (j.kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
-    " and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
+"""Of jobs `j`: what is due and must be alone. While there is such a job, no other is claimed."""
+IS_FREE = "not exists (select 1 from job l where l.session_id = {of}.session_id and l.lease_until_ms is not null)"
+"""Nothing of its session is in flight."""
+FIRST_DUE = (
+    "select {column} from job j where j.session_id = w.session_id and j.is_history = w.is_history"
+    " and j.state = 'pending' and j.due_ms = w.due_ms order by j.id limit 1"
 )
-"""Of jobs `j` of the destination: due, and not kept back by one that must be alone."""
+"""Of a row `w` of what waits: the job that it tells of."""
+
 _OF_SESSION = (
-    "select j.id from job k join job j on j.session_id = k.session_id"
-    f" where k.destination_id = :destination and k.key = :key and {CLAIMABLE}"
+    "select j.id, j.due_ms from job j where j.state = 'pending' and j.is_history = {is_history}"
+    " and j.session_id = (select session_id from job where destination_id = :destination and key = :key)"
 )
-# The oldest due job that is live, else the oldest due. (Two questions: one order by both would sort all that is due.)
-_NEXT_OF_SESSION = (
-    f"coalesce(({_OF_SESSION} and j.is_history = 0 order by j.id limit 1), ({_OF_SESSION} order by j.id limit 1))"
+# The oldest; while that is in backoff, what has been due for the longest time. (Two questions, because each is one look
+# into an index: the oldest of those that are due may stand behind any number that are not.)
+_NEXT_OF_KIND = (
+    f"(select id from ({_OF_SESSION} order by j.id limit 1) where due_ms <= :now),"
+    f" (select id from ({_OF_SESSION} and j.due_ms <= :now order by j.due_ms, j.id limit 1))"
 )
-# One bad record must not be all that probes ever ask about: they take turns.
-_LEAST_RECENTLY_TRIED = (
-    f"select j.id from job j where j.destination_id = :destination and {_DUE}"
-    " order by coalesce(j.attempted_ms, 0), j.id limit 1"
+_NEXT_OF_SESSION = f"select coalesce({_NEXT_OF_KIND.format(is_history=0)}, {_NEXT_OF_KIND.format(is_history=1)})"
+_NEXT_ISOLATED = (
+    f"select j.id from job k join job j on j.session_id = k.session_id where k.destination_id = :destination"
+    f" and k.key = :key and {ISOLATED_DUE} order by j.is_history, j.id limit 1"
+)
+_FIRST_WAITING = (
+    "select * from (select * from waiting where destination_id = :destination and is_history = {is_history}"
+    f" and due_ms <= :now and {IS_FREE.format(of='waiting')} order by due_ms, session_id limit 1)"
+)
+# One bad record must not be all that probes ever ask about: what was asked about in vain is due from then on, and so
+# goes behind all that waited already. It goes behind what has come since as well, if that is not tried yet.
+_LONGEST_DUE = (
+    "select j.id, j.attempted_ms from"
+    f" ({_FIRST_WAITING.format(is_history=0)} union all {_FIRST_WAITING.format(is_history=1)}) w"
+    f" join job j on j.id = ({FIRST_DUE.format(column='j.id')}) order by w.due_ms, w.is_history limit 1"
+)
+_NEWEST_IF_UNTRIED = (
+    "select id from (select * from job j where j.destination_id = :destination and j.state = 'pending'"
+    " order by j.enqueued_ms desc, j.id desc limit 1) j"
+    f" where attempted_ms is null and due_ms <= :now and {IS_FREE.format(of='j')}"
 )
 
 
 def claim(
     db: sqlite3.Connection, destination_id: int, key: str, *, worker: str, now_ms: int, lease_ms: int
 ) -> Claim | None:
-    """pending -> pending with a lease: the oldest due job of the session that `key` belongs to; history goes last.
+    """pending -> pending with a lease: the oldest job of the session that `key` belongs to; history goes last.
 
-    While the destination is paused and its probe is due, it is the job of any session that was not tried for the
-    longest time. None when there is nothing to do: not due, another job of the session is in flight, or the destination
-    takes no more now.
+    While the oldest is in backoff it is the one that has been due for the longest time; and while the destination is
+    paused and its probe is due, the one of all sessions that has; or the newest, where that one was tried before and
+    the newest was not. None when there is nothing to do: not due, another job of the session is in flight, or the
+    destination takes no more now.
     """
     with transaction(db):
         terms = flow.terms(db, destination_id, now_ms)
         if terms is None:
             return None
-        candidates = _LEAST_RECENTLY_TRIED if terms.is_probe else _NEXT_OF_SESSION
+        arguments = {"destination": destination_id, "key": key, "now": now_ms}
+        if terms.is_probe:
+            candidate = _to_probe(db, arguments)
+        elif is_isolated_due(db, destination_id, now_ms):
+            candidate = _first(db, _NEXT_ISOLATED, arguments)
+        else:
+            candidate = _first(db, _NEXT_OF_SESSION, arguments)
         row = db.execute(
             # Whether it must still be held its worker asks: no finish needs to know that it once was.
             "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"
             " hold_reason = null"
-            f" where id = ({candidates}) and destination_id = :destination and state = 'pending'"
-            " and lease_until_ms is null"
+            f" where id = :job and state = 'pending' and {IS_FREE.format(of='job')}"
             # Alone, whoever is suspected of killing workers; and beside it nobody. (The plus: among what is leased, and
             # not among all jobs of the destination.)
             " and not exists (select 1 from job l where l.lease_until_ms is not null"
-            "  and +l.destination_id = :destination and (job.kills >= :isolated or l.kills >= :isolated))"
+            f"  and +l.destination_id = :destination and max(job.kills, l.kills) >= {ISOLATED_KILLS})"
             " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
-            {
-                "destination": destination_id,
-                "key": key,
-                "now": now_ms,
-                "isolated": ISOLATED_KILLS,
-                "until": now_ms + lease_ms,
-                "worker": worker,
-            },
+            {**arguments, "job": candidate, "until": now_ms + lease_ms, "worker": worker},
         ).fetchone()
         if row is None:
             return None
@@ -83,6 +103,26 @@ def claim(
             flow.await_probe(db, destination_id, now_ms + lease_ms)
         _begin_attempt(db, row["id"], row["attempt"], now_ms)
         return _read(db, row, terms)
+
+
+def _first(db: sqlite3.Connection, which: str, arguments: Mapping[str, object]) -> int | None:
+    row = db.execute(which, arguments).fetchone()
+    return None if row is None else row[0]
+
+
+def _to_probe(db: sqlite3.Connection, arguments: Mapping[str, object]) -> int | None:
+    longest = db.execute(_LONGEST_DUE, arguments).fetchone()
+    if longest is None or longest["attempted_ms"] is None:
+        return longest and int(longest["id"])
+    return _first(db, _NEWEST_IF_UNTRIED, arguments) or int(longest["id"])
+
+
+def is_isolated_due(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
+    """Whether anything is due that must be alone, and so keeps all else back."""
+    row = db.execute(
+        f"select 1 from job j where {ISOLATED_DUE} limit 1", {"destination": destination_id, "now": now_ms}
+    ).fetchone()
+    return row is not None
 
 
 def _read(db: sqlite3.Connection, row: sqlite3.Row, terms: Terms) -> Claim:

@@ -247,14 +247,15 @@ def forget_session(db: sqlite3.Connection, destination_id: int, session: str) ->
     with transaction(db):
         rows = db.execute(
             "update job set confirm_ms = null, body_bytes = 0 where state = 'delivered' and confirm_ms is not null"
-            " and session_id in (select id from session where destination_id = ? and name = ?) returning id",
+            " and turn_id in (select t.id from session s join turn t on t.session_id = s.id"
+            "  where s.destination_id = ? and s.name = ?) returning id",
             (destination_id, session),
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
 
 
 def _held_bytes(db: sqlite3.Connection) -> int:
-    return int(db.execute("select coalesce(sum(body_bytes), 0) from job where body_bytes > 0").fetchone()[0])
+    return int(db.execute("select coalesce(sum(body_bytes), 0) from tally").fetchone()[0])
 
 
 def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object]) -> int:

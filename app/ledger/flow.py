@@ -134,8 +134,8 @@ def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Eviden
         "select d.pause_reason is not null as is_paused, d.passes > coalesce(j.passes_seen, 0) as has_succeeded,"
         " exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
         "  and o.setbacks > 0 and o.passes_seen = d.passes) as is_failed,"
-        " not exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
-        "  and o.hold_reason is null) as is_alone"
+        " (select coalesce(sum(t.jobs), 0) from tally t where t.destination_id = d.id and t.state = 'pending'"
+        "  and t.hold_reason = '') <= (j.state = 'pending' and j.hold_reason is null) as is_alone"
         " from destination d join job j on j.id = ? where d.id = ?",
         (job_id, destination_id),
     ).fetchone()

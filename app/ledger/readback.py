@@ -77,9 +77,10 @@ class Confirmations:
 
 def confirmations(db: sqlite3.Connection, destination_id: int) -> Confirmations:
     jobs = db.execute(
-        "select count(*) filter (where confirmed_ms is not null and not body_not_stored and state = 'delivered'),"
-        " count(confirm_ms), count(*) filter (where body_not_stored and state = 'delivered')"
-        " from job where destination_id = ?",
+        "select coalesce(sum(jobs) filter (where reason = 'confirmed'), 0),"
+        " coalesce(sum(jobs) filter (where reason = 'to be confirmed'), 0),"
+        " coalesce(sum(jobs) filter (where reason = 'body not stored'), 0)"
+        " from tally where destination_id = ? and state = 'delivered'",
         (destination_id,),
     ).fetchone()
     going = db.execute(

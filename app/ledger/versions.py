@@ -359,4 +359,6 @@ def place_under(
             " on conflict (destination_id, name) do update set root_name = excluded.root_name returning id",
             (destination_id, child, parent.root, parent.user_id, parent.folder, parent.encoding),
         ).fetchone()
-        return supersede_where(db, "session_id = :session", {"session": row["id"]}, now_ms)
+        return supersede_where(
+            db, "turn_id in (select id from turn where session_id = :session)", {"session": row["id"]}, now_ms
+        )

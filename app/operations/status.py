@@ -11,7 +11,7 @@ from app import __version__
 from app.capture.folder_limits import folders_by_option
 from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
-from app.database.open import open_whole
+from app.database.open import recover_after, open_ledger
 from app.delivery import confirm
 from app.exporters.kinds import TRAITS
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
@@ -173,38 +173,51 @@ class Status:
 
 
 def read_status(settings: Settings, now_ms: int) -> Status:
-    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError."""
+    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError.
+
+    A ledger that a statement finds to be damaged is recovered; to look for damage is for `doctor` and the worker.
+    """
+    is_new = not (settings.spool_directory / "ledger.db").exists()
+    with closing(open_ledger(settings.spool_directory)) as db:
+        try:
+            return _read_status(db, settings, now_ms, is_new=is_new)
+        except sqlite3.Error as error:
+            if not recover_after(db, error):
+                raise
+    with closing(open_ledger(settings.spool_directory)) as db:
+        return _read_status(db, settings, now_ms, is_new=is_new)
+
+
+def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, *, is_new: bool) -> Status:
     spool = Spool(settings.spool_directory)
-    is_new = not (spool.path / "ledger.db").exists()
-    with closing(open_whole(spool.path)) as db:
-        total = counts.counts(db)
-        destinations = read_destinations(db, settings, now_ms)
-        workers = read_workers(spool)
-        return Status(
-            version=__version__,
-            sqlite=sqlite3.sqlite_version,
-            has_wal_reset_bug=wal_reset_bug(sqlite3.sqlite_version),
-            spool=str(spool.path),
-            is_new=is_new,
-            spool_bytes=_bytes_under(spool),
-            spool_bytes_max=settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX,
-            held_bytes=total.body_bytes,
-            held_bytes_max=settings.max_spool_bytes,
-            age_ms_max=settings.max_spool_age_ms,
-            folder_limits=folders_by_option(db, settings),
-            jobs=_jobs(total),
-            dropped_by_reason=dict(total.dropped_by_reason),
-            destinations=destinations,
-            hooks=read_hooks(spool),
-            workers=workers,
-            unread=tuple(notices.unread(db)),
-            refused=tuple(Refused(*row) for row in incidents.refusals(db)),
-            incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
-            held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
-            problems=tuple(one.text for one in settings.complaints),
-            waiting=waiting(destinations, workers, now_ms),
-            alarms=tuple(alarms(destinations)),
-        )
+    total = counts.counts(db)
+    destinations = read_destinations(db, settings, now_ms)
+    workers = read_workers(spool)
+    return Status(
+        version=__version__,
+        sqlite=sqlite3.sqlite_version,
+        has_wal_reset_bug=wal_reset_bug(sqlite3.sqlite_version),
+        spool=str(spool.path),
+        is_new=is_new,
+        spool_bytes=_bytes_under(spool),
+        spool_bytes_max=settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX,
+        held_bytes=total.body_bytes,
+        held_bytes_max=settings.max_spool_bytes,
+        age_ms_max=settings.max_spool_age_ms,
+        folder_limits=folders_by_option(db, settings),
+        jobs=_jobs(total),
+        dropped_by_reason=dict(total.dropped_by_reason),
+        destinations=destinations,
+        hooks=read_hooks(spool),
+        workers=workers,
+        unread=tuple(notices.unread(db)),
+        refused=tuple(Refused(*row) for row in incidents.refusals(db)),
+        incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
+        held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
+        problems=tuple(one.text for one in settings.complaints),
+        waiting=waiting(destinations, workers, now_ms),
+        alarms=tuple(alarms(destinations)),
+    )
 
 
 def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -> tuple[DestinationStatus, ...]:

@@ -494,11 +494,13 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control", "counts",
+    "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control", "counted_bytes",
+    "counts",
     "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters",
     "due_for_confirmation", "evicted", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
     "exported_elsewhere",
     "exported_sessions", "session_identity", "has_turn", "held", "held_bytes", "held_folders", "is_current",
+    "is_isolated_due",
     "is_evicted", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",

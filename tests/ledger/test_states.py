@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from app.database import derived
 from app.ledger import (
     adoption,
     claims,
@@ -73,7 +74,8 @@ FINISHES = st.sampled_from(
 ASKED_FOR = Reopen(frozenset({"deleted", "size", "age", "purged"}), body_not_stored=True)
 OFF_TOO = replace(ASKED_FOR, dropped=ASKED_FOR.dropped | {"off"})
 TABLES = (
-    "attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "confirmation", "destination",
+    "attempt", "bundle", "record", "acknowledgement", "job", "waiting", "tally", "turn", "session", "confirmation",
+    "destination",
 )  # fmt: skip
 
 
@@ -684,6 +686,10 @@ class Histories(RuleBasedStateMachine):
         one = destinations.by_id(self.db, self.destination)
         assert (one.probe_ms, one.concurrency) == (health.probe_ms, health.concurrency)
         assert readback.confirmations(self.db, self.destination).given_up == self.model.given_up
+
+    @invariant()
+    def what_is_kept_about_the_jobs_is_what_they_say(self) -> None:
+        assert [table for table in derived.TABLES if not derived.is_right(self.db, table)] == []
 
     @invariant()
     def nothing_waits_where_no_key_is_known(self) -> None:
