@@ -222,7 +222,7 @@ def _unwarp(site: Site) -> None:
 
 def _room(site: Site) -> None:
     made = site.room.make(site.db, NOW_MS, site.settings.max_spool_bytes)
-    assert not made.emptied
+    assert not made.evicted
     assert not made.dropped
 
 

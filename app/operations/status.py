@@ -11,7 +11,7 @@ from app import __version__
 from app.capture.folder_limits import folders_by_option
 from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
-from app.database.open import recover_after, open_ledger
+from app.database.open import open_ledger, recover_after
 from app.delivery import confirm
 from app.exporters.kinds import TRAITS
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback

@@ -34,7 +34,7 @@ LISTED = {
     "policy_enforcement.hold_folder": "once, as settings are changed",
     "policy_enforcement.made_under": "once, as settings are changed",
     "pruning.drop_oversize": "where there is no room: nothing is dropped because of a sum that was kept",
-    "record_identity.forget_footprints": "the first rows of the table",
+    "record_identity.forget_record_identities": "the first rows of the table",
     "versions.place_under": "no look: SQLite plans one for constraints that are put off, and none is",
 }
 """The ledger's functions that may, and why."""
