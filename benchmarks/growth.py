@@ -67,7 +67,7 @@ SHAPES = (
     Shape("sessions of one", jobs_per_session=1),
     Shape("nine in ten in backoff", backoff=0.9),
     Shape("one session, nine in ten in backoff", jobs_per_session=0, backoff=0.9),
-    Shape("history and live mixed, a dozen in flight", history=0.5, leased=12),
+    Shape("history and live mixed, some in flight", history=0.5, leased=4),
     Shape("three isolated", isolated=3),
     Shape("paused", is_paused=True),
     Shape("one session, paused, nine in ten in backoff", jobs_per_session=0, backoff=0.9, is_paused=True),
@@ -171,7 +171,10 @@ class Site:
         ours = target(self.db, self.settings, 0)
         build(self.db, shape, jobs, capture(self.settings, ()).policy.facts(""), announced.name)
         self.destination = ours.id
-        keys = self.db.execute("select key from job where state = 'pending' order by id")
+        keys = self.db.execute(
+            "select key from job where state = 'pending' and session_id not in"
+            " (select session_id from job where lease_until_ms is not null) order by id"
+        )
         self.keys = [row["key"] for row in keys.fetchall()[:: max(1, jobs // 100)]]
         self.room = Eviction(folder / "no store")
         sweep = PolicySweep(

@@ -26,6 +26,7 @@ LISTED = {
     "adoption.take_over": "one row is enough",
     "confirmations.look_back": "once, as bodies are found missing",
     "eviction.excess_of_folders": "where a folder has a limit of its own",
+    "folders.had_jobs": "a person's command",
     "history.brought_along": "of a fork, whose turns may be copies of anything",
     "history.compare_again": "a person's command",
     "history.exported_sessions": "a person's command about all sessions",
