@@ -129,8 +129,6 @@ def connect(path: Path) -> Ledger:
         db.execute("pragma foreign_keys = on")
         # A commit must survive power loss: the hook says "stored" only once.
         db.execute("pragma synchronous = full")
-        # Some systems have it on, and each body that goes would be written once more: `erasure` is what takes text out.
-        db.execute("pragma secure_delete = off")
         # macOS flushes the drive's cache only when told so; no effect elsewhere.
         db.execute("pragma fullfsync = on")
         # `checkpoint` does it, because SQLite's own way is not safe before 3.51.3.
