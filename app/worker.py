@@ -269,11 +269,14 @@ class Worker:
 
         def run() -> None:
             try:
-                answered.set_result(post())
+                try:
+                    answer = post()
+                finally:
+                    self.leave()
             except BaseException as error:  # noqa: BLE001 - whoever waits for the answer raises it
                 answered.set_exception(error)
-            finally:
-                self.leave()
+            else:
+                answered.set_result(answer)
 
         threading.Thread(target=run, name="post", daemon=True).start()
         return answered
