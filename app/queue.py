@@ -88,9 +88,23 @@ class Queue:
         """
         self._woken_s[key] = time.monotonic()
         with suppress(sqlite3.Error, OSError):
-            self.mend()
-            if self.waiting() < WAKES_MAX:
-                self._task(key, priority=HISTORY if is_history else LIVE)
+            if not self._is_same_file():
+                self.mend()
+            try:
+                self._put(key, HISTORY if is_history else LIVE)
+            except sqlite3.Error:
+                if self.mend():
+                    self._put(key, HISTORY if is_history else LIVE)
+
+    def _put(self, key: str, priority: int) -> None:
+        if self.waiting() < WAKES_MAX:
+            self._task(key, priority=priority)
+
+    def _is_same_file(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._file
+        except FileNotFoundError:
+            return False
 
     def woken(self) -> set[str]:
         """The keys for which somebody was woken here and has not answered yet, as far as is known."""
@@ -136,6 +150,8 @@ def _queue(path: Path, destination_id: int, huey_class: type[SqliteHuey]) -> Sql
         filename=str(private_file(path)),
         serializer=JsonSerializer(),
         results=False,
+        # Nothing waits for the disk: a file that the machine's death damages is made anew.
+        fsync=False,
         timeout=2,
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from app.database.connection import transaction
+from app.database.connection import transaction, unflushed
 from app.ledger import flow
 from app.ledger.flow import Paused, Terms
-from app.ledger.job import Body, Claim, FailedAttempt, LedgerError, bodies
+from app.ledger.job import Accepted, Body, Claim, FailedAttempt, LedgerError, bodies
 from app.ledger.versions import forget_contents
 from app.runtime import failpoint
 
@@ -158,6 +159,12 @@ def _begin_attempt(db: sqlite3.Connection, job_id: int, number: int, now_ms: int
     )
 
 
+def acknowledged(db: sqlite3.Connection, claim: Claim) -> dict[uuid.UUID, bytes]:
+    """By request id, the digest of what Helicone took last of the claim's turn."""
+    rows = db.execute("select request_id, digest from acknowledgement where turn_id = ?", (claim.turn_id,))
+    return {uuid.UUID(bytes=row["request_id"]): row["digest"] for row in rows}
+
+
 def unacknowledged(db: sqlite3.Connection, claim: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
     """The records of a claimed job that Helicone has not said yes to, in order, one in memory at a time.
 
@@ -192,26 +199,43 @@ def is_current(db: sqlite3.Connection, claim: Claim) -> bool:
     return row is not None
 
 
-def acknowledge(db: sqlite3.Connection, claim: Claim, body: Body, *, now_ms: int, lease_ms: int) -> bool:
-    """Note that Helicone took this record, and renew the lease. False when the claim no longer stands.
+def acknowledge(
+    db: sqlite3.Connection, claim: Claim, accepted: Sequence[Accepted], *, now_ms: int, lease_ms: int
+) -> bool:
+    """Note that Helicone took these records, and renew the lease. False when the claim no longer stands.
 
-    The note itself is not fenced: that Helicone said yes is true whoever heard it.
+    The notes themselves are not fenced: that Helicone said yes is true whoever heard it. They do not wait for the disk:
+    one that the machine's death undoes costs another sending under the same id.
     """
-    with transaction(db):
-        db.execute(
-            "insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (?, ?, ?, ?)"
-            " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms",
-            (claim.turn_id, body.request_id.bytes, body.digest, now_ms),
-        )
-        passes = flow.passed(db, claim.destination_id)
-        updated = db.execute(
-            "update job set lease_until_ms = ?, setbacks = 0, failures = 0, passes_seen = ?"
-            " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (now_ms + lease_ms, passes, claim.job_id, claim.attempt),
-        )
+    with unflushed(db), transaction(db):
+        is_current = _note(db, claim, accepted, now_ms + lease_ms)
         failpoint.reach("acknowledge.noting")
     failpoint.reach("acknowledge.committed")
-    return updated.rowcount == 1
+    return is_current
+
+
+def _note(db: sqlite3.Connection, claim: Claim, accepted: Sequence[Accepted], lease_until_ms: int | None) -> bool:
+    passes = flow.passed(db, claim.destination_id, len(accepted))
+    updated = db.execute(
+        "update job set lease_until_ms = coalesce(?, lease_until_ms), setbacks = 0, failures = 0, passes_seen = ?"
+        " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
+        (lease_until_ms, passes, claim.job_id, claim.attempt),
+    )
+    is_current = updated.rowcount == 1
+    for one in accepted:
+        written = db.execute(
+            "insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (?, ?, ?, ?)"
+            " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms"
+            " where digest in (excluded.digest, ?)",
+            (claim.turn_id, one.request_id.bytes, one.digest, one.accepted_ms, one.before),
+        )
+        if written.rowcount == 0:
+            # Another attempt has noted it meanwhile. Whose bytes arrived last nobody knows, so they are posted again.
+            db.execute(
+                "delete from acknowledgement where turn_id = ? and request_id = ?",
+                (claim.turn_id, one.request_id.bytes),
+            )
+    return is_current
 
 
 def finish(
@@ -234,13 +258,23 @@ def finish(
     return updated.rowcount == 1
 
 
-def complete(db: sqlite3.Connection, claim: Claim, now_ms: int, *, confirm_ms: int | None = None) -> bool:
-    """pending, leased -> delivered, if every record is acknowledged.
+def complete(
+    db: sqlite3.Connection,
+    claim: Claim,
+    now_ms: int,
+    *,
+    accepted: Sequence[Accepted] = (),
+    confirm_ms: int | None = None,
+) -> bool:
+    """pending, leased -> delivered, if every record is acknowledged, those last `accepted` among them.
 
     The bodies go, unless the job is to be confirmed at `confirm_ms`; the row stays, so that the key is never sent
-    again.
+    again. Like `acknowledge` it does not wait for the disk: undone, the job has its bodies and is sent again.
     """
-    with transaction(db):
+    with unflushed(db), transaction(db):
+        if accepted:
+            _note(db, claim, accepted, None)
+            failpoint.reach("complete.noting")
         is_done = finish(
             db,
             claim,

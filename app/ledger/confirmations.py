@@ -40,7 +40,7 @@ class Unconfirmed:
     attempt: int
     """Fences every transition: a job that was sent again meanwhile has another one."""
     request_id: uuid.UUID
-    """Of its last record."""
+    """Of the record that was accepted last: where it is stored, those before it are."""
     start_ms: int | None
     """Of that record; None where it is not kept."""
     body_bytes: int | None
@@ -49,10 +49,13 @@ class Unconfirmed:
     resends: int
 
 
+_ACCEPTED_LAST = (
+    "from record r left join acknowledgement a on a.turn_id = j.turn_id and a.request_id = r.request_id"
+    " where r.job_id = j.id order by a.acknowledged_ms desc, r.position desc limit 1"
+)
 _DUE = (
     "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends,"
-    " (select r.body_bytes from record r where r.job_id = j.id order by r.position desc limit 1) as body_bytes,"
-    " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
+    f" (select r.body_bytes {_ACCEPTED_LAST}) as body_bytes, coalesce((select r.request_id {_ACCEPTED_LAST}),"
     "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
     "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
     " from job j where j.destination_id = :destination"

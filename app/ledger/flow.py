@@ -84,12 +84,13 @@ def resume(db: sqlite3.Connection, destination_id: int) -> bool:
     return updated.rowcount == 1
 
 
-def passed(db: sqlite3.Connection, destination_id: int) -> int:
-    """A record was accepted; returns how many were so far. After a pause twice as many jobs may be in flight then."""
+def passed(db: sqlite3.Connection, destination_id: int, records: int = 1) -> int:
+    """So many were accepted; returns how many were so far. After a pause each doubles what may be in flight."""
     row = db.execute(
-        "update destination set passes = passes + 1, concurrency = iif(concurrency * 2 < ?, concurrency * 2, null)"
-        " where id = ? returning passes",
-        (CONCURRENCY_MAX, destination_id),
+        "update destination set passes = passes + :records,"
+        " concurrency = iif(concurrency << :records < :most, concurrency << :records, null)"
+        " where id = :id returning passes",
+        {"records": records, "most": CONCURRENCY_MAX, "id": destination_id},
     ).fetchone()
     return int(row["passes"])
 

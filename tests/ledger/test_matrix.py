@@ -40,7 +40,7 @@ from app.ledger.destinations import Destination
 from app.ledger.eviction import Recaptured
 from app.ledger.job import Claim, FailedAttempt
 from app.ledger.notices import TurnRead
-from tests.support.ledger_bench import LEASE_MS, WORKER, LedgerBench, bodies, version
+from tests.support.ledger_bench import WORKER, LedgerBench, bodies, version
 
 DAY_MS = 24 * 3_600_000
 LATER_MS = 9_000
@@ -334,9 +334,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "claim where there is no room": (lambda d, *_: claim_beside(d, concurrency=1), {}),
     "claim beside one that must be alone": (lambda d, *_: claim_beside(d, kills=ISOLATED_KILLS), {}),
     "acknowledge": (
-        lambda d, claimed, _: claims.acknowledge(
-            d.db, claimed, bodies("ses_1 t9")[0], now_ms=d.now_ms, lease_ms=LEASE_MS
-        ),
+        lambda d, claimed, _: d.acknowledge(claimed, bodies("ses_1 t9")[0]),
         to("pending", *OURS),
     ),
     "complete": (lambda d, claimed, _: complete(d, claimed, None), {**to("delivered", *OURS), **LEASE_GONE}),
@@ -494,9 +492,9 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control", "counted_bytes",
-    "counts",
-    "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters",
+    "acknowledged", "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control",
+    "counted_bytes", "counts", "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters",
+    "dropped_groups", "dropped_letters",
     "due_for_confirmation", "evicted", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
     "exported_elsewhere",
     "exported_sessions", "session_identity", "has_turn", "held", "held_bytes", "held_folders", "is_current",

@@ -41,6 +41,7 @@ from app.ledger.decision import LIVE, RECALL, Reopen
 from app.ledger.eviction import Recaptured
 from app.ledger.job import Body, Claim, FailedAttempt, Version
 from app.ledger.maintenance import KILLS_MAX, UNSEEN_MS
+from tests.support.ledger_bench import accepted
 from tests.support.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000
@@ -252,7 +253,9 @@ class Histories(RuleBasedStateMachine):
         if not left:
             return
         body = left[-1]  # in any order
-        given = claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        given = claims.acknowledge(
+            self.db, held, [accepted(self.db, held, body, self.now_ms)], now_ms=self.now_ms, lease_ms=LEASE_MS
+        )
         assert given is (current is not None)
         self.model.known(job)[body.request_id] = body.digest
         self.model.health.pass_one()

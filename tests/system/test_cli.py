@@ -126,7 +126,7 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
         "app.cli.main",
         "app.exporters.helicone.client",
         "app.worker",
-        "httpx",
+        "httpcore",
         "rich",
         "starlette",
         "typer",

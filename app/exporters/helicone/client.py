@@ -13,19 +13,19 @@ import re
 import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-import httpx
+import httpcore
 
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
 from app.exporters.client import ClientError, OverlongError, ReadBackError
 from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import Kind, Outcome, retry_after_ms
-from app.exporters.transport import Transport, within
+from app.exporters.transport import FAILURES, Transport, trust
 from app.privacy.excerpt import excerpt, repeats
 from app.runtime.url import RouteKind
 
@@ -54,16 +54,8 @@ as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, t
 _Row: TypeAlias = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    """Cut at the limit that was asked for."""
-
-
 class Client:
-    """One pool of connections to Helicone under one API key, shared by the worker's threads.
+    """Connections to Helicone under one API key, shared by the worker's threads.
 
     Honours HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE; loopback is always direct. Never follows a
     redirect, never retries, never compresses, reads no .netrc, keeps no cookies. Raises ClientError.
@@ -76,7 +68,15 @@ class Client:
         self._key = api_key
         self._deadline_s = deadline_s
         self._redact = redact
-        self._http = httpx.Client(transport=Transport(_trust()), trust_env=False, follow_redirects=False)
+        self._transport = Transport(
+            _trust(),
+            {
+                "Authorization": f"Bearer {api_key}",
+                "Content-Type": "application/json",
+                # Says who asks; servers at an edge are known to distrust requests without one (not tried here).
+                "User-Agent": "opencode-helicone",
+            },
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -87,14 +87,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._transport.close()
 
     def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
         """Send one record's bytes to a log URL, within the deadline. A Retry-After date counts from `now_ms`."""
         allowed_s = self._deadline_s if deadline_s is None else min(deadline_s, self._deadline_s)
         try:
-            answer = self._send(url, body, ANSWER_BYTES_MAX, allowed_s)
-        except httpx.TransportError as error:
+            answer = self._transport.post(url, body, ANSWER_BYTES_MAX, allowed_s)
+        except FAILURES as error:
             return _unreached(error, allowed_s)
         redact = self._redacted
         outcome = classify(kind_of(url), answer.status, answer.headers, answer.body, request_id, now_ms, redact)
@@ -139,8 +139,8 @@ class Client:
 
     def _read_page(self, url: str, query: _Row) -> list[_Row]:
         try:
-            answer = self._send(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
-        except httpx.TransportError as error:
+            answer = self._transport.post(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
+        except FAILURES as error:
             raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
         if len(answer.body) >= READ_BACK_BYTES_MAX:
             raise OverlongError(f"reading back was answered with more than {READ_BACK_BYTES_MAX >> 20} MiB")
@@ -155,28 +155,6 @@ class Client:
             said = _describe(answer.body[:ANSWER_BYTES_MAX], self._redacted)
             raise ReadBackError(f"reading back was answered with {answer.status}: {said}")
         return rows
-
-    def _send(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> _Answer:
-        """Raises httpx.TransportError."""
-        # Built by hand, so that none of the client's own headers, cookies and encodings come along.
-        request = httpx.Request(
-            "POST",
-            url,
-            headers={
-                "Authorization": f"Bearer {self._key}",
-                "Content-Type": "application/json",
-                # Says who asks; servers at an edge are known to distrust requests without one (not tried here).
-                "User-Agent": "opencode-helicone",
-            },
-            content=body,
-            extensions={"timeout": httpx.Timeout(max(deadline_s, 0.001)).as_dict()},
-        )
-        with within(deadline_s):
-            response = self._http.send(request, stream=True, auth=None)
-            try:
-                return _Answer(response.status_code, response.headers, _first(response.iter_raw(), bytes_max))
-            finally:
-                response.close()
 
 
 def classify(
@@ -276,28 +254,19 @@ def _describe(body: bytes, redact: Callable[[str], str]) -> str:
     return "JSON" if start in b"{[" else "text"
 
 
-def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
-    held = bytearray()
-    for chunk in chunks:
-        held += chunk
-        if len(held) >= bytes_max:
-            break
-    return bytes(held[:bytes_max])
-
-
-def _unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:
+def _unreached(error: Exception, deadline_s: float) -> Outcome:
     """What it means that no whole answer came. Texts of the other side are left out: they may quote what was sent."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see SSL_CERT_FILE"
             return Outcome("refused", untrusted[:REASON_CHARS_MAX])
-    if isinstance(error, httpx.UnsupportedProtocol):
+    if isinstance(error, httpcore.UnsupportedProtocol):
         return Outcome("refused", f"{error}; see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"[:REASON_CHARS_MAX])
-    if isinstance(error, httpx.ProxyError):
+    if isinstance(error, httpcore.ProxyError):
         status = re.match(r"4[0-9]{2}(?= |$)", str(error))
         if status:
             return Outcome("refused", f"the proxy refused with {status[0]}; see HTTPS_PROXY and NO_PROXY")
-    if isinstance(error, httpx.TimeoutException):
+    if isinstance(error, httpcore.TimeoutException):
         return Outcome("wait", f"{type(error).__name__}: no complete answer within {deadline_s:g} s")
     details = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
     return Outcome("wait", ": ".join([type(error).__name__, *details[-1:]])[:REASON_CHARS_MAX])
@@ -341,6 +310,6 @@ def _one_of(request_ids: Sequence[uuid.UUID]) -> _Row:
 
 def _trust() -> ssl.SSLContext:
     try:
-        return httpx.create_ssl_context()
+        return trust()
     except OSError as error:
         raise ClientError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error.strerror or error}") from error

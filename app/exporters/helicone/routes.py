@@ -1,4 +1,4 @@
-"""Finds the URLs of Helicone that follow from an endpoint as a person gives it. Pure, without httpx.
+"""Finds the URLs of Helicone that follow from an endpoint as a person gives it. Pure, without httpcore.
 
     endpoint                               log URLs, in the order to be tried
     https://api.worker.helicone.ai         …/custom/v1/log                            worker
