@@ -27,7 +27,16 @@ from app.ledger import incidents
 from app.runtime import clock
 from app.runtime.clock import Reading
 from app.runtime.liveness import present
-from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, NewVersion, Upgrade, is_replaced
+from app.runtime.upgrade import (
+    LOOK_S,
+    PAUSE_S_MAX,
+    WHOLE_LOOK_S,
+    NewVersion,
+    Stamp,
+    Upgrade,
+    is_replaced,
+    stamp,
+)
 from app.settings.lookup import unattended
 from app.sources.opencode.store import store_file
 from app.worker import Worker
@@ -106,6 +115,38 @@ def test_between_two_looks_it_does_not_look(program: Program) -> None:
     assert program.look(upgrade, LOOK_S / 2) is None
     assert program.look(upgrade, LOOK_S / 2) is None
     assert program.look(upgrade, LOOK_S / 2) == NEWER
+
+
+def test_a_program_at_rest_is_looked_at_whole_now_and_then_alone(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[Path] = []
+
+    def counted(package: Path) -> Stamp | None:
+        whole.append(package)
+        return stamp(package)
+
+    code = program.package / "hook.py"
+    code.write_text("1")
+    os.utime(program.package / "__init__.py", (1, 1))
+    os.utime(program.package, (1, 1))
+    upgrade = program.start()
+    monkeypatch.setattr("app.runtime.upgrade.stamp", counted)
+    for _ in range(round(WHOLE_LOOK_S / LOOK_S)):
+        assert program.look(upgrade) is None
+    assert len(whole) == 1
+    code.write_text("2")  # in place, which no folder tells
+    looks = [program.look(upgrade) for _ in range(round(2 * WHOLE_LOOK_S / LOOK_S))]
+    assert NEWER in looks
+
+
+def test_a_file_that_comes_is_seen_by_the_next_look(program: Program) -> None:
+    os.utime(program.package / "__init__.py", (1, 1))
+    os.utime(program.package, (1, 1))
+    upgrade = program.start()
+    assert [program.look(upgrade) for _ in range(3)] == [None] * 3
+    (program.package / "hook.py").write_text("")
+    assert [program.look(upgrade), program.look(upgrade)] == [None, NEWER]
 
 
 def test_a_program_that_was_taken_away_has_no_heir(program: Program) -> None:
