@@ -10,6 +10,7 @@ from benchmarks.__main__ import NAMES
 from benchmarks.table import HEAD, cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_fills_its_rows(name: str) -> None:
     rows = list(import_module(f"benchmarks.{name}").rows(True))  # noqa: FBT003 - as every benchmark has it

@@ -130,9 +130,8 @@ def enqueue(  # noqa: PLR0913 - the documented call; two of them have defaults
     seen: list[Version] = []
     for export, version in ready:
         if request.only is None or export.turn in request.only:
-            decision = _insert(
-                db, place.destination_id, version, export, request.reopen, now_ms=now_ms, admit=admit, seen=seen
-            )
+            one = export, version
+            decision = _insert(db, place.destination_id, one, request.reopen, now_ms=now_ms, admit=admit, seen=seen)
             done.count(decision, version, export)
     for version in seen:
         versions.see_again(db, place.destination_id, version)
@@ -218,11 +217,10 @@ def _versions(
     return list(zip(ready, versions, strict=True)), waiting
 
 
-def _insert(  # noqa: PLR0913 - one caller
+def _insert(
     db: sqlite3.Connection,
     destination_id: int,
-    version: Version,
-    export: Export,
+    one: tuple[Export, Version],
     reopen: Reopen,
     *,
     now_ms: int,
@@ -230,6 +228,7 @@ def _insert(  # noqa: PLR0913 - one caller
     seen: list[Version],
 ) -> Decision:
     """`seen`: what is known already, and was not noted as seen again yet."""
+    export, version = one
     decision = versions.decision_on(db, destination_id, version, reopen)
     if decision is Decision.REFUSED:
         return decision
