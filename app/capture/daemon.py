@@ -289,6 +289,8 @@ class Daemon:
             self._refuse(type(error).__name__, self._where(at), error.for_logs)
         except (sqlite3.Error, OSError, SchemaError) as error:
             return error
+        except OutdatedError:
+            raise  # what is in hand goes along
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
             self._refuse(f"{BUG} {type(error).__name__}", self._where(at), log.where(error))
         return None

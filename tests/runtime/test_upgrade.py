@@ -330,6 +330,22 @@ class WhenEmpty(Upgrade):
         return NEWER if self._left < 0 else None
 
 
+class Replaced(Upgrade):
+    """Of a process whose program was installed anew before its plugin said anything."""
+
+    def __init__(self) -> None:
+        super().__init__(migrations()[-1][0])
+        self._looks = 0
+
+    @property
+    def is_untouched(self) -> bool:
+        return False
+
+    def new_version(self, *_: object) -> NewVersion | None:
+        self._looks += 1
+        return NEWER if self._looks > 2 else None  # the files were not at rest yet
+
+
 class Listener(Upgrade):
     """Hears between the lines which sessions a hook owns; nobody has to make way."""
 
@@ -363,6 +379,17 @@ def unfinished(name: str) -> dict[str, Any]:
 def jobs(station: Station) -> dict[str, int]:
     with station.ledger() as db:
         return dict(db.execute("select state, count(*) from job group by state").fetchall())
+
+
+def test_a_hook_takes_its_reading_half_from_no_later_installation(station: Station, plugin: Plugin) -> None:
+    plugin.say("ses_1")
+    pipe_reader = PipeReader(plugin.reader)
+    wait_until(lambda: len(pipe_reader) == 1)
+    daemon = Daemon(pipe_reader, plugin.sources, Replaced())
+    pending = daemon.serve()
+    assert pending is not None
+    assert b"ses_1" in b"".join(pending)  # for the new program
+    assert not (station.spool / "ledger.db").exists()
 
 
 def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: Station, plugin: Plugin) -> None:
