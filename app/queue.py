@@ -69,6 +69,7 @@ class Queue:
             _remove(self._path)
             self.huey = _queue(self._path, destination_id, huey_class)
         self._file = self._path.stat().st_ino
+        self._sound = self._state()
 
         self._woken_s: dict[str, float] = {}
 
@@ -125,7 +126,11 @@ class Queue:
             storage = self.huey.storage
             try:
                 if self._path.stat().st_ino == self._file:
+                    state = self._state()
+                    if state == self._sound:
+                        return False
                     if _is_sound(self._path):
+                        self._sound = state
                         storage.sql("select 1 from task limit 1")
                         return False
                     _remove(self._path)
@@ -139,6 +144,11 @@ class Queue:
             storage.close()
             storage.initialize_schema()
         return True
+
+    def _state(self) -> object:
+        """Changes with whatever is written to the file."""
+        wal = self._path.with_name(f"{self._path.name}-wal")
+        return [(one.st_size, one.st_mtime_ns) for file in (self._path, wal) if file.exists() for one in [file.stat()]]
 
     def close(self) -> None:
         self.huey.storage.close()

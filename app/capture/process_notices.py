@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from app.capture.messages import Line
-from app.capture.notices import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
+from app.capture.notices import AGAIN_S, BUG, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.capture.owed import Owed
 from app.capture.projects import Captures
 from app.capture.session_reader import FAILURES_MAX, Look, Reader, ReadRequest, reason_of
@@ -22,7 +22,6 @@ from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
 
-BUG = "internal error"
 SETTINGS_S = 2.0
 """Between two looks at a session whose folder's settings cannot be used."""
 

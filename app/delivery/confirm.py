@@ -40,8 +40,6 @@ PAUSE_CAP_MS = 3_600_000
 
 CONTROL_MS = 24 * 3_600_000
 """A row that was found longer ago proves nothing about new ones."""
-BLIND = "blind: even a turn that was found there before is not found now; nothing is concluded"
-UNPROVEN = "unproven: nothing was found there for a day, so what is not found may be there; nothing is concluded"
 
 JOBS_MAX = 200
 """In one pass."""
@@ -164,7 +162,7 @@ def _look(
         # Where something was found after all, it is the control by now: the next pass asks for the others again.
         if found or not missing:
             return None
-        return UNPROVEN if fresh_id is None else BLIND
+        return readback.UNPROVEN if fresh_id is None else readback.BLIND
     if control is None and missing:
         readback.note_missed(db, destination_id, now_ms)
     for one in missing:

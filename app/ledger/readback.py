@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from app.ledger.confirmations import AHEAD_MS_MAX
 
+BLIND = "blind: even a turn that was found there before is not found now; nothing is concluded"
+UNPROVEN = "unproven: nothing was found there for a day, so what is not found may be there; nothing is concluded"
+"""As a failure: why a look told nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Control:

@@ -126,15 +126,19 @@ def insert(
     *,
     now_ms: int,
     reopen: Reopen = LIVE,
+    seen: Iterable[Version] = (),
 ) -> Decision:
     """(nothing) or superseded -> pending, in one transaction; idempotent by key.
 
     So dropped, dead, delivered or pending -> pending, where `reopen` says so. The version that was current becomes
     superseded. What is older than that is born superseded; what is off is dropped, without bodies. The bodies are asked
-    for before the transaction, one after the other. Raises LedgerError for a key that another turn has.
+    for before the transaction, one after the other. In the same transaction others, which are known, are `seen` again:
+    each commit writes whole pages. Raises LedgerError for a key that another turn has.
     """
     contents = _contents(() if version.is_off else bodies)
     with transaction(db):
+        for one in seen:
+            see_again(db, destination_id, one)
         decision = decide(version, _known(db, destination_id, version), reopen)
         match decision:
             case Decision.KNOWN | Decision.REFUSED:

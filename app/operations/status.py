@@ -12,7 +12,6 @@ from app.capture.folder_limits import folders_by_option
 from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger, recover_after
-from app.delivery import confirm
 from app.exporters.kinds import TRAITS
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
@@ -23,6 +22,7 @@ from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
 from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
+from app.runtime.terminal import counted
 from app.runtime.url import normalise
 from app.settings.model import Settings
 
@@ -268,11 +268,11 @@ def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> 
     if going.is_never_found:
         causes = "; ".join(TRAITS.NOT_STORED_CAUSES)
         alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
-    elif going.failure == confirm.UNPROVEN:
-        alarm = confirm.UNPROVEN
+    elif going.failure == readback.UNPROVEN:
+        alarm = readback.UNPROVEN
     if off_reason:
         notes.append(f"off: {off_reason}")
-    elif going.failure in (confirm.BLIND, confirm.UNPROVEN):
+    elif going.failure in (readback.BLIND, readback.UNPROVEN):
         notes.append(going.failure)
     elif going.failure is not None:
         notes.append(f"paused: {going.failure}; if jawn is elsewhere, set readbackUrl")
@@ -327,10 +327,6 @@ def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
     if not served:
         return "no worker runs (opencode-helicone worker, or flush)"
     return "a worker is at it"
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def named(one: DestinationStatus) -> str:

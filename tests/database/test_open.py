@@ -15,7 +15,7 @@ import pytest
 
 from app.database.connection import WAL_BYTES, Ledger, checkpoint, connect, shrink, transaction, wal_reset_bug
 from app.database.open import open_ledger
-from app.database.schema import SchemaError, migrate, migrations, statements
+from app.database.schema import NEWEST, SchemaError, digest_of, migrate, migrations, objects_of, statements
 from app.runtime.filesystem import private_directory, private_file
 
 HEAD = len(migrations())
@@ -484,3 +484,7 @@ def test_a_comment_in_a_table_is_no_part_of_the_schema(spool: Path) -> None:
         db.commit()
     open_ledger(spool).close()
     assert list(spool.glob("*.damaged-*")) == []
+
+
+def test_what_the_newest_ledger_consists_of_is_known_without_making_one() -> None:
+    assert digest_of(objects_of(migrations()[-1][0])) == NEWEST
