@@ -172,16 +172,18 @@ def unflushed(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def flushed_together(db: Ledger) -> Iterator[None]:
-    """All write transactions in here wait for the disk once, at the end."""
-    with unflushed(db):
-        yield
-    with suppress(FileNotFoundError):  # then all of it is in the database
-        descriptor = os.open(db.path.with_name(f"{db.path.name}-wal"), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            flush = getattr(fcntl, "F_FULLFSYNC", None)  # macOS flushes the drive's cache only when told so
-            os.fsync(descriptor) if flush is None else fcntl.fcntl(descriptor, flush)
-        finally:
-            os.close(descriptor)
+    """All write transactions in here wait for the disk once, at the end; also where it ends with an error."""
+    try:
+        with unflushed(db):
+            yield
+    finally:
+        with suppress(FileNotFoundError):  # then all of it is in the database
+            descriptor = os.open(db.path.with_name(f"{db.path.name}-wal"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                flush = getattr(fcntl, "F_FULLFSYNC", None)  # macOS flushes the drive's cache only when told so
+                os.fsync(descriptor) if flush is None else fcntl.fcntl(descriptor, flush)
+            finally:
+                os.close(descriptor)
 
 
 def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:
