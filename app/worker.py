@@ -81,6 +81,7 @@ POST_S_MAX = 30.0
 SLOW_S = 0.05
 """Where all of the last ANSWERS took longer, they are waited for several at a time."""
 ANSWERS = 8
+ANSWERS_LEAST = 3
 NOT_FOUND = 404
 CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
@@ -123,7 +124,7 @@ class Worker:
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._routes = TRAITS.routes(self.settings.endpoint)
         self._route = self.target.route
-        self._answers_s: deque[float] = deque([0.0], maxlen=ANSWERS)
+        self._answers_s: deque[float] = deque(maxlen=ANSWERS)
         self._plan = TRAITS.read_back(
             self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
         )
@@ -260,7 +261,8 @@ class Worker:
 
         Where this machine is busy, some of the last ones took long as well, but not all.
         """
-        if min(self._answers_s.copy()) < SLOW_S:
+        last_s = self._answers_s.copy()
+        if len(last_s) < ANSWERS_LEAST or min(last_s) < SLOW_S:
             return 1
         is_careful = destinations.by_id(self.db, self.target.id).concurrency is not None
         return 1 if is_careful else TRAITS.RECORDS_AT_ONCE
