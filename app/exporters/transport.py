@@ -1,18 +1,17 @@
-"""Transport over HTTP with one total deadline, which reaches this machine directly whatever proxies are set.
+"""Transport of httpx with one total deadline, which reaches this machine directly whatever proxies are set.
 
-    Transport ─▶ pool, direct or through the proxy ─▶ _Backend ─▶ _Stream ─▶ socket
+    Transport ─▶ httpx.HTTPTransport, direct or through the proxy ─▶ _Backend ─▶ _Stream ─▶ socket
                  `within(30)` sets this thread's deadline; each lookup, connect, handshake, read and write below
                  it gets the time that is left
 
-The pools are httpcore's, as httpx has them: what httpx adds to them takes as long again, and is not needed. They bound
-each single read and write, so that a server which sends one byte now and then is never done with.
+httpx bounds each single read and write, so that a server which sends one byte now and then is never done with. Its
+transports are used without its `Client`: redirects, cookies and logins are not wanted, and take as long again.
 A synchronous request runs in one thread from end to end; so the deadline can belong to the thread.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import queue
 import socket
 import ssl
@@ -23,29 +22,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-import certifi
 import httpcore
+import httpx
 
 from app.runtime.url import is_loopback
 
 # Of each address of a host: a dead IPv6 route must leave time to try IPv4.
 _CONNECT_S_MAX = 10.0
 _SLICE_BYTES = 64 * 1024
-# Node closes idle connections after 5 s; leaving first avoids posting into a connection that is being closed.
-_LIMITS: dict[str, Any] = {"max_connections": 1, "keepalive_expiry": 4.0}
+# One connection: httpcore asks all of a pool's at each request, under one lock. Node closes idle ones after 5 s;
+# leaving first avoids posting into a connection that is being closed.
+_LIMITS = httpx.Limits(max_connections=1, keepalive_expiry=4.0)
 _PHASES = ("connect", "read", "write", "pool")
-_IN_A_PATH = "/%:@!$&'()*+,;=~"
-
-FAILURES = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
-    httpcore.UnsupportedProtocol,
-)
-"""What is raised when no whole answer came."""
 
 _Lookup: TypeAlias = Callable[[str, int], Iterable[tuple[Any, ...]]]
 
@@ -61,7 +50,7 @@ _deadline = _Deadline()
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """All that this thread sends and receives inside takes `seconds` at most, or raises httpcore.TimeoutException."""
+    """All that this thread sends and receives inside takes `seconds` at most, or raises httpx.TimeoutException."""
     _deadline.ends_s = time.monotonic() + seconds
     try:
         yield
@@ -85,16 +74,6 @@ class Reply:
     """Cut at the limit that was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """What of a URL is the same in each request."""
-
-    url: httpcore.URL
-    host: str
-    headers: list[tuple[bytes, bytes]]
-    is_loopback: bool
-
-
 class Transport:
     """Connections by the way they go out: direct, or through one of the proxies that the environment names.
 
@@ -106,85 +85,69 @@ class Transport:
         self._trust = trust
         self._headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         self._lock = threading.Lock()
-        self._idle: dict[str | None, list[httpcore.ConnectionPool]] = {}
-        """By proxy. A pool of one connection each: httpcore asks all of a pool's at each request, under one lock."""
-        self._pools: list[httpcore.ConnectionPool] = []
-        self._targets: dict[str, _Target] = {}
+        self._idle: dict[str | None, list[httpx.HTTPTransport]] = {}
+        """By proxy."""
+        self._connections: list[httpx.HTTPTransport] = []
+        self._urls: dict[str, httpx.URL] = {}
 
     def post(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> Reply:
-        """Send and hear all, or the first `bytes_max` of the answer. Raises one of FAILURES.
+        """Send and hear all, or the first `bytes_max` of the answer. Raises httpx.TransportError.
 
         UnsupportedProtocol also for a proxy setting that cannot be used; its message never quotes the setting, which
         may hold a password.
         """
-        target = self._targets.get(url) or self._targets.setdefault(url, self._target(url))
-        proxy = None if target.is_loopback else proxy_for(target.url.scheme.decode(), target.host, target.url.port)
-        request = httpcore.Request(
-            "POST",
-            target.url,
-            headers=[*target.headers, (b"Content-Length", b"%d" % len(body))],
-            content=body,
-            extensions={"timeout": dict.fromkeys(_PHASES, max(deadline_s, 0.001))},
-        )
-        with self._connection(proxy) as connection, within(deadline_s):
+        target = self._urls.get(url) or self._urls.setdefault(url, httpx.URL(url))
+        timeout = dict.fromkeys(_PHASES, max(deadline_s, 0.001))
+        request = httpx.Request("POST", target, headers=self._headers, content=body, extensions={"timeout": timeout})
+        with self._connection(proxy_for(target)) as connection, within(deadline_s):
             response = connection.handle_request(request)
             try:
-                read = _first(response.iter_stream(), bytes_max)
+                assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - of a synchronous transport
+                read = _first(iter(response.stream), bytes_max)
             finally:
                 response.close()
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-        return Reply(response.status, headers, read)
+        return Reply(response.status_code, response.headers, read)
 
     def close(self) -> None:
-        for pool in self._pools:
-            pool.close()
+        for connection in self._connections:
+            connection.close()
 
     @contextmanager
-    def _connection(self, proxy: str | None) -> Iterator[httpcore.ConnectionPool]:
+    def _connection(self, proxy: str | None) -> Iterator[httpx.HTTPTransport]:
         """The one that was used last of those that are idle, which is the least likely to be closed by now."""
         with self._lock:
             idle = self._idle.setdefault(proxy, [])
-            pool = idle.pop() if idle else None
-        if pool is None:
-            pool = self._pool(proxy)
-            self._pools.append(pool)
+            connection = idle.pop() if idle else None
+        if connection is None:
+            connection = self._connect(proxy)
+            self._connections.append(connection)
         try:
-            yield pool
+            yield connection
         finally:
-            idle.append(pool)
+            idle.append(connection)
 
-    def _target(self, url: str) -> _Target:
-        """Of a URL as `app.runtime.url.normalise` spells it; whatever else stands in its path is escaped."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        target = quote(parts.path or "/", safe=_IN_A_PATH)
-        return _Target(
-            httpcore.URL(scheme=parts.scheme, host=host, port=parts.port, target=target),
-            host,
-            [(b"Host", parts.netloc.encode("ascii")), *self._headers],
-            is_loopback(host),
+    def _connect(self, proxy: str | None) -> httpx.HTTPTransport:
+        connection = httpx.HTTPTransport(
+            verify=self._trust,
+            trust_env=False,
+            http1=True,
+            http2=False,
+            limits=_LIMITS,
+            proxy=None if proxy is None else self._proxy(proxy),
+            retries=0,
         )
+        # httpx has no argument for it. Were the attribute renamed, each phase would still have its own timeout.
+        connection._pool._network_backend = _Backend(_look_up)  # noqa: SLF001
+        return connection
 
-    def _pool(self, proxy: str | None) -> httpcore.ConnectionPool:
-        backend = _Backend(_look_up)
-        if proxy is None:
-            return httpcore.ConnectionPool(ssl_context=self._trust, network_backend=backend, **_LIMITS)
+    def _proxy(self, proxy: str) -> httpx.Proxy:
         try:
-            parts = urlsplit(proxy)
-            url = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target="/")
-        except ValueError:  # also a host that is not ASCII
-            raise httpcore.UnsupportedProtocol("the proxy setting is no URL") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise httpcore.UnsupportedProtocol("the proxy is none of http:// or https://")
-        login = tuple(unquote_to_bytes(part or "") for part in (parts.username, parts.password))
-        return httpcore.HTTPProxy(
-            url,
-            proxy_auth=(login[0], login[1]) if any(login) else None,
-            ssl_context=self._trust,
-            proxy_ssl_context=self._trust if parts.scheme == "https" else None,
-            network_backend=backend,
-            **_LIMITS,
-        )
+            url = httpx.URL(proxy)
+        except httpx.InvalidURL:
+            raise httpx.UnsupportedProtocol("the proxy setting is no URL") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise httpx.UnsupportedProtocol("the proxy is none of http:// or https://")
+        return httpx.Proxy(url, ssl_context=self._trust if url.scheme == "https" else None)
 
 
 def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
@@ -196,21 +159,14 @@ def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
     return bytes(held[:bytes_max])
 
 
-def proxy_for(scheme: str, host: str, port: int | None) -> str | None:
-    """The proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY), or None."""
-    if urllib.request.proxy_bypass(f"{host}:{port or (443 if scheme == 'https' else 80)}"):
+def proxy_for(url: httpx.URL) -> str | None:
+    """The proxy that the environment names for `url` (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY), or None."""
+    port = url.port or (443 if url.scheme == "https" else 80)
+    if is_loopback(url.host) or urllib.request.proxy_bypass(f"{url.host}:{port}"):
         return None
     settings = urllib.request.getproxies()
-    proxy = settings.get(scheme) or settings.get("all")
+    proxy = settings.get(url.scheme) or settings.get("all")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
-
-
-def trust() -> ssl.SSLContext:
-    """What certificates are believed. Raises OSError for one of the variables that cannot be used."""
-    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-    if file or not folder:
-        return ssl.create_default_context(cafile=file or certifi.where())
-    return ssl.create_default_context(capath=folder)
 
 
 class _Backend(httpcore.NetworkBackend):

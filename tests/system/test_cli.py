@@ -128,7 +128,7 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
         "app.cli.main",
         "app.exporters.helicone.client",
         "app.worker",
-        "httpcore",
+        "httpx",
         "rich",
         "starlette",
         "typer",

@@ -60,7 +60,7 @@ def test_the_hosts_are_those_of_the_program() -> None:
 
 def test_no_module_but_the_transport_opens_a_connection() -> None:
     opens = re.compile(
-        r"httpcore\.(request|stream|ConnectionPool|HTTPProxy)\(|urlopen|http\.client|create_connection|\.connect_tcp\("
+        r"httpx\.(get|post|Client|HTTPTransport)\(|urlopen|http\.client|create_connection|\.connect_tcp\("
     )
     found = {path for path in (ROOT / "app").rglob("*.py") if opens.search(path.read_text("utf-8"))}
     assert found == {ROOT / "app" / "exporters" / "transport.py"}

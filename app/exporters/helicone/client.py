@@ -18,14 +18,14 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-import httpcore
+import httpx
 
 from app.exporters.answer import AnswerError, TooManyValuesError, parsed
 from app.exporters.client import ClientError, OverlongError, ReadBackError
 from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import Kind, Outcome, retry_after_ms
-from app.exporters.transport import FAILURES, Transport, trust
+from app.exporters.transport import Transport
 from app.privacy.excerpt import excerpt, repeats
 from app.runtime.url import RouteKind
 
@@ -94,7 +94,7 @@ class Client:
         allowed_s = self._deadline_s if deadline_s is None else min(deadline_s, self._deadline_s)
         try:
             answer = self._transport.post(url, body, ANSWER_BYTES_MAX, allowed_s)
-        except FAILURES as error:
+        except httpx.TransportError as error:
             return _unreached(error, allowed_s)
         redact = self._redacted
         outcome = classify(kind_of(url), answer.status, answer.headers, answer.body, request_id, now_ms, redact)
@@ -140,7 +140,7 @@ class Client:
     def _read_page(self, url: str, query: _Row) -> list[_Row]:
         try:
             answer = self._transport.post(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
-        except FAILURES as error:
+        except httpx.TransportError as error:
             raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
         if len(answer.body) >= READ_BACK_BYTES_MAX:
             raise OverlongError(f"reading back was answered with more than {READ_BACK_BYTES_MAX >> 20} MiB")
@@ -254,19 +254,19 @@ def _describe(body: bytes, redact: Callable[[str], str]) -> str:
     return "JSON" if start in b"{[" else "text"
 
 
-def _unreached(error: Exception, deadline_s: float) -> Outcome:
+def _unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:
     """What it means that no whole answer came. Texts of the other side are left out: they may quote what was sent."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see SSL_CERT_FILE"
             return Outcome("refused", untrusted[:REASON_CHARS_MAX])
-    if isinstance(error, httpcore.UnsupportedProtocol):
+    if isinstance(error, httpx.UnsupportedProtocol):
         return Outcome("refused", f"{error}; see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"[:REASON_CHARS_MAX])
-    if isinstance(error, httpcore.ProxyError):
+    if isinstance(error, httpx.ProxyError):
         status = re.match(r"4[0-9]{2}(?= |$)", str(error))
         if status:
             return Outcome("refused", f"the proxy refused with {status[0]}; see HTTPS_PROXY and NO_PROXY")
-    if isinstance(error, httpcore.TimeoutException):
+    if isinstance(error, httpx.TimeoutException):
         return Outcome("wait", f"{type(error).__name__}: no complete answer within {deadline_s:g} s")
     details = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
     return Outcome("wait", ": ".join([type(error).__name__, *details[-1:]])[:REASON_CHARS_MAX])
@@ -310,6 +310,6 @@ def _one_of(request_ids: Sequence[uuid.UUID]) -> _Row:
 
 def _trust() -> ssl.SSLContext:
     try:
-        return trust()
+        return httpx.create_ssl_context()
     except OSError as error:
         raise ClientError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Finds the URLs of Helicone that follow from an endpoint as a person gives it. Pure, without httpcore.
+"""Finds the URLs of Helicone that follow from an endpoint as a person gives it. Pure, without httpx.
 
     endpoint                               log URLs, in the order to be tried
     https://api.worker.helicone.ai         …/custom/v1/log                            worker
