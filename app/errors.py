@@ -4,7 +4,7 @@
     ├─ UsageError                   with exit code 2: nothing was done
     │  ├─ SettingsError             a setting has a value that cannot be used
     │  ├─ PatternError              a redaction pattern does not compile
-    │  ├─ EndpointError             a URL is none that Helicone can have
+    │  ├─ EndpointError             a URL is none that records can be sent to
     │  └─ ClientError               an HTTP client cannot be built with this key or this proxy
     ├─ TranscriptError              a session's facts break a rule of the transcript
     ├─ ExportError                  a file of `opencode export` cannot be used
@@ -18,11 +18,11 @@
     ├─ SchemaError                  the ledger is of a newer program, or its migrations are broken
     ├─ LedgerError                  a row of the ledger holds what it must not hold
     ├─ BundleError                  compressed bodies are damaged
-    ├─ LetterError                  a dead letter was named that is not there, or could be several
+    ├─ DeadLetterError              a dead letter was named that is not there, or could be several
     ├─ NoRoomError                  the spool is full, and nobody makes room
     ├─ UnknownSessionError          a session was named that nobody has
     ├─ InstallError                 the plugin's file cannot be written or removed
-    ├─ ReadBackError                Helicone could not be asked what it has stored
+    ├─ ReadBackError                a destination could not be asked what it has stored
     │  └─ OverlongError             its answer is too long: fewer records are to be asked for
     ├─ AnswerError                  an answer is not JSON, or nested too deeply
     │  └─ TooManyValuesError        it holds too many values

@@ -69,6 +69,7 @@ class Queue:
             _remove(self._path)
             self.huey = _queue(self._path, destination_id, huey_class)
         self._file = self._path.stat().st_ino
+        self._sound = self._state()
 
         self._woken_s: dict[str, float] = {}
 
@@ -88,9 +89,23 @@ class Queue:
         """
         self._woken_s[key] = time.monotonic()
         with suppress(sqlite3.Error, OSError):
-            self.mend()
-            if self.waiting() < WAKES_MAX:
-                self._task(key, priority=HISTORY if is_history else LIVE)
+            if not self._is_same_file():
+                self.mend()
+            try:
+                self._put(key, HISTORY if is_history else LIVE)
+            except sqlite3.Error:
+                if self.mend():
+                    self._put(key, HISTORY if is_history else LIVE)
+
+    def _put(self, key: str, priority: int) -> None:
+        if self.waiting() < WAKES_MAX:
+            self._task(key, priority=priority)
+
+    def _is_same_file(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._file
+        except FileNotFoundError:
+            return False
 
     def woken(self) -> set[str]:
         """The keys for which somebody was woken here and has not answered yet, as far as is known."""
@@ -111,7 +126,11 @@ class Queue:
             storage = self.huey.storage
             try:
                 if self._path.stat().st_ino == self._file:
+                    state = self._state()
+                    if state == self._sound:
+                        return False
                     if _is_sound(self._path):
+                        self._sound = state
                         storage.sql("select 1 from task limit 1")
                         return False
                     _remove(self._path)
@@ -126,6 +145,11 @@ class Queue:
             storage.initialize_schema()
         return True
 
+    def _state(self) -> object:
+        """Changes with whatever is written to the file."""
+        wal = self._path.with_name(f"{self._path.name}-wal")
+        return [(one.st_size, one.st_mtime_ns) for file in (self._path, wal) if file.exists() for one in [file.stat()]]
+
     def close(self) -> None:
         self.huey.storage.close()
 
@@ -136,6 +160,8 @@ def _queue(path: Path, destination_id: int, huey_class: type[SqliteHuey]) -> Sql
         filename=str(private_file(path)),
         serializer=JsonSerializer(),
         results=False,
+        # Nothing waits for the disk: a file that the machine's death damages is made anew.
+        fsync=False,
         timeout=2,
     )
 

@@ -1,4 +1,6 @@
-"""The worker process: Huey's consumer around `deliver`, and the poller beside it, which finds what nobody woke.
+"""The worker process: Huey's consumer around `deliver`, and two loops beside it.
+
+The poller finds what nobody woke; `confirm` reads back what was delivered.
 
 `huey_consumer app.worker.huey` finds its instance here; it is made when it is asked for, so importing this module
 does nothing. `Worker` is the same thing for a caller that has settings already.
@@ -14,7 +16,9 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +39,7 @@ from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import open_ledger, recover_after
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.delivery import backoff, confirm
-from app.delivery.deliver import DeliveryContext, deliver
+from app.delivery.deliver import Answered, DeliveryContext, deliver
 from app.delivery.lifetime import Lifetime
 from app.delivery.loop import Loop
 from app.delivery.policy_check import PolicyCheck
@@ -74,6 +78,10 @@ CONSUMER = {
 """What the Procfile's command line says, for the worker that starts without one."""
 POST_S_MAX = 30.0
 """For one record in all, whichever routes are tried: well within the lease."""
+SLOW_S = 0.05
+"""Where all of the last ANSWERS took longer, they are waited for several at a time."""
+ANSWERS = 8
+ANSWERS_LEAST = 3
 NOT_FOUND = 404
 CONFIRM_MS = 500
 """How often delivered jobs that are due to be read back are looked for."""
@@ -116,6 +124,7 @@ class Worker:
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
         self._routes = TRAITS.routes(self.settings.endpoint)
         self._route = self.target.route
+        self._answers_s: deque[float] = deque(maxlen=ANSWERS)
         self._plan = TRAITS.read_back(
             self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
         )
@@ -189,7 +198,7 @@ class Worker:
         context = DeliveryContext(
             destination_id=self.target.id,
             worker=self._announced.name,
-            policy=backoff.Policy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
+            policy=backoff.RetryPolicy.of(self.settings.max_retries, self.settings.retry_base_delay_ms),
             permit=self._permit,
             post=self._post,
             clock=clock.now_ms,
@@ -197,6 +206,8 @@ class Worker:
             stopping=self._stopping,
             max_retries_of=self._max_retries,
             rebuild=self._rebuild,
+            at_once=self._at_once,
+            beside=self._beside,
             leave=self.poller.unfinished.append,
             when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
         )
@@ -231,7 +242,8 @@ class Worker:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
         assert self._client is not None  # noqa: S101 - `_answer` asked
         outcome: Outcome | None = None
-        ends_s = time.monotonic() + POST_S_MAX
+        began_s = time.monotonic()
+        ends_s = began_s + POST_S_MAX
         for url in sorted(self._routes, key=lambda url: url != self._route):
             left_s = ends_s - time.monotonic()
             outcome = self._client.post(url, body.body, str(body.request_id), clock.now_ms(), left_s)
@@ -243,7 +255,37 @@ class Worker:
             if outcome.status != NOT_FOUND:
                 break
         assert outcome is not None  # noqa: S101 - there is always a route
+        self._answers_s.append(time.monotonic() - began_s)
         return outcome
+
+    def _at_once(self) -> int:
+        """How many records of a job may be under way: more than one where it is answers that take the time.
+
+        Where this machine is busy, some of the last ones took long as well, but not all.
+        """
+        last_s = self._answers_s.copy()
+        if len(last_s) < ANSWERS_LEAST or min(last_s) < SLOW_S:
+            return 1
+        is_careful = destinations.by_id(self.db, self.target.id).concurrency is not None
+        return 1 if is_careful else TRAITS.RECORDS_AT_ONCE
+
+    def _beside(self, post: Callable[[], Answered]) -> Future[Answered]:
+        """Post in a thread of its own, which is no reason for the process to live on."""
+        answered: Future[Answered] = Future()
+
+        def run() -> None:
+            try:
+                try:
+                    answer = post()
+                finally:
+                    self.leave()
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the answer raises it
+                answered.set_exception(error)
+            else:
+                answered.set_result(answer)
+
+        threading.Thread(target=run, name="post", daemon=True).start()
+        return answered
 
     def _stopping(self) -> bool:
         return self._stop.is_set() or self.huey.consumer.stop_flag.is_set()

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from app.database.connection import Ledger  # noqa: E402
 from app.database.open import open_ledger  # noqa: E402
 from app.ledger import destinations  # noqa: E402 - from a checkout
-from tests.support.ledger_bench import bodies, version  # noqa: E402
+from tests.support.ledger_bench import accepted, bodies, version  # noqa: E402
 
 ROUNDS = 3
 WAYS = ("plain WAL", "own checkpoints", "rollback journal")
@@ -65,7 +65,7 @@ def work(spool: Path, way: str, name: int, seconds: float, found: multiprocessin
             claimed = claims.claim(db, one.id, made.key, worker=str(os.getpid()), now_ms=1, lease_ms=60_000)
             assert claimed is not None
             for body in claims.unacknowledged(db, claimed):
-                claims.acknowledge(db, claimed, body, now_ms=1, lease_ms=60_000)
+                claims.acknowledge(db, claimed, [accepted(db, claimed, body, 1)], now_ms=1, lease_ms=60_000)
             claims.complete(db, claimed, 1)
             taken_s.append(time.perf_counter() - start_s)
     found.put(taken_s)

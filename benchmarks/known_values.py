@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from app.privacy.known_secrets import search_for  # noqa: E402 - from a checkout
-from app.privacy.rules import RULES  # noqa: E402
+from app.privacy.rules import rules  # noqa: E402
 
 BYTES = 8_000_000
 TEXT_BYTES = 50_000
@@ -57,7 +57,7 @@ def keys() -> Callable[[bytes], object]:
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     together = re2.Set.SearchSet(options)
-    for word in {head.word for rule in RULES for head in rule.heads if not head.is_pattern}:
+    for word in {head.word for rule in rules() for head in rule.heads if not head.is_pattern}:
         together.Add(re2.escape(word))
     together.Compile()
     match: Callable[[bytes], object] = together.Match

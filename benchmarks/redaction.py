@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT))
 from app.capture.export import split  # noqa: E402 - from a checkout
 from app.privacy.policy import Policy  # noqa: E402
 from app.privacy.redact import Redaction  # noqa: E402
-from app.privacy.rules import RULES  # noqa: E402
+from app.privacy.rules import rules  # noqa: E402
 from app.privacy.terms import Capture  # noqa: E402 - from a checkout
 from app.transcript.identity import Identity  # noqa: E402
 from app.transcript.model import Assistant, Session, Text, Tool, Transcript, Turn, User  # noqa: E402
@@ -228,7 +228,7 @@ def _floor() -> Callable[[str], object]:
     options.log_errors = False
     options.max_mem = 1 << 28
     words = re2.Set.SearchSet(options)
-    for word in {head.word for rule in RULES for head in rule.heads if not head.is_pattern}:
+    for word in {head.word for rule in rules() for head in rule.heads if not head.is_pattern}:
         words.Add(re2.escape(word))
     words.Compile()
     return lambda text: words.Match(text.encode())

@@ -3,7 +3,7 @@
 --   destination ──< session ──< turn ──< job ──< record       bodies, while the job may still post them
 --                                 └────< acknowledgement      what Helicone said yes to; survives the job
 --
--- A job's life (app/ledger/ has one function per arrow; what came later is drawn in 0002_health.sql):
+-- A job's life (app/ledger/ has one function per arrow; later ones are drawn in later migrations):
 --
 --   (insert) ─▶ pending ─▶ delivered         every record acknowledged
 --                  │  ├──▶ dead              refused for good, retries used up, or it killed its workers

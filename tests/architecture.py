@@ -22,9 +22,8 @@ HEAD = """# Which package knows which
 
 Made from the imports and the first contract in `pyproject.toml` by `python -m tests.architecture`; a test fails while
 it is not current. A package imports only from floors below its own, and `make walls` checks that. Arrows that follow
-from others are left out: a package may also import what lies further along its arrows. A dotted arrow is an exception
-that the contract names. The other contracts say what else must not be imported, above all that the hook's path stays
-light.
+from others are left out: a package may also import what lies further along its arrows. The other contracts say what
+else must not be imported, above all that the hook's path stays light.
 """
 
 
@@ -44,17 +43,17 @@ def reachable(package: str, below: Mapping[str, Collection[str]]) -> set[str]:
     return {far for near in below.get(package, ()) for far in {*below.get(near, ()), *reachable(near, below)}}
 
 
-def drawn(floors: list[list[str]], plain: set[Arrow], excepted: set[Arrow]) -> list[str]:
+def drawn(floors: list[list[str]], found: set[Arrow]) -> list[str]:
     """The lines of the picture."""
     below: dict[str, set[str]] = {}
-    for package, other in sorted(plain):
+    for package, other in sorted(found):
         below.setdefault(package, set()).add(other)
     lines = ["flowchart TD"]
     for number, floor in enumerate(floors):
         lines += [f'  subgraph floor{number} [" "]', *(f"    {package}" for package in floor), "  end"]
     for package, others in below.items():
         lines += [f"  {package} --> {other}" for other in sorted(others - reachable(package, below))]
-    return [*lines, *(f"  {package} -.-> {other}" for package, other in sorted(excepted))]
+    return lines
 
 
 def page() -> str:
@@ -67,11 +66,9 @@ def page() -> str:
         for other in imports(node)
         if other in trees() and "." in other
     }
-    excepted = {tuple(line.split(" -> ")) for line in contract.get("ignore_imports", ())}
-    plain = arrows(imported - excepted)
     existing = {package_of(module) for module in trees() if "." in module}
     standing = [[package for package in floor if package in existing] for floor in floors]
-    picture = drawn([floor for floor in standing if floor], plain, arrows(excepted & imported))
+    picture = drawn([floor for floor in standing if floor], arrows(imported))
     return "\n".join([HEAD, "```mermaid", *picture, "```", ""])
 
 

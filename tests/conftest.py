@@ -17,6 +17,7 @@ from hypothesis import settings
 from app.database.connection import Ledger
 from app.database.open import open_ledger
 from app.runtime import clock
+from tests.support import plans
 from tests.support.ledger_bench import LedgerBench
 
 # Deterministic where a failure must be seen again by everybody; locally each run tries something new.
@@ -121,6 +122,12 @@ def _frozen_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         stopped = clock.read()
         monkeypatch.setattr(clock, "now_ms", lambda: stopped.wall_ms)
         monkeypatch.setattr(clock, "read", lambda: stopped)
+
+
+@pytest.fixture(autouse=True)
+def _plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement of the ledger reads all jobs, but for those that are listed."""
+    plans.watch(monkeypatch)
 
 
 @pytest.fixture

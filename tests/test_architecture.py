@@ -10,5 +10,5 @@ def test_the_picture_is_current() -> None:
 
 
 def test_an_arrow_that_follows_from_others_is_left_out() -> None:
-    plain = arrows({("app.a.x", "app.b.y"), ("app.a.x", "app.a.z"), ("app.b.y", "app.c"), ("app.a.x", "app.c")})
-    assert drawn([["a"], ["b"], ["c"]], plain, {("c", "a")})[-3:] == ["  a --> b", "  b --> c", "  c -.-> a"]
+    found = arrows({("app.a.x", "app.b.y"), ("app.a.x", "app.a.z"), ("app.b.y", "app.c"), ("app.a.x", "app.c")})
+    assert drawn([["a"], ["b"], ["c"]], found)[-2:] == ["  a --> b", "  b --> c"]

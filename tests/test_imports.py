@@ -16,6 +16,7 @@ INSIDE_OF_FUNCTIONS = {
     # Processes that load no command line, and a command line that starts no process, for the sake of their start.
     "app.capture.daemon": "80 ms: a hook does without the command line",
     "app.cli.main": "80 ms: the same",
+    "app.capture.handler": "150 ms: a hook does without until its plugin says something",
     "app.database.schema": "of the two above: `ready` loads all that a newer program may be asked for",
     # These bring the HTTP client along, most commands do without it.
     "app.cli.setup_dialogue": "110 ms",

@@ -24,6 +24,7 @@ from app.capture.enqueue import Place, Request, decisions_on, enqueue
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
+from app.database.connection import Ledger, flushed_together
 from app.database.open import open_ledger, open_whole
 from app.errors import AppError
 from app.ledger import history
@@ -126,7 +127,7 @@ class Queued:
 
 
 @contextmanager
-def opened(spool: Path, *, dry_run: bool) -> Iterator[sqlite3.Connection]:
+def opened(spool: Path, *, dry_run: bool) -> Iterator[Ledger]:
     """The ledger; for a dry run, where there is none, an empty one that is gone afterwards."""
     with ExitStack() as stack:
         if dry_run and not (spool / "ledger.db").exists():
@@ -137,9 +138,7 @@ def opened(spool: Path, *, dry_run: bool) -> Iterator[sqlite3.Connection]:
 class Backfill:
     """Backfill from one store to one destination."""
 
-    def __init__(
-        self, db: sqlite3.Connection, sources: Sources, ours: Destination | None, store: Store, choice: Choice
-    ) -> None:
+    def __init__(self, db: Ledger, sources: Sources, ours: Destination | None, store: Store, choice: Choice) -> None:
         """`ours` is None where nothing was ever captured for the present settings: then it only plans."""
         settings = sources.load()
         self._db = db
@@ -269,18 +268,21 @@ class Backfill:
             # After it was read: a secret that stands in it is known by then.
             _, capturing = self._folders.find(session.directory)
             if capturing is not None and transcript is not None:
-                done = enqueue(
-                    self._db,
-                    transcript,
-                    capturing,
-                    self._place(session),
-                    now_ms=clock.now_ms(),
-                    wake=lambda _: None,
-                    request=Request(
-                        abandoned=self._is_over(session, changed_ms or 0), reopen=self._choice.reopen, is_history=True
-                    ),
-                    admit=admission.admit,
-                )
+                with flushed_together(self._db):
+                    done = enqueue(
+                        self._db,
+                        transcript,
+                        capturing,
+                        self._place(session),
+                        now_ms=clock.now_ms(),
+                        wake=lambda _: None,
+                        request=Request(
+                            abandoned=self._is_over(session, changed_ms or 0),
+                            reopen=self._choice.reopen,
+                            is_history=True,
+                        ),
+                        admit=admission.admit,
+                    )
                 queued.new += done.new
                 queued.known += done.known
                 queued.unfinished += len(done.waiting)

@@ -17,6 +17,7 @@ from app.capture.config import why_nothing
 from app.capture.enqueue import Enqueued, Place, Request, enqueue
 from app.capture.folders import Folders
 from app.capture.targets import folder, target
+from app.database.connection import Ledger, flushed_together
 from app.database.open import open_whole
 from app.ledger import versions
 from app.ledger.decision import IMPORT
@@ -25,12 +26,13 @@ from app.queue import Queue
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.settings.model import Settings
-from app.sources.opencode.export_files import Export, ExportError, File, examine, families, snapshot
+from app.sources.opencode.export_files import Export, ExportError, File, examine, families, transcript_of
 from app.transcript.model import TranscriptError
-from app.transcript.parse import parse
 
 NUMBERS = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")
 """What of an `Enqueued` is told."""
+KEPT_BYTES_MAX = 64 << 20
+"""Of files that are not read again when their turn comes: what was understood of them is kept until then."""
 SANITIZED = (
     "a sanitized export of a session that is known: its placeholders would replace the texts at Helicone (--sanitized"
     " imports it all the same)"
@@ -98,9 +100,13 @@ def import_files(
 def examined(files: Sequence[File]) -> Iterator[Export | Imported]:
     """Each session once, from the file that is newest, as they are known; what cannot be used as a result."""
     newest: dict[str, Export] = {}
+    left_bytes = KEPT_BYTES_MAX
     for file in files:
         try:
             export = examine(file)
+            left_bytes -= export.size_bytes
+            if left_bytes < 0:
+                export = replace(export, transcript=None)
         except (OSError, ExportError, TranscriptError) as error:
             yield Imported(file.name, None, "failed", why(error))
             continue
@@ -119,7 +125,7 @@ def why(error: OSError | ExportError | TranscriptError) -> str:
 
 
 def _imported(
-    db: sqlite3.Connection,
+    db: Ledger,
     family: tuple[Export, ...],
     folders: Folders,
     ours: Destination,
@@ -148,25 +154,26 @@ def _would_lose_text(db: sqlite3.Connection, family: tuple[Export, ...], ours: D
 
 
 def _root(
-    db: sqlite3.Connection, family: tuple[Export, ...], folders: Folders, ours: Destination, wake: Callable[[str], None]
+    db: Ledger, family: tuple[Export, ...], folders: Folders, ours: Destination, wake: Callable[[str], None]
 ) -> Imported:
     root = family[0]
     settings, capturing = folders.find(root.directory)
     if capturing is None:
         return Imported(root.file.name, root.session, "disabled", why_nothing(settings))
     try:
-        transcript = parse(snapshot(family))
+        transcript = transcript_of(family)
     except (OSError, ExportError, TranscriptError) as error:
         return Imported(root.file.name, root.session, "failed", why(error))
-    done = enqueue(
-        db,
-        transcript,
-        capturing,
-        Place(ours.id, folder(db, root.directory)),
-        now_ms=clock.now_ms(),
-        wake=wake,
-        request=Request(abandoned=True, reopen=IMPORT),
-    )
+    with flushed_together(db):
+        done = enqueue(
+            db,
+            transcript,
+            capturing,
+            Place(ours.id, folder(db, root.directory)),
+            now_ms=clock.now_ms(),
+            wake=wake,
+            request=Request(abandoned=True, reopen=IMPORT),
+        )
     return _told(root, done, settings)
 
 

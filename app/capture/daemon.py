@@ -29,24 +29,27 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app import __version__
-from app.capture.handler import CARE_S, Hook
 from app.capture.messages import PROTOCOL, Line, LineError, has_half_a_character, read_line
+from app.capture.notices import BUG, CARE_S
 from app.capture.pipe_reader import PipeReader
-from app.capture.process_notices import BUG
-from app.capture.projects import note_disabled
+from app.capture.targets import note_disabled
 from app.database.open import open_ledger
 from app.database.schema import SchemaError, migrations, require_known
 from app.ledger import incidents
-from app.privacy.redact import PatternError
+from app.privacy.user_patterns import PatternError
 from app.runtime import clock, log
 from app.runtime.filesystem import PlaceError
 from app.runtime.spool import Spool
 from app.runtime.terminal import visible
-from app.runtime.upgrade import Upgrade, become_hook, pipe_of
+from app.runtime.upgrade import LOOK_S, Upgrade, become_hook, pipe_of
 from app.settings.lookup import Sources, unattended
 from app.settings.model import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from app.capture.handler import Hook
 
 NOTHING_WANTED = 40
 """The exit code that says so; as in app/sources/opencode/plugin/helicone.js."""
@@ -223,15 +226,27 @@ class Daemon:
             raise LineError("spool is no path")
         if spool not in self._hooks and not settings.enable:
             self._unwanted.add(line.directory)
-            note_disabled(settings, line)
+            note_disabled(settings, line.directory, clock.now_ms())
             return None
         self._unwanted.discard(line.directory)
         self._spools[line.directory] = spool
         if spool not in self._hooks:
             if line.why == "deleted" and not (spool / "ledger.db").exists():
                 return None
-            self._hooks[spool] = Hook(self._sources, line, settings)
+            self._hooks[spool] = self._make_hook(line, settings)
         return self._hooks[spool]
+
+    def _make_hook(self, line: Line, settings: Settings) -> Hook:
+        """Loads what reads OpenCode's store: not while OpenCode starts, nor where nobody says anything.
+
+        Not from an installation that came after this process: it waits for that to be whole, and makes way.
+        """
+        while not (self._hooks or self._pipe_reader.ended or self._upgrade.is_untouched):
+            self._consider_upgrade()
+            time.sleep(LOOK_S / 4)
+        from app.capture.handler import Hook  # noqa: PLC0415 - 150 ms: the reason stands above
+
+        return Hook(self._sources, line, settings)
 
     def _resume(self) -> None:
         """Take from OpenCode's store what was refused for settings that can be used by now."""
@@ -274,6 +289,8 @@ class Daemon:
             self._refuse(type(error).__name__, self._where(at), error.for_logs)
         except (sqlite3.Error, OSError, SchemaError) as error:
             return error
+        except OutdatedError:
+            raise  # what is in hand goes along
         except Exception as error:  # noqa: BLE001 - a bug of ours may cost one line, never all that come after it
             self._refuse(f"{BUG} {type(error).__name__}", self._where(at), log.where(error))
         return None
@@ -310,7 +327,7 @@ class Daemon:
 
     def _where(self, at: Line | Hook | None = None) -> Path | None:
         """The spool in which to complain: the line's or the hook's own, any that is in use, the usual one."""
-        if isinstance(at, Hook):
+        if at is not None and not isinstance(at, Line):
             return at.spool.path
         known = next(iter(self._hooks), None) if at is None else self._spools.get(at.directory)
         if known is not None:

@@ -1,12 +1,6 @@
 """Enqueue: puts the turns of a session's transcript into the ledger as export jobs, and wakes a worker.
 
-The embedded API. A program that has a transcript and an open ledger exports it with
-
-    from app.database.open import open_ledger
-    from app.capture.enqueue import enqueue
-    from app.transcript.parse import parse
-
-    done = enqueue(open_ledger(spool), parse(snapshot), capture, place, now_ms=now_ms, wake=queue.wake)
+Programs that embed this use `app.enqueue`.
 
 Nothing unredacted is written: a turn is redacted and encoded first, and what is stored are the bytes to be posted.
 """
@@ -133,10 +127,14 @@ def enqueue(  # noqa: PLR0913 - the documented call; two of them have defaults
     whole, transcript = transcript, own_turns(db, transcript)
     done.copied = len(whole.turns) - len(transcript.turns)
     ready, done.waiting = _versions(db, transcript, capture, place, request)
+    seen: list[Version] = []
     for export, version in ready:
         if request.only is None or export.turn in request.only:
-            decision = _insert(db, place.destination_id, version, export, request.reopen, now_ms=now_ms, admit=admit)
+            one = export, version
+            decision = _insert(db, place.destination_id, one, request.reopen, now_ms=now_ms, admit=admit, seen=seen)
             done.count(decision, version, export)
+    for version in seen:
+        versions.see_again(db, place.destination_id, version)
     _note(db, transcript, done, request.only, now_ms)
     if done.keys:
         failpoint.reach("enqueue.committed")
@@ -222,20 +220,22 @@ def _versions(
 def _insert(
     db: sqlite3.Connection,
     destination_id: int,
-    version: Version,
-    export: Export,
+    one: tuple[Export, Version],
     reopen: Reopen,
     *,
     now_ms: int,
     admit: Callable[[int], None],
+    seen: list[Version],
 ) -> Decision:
+    """`seen`: what is known already, and was not noted as seen again yet."""
+    export, version = one
     decision = versions.decision_on(db, destination_id, version, reopen)
     if decision is Decision.REFUSED:
         return decision
     for child in version.subagents:
         versions.place_under(db, destination_id, child, version, now_ms, reopen=reopen)
     if decision is Decision.KNOWN:
-        versions.see_again(db, destination_id, version)
+        seen.append(version)
         return decision
     # Also for what looks superseded: it is decided again inside the transaction, where another process may have been
     # faster, and it may turn out to be wanted after all.
@@ -244,7 +244,9 @@ def _insert(
         records = export.encode()
         version = replace(version, known_marks=marks(db, export))
         bodies = _admitted(records, admit)
-    return versions.insert(db, destination_id, version, bodies, now_ms=now_ms, reopen=reopen)
+    decided = versions.insert(db, destination_id, version, bodies, now_ms=now_ms, reopen=reopen, seen=seen)
+    seen.clear()
+    return decided
 
 
 def _admitted(records: Iterable[Record], admit: Callable[[int], None]) -> Iterator[Body]:

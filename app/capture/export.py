@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from app.exporters.encoder import Frame, Record
-from app.exporters.kinds import ENCODER
+from app.exporters.encoding import ENCODER
 from app.ledger.job import SESSION_RECORD
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.redact import HitCounts, redact_session, redact_turn

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from app.capture.keyring import Keyring
 from app.capture.messages import Line, LineError
-from app.capture.notices import Notices, bound
+from app.capture.notices import CARE_S, Notices, bound
 from app.capture.open_spool import OpenSpool
 from app.capture.pipe_reader import CUT_OFF, TOO_LONG
 from app.capture.session_reader import Reader
@@ -29,9 +29,6 @@ from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.settings.model import Settings, SettingsError
 from app.sources.opencode.access import StoreError
-
-CARE_S = 2.0
-"""How often the hook looks whether its worker lives."""
 
 
 class Hook:
@@ -263,7 +260,8 @@ class Hook:
         self._ready()
         opened, noticed = self.opened, self._notices.next(now_s)
         if noticed is not None:
-            opened.notice_processor.look(noticed, now_s, now_ms)
+            with opened.store.kept_open():
+                opened.notice_processor.look(noticed, now_s, now_ms)
         elif self._may_capture_again:
             self._may_capture_again = opened.capture_again()
         elif opened.reconciling.is_due(now_s):

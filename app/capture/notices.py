@@ -15,6 +15,10 @@ from typing import TypeVar
 
 from app.capture.messages import Line
 
+CARE_S = 2.0
+"""How often the hook looks whether its worker lives."""
+BUG = "internal error"
+"""What a bug of ours is called where it cost a line or a look at a session."""
 SOON_S = (0.05, 0.2)
 """The pauses before the second and third look: a notice may come before what it tells of is committed."""
 FAILED_S = 1.0

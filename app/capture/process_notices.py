@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from app.capture.messages import Line
-from app.capture.notices import AGAIN_S, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
+from app.capture.notices import AGAIN_S, BUG, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.capture.owed import Owed
 from app.capture.projects import Captures
-from app.capture.session_reader import FAILURES_MAX, Look, Reader, Wanted, reason_of
+from app.capture.session_reader import FAILURES_MAX, Look, Reader, ReadRequest, reason_of
 from app.database.schema import SchemaError
 from app.ledger.folders import NEVER_MS
 from app.privacy.redact import PatternError
@@ -22,7 +22,6 @@ from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
 
-BUG = "internal error"
 SETTINGS_S = 2.0
 """Between two looks at a session whose folder's settings cannot be used."""
 
@@ -122,7 +121,7 @@ class NoticeProcessor:
         # What is new of a subagent belongs to the turn that called it first, however old that is.
         inside = (each for each in self._notices.inside(root) if each.mark is not None)
         is_anywhere = any(each.is_anywhere or each.session != root for each in inside)
-        wanted = Wanted(
+        request = ReadRequest(
             folder,
             capturing,
             now_ms,
@@ -131,7 +130,7 @@ class NoticeProcessor:
             again=any(one.looks == 0 for one in due),
             is_over=has_ended,
         )
-        return self._reader.look(root, wanted)
+        return self._reader.look(root, request)
 
     def _conclude(self, look: Look | None, one: Noticed, due: Sequence[Noticed], now_s: float, now_ms: int) -> None:
         if look is not None and look.has_more:

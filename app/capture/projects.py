@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.messages import Line
-from app.capture.targets import folder, target
-from app.database.open import open_ledger
+from app.capture.targets import folder
 from app.ledger import adoption, folders
 from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
@@ -126,14 +125,3 @@ class Captures:
         """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""
         found = self.by_folder().get(place)
         return None if found is None or found.policy.mode == "off" else found
-
-
-def note_disabled(settings: Settings, line: Line) -> None:
-    """`enable` is false: a worker that still runs must see it. Where nothing ever ran, nothing is made."""
-    if not (settings.spool_directory / "ledger.db").exists():
-        return
-    with closing(open_ledger(settings.spool_directory)) as db:
-        place = folder(db, line.directory)
-        ours = target(db, settings, clock.now_ms())
-        folders.remember_folder(db, place, ours.id, folder_record(settings), clock.now_ms())
-        folders.stop_capture(db, place)

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from app.capture.notices import AGAIN_S
 from app.capture.owed import Owed
-from app.capture.session_reader import FAILURES_MAX, Reader, Wanted, reason_of
+from app.capture.session_reader import FAILURES_MAX, Reader, ReadRequest, reason_of
 from app.database.connection import Ledger
 from app.ledger import folders, history, versions
 from app.privacy.terms import Capture
@@ -252,8 +252,8 @@ class Reconciler:
         # What is `off` is noted without content whenever it was written.
         is_all = one.owed or capturing.policy.mode == "off"
         since_ms = None if is_all else folders.captured_since_ms(self._db, one.folder) or 0
-        wanted = Wanted(one.folder, capturing, now_ms, changed_ms, since_ms, whole=True, is_over=is_over)
-        look = self._reader.look(session, wanted)
+        request = ReadRequest(one.folder, capturing, now_ms, changed_ms, since_ms, whole=True, is_over=is_over)
+        look = self._reader.look(session, request)
         if look is None:
             self._owed.give_up(one.owed, now_ms)
             return "done"

@@ -18,7 +18,7 @@ STEP_COST = 1 << 23
 """As `Redaction.steps` counts: a tenth of a second, or one of its steps where that is more."""
 
 
-class Ahead:
+class GradualRedaction:
     """Some turns of a transcript, on their way to be exported."""
 
     def __init__(self, transcript: Transcript, turns: Collection[str], capture: Capture) -> None:

@@ -4,7 +4,7 @@
                                                                         └▶ unfinished: waits
 
 One look takes a few turns, the oldest first, so that other sessions need not wait for a long one. Where these are large
-it only reads them, and the next ones make them ready (`ahead`) and take them.
+it only reads them, and the next ones make them ready (`GradualRedaction`) and take them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from app.capture.enqueue import Enqueued, Place, Request, decisions_on, enqueue
-from app.capture.redact_ahead import Ahead, is_large
+from app.capture.redact_ahead import GradualRedaction, is_large
 from app.database.connection import Ledger, flushed_together
 from app.ledger import history, incidents, notices, versions
 from app.ledger.decision import WANTED
@@ -66,7 +66,7 @@ class _Read:
     began_ms: int | None = None
     """The first of the looks that have not got to the end; None: the last one has."""
     outline: Outline | None = None
-    ahead: list[TurnOutline] = field(default_factory=list)
+    left: list[TurnOutline] = field(default_factory=list)
     """What they have not got to, of this outline."""
     has_interrupted: bool = False
     """They, or the last one."""
@@ -79,7 +79,7 @@ class _Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ReadRequest:
     """How a session is to be read."""
 
     folder: str
@@ -124,59 +124,59 @@ class Reader:
         self._before = before
         self._after = after
         self._read: dict[str, _Read] = {}
-        self._held: tuple[_Read, Ahead] | None = None
+        self._being_redacted: tuple[_Read, GradualRedaction] | None = None
         """What was read and is to be taken; of one session at a time, as it is large."""
 
-    def look(self, root: str, wanted: Wanted) -> Look | None:
+    def look(self, root: str, request: ReadRequest) -> Look | None:
         """Take what is new of a session; None when it is not in the store."""
         known = versions.session_identity(self._db, self._destination_id, root)
-        capturing = wanted.capturing
+        capturing = request.capturing
         policy = capturing.policy.facts(capturing.user_id if known is None else known[1].user_id)
-        look = self._look(root, wanted, policy)
+        look = self._look(root, request, policy)
         # What was interrupted is a guess, and the next start looks again.
         is_settled = look is not None and not (look.has_more or look.is_waiting or look.has_interrupted)
-        if look is not None and is_settled and wanted.changed_ms is not None:
-            noted_ms = min(wanted.changed_ms, wanted.now_ms)
+        if look is not None and is_settled and request.changed_ms is not None:
+            noted_ms = min(request.changed_ms, request.now_ms)
             history.note_reconciled(self._db, self._destination_id, root, noted_ms, in_part=not look.is_whole)
         return look
 
-    def _place(self, wanted: Wanted) -> Place:
-        return Place(self._destination_id, wanted.folder)
+    def _place(self, request: ReadRequest) -> Place:
+        return Place(self._destination_id, request.folder)
 
-    def _is_over(self, root: str, wanted: Wanted) -> bool:
-        return wanted.is_over and root not in self._elsewhere()
+    def _is_over(self, root: str, request: ReadRequest) -> bool:
+        return request.is_over and root not in self._elsewhere()
 
-    def _look(self, root: str, wanted: Wanted, policy: str) -> Look | None:
+    def _look(self, root: str, request: ReadRequest, policy: str) -> Look | None:
         read = self._recall(root)
-        outline, ahead, is_further = read.outline, read.ahead, read.began_ms is not None
-        if outline is None or not ahead:  # when all is taken, what was written meanwhile
-            is_all = is_further or wanted.whole or read.policy != policy or read.last is None
-            is_all = is_all or (wanted.since_ms is None and bool(read.early))
+        outline, to_read, is_further = read.outline, read.left, read.began_ms is not None
+        if outline is None or not to_read:  # when all is taken, what was written meanwhile
+            is_all = is_further or request.whole or read.policy != policy or read.last is None
+            is_all = is_all or (request.since_ms is None and bool(read.early))
             also = () if is_all else read.waiting
             outline = self._store.outline(root, since=None if is_all else read.last, also=also)
             if outline is None:
                 del self._read[root]
                 return None
-            wanted = replace(wanted, again=wanted.again and not is_further)
-            then = _last(outline), self._is_over(root, wanted)
-            ahead = [one for one in outline.turns if _is_ahead(one, read, then, wanted, policy)]
-        batch = _batch(ahead)
+            request = replace(request, again=request.again and not is_further)
+            then = _last(outline), self._is_over(root, request)
+            to_read = [one for one in outline.turns if _is_to_be_read(one, read, then, request, policy)]
+        batch = _batch(to_read)
         read.has_interrupted &= is_further
-        left = ahead[len(batch) :]
+        left = to_read[len(batch) :]
         if outline.turns and (batch or read.updated_ms != outline.updated_ms):
-            found = self._transcript(read, outline, batch, wanted)
+            found = self._transcript(read, outline, batch, request)
             if found is None:
-                left = ahead
+                left = to_read
             else:
                 transcript, capturing = found
                 if transcript is None:
                     del self._read[root]
                     return None
-                self._take_turns(transcript, outline, batch, replace(wanted, capturing=capturing), policy)
+                self._take_turns(transcript, outline, batch, replace(request, capturing=capturing), policy)
                 read.updated_ms = outline.updated_ms
-        has_more = bool(left or read.ahead)
-        read.began_ms = wanted.now_ms if read.began_ms is None else read.began_ms
-        read.outline, read.ahead = outline, left
+        has_more = bool(left or read.left)
+        read.began_ms = request.now_ms if read.began_ms is None else read.began_ms
+        read.outline, read.left = outline, left
         if not has_more:
             # What was written in this very moment, or by a clock that was ahead, may be written again at that time.
             read.turns = {name: one for name, one in read.turns.items() if one.updated_ms < read.began_ms - 1}
@@ -184,55 +184,55 @@ class Reader:
         return Look(has_more, bool(read.waiting), is_whole=not read.early, has_interrupted=read.has_interrupted)
 
     def _transcript(
-        self, read: _Read, outline: Outline, batch: list[TurnOutline], wanted: Wanted
+        self, read: _Read, outline: Outline, batch: list[TurnOutline], request: ReadRequest
     ) -> tuple[Transcript | None, Capture] | None:
         """What is to be taken, and how; None: not yet, it is large, and held until it is ready."""
-        if self._held is not None and self._held[0] is read:
-            _, ahead = self._held
-            if ahead.is_under(wanted.capturing):
-                ready = ahead.step()
+        if self._being_redacted is not None and self._being_redacted[0] is read:
+            _, redaction = self._being_redacted
+            if redaction.is_under(request.capturing):
+                ready = redaction.step()
                 if ready is None:
                     return None
-                self._held = None
-                return ahead.transcript, ready
-            self._held = None
+                self._being_redacted = None
+                return redaction.transcript, ready
+            self._being_redacted = None
         names = {one.turn for one in batch}
         # The last one says whether the person has gone on.
         found = self._store.transcript(outline.session, {*names, outline.turns[-1].turn})
         failpoint.reach("notice.read")
         if found is not None and is_large(found, names):
-            told = decisions_on(self._db, found, wanted.capturing, self._place(wanted))
+            told = decisions_on(self._db, found, request.capturing, self._place(request))
             new = names & {export.turn for export, decision in told if decision in WANTED}
-            if new and self._held is None:
-                self._held = read, Ahead(found, new, wanted.capturing)
+            if new and self._being_redacted is None:
+                self._being_redacted = read, GradualRedaction(found, new, request.capturing)
                 return None
             if new:
-                self._held = None  # that is read again: two of them would take twice the memory
-        return found, wanted.capturing
+                self._being_redacted = None  # that is read again: two of them would take twice the memory
+        return found, request.capturing
 
     def _take_turns(
-        self, transcript: Transcript, outline: Outline, batch: list[TurnOutline], wanted: Wanted, policy: str
+        self, transcript: Transcript, outline: Outline, batch: list[TurnOutline], request: ReadRequest, policy: str
     ) -> None:
         root, read = outline.session, self._read[outline.session]
         names = {one.turn for one in batch}
-        self._count_gone(transcript, names, wanted.now_ms)
-        undone = self._undone(transcript, wanted.now_ms)
+        self._count_gone(transcript, names, request.now_ms)
+        undone = self._undone(transcript, request.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
-        if wanted.since_ms is not None:
-            missed, known = self._missed(transcript, policy, wanted.since_ms)
+        if request.since_ms is not None:
+            missed, known = self._missed(transcript, policy, request.since_ms)
             early = only - missed - known - {SESSION_RECORD}
             only &= missed
         is_told = notices.has_turn(self._db, self._destination_id, root, SESSION_RECORD)
         if not is_told and not any(turn.final for turn in transcript.turns):
             # Its own record goes with its first turn: until that has ended OpenCode has not named it yet.
             only -= {SESSION_RECORD}
-        done = self._enqueue(transcript, wanted, only, abandoned=False)
+        done = self._enqueue(transcript, request, only, abandoned=False)
         waiting = names & {turn.id for turn in done.waiting} - undone
         unfinished = [one for one in batch if one.turn in waiting]
-        is_over = bool(unfinished) and self._is_over(root, wanted)
+        is_over = bool(unfinished) and self._is_over(root, request)
         if is_over and self._is_unchanged(root, unfinished):
             ended = (only & waiting) | {SESSION_RECORD}
-            self._enqueue(transcript, wanted, ended, abandoned=True)
+            self._enqueue(transcript, request, ended, abandoned=True)
             waiting, read.has_interrupted = set(), True
         noted = {one.turn: TurnRead(one.rows, one.updated_ms, policy) for one in batch}
         read.turns |= {name: one for name, one in noted.items() if name not in early}
@@ -241,19 +241,21 @@ class Reader:
         read.waiting = {name: then for name, then in read.waiting.items() if name not in names}
         read.waiting |= dict.fromkeys(waiting, (_last(outline), is_over))
         left = early | waiting | undone
-        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < wanted.now_ms - 1}
+        kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < request.now_ms - 1}
         notices.note_turns_read(self._db, self._destination_id, root, kept)
 
-    def _enqueue(self, transcript: Transcript, wanted: Wanted, only: Collection[str], *, abandoned: bool) -> Enqueued:
+    def _enqueue(
+        self, transcript: Transcript, request: ReadRequest, only: Collection[str], *, abandoned: bool
+    ) -> Enqueued:
         """Enqueue `only` these turns; as interrupted what is not finished, if it is `abandoned`."""
         self._before(transcript.session.id)
         with flushed_together(self._db):
             done = enqueue(
                 self._db,
                 transcript,
-                wanted.capturing,
-                self._place(wanted),
-                now_ms=wanted.now_ms,
+                request.capturing,
+                self._place(request),
+                now_ms=request.now_ms,
                 wake=self._wake,
                 request=Request(only=only, abandoned=abandoned),
             )
@@ -328,7 +330,7 @@ class Reader:
 
     def let_go(self) -> None:
         """Drop what was made ready: it may not be wanted any more, and is read again where it is."""
-        self._held = None
+        self._being_redacted = None
 
     def forget(self) -> None:
         """Forget what was left to another session: it may be wanted now."""
@@ -339,15 +341,17 @@ class Reader:
         return root in self._read and self._read[root].last is not None
 
 
-def _is_ahead(one: TurnOutline, read: _Read, then: tuple[str | None, bool], wanted: Wanted, policy: str) -> bool:
+def _is_to_be_read(
+    one: TurnOutline, read: _Read, then: tuple[str | None, bool], request: ReadRequest, policy: str
+) -> bool:
     """Whether a turn is to be read: it is new or has changed, or waits, or a stricter policy is in force."""
     noted, found = read.turns.get(one.turn), (one.rows, one.updated_ms)
-    left = read.early.get(one.turn) if wanted.since_ms is not None else None
+    left = read.early.get(one.turn) if request.since_ms is not None else None
     if found != (left if noted is None else (noted.rows, noted.updated_ms)):
         return True
     if one.turn in read.waiting:
-        return wanted.again or read.waiting[one.turn] != then
-    if noted is None or wanted.since_ms is not None:
+        return request.again or read.waiting[one.turn] != then
+    if noted is None or request.since_ms is not None:
         return False  # reconciling sends nothing again for another policy
     return noted.policy != policy and not is_as_strict(noted.policy, policy)
 
@@ -356,9 +360,9 @@ def _last(outline: Outline) -> str | None:
     return outline.turns[-1].turn if outline.turns else None
 
 
-def _batch(ahead: list[TurnOutline]) -> list[TurnOutline]:
+def _batch(to_read: list[TurnOutline]) -> list[TurnOutline]:
     rows, taken = 0, list[TurnOutline]()
-    for one in ahead:
+    for one in to_read:
         rows += one.rows
         if taken and rows > ROWS_MAX:
             break

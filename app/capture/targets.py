@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 
-from app.ledger import destinations
+from app.database.open import open_ledger
+from app.ledger import destinations, folders
 from app.ledger.destinations import Destination
 from app.runtime.url import normalise
 from app.settings.model import Settings
+from app.settings.views import folder_record
 
 
 def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destination:
@@ -34,3 +37,14 @@ def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | Non
 def folder(db: sqlite3.Connection, directory: str | None) -> str:
     """What the ledger knows a project folder by: a salted hash, '' for none."""
     return destinations.fingerprint(db, directory or "")
+
+
+def note_disabled(settings: Settings, directory: str, now_ms: int) -> None:
+    """`enable` is false: a worker that still runs must see it. Where nothing ever ran, nothing is made."""
+    if not (settings.spool_directory / "ledger.db").exists():
+        return
+    with closing(open_ledger(settings.spool_directory)) as db:
+        place = folder(db, directory)
+        ours = target(db, settings, now_ms)
+        folders.remember_folder(db, place, ours.id, folder_record(settings), now_ms)
+        folders.stop_capture(db, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -25,17 +26,19 @@ from app.cli.options import (
     since_option,
     takes,
 )
+from app.cli.render import how_to_deliver
 from app.ledger.counts import counts
 from app.ledger.decision import BACKFILL, DropReason
 from app.ledger.destinations import Destination
 from app.runtime import clock
 from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
+from app.runtime.terminal import counted
 from app.settings.lookup import Sources
 from app.settings.model import Settings
 from app.sources.opencode.store import Store, store_file
 
-backfill = typer.Typer(rich_markup_mode=None)
+commands = typer.Typer(rich_markup_mode=None)
 
 MAX_LOGS = 1_000
 
@@ -45,7 +48,7 @@ InProject = Annotated[Path | None, typer.Option("--project", metavar="DIR", help
 MaxLogs = Annotated[int, typer.Option(min=0, metavar="N", help="Ask before sending more.")]
 
 
-@backfill.command("backfill")
+@commands.command("backfill")
 @takes(OF_CAPTURE)
 def _backfill(  # noqa: PLR0913 - one for each option
     sources: Sources,
@@ -84,7 +87,7 @@ def _backfill(  # noqa: PLR0913 - one for each option
         with render.bar("looking through OpenCode's sessions") as bar:
             plan = history.plan(clock.now_ms(), bar.show)
         if not json_wanted:
-            print_lines(render.plan_lines(plan))
+            print_lines(_plan_lines(plan))
         if ours is not None and not dry_run:
             if plan.logs > max_logs:
                 ask(f"send {plan.logs} logs, more than --max-logs {max_logs}", f"--max-logs {plan.logs}")
@@ -112,7 +115,7 @@ def _queue(
         raise problem
     if not json_wanted:
         is_served = any(worker.destination == ours.id for worker in read_workers(Spool(settings.spool_directory)))
-        print_lines(render.queued_lines(queued, waiting, is_served=is_served, has_key=settings.api_key is not None))
+        print_lines(_queued_lines(queued, waiting, is_served=is_served, has_key=settings.api_key is not None))
 
 
 def _as_json(plan: Plan, queued: Queued | None, waiting: int) -> dict[str, object]:
@@ -126,3 +129,33 @@ def _as_json(plan: Plan, queued: Queued | None, waiting: int) -> dict[str, objec
         "queued": None if queued is None else asdict(queued),
         "waiting": waiting,
     }
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    """What a backfill would send."""
+    yield f"{counted(plan.logs, 'log')} in {counted(plan.turns, 'turn')} of {counted(len(plan.sessions), 'session')}"
+    for project in plan.projects.values():
+        name = (project.directory or "(no folder)") + (" (not there any more)" if project.is_gone else "")
+        sessions = counted(project.sessions, "session")
+        if project.sessions:
+            what = f"{counted(project.logs, 'log')} in {counted(project.turns, 'turn')} of {sessions}"
+            yield f"  {name}: {what}"
+        if project.left_out:
+            yield f"  {name}: {counted(project.left_out, 'session')} left out: {project.reason}"
+        if project.shut:
+            told = "captured while export was off (--include-off takes them), deleted, or recalled"
+            yield f"  {name}: {counted(project.shut, 'turn')} not taken: {told}"
+    for session, reason in plan.unreadable.items():
+        yield f"  {session}: cannot be read: {reason}"
+    if plan.too_old:
+        told = "not changed for 90 days: Helicone would blank their bodies (--since takes them)"
+        yield f"  {counted(plan.too_old, 'session')} left out, {told}"
+
+
+def _queued_lines(queued: Queued, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
+    unfinished = (
+        f"; {counted(queued.unfinished, 'turn')} left to the OpenCode that is at it" if queued.unfinished else ""
+    )
+    yield f"{counted(queued.new, 'job')} queued{unfinished}; {counted(waiting, 'job')} wait"
+    if waiting:
+        yield from how_to_deliver(is_served=is_served, has_key=has_key)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from app.cli import render
 from app.cli.options import OF_SPOOL, PROBLEM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
+from app.cli.render import how_to_deliver, moment, size
 from app.database.open import open_ledger
 from app.ledger.dead_letters import Choice
 from app.ledger.erasure import erase
 from app.operations import dead_letters
-from app.operations.status import counted
+from app.operations.dead_letters import Listed, Opened, short
 from app.runtime import clock
 from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
+from app.runtime.terminal import counted
 from app.settings.lookup import Sources
 
-dead = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Jobs that are not tried again.")
+commands = typer.Typer(name="dead", no_args_is_help=True, rich_markup_mode=None, help="Jobs that are not tried again.")
+
+LETTERS_SHOWN = 20
+"""Of a list; all of them are in its JSON."""
 
 Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY", help="The beginning of a job's key.")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
@@ -29,7 +35,7 @@ OfError = Annotated[str | None, typer.Option("--error", metavar="FINGERPRINT", h
 Since = Annotated[int | None, since_option("Those that died since")]
 
 
-@dead.command("list")
+@commands.command("list")
 @takes(OF_SPOOL)
 def _list(
     sources: Sources,
@@ -54,10 +60,10 @@ def _list(
     if json_wanted:
         print_json(asdict(listed))
     else:
-        print_lines(render.letters_lines(listed, "dropped" if dropped else "dead"))
+        print_lines(_letters_lines(listed, "dropped" if dropped else "dead"))
 
 
-@dead.command("show")
+@commands.command("show")
 @takes(OF_SPOOL)
 def _show(
     sources: Sources,
@@ -78,10 +84,10 @@ def _show(
         print_json({"letters": [asdict(one) for one in found]})
     else:
         for one in found:
-            print_lines(render.letter_lines(one))
+            print_lines(_letter_lines(one))
 
 
-@dead.command("retry")
+@commands.command("retry")
 @takes(OF_SPOOL)
 def _retry(
     sources: Sources,
@@ -106,10 +112,10 @@ def _retry(
         print_json({"jobs": jobs})
     else:
         is_served = bool(read_workers(Spool(settings.spool_directory)))
-        print_lines(render.retried_lines(jobs, is_served=is_served, has_key=settings.api_key is not None))
+        print_lines(_retried_lines(jobs, is_served=is_served, has_key=settings.api_key is not None))
 
 
-@dead.command("purge")
+@commands.command("purge")
 @takes(OF_SPOOL)
 def _purge(
     sources: Sources,
@@ -158,3 +164,39 @@ def _chosen(db: sqlite3.Connection, keys: list[str], wide: Choice | None, verb: 
     if jobs and verb is not None:
         ask(f"{verb} {counted(jobs, 'dead letter')}", "--yes")
     return wide
+
+
+def _letters_lines(listed: Listed, state: str) -> Iterator[str]:
+    yield f"{listed.jobs} {state}"
+    for group in listed.groups:
+        name = f"{group.fingerprint}  " if group.fingerprint else ""
+        yield f"{name}{group.jobs} {state}, the last at {moment(group.last_ms)}: {group.reason}"
+    for letter in listed.letters[:LETTERS_SHOWN]:
+        yield f"  {short(letter.key)}  {moment(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
+    if listed.jobs > LETTERS_SHOWN:
+        yield f"  and {listed.jobs - LETTERS_SHOWN} older ones; --json lists more"
+
+
+def _letter_lines(opened: Opened) -> Iterator[str]:
+    letter = opened.letter
+    error = f" (error {letter.fingerprint})" if letter.fingerprint else ""
+    yield f"job {letter.key}"
+    yield f"{letter.state} since {moment(letter.finished_ms)}: {letter.reason}{error}"
+    yield f"session {letter.session}, turn {letter.turn}, for {opened.endpoint or 'any endpoint'}"
+    yield f"{letter.records} records, {size(letter.body_bytes)} held; queued at {moment(letter.enqueued_ms)}"
+    yield f"what to do: {opened.todo}"
+    yield f"tried {letter.attempts} times{', the last:' if opened.attempts else ''}"
+    for one in opened.attempts:
+        took = "ended with its worker" if one.ended_ms is None else f"{one.ended_ms - one.started_ms} ms"
+        answer = f"; the answer began: {one.answer}" if one.answer else ""
+        yield f"  {one.number}  {moment(one.started_ms)}  {took}  {one.error or ''}{answer}"
+    for body in opened.bodies:
+        yield from json.dumps(body, ensure_ascii=False, indent=2).split("\n")
+    if opened.problem:
+        yield f"the records cannot be read: {opened.problem}"
+
+
+def _retried_lines(jobs: int, *, is_served: bool, has_key: bool) -> Iterator[str]:
+    yield f"{counted(jobs, 'dead letter')} will be tried again"
+    if jobs:
+        yield from how_to_deliver(is_served=is_served, has_key=has_key)

@@ -23,16 +23,19 @@ from app.cli.options import (
 from app.database.open import open_ledger
 from app.ledger.erasure import erase
 from app.operations.destinations import Listed, adopt, chosen, give_up, listed, movable
-from app.operations.status import counted, named
+from app.operations.status import named
 from app.runtime import clock
+from app.runtime.terminal import counted
 from app.settings.lookup import Sources
 
-destination = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Where jobs go, and where they wait.")
+commands = typer.Typer(
+    name="destination", no_args_is_help=True, rich_markup_mode=None, help="Where jobs go, and where they wait."
+)
 
 Number = Annotated[int, typer.Argument(metavar="N", help="Its number in the list.")]
 
 
-@destination.command("list")
+@commands.command("list")
 @takes(OF_DESTINATION)
 def _list(sources: Sources, *, json_wanted: AsJson = False) -> None:
     """List addresses and keys with what waits there.
@@ -60,7 +63,7 @@ def _lines(one: Listed) -> Iterator[str]:
         yield f"     give them up:    opencode-helicone destination forget {one.id}"
 
 
-@destination.command("adopt")
+@commands.command("adopt")
 @takes(OF_DESTINATION)
 def _adopt(sources: Sources, number: Number, *, yes: Yes = False, json_wanted: AsJson = False) -> None:
     """Move what waits there to where the settings say.
@@ -81,7 +84,7 @@ def _adopt(sources: Sources, number: Number, *, yes: Yes = False, json_wanted: A
         print_lines(["opencode-helicone flush delivers them now"])
 
 
-@destination.command("forget")
+@commands.command("forget")
 @takes(OF_DESTINATION)
 def _forget(sources: Sources, number: Number, *, yes: Yes = False, json_wanted: AsJson = False) -> None:
     """Give up what waits or is dead there.

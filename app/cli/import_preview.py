@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from app.settings.lookup import Sources
 from app.sources.opencode.export_files import FILE_BYTES_MAX, File
 from app.sources.opencode.store import Store, store_file
 
-importing = typer.Typer()
+commands = typer.Typer()
 
 LONG_FILES = 20
 LONG_BYTES = 20_000_000
@@ -34,7 +35,7 @@ FilesOrSessions = Annotated[
 ]
 
 
-@importing.command("import")
+@commands.command("import")
 @takes(OF_CAPTURE)
 def _import(
     sources: Sources,
@@ -58,11 +59,11 @@ def _import(
         print_json({"jobs": jobs, "files": [asdict(one) for one in results]})
     else:
         for result in results:
-            print_lines(render.import_lines(result), failed=_is_failed(result))
+            print_lines(_import_lines(result), failed=_is_failed(result))
     raise typer.Exit(PROBLEM if any(_is_failed(result) for result in results) else DONE)
 
 
-@importing.command("preview")
+@commands.command("preview")
 @takes(OF_CAPTURE)
 def _preview(
     sources: Sources,
@@ -81,7 +82,7 @@ def _preview(
         if json_wanted:
             told.append(as_json(result))
         else:
-            print_lines(render.preview_lines(result), failed=_is_failed(result))
+            print_lines(_preview_lines(result), failed=_is_failed(result))
     if json_wanted:
         print_json({"sessions": told})
     raise typer.Exit(PROBLEM if failed else DONE)
@@ -109,3 +110,36 @@ def _steps_min(files: Sequence[File]) -> int:
 
 def _is_failed(result: Imported | Previewed) -> bool:
     return isinstance(result, Imported) and (result.outcome == "failed" or result.unreadable > 0)
+
+
+def _import_lines(result: Imported) -> Iterator[str]:
+    numbers = {
+        "new": result.new,
+        "known": result.known,
+        "older than what is known": result.superseded,
+        "noted without content": result.off,
+        "not taken (captured while off, or deleted)": result.shut,
+        "copied by a fork": result.copied,
+        "odd value(s)": result.odd,
+        "turn(s) that cannot be read": result.unreadable,
+    }
+    told = ", ".join(f"{number} {name}" for name, number in numbers.items() if number)
+    if result.outcome == "imported":
+        told = "; ".join(filter(None, [told or "nothing to export", result.reason]))
+    else:
+        told = f"{result.outcome}: {result.reason}"
+    yield ": ".join(filter(None, [result.file, result.session, told]))
+
+
+def _preview_lines(result: Previewed | Imported) -> Iterator[str]:
+    if isinstance(result, Imported):
+        yield from _import_lines(result)
+        return
+    yield f"{result.file}: {result.session}: {len(result.records)} records, {result.mode}"
+    for record in result.records:
+        yield f"--- {record.path} ({record.kind}, {record.request_id}, {len(record.body)} bytes)"
+        yield from json.dumps(json.loads(record.body), ensure_ascii=False, indent=2).split("\n")
+    for name, number in sorted(result.hits.items()):
+        yield f"redacted: {name}: {number}"
+    for name, number in sorted(result.identity_hits.items()):
+        yield f"NOT redacted, matches an id or a name: {name}: {number}"

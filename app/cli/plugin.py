@@ -14,7 +14,7 @@ from app.cli.options import print_lines
 from app.sources.opencode import install
 from app.sources.opencode.program import programs
 
-plugin = typer.Typer()
+commands = typer.Typer()
 
 _NOT_ASKED = (
     "OpenCode's version could not be asked: the plugin is written in the form for 1.14 and later. OpenCode below 1.2.5"
@@ -33,7 +33,7 @@ Project = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 
 
-@plugin.command("install-plugin")
+@commands.command("install-plugin")
 def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
     """Put the plugin where OpenCode finds it.
 
@@ -62,7 +62,7 @@ def install_here(scope: install.Global | install.Project | None = None, *, dry_r
         )
 
 
-@plugin.command("uninstall-plugin")
+@commands.command("uninstall-plugin")
 def _uninstall_plugin(*, everywhere: Everywhere = False, project: Project = None, dry_run: DryRun = False) -> None:
     """Take the plugin away again.
 

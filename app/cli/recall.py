@@ -51,12 +51,12 @@ from app.sources.opencode.access import StoreError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store, store_file
 
-recalling = typer.Typer(rich_markup_mode=None)
+commands = typer.Typer(rich_markup_mode=None)
 
 Since = Annotated[int | None, since_option("Turns since")]
 
 
-@recalling.command("audit")
+@commands.command("audit")
 @takes(OF_DESTINATION)
 def _audit(
     sources: Sources,
@@ -94,7 +94,7 @@ def _audit(
     raise typer.Exit(PROBLEM if unknown or any(one.records or one.problem for one in results) else DONE)
 
 
-@recalling.command("recall")
+@commands.command("recall")
 @takes(OF_DESTINATION)
 def _recall(  # noqa: PLR0913 - one for each option
     sources: Sources,

@@ -12,7 +12,7 @@ from platformdirs import user_data_path
 from app.cli.options import PROGRAM
 from app.settings.model import standard_folder
 
-setting_up = typer.Typer()
+commands = typer.Typer()
 
 
 def receiver_store() -> Path:
@@ -20,7 +20,7 @@ def receiver_store() -> Path:
     return standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
 
 
-@setting_up.command("setup")
+@commands.command("setup")
 def _setup(  # noqa: PLR0913 - one for each option
     *,
     cloud: Annotated[bool, typer.Option("--cloud", help="Send to Helicone's cloud.")] = False,

@@ -12,17 +12,18 @@ import typer
 
 from app.cli import render
 from app.cli.options import PROBLEM, PROGRAM, Yes, ask, complain, print_lines
+from app.cli.render_status import flush_lines
 from app.cli.setup import receiver_store
-from app.operations.status import counted
 from app.operations.uninstall import Site, command_for_the_rest, look, purge, remove_plugins
+from app.runtime.terminal import counted
 from app.settings.lookup import typed
 
-uninstalling = typer.Typer()
+commands = typer.Typer()
 
 FLUSH_S = 60.0
 
 
-@uninstalling.command("uninstall")
+@commands.command("uninstall")
 def _uninstall(
     *,
     everything: Annotated[
@@ -62,7 +63,7 @@ def _offer_to_deliver(site: Site) -> None:
     if typer.confirm(f"{counted(site.waiting, 'job')} wait. Deliver them first?", default=True, err=True):
         with render.spinner("delivering"):
             flushed = flush(typed(os.environ, Path.cwd()), FLUSH_S)
-        print_lines(render.flush_lines(flushed))
+        print_lines(flush_lines(flushed))
 
 
 def _plan(site: Site, *, everything: bool) -> Iterator[str]:

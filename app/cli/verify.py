@@ -39,7 +39,7 @@ from app.verify.verify import Choice, verify
 if TYPE_CHECKING:
     from app.verify.remote_check import RemoteCheck
 
-verification = typer.Typer(rich_markup_mode=None)
+commands = typer.Typer(rich_markup_mode=None)
 
 LONG_SESSIONS = 20
 """So many take long enough for a progress bar."""
@@ -47,7 +47,7 @@ NAMED_MAX = 3
 """Sessions that the line about what to do names."""
 
 
-@verification.command("verify")
+@commands.command("verify")
 @takes(OF_DESTINATION)
 def _verify(
     sources: Sources,

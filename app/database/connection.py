@@ -5,17 +5,46 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+import threading
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 BUSY_TIMEOUT_MS = 5_000
 PATIENT_MS = 25_000
 """How long a worker waits for a lock: what Helicone has just accepted must not be forgotten because somebody writes.
 The longest POST (30 s) and this stay within the lease (60 s)."""
+TURN_S = 0.1
+"""How long a thread waits for its turn before that counts as waiting for a lock."""
+FULL = 2
+"""As SQLite counts `synchronous`."""
 WAL_BYTES = 4 * 1024 * 1024
 """A WAL longer than this is copied into the database by whoever commits next."""
+
+
+_File: TypeAlias = tuple[int, int]
+
+
+class _Turns:
+    """One lock for each file that this process has open: its threads write one after another.
+
+    A thread that SQLite keeps waiting for another one sleeps, for up to 100 ms at a time, and gains nothing: the lock
+    is free again after one. Other processes are waited for as ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: MutableMapping[_File, threading.Lock] = WeakValueDictionary()
+
+    def of(self, file: _File) -> threading.Lock:
+        with self._lock:
+            return self._of.setdefault(file, threading.Lock())
+
+
+_turns = _Turns()
 
 
 class Replaced(sqlite3.DatabaseError):
@@ -26,12 +55,45 @@ class Ledger(sqlite3.Connection):
     """A connection that notices when another process has put a recovered file in the place of its own."""
 
     path: Path
-    _file: tuple[int, int]
+    _name: str
+    _file: _File
+    _turn: threading.Lock
 
     def hold(self, path: Path) -> None:
         """Note which file it is that was opened."""
         self.path = path
-        self._file = _identity(path)
+        self._name = str(path)
+        self._file = _identity(self._name)
+        self._turn = _turns.of(self._file)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Of the threads of this process only this one writes. Raises sqlite3.OperationalError after busy_timeout."""
+        if self._turn.acquire(timeout=TURN_S):
+            try:
+                yield
+            finally:
+                self._turn.release()
+        else:
+            with self._late():
+                yield
+
+    @contextmanager
+    def _late(self) -> Iterator[None]:
+        """After a wait that counts: with the one for other processes it takes no longer than that one alone."""
+        began_s = time.monotonic()
+        patience_ms = int(self.execute("pragma busy_timeout").fetchone()[0])
+        if not self._turn.acquire(timeout=patience_ms / 1000):
+            raise sqlite3.OperationalError("database is locked by another thread")
+        try:
+            left_ms = patience_ms - int((time.monotonic() - began_s) * 1000)
+            self.execute(f"pragma busy_timeout = {max(left_ms, 0)}")
+            try:
+                yield
+            finally:
+                self.execute(f"pragma busy_timeout = {patience_ms}")
+        finally:
+            self._turn.release()
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         """Execute as ever; raises Replaced when the statement went to a file that is set aside.
@@ -46,13 +108,13 @@ class Ledger(sqlite3.Connection):
 
     def is_current(self) -> bool:
         try:
-            return _identity(self.path) == self._file
+            return _identity(self._name) == self._file
         except FileNotFoundError:
             return False
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
+def _identity(name: str) -> _File:
+    found = os.stat(name)  # noqa: PTH116 - after each statement: a Path takes longer than the call
     return found.st_dev, found.st_ino
 
 
@@ -82,21 +144,25 @@ def connect(path: Path) -> Ledger:
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """One write transaction. `immediate`, so that two writers queue up at the start and neither fails later."""
-    db.execute("begin immediate")
-    try:
-        yield
-        db.execute("commit")
-    except BaseException:
-        # Also KeyboardInterrupt, and a commit that fails: an open transaction would lock every other process out.
-        db.rollback()
-        raise
-    if isinstance(db, Ledger):
-        checkpoint(db)
+    with db.writing() if isinstance(db, Ledger) else nullcontext():
+        db.execute("begin immediate")
+        try:
+            yield
+            db.execute("commit")
+        except BaseException:
+            # Also KeyboardInterrupt, and a commit that fails: an open transaction would lock every other process out.
+            db.rollback()
+            raise
+        if isinstance(db, Ledger):
+            checkpoint(db)
 
 
 @contextmanager
 def unflushed(db: sqlite3.Connection) -> Iterator[None]:
     """The write transactions in here do not wait for the disk: the machine's death may undo them, and nothing less."""
+    if db.execute("pragma synchronous").fetchone()[0] < FULL:
+        yield
+        return
     db.execute("pragma synchronous = normal")
     try:
         yield
@@ -106,16 +172,18 @@ def unflushed(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def flushed_together(db: Ledger) -> Iterator[None]:
-    """All write transactions in here wait for the disk once, at the end."""
-    with unflushed(db):
-        yield
-    with suppress(FileNotFoundError):  # then all of it is in the database
-        descriptor = os.open(db.path.with_name(f"{db.path.name}-wal"), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            flush = getattr(fcntl, "F_FULLFSYNC", None)  # macOS flushes the drive's cache only when told so
-            os.fsync(descriptor) if flush is None else fcntl.fcntl(descriptor, flush)
-        finally:
-            os.close(descriptor)
+    """All write transactions in here wait for the disk once, at the end; also where it ends with an error."""
+    try:
+        with unflushed(db):
+            yield
+    finally:
+        with suppress(FileNotFoundError):  # then all of it is in the database
+            descriptor = os.open(db.path.with_name(f"{db.path.name}-wal"), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                flush = getattr(fcntl, "F_FULLFSYNC", None)  # macOS flushes the drive's cache only when told so
+                os.fsync(descriptor) if flush is None else fcntl.fcntl(descriptor, flush)
+            finally:
+                os.close(descriptor)
 
 
 def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:

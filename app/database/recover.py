@@ -6,7 +6,8 @@
 `ledger.db.broken` is there exactly while a recovery is not finished: whoever opens the ledger next goes on with it.
 Everybody opens the ledger under the shared lock of `recover.lock`; who recovers has it exclusively.
 
-It is written over tables and columns, not over what they mean. What is lost is counted in the new ledger.
+It copies tables and columns, whatever they mean; it knows only what a job needs that has lost its parents. What is lost
+is counted in the new ledger.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from app.database import derived
 from app.runtime.filesystem import PRIVATE_FILE, private_file
 
 OPEN_S_MAX = 60.0
@@ -78,7 +80,7 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _note(db: sqlite3.Connection, what: str, now_ms: int, count: int = 1) -> None:
+def note(db: sqlite3.Connection, what: str, now_ms: int, count: int = 1) -> None:
     """Among the incidents, which `status` shows; in a ledger from before there were any, among the refusals."""
     known = db.execute("select 1 from sqlite_master where name = 'incident'").fetchone()
     table, column = ("incident", "what") if known else ("refusal", "reason")
@@ -136,10 +138,10 @@ def _rebuild(broken: Path, draft: Path, make: Make, now_ms: int) -> None:
     with _readable(broken, draft, make) as source, closing(make(draft, source)) as db:
         db.execute("pragma synchronous = off")  # a draft: it is flushed when it is whole
         db.execute("begin immediate")
-        _note(db, "damaged, set aside and recovered", now_ms)
+        note(db, "damaged, set aside and recovered", now_ms)
         for table, count in _copy(source, db).items():
             if count:
-                _note(db, f"rows of {table} that could not be read", now_ms, count)
+                note(db, f"rows of {table} that could not be read", now_ms, count)
         db.execute("commit")
 
 
@@ -237,6 +239,8 @@ def _copy(source: sqlite3.Connection | None, db: sqlite3.Connection) -> dict[str
     """Every row that can be read and that keeps to the rules, into the new ledger; how many did not, by table."""
     lost = {}
     for table in _tables(db):
+        if table in derived.TABLES:
+            continue  # it comes with the jobs
         own = db.execute(f"select * from {table}").fetchall()  # what the migrations put there
         db.execute(f"delete from {table}")
         lost[table] = 1 if source is None else _copy_table(source, db, table)
@@ -387,7 +391,7 @@ def count_torn_transactions(path: Path, now_ms: int) -> None:
         damaged = _beside(path, f".damaged-wal-{now_ms}")
         with os.fdopen(os.open(damaged, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, PRIVATE_FILE), "wb") as file:
             file.write(data)
-        _note(db, "transactions lost from a damaged WAL", now_ms, torn)
+        note(db, "transactions lost from a damaged WAL", now_ms, torn)
         # Pages that were in the file already may be newer than what is left of the WAL.
         if db.execute("pragma integrity_check(1)").fetchone()[0] != "ok":
             error = sqlite3.DatabaseError("the WAL is damaged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from app.database.connection import transaction
 from app.errors import AppError
 from app.runtime import failpoint
 
+NEWEST = "8bd05f296b0e8769b5ec8f6daae0511d8bfdc3f4ea01e5360d5de71042fd92ec"
+"""The digest of what a ledger of the newest version consists of. To make that anew from the migrations takes a process
+15 ms, and is done for whatever has another one."""
 VERSIONS_MAX = 1_000
 """A version above this, with tables that we know, is no version but damage."""
 
@@ -113,11 +117,13 @@ def version_of(db: sqlite3.Connection) -> int:
 def objects_of(version: int) -> frozenset[tuple[str, str, str]]:
     """(type, name, SQL) of what a ledger of this version consists of."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        db.row_factory = sqlite3.Row
-        scripts = [(number, sql) for number, sql in migrations() if number <= version]
-        if scripts:
-            migrate(db, scripts)
+        scripts = (sql for number, sql in migrations() if number <= version)
+        db.executescript("\n".join(["begin;", *scripts, "commit;"]))
         return found_objects(db)
+
+
+def digest_of(objects: frozenset[tuple[str, str, str]]) -> str:
+    return hashlib.sha256(repr(sorted(objects)).encode("utf-8", "replace")).hexdigest()
 
 
 def found_objects(db: sqlite3.Connection) -> frozenset[tuple[str, str, str]]:
@@ -138,6 +144,8 @@ def look_at_schema(db: sqlite3.Connection) -> int:
         version, found = version_of(db), found_objects(db)
     finally:
         db.rollback()
+    if version == newest and digest_of(found) == NEWEST:
+        return version
     if newest < version <= VERSIONS_MAX or (version > newest and found != objects_of(newest)):
         raise SchemaError(
             f"the ledger has schema {version}, this program knows up to {newest}: install the newer version again"

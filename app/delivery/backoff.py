@@ -9,7 +9,7 @@ _DOUBLINGS_MAX = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RetryPolicy:
     """How often and how far apart a job is tried."""
 
     max_retries: int
@@ -20,8 +20,8 @@ class Policy:
     """Upper bound of every delay, of a job's as of a destination's."""
 
     @classmethod
-    def of(cls, max_retries: int, base_ms: int) -> Policy:
-        """Policy of settings: as far apart as five minutes, or 300 times the base where that is less."""
+    def of(cls, max_retries: int, base_ms: int) -> RetryPolicy:
+        """Of settings: as far apart as five minutes, or 300 times the base where that is less."""
         return cls(max_retries, base_ms, max(base_ms, min(300 * base_ms, CAP_MS_MAX)))
 
 

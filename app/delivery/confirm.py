@@ -40,8 +40,6 @@ PAUSE_CAP_MS = 3_600_000
 
 CONTROL_MS = 24 * 3_600_000
 """A row that was found longer ago proves nothing about new ones."""
-BLIND = "blind: even a turn that was found there before is not found now; nothing is concluded"
-UNPROVEN = "unproven: nothing was found there for a day, so what is not found may be there; nothing is concluded"
 
 JOBS_MAX = 200
 """In one pass."""
@@ -96,14 +94,14 @@ class Unread:
     """Status and class: no text of a transcript."""
 
 
-Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool] | Unread]
+Fetch: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool] | Unread]
 """(earliest start in ms, wanted request ids) -> those that are stored, and whether with their bodies."""
 
 
 def confirm(
     db: sqlite3.Connection,
     destination_id: int,
-    reader: Reader,
+    fetch: Fetch,
     now_ms: int,
     *,
     allowance: Allowance,
@@ -120,7 +118,7 @@ def confirm(
     for query in _queries(due):
         if not allowance.take(now_ms):
             return None
-        reason = _look(db, destination_id, query, reader, now_ms)
+        reason = _look(db, destination_id, query, fetch, now_ms)
         if reason is not None:
             delay_ms = pause_ms(failures + 1, base_ms=PAUSE_BASE_MS, cap_ms=PAUSE_CAP_MS, dice=dice())
             readback.pause_read_back(db, destination_id, reason, now_ms + delay_ms)
@@ -145,7 +143,7 @@ def _queries(due: Sequence[Unconfirmed]) -> Iterator[list[Unconfirmed]]:
 
 
 def _look(
-    db: sqlite3.Connection, destination_id: int, query: Sequence[Unconfirmed], reader: Reader, now_ms: int
+    db: sqlite3.Connection, destination_id: int, query: Sequence[Unconfirmed], fetch: Fetch, now_ms: int
 ) -> str | None:
     """Ask for some jobs and for the control, and settle what the answer tells; why it tells nothing, or None."""
     wanted = {one.request_id: one.start_ms or 0 for one in query}
@@ -153,7 +151,7 @@ def _look(
     fresh_id = None if control is None or abs(now_ms - control.found_ms) > CONTROL_MS else control.request_id
     if control is not None and fresh_id is not None:
         wanted[fresh_id] = control.start_ms
-    answer = reader(min(wanted.values()), list(wanted))
+    answer = fetch(min(wanted.values()), list(wanted))
     if isinstance(answer, Unread):
         return answer.reason
     found = [one for one in query if one.request_id in answer]
@@ -164,7 +162,7 @@ def _look(
         # Where something was found after all, it is the control by now: the next pass asks for the others again.
         if found or not missing:
             return None
-        return UNPROVEN if fresh_id is None else BLIND
+        return readback.UNPROVEN if fresh_id is None else readback.BLIND
     if control is None and missing:
         readback.note_missed(db, destination_id, now_ms)
     for one in missing:

@@ -1,37 +1,55 @@
-"""Deliver: claims a job, posts its records, acknowledges them one by one, and finishes the job.
+"""Deliver: claims a job, posts its records, acknowledges them, and finishes the job.
 
-claim ─▶ post ─▶ acknowledge ─▶ post … ─▶ complete
-           │
+claim ─▶ post ─▶ post … ─▶ complete          what was accepted is noted with the job's end, or before: after a second,
+           │                                 after so many, and before anything else is said of the job
            └─ not accepted ─▶ health.decide ▶ dead_letter | retry_later | pause | release
 
-Before each post the settings in force are asked: they may hold the job, or have it dropped and captured again. A job
-that gave up its bodies for want of room has them made again first, and posts them only if they are the same, or are
-stricter and none of the job's was posted before.
+Where the answers take long, several records of a job are under way at once. Before each post the settings in force are
+asked: they may hold the job, or have it dropped and captured again. A job that gave up its bodies for want of room has
+them made again first, and posts them only if they are the same, or are stricter and none of the job's was posted
+before.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeAlias
 
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
 from app.ledger import claims, eviction, flow, maintenance, policy_enforcement
 from app.ledger.eviction import Recaptured
-from app.ledger.job import Body, Claim, FailedAttempt, LedgerError
+from app.ledger.job import Accepted, Body, Claim, FailedAttempt, LedgerError
 from app.privacy.policy import Hold, Permit, Recapture
 from app.runtime import failpoint
 
 LEASE_MS = 60_000
 """Renewed by each acknowledgement; one POST takes 30 s at the most."""
+UNNOTED_MS_MAX = 1_000
+"""So long after the lease was renewed last, what was accepted is noted before the next POST. With that POST, and the
+wait for a locked ledger, it stays within the lease."""
+UNNOTED_MAX = 16
+"""Records that a worker's death may have posted once more, of one job."""
 HOLD_MS = 3_600_000
 """A change of settings ends a hold; this does where the change was missed."""
 UNFINISHED_MS = 10_000
 """After so long a job is tried again whose end the ledger could not be told: what it posted may be posted once more."""
 OTHER_TEXT = Hold("its text has to be read again by the hook of its project, with the secrets that were redacted")
 """Who redacted it knew other secrets than this process, or it has changed since."""
+
+Answered: TypeAlias = tuple[Outcome, int]
+"""What became of a POST, and when."""
+
+
+def _here(post: Callable[[], Answered]) -> Future[Answered]:
+    answered: Future[Answered] = Future()
+    answered.set_result(post())
+    return answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +58,7 @@ class DeliveryContext:
 
     destination_id: int
     worker: str
-    policy: Policy
+    policy: RetryPolicy
     permit: Callable[[Claim], Permit]
     """What the settings in force say to this job, now."""
     post: Callable[[Body], Outcome]
@@ -56,6 +74,10 @@ class DeliveryContext:
     """What the job's folder says in place of `policy.max_retries`; None: nothing."""
     rebuild: Callable[[Claim], Recaptured | Hold | None] = lambda _: OTHER_TEXT
     """All bodies of a job that gave its own up, made again; None: nobody has the turn any more."""
+    at_once: Callable[[], int] = lambda: 1
+    """How many records of one job may be under way; asked before each is posted."""
+    beside: Callable[[Callable[[], Answered]], Future[Answered]] = _here
+    """Posts in a thread of its own."""
     leave: Callable[[Claim], None] = lambda _: None
     """Told of a job that could not be finished because the ledger cannot be written: see `release_unfinished`."""
 
@@ -106,38 +128,118 @@ def _carry(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> bo
 
 def _send(db: sqlite3.Connection, claim: Claim, context: DeliveryContext, made: Sequence[Body] | None) -> bool:
     """Post what is not acknowledged and finish the job; whether the destination was asked at all."""
-    asked = False
+    run = _Run(db, claim, context)
+    why: _Why = None
     try:
-        for body in claims.unacknowledged(db, claim, made):
-            if context.stopping():
-                claims.release(db, claim, due_ms=context.clock())
-                return asked
-            if not claims.is_current(db, claim):
-                break
-            permit = context.permit(claim)
-            if isinstance(permit, Hold | Recapture):
-                _withhold(db, claim, permit, context.clock())
-                return asked
-            failpoint.reach("post.sending", str(body.request_id))
-            outcome = context.post(body)
-            failpoint.reach("post.answered", str(body.request_id))
-            asked = True
-            if outcome.kind != "accepted":
-                _settle(db, claim, outcome, context)
-                return asked
-            if claim.is_probe:
-                flow.resume(db, claim.destination_id)
-            # It got through: whatever fails from here on is a first failure, of the job and of the destination.
-            claim = replace(claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
-            if not claims.acknowledge(db, claim, body, now_ms=context.clock(), lease_ms=LEASE_MS):
-                break
+        why = run.post_all(made)
     except LedgerError as error:
-        claims.dead_letter(db, claim, FailedAttempt(context.clock(), str(error)))
-        return asked
-    if not claims.complete(db, claim, context.clock(), confirm_ms=context.when_to_confirm()):
-        # Where it is still ours, an older attempt's late answer took a record's place: that one must be posted again.
-        claims.release(db, claim, due_ms=context.clock())
-    return asked
+        why = error
+    finally:
+        run.wait()
+    why = run.join() or why
+    claim = run.claim
+    if why is None:
+        run.complete()
+        return run.asked
+    run.note()
+    match why:
+        case Outcome():
+            _settle(db, claim, why, context)
+        case Hold() | Recapture():
+            _withhold(db, claim, why, context.clock())
+        case LedgerError():
+            claims.dead_letter(db, claim, FailedAttempt(context.clock(), str(why)))
+        case "stopping":
+            claims.release(db, claim, due_ms=context.clock())
+    return run.asked
+
+
+_Why: TypeAlias = Outcome | Hold | Recapture | LedgerError | Literal["stopping"] | None
+"""Why a claim ends before its job is delivered; None: it does not, or it no longer stands."""
+
+
+class _Run:
+    """One claim's posts: those that are under way, and what was accepted and is not in the ledger yet."""
+
+    def __init__(self, db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> None:
+        self._db = db
+        self._context = context
+        self._under_way: list[tuple[Body, Future[Answered]]] = []
+        self._accepted: list[Accepted] = []
+        self._before = claims.acknowledged(db, claim)
+        self._renewed_ms = context.clock()
+        self.claim = claim
+        self.asked = False
+
+    def post_all(self, made: Sequence[Body] | None) -> _Why:
+        """Some may be under way still when it returns."""
+        for body in claims.unacknowledged(self._db, self.claim, made):
+            if self._context.stopping():
+                return "stopping"
+            if not claims.is_current(self._db, self.claim):
+                return None
+            permit = self._context.permit(self.claim)
+            if isinstance(permit, Hold | Recapture):
+                return permit
+            post = partial(_post, self._context, body)
+            if self._is_room():
+                self._under_way.append((body, self._context.beside(post)))
+                continue
+            self._under_way.append((body, _here(post)))
+            failed = self.join()
+            if failed is not None:
+                return failed
+            is_renewed = 0 <= self._context.clock() - self._renewed_ms < UNNOTED_MS_MAX
+            if not is_renewed or len(self._accepted) >= UNNOTED_MAX:
+                self.note()
+        return None
+
+    def _is_room(self) -> bool:
+        """Whether one may be under way beside another one that this thread posts. A probe asks alone."""
+        return not self.claim.is_probe and len(self._under_way) + 1 < self._context.at_once()
+
+    def wait(self) -> None:
+        wait(answered for _, answered in self._under_way)
+
+    def join(self) -> Outcome | None:
+        """Hear what all posts under way have come to; the first that was not accepted."""
+        failed: Outcome | None = None
+        under_way, self._under_way = self._under_way, []
+        for body, answered in under_way:
+            outcome, at_ms = answered.result()
+            self.asked = True
+            if outcome.kind == "accepted":
+                self._accept(Accepted(body.request_id, body.digest, at_ms, self._before.get(body.request_id)))
+            else:
+                failed = failed or outcome
+        return failed
+
+    def _accept(self, accepted: Accepted) -> None:
+        if self.claim.is_probe:
+            flow.resume(self._db, self.claim.destination_id)
+        # It got through: whatever fails from here on is a first failure, of the job and of the destination.
+        self.claim = replace(self.claim, consecutive_failures=0, failures=0, is_probe=False, pause_count=0)
+        self._accepted.append(accepted)
+
+    def note(self) -> None:
+        """Acknowledge what was accepted, if anything was."""
+        if self._accepted:
+            self._renewed_ms = self._context.clock()
+            claims.acknowledge(self._db, self.claim, self._accepted, now_ms=self._renewed_ms, lease_ms=LEASE_MS)
+            self._accepted = []
+
+    def complete(self) -> None:
+        now_ms, confirm_ms = self._context.clock(), self._context.when_to_confirm()
+        if not claims.complete(self._db, self.claim, now_ms, accepted=self._accepted, confirm_ms=confirm_ms):
+            # Where it is still ours, an older attempt's late answer took a record's place: it must be posted again.
+            claims.release(self._db, self.claim, due_ms=self._context.clock())
+
+
+def _post(context: DeliveryContext, body: Body) -> Answered:
+    failpoint.reach("post.sending", str(body.request_id))
+    outcome = context.post(body)
+    failpoint.reach("post.answered", str(body.request_id))
+    return outcome, context.clock()
 
 
 def _made_again(db: sqlite3.Connection, claim: Claim, context: DeliveryContext) -> Sequence[Body] | None:

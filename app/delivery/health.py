@@ -1,7 +1,8 @@
 """Health: decides whose fault a failed attempt is, the job's or the destination's, and what becomes of both. Pure.
 
     permanent                                    the record's own: dead
-    refused, 429                                 the destination's: it is paused at once
+    refused, or an answer that says wait         the destination's: it is paused at once
+      (408, 425, 429, its database is away)
     no answer (connection, timeout), or a 5xx
       on a probe                                 the destination's: the next probe, of another job, waits longer
       while other jobs succeed                   the job's: it waits; a 5xx is charged, no answer never is
@@ -17,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from app.delivery.backoff import Policy, delay_ms, is_full, pause_ms
+from app.delivery.backoff import RetryPolicy, delay_ms, is_full, pause_ms
 from app.exporters.outcome import Outcome
 
 GATEWAY = frozenset({502, 503, 504, *range(520, 531)})
@@ -78,7 +79,7 @@ class Release:
 Action: TypeAlias = DeadLetter | RetryLater | Pause | Release
 
 
-def decide(outcome: Outcome, at: Situation, policy: Policy, dice: float) -> Action:
+def decide(outcome: Outcome, at: Situation, policy: RetryPolicy, dice: float) -> Action:
     """What becomes of a job and its destination after an attempt that was not accepted. `dice` is uniform in 0..1."""
     if outcome.kind == "permanent":
         return DeadLetter(outcome.reason)
@@ -102,11 +103,11 @@ def _is_of_the_destination(outcome: Outcome, at: Situation) -> bool:
         return True
     if at.is_paused:
         return False
-    is_limit = outcome.kind == "wait" and outcome.status is not None
-    return is_limit or at.peers == "fail" or (outcome.kind == "wait" and at.is_alone)
+    says_wait = outcome.kind == "wait" and outcome.status is not None
+    return says_wait or at.peers == "fail" or (outcome.kind == "wait" and at.is_alone)
 
 
-def _is_charged(outcome: Outcome, at: Situation, policy: Policy) -> bool:
+def _is_charged(outcome: Outcome, at: Situation, policy: RetryPolicy) -> bool:
     """Whether a 5xx is held against the job."""
     if at.peers == "succeed" and not (at.is_probe or at.is_paused):
         return True

@@ -7,6 +7,7 @@ itself. All of that is read anew each time; only what follows from it is kept wh
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import dataclass, field
 
 from app.capture.config import capture, why_nothing
 from app.capture.keyring import Keyring
@@ -18,29 +19,48 @@ from app.settings.lookup import Sources
 from app.settings.model import SettingsError
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What follows for a folder from what was read."""
+
+    basis: object
+    capture: Capture | Hold
+    permits: dict[str, Permit] = field(default_factory=dict)
+    """By what bytes were made under."""
+
+
+def _permit(capturing: Capture | Hold, made_under: str) -> Permit:
+    if isinstance(capturing, Hold):
+        return capturing
+    return Post() if is_as_strict(made_under, capturing.policy.facts("")) else Recapture()
+
+
 class PolicyCheck:
     """Shared by the threads of a worker."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self.keyring = Keyring(sources.environ)
-        self._found: dict[str, tuple[object, Capture | Hold]] = {}
+        self._found: dict[str, _Found] = {}
 
     def permit(self, db: sqlite3.Connection, folder: str, made_under: str) -> Permit:
         """Permit for bytes of this folder (as the ledger knows it) that were made under a policy (`Policy.facts`)."""
-        found = self.capture(db, folder)
-        if isinstance(found, Hold):
-            return found
-        return Post() if is_as_strict(made_under, found.policy.facts("")) else Recapture()
+        found = self._look(db, folder)
+        if made_under not in found.permits:
+            found.permits[made_under] = _permit(found.capture, made_under)
+        return found.permits[made_under]
 
     def capture(self, db: sqlite3.Connection, folder: str) -> Capture | Hold:
         """How the folder would be captured now; Hold where nothing of it may leave, or nobody can say what may."""
+        return self._look(db, folder).capture
+
+    def _look(self, db: sqlite3.Connection, folder: str) -> _Found:
         options = folders.folder_options(db, folder)
         basis = (self._sources.basis(), options, self.keyring.look())
-        seen = self._found.get(folder)
-        if seen is None or seen[0] != basis:
-            seen = self._found[folder] = (basis, self._read(options or {}))
-        return seen[1]
+        found = self._found.get(folder)
+        if found is None or found.basis != basis:
+            found = self._found[folder] = _Found(basis, self._read(options or {}))
+        return found
 
     def basis(self, db: sqlite3.Connection) -> object:
         """Equal for as long as the answers for all folders are."""

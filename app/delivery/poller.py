@@ -1,4 +1,4 @@
-"""Poller: wakes a worker's threads for due jobs, and has the periodic maintenance done, as the worker's one loop.
+"""Poller: wakes a worker's threads for due jobs, and has the periodic maintenance done, in a loop of its own.
 
 Every job is found here sooner or later; a wake of the queue only makes it sooner.
 """

@@ -34,7 +34,7 @@ class Frame:
     interrupted: bool
     """Nobody will complete what is unfinished: OpenCode has ended, or the person went on."""
     encoding: Encoding
-    """Fixed with the session's first record: the model, by which Helicone replaces, is another in each."""
+    """Fixed with the session's first record: what a record is replaced by may be another in each."""
 
 
 @dataclass(frozen=True, slots=True)

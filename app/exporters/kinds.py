@@ -1,8 +1,6 @@
-"""Kinds of destination: Helicone is the only one. Light enough for hooks to load."""
+"""Kinds of destination: Helicone is the only one. Commands that encode nothing do without `app.exporters.encoding`."""
 
-from app.exporters.encoder import Encoder
-from app.exporters.helicone import encoder, traits
+from app.exporters.helicone import traits
 from app.exporters.traits import Traits
 
-ENCODER: Encoder = encoder
 TRAITS: Traits = traits

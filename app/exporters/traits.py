@@ -22,6 +22,8 @@ class Plan:
 class Traits(Protocol):
     """How a kind of destination is reached, and what it can be asked. Pure."""
 
+    RECORDS_AT_ONCE: int
+    """Of one job; 1 where it matters in which order they arrive."""
     NOT_STORED_CAUSES: tuple[str, ...]
     """Why a record that was accepted may not appear there, for a person."""
 

@@ -1,10 +1,11 @@
 """Transport of httpx with one total deadline, which reaches this machine directly whatever proxies are set.
 
-    httpx.Client ─▶ Transport ─▶ pool, direct or through the proxy ─▶ _Backend ─▶ _Stream ─▶ socket
-                    `within(30)` sets this thread's deadline; each lookup, connect, handshake, read and write below
-                    it gets the time that is left
+    Transport ─▶ httpx.HTTPTransport, direct or through the proxy ─▶ _Backend ─▶ _Stream ─▶ socket
+                 `within(30)` sets this thread's deadline; each lookup, connect, handshake, read and write below
+                 it gets the time that is left
 
-httpx bounds each single read and write, so that a server which sends one byte now and then is never done with.
+httpx bounds each single read and write, so that a server which sends one byte now and then is never done with. Its
+transports are used without its `Client`: redirects, cookies and logins are not wanted, and take as long again.
 A synchronous request runs in one thread from end to end; so the deadline can belong to the thread.
 """
 
@@ -17,8 +18,9 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import httpcore
@@ -29,8 +31,10 @@ from app.runtime.url import is_loopback
 # Of each address of a host: a dead IPv6 route must leave time to try IPv4.
 _CONNECT_S_MAX = 10.0
 _SLICE_BYTES = 64 * 1024
-# Node closes idle connections after 5 s; leaving first avoids posting into a connection that is being closed.
-_LIMITS = httpx.Limits(max_connections=64, max_keepalive_connections=16, keepalive_expiry=4.0)
+# One connection: httpcore asks all of a pool's at each request, under one lock. Node closes idle ones after 5 s;
+# leaving first avoids posting into a connection that is being closed.
+_LIMITS = httpx.Limits(max_connections=1, keepalive_expiry=4.0)
+_PHASES = ("connect", "read", "write", "pool")
 
 _Lookup: TypeAlias = Callable[[str, int], Iterable[tuple[Any, ...]]]
 
@@ -61,35 +65,69 @@ def _left_s(error: type[httpcore.TimeoutException], bound_s: float | None = None
     return left_s if bound_s is None else min(left_s, bound_s)
 
 
-class Transport(httpx.BaseTransport):
-    """Pools by the way they go out: direct, or through one of the proxies that the environment names.
+@dataclass(frozen=True, slots=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    """By lower-case name."""
+    body: bytes
+    """Cut at the limit that was asked for."""
 
-    Raises httpx.UnsupportedProtocol for a proxy setting that cannot be used; its message never quotes the setting,
-    which may hold a password.
+
+class Transport:
+    """Connections by the way they go out: direct, or through one of the proxies that the environment names.
+
+    Follows no redirect, sends nothing again, keeps no cookies. `headers` go with each request, beside its host and
+    length.
     """
 
-    def __init__(self, trust: ssl.SSLContext) -> None:
+    def __init__(self, trust: ssl.SSLContext, headers: Mapping[str, str]) -> None:
         self._trust = trust
+        self._headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         self._lock = threading.Lock()
-        self._pools: dict[str | None, httpx.HTTPTransport] = {}
+        self._idle: dict[str | None, list[httpx.HTTPTransport]] = {}
+        """By proxy."""
+        self._connections: list[httpx.HTTPTransport] = []
+        self._urls: dict[str, httpx.URL] = {}
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        proxy = proxy_for(request.url)
-        with self._lock:
-            if proxy not in self._pools:
-                self._pools[proxy] = self._pool(proxy)
-            pool = self._pools[proxy]
-        response = pool.handle_request(request)
-        # No redirect is followed, and httpx would refuse the whole answer for an address that it cannot read.
-        response.headers.pop("location", None)
-        return response
+    def post(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> Reply:
+        """Send and hear all, or the first `bytes_max` of the answer. Raises httpx.TransportError.
+
+        UnsupportedProtocol also for a proxy setting that cannot be used; its message never quotes the setting, which
+        may hold a password.
+        """
+        target = self._urls.get(url) or self._urls.setdefault(url, httpx.URL(url))
+        timeout = dict.fromkeys(_PHASES, max(deadline_s, 0.001))
+        request = httpx.Request("POST", target, headers=self._headers, content=body, extensions={"timeout": timeout})
+        with self._connection(proxy_for(target)) as connection, within(deadline_s):
+            response = connection.handle_request(request)
+            try:
+                assert isinstance(response.stream, httpx.SyncByteStream)  # noqa: S101 - of a synchronous transport
+                read = _first(iter(response.stream), bytes_max)
+            finally:
+                response.close()
+        return Reply(response.status_code, response.headers, read)
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            pool.close()
+        for connection in self._connections:
+            connection.close()
 
-    def _pool(self, proxy: str | None) -> httpx.HTTPTransport:
-        pool = httpx.HTTPTransport(
+    @contextmanager
+    def _connection(self, proxy: str | None) -> Iterator[httpx.HTTPTransport]:
+        """The one that was used last of those that are idle, which is the least likely to be closed by now."""
+        with self._lock:
+            idle = self._idle.setdefault(proxy, [])
+            connection = idle.pop() if idle else None
+        if connection is None:
+            connection = self._connect(proxy)
+            self._connections.append(connection)
+        try:
+            yield connection
+        finally:
+            idle.append(connection)
+
+    def _connect(self, proxy: str | None) -> httpx.HTTPTransport:
+        connection = httpx.HTTPTransport(
             verify=self._trust,
             trust_env=False,
             http1=True,
@@ -99,8 +137,8 @@ class Transport(httpx.BaseTransport):
             retries=0,
         )
         # httpx has no argument for it. Were the attribute renamed, each phase would still have its own timeout.
-        pool._pool._network_backend = _Backend(_look_up)  # noqa: SLF001
-        return pool
+        connection._pool._network_backend = _Backend(_look_up)  # noqa: SLF001
+        return connection
 
     def _proxy(self, proxy: str) -> httpx.Proxy:
         try:
@@ -110,6 +148,15 @@ class Transport(httpx.BaseTransport):
         if url.scheme not in ("http", "https") or not url.host:
             raise httpx.UnsupportedProtocol("the proxy is none of http:// or https://")
         return httpx.Proxy(url, ssl_context=self._trust if url.scheme == "https" else None)
+
+
+def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        if len(held) >= bytes_max:
+            break
+    return bytes(held[:bytes_max])
 
 
 def proxy_for(url: httpx.URL) -> str | None:

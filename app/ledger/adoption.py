@@ -45,7 +45,8 @@ def adopt(
         moved = 0
         for row in rows:
             moved += db.execute(
-                "update job set destination_id = ? where session_id = ?", (destination_id, row["id"])
+                "update job set destination_id = ? where turn_id in (select id from turn where session_id = ?)",
+                (destination_id, row["id"]),
             ).rowcount
     while waiting := db.execute(
         "select j.id, j.key, j.facts_ms, j.body_bytes, j.is_history, j.is_recall, j.is_sealed, j.known_marks,"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from app.database.connection import transaction
+from app.database.connection import transaction, unflushed
 from app.ledger import flow
 from app.ledger.flow import Paused, Terms
-from app.ledger.job import Body, Claim, FailedAttempt, LedgerError, bodies
+from app.ledger.job import Accepted, Body, Claim, FailedAttempt, LedgerError, bodies
 from app.ledger.versions import forget_contents
 from app.runtime import failpoint
 
@@ -17,64 +18,84 @@ ISOLATED_KILLS = 2
 """A job that so many workers died with is claimed only alone, so that none of its neighbours dies with it again."""
 ATTEMPTS_KEPT = 10
 
-# Due, in a session of which nothing is in flight. A job in backoff does not block its successors.
-_DUE = (
-    "j.state = 'pending' and j.due_ms <= :now"
-    " and not exists (select 1 from job l where l.session_id = j.session_id and l.lease_until_ms is not null)"
+ISOLATED_DUE = (
+    # A number, no parameter: only so does SQLite use the index of these few.
+    f"j.destination_id = :destination and j.state = 'pending' and j.kills >= {ISOLATED_KILLS} and j.due_ms <= :now"
 )
-CLAIMABLE = (
-    f"{_DUE} and (j.kills >= :isolated or not exists (select 1 from job i where i.destination_id = :destination"
-    " and i.state = 'pending' and i.kills >= :isolated and i.due_ms <= :now))"
+"""Of jobs `j`: what is due and must be alone. While there is such a job, no other is claimed."""
+IS_FREE = "not exists (select 1 from job l where l.session_id = {of}.session_id and l.lease_until_ms is not null)"
+"""Nothing of its session is in flight."""
+FIRST_DUE = (
+    "select {column} from job j where j.session_id = w.session_id and j.is_history = w.is_history"
+    " and j.state = 'pending' and j.due_ms = w.due_ms order by j.id limit 1"
 )
-"""Of jobs `j` of the destination: due, and not kept back by one that must be alone."""
+"""Of a row `w` of what waits: the job that it tells of."""
+
 _OF_SESSION = (
-    "select j.id from job k join job j on j.session_id = k.session_id"
-    f" where k.destination_id = :destination and k.key = :key and {CLAIMABLE}"
+    "select j.id, j.due_ms from job j where j.state = 'pending' and j.is_history = {is_history}"
+    " and j.session_id = (select session_id from job where destination_id = :destination and key = :key)"
 )
-# The oldest due job that is live, else the oldest due. (Two questions: one order by both would sort all that is due.)
-_NEXT_OF_SESSION = (
-    f"coalesce(({_OF_SESSION} and j.is_history = 0 order by j.id limit 1), ({_OF_SESSION} order by j.id limit 1))"
+# The oldest; while that is in backoff, what has been due for the longest time. (Two questions, because each is one look
+# into an index: the oldest of those that are due may stand behind any number that are not.)
+_NEXT_OF_KIND = (
+    f"(select id from ({_OF_SESSION} order by j.id limit 1) where due_ms <= :now),"
+    f" (select id from ({_OF_SESSION} and j.due_ms <= :now order by j.due_ms, j.id limit 1))"
 )
-# One bad record must not be all that probes ever ask about: they take turns.
-_LEAST_RECENTLY_TRIED = (
-    f"select j.id from job j where j.destination_id = :destination and {_DUE}"
-    " order by coalesce(j.attempted_ms, 0), j.id limit 1"
+_NEXT_OF_SESSION = f"select coalesce({_NEXT_OF_KIND.format(is_history=0)}, {_NEXT_OF_KIND.format(is_history=1)})"
+_NEXT_ISOLATED = (
+    f"select j.id from job k join job j on j.session_id = k.session_id where k.destination_id = :destination"
+    f" and k.key = :key and {ISOLATED_DUE} order by j.is_history, j.id limit 1"
+)
+_FIRST_WAITING = (
+    "select * from (select * from waiting where destination_id = :destination and is_history = {is_history}"
+    f" and due_ms <= :now and {IS_FREE.format(of='waiting')} order by due_ms, session_id limit 1)"
+)
+# One bad record must not be all that probes ever ask about: what was asked about in vain is due from then on, and so
+# goes behind all that waited already. It goes behind what has come since as well, if that is not tried yet.
+_LONGEST_DUE = (
+    "select j.id, j.attempted_ms from"
+    f" ({_FIRST_WAITING.format(is_history=0)} union all {_FIRST_WAITING.format(is_history=1)}) w"
+    f" join job j on j.id = ({FIRST_DUE.format(column='j.id')}) order by w.due_ms, w.is_history limit 1"
+)
+_NEWEST_IF_UNTRIED = (
+    "select id from (select * from job j where j.destination_id = :destination and j.state = 'pending'"
+    " order by j.enqueued_ms desc, j.id desc limit 1) j"
+    f" where attempted_ms is null and due_ms <= :now and {IS_FREE.format(of='j')}"
 )
 
 
 def claim(
     db: sqlite3.Connection, destination_id: int, key: str, *, worker: str, now_ms: int, lease_ms: int
 ) -> Claim | None:
-    """pending -> pending with a lease: the oldest due job of the session that `key` belongs to; history goes last.
+    """pending -> pending with a lease: the oldest job of the session that `key` belongs to; history goes last.
 
-    While the destination is paused and its probe is due, it is the job of any session that was not tried for the
-    longest time. None when there is nothing to do: not due, another job of the session is in flight, or the destination
-    takes no more now.
+    While the oldest is in backoff it is the one that has been due for the longest time; and while the destination is
+    paused and its probe is due, the one of all sessions that has; or the newest, where that one was tried before and
+    the newest was not. None when there is nothing to do: not due, another job of the session is in flight, or the
+    destination takes no more now.
     """
     with transaction(db):
         terms = flow.terms(db, destination_id, now_ms)
         if terms is None:
             return None
-        candidates = _LEAST_RECENTLY_TRIED if terms.is_probe else _NEXT_OF_SESSION
+        arguments = {"destination": destination_id, "key": key, "now": now_ms}
+        if terms.is_probe:
+            candidate = _to_probe(db, arguments)
+        elif is_isolated_due(db, destination_id, now_ms):
+            candidate = _first(db, _NEXT_ISOLATED, arguments)
+        else:
+            candidate = _first(db, _NEXT_OF_SESSION, arguments)
         row = db.execute(
             # Whether it must still be held its worker asks: no finish needs to know that it once was.
             "update job set lease_until_ms = :until, worker = :worker, attempt = attempt + 1, attempted_ms = :now,"
             " hold_reason = null"
-            f" where id = ({candidates}) and destination_id = :destination and state = 'pending'"
-            " and lease_until_ms is null"
+            f" where id = :job and state = 'pending' and {IS_FREE.format(of='job')}"
             # Alone, whoever is suspected of killing workers; and beside it nobody. (The plus: among what is leased, and
             # not among all jobs of the destination.)
             " and not exists (select 1 from job l where l.lease_until_ms is not null"
-            "  and +l.destination_id = :destination and (job.kills >= :isolated or l.kills >= :isolated))"
+            f"  and +l.destination_id = :destination and max(job.kills, l.kills) >= {ISOLATED_KILLS})"
             " returning id, destination_id, turn_id, key, attempt, setbacks, failures, session_id, policy_id",
-            {
-                "destination": destination_id,
-                "key": key,
-                "now": now_ms,
-                "isolated": ISOLATED_KILLS,
-                "until": now_ms + lease_ms,
-                "worker": worker,
-            },
+            {**arguments, "job": candidate, "until": now_ms + lease_ms, "worker": worker},
         ).fetchone()
         if row is None:
             return None
@@ -83,6 +104,26 @@ def claim(
             flow.await_probe(db, destination_id, now_ms + lease_ms)
         _begin_attempt(db, row["id"], row["attempt"], now_ms)
         return _read(db, row, terms)
+
+
+def _first(db: sqlite3.Connection, which: str, arguments: Mapping[str, object]) -> int | None:
+    row = db.execute(which, arguments).fetchone()
+    return None if row is None else row[0]
+
+
+def _to_probe(db: sqlite3.Connection, arguments: Mapping[str, object]) -> int | None:
+    longest = db.execute(_LONGEST_DUE, arguments).fetchone()
+    if longest is None or longest["attempted_ms"] is None:
+        return longest and int(longest["id"])
+    return _first(db, _NEWEST_IF_UNTRIED, arguments) or int(longest["id"])
+
+
+def is_isolated_due(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
+    """Whether anything is due that must be alone, and so keeps all else back."""
+    row = db.execute(
+        f"select 1 from job j where {ISOLATED_DUE} limit 1", {"destination": destination_id, "now": now_ms}
+    ).fetchone()
+    return row is not None
 
 
 def _read(db: sqlite3.Connection, row: sqlite3.Row, terms: Terms) -> Claim:
@@ -116,6 +157,12 @@ def _begin_attempt(db: sqlite3.Connection, job_id: int, number: int, now_ms: int
         " (select number from attempt where job_id = ?1 order by number desc limit ?2)",
         (job_id, ATTEMPTS_KEPT),
     )
+
+
+def acknowledged(db: sqlite3.Connection, claim: Claim) -> dict[uuid.UUID, bytes]:
+    """By request id, the digest of what Helicone took last of the claim's turn."""
+    rows = db.execute("select request_id, digest from acknowledgement where turn_id = ?", (claim.turn_id,))
+    return {uuid.UUID(bytes=row["request_id"]): row["digest"] for row in rows}
 
 
 def unacknowledged(db: sqlite3.Connection, claim: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
@@ -152,26 +199,43 @@ def is_current(db: sqlite3.Connection, claim: Claim) -> bool:
     return row is not None
 
 
-def acknowledge(db: sqlite3.Connection, claim: Claim, body: Body, *, now_ms: int, lease_ms: int) -> bool:
-    """Note that Helicone took this record, and renew the lease. False when the claim no longer stands.
+def acknowledge(
+    db: sqlite3.Connection, claim: Claim, accepted: Sequence[Accepted], *, now_ms: int, lease_ms: int
+) -> bool:
+    """Note that Helicone took these records, and renew the lease. False when the claim no longer stands.
 
-    The note itself is not fenced: that Helicone said yes is true whoever heard it.
+    The notes themselves are not fenced: that Helicone said yes is true whoever heard it. They do not wait for the disk:
+    one that the machine's death undoes costs another sending under the same id.
     """
-    with transaction(db):
-        db.execute(
-            "insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (?, ?, ?, ?)"
-            " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms",
-            (claim.turn_id, body.request_id.bytes, body.digest, now_ms),
-        )
-        passes = flow.passed(db, claim.destination_id)
-        updated = db.execute(
-            "update job set lease_until_ms = ?, setbacks = 0, failures = 0, passes_seen = ?"
-            " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
-            (now_ms + lease_ms, passes, claim.job_id, claim.attempt),
-        )
+    with unflushed(db), transaction(db):
+        is_current = _note(db, claim, accepted, now_ms + lease_ms)
         failpoint.reach("acknowledge.noting")
     failpoint.reach("acknowledge.committed")
-    return updated.rowcount == 1
+    return is_current
+
+
+def _note(db: sqlite3.Connection, claim: Claim, accepted: Sequence[Accepted], lease_until_ms: int | None) -> bool:
+    passes = flow.passed(db, claim.destination_id, len(accepted))
+    updated = db.execute(
+        "update job set lease_until_ms = coalesce(?, lease_until_ms), setbacks = 0, failures = 0, passes_seen = ?"
+        " where id = ? and attempt = ? and state = 'pending' and lease_until_ms is not null",
+        (lease_until_ms, passes, claim.job_id, claim.attempt),
+    )
+    is_current = updated.rowcount == 1
+    for one in accepted:
+        written = db.execute(
+            "insert into acknowledgement (turn_id, request_id, digest, acknowledged_ms) values (?, ?, ?, ?)"
+            " on conflict do update set digest = excluded.digest, acknowledged_ms = excluded.acknowledged_ms"
+            " where digest in (excluded.digest, ?)",
+            (claim.turn_id, one.request_id.bytes, one.digest, one.accepted_ms, one.before),
+        )
+        if written.rowcount == 0:
+            # Another attempt has noted it meanwhile. Whose bytes arrived last nobody knows, so they are posted again.
+            db.execute(
+                "delete from acknowledgement where turn_id = ? and request_id = ?",
+                (claim.turn_id, one.request_id.bytes),
+            )
+    return is_current
 
 
 def finish(
@@ -194,13 +258,23 @@ def finish(
     return updated.rowcount == 1
 
 
-def complete(db: sqlite3.Connection, claim: Claim, now_ms: int, *, confirm_ms: int | None = None) -> bool:
-    """pending, leased -> delivered, if every record is acknowledged.
+def complete(
+    db: sqlite3.Connection,
+    claim: Claim,
+    now_ms: int,
+    *,
+    accepted: Sequence[Accepted] = (),
+    confirm_ms: int | None = None,
+) -> bool:
+    """pending, leased -> delivered, if every record is acknowledged, those last `accepted` among them.
 
     The bodies go, unless the job is to be confirmed at `confirm_ms`; the row stays, so that the key is never sent
-    again.
+    again. Like `acknowledge` it does not wait for the disk: undone, the job has its bodies and is sent again.
     """
-    with transaction(db):
+    with unflushed(db), transaction(db):
+        if accepted:
+            _note(db, claim, accepted, None)
+            failpoint.reach("complete.noting")
         is_done = finish(
             db,
             claim,
@@ -267,7 +341,7 @@ def pause(
     delay_ms: int,
     is_charged: bool,
 ) -> bool:
-    """pending, leased -> pending, due at once, but its destination waits: see `destination.pause`.
+    """pending, leased -> pending, due at once, but its destination waits: see `flow.pause`.
 
     In one transaction: a job whose lease stayed would be taken for one that its worker died with.
     """

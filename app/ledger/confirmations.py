@@ -40,7 +40,7 @@ class Unconfirmed:
     attempt: int
     """Fences every transition: a job that was sent again meanwhile has another one."""
     request_id: uuid.UUID
-    """Of its last record."""
+    """Of the record that was accepted last: where it is stored, those before it are."""
     start_ms: int | None
     """Of that record; None where it is not kept."""
     body_bytes: int | None
@@ -49,10 +49,13 @@ class Unconfirmed:
     resends: int
 
 
+_ACCEPTED_LAST = (
+    "from record r left join acknowledgement a on a.turn_id = j.turn_id and a.request_id = r.request_id"
+    " where r.job_id = j.id order by a.acknowledged_ms desc, r.position desc limit 1"
+)
 _DUE = (
     "select * from (select j.id, j.turn_id, j.key, j.attempt, j.finished_ms, j.confirm_ms, j.resends,"
-    " (select r.body_bytes from record r where r.job_id = j.id order by r.position desc limit 1) as body_bytes,"
-    " coalesce((select r.request_id from record r where r.job_id = j.id order by r.position desc limit 1),"
+    f" (select r.body_bytes {_ACCEPTED_LAST}) as body_bytes, coalesce((select r.request_id {_ACCEPTED_LAST}),"
     "  (select a.request_id from acknowledgement a where a.turn_id = j.turn_id"
     "   order by a.acknowledged_ms desc, a.request_id limit 1)) as request_id"
     " from job j where j.destination_id = :destination"
@@ -247,14 +250,15 @@ def forget_session(db: sqlite3.Connection, destination_id: int, session: str) ->
     with transaction(db):
         rows = db.execute(
             "update job set confirm_ms = null, body_bytes = 0 where state = 'delivered' and confirm_ms is not null"
-            " and session_id in (select id from session where destination_id = ? and name = ?) returning id",
+            " and turn_id in (select t.id from session s join turn t on t.session_id = s.id"
+            "  where s.destination_id = ? and s.name = ?) returning id",
             (destination_id, session),
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
 
 
 def _held_bytes(db: sqlite3.Connection) -> int:
-    return int(db.execute("select coalesce(sum(body_bytes), 0) from job where body_bytes > 0").fetchone()[0])
+    return int(db.execute("select coalesce(sum(body_bytes), 0) from tally").fetchone()[0])
 
 
 def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object]) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from app.ledger.claims import ISOLATED_KILLS
 
@@ -27,24 +28,27 @@ class Counts:
 
 def counts(db: sqlite3.Connection, destination_id: int | None = None) -> Counts:
     """Counts of one destination, or of all."""
-    rows = db.execute(
-        "select state, drop_reason, count(*) as jobs, sum(lease_until_ms is not null) as leased,"
-        " sum(setbacks > 0) as failed, min(enqueued_ms) as oldest_ms, sum(body_bytes) as body_bytes"
-        " from job where :destination is null or destination_id = :destination group by state, drop_reason",
-        {"destination": destination_id},
-    ).fetchall()
+    arguments = {"destination": destination_id}
     jobs = dict.fromkeys(("pending", "delivered", "dead", "superseded", "dropped"), 0)
-    for row in rows:
+    dropped: Counter[str] = Counter()
+    retrying = body_bytes = 0
+    for row in db.execute("select * from tally where :destination is null or destination_id = :destination", arguments):
         jobs[row["state"]] += row["jobs"]
-    pending = next((row for row in rows if row["state"] == "pending"), None)
-    return Counts(
-        **jobs,
-        dropped_by_reason={row["drop_reason"]: row["jobs"] for row in rows if row["state"] == "dropped"},
-        in_flight=pending["leased"] if pending else 0,
-        retrying=pending["failed"] if pending else 0,
-        oldest_pending_ms=pending["oldest_ms"] if pending else None,
-        body_bytes=sum(row["body_bytes"] for row in rows),
-    )
+        dropped[row["reason"]] += row["jobs"] if row["state"] == "dropped" else 0
+        retrying += row["jobs"] if row["is_retrying"] else 0
+        body_bytes += row["body_bytes"]
+    beside = db.execute(
+        "select (select count(*) from job where lease_until_ms is not null and +state = 'pending'"
+        "  and (:destination is null or +destination_id = :destination)) as in_flight,"
+        " (select min((select min(enqueued_ms) from job where destination_id = d.id and state = 'pending'))"
+        "  from destination d where :destination is null or d.id = :destination) as oldest_pending_ms",
+        arguments,
+    ).fetchone()
+    return Counts(**jobs, dropped_by_reason=dict(+dropped), retrying=retrying, body_bytes=body_bytes, **dict(beside))
+
+
+IN_BACKOFF_MAX = 10_000
+"""What is in backoff changes with the time alone, so nobody keeps count of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +56,26 @@ class Conditions:
     """Conditions of one destination's pending jobs."""
 
     in_backoff: int
-    """Not tried before a time that is still to come."""
+    """Not tried before a time that is still to come; counted up to IN_BACKOFF_MAX."""
     isolated: int
     """Suspected of killing workers: tried alone."""
 
 
 def conditions(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Conditions:
     row = db.execute(
-        "select total(due_ms > :now) as in_backoff,"
-        " total(kills >= :isolated) as isolated from job where destination_id = :destination and state = 'pending'",
-        {"now": now_ms, "isolated": ISOLATED_KILLS, "destination": destination_id},
+        "select (select count(*) from (select 1 from job where destination_id = :destination and state = 'pending'"
+        "  and due_ms > :now limit :most)) as in_backoff, (select count(*) from job where destination_id = :destination"
+        f"  and state = 'pending' and kills >= {ISOLATED_KILLS}) as isolated",
+        {"now": now_ms, "destination": destination_id, "most": IN_BACKOFF_MAX},
     ).fetchone()
-    return Conditions(**{field.name: int(row[field.name]) for field in fields(Conditions)})
+    return Conditions(**dict(row))
 
 
 def errors(db: sqlite3.Connection, destination_id: int, limit: int = 5) -> list[tuple[str, str, int]]:
     """(state, error, jobs) of what is dead or waits after a failure, most frequent first."""
     rows = db.execute(
-        "select state, error, count(*) as jobs from job where destination_id = ? and error is not null"
-        " and state in ('pending', 'dead') group by state, error order by jobs desc, error limit ?",
+        "select state, reason as error, sum(jobs) as jobs from tally where destination_id = ? and reason <> ''"
+        " and state in ('pending', 'dead') group by state, reason order by 3 desc, reason limit ?",
         (destination_id, limit),
     ).fetchall()
     return [(row["state"], row["error"], row["jobs"]) for row in rows]
@@ -90,7 +95,7 @@ def pending_keys(db: sqlite3.Connection) -> set[str]:
 def is_pending(db: sqlite3.Connection, destination_id: int) -> bool:
     """Whether anything waits, however long it will have to."""
     row = db.execute(
-        "select 1 from job where destination_id = ? and state = 'pending' limit 1", (destination_id,)
+        "select 1 from tally where destination_id = ? and state = 'pending' limit 1", (destination_id,)
     ).fetchone()
     return row is not None
 
@@ -106,8 +111,8 @@ def is_history(db: sqlite3.Connection, destination_id: int, key: str) -> bool:
 def sendable(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
     """Whether a worker has something to do now or soon: a pending job, not held, at a destination not paused."""
     row = db.execute(
-        "select 1 from job j join destination d on d.id = j.destination_id where j.destination_id = ?"
-        " and j.state = 'pending' and j.hold_reason is null and (d.pause_reason is null or d.probe_ms <= ?) limit 1",
+        "select 1 from tally j join destination d on d.id = j.destination_id where j.destination_id = ?"
+        " and j.state = 'pending' and j.hold_reason = '' and (d.pause_reason is null or d.probe_ms <= ?) limit 1",
         (destination_id, now_ms),
     ).fetchone()
     return row is not None

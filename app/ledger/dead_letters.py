@@ -84,7 +84,7 @@ def _bound(db: sqlite3.Connection, choice: Choice) -> dict[str, object]:
     """The arguments of _CHOSEN. A fingerprint stands for the errors that have it."""
     errors = None
     if choice.fingerprint is not None:
-        found = db.execute("select distinct coalesce(error, '') from job where state = 'dead'")
+        found = db.execute("select distinct reason from tally where state = 'dead'")
         errors = [error for (error,) in found if kind_of_error(error).fingerprint == choice.fingerprint]
     return {
         "keys": None if choice.keys is None else json.dumps(choice.keys),
@@ -96,17 +96,24 @@ def _bound(db: sqlite3.Connection, choice: Choice) -> dict[str, object]:
 
 def dead_groups(db: sqlite3.Connection, choice: Choice = EVERY_LETTER) -> list[Group]:
     """Groups of dead letters by the fingerprint of their error, the most frequent first."""
+    of_error = (
+        "from job where state = 'dead' and destination_id = t.destination_id and counted_as = t.reason"
+        " and finished_ms >= :since and (:keys is null or key in (select value from json_each(:keys)))"
+    )
     rows = db.execute(
-        f"select coalesce(error, '') as error, count(*) as jobs, max(finished_ms) as last_ms from job where {_CHOSEN}"
-        " group by 1",
+        f"select reason, iif(:since or :keys is not null, (select count(*) {of_error}), jobs) as jobs,"
+        f" (select max(finished_ms) {of_error}) as last_ms from (select destination_id, reason, sum(jobs) as jobs"
+        "  from tally where state = 'dead' and (:destination is null or destination_id = :destination)"
+        "  and (:errors is null or reason in (select value from json_each(:errors))) group by 1, 2) t",
         _bound(db, choice),
     ).fetchall()
     jobs: Counter[ErrorKind] = Counter()
     last_ms: dict[ErrorKind, int] = {}
     for row in rows:
-        kind = kind_of_error(row["error"])
-        jobs[kind] += row["jobs"]
-        last_ms[kind] = max(row["last_ms"], last_ms.get(kind, 0))
+        if row["jobs"]:
+            kind = kind_of_error(row["reason"])
+            jobs[kind] += row["jobs"]
+            last_ms[kind] = max(row["last_ms"], last_ms.get(kind, 0))
     return [Group(kind.fingerprint, kind.text, number, last_ms[kind]) for kind, number in jobs.most_common()]
 
 
@@ -125,6 +132,10 @@ _LETTER = (
     " coalesce(job.error, '') as error, job.attempt, job.record_count, job.body_bytes, job.enqueued_ms,"
     " job.finished_ms from job join session s on s.id = job.session_id join turn t on t.id = job.turn_id"
 )
+
+
+# No parameter: only so does SQLite use the indexes of what is dead and of what was dropped.
+_OF_STATE = {"dead": "job.state = 'dead'", "dropped": "job.state = 'dropped'"}
 
 
 def dead_letters(db: sqlite3.Connection, choice: Choice = EVERY_LETTER, limit: int = BATCH) -> list[Letter]:
@@ -157,8 +168,8 @@ def dead_keys(db: sqlite3.Connection, choice: Choice) -> list[str]:
 def letters_of(db: sqlite3.Connection, prefix: str, state: Literal["dead", "dropped"], limit: int = 10) -> list[Letter]:
     """Letters whose key begins so. One key may be dead at several destinations."""
     rows = db.execute(
-        f"{_LETTER} where job.state = ? and substr(job.key, 1, ?) = ? order by job.key, job.id limit ?",
-        (state, len(prefix), prefix, limit),
+        f"{_LETTER} where {_OF_STATE[state]} and substr(job.key, 1, ?) = ? order by job.key, job.id limit ?",
+        (len(prefix), prefix, limit),
     )
     return [_read(row) for row in rows]
 
@@ -168,8 +179,8 @@ def letters_of_session(
 ) -> list[Letter]:
     """Letters of one session of OpenCode, by its whole id; in the order in which they were queued."""
     rows = db.execute(
-        f"{_LETTER} where job.state = ? and s.name = ? order by job.enqueued_ms, job.id limit ?",
-        (state, session, limit),
+        f"{_LETTER} where {_OF_STATE[state]} and +s.name = ? order by job.enqueued_ms, job.id limit ?",
+        (session, limit),
     )
     return [_read(row) for row in rows]
 

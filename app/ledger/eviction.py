@@ -53,6 +53,14 @@ class Evicted:
 
 def held_bytes(db: sqlite3.Connection) -> int:
     """Bytes of all bodies not delivered, compressed; but not of recalls, for which nothing else is to make room."""
+    row = db.execute(
+        "select coalesce(sum(body_bytes), 0) from tally where state in ('pending', 'dead') and not is_recall"
+    ).fetchone()
+    return int(row[0])
+
+
+def counted_bytes(db: sqlite3.Connection) -> int:
+    """The same, counted job by job."""
     return int(db.execute(f"select coalesce(sum(body_bytes), 0) from job j where {HELD}").fetchone()[0])
 
 
@@ -202,8 +210,8 @@ def _was_posted(db: sqlite3.Connection, job_id: int) -> bool:
 def evicted(db: sqlite3.Connection, destination_id: int, folders: Sequence[str]) -> list[Evicted]:
     """Evicted turns that wait, held, for the hook of one of these folders; the oldest first, at most BATCH sessions."""
     rows = db.execute(
-        "select s.name, s.folder, coalesce(p.facts, '') as policy, json_group_array(t.name) as turns from job j"
-        " join session s on s.id = j.session_id join turn t on t.id = j.turn_id"
+        "select s.name, s.folder, coalesce(p.facts, '') as policy, json_group_array(t.name) as turns"
+        " from job j indexed by job_evicted join session s on s.id = j.session_id join turn t on t.id = j.turn_id"
         " left join policy p on p.id = j.policy_id"
         f" where j.destination_id = ? and {_WITHOUT} and j.hold_reason is not null and j.lease_until_ms is null"
         " and s.folder in (select value from json_each(?)) group by s.id, p.id order by min(j.id) limit ?",
@@ -214,5 +222,7 @@ def evicted(db: sqlite3.Connection, destination_id: int, folders: Sequence[str])
 
 def without_bodies(db: sqlite3.Connection, destination_id: int) -> int:
     """Jobs that wait without their bodies."""
-    row = db.execute(f"select count(*) from job j where j.destination_id = ? and {_WITHOUT}", (destination_id,))
-    return int(row.fetchone()[0])
+    row = db.execute(
+        "select coalesce(sum(jobs), 0) from tally where destination_id = ? and is_evicted", (destination_id,)
+    ).fetchone()
+    return int(row[0])

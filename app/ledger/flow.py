@@ -84,12 +84,13 @@ def resume(db: sqlite3.Connection, destination_id: int) -> bool:
     return updated.rowcount == 1
 
 
-def passed(db: sqlite3.Connection, destination_id: int) -> int:
-    """A record was accepted; returns how many were so far. After a pause twice as many jobs may be in flight then."""
+def passed(db: sqlite3.Connection, destination_id: int, records: int = 1) -> int:
+    """So many were accepted; returns how many were so far. After a pause each doubles what may be in flight."""
     row = db.execute(
-        "update destination set passes = passes + 1, concurrency = iif(concurrency * 2 < ?, concurrency * 2, null)"
-        " where id = ? returning passes",
-        (CONCURRENCY_MAX, destination_id),
+        "update destination set passes = passes + :records,"
+        " concurrency = iif(concurrency << :records < :most, concurrency << :records, null)"
+        " where id = :id returning passes",
+        {"records": records, "most": CONCURRENCY_MAX, "id": destination_id},
     ).fetchone()
     return int(row["passes"])
 
@@ -131,15 +132,15 @@ class Evidence:
 
 def evidence(db: sqlite3.Connection, destination_id: int, job_id: int) -> Evidence:
     row = db.execute(
-        "select d.pause_reason is not null as is_paused, d.passes > coalesce(j.passes_seen, 0) as is_passed,"
+        "select d.pause_reason is not null as is_paused, d.passes > coalesce(j.passes_seen, 0) as has_succeeded,"
         " exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
         "  and o.setbacks > 0 and o.passes_seen = d.passes) as is_failed,"
-        " not exists (select 1 from job o where o.destination_id = d.id and o.state = 'pending' and o.id <> j.id"
-        "  and o.hold_reason is null) as is_alone"
+        " (select coalesce(sum(t.jobs), 0) from tally t where t.destination_id = d.id and t.state = 'pending'"
+        "  and t.hold_reason = '') <= (j.state = 'pending' and j.hold_reason is null) as is_alone"
         " from destination d join job j on j.id = ? where d.id = ?",
         (job_id, destination_id),
     ).fetchone()
-    peers: Peers = "fail" if row["is_failed"] else "succeed" if row["is_passed"] else "none"
+    peers: Peers = "fail" if row["is_failed"] else "succeed" if row["has_succeeded"] else "none"
     return Evidence(bool(row["is_paused"]), peers, bool(row["is_alone"]))
 
 

@@ -16,7 +16,9 @@ def of_folders(db: sqlite3.Connection) -> set[int]:
 def had_jobs(db: sqlite3.Connection, folder: str) -> bool:
     """Whether a folder ever had a job, whatever has become of it."""
     row = db.execute(
-        "select 1 from job join session s on s.id = job.session_id where s.folder = ? limit 1", (folder,)
+        "select 1 from session s where s.folder = ? and exists (select 1 from turn t join job j on j.turn_id = t.id"
+        " where t.session_id = s.id) limit 1",
+        (folder,),
     ).fetchone()
     return row is not None
 

@@ -55,6 +55,17 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """A record that Helicone took."""
+
+    request_id: uuid.UUID
+    digest: bytes
+    accepted_ms: int
+    before: bytes | None
+    """The digest of what was acknowledged under its id when it was posted; None where nothing was."""
+
+
+@dataclass(frozen=True, slots=True)
 class Kept:
     """A record whose body was given up: what it must be, should it be made again."""
 

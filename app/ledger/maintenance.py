@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from app.database.connection import transaction
 from app.ledger import flow, folders, incidents
-from app.ledger.claims import CLAIMABLE, ISOLATED_KILLS
+from app.ledger.claims import FIRST_DUE, IS_FREE, ISOLATED_DUE, ISOLATED_KILLS, is_isolated_due
 from app.ledger.job import BATCH
 from app.runtime import failpoint
 
@@ -75,13 +75,19 @@ def recover(db: sqlite3.Connection, now_ms: int, dead_workers: Collection[str] =
     return dead + freed
 
 
+# The latest of each destination are at the end of an index.
+_OF_DESTINATIONS = "id in (select j.id from destination d cross join job j on j.destination_id = d.id where {which})"
 _AHEAD = (
-    ("job", "due_ms = :now", "due_ms > :ahead and state = 'pending'"),
+    ("job", "due_ms = :now", _OF_DESTINATIONS.format(which="j.due_ms > :ahead and j.state = 'pending'")),
     # Whoever has it may be in the middle of a POST, and renews it then.
     ("job", "lease_until_ms = :lease_ahead", "lease_until_ms > :lease_ahead"),
     ("destination", "probe_ms = :now", "probe_ms > :ahead"),
     # Delivered before the clock was set back: when it is looked for is counted from its delivery.
-    ("job", "confirm_ms = :now, finished_ms = :now", "confirm_ms > :ahead and finished_ms > :ahead"),
+    (
+        "job",
+        "confirm_ms = :now, finished_ms = :now",
+        _OF_DESTINATIONS.format(which="j.confirm_ms > :ahead and j.finished_ms > :ahead"),
+    ),
     ("confirmation", "retry_ms = :now", "retry_ms > :ahead"),
     # When capture began. NEVER_MS is no time: capture is switched off.
     ("folder", "since_ms = :now", f"since_ms > :ahead and since_ms < {folders.NEVER_MS}"),
@@ -129,17 +135,22 @@ def trusted_age_ms(age_ms_max: int, steady_for_ms: int) -> int:
 
 
 _DUE_SESSIONS = (
-    # The key is that of the job with the least id, as SQLite promises.
-    "select min(j.id), j.session_id, j.key from job j where j.destination_id = :destination"
-    f" and {CLAIMABLE} and j.is_history = :is_history"
-    " and j.session_id not in (select value from json_each(:but_for)) group by j.session_id limit :limit"
+    f"select ({FIRST_DUE.format(column='j.key')}) as key from waiting w where w.destination_id = :destination"
+    f" and w.is_history = :is_history and w.due_ms <= :now and {IS_FREE.format(of='w')}"
+    # Once, where both is due.
+    " and not exists (select 1 from waiting o where o.session_id = w.session_id and o.is_history < w.is_history"
+    "  and o.due_ms <= :now) order by w.due_ms, w.session_id limit :limit"
+)
+_ISOLATED = (
+    f"select j.session_id, j.key from job j where {ISOLATED_DUE} and {IS_FREE.format(of='j')}"
+    " order by j.is_history desc, j.id desc"
 )
 
 
 def to_wake(
     db: sqlite3.Connection, destination_id: int, now_ms: int, limit: int, woken: Collection[str] = ()
 ) -> list[str]:
-    """Keys of due jobs, one per session; but not those that are `woken` already.
+    """Keys of due jobs, one per session, those due for the longest time first; but not those that are `woken` already.
 
     No more than the destination takes now: while it is paused one key when its probe is due, and few after that.
     Sessions in which something live is due come before those that are history.
@@ -148,21 +159,15 @@ def to_wake(
     if terms is None:
         return []
     room = limit if terms.room is None else min(limit, terms.room)
-    found: dict[int, str] = {}
-    for is_history in (False, True):
-        rows = db.execute(
-            _DUE_SESSIONS,
-            {
-                "destination": destination_id,
-                "now": now_ms,
-                "is_history": is_history,
-                "but_for": json.dumps(list(found)),
-                "isolated": ISOLATED_KILLS,
-                "limit": room + len(woken) - len(found),
-            },
-        )
-        found |= {row["session_id"]: row["key"] for row in rows}
-    return [key for key in found.values() if key not in woken][:room]
+    arguments = {"destination": destination_id, "now": now_ms, "limit": room + len(woken)}
+    if is_isolated_due(db, destination_id, now_ms):
+        # Few; of a session the last one that is read stays.
+        found = list({row["session_id"]: row["key"] for row in db.execute(_ISOLATED, arguments)}.values())
+    else:
+        found = [row["key"] for row in db.execute(_DUE_SESSIONS, {**arguments, "is_history": 0})]
+        if len(found) < arguments["limit"]:
+            found += [row["key"] for row in db.execute(_DUE_SESSIONS, {**arguments, "is_history": 1})]
+    return [key for key in found if key not in woken][:room]
 
 
 def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int | None:
@@ -175,10 +180,11 @@ def next_due_ms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int
 
 
 def next_of_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> str | None:
-    """The key of the session's oldest due job."""
+    """The key of a job of the session that is due, if there is one: it stands for the session, as in `to_wake`."""
     row = db.execute(
-        "select j.key from session s join job j on j.session_id = s.id and j.state = 'pending' and j.due_ms <= ?"
-        " where s.destination_id = ? and s.name = ? order by j.id limit 1",
+        f"select ({FIRST_DUE.format(column='j.key')}) as key from session s"
+        " join waiting w on w.session_id = s.id and w.due_ms <= ?"
+        " where s.destination_id = ? and s.name = ? order by w.is_history limit 1",
         (now_ms, destination_id, session),
     ).fetchone()
     return None if row is None else str(row["key"])

@@ -34,7 +34,7 @@ def hold_folder(db: sqlite3.Connection, destination_id: int, folder: str, *, due
     """
     return db.execute(
         "update job set due_ms = :due, hold_reason = :reason where id in (select id from job"
-        f" where destination_id = :destination and state = 'pending' and session_id in ({_OF_FOLDER})"
+        f" where +destination_id = :destination and state = 'pending' and session_id in ({_OF_FOLDER})"
         "  and lease_until_ms is null and hold_reason is not :reason limit :limit) and state = 'pending'",
         {"destination": destination_id, "folder": folder, "due": due_ms, "reason": reason, "limit": BATCH},
     ).rowcount
@@ -52,8 +52,8 @@ def held_folders(db: sqlite3.Connection, destination_id: int) -> list[str]:
 def held(db: sqlite3.Connection, destination_id: int) -> list[tuple[str, int]]:
     """(reason, jobs) of what is held."""
     rows = db.execute(
-        "select hold_reason, count(*) as jobs from job where destination_id = ? and state = 'pending'"
-        " and hold_reason is not null group by hold_reason order by jobs desc, hold_reason",
+        "select hold_reason, sum(jobs) as jobs from tally where destination_id = ? and state = 'pending'"
+        " and hold_reason <> '' group by hold_reason order by 2 desc, hold_reason",
         (destination_id,),
     )
     return [(row["hold_reason"], row["jobs"]) for row in rows]
@@ -107,7 +107,8 @@ def missing(db: sqlite3.Connection, destination_id: int, folders: Sequence[str] 
     """What is to be captured again, of all folders or of these; the newest first, at most BATCH sessions."""
     rows = db.execute(
         "select s.name, s.folder, json_group_array(t.name) as turns from job j join session s on s.id = j.session_id"
-        " join turn t on t.id = j.turn_id where j.destination_id = ? and j.drop_reason = 'policy'"
+        " join turn t on t.id = j.turn_id where +j.destination_id = ? and j.state = 'dropped'"
+        " and j.drop_reason = 'policy'"
         " and (? is null or s.folder in (select value from json_each(?)))"
         " group by s.id order by max(j.id) desc limit ?",
         (destination_id, None if folders is None else "", json.dumps(folders or []), BATCH),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 from app.database.connection import transaction
 from app.ledger import limits
 from app.ledger.confirmations import forget_session
-from app.ledger.eviction import HELD, excess_of_folders, held_bytes
+from app.ledger.eviction import HELD, counted_bytes, excess_of_folders, held_bytes
 from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
 from app.ledger.versions import forget_contents
@@ -29,7 +30,9 @@ def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int, of_folders: 
         "age",
         now_ms,
         # First what is too old by the shortest of the limits: only of those it is looked up which one is theirs.
-        f"state = 'pending' and is_recall = 0 and enqueued_ms < :before and enqueued_ms + {AGE_MS} < :now"
+        "id in (select j.id from destination d cross join job j on j.destination_id = d.id"
+        "  where j.state = 'pending' and j.enqueued_ms < :before)"
+        f" and is_recall = 0 and enqueued_ms + {AGE_MS} < :now"
         f" and enqueued_ms + {AGE_MS} <= max(coalesce(attempted_ms, 0), (select coalesce(d.probed_ms, 0)"
         " from destination d where d.id = job.destination_id))",
         {
@@ -52,16 +55,28 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folder
         dropped += _drop(
             db, "size", now_ms, limits.oldest(_CAN_GO, "j.enqueued_ms"), {"limits": limits.as_json(excess)}
         )
-    if (whole := held_bytes(db) - bytes_max) > 0:
+    # Nothing is dropped because of a sum that was kept: it is counted first.
+    if held_bytes(db) > bytes_max and (whole := counted_bytes(db) - bytes_max) > 0:
         dropped += _drop(
             db,
             "size",
             now_ms,
-            "id in (select id from (select id, sum(body_bytes) over (order by enqueued_ms, id) - body_bytes as older"
-            f" from job j where {_CAN_GO}) where older < :excess)",
-            {"excess": whole},
+            "id in (select value from json_each(:jobs)) and body_bytes > 0 and is_recall = 0",
+            {"jobs": json.dumps(_oldest(db, whole))},
         )
     return dropped
+
+
+def _oldest(db: sqlite3.Connection, excess: int) -> list[int]:
+    """Of those that can go the first ones, as many as free so many bytes; at most BATCH."""
+    chosen: list[int] = []
+    rows = db.execute(f"select id, body_bytes from job j where {_CAN_GO} order by enqueued_ms, id limit ?", (BATCH,))
+    for row in rows:
+        if excess <= 0:
+            break
+        chosen.append(row["id"])
+        excess -= row["body_bytes"]
+    return chosen
 
 
 def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_ms: int) -> int:
@@ -75,8 +90,8 @@ def drop_session(db: sqlite3.Connection, destination_id: int, session: str, now_
         db,
         "deleted",
         now_ms,
-        "state in ('pending', 'dead') and is_recall = 0 and session_id in"
-        " (select id from session where destination_id = :destination and name = :session)",
+        "+state in ('pending', 'dead') and is_recall = 0 and turn_id in (select t.id from session s"
+        " join turn t on t.session_id = s.id where s.destination_id = :destination and s.name = :session)",
         {"destination": destination_id, "session": session},
         leased_too=True,
     ):

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from app.ledger.confirmations import AHEAD_MS_MAX
 
+BLIND = "blind: even a turn that was found there before is not found now; nothing is concluded"
+UNPROVEN = "unproven: nothing was found there for a day, so what is not found may be there; nothing is concluded"
+"""As a failure: why a look told nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Control:
@@ -77,9 +81,10 @@ class Confirmations:
 
 def confirmations(db: sqlite3.Connection, destination_id: int) -> Confirmations:
     jobs = db.execute(
-        "select count(*) filter (where confirmed_ms is not null and not body_not_stored and state = 'delivered'),"
-        " count(confirm_ms), count(*) filter (where body_not_stored and state = 'delivered')"
-        " from job where destination_id = ?",
+        "select coalesce(sum(jobs) filter (where reason = 'confirmed'), 0),"
+        " coalesce(sum(jobs) filter (where reason = 'to be confirmed'), 0),"
+        " coalesce(sum(jobs) filter (where reason = 'body not stored'), 0)"
+        " from tally where destination_id = ? and state = 'delivered'",
         (destination_id,),
     ).fetchone()
     going = db.execute(

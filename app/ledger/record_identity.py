@@ -81,7 +81,7 @@ def forget_record_identities(db: Connection, bytes_max: int = BESIDE_BODIES_BYTE
     pages, free, page_bytes = (
         int(db.execute(f"pragma {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
     )
-    held = db.execute("select coalesce(sum(body_bytes), 0) from job where body_bytes > 0").fetchone()[0]
+    held = db.execute("select coalesce(sum(body_bytes), 0) from tally").fetchone()[0]
     if (pages - free) * page_bytes - held <= bytes_max:
         return 0
     return db.execute(

@@ -126,14 +126,19 @@ def insert(
     *,
     now_ms: int,
     reopen: Reopen = LIVE,
+    seen: Iterable[Version] = (),
 ) -> Decision:
-    """(nothing) -> pending, superseded -> pending or dropped -> pending, in one transaction; idempotent by key.
+    """(nothing) or superseded -> pending, in one transaction; idempotent by key.
 
-    The version that was current becomes superseded. What is off is born dropped, without bodies. The bodies are asked
-    for before the transaction, one after the other. Raises LedgerError for a key that another turn has.
+    So dropped, dead, delivered or pending -> pending, where `reopen` says so. The version that was current becomes
+    superseded. What is older than that is born superseded; what is off is dropped, without bodies. The bodies are asked
+    for before the transaction, one after the other. In the same transaction others, which are known, are `seen` again:
+    each commit writes whole pages. Raises LedgerError for a key that another turn has.
     """
     contents = _contents(() if version.is_off else bodies)
     with transaction(db):
+        for one in seen:
+            see_again(db, destination_id, one)
         decision = decide(version, _known(db, destination_id, version), reopen)
         match decision:
             case Decision.KNOWN | Decision.REFUSED:
@@ -358,4 +363,6 @@ def place_under(
             " on conflict (destination_id, name) do update set root_name = excluded.root_name returning id",
             (destination_id, child, parent.root, parent.user_id, parent.folder, parent.encoding),
         ).fetchone()
-        return supersede_where(db, "session_id = :session", {"session": row["id"]}, now_ms)
+        return supersede_where(
+            db, "turn_id in (select id from turn where session_id = :session)", {"session": row["id"]}, now_ms
+        )

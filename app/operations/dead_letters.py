@@ -25,7 +25,7 @@ WAKES_MAX = 24
 """Enough to wake every thread of a worker; its poller finds the others."""
 
 
-class LetterError(AppError):
+class DeadLetterError(AppError):
     """What was asked for is not there, or could be several. Names keys only."""
 
 
@@ -54,7 +54,7 @@ class Opened:
 
 
 def choose(db: sqlite3.Connection, prefixes: Sequence[str]) -> Choice:
-    """The dead letters whose keys begin so. Raises LetterError."""
+    """The dead letters whose keys begin so. Raises DeadLetterError."""
     return Choice(keys=tuple(found[0].key for found in (_dead(db, prefix) for prefix in prefixes)))
 
 
@@ -64,14 +64,16 @@ def _dead(db: sqlite3.Connection, prefix: str) -> list[Letter]:
     if not found:
         dropped = dead_letters.letters_of(db, prefix, "dropped")
         why = f"; {short(dropped[0].key)} was dropped ({dropped[0].reason}), import brings it back" if dropped else ""
-        raise LetterError(f"no dead letter's key begins with {prefix}{why}")
+        raise DeadLetterError(f"no dead letter's key begins with {prefix}{why}")
     return _only(prefix, found)
 
 
 def _only(prefix: str, found: list[Letter]) -> list[Letter]:
     keys = sorted({letter.key for letter in found})
     if len(keys) > 1:
-        raise LetterError(f"{prefix} is the beginning of several keys: {', '.join(short(key, prefix) for key in keys)}")
+        raise DeadLetterError(
+            f"{prefix} is the beginning of several keys: {', '.join(short(key, prefix) for key in keys)}"
+        )
     return found
 
 
@@ -95,9 +97,9 @@ def list_dropped(db: sqlite3.Connection, since: int) -> Listed:
 
 
 def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> list[Opened]:
-    """The dead letters of a session, or else its dropped jobs; or those of the key that begins so. Raises LetterError.
+    """The dead letters of a session, or else its dropped jobs; or those of the key that begins so.
 
-    A key has one letter for each destination.
+    A key has one letter for each destination. Raises DeadLetterError.
     """
     of_session = dead_letters.letters_of_session(db, name, "dead") or dead_letters.letters_of_session(
         db, name, "dropped"
@@ -108,7 +110,7 @@ def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> lis
 def _of_key(db: sqlite3.Connection, prefix: str) -> list[Letter]:
     found = dead_letters.letters_of(db, prefix, "dead") or dead_letters.letters_of(db, prefix, "dropped")
     if not found:
-        raise LetterError(
+        raise DeadLetterError(
             f"no dead or dropped job has a key that begins with {prefix}, or is of a session of that name"
         )
     return _only(prefix, found)

@@ -22,6 +22,7 @@ from app import __version__
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.reconcile import QUIET_MS
+from app.database import derived
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
 from app.database.schema import SchemaError
@@ -219,8 +220,12 @@ def _hook(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 def _integrity(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     schema = db.execute("pragma user_version").fetchone()[0]
-    said = [str(row[0]) for row in db.execute("pragma quick_check(3)")]
-    if said == ["ok"]:
+    said = [str(row[0]) for row in db.execute("pragma integrity_check(3)")]
+    wrong = [table for table in derived.TABLES if not derived.is_right(db, table)] if said == ["ok"] else []
+    if wrong:
+        found = f"{' and '.join(wrong)} do not say what the jobs say"
+        yield Finding("ledger", "warning", found, "start a worker: it makes them anew")
+    elif said == ["ok"]:
         yield Finding("ledger", "ok", f"schema {schema}, sound")
     else:
         yield Finding("ledger", "problem", f"ledger.db is damaged: {'; '.join(said)}", "keep a copy of the spool")

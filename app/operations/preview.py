@@ -21,9 +21,8 @@ from app.exporters.encoder import Record
 from app.ledger.versions import session_identity
 from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources
-from app.sources.opencode.export_files import Export, ExportError, File, families, snapshot
+from app.sources.opencode.export_files import Export, ExportError, File, families, transcript_of
 from app.transcript.model import TranscriptError
-from app.transcript.parse import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def _family(
     if capturing is None or reason:
         return Imported(root.file.name, root.session, "disabled", reason)
     try:
-        transcript = parse(snapshot(family))
+        transcript = transcript_of(family)
     except (OSError, ExportError, TranscriptError) as error:
         return Imported(root.file.name, root.session, "failed", why(error))
     transcript = own_turns(db, transcript)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from app.exporters.client import Client, ClientError, ReadBackError
 from app.exporters.connect import connect
-from app.exporters.kinds import ENCODER, TRAITS
+from app.exporters.encoding import ENCODER
+from app.exporters.kinds import TRAITS
 from app.exporters.outcome import Outcome
 from app.operations.finding import Finding
 from app.settings.model import Settings

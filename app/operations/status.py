@@ -11,8 +11,7 @@ from app import __version__
 from app.capture.folder_limits import folders_by_option
 from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
-from app.database.open import open_whole
-from app.delivery import confirm
+from app.database.open import open_ledger, recover_after
 from app.exporters.kinds import TRAITS
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
@@ -23,6 +22,7 @@ from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
 from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
+from app.runtime.terminal import counted
 from app.runtime.url import normalise
 from app.settings.model import Settings
 
@@ -173,38 +173,51 @@ class Status:
 
 
 def read_status(settings: Settings, now_ms: int) -> Status:
-    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError."""
+    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError.
+
+    A ledger that a statement finds to be damaged is recovered; to look for damage is for `doctor` and the worker.
+    """
+    is_new = not (settings.spool_directory / "ledger.db").exists()
+    with closing(open_ledger(settings.spool_directory)) as db:
+        try:
+            return _read_status(db, settings, now_ms, is_new=is_new)
+        except sqlite3.Error as error:
+            if not recover_after(db, error):
+                raise
+    with closing(open_ledger(settings.spool_directory)) as db:
+        return _read_status(db, settings, now_ms, is_new=is_new)
+
+
+def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, *, is_new: bool) -> Status:
     spool = Spool(settings.spool_directory)
-    is_new = not (spool.path / "ledger.db").exists()
-    with closing(open_whole(spool.path)) as db:
-        total = counts.counts(db)
-        destinations = read_destinations(db, settings, now_ms)
-        workers = read_workers(spool)
-        return Status(
-            version=__version__,
-            sqlite=sqlite3.sqlite_version,
-            has_wal_reset_bug=wal_reset_bug(sqlite3.sqlite_version),
-            spool=str(spool.path),
-            is_new=is_new,
-            spool_bytes=_bytes_under(spool),
-            spool_bytes_max=settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX,
-            held_bytes=total.body_bytes,
-            held_bytes_max=settings.max_spool_bytes,
-            age_ms_max=settings.max_spool_age_ms,
-            folder_limits=folders_by_option(db, settings),
-            jobs=_jobs(total),
-            dropped_by_reason=dict(total.dropped_by_reason),
-            destinations=destinations,
-            hooks=read_hooks(spool),
-            workers=workers,
-            unread=tuple(notices.unread(db)),
-            refused=tuple(Refused(*row) for row in incidents.refusals(db)),
-            incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
-            held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
-            problems=tuple(one.text for one in settings.complaints),
-            waiting=waiting(destinations, workers, now_ms),
-            alarms=tuple(alarms(destinations)),
-        )
+    total = counts.counts(db)
+    destinations = read_destinations(db, settings, now_ms)
+    workers = read_workers(spool)
+    return Status(
+        version=__version__,
+        sqlite=sqlite3.sqlite_version,
+        has_wal_reset_bug=wal_reset_bug(sqlite3.sqlite_version),
+        spool=str(spool.path),
+        is_new=is_new,
+        spool_bytes=_bytes_under(spool),
+        spool_bytes_max=settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX,
+        held_bytes=total.body_bytes,
+        held_bytes_max=settings.max_spool_bytes,
+        age_ms_max=settings.max_spool_age_ms,
+        folder_limits=folders_by_option(db, settings),
+        jobs=_jobs(total),
+        dropped_by_reason=dict(total.dropped_by_reason),
+        destinations=destinations,
+        hooks=read_hooks(spool),
+        workers=workers,
+        unread=tuple(notices.unread(db)),
+        refused=tuple(Refused(*row) for row in incidents.refusals(db)),
+        incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
+        held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
+        problems=tuple(one.text for one in settings.complaints),
+        waiting=waiting(destinations, workers, now_ms),
+        alarms=tuple(alarms(destinations)),
+    )
 
 
 def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -> tuple[DestinationStatus, ...]:
@@ -255,11 +268,11 @@ def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> 
     if going.is_never_found:
         causes = "; ".join(TRAITS.NOT_STORED_CAUSES)
         alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
-    elif going.failure == confirm.UNPROVEN:
-        alarm = confirm.UNPROVEN
+    elif going.failure == readback.UNPROVEN:
+        alarm = readback.UNPROVEN
     if off_reason:
         notes.append(f"off: {off_reason}")
-    elif going.failure in (confirm.BLIND, confirm.UNPROVEN):
+    elif going.failure in (readback.BLIND, readback.UNPROVEN):
         notes.append(going.failure)
     elif going.failure is not None:
         notes.append(f"paused: {going.failure}; if jawn is elsewhere, set readbackUrl")
@@ -314,10 +327,6 @@ def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
     if not served:
         return "no worker runs (opencode-helicone worker, or flush)"
     return "a worker is at it"
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def named(one: DestinationStatus) -> str:

@@ -6,6 +6,7 @@ A key is a beginning and at least so many letters of a body. Where a text ends, 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from app.privacy.decode import View
@@ -129,4 +130,9 @@ OWN = (
     ),
     _jwt(_key_rule(_own("jwt", r"eyJ[A-Za-z0-9_-]{6,1000}\.", "[A-Za-z0-9_.-]", 4, keeps_beginning=False))),
 )
-KEYS = (*map(_vendor, VENDORS), *OWN)
+
+
+@cache
+def keys() -> tuple[Rule, ...]:
+    """Made when a text is first looked at: it takes 20 ms, and not every process has one."""
+    return (*map(_vendor, VENDORS), *OWN)

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from app.privacy.decode import View, joined, layers, unpacked
 from app.privacy.known_secrets import Search, search_for, traces_of
 from app.privacy.named_json import secrets_beside
-from app.privacy.rules import RULES, broken_secrets, secrets
+from app.privacy.rules import broken_secrets, rules, secrets
 from app.privacy.scout import Hits, Scout, scout
 from app.privacy.secret_names import is_named
 from app.privacy.stretches import Stretch, stretches
@@ -63,7 +63,6 @@ _EDGE = 64
 """What is found so near to the end of a stretch may go on behind it."""
 _DECODED_COST = 32
 """How much more a byte of a stretch costs than one that is only read."""
-_ORDER = {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in RULES))))}
 T = TypeVar("T")
 _Span = tuple[int, int]
 Found = dict[str, list[_Span]]
@@ -273,10 +272,16 @@ def _ranges(regex: Any, view: View) -> Iterator[_Span]:
             yield found.span()
 
 
+@cache
+def _order() -> Mapping[str, int]:
+    return {name: place for place, name in enumerate(dict.fromkeys((KNOWN, *(rule.name for rule in rules()))))}
+
+
 def _replaced(data: bytes, found: dict[str, list[_Span]], hits: Counter[str] | None) -> bytes:
     """Counts for each name what no name before it, which is more certain, has covered."""
     covered: list[_Span] = []
-    for name in sorted(found, key=lambda name: _ORDER.get(name, len(_ORDER))):
+    order = _order()
+    for name in sorted(found, key=lambda name: order.get(name, len(order))):
         spans = found[name]
         fresh = [span for span in _merged(spans) if not _is_within(span, covered)]
         if fresh and hits is not None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import cache
 
 from app.privacy.decode import View
-from app.privacy.keys import KEYS
+from app.privacy.keys import keys
 from app.privacy.literals import Literal
 from app.privacy.named_values import EXACT_HEADS, HEADS, PORT, named_values
 from app.privacy.places import PLACES
@@ -29,16 +30,20 @@ _NAMED = Rule(
         Literal(PORT, is_pattern=True),
     ),
 )
-RULES = (*KEYS, *PLACES, _NAMED)
 Heads = Mapping[int, Sequence[int]]
-"""Where in a view the heads of each rule (its number in RULES) begin."""
+"""Where in a view the heads of each rule (its number in `rules`) begin."""
 _LONG_REST_MIN = 20
+
+
+@cache
+def rules() -> tuple[Rule, ...]:
+    return (*keys(), *PLACES, _NAMED)
 
 
 def secrets(view: View, heads_of: Heads) -> Iterator[tuple[str, int, int]]:
     """The name of each rule, with a range that it finds."""
     for number in sorted(heads_of):
-        rule, heads = RULES[number], heads_of[number]
+        rule, heads = rules()[number], heads_of[number]
         for start, end in named_values(view.data, heads) if rule is _NAMED else find(rule, view, heads):
             yield rule.name, start, end
 
@@ -50,7 +55,7 @@ def broken_secrets(view: View, heads_of: Heads, begun: AbstractSet[tuple[str, in
     without the next line, too. Only a next line that is long and random as a key needs no such beginning.
     """
     for number in sorted(heads_of):
-        rule, heads = RULES[number], heads_of[number]
+        rule, heads = rules()[number], heads_of[number]
         for start, end in _broken_values(view, heads) if rule is _NAMED else find(rule, view, heads, view.starts):
             rest = end - view.starts[bisect_right(view.starts, start)]
             if rule.is_key or rest >= _LONG_REST_MIN or (rule.name, view.source(start, end)[0]) in begun:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from app.privacy.decode import LINE_MARK, OCTAL, View
 from app.privacy.literals import Literal, Search
 from app.privacy.named_values import HEADS, may_be_named
-from app.privacy.rules import RULES, Heads
+from app.privacy.rules import Heads, rules
 
 
 class Kind(Enum):
@@ -69,7 +69,7 @@ class Meaning(NamedTuple):
     kind: Kind
     length: int
     rules: tuple[int, ...] = ()
-    """Numbers in RULES."""
+    """Numbers in `rules`."""
     cores: tuple[Core, ...] = ()
     of_known: bool = False
     may_be_broken: bool = False
@@ -216,17 +216,17 @@ _IS_CUT = re.compile(rb"\.\.\.|\xe2\x80\xa6")
 
 
 def _of_rules(head: Literal, numbers: Sequence[int]) -> Meaning:
-    rules = [RULES[number] for number in numbers]
+    those = [rules()[number] for number in numbers]
     return Meaning(
         Kind.HEAD,
         0 if head.is_pattern else len(head.word),
         tuple(numbers),
-        may_be_broken=any(rule.is_key for rule in rules),
-        is_bounded=all(rule.is_bounded and not rule.window for rule in rules),
-        is_one_word=all(rule.is_one_word for rule in rules),
-        ends_at=bytes(sorted(set.intersection(*(set(rule.ends_at) for rule in rules)))),
-        reach=max(rule.reach for rule in rules),
-        least=0 if head.is_pattern else min(rule.least for rule in rules),
+        may_be_broken=any(rule.is_key for rule in those),
+        is_bounded=all(rule.is_bounded and not rule.window for rule in those),
+        is_one_word=all(rule.is_one_word for rule in those),
+        ends_at=bytes(sorted(set.intersection(*(set(rule.ends_at) for rule in those)))),
+        reach=max(rule.reach for rule in those),
+        least=0 if head.is_pattern else min(rule.least for rule in those),
         of_name=head.word if head.any_case and head.word in HEADS else b"",
     )
 
@@ -258,7 +258,7 @@ def _cases(literal: Literal) -> set[bytes]:
 def scout(traces: frozenset[bytes], *, secrets: bool) -> Scout:
     """The same for the same: making one takes as long as reading ten megabytes."""
     heads: dict[Literal, list[int]] = defaultdict(list)
-    for number, rule in enumerate(RULES if secrets else ()):
+    for number, rule in enumerate(rules() if secrets else ()):
         for head in rule.heads:
             heads[head].append(number)
     return Scout(heads, sorted(traces))

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from app.capture.folders import Folders
 from app.exporters.encoder import Kind, Record
-from app.exporters.kinds import ENCODER
+from app.exporters.encoding import ENCODER
 from app.ledger.history import Exported, exported
 from app.ledger.record_identity import RecordIdentity
 from app.ledger.versions import session_identity

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 from app.capture.export import Export
-from app.exporters.kinds import ENCODER
+from app.exporters.encoding import ENCODER
 from app.privacy.policy import Policy
 from app.recall.rewrite import Delivered, Problem, Refusal, Rewrite, rewrite
 

@@ -7,7 +7,7 @@ import json
 import uuid
 from dataclasses import dataclass
 
-from app.exporters.kinds import ENCODER
+from app.exporters.encoding import ENCODER
 from app.ledger.job import Body
 
 

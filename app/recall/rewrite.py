@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from app.capture.enqueue import body_of
 from app.exporters.encoder import Record
-from app.exporters.kinds import ENCODER
+from app.exporters.encoding import ENCODER
 from app.ledger.history import Exported
 from app.ledger.job import Body, IdentityFields, Version
 from app.ledger.record_identity import RecordIdentity

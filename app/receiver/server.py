@@ -108,7 +108,7 @@ def serve(
 
     Port 0 takes a free one; `on_listening` gets the address, the key, and the address of the page.
 
-    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ShelfError, FaultError.
+    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ReceiverStoreError, FaultError.
     """
     script = () if faults_path is None else faults.read(faults_path)
     with store.opened(store_path):

@@ -125,7 +125,7 @@ class Send:
 
 @contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """The store, made when it is missing: file 0600, in a folder of 0700. Raises ShelfError."""
+    """The store, made when it is missing: file 0600, in a folder of 0700. Raises ReceiverStoreError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         private_file(path)
@@ -275,7 +275,7 @@ _FILTERED = {
 def compiled(node: object, depth: int = 0, *, unit_ms: int = 1) -> Filter:
     """Helicone's filter tree as SQL: "all", a leaf of `request_response_rmt`, or two nodes joined by and/or.
 
-    Start times are compared in whole units of `unit_ms`. Raises ShelfError.
+    Start times are compared in whole units of `unit_ms`. Raises ReceiverStoreError.
     """
     if node == "all":
         return "true", []

@@ -26,6 +26,7 @@ POINTS = (
     "post.answered",  # Helicone has answered, the ledger does not know; subject: the request id
     "acknowledge.noting",  # the acknowledgement is written, not committed
     "acknowledge.committed",
+    "complete.noting",  # the last acknowledgements are written, not committed
     "complete.finishing",  # delivered and without bodies, not committed
     "complete.committed",
     "recover.freeing",  # what a dead worker held is free, not committed

@@ -34,3 +34,7 @@ def visible(text: str) -> str:
     marks, zero width, tags), surrogate, private use, line and paragraph separator, and not assigned; and blank letters.
     """
     return text.translate(_SIGNS)
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

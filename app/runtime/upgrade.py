@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ PACKAGE = Path(__file__).parent.parent
 SUFFIXES = {".py", ".sql", ".js"}
 LOOK_S = 1.0
 """Between two looks at the files. Equal in two of them: whoever installs has finished."""
+WHOLE_LOOK_S = 30.0
+"""A look at the folders alone costs a twentieth, and sees files come and go, which is how installers write. What is
+written over in place is seen by the next whole look."""
+AT_REST_S = 2.0
+"""A folder that was changed a moment ago may be changed again with the same time."""
 READY_S_MAX = 30.0
 PAUSE_S_MAX = 300.0
 """Between two tries of a program that does not start; the pause doubles up to this."""
@@ -52,9 +58,16 @@ class Upgrade:
         self._seen = stamp(package)
         # A process that was started in the middle of an installation may not be what lies there now.
         self._began = self._seen if version_on_disk(package) == __version__ else None
-        self._look_s = float("-inf")
+        self._look_s = self._whole_look_s = float("-inf")
+        self._places = _places_of(package, self._seen)
+        self._places_seen: tuple[object, ...] | None = None
         self._ask_s = float("-inf")
         self._pause_s = LOOK_S
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether what lies on disk is still what this process was started from."""
+        return self._began is not None and stamp(self._package) == self._began
 
     def new_version(self, now_s: float, tell: Callable[[str], None]) -> NewVersion | None:
         """The program to make way for; None when there is none, or none that can go on, which is told once.
@@ -64,7 +77,10 @@ class Upgrade:
         if now_s - self._look_s < LOOK_S:
             return None
         self._look_s = now_s
-        before, self._seen = self._seen, stamp(self._package)
+        before = self._seen
+        if not self._are_folders_as_before(now_s):
+            self._seen = stamp(self._package)
+            self._places = _places_of(self._package, self._seen)
         if self._seen != before:
             self._ask_s, self._pause_s = now_s, LOOK_S
             return None
@@ -79,6 +95,24 @@ class Upgrade:
         self._ask_s = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
         return None
+
+    def _are_folders_as_before(self, now_s: float) -> bool:
+        """Whether no file can have come, gone or been replaced since the last look; False for a whole look in time."""
+        try:
+            found = [place.stat() for place in self._places]
+        except OSError:
+            found = []
+        seen = tuple((one.st_ino, one.st_mtime_ns, one.st_size) for one in found)
+        is_at_rest = all(abs(time.time() - one.st_mtime) > AT_REST_S for one in found)
+        if found and is_at_rest and seen == self._places_seen and now_s - self._whole_look_s < WHOLE_LOOK_S:
+            return True
+        self._places_seen, self._whole_look_s = seen, now_s
+        return False
+
+
+def _places_of(package: Path, stamp: Stamp | None) -> list[Path]:
+    """The folders of these files, and the file that tells the version."""
+    return [package / "__init__.py", *{Path(name).parent for name, *_ in stamp or ()}]
 
 
 def stamp(package: Path) -> Stamp | None:

@@ -132,6 +132,29 @@ def test_all_is_queued_once_oldest_first_as_history_and_nobody_is_rung(station: 
     assert jobs(station) == made
 
 
+@pytest.mark.parametrize("command", ["backfill", "import"])
+def test_the_disk_is_waited_for_once_a_session(station: Station, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = [small("ses_1"), small("ses_2")]
+    files = []
+    if command == "backfill":
+        stored(station, *sessions)
+    else:
+        for session in sessions:
+            files.append(str(station.home / f"{session['root']}.json"))
+            Path(files[-1]).write_text(json.dumps(session["sessions"][0]))
+    waited: list[int] = []
+    fsync = os.fsync
+
+    def counted(descriptor: int) -> None:
+        waited.append(descriptor)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    assert typed(station, command, *(files or EVER)).returncode == 0
+    assert len(jobs(station)) == 4
+    assert len(waited) == len(sessions)
+
+
 def test_without_a_key_nobody_is_told_to_flush(station: Station) -> None:
     stored(station, small())
     told = typed(replace(station, key=""), "backfill", *EVER)

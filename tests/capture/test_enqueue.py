@@ -136,6 +136,22 @@ def test_same_transcript_again_changes_nothing_and_rings_nobody(embedded: Embedd
     assert embedded.db.total_changes == before
 
 
+def test_what_is_known_is_seen_again_in_the_transaction_of_what_is_new(embedded: EmbeddedApi) -> None:
+    embedded.put(one(*TURN))
+    said: list[str] = []
+    embedded.db.set_trace_callback(said.append)
+    embedded.put(one(*TURN, *LATER))
+    embedded.db.set_trace_callback(None)
+    outside, is_open = list[str](), False
+    for statement in said:
+        word = statement.split()[0].lower()
+        is_open = word == "begin" or (is_open and word not in {"commit", "rollback"})
+        if word in {"insert", "update", "delete"} and not is_open:
+            outside.append(statement)
+    assert outside == []
+    assert sum(statement == "commit" for statement in said) == 1
+
+
 def test_only_the_new_turn_is_new(embedded: EmbeddedApi) -> None:
     embedded.put(one(*TURN))
     done = embedded.put(one(*TURN, *LATER))

@@ -40,6 +40,7 @@ from app.privacy.terms import Capture
 from app.settings.model import Settings
 from app.sources.opencode.store import Store, store_file
 from app.transcript.parse import parse
+from tests.support.ledger_bench import accepted
 from tests.support.processes import PROJECT, Station, hook, worker
 from tests.support.recorded import export, exported
 from tests.support.servers import nobody, receiving
@@ -89,7 +90,9 @@ class EvictionBench(Bench):
 
     def finish(self, claimed: Claim) -> None:
         for body in claims.unacknowledged(self.db, claimed):
-            claims.acknowledge(self.db, claimed, body, now_ms=2_000, lease_ms=60_000)
+            claims.acknowledge(
+                self.db, claimed, [accepted(self.db, claimed, body, 2_000)], now_ms=2_000, lease_ms=60_000
+            )
         assert claims.complete(self.db, claimed, 2_000)
 
     @property
@@ -484,7 +487,9 @@ def test_what_somebody_may_have_been_sent_keeps_its_bytes(
             claims.release(bench.db, claimed, due_ms=2_100, failed=FailedAttempt(2_100, "503: HTML", 503))
         case "accepted in part":
             first = next(claims.unacknowledged(bench.db, claimed))
-            claims.acknowledge(bench.db, claimed, first, now_ms=2_000, lease_ms=60_000)
+            claims.acknowledge(
+                bench.db, claimed, [accepted(bench.db, claimed, first, 2_000)], now_ms=2_000, lease_ms=60_000
+            )
             claims.release(bench.db, claimed, due_ms=2_100)
         case _:
             maintenance.recover(bench.db, 2_100, ["w"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.capture.enqueue import Place, enqueue
-from app.delivery.backoff import Policy as Patience
+from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger.job import Body
@@ -49,7 +49,7 @@ def sent(bench: LedgerBench, snapshot: Snapshot) -> list[str]:
     context = DeliveryContext(
         destination_id=bench.destination,
         worker="w",
-        policy=Patience(5, 1, 1),
+        policy=RetryPolicy(5, 1, 1),
         permit=lambda _: Post(),
         post=post,
         clock=lambda: bench.now_ms,

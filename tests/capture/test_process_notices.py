@@ -14,7 +14,7 @@ from app.capture.notices import AGAIN_S, FAILED_S, SOON_S, Noticed, Notices
 from app.capture.owed import Owed
 from app.capture.process_notices import SETTINGS_S, NoticeProcessor
 from app.capture.projects import Captures
-from app.capture.session_reader import FAILURES_MAX, Look, Reader, Wanted
+from app.capture.session_reader import FAILURES_MAX, Look, Reader, ReadRequest
 from app.sources.opencode.access import AbsentError, StoreError
 from app.sources.opencode.store import Store
 
@@ -56,8 +56,8 @@ class Scene:
             self.told.append,
         )
 
-    def read(self, _: str, wanted: Wanted) -> Look | None:
-        self.wanted = wanted
+    def read(self, _: str, request: ReadRequest) -> Look | None:
+        self.request = request
         if isinstance(self.found, Exception):
             raise self.found
         return self.found
@@ -148,4 +148,4 @@ def test_how_a_session_is_read_for_a_notice(why: str, *, has_ended: bool, expect
     scene = Scene()
     scene.notices.has_ended = has_ended
     scene.look(why)
-    assert {name: getattr(scene.wanted, name) for name in expected} == expected
+    assert {name: getattr(scene.request, name) for name in expected} == expected

@@ -1080,7 +1080,7 @@ def test_of_two_large_sessions_one_is_held_and_both_are_taken(machine: Machine) 
         looks.append(look_once(one, max(due_s, (len(looks) + 1) / 10)))
         assert len(looks) < 10
     assert machine.states() == [("ses_b", "pending"), ("ses_a", "pending")]
-    assert one.opened.reader._held is None
+    assert one.opened.reader._being_redacted is None
 
 
 @pytest.mark.usefixtures("large")
@@ -1090,9 +1090,9 @@ def test_a_large_session_that_is_deleted_once_it_is_read_is_not_exported(machine
     one.take(notice("ses_a", "idle"))
     look_once(one, 0.1)
     reader = one.opened.reader
-    held = [reader._held is not None]
+    held = [reader._being_redacted is not None]
     one.take(notice("ses_a", "deleted"))
-    held.append(reader._held is not None)
+    held.append(reader._being_redacted is not None)
     assert held == [True, False]
     look_for(one)
     assert machine.jobs() == []
@@ -1125,7 +1125,7 @@ def test_a_large_turn_becomes_the_same_records_as_one_that_is_taken_at_once(
         taking = one.hook()
         taking.take(notice("ses_a", "idle"))
         assert look_once(taking, 0.1) == "ses_a"
-        assert (taking.opened.reader._held is None) == (one is other)
+        assert (taking.opened.reader._being_redacted is None) == (one is other)
         look_for(taking)
         with closing(open_ledger(one.home / "spool")) as db:
             asked = "select request_id, digest, key from record r join job j on j.id = job_id order by j.id, position"

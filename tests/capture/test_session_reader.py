@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from app.capture.session_reader import ROWS_MAX, Wanted, _batch, _is_ahead, _Read, reason_of
+from app.capture.session_reader import ROWS_MAX, ReadRequest, _batch, _is_to_be_read, _Read, reason_of
 from app.ledger.notices import TurnRead
 from app.privacy.policy import Policy
 from app.privacy.terms import Capture
@@ -25,8 +25,8 @@ THEN = ("t1", False)
 def is_taken(
     read: _Read, *, policy: str = LOOSE, since_ms: int | None = None, again: bool = False, then: tuple[str, bool] = THEN
 ) -> bool:
-    wanted = Wanted("folder", cast("Capture", None), 5_000, since_ms=since_ms, again=again)
-    return _is_ahead(ONE, read, then, wanted, policy)
+    request = ReadRequest("folder", cast("Capture", None), 5_000, since_ms=since_ms, again=again)
+    return _is_to_be_read(ONE, read, then, request, policy)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from app.database.connection import WAL_BYTES, Ledger, checkpoint, connect, shrink, transaction, wal_reset_bug
 from app.database.open import open_ledger
-from app.database.schema import SchemaError, migrate, migrations, statements
+from app.database.schema import NEWEST, SchemaError, digest_of, migrate, migrations, objects_of, statements
 from app.runtime.filesystem import private_directory, private_file
 
 HEAD = len(migrations())
@@ -464,6 +464,7 @@ APPLIED = {
     5: "4ac36418db11",
     6: "d4cdd3573d32",
     7: "111238f13c27",
+    8: "9518f69ef5b2",
 }
 """Of each migration as it was first applied somewhere, comments and white space aside: it is never edited again."""
 
@@ -483,3 +484,7 @@ def test_a_comment_in_a_table_is_no_part_of_the_schema(spool: Path) -> None:
         db.commit()
     open_ledger(spool).close()
     assert list(spool.glob("*.damaged-*")) == []
+
+
+def test_what_the_newest_ledger_consists_of_is_known_without_making_one() -> None:
+    assert digest_of(objects_of(migrations()[-1][0])) == NEWEST

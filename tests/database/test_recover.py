@@ -18,7 +18,7 @@ import pytest
 from app.database import recover
 from app.database.connection import Ledger, Replaced
 from app.database.open import inspect, open_ledger, open_whole, recover_after
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger import incidents, job, versions
@@ -401,7 +401,7 @@ def context(bench: LedgerBench) -> DeliveryContext:
     return DeliveryContext(
         destination_id=bench.destination,
         worker="w",
-        policy=Policy(max_retries=5, base_ms=1, cap_ms=1),
+        policy=RetryPolicy(max_retries=5, base_ms=1, cap_ms=1),
         permit=lambda _: Post(),
         post=lambda _body: Outcome("accepted", "200", 200),
         clock=lambda: 2_000,

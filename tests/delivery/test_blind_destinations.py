@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import render
+from app.cli import render_status
 from app.database.connection import Ledger, connect
 from app.database.open import open_ledger
 from app.database.schema import migrate, migrations
 from app.delivery import confirm
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.confirm import CONTROL_MS, Allowance, Unread
 from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.client import ReadBackError
@@ -93,7 +93,7 @@ class Person:
         return DeliveryContext(
             destination_id=self.destination,
             worker="worker",
-            policy=Policy.of(5, 1_000),
+            policy=RetryPolicy.of(5, 1_000),
             permit=lambda _: Post(),
             post=self.post,
             clock=lambda: self.now_ms,
@@ -135,7 +135,7 @@ class Person:
         return one.confirmation
 
     def first_line(self) -> str:
-        return next(render.status_lines(self.status(), self.now_ms))
+        return next(render_status.status_lines(self.status(), self.now_ms))
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_half_an_hour_of_blindness_buries_nothing_and_sends_nothing_again(person
         person.capture(f"turn {n}")
         person.live(MINUTE_MS)
     assert person.states() == {"delivered": 1, "unconfirmed": 30}
-    assert confirm.BLIND in person.confirmation().notes
+    assert readback.BLIND in person.confirmation().notes
     person.receiver.fault()
     person.live(HOUR_MS)
     assert person.states() == {"delivered": 31}

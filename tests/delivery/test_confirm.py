@@ -7,7 +7,7 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from app.ledger.confirmations import AHEAD_MS_MAX, Unconfirmed
 from app.ledger.decision import BACKFILL, IMPORT, Decision
 from app.ledger.job import Body, IdentityFields, Version
 from app.ledger.readback import Confirmations
-from tests.support.ledger_bench import LedgerBench, bodies, version
+from tests.support.ledger_bench import LedgerBench, accepted, bodies, version
 
 T1, T2 = version("t1"), version("t2")
 JAWN = "http://127.0.0.1:8585/v1/trace/custom/log"
@@ -111,6 +111,18 @@ def test_a_job_is_not_looked_for_before_its_time(bench: LedgerBench) -> None:
     bench.now_ms += 1
     look(bench, helicone)
     assert len(helicone.asked) == 1
+
+
+def test_it_is_looked_for_by_the_record_that_was_accepted_last(bench: LedgerBench) -> None:
+    # Several are under way at once, and which one comes last nobody knows before.
+    assert bench.put(T1, 3) is Decision.NEW
+    claimed = bench.claimed(T1)
+    taken = [accepted(bench.db, claimed, body, bench.now_ms) for body in bench.left(claimed)]
+    late = replace(taken[1], accepted_ms=bench.now_ms + 1)
+    claims.complete(bench.db, claimed, bench.now_ms, accepted=[taken[0], late, taken[2]], confirm_ms=1_000)
+    helicone = Helicone()
+    look(bench, helicone)
+    assert [request_ids for _, request_ids in helicone.asked] == [[late.request_id]]
 
 
 def test_a_time_that_only_a_wrong_clock_can_have_set_has_come(bench: LedgerBench) -> None:

@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from threading import Barrier
 from typing import Literal
 
 import pytest
 
-from app.delivery.backoff import Policy
-from app.delivery.deliver import LEASE_MS, DeliveryContext, deliver
+from app.database.connection import PATIENT_MS, TURN_S
+from app.delivery.backoff import RetryPolicy
+from app.delivery.deliver import LEASE_MS, UNNOTED_MAX, UNNOTED_MS_MAX, Answered, DeliveryContext, deliver
 from app.exporters.outcome import Kind, Outcome
 from app.ledger import claims, destinations, flow, maintenance, pruning
 from app.ledger.destinations import Destination
 from app.ledger.job import Body
 from app.privacy.policy import Post
 from app.worker import POST_S_MAX
-from tests.support.ledger_bench import LedgerBench, version
+from tests.support.ledger_bench import LedgerBench, accepted, version
 
 MAX_RETRIES = 3
 BASE_MS = 1_000
@@ -39,10 +42,16 @@ class FakeDestination:
     neighbours: int = 0
     before_answer: Callable[[], object] = lambda: None
     """Happens while a POST is under way."""
+    refused: set[int] | None = None
+    """Which records the answers are for; None: whichever is posted next."""
+    at_once: int = 1
+    beside: int = 0
+    """Records that were posted in another thread."""
 
     def post(self, body: Body) -> Outcome:
         self.posted.append(body)
-        answer = self.answers.pop(0) if self.answers else outcome("accepted")
+        is_next = self.refused is None or int(body.body.split()[2]) in self.refused
+        answer = self.answers.pop(0) if self.answers and is_next else outcome("accepted")
         self.before_answer()
         return answer
 
@@ -51,13 +60,20 @@ class FakeDestination:
         return DeliveryContext(
             destination_id=self.bench.destination,
             worker="worker-a",
-            policy=Policy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=CAP_MS),
+            policy=RetryPolicy(max_retries=MAX_RETRIES, base_ms=BASE_MS, cap_ms=CAP_MS),
             permit=lambda _: Post(),
             post=self.post,
             clock=lambda: self.bench.now_ms,
             dice=lambda: self.dice,
             stopping=self.stopping,
+            at_once=lambda: self.at_once,
+            beside=self.post_beside,
         )
+
+    def post_beside(self, post: Callable[[], Answered]) -> Future[Answered]:
+        """Of which nothing is known before all are under way."""
+        self.beside += 1
+        return ThreadPoolExecutor(1).submit(post)
 
     def deliver(self, *answers: Outcome, session: str = "ses_1") -> str | None:
         self.answers = list(answers)
@@ -322,7 +338,8 @@ def test_after_an_outage_no_turn_but_that_of_the_probe_goes_before_an_older_one(
     while following is not None:
         following = deliver(fake.bench.db, following, fake.context)
     turns = [body.body.split()[1] for body in fake.posted]
-    assert turns == [b"t3", b"t0", b"t1", b"t2", b"t4"]
+    # Of those that were asked about in vain it is the next one's turn.
+    assert turns == [b"t1", b"t0", b"t2", b"t3", b"t4"]
 
 
 def test_a_poison_beside_jobs_that_must_not_be_sent_is_alone(fake: FakeDestination) -> None:
@@ -448,6 +465,7 @@ def test_probe_answered_with_a_5xx_leaves_it_to_another_job_to_show_that_all_is_
     for session in ("ses_1", "ses_2"):
         fake.bench.put(version(session=session))
     fake.bench.pause(probe_ms=1_000)
+    fake.bench.now_ms = 1_001
     fake.deliver(outcome("retry"))
     assert (fake.destination.health, fake.destination.pause_count) == ("down", 2)
     fake.bench.now_ms = fake.destination.probe_ms or 0
@@ -579,6 +597,107 @@ def test_record_that_an_older_attempt_overwrote_is_posted_again(fake: FakeDestin
     fake.deliver()
     assert fake.bench.state() == "delivered"
     assert fake.numbers() == [0, 1, 0]
+
+
+def acknowledged(fake: FakeDestination) -> int:
+    return int(fake.bench.db.execute("select count(*) from acknowledgement").fetchone()[0])
+
+
+def test_what_was_accepted_is_noted_after_so_many_and_with_the_end(fake: FakeDestination) -> None:
+    fake.bench.put(version(), records=UNNOTED_MAX + 3)
+    noted = []
+    fake.before_answer = lambda: noted.append(acknowledged(fake))
+    fake.deliver()
+    assert noted == [0] * UNNOTED_MAX + [UNNOTED_MAX] * 3
+    assert (fake.bench.state(), acknowledged(fake)) == ("delivered", UNNOTED_MAX + 3)
+
+
+@pytest.mark.parametrize("took_ms", [1, UNNOTED_MS_MAX // 2, UNNOTED_MS_MAX, int(POST_S_MAX * 1000)])
+def test_the_lease_outlasts_each_post_and_the_wait_for_a_locked_ledger_after_it(
+    fake: FakeDestination, took_ms: int
+) -> None:
+    fake.bench.put(version(), records=6)
+    left_ms = []
+
+    def passes() -> None:
+        left_ms.append(fake.bench.row()["lease_until_ms"] - fake.bench.now_ms)
+        fake.bench.now_ms += took_ms
+
+    fake.before_answer = passes
+    fake.deliver()
+    assert fake.bench.state() == "delivered"
+    assert min(left_ms) > POST_S_MAX * 1000 + TURN_S * 1000 + PATIENT_MS
+
+
+def test_what_was_accepted_is_noted_when_the_next_is_not(fake: FakeDestination) -> None:
+    fake.bench.put(version(), records=3)
+    fake.deliver(outcome("accepted"), outcome("accepted"), outcome("retry"))
+    assert acknowledged(fake) == 2
+    assert (fake.bench.row()["setbacks"], fake.bench.row()["failures"]) == (1, 0)
+
+
+def test_late_note_of_a_worker_that_hung_does_not_stand_against_what_was_posted_since(fake: FakeDestination) -> None:
+    # It posted the older bytes, hung before it noted that, and wakes when the newer ones are delivered.
+    fake.bench.put(version(content="old"), text="old")
+    stale = fake.bench.claimed(version(content="old"))
+    [body] = fake.bench.left(stale)
+    taken = accepted(fake.bench.db, stale, body, fake.bench.now_ms)
+    fake.bench.put(version(content="new", last_event_ms=200), text="new")
+    fake.bench.db.execute("update job set lease_until_ms = null, worker = null")
+    fake.deliver(session="ses_1")
+    new = version(content="new", last_event_ms=200)
+    deliver(fake.bench.db, new.key, fake.context)
+    assert fake.bench.state(new) == "delivered"
+    assert not claims.acknowledge(fake.bench.db, stale, [taken], now_ms=fake.bench.now_ms, lease_ms=LEASE_MS)
+    # Which of the two Helicone holds nobody knows: whatever comes next is posted.
+    assert acknowledged(fake) == 0
+
+
+# --- several at once
+
+
+def test_records_of_a_job_are_under_way_at_once_as_far_as_is_said(fake: FakeDestination) -> None:
+    fake.at_once = 4
+    fake.bench.put(version(), records=6)
+    together = Barrier(4)
+    fake.before_answer = lambda: len(fake.posted) <= 4 and together.wait(60)
+    fake.deliver()
+    assert fake.bench.state() == "delivered"
+    assert sorted(fake.numbers()) == list(range(6))
+    assert fake.beside == 5
+
+
+@pytest.mark.parametrize("kind", ["retry", "wait", "permanent"])
+def test_of_those_under_way_what_was_accepted_counts_and_one_failure_does(fake: FakeDestination, kind: Kind) -> None:
+    fake.at_once = 4
+    fake.bench.put(version(), records=4)
+    fake.neighbour_waits()
+    fake.refused = {1, 2}
+    fake.deliver(*[outcome(kind)] * 2)
+    assert sorted(fake.numbers()) == [0, 1, 2, 3]
+    assert acknowledged(fake) == 2
+    assert fake.bench.row()["attempt"] == 1
+    if kind == "retry":
+        assert (fake.bench.row()["setbacks"], fake.bench.row()["failures"]) == (1, 0)
+
+
+def test_a_probe_asks_with_one_record_alone(fake: FakeDestination) -> None:
+    fake.at_once = 4
+    fake.bench.put(version(), records=4)
+    fake.bench.pause(probe_ms=fake.bench.now_ms)
+    fake.deliver(outcome("wait"))
+    assert (fake.numbers(), fake.beside) == ([0], 0)
+
+
+def test_what_is_under_way_is_heard_when_the_job_is_superseded_or_the_worker_stops(fake: FakeDestination) -> None:
+    fake.at_once = 4
+    fake.bench.put(version(), records=3)
+    stops = iter([False, False, False, True])
+    fake.stopping = lambda: next(stops)
+    fake.deliver()
+    assert sorted(fake.numbers()) == [0, 1]
+    assert acknowledged(fake) == 2
+    assert fake.facts() == ("pending", 0, None)
 
 
 def test_worker_told_to_stop_begins_nothing(fake: FakeDestination) -> None:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
 
-POLICY = Policy.of(max_retries=3, base_ms=1_000)
+POLICY = RetryPolicy.of(max_retries=3, base_ms=1_000)
 CALM = Situation(
     consecutive_failures=0,
     failures=0,
@@ -24,6 +24,7 @@ CALM = Situation(
 )
 UNREACHED = Outcome("wait", "ConnectError")
 LIMITED = Outcome("wait", "429: empty body", 429, 20_000)
+BASELESS = Outcome("wait", "401: connect ECONNREFUSED", 401)
 BROKEN = Outcome("retry", "500: empty body", 500)
 AWAY = Outcome("retry", "503: HTML", 503)
 REFUSED = Outcome("refused", "401: error", 401)
@@ -40,6 +41,9 @@ def at(**facts: object) -> Situation:
         pytest.param(MALFORMED, at(is_paused=True), DeadLetter("400: error"), id="permanent is dead"),
         pytest.param(REFUSED, CALM, Pause("refused", 1, 1_000, is_charged=False), id="refused pauses at once"),
         pytest.param(LIMITED, CALM, Pause("down", 1, 20_000, is_charged=False), id="429 pauses as long as asked"),
+        pytest.param(
+            BASELESS, CALM, Pause("down", 1, 1_000, is_charged=False), id="its database is away, others succeed"
+        ),
         pytest.param(UNREACHED, CALM, RetryLater(1_000, is_charged=False), id="no answer, others succeed"),
         pytest.param(BROKEN, CALM, RetryLater(1_000, is_charged=True), id="5xx, others succeed"),
         pytest.param(BROKEN, at(peers="none"), RetryLater(1_000, is_charged=False), id="5xx, nobody succeeded"),

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from app.backfill.import_files import import_files
-from app.database.connection import PATIENT_MS
-from app.delivery.deliver import LEASE_MS
+from app.database.connection import PATIENT_MS, TURN_S
+from app.delivery.deliver import LEASE_MS, UNNOTED_MS_MAX
+from app.exporters.kinds import TRAITS
+from app.exporters.outcome import Outcome
 from app.settings.lookup import Sources
 from app.sources.opencode.export_files import File
-from app.worker import CONSUMER, POST_S_MAX, Worker
+from app.worker import ANSWERS, CONSUMER, POST_S_MAX, SLOW_S, Worker
 from tests.support.processes import Station
 from tests.support.recorded import export_files
 from tests.support.servers import Exchange, request_id_of, scripted, whole
@@ -91,7 +93,7 @@ def test_a_worker_waits_for_a_lock_as_long_as_its_lease_allows(scene: Scene) -> 
         assert fresh.db.execute("pragma busy_timeout").fetchone()[0] == PATIENT_MS
         fresh.queue.close()
         fresh.db.close()
-    assert POST_S_MAX * 1000 + PATIENT_MS < LEASE_MS
+    assert UNNOTED_MS_MAX + POST_S_MAX * 1000 + TURN_S * 1000 + PATIENT_MS < LEASE_MS
 
 
 def test_what_could_not_be_acknowledged_is_given_back_uncharged_and_delivered(scene: Scene) -> None:
@@ -127,3 +129,35 @@ def test_an_answer_counts_though_its_route_could_not_be_noted(scene: Scene) -> N
     scene.made.db.set_trace_callback(None)
     assert [(row["state"], row["error"]) for row in scene.rows()] == JOBS * [("delivered", None)]
     assert len(scene.posted) == RECORDS
+
+
+def test_records_are_posted_several_at_once_where_all_of_the_last_answers_took_long(scene: Scene) -> None:
+    answers_s = scene.made._answers_s
+    assert scene.made._at_once() == 1
+    answers_s.extend([SLOW_S] * ANSWERS)
+    assert scene.made._at_once() == TRAITS.RECORDS_AT_ONCE > 1
+    # After a pause of the destination they are few on purpose.
+    scene.made.db.execute("update destination set concurrency = 2")
+    assert scene.made._at_once() == 1
+    scene.made.db.execute("update destination set concurrency = null")
+    # One was quick: it is this machine that is busy.
+    answers_s.append(SLOW_S / 2)
+    assert scene.made._at_once() == 1
+
+
+def test_an_answer_in_another_thread_is_heard_and_leaves_no_connection_to_the_ledger(scene: Scene) -> None:
+    opened = []
+
+    def post() -> tuple[Outcome, int]:
+        opened.append(scene.made.db)
+        return Outcome("accepted", "ok", 200), 1
+
+    assert scene.made._beside(post).result(60)[1] == 1
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].total_changes  # noqa: B018 - what a closed connection says to everything
+
+    def fail() -> tuple[Outcome, int]:
+        raise ValueError("of the client")
+
+    with pytest.raises(ValueError, match="of the client"):
+        scene.made._beside(fail).result(60)

@@ -79,8 +79,8 @@ def test_what_can_be_given_up_is_not_in_flight_and_has_its_bodies(bench: LedgerB
     lose_bundle(bench, version("damaged", session="ses_4"))
     put(bench, version("leased", session="ses_5"))
     bench.claimed(version("leased", session="ses_5"))
-    put(bench, version("emptied", session="ses_6"))
-    given_up(bench, version("emptied", session="ses_6"))
+    put(bench, version("evicted", session="ses_6"))
+    given_up(bench, version("evicted", session="ses_6"))
     assert turns(eviction.candidates(bench.db, None)) == ["t1", "dead"]
 
 
@@ -166,7 +166,7 @@ def evicted(bench: LedgerBench, wanted: Version = T1, records: int = 1, text: st
     return bench.claimed(wanted)
 
 
-def test_a_job_is_emptied_while_a_record_of_it_must_be_posted(bench: LedgerBench) -> None:
+def test_a_job_is_evicted_while_a_record_of_it_must_be_posted(bench: LedgerBench) -> None:
     claimed = evicted(bench, records=2, text="text")
     first, second = bodies("ses_1 t1", 2, "text")
     assert eviction.is_evicted(bench.db, claimed)
@@ -193,7 +193,7 @@ def test_what_another_turn_has_posted_is_not_posted_for_this_one(bench: LedgerBe
     assert eviction.take_recaptured(bench.db, claimed, Recaptured(claimed.key, OTHER, ""))
 
 
-def test_a_job_with_bodies_is_not_emptied(bench: LedgerBench) -> None:
+def test_a_job_with_bodies_is_not_evicted(bench: LedgerBench) -> None:
     put(bench, T1)
     assert not eviction.is_evicted(bench.db, bench.claimed(T1))
 
@@ -251,7 +251,7 @@ def test_others_are_taken_from_who_knows_all_that_was_taken_out(bench: LedgerBen
             "no mark",
             "another claim",
             "superseded",
-            "not emptied",
+            "not evicted",
             "marks not kept",
             "posted",
         ),

@@ -17,7 +17,6 @@ from app.ledger import (
     counts,
     dead_letters,
     destinations,
-    eviction,
     flow,
     job,
     maintenance,
@@ -831,14 +830,34 @@ def test_next_due_is_the_earliest_job_in_backoff(bench: LedgerBench) -> None:
     assert maintenance.next_due_ms(bench.db, bench.destination, 9_000) is None
 
 
-def test_next_of_session_is_its_oldest_due_job(bench: LedgerBench) -> None:
+def test_next_of_session_is_what_has_been_due_for_the_longest_time(bench: LedgerBench) -> None:
     bench.put(version("t1"))
-    bench.put(version("t2"))
     bench.put(version("t0", session="ses_2"))
     bench.retry_later(bench.claimed(), due_ms=9_000, error="500")
-    assert maintenance.next_of_session(bench.db, bench.destination, "ses_1", 1_000) == version("t2").key
+    assert maintenance.next_of_session(bench.db, bench.destination, "ses_1", 1_000) is None
     assert maintenance.next_of_session(bench.db, bench.destination, "ses_1", 9_000) == version("t1").key
+    bench.put(version("t2"))
+    assert maintenance.next_of_session(bench.db, bench.destination, "ses_1", 1_000) == version("t2").key
+    assert maintenance.next_of_session(bench.db, bench.destination, "ses_1", 9_000) == version("t2").key
     assert maintenance.next_of_session(bench.db, bench.destination, "ses_9", 9_000) is None
+
+
+def test_the_oldest_that_is_due_again_is_claimed_before_what_was_due_all_the_time(bench: LedgerBench) -> None:
+    for turn in ("t1", "t2", "t3"):
+        bench.put(version(turn))
+    bench.retry_later(bench.claimed(), due_ms=9_000, error="500")
+    bench.retry_later(bench.claimed(), due_ms=8_000, error="500")
+    bench.now_ms = 9_000
+    assert [bench.deliver(version("t3")).key for _ in range(3)] == [version(turn).key for turn in ("t1", "t2", "t3")]
+
+
+def test_while_the_oldest_is_in_backoff_what_was_due_first_is_claimed(bench: LedgerBench) -> None:
+    for turn in ("t1", "t2", "t3"):
+        bench.put(version(turn))
+    bench.retry_later(bench.claimed(), due_ms=9_000, error="500")
+    bench.retry_later(bench.claimed(), due_ms=3_000, error="500")
+    bench.now_ms = 4_000
+    assert [bench.deliver(version("t3")).key for _ in range(2)] == [version(turn).key for turn in ("t3", "t2")]
 
 
 # --- pause
@@ -1145,21 +1164,7 @@ def test_schema_refuses(bench: LedgerBench, nonsense: str) -> None:
         bench.db.execute(nonsense)
 
 
-# --- how the hot queries run
-
-
-def plans(bench: LedgerBench, act: Callable[[], object]) -> list[str]:
-    """How SQLite carries out each statement of `act`."""
-    seen: list[str] = []
-    bench.db.set_trace_callback(seen.append)
-    act()
-    bench.db.set_trace_callback(None)
-    return [
-        row["detail"]
-        for statement in seen
-        if statement.split(None, 1)[0] in {"select", "update", "insert", "delete"}
-        for row in bench.db.execute(f"explain query plan {statement}")
-    ]
+# --- history, and what is live
 
 
 def history(turn: str, session: str = "ses_1") -> Version:
@@ -1192,72 +1197,3 @@ def test_sessions_with_something_live_are_rung_before_history(bench: LedgerBench
     old = [history("old", session=f"ses_old{number}").key for number in range(3)]
     assert bench.wake(limit=10, woken=tuple(live)) == old
     assert bench.wake(woken=(*live, *old)) == []
-
-
-def test_what_is_live_among_a_sessions_history_is_found_by_an_index_of_its_own(bench: LedgerBench) -> None:
-    for number in range(10):
-        bench.put(history(f"t{number}"))
-    bench.put(version("live"))
-    assert any("job_live" in line for line in plans(bench, lambda: bench.claim(version("live"))))
-
-
-HOT: dict[str, Callable[[LedgerBench], object]] = {
-    "decision_on": lambda bench: versions.decision_on(bench.db, bench.destination, version(content="x")),
-    "insert": lambda bench: bench.put(version(content="x", last_event_ms=900)),
-    "claim": lambda bench: bench.claim(version(session="ses_7")),
-    "to_wake": lambda bench: bench.wake(),
-    "leasing_workers": lambda bench: maintenance.leasing_workers(bench.db),
-    "recover": lambda bench: maintenance.recover(bench.db, 1_000, [WORKER]),
-    "next_due_ms": lambda bench: maintenance.next_due_ms(bench.db, bench.destination, 1_000),
-    "next_of_session": lambda bench: maintenance.next_of_session(bench.db, bench.destination, "ses_1", 1_000),
-    "sendable": lambda bench: counts.sendable(bench.db, bench.destination, 1_000),
-    "release_all": lambda bench: claims.release_all(bench.db, WORKER),
-    "held_bytes": lambda bench: eviction.held_bytes(bench.db),
-    "excess_of_folders": lambda bench: eviction.excess_of_folders(bench.db, {"": 0}),
-    "drop_oversize": lambda bench: pruning.drop_oversize(bench.db, 1_000, 0),
-    "drop_oversize of some folders": lambda bench: pruning.drop_oversize(bench.db, 1_000, 1 << 40, {"": 0}),
-    "bulk": lambda bench: eviction.candidates(bench.db, None),
-    "bulk of some folders": lambda bench: eviction.candidates(bench.db, None, ["", "another"]),
-    "give_up_bodies": lambda bench: eviction.give_up_bodies(bench.db, [1, 2], "store"),
-    "is_evicted": lambda bench: eviction.is_evicted(bench.db, bench.claimed(version(session="ses_6"))),
-    "finish": lambda bench: bench.deliver(version(session="ses_8")),
-}
-
-
-@pytest.mark.parametrize("name", HOT)
-def test_hot_query_uses_an_index(bench: LedgerBench, name: str) -> None:
-    for n in range(10):
-        bench.put(version(session=f"ses_{n}"))
-    bench.claimed(version(session="ses_0"))
-    details = plans(bench, lambda: HOT[name](bench))
-    assert details
-    # The partial index of leased jobs holds a handful of rows: reading all of it is what is meant. So it is of bodies.
-    allowed = (
-        *("SCAN job USING INDEX job_leased", "SCAN l USING INDEX job_leased", "SCAN j USING INDEX job_held"),
-        *("SCAN json_each", "SCAN l VIRTUAL TABLE", "SCAN (subquery", "SCAN CONSTANT ROW"),
-    )
-    scans = [line for line in details if line.startswith("SCAN") and not line.startswith(allowed)]
-    assert scans == []
-    assert not [line for line in details if "job_state (state=?)" in line]  # every job that is pending
-
-
-def test_the_way_of_a_job_reads_nothing_that_grows_with_the_number_of_jobs(bench: LedgerBench) -> None:
-    for turn in range(20):
-        bench.put(version(f"t{turn}"))
-        bench.deliver(version(f"t{turn}"))
-    seen: list[str] = []
-    bench.db.set_trace_callback(seen.append)
-    bench.put(version("new"))
-    bench.deliver(version("new"))
-    bench.wake()
-    bench.db.set_trace_callback(None)
-    plans = [
-        row["detail"]
-        for statement in seen
-        if statement.split()[0].lower() in {"select", "insert", "update", "delete"}
-        for row in bench.db.execute(f"explain query plan {statement}")
-    ]
-    assert plans
-    # Of a destination are all jobs; in the partial index only those that are leased.
-    assert [one for one in plans if one.startswith("SCAN") and "job" in one and "job_leased" not in one] == []
-    assert [one for one in plans if "sqlite_autoindex_job_1 (destination_id=?)" in one] == []

@@ -40,7 +40,7 @@ from app.ledger.destinations import Destination
 from app.ledger.eviction import Recaptured
 from app.ledger.job import Claim, FailedAttempt
 from app.ledger.notices import TurnRead
-from tests.support.ledger_bench import LEASE_MS, WORKER, LedgerBench, bodies, version
+from tests.support.ledger_bench import WORKER, LedgerBench, bodies, version
 
 DAY_MS = 24 * 3_600_000
 LATER_MS = 9_000
@@ -124,20 +124,20 @@ def evicted(bench: LedgerBench, claimed: Claim) -> None:
     eviction.give_up_bodies(bench.db, [claimed.job_id], "store")
 
 
-def emptied_leased(bench: LedgerBench, _: Claim) -> None:
+def evicted_leased(bench: LedgerBench, _: Claim) -> None:
     """By the claim that the function is called with, its bodies gone."""
     bench.db.execute("update job set body_bytes = 0")
     bench.db.execute("delete from bundle")
 
 
-def dead_emptied(bench: LedgerBench, claimed: Claim) -> None:
+def dead_evicted(bench: LedgerBench, claimed: Claim) -> None:
     dead(bench, claimed)
     eviction.give_up_bodies(bench.db, [claimed.job_id], "store")
 
 
-def delivered_emptied(bench: LedgerBench, claimed: Claim) -> None:
+def delivered_evicted(bench: LedgerBench, claimed: Claim) -> None:
     """To be confirmed, and sent without that its bodies were kept."""
-    emptied_leased(bench, claimed)
+    evicted_leased(bench, claimed)
     bench.acknowledge(claimed, bodies("ses_1 t1", text=version().key)[0])
     claims.complete(bench.db, claimed, bench.now_ms, confirm_ms=bench.now_ms)
 
@@ -182,10 +182,10 @@ STATES: dict[str, Callable[[LedgerBench, Claim], None]] = {
     "looked back": looked_back,
     "confirmed": confirmed,
     "body not stored": body_not_stored,
-    "delivered emptied": delivered_emptied,
-    "emptied": evicted,
-    "emptied leased": emptied_leased,
-    "dead emptied": dead_emptied,
+    "delivered evicted": delivered_evicted,
+    "evicted": evicted,
+    "evicted leased": evicted_leased,
+    "dead evicted": dead_evicted,
     "dead": dead,
     "dead unstored": dead_unstored,
     "superseded": superseded,
@@ -197,14 +197,14 @@ STATES: dict[str, Callable[[LedgerBench, Claim], None]] = {
 }
 """What is done to a job that was just claimed, so that it is in that state."""
 
-DUE = ("pending", "sent again", "emptied")
+DUE = ("pending", "sent again", "evicted")
 FREE = (*DUE, "in backoff", "put off", "held")
-OURS = ("leased", "emptied leased")
+OURS = ("leased", "evicted leased")
 IN_FLIGHT = (*OURS, "retaken")
-DEAD = ("dead", "dead unstored", "dead emptied")
-RESENDABLE = ("to be confirmed", "delivered emptied")
+DEAD = ("dead", "dead unstored", "dead evicted")
+RESENDABLE = ("to be confirmed", "delivered evicted")
 UNCONFIRMED = (*RESENDABLE, "looked back")
-EMPTIED = ("emptied", "emptied leased", "dead emptied", "delivered emptied")
+EVICTED = ("evicted", "evicted leased", "dead evicted", "delivered evicted")
 DELIVERED = (*UNCONFIRMED, "delivered", "confirmed", "body not stored")
 DROPPED = ("dropped size", "dropped deleted leased", "dropped policy", "dropped purged")
 SUPERSEDED = ("superseded", "superseded leased")
@@ -334,9 +334,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "claim where there is no room": (lambda d, *_: claim_beside(d, concurrency=1), {}),
     "claim beside one that must be alone": (lambda d, *_: claim_beside(d, kills=ISOLATED_KILLS), {}),
     "acknowledge": (
-        lambda d, claimed, _: claims.acknowledge(
-            d.db, claimed, bodies("ses_1 t9")[0], now_ms=d.now_ms, lease_ms=LEASE_MS
-        ),
+        lambda d, claimed, _: d.acknowledge(claimed, bodies("ses_1 t9")[0]),
         to("pending", *OURS),
     ),
     "complete": (lambda d, claimed, _: complete(d, claimed, None), {**to("delivered", *OURS), **LEASE_GONE}),
@@ -366,7 +364,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     ),
     "drop for size": (
         lambda d, claimed, _: claims.drop(d.db, claimed, "size", d.now_ms),
-        {**to("dropped (size)", "emptied leased"), **LEASE_GONE},
+        {**to("dropped (size)", "evicted leased"), **LEASE_GONE},
     ),
     # read back
     "confirmed": (
@@ -445,11 +443,11 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "drop_aged": (lambda d, *_: pruning.drop_aged(d.db, d.now_ms, 0), to("dropped (age)", *FREE)),
     "drop_oversize": (
         lambda d, *_: pruning.drop_oversize(d.db, d.now_ms, 0),
-        {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
+        {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EVICTED},
     ),
     "drop_oversize of folders": (
         lambda d, *_: pruning.drop_oversize(d.db, d.now_ms, 1 << 40, {"": 0, "another": 0}),
-        {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EMPTIED},
+        {name: "dropped (size)" for name in (*FREE, *DEAD) if name not in EVICTED},
     ),
     "drop_oversize of another folder": (
         lambda d, *_: pruning.drop_oversize(d.db, d.now_ms, 1 << 40, {"another": 0}),
@@ -467,13 +465,13 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     # room
     "give_up_bodies": (
         lambda d, claimed, _: eviction.give_up_bodies(d.db, [claimed.job_id], "store"),
-        {name: SAME[name] for name in (*FREE, *DEAD) if name not in EMPTIED},
+        {name: SAME[name] for name in (*FREE, *DEAD) if name not in EVICTED},
     ),
     "take_recaptured": (
         lambda d, claimed, _: eviction.take_recaptured(
             d.db, claimed, Recaptured(claimed.key, tuple(bodies("ses_1 t1", 1, "other")), "ab12")
         ),
-        {"emptied leased": SAME["emptied leased"]},
+        {"evicted leased": SAME["evicted leased"]},
     ),
     # notices
     "note_notice": (lambda d, *_: notices.note_notice(d.db, "store", "ses_1", "", d.now_ms) < 0, {}),
@@ -498,11 +496,13 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control", "counts",
-    "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters", "dropped_groups", "dropped_letters",
+    "acknowledged", "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control",
+    "counted_bytes", "counts", "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters",
+    "dropped_groups", "dropped_letters",
     "due_for_confirmation", "evicted", "encoding_elsewhere", "errors", "excess_of_folders", "exported",
     "exported_elsewhere",
     "exported_sessions", "session_identity", "has_turn", "held", "held_bytes", "held_folders", "is_current",
+    "is_isolated_due",
     "is_evicted", "is_history", "is_pending", "is_whole", "latest_ms", "leasing_workers",
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
@@ -584,7 +584,7 @@ def test_each_function_changes_the_states_that_it_names_and_no_other(db: sqlite3
         assert f"{after['state']}{reason}" == arrows[state], state
         is_sendable = after["state"] in {"pending", "dead"} or after["confirm_ms"] is not None
         assert is_sendable or after["kept"] == [0, 0], state
-        is_evicted = name == "give_up_bodies" or (state in EMPTIED and not name.startswith("insert"))
+        is_evicted = name == "give_up_bodies" or (state in EVICTED and not name.startswith("insert"))
         bundles = 0 if is_evicted else 1
         assert after["kept"] == [1, bundles] or after["state"] not in {"pending", "dead"}, state
 

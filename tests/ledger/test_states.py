@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from app.database import derived
 from app.ledger import (
     adoption,
     claims,
@@ -40,6 +41,7 @@ from app.ledger.decision import LIVE, RECALL, Reopen
 from app.ledger.eviction import Recaptured
 from app.ledger.job import Body, Claim, FailedAttempt, Version
 from app.ledger.maintenance import KILLS_MAX, UNSEEN_MS
+from tests.support.ledger_bench import accepted
 from tests.support.ledger_model import LOOSE, Job, Model
 
 LEASE_MS = 1_000
@@ -73,7 +75,8 @@ FINISHES = st.sampled_from(
 ASKED_FOR = Reopen(frozenset({"deleted", "size", "age", "purged"}), body_not_stored=True)
 OFF_TOO = replace(ASKED_FOR, dropped=ASKED_FOR.dropped | {"off"})
 TABLES = (
-    "attempt", "bundle", "record", "acknowledgement", "job", "turn", "session", "confirmation", "destination",
+    "attempt", "bundle", "record", "acknowledgement", "job", "waiting", "tally", "turn", "session", "confirmation",
+    "destination",
 )  # fmt: skip
 
 
@@ -250,7 +253,9 @@ class Histories(RuleBasedStateMachine):
         if not left:
             return
         body = left[-1]  # in any order
-        given = claims.acknowledge(self.db, held, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        given = claims.acknowledge(
+            self.db, held, [accepted(self.db, held, body, self.now_ms)], now_ms=self.now_ms, lease_ms=LEASE_MS
+        )
         assert given is (current is not None)
         self.model.known(job)[body.request_id] = body.digest
         self.model.health.pass_one()
@@ -684,6 +689,10 @@ class Histories(RuleBasedStateMachine):
         one = destinations.by_id(self.db, self.destination)
         assert (one.probe_ms, one.concurrency) == (health.probe_ms, health.concurrency)
         assert readback.confirmations(self.db, self.destination).given_up == self.model.given_up
+
+    @invariant()
+    def what_is_kept_about_the_jobs_is_what_they_say(self) -> None:
+        assert [table for table in derived.TABLES if not derived.is_right(self.db, table)] == []
 
     @invariant()
     def nothing_waits_where_no_key_is_known(self) -> None:

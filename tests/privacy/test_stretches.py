@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.privacy.decode import View, _meaning, joined, layers, unpacked
 from app.privacy.literals import Literal
 from app.privacy.redact import Redaction, finished
-from app.privacy.rules import RULES, Heads, broken_secrets, secrets
+from app.privacy.rules import Heads, broken_secrets, rules, secrets
 from app.privacy.vendors import VENDORS
 from tests.privacy.test_vendors import example
 from tests.support.dress import DRESSES, in_base64, in_json, in_json_twice, in_url, in_wrapped_base64, numbered
@@ -49,7 +49,7 @@ def everywhere(text: str) -> set[tuple[str, int, int]]:
 
 def all_heads(data: bytes) -> Heads:
     found: dict[int, set[int]] = defaultdict(set)
-    for number, rule in enumerate(RULES):
+    for number, rule in enumerate(rules()):
         for head in rule.heads:
             found[number] |= set(_places(head, data))
     return {number: sorted(places) for number, places in found.items() if places}

@@ -27,7 +27,16 @@ from app.ledger import incidents
 from app.runtime import clock
 from app.runtime.clock import Reading
 from app.runtime.liveness import present
-from app.runtime.upgrade import LOOK_S, PAUSE_S_MAX, NewVersion, Upgrade, is_replaced
+from app.runtime.upgrade import (
+    LOOK_S,
+    PAUSE_S_MAX,
+    WHOLE_LOOK_S,
+    NewVersion,
+    Stamp,
+    Upgrade,
+    is_replaced,
+    stamp,
+)
 from app.settings.lookup import unattended
 from app.sources.opencode.store import store_file
 from app.worker import Worker
@@ -106,6 +115,38 @@ def test_between_two_looks_it_does_not_look(program: Program) -> None:
     assert program.look(upgrade, LOOK_S / 2) is None
     assert program.look(upgrade, LOOK_S / 2) is None
     assert program.look(upgrade, LOOK_S / 2) == NEWER
+
+
+def test_a_program_at_rest_is_looked_at_whole_now_and_then_alone(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole: list[Path] = []
+
+    def counted(package: Path) -> Stamp | None:
+        whole.append(package)
+        return stamp(package)
+
+    code = program.package / "hook.py"
+    code.write_text("1")
+    os.utime(program.package / "__init__.py", (1, 1))
+    os.utime(program.package, (1, 1))
+    upgrade = program.start()
+    monkeypatch.setattr("app.runtime.upgrade.stamp", counted)
+    for _ in range(round(WHOLE_LOOK_S / LOOK_S)):
+        assert program.look(upgrade) is None
+    assert len(whole) == 1
+    code.write_text("2")  # in place, which no folder tells
+    looks = [program.look(upgrade) for _ in range(round(2 * WHOLE_LOOK_S / LOOK_S))]
+    assert NEWER in looks
+
+
+def test_a_file_that_comes_is_seen_by_the_next_look(program: Program) -> None:
+    os.utime(program.package / "__init__.py", (1, 1))
+    os.utime(program.package, (1, 1))
+    upgrade = program.start()
+    assert [program.look(upgrade) for _ in range(3)] == [None] * 3
+    (program.package / "hook.py").write_text("")
+    assert [program.look(upgrade), program.look(upgrade)] == [None, NEWER]
 
 
 def test_a_program_that_was_taken_away_has_no_heir(program: Program) -> None:
@@ -289,6 +330,22 @@ class WhenEmpty(Upgrade):
         return NEWER if self._left < 0 else None
 
 
+class Replaced(Upgrade):
+    """Of a process whose program was installed anew before its plugin said anything."""
+
+    def __init__(self) -> None:
+        super().__init__(migrations()[-1][0])
+        self._looks = 0
+
+    @property
+    def is_untouched(self) -> bool:
+        return False
+
+    def new_version(self, *_: object) -> NewVersion | None:
+        self._looks += 1
+        return NEWER if self._looks > 2 else None  # the files were not at rest yet
+
+
 class Listener(Upgrade):
     """Hears between the lines which sessions a hook owns; nobody has to make way."""
 
@@ -322,6 +379,17 @@ def unfinished(name: str) -> dict[str, Any]:
 def jobs(station: Station) -> dict[str, int]:
     with station.ledger() as db:
         return dict(db.execute("select state, count(*) from job group by state").fetchall())
+
+
+def test_a_hook_takes_its_reading_half_from_no_later_installation(station: Station, plugin: Plugin) -> None:
+    plugin.say("ses_1")
+    pipe_reader = PipeReader(plugin.reader)
+    wait_until(lambda: len(pipe_reader) == 1)
+    daemon = Daemon(pipe_reader, plugin.sources, Replaced())
+    pending = daemon.serve()
+    assert pending is not None
+    assert b"ses_1" in b"".join(pending)  # for the new program
+    assert not (station.spool / "ledger.db").exists()
 
 
 def test_an_unfinished_turn_an_owned_session_and_a_deletion_go_along(station: Station, plugin: Plugin) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from app.database.connection import Ledger
 from app.database.open import inspect, open_ledger, recover_after
 from app.database.schema import SchemaError
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger import counts, destinations, maintenance, versions
@@ -106,7 +106,7 @@ def _courier(destination_id: int, clock: Callable[[], int]) -> DeliveryContext:
     return DeliveryContext(
         destination_id=destination_id,
         worker="flips",
-        policy=Policy(max_retries=5, base_ms=1_000, cap_ms=60_000),
+        policy=RetryPolicy(max_retries=5, base_ms=1_000, cap_ms=60_000),
         permit=lambda _: Post(),
         post=lambda _body: Outcome("accepted", "200", 200),
         clock=clock,

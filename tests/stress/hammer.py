@@ -200,7 +200,7 @@ class Struck:
     under_way: int = 0
     """POSTs under way at the kills, in all."""
     in_flight: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(request id, digest): kills of a consumer that was about to post this record, or had and did not know of it."""
+    """(request id, digest): kills of a consumer that was about to post this record, or had and had not noted it."""
     checks: int = 0
     descriptors_max: int = 0
     zombies: int = 0
@@ -332,12 +332,11 @@ class Hammer:
         struck.under_way += under_way
         struck.descriptors_max = max(struck.descriptors_max, len(victim.links()))
         struck.zombies += zombies_of(victim.process.pid)
-        # Of each job that it has: the record that it is posting, or would post next.
+        # Of each job that it has: the records that it is posting, has posted and not noted, or would post next.
         rows = db.execute(
             "select hex(r.request_id) as id, hex(r.digest) as digest from job j join record r on r.job_id = j.id"
-            " where j.worker = ? and r.position = (select min(o.position) from record o where o.job_id = j.id"
-            "  and not exists (select 1 from acknowledgement a where a.turn_id = j.turn_id"
-            "  and a.request_id = o.request_id and a.digest = o.digest))",
+            " where j.worker = ? and not exists (select 1 from acknowledgement a where a.turn_id = j.turn_id"
+            "  and a.request_id = r.request_id and a.digest = r.digest)",
             (known,),
         )
         struck.in_flight.update((row["id"].lower(), row["digest"].lower()) for row in rows)

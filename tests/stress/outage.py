@@ -31,7 +31,7 @@ from app.capture.eviction import Eviction
 from app.capture.recapture import Recapturer
 from app.database.connection import shrink
 from app.database.open import open_ledger
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import DeliveryContext, deliver
 from app.delivery.poller import WAKES_PER_TICK
 from app.exporters.outcome import Outcome
@@ -49,8 +49,7 @@ from app.ledger import (
     versions,
 )
 from app.ledger.job import Body, Version
-from app.privacy.policy import Policy as CapturePolicy
-from app.privacy.policy import Post
+from app.privacy.policy import Policy, Post
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
 from app.runtime.clock import Reading, jump_ms
@@ -66,7 +65,7 @@ POST_MS = 200
 DEFAULTS = Settings()
 ENDPOINT = "https://example.invalid"
 CAPTURE = Capture(
-    CapturePolicy("full", (), redact_secrets=True, prefix="/opencode"),
+    Policy("full", (), redact_secrets=True, prefix="/opencode"),
     Redaction.compile((), secrets=True, known_values=()),
     "",
 )
@@ -278,7 +277,7 @@ class Machine:
         return DeliveryContext(
             destination_id=self.destination.id,
             worker="worker",
-            policy=Policy.of(DEFAULTS.max_retries, DEFAULTS.retry_base_delay_ms),
+            policy=RetryPolicy.of(DEFAULTS.max_retries, DEFAULTS.retry_base_delay_ms),
             permit=lambda _: Post(),
             post=self.world.post,
             clock=lambda: self.world.now_ms,

@@ -8,12 +8,13 @@ and the turn that went on meanwhile have to arrive, each record once. Exits with
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,16 @@ def half(name: str) -> dict[str, Any]:
 
 
 def settled(station: Station) -> bool:
-    counts = station.counts()
-    return bool(counts.delivered) and not counts.pending
+    """Read as it is: opened by today's program, the ledger would be today's before its worker is."""
+    path = station.spool / "ledger.db"
+    if not path.exists():
+        return False
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)) as db:
+        try:
+            states = {row[0] for row in db.execute("select distinct state from job")}
+        except sqlite3.OperationalError:  # its tables are not made yet
+            return False
+    return "delivered" in states and "pending" not in states
 
 
 def play(programs: Path, wheel: Path, station: Station, receiver: Receiver) -> list[str]:

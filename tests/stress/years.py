@@ -23,6 +23,7 @@ from app.database.open import open_ledger
 from app.ledger import claims, counts, destinations, pruning, record_identity, versions
 from app.ledger.job import Body, FailedAttempt, IdentityFields, Version
 from app.settings.model import Settings
+from tests.support.ledger_bench import accepted
 
 TURNS = 60_000
 RECORDS = 20
@@ -99,7 +100,7 @@ def deliver(db: sqlite3.Connection, ours: int, wanted: Version, bodies: list[Bod
         claims.dead_letter(db, claimed, FailedAttempt(now_ms, "400: error", 400))
         return
     for body in list(claims.unacknowledged(db, claimed)):
-        claims.acknowledge(db, claimed, body, now_ms=now_ms, lease_ms=60_000)
+        claims.acknowledge(db, claimed, [accepted(db, claimed, body, now_ms)], now_ms=now_ms, lease_ms=60_000)
     claims.complete(db, claimed, now_ms)
 
 

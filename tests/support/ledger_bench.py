@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from app.ledger import claims, destinations, flow, maintenance, versions
 from app.ledger.decision import LIVE, Decision, Reopen
-from app.ledger.job import Body, Claim, FailedAttempt, Version
+from app.ledger.job import Accepted, Body, Claim, FailedAttempt, Version
 
 LEASE_MS = 60_000
 WORKER = "worker-a"
@@ -34,6 +34,12 @@ def version(turn: str = "t1", content: str = "a", last_event_ms: int = 100, sess
 def bodies(name: str, count: int = 1, text: str = "") -> list[Body]:
     """Records whose ids stay when their text changes, as at Helicone."""
     return [Body(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {n}"), f"{name} {n} {text}".encode()) for n in range(count)]
+
+
+def accepted(db: sqlite3.Connection, claimed: Claim, body: Body, now_ms: int) -> Accepted:
+    """As of a POST that was answered at once."""
+    before = claims.acknowledged(db, claimed).get(body.request_id)
+    return Accepted(body.request_id, body.digest, now_ms, before)
 
 
 class LedgerBench:
@@ -73,7 +79,8 @@ class LedgerBench:
         return claimed
 
     def acknowledge(self, claimed: Claim, body: Body) -> bool:
-        return claims.acknowledge(self.db, claimed, body, now_ms=self.now_ms, lease_ms=LEASE_MS)
+        taken = accepted(self.db, claimed, body, self.now_ms)
+        return claims.acknowledge(self.db, claimed, [taken], now_ms=self.now_ms, lease_ms=LEASE_MS)
 
     def left(self, claimed: Claim) -> list[Body]:
         return list(claims.unacknowledged(self.db, claimed))

@@ -242,22 +242,42 @@ class Model:
         if self.health.room(now_ms, len(self.leased)) == 0:
             return None
         if self.health.probe_ms is not None:
-            candidates = sorted(self.due(now_ms), key=lambda job: (job.attempted_ms or 0, job.number))
+            # In vain asked about, it is due from then on: behind all that waited already, and behind what is new.
+            candidates = sorted(self.due(now_ms), key=self._since)
+            newest = max(self.chosen(lambda job: job.state == "pending"), key=lambda job: (job.enqueued_ms, job.number))
+            if newest in candidates and candidates[0].attempted_ms is not None and newest.attempted_ms is None:
+                candidates = [newest]
         else:
             own = [job for job in self.claimable(now_ms) if job.session == session]
-            candidates = sorted(own, key=lambda job: job.is_history)
+            candidates = sorted(own, key=lambda job: (job.is_history, not self._is_oldest(job), self._rank(job)))
         if not candidates:
             return None
         chosen = candidates[0]
         must_be_alone = any(job.kills >= ISOLATED_KILLS for job in [chosen, *self.leased])
         return None if self.leased and must_be_alone else chosen
 
+    def _since(self, job: Job) -> tuple[int, bool, int, int]:
+        """Since when it is due; of several those of the session that was seen first."""
+        return job.due_ms or 0, job.is_history, list(self.roots).index(job.session), job.number
+
+    def _is_oldest(self, job: Job) -> bool:
+        """Of its kind in its session, the suspects aside that must be alone."""
+        if job.kills >= ISOLATED_KILLS:
+            return True
+        own = self.chosen(
+            lambda one: (one.state, one.session, one.is_history) == ("pending", job.session, job.is_history)
+        )
+        return job is min(own, key=lambda one: one.number)
+
     def to_be_rung(self, now_ms: int) -> list[Job]:
-        """One of each session: the oldest that is due; first where something is live."""
+        """One of each session: that which is due for the longest time; first where something is live."""
         found: dict[str, Job] = {}
-        for job in sorted(self.claimable(now_ms), key=lambda job: job.is_history):
+        for job in sorted(self.claimable(now_ms), key=lambda job: (job.is_history, self._rank(job))):
             found.setdefault(job.session, job)
         return list(found.values())
+
+    def _rank(self, job: Job) -> tuple[int, ...]:
+        return (job.number,) if job.kills >= ISOLATED_KILLS else self._since(job)
 
     # --- jobs are read back
 

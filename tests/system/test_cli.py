@@ -105,7 +105,9 @@ def running(station: Station, *arguments: str) -> Iterator[subprocess.Popen[str]
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
-def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: Station) -> None:
+@pytest.mark.parametrize("said", [True, False], ids=["a notice", "nothing"])
+def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: Station, *, said: bool) -> None:
+    line = {"v": 2, "n": 1, "type": "notice", "session": "ses_1", "directory": PROJECT, "why": "busy", "options": {}}
     script = (
         "import json, sys; sys.argv = ['app', 'hook']\n"
         "from app.__main__ import main\n"
@@ -115,13 +117,13 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
     process = subprocess.run(
         [sys.executable, "-c", script],
         env=station.environ,
-        stdin=subprocess.DEVNULL,
+        input=json.dumps(line) + "\n" if said else "",
         capture_output=True,
         text=True,
         check=True,
     )
-    loaded = json.loads(process.stdout)
-    assert "app.capture.handler" in loaded
+    loaded = json.loads(process.stdout.splitlines()[-1])
+    assert ("app.capture.handler" in loaded) == said
     heavy = {
         "app.cli.main",
         "app.exporters.helicone.client",
@@ -133,6 +135,12 @@ def test_the_hook_loads_no_http_client_no_terminal_and_no_command_line(station: 
         "uvicorn",
     }
     assert not heavy.intersection(loaded)
+
+
+def test_a_command_is_found_in_its_family_alone() -> None:
+    for family, commands in main.FAMILIES.items():
+        alone = typer.main.get_command(main.command_line([commands[0]])).commands  # type: ignore[attr-defined]  # a group
+        assert tuple(alone) == tuple(commands), family
 
 
 def test_version_is_printed(station: Station) -> None:
@@ -221,7 +229,7 @@ def sections() -> dict[str, str]:
 def commands() -> dict[str, Any]:
     """Every command by its full name."""
     found = {}
-    for name, command in typer.main.get_command(main.app).commands.items():  # type: ignore[attr-defined]  # a group
+    for name, command in typer.main.get_command(main.command_line([])).commands.items():  # type: ignore[attr-defined]  # a group
         inner = getattr(command, "commands", None)
         found.update({f"{name} {below}": one for below, one in inner.items()} if inner else {name: command})
     return found

@@ -23,7 +23,7 @@ import pytest
 from app.capture.config import capture
 from app.capture.enqueue import Place, enqueue
 from app.capture.targets import target
-from app.delivery.deliver import LEASE_MS
+from app.delivery.deliver import LEASE_MS, UNNOTED_MS_MAX
 from app.ledger import claims, notices
 from app.ledger.maintenance import KILLS_MAX
 from app.runtime import clock
@@ -63,7 +63,12 @@ class State:
 
 WAITING = State(pending=2, records=3)
 CLAIMED = replace(WAITING, leased=1)
+HALF_CLAIMED = State(pending=1, delivered=1, leased=1, records=2, acknowledged=1)
+"""The session's own record is delivered, its turn under way."""
 DONE = State(delivered=2, acknowledged=3, sends=3)
+QUESTION = 1
+"""Which of the records is the turn's first."""
+SLOW_S = UNNOTED_MS_MAX / 1000 + 0.2
 
 
 def state(station: Station, receiver: LeanReceiver) -> State:
@@ -186,6 +191,8 @@ class Case:
     then: Callable[[Station], None] = as_it_is
     twice: int = 0
     """Records that are sent a second time."""
+    slow: int | None = None
+    """Which record is answered late."""
 
 
 CASES = (
@@ -197,16 +204,16 @@ CASES = (
     Case("enqueue.committed", WAITING, nothing, hook_with_a_notice, then=found_in_the_store),
     Case("claim.committed", CLAIMED),
     Case("post.sending", CLAIMED),
-    # The two at which Helicone has said yes and the ledger does not know: no order of steps can do without.
+    # Those at which Helicone has said yes and the ledger does not know: no order of steps can do without.
     Case("post.answered", replace(CLAIMED, sends=1), twice=1),
-    Case("acknowledge.noting", replace(CLAIMED, sends=1), twice=1),
-    Case("acknowledge.committed", replace(CLAIMED, acknowledged=1, sends=1)),
-    Case(
-        "acknowledge.committed:2",
-        State(pending=1, delivered=1, leased=1, records=2, acknowledged=2, sends=2),
-    ),
-    Case("complete.finishing", replace(CLAIMED, acknowledged=1, sends=1)),
+    Case("post.answered:3", replace(HALF_CLAIMED, sends=3), twice=2),
+    Case("complete.noting", replace(CLAIMED, sends=1), twice=1),
+    Case("complete.finishing", replace(CLAIMED, sends=1), twice=1),
+    Case("complete.finishing:2", replace(HALF_CLAIMED, sends=3), twice=2),
     Case("complete.committed", State(pending=1, delivered=1, records=2, acknowledged=1, sends=1)),
+    # What took long is noted before the job's end.
+    Case("acknowledge.noting", replace(HALF_CLAIMED, sends=2), twice=1, slow=QUESTION),
+    Case("acknowledge.committed", replace(HALF_CLAIMED, acknowledged=2, sends=2), slow=QUESTION),
     Case("recover.freeing", CLAIMED, held_by_a_dead_worker),
     Case("poller.waking", WAITING),
     Case(
@@ -234,6 +241,9 @@ class Played:
 
 def play(case: Case, station: Station, receiver: LeanReceiver) -> Played:
     case.ready(station)
+    if case.slow is not None:
+        made = [request_id for request_id, _ in records(0, 1, capture(unattended(station.environ).load(), ()))]
+        receiver.pauses_s[made[case.slow]] = SLOW_S
     process = case.process(replace(station, variables={VARIABLE: case.at, **case.variables}))
     with process:
         try:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.capture.eviction import Eviction, Freed
 from app.capture.folder_limits import of_folders
 from app.database.connection import Ledger
-from app.delivery.backoff import Policy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import DeliveryContext, deliver
 from app.exporters.outcome import Outcome
 from app.ledger import confirmations, destinations, eviction, flow, folders, maintenance, pruning
@@ -201,7 +201,7 @@ def test_the_folder_of_a_job_decides_how_often_it_is_charged(bench: LedgerBench,
     context = DeliveryContext(
         destination_id=bench.destination,
         worker=WORKER,
-        policy=Policy(max_retries=3, base_ms=1, cap_ms=1),
+        policy=RetryPolicy(max_retries=3, base_ms=1, cap_ms=1),
         permit=lambda _: Post(),
         post=post,
         clock=lambda: bench.now_ms,

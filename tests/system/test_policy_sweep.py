@@ -12,7 +12,7 @@ import pytest
 from app.capture.enqueue import Place, enqueue
 from app.capture.recapture import Recapturer
 from app.database.connection import Ledger
-from app.delivery.backoff import Policy as RetryPolicy
+from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import DeliveryContext, deliver
 from app.delivery.policy_check import PolicyCheck
 from app.delivery.policy_sweep import PolicySweep

@@ -27,6 +27,7 @@ from app.verify.turn_status import Circumstances, StoredTurn, turn_state
 from app.verify.verify import SETTLE_S, Choice, verify
 from tests.capture.test_enqueue import capture
 from tests.sources.opencode.test_store import built
+from tests.support.ledger_bench import accepted
 from tests.support.processes import PROJECT, Station
 from tests.support.servers import api_key, receiving
 from tests.support.snapshots import CREATED_MS, Fields, assistant, entry, task, text, unfinished, user
@@ -112,7 +113,7 @@ class Machine:
                     if url is not None:
                         post = url + "/v1/trace/custom/log"
                         assert client.post(post, body.body, str(body.request_id), 0).kind == "accepted"
-                    claims.acknowledge(db, claimed, body, now_ms=now_ms, lease_ms=1)
+                    claims.acknowledge(db, claimed, [accepted(db, claimed, body, now_ms)], now_ms=now_ms, lease_ms=1)
                 assert claims.complete(db, claimed, now_ms)
 
     @contextmanager

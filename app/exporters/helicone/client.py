@@ -13,7 +13,7 @@ import re
 import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from app.exporters.client import ClientError, OverlongError, ReadBackError
 from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
 from app.exporters.outcome import Kind, Outcome, retry_after_ms
-from app.exporters.transport import Transport, within
+from app.exporters.transport import Transport
 from app.privacy.excerpt import excerpt, repeats
 from app.runtime.url import RouteKind
 
@@ -55,16 +55,8 @@ as the reason why a key was not accepted. `connect ECONNREFUSED` was measured, t
 _Row: TypeAlias = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    """Cut at the limit that was asked for."""
-
-
 class Client:
-    """One pool of connections to Helicone under one API key, shared by the worker's threads.
+    """Connections to Helicone under one API key, shared by the worker's threads.
 
     Honours HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE; loopback is always direct. Never follows a
     redirect, never retries, never compresses, reads no .netrc, keeps no cookies. Raises ClientError.
@@ -84,7 +76,15 @@ class Client:
         self._key = api_key
         self._deadline_s = deadline_s
         self._redact = redact
-        self._http = httpx.Client(transport=Transport(_trust(ca_file)), trust_env=False, follow_redirects=False)
+        self._transport = Transport(
+            _trust(ca_file),
+            {
+                "Authorization": f"Bearer {api_key}",
+                "Content-Type": "application/json",
+                # Says who asks; servers at an edge are known to distrust requests without one (not tried here).
+                "User-Agent": "opencode-helicone",
+            },
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -95,13 +95,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._transport.close()
 
     def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
         """Send one record's bytes to a log URL, within the deadline. A Retry-After date counts from `now_ms`."""
         allowed_s = self._deadline_s if deadline_s is None else min(deadline_s, self._deadline_s)
         try:
-            answer = self._send(url, body, ANSWER_BYTES_MAX, allowed_s)
+            answer = self._transport.post(url, body, ANSWER_BYTES_MAX, allowed_s)
         except httpx.TransportError as error:
             return _unreached(error, allowed_s)
         redact = self._redacted
@@ -147,7 +147,7 @@ class Client:
 
     def _read_page(self, url: str, query: _Row) -> list[_Row]:
         try:
-            answer = self._send(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
+            answer = self._transport.post(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
         except httpx.TransportError as error:
             raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
         if len(answer.body) >= READ_BACK_BYTES_MAX:
@@ -163,28 +163,6 @@ class Client:
             said = _describe(answer.body[:ANSWER_BYTES_MAX], self._redacted)
             raise ReadBackError(f"reading back was answered with {answer.status}: {said}")
         return rows
-
-    def _send(self, url: str, body: bytes, bytes_max: int, deadline_s: float) -> _Answer:
-        """Raises httpx.TransportError."""
-        # Built by hand, so that none of the client's own headers, cookies and encodings come along.
-        request = httpx.Request(
-            "POST",
-            url,
-            headers={
-                "Authorization": f"Bearer {self._key}",
-                "Content-Type": "application/json",
-                # Says who asks; servers at an edge are known to distrust requests without one (not tried here).
-                "User-Agent": "opencode-helicone",
-            },
-            content=body,
-            extensions={"timeout": httpx.Timeout(max(deadline_s, 0.001)).as_dict()},
-        )
-        with within(deadline_s):
-            response = self._http.send(request, stream=True, auth=None)
-            try:
-                return _Answer(response.status_code, response.headers, _first(response.iter_raw(), bytes_max))
-            finally:
-                response.close()
 
 
 def classify(
@@ -282,15 +260,6 @@ def _describe(body: bytes, redact: Callable[[str], str]) -> str:
         shown = "".join(char if char.isprintable() else " " for char in redact(error.replace("\0", "")))
         return "error " + shown[:ERROR_CHARS_MAX]
     return "JSON" if start in b"{[" else "text"
-
-
-def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
-    held = bytearray()
-    for chunk in chunks:
-        held += chunk
-        if len(held) >= bytes_max:
-            break
-    return bytes(held[:bytes_max])
 
 
 def _unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:

@@ -7,7 +7,7 @@ from typing import Literal
 from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url, routes
 from app.exporters.traits import Plan
 
-__all__ = ["NOT_STORED_CAUSES", "looks_ms", "read_back", "routes"]
+__all__ = ["NOT_STORED_CAUSES", "RECORDS_AT_ONCE", "looks_ms", "read_back", "routes"]
 
 LOOKS_MS = {"jawn": (2_000, 15_000, 60_000), "worker": (60_000, 600_000, 3_600_000, 21_600_000)}
 """When a job is looked for, after its delivery. A self-hosted jawn stores before it answers; the worker puts into
@@ -17,6 +17,8 @@ GROWTH = 4
 minutes, or the four days of the longest outage that Helicone's queue is known to have had."""
 QUERIES_PER_MINUTE = {"cloud": 30, "self-hosted": 600}
 """The cloud's API allows 200 a minute to a whole organisation on the free tier; a self-hosted one 20,000, if any."""
+RECORDS_AT_ONCE = 4
+"""Each takes the place of an equal one whenever it arrives, and a session is shown by when its logs start."""
 NOT_STORED_CAUSES: tuple[str, ...] = (
     "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
     "ClickHouse has no tables: clickhouse-migrate stops at a question without a terminal; give it --skip-confirmation",

@@ -20,8 +20,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
@@ -109,9 +110,26 @@ def _bytes(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def in_force(environ: Mapping[str, str], directory: str | None) -> Iterator[Source]:
+_VARIABLES = (
+    "HOME", "XDG_CONFIG_HOME", "OPENCODE_CONFIG", "OPENCODE_CONFIG_DIR", "OPENCODE_CONFIG_CONTENT",
+    "OPENCODE_DISABLE_PROJECT_CONFIG", "OPENCODE_TEST_MANAGED_CONFIG_DIR",
+)  # fmt: skip
+"""What decides which texts there are."""
+
+
+def in_force(environ: Mapping[str, str], directory: str | None) -> Iterable[Source]:
     """Lowest precedence first. Without a directory only what counts in all of them."""
-    here = _real(directory)
+    told = tuple((name, environ[name]) for name in _VARIABLES if name in environ)
+    return _everywhere(told) if directory is None else _sources(dict(told), _real(directory))
+
+
+@lru_cache(maxsize=4)
+def _everywhere(told: tuple[tuple[str, str], ...]) -> tuple[Source, ...]:
+    """Asked before each POST."""
+    return tuple(_sources(dict(told), None))
+
+
+def _sources(environ: Mapping[str, str], here: Path | None) -> Iterator[Source]:
     own = Path(environ.get("XDG_CONFIG_HOME") or home(environ) / ".config") / "opencode"
     named, folder = (_path(environ.get(name), here) for name in ("OPENCODE_CONFIG", "OPENCODE_CONFIG_DIR"))
     is_closed = environ.get("OPENCODE_DISABLE_PROJECT_CONFIG", "").lower() in {"true", "1"}

@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from app.errors import AppError
 from app.sources.opencode.rows import subagents
 from app.sources.opencode.translated import exported
 from app.transcript.fields import place
-from app.transcript.model import Json
+from app.transcript.model import Json, Transcript
 from app.transcript.parse import parse
 
 PIPE_BYTES = 64 * 1024
@@ -72,12 +72,16 @@ class Export:
     """Its texts are placeholders."""
     skipped: int
     """Characters around its JSON."""
+    size_bytes: int = 0
+    transcript: Transcript | None = field(default=None, repr=False)
+    """Of this file alone, as long as that is kept."""
 
 
 def examine(file: File) -> Export:
     """Read a file and check all of it. Raises OSError, ExportError, TranscriptError."""
-    entry, skipped = _entry(file)
-    session = parse(_snapshot([entry])).session
+    entry, skipped, size_bytes = _entry(file)
+    transcript = parse(_snapshot([entry]))
+    session = transcript.session
     return Export(
         file=file,
         session=session.id,
@@ -88,6 +92,8 @@ def examine(file: File) -> Export:
         subagents=frozenset(subagents(entry)),
         is_sanitized=any(_MARK.fullmatch(text) for text in (session.title or "", session.directory or "")),
         skipped=skipped,
+        size_bytes=size_bytes,
+        transcript=transcript,
     )
 
 
@@ -108,6 +114,12 @@ def families(exports: Iterable[Export]) -> list[tuple[Export, ...]]:
         if family:
             found.append(tuple(family))
     return found
+
+
+def transcript_of(family: Sequence[Export]) -> Transcript:
+    """The whole family's. Raises OSError, ExportError, TranscriptError."""
+    kept = family[0].transcript
+    return kept if kept is not None and len(family) == 1 else parse(snapshot(family))
 
 
 def snapshot(family: Iterable[Export]) -> Json:
@@ -133,8 +145,8 @@ def _taken(root: Export, left: dict[str, Export]) -> list[Export]:
     return taken
 
 
-def _entry(file: File) -> tuple[dict[str, Json], int]:
-    """The session, and how many characters around it were skipped."""
+def _entry(file: File) -> tuple[dict[str, Json], int, int]:
+    """The session, how many characters around it were skipped, and the file's size in bytes."""
     data = _read(file.name) if file.data is None else file.data
     if len(data) > FILE_BYTES_MAX:
         raise ExportError(TOO_LARGE)
@@ -145,7 +157,7 @@ def _entry(file: File) -> tuple[dict[str, Json], int]:
         raise ExportError("it is JSON, but not of opencode export: an object with info and messages")
     if _is_of_opencode_2(value):
         value = exported(value)
-    return {"info": value["info"], "messages": value["messages"]}, skipped
+    return {"info": value["info"], "messages": value["messages"]}, skipped, len(data)
 
 
 def _json(data: bytes) -> tuple[Any, int]:

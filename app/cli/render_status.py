@@ -1,0 +1,112 @@
+"""Renders for people what the spool holds, what waits and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from app.cli.render import moment, problem_lines, size
+from app.ledger.notices import Unread
+from app.operations.status import DestinationStatus, Jobs, Status, named
+from app.runtime.terminal import counted
+
+if TYPE_CHECKING:
+    from app.operations.flush import Flushed
+
+
+def status_lines(status: Status, now_ms: int) -> Iterator[str]:
+    bodies = f"{size(status.held_bytes)} of {size(status.held_bytes_max)} for bodies not delivered, or not confirmed"
+    known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
+    yield from status.alarms
+    yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
+    spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
+    yield f"spool: {spool}, {size(status.spool_bytes)} of {size(status.spool_bytes_max)}, {bodies}"
+    if status.folder_limits:
+        told = ", ".join(f"{option} in {folders}" for option, folders in status.folder_limits.items())
+        yield f"folders whose own limits bind their jobs alone: {told}"
+    yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
+    for one in status.destinations:
+        if not (one.current or one.pause_reason or any(asdict(one.jobs).values())):
+            continue  # a key or endpoint that was tried once and never used
+        yield from _destination_lines(one, now_ms)
+    if status.jobs.dead:
+        yield f"{counted(status.jobs.dead, 'dead letter')}: opencode-helicone dead list"
+    backlog = sum(hook.backlog for hook in status.hooks)
+    sessions = sum(hook.sessions for hook in status.hooks)
+    automatic = sum(worker.automatic for worker in status.workers)
+    yield f"live hooks: {len(status.hooks)}" + (f" ({sessions} sessions, {backlog} to be read)" if status.hooks else "")
+    yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
+    yield from unread_lines(status.unread)
+    for refused in status.refused:
+        when = moment(refused.last_ms)
+        yield f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log"
+    for incident in status.incidents:
+        yield f"noted: {incident.what}: {incident.count}, the last at {moment(incident.last_ms)}"
+    for held in status.held_folders:
+        folders = counted(held.folders, "folder")
+        yield f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}"
+    yield from problem_lines(status.problems)
+    yield from waiting_lines(status.waiting)
+
+
+def unread_lines(unread: Sequence[Unread]) -> Iterator[str]:
+    for one in unread:
+        reason = one.reason or "about to be read, or a turn goes on, or was cut off; doctor names what stays"
+        yield f"unread: {counted(one.sessions, 'session')}, noticed since {moment(one.oldest_ms)}: {reason}"
+
+
+def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
+    for reason in waiting:
+        yield f"waiting: {reason}"
+
+
+def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
+    yield f"{'this' if one.current else 'other'} destination: {named(one)}"
+    at = one.conditions
+    yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} failed before, {at.in_backoff} in backoff"
+    if at.isolated:
+        yield f"  {at.isolated} tried alone, because workers died with them"
+    if one.oldest_pending_ms is not None:
+        yield f"  the oldest waits for {(now_ms - one.oldest_pending_ms) // 1000} s"
+    if one.route is not None:
+        yield f"  route: {one.route}"
+    yield f"  health: {one.health}"
+    if one.pause_reason is not None:
+        is_ahead = one.next_probe_ms is not None and one.next_probe_ms > now_ms
+        yield f"  paused{f' until {moment(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}"
+    for failing in one.errors:
+        if failing.state != "dead":
+            yield f"  {failing.jobs} {failing.state}: {failing.error}"
+    for group in one.dead_letters:
+        yield f"  {group.jobs} dead (error {group.fingerprint}): {group.reason}"
+    read = one.confirmation
+    told = f"{read.confirmed} confirmed, {read.waiting} to be confirmed"
+    told += f", {read.body_not_stored} stored without body" if read.body_not_stored else ""
+    told += f", {read.given_up} given up" if read.given_up else ""
+    if any((read.confirmed, read.waiting, read.body_not_stored, read.given_up, read.notes)):
+        yield "; ".join([f"  read back: {told}", *read.notes])
+
+
+def flush_lines(flushed: Flushed) -> Iterator[str]:
+    yield _jobs(flushed.jobs)
+    if not flushed.captured_here:
+        yield "nothing was ever captured here: the queue never held a session of the current folder"
+    if flushed.backlog:
+        yield f"{flushed.backlog} lines or sessions of live hooks are not worked off"
+    yield from unread_lines(flushed.unread)
+    for failing in flushed.errors:
+        yield f"{failing.jobs} {failing.state}: {failing.error}"
+    yield from waiting_lines(flushed.waiting)
+
+
+def _jobs(jobs: Jobs) -> str:
+    return (
+        f"{jobs.pending} pending, {jobs.delivered} delivered, {jobs.dead} dead, {jobs.superseded} superseded,"
+        f" {jobs.dropped} dropped"
+    )
+
+
+def _reasons(numbers: Mapping[str, int]) -> str:
+    told = ", ".join(f"{number} {reason}" for reason, number in sorted(numbers.items()))
+    return f" ({told})" if told else ""
