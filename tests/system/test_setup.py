@@ -221,7 +221,7 @@ def test_at_a_terminal_it_asks_and_shows_no_key(station: Station, receiver: Rece
 
 @pytest.mark.parametrize(("typed_last", "code"), [("\x03", 130), ("\x04", 1)], ids=["Ctrl-C", "Ctrl-D"])
 def test_who_leaves_it_leaves_nothing_behind(station: Station, receiver: Receiver, typed_last: str, code: int) -> None:
-    dialogue = [("1, 2 or 3", "2\n"), ("Its address", f"{receiver.url}\n"), ("Key", typed_last)]
+    dialogue = [("1, 2 or 3", "2\n"), ("Its address", f"{receiver.url}\n"), ("Key (not shown", typed_last)]
     found, shown = at_terminal(station, dialogue)
     assert found == code, shown
     assert "nothing was written" in shown
