@@ -22,7 +22,7 @@ from app.sources.opencode.export_files import File
 from app.sources.opencode.folders import data_folder
 from app.sources.opencode.json_files import JsonFiles
 from app.sources.opencode.newer import NewerRows
-from app.sources.opencode.rows import Head, Rows
+from app.sources.opencode.rows import Head, Rows, Usage
 from app.sources.opencode.turns import Outline
 from app.transcript.model import Json, Transcript, TranscriptError
 from app.transcript.parse import parse
@@ -91,9 +91,29 @@ class Store:
             found = {head.id: head for head in heads} | found
         return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
+    def heads(self) -> dict[str, Head]:
+        """All sessions by their ids, subagents too."""
+        found: dict[str, Head] = {}
+        for heads in self._all(lambda rows: rows.heads()):
+            found = {head.id: head for head in heads} | found
+        return found
+
+    def head(self, session: str) -> Head | None:
+        """None when it is not there."""
+        return self._where(session, lambda rows: rows.head(session))
+
+    def usage(self, since_ms: int) -> list[Usage]:
+        """What all calls came to that began then or later, turn by turn; copies of forks are left out."""
+        found: list[Usage] = []
+        seen: set[str] = set()
+        for heads, used in self._all(lambda rows: (rows.heads(), [*rows.usage(since_ms)])):
+            found += [one for one in used if one.session not in seen]
+            seen |= {head.id for head in heads}
+        return found
+
     def directories(self) -> set[str]:
         """Directories that any session was started in."""
-        return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
+        return {head.directory for head in self.heads().values()}
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
