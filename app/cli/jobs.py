@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Annotated
 
@@ -11,8 +13,19 @@ import typer
 
 from app.cli import layout
 from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, print_lines, since_option, takes
+from app.ledger.job import SESSION_RECORD
 from app.ledger.listing import STATES, Filter
-from app.operations.jobs import JobList, ShownJob, Wanted, as_json, list_jobs
+from app.operations.jobs import (
+    JobList,
+    OpenedJob,
+    ShownJob,
+    Wanted,
+    as_json,
+    list_jobs,
+    open_jobs,
+    opened_as_json,
+    session_named,
+)
 from app.operations.reading import ask_ledger
 from app.operations.titles import Titles
 from app.runtime import clock
@@ -26,6 +39,7 @@ commands.add_typer(jobs, name="jobs")
 
 KEY_CHARACTERS = 12
 LIMIT = 20
+OF_SESSION_MAX = 1_000
 State = Enum("State", {name: name for name in STATES}, type=str)  # type: ignore[misc]  # names known at run time
 States = Annotated[
     list[State] | None, typer.Option("--state", metavar="STATE", help=f"In this state, or these: {', '.join(STATES)}.")
@@ -94,11 +108,119 @@ def job_lines(shown: tuple[ShownJob, ...], now_ms: int, room: int) -> Iterator[s
             one.job.state,
             layout.ago(one.job.at_ms, now_ms),
             *([one.project or "-"] if room >= layout.NARROW else []),
-            one.title or one.job.session,
+            (one.title or one.job.session) + (" (its own record)" if one.job.turn == SESSION_RECORD else ""),
         ]
         for one in shown
     ]
+    yield from _with_reasons(shown, cells, room)
+
+
+def _with_reasons(shown: Sequence[ShownJob], cells: Sequence[Sequence[str]], room: int) -> Iterator[str]:
     for one, line in zip(shown, layout.rows(cells, room), strict=True):
         yield line
         if one.why:
             yield layout.fit(f"  {one.why}", room)
+
+
+@jobs.command("show")
+@takes(OF_SPOOL)
+def _show(
+    sources: Sources,
+    name: Annotated[
+        str, typer.Argument(metavar="KEY|SESSION", help="The beginning of a job's key, or of a session's id.")
+    ],
+    *,
+    db: StoreFile = None,
+    json_wanted: AsJson = False,
+) -> None:
+    """Show a job from its beginning to now, or all jobs of a session.
+
+    When it was queued, each attempt, what Helicone took of it, and how it stands.
+    """
+    titles = Titles(Store(db or store_file(os.environ)))
+    now_ms = clock.now_ms()
+
+    def opened(ledger: sqlite3.Connection) -> tuple[list[OpenedJob], JobList | None]:
+        found = open_jobs(ledger, titles, name, now_ms)
+        if found:
+            return found, None
+        of_session = Wanted(Filter(sessions=(session_named(ledger, name),)))
+        return [], list_jobs(ledger, titles, of_session, now_ms, OF_SESSION_MAX)
+
+    found, listed = ask_ledger(sources.load().spool_directory, opened)
+    if json_wanted:
+        jobs = [as_json(one) for one in listed.jobs] if listed else [opened_as_json(one) for one in found]
+        print_json({"jobs": jobs, "problem": titles.problem})
+        return
+    room = layout.width()
+    if listed:
+        print_lines(session_lines(listed, now_ms, room))
+    for one in found:
+        print_lines(opened_lines(one, now_ms, room))
+    if titles.problem:
+        print_lines([layout.fit(f"without titles: {titles.problem}", room)])
+
+
+def session_lines(listed: JobList, now_ms: int, room: int) -> Iterator[str]:
+    first = listed.jobs[0]
+    states = Counter(one.job.state for one in listed.jobs)
+    yield layout.fit(_heading(first), room)
+    yield f"{counted(len(listed.jobs), 'job')}: {', '.join(f'{number} {state}' for state, number in states.items())}"
+    cells = [
+        [
+            one.job.key[:KEY_CHARACTERS],
+            one.job.state,
+            layout.ago(one.job.at_ms, now_ms),
+            "the session's own record" if one.job.turn == SESSION_RECORD else f"turn {one.job.turn}",
+        ]
+        for one in listed.jobs
+    ]
+    yield from _with_reasons(listed.jobs, cells, room)
+    yield f"one of them: {PROGRAM} jobs show {first.job.key[:KEY_CHARACTERS]}"
+
+
+def _heading(one: ShownJob) -> str:
+    title = f"{one.title}  " if one.title else ""
+    return f"{title}({one.directory or 'project not known'}, {one.job.session})"
+
+
+def opened_lines(opened: OpenedJob, now_ms: int, room: int) -> Iterator[str]:
+    """What it is, then what happened to it, the earliest first, then its records."""
+    shown, job = opened.shown, opened.shown.job
+    yield f"{job.state}{f': {shown.why}' if shown.why else ''}"
+    yield layout.fit(f"of  {_heading(shown)}", room)
+    yield f"    {'its own record' if job.turn == SESSION_RECORD else f'turn {job.turn}'}, job {job.key}"
+    yield f"to  {opened.endpoint or 'any endpoint'}"
+    yield ""
+    for time_ms, what in _events(opened):
+        yield layout.fit(f"{layout.local(time_ms)}  {what}", room)
+    if job.due_ms is not None and job.due_ms > now_ms:
+        yield f"{layout.local(job.due_ms)}  next try, in {layout.span(job.due_ms - now_ms)}"
+    yield ""
+    yield f"{counted(job.records, 'record')}{f', {layout.size(job.body_bytes)} held' if job.body_bytes else ''}"
+    cells = [
+        [
+            "taken" if one.acknowledged_ms is not None else "-" if job.state == "delivered" else "not yet",
+            "" if one.acknowledged_ms is None else layout.local(one.acknowledged_ms, "%H:%M:%S"),
+            "" if one.size_bytes is None else layout.size(one.size_bytes),
+            one.path or one.request_id,
+        ]
+        for one in opened.records
+    ]
+    yield from layout.rows(cells, room, right=(2,))
+    if job.state == "dead":
+        yield f"what to do: {PROGRAM} dead show {job.key[:KEY_CHARACTERS]}"
+
+
+def _events(opened: OpenedJob) -> Iterator[tuple[int, str]]:
+    job = opened.shown.job
+    yield job.enqueued_ms, "queued"
+    for one in opened.attempts:
+        took = "ended with its worker, or goes on" if one.ended_ms is None else f"{one.ended_ms - one.started_ms} ms"
+        told = "; ".join(filter(None, [one.error, one.answer and f"the answer began: {one.answer}"]))
+        yield one.started_ms, f"attempt {one.number}, {took}{f': {told}' if told else ''}"
+    if job.finished_ms is not None:
+        tried = f" after {counted(job.attempts, 'attempt')}" if job.attempts else ""
+        yield job.finished_ms, f"{job.state}{tried}"
+    if job.confirmed_ms is not None:
+        yield job.confirmed_ms, "confirmed: read back at Helicone"

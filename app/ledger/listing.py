@@ -7,8 +7,10 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from app.ledger import record_identity
 from app.ledger.counts import errors
 from app.ledger.fingerprint import kind_of_error
+from app.ledger.job import kept as job_records
 
 STATES = ("pending", "delivered", "dead", "dropped", "superseded")
 ERRORS_MAX = 10_000
@@ -184,3 +186,42 @@ def delivered_turns(db: sqlite3.Connection, sessions: Sequence[str]) -> set[tupl
         (json.dumps(list(sessions)),),
     )
     return {(row[0], row[1]) for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class RecordState:
+    """One record of a job: a log at Helicone."""
+
+    request_id: str
+    path: str
+    """Where it stands in its session; '' where that is not kept."""
+    model: str
+    size_bytes: int | None
+    """None where its body is not kept any more."""
+    acknowledged_ms: int | None
+    """When Helicone took it as it is; None where it did not, or where that is not kept any more."""
+
+
+def record_states(db: sqlite3.Connection, job: Listed) -> list[RecordState]:
+    """In order. Of a job whose records are gone, as far as it is kept what Helicone knows them by."""
+    acknowledged = {
+        row["request_id"]: (row["digest"], row["acknowledged_ms"])
+        for row in db.execute(
+            "select a.request_id, a.digest, a.acknowledged_ms from job j join acknowledgement a on a.turn_id = j.turn_id"
+            " where j.id = ?",
+            (job.job_id,),
+        )
+    }
+    known = record_identity.read(db, [job.job_id]).get(job.job_id, ())
+    fields = {one.request_id: one.identity_fields for one in known}
+    held = job_records(db, job.job_id)
+    ids = [(one.request_id, one.digest, one.body_bytes) for one in held] or [
+        (one.request_id, one.digest, None) for one in known
+    ]
+    found = []
+    for request_id, digest, size_bytes in ids:
+        taken, at_ms = acknowledged.get(request_id.bytes, (b"", None))
+        path, model = (fields[request_id].path, fields[request_id].model) if request_id in fields else ("", "")
+        is_as_it_is = taken[: len(digest)] == digest
+        found.append(RecordState(str(request_id), path, model, size_bytes, at_ms if is_as_it_is else None))
+    return found

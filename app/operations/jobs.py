@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from app.capture.targets import folder
-from app.errors import UsageError
+from app.errors import AppError, UsageError
 from app.ledger import counts, destinations, listing
+from app.ledger.dead_letters import Attempt, attempts
 from app.ledger.destinations import Destination
-from app.ledger.listing import Filter, Listed
+from app.ledger.listing import Filter, Listed, RecordState
 from app.operations.titles import Titles, directories_of, project_name, titled
 from app.sources.opencode.rows import Head
 
@@ -71,6 +72,52 @@ def shown_jobs(db: sqlite3.Connection, titles: Titles, jobs: Sequence[Listed], n
         head = heads.get(job.session, nobody)
         shown.append(ShownJob(job, head.title, head.directory, why(job, known[job.destination_id], now_ms)))
     return shown
+
+
+class UnknownJobError(AppError):
+    """What was asked for is not there, or could be several. Names keys and ids only."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedJob:
+    """One job from its beginning to now."""
+
+    shown: ShownJob
+    endpoint: str
+    attempts: tuple[Attempt, ...]
+    """The last few; none of a job that is delivered."""
+    records: tuple[RecordState, ...]
+
+
+def open_jobs(db: sqlite3.Connection, titles: Titles, name: str, now_ms: int) -> list[OpenedJob]:
+    """The job whose key begins so: one for each destination. Raises UnknownJobError."""
+    found = listing.jobs_of_key(db, name.lower())
+    keys = sorted({job.key for job in found})
+    if len(keys) > 1:
+        raise UnknownJobError(
+            f"several jobs' keys begin with {name}: {', '.join(key[: len(name) + 8] for key in keys)}"
+        )
+    return [
+        OpenedJob(
+            shown,
+            destinations.by_id(db, shown.job.destination_id).endpoint,
+            tuple(attempts(db, shown.job.job_id)),
+            tuple(listing.record_states(db, shown.job)),
+        )
+        for shown in shown_jobs(db, titles, found, now_ms)
+    ]
+
+
+def session_named(db: sqlite3.Connection, prefix: str) -> str:
+    """The one session in the queue whose id begins so. Raises UnknownJobError."""
+    found = listing.session_names(db, prefix)
+    if prefix in found:
+        return prefix
+    if not found:
+        raise UnknownJobError(f"nothing in the queue has a key or a session id that begins with {prefix}")
+    if len(found) > 1:
+        raise UnknownJobError(f"several sessions begin with {prefix}: {', '.join(found)}")
+    return found[0]
 
 
 def _as_known(db: sqlite3.Connection, titles: Titles, wanted: Wanted) -> Filter:
@@ -135,4 +182,13 @@ def as_json(shown: ShownJob) -> dict[str, object]:
         "title": shown.title,
         "directory": shown.directory,
         "why": shown.why,
+    }
+
+
+def opened_as_json(opened: OpenedJob) -> dict[str, object]:
+    return {
+        "job": as_json(opened.shown),
+        "endpoint": opened.endpoint,
+        "attempts": [asdict(one) for one in opened.attempts],
+        "records": [asdict(one) for one in opened.records],
     }
