@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from enum import Enum
+from itertools import groupby
 from typing import Annotated
 
 import typer
 
 from app.cli import layout
 from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, print_lines, since_option, takes
+from app.ledger.counters import Counter
 from app.operations.reading import ask_ledger
 from app.operations.stats import GROUPS, Stats, Sum, names, read_stats
 from app.runtime import clock
@@ -66,9 +68,24 @@ def _midnight_ms(time_ms: int) -> int:
 
 def lines(found: Stats, room: int) -> Iterator[str]:
     since = layout.local(found.since_ms, "%Y-%m-%d %H:%M")
-    if not found.sums:
+    if found.sums:
+        yield from _sum_lines(found, since, room)
+    else:
         yield f"no calls since {since}: --since 1000d looks further back"
-        return
+    yield from _counter_lines(found.counters, room)
+
+
+def _counter_lines(counters: Sequence[Counter], room: int) -> Iterator[str]:
+    """What the queue did meanwhile, a line for each kind."""
+    for kind, of_one in groupby(counters, key=lambda one: one.kind):
+        found = list(of_one)
+        total = sum(one.count for one in found)
+        told = ", ".join(f"{one.count} {one.name}" for one in found if one.name)
+        what = {"delivered": "jobs delivered", "failed": "attempts failed", "lost": "jobs lost"}.get(kind, kind)
+        yield layout.fit(f"{total} {what}{f': {told}' if told else ''}", room)
+
+
+def _sum_lines(found: Stats, since: str, room: int) -> Iterator[str]:
     total = found.total
     yield f"since {since}: {counted(total.turns, 'turn')}, {counted(total.calls, 'call')}, {_usd(total.cost_usd)}"
     sums = [*found.sums, *([total] if len(found.sums) > 1 else [])]

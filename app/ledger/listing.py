@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -207,17 +208,17 @@ def record_states(db: sqlite3.Connection, job: Listed) -> list[RecordState]:
     acknowledged = {
         row["request_id"]: (row["digest"], row["acknowledged_ms"])
         for row in db.execute(
-            "select a.request_id, a.digest, a.acknowledged_ms from job j join acknowledgement a on a.turn_id = j.turn_id"
-            " where j.id = ?",
+            "select a.request_id, a.digest, a.acknowledged_ms from job j"
+            " join acknowledgement a on a.turn_id = j.turn_id where j.id = ?",
             (job.job_id,),
         )
     }
     known = record_identity.read(db, [job.job_id]).get(job.job_id, ())
     fields = {one.request_id: one.identity_fields for one in known}
-    held = job_records(db, job.job_id)
-    ids = [(one.request_id, one.digest, one.body_bytes) for one in held] or [
-        (one.request_id, one.digest, None) for one in known
+    ids: list[tuple[uuid.UUID, bytes, int | None]] = [
+        (one.request_id, one.digest, one.body_bytes) for one in job_records(db, job.job_id)
     ]
+    ids = ids or [(one.request_id, one.digest, None) for one in known]
     found = []
     for request_id, digest, size_bytes in ids:
         taken, at_ms = acknowledged.get(request_id.bytes, (b"", None))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from app.ledger.counters import Counter, counters
 from app.ledger.listing import delivered_turns
 from app.operations.titles import directories_of, project_name
 from app.sources.opencode.rows import Head, Usage
@@ -53,7 +54,9 @@ class Stats:
     since_ms: int
     sums: tuple[Sum, ...]
     """Days in order; others by their cost, the dearest first."""
-    total: Sum = field(default_factory=lambda: Sum("total"))
+    total: Sum
+    counters: tuple[Counter, ...]
+    """What the queue counted since, that day included."""
 
 
 def read_stats(db: sqlite3.Connection, store: Store, by: str, since_ms: int, project: str | None = None) -> Stats:
@@ -83,7 +86,7 @@ def read_stats(db: sqlite3.Connection, store: Store, by: str, since_ms: int, pro
     ordered = sorted(sums.values(), key=lambda one: (-one.cost_usd, -one.calls, one.name))
     if by == "day":
         ordered.sort(key=lambda one: one.name)
-    return Stats(by, since_ms, tuple(ordered), total)
+    return Stats(by, since_ms, tuple(ordered), total, tuple(counters(db, since_ms)))
 
 
 def _count_turn(one: Usage, delivered: set[tuple[str, str]], counted: set[tuple[str, str, str]], found: Sum) -> None:
