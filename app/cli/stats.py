@@ -80,7 +80,7 @@ def _counter_lines(counters: Sequence[Counter], room: int) -> Iterator[str]:
     for kind, of_one in groupby(counters, key=lambda one: one.kind):
         found = list(of_one)
         total = sum(one.count for one in found)
-        told = ", ".join(f"{one.count} {one.name}" for one in found if one.name)
+        told = ", ".join(f"{one.name} ({one.count})" for one in found if one.name)
         what = {"delivered": "jobs delivered", "failed": "attempts failed", "lost": "jobs lost"}.get(kind, kind)
         yield layout.fit(f"{total} {what}{f': {told}' if told else ''}", room)
 

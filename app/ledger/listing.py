@@ -226,3 +226,15 @@ def record_states(db: sqlite3.Connection, job: Listed) -> list[RecordState]:
         is_as_it_is = taken[: len(digest)] == digest
         found.append(RecordState(str(request_id), path, model, size_bytes, at_ms if is_as_it_is else None))
     return found
+
+
+def watched(db: sqlite3.Connection, since_ms: int, limit: int) -> list[Listed]:
+    """What may just have changed: the jobs queued last, all that are in flight, all that were acknowledged since."""
+    rows = db.execute(
+        f"select {_COLUMNS} where j.id in (select id from (select id from job order by id desc limit :limit)"
+        " union select id from job where lease_until_ms is not null"
+        " union select k.id from acknowledgement a join job k on k.turn_id = a.turn_id and k.state <> 'superseded'"
+        "  where a.acknowledged_ms >= :since) order by j.id",
+        {"since": since_ms, "limit": limit},
+    )
+    return [_read(row) for row in rows]
