@@ -23,6 +23,7 @@ from app.operations.jobs import (
     as_json,
     list_jobs,
     open_jobs,
+    opened,
     opened_as_json,
     session_named,
 )
@@ -140,17 +141,17 @@ def _show(
     titles = Titles(Store(db or store_file(os.environ)))
     now_ms = clock.now_ms()
 
-    def opened(ledger: sqlite3.Connection) -> tuple[list[OpenedJob], JobList | None]:
+    def look(ledger: sqlite3.Connection) -> tuple[list[OpenedJob], JobList | None]:
         found = open_jobs(ledger, titles, name, now_ms)
         if found:
             return found, None
         of_session = Wanted(Filter(sessions=(session_named(ledger, name),)))
-        return [], list_jobs(ledger, titles, of_session, now_ms, OF_SESSION_MAX)
+        listed = list_jobs(ledger, titles, of_session, now_ms, OF_SESSION_MAX)
+        return [opened(ledger, one) for one in listed.jobs] if json_wanted else [], listed
 
-    found, listed = ask_ledger(sources.load().spool_directory, opened)
+    found, listed = ask_ledger(sources.load().spool_directory, look)
     if json_wanted:
-        jobs = [as_json(one) for one in listed.jobs] if listed else [opened_as_json(one) for one in found]
-        print_json({"jobs": jobs, "problem": titles.problem})
+        print_json({"jobs": [opened_as_json(one) for one in found], "problem": titles.problem})
         return
     room = layout.width()
     if listed:

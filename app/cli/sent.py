@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, pr
 from app.ledger.job import SESSION_RECORD
 from app.operations.jobs import session_named
 from app.operations.reading import ask_ledger
-from app.operations.sent import Sent, SentSession, read_sent, sent_bytes
+from app.operations.sent import Sent, SentSession, as_json, read_sent, sent_bytes
 from app.operations.titles import Titles, project_name
 from app.runtime import clock
 from app.runtime.terminal import counted
@@ -57,7 +56,7 @@ def _sent(
 
     found = ask_ledger(sources.load().spool_directory, read)
     if json_wanted:
-        print_json(asdict(found))
+        print_json(as_json(found))
         return
     print_lines(
         lines(found, since_ms, now_ms, layout.width())

@@ -97,15 +97,16 @@ def open_jobs(db: sqlite3.Connection, titles: Titles, name: str, now_ms: int) ->
         raise UnknownJobError(
             f"several jobs' keys begin with {name}: {', '.join(key[: len(name) + 8] for key in keys)}"
         )
-    return [
-        OpenedJob(
-            shown,
-            destinations.by_id(db, shown.job.destination_id).endpoint,
-            tuple(attempts(db, shown.job.job_id)),
-            tuple(listing.record_states(db, shown.job)),
-        )
-        for shown in shown_jobs(db, titles, found, now_ms)
-    ]
+    return [opened(db, shown) for shown in shown_jobs(db, titles, found, now_ms)]
+
+
+def opened(db: sqlite3.Connection, shown: ShownJob) -> OpenedJob:
+    return OpenedJob(
+        shown,
+        destinations.by_id(db, shown.job.destination_id).endpoint,
+        tuple(attempts(db, shown.job.job_id)),
+        tuple(listing.record_states(db, shown.job)),
+    )
 
 
 def session_named(db: sqlite3.Connection, prefix: str) -> str:

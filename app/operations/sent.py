@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from app.ledger import counts, destinations, sent
 from app.ledger.sent import SentJob
@@ -46,6 +46,12 @@ class Sent:
     """Jobs of the whole queue that were tried in vain: what was posted of them may have arrived."""
     problem: str
     """Why titles and projects are not known; '' where they are."""
+
+
+def as_json(found: Sent) -> dict[str, object]:
+    """Without hashes that nobody can use."""
+    jobs = [{name: value for name, value in asdict(job).items() if name != "folder"} for job in found.jobs]
+    return {**asdict(found), "jobs": jobs}
 
 
 def read_sent(db: sqlite3.Connection, titles: Titles, since_ms: int, session: str | None = None) -> Sent:
