@@ -14,7 +14,7 @@ from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, pr
 from app.ledger.job import SESSION_RECORD
 from app.operations.jobs import session_named
 from app.operations.reading import ask_ledger
-from app.operations.sent import Sent, SentSession, as_json, read_sent, sent_bytes
+from app.operations.sent import Sent, ShownSession, as_json, read_sent
 from app.operations.titles import Titles, project_name
 from app.runtime import clock
 from app.runtime.terminal import counted
@@ -70,7 +70,7 @@ def lines(found: Sent, since_ms: int, now_ms: int, room: int) -> Iterator[str]:
     if not found.sessions:
         yield f"nothing left since {since}: --since 1000d looks further back"
         return
-    records = counted(sum(one.records for one in found.sessions), "record")
+    records = counted(sum(one.sent.records for one in found.sessions), "record")
     yield f"since {since}: {records} of {counted(len(found.sessions), 'session')} left, {_amount(found.sessions)}"
     for endpoint in dict.fromkeys(one.endpoint for one in found.sessions):
         yield layout.fit(f"to {endpoint}", room)
@@ -84,27 +84,27 @@ def lines(found: Sent, since_ms: int, now_ms: int, room: int) -> Iterator[str]:
     head = ["last", "records", "bytes", "redacted", *(["project"] if is_wide else []), "session"]
     cells = [
         [
-            layout.ago(one.last_ms, now_ms),
-            str(one.records),
-            "?" if one.unmeasured == one.turns else layout.size(one.record_bytes),
-            "?" if one.unmeasured == one.turns else str(one.redactions),
+            layout.ago(one.sent.last_ms, now_ms),
+            str(one.sent.records),
+            "?" if one.sent.unmeasured == one.sent.turns else layout.size(one.sent.record_bytes),
+            "?" if one.sent.unmeasured == one.sent.turns else str(one.sent.redactions),
             *([project_name(one.directory) or "-"] if is_wide else []),
-            one.title or one.session,
+            one.title or one.sent.session,
         ]
         for one in shown
     ]
     yield from layout.rows([head, *cells], room, right=(1, 2, 3))
     if len(found.sessions) > len(shown):
         yield f"and {len(found.sessions) - len(shown)} more: --json has all"
-    yield f"one of them, turn by turn: {PROGRAM} sent {shown[0].session}"
+    yield f"one of them, turn by turn: {PROGRAM} sent {shown[0].sent.session}"
 
 
-def _amount(sessions: tuple[SentSession, ...]) -> str:
-    turns, unmeasured = sum(one.turns for one in sessions), sum(one.unmeasured for one in sessions)
+def _amount(sessions: tuple[ShownSession, ...]) -> str:
+    turns, unmeasured = sum(one.sent.turns for one in sessions), sum(one.sent.unmeasured for one in sessions)
     if turns == unmeasured:
         return "from before their size was kept"
-    told = f"{layout.size(sum(one.record_bytes for one in sessions))}, "
-    told += counted(sum(one.redactions for one in sessions), "redaction")
+    told = f"{layout.size(sum(one.sent.record_bytes for one in sessions))}, "
+    told += counted(sum(one.sent.redactions for one in sessions), "redaction")
     return f"{told} (known of {turns - unmeasured} of {counted(turns, 'turn')})" if unmeasured else told
 
 
@@ -112,14 +112,16 @@ def session_lines(found: Sent, asked: str, room: int) -> Iterator[str]:
     if not found.jobs:
         yield f"nothing of {asked} left this machine: {PROGRAM} jobs show {asked}"
         return
-    first = found.sessions[0]
-    yield layout.fit(f"{first.title or first.session}  ({first.directory or 'project not known'})", room)
+    for first in found.sessions[:1]:
+        yield layout.fit(f"{first.title or first.sent.session}  ({first.directory or 'project not known'})", room)
     for one in found.sessions:
-        yield f"to {one.endpoint}: {counted(one.records, 'record')}, {_amount((one,))}"
+        yield f"to {one.endpoint}: {counted(one.sent.records, 'record')}, {_amount((one,))}"
     head = ["when", "records", "bytes", "redacted", "job", "turn"]
     cells = []
     for job in found.jobs:
-        size = sent_bytes(job)
+        size = (
+            None if job.record_bytes is None else job.record_bytes * min(job.taken, job.records) // max(job.records, 1)
+        )
         cells.append(
             [
                 layout.local(job.last_ms),

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from app.ledger import counts, destinations, sent
-from app.ledger.sent import SentJob
+from app.ledger.sent import SentJob, SentSession
 from app.operations.titles import Titles
-from app.sources.opencode.rows import Head
-
-JOBS_MAX = 100_000
-"""Of one look."""
 
 
 @dataclass(frozen=True, slots=True)
-class SentSession:
-    session: str
+class ShownSession:
+    sent: SentSession
     title: str
     """'' where OpenCode's store does not have it."""
     directory: str
     """The same."""
     endpoint: str
-    last_ms: int
-    turns: int
-    """Those of which anything left; the session's own record counts as one."""
-    records: int
-    """That Helicone took."""
-    record_bytes: int
-    """Of these, as far as that was kept."""
-    redactions: int
-    """The same."""
-    unmeasured: int
-    """Turns from before sizes and redactions were kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    sessions: tuple[SentSession, ...]
+    sessions: tuple[ShownSession, ...]
     """The latest first."""
     jobs: tuple[SentJob, ...]
     """Of one session, where one was asked for; the earliest first."""
@@ -48,45 +32,29 @@ class Sent:
     """Why titles and projects are not known; '' where they are."""
 
 
-def as_json(found: Sent) -> dict[str, object]:
-    """Without hashes that nobody can use."""
-    jobs = [{name: value for name, value in asdict(job).items() if name != "folder"} for job in found.jobs]
-    return {**asdict(found), "jobs": jobs}
-
-
 def read_sent(db: sqlite3.Connection, titles: Titles, since_ms: int, session: str | None = None) -> Sent:
-    jobs = sent.sent_since(db, since_ms, JOBS_MAX) if session is None else sent.sent_of_session(db, session)
-    by_session: dict[tuple[str, int], list[SentJob]] = {}
-    for job in jobs:
-        by_session.setdefault((job.session, job.destination_id), []).append(job)
-    heads = titles.of(dict.fromkeys(name for name, _ in by_session))
+    """Of all sessions since then, or of one session ever."""
+    found = sent.sent_since(db, since_ms) if session is None else sent.sent_in_all(db, session)
+    heads = titles.of([one.session for one in found])
     endpoints = {one.id: one.endpoint for one in destinations.destinations(db)}
-    nobody = Head("", None, "", 0, 0)
-    found = [
-        _session(of_it, heads.get(name, nobody), endpoints.get(destination, ""))
-        for (name, destination), of_it in by_session.items()
+    shown = [
+        ShownSession(
+            one,
+            heads[one.session].title if one.session in heads else "",
+            heads[one.session].directory if one.session in heads else "",
+            endpoints[one.destination_id],
+        )
+        for one in found
     ]
+    jobs = [] if session is None else sent.sent_of_session(db, session)
     total = counts.counts(db)
-    return Sent(tuple(found), () if session is None else tuple(jobs), total.dead + total.retrying, titles.problem)
+    return Sent(tuple(shown), tuple(jobs), total.dead + total.retrying, titles.problem)
 
 
-def _session(jobs: Sequence[SentJob], head: Head, endpoint: str) -> SentSession:
-    return SentSession(
-        session=jobs[0].session,
-        title=head.title,
-        directory=head.directory,
-        endpoint=endpoint,
-        last_ms=max(job.last_ms for job in jobs),
-        turns=len(jobs),
-        records=sum(min(job.taken, job.records) for job in jobs),
-        record_bytes=sum(sent_bytes(job) or 0 for job in jobs),
-        redactions=sum(job.redactions or 0 for job in jobs),
-        unmeasured=sum(job.record_bytes is None for job in jobs),
-    )
-
-
-def sent_bytes(job: SentJob) -> int | None:
-    """Of what was taken: all of a job that is delivered, of another one its share. None where that was not kept."""
-    if job.record_bytes is None or not job.records:
-        return None
-    return job.record_bytes * min(job.taken, job.records) // job.records
+def as_json(found: Sent) -> dict[str, object]:
+    sessions = [
+        {**asdict(one.sent), "title": one.title, "directory": one.directory, "endpoint": one.endpoint}
+        for one in found.sessions
+    ]
+    jobs = [asdict(one) for one in found.jobs]
+    return {"sessions": sessions, "jobs": jobs, "not_taken": found.not_taken, "problem": found.problem}

@@ -9,6 +9,9 @@ from app.sources.opencode.access import StoreError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store
 
+MANY = 100
+"""For more sessions than this the store is asked for all that it has, once."""
+
 
 class Titles:
     """Where the store cannot be read nothing is known, and `problem` says why."""
@@ -19,6 +22,8 @@ class Titles:
 
     def of(self, sessions: Collection[str]) -> dict[str, Head]:
         """Those of these that are there."""
+        if len(sessions) > MANY:
+            return {name: head for name, head in self.all().items() if name in sessions}
         found: dict[str, Head] = {}
         try:
             with self._store.kept_open():
