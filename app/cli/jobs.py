@@ -30,7 +30,7 @@ from app.operations.jobs import (
 from app.operations.reading import ask_ledger
 from app.operations.titles import Titles
 from app.runtime import clock
-from app.runtime.terminal import counted
+from app.runtime.terminal import counted, span
 from app.settings.lookup import Sources
 from app.sources.opencode.store import Store, store_file
 
@@ -196,7 +196,7 @@ def opened_lines(opened: OpenedJob, now_ms: int, room: int) -> Iterator[str]:
     for time_ms, what in _events(opened):
         yield layout.fit(f"{layout.local(time_ms)}  {what}", room)
     if job.due_ms is not None and job.due_ms > now_ms:
-        yield f"{layout.local(job.due_ms)}  next try, in {layout.span(job.due_ms - now_ms)}"
+        yield f"{layout.local(job.due_ms)}  next try, in {span(job.due_ms - now_ms)}"
     yield ""
     yield f"{counted(job.records, 'record')}{f', {layout.size(job.body_bytes)} held' if job.body_bytes else ''}"
     cells = [

@@ -11,31 +11,18 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from app.runtime.terminal import visible
+from app.runtime.terminal import span, visible
 
 WIDTH_MIN = 40
 NARROW = 72
 """Below this what is said once in a while is left out, and what is long gets a line of its own."""
 UNCUT = 1 << 20
-_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
 _RELATIVE_MAX_MS = 14 * 86_400_000
 
 
 def width() -> int:
     """How many columns a line may have."""
     return max(WIDTH_MIN, shutil.get_terminal_size().columns) if sys.stdout.isatty() else UNCUT
-
-
-def span(length_ms: int) -> str:
-    """A length of time in its largest unit.
-
-    >>> span(125_000), span(400), span(-5)
-    ('2 min', '0 s', '0 s')
-    """
-    for name, unit_ms in _UNITS:
-        if length_ms >= unit_ms:
-            return f"{length_ms // unit_ms} {name}"
-    return "0 s"
 
 
 def ago(time_ms: int, now_ms: int) -> str:

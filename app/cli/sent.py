@@ -71,7 +71,8 @@ def lines(found: Sent, since_ms: int, now_ms: int, room: int) -> Iterator[str]:
         yield f"nothing left since {since}: --since 1000d looks further back"
         return
     records = counted(sum(one.sent.records for one in found.sessions), "record")
-    yield f"since {since}: {records} of {counted(len(found.sessions), 'session')} left, {_amount(found.sessions)}"
+    yield f"left since {since}: {records} of {counted(len(found.sessions), 'session')}"
+    yield _amount(found.sessions)
     for endpoint in dict.fromkeys(one.endpoint for one in found.sessions):
         yield layout.fit(f"to {endpoint}", room)
     if found.not_taken:

@@ -157,7 +157,7 @@ def job_by_id(db: sqlite3.Connection, job_id: int) -> Listed | None:
 def jobs_of_key(db: sqlite3.Connection, prefix: str, limit: int = 10) -> list[Listed]:
     """The jobs whose key begins so. One key may be known at several destinations."""
     rows = db.execute(
-        f"select {_COLUMNS} where j.id in (select k.id from destination d join job k on k.destination_id = d.id"
+        f"select {_COLUMNS} where j.id in (select k.id from destination d cross join job k on k.destination_id = d.id"
         " and k.key >= :first and k.key < :last limit :limit) order by j.key, j.id",
         {"first": prefix, "last": f"{prefix}{_LATER}", "limit": limit},
     )
@@ -167,7 +167,7 @@ def jobs_of_key(db: sqlite3.Connection, prefix: str, limit: int = 10) -> list[Li
 def session_names(db: sqlite3.Connection, prefix: str, limit: int = 10) -> list[str]:
     """The names of sessions that begin so."""
     rows = db.execute(
-        "select distinct s.name from destination d join session s on s.destination_id = d.id"
+        "select distinct s.name from destination d cross join session s on s.destination_id = d.id"
         " and s.name >= :first and s.name < :last order by s.name limit :limit",
         {"first": prefix, "last": f"{prefix}{_LATER}", "limit": limit},
     )

@@ -14,6 +14,7 @@ from app.ledger.dead_letters import Attempt, attempts
 from app.ledger.destinations import Destination
 from app.ledger.listing import Filter, Listed, RecordState
 from app.operations.titles import Titles, directories_of, project_name, titled
+from app.runtime.terminal import span
 from app.sources.opencode.rows import Head
 
 
@@ -173,7 +174,7 @@ def _why_pending(job: Listed, at: Destination, now_ms: int) -> str:
         return f"{at.endpoint} is {'away' if at.health == 'down' else 'refusing'}: {at.pause_reason}"
     left_ms = (job.due_ms or 0) - now_ms
     if left_ms > 0:
-        return f"next try in {left_ms // 1000 + 1} s{failed}"
+        return f"next try in {span(left_ms)}{failed}"
     return f"waits for a worker{failed}"
 
 

@@ -504,7 +504,8 @@ READERS = {
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
     "unacknowledged", "without_bodies",
-    "delivered_turns", "job_by_id", "jobs", "jobs_of_key", "record_states", "sent_in_all", "sent_of_session", "sent_since",
+    "delivered_turns", "job_by_id", "jobs", "jobs_of_key", "record_states", "sent_in_all", "sent_of_session",
+    "sent_since",
     "session_names", "watched",
 }  # fmt: skip
 TABLES = (
