@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,11 +50,11 @@ def test_json_files_are_summed_too(tmp_path: Path) -> None:
     assert summed(files.usage(0)) == summed(store.usage(0))
 
 
-def call(name: str, at_ms: int = CREATED_MS + 20, **info: object) -> dict[str, object]:
+def call(name: str, at_ms: int = CREATED_MS + 20, **info: Any) -> dict[str, Any]:
     return assistant(name, at_ms, **{"tokens": USED, "cost": 0.5, "finish": "stop", **info})
 
 
-def store_of(path: Path, *messages: dict[str, object], **info: object) -> Store:
+def store_of(path: Path, *messages: dict[str, Any], **info: Any) -> Store:
     return Store(stores.put(path / "opencode.db", snapshot(entry(user(), *messages, **info))))
 
 
