@@ -96,11 +96,11 @@ _OF_SESSIONS = (
 _LATEST = f"select j.id from job j where {_WANTED} order by j.id desc limit :limit"
 _OF_STATE = {
     # Each as an index has them; of what is delivered or replaced most of the latest jobs are some.
-    "pending": "j.destination_id = :destination and j.state = 'pending'",
-    "dead": "j.destination_id = :destination and j.state = 'dead'",
-    "dropped": "j.state = 'dropped' and +j.destination_id = :destination",
-    "delivered": "+j.state = 'delivered' and +j.destination_id = :destination",
-    "superseded": "+j.state = 'superseded' and +j.destination_id = :destination",
+    "pending": "job j where j.destination_id = :destination and j.state = 'pending'",
+    "dead": "job j indexed by job_dead where j.state = 'dead'",
+    "dropped": "job j indexed by job_dropped where j.state = 'dropped'",
+    "delivered": "job j where +j.state = 'delivered'",
+    "superseded": "job j where +j.state = 'superseded'",
 }
 _ORDER = {"pending": "j.enqueued_ms", "dead": "j.finished_ms", "dropped": "j.finished_ms"}
 
@@ -133,10 +133,10 @@ def _ids(db: sqlite3.Connection, wanted: Filter, limit: int) -> Iterator[int]:
     if not wanted.states:
         yield from (row["id"] for row in db.execute(_LATEST, arguments))
     for state in wanted.states:
-        order = _ORDER.get(state, "j.id")
-        statement = f"select j.id from job j where {_OF_STATE[state]} and {_WANTED} order by {order} desc limit :limit"
-        for destination in destinations:
-            yield from (row["id"] for row in db.execute(statement, {**arguments, "destination": destination}))
+        statement = f"select j.id from {_OF_STATE[state]} and {_WANTED} order by {_ORDER.get(state, 'j.id')} desc"
+        for destination in destinations if state == "pending" else [None]:
+            rows = db.execute(f"{statement} limit :limit", {**arguments, "destination": destination})
+            yield from (row["id"] for row in rows)
 
 
 def _errors(db: sqlite3.Connection, wanted: str, destinations: Sequence[int]) -> list[str]:
