@@ -14,7 +14,7 @@ from app.database.connection import transaction
 from app.errors import AppError
 from app.runtime import failpoint
 
-NEWEST = "47fb9fc321fb458dff47c1a5b27dc3577e47daae85c1a893b78dfa9124d0a4b0"
+NEWEST = "33527f143d3a73552e3a240fcb6ee0d113b8dcf08d86366be70aecb782bb9206"
 """The digest of what a ledger of the newest version consists of. To make that anew from the migrations takes a process
 15 ms, and is done for whatever has another one."""
 VERSIONS_MAX = 1_000
