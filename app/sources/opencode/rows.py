@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.transcript.fields import Place
-from app.transcript.message import turn_name
+from app.transcript.fields import Place, turn_name
 from app.transcript.model import Json, TranscriptError
 
 SESSIONS_MAX = 64

@@ -18,14 +18,13 @@ from typing import TypeAlias, TypeVar
 from app.sources.opencode import turns as reading
 from app.sources.opencode.access import AbsentError, StoreError, may_be
 from app.sources.opencode.database import Database
-from app.sources.opencode.export_files import File
+from app.sources.opencode.export_files import File, parsed
 from app.sources.opencode.folders import data_folder
 from app.sources.opencode.json_files import JsonFiles
 from app.sources.opencode.newer import NewerRows
 from app.sources.opencode.rows import Head, Rows, Usage
 from app.sources.opencode.turns import Outline
 from app.transcript.model import Json, Transcript, TranscriptError
-from app.transcript.parse import parse
 
 NAME = "opencode.db"
 """What lies beside a file of this name is read with it. One of another name stands alone."""
@@ -163,13 +162,13 @@ class Store:
         """
         if turns is None:
             whole = self._where(session, lambda rows: reading.family(rows, session))
-            return None if whole is None else parse({"root": session, "sessions": [*whole.values()]})
+            return None if whole is None else parsed({"root": session, "sessions": [*whole.values()]})
         found = self._where(session, lambda rows: reading.excerpt(rows, session, turns))
         if found is None:
             return None
         entries, excerpt = found
         sessions: list[Json] = [*entries]
-        return parse({"root": session, "sessions": sessions}, excerpt)
+        return parsed({"root": session, "sessions": sessions}, excerpt)
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
         """The session with this one of its turns (None: its first), as the whole transcript has it.
