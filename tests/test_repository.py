@@ -215,6 +215,7 @@ LONG = {
     "app/capture/enqueue.py enqueue": "the documented API",
     "app/settings/layers.py load": "one parameter for each kind of source",
     "app/cli/backfill.py _backfill": "one parameter for each option",
+    "app/cli/jobs.py _list": "one parameter for each option",
     "app/cli/recall.py _recall": "one parameter for each option",
 }
 """Functions that are longer, or take more, and why. Constructors may."""

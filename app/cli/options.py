@@ -122,8 +122,8 @@ def _moment(since: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-def since_option(what: str) -> Any:
-    """`--since`, in ms; `what` is what its help begins with."""
+def since_option(what: str, name: str = "--since") -> Any:
+    """`--since`, or another time by its name, in ms; `what` is what its help begins with."""
     return typer.Option(
-        "--since", metavar="DURATION|DATE", parser=_moment, help=f"{what}: 12h, 7d, 2026-01-31.", show_default=False
+        name, metavar="DURATION|DATE", parser=_moment, help=f"{what}: 12h, 7d, 2026-01-31.", show_default=False
     )

@@ -504,6 +504,9 @@ READERS = {
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
     "unacknowledged", "without_bodies",
+    "delivered_turns", "job_by_id", "jobs", "jobs_of_key", "record_states", "sent_in_all", "sent_of_session",
+    "sent_since",
+    "session_names", "watched",
 }  # fmt: skip
 TABLES = (
     "notice", "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder",
@@ -595,7 +598,7 @@ def test_every_state_of_the_schema_is_in_the_matrix(db: sqlite3.Connection) -> N
     assert seen == {"pending", "delivered", "dead", "superseded", "dropped"}
 
 
-BESIDE_JOBS = {"destinations", "erasure", "fingerprint", "flow", "folders", "incidents"}
+BESIDE_JOBS = {"counters", "destinations", "erasure", "fingerprint", "flow", "folders", "incidents"}
 PARTS = {
     "as_json",
     "decide",

@@ -28,6 +28,8 @@ LISTED = {
     "eviction.excess_of_folders": "where a folder has a limit of its own",
     "folders.had_jobs": "a person's command",
     "history.brought_along": "of a fork, whose turns may be copies of anything",
+    "listing.jobs": "as many of the latest as are asked for",
+    "listing.watched": "the same",
     "history.compare_again": "a person's command",
     "history.exported_sessions": "a person's command about all sessions",
     "policy_enforcement.drop_looser": "once, as settings are changed",

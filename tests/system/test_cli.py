@@ -264,6 +264,7 @@ def test_docs_name_exactly_the_options_that_help_shows(name: str) -> None:
         for param in commands()[name].params
         if param.param_type_name == "option" and not getattr(param, "hidden", False)
         for option in param.opts
+        if option.startswith("--")
     } - {"--help"}
     options = re.search(r"^Options: (.*?)\n\n", sections()[name], re.DOTALL | re.MULTILINE)
     assert set(re.findall("--[a-z-]+", options[1] if options else "")) == shown
