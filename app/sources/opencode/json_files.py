@@ -204,6 +204,7 @@ class JsonRows:
             _text(told, "directory") or "",
             written_ms if created_ms is None else created_ms,
             written_ms if updated_ms is None else updated_ms,
+            _text(told, "title") or "",
         )
 
     def _named(self, message: str) -> Iterator[str]:

@@ -26,6 +26,7 @@ class Head:
     created_ms: int
     updated_ms: int
     """As OpenCode keeps it. What changed inside of its turns is in `Store.changed_ms`."""
+    title: str = ""
 
 
 class Rows(Protocol):

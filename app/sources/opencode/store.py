@@ -91,9 +91,20 @@ class Store:
             found = {head.id: head for head in heads} | found
         return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
+    def heads(self) -> dict[str, Head]:
+        """All sessions by their ids, subagents too."""
+        found: dict[str, Head] = {}
+        for heads in self._all(lambda rows: rows.heads()):
+            found = {head.id: head for head in heads} | found
+        return found
+
+    def head(self, session: str) -> Head | None:
+        """None when it is not there."""
+        return self._where(session, lambda rows: rows.head(session))
+
     def directories(self) -> set[str]:
         """Directories that any session was started in."""
-        return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
+        return {head.directory for head in self.heads().values()}
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
@@ -177,6 +188,12 @@ class Store:
         if self._has_files():
             known.append(self._files)
         return known or [Database(self.path)]  # which says that it is not there
+
+    def left_in_files(self) -> set[str]:
+        """Sessions in JSON files that no database has taken over, where there are databases."""
+        if not (self._known() and self._has_files()):
+            return set()
+        return {head.id for head in self._files.ask(lambda rows: rows.heads()) if head.parent is None}
 
     def _in_databases(self) -> set[str]:
         return {head.id for database in self._known() for head in database.ask(lambda rows: rows.heads())}

@@ -27,7 +27,7 @@ ID = "coalesce(cast(id as text), '')"
 IS_NAMED = "typeof(id) = 'text'"
 HEAD = (
     f"select {ID}, (select cast(p.id as text) from {{0}} p where p.id = s.parent_id), cast(directory as text),"
-    " cast(time_created as integer), cast(time_updated as integer) from {0} s"
+    " cast(time_created as integer), cast(time_updated as integer), cast(title as text) from {0} s"
 )
 WRITTEN = f"count(*) as rows, coalesce(max(iif({IS_TIME}, cast(time_updated as integer), 0)), 0) as updated_ms"
 _HEAD = HEAD.format("session")
@@ -186,5 +186,5 @@ def told(value: Any) -> Json:
 
 
 def head(row: sqlite3.Row) -> Head:
-    name, parent, directory, created_ms, updated_ms = row
-    return Head(name, parent, directory or "", created_ms or 0, updated_ms or 0)
+    name, parent, directory, created_ms, updated_ms, title = row
+    return Head(name, parent, directory or "", created_ms or 0, updated_ms or 0, title or "")
