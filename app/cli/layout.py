@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+
+import typer
 
 from app.runtime.terminal import span, visible
 
@@ -32,8 +35,36 @@ def ago(time_ms: int, now_ms: int) -> str:
     return f"{span(now_ms - time_ms)} ago"
 
 
+def wrapped(line: str, room: int) -> list[str]:
+    """The line in pieces that fit; those behind the first stand two columns further to the right. No word is cut."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(
+        visible(line), room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
+
+
+def show(lines: Iterable[str], *, anew: bool = False) -> None:
+    """Prints lines, wrapped where a terminal is narrower; `anew`: in place of all that stands on it."""
+    text = "\n".join(piece for line in lines for piece in wrapped(line, width()))
+    if anew and sys.stdout.isatty():
+        typer.echo("\x1b[H\x1b[2J", nl=False, color=True)
+    typer.echo(text)
+
+
 def local(time_ms: int, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime(form)
+
+
+def at(time_ms: int, now_ms: int) -> str:
+    """When that was: how long ago, and the local time."""
+    day = local(time_ms, "%Y-%m-%d")
+    clock = local(time_ms, "%H:%M" if day == local(now_ms, "%Y-%m-%d") else "%Y-%m-%d %H:%M")
+    return f"{span(now_ms - time_ms)} ago ({clock})"
+
+
+def ahead(time_ms: int, now_ms: int) -> str:
+    """When that will be; rounded up, so that it is not over when it is said to be now."""
+    return f"in {span(time_ms - now_ms + 999)} ({local(time_ms, '%H:%M:%S')})" if time_ms > now_ms else "now"
 
 
 def size(number: int) -> str:

@@ -18,6 +18,7 @@ from app.runtime import log
 
 FAMILIES: Mapping[str, Sequence[str]] = {
     "running": ("hook", "worker", "migrate", "receiver"),
+    "version": ("version",),
     "status": ("flush", "status"),
     "doctor": ("doctor",),
     "config": ("config",),
@@ -80,8 +81,8 @@ def _options(
 def command_line(arguments: Sequence[str]) -> typer.Typer:
     """With the command that is named first alone, for the sake of its start; with all of them where none is named."""
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         help="Exports OpenCode sessions to Helicone through a durable queue.",

@@ -47,6 +47,8 @@ class Group:
     """Dead: the error without what differs from job to job."""
     jobs: int
     last_ms: int
+    answer: str = ""
+    """How Helicone's answer to the latest of them began, redacted; '' where nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)

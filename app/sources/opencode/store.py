@@ -197,6 +197,12 @@ class Store:
             known.append(self._files)
         return known or [Database(self.path)]  # which says that it is not there
 
+    def left_in_files(self) -> set[str]:
+        """Sessions in JSON files that no database has taken over, where there are databases."""
+        if not (self._known() and self._has_files()):
+            return set()
+        return {head.id for head in self._files.ask(lambda rows: rows.heads()) if head.parent is None}
+
     def _in_databases(self) -> set[str]:
         return {head.id for database in self._known() for head in database.ask(lambda rows: rows.heads())}
 
