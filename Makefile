@@ -12,7 +12,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit matrix frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls wheel check bench lock clean
+.PHONY: help demo test unit matrix frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls minutes wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,7 +56,10 @@ outage: .venv/ready  ## Four days without Helicone, a refused key, 20 machines, 
 years: .venv/ready  ## Three years of use, simulated: the size of the spool (minutes)
 	@$(BIN)/python -m tests.stress.years
 
-wheel: .venv/ready  ## Build the wheel and try it in a clean environment
+minutes: .venv/ready  ## A user's first fifteen minutes from the wheel: install, setup, the real OpenCode, the page, uninstall (minutes)
+	@$(BIN)/python -m tests.system.first_minutes $(INSTALLERS)
+
+wheel: .venv/ready  ## Build the wheel into dist/ and try it in a clean environment (a minute)
 	@$(BIN)/python -m tests.system.wheel
 
 unit: .venv/ready  ## The tests of values and single modules: they start no process
@@ -102,7 +105,7 @@ flips: .venv/ready  ## 500 random faults in the files of a spool; FAULTS and SEE
 	@$(BIN)/python -m tests.stress.flips $(or $(FAULTS),500) $(SEED)
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --extra receiver --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
+	uv pip compile --universal --python-version 3.11 --generate-hashes --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
 
 clean:  ## Remove what was made, OpenCode's cache included
 	rm -rf .venv .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -27,6 +27,8 @@
     │  └─ OverlongError             its answer is too long: fewer records are to be asked for
     ├─ AnswerError                  an answer is not JSON, or nested too deeply
     │  └─ TooManyValuesError        it holds too many values
+    ├─ DestinationError             a destination was named that is not there, or cannot be moved
+    ├─ InUseError                   what is to be removed is in use
     ├─ ReceiverError                the receiver cannot start as asked
     ├─ FaultError                   a script of the receiver's faults cannot be used
     └─ ReceiverStoreError           a file is not the receiver's store, or a query is not known

@@ -130,7 +130,9 @@ class Worker:
         )
         self._policy_check = PolicyCheck(sources)
         self._client = (
-            connect(self._key, redact=_redact(self.settings, self._policy_check.keyring)) if self._key else None
+            connect(self._key, settings.ca_file, _redact(self.settings, self._policy_check.keyring))
+            if self._key
+            else None
         )
         self._recapture = Recapturer(store_file(sources.environ), self.target.id, self.spool.hooks)
         self.queue = Queue(self.spool.path, self.target.id, self._answer, huey_class=_Huey)

@@ -217,6 +217,7 @@ LONG = {
     "app/cli/backfill.py _backfill": "one parameter for each option",
     "app/cli/jobs.py _list": "one parameter for each option",
     "app/cli/recall.py _recall": "one parameter for each option",
+    "app/cli/setup.py _setup": "one parameter for each option",
 }
 """Functions that are longer, or take more, and why. Constructors may."""
 

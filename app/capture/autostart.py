@@ -82,5 +82,5 @@ class Autostart:
 
 def worker_signature(settings: Settings) -> str:
     """Which automatic worker should run: one with another version or other delivery settings is replaced."""
-    options = delivery_options(settings) | {"readbackUrl": settings.readback_url}
+    options = delivery_options(settings) | {"readbackUrl": settings.readback_url, "caFile": settings.ca_file}
     return f"{__version__} {sorted(options.items())}"

@@ -17,6 +17,7 @@ from app.errors import AppError, UsageError
 from app.runtime import log
 
 FAMILIES: Mapping[str, Sequence[str]] = {
+    "setup": ("setup",),
     "running": ("hook", "worker", "migrate", "receiver"),
     "version": ("version",),
     "status": ("flush", "status"),
@@ -29,6 +30,8 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "dead": ("dead",),
     "import_preview": ("import", "preview"),
     "plugin": ("install-plugin", "uninstall-plugin"),
+    "uninstall": ("uninstall",),
+    "destination": ("destination",),
     "backfill": ("backfill",),
     "verify": ("verify",),
     "recall": ("audit", "recall"),

@@ -21,6 +21,10 @@ _NOT_ASKED = (
     " ends every run because of this form, and 1.2.5 to 1.3 do not load it: if yours is one of these, see that"
     " `opencode --version` answers, and install again"
 )
+_NOT_FOUND = (
+    "no OpenCode was found on PATH or where installers put it: the plugin is written in the form for 1.14 and later."
+    " After you installed an older one, run `opencode-helicone install-plugin`"
+)
 
 Everywhere = Annotated[bool, typer.Option("--global", help="For all projects of this user (the default).")]
 Project = Annotated[
@@ -36,14 +40,21 @@ def _install_plugin(*, everywhere: Everywhere = False, project: Project = None, 
     In the form that the installed OpenCode loads; each one found is asked for its
     version. A second time it changes nothing. A file that is not ours is left alone.
     """
+    install_here(_scope(project, everywhere=everywhere), dry_run=dry_run)
+
+
+def install_here(scope: install.Global | install.Project | None = None, *, dry_run: bool = False) -> None:
+    """Put the plugin into this scope (None: for all projects of this user), and say so."""
+    scope = scope or _scope(None, everywhere=True)
     with render.spinner("asking OpenCode for its version"):
         found = programs(os.environ)
     flavour = install.flavour_for(found)
-    scope = _scope(project, everywhere=everywhere)
     done = install.install(scope, python=sys.executable, flavour=flavour, dry_run=dry_run)
     _print_installed(done, "installed" if done.changed else "is installed already", dry_run=dry_run)
     print_lines([f"for {program}" for program in found])
-    if not any(program.version for program in found):
+    if not found:
+        print_lines([_NOT_FOUND])
+    elif not any(program.version for program in found):
         print_lines([_NOT_ASKED])
     elif flavour == "function" and not all(install.fits(flavour, one.version) for one in found if one.version):
         print_lines(

@@ -8,23 +8,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from platformdirs import user_data_path
 
 from app.cli.options import (
     OF_DESTINATION,
     OF_SPOOL,
-    PROBLEM,
-    PROGRAM,
     USAGE,
     complain,
     print_lines,
+    receiver_store,
     takes,
 )
 from app.database.open import open_ledger
 from app.database.schema import migrations
 from app.ledger.destinations import Destination
 from app.settings.lookup import Sources, unattended
-from app.settings.model import SettingsError, standard_folder
+from app.settings.model import SettingsError
 
 commands = typer.Typer()
 
@@ -85,20 +83,15 @@ def _receiver(
 
     To try the program without Helicone, on this machine only.
     """
-    try:
-        from app.receiver import server  # noqa: PLC0415 - an extra: everything else works without it
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("app"):
-            raise
-        complain(f"the receiver needs {error.name}: pip install '{PROGRAM}[receiver]'")
-        raise typer.Exit(PROBLEM) from None
-    kept = store or standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
+    from app.receiver import server  # noqa: PLC0415 - its web server takes longer to load than most commands run
+
+    kept = store or receiver_store()
     server.serve(
         host=host,
         port=port,
         store_path=kept,
         faults_path=faults,
-        on_listening=lambda url, key: print_lines(_receiver_lines(url, key, str(kept))),
+        on_listening=lambda url, key, page: print_lines(_receiver_lines(url, key, str(kept), page)),
     )
 
 
@@ -109,6 +102,7 @@ def _worker_lines(target: Destination, log: str) -> Iterator[str]:
         yield f"no HELICONE_API_KEY is set: jobs wait; log: {log}"
 
 
-def _receiver_lines(url: str, key: str, store: str) -> Iterator[str]:
+def _receiver_lines(url: str, key: str, store: str, page: str) -> Iterator[str]:
     yield f"listening on {url}, keeping {store}"
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
+    yield f"to see what arrives, open {page}"

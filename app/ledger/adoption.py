@@ -6,10 +6,10 @@ import sqlite3
 from collections.abc import Sequence
 
 from app.database.connection import transaction
-from app.ledger import destinations
+from app.ledger import destinations, incidents
 from app.ledger.destinations import Destination
 from app.ledger.job import BATCH, Body, Kept, LedgerError, Version, bodies, kept
-from app.ledger.versions import insert, supersede_where
+from app.ledger.versions import forget_contents, insert, supersede_where
 
 
 def adopt(
@@ -85,6 +85,29 @@ def adopt_rotated(db: sqlite3.Connection, ours: Destination, now_ms: int) -> Non
     """Adopt what waits for a key that is refused by now, if its own folder was captured with our key since."""
     for from_id, folder in destinations.rotated(db, ours):
         adopt(db, from_id, ours.id, now_ms=now_ms, folder=folder)
+
+
+def give_up(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
+    """pending or dead -> dropped (purged): all of a destination that nobody is posting; the number of jobs.
+
+    Bodies and attempts go, the keys stay known, so that nothing exports them again by itself.
+    """
+    given_up = 0
+    while True:
+        with transaction(db):
+            rows = db.execute(
+                "update job set state = 'dropped', drop_reason = 'purged', due_ms = null, finished_ms = :now,"
+                " body_bytes = 0 where id in (select id from job where destination_id = :destination"
+                "  and (state = 'dead' or (state = 'pending' and lease_until_ms is null)) limit :batch)"
+                " and (state = 'dead' or (state = 'pending' and lease_until_ms is null)) returning id",
+                {"now": now_ms, "destination": destination_id, "batch": BATCH},
+            ).fetchall()
+            forget_contents(db, [row["id"] for row in rows])
+            if rows:
+                incidents.note_unerased(db, now_ms)
+        given_up += len(rows)
+        if not rows:
+            return given_up
 
 
 def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, now_ms: int) -> None:

@@ -93,5 +93,10 @@ def _begin_wal_anew(db: Ledger) -> bool:
 def _foreign(path: Path) -> Iterator[str]:
     """What lies in the spool and was not put there by this program."""
     for one in sorted(path.parent.iterdir()):
-        if one.name not in _OURS and not one.name.startswith(_OURS_BEGIN):
+        if not is_ours(one.name):
             yield one.name
+
+
+def is_ours(name: str) -> bool:
+    """Whether this is what the program calls a file or folder of a spool; copies of the ledger apart."""
+    return name in _OURS or name.startswith(_OURS_BEGIN)

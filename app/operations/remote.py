@@ -48,5 +48,5 @@ def asked(settings: Settings) -> Iterator[Remote]:
     plan = TRAITS.read_back("on", settings.endpoint, key, settings.readback_url)
     if not key or plan.url is None:
         raise ReadBackError(plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)")
-    with connect(key) as client:
+    with connect(key, settings.ca_file) as client:
         yield Remote(client, plan.url, plan.queries_per_minute)

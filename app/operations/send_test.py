@@ -31,7 +31,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
     key = settings.api_key.get_secret_value()
     request_id = uuid.uuid4()
     try:
-        made = connect(key)
+        made = connect(key, settings.ca_file)
     except ClientError as error:
         name = "certificates-unusable" if "SSL_CERT" in str(error) else "not-sent"
         yield Finding("send", "problem", f"not sent: {error}", "correct it", name)

@@ -5,6 +5,8 @@
     POST /v1/request/query-clickhouse                           read back
     POST /_faults                                               script what goes wrong next (see app/faults.py)
     GET  /_sends                                                every POST that arrived, in order
+    GET  /, /session                                            a page for people, in exchange for a pass
+    POST /_stop                                                 end, in exchange for the key
 
 It listens on this machine only, answers nobody who calls it by another name (a web page's name may be made to point
 here), and knows one key, random, which lies beside its store. What was sent under one key is read back only with it.
@@ -15,14 +17,11 @@ looks for here.
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import hmac
 import json
-import os
 import re
-import secrets
 import socket
 import sqlite3
-import string
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -36,15 +35,14 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import AppError
-from app.receiver import faults, handler, store
+from app.receiver import faults, handler, page, store
+from app.receiver.access import COOKIE, ReceiverError, own_key, page_pass, page_url
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime import clock
-from app.runtime.filesystem import private_file
 from app.runtime.url import RouteKind, is_loopback
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
@@ -52,15 +50,10 @@ READ_LIMIT_MAX = 1_000
 
 _WORKER_PATH = "/custom/v1/log"
 _JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
-_KEY_SIGNS = string.ascii_lowercase + string.digits
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 _SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNORECASE)
 
 _Object: TypeAlias = dict[str, Any]
-
-
-class ReceiverError(AppError):
-    """The receiver cannot start as asked."""
 
 
 def create(
@@ -69,12 +62,14 @@ def create(
     keys: frozenset[str] | None = None,
     script: Iterable[Fault] = (),
     on_ready: Callable[[], None] = lambda: None,
+    on_stop: Callable[[], None] = lambda: None,
 ) -> Starlette:
     """The receiver as an ASGI application. It opens its store when it starts, in the thread that serves it.
 
-    `keys`: the API keys that it knows; None, for tests: every well-formed one. `on_ready` is called once it can answer.
+    `keys`: the API keys that it knows; None, for tests: every well-formed one. `on_ready` is called once it can
+    answer, `on_stop` when somebody who has a key wants it to end.
     """
-    handlers = _Handlers(keys, Script(script))
+    handlers = _Handlers(keys, Script(script), on_stop)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -91,31 +86,14 @@ def create(
             Route("/v1/request/query-clickhouse", handlers.query, methods=["POST"]),
             Route("/_faults", handlers.script, methods=["POST"]),
             Route("/_sends", handlers.show_sends, methods=["GET"]),
+            Route("/_stop", handlers.stop, methods=["POST"]),
+            Route("/", handlers.show_overview, methods=["GET"]),
+            Route("/session", handlers.show_session, methods=["GET"]),
         ],
     )
     app.router.redirect_slashes = False  # neither of the real servers does
     app.add_middleware(_CalledByName)
     return app
-
-
-def own_key(store_path: Path) -> str:
-    """The key of all receivers that keep this store; made when it is asked for first. Raises ReceiverError."""
-    real = Path(os.path.realpath(store_path))
-    path = real.with_name(f"{real.name}.key")
-    try:
-        with private_file(path).open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # two that start at once would each make one
-            data = file.read()
-            if not data:
-                groups = ("".join(secrets.choice(_KEY_SIGNS) for _ in range(7)) for _ in range(4))
-                data = "-".join(["sk", "helicone", *groups]).encode() + b"\n"
-                file.write(data)
-        key = data.decode("utf-8", "replace").strip()
-    except OSError as error:
-        raise ReceiverError(f"{path} cannot be used: {error.strerror or error}") from error
-    if not handler.is_well_formed(key):
-        raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
-    return key
 
 
 def serve(
@@ -124,11 +102,11 @@ def serve(
     port: int,
     store_path: Path,
     faults_path: Path | None = None,
-    on_listening: Callable[[str, str], None] = lambda _url, _key: None,
+    on_listening: Callable[[str, str, str], None] = lambda _url, _key, _page: None,
 ) -> None:
     """Serve until SIGINT, then return; SIGTERM ends the process once everything is closed.
 
-    Port 0 takes a free one; `on_listening` gets the address and the key.
+    Port 0 takes a free one; `on_listening` gets the address, the key, and the address of the page.
 
     `faults_path`: a JSON file with the first faults. Raises ReceiverError, ReceiverStoreError, FaultError.
     """
@@ -137,9 +115,17 @@ def serve(
         pass  # refuse a wrong file here: once it runs, the server could only log it
     with listening(host, port) as bound:
         url, key = address(bound), own_key(store_path)
-        app = create(store_path, keys=frozenset({key}), script=script, on_ready=lambda: on_listening(url, key))
+        served: list[uvicorn.Server] = []
+        app = create(
+            store_path,
+            keys=frozenset({key}),
+            script=script,
+            on_ready=lambda: on_listening(url, key, page_url(url, key)),
+            on_stop=lambda: setattr(served[0], "should_exit", True),
+        )
+        served.append(server(app))
         with suppress(KeyboardInterrupt):
-            server(app).run(sockets=[bound])
+            served[0].run(sockets=[bound])
 
 
 def server(app: Starlette) -> uvicorn.Server:
@@ -185,9 +171,10 @@ class _Handlers:
 
     db: sqlite3.Connection
 
-    def __init__(self, keys: frozenset[str] | None, script: Script) -> None:
+    def __init__(self, keys: frozenset[str] | None, script: Script, on_stop: Callable[[], None]) -> None:
         self._keys = keys
         self._script = script
+        self._on_stop = on_stop
 
     async def log(self, request: Request) -> Response:
         raw = await _read(request)
@@ -262,6 +249,40 @@ class _Handlers:
 
     async def show_sends(self, _request: Request) -> Response:
         return JSONResponse({"sends": [asdict(send) for send in store.sends(self.db)]})
+
+    async def stop(self, request: Request) -> Response:
+        refusal = handler.jawn_refusal(request.headers, self._keys)
+        if refusal is not None:
+            return _response(refusal)
+        self._on_stop()
+        return PlainTextResponse("ends")
+
+    async def show_overview(self, request: Request) -> Response:
+        told = request.query_params.get("pass")
+        if told is not None and self._is_pass(told):
+            # Out of the address, which people copy and browsers remember.
+            answer = RedirectResponse("./", status_code=303)
+            answer.set_cookie(COOKIE, told, httponly=True, samesite="strict")
+            return answer
+        return self._page(request, lambda: page.overview(store.sessions(self.db)))
+
+    async def show_session(self, request: Request) -> Response:
+        wanted = request.query_params.get("id", "")
+        return self._page(request, lambda: page.session(store.of_session(self.db, wanted)))
+
+    def _page(self, request: Request, make: Callable[[], str]) -> Response:
+        is_allowed = self._keys is None or self._is_pass(request.cookies.get(COOKIE, ""))
+        headers = {
+            "content-security-policy": page.POLICY,
+            "referrer-policy": "no-referrer",
+            "cache-control": "no-store",
+        }
+        if not is_allowed:
+            return HTMLResponse(page.CLOSED, 403, headers)
+        return HTMLResponse(make(), headers=headers)
+
+    def _is_pass(self, told: str) -> bool:
+        return any(hmac.compare_digest(page_pass(key).encode(), told.encode()) for key in self._keys or ())
 
 
 class _CalledByName:

@@ -65,6 +65,9 @@ create table send (
     status integer not null default 0
 ) strict;
 """
+SESSIONS_MAX = 200
+"""On the page."""
+_SESSION_ID = "json_extract(properties, '$.\"Helicone-Session-Id\"')"
 _COLUMNS = tuple(field.name for field in fields(Log))
 
 Filter: TypeAlias = tuple[str, list[object]]
@@ -88,6 +91,21 @@ class Stored:
     def path(self) -> str:
         """Where Helicone shows it in its session."""
         return "/" + self.log.properties.get("Helicone-Session-Path", "").strip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the store holds of one session, summed up."""
+
+    id: str
+    name: str
+    title: str
+    """As its latest log says; '' where none does."""
+    start_ms: int
+    requests: int
+    tokens: int
+    cost_usd: float
+    errors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +207,50 @@ def select(
         f" order by created_ms {direction}, rowid {direction} limit ? offset ?",
         (owner, *parameters, limit, offset),
     )
+    return [_stored(row) for row in rows]
+
+
+def sessions(db: sqlite3.Connection, limit: int = SESSIONS_MAX) -> list[Session]:
+    """Those that began last, the latest first."""
+    rows = db.execute(
+        f"select {_SESSION_ID} as id, max(json_extract(properties, '$.\"Helicone-Session-Name\"')) as name,"  # noqa: S608 - our own literals
+        " min(created_ms) as start_ms, count(*) as requests, sum(cost_usd) as cost_usd, sum(status >= 400) as errors,"
+        " sum(prompt_tokens + cache_read_tokens + completion_tokens) as tokens"
+        f" from log where {_SESSION_ID} is not null group by 1 order by start_ms desc limit ?",
+        (limit,),
+    ).fetchall()
+    titled = db.execute(
+        f"select {_SESSION_ID} as id, response_body from log where model = 'opencode/session'"  # noqa: S608 - the same
+        " order by length(json_extract(properties, '$.\"Helicone-Session-Path\"')) desc, created_ms"
+    )
+    # A subagent's path is longer than that of the session which called it.
+    titles = {row["id"]: _title(row["response_body"]) for row in titled}
+    return [
+        Session(
+            id=row["id"],
+            name=row["name"] or "",
+            title=titles.get(row["id"], ""),
+            start_ms=row["start_ms"],
+            requests=row["requests"],
+            tokens=row["tokens"],
+            cost_usd=row["cost_usd"],
+            errors=row["errors"],
+        )
+        for row in rows
+    ]
+
+
+def _title(response_body: str | None) -> str:
+    try:
+        title = json.loads(response_body or "null")["choices"][0]["message"]["content"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return ""
+    return title if isinstance(title, str) else ""
+
+
+def of_session(db: sqlite3.Connection, session: str) -> list[Stored]:
+    """Its rows, by start time."""
+    rows = db.execute(f"select * from log where {_SESSION_ID} = ? order by created_ms, rowid limit 10000", (session,))  # noqa: S608 - our own literal
     return [_stored(row) for row in rows]
 
 

@@ -12,15 +12,23 @@ import json
 import re
 import tomllib
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
-from app.runtime.url import is_unprotected
+from app.runtime.url import EndpointError, is_unprotected, normalise
 from app.settings.model import SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError, checked
-from app.settings.names import IN_CONFIG_FILE, LIMITS, NAMES, ON_COMMAND_LINE, TIGHTENING
+from app.settings.names import (
+    ALLOWED_ENDPOINTS,
+    IN_CONFIG_FILE,
+    IN_SYSTEM_FILE,
+    LIMITS,
+    NAMES,
+    ON_COMMAND_LINE,
+    TIGHTENING,
+)
 from app.settings.options import Options, excerpt, from_values, layer_of, unit_of, words, words_of
 from app.settings.places import text_of
 from app.settings.strictest import strictest
@@ -37,6 +45,7 @@ def load(  # noqa: PLR0913 - one for each kind of source
     options: Sequence[Options] = (),
     complaints: Iterable[Complaint] = (),
     config_file: Path | None = None,
+    system_file: Path | None = None,
 ) -> Settings:
     """The settings in force. Raises SettingsError with every problem found in what the user says directly.
 
@@ -56,10 +65,15 @@ def load(  # noqa: PLR0913 - one for each kind of source
         *(layer_of(one, told) for one in options),
         _from_config_file(config_file, problems),
     ]
+    pinned, allowed = _from_system_file(system_file, problems)
+    layers.append(pinned)
+    _read_key_file(layers, problems)
     secrets = _secrets(layers)
     for layer in layers:
         _judge_what_may_leave(layer, problems, secrets)
     settings = _validated(layers, base, problems, secrets)
+    if settings is not None and allowed is not None:
+        problems += _not_allowed(settings, allowed, system_file)
     if settings is None or problems:
         raise SettingsError(problems)
     return settings.model_copy(update={"complaints": tuple(dict.fromkeys(told))})
@@ -141,9 +155,70 @@ def _problem(name: str, given: Given, message: str, secrets: Iterable[str]) -> s
 def _from_config_file(path: Path | None, problems: list[str]) -> Layer:
     if path is None:
         return {}
-    try:
-        options = tomllib.loads(text_of(path, problems))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        problems.append(f"config file {path}: it is not TOML: {error}")
-        return {}
+    options = _toml(path, "config file", problems)
     return from_values(options, IN_CONFIG_FILE, Origin("config file", f"config file {path}"), problems)
+
+
+def _from_system_file(path: Path | None, problems: list[str]) -> tuple[Layer, tuple[str, ...] | None]:
+    """What the administrator pins, and the endpoints that are allowed; None: all are.
+
+    What is wrong there is a problem of everybody's settings: then nothing is captured and nothing leaves.
+    """
+    if path is None:
+        return {}, None
+    options = _toml(path, "system file", problems)
+    origin = Origin("system file", f"system file {path}")
+    listed = options.pop(ALLOWED_ENDPOINTS, None)
+    layer = from_values(options, IN_SYSTEM_FILE, origin, problems)
+    if listed is None:
+        return layer, None
+    if not isinstance(listed, list) or not listed:
+        problems.append(f"{ALLOWED_ENDPOINTS} from {origin.text}: it should be a list of URLs, not an empty one")
+        return layer, None
+    allowed = []
+    for url in listed:
+        try:
+            allowed.append(normalise(str(url)))
+        except EndpointError as error:
+            problems.append(f"{ALLOWED_ENDPOINTS} from {origin.text}: {error}")
+    if allowed:
+        layer["endpoint"] = Given(allowed[0], origin)  # for those who choose none
+    return layer, tuple(allowed)
+
+
+def _not_allowed(settings: Settings, allowed: Sequence[str], system_file: Path | None) -> Iterator[str]:
+    """The key goes to both, and what is read back shows what was sent."""
+    for name, url in (("endpoint", settings.endpoint), ("readback_url", settings.readback_url)):
+        if url is not None and not any(url == one or url.startswith(f"{one}/") for one in allowed):
+            told = f"system file {system_file} allows only {', '.join(allowed)}"
+            yield f"{NAMES[name].option} from {settings.origin(name)}: {told}"
+
+
+def _toml(path: Path, kind: str, problems: list[str]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text_of(path, problems))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        problems.append(f"{kind} {path}: it is not TOML: {error}")
+        return {}
+
+
+def _read_key_file(layers: Sequence[Layer], problems: list[str]) -> None:
+    """The highest layer that names a key or a file of one decides. A file of a lower one is not looked at."""
+    named = next((layer for layer in layers if layer.keys() & {"api_key", "api_key_file"}), {})
+    given = named.get("api_key_file")
+    if given is None:
+        return
+    if "api_key" in named:
+        problems.append(f"HELICONE_API_KEY and HELICONE_API_KEY_FILE from {given.origin.text}: set only one of them")
+        return
+    try:
+        path = checked("api_key_file", given.value)
+    except ValidationError:
+        return  # told of with the other values
+    assert isinstance(path, Path)  # noqa: S101 - checked
+    problems_before = len(problems)
+    key = text_of(path, problems).strip()
+    if key:
+        named["api_key"] = Given(SecretStr(key), Origin(given.origin.source, f"{path}, {given.origin.text}"))
+    elif len(problems) == problems_before:
+        problems.append(f"{path}: it holds no key")

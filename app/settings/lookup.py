@@ -9,7 +9,7 @@ from pathlib import Path
 from app.settings.layers import load
 from app.settings.model import Complaint, Settings, Source, standard_folder
 from app.settings.options import Options
-from app.settings.places import config_folder, existing
+from app.settings.places import SYSTEM_FILE, config_folder, existing, unless_absent
 from app.sources.opencode import config
 from app.sources.opencode.config import Configuration, Document, Entry, Problem
 
@@ -27,6 +27,8 @@ class Sources:
     env_file: Path | None = None
     """An `.env` file that the person named. It stands in for that of `cwd`, and counts whole."""
     command_line: Mapping[str, object] = field(default_factory=dict)
+    system: Path = SYSTEM_FILE
+    """The administrator's file, for all users of this machine."""
 
     def load(
         self,
@@ -53,11 +55,12 @@ class Sources:
             options=list(self._options(found, handed or {}, recorded or {}, is_folder_known=directory is not None)),
             complaints=[_complaint(problem) for problem in found.problems],
             config_file=existing(self.own / "config.toml"),
+            system_file=unless_absent(self.system),
         )
 
     def basis(self, directory: str | None = None) -> object:
         """What all files hold that `load` reads for the directory: equal for as long as nothing in them changes."""
-        files = [*self._dotenv(), self._folder_dotenv(), existing(self.own / "config.toml")]
+        files = [*self._dotenv(), self._folder_dotenv(), existing(self.own / "config.toml"), self.system]
         texts = tuple((path, _text(path)) for path in files if path is not None)
         return texts, config.read(self.environ, directory).basis
 

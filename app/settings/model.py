@@ -45,12 +45,14 @@ Source: TypeAlias = Literal[
     "user",
     "recorded",
     "config file",
+    "system file",
     "default",
 ]
 """`folder .env`: of the folder where a command was typed; `.env`: of the user's configuration folder. `project`: files
 of the project, or what OpenCode handed to the plugin there; `named`: OpenCode's files that its environment names;
-`user`: those that it finds by itself everywhere; `recorded`: by a hook."""
-SEEN_LATER: tuple[Source, ...] = ("default", "config file", ".env", "user")
+`user`: those that it finds by itself everywhere; `recorded`: by a hook; `system file`: the administrator's, for all
+users."""
+SEEN_LATER: tuple[Source, ...] = ("default", "system file", "config file", ".env", "user")
 """Sources that a later process finds by itself, whatever its environment and its directory are."""
 
 
@@ -95,6 +97,16 @@ def _folder(value: object) -> object:
     return value
 
 
+def _file(value: object) -> object:
+    try:
+        path = Path(str(value)).expanduser() if isinstance(_folder(value), str | Path) else Path()
+    except (RuntimeError, ValueError):  # `~name` of nobody
+        path = Path()
+    if not path.is_absolute():
+        raise ValueError("it should be the absolute path of a file")
+    return path
+
+
 def _path_prefix(text: str) -> str:
     prefix = text.rstrip("/")
     if not re.match("/[^/]", prefix) or not prefix.isprintable():
@@ -136,6 +148,7 @@ _Count: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 _Bytes: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=2**50)]
 _Milliseconds: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=3660 * 24 * 60 * 60 * 1000)]
 _Folder: TypeAlias = Annotated[Path, BeforeValidator(_folder)]
+_File: TypeAlias = Annotated[Path, BeforeValidator(_file)]
 _PathPrefix: TypeAlias = Annotated[str, Field(strict=True, max_length=200), AfterValidator(_path_prefix)]
 _Person: TypeAlias = Annotated[str, Field(strict=True, max_length=200), AfterValidator(_person)]
 _Pattern: TypeAlias = Annotated[str, Field(max_length=10_000)]
@@ -168,10 +181,14 @@ class Settings(BaseSettings):
     """False: nothing is captured and nothing is sent."""
     api_key: _Key | None = None
     """None: jobs wait."""
+    api_key_file: _File | None = None
+    """Where `load` has read the key."""
     endpoint: _Url = "https://api.worker.helicone.ai"
     """Without a slash at its end."""
     allow_http: _Truth = False
     """True: an endpoint on another machine may be http://, where everybody on the way reads along."""
+    ca_file: _File | None = None
+    """Certificates that are trusted beside the system's."""
     export_mode: Literal["full", "metadata_only", "off"] = "full"
     redact_patterns: _Patterns = ()
     """Regular expressions, not compiled here: whether they compile is for the redaction to say."""

@@ -58,8 +58,10 @@ class Name:
 NAMES = {
     "enable": Name("enable", "OPENCODE_HELICONE_ENABLE", _read_truth),
     "api_key": Name("apiKey", "HELICONE_API_KEY", SecretStr, plugin=False),
+    "api_key_file": Name("apiKeyFile", "HELICONE_API_KEY_FILE", plugin=False),
     "endpoint": Name("endpoint", "HELICONE_ENDPOINT", plugin=False),
     "allow_http": Name("allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", _read_truth, plugin=False),
+    "ca_file": Name("caFile", "OPENCODE_HELICONE_CA_FILE", plugin=False),
     "export_mode": Name("exportMode", "OPENCODE_HELICONE_EXPORT_MODE"),
     "redact_patterns": Name("redactPatterns", "OPENCODE_HELICONE_REDACT_PATTERNS", _read_list),
     "redact_secrets": Name("redactSecrets", "OPENCODE_HELICONE_REDACT_SECRETS", _read_truth),
@@ -109,6 +111,9 @@ DELIVERY = (
 
 BY_OPTION = {name.option: field_name for field_name, name in NAMES.items()}
 IN_CONFIG_FILE = {option: name for option, name in BY_OPTION.items() if name != "api_key"}
+IN_SYSTEM_FILE = {NAMES[name].option: name for name in TIGHTENING}
+ALLOWED_ENDPOINTS = "allowedEndpoints"
+"""In the system-wide file beside these: where logs may be sent, and where they may be read back."""
 IN_PLUGIN = {option: name for option, name in BY_OPTION.items() if NAMES[name].plugin}
 HELD = "held"
 """In a record beside options: why nothing of the folder may leave."""

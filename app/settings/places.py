@@ -6,6 +6,7 @@ projects of others, whose `.env` must not redirect them.
 
 from __future__ import annotations
 
+import sys
 from os.path import isfile
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from app.settings.model import PROGRAM
 _FILE_BYTES_MAX = 1_000_000
 
 
+SYSTEM_FILE = Path(
+    "/Library/Application Support/opencode-helicone/config.toml"
+    if sys.platform == "darwin"
+    else "/etc/opencode-helicone/config.toml"
+)
+"""The administrator's, for all users. No variable can name another one: it may say what must not leave."""
+
+
 def config_folder() -> Path:
     """The user's own folder of `config.toml` and `.env`."""
     return user_config_path(PROGRAM, appauthor=False)
@@ -23,6 +32,17 @@ def config_folder() -> Path:
 
 def existing(path: Path) -> Path | None:
     return path if isfile(path) else None  # noqa: PTH113 - Path.is_file raises where the folder may not be read
+
+
+def unless_absent(path: Path) -> Path | None:
+    """The path, also where nobody can say whether there is something: then reading it is the problem to tell of."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        pass
+    return path
 
 
 def text_of(path: Path, problems: list[str]) -> str:

@@ -60,7 +60,7 @@ def from_folder_dotenv(path: Path, above: Layer, problems: list[str], complaints
     """
     layer = from_dotenv(path, problems, "folder .env")
     counts = {"api_key", "enable", "export_mode", "redact_patterns"}
-    if "api_key" in layer and "api_key" not in above:
+    if "api_key" in layer and not above.keys() & {"api_key", "api_key_file"}:
         counts.add("endpoint")
     if (switch := layer.get("redact_secrets")) is not None and switch.value is True:
         counts.add("redact_secrets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from app.settings.model import Given, Settings
 from app.settings.names import CAPTURE, DELIVERY, HELD, LIMITS, NAMES, TIGHTENING
@@ -55,8 +56,8 @@ def shown(settings: Settings) -> list[Shown]:
     values = {name: getattr(settings, name) for name in NAMES} | {
         "api_key": "set" if settings.api_key else "not set",
         "redact_patterns": list(settings.redact_patterns),
-        "spool_directory": str(settings.spool_directory),
     }
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     origins = {name: settings.origin(name) for name in NAMES}
     for name, given in settings.folder_limits.items():
         values[name], origins[name] = given.value, f"{given.origin.text}, for this folder's jobs alone"

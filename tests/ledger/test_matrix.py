@@ -483,6 +483,10 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
     "settle_notices": (lambda d, *_: notices.settle_notices(d.db, "store", {"ses_1": d.now_ms}), {}),
     "forget_notices": (lambda d, *_: notices.forget_notices(d.db, "store", d.now_ms), {}),
     # adoption
+    "give_up": (
+        lambda d, *_: adoption.give_up(d.db, d.destination, d.now_ms),
+        to("dropped (purged)", *FREE, *DEAD),
+    ),
     "adopt": (lambda d, *_: adoption.adopt(d.db, d.destination, another(d).id, now_ms=d.now_ms), SAME),
     "adopt where the session is known": (lambda d, *_: adopt_where_known(d), to("superseded", *FREE)),
     "adopt_rotated": (lambda d, *_: rotate(d, adoption.adopt_rotated), SAME),

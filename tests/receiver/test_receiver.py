@@ -22,10 +22,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.receiver import handler, server
+from app.receiver import access, handler, server
 from app.receiver import store as shelf
+from app.receiver.access import ReceiverError
 from app.receiver.faults import Fault, FaultError
-from app.receiver.server import ReceiverError
 from tests.support import servers
 from tests.support.servers import Receiver, api_key
 from tests.support.waiting import wait_until
@@ -138,7 +138,7 @@ def test_jawn_answers_nothing(post: Posting, path: str) -> None:
     assert len(post.rows()) == 1
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/log", "/custom/v1/log/", "/v1/trace/log", "/jawn" + JAWN])
+@pytest.mark.parametrize("path", ["/v1", "/v1/log", "/custom/v1/log/", "/v1/trace/log", "/jawn" + JAWN])
 def test_any_other_path_is_404(post: Posting, path: str) -> None:
     answer = post(path, envelope())
     assert (answer.status_code, answer.text) == (404, "invalid path")
@@ -841,10 +841,10 @@ def test_a_request_that_names_no_host_is_refused(running: Receiver) -> None:
 
 def test_its_own_key_is_random_private_and_the_same_after_a_restart(store: Path, tmp_path: Path) -> None:
     store.parent.mkdir()
-    key = server.own_key(store)
+    key = access.own_key(store)
     assert handler.is_well_formed(key)
-    assert server.own_key(store) == key
-    assert server.own_key(tmp_path / "another.db") != key
+    assert access.own_key(store) == key
+    assert access.own_key(tmp_path / "another.db") != key
     assert stat.S_IMODE(store.with_name("store.db.key").stat().st_mode) == 0o600
     with servers.receiving(store):
         pass
@@ -862,7 +862,7 @@ def test_receivers_that_keep_one_store_have_one_key(store: Path, tmp_path: Path)
 
         def key(name: Path, at_once: threading.Barrier = at_once) -> str:
             at_once.wait()
-            return server.own_key(name)
+            return access.own_key(name)
 
         with ThreadPoolExecutor(len(names)) as pool:
             assert len({*pool.map(key, names)}) == 1
@@ -870,10 +870,10 @@ def test_receivers_that_keep_one_store_have_one_key(store: Path, tmp_path: Path)
 
 def test_a_key_file_that_holds_no_key_is_named(store: Path) -> None:
     store.parent.mkdir()
-    server.own_key(store)
+    access.own_key(store)
     store.with_name("store.db.key").write_text("guessed\n")
     with pytest.raises(ReceiverError, match=r"store\.db\.key"):
-        server.own_key(store)
+        access.own_key(store)
 
 
 SERVE = """
@@ -882,7 +882,7 @@ from pathlib import Path
 from app.receiver.server import serve
 serve(
     host="127.0.0.1", port=0, store_path=Path(sys.argv[1]), faults_path=Path(sys.argv[2]),
-    on_listening=lambda url, key: print(url, key, flush=True),
+    on_listening=lambda url, key, _page: print(url, key, flush=True),
 )
 print("stopped")
 """

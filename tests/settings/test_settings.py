@@ -61,6 +61,7 @@ NOT_PLUGIN = (
     Row("allow_http", "allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", value=True, other=False, default=False),
     Row("readback_url", "readbackUrl", "HELICONE_READBACK_URL", "http://[::1]:1", "https://b/c", None),
     Row("dashboard_url", "dashboardUrl", "HELICONE_DASHBOARD_URL", "http://host:3000", "https://b/c", None),
+    Row("ca_file", "caFile", "OPENCODE_HELICONE_CA_FILE", "/a.pem", "/b.pem", None),
     Row("user_id", "userId", "OPENCODE_HELICONE_USER_ID", "one", "two", None),
 )
 MODE = Row("export_mode", "exportMode", "OPENCODE_HELICONE_EXPORT_MODE", "off", "metadata_only", "full")
@@ -81,7 +82,7 @@ def as_text(value: object) -> str:
 
 
 def as_held(row: Row, value: object) -> object:
-    if row.field == "spool_directory":
+    if row.field in {"spool_directory", "ca_file"}:
         return Path(str(value))
     return tuple(value) if isinstance(value, list) else value
 
@@ -752,7 +753,7 @@ def test_config_folder_is_where_the_user_has_put_such_things(tmp_path: Path, mon
 def test_every_setting_is_shown_with_unit_and_origin() -> None:
     settings = load_variables(OPENCODE_HELICONE_MAX_SPOOL_SIZE="7", OPENCODE_HELICONE_REDACT_REGEX="a")
     lines = {line.name: (line.value, line.origin, line.unit) for line in shown(settings)}
-    assert set(lines) == {row.option for row in ROWS} | {"apiKey"}
+    assert set(lines) == {row.option for row in ROWS} | {"apiKey", "apiKeyFile"}
     assert lines["maxSpoolSize"] == (7, "environment OPENCODE_HELICONE_MAX_SPOOL_SIZE", "bytes")
     assert lines["redactPatterns"] == (["a"], "environment OPENCODE_HELICONE_REDACT_REGEX", "")
     assert lines["flushInterval"] == (30_000, "default", "milliseconds")
@@ -761,7 +762,7 @@ def test_every_setting_is_shown_with_unit_and_origin() -> None:
 
 def test_every_field_has_its_names() -> None:
     assert set(Settings.model_fields) - set(names.NAMES) == {"origins", "folder_limits", "unseen", "complaints"}
-    assert {row.field for row in ROWS} | {"api_key"} == set(names.NAMES)
+    assert {row.field for row in ROWS} | {"api_key", "api_key_file"} == set(names.NAMES)
 
 
 def test_example_file_has_every_variable_with_default_and_unit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -798,16 +798,6 @@ def test_receiver_serves_until_it_is_interrupted(station: Station) -> None:
     assert "10.0.0.1" in complaint(typed(station, "receiver", "--host", "10.0.0.1"), 1)
 
 
-def test_receiver_without_its_extra_says_what_to_install(station: Station) -> None:
-    script = (
-        "import sys; sys.modules['uvicorn'] = None; sys.argv[1:] = ['receiver']; from app.cli.main import main; main()"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", script], env=station.environ, capture_output=True, text=True, check=False
-    )
-    assert "opencode-helicone[receiver]" in complaint(process, 1)
-
-
 def test_plugin_is_installed_and_taken_away(station: Station) -> None:
     installed = station.home / "config" / "opencode" / "plugin" / "opencode-helicone.js"
     said_, *more = typed(station, "install-plugin", "--dry-run").stdout.splitlines()

@@ -1,10 +1,11 @@
-"""`make wheel`: builds the wheel and tries it as a user gets it, in a clean virtual environment."""
+"""`make wheel`: builds the wheel into `dist/` and tries it as a user gets it, in a clean virtual environment."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -76,10 +77,21 @@ def use(programs: Path, folder: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="opencode-helicone-wheel-") as name:
         folder = Path(name)
+        say("building the wheel ...")
         wheel = build(folder / "dist")
         look_inside(wheel)
-        use(install(wheel, folder), folder)
-        sys.stdout.write(f"{wheel.name}: installed, migrated, imported\n")
+        say(f"{wheel.name}: installing it with the locked versions into a new environment ...")
+        programs = install(wheel, folder)
+        say("using it ...")
+        use(programs, folder)
+        (ROOT / "dist").mkdir(exist_ok=True)
+        shutil.copy2(wheel, ROOT / "dist" / wheel.name)
+        say(f"dist/{wheel.name}: installed, migrated, imported")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

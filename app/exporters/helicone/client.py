@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -61,7 +62,14 @@ class Client:
     redirect, never retries, never compresses, reads no .netrc, keeps no cookies. Raises ClientError.
     """
 
-    def __init__(self, api_key: str, *, deadline_s: float = 30.0, redact: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        ca_file: Path | None = None,
+        deadline_s: float = 30.0,
+        redact: Callable[[str], str] | None = None,
+    ) -> None:
         """`redact`: what every kept answer goes through; without it none is kept."""
         if not _KEY.fullmatch(api_key):
             raise ClientError("the API key is empty or holds a character that cannot stand in an HTTP header")
@@ -69,7 +77,7 @@ class Client:
         self._deadline_s = deadline_s
         self._redact = redact
         self._transport = Transport(
-            _trust(),
+            _trust(ca_file),
             {
                 "Authorization": f"Bearer {api_key}",
                 "Content-Type": "application/json",
@@ -259,7 +267,7 @@ def _unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:
     """What it means that no whole answer came. Texts of the other side are left out: they may quote what was sent."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
-            untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see SSL_CERT_FILE"
+            untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see caFile"
             return Outcome("refused", untrusted[:REASON_CHARS_MAX])
     if isinstance(error, httpx.UnsupportedProtocol):
         return Outcome("refused", f"{error}; see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"[:REASON_CHARS_MAX])
@@ -309,8 +317,14 @@ def _one_of(request_ids: Sequence[uuid.UUID]) -> _Row:
     return {"left": _one_of(request_ids[:middle]), "operator": "or", "right": _one_of(request_ids[middle:])}
 
 
-def _trust() -> ssl.SSLContext:
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
     try:
-        return httpx.create_ssl_context()
+        trust = httpx.create_ssl_context()
     except OSError as error:
         raise ClientError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error.strerror or error}") from error
+    if ca_file is not None:
+        try:
+            trust.load_verify_locations(ca_file)
+        except OSError as error:
+            raise ClientError(f"caFile, {ca_file}, cannot be used: {error.strerror or error}") from error
+    return trust

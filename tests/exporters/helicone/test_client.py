@@ -486,6 +486,21 @@ def test_a_certificate_named_by_ssl_cert_file_is_trusted(certificate: Path, monk
 
 
 @pytest.mark.slow
+def test_a_certificate_of_ones_own_is_trusted_beside_the_systems(certificate: Path) -> None:
+    with Client(api_key(), ca_file=certificate) as client, scripted(ok(), certificate=certificate) as server:
+        assert post(client, server.url).kind == "accepted"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "rubbish"])
+def test_an_unusable_file_of_ones_own_is_named_at_the_door(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ClientError, match="caFile"):
+        Client(api_key(), ca_file=path)
+
+
+@pytest.mark.slow
 def test_a_certificate_for_another_host_pauses(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with Client(api_key()) as client, scripted(ok(), certificate=certificate) as server:

@@ -1,0 +1,112 @@
+"""Runs the receiver beside the command that wants one, and ends it again."""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from app.receiver.access import COOKIE, ReceiverError, own_key, page_pass, page_url
+from app.receiver.page import POLICY
+from app.runtime.filesystem import private_directory
+
+PORT = 8686
+PORTS = 10
+"""So many are tried, from PORT on."""
+HOST = "127.0.0.1"
+START_S_MAX = 30.0
+ASK_S_MAX = 5.0
+LOOK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    port: int
+    key: str
+    is_new: bool
+    """It was started now, and did not run before."""
+
+    @property
+    def url(self) -> str:
+        return _url(self.port)
+
+    @property
+    def page(self) -> str:
+        return page_url(self.url, self.key)
+
+
+def ensure(store_path: Path, environ: Mapping[str, str]) -> Running:
+    """The receiver that keeps this store; started where none runs. It goes on when this process ends.
+
+    Raises ReceiverError and OSError.
+    """
+    private_directory(store_path.parent)
+    key = own_key(store_path)
+    for port in range(PORT, PORT + PORTS):
+        who = _who(port, key)
+        if who == "ours":
+            return Running(port, key, is_new=False)
+        if who == "nobody":
+            _start(store_path, port, key, environ)
+            return Running(port, key, is_new=True)
+    raise ReceiverError(f"ports {PORT} to {PORT + PORTS - 1} are all taken by others: free one of them")
+
+
+def stop(store_path: Path) -> bool:
+    """End the receivers that keep this store; False where none runs."""
+    if not store_path.exists():
+        return False
+    key, found = own_key(store_path), False
+    for port in range(PORT, PORT + PORTS):
+        if _who(port, key) == "ours":
+            found = _ask("POST", port, "/_stop", {"authorization": f"Bearer {key}"})[0] == http.HTTPStatus.OK or found
+    return found
+
+
+def _url(port: int) -> str:
+    return f"http://{HOST}:{port}"
+
+
+def _start(store_path: Path, port: int, key: str, environ: Mapping[str, str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-m", "app", "receiver", "--port", str(port), "--store", str(store_path)],
+        cwd=store_path.parent,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end_s = time.monotonic() + START_S_MAX
+    while process.poll() is None and time.monotonic() < end_s:
+        if _who(port, key) == "ours":
+            process.returncode = 0  # it is nobody's to wait for: it outlives this process
+            return
+        time.sleep(LOOK_S)
+    process.kill()
+    process.wait()
+    raise ReceiverError(f"the receiver does not start: `opencode-helicone receiver --port {port}` says why")
+
+
+def _who(port: int, key: str) -> Literal["ours", "another", "nobody"]:
+    try:
+        status, policy = _ask("GET", port, "/", {"cookie": f"{COOKIE}={page_pass(key)}"})
+    except ConnectionRefusedError:
+        return "nobody"
+    except (OSError, http.client.HTTPException):
+        return "another"
+    return "ours" if status == http.HTTPStatus.OK and policy == POLICY else "another"
+
+
+def _ask(method: str, port: int, path: str, headers: Mapping[str, str]) -> tuple[int, str | None]:
+    with closing(http.client.HTTPConnection(HOST, port, timeout=ASK_S_MAX)) as connection:
+        connection.request(method, path, headers=dict(headers))
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, answer.getheader("content-security-policy")
