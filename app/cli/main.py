@@ -28,6 +28,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "stats": ("stats",),
     "tail": ("tail",),
     "dead": ("dead",),
+    "destination": ("destination",),
     "import_preview": ("import", "preview"),
     "plugin": ("install-plugin", "uninstall-plugin"),
     "uninstall": ("uninstall",),
