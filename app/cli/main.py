@@ -32,7 +32,6 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "import_preview": ("import", "preview"),
     "plugin": ("install-plugin", "uninstall-plugin"),
     "uninstall": ("uninstall",),
-    "destination": ("destination",),
     "backfill": ("backfill",),
     "verify": ("verify",),
     "recall": ("audit", "recall"),

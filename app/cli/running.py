@@ -18,7 +18,6 @@ from app.cli.options import (
     receiver_store,
     takes,
 )
-from app.cli.setup import receiver_store
 from app.database.open import open_ledger
 from app.database.schema import migrations
 from app.ledger.destinations import Destination
