@@ -53,17 +53,18 @@ def sessions() -> list[dict[str, Any]]:
     root = entry(
         user("msg_01", AT_MS, spoken("1", "The total of invoice 1207 is a cent too low. Mend the rounding, please.")),
         assistant("msg_02", AT_MS + 900, spoken("2", "I run the tests first."), tests_run, looked, parent="msg_01",
-                  cost=0.0213, tokens=tokens(1_840, 11_200, 212), time={"created": AT_MS + 900, "completed": AT_MS + 10_100},
-                  finish="tool-calls", **MODEL),
+                  cost=0.0213, tokens=tokens(1_840, 11_200, 212), finish="tool-calls",
+                  time={"created": AT_MS + 900, "completed": AT_MS + 10_100}, **MODEL),
         assistant("msg_03", AT_MS + 10_200, spoken("3", said), parent="msg_01", cost=0.0174,
-                  tokens=tokens(960, 13_400, 148), time={"created": AT_MS + 10_200, "completed": AT_MS + 14_600}, **MODEL),
+                  tokens=tokens(960, 13_400, 148),
+                  time={"created": AT_MS + 10_200, "completed": AT_MS + 14_600}, **MODEL),
         id="ses_2d3e4f5a6b7cSESSION", title="Rounding of invoice totals", directory="/home/dev/shop",
         time={"created": AT_MS, "updated": AT_MS + 14_600},
     )  # fmt: skip
     child = entry(
         user("msg_11", AT_MS + 6_450, spoken("6", "Where are totals rounded?")),
-        assistant("msg_12", AT_MS + 6_500, spoken("7", "app/invoice.py rounds with round()"), parent="msg_11", cost=0.0042,
-                  tokens=tokens(610, 4_100, 37), time={"created": AT_MS + 6_500, "completed": AT_MS + 9_800}, **MODEL),
+        assistant("msg_12", AT_MS + 6_500, spoken("7", "app/invoice.py rounds with round()"), parent="msg_11",
+                  cost=0.0042, tokens=tokens(610, 4_100, 37), time={"created": AT_MS + 6_500, "completed": AT_MS + 9_800}, **MODEL),
         id="ses_2d3e4f5a6b7cSUBAGENT", parentID="ses_2d3e4f5a6b7cSESSION", title="find the rounding",
         directory="/home/dev/shop", time={"created": AT_MS + 6_440, "updated": AT_MS + 9_800},
     )  # fmt: skip
