@@ -64,7 +64,8 @@ def sessions() -> list[dict[str, Any]]:
     child = entry(
         user("msg_11", AT_MS + 6_450, spoken("6", "Where are totals rounded?")),
         assistant("msg_12", AT_MS + 6_500, spoken("7", "app/invoice.py rounds with round()"), parent="msg_11",
-                  cost=0.0042, tokens=tokens(610, 4_100, 37), time={"created": AT_MS + 6_500, "completed": AT_MS + 9_800}, **MODEL),
+                  cost=0.0042, tokens=tokens(610, 4_100, 37),
+                  time={"created": AT_MS + 6_500, "completed": AT_MS + 9_800}, **MODEL),
         id="ses_2d3e4f5a6b7cSUBAGENT", parentID="ses_2d3e4f5a6b7cSESSION", title="find the rounding",
         directory="/home/dev/shop", time={"created": AT_MS + 6_440, "updated": AT_MS + 9_800},
     )  # fmt: skip
