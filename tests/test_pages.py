@@ -29,7 +29,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 WORDS_MAX = 900
 PAGES = {path.name: path.read_text("utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 PROGRAM = "opencode-helicone"
-PROMISES = README.split("## Three promises")[1].split("\n## ")[0]
+PROMISES = " ".join(README.split("## Three promises")[1].split("\n## ")[0].split())
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
