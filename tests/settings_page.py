@@ -40,6 +40,7 @@ MEANINGS = {
     "retry_base_delay_ms": "before the first retry; doubles, with jitter",
     "confirm": "read back what was delivered: `auto` all where self-hosted, one turn an hour on the cloud; `on` all;"
     " `off` none",
+    "dashboard_url": "where a browser finds a Helicone of your own: `status` links to its page of a session",
     "readback_url": "where to read back, if the endpoint does not say it: the base URL of Helicone's API server, jawn;"
     " it gets the key",
 }
