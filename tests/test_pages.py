@@ -177,4 +177,6 @@ def test_its_limits_are_those_of_the_program() -> None:
     assert settings.max_spool_age_ms == 7 * 24 * 60 * 60 * 1000
     assert "seven days" in limits
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"]
-    assert f"Python {needed.removeprefix('>=')} to" in limits
+    least, first_too_new = re.findall(r"3\.(\d+)", needed)
+    assert f"Python 3.{least} to 3.{int(first_too_new) - 1};" in limits
+    assert all(f"--python '{needed}'" in page for page in (README, PAGES["install.md"], PAGES["several-users.md"]))

@@ -6,6 +6,7 @@ import plistlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from app.runtime.liveness import present
 from tests.support.checkout import ROOT
-from tests.support.processes import Station
+from tests.support.processes import Station, catches
 from tests.support.waiting import wait_until
 
 UNIT = ROOT / "deploy" / "opencode-helicone.service"
@@ -37,12 +38,16 @@ def agent_command() -> list[str]:
     return arguments_of(shlex.join(plistlib.loads(AGENT.read_bytes())["ProgramArguments"]))
 
 
+def is_ready(station: Station, process: subprocess.Popen[bytes]) -> bool:
+    return bool(present(station.spool / "workers")) and catches(process, signal.SIGTERM)
+
+
 @pytest.mark.parametrize("arguments", [unit_command(), agent_command()], ids=["systemd", "launchd"])
 def test_its_command_is_a_worker_that_ends_in_good_order_when_it_is_told(tmp_path: Path, arguments: list[str]) -> None:
     station = Station(tmp_path, "http://127.0.0.1:9")
     process = subprocess.Popen([PROGRAM, *arguments], env=station.environ, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: present(station.spool / "workers") or process.poll() is not None)
+        wait_until(lambda: is_ready(station, process) or process.poll() is not None)
         assert process.poll() is None
         process.terminate()
         assert process.wait(60) == 0
