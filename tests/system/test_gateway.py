@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,18 @@ def test_laptops_deliver_under_the_key_of_the_gateway_and_never_have_it(folder: 
         log = gateway.log.read_text()
     assert {line.split()[1] for line in log.splitlines()} == set(TOKENS)
     assert not any(secret in log for secret in (gateway.key, *TOKENS.values()))
+
+
+def test_a_laptop_is_set_up_with_the_command_of_the_page(folder: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "several-users.md").read_text("utf-8")
+    (line,) = re.findall(r"^\$ opencode-helicone (setup --endpoint .*)$", page, re.MULTILINE)
+    with running(folder) as gateway:
+        laptop = replace(gateway.station(tmp_path / "ann", "ann"), endpoint="", key="")
+        (laptop.home / ".helicone-token").write_text(TOKENS["ann"])
+        words = line.replace("https://gateway.example.com", gateway.url).replace("~", str(laptop.home)).split()
+        done = laptop.run(*words)
+        assert (done.returncode, "took it" in done.stdout) == (0, True), done.stdout + done.stderr
+        assert len(gateway.receiver.rows()) == 1
 
 
 def test_a_laptop_with_an_unknown_token_keeps_its_jobs_and_says_so(folder: Path, tmp_path: Path) -> None:
