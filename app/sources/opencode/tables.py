@@ -33,7 +33,7 @@ HEAD = (
 WRITTEN = f"count(*) as rows, coalesce(max(iif({IS_TIME}, cast(time_updated as integer), 0)), 0) as updated_ms"
 _HEAD = HEAD.format("session")
 # One reading of each message: SQLite keeps the text that it took apart last. What is no JSON says nothing.
-_USAGE = f"""
+USAGE = f"""
 with told as (
     select m.id, cast(m.session_id as text) as session, s.time_created as session_ms, m.time_created as created_ms,
         iif(json_valid(m.data), m.data, '{{}}') as data
@@ -168,7 +168,7 @@ class TableRows:
         return sum(row["rows"] for row in found), max(row["updated_ms"] for row in found)
 
     def usage(self, since_ms: int) -> Iterable[Usage]:
-        found = self._db.execute(_USAGE, (since_ms,))
+        found = self._db.execute(USAGE, (since_ms,))
         return own_of((_usage(row), row["created_ms"], row["session_ms"], row["older"]) for row in found)
 
     def _since(self, session: str, newest: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
