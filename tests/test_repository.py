@@ -189,6 +189,7 @@ LONG = {
     "app/settings/layers.py load": "one parameter for each kind of source",
     "app/cli/backfill.py _backfill": "one parameter for each option",
     "app/cli/jobs.py _list": "one parameter for each option",
+    "app/cli/verify.py _verify": "one parameter for each option",
     "app/cli/recall.py _recall": "one parameter for each option",
     "app/cli/setup.py _setup": "one parameter for each option",
 }
