@@ -98,7 +98,8 @@ def give_up(db: sqlite3.Connection, destination_id: int, now_ms: int) -> int:
             rows = db.execute(
                 "update job set state = 'dropped', drop_reason = 'purged', due_ms = null, finished_ms = :now,"
                 " body_bytes = 0 where id in (select id from job where destination_id = :destination"
-                "  and (state = 'dead' or (state = 'pending' and lease_until_ms is null)) limit :batch)"
+                "  and state = 'dead' union all select id from job where destination_id = :destination"
+                "  and state = 'pending' and lease_until_ms is null limit :batch)"
                 " and (state = 'dead' or (state = 'pending' and lease_until_ms is null)) returning id",
                 {"now": now_ms, "destination": destination_id, "batch": BATCH},
             ).fetchall()

@@ -23,6 +23,7 @@ FEW = ("job_leased", "job_isolated", "job_failed", "job_dead", "job_dropped", "j
 LISTED = {
     "adoption.adopt": "all that waits there moves",
     "adoption.adopt_rotated": "the sessions of a key that is refused",
+    "adoption.give_up": "all that waits there is given up",
     "adoption.take_over": "one row is enough",
     "confirmations.look_back": "once, as bodies are found missing",
     "eviction.excess_of_folders": "where a folder has a limit of its own",
