@@ -395,7 +395,7 @@ def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         if what.startswith("ledger: "):
             todo, name = "the damaged file is kept for a while: ledger.db.damaged-*", "ledger-damaged"
         elif what == incidents.UNERASED:
-            todo, name = "purge again, or start a worker", "unerased"
+            todo, name = "run dead purge --all, or start a worker", "unerased"
         yield Finding("incident", "warning", f"{count} times: {what}", todo, name)
 
 
