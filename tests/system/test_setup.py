@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -157,32 +158,46 @@ def test_lines_of_other_settings_stay(station: Station, receiver: Receiver) -> N
 # --- at a terminal
 
 
+TAKES_ITS_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    " os.execv(sys.executable, [sys.executable, '-m', 'app', *sys.argv[1:]])"
+)
+"""Then Ctrl-C reaches the command, and it hides what is typed."""
+
+
 def at_terminal(station: Station, dialogue: Sequence[tuple[str, str]], *options: str) -> tuple[int, str]:
     """Exit code, and what the terminal showed. Each answer is typed once its question stands there."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir(station.home)
-        os.execve(  # noqa: S606 - ours
-            sys.executable, [sys.executable, "-m", "app", "setup", *options], station.environ | {"TERM": "dumb"}
-        )
-    shown, told, left = "", 0, list(dialogue)
-    end_s = time.monotonic() + 120
-    while time.monotonic() < end_s:
-        readable, _, _ = select.select([terminal], [], [], 0.2)
-        try:
-            data = os.read(terminal, 65_536) if readable else b""
-        except OSError:  # the other end is closed
-            break
-        if readable and not data:
-            break
-        shown += data.decode("utf-8", "replace")
-        if left and left[0][0] in shown[told:]:
-            told = len(shown)
-            os.write(terminal, left.pop(0)[1].encode())
-    _, status = os.waitpid(process, 0)
+    terminal, inner = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", TAKES_ITS_TERMINAL, "setup", *options],
+        cwd=station.home,
+        env=station.environ | {"TERM": "dumb"},
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        start_new_session=True,
+    ) as process:
+        os.close(inner)
+        shown, told, left = "", 0, list(dialogue)
+        end_s = time.monotonic() + 120
+        while time.monotonic() < end_s:
+            readable, _, _ = select.select([terminal], [], [], 0.2)
+            try:
+                data = os.read(terminal, 65_536) if readable else b""
+            except OSError:  # the other end is closed
+                break
+            if readable and not data:
+                break
+            shown += data.decode("utf-8", "replace")
+            if left and left[0][0] in shown[told:]:
+                told = len(shown)
+                os.write(terminal, left.pop(0)[1].encode())
+        else:
+            process.kill()
+        code = process.wait()
     os.close(terminal)
     assert left == [], shown
-    return os.waitstatus_to_exitcode(status), shown
+    return code, shown
 
 
 def test_at_a_terminal_it_asks_and_shows_no_key(station: Station, receiver: Receiver) -> None:
@@ -206,7 +221,7 @@ def test_at_a_terminal_it_asks_and_shows_no_key(station: Station, receiver: Rece
 
 @pytest.mark.parametrize(("typed_last", "code"), [("\x03", 130), ("\x04", 1)], ids=["Ctrl-C", "Ctrl-D"])
 def test_who_leaves_it_leaves_nothing_behind(station: Station, receiver: Receiver, typed_last: str, code: int) -> None:
-    dialogue = [("1, 2 or 3", "2\n"), ("Its address", f"{receiver.url}\n"), ("Key", typed_last)]
+    dialogue = [("1, 2 or 3", "2\n"), ("Its address", f"{receiver.url}\n"), ("Key (not shown", typed_last)]
     found, shown = at_terminal(station, dialogue)
     assert found == code, shown
     assert "nothing was written" in shown
