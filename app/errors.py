@@ -19,6 +19,7 @@
     ├─ LedgerError                  a row of the ledger holds what it must not hold
     ├─ BundleError                  compressed bodies are damaged
     ├─ DeadLetterError              a dead letter was named that is not there, or could be several
+    ├─ UnknownJobError              a job or session was named that is not in the queue, or could be several
     ├─ NoRoomError                  the spool is full, and nobody makes room
     ├─ UnknownSessionError          a session was named that nobody has
     ├─ InstallError                 the plugin's file cannot be written or removed

@@ -34,7 +34,7 @@ def cpu_s(arguments: Sequence[str], environ: Mapping[str, str], *, stdin: bytes 
 
 def rows(short: bool) -> Iterator[Row]:  # noqa: FBT001 - as benchmarks/table.py says
     with tempfile.TemporaryDirectory() as folder:
-        environ = _environ(Path(folder))
+        environ = environment(Path(folder))
         with closing(open_ledger(Path(environ["OPENCODE_HELICONE_SPOOL_DIRECTORY"]))):
             pass
         bare = partial(cpu_s, [sys.executable, "-c", BARE], environ)
@@ -43,7 +43,7 @@ def rows(short: bool) -> Iterator[Row]:  # noqa: FBT001 - as benchmarks/table.py
             yield _row(name, goal, ours, bare, 2 if short else 15)
 
 
-def _environ(home: Path) -> dict[str, str]:
+def environment(home: Path) -> dict[str, str]:
     """Of a user who has nothing: neither settings nor an OpenCode."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "PYTHONPATH")}
     return {**kept, "HOME": str(home), "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(home / "spool")}

@@ -17,6 +17,8 @@ INSIDE_OF_FUNCTIONS = {
     "app.capture.daemon": "80 ms: a hook does without the command line",
     "app.cli.main": "80 ms: the same",
     "app.capture.handler": "150 ms: a hook does without until its plugin says something",
+    "app.operations.titles": "40 ms: a status without deliveries has no title to read",
+    "app.sources.opencode.store": "the same",
     "app.database.schema": "of the two above: `ready` loads all that a newer program may be asked for",
     # These bring the HTTP client along, most commands do without it.
     "app.cli.setup_dialogue": "110 ms",
@@ -26,6 +28,7 @@ INSIDE_OF_FUNCTIONS = {
     "app.recall.compare": "90 ms",
     "app.verify.remote_check": "90 ms",
     "app.worker": "100 ms",
+    "app.transcript.parse": "20 ms: who asks OpenCode's store for titles alone does without",
     # On a terminal alone.
     "rich.console": "20 ms",
     "rich.progress": "30 ms",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -242,7 +243,8 @@ def _insert(
     bodies: Iterable[Body] = ()
     if not version.is_off:
         records = export.encode()
-        version = replace(version, known_marks=marks(db, export))
+        found = Counter(export.hits)
+        version = replace(version, known_marks=marks(db, export), redactions=found.total(), redacted=found)
         bodies = _admitted(records, admit)
     decided = versions.insert(db, destination_id, version, bodies, now_ms=now_ms, reopen=reopen, seen=seen)
     seen.clear()

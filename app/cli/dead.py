@@ -17,7 +17,7 @@ from app.database.open import open_ledger
 from app.ledger.dead_letters import Choice
 from app.ledger.erasure import erase
 from app.operations import dead_letters
-from app.operations.dead_letters import Listed, Opened, short
+from app.operations.dead_letters import DeadLetterError, Listed, Opened, short
 from app.runtime import clock
 from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
@@ -159,8 +159,12 @@ def _chosen(db: sqlite3.Connection, keys: list[str], wide: Choice | None, verb: 
     if bool(keys) == (wide is not None):
         raise typer.BadParameter("name KEYs, or choose by --all, --error or --since")
     if wide is None:
-        return dead_letters.choose(db, [key.lower() for key in keys])
+        return dead_letters.choose(db, keys)
     jobs = dead_letters.list_dead(db, wide).jobs
+    if not jobs and wide.fingerprint is not None:
+        raise DeadLetterError(
+            f"no dead letter has the error {wide.fingerprint}: opencode-helicone dead list names them"
+        )
     if jobs and verb is not None:
         ask(f"{verb} {counted(jobs, 'dead letter')}", "--yes")
     return wide
@@ -171,6 +175,8 @@ def _letters_lines(listed: Listed, state: str) -> Iterator[str]:
     for group in listed.groups:
         name = f"{group.fingerprint}  " if group.fingerprint else ""
         yield f"{name}{group.jobs} {state}, the last at {moment(group.last_ms)}: {group.reason}"
+        if group.answer:
+            yield f"  the answer began: {group.answer}"
     for letter in listed.letters[:LETTERS_SHOWN]:
         yield f"  {short(letter.key)}  {moment(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
     if listed.jobs > LETTERS_SHOWN:

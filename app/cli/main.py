@@ -17,11 +17,16 @@ from app.errors import AppError, UsageError
 from app.runtime import log
 
 FAMILIES: Mapping[str, Sequence[str]] = {
-    "running": ("hook", "worker", "migrate", "receiver"),
     "setup": ("setup",),
+    "running": ("hook", "worker", "migrate", "receiver"),
+    "version": ("version",),
     "status": ("flush", "status"),
     "doctor": ("doctor",),
     "config": ("config",),
+    "jobs": ("jobs",),
+    "sent": ("sent",),
+    "stats": ("stats",),
+    "tail": ("tail",),
     "dead": ("dead",),
     "destination": ("destination",),
     "import_preview": ("import", "preview"),
@@ -79,8 +84,8 @@ def _options(
 def command_line(arguments: Sequence[str]) -> typer.Typer:
     """With the command that is named first alone, for the sake of its start; with all of them where none is named."""
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         help="Exports OpenCode sessions to Helicone through a durable queue.",

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
+from platformdirs import user_data_path
 
 from app.cli.since import since_ms
 from app.runtime import clock
 from app.runtime.terminal import visible
 from app.settings.lookup import Sources, typed
+from app.settings.model import standard_folder
 from app.settings.options import from_arguments
 
 PROGRAM = "opencode-helicone"
@@ -42,6 +44,11 @@ Command: TypeAlias = Callable[..., None]
 StoreFile = Annotated[Path | None, typer.Option("--db", metavar="PATH", help="OpenCode's store, or a copy of it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def receiver_store() -> Path:
+    """Where the receiver of this user keeps what arrives, unless told otherwise."""
+    return standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
 
 
 def takes(options: Iterable[str]) -> Callable[[Command], Command]:
@@ -122,8 +129,8 @@ def _moment(since: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-def since_option(what: str) -> Any:
-    """`--since`, in ms; `what` is what its help begins with."""
+def since_option(what: str, name: str = "--since") -> Any:
+    """`--since`, or another time by its name, in ms; `what` is what its help begins with."""
     return typer.Option(
-        "--since", metavar="DURATION|DATE", parser=_moment, help=f"{what}: 12h, 7d, 2026-01-31.", show_default=False
+        name, metavar="DURATION|DATE", parser=_moment, help=f"{what}: 12h, 7d, 2026-01-31.", show_default=False
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from app.cli.layout import ahead, at
 from app.cli.render import moment, problem_lines, size
 from app.ledger.notices import Unread
 from app.operations.status import DestinationStatus, Jobs, Status, named
@@ -13,6 +14,39 @@ from app.runtime.terminal import counted
 
 if TYPE_CHECKING:
     from app.operations.flush import Flushed
+
+
+def overview_lines(status: Status, now_ms: int) -> Iterator[str]:
+    """What a person wants to know at a glance, the most important first."""
+    found = status.verdict
+    when = f"; next try {ahead(found.next_try_ms, now_ms)}" if found.next_try_ms is not None else ""
+    yield f"{found.level}: {found.text}{when}"
+    if found.todo:
+        yield f"  {found.todo}"
+    sessions = status.sessions
+    told = {"delivered": sessions.delivered, "waiting": sessions.waiting, "with dead jobs": sessions.dead}
+    told["to be read"] = sum(one.sessions for one in status.unread)
+    numbers = [f"{count} {name}" for name, count in told.items() if count]
+    yield f"sessions: {', '.join(numbers) or 'none yet'}"
+    last = status.last_delivery
+    if last is not None:
+        title = f' "{last.title}"' if last.title else f" {last.session}"
+        yield f"last delivery: {at(last.delivered_ms, now_ms)}{title}"
+        if last.url is not None:
+            yield f"  {last.url}"
+    for one in status.destinations:
+        for group in one.dead_letters:
+            yield f"dead: {counted(group.jobs, 'job')}: {group.reason}, the last {at(group.last_ms, now_ms)}"
+            yield f"  opencode-helicone dead list --error {group.fingerprint}"
+    for waiting in (one for one in status.elsewhere if one.text != found.text):
+        yield f"elsewhere: {waiting.text}"
+        if waiting.todo:
+            yield f"  {waiting.todo}"
+    yield from unread_lines(status.unread)
+    yield from problem_lines(status.problems)
+    hooks, workers = len(status.hooks), len(status.workers)
+    room = f"{size(status.held_bytes)} of {size(status.held_bytes_max)}"
+    yield f"running: {counted(hooks, 'hook')}, {counted(workers, 'worker')}; room taken: {room}"
 
 
 def status_lines(status: Status, now_ms: int) -> Iterator[str]:
@@ -89,6 +123,10 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
 
 
 def flush_lines(flushed: Flushed) -> Iterator[str]:
+    if flushed.was_stopped or flushed.jobs.pending:
+        left = f"{counted(flushed.jobs.pending, 'job')} left"
+        how = "interrupted" if flushed.was_stopped else "not done"
+        yield f"{how}: {counted(flushed.delivered, 'job')} delivered, {left}; the same command goes on from there"
     yield _jobs(flushed.jobs)
     if not flushed.captured_here:
         yield "nothing was ever captured here: the queue never held a session of the current folder"

@@ -15,9 +15,9 @@ from app.cli.options import (
     USAGE,
     complain,
     print_lines,
+    receiver_store,
     takes,
 )
-from app.cli.setup import receiver_store
 from app.database.open import open_ledger
 from app.database.schema import migrations
 from app.ledger.destinations import Destination

@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from platformdirs import user_data_path
 
-from app.cli.options import PROGRAM
-from app.settings.model import standard_folder
+from app.cli.options import receiver_store
 
 commands = typer.Typer()
-
-
-def receiver_store() -> Path:
-    """Where the receiver of this user keeps what arrives, unless told otherwise."""
-    return standard_folder(lambda: user_data_path(f"{PROGRAM}-receiver", appauthor=False)) / "store.db"
 
 
 @commands.command("setup")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from app.cli import render
+from app.cli.layout import show
 from app.cli.options import DONE, OF_DESTINATION, PROBLEM, STOPPED, AsJson, print_json, print_lines, takes
-from app.cli.render_status import flush_lines, status_lines
-from app.operations.status import read_status
+from app.cli.render_status import flush_lines, overview_lines, status_lines
+from app.operations.verdict import judged
 from app.runtime import clock
 from app.settings.lookup import Sources
 
 commands = typer.Typer()
+
+WATCH_S = 2.0
+"""Between two looks."""
 
 
 @commands.command("flush")
@@ -46,11 +52,37 @@ def _flush(
 
 @commands.command("status")
 @takes(OF_DESTINATION)
-def _status(sources: Sources, *, json_wanted: AsJson = False) -> None:
-    """Say what waits, and why."""
-    now_ms = clock.now_ms()
-    status = read_status(sources.load(), now_ms)
-    if json_wanted:
-        print_json(asdict(status))
-    else:
-        print_lines(status_lines(status, now_ms))
+def _status(
+    sources: Sources,
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 unless the first line says ok.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew all the time, until Ctrl-C.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="All there is to say.")] = False,
+    json_wanted: AsJson = False,
+) -> None:
+    """Say at a glance whether sessions arrive.
+
+    And if not, why, when it is tried again, and what to type.
+    """
+    if watch and (check or json_wanted):
+        raise typer.BadParameter("--watch goes on until Ctrl-C: it excludes --check and --json")
+    while True:
+        now_ms = clock.now_ms()
+        status = judged(sources.load(), now_ms, _title)
+        if json_wanted:
+            print_json(asdict(status))
+        else:
+            lines = status_lines(status, now_ms) if verbose else overview_lines(status, now_ms)
+            show(lines, anew=watch)
+        if not watch:
+            break
+        time.sleep(WATCH_S)
+    raise typer.Exit(PROBLEM if check and status.verdict.level != "ok" else DONE)
+
+
+def _title(session: str) -> str:
+    from app.operations.titles import Titles  # noqa: PLC0415 - reads OpenCode's store, which status mostly does without
+    from app.sources.opencode.store import Store, store_file  # noqa: PLC0415 - the same
+
+    found = Titles(Store(store_file(os.environ))).of([session])
+    return found[session].title if session in found else ""

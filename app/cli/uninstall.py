@@ -11,9 +11,8 @@ from typing import Annotated
 import typer
 
 from app.cli import render
-from app.cli.options import PROBLEM, PROGRAM, Yes, ask, complain, print_lines
+from app.cli.options import PROBLEM, PROGRAM, Yes, ask, complain, print_lines, receiver_store
 from app.cli.render_status import flush_lines
-from app.cli.setup import receiver_store
 from app.operations.uninstall import Site, command_for_the_rest, look, purge, remove_plugins
 from app.runtime.terminal import counted
 from app.settings.lookup import typed

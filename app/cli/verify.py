@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ import typer
 
 from app.capture.targets import find_target
 from app.cli import render
+from app.cli.layout import show
 from app.cli.options import (
     DONE,
     OF_DESTINATION,
@@ -22,7 +23,6 @@ from app.cli.options import (
     AsJson,
     StoreFile,
     print_json,
-    print_lines,
     since_option,
     takes,
 )
@@ -30,7 +30,9 @@ from app.database.open import open_ledger
 from app.exporters.client import ReadBackError
 from app.exporters.kinds import TRAITS
 from app.ledger.history import exported
+from app.operations.titles import Titles
 from app.runtime import clock
+from app.runtime.terminal import counted
 from app.settings.lookup import Sources
 from app.sources.opencode.store import Store, store_file
 from app.verify.turn_status import SessionStatus
@@ -49,19 +51,23 @@ NAMED_MAX = 3
 
 @commands.command("verify")
 @takes(OF_DESTINATION)
-def _verify(
+def _verify(  # noqa: PLR0913 - one for each option
     sources: Sources,
     *,
     since: Annotated[int | None, since_option("Sessions changed since")] = None,
     session: Annotated[list[str] | None, typer.Option(metavar="ID", help="This session; may be repeated.")] = None,
     db: StoreFile = None,
     remote: Annotated[bool, typer.Option("--remote", help="Also look for every record at Helicone.")] = False,
+    problems: Annotated[bool, typer.Option("--problems", help="Only sessions with a problem.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every session.")] = False,
     json_wanted: AsJson = False,
 ) -> None:
     """Compare OpenCode's store with the queue.
 
-    Says of each session what became of its turns. Exit code 1 when a turn is unexplained.
+    Says by project what became of each session's turns. Exit code 1 when a turn is unexplained.
     """
+    if problems and verbose:
+        raise typer.BadParameter("--problems and --verbose exclude each other")
     store = Store(db or store_file(os.environ))
     choice = Choice(since or 0, tuple(session or ()))
     with store.kept_open(), render.bar("verifying", total_min=LONG_SESSIONS) as bar:
@@ -71,8 +77,11 @@ def _verify(
     if json_wanted:
         print_json(as_json(statuses, checked, failure))
     else:
-        print_lines(lines(statuses, checked, failure))
-    is_fine = all(one.is_fine for one in statuses) and all(one.is_fine for one in checked.values()) and not failure
+        titles = {name: head.title for name, head in Titles(store).all().items()}
+        chosen = _is_problem if problems else _has_something_to_say
+        every = verbose or bool(session)
+        show(lines(statuses, checked, failure, titles, lambda one: every or chosen(one, checked)))
+    is_fine = not failure and all(_is_fine(one, checked) for one in statuses)
     raise typer.Exit(DONE if is_fine else PROBLEM)
 
 
@@ -117,21 +126,48 @@ def as_json(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck
     }
 
 
-def lines(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck], failure: str) -> Iterator[str]:
-    """The table, a total, and what to do."""
-    shown = [one for one in statuses if one.turns or one.copied or not one.is_fine]
-    rows = [
-        (one.session, one.project or "-", render.day(one.changed_ms), str(one.turns), _told([one], checked))
-        for one in shown
-    ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
-    for one, row in zip(shown, rows, strict=True):
-        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
-        note = "; deleted in OpenCode" if one.is_deleted else f"; {one.failure}" if one.failure else ""
-        yield "  ".join([*cells, row[3].rjust(widths[3]), f"{row[4]}{note}"])
-    turns = sum(one.turns for one in shown)
-    yield f"total: {len(shown)} session(s), {turns} turn(s): {_told(shown, checked) or 'none'}"
-    yield from _advice(shown, checked, failure)
+def lines(
+    statuses: Sequence[SessionStatus],
+    checked: Mapping[str, RemoteCheck],
+    failure: str,
+    titles: Mapping[str, str],
+    listed: Callable[[SessionStatus], bool],
+) -> Iterator[str]:
+    """The verdict, what to do, and project by project a line and the sessions of it that are `listed`."""
+    counted_in = [one for one in statuses if one.turns or one.copied or not one.is_fine]
+    is_fine = not failure and all(_is_fine(one, checked) for one in counted_in)
+    numbers = f"{counted(len(counted_in), 'session')}, {counted(sum(one.turns for one in counted_in), 'turn')}"
+    yield f"{'ok' if is_fine else 'problem'}: {numbers}: {_told(counted_in, checked) or 'none'}"
+    yield from (f"  {one}" for one in _advice(counted_in, checked, failure))
+    projects: dict[str, list[SessionStatus]] = {}
+    for one in counted_in:
+        projects.setdefault(one.project or "(no folder)", []).append(one)
+    for project, sessions in sorted(projects.items()):
+        shown = [one for one in sessions if listed(one)]
+        if not shown and is_fine and len(projects) == 1:
+            continue  # the first line has said it
+        yield f"{project}: {counted(len(sessions), 'session')}: {_told(sessions, checked) or 'none'}"
+        for one in sorted(shown, key=lambda one: one.changed_ms):
+            title = f' "{titles[one.session]}"' if titles.get(one.session) else ""
+            note = "; deleted in OpenCode" if one.is_deleted else f"; {one.failure}" if one.failure else ""
+            yield f"  {render.day(one.changed_ms)} {one.session}{title}: {_told([one], checked)}{note}"
+
+
+_QUIET = {"delivered", "recalled", "inside", "elsewhere", "earlier", "switched_off", "undone", "other_destination"}
+"""States of turns of which there is nothing to do, and nothing to come."""
+_LOST = {"age", "size", "policy"}
+
+
+def _is_fine(one: SessionStatus, checked: Mapping[str, RemoteCheck]) -> bool:
+    return one.is_fine and (one.session not in checked or checked[one.session].is_fine)
+
+
+def _is_problem(one: SessionStatus, checked: Mapping[str, RemoteCheck]) -> bool:
+    return bool(not _is_fine(one, checked) or one.states.get("dead") or _LOST & one.dropped_by_reason.keys())
+
+
+def _has_something_to_say(one: SessionStatus, checked: Mapping[str, RemoteCheck]) -> bool:
+    return bool(_is_problem(one, checked) or {state for state, turns in one.states.items() if turns} - _QUIET)
 
 
 def _advice(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck], failure: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from app.database.connection import transaction
 from app.errors import AppError
 from app.runtime import failpoint
 
-NEWEST = "8bd05f296b0e8769b5ec8f6daae0511d8bfdc3f4ea01e5360d5de71042fd92ec"
+NEWEST = "33527f143d3a73552e3a240fcb6ee0d113b8dcf08d86366be70aecb782bb9206"
 """The digest of what a ledger of the newest version consists of. To make that anew from the migrations takes a process
 15 ms, and is done for whatever has another one."""
 VERSIONS_MAX = 1_000

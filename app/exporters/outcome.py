@@ -37,6 +37,21 @@ class Outcome:
     """What the server asked for, from now, already capped."""
     answer: str = ""
     """How Helicone's answer began, as far as it may be kept."""
+    server_ms: int | None = None
+    """What the server's clock said (`Date`); None where it did not say."""
+
+
+def date_ms(header: str) -> int | None:
+    """A `Date` header in milliseconds; None when it is none.
+
+    >>> date_ms("Thu, 01 Jan 1970 00:00:10 GMT"), date_ms("soon")
+    (10000, None)
+    """
+    try:
+        moment = parsedate_to_datetime(header.strip())
+        return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1000)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def retry_after_ms(header: str, now_ms: int) -> int | None:

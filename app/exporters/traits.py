@@ -37,3 +37,6 @@ class Traits(Protocol):
 
     def looks_ms(self, route: str | None, resends: int) -> tuple[int, ...]:
         """When a job is looked for, in milliseconds after its delivery by the URL `route`."""
+
+    def session_url(self, endpoint: str, api_key: str, dashboard: str | None, session: str, name: str) -> str | None:
+        """Where a browser finds a session; None where that is not known. Raises EndpointError."""

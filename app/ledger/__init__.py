@@ -15,6 +15,8 @@
     notices             what the plugin said and is not read yet; how each turn was when it was last read
     dead_letters        what is dead or dropped, for who looks into it; dead ones come back or go for good
     counts              numbers, for people
+    counters            the same of each day, which outlive the jobs
+    listing, sent       jobs one by one, for people: by what they are asked for, and by what left
     job                 what these take and give: bodies, versions, claims
     destinations, flow  where jobs go, and how much of them now; folders, incidents: what stands beside the jobs
 

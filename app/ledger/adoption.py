@@ -50,7 +50,7 @@ def adopt(
             ).rowcount
     while waiting := db.execute(
         "select j.id, j.key, j.facts_ms, j.body_bytes, j.is_history, j.is_recall, j.is_sealed, j.known_marks,"
-        " t.name as turn, s.name as session, s.root_name, s.user_id, s.encoding, s.shown_name,"
+        " j.redactions, t.name as turn, s.name as session, s.root_name, s.user_id, s.encoding, s.shown_name,"
         " s.folder, coalesce(p.facts, '') as policy from job j join turn t on t.id = j.turn_id"
         " join session s on s.id = j.session_id left join policy p on p.id = j.policy_id"
         " where j.destination_id = ? and j.state = 'pending' and j.lease_until_ms is null"
@@ -128,6 +128,7 @@ def _adopt_job(db: sqlite3.Connection, destination_id: int, row: sqlite3.Row, no
         encoding=row["encoding"],
         session_name=row["shown_name"],
         known_marks=row["known_marks"],
+        redactions=row["redactions"],
     )
     try:
         held: Sequence[Body | Kept] = (

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from app.database.connection import transaction, unflushed
-from app.ledger import flow
+from app.ledger import counters, flow
 from app.ledger.flow import Paused, Terms
 from app.ledger.job import Accepted, Body, Claim, FailedAttempt, LedgerError, bodies
 from app.ledger.versions import forget_contents
@@ -292,6 +292,7 @@ def complete(
             )
             if confirm_ms is None:
                 forget_contents(db, [claim.job_id])
+            counters.bump(db, "delivered", {"": 1}, now_ms)
         failpoint.reach("complete.finishing")
     failpoint.reach("complete.committed")
     return is_done
@@ -307,6 +308,7 @@ def dead_letter(db: sqlite3.Connection, claim: Claim, failed: FailedAttempt) -> 
             {"now": failed.ended_ms, "error": failed.error},
         )
         _end_attempt(db, claim, failed)
+        counters.failed(db, failed)
     return is_done
 
 
@@ -322,6 +324,7 @@ def _retry_later(
     db: sqlite3.Connection, claim: Claim, failed: FailedAttempt, delay_ms: int, *, is_charged: bool
 ) -> bool:
     _end_attempt(db, claim, failed)
+    counters.failed(db, failed)
     return finish(
         db,
         claim,
@@ -368,6 +371,8 @@ def release(db: sqlite3.Connection, claim: Claim, *, due_ms: int, failed: Failed
 
 def _release(db: sqlite3.Connection, claim: Claim, due_ms: int, failed: FailedAttempt | None) -> bool:
     _end_attempt(db, claim, failed or FailedAttempt(due_ms, "not tried: the worker was told to stop"))
+    if failed is not None:
+        counters.failed(db, failed)
     return finish(
         db,
         claim,
@@ -392,6 +397,8 @@ def drop(db: sqlite3.Connection, claim: Claim, reason: Literal["policy", "size"]
         )
         if is_done:
             forget_contents(db, [claim.job_id])
+        if is_done and reason == "size":  # the others are captured again
+            counters.bump(db, "lost", {reason: 1}, now_ms)
     return is_done
 
 

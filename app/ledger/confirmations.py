@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.database.connection import transaction
-from app.ledger import limits, record_identity
+from app.ledger import counters, limits, record_identity
 from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
 from app.ledger.record_identity import RecordIdentity
@@ -154,6 +154,7 @@ def dead_letter_unstored(db: sqlite3.Connection, due: Unconfirmed, now_ms: int, 
         )
         if changed:
             _disbelieve(db, due)
+            counters.bump(db, "failed", {counters.NOT_STORED: 1}, now_ms)
     return changed
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.database.connection import transaction
-from app.ledger import incidents
+from app.ledger import counters, incidents
 from app.ledger.fingerprint import ErrorKind, kind_of_error
 from app.ledger.job import BATCH
 from app.ledger.versions import AS_NEW, forget_contents
@@ -47,6 +47,8 @@ class Group:
     """Dead: the error without what differs from job to job."""
     jobs: int
     last_ms: int
+    answer: str = ""
+    """How Helicone's answer to the latest of them began, redacted; '' where nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,7 @@ def purge_dead(db: sqlite3.Connection, choice: Choice, now_ms: int) -> int:
             {**_bound(db, choice), "now": now_ms},
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
+        counters.bump(db, "lost", {"purged": len(rows)}, now_ms)
         if rows:
             incidents.note_unerased(db, now_ms)
     return len(rows)

@@ -157,8 +157,9 @@ def take_recaptured(db: sqlite3.Connection, claim: Claim, made: Recaptured) -> b
         write_records(db, claim.job_id, made.bodies)
         record_identity.write(db, claim.job_id, made.bodies)
         db.execute(
-            "update job set record_count = ?, known_marks = ? where id = ? and state = 'pending'",
-            (len(made.bodies), made.known_marks, claim.job_id),
+            "update job set record_count = ?, record_bytes = ?, redactions = null, known_marks = ?"
+            " where id = ? and state = 'pending'",
+            (len(made.bodies), sum(one.body_bytes for one in made.bodies), made.known_marks, claim.job_id),
         )
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from sqlite3 import Connection, Row
 
@@ -100,6 +100,10 @@ class Version:
     session_name: str | None = None
     known_marks: str | None = None
     """Of the known values that were taken out of its bodies, as `marks` writes them; None where that is not known."""
+    redactions: int | None = None
+    """How often something was taken out of its bodies; None where that is not known."""
+    redacted: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """The same by rule, to be counted as it becomes a job."""
     is_off: bool = False
     """Export is switched off: it is noted without its bodies."""
     subagents: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import json
 import sqlite3
 
 from app.database.connection import transaction
-from app.ledger import limits
+from app.ledger import counters, limits
 from app.ledger.confirmations import forget_session
 from app.ledger.eviction import HELD, counted_bytes, excess_of_folders, held_bytes
 from app.ledger.job import BATCH
@@ -118,6 +118,7 @@ def _drop(
             {**arguments, "reason": reason, "now": now_ms, "limit": BATCH},
         ).fetchall()
         forget_contents(db, [row["id"] for row in rows])
+        counters.bump(db, "lost", {reason: len(rows)}, now_ms)
         failpoint.reach("prune.dropping")
     return len(rows)
 

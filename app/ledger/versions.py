@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
 from app.database.connection import transaction
-from app.ledger import incidents, record_identity
+from app.ledger import counters, incidents, record_identity
 from app.ledger.compression import pack
 from app.ledger.decision import LIVE, Current, Decision, Known, Reopen, decide
 from app.ledger.job import Body, Kept, LedgerError, Version
@@ -163,6 +163,7 @@ def _take(db: sqlite3.Connection, turn: _Turn, version: Version, contents: _Cont
     # A lease stays: until its worker lets go, nothing else of the session may be in flight.
     supersede_where(db, "turn_id = :turn and key <> :key", {"turn": turn.turn_id, "key": version.key}, now_ms)
     _write(db, _row(db, turn, version, "dropped" if version.is_off else "pending", now_ms), contents)
+    counters.bump(db, "redacted", version.redacted, now_ms)
 
 
 def _disbelieve_recall(db: sqlite3.Connection, turn_id: int, key: str) -> None:
@@ -294,12 +295,18 @@ def _row(db: sqlite3.Connection, turn: _Turn, version: Version, state: _Begin, n
         "is_recall": version.is_recall,
         "is_sealed": version.is_sealed,
         "known_marks": version.known_marks,
+        "redactions": version.redactions,
     }
 
 
 def _write(db: sqlite3.Connection, row: _Row, contents: _Contents) -> None:
     """Write a job that is new, or that begins again under its key."""
-    row = {**row, "record_count": len(contents.records), "body_bytes": len(contents.bundle)}
+    row = {
+        **row,
+        "record_count": len(contents.records),
+        "record_bytes": sum(one.body_bytes for one in contents.records),
+        "body_bytes": len(contents.bundle),
+    }
     written = db.execute(
         f"insert into job ({', '.join(row)}) values ({', '.join(f':{name}' for name in row)})"
         " on conflict (destination_id, key) do update set"

@@ -60,9 +60,9 @@ def choose(db: sqlite3.Connection, prefixes: Sequence[str]) -> Choice:
 
 def _dead(db: sqlite3.Connection, prefix: str) -> list[Letter]:
     """One key's letters, of which there can be one for each destination."""
-    found = dead_letters.letters_of(db, prefix, "dead")
+    found = dead_letters.letters_of(db, prefix.lower(), "dead")
     if not found:
-        dropped = dead_letters.letters_of(db, prefix, "dropped")
+        dropped = dead_letters.letters_of(db, prefix.lower(), "dropped")
         why = f"; {short(dropped[0].key)} was dropped ({dropped[0].reason}), import brings it back" if dropped else ""
         raise DeadLetterError(f"no dead letter's key begins with {prefix}{why}")
     return _only(prefix, found)
@@ -83,10 +83,18 @@ def short(key: str, prefix: str = "") -> str:
 
 
 def list_dead(db: sqlite3.Connection, choice: Choice) -> Listed:
-    groups = dead_letters.dead_groups(db, choice)
-    return Listed(
-        sum(one.jobs for one in groups), tuple(groups), tuple(dead_letters.dead_letters(db, choice, LETTERS_MAX))
+    letters = dead_letters.dead_letters(db, choice, LETTERS_MAX)
+    latest = {letter.fingerprint: letter.job_id for letter in reversed(letters)}
+    groups = tuple(
+        replace(one, answer=_answer(db, latest[one.fingerprint]) if one.fingerprint in latest else "")
+        for one in dead_letters.dead_groups(db, choice)
     )
+    return Listed(sum(one.jobs for one in groups), groups, tuple(letters))
+
+
+def _answer(db: sqlite3.Connection, job_id: int) -> str:
+    """What the last attempt was answered."""
+    return next((one.answer for one in reversed(dead_letters.attempts(db, job_id)) if one.answer), "")
 
 
 def list_dropped(db: sqlite3.Connection, since: int) -> Listed:
@@ -104,11 +112,12 @@ def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> lis
     of_session = dead_letters.letters_of_session(db, name, "dead") or dead_letters.letters_of_session(
         db, name, "dropped"
     )
-    return [_opened(db, letter, with_bodies=with_bodies) for letter in of_session or _of_key(db, name.lower())]
+    return [_opened(db, letter, with_bodies=with_bodies) for letter in of_session or _of_key(db, name)]
 
 
 def _of_key(db: sqlite3.Connection, prefix: str) -> list[Letter]:
-    found = dead_letters.letters_of(db, prefix, "dead") or dead_letters.letters_of(db, prefix, "dropped")
+    key = prefix.lower()
+    found = dead_letters.letters_of(db, key, "dead") or dead_letters.letters_of(db, key, "dropped")
     if not found:
         raise DeadLetterError(
             f"no dead or dropped job has a key that begins with {prefix}, or is of a session of that name"

@@ -8,6 +8,7 @@ is mended here.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from app import __version__
 from app.capture.config import capture
 from app.capture.keyring import Keyring
 from app.capture.reconcile import QUIET_MS
+from app.capture.targets import find_target
 from app.database import derived
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger
@@ -29,7 +31,9 @@ from app.database.schema import SchemaError
 from app.ledger import counts, incidents, notices
 from app.ledger import counts as ledger_counts
 from app.ledger.folders import held_folders
-from app.operations import environment_check, plugin_check
+from app.ledger.history import exported_sessions
+from app.ledger.readback import BLIND
+from app.operations import environment_check, network_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, alarms, named, read_destinations
 from app.privacy.user_patterns import PatternError
@@ -74,7 +78,7 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
     try:
         site = Site(sources.load(), sources, directory, now_ms)
     except SettingsError as error:
-        yield from (Finding("settings", "problem", problem, "correct it") for problem in error.problems)
+        yield from (Finding("settings", "problem", one, "correct it", _setting(one)) for one in error.problems)
         return
     yield Finding("settings", "ok", f"version {__version__}")
     for look in _AROUND:
@@ -82,12 +86,28 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
     try:
         db = open_ledger(site.spool.path)
     except (OSError, sqlite3.Error, SchemaError) as error:
-        todo = "see logs/ in the spool directory" if isinstance(error, sqlite3.Error) else "the queue needs it"
-        yield Finding("ledger", "problem", f"ledger.db cannot be opened: {error}", todo)
+        yield _unopened(error)
         return
     with closing(db):
         for inspect in _INSIDE:
             yield from inspect(site, db)
+
+
+def _setting(problem: str) -> str:
+    return "variable-misspelt" if "there is no such" in problem else "setting-wrong"
+
+
+def _unopened(error: Exception) -> Finding:
+    found = f"ledger.db cannot be opened: {error}"
+    match error:
+        case SchemaError():
+            return Finding(
+                "ledger", "problem", found, "use the newer version again, or update this one", "ledger-newer"
+            )
+        case OSError():
+            return Finding("ledger", "problem", found, "the queue needs it", "spool-unusable")
+        case _:
+            return Finding("ledger", "problem", found, "see logs/ in the spool directory", "ledger-unusable")
 
 
 # --- around the ledger
@@ -96,9 +116,17 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
 def _key(site: Site) -> Iterator[Finding]:
     key = site.settings.api_key
     if key is None:
-        yield Finding("key", "problem", "no HELICONE_API_KEY is set: jobs wait", "export it where OpenCode is started")
+        yield Finding(
+            "key",
+            "problem",
+            "no HELICONE_API_KEY is set: jobs wait",
+            "export it where OpenCode is started",
+            "key-missing",
+        )
     elif not _KEY.fullmatch(key.get_secret_value()):
-        yield Finding("key", "warning", "HELICONE_API_KEY does not look like a key of Helicone", "copy it once more")
+        yield Finding(
+            "key", "warning", "HELICONE_API_KEY does not look like a key of Helicone", "copy it once more", "key-odd"
+        )
     else:
         yield Finding("key", "ok", f"set ({site.settings.origin('api_key')})")
 
@@ -107,7 +135,7 @@ def _configuration(site: Site) -> Iterator[Finding]:
     """What OpenCode's files say to the plugin, here and everywhere."""
     for one in site.settings.complaints:
         todo = "correct it: nothing of this folder is captured or sent until then" if one.holds else "correct it"
-        yield Finding("configuration", "problem" if one.holds else "warning", one.text, todo)
+        yield Finding("configuration", "problem" if one.holds else "warning", one.text, todo, _option(one.text))
     found = config.read(site.sources.environ, str(site.directory))
     for document in found.documents:
         yield from _strangers(document)
@@ -115,17 +143,27 @@ def _configuration(site: Site) -> Iterator[Finding]:
         yield Finding("configuration", "ok", f"{len(found.entries)} place(s) in OpenCode's files configure the plugin")
 
 
+def _option(problem: str) -> str:
+    """The name of a fault in OpenCode's files."""
+    if "there is no such" in problem:
+        return "option-misspelt"
+    if "redaction pattern" in problem or problem.startswith("redactPatterns"):
+        return "pattern-refused"
+    return "config-unreadable" if problem.startswith("/") else "option-refused"
+
+
 def _strangers(document: Document) -> Iterator[Finding]:
     """Where another plugin that does the same is listed, and where options may stand that nobody reads."""
     lists = [value for key in ("plugin", "plugins") if isinstance(value := document.value.get(key), list)]
     if any(config.PREDECESSOR in _listed_as(one) for one in chain(*lists)):
         found = f"{document.origin}: {config.PREDECESSOR} is listed, which sends every session, too"
-        yield Finding("configuration", "problem", found, "take it out of the list")
+        yield Finding("configuration", "problem", found, "take it out of the list", "predecessor-listed")
     block = document.value.get("plugins")
     for name in block if isinstance(block, dict) else ():
         if name not in {config.PLUGIN, config.PREDECESSOR}:
             found = f"{document.origin}: plugins.{name[:_NAME_MAX]} counts nowhere: OpenCode drops this block"
-            yield Finding("configuration", "warning", found, f"if it is meant for this plugin, name it {config.PLUGIN}")
+            todo = f"if it is meant for this plugin, name it {config.PLUGIN}"
+            yield Finding("configuration", "warning", found, todo, "block-unknown")
 
 
 def _listed_as(plugin: Json) -> str:
@@ -143,7 +181,8 @@ def _patterns(site: Site) -> Iterator[Finding]:
     try:
         capture(site.settings, ())
     except PatternError as error:
-        yield Finding("redaction", "problem", str(error), "correct the pattern: nothing is captured until then")
+        todo = "correct the pattern: nothing is captured until then"
+        yield Finding("redaction", "problem", str(error), todo, "pattern-refused")
     else:
         own = len(site.settings.redact_patterns)
         yield Finding("redaction", "ok", f"mode {site.settings.export_mode}, {own} pattern(s) of yours")
@@ -153,13 +192,15 @@ def _place(site: Site) -> Iterator[Finding]:
     """Before the ledger is opened, which closes what is open to others."""
     spool = site.spool.path
     weak = filesystem.findings(spool)
-    yield from (Finding("spool", "problem", found, "see README, Settings") for found in weak)
+    for found in weak:
+        name = "spool-open" if "open to other users" in found else "spool-unusable"
+        yield Finding("spool", "problem", found, "name another folder, or put this one right", name)
     if not weak:
         yield Finding("spool", "ok", str(spool) if spool.exists() else f"{spool} is not there yet")
     left = site.directory / config.PREDECESSORS_SPOOL
     if left.is_dir() and left != spool and not (left / "ledger.db").exists():
         found = f"{left} is the spool of {config.PREDECESSOR}: nothing sends what it holds"
-        yield Finding("spool", "warning", found, "delete it; it may hold transcripts that were never redacted")
+        yield Finding("spool", "warning", found, "delete it", "predecessor-spool")
 
 
 def _disk(site: Site) -> Iterator[Finding]:
@@ -170,7 +211,10 @@ def _disk(site: Site) -> Iterator[Finding]:
     wanted = site.settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX
     found = f"{free // 1_000_000} MB free, the queue may take {wanted // 1_000_000} MB"
     level: Level = "ok" if free >= wanted else "warning" if free >= BYTES_BESIDE_BODIES_MAX else "problem"
-    yield Finding("disk", level, found, "" if level == "ok" else "make room, or set maxSpoolSize lower")
+    if level == "ok":
+        yield Finding("disk", level, found)
+    else:
+        yield Finding("disk", level, found, "make room, or set maxSpoolSize lower", "disk-full")
 
 
 def _sqlite(_: Site) -> Iterator[Finding]:
@@ -184,6 +228,24 @@ def _plugin(site: Site) -> Iterator[Finding]:
     return plugin_check.look(environ, site.directory, python=sys.executable, programs=programs(environ))
 
 
+def _network(site: Site) -> Iterator[Finding]:
+    yield from network_check.proxies(site.settings.endpoint)
+    yield from network_check.certificates(site.sources.environ)
+
+
+def _consumer(site: Site) -> Iterator[Finding]:
+    """Whether `huey_consumer app.worker.huey` would load another package than ours."""
+    if site.settings.worker != "external":
+        return  # a hook starts the worker, and looks in no folder
+    ours = Path(__file__).resolve().parent.parent
+    named = site.sources.environ.get("PYTHONPATH", "").split(os.pathsep)
+    for folder in (site.directory, *(Path(one) for one in named if one)):
+        for other in (folder / "app" / "__init__.py", folder / "app.py"):
+            if other.is_file() and other.parent.resolve() != ours:
+                todo = "start the worker in another folder, without that PYTHONPATH"
+                yield Finding("consumer", "warning", f"{other} is found before this program", todo, "app-shadowed")
+
+
 def _store(site: Site) -> Iterator[Finding]:
     """All that is captured is read from it."""
     path = store_file(site.sources.environ)
@@ -193,11 +255,25 @@ def _store(site: Site) -> Iterator[Finding]:
         yield Finding("OpenCode's store", "ok", f"{found}; {UNTRIED}" if store.is_newer() else found)
     except InMemoryError as error:
         todo = "start OpenCode without OPENCODE_DB, or with the name of a file"
-        yield Finding("OpenCode's store", "problem", str(error), todo)
+        yield Finding("OpenCode's store", "problem", str(error), todo, "store-in-memory")
     except AbsentError:
         yield Finding("OpenCode's store", "ok", f"{path} is not there yet")
     except StoreError as error:
-        yield Finding("OpenCode's store", "problem", str(error), "what OpenCode writes there is not captured")
+        todo = "what OpenCode writes there is not captured"
+        yield Finding("OpenCode's store", "problem", str(error), todo, "store-unreadable")
+
+
+def _history(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    """Sessions of OpenCode 1.0 and 1.1 that the newer one has not taken over."""
+    try:
+        left = Store(store_file(site.sources.environ)).left_in_files()
+    except StoreError:
+        return  # said already
+    ours = find_target(db, site.settings)
+    left -= set() if ours is None else set(exported_sessions(db, ours.id))
+    if left:
+        found = f"{len(left)} session(s) lie in files of OpenCode 1.0 or 1.1 that the newer OpenCode has not taken over"
+        yield Finding("history", "warning", found, "queue them", "history-unmigrated")
 
 
 def _logins(site: Site) -> Iterator[Finding]:
@@ -205,7 +281,8 @@ def _logins(site: Site) -> Iterator[Finding]:
     keyring = Keyring(site.sources.environ)
     keyring.look()
     for problem in keyring.problems:
-        yield Finding("logins", "problem", problem, "mend it: until then these may leave as a part of a transcript")
+        todo = "mend it: until then these may leave as a part of a transcript"
+        yield Finding("logins", "problem", problem, todo, "logins-unreadable")
 
 
 # --- inside
@@ -224,11 +301,11 @@ def _integrity(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     wrong = [table for table in derived.TABLES if not derived.is_right(db, table)] if said == ["ok"] else []
     if wrong:
         found = f"{' and '.join(wrong)} do not say what the jobs say"
-        yield Finding("ledger", "warning", found, "start a worker: it makes them anew")
+        yield Finding("ledger", "warning", found, "start a worker: it makes them anew", "counts-wrong")
     elif said == ["ok"]:
         yield Finding("ledger", "ok", f"schema {schema}, sound")
     else:
-        yield Finding("ledger", "problem", f"ledger.db is damaged: {'; '.join(said)}", "keep a copy of the spool")
+        yield Finding("ledger", "problem", f"ledger.db is damaged: {'; '.join(said)}", "keep a copy", "ledger-damaged")
 
 
 def _queue(site: Site, _: sqlite3.Connection) -> Iterator[Finding]:
@@ -241,7 +318,8 @@ def _queue(site: Site, _: sqlite3.Connection) -> Iterator[Finding]:
             wakes = queue.execute("select count(*) from task").fetchone()[0]
         yield Finding("queue.db", "ok", f"{wakes} wake-up(s)")
     except sqlite3.Error as error:
-        yield Finding("queue.db", "warning", f"cannot be read: {error}", "nothing: who opens it next makes it anew")
+        todo = "nothing: who opens it next makes it anew"
+        yield Finding("queue.db", "warning", f"cannot be read: {error}", todo, "queue-damaged")
 
 
 def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
@@ -252,8 +330,11 @@ def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         one.jobs.pending and one.current and one.key is not None and one.id not in served
         for one in read_destinations(db, site.settings, site.now_ms)
     )
-    todo = "start OpenCode, run flush, or a worker under your process manager"
-    yield Finding("processes", "warning" if waits else "ok", found, todo if waits else "")
+    if waits:
+        todo = "start OpenCode, run flush, or a worker under your process manager"
+        yield Finding("processes", "warning", f"{found}: jobs wait, and no worker serves them", todo, "no-worker")
+    else:
+        yield Finding("processes", "ok", found)
 
 
 def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
@@ -266,29 +347,40 @@ def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for reason, folders in held_folders(db):
         found = f"{folders} folder(s), as seen last: {reason}"
-        yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store")
+        yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store", "folder-held")
 
 
-_HEALTH: dict[str, tuple[Level, str]] = {
-    "down": ("warning", "nothing while a worker runs: it is tried again by itself; flush tries now"),
-    "refused": ("problem", "check the key and the endpoint; flush tries again now"),
-    "quota": ("warning", "Helicone keeps numbers without bodies until the quota has room"),
+_HEALTH: dict[str, tuple[Level, str, str]] = {
+    "down": (
+        "warning",
+        "nothing while a worker runs: it is tried again by itself; flush tries now",
+        "destination-down",
+    ),
+    "refused": ("problem", "check the key and the endpoint; flush tries again now", "destination-refused"),
+    "quota": ("warning", "Helicone keeps numbers without bodies until the quota has room", "quota-exceeded"),
 }
-
-
-_ELSEWHERE = "use its key once, open its project with the present one, or import the sessions again"
+_ELSEWHERE = "use its key once, open its project with the present one, or move them"
 
 
 def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for one in read_destinations(db, site.settings, site.now_ms):
-        if one.current or one.jobs.pending:
-            level, todo = _HEALTH.get(one.health, ("ok", "")) if one.current else ("warning", _ELSEWHERE)
-            yield Finding("destination", level, _described(one), todo)
+        if not one.current and one.jobs.pending:
+            yield Finding("destination", "warning", _described(one), _ELSEWHERE, "jobs-elsewhere")
+        elif one.current:
+            level, todo, name = _HEALTH.get(one.health, ("ok", "", ""))
+            fault = network_check.fault_of(one.pause_reason, name)
+            yield Finding("destination", level, _described(one), todo, fault)
 
 
 def _read_back(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    for alarm in alarms(read_destinations(db, site.settings, site.now_ms)):
-        yield Finding("read back", "warning", alarm, "doctor --send posts one log and looks for it")
+    found = read_destinations(db, site.settings, site.now_ms)
+    for alarm in alarms(found):
+        name = "never-stored" if "never found" in alarm else "read-back-blind"
+        yield Finding("read back", "warning", alarm, "doctor --send posts one log and looks for it", name)
+    for one in found:
+        if one.current and BLIND in one.confirmation.notes:
+            todo = "see that Helicone's database is well"
+            yield Finding("read back", "warning", f"{named(one)}: {BLIND}", todo, "read-back-blind")
 
 
 def _described(one: DestinationStatus) -> str:
@@ -299,19 +391,19 @@ def _described(one: DestinationStatus) -> str:
 
 def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for what, count, _last_ms in incidents.incidents(db):
-        todo = "see logs/ in the spool"
+        todo, name = "see logs/ in the spool", "incident"
         if what.startswith("ledger: "):
-            todo = "the damaged file is kept for a while: ledger.db.damaged-*"
+            todo, name = "the damaged file is kept for a while: ledger.db.damaged-*", "ledger-damaged"
         elif what == incidents.UNERASED:
-            todo = "run `opencode-helicone dead purge --all`, or start a worker"
-        yield Finding("incident", "warning", f"{count} times: {what}", todo)
+            todo, name = "run dead purge --all, or start a worker", "unerased"
+        yield Finding("incident", "warning", f"{count} times: {what}", todo, name)
 
 
 def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     ahead_ms = counts.latest_ms(db) - site.now_ms
     if ahead_ms > _CLOCK_MS_MAX:
         found = f"the ledger holds times {ahead_ms // 1000} s ahead of the clock: it was set back, or was wrong"
-        yield Finding("clock", "warning", found, "nothing: times far ahead are mended by the worker")
+        yield Finding("clock", "warning", found, "nothing: times far ahead are mended by the worker", "clock-back")
     else:
         yield Finding("clock", "ok", "not behind the ledger")
 
@@ -320,9 +412,8 @@ def _refusals(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     refused = incidents.refusals(db)
     for reason, count, _last_ms in refused:
         found = f"{count} line(s) of the plugin were not used: {reason}"
-        yield Finding(
-            "lines", "warning", found, "logs/hook.log says why; verify shows what is missing, backfill takes it"
-        )
+        todo = "logs/hook.log says why; verify shows what is missing, backfill takes it"
+        yield Finding("lines", "warning", found, todo, "lines-unused")
     if not refused:
         yield Finding("lines", "ok", "each line of the plugin was used")
 
@@ -332,25 +423,32 @@ def _unread(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     if left:
         found = f"{len(left)} session(s) that OpenCode has told of were not read, and no OpenCode is at them"
         todo = "run flush; those of a store that is gone are forgotten after 30 days"
-        yield Finding("unread", "warning", found, todo)
+        yield Finding("unread", "warning", found, todo, "sessions-unread")
     for one in notices.unread(db):
         if one.reason is not None:
             found = f"{one.sessions} session(s) that OpenCode has told of wait: {one.reason}"
-            yield Finding(
-                "unread", "warning", found, "they are read when that is mended, within 30 days; flush tries now"
-            )
+            todo = "they are read when that is mended, within 30 days; flush tries now"
+            yield Finding("unread", "warning", found, todo, "sessions-unread")
 
 
 def _letters(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     counts = ledger_counts.counts(db)
     if counts.dead:
-        yield Finding("dead", "warning", f"{counts.dead} dead letter(s)", "dead list says why, dead retry tries again")
+        yield Finding(
+            "dead",
+            "warning",
+            f"{counts.dead} dead letter(s)",
+            "dead list says why, dead retry tries again",
+            "jobs-dead",
+        )
     else:
         yield Finding("dead", "ok", "no dead letters")
     for reason, jobs in sorted(counts.dropped_by_reason.items()):
-        is_lost = reason in _LOST
-        todo = "dead list --dropped names them, import queues a session again" if is_lost else ""
-        yield Finding("dropped", "warning" if is_lost else "ok", f"{jobs} dropped: {reason}", todo)
+        if reason in _LOST:
+            todo = "dead list --dropped names them, import queues a session again"
+            yield Finding("dropped", "warning", f"{jobs} dropped: {reason}", todo, "jobs-dropped")
+        else:
+            yield Finding("dropped", "ok", f"{jobs} dropped: {reason}")
 
 
 _AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (
@@ -360,6 +458,8 @@ _AROUND: tuple[Callable[[Site], Iterator[Finding]], ...] = (
     _place,
     _disk,
     _sqlite,
+    _network,
+    _consumer,
     _plugin,
     _store,
     _logins,
@@ -370,6 +470,7 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _processes,
     _environment,
     _hook,
+    _history,
     _held,
     _destinations,
     _read_back,

@@ -36,4 +36,4 @@ def differences(
         todo = "start OpenCode, or its service, anew with the value that commands have"
         if name in SETTINGS:
             todo = f"put it into {own / '.env'}, which OpenCode's service reads too, and start OpenCode anew"
-        yield Finding("environment", "warning", found, todo)
+        yield Finding("environment", "warning", found, todo, "environment-differs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from app.capture.targets import folder, target
 from app.capture.unread import read_unread
 from app.database.open import open_whole
 from app.ledger import adoption, counts, flow, folders, notices, readback
+from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
 from app.operations.status import Failing, Jobs, read_destinations, waiting
 from app.runtime import clock
@@ -49,6 +50,8 @@ class Flushed:
     """Why jobs are dead, or failed and are tried again."""
     was_stopped: bool
     """Somebody interrupted it."""
+    delivered: int
+    """Jobs of the present destination that were delivered meanwhile."""
 
     @property
     def is_done(self) -> bool:
@@ -72,6 +75,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
         _end_pauses(db, seen)
         if settings.takes_over:
             adoption.take_over(db, ours, clock.now_ms())
+        before = counts.counts(db, ours.id).delivered
         here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
         end_s = begin_s + timeout_s
 
@@ -84,16 +88,14 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
             return not (_backlog(spool, seen) or any(counts.is_pending(db, one) for one in seen & going))
 
-        was_stopped, has_read = False, True
-        read_unread(db, sources, spool, ours.id)
-        while has_read and not was_stopped:
-            while not is_over() and not was_stopped:
-                if ours.key_fingerprint and counts.is_pending(db, ours.id) and ours.id not in _served(spool):
-                    was_stopped = not Worker(sources).run_until(is_over)
-                else:
-                    time.sleep(LOOK_S)
+        try:
+            read_unread(db, sources, spool, ours.id)
+            was_stopped = _deliver(db, sources, ours, is_over)
             # Once more when all is sent: a hook may have been late, and is gone by now.
-            has_read = time.monotonic() < end_s and read_unread(db, sources, spool, ours.id) > 0
+            while not was_stopped and time.monotonic() < end_s and read_unread(db, sources, spool, ours.id) > 0:
+                was_stopped = _deliver(db, sources, ours, is_over)
+        except KeyboardInterrupt:  # while it waits; a worker of its own takes it for a signal
+            was_stopped = True
         now_ms = clock.now_ms()
         current, *others = [one for one in read_destinations(db, settings, now_ms) if one.current or one.id in seen]
         return Flushed(
@@ -105,7 +107,20 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
             waiting=waiting([current, *others], read_workers(spool), now_ms),
             errors=current.errors,
             was_stopped=was_stopped,
+            delivered=max(0, current.jobs.delivered - before),
         )
+
+
+def _deliver(db: sqlite3.Connection, sources: Sources, ours: Destination, is_over: Callable[[], bool]) -> bool:
+    """Deliver what no worker delivers, and wait for the others; whether somebody interrupted it."""
+    spool = Spool(sources.load().spool_directory)
+    while not is_over():
+        if ours.key_fingerprint and counts.is_pending(db, ours.id) and ours.id not in _served(spool):
+            if not Worker(sources).run_until(is_over):
+                return True
+        else:
+            time.sleep(LOOK_S)
+    return False
 
 
 def _end_pauses(db: sqlite3.Connection, destination_ids: Collection[int]) -> None:

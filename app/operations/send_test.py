@@ -12,9 +12,13 @@ from app.exporters.encoding import ENCODER
 from app.exporters.kinds import TRAITS
 from app.exporters.outcome import Outcome
 from app.operations.finding import Finding
+from app.operations.network_check import fault_of
+from app.runtime import clock
 from app.settings.model import Settings
 
 LOOK_S = 1.0
+CLOCK_S_MAX = 60
+"""Clocks differ by less; a `Date` has whole seconds."""
 NOT_FOUND = 404
 CHECK = "check the key and the endpoint"
 
@@ -22,23 +26,36 @@ CHECK = "check the key and the endpoint"
 def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]:
     """Findings as they come."""
     if settings.api_key is None:
-        yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it")
+        yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it", "key-missing")
         return
     key = settings.api_key.get_secret_value()
     request_id = uuid.uuid4()
     try:
         made = connect(key, settings.ca_file)
     except ClientError as error:
-        yield Finding("send", "problem", f"not sent: {error}", "correct it")
+        name = "certificates-unusable" if "SSL_CERT" in str(error) else "not-sent"
+        yield Finding("send", "problem", f"not sent: {error}", "correct it", name)
         return
     with made as client:
         url, outcome = _post(client, settings.endpoint, request_id, now_ms)
         if outcome.kind != "accepted":
-            yield Finding("send", "problem", f"{url} did not take it: {outcome.reason}", CHECK)
+            name = fault_of(outcome.reason, "not-sent")
+            yield Finding("send", "problem", f"{url} did not take it: {outcome.reason}", CHECK, name)
             return
         yield Finding("send", "ok", f"{url} took it")
+        yield from _clocks(outcome)
         read_back = TRAITS.read_back("on", settings.endpoint, key, settings.readback_url)
         yield from _look(client, read_back.url, request_id, now_ms, timeout_s)
+
+
+def _clocks(outcome: Outcome) -> Iterator[Finding]:
+    if outcome.server_ms is None:
+        return
+    ahead_s = (clock.now_ms() - outcome.server_ms) // 1000
+    if abs(ahead_s) > CLOCK_S_MAX:
+        way = "ahead of" if ahead_s > 0 else "behind"
+        found = f"this machine's clock is {abs(ahead_s)} s {way} that of the server"
+        yield Finding("clock", "warning", found, "set this machine's clock", "clock-skewed")
 
 
 def _post(client: Client, endpoint: str, request_id: uuid.UUID, now_ms: int) -> tuple[str, Outcome]:
@@ -54,21 +71,23 @@ def _post(client: Client, endpoint: str, request_id: uuid.UUID, now_ms: int) -> 
 
 def _look(client: Client, url: str | None, request_id: uuid.UUID, now_ms: int, timeout_s: float) -> Iterator[Finding]:
     if url is None:
-        yield Finding("read back", "warning", "nothing says where its API server is: not read back", "look at Helicone")
+        found = "nothing says where its API server is: not read back"
+        yield Finding("read back", "warning", found, "look at Helicone", "read-back-blind")
         return
     ends_s = time.monotonic() + timeout_s
     while True:
         try:
-            found = client.stored(url, start_ms=now_ms, request_ids=[request_id])
+            stored = client.stored(url, start_ms=now_ms, request_ids=[request_id])
         except ReadBackError as error:
-            yield Finding("read back", "problem", f"{url}: {error}", CHECK)
+            yield Finding("read back", "problem", f"{url}: {error}", CHECK, "read-back-blind")
             return
-        if found:
+        if stored:
             yield Finding("read back", "ok", "it is stored")
             return
         if time.monotonic() >= ends_s:
             break
         time.sleep(LOOK_S)
-    yield Finding("read back", "problem", f"it was taken, but did not appear within {timeout_s:g} s", "one of these:")
+    found = f"it was taken, but did not appear within {timeout_s:g} s"
+    yield Finding("read back", "problem", found, "one of these:", "never-stored")
     for cause in TRAITS.NOT_STORED_CAUSES:
-        yield Finding("known cause", "warning", cause)
+        yield Finding("known cause", "warning", cause, name="never-stored")

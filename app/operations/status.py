@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeAlias
 
 from app import __version__
 from app.capture.folder_limits import folders_by_option
@@ -20,6 +21,7 @@ from app.ledger.counts import Conditions, Counts, conditions, errors
 from app.ledger.dead_letters import Choice, Group
 from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
+from app.ledger.overview import SessionCounts, last_delivery, session_counts
 from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.runtime.terminal import counted
@@ -32,6 +34,9 @@ BYTES_BESIDE_BODIES_MAX = 64_000_000
 """Of everything else in the spool directory: keys, acknowledgements, WAL, logs."""
 GROUPS_SHOWN = 5
 NOT_TRIED = "not tried"
+TitleOf: TypeAlias = Callable[[str], str]
+"""What OpenCode's store says of a session; '' where it has it no more."""
+Level: TypeAlias = Literal["ok", "waiting", "problem"]
 _NOBODY = -1
 """No destination has this number."""
 
@@ -136,6 +141,44 @@ class Incident:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    level: Level
+    """ok: all that was captured is delivered, or about to be; waiting: it will be, by itself or by the command that is
+    named; problem: somebody has to do something."""
+    text: str
+    todo: str = ""
+    """What to do, or to type; '' where nothing is to be done."""
+    next_try_ms: int | None = None
+    """When it is tried again by itself."""
+
+
+NO_VERDICT = Verdict("ok", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What waits for another destination than that of the present settings."""
+
+    destination_id: int | None
+    jobs: int
+    text: str
+    todo: str
+    """'' where a worker is at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastDelivery:
+    """Of all destinations."""
+
+    session: str
+    title: str
+    """'' where OpenCode's store does not have the session any more, or nobody looked."""
+    delivered_ms: int
+    url: str | None
+    """Its page at Helicone; None where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     version: str
     sqlite: str
@@ -170,9 +213,19 @@ class Status:
     """Why jobs wait, for a person."""
     alarms: tuple[str, ...]
     """What a person has to see first: destinations whose 200 may mean nothing."""
+    sessions: SessionCounts
+    last_delivery: LastDelivery | None
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """What waits for other destinations."""
+    verdict: Verdict = NO_VERDICT
+    """What comes of all this."""
 
 
-def read_status(settings: Settings, now_ms: int) -> Status:
+def no_title(_: str) -> str:
+    return ""
+
+
+def read_status(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -> Status:
     """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError.
 
     A ledger that a statement finds to be damaged is recovered; to look for damage is for `doctor` and the worker.
@@ -180,15 +233,15 @@ def read_status(settings: Settings, now_ms: int) -> Status:
     is_new = not (settings.spool_directory / "ledger.db").exists()
     with closing(open_ledger(settings.spool_directory)) as db:
         try:
-            return _read_status(db, settings, now_ms, is_new=is_new)
+            return _read_status(db, settings, now_ms, title_of, is_new=is_new)
         except sqlite3.Error as error:
             if not recover_after(db, error):
                 raise
     with closing(open_ledger(settings.spool_directory)) as db:
-        return _read_status(db, settings, now_ms, is_new=is_new)
+        return _read_status(db, settings, now_ms, title_of, is_new=is_new)
 
 
-def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, *, is_new: bool) -> Status:
+def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, title_of: TitleOf, *, is_new: bool) -> Status:
     spool = Spool(settings.spool_directory)
     total = counts.counts(db)
     destinations = read_destinations(db, settings, now_ms)
@@ -217,7 +270,22 @@ def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, *, is_
         problems=tuple(one.text for one in settings.complaints),
         waiting=waiting(destinations, workers, now_ms),
         alarms=tuple(alarms(destinations)),
+        sessions=session_counts(db),
+        last_delivery=_last_delivery(db, settings, destinations, title_of),
     )
+
+
+def _last_delivery(
+    db: sqlite3.Connection, settings: Settings, destinations: Sequence[DestinationStatus], title_of: TitleOf
+) -> LastDelivery | None:
+    found = last_delivery(db)
+    if found is None:
+        return None
+    there = next(one for one in destinations if one.id == found.destination_id)
+    key = settings.api_key.get_secret_value() if settings.api_key and there.current else ""
+    dashboard = settings.dashboard_url if there.current else None
+    page = TRAITS.session_url(there.endpoint, key, dashboard, found.session, found.session_name)
+    return LastDelivery(found.session, title_of(found.session), found.delivered_ms, page)
 
 
 def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -> tuple[DestinationStatus, ...]:

@@ -215,3 +215,15 @@ def _openness(path: Path, status: os.stat_result) -> str | None:
     if not _is_open(status) or stat.S_ISLNK(status.st_mode):
         return None
     return f"{path} has mode {stat.S_IMODE(status.st_mode):04o}, open to other users: the next start closes it"
+
+
+def close(spool: Path) -> list[Path]:
+    """Take this user's files in the spool, and itself, away from others' eyes; those that were open to them."""
+    closed = []
+    for path in (spool, *_inside(spool)):
+        with suppress(OSError):
+            status = path.lstat()
+            if _foreign(path, status) is None and _is_open(status):
+                path.chmod(PRIVATE_DIRECTORY if stat.S_ISDIR(status.st_mode) else PRIVATE_FILE)
+                closed.append(path)
+    return closed

@@ -13,6 +13,10 @@ _BLANK = {
 among forms of a letter; but for U+FE0E and U+FE0F, which stand behind many an emoji."""
 
 
+_UNITS = (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000))
+"""Of time, in ms."""
+
+
 class _Signs(dict[int, str]):
     """By code point what is shown for it; filled with those that come up."""
 
@@ -38,3 +42,15 @@ def visible(text: str) -> str:
 
 def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def span(length_ms: int) -> str:
+    """A length of time in its largest unit.
+
+    >>> span(125_000), span(400), span(-5)
+    ('2 min', '0 s', '0 s')
+    """
+    for name, unit_ms in _UNITS:
+        if length_ms >= unit_ms:
+            return f"{length_ms // unit_ms} {name}"
+    return "0 s"

@@ -146,7 +146,7 @@ def _problem(name: str, given: Given, message: str, secrets: Iterable[str]) -> s
     if (
         name == "api_key"
         or any(secret in json.dumps(given.value, default=str) for secret in secrets)
-        or (name in {"endpoint", "readback_url"} and re.search("[@?#]", text))
+        or (name in {"endpoint", "readback_url", "dashboard_url"} and re.search("[@?#]", text))
     ):
         text = "(not shown)"
     return f"{NAMES[name].option} = {text} from {given.origin.text}: {message}{unit_of(name)}"

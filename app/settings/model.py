@@ -209,6 +209,8 @@ class Settings(BaseSettings):
     """auto: what is delivered to a self-hosted Helicone is read back, and one job an hour on the cloud. on: all."""
     readback_url: _Url | None = None
     """Where to read back; None: as the endpoint says."""
+    dashboard_url: _Url | None = None
+    """Where a browser finds a self-hosted Helicone; None: nothing leads to its pages."""
 
     origins: dict[str, Origin] = Field(default_factory=dict, repr=False)
     """By field. A field that is not in it has its default."""

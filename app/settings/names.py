@@ -77,6 +77,7 @@ NAMES = {
     "confirm": Name("confirm", "OPENCODE_HELICONE_CONFIRM"),
     # It gets the API key: a project's own file must not say where that goes.
     "readback_url": Name("readbackUrl", "HELICONE_READBACK_URL", plugin=False),
+    "dashboard_url": Name("dashboardUrl", "HELICONE_DASHBOARD_URL", plugin=False),
 }
 VARIABLES = [(name.variable, field_name, name.read) for field_name, name in NAMES.items()]
 VARIABLES.append(("OPENCODE_HELICONE_REDACT_REGEX", "redact_patterns", _read_alias))

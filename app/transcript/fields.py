@@ -250,3 +250,13 @@ def sha256(pieces: Iterable[str | Long]) -> str:
 
 def _items(parent: list[Json] | dict[str, Json]) -> list[Json]:
     return parent if isinstance(parent, list) else list(parent.values())
+
+
+def turn_name(info: Place) -> str:
+    """Name of the turn that a message belongs to: its parent's id, or its own. Raises TranscriptError."""
+    if info.fields.get("role") != "user" and info.fields.get("parentID"):
+        try:
+            return info.id("parentID")
+        except TranscriptError as error:
+            info.faults.append(str(error))
+    return info.id("id")

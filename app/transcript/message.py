@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from app.transcript.attachments import data_url_bytes
-from app.transcript.fields import Canonical, Place, canonical, joined, place, refuse, whole
+from app.transcript.fields import Canonical, Place, canonical, joined, place, refuse, turn_name, whole
 from app.transcript.id_times import distance, ticks
 from app.transcript.model import (
     UNREADABLE,
@@ -104,16 +104,6 @@ def _assistant(info: Place, index: int, created_ms: int, parts: tuple[Part, ...]
         failure=_failure(info),
         parts=parts,
     )
-
-
-def turn_name(info: Place) -> str:
-    """Name of the turn that a message belongs to: its parent's id, or its own. Raises TranscriptError."""
-    if info.fields.get("role") != "user" and info.fields.get("parentID"):
-        try:
-            return info.id("parentID")
-        except TranscriptError as error:
-            info.faults.append(str(error))
-    return info.id("id")
 
 
 def _tokens(counts: Place) -> Tokens | None:

@@ -238,6 +238,19 @@ class Transcript:
     """What was odd outside of its turns."""
 
 
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """What the whole session would tell of the messages of some of its turns."""
+
+    positions: tuple[int, ...]
+    """Of each of them in order."""
+    undone_from: tuple[int, str] | None
+    """(time.created, id) of the message that `/undo` went back to."""
+    origin: str | None
+    began_ms: int
+    """When its first message was created."""
+
+
 def project_name(directory: str | None) -> str | None:
     """The last element of a session's directory; None when there is none, or it was withheld."""
     return re.split(r"[/\\]", (directory or "").rstrip("/\\"))[-1] or None

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from app.transcript.fields import Canonical, Place, canonical, joined, place, refuse, sha256
+from app.transcript.fields import Canonical, Place, canonical, joined, place, refuse, sha256, turn_name
 from app.transcript.id_times import is_copy, minted_ms
-from app.transcript.message import Read, read_message, turn_name
+from app.transcript.message import Read, read_message
 from app.transcript.model import (
     Assistant,
+    Excerpt,
     Json,
     Session,
     Tool,
@@ -31,19 +32,6 @@ from app.transcript.model import (
 
 SUBAGENT_DEPTH_MAX = 32
 DAY_MS = 86_400_000
-
-
-@dataclass(frozen=True, slots=True)
-class Excerpt:
-    """What the whole session would tell of the messages of some of its turns."""
-
-    positions: tuple[int, ...]
-    """Of each of them in order."""
-    undone_from: tuple[int, str] | None
-    """(time.created, id) of the message that `/undo` went back to."""
-    origin: str | None
-    began_ms: int
-    """When its first message was created."""
 
 
 def parse(snapshot: Json, excerpt: Excerpt | None = None) -> Transcript:

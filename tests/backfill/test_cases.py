@@ -48,7 +48,7 @@ class Ledger:
         return found
 
     def status(self) -> str:
-        return typed(self.station, "status").stdout
+        return typed(self.station, "status", "-v").stdout
 
     def deliver(self) -> None:
         """As if all of it had been sent."""

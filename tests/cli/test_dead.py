@@ -72,7 +72,7 @@ def test_list_groups_by_error_and_shows_short_keys(station: Station) -> None:
     dropped = said(typed(station, "dead", "list", "--dropped", "--json"))
     assert [(one["reason"], one["jobs"]) for one in dropped["groups"]] == [("off", 1)]
     assert [one["turn"] for one in dropped["letters"]] == ["t4"]
-    assert "1 off" in typed(station, "status").stdout
+    assert "1 off" in typed(station, "status", "-v").stdout
 
 
 @pytest.mark.usefixtures("dead_jobs")
@@ -221,7 +221,7 @@ def test_a_retried_letter_wakes_the_worker_that_runs(station: Station, tmp_path:
             told = said(typed(here, "status", "--json"))
             (ours,) = told["destinations"]
             assert (ours["health"], [one["jobs"] for one in ours["dead_letters"]]) == ("fine", [2])
-            lines = typed(here, "status").stdout
+            lines = typed(here, "status", "-v").stdout
             assert f"2 dead (error {ours['dead_letters'][0]['fingerprint']}): 400: empty body" in lines
             assert "2 dead letters: opencode-helicone dead list" in lines
             retried = typed(here, "dead", "retry", "--all", "--yes")
@@ -232,13 +232,13 @@ def test_a_retried_letter_wakes_the_worker_that_runs(station: Station, tmp_path:
 def test_a_destination_that_nothing_was_ever_posted_to_is_not_tried_and_not_fine(station: Station) -> None:
     assert said(typed(station, "status", "--json"))["destinations"][0]["health"] == "not tried"
     assert typed(station, "import", *map(str, export_files("a_simple"))).returncode == 0
-    assert "health: not tried" in typed(station, "status").stdout
-    assert "not tried; 2 job(s) wait" in typed(station, "doctor").stdout
+    assert "health: not tried" in typed(station, "status", "-v").stdout
+    assert "not tried; 2 job(s) wait" in typed(station, "doctor", "-v").stdout
     with receiving(station.home / "store.db") as receiver:
         here = replace(station, endpoint=receiver.url)
         assert typed(here, "import", *map(str, export_files("a_simple"))).returncode == 0
         assert typed(here, "flush").returncode == 0
-        assert "health: fine" in typed(here, "status").stdout
+        assert "health: fine" in typed(here, "status", "-v").stdout
 
 
 def test_status_tells_health_backoff_isolation_and_bounds(station: Station) -> None:
@@ -253,6 +253,28 @@ def test_status_tells_health_backoff_isolation_and_bounds(station: Station) -> N
     (one,) = [one for one in told["destinations"] if one["id"] is not None]
     assert one["conditions"] == {"in_backoff": 1, "isolated": 1}
     assert (one["health"], told["spool_bytes_max"], told["age_ms_max"]) == ("quota", 65_000_000, 604_800_000)
-    lines = typed(station, "status").stdout
+    lines = typed(station, "status", "-v").stdout
     for word in ("health: quota", "1 in backoff", "1 tried alone"):
         assert word in lines
+
+
+@pytest.mark.usefixtures("dead_jobs")
+def test_a_group_shows_what_was_answered(station: Station) -> None:
+    told = said(typed(station, "dead", "list", "--json"))["groups"]
+    assert [one["answer"] for one in told] == ["no room", "no room"]
+    assert typed(station, "dead", "list").stdout.count("\n  the answer began: no room\n") == 2
+
+
+@pytest.mark.usefixtures("dead_jobs")
+@pytest.mark.parametrize("verb", ["retry", "purge"])
+def test_an_error_that_no_letter_has_is_named_with_exit_code_1(station: Station, verb: str) -> None:
+    for yes in ([], ["--yes"]):
+        line = complaint(typed(station, "dead", verb, "--error", "ABCdef12", *yes), 1)
+        assert "no dead letter has the error ABCdef12" in line
+
+
+@pytest.mark.usefixtures("dead_jobs")
+def test_what_was_typed_is_shown_as_it_was_typed(station: Station) -> None:
+    assert "begins with ABCdef" in complaint(typed(station, "dead", "show", "ABCdef"), 1)
+    assert "begins with ABCdef" in complaint(typed(station, "dead", "retry", "ABCdef"), 1)
+    assert typed(station, "dead", "show", version("t3").key.upper()).returncode == 0

@@ -465,6 +465,7 @@ APPLIED = {
     6: "d4cdd3573d32",
     7: "111238f13c27",
     8: "9518f69ef5b2",
+    9: "477f155d4b12",
 }
 """Of each migration as it was first applied somewhere, comments and white space aside: it is never edited again."""
 

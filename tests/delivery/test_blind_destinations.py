@@ -255,11 +255,16 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
     with closing(connect(tmp_path / "ledger.db")) as db:
         migrate(db, [(number, sql) for number, sql in migrations() if number < before])
         bench = LedgerBench(db)
-        db.execute("alter table job add column known_marks text")  # of a later one, for today's program
+        later = ("known_marks text", "record_bytes integer", "redactions integer")  # for today's program
+        for column in later:
+            db.execute(f"alter table job add column {column}")
+        db.execute("create table counter (day, kind, name, count, primary key (day, kind, name))")
         bench.put(version())
         bench.deliver(version())
         db.execute("update job set confirmed_ms = 7")
-        db.execute("alter table job drop column known_marks")
+        for column in later:
+            db.execute(f"alter table job drop column {column.split()[0]}")
+        db.execute("drop table counter")
         migrate(db, migrations())
         assert readback.control(db, bench.destination) == readback.Control(None, 0, 7)
 

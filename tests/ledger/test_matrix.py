@@ -496,6 +496,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
+    "last_delivery", "session_counts",
     "acknowledged", "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control",
     "counted_bytes", "counts", "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters",
     "dropped_groups", "dropped_letters",
@@ -508,6 +509,9 @@ READERS = {
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
     "unacknowledged", "without_bodies",
+    "delivered_turns", "job_by_id", "jobs", "jobs_of_key", "record_states", "sent_in_all", "sent_of_session",
+    "sent_since",
+    "session_names", "watched",
 }  # fmt: skip
 TABLES = (
     "notice", "attempt", "bundle", "footprint", "record", "acknowledgement", "job", "turn", "session", "folder",
@@ -599,7 +603,7 @@ def test_every_state_of_the_schema_is_in_the_matrix(db: sqlite3.Connection) -> N
     assert seen == {"pending", "delivered", "dead", "superseded", "dropped"}
 
 
-BESIDE_JOBS = {"destinations", "erasure", "fingerprint", "flow", "folders", "incidents"}
+BESIDE_JOBS = {"counters", "destinations", "erasure", "fingerprint", "flow", "folders", "incidents"}
 PARTS = {
     "as_json",
     "decide",

@@ -67,9 +67,9 @@ def test_where_all_is_well_every_check_is_ok(station: Station) -> None:
         "OpenCode's store", "ledger", "queue.db", "processes", "destination", "clock", "lines", "dead",
     ]  # fmt: skip
     assert shape(found[0]) == shape(example("doctor")["findings"][0])
-    lines = typed(station, "doctor").stdout.splitlines()
-    assert len(lines) == len(found)
-    assert lines[0].startswith("ok       settings: version ")
+    lines = typed(station, "doctor", "-v").stdout.splitlines()
+    assert len(lines) == 1 + len(found)
+    assert lines[1].startswith("ok settings: version ")
 
 
 def test_doctor_makes_a_missing_ledger_and_says_what_is_not_there(tmp_path: Path) -> None:
@@ -451,7 +451,7 @@ def test_what_is_wrong_in_opencodes_files_is_named_with_file_and_line(
     assert found.format(path=path) in told[0]["found"]
     # `status` tells of it as well, as far as it is about options.
     if "OpenCode drops" not in found and "is listed" not in found:
-        assert f"problem: {told[0]['found']}" in typed(station, "status").stdout
+        assert f"problem: {told[0]['found']}" in typed(station, "status", "-v").stdout
 
 
 def test_a_folder_that_was_held_when_its_hook_saw_it_is_named_from_everywhere(station: Station) -> None:
@@ -550,7 +550,7 @@ def test_send_with_certificates_that_cannot_be_used_says_so(station: Station, co
     if content is not None:
         file.write_text(content)
     found = findings(replace(station, variables={"SSL_CERT_FILE": str(file)}), "--send", code=1)
-    assert bad(found) == [("send", "problem")]
+    assert bad(found) == [("certificates", "problem"), ("send", "problem")]
     assert found[-1]["found"].startswith("not sent: SSL_CERT_FILE or SSL_CERT_DIR cannot be used: ")
 
 

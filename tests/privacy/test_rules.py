@@ -28,7 +28,7 @@ from tests.support.fake_secrets import KEYS, SAMPLES, Sample, noise
 
 RULES_ONLY = Redaction.compile([])
 
-# What is known by its name or place alone, and is broken or cut before enough of it shows. The README lists it.
+# What is known by its name or place alone, and is broken or cut before enough of it shows. docs/privacy.md lists it.
 NOT_COVERED = {
     "url-password-database": {"broken late"},
     "url-password-user-only": {"cut in the middle", "cut late"},

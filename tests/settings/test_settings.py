@@ -60,6 +60,7 @@ NOT_PLUGIN = (
     Row("endpoint", "endpoint", "HELICONE_ENDPOINT", "http://[::1]:1", "https://b/c", "https://api.worker.helicone.ai"),
     Row("allow_http", "allowHttp", "OPENCODE_HELICONE_ALLOW_HTTP", value=True, other=False, default=False),
     Row("readback_url", "readbackUrl", "HELICONE_READBACK_URL", "http://[::1]:1", "https://b/c", None),
+    Row("dashboard_url", "dashboardUrl", "HELICONE_DASHBOARD_URL", "http://host:3000", "https://b/c", None),
     Row("ca_file", "caFile", "OPENCODE_HELICONE_CA_FILE", "/a.pem", "/b.pem", None),
     Row("user_id", "userId", "OPENCODE_HELICONE_USER_ID", "one", "two", None),
 )

@@ -207,7 +207,7 @@ def test_a_purge_that_is_killed_is_told_of_and_finished_by_a_worker(station: Sta
     assert bool(traces(station.spool, bundles)) is (point != "erase.finishing")
     assert station.counts().dead == 0
     assert noted(station) == [incidents.UNERASED]
-    assert f"noted: {incidents.UNERASED}: 2" in typed(station, "status").stdout
+    assert f"noted: {incidents.UNERASED}: 2" in typed(station, "status", "-v").stdout
     told = json.loads(typed(station, "doctor", "--json").stdout)["findings"]
     assert ["dead purge --all" in one["todo"] for one in told if one["check"] == "incident"] == [True]
     with station.ledger() as db:

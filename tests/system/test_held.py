@@ -101,7 +101,7 @@ def test_a_held_folder_is_seen_and_its_turns_come_from_the_store_when_the_files_
     assert "opencode.json line 2" in reason
     assert folders == 1
     assert str(project) not in reason
-    told = command(station, "status").stdout
+    told = command(station, "status", "-v").stdout
     assert f"held: 1 folder, whose turns wait in OpenCode's store: {reason}\n" in told
     everything = b"".join(path.read_bytes() for path in station.spool.rglob("*") if path.is_file())
     assert b"swordfish" not in everything
@@ -112,7 +112,7 @@ def test_a_held_folder_is_seen_and_its_turns_come_from_the_store_when_the_files_
         assert process.end() == 0
     assert patterns_of_jobs(station) == [1, 1]
     assert held(station) == []
-    assert "held:" not in command(station, "status").stdout
+    assert "held:" not in command(station, "status", "-v").stdout
 
 
 def test_what_was_said_while_a_folder_was_held_comes_at_the_end_of_that_opencode(

@@ -24,8 +24,8 @@ from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
 from app.sources.opencode.store import store_file
-from app.transcript.model import Turn
-from app.transcript.parse import Excerpt, parse
+from app.transcript.model import Excerpt, Turn
+from app.transcript.parse import parse
 from tests.support import recorded
 from tests.support.processes import Station, hook
 from tests.support.recorded import Snapshot

@@ -119,7 +119,7 @@ def test_without_a_home_folder_each_command_says_so(station: Station, command: l
 def test_folders_that_are_named_need_no_home(station: Station) -> None:
     done = started(replace(station, variables={"HOME": ""}), HOMELESS, "import", "session.json")
     assert (done.returncode, done.stderr) == (0, "")
-    doctor = started(replace(station, variables={"HOME": ""}), HOMELESS, "doctor")
+    doctor = started(replace(station, variables={"HOME": ""}), HOMELESS, "doctor", "-v")
     assert "HOME" not in doctor.stderr
     assert "dead letters" in doctor.stdout
 

@@ -485,4 +485,4 @@ def test_a_ledger_damaged_under_a_live_hook_and_a_live_worker_is_recovered_and_b
         process.show(export("c_second_prompt"))
         wait_until(lambda: station.counts().delivered >= JOBS and station.counts().pending == 0)
         assert process.end() == 0
-    assert "damaged, set aside and recovered" in station.run("status").stdout
+    assert "damaged, set aside and recovered" in station.run("status", "-v").stdout

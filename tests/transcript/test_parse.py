@@ -19,6 +19,7 @@ from app.transcript.fields import DEPTH_MAX, canonical, sha256
 from app.transcript.model import (
     UNREADABLE,
     Assistant,
+    Excerpt,
     Failure,
     Other,
     Text,
@@ -31,7 +32,7 @@ from app.transcript.model import (
     key,
     session_digest,
 )
-from app.transcript.parse import SUBAGENT_DEPTH_MAX, Excerpt, parse
+from app.transcript.parse import SUBAGENT_DEPTH_MAX, parse
 from tests.support import recorded
 from tests.support.snapshots import (
     CREATED_MS,

@@ -234,7 +234,7 @@ def test_a_session_is_named_by_the_whole_of_its_id(machine: Machine) -> None:
     name = "ses_dfd0c4cf4ffedrfrcrRE7VEskL"
     machine.export(talk(1, name))
     machine.holds(talk(1, name))
-    assert typed(machine.station, "verify").stdout.split()[0] == name
+    assert f" {name} " in typed(machine.station, "verify").stdout
 
 
 # --- what the ledger lacks
@@ -247,13 +247,38 @@ def test_a_turn_that_nobody_brought_is_unexplained_and_the_way_out_is_named(mach
     assert machine.states() == {"waiting": 1, "never_seen": 2}
     done = typed(machine.station, "verify")
     assert done.returncode == 1
-    line, total, advice = done.stdout.splitlines()
-    assert line.split()[:2] == ["ses_root", "project"]
-    assert "2 NEVER SEEN" in line
-    assert total == "total: 1 session(s), 3 turn(s): 1 waiting, 2 NEVER SEEN"
-    assert advice.startswith("2 unexplained: start OpenCode")
+    total, advice, project, line = done.stdout.splitlines()
+    assert total == "problem: 1 session, 3 turns: 1 waiting, 2 NEVER SEEN"
+    assert advice.startswith("  2 unexplained: start OpenCode")
     assert advice.endswith("backfill --session ses_root")
-    assert CANARY not in done.stdout
+    assert project == "project: 1 session: 1 waiting, 2 NEVER SEEN"
+    assert line.endswith(f' ses_root "{CANARY}": 1 waiting, 2 NEVER SEEN')
+    assert done.stdout.count(CANARY) == 1  # its title
+
+
+def test_sessions_with_nothing_to_say_are_a_count(machine: Machine) -> None:
+    machine.export(talk(1), talk(2, "ses_two", first=10))
+    machine.captured()
+    machine.holds(talk(1), talk(2, "ses_two", first=10))
+    machine.deliver()
+    assert typed(machine.station, "verify").stdout == "ok: 2 sessions, 3 turns: 3 delivered\n"
+    assert typed(machine.station, "verify", "--problems").stdout == "ok: 2 sessions, 3 turns: 3 delivered\n"
+    lines = typed(machine.station, "verify", "-v").stdout.splitlines()
+    assert lines[1] == "project: 2 sessions: 3 delivered"
+    assert [line.split()[1] for line in lines[2:]] == ["ses_root", "ses_two"]
+    assert len(typed(machine.station, "verify", "--session", "ses_two").stdout.splitlines()) == 3
+
+
+def test_problems_leaves_out_what_only_waits(machine: Machine) -> None:
+    machine.export(talk(1), talk(2, "ses_two", first=10))
+    machine.captured()
+    machine.holds(talk(1), talk(3, "ses_two", first=10))
+    assert typed(machine.station, "verify").stdout.count(" ses_root ") == 1
+    problems = typed(machine.station, "verify", "--problems").stdout
+    assert (problems.count(" ses_root "), problems.count(' ses_two "')) == (0, 1)
+    done = typed(machine.station, "verify", "--problems", "-v")
+    assert done.returncode == 2
+    assert "exclude each other" in done.stderr
 
 
 def test_a_turn_that_never_ended_is_unexplained_once_its_opencode_is_gone(machine: Machine) -> None:
@@ -410,7 +435,7 @@ def test_a_session_that_opencode_deleted_is_listed_with_its_numbers(machine: Mac
     assert (kept["session"], kept["is_deleted"]) == ("ses_root", False)
     assert (gone["session"], gone["is_deleted"], gone["turns"]) == ("ses_gone", True, 2)
     assert gone["states"] == {"delivered": 2}
-    assert "2 delivered; deleted in OpenCode" in typed(machine.station, "verify").stdout
+    assert "2 delivered; deleted in OpenCode" in typed(machine.station, "verify", "-v").stdout
 
 
 def test_a_turn_that_opencode_deleted_is_a_number(machine: Machine) -> None:
@@ -565,7 +590,7 @@ def test_a_row_that_helicone_lost_is_missing(sent: tuple[Machine, Path]) -> None
     assert (code, remote["found"], remote["missing"], remote["missing_turns"]) == (1, 4, 1, ["msg_2a"])
     done = typed(machine.station, "verify", "--remote")
     assert "4 found, 1 MISSING" in done.stdout
-    assert "not at Helicone" in done.stdout.splitlines()[-1]
+    assert "not at Helicone" in done.stdout.splitlines()[1]
     assert machine.verified()[0] == 0  # nobody has looked
 
 

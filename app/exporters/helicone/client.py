@@ -25,7 +25,7 @@ from app.exporters.answer import AnswerError, TooManyValuesError, parsed
 from app.exporters.client import ClientError, OverlongError, ReadBackError
 from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
-from app.exporters.outcome import Kind, Outcome, retry_after_ms
+from app.exporters.outcome import Kind, Outcome, date_ms, retry_after_ms
 from app.exporters.transport import Transport
 from app.privacy.excerpt import excerpt, repeats
 from app.runtime.url import RouteKind
@@ -198,6 +198,7 @@ def classify(
         reason=f"{status}: {meaning[1]}"[:REASON_CHARS_MAX],
         status=status,
         retry_after_ms=retry_after_ms(headers.get("retry-after", ""), now_ms),
+        server_ms=date_ms(headers.get("date", "")),
     )
 
 

@@ -13,7 +13,7 @@ Two servers of Helicone take Manual-Logger bodies: the Cloudflare worker and jaw
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from app.runtime.url import RouteKind, normalise
 
@@ -65,6 +65,20 @@ def read_back_url(endpoint: str, api_key: str = "", chosen: str | None = None) -
     if _WORKER_LOG.search(parts.path) and kind_of(base) == "worker":
         return None
     return _JAWN_LOG.sub("", base) + _READ_BACK_PATH
+
+
+def session_url(endpoint: str, api_key: str, dashboard: str | None, session: str, name: str) -> str | None:
+    """The page of a session, for a browser; None where nothing says where that is. Raises EndpointError.
+
+    `dashboard`: the base URL of a Helicone that somebody hosts.
+    """
+    host = urlsplit(normalise(endpoint)).hostname or ""
+    if dashboard is None and _is_cloud(host):
+        european = "eu" in host.split(".") or _EU_KEY.match(api_key)
+        dashboard = f"https://{'eu' if european else 'us'}.helicone.ai"
+    if dashboard is None or not name:
+        return None
+    return f"{normalise(dashboard)}/sessions/{quote(name, safe='')}/{quote(session, safe='')}"
 
 
 def is_cloud(endpoint: str) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url, routes
+from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url, routes, session_url
 from app.exporters.traits import Plan
 
-__all__ = ["NOT_STORED_CAUSES", "RECORDS_AT_ONCE", "looks_ms", "read_back", "routes"]
+__all__ = ["NOT_STORED_CAUSES", "RECORDS_AT_ONCE", "looks_ms", "read_back", "routes", "session_url"]
 
 LOOKS_MS = {"jawn": (2_000, 15_000, 60_000), "worker": (60_000, 600_000, 3_600_000, 21_600_000)}
 """When a job is looked for, after its delivery. A self-hosted jawn stores before it answers; the worker puts into

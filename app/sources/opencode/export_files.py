@@ -23,8 +23,7 @@ from app.errors import AppError
 from app.sources.opencode.rows import subagents
 from app.sources.opencode.translated import exported
 from app.transcript.fields import place
-from app.transcript.model import Json, Transcript
-from app.transcript.parse import parse
+from app.transcript.model import Excerpt, Json, Transcript
 
 PIPE_BYTES = 64 * 1024
 """`opencode export` may cut its output at a multiple of this when it goes to a pipe (OpenCode 1.18.33)."""
@@ -77,10 +76,17 @@ class Export:
     """Of this file alone, as long as that is kept."""
 
 
+def parsed(told: Json, excerpt: Excerpt | None = None) -> Transcript:
+    """As `parse` has it."""
+    from app.transcript.parse import parse  # noqa: PLC0415 - whoever asks for titles or outlines alone does without
+
+    return parse(told, excerpt)
+
+
 def examine(file: File) -> Export:
     """Read a file and check all of it. Raises OSError, ExportError, TranscriptError."""
     entry, skipped, size_bytes = _entry(file)
-    transcript = parse(_snapshot([entry]))
+    transcript = parsed(_snapshot([entry]))
     session = transcript.session
     return Export(
         file=file,
@@ -119,7 +125,7 @@ def families(exports: Iterable[Export]) -> list[tuple[Export, ...]]:
 def transcript_of(family: Sequence[Export]) -> Transcript:
     """The whole family's. Raises OSError, ExportError, TranscriptError."""
     kept = family[0].transcript
-    return kept if kept is not None and len(family) == 1 else parse(snapshot(family))
+    return kept if kept is not None and len(family) == 1 else parsed(snapshot(family))
 
 
 def snapshot(family: Iterable[Export]) -> Json:

@@ -20,7 +20,8 @@ from stat import S_ISDIR
 from typing import TypeVar
 
 from app.sources.opencode.access import StoreError, may_be
-from app.sources.opencode.rows import Head, Memory, Rows, is_settled, subagent
+from app.sources.opencode.rows import Head, Memory, Rows, Usage, is_settled, subagent
+from app.sources.opencode.usage import usage_of_messages
 from app.transcript.fields import Place
 from app.transcript.model import Json
 
@@ -166,6 +167,9 @@ class JsonRows:
         count = 1 + sum(rows for _, rows, _ in found)
         return count, max([_written_ms(path) if path is not None else 0, *written_ms])
 
+    def usage(self, since_ms: int) -> Iterable[Usage]:
+        return usage_of_messages(self, since_ms)
+
     def _file(self, session: str) -> Path | None:
         if _NAME.fullmatch(session) is None:
             return None
@@ -204,6 +208,7 @@ class JsonRows:
             _text(told, "directory") or "",
             written_ms if created_ms is None else created_ms,
             written_ms if updated_ms is None else updated_ms,
+            _text(told, "title") or "",
         )
 
     def _named(self, message: str) -> Iterator[str]:

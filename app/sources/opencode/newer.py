@@ -15,9 +15,10 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from app.sources.opencode.rows import Head, Memory
+from app.sources.opencode.rows import Head, Memory, Usage
 from app.sources.opencode.tables import HEAD, ID, IS_NAMED, WRITTEN, TableRows, fields, head, info, told
 from app.sources.opencode.translated import Row, Walk, beside, messages, subagents, walk
+from app.sources.opencode.usage import usage_of_messages
 from app.transcript.model import Json
 
 NEEDED = {
@@ -141,6 +142,9 @@ class NewerRows:
             row = self._db.execute(f"select {WRITTEN} from {table} where {name} = ?", (session,)).fetchone()
             count, updated_ms = count + row["rows"], max(updated_ms, row["updated_ms"])
         return count, updated_ms
+
+    def usage(self, since_ms: int) -> Iterable[Usage]:
+        return usage_of_messages(self, since_ms)
 
     @property
     def _old(self) -> TableRows:

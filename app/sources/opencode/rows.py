@@ -7,8 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.transcript.fields import Place
-from app.transcript.message import turn_name
+from app.transcript.fields import Place, turn_name
 from app.transcript.model import Json, TranscriptError
 
 SESSIONS_MAX = 64
@@ -26,6 +25,30 @@ class Head:
     created_ms: int
     updated_ms: int
     """As OpenCode keeps it. What changed inside of its turns is in `Store.changed_ms`."""
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Calls of one turn to one model, by one agent, on one day."""
+
+    session: str
+    turn: str
+    day: str
+    """The local date, in ISO form."""
+    model: str
+    """provider/model; '' where OpenCode does not say."""
+    agent: str
+    calls: int
+    errors: int
+    """Those of them that failed or were aborted."""
+    input_tokens: int
+    """Without those that came out of a cache."""
+    cache_read_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    """Reasoning included."""
+    cost_usd: float
 
 
 class Rows(Protocol):
@@ -65,6 +88,9 @@ class Rows(Protocol):
 
     def weight(self, session: str) -> tuple[int, int]:
         """The same of a whole session, without those below it."""
+
+    def usage(self, since_ms: int) -> Iterable[Usage]:
+        """Usage of all sessions by calls that began then or later, without what forks have copied."""
 
 
 @dataclass(slots=True)

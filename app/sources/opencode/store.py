@@ -18,14 +18,13 @@ from typing import TypeAlias, TypeVar
 from app.sources.opencode import turns as reading
 from app.sources.opencode.access import AbsentError, StoreError, may_be
 from app.sources.opencode.database import Database
-from app.sources.opencode.export_files import File
+from app.sources.opencode.export_files import File, parsed
 from app.sources.opencode.folders import data_folder
 from app.sources.opencode.json_files import JsonFiles
 from app.sources.opencode.newer import NewerRows
-from app.sources.opencode.rows import Head, Rows
+from app.sources.opencode.rows import Head, Rows, Usage
 from app.sources.opencode.turns import Outline
 from app.transcript.model import Json, Transcript, TranscriptError
-from app.transcript.parse import parse
 
 NAME = "opencode.db"
 """What lies beside a file of this name is read with it. One of another name stands alone."""
@@ -91,9 +90,29 @@ class Store:
             found = {head.id: head for head in heads} | found
         return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
+    def heads(self) -> dict[str, Head]:
+        """All sessions by their ids, subagents too."""
+        found: dict[str, Head] = {}
+        for heads in self._all(lambda rows: rows.heads()):
+            found = {head.id: head for head in heads} | found
+        return found
+
+    def head(self, session: str) -> Head | None:
+        """None when it is not there."""
+        return self._where(session, lambda rows: rows.head(session))
+
+    def usage(self, since_ms: int) -> list[Usage]:
+        """What all calls came to that began then or later, turn by turn; copies of forks are left out."""
+        found: list[Usage] = []
+        seen: set[str] = set()
+        for heads, used in self._all(lambda rows: (rows.heads(), [*rows.usage(since_ms)])):
+            found += [one for one in used if one.session not in seen]
+            seen |= {head.id for head in heads}
+        return found
+
     def directories(self) -> set[str]:
         """Directories that any session was started in."""
-        return {head.directory for heads in self._all(lambda rows: rows.heads()) for head in heads}
+        return {head.directory for head in self.heads().values()}
 
     def changed_ms(self, session: str) -> int | None:
         """When anything of the session or of its subagents was written last; None when it is not there."""
@@ -143,13 +162,13 @@ class Store:
         """
         if turns is None:
             whole = self._where(session, lambda rows: reading.family(rows, session))
-            return None if whole is None else parse({"root": session, "sessions": [*whole.values()]})
+            return None if whole is None else parsed({"root": session, "sessions": [*whole.values()]})
         found = self._where(session, lambda rows: reading.excerpt(rows, session, turns))
         if found is None:
             return None
         entries, excerpt = found
         sessions: list[Json] = [*entries]
-        return parse({"root": session, "sessions": sessions}, excerpt)
+        return parsed({"root": session, "sessions": sessions}, excerpt)
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
         """The session with this one of its turns (None: its first), as the whole transcript has it.
@@ -177,6 +196,12 @@ class Store:
         if self._has_files():
             known.append(self._files)
         return known or [Database(self.path)]  # which says that it is not there
+
+    def left_in_files(self) -> set[str]:
+        """Sessions in JSON files that no database has taken over, where there are databases."""
+        if not (self._known() and self._has_files()):
+            return set()
+        return {head.id for head in self._files.ask(lambda rows: rows.heads()) if head.parent is None}
 
     def _in_databases(self) -> set[str]:
         return {head.id for database in self._known() for head in database.ask(lambda rows: rows.heads())}

@@ -12,7 +12,8 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from app.sources.opencode.rows import Head, Memory, is_settled, subagent
+from app.sources.opencode.rows import Head, Memory, Usage, is_settled, subagent
+from app.sources.opencode.usage import model_name, own_of
 from app.transcript.model import Json
 
 IS_TIME = "time_updated between 0 and 253402300799999"
@@ -27,10 +28,35 @@ ID = "coalesce(cast(id as text), '')"
 IS_NAMED = "typeof(id) = 'text'"
 HEAD = (
     f"select {ID}, (select cast(p.id as text) from {{0}} p where p.id = s.parent_id), cast(directory as text),"
-    " cast(time_created as integer), cast(time_updated as integer) from {0} s"
+    " cast(time_created as integer), cast(time_updated as integer), cast(title as text) from {0} s"
 )
 WRITTEN = f"count(*) as rows, coalesce(max(iif({IS_TIME}, cast(time_updated as integer), 0)), 0) as updated_ms"
 _HEAD = HEAD.format("session")
+# One reading of each message: SQLite keeps the text that it took apart last. What is no JSON says nothing.
+USAGE = f"""
+with told as (
+    select m.id, cast(m.session_id as text) as session, s.time_created as session_ms, m.time_created as created_ms,
+        iif(json_valid(m.data), m.data, '{{}}') as data
+    from message m join session s on s.id = m.session_id
+    where m.time_created >= ? and m.{IS_TIME.replace("updated", "created")} and m.data glob '*"assistant"*'
+), calls as (
+    select session, session_ms, created_ms, coalesce(data ->> '$.parentID', id) as turn,
+        date(created_ms / 1000, 'unixepoch', 'localtime') as day, data ->> '$.providerID' as provider,
+        data ->> '$.modelID' as model, coalesce(data ->> '$.agent', data ->> '$.mode', '') as agent,
+        data ->> '$.error' is not null as failed, data ->> '$.finish' is not null as finished,
+        max(0, coalesce(data ->> '$.tokens.input', 0)) as input,
+        max(0, coalesce(data ->> '$.tokens.cache.read', 0)) as cache_read,
+        max(0, coalesce(data ->> '$.tokens.cache.write', 0)) as cache_write,
+        max(0, coalesce(data ->> '$.tokens.output', 0)) + max(0, coalesce(data ->> '$.tokens.reasoning', 0)) as output,
+        coalesce(data ->> '$.cost', 0) as cost, iif(created_ms < session_ms, cast(id as text), '') as older
+    from told where data ->> '$.role' = 'assistant'
+)
+select session, cast(turn as text), day, cast(provider as text), cast(model as text), cast(agent as text), count(*),
+    total(failed), total(input), total(cache_read), total(cache_write), total(output), total(cost), created_ms,
+    session_ms, older
+from calls where failed or finished or input or output or cache_read or cache_write
+group by session, turn, day, provider, model, agent, older
+"""
 
 
 class TableRows:
@@ -141,6 +167,10 @@ class TableRows:
         ]
         return sum(row["rows"] for row in found), max(row["updated_ms"] for row in found)
 
+    def usage(self, since_ms: int) -> Iterable[Usage]:
+        found = self._db.execute(USAGE, (since_ms,))
+        return own_of((_usage(row), row["created_ms"], row["session_ms"], row["older"]) for row in found)
+
     def _since(self, session: str, newest: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """The messages from this one on, or all: (time_created, id) as they are kept, and as they are read."""
         later = "and (time_created, id) >= (?, ?)" if newest else ""
@@ -186,5 +216,25 @@ def told(value: Any) -> Json:
 
 
 def head(row: sqlite3.Row) -> Head:
-    name, parent, directory, created_ms, updated_ms = row
-    return Head(name, parent, directory or "", created_ms or 0, updated_ms or 0)
+    name, parent, directory, created_ms, updated_ms, title = row
+    return Head(name, parent, directory or "", created_ms or 0, updated_ms or 0, title or "")
+
+
+def _usage(row: sqlite3.Row) -> Usage:
+    session, turn, day, provider, model, agent, calls, errors, fresh, cache_read, cache_write, output, cost = [*row][
+        :13
+    ]
+    return Usage(
+        session=session,
+        turn=turn,
+        day=day,
+        model=model_name(provider, model),
+        agent=agent,
+        calls=calls,
+        errors=int(errors),
+        input_tokens=int(fresh),
+        cache_read_tokens=int(cache_read),
+        cache_write_tokens=int(cache_write),
+        output_tokens=int(output),
+        cost_usd=cost,
+    )

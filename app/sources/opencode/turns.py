@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.rows import Head, Rows, subagents
 from app.transcript.id_times import is_copy
-from app.transcript.model import Json
-from app.transcript.parse import Excerpt
+from app.transcript.model import Excerpt, Json
 
 
 @dataclass(frozen=True, slots=True)

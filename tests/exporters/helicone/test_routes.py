@@ -4,7 +4,7 @@ import doctest
 
 import pytest
 
-from app.exporters.helicone.routes import kind_of, read_back_url, routes
+from app.exporters.helicone.routes import kind_of, read_back_url, routes, session_url
 from app.runtime import url
 from app.runtime.url import EndpointError, is_loopback, normalise
 from tests.support.servers import api_key
@@ -131,3 +131,17 @@ def test_reading_back_goes_to_jawn_in_the_region_of_the_key(given: str, region: 
 )
 def test_loopback_is_told_by_the_address(host: str, expected: bool) -> None:  # noqa: FBT001
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "key", "dashboard", "expected"),
+    [
+        ("https://api.worker.helicone.ai", "", None, "https://us.helicone.ai/sessions/opencode%3A%20a%2Fb/ses_1"),
+        ("https://eu.api.helicone.ai", "", None, "https://eu.helicone.ai/sessions/opencode%3A%20a%2Fb/ses_1"),
+        ("http://127.0.0.1:8585", "", None, None),
+        ("http://127.0.0.1:8585", "", "http://host:3000", "http://host:3000/sessions/opencode%3A%20a%2Fb/ses_1"),
+    ],
+)
+def test_the_page_of_a_session(endpoint: str, key: str, dashboard: str | None, expected: str | None) -> None:
+    assert session_url(endpoint, key, dashboard, "ses_1", "opencode: a/b") == expected
+    assert session_url(endpoint, key, dashboard, "ses_1", "") is None
