@@ -167,7 +167,7 @@ TAKES_ITS_TERMINAL = (
 
 
 def is_echoing(terminal: int) -> bool:
-    """Not while what is typed is hidden. What was typed just before is thrown away, though the question stands there."""
+    """Not while what is typed is hidden. What was typed before that is thrown away, though the question stood there."""
     return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
 
 
