@@ -51,8 +51,8 @@ def rows(short: bool) -> Iterator[Row]:  # noqa: FBT001 - as benchmarks/table.py
                 yield from _rows(name, percents[name], _megabytes(process.pid))
         finally:
             for process in processes.values():
-                process.kill()
-                process.wait()
+                with process:
+                    process.kill()
 
 
 def _started(name: str, environ: dict[str, str]) -> subprocess.Popen[bytes]:

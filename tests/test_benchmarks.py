@@ -21,4 +21,4 @@ def test_a_benchmark_fills_its_rows(name: str) -> None:
         assert row.ratios
         assert min(row.ratios) > 0
         assert len(cells(row)) == len(HEAD)
-    assert len({row.what for row in rows}) == len(rows)
+    assert len({(row.what, row.beside) for row in rows}) == len(rows)

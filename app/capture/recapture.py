@@ -29,6 +29,7 @@ from app.runtime.liveness import open_sessions
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
+from app.transcript import parse as parse  # noqa: PLC0414 - loaded with this, as an installer may exchange it later
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key
 

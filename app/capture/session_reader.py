@@ -26,6 +26,7 @@ from app.sources.opencode.access import AbsentError, InMemoryError, StoreError
 from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
 from app.sources.opencode.turns import Outline, TurnOutline
+from app.transcript import parse as parse  # noqa: PLC0414 - loaded with this, as an installer may exchange it later
 from app.transcript.model import Transcript, TranscriptError
 
 ROWS_MAX = 150

@@ -25,6 +25,7 @@ LISTED = {
     "adoption.adopt_rotated": "the sessions of a key that is refused",
     "adoption.give_up": "all that waits there is given up",
     "adoption.take_over": "one row is enough",
+    "confirmations.give_up_confirmations": "where a folder has a limit of its own",
     "confirmations.look_back": "once, as bodies are found missing",
     "eviction.excess_of_folders": "where a folder has a limit of its own",
     "folders.had_jobs": "a person's command",

@@ -59,11 +59,12 @@ def test_the_hosts_are_those_of_the_program() -> None:
 
 
 def test_no_module_but_the_transport_opens_a_connection() -> None:
+    """And `receiver.background`, which asks the receiver that a command has started, on this machine."""
     opens = re.compile(
         r"httpx\.(get|post|Client|HTTPTransport)\(|urlopen|http\.client|create_connection|\.connect_tcp\("
     )
     found = {path for path in (ROOT / "app").rglob("*.py") if opens.search(path.read_text("utf-8"))}
-    assert found == {ROOT / "app" / "exporters" / "transport.py"}
+    assert found == {ROOT / "app" / "exporters" / "transport.py", ROOT / "app" / "receiver" / "background.py"}
 
 
 def test_a_spool_in_use_holds_the_files_of_the_table_in_their_modes_and_no_key(tmp_path: Path) -> None:

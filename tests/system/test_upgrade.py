@@ -296,7 +296,7 @@ def test_a_notice_that_nobody_acknowledged_is_said_to_the_next_hook_and_done_onc
 RUN = """
 import os, sys
 sys.argv = ["app", "hook"]
-import app.capture.daemon, app.worker
+import app.capture.daemon, app.capture.handler, app.worker
 from app.settings.lookup import unattended
 before = set(sys.modules)
 app.capture.daemon.main()
@@ -308,7 +308,11 @@ print(sorted(new - sys.stdlib_module_names))
 
 
 def test_what_a_hook_and_a_worker_need_is_loaded_when_they_start(station: Station) -> None:
-    """So that files which an installer exchanges under them are none of theirs."""
+    """So that files which an installer exchanges under them are none of theirs.
+
+    `app.capture.handler` is what a hook loads with its first line, if the installation is still the one that it was
+    started from.
+    """
     external = {"OPENCODE_HELICONE_WORKER": "external", "OPENCODE_HELICONE_REDACT_PATTERNS": r'["a\\d"]'}
     station = replace(station, variables=external)
     told = {"v": 2, "type": "notice", "why": "idle", "directory": PROJECT, "options": {}}
