@@ -181,6 +181,8 @@ def _letters_lines(listed: Listed, state: str) -> Iterator[str]:
         yield f"  {short(letter.key)}  {moment(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
     if listed.jobs > LETTERS_SHOWN:
         yield f"  and {listed.jobs - LETTERS_SHOWN} older ones; --json lists more"
+    if listed.groups and listed.groups[0].fingerprint:
+        yield f"to try a group again: opencode-helicone dead retry --error {listed.groups[0].fingerprint}"
 
 
 def _letter_lines(opened: Opened) -> Iterator[str]:

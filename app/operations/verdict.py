@@ -96,13 +96,14 @@ def elsewhere(status: Status, *, has_key: bool) -> Iterator[Elsewhere]:
             continue
         where = f"for {one.endpoint or 'any endpoint'}"
         jobs = _wait(one.jobs.pending)
-        if _is_served(status, one):
+        refused = f"; refused there: {one.pause_reason}" if one.health == "refused" else ""
+        if _is_served(status, one) and not refused:
             yield Elsewhere(one.id, one.jobs.pending, f"{jobs} {where}, and a worker is at it", "")
         elif one.key is not None:
             text = f"{jobs} {where} under another key ({one.key}…)"
             if not has_key or one.endpoint != next(each.endpoint for each in status.destinations if each.current):
                 text = f"{jobs} {where}, another endpoint (key {one.key}…)"
-            yield Elsewhere(one.id, one.jobs.pending, text, f"opencode-helicone destination adopt {one.id}")
+            yield Elsewhere(one.id, one.jobs.pending, text + refused, f"opencode-helicone destination adopt {one.id}")
         else:
             text = f"{jobs} {where}, captured without a key"
             todo = (

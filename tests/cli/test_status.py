@@ -165,6 +165,18 @@ def test_what_a_worker_is_at_is_well_and_what_is_paused_is_tried_again_at_a_time
     assert "; no worker runs" in first(station)
 
 
+def test_a_worker_that_is_refused_is_not_at_it(station: Station) -> None:
+    with bench_of(station) as bench:
+        elsewhere(bench)
+        with at_work(station, bench.destination):
+            assert first(station) == "ok: all that was captured is delivered"
+            pause(bench, "refused", "401: error Unauthorized")
+            verdict, todo, *_ = typed(station, "status").stdout.splitlines()
+    assert verdict.startswith("waiting: 1 job waits for http://127.0.0.1:8585, another endpoint")
+    assert verdict.endswith("refused there: 401: error Unauthorized")
+    assert todo == f"  opencode-helicone destination adopt {bench.destination}"
+
+
 @pytest.mark.parametrize(
     ("variables", "line"),
     [
