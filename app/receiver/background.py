@@ -20,6 +20,7 @@ PORT = 8686
 PORTS = 10
 """So many are tried, from PORT on."""
 HOST = "127.0.0.1"
+STOP_S_MAX = 5.0
 START_S_MAX = 30.0
 ASK_S_MAX = 5.0
 LOOK_S = 0.1
@@ -64,8 +65,14 @@ def stop(store_path: Path) -> bool:
         return False
     key, found = own_key(store_path), False
     for port in range(PORT, PORT + PORTS):
-        if _who(port, key) == "ours":
-            found = _ask("POST", port, "/_stop", {"authorization": f"Bearer {key}"})[0] == http.HTTPStatus.OK or found
+        if _who(port, key) != "ours":
+            continue
+        if _ask("POST", port, "/_stop", {"authorization": f"Bearer {key}"})[0] == http.HTTPStatus.OK:
+            found = True
+            # It answers before it ends, and may write until then.
+            end_s = time.monotonic() + STOP_S_MAX
+            while _who(port, key) == "ours" and time.monotonic() < end_s:
+                time.sleep(LOOK_S)
     return found
 
 
