@@ -96,7 +96,8 @@ arrangements: .venv/ready  ## Each option in twelve places of OpenCode's configu
 	@$(BIN)/python -m tests.stress.arrangements $(VERSIONS)
 
 bench: .venv/ready  ## Measure; fails where a goal is missed
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for name in journal known_values latency notice reading redaction; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
+	@$(BIN)/python -m benchmarks
 
 fuzz: .venv/ready  ## 50,000 broken recordings through hook and import (several minutes)
 	@$(BIN)/python -m tests.stress.fuzz

@@ -1,4 +1,4 @@
-"""Runs every measurement and prints the table of docs/performance.md; exits with 1 where a goal is missed.
+"""Runs every measurement and prints one table; exits with 1 where a goal is missed.
 
 python -m benchmarks [--short] [NAME ...]
 """
