@@ -6,10 +6,11 @@ import sqlite3
 from contextlib import closing
 
 from app.database.open import open_ledger
+from app.exporters.access import Access
 from app.ledger import destinations, folders
 from app.ledger.destinations import Destination
 from app.runtime.url import normalise
-from app.settings.model import Settings
+from app.settings.model import HELICONE, Settings
 from app.settings.views import folder_record
 
 
@@ -18,14 +19,23 @@ def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destinati
 
     Without a key and without a chosen endpoint it is the one destination that any first key may take over.
     """
-    return destinations.destination(db, *meant(db, settings), now_ms)
+    found = destinations.destination(db, *meant(db, settings), now_ms, settings.kind)
+    if settings.kind != HELICONE:
+        destinations.note_name(db, found.id, settings.destination)
+        found = destinations.by_id(db, found.id)
+    return found
 
 
 def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
     """(endpoint, key fingerprint): what tells that destination from others."""
-    key = settings.api_key.get_secret_value() if settings.api_key else ""
-    chosen = key or "endpoint" in settings.origins
-    return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, key)
+    chosen = settings.credential or "endpoint" in settings.origins
+    return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, settings.credential)
+
+
+def access(settings: Settings) -> Access:
+    """What its client is made with."""
+    key = settings.api_key.get_secret_value() if settings.api_key and settings.kind == HELICONE else ""
+    return Access(settings.kind, key, settings.headers, settings.preset, settings.project)
 
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:

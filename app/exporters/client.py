@@ -46,3 +46,10 @@ class Client(AbstractContextManager["Client"], Protocol):
         """
 
     def close(self) -> None: ...
+
+
+class Deleting(Client, Protocol):
+    """Of a destination that deletes."""
+
+    def delete(self, url: str, request_ids: Sequence[uuid.UUID], now_ms: int) -> Outcome:
+        """`url` as of `Traits.deletion_url`. Accepted: they are gone, or were never there."""

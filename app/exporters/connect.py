@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from app.exporters.access import Access
 from app.exporters.client import Client
-from app.exporters.helicone import client
+from app.exporters.helicone import client as helicone
 
 
-def connect(api_key: str, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:
+def connect(access: Access, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:
     """`ca_file`: certificates that are trusted beside the system's.
 
     `redact`: what every kept answer goes through; without it none is kept. Raises ClientError.
     """
-    return client.Client(api_key, ca_file=ca_file, redact=redact)
+    return helicone.Client(access.key, ca_file=ca_file, redact=redact)

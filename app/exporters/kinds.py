@@ -1,6 +1,12 @@
-"""Kinds of destination: Helicone is the only one. Commands that encode nothing do without `app.exporters.encoding`."""
+"""Kinds of destination. Commands that encode nothing do without `app.exporters.encoding`."""
 
-from app.exporters.helicone import traits
+from __future__ import annotations
+
+from app.exporters.helicone import traits as helicone
 from app.exporters.traits import Traits
 
-TRAITS: Traits = traits
+
+def traits_of(kind: str, preset: str = "") -> Traits:  # noqa: ARG001 - of the kinds that have several
+    """`preset`: which receiver stands behind it, where a kind is taken by several."""
+    found: Traits = {"helicone": helicone}[kind]
+    return found

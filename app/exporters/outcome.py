@@ -37,6 +37,10 @@ class Outcome:
     """What the server asked for, from now, already capped."""
     answer: str = ""
     """How Helicone's answer began, as far as it may be kept."""
+    is_doubtful: bool = False
+    """As long as the destination has accepted nothing, it is to be read as `refused`."""
+    remark: str = ""
+    """Of what was accepted: what the answer says besides."""
     server_ms: int | None = None
     """What the server's clock said (`Date`); None where it did not say."""
 

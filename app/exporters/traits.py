@@ -24,6 +24,9 @@ class Traits(Protocol):
 
     RECORDS_AT_ONCE: int
     """Of one job; 1 where it matters in which order they arrive."""
+    CHANGED: Literal["replaced", "deleted first", "not sent"]
+    """How a newer version of a turn is brought."""
+    RECALLED: Literal["overwritten", "deleted", "impossible"]
     NOT_STORED_CAUSES: tuple[str, ...]
     """Why a record that was accepted may not appear there, for a person."""
 
@@ -34,6 +37,9 @@ class Traits(Protocol):
         self, setting: Literal["auto", "on", "off"], endpoint: str, api_key: str, chosen_url: str | None
     ) -> Plan:
         """Where stored records can be asked for, and how often. `endpoint` as of `url.normalise`."""
+
+    def deletion_url(self, endpoint: str) -> str | None:
+        """What `Deleting.delete` is given; None where nothing can be deleted."""
 
     def looks_ms(self, route: str | None, resends: int) -> tuple[int, ...]:
         """When a job is looked for, in milliseconds after its delivery by the URL `route`."""

@@ -23,6 +23,7 @@ from app.runtime import clock
 from app.runtime.liveness import read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
+from app.settings.model import HELICONE
 from app.worker import Worker
 
 LOOK_S = 0.1
@@ -71,7 +72,9 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
     spool = Spool(settings.spool_directory)
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
-        seen = {ours.id} | (set() if only_present else folders.of_folders(db))
+        hooked = {ours.id} | (set() if only_present else folders.of_folders(db))
+        # The other destinations that settings name are flushed by their names.
+        seen = hooked if ours.kind == HELICONE else {ours.id}
         _end_pauses(db, seen)
         if settings.takes_over:
             adoption.take_over(db, ours, clock.now_ms())
@@ -86,13 +89,13 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
                 return False
             # Nothing is sent without a key, however long one waits.
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
-            return not (_backlog(spool, seen) or any(counts.is_pending(db, one) for one in seen & going))
+            return not (_backlog(spool, hooked) or any(counts.is_pending(db, one) for one in seen & going))
 
         try:
-            read_unread(db, sources, spool, ours.id)
+            read_unread(db, sources, spool, ours)
             was_stopped = _deliver(db, sources, ours, is_over)
             # Once more when all is sent: a hook may have been late, and is gone by now.
-            while not was_stopped and time.monotonic() < end_s and read_unread(db, sources, spool, ours.id) > 0:
+            while not was_stopped and time.monotonic() < end_s and read_unread(db, sources, spool, ours) > 0:
                 was_stopped = _deliver(db, sources, ours, is_over)
         except KeyboardInterrupt:  # while it waits; a worker of its own takes it for a signal
             was_stopped = True
@@ -102,7 +105,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
             jobs=current.jobs,
             elsewhere=sum(one.jobs.pending for one in others),
             captured_here=folders.had_jobs(db, here),
-            backlog=_backlog(spool, seen),
+            backlog=_backlog(spool, hooked),
             unread=tuple(notices.unread(db)),
             waiting=waiting([current, *others], read_workers(spool), now_ms),
             errors=current.errors,

@@ -7,11 +7,12 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from app.capture.targets import access
 from app.delivery import confirm
 from app.exporters.client import Client, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.encoder import Shown
-from app.exporters.kinds import TRAITS
+from app.exporters.kinds import traits_of
 from app.runtime import clock
 from app.settings.model import Settings
 
@@ -45,8 +46,8 @@ class Remote:
 def asked(settings: Settings) -> Iterator[Remote]:
     """The destination that the settings mean. Raises ClientError, and ReadBackError where it cannot be asked."""
     key = settings.api_key.get_secret_value() if settings.api_key else ""
-    plan = TRAITS.read_back("on", settings.endpoint, key, settings.readback_url)
-    if not key or plan.url is None:
+    plan = traits_of(settings.kind, settings.preset).read_back("on", settings.endpoint, key, settings.readback_url)
+    if not settings.credential or plan.url is None:
         raise ReadBackError(plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)")
-    with connect(key, settings.ca_file) as client:
+    with connect(access(settings), settings.ca_file) as client:
         yield Remote(client, plan.url, plan.queries_per_minute)

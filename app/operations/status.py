@@ -13,7 +13,7 @@ from app.capture.folder_limits import folders_by_option
 from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger, recover_after
-from app.exporters.kinds import TRAITS
+from app.exporters.kinds import traits_of
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
 from app.ledger import destinations as destination
@@ -98,6 +98,9 @@ class DestinationStatus:
     """None: the present settings mean it, and nothing was ever captured for it."""
     current: bool
     """The present settings mean this one."""
+    kind: str
+    name: str
+    """By which settings name it; '' of Helicone, and where none does any more."""
     endpoint: str
     """'' where no endpoint was chosen and no key is known."""
     key: str | None
@@ -284,7 +287,7 @@ def _last_delivery(
     there = next(one for one in destinations if one.id == found.destination_id)
     key = settings.api_key.get_secret_value() if settings.api_key and there.current else ""
     dashboard = settings.dashboard_url if there.current else None
-    page = TRAITS.session_url(there.endpoint, key, dashboard, found.session, found.session_name)
+    page = traits_of(there.kind).session_url(there.endpoint, key, dashboard, found.session, found.session_name)
     return LastDelivery(found.session, title_of(found.session), found.delivered_ms, page)
 
 
@@ -306,6 +309,8 @@ def _destination(
     return DestinationStatus(
         id=one.id,
         current=current,
+        kind=one.kind,
+        name=one.name,
         endpoint=one.endpoint,
         key=one.key_fingerprint[:KEY_CHARACTERS] or None,
         route=one.route,
@@ -326,7 +331,8 @@ def _destination(
 
 
 def _why_off(settings: Settings) -> str:
-    return TRAITS.read_back(settings.confirm, normalise(settings.endpoint), "", settings.readback_url).off_reason
+    traits = traits_of(settings.kind, settings.preset)
+    return traits.read_back(settings.confirm, normalise(settings.endpoint), "", settings.readback_url).off_reason
 
 
 def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
@@ -334,7 +340,7 @@ def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> 
     notes = []
     alarm = ""
     if going.is_never_found:
-        causes = "; ".join(TRAITS.NOT_STORED_CAUSES)
+        causes = "; ".join(traits_of(one.kind).NOT_STORED_CAUSES)
         alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
     elif going.failure == readback.UNPROVEN:
         alarm = readback.UNPROVEN

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from app.capture.folders import Folders
 from app.exporters.encoder import Kind, Record
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import encoder_of
 from app.ledger.history import Exported, exported
 from app.ledger.record_identity import RecordIdentity
 from app.ledger.versions import session_identity
@@ -174,7 +174,7 @@ class _Comparison:
 def hits(record: Record, redaction: Redaction) -> Counter[str]:
     """How often each rule finds something in the texts of a record that were left as they are."""
     found: Counter[str] = Counter()
-    for text in ENCODER.texts_of(record.body):
+    for text in encoder_of("helicone").texts_of(record.body):
         redaction.json(text, found)
     return found
 

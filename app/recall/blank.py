@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 from app.capture.export import Export
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import encoder_of
 from app.privacy.policy import Policy
 from app.recall.rewrite import Delivered, Problem, Refusal, Rewrite, rewrite
 
@@ -24,7 +24,7 @@ def blanked(of: Delivered, as_sent: Mapping[str, Export]) -> Iterator[Rewrite | 
         yield from rewrite(
             of,
             turn,
-            (ENCODER.blank(record, of.session) for record in records),
+            (encoder_of("helicone").blank(record, of.session) for record in records),
             key=_key(of.session, turn),
             policy=_NO_TEXT,
             is_sealed=True,

@@ -7,7 +7,7 @@ import json
 import uuid
 from dataclasses import dataclass
 
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import encoder_of
 from app.ledger.job import Body
 
 
@@ -25,7 +25,7 @@ class ExpectedContent:
 
 
 def expected_content(session: str, body: Body) -> ExpectedContent:
-    shown = ENCODER.shown_as(body.body)
+    shown = encoder_of("helicone").shown_as(body.body)
     return ExpectedContent(
         session=session,
         request_id=body.request_id,

@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from app.capture.enqueue import body_of
 from app.exporters.encoder import Record
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import encoder_of
 from app.ledger.history import Exported
 from app.ledger.job import Body, IdentityFields, Version
 from app.ledger.record_identity import RecordIdentity
@@ -136,7 +136,7 @@ def _blank_body(one: RecordIdentity, session: str, user_id: str) -> Body:
     identity_fields = one.identity_fields
     record = Record(
         request_id=str(one.request_id),
-        kind=ENCODER.kind_of(identity_fields.model),
+        kind=encoder_of("helicone").kind_of(identity_fields.model),
         path=identity_fields.path,
         provider=identity_fields.provider,
         model=identity_fields.model,
@@ -145,4 +145,4 @@ def _blank_body(one: RecordIdentity, session: str, user_id: str) -> Body:
         session_name=identity_fields.session_name,
         body=b"",
     )
-    return body_of(ENCODER.blank(record, session))
+    return body_of(encoder_of("helicone").blank(record, session))
