@@ -412,7 +412,9 @@ class Worker:
         os.kill(os.getpid(), signal.SIGHUP)
 
     def _log(self, message: str) -> None:
-        log.append(self.spool.worker_log, message, clock.now_ms())
+        # All workers have one log. Before the settings are known there is nothing to be told.
+        whose = f"{self.target.name}: " if self.target.name else ""
+        log.append(self.spool.worker_log, whose + message, clock.now_ms())
 
     # --- the process
 

@@ -99,7 +99,7 @@ def _receiver(
 
 def _worker_lines(target: Destination, log: str) -> Iterator[str]:
     if target.key_fingerprint:
-        yield f"delivering to {target.endpoint} until stopped; log: {log}"
+        yield f"delivering to {target.name and f'{target.name}, '}{target.endpoint} until stopped; log: {log}"
     else:
         yield f"no HELICONE_API_KEY is set: jobs wait; log: {log}"
 

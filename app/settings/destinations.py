@@ -83,7 +83,22 @@ def read(files: list[Tables], reading: Reading) -> dict[str, DestinationSettings
                 found[one.name] = found[one.name].withholding(withheld)
             elif one is not None:
                 found[one.name] = one
+    _tell_equal(found, reading)
     return found
+
+
+def _tell_equal(found: Mapping[str, DestinationSettings], reading: Reading) -> None:
+    """A receiver that knows a span already takes no other one of its id: the second of two would never have its own."""
+    seen: dict[object, str] = {}
+    for one in found.values():
+        if one.kind != HELICONE:
+            by_headers = (
+                sorted((name.lower(), text) for name, text in one.headers.items()) if one.preset == "none" else ()
+            )
+            first = seen.setdefault((one.endpoint, one.project, tuple(by_headers)), one.name)
+            if first != one.name and not one.unusable:
+                told = f"it has the endpoint and the project of {TABLE}.{first}: only one of them can have them"
+                reading.problems.append(f"{TABLE}.{one.name} from {one.origin.text}: {told}")
 
 
 def towards(settings: Settings, name: str) -> Settings:
@@ -123,6 +138,16 @@ def others(settings: Settings) -> Iterator[Settings]:
     for name, one in settings.destinations.items():
         if name != HELICONE and not one.unusable:
             yield towards(common, name)
+
+
+def everything(settings: Settings) -> Iterator[Settings]:
+    """The settings towards each destination that is in use; Helicone's first, unless that one alone is switched off."""
+    common = settings.common or settings
+    helicone = towards(common, HELICONE)
+    found = list(others(settings))
+    if not found or helicone.export_mode != "off" or common.export_mode == "off":
+        yield helicone
+    yield from found
 
 
 def unprotected(found: Mapping[str, DestinationSettings]) -> Iterator[str]:

@@ -265,6 +265,9 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
     (before,) = [number for number, sql in migrations() if "found_ms" in sql]
     with closing(connect(tmp_path / "ledger.db")) as db:
         migrate(db, [(number, sql) for number, sql in migrations() if number < before])
+        ours = "kind text not null default 'helicone'", "name text not null default ''"  # for today's program
+        for column in ours:
+            db.execute(f"alter table destination add column {column}")
         bench = LedgerBench(db)
         later = ("known_marks text", "record_bytes integer", "redactions integer")  # for today's program
         for column in later:
@@ -275,6 +278,8 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
         db.execute("update job set confirmed_ms = 7")
         for column in later:
             db.execute(f"alter table job drop column {column.split()[0]}")
+        for column in ours:
+            db.execute(f"alter table destination drop column {column.split()[0]}")
         db.execute("drop table counter")
         migrate(db, migrations())
         assert readback.control(db, bench.destination) == readback.Control(None, 0, 7)
