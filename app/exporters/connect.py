@@ -15,4 +15,6 @@ def connect(access: Access, ca_file: Path | None, redact: Callable[[str], str] |
 
     `redact`: what every kept answer goes through; without it none is kept. Raises ClientError.
     """
-    return helicone.Client(access.key, ca_file=ca_file, redact=redact)
+    return helicone.Client(
+        access.key or access.headers["Authorization"].removeprefix("Bearer "), ca_file=ca_file, redact=redact
+    )

@@ -7,5 +7,5 @@ from app.exporters.helicone import encoder as helicone
 
 
 def encoder_of(kind: str) -> Encoder:
-    found: Encoder = {"helicone": helicone}[kind]
+    found: Encoder = {"helicone": helicone, "otlp": helicone}[kind]
     return found
