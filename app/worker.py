@@ -258,6 +258,8 @@ class Worker:
     def _post(self, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
         assert self._client is not None  # noqa: S101 - `_answer` asked
+        if not body.body:
+            return self._make_way([body.request_id])  # recalled, where nothing can take its place
         outcome: Outcome | None = None
         began_s = time.monotonic()
         ends_s = began_s + POST_S_MAX

@@ -25,7 +25,7 @@ from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situatio
 from app.exporters.outcome import Outcome
 from app.ledger import claims, destinations, eviction, flow, maintenance, policy_enforcement
 from app.ledger.eviction import Recaptured
-from app.ledger.job import Accepted, Body, Claim, FailedAttempt, LedgerError, kept
+from app.ledger.job import Accepted, Body, Claim, FailedAttempt, Kept, LedgerError, kept
 from app.privacy.policy import Hold, Permit, Recapture
 from app.runtime import failpoint
 
@@ -181,12 +181,15 @@ class _Run:
         if self._context.make_way is None or not claims.was_sent_otherwise(self._db, self.claim):
             return None
         self.asked = True
-        outcome = self._context.make_way([one.request_id for one in kept(self._db, self.claim.job_id)])
+        outcome = self._context.make_way([one.request_id for one in self._records()])
         if outcome.kind != "accepted":
             return outcome
         claims.forget_acknowledged(self._db, self.claim)
         self._before = {}
         return None
+
+    def _records(self) -> list[Kept]:
+        return kept(self._db, self.claim.job_id)
 
     def post_all(self, made: Sequence[Body] | None) -> _Why:
         """Some may be under way still when it returns."""
@@ -248,6 +251,8 @@ class _Run:
 
     def complete(self) -> None:
         now_ms, confirm_ms = self._context.clock(), self._context.when_to_confirm()
+        if self._context.make_way is not None and not all(one.body_bytes for one in self._records()):
+            confirm_ms = None  # what was deleted is not to be found
         if not claims.complete(self._db, self.claim, now_ms, accepted=self._accepted, confirm_ms=confirm_ms):
             # Where it is still ours, an older attempt's late answer took a record's place: it must be posted again.
             claims.release(self._db, self.claim, due_ms=self._context.clock())

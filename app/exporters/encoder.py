@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from app.transcript.identity import Encoding, Identity
 from app.transcript.model import Json, Session, Turn
 
-Kind = Literal["session", "user", "assistant", "tool"]
+Kind = Literal["session", "user", "assistant", "tool", "turn"]
 
 
 @dataclass(frozen=True, slots=True)

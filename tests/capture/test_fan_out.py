@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,6 @@ from app.database.open import open_ledger
 from app.ledger import job, notices, pruning
 from app.privacy.policy import Policy
 from tests.capture.test_reconcile import (
-    CREATED_MS,
     Machine,
     asked_and_answered,
     followed_up,
@@ -25,7 +25,7 @@ from tests.capture.test_reconcile import (
     notice,
     talk,
 )
-from tests.support.snapshots import Fields, assistant, text, user
+from tests.support.snapshots import CREATED_MS, Fields, assistant, text, user
 
 BEGUN_MS = CREATED_MS + 500
 PHOENIX = """
@@ -87,9 +87,8 @@ def show(one: Hook, session: str) -> None:
 def compare(one: Hook) -> None:
     """All that no notice led to."""
     while (outlet := one.opened.to_reconcile(0)) is not None:
-        outlet.reconciling.step(
-            lambda place, name=outlet.name: one.opened.captures.of(place, name), (), now_s=0, now_ms=CREATED_MS + 1_000
-        )
+        capture_of = partial(one.opened.captures.of, name=outlet.name)
+        outlet.reconciling.step(capture_of, (), now_s=0, now_ms=CREATED_MS + 1_000)
 
 
 def test_a_turn_is_one_job_for_each_destination_and_helicones_is_first(machine: Fanned) -> None:
