@@ -79,8 +79,9 @@ class Outlet:
             inherit=of.inherit,
             tell=of.log_once,
         )
-        self._recapture = Recapturer(of.store.path, self.target.id, of.spool.hooks)
-        self._eviction = Eviction(of.store.path, destinations.own_room(self.target))
+        self._room = destinations.own_room(self.target)
+        self._recapture = Recapturer(of.store.path, self.target.id, of.spool.hooks, self._room)
+        self._eviction = Eviction(of.store.path, self._room)
 
     def close(self) -> None:
         self._opened.close()
@@ -119,7 +120,7 @@ class Outlet:
             bytes_max=bytes_max,
             age_ms_max=NEVER_MS,
             bytes_max_of=bytes_max_of,
-            room=destinations.own_room(self.target),
+            room=self._room,
         )
         made = self._eviction.make(db, now_ms, bytes_max, bytes_max_of)
         if made.evicted or made.dropped:
@@ -141,7 +142,6 @@ class Outlet:
             folders=folders,
             bytes_max=self.settings.max_spool_bytes // 2,
             bytes_max_of={folder: bytes_max // 2 for folder, bytes_max in own.items()},
-            room=destinations.own_room(self.target),
             now_ms=now_ms,
             wake=wake,
         )

@@ -41,7 +41,9 @@ class Recapturer:
     one thread's.
     """
 
-    def __init__(self, store: Path, destination_id: int, hooks: Path) -> None:
+    def __init__(self, store: Path, destination_id: int, hooks: Path, room: int | None = None) -> None:
+        """`room`: of which destinations; see `app.ledger.destinations.IN_ROOM`."""
+        self._room = room
         self._store = store
         self._destination_id = destination_id
         self._hooks = hooks
@@ -72,7 +74,7 @@ class Recapturer:
             return True
         return False
 
-    def refill(  # noqa: PLR0913 - what, and how much room there is for it
+    def refill(
         self,
         db: sqlite3.Connection,
         capture_of: Callable[[str], Capture | None],
@@ -80,7 +82,6 @@ class Recapturer:
         folders: Sequence[str],
         bytes_max: int,
         bytes_max_of: limits.Limits = limits.NO_LIMITS,
-        room: int | None = None,
         now_ms: int,
         wake: Callable[[str], None],
     ) -> bool:
@@ -91,12 +92,12 @@ class Recapturer:
         with bytes that its job may not have (`eviction.may_refill`) stays held. Each is tried once, so that in an
         outage nothing is filled and given up by turns. Raises sqlite3.Error.
         """
-        full = eviction.excess_of_folders(db, bytes_max_of, room)
+        full = eviction.excess_of_folders(db, bytes_max_of, self._room)
         for wanted in eviction.evicted(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
             if capturing is None or wanted.folder in full or (wanted, wanted.policy) in self._tried:
                 continue
-            if eviction.held_bytes(db, room) >= bytes_max:
+            if eviction.held_bytes(db, self._room) >= bytes_max:
                 return False
             self._tried.add((wanted, wanted.policy))
             self._capture_again(db, wanted, capturing, now_ms, wake)

@@ -23,7 +23,7 @@ from app.runtime import clock
 from app.runtime.liveness import read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
-from app.settings.model import HELICONE
+from app.settings.model import HELICONE, Settings
 from app.worker import Worker
 
 LOOK_S = 0.1
@@ -73,11 +73,8 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
         hooked = {ours.id} | (set() if only_present else folders.of_folders(db))
-        # The other destinations that settings name are flushed by their names.
-        seen = hooked if ours.kind == HELICONE else {ours.id}
-        _end_pauses(db, seen)
-        if settings.takes_over:
-            adoption.take_over(db, ours, clock.now_ms())
+        seen = hooked if ours.kind == HELICONE else {ours.id}  # others are flushed by their names
+        _begin(db, settings, ours, seen)
         before = counts.counts(db, ours.id).delivered
         here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
         end_s = begin_s + timeout_s
@@ -126,11 +123,13 @@ def _deliver(db: sqlite3.Connection, sources: Sources, ours: Destination, is_ove
     return False
 
 
-def _end_pauses(db: sqlite3.Connection, destination_ids: Collection[int]) -> None:
-    """What waits for a destination is tried now."""
+def _begin(db: sqlite3.Connection, settings: Settings, ours: Destination, destination_ids: Collection[int]) -> None:
+    """What waits for these destinations is tried now, and what can only be meant for ours goes there."""
     for one in destination_ids:
         flow.probe_now(db, one, clock.now_ms())
         readback.end_read_back_pause(db, one, clock.now_ms())
+    if settings.takes_over:
+        adoption.take_over(db, ours, clock.now_ms())
 
 
 def _served(spool: Spool) -> set[int | None]:
