@@ -34,11 +34,12 @@ from app.capture.config import capture
 from app.capture.eviction import Eviction
 from app.capture.keyring import Keyring
 from app.capture.recapture import Recapturer
-from app.capture.targets import access, target
+from app.capture.targets import target
 from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import open_ledger, recover_after
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.delivery import backoff, confirm
+from app.delivery.access import access
 from app.delivery.deliver import Answered, DeliveryContext, deliver
 from app.delivery.lifetime import Lifetime
 from app.delivery.loop import Loop
@@ -122,7 +123,7 @@ class Worker:
         self.settings = sources.load(recorded=self.target.delivery_options)
         self.signature = worker_signature(self.settings)
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
-        self._traits = traits_of(settings.kind, settings.preset)
+        self._traits = traits_of(settings.kind, settings.preset, settings.project)
         self._routes = self._traits.routes(self.settings.endpoint)
         self._route = self.target.route
         self._answers_s: deque[float] = deque(maxlen=ANSWERS)

@@ -6,7 +6,6 @@ import sqlite3
 from contextlib import closing
 
 from app.database.open import open_ledger
-from app.exporters.access import Access
 from app.ledger import destinations, folders
 from app.ledger.destinations import Destination
 from app.runtime.url import normalise
@@ -30,12 +29,6 @@ def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
     """(endpoint, key fingerprint): what tells that destination from others."""
     chosen = settings.credential or "endpoint" in settings.origins
     return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, settings.credential)
-
-
-def access(settings: Settings) -> Access:
-    """What its client is made with."""
-    key = settings.api_key.get_secret_value() if settings.api_key and settings.kind == HELICONE else ""
-    return Access(settings.kind, key, settings.headers, settings.preset, settings.project)
 
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:

@@ -126,7 +126,7 @@ def _recall(  # noqa: PLR0913 - one for each option
     settings = sources.load()
     if not settings.credential:
         raise SettingsError(["recall needs HELICONE_API_KEY: what is under another key is not reached"])
-    if traits_of(settings.kind, settings.preset).RECALLED == "impossible":
+    if traits_of(settings.kind, settings.preset, settings.project).RECALLED == "impossible":
         told = "without a preset nobody here knows how anything is deleted there: delete it by its own means"
         raise SettingsError([f"recall --destination {settings.destination}: {told}"])
     report = Report()

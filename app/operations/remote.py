@@ -6,10 +6,11 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
-from app.capture.targets import access
 from app.delivery import confirm
-from app.exporters.client import Client, ReadBackError
+from app.delivery.access import access
+from app.exporters.client import Client, ReadBackError, Showing
 from app.exporters.connect import connect
 from app.exporters.encoder import Shown
 from app.exporters.kinds import traits_of
@@ -33,9 +34,9 @@ class Remote:
         return self._client.stored(self._url, start_ms=start_ms, request_ids=request_ids)
 
     def shown(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, Sequence[Shown]]:
-        """Read what is shown of records, as `Client.shown`."""
+        """Read what is shown of records, as `Showing.shown`, where a destination shows any."""
         self._wait()
-        return self._client.shown(self._url, start_ms=start_ms, request_ids=request_ids)
+        return cast("Showing", self._client).shown(self._url, start_ms=start_ms, request_ids=request_ids)
 
     def _wait(self) -> None:
         while not self._allowance.take(clock.read().steady_ms):
@@ -46,7 +47,9 @@ class Remote:
 def asked(settings: Settings) -> Iterator[Remote]:
     """The destination that the settings mean. Raises ClientError, and ReadBackError where it cannot be asked."""
     key = settings.api_key.get_secret_value() if settings.api_key else ""
-    plan = traits_of(settings.kind, settings.preset).read_back("on", settings.endpoint, key, settings.readback_url)
+    plan = traits_of(settings.kind, settings.preset, settings.project).read_back(
+        "on", settings.endpoint, key, settings.readback_url
+    )
     if not settings.credential or plan.url is None:
         raise ReadBackError(plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)")
     with connect(access(settings), settings.ca_file) as client:

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 
-from app.capture.targets import access
+from app.delivery.access import access
 from app.exporters.client import Client, ClientError, ReadBackError
 from app.exporters.connect import connect
 from app.exporters.encoding import encoder_of
@@ -29,7 +29,7 @@ def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]
     if not settings.credential:
         yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it", "key-missing")
         return
-    key, traits = access(settings).key, traits_of(settings.kind, settings.preset)
+    key, traits = access(settings).key, traits_of(settings.kind, settings.preset, settings.project)
     request_id = uuid.uuid4()
     try:
         made = connect(access(settings), settings.ca_file)

@@ -14,6 +14,7 @@ from app.capture.targets import meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger, recover_after
 from app.exporters.kinds import traits_of
+from app.exporters.traits import Traits
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
 from app.ledger import destinations as destination
@@ -288,9 +289,11 @@ def _last_delivery(
     if found is None:
         return None
     there = next(one for one in destinations if one.id == found.destination_id)
-    key = settings.api_key.get_secret_value() if settings.api_key and there.current else ""
-    dashboard = settings.dashboard_url if there.current else None
-    page = traits_of(there.kind).session_url(there.endpoint, key, dashboard, found.session, found.session_name)
+    key, dashboard = "", None
+    if there.current and there.kind == HELICONE:
+        key, dashboard = settings.credential, settings.dashboard_url
+    traits = _traits(there.kind, next((one for one in everything(settings) if one.destination == there.name), None))
+    page = traits.session_url(there.endpoint, key, dashboard, found.session, found.session_name)
     return LastDelivery(found.session, title_of(found.session), found.delivered_ms, page)
 
 
@@ -337,24 +340,27 @@ def _destination(
         conditions=conditions(db, one.id, now_ms),
         oldest_pending_ms=counts.oldest_pending_ms,
         errors=tuple(Failing(*row) for row in errors(db, one.id)),
-        confirmation=_confirmation(db, one, _why_off(settings) if settings is not None and one.id != _NOBODY else ""),
+        confirmation=_confirmation(db, one, settings if one.id != _NOBODY else None),
         held=tuple(Held(*row) for row in policy_enforcement.held(db, one.id)),
         without_text=eviction.without_bodies(db, one.id),
         dead_letters=tuple(dead_letters.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
     )
 
 
-def _why_off(settings: Settings) -> str:
-    traits = traits_of(settings.kind, settings.preset)
-    return traits.read_back(settings.confirm, normalise(settings.endpoint), "", settings.readback_url).off_reason
+def _traits(kind: str, settings: Settings | None) -> Traits:
+    return traits_of(kind) if settings is None else traits_of(settings.kind, settings.preset, settings.project)
 
 
-def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
-    going = readback.confirmations(db, one.id)
+def _confirmation(db: sqlite3.Connection, one: Destination, settings: Settings | None) -> Confirmation:
+    """`settings`: those that mean it, as far as anything was ever captured for it."""
+    going, traits, off_reason = readback.confirmations(db, one.id), _traits(one.kind, settings), ""
+    if settings is not None:
+        plan = traits.read_back(settings.confirm, normalise(settings.endpoint), "", settings.readback_url)
+        off_reason = plan.off_reason
     notes = []
     alarm = ""
     if going.is_never_found:
-        causes = "; ".join(traits_of(one.kind).NOT_STORED_CAUSES)
+        causes = "; ".join(traits.NOT_STORED_CAUSES)
         alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
     elif going.failure == readback.UNPROVEN:
         alarm = readback.UNPROVEN
