@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from app.exporters.client import Client
+from app.exporters.client import Showing
 from app.exporters.helicone import client
 
 
-def connect(api_key: str, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:
+def connect(api_key: str, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Showing:
     """`ca_file`: certificates that are trusted beside the system's.
 
     `redact`: what every kept answer goes through; without it none is kept. Raises ClientError.

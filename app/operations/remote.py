@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from app.delivery import confirm
-from app.exporters.client import Client, ReadBackError
+from app.exporters.client import ReadBackError, Showing
 from app.exporters.connect import connect
 from app.exporters.encoder import Shown
 from app.exporters.kinds import TRAITS
@@ -21,7 +21,7 @@ LOOK_S = 0.1
 class Remote:
     """What lies at one destination. Every query waits until another one may be made."""
 
-    def __init__(self, client: Client, url: str, queries_per_minute: int) -> None:
+    def __init__(self, client: Showing, url: str, queries_per_minute: int) -> None:
         self._client = client
         self._url = url
         self._allowance = confirm.Allowance(queries_per_minute, queries_per_minute, clock.read().steady_ms)
@@ -32,7 +32,7 @@ class Remote:
         return self._client.stored(self._url, start_ms=start_ms, request_ids=request_ids)
 
     def shown(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, Sequence[Shown]]:
-        """Read what is shown of records, as `Client.shown`."""
+        """Read what is shown of records, as `Showing.shown`."""
         self._wait()
         return self._client.shown(self._url, start_ms=start_ms, request_ids=request_ids)
 

@@ -5,9 +5,24 @@ from __future__ import annotations
 from typing import Literal
 
 from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url, routes, session_url
-from app.exporters.traits import Plan
+from app.exporters.traits import Changed, Plan, Recalled, Resent
 
-__all__ = ["NOT_STORED_CAUSES", "RECORDS_AT_ONCE", "looks_ms", "read_back", "routes", "session_url"]
+__all__ = [
+    "CHANGED",
+    "NOT_STORED_CAUSES",
+    "RECALLED",
+    "RECORDS_AT_ONCE",
+    "RESENT",
+    "deletion_url",
+    "looks_ms",
+    "read_back",
+    "routes",
+    "session_url",
+]
+
+RESENT: Resent = "replaced"
+CHANGED: Changed = "replaced"
+RECALLED: Recalled = "overwritten"
 
 LOOKS_MS = {"jawn": (2_000, 15_000, 60_000), "worker": (60_000, 600_000, 3_600_000, 21_600_000)}
 """When a job is looked for, after its delivery. A self-hosted jawn stores before it answers; the worker puts into
@@ -43,6 +58,12 @@ def read_back(setting: Literal["auto", "on", "off"], endpoint: str, api_key: str
         is_sampled=cloud and setting == "auto",
         queries_per_minute=QUERIES_PER_MINUTE["cloud" if cloud else "self-hosted"],
     )
+
+
+def deletion_url(endpoint: str) -> str | None:
+    """None: nothing that Helicone stores can be deleted by its API."""
+    del endpoint
+    return None
 
 
 def looks_ms(route: str | None, resends: int) -> tuple[int, ...]:
