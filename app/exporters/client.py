@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from app.errors import AppError, UsageError
 from app.exporters.encoder import Shown
@@ -27,7 +27,7 @@ class OverlongError(ReadBackError):
     """The answer is longer than is read, or holds too many values: fewer records are to be asked for."""
 
 
-class Client(AbstractContextManager["Client"], Protocol):
+class Client(Protocol):
     """A pool of connections to a destination under one key, shared by the worker's threads."""
 
     def post(self, url: str, body: bytes, request_id: str, now_ms: int, deadline_s: float | None = None) -> Outcome:
@@ -39,17 +39,30 @@ class Client(AbstractContextManager["Client"], Protocol):
         `url` as of `Traits.read_back`. None of them starts before `start_ms`.
         """
 
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Showing(Client, Protocol):
+    """A client of a destination that shows what it stores, so that what was overwritten there can be compared."""
+
     def shown(self, url: str, *, start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Shown]]:
         """The bodies of these records, as of `stored`; several where one was taken for another.
 
         Raises ReadBackError.
         """
 
-    def close(self) -> None: ...
-
 
 class Deleting(Client, Protocol):
-    """Of a destination that deletes."""
+    """A client of a destination that deletes what it stores."""
 
     def delete(self, url: str, request_ids: Sequence[uuid.UUID], now_ms: int) -> Outcome:
-        """`url` as of `Traits.deletion_url`. Accepted: they are gone, or were never there."""
+        """Delete what is stored of these records, bodies and all; accepted: none of them is there any more.
+
+        `url` as of `Traits.deletion_url`.
+        """

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from app.exporters.access import Access
 from app.exporters.client import Client
 from app.exporters.helicone import client as helicone
+from app.exporters.otlp import client as otlp
+from app.exporters.otlp.traits import Preset
 
 
 def connect(access: Access, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:
@@ -15,6 +18,7 @@ def connect(access: Access, ca_file: Path | None, redact: Callable[[str], str] |
 
     `redact`: what every kept answer goes through; without it none is kept. Raises ClientError.
     """
-    return helicone.Client(
-        access.key or access.headers["Authorization"].removeprefix("Bearer "), ca_file=ca_file, redact=redact
-    )
+    if access.kind == "otlp":
+        preset = cast("Preset", access.preset)
+        return otlp.Client(access.headers, preset=preset, project=access.project, ca_file=ca_file, redact=redact)
+    return helicone.Client(access.key, ca_file=ca_file, redact=redact)

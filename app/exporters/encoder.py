@@ -1,7 +1,7 @@
 """Encoder: what one kind of destination makes of a session. Pure.
 
     capture   encode, count, lasting_name
-    recall    blank, kind_of, texts_of, shown_as
+    recall    texts_of; where what is stored is overwritten also blank, kind_of, shown_as
     doctor    trial
 
 Hooks import an encoder, so it brings no HTTP client along. Which kinds there are is in `app.exporters.kinds`.
@@ -76,17 +76,21 @@ class Encoder(Protocol):
         `shown` is what may leave of the session; `leave` says it of any text, '' where none may.
         """
 
+    def texts_of(self, body: bytes) -> list[Json]:
+        """What in a record's body was written by a person, a model or a tool, its keys included."""
+
+    def trial(self, request_id: uuid.UUID, now_ms: int) -> bytes:
+        """The body of a tiny record that is of no session, to see whether it arrives."""
+
+
+class Overwriting(Encoder, Protocol):
+    """An encoder of a destination at which a record takes the place of another one with the same identity."""
+
     def blank(self, record: Record, root_session_id: str) -> Record:
         """The record with nothing in it but what the destination knows it by; its body is not looked at."""
 
     def kind_of(self, model: str) -> Kind:
         """What kind of record has this model there."""
 
-    def texts_of(self, body: bytes) -> list[Json]:
-        """What in a record's body was written by a person, a model or a tool, its keys included."""
-
     def shown_as(self, body: bytes) -> tuple[Shown, ...]:
         """What the destination shows of a record with this body: one of these."""
-
-    def trial(self, request_id: uuid.UUID, now_ms: int) -> bytes:
-        """The body of a tiny record that is of no session, to see whether it arrives."""

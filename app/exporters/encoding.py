@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from app.exporters.encoder import Encoder
+from app.exporters.encoder import Encoder, Overwriting
 from app.exporters.helicone import encoder as helicone
 
 
-def overwriting(kind: str) -> Encoder | None:
-    """The encoder of a kind at which a record is recalled by another one in its place; None where it is deleted."""
-    return helicone if kind == "helicone" else None
-
-
 def encoder_of(kind: str) -> Encoder:
-    found: Encoder = {"helicone": helicone, "otlp": helicone}[kind]
+    if kind == "otlp":
+        from app.exporters.otlp import encoder as otlp  # noqa: PLC0415 - most hooks do without
+
+        return otlp
+    found: Overwriting = helicone
     return found
+
+
+def overwriting(kind: str) -> Overwriting | None:
+    """The encoder of a kind at which a record takes the place of another; None where what is recalled is deleted."""
+    found: Overwriting = helicone
+    return found if kind == "helicone" else None

@@ -6,7 +6,7 @@
     refused     the destination is wrong, not the job (key, address, redirect, unexpected answer): it is paused
     permanent   this record can never succeed: dead letter at once
 
-Which of these an answer is, is `app.exporters.helicone.client`'s part; whose fault it is, `app.delivery.health`'s.
+Which of these an answer is, is the client's part; whose fault it is, `app.delivery.health`'s.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 
 Kind: TypeAlias = Literal["accepted", "retry", "wait", "refused", "permanent"]
 
+REASON_CHARS_MAX = 200
 RETRY_AFTER_MS_MAX = 3_600_000
 """A server may ask for days; by then somebody should have looked."""
 _SECONDS = re.compile(r"[+-]?[0-9]+")
@@ -32,17 +33,17 @@ class Outcome:
     reason: str
     """One short line for people: no key, no header values, no transcript text."""
     status: int | None = None
-    """Of Helicone's answer; None when none arrived."""
+    """Of the answer; None when none arrived."""
     retry_after_ms: int | None = None
     """What the server asked for, from now, already capped."""
     answer: str = ""
-    """How Helicone's answer began, as far as it may be kept."""
-    is_doubtful: bool = False
-    """As long as the destination has accepted nothing, it is to be read as `refused`."""
-    remark: str = ""
-    """Of what was accepted: what the answer says besides."""
+    """How the answer began, as far as it may be kept."""
     server_ms: int | None = None
     """What the server's clock said (`Date`); None where it did not say."""
+    is_doubtful: bool = False
+    """It may as well be the settings that are wrong: as long as the destination has accepted nothing, it is refused."""
+    remark: str = ""
+    """What an answer that accepted the record says besides, for people: a part of it that was not taken."""
 
 
 def date_ms(header: str) -> int | None:

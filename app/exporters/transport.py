@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import queue
+import re
 import socket
 import ssl
 import threading
@@ -21,11 +22,14 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import httpcore
 import httpx
 
+from app.exporters.client import ClientError
+from app.exporters.outcome import REASON_CHARS_MAX, Outcome
 from app.runtime.url import is_loopback
 
 # Of each address of a host: a dead IPv6 route must leave time to try IPv4.
@@ -83,7 +87,7 @@ class Transport:
 
     def __init__(self, trust: ssl.SSLContext, headers: Mapping[str, str]) -> None:
         self._trust = trust
-        self._headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        self._headers = _encoded(headers)
         self._lock = threading.Lock()
         self._idle: dict[str | None, list[httpx.HTTPTransport]] = {}
         """By proxy."""
@@ -96,9 +100,16 @@ class Transport:
         UnsupportedProtocol also for a proxy setting that cannot be used; its message never quotes the setting, which
         may hold a password.
         """
+        return self.send("POST", url, {}, body, bytes_max, deadline_s)
+
+    def send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, bytes_max: int, deadline_s: float
+    ) -> Reply:
+        """The same by another method, and with headers of its own."""
         target = self._urls.get(url) or self._urls.setdefault(url, httpx.URL(url))
         timeout = dict.fromkeys(_PHASES, max(deadline_s, 0.001))
-        request = httpx.Request("POST", target, headers=self._headers, content=body, extensions={"timeout": timeout})
+        named = [*self._headers, *_encoded(headers)]
+        request = httpx.Request(method, target, headers=named, content=body, extensions={"timeout": timeout})
         with self._connection(proxy_for(target)) as connection, within(deadline_s):
             response = connection.handle_request(request)
             try:
@@ -148,6 +159,10 @@ class Transport:
         if url.scheme not in ("http", "https") or not url.host:
             raise httpx.UnsupportedProtocol("the proxy is none of http:// or https://")
         return httpx.Proxy(url, ssl_context=self._trust if url.scheme == "https" else None)
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
 
 
 def _first(chunks: Iterator[bytes], bytes_max: int) -> bytes:
@@ -248,3 +263,44 @@ def _addresses(host: str, port: int, look_up: _Lookup) -> list[str]:
         error.__context__ = answer
         raise error
     return answer
+
+
+def unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:
+    """What it means that no whole answer came. Texts of the other side are left out: they may quote what was sent."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see caFile"
+            return Outcome("refused", untrusted[:REASON_CHARS_MAX])
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return Outcome("refused", f"{error}; see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"[:REASON_CHARS_MAX])
+    if isinstance(error, httpx.ProxyError):
+        status = re.match(r"4[0-9]{2}(?= |$)", str(error))
+        if status:
+            return Outcome("refused", f"the proxy refused with {status[0]}; see HTTPS_PROXY and NO_PROXY")
+    if isinstance(error, httpx.TimeoutException):
+        return Outcome("wait", f"{type(error).__name__}: no complete answer within {deadline_s:g} s")
+    details = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
+    return Outcome("wait", ": ".join([type(error).__name__, *details[-1:]])[:REASON_CHARS_MAX])
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what lies beneath it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        # httpcore's pool raises `from None`, which leaves only the context.
+        cause = cause.__cause__ or cause.__context__
+
+
+def trust(ca_file: Path | None) -> ssl.SSLContext:
+    """The system's certificates, or those of SSL_CERT_FILE, and these. Raises ClientError."""
+    try:
+        trust = httpx.create_ssl_context()
+    except OSError as error:
+        raise ClientError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error.strerror or error}") from error
+    if ca_file is not None:
+        try:
+            trust.load_verify_locations(ca_file)
+        except OSError as error:
+            raise ClientError(f"caFile, {ca_file}, cannot be used: {error.strerror or error}") from error
+    return trust

@@ -93,7 +93,7 @@ def _outcome(expected_content: ExpectedContent, rows: Sequence[Shown]) -> Outcom
         return "still there" if rows else "deleted"
     if not rows:
         return "not there"
-    if not expected_content.requests:
+    if not expected_content.is_shown:
         return "overwritten"
     found = [_compared(expected_content, row) for row in rows]
     return next((one for one in found if one != "overwritten"), "overwritten")

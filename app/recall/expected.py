@@ -24,6 +24,8 @@ class ExpectedContent:
     response: bytes
     is_gone: bool = False
     """It is to show nothing: it is deleted."""
+    is_shown: bool = True
+    """The destination shows what it has; else nothing says more than that it has something."""
 
 
 def expected_content(session: str, body: Body, kind: str) -> ExpectedContent:
@@ -38,6 +40,7 @@ def expected_content(session: str, body: Body, kind: str) -> ExpectedContent:
         requests=frozenset(json_digest(one.request) for one in shown),
         response=json_digest(shown[0].response) if shown else b"",
         is_gone=not body.body,
+        is_shown=encoder is not None,
     )
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +24,8 @@ from app.exporters.answer import AnswerError, TooManyValuesError, parsed
 from app.exporters.client import ClientError, OverlongError, ReadBackError
 from app.exporters.encoder import Shown
 from app.exporters.helicone.routes import kind_of
-from app.exporters.outcome import Kind, Outcome, date_ms, retry_after_ms
-from app.exporters.transport import Transport
+from app.exporters.outcome import REASON_CHARS_MAX, Kind, Outcome, date_ms, retry_after_ms
+from app.exporters.transport import Transport, trust, unreached
 from app.privacy.excerpt import excerpt, repeats
 from app.runtime.url import RouteKind
 
@@ -36,7 +35,6 @@ READ_BACK_PAGE = 100
 SINCE_MARGIN_MS = 2_000
 """A query asks so much before the earliest start that it wants. Helicone's server cuts the time to whole seconds, and
 ClickHouse 26.9 then leaves out rows of that very second although they are later (run on its engine, 26.9.2)."""
-REASON_CHARS_MAX = 200
 ERROR_CHARS_MAX = 120
 
 _WAIT = frozenset({408, 425, 429})
@@ -77,7 +75,7 @@ class Client:
         self._deadline_s = deadline_s
         self._redact = redact
         self._transport = Transport(
-            _trust(ca_file),
+            trust(ca_file),
             {
                 "Authorization": f"Bearer {api_key}",
                 "Content-Type": "application/json",
@@ -103,7 +101,7 @@ class Client:
         try:
             answer = self._transport.post(url, body, ANSWER_BYTES_MAX, allowed_s)
         except httpx.TransportError as error:
-            return _unreached(error, allowed_s)
+            return unreached(error, allowed_s)
         redact = self._redacted
         outcome = classify(kind_of(url), answer.status, answer.headers, answer.body, request_id, now_ms, redact)
         if outcome.kind == "accepted":
@@ -149,7 +147,7 @@ class Client:
         try:
             answer = self._transport.post(url, json.dumps(query).encode(), READ_BACK_BYTES_MAX, self._deadline_s)
         except httpx.TransportError as error:
-            raise ReadBackError(_unreached(error, self._deadline_s).reason) from error
+            raise ReadBackError(unreached(error, self._deadline_s).reason) from error
         if len(answer.body) >= READ_BACK_BYTES_MAX:
             raise OverlongError(f"reading back was answered with more than {READ_BACK_BYTES_MAX >> 20} MiB")
         try:
@@ -263,33 +261,6 @@ def _describe(body: bytes, redact: Callable[[str], str]) -> str:
     return "JSON" if start in b"{[" else "text"
 
 
-def _unreached(error: httpx.TransportError, deadline_s: float) -> Outcome:
-    """What it means that no whole answer came. Texts of the other side are left out: they may quote what was sent."""
-    for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            untrusted = f"the server's certificate is not trusted: {cause.verify_message}; see caFile"
-            return Outcome("refused", untrusted[:REASON_CHARS_MAX])
-    if isinstance(error, httpx.UnsupportedProtocol):
-        return Outcome("refused", f"{error}; see HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY"[:REASON_CHARS_MAX])
-    if isinstance(error, httpx.ProxyError):
-        status = re.match(r"4[0-9]{2}(?= |$)", str(error))
-        if status:
-            return Outcome("refused", f"the proxy refused with {status[0]}; see HTTPS_PROXY and NO_PROXY")
-    if isinstance(error, httpx.TimeoutException):
-        return Outcome("wait", f"{type(error).__name__}: no complete answer within {deadline_s:g} s")
-    details = [cause.strerror for cause in _causes(error) if isinstance(cause, OSError) and cause.strerror]
-    return Outcome("wait", ": ".join([type(error).__name__, *details[-1:]])[:REASON_CHARS_MAX])
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what lies beneath it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        # httpcore's pool raises `from None`, which leaves only the context.
-        cause = cause.__cause__ or cause.__context__
-
-
 def _query(request_ids: Sequence[uuid.UUID], start_ms: int) -> _Row:
     """These requests, of those that start at `start_ms` or later.
 
@@ -315,16 +286,3 @@ def _one_of(request_ids: Sequence[uuid.UUID]) -> _Row:
         return {"request_response_rmt": {"request_id": {"equals": str(request_ids[0])}}}
     middle = len(request_ids) // 2
     return {"left": _one_of(request_ids[:middle]), "operator": "or", "right": _one_of(request_ids[middle:])}
-
-
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
-    try:
-        trust = httpx.create_ssl_context()
-    except OSError as error:
-        raise ClientError(f"SSL_CERT_FILE or SSL_CERT_DIR cannot be used: {error.strerror or error}") from error
-    if ca_file is not None:
-        try:
-            trust.load_verify_locations(ca_file)
-        except OSError as error:
-            raise ClientError(f"caFile, {ca_file}, cannot be used: {error.strerror or error}") from error
-    return trust

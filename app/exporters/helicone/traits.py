@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import Literal
 
 from app.exporters.helicone.routes import is_cloud, kind_of, read_back_url, routes, session_url
-from app.exporters.traits import Plan
+from app.exporters.traits import Changed, Plan, Recalled, Resent
 
 __all__ = [
     "CHANGED",
     "NOT_STORED_CAUSES",
     "RECALLED",
     "RECORDS_AT_ONCE",
+    "RESENT",
     "deletion_url",
     "looks_ms",
     "read_back",
     "routes",
     "session_url",
 ]
+
+RESENT: Resent = "replaced"
+CHANGED: Changed = "replaced"
+RECALLED: Recalled = "overwritten"
 
 LOOKS_MS = {"jawn": (2_000, 15_000, 60_000), "worker": (60_000, 600_000, 3_600_000, 21_600_000)}
 """When a job is looked for, after its delivery. A self-hosted jawn stores before it answers; the worker puts into
@@ -29,8 +34,6 @@ QUERIES_PER_MINUTE = {"cloud": 30, "self-hosted": 600}
 """The cloud's API allows 200 a minute to a whole organisation on the free tier; a self-hosted one 20,000, if any."""
 RECORDS_AT_ONCE = 4
 """Each takes the place of an equal one whenever it arrives, and a session is shown by when its logs start."""
-CHANGED: Literal["replaced", "deleted first", "not sent"] = "replaced"
-RECALLED: Literal["overwritten", "deleted", "impossible"] = "overwritten"
 NOT_STORED_CAUSES: tuple[str, ...] = (
     "REQUEST_CACHE_KEY (64 hex characters) is not set in the environment of jawn, Helicone's API server",
     "ClickHouse has no tables: clickhouse-migrate stops at a question without a terminal; give it --skip-confirmation",
@@ -58,7 +61,7 @@ def read_back(setting: Literal["auto", "on", "off"], endpoint: str, api_key: str
 
 
 def deletion_url(endpoint: str) -> str | None:
-    """Its API deletes nothing that it was given as a log."""
+    """None: nothing that Helicone stores can be deleted by its API."""
     del endpoint
     return None
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from app.exporters.helicone.client import REASON_CHARS_MAX, classify
-from app.exporters.outcome import Kind
+from app.exporters.helicone.client import classify
+from app.exporters.outcome import REASON_CHARS_MAX, Kind
 from app.runtime.url import RouteKind
 
 ID = "7bd55f5f-8a7e-5b2c-9d4e-0d5c1de20000"

@@ -1,0 +1,1 @@
+"""OTLP/HTTP traces by the GenAI conventions, for Phoenix, MLflow and whoever else takes them."""
