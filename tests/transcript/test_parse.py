@@ -167,8 +167,7 @@ def test_a_turn_read_alone_is_undone_as_in_its_session() -> None:
     facts: Fields = {"time": {"created": FORKED_MS}, "revert": {"messageID": names[1]}}
     whole = parse(snapshot(entry(*talk, **facts))).turns
     alone = [
-        parse(snapshot(entry(message, **facts)), Excerpt((at,), None, None)).turns[0]
-        for at, message in enumerate(talk)
+        parse(snapshot(entry(message, **facts)), Excerpt((at,), None, None)).turns[0] for at, message in enumerate(talk)
     ]
     assert [turn.digest for turn in alone] == [turn.digest for turn in whole]
 
