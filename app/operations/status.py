@@ -369,7 +369,8 @@ def _confirmation(db: sqlite3.Connection, one: Destination, settings: Settings |
     elif going.failure in (readback.BLIND, readback.UNPROVEN):
         notes.append(going.failure)
     elif going.failure is not None:
-        notes.append(f"paused: {going.failure}; if jawn is elsewhere, set readbackUrl")
+        elsewhere = "; if jawn is elsewhere, set readbackUrl" if one.kind == HELICONE else ""
+        notes.append(f"paused: {going.failure}{elsewhere}")
     if one.health == "quota":
         notes.append("the quota is exceeded: Helicone keeps numbers without bodies")
     if going.body_not_stored:

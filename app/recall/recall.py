@@ -161,9 +161,9 @@ class Recall:
             for name in exported_sessions(self._db, other.id) if other.id != self._destination_id else ():
                 if name in sessions and any(one.was_attempted for one in exported(self._db, other.id, name)):
                     where = other.endpoint or "another endpoint"
-                    told = (
-                        f"{where} (recall --destination {other.name})" if other.name else f"{where} under another key"
-                    )
+                    told = f"{where} under another key"
+                    if other.kind != self._kind or other.name:
+                        told = f"{where} (recall --destination {other.name or other.kind})"
                     yield Problem(Refusal.ELSEWHERE, name, detail=told)
 
     def _covers(self, session: str, one: Rewrite) -> bool:
