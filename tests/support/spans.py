@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from app.exporters.encoder import Frame, Record
 from app.exporters.otlp import encoder
-from app.transcript.model import Transcript, Turn
+from app.transcript.model import Text, Tool, Transcript, Turn, User
 from app.transcript.parse import parse
 from tests.support import recorded
 
@@ -97,3 +98,30 @@ def records(turn: Turn, *, interrupted: bool = True, user_id: str = "") -> list[
 
 def spans(turn: Turn, *, interrupted: bool = True, user_id: str = "") -> list[Seen]:
     return seen(*(record.body for record in records(turn, interrupted=interrupted, user_id=user_id)))
+
+
+def fresh(name: str) -> Turn:
+    """The first turn of a recording, in a session of its own: no receiver has seen its ids."""
+    turn = transcript(name).turns[0]
+    return replace(turn, session=replace(turn.session, id=f"ses_{uuid.uuid4().hex}"))
+
+
+def asking(turn: Turn, text: str) -> Turn:
+    """The turn, asked in other words."""
+    return replace(
+        turn,
+        messages=tuple(
+            replace(one, parts=tuple(replace(p, text=text) if isinstance(p, Text) else p for p in one.parts))
+            if isinstance(one, User)
+            else one
+            for one in turn.messages
+        ),
+    )
+
+
+def with_tools(turn: Turn, count: int, output: str) -> Turn:
+    """Its first call that used one made so many calls of the tool at once, and all of them said this."""
+    call = next(one for one in turn.messages if any(isinstance(part, Tool) for part in one.parts))
+    tool = next(part for part in call.parts if isinstance(part, Tool))
+    tools = tuple(replace(tool, id=f"prt_{number}", output=output) for number in range(count))
+    return replace(turn, messages=(turn.messages[0], replace(call, parts=tools)))
