@@ -199,9 +199,9 @@ def _receiver(
     if project and preset == "none":
         problem("project", "a receiver without a preset is told of it by its own header: see docs/destinations.md")
     headers, unusable = _headers(values.get("headers", {}), problem, reading)
-    told = f"{place} from {one.origin.text}: it gets nothing: {unusable}" if unusable else ""
+    told = f"{place}: it gets nothing: {unusable}" if unusable else ""
     if told:
-        reading.complaints.append(Complaint(told, f"{place}: it gets nothing: {unusable}", holds=False))
+        reading.complaints.append(Complaint(f"{told} ({one.origin.text})", told, holds=False))
     return DestinationSettings(one.name, "otlp", endpoint, one.origin, headers, preset, project, one.withheld, told)
 
 
