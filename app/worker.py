@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huey import SqliteHuey
 from huey.consumer import ConsumerStopped
@@ -39,17 +39,18 @@ from app.database.connection import PATIENT_MS, Ledger
 from app.database.open import open_ledger, recover_after
 from app.database.schema import SchemaError, is_newer, migrations, require_known
 from app.delivery import backoff, confirm
+from app.delivery.access import access
 from app.delivery.deliver import Answered, DeliveryContext, deliver
 from app.delivery.lifetime import Lifetime
 from app.delivery.loop import Loop
 from app.delivery.policy_check import PolicyCheck
 from app.delivery.policy_sweep import PolicySweep
 from app.delivery.poller import POLL_MS, Poller
-from app.exporters.client import ClientError, ReadBackError
+from app.exporters.client import ClientError, Deleting, ReadBackError
 from app.exporters.connect import connect
-from app.exporters.kinds import TRAITS
+from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
-from app.ledger import claims, confirmations, destinations, flow, readback
+from app.ledger import claims, confirmations, destinations, flow, incidents, readback
 from app.ledger.destinations import Destination
 from app.ledger.eviction import Recaptured
 from app.ledger.job import Body, Claim
@@ -122,16 +123,17 @@ class Worker:
         self.settings = sources.load(recorded=self.target.delivery_options)
         self.signature = worker_signature(self.settings)
         self._key = settings.api_key.get_secret_value() if settings.api_key else ""
-        self._routes = TRAITS.routes(self.settings.endpoint)
+        self._traits = traits_of(settings.kind, settings.preset, settings.project)
+        self._routes = self._traits.routes(self.settings.endpoint)
         self._route = self.target.route
         self._answers_s: deque[float] = deque(maxlen=ANSWERS)
-        self._plan = TRAITS.read_back(
+        self._plan = self._traits.read_back(
             self.settings.confirm, self.settings.endpoint, self._key, self.settings.readback_url
         )
         self._policy_check = PolicyCheck(sources)
         self._client = (
-            connect(self._key, settings.ca_file, _redact(self.settings, self._policy_check.keyring))
-            if self._key
+            connect(access(settings), settings.ca_file, _redact(self.settings, self._policy_check.keyring))
+            if settings.credential
             else None
         )
         self._recapture = Recapturer(store_file(sources.environ), self.target.id, self.spool.hooks)
@@ -142,7 +144,7 @@ class Worker:
             self.spool,
             self.queue,
             PolicySweep(self._policy_check, self._recapture, self.target.id, self._log),
-            Eviction(store_file(sources.environ)),
+            Eviction(store_file(sources.environ), destinations.own_room(self.target)),
             is_sending=self._client is not None,
             log=self._log,
         )
@@ -209,7 +211,9 @@ class Worker:
             at_once=self._at_once,
             beside=self._beside,
             leave=self.poller.unfinished.append,
-            when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, clock.now_ms()),
+            make_way=self._make_way if self._traits.CHANGED == "deleted first" else None,
+            post_changed=self._leave if self._traits.CHANGED == "not sent" else None,
+            when_to_confirm=lambda: confirm.when(self.db, self.target.id, self._plan, self._traits, clock.now_ms()),
         )
         try:
             require_known(self.db)
@@ -238,9 +242,25 @@ class Worker:
             self._log("dropped a job that waited without its text: OpenCode's store no longer has its turn")
         return made
 
+    def _leave(self, _: Body) -> Outcome:
+        """What was accepted stays: nobody here can say whether the destination would show both."""
+        self._note("turns that changed after they were delivered, and were not sent again")
+        return Outcome("accepted", "not sent: another version was accepted before")
+
+    def _make_way(self, request_ids: Sequence[uuid.UUID]) -> Outcome:
+        client, url = cast("Deleting", self._client), self._traits.deletion_url(self.settings.endpoint)
+        assert url is not None  # noqa: S101 - a destination at which what has changed is deleted first
+        return client.delete(url, request_ids, clock.now_ms())
+
+    def _note(self, what: str) -> None:
+        with suppress(sqlite3.OperationalError):  # what was answered counts more
+            incidents.note(self.db, f"{self.settings.destination}: {what}", clock.now_ms())
+
     def _post(self, body: Body) -> Outcome:
         """Try the route that answered last, then the others: the first that knows the path is remembered."""
         assert self._client is not None  # noqa: S101 - `_answer` asked
+        if not body.body:
+            return self._make_way([body.request_id])  # recalled, where nothing can take its place
         outcome: Outcome | None = None
         began_s = time.monotonic()
         ends_s = began_s + POST_S_MAX
@@ -255,6 +275,8 @@ class Worker:
             if outcome.status != NOT_FOUND:
                 break
         assert outcome is not None  # noqa: S101 - there is always a route
+        if outcome.kind == "accepted" and outcome.remark:
+            self._note(outcome.remark)
         self._answers_s.append(time.monotonic() - began_s)
         return outcome
 
@@ -267,7 +289,7 @@ class Worker:
         if len(last_s) < ANSWERS_LEAST or min(last_s) < SLOW_S:
             return 1
         is_careful = destinations.by_id(self.db, self.target.id).concurrency is not None
-        return 1 if is_careful else TRAITS.RECORDS_AT_ONCE
+        return 1 if is_careful else self._traits.RECORDS_AT_ONCE
 
     def _beside(self, post: Callable[[], Answered]) -> Future[Answered]:
         """Post in a thread of its own, which is no reason for the process to live on."""
@@ -360,7 +382,13 @@ class Worker:
             readback.resume_read_back(self.db, self.target.id)
             self._allowance = confirm.Allowance(self._plan.queries_per_minute, 1, now_ms)
         failure = confirm.confirm(
-            self.db, self.target.id, self._stored, now_ms, allowance=self._allowance, dice=random.random
+            self.db,
+            self.target.id,
+            self._stored,
+            now_ms,
+            traits=self._traits,
+            allowance=self._allowance,
+            dice=random.random,
         )
         if failure is not None:
             self._log(f"delivered jobs cannot be confirmed: {failure}")
@@ -387,7 +415,9 @@ class Worker:
         os.kill(os.getpid(), signal.SIGHUP)
 
     def _log(self, message: str) -> None:
-        log.append(self.spool.worker_log, message, clock.now_ms())
+        # All workers have one log. Before the settings are known there is nothing to be told.
+        whose = f"{self.target.name}: " if self.target.name else ""
+        log.append(self.spool.worker_log, whose + message, clock.now_ms())
 
     # --- the process
 

@@ -16,6 +16,7 @@ INSIDE_OF_FUNCTIONS = {
     # Processes that load no command line, and a command line that starts no process, for the sake of their start.
     "app.capture.daemon": "80 ms: a hook does without the command line",
     "app.cli.main": "80 ms: the same",
+    "app.exporters.otlp.encoder": "3 ms: a hook without such a destination",
     "app.capture.handler": "150 ms: a hook does without until its plugin says something",
     "app.operations.titles": "40 ms: a status without deliveries has no title to read",
     "app.sources.opencode.store": "the same",

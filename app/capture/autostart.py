@@ -10,7 +10,7 @@ from app import __version__
 from app.runtime import log
 from app.runtime.liveness import ExclusiveLock, is_taken, present
 from app.runtime.spool import Spool
-from app.settings.model import Settings
+from app.settings.model import HELICONE, Settings
 from app.settings.views import delivery_options
 
 STARTING_S = 30.0
@@ -24,8 +24,10 @@ class Autostart:
     """What one hook knows of the worker of its destination."""
 
     def __init__(
-        self, spool: Spool, destination_id: int, environ: Mapping[str, str], tell: Callable[[str], None]
+        self, spool: Spool, destination_id: int, name: str, environ: Mapping[str, str], tell: Callable[[str], None]
     ) -> None:
+        """`name`: of the destination, as settings have it."""
+        self._name = name
         self._spool = spool
         self._destination_id = destination_id
         self._environ = environ
@@ -67,7 +69,7 @@ class Autostart:
         # Isolated (-I) and outside of the project: its own `app`, `.env` and PYTHONPATH are not ours to run.
         with log.opened(self._spool.worker_log) as output:
             self._worker = subprocess.Popen(
-                [sys.executable, "-I", "-m", "app", "worker", "--automatic"],
+                [sys.executable, "-I", "-m", "app", "worker", "--automatic", *self._towards()],
                 cwd=self._spool.path,
                 env={**self._environ, "OPENCODE_HELICONE_SPOOL_DIRECTORY": str(self._spool.path)},
                 stdin=subprocess.DEVNULL,
@@ -75,6 +77,9 @@ class Autostart:
                 stderr=output,
                 start_new_session=True,
             )
+
+    def _towards(self) -> list[str]:
+        return [] if self._name == HELICONE else ["--destination", self._name]
 
     def release(self) -> None:
         self._lock.release()

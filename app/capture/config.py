@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
+from app.privacy.machine_secrets import of_configuration
 from app.privacy.policy import Policy
 from app.privacy.redact import Redaction
 from app.privacy.terms import Capture
@@ -17,7 +20,6 @@ def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
     """
     if settings.held:
         raise SettingsError(settings.held)
-    own = (settings.api_key.get_secret_value(),) if settings.api_key else ()
     return Capture(
         policy=Policy(
             mode=settings.export_mode,
@@ -26,10 +28,18 @@ def capture(settings: Settings, known: tuple[str, ...]) -> Capture:
             prefix=settings.session_path_prefix,
         ),
         redaction=Redaction.compile(
-            settings.redact_patterns, secrets=settings.redact_secrets, known_values=(*known, *own)
+            settings.redact_patterns, secrets=settings.redact_secrets, known_values=(*known, *own_secrets(settings))
         ),
         user_id=settings.user_id or "",
+        kind=settings.kind,
     )
+
+
+def own_secrets(settings: Settings) -> tuple[str, ...]:
+    """What the program itself is let in with, at any destination."""
+    key = (settings.api_key.get_secret_value(),) if settings.api_key else ()
+    headers = [one.headers for one in settings.destinations.values()]
+    return (*key, *chain.from_iterable(of_configuration({"headers": one}) for one in headers if one))
 
 
 def why_nothing(settings: Settings) -> str:

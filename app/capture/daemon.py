@@ -168,7 +168,7 @@ class Daemon:
 
     def _pending_messages(self) -> list[bytes]:
         hooks = self._hooks.values()
-        self.children += [hook.worker_pid for hook in hooks if hook.worker_pid is not None]
+        self.children += [pid for hook in hooks for pid in hook.worker_pids]
         in_hand = [self._in_hand] if isinstance(self._in_hand, bytes) else []
         known = [line for hook in hooks for line in hook.pending_messages()]
         known += self._held.values()

@@ -125,7 +125,7 @@ def enqueue(  # noqa: PLR0913 - the documented call; two of them have defaults
     done = Enqueued(under=_shown_under(db, transcript, place))
     if done.under is not None:
         return done
-    whole, transcript = transcript, own_turns(db, transcript)
+    whole, transcript = transcript, own_turns(db, transcript, place.destination_id)
     done.copied = len(whole.turns) - len(transcript.turns)
     ready, done.waiting = _versions(db, transcript, capture, place, request)
     seen: list[Version] = []
@@ -148,18 +148,18 @@ def decisions_on(
 ) -> Iterator[tuple[Export, Decision]]:
     """What `enqueue` would do with each final turn and with the session's record, told without doing it."""
     if _shown_under(db, transcript, place) is None:
-        ready, _ = _versions(db, own_turns(db, transcript), capture, place, request)
+        ready, _ = _versions(db, own_turns(db, transcript, place.destination_id), capture, place, request)
         for export, version in ready:
             yield export, versions.decision_on(db, place.destination_id, version, request.reopen)
 
 
-def own_turns(db: sqlite3.Connection, transcript: Transcript) -> Transcript:
+def own_turns(db: sqlite3.Connection, transcript: Transcript, destination_id: int) -> Transcript:
     """The transcript without what a fork copied from a session whose turns are known: its origin exports these.
 
     Where the origin's turn is not known, nobody else has exported it, and the fork does.
     """
     copies = {turn.id: turn.last_event_ms for turn in transcript.turns if turn.is_copy}
-    brought = history.brought_along(db, transcript.session.id, copies) if copies else set()
+    brought = history.brought_along(db, destination_id, transcript.session.id, copies) if copies else set()
     return replace(transcript, turns=tuple(turn for turn in transcript.turns if turn.id not in brought))
 
 

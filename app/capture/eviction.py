@@ -47,7 +47,9 @@ class Freed:
 class Eviction:
     """Remembers which jobs the store has nothing of: they stay the oldest, and would be asked about each time."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, room: int | None = None) -> None:
+        """`room`: of which destinations; see `app.ledger.destinations.IN_ROOM`."""
+        self._room = room
         self._store = Store(store)
         self._not_stored: set[int] = set()
         self._unread_since_ms: int | None = None
@@ -60,13 +62,14 @@ class Eviction:
         if self._unread_since_ms is not None and self._unread_since_ms <= now_ms < self._again_ms:
             return Freed(0, 0)
         evicted, is_all = 0, True
-        if excess := eviction.excess_of_folders(db, of_folders):
+        if excess := eviction.excess_of_folders(db, of_folders, self._room):
             evicted, is_all = self._empty(db, now_ms, excess)
-        if (whole := eviction.held_bytes(db) - bytes_max) > 0:
+        if (whole := eviction.held_bytes(db, self._room) - bytes_max) > 0:
             more, is_whole = self._empty(db, now_ms, {_WHOLE: whole})
             evicted, is_all = evicted + more, is_all and is_whole
         # What the store does not hold goes only when all that it holds has given its bodies up.
-        return Freed(evicted, pruning.drop_oversize(db, now_ms, bytes_max, of_folders) if is_all else 0)
+        dropped = pruning.drop_oversize(db, now_ms, bytes_max, of_folders, self._room) if is_all else 0
+        return Freed(evicted, dropped)
 
     def _empty(self, db: sqlite3.Connection, now_ms: int, excess: dict[str, int]) -> tuple[int, bool]:
         """How many jobs gave up their bodies, and whether no other could."""
@@ -117,6 +120,6 @@ class Eviction:
 
     def _candidates(self, db: sqlite3.Connection, folders: Collection[str] | None) -> Iterator[Candidate]:
         last: Candidate | None = None
-        while batch := eviction.candidates(db, last, folders):
+        while batch := eviction.candidates(db, last, folders, room=self._room):
             last = batch[-1]
             yield from (one for one in batch if one.job_id not in self._not_stored)

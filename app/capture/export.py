@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from app.exporters.encoder import Frame, Record
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import encoder_of
 from app.ledger.job import SESSION_RECORD
 from app.privacy.metadata_only import withhold_session, withhold_turn
 from app.privacy.redact import HitCounts, redact_session, redact_turn
@@ -40,8 +40,8 @@ def split(
     """
     ready: list[Export] = []
     waiting: list[Turn] = []
-    # Without a turn of its own a session says nothing yet.
-    if transcript.turns:
+    # Without a turn of its own a session says nothing yet; and there are destinations where it has no record.
+    if transcript.turns and encoder_of(capture.kind).count(transcript.session):
         ready.append(_session_export(transcript, capture, identity))
     asked = [position for position, turn in enumerate(transcript.turns) if isinstance(turn.messages[0], User)]
     last_asked = asked[-1] if asked else -1
@@ -65,9 +65,9 @@ def _session_export(transcript: Transcript, capture: Capture, identity: Identity
 
     def encode() -> Iterator[Record]:
         shown = _to_leave(session, capture, hits)
-        return ENCODER.encode(shown, _frame(session, shown, capture, identity, interrupted=False))
+        return encoder_of(capture.kind).encode(shown, _frame(session, shown, capture, identity, interrupted=False))
 
-    digest, count = session_digest(session), ENCODER.count(session)
+    digest, count = session_digest(session), encoder_of(capture.kind).count(session)
     return Export(SESSION_RECORD, digest, session.updated_ms, (), count, transcript.faults, encode, hits)
 
 
@@ -77,10 +77,13 @@ def _turn_export(turn: Turn, capture: Capture, identity: Identity, *, interrupte
     def encode() -> Iterator[Record]:
         withheld = capture.policy.mode == "metadata_only"
         shown = withhold_turn(turn) if withheld else redact_turn(turn, capture.redaction, hits)
-        return ENCODER.encode(shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted))
+        return encoder_of(capture.kind).encode(
+            shown, _frame(turn.session, shown.session, capture, identity, interrupted=interrupted)
+        )
 
     below = tuple(children(turn))
-    return Export(turn.id, turn.digest, turn.last_event_ms, below, ENCODER.count(turn), turn.faults, encode, hits)
+    count = encoder_of(capture.kind).count(turn)
+    return Export(turn.id, turn.digest, turn.last_event_ms, below, count, turn.faults, encode, hits)
 
 
 def _to_leave(session: Session, capture: Capture, hits: HitCounts | None = None) -> Session:
@@ -98,7 +101,7 @@ def _name(session: Session, shown: Session, capture: Capture, identity: Identity
     def leave(text: str) -> str:
         return "" if capture.policy.mode == "metadata_only" else capture.redaction.text(text)
 
-    return ENCODER.lasting_name(session, shown, identity, leave)
+    return encoder_of(capture.kind).lasting_name(session, shown, identity, leave)
 
 
 def _frame(session: Session, shown: Session, capture: Capture, identity: Identity, *, interrupted: bool) -> Frame:

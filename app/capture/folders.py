@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from app.capture.config import capture
+from app.capture.config import capture, own_secrets
 from app.capture.keyring import Keyring
 from app.capture.targets import find_target, folder
 from app.ledger import folders
@@ -36,7 +36,7 @@ class Folders:
             options = folders.folder_options(self._db, name) or {}
             self._settings[name] = self._sources.load(directory or None, recorded=options)
         settings = self._settings[name]
-        known = self._keyring.learn(self._sources.documents(directory or None), settings.api_key)
+        known = self._keyring.learn(self._sources.documents(directory or None), own_secrets(settings))
         if name not in self._found or self._found[name][0] is not known:
             is_captured = settings.enable and not settings.held
             self._found[name] = (known, capture(settings, known) if is_captured else None)

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from app.capture.keyring import Keyring
 from app.capture.messages import Line, LineError
@@ -42,7 +43,7 @@ class Hook:
         self._notices = Notices()
         self._deleted: dict[str, Line] = {}
         """By session, each with what said so; the newest at the end."""
-        self._left: tuple[set[str], Reader] | None = None
+        self._left: tuple[set[str], dict[str, Reader]] | None = None
         """Jobs that waited in a spool that is gone, and what was read for it, until the new one knows."""
         self._logged: dict[str, None] = {}
         """What the log already says: each look at a session shows its odd values again."""
@@ -74,13 +75,13 @@ class Hook:
             waited: set[str] = set()
             with suppress(sqlite3.Error):  # its files have no name any more, and can be read as long as they are open
                 waited = counts.pending_keys(self.opened.db)
-            self._left = waited, self._reopen().reader
+            self._left = waited, {one.name: one.reader for one in self._reopen().outlets}
         if self._left is not None:
             self._begin_anew()
             self._leave_behind(*self._left)
             self._left = None
 
-    def _leave_behind(self, waited: set[str], reader: Reader) -> None:
+    def _leave_behind(self, waited: set[str], readers: dict[str, Reader]) -> None:
         db = self.opened.db
         if any(what.startswith("ledger: ") for what, _, _ in incidents.incidents(db)):
             self.log("the ledger was damaged, and another process has recovered it; `status` says what is lost")
@@ -88,7 +89,9 @@ class Hook:
         lost = len(waited - counts.pending_keys(db))
         if lost:
             incidents.note(db, "jobs lost with a spool that was removed", clock.now_ms(), lost)
-        self.opened.reader.go_on_from(reader)
+        for outlet in self.opened.outlets:
+            if outlet.name in readers:
+                outlet.reader.go_on_from(readers[outlet.name])
         self.log(f"the spool was removed or replaced: {lost} job(s) that waited in it are lost; going on in a new one")
 
     def _begin_anew(self) -> None:
@@ -149,8 +152,7 @@ class Hook:
         if seen is None or not seen.settings.enable:
             return  # noted for a worker that still runs; the other folders go on
         if seen.settings is not self.opened.settings or line.session not in self._notices:
-            self.opened.settings = seen.settings
-            self.opened.introduce()
+            self.opened.introduce(seen.settings)
         self._owe(line)
         self.care()
 
@@ -169,8 +171,10 @@ class Hook:
         self._deleted.pop(line.session, None)
         self._deleted[line.session] = line
         bound(self._deleted)
-        opened.adopt(line.session)
-        dropped = pruning.drop_session(db, opened.target.id, line.session, clock.now_ms())
+        opened.main.adopt(line.session)
+        dropped = sum(
+            pruning.drop_session(db, outlet.target.id, line.session, clock.now_ms()) for outlet in opened.outlets
+        )
         for left in recover.forget_copies(self.spool.path / "ledger.db").values():
             self.log(left)
         if dropped:
@@ -178,8 +182,9 @@ class Hook:
             # A fork of it may show the same turns, which were left to their origin until now.
             of = folder(db, line.directory)
             history.compare_again(db, of)
-            opened.reader.forget()
-            opened.reconciling.begin(line.directory, of)
+            for outlet in opened.outlets:
+                outlet.reader.forget()
+                outlet.reconciling.begin(line.directory, of)
 
     def resume(self, line: Line, since_ms: int) -> None:
         """The settings of a folder can be used again, after they could not since then. Raises as `take`."""
@@ -216,7 +221,9 @@ class Hook:
         require_known(self.opened.db)
         now_s, now_ms = time.monotonic(), clock.now_ms()
         with self.opened.store.kept_open():
-            self.opened.reconciling.last_looks(self.opened.captures.of, now_s=now_s, now_ms=now_ms)
+            for outlet in self.opened.outlets:
+                capture_of = partial(self.opened.captures.of, name=outlet.name)
+                outlet.reconciling.last_looks(capture_of, now_s=now_s, now_ms=now_ms)
 
     # --- beside the lines
 
@@ -226,26 +233,29 @@ class Hook:
         self.opened.announce(owned, backlog + len(self._notices))
 
     @property
-    def worker_pid(self) -> int | None:
-        """The worker that it started, as far as it has not ended."""
-        return self.opened.autostart.pid
+    def worker_pids(self) -> list[int]:
+        """The workers that it started, as far as they have not ended."""
+        return [pid for outlet in self.opened.outlets if (pid := outlet.autostart.pid) is not None]
 
     def care(self) -> None:
-        """Make sure that one worker runs, if that is ours to do. Cheap: looks every CARE_S at the most."""
-        self.opened.autostart.reap()
+        """Make sure that a worker runs for each destination, if that is ours to do.
+
+        Cheap: looks every CARE_S at the most.
+        """
+        for outlet in self.opened.outlets:
+            outlet.autostart.reap()
         if time.monotonic() - self._cared_s < CARE_S:
             return
         self._cared_s = time.monotonic()
         self.opened.captures.refresh()
         self._may_capture_again = True
-        settings = self.opened.settings
-        if settings.enable and settings.worker == "auto" and settings.api_key is not None:
-            self.opened.autostart.look(self._cared_s)
+        for outlet in self.opened.outlets:
+            outlet.keep_served(self._cared_s)
 
     def due_s(self) -> float:
         """How long until `catch_up` may have something to do."""
         now_s = time.monotonic()
-        if self._may_capture_again or self.opened.reconciling.is_due(now_s):
+        if self._may_capture_again or self.opened.to_reconcile(now_s) is not None:
             return max(0.0, self._catch_up_s - now_s)
         due_s = self._notices.due_s()
         return CARE_S if due_s is None else max(0.0, due_s - now_s, self._catch_up_s - now_s)
@@ -264,9 +274,10 @@ class Hook:
                 opened.notice_processor.look(noticed, now_s, now_ms)
         elif self._may_capture_again:
             self._may_capture_again = opened.capture_again()
-        elif opened.reconciling.is_due(now_s):
+        elif (outlet := opened.to_reconcile(now_s)) is not None:
             ours = {*self._notices.owned(), *self._deleted}
-            opened.reconciling.step(opened.captures.of, ours, now_s=now_s, now_ms=now_ms)
+            capture_of = partial(opened.captures.of, name=outlet.name)
+            outlet.reconciling.step(capture_of, ours, now_s=now_s, now_ms=now_ms)
         self._catch_up_s = now_s
 
     def _log_once(self, message: str) -> None:

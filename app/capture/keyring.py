@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from threading import Lock
 
-from pydantic import SecretStr
-
 from app.privacy.machine_secrets import of_configuration, of_environment, of_logins
 from app.sources.opencode.config import Document
 from app.sources.opencode.logins import Logins
@@ -45,13 +43,12 @@ class Keyring:
         """What could not be looked into when it was looked last, for a person."""
         return self._logins.problems
 
-    def learn(self, documents: Iterable[Document], own: SecretStr | None) -> tuple[str, ...]:
-        """What configurations hold that are in force somewhere, and the program's own key there. Tells as `look`."""
+    def learn(self, documents: Iterable[Document], own: Iterable[str]) -> tuple[str, ...]:
+        """What configurations hold that are in force somewhere, and the program's own keys there. Tells as `look`."""
         with self._lock:
             for document in documents:
                 self._add(of_configuration(document.value))
-            if own is not None:
-                self._add([own.get_secret_value()])
+            self._add(own)
         return self.look()
 
     def _add(self, values: Iterable[str]) -> None:

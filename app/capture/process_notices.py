@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from app.capture.messages import Line
 from app.capture.notices import AGAIN_S, BUG, FAILED_S, Noticed, Notices, leave, look_again, postpone, settle
 from app.capture.owed import Owed
-from app.capture.projects import Captures
+from app.capture.projects import Captured, Captures
 from app.capture.session_reader import FAILURES_MAX, Look, Reader, ReadRequest, reason_of
 from app.database.schema import SchemaError
 from app.ledger.folders import NEVER_MS
@@ -35,14 +35,15 @@ class NoticeProcessor:
         captures: Captures,
         notices: Notices,
         owed: Owed,
-        reader: Reader,
+        readers: Mapping[str, Reader],
         tell: Callable[[str], None],
     ) -> None:
+        """`readers`: by destination; what the first one lacks keeps the others waiting, never the other way."""
         self._store = store
         self._captures = captures
         self._notices = notices
         self._owed = owed
-        self._reader = reader
+        self._readers = readers
         self._tell = tell
         self._failures = 0
         """Of looks after OpenCode has ended, by the store's own fault."""
@@ -51,7 +52,8 @@ class NoticeProcessor:
         """Note that a session is to be read."""
         added = self._notices.add(line, self._owed.note(line.session, line.directory, now_ms))
         failpoint.reach("notice.noted")
-        if line.why == "busy" and added.root is not None and self._reader.is_known(added.root):
+        root = added.root
+        if line.why == "busy" and root is not None and all(one.is_known(root) for one in self._readers.values()):
             leave(added)  # it will say when it has done
 
     def owe_again(self, now_ms: int) -> None:
@@ -63,7 +65,7 @@ class NoticeProcessor:
     def forget(self, session: str, now_ms: int) -> None:
         """Drop a session that was deleted."""
         self._notices.drop(session)
-        self._reader.let_go()
+        self._let_go()
         self._owed.give_up({session: NEVER_MS}, now_ms)
 
     @property
@@ -86,14 +88,18 @@ class NoticeProcessor:
                 self._captures.take(one.line)
         seen = self._captures.seen(one.line.directory)
         if seen is not None and not seen.settings.enable:
-            self._reader.let_go()
+            self._let_go()
             self._settle([one])
         elif seen is None or seen.capture is None:
             self._wait([one], now_s, SETTINGS_S, "the settings of its folder cannot be used")
         else:
-            self._look(one, seen.folder, seen.capture, now_s, now_ms)
+            self._look(one, seen, now_s, now_ms)
 
-    def _look(self, one: Noticed, folder: str, capturing: Capture, now_s: float, now_ms: int) -> None:
+    def _let_go(self) -> None:
+        for reader in self._readers.values():
+            reader.let_go()
+
+    def _look(self, one: Noticed, seen: Captured, now_s: float, now_ms: int) -> None:
         due = [one]
         try:
             one.root = root = self._store.root_of(one.session)
@@ -101,7 +107,7 @@ class NoticeProcessor:
                 leave(one)  # what it is shown inside of says when that is done
                 return
             due = self._notices.due_inside(one, now_s)
-            look = None if root is None else self._read(root, due, folder, capturing, now_ms)
+            look = None if root is None else self._read(root, due, seen, now_ms)
         except (sqlite3.Error, OSError, SchemaError):
             raise
         except AbsentError as error:
@@ -116,12 +122,22 @@ class NoticeProcessor:
         else:
             self._conclude(look, one, due, now_s, now_ms)
 
-    def _read(self, root: str, due: Sequence[Noticed], folder: str, capturing: Capture, now_ms: int) -> Look | None:
+    def _read(self, root: str, due: Sequence[Noticed], seen: Captured, now_ms: int) -> Look | None:
+        """A look for each destination, as one."""
+        looks = []
+        for name, reader in self._readers.items():
+            capturing = seen.towards(name)
+            if capturing is not None:
+                looks.append(reader.look(root, self._request(root, due, seen.folder, capturing, now_ms)))
+        found = [look for look in looks if look is not None]
+        return Look(any(one.has_more for one in found), any(one.is_waiting for one in found)) if found else None
+
+    def _request(self, root: str, due: Sequence[Noticed], folder: str, capturing: Capture, now_ms: int) -> ReadRequest:
         has_ended = self._notices.has_ended
         # What is new of a subagent belongs to the turn that called it first, however old that is.
         inside = (each for each in self._notices.inside(root) if each.mark is not None)
         is_anywhere = any(each.is_anywhere or each.session != root for each in inside)
-        request = ReadRequest(
+        return ReadRequest(
             folder,
             capturing,
             now_ms,
@@ -130,7 +146,6 @@ class NoticeProcessor:
             again=any(one.looks == 0 for one in due),
             is_over=has_ended,
         )
-        return self._reader.look(root, request)
 
     def _conclude(self, look: Look | None, one: Noticed, due: Sequence[Noticed], now_s: float, now_ms: int) -> None:
         if look is not None and look.has_more:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from app.capture.config import capture
+from app.capture.config import capture, own_secrets
 from app.capture.keyring import Keyring
 from app.capture.messages import Line
 from app.capture.targets import folder
@@ -16,8 +16,9 @@ from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import clock
+from app.settings.destinations import others
 from app.settings.lookup import Sources
-from app.settings.model import Settings, SettingsError
+from app.settings.model import HELICONE, Settings, SettingsError
 from app.settings.views import folder_record
 
 
@@ -34,6 +35,11 @@ class Captured:
     """The values that `capture` masks."""
     capture: Capture | None
     """None where `enable` is false, where the folder is held, and while the settings cannot be used."""
+    beside: Mapping[str, Capture] = field(default_factory=dict)
+    """The same for the other destinations, by name, as far as their settings can be used."""
+
+    def towards(self, name: str) -> Capture | None:
+        return self.capture if name == HELICONE else self.beside.get(name)
 
 
 class Captures:
@@ -71,26 +77,37 @@ class Captures:
             return self._as_known(seen).capture
         try:
             settings = self._sources.load(line.directory or None, handed=line.options)
-            known = self._keyring.learn(self._sources.documents(line.directory or None), settings.api_key)
+            known = self._keyring.learn(self._sources.documents(line.directory or None), own_secrets(settings))
             self._tell_unknown()
             made = capture(settings, known) if settings.enable and not settings.held else None
+            beside = {} if made is None else self._beside(settings, known)
         except (SettingsError, PatternError):
             if seen is not None:  # what it was says nothing any more
-                self._seen[line.directory] = replace(seen, basis=None, capture=None)
+                self._seen[line.directory] = replace(seen, basis=None, capture=None, beside={})
             raise
         place = folder(self._db, line.directory)
         folders.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
         for complaint in settings.complaints:
             self._tell(f"{'a folder is held: ' if complaint.holds else ''}{complaint.short}")
-        if not settings.enable or settings.export_mode == "off":
+        if not settings.enable or all(one.export_mode == "off" for one in (settings, *others(settings))):
             folders.stop_capture(self._db, place)
         else:
             folders.resume_capture(self._db, place, clock.now_ms())
             self._begin(line.directory, place)
         # Before anything new of these sessions: older turns go first.
         adoption.adopt_rotated(self._db, self._target, clock.now_ms())
-        self._seen[line.directory] = Captured(line, basis, place, settings, known, made)
+        self._seen[line.directory] = Captured(line, basis, place, settings, known, made, beside)
         return made
+
+    def _beside(self, settings: Settings, known: tuple[str, ...]) -> dict[str, Capture]:
+        """A pattern of its own that cannot be used keeps one destination back, and no other."""
+        found = {}
+        for one in others(settings):
+            try:
+                found[one.destination] = capture(one, known)
+            except PatternError as error:
+                self._tell(f"destination {one.destination} gets nothing: {error.without_text}")
+        return found
 
     def _as_known(self, seen: Captured) -> Captured:
         """With the secrets that have become known since: OpenCode may have got a new token a moment ago."""
@@ -98,7 +115,8 @@ class Captures:
         self._tell_unknown()
         if seen.capture is None or seen.known is known:
             return seen
-        renewed = replace(seen, known=known, capture=capture(seen.settings, known))
+        beside = self._beside(seen.settings, known)
+        renewed = replace(seen, known=known, capture=capture(seen.settings, known), beside=beside)
         self._seen[seen.line.directory] = renewed
         return renewed
 
@@ -118,10 +136,11 @@ class Captures:
         found = self._seen.get(directory)
         return None if found is None else self._as_known(found)
 
-    def by_folder(self) -> dict[str, Capture | None]:
-        return {seen.folder: self._as_known(seen).capture for seen in list(self._seen.values())}
+    def by_folder(self, name: str = HELICONE) -> dict[str, Capture | None]:
+        """How the folders are captured for a destination."""
+        return {seen.folder: self._as_known(seen).towards(name) for seen in list(self._seen.values())}
 
-    def of(self, place: str) -> Capture | None:
+    def of(self, place: str, name: str = HELICONE) -> Capture | None:
         """How a folder, as the ledger knows it, is captured now; None where nothing of it is to be kept."""
-        found = self.by_folder().get(place)
+        found = self.by_folder(name).get(place)
         return None if found is None or found.policy.mode == "off" else found

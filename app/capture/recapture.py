@@ -41,7 +41,9 @@ class Recapturer:
     one thread's.
     """
 
-    def __init__(self, store: Path, destination_id: int, hooks: Path) -> None:
+    def __init__(self, store: Path, destination_id: int, hooks: Path, room: int | None = None) -> None:
+        """`room`: of which destinations; see `app.ledger.destinations.IN_ROOM`."""
+        self._room = room
         self._store = store
         self._destination_id = destination_id
         self._hooks = hooks
@@ -90,12 +92,12 @@ class Recapturer:
         with bytes that its job may not have (`eviction.may_refill`) stays held. Each is tried once, so that in an
         outage nothing is filled and given up by turns. Raises sqlite3.Error.
         """
-        full = eviction.excess_of_folders(db, bytes_max_of)
+        full = eviction.excess_of_folders(db, bytes_max_of, self._room)
         for wanted in eviction.evicted(db, self._destination_id, folders):
             capturing = as_made(capture_of(wanted.folder), wanted.policy)
             if capturing is None or wanted.folder in full or (wanted, wanted.policy) in self._tried:
                 continue
-            if eviction.held_bytes(db) >= bytes_max:
+            if eviction.held_bytes(db, self._room) >= bytes_max:
                 return False
             self._tried.add((wanted, wanted.policy))
             self._capture_again(db, wanted, capturing, now_ms, wake)

@@ -174,11 +174,16 @@ class Reconciler:
     def _list(self, directory: str, ours: Collection[str], now_s: float, now_ms: int) -> None:
         """What changed since it was compared: anything in it, as its end may come after that of its hook."""
         folder, _ = self._folders[directory]
-        since_ms = folders.captured_since_ms(self._db, folder)
+        since_ms = self._since_ms(folder)
         if since_ms is not None and not self._add_folder(directory, folder, since_ms, ours, now_s, now_ms):
             self._folders[directory] = folder, now_s + AGAIN_S
         else:
             del self._folders[directory]
+
+    def _since_ms(self, folder: str) -> int | None:
+        """Since when a folder is captured for this destination; None where it is not."""
+        since_ms = folders.captured_since_ms(self._db, folder)
+        return None if since_ms is None else max(since_ms, self._reader.begun_ms)
 
     def _add_folder(
         self, directory: str, folder: str, since_ms: int, ours: Collection[str], now_s: float, now_ms: int
@@ -251,7 +256,7 @@ class Reconciler:
             return "later"
         # What is `off` is noted without content whenever it was written.
         is_all = one.owed or capturing.policy.mode == "off"
-        since_ms = None if is_all else folders.captured_since_ms(self._db, one.folder) or 0
+        since_ms = None if is_all else self._since_ms(one.folder) or 0
         request = ReadRequest(one.folder, capturing, now_ms, changed_ms, since_ms, whole=True, is_over=is_over)
         look = self._reader.look(session, request)
         if look is None:

@@ -102,7 +102,7 @@ class ReadRequest:
 class Reader:
     """Reads sessions of one store for one destination. Methods raise sqlite3.Error, ExportError, TranscriptError."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - of what, for whom, and who is told
         self,
         db: Ledger,
         store: Store,
@@ -112,11 +112,14 @@ class Reader:
         elsewhere: Callable[[], Collection[object]],
         before: Callable[[str], None] = lambda _: None,
         after: Callable[[str, Enqueued], None] = lambda *_: None,
+        begun_ms: int = 0,
     ) -> None:
         """`elsewhere` tells the sessions that another live OpenCode has open.
 
-        `before` is told of a session of which something is about to become jobs, `after` what it became.
+        `before` is told of a session of which something is about to become jobs, `after` what it became. Turns that
+        ended before `begun_ms` are not taken, unless a version of them was.
         """
+        self.begun_ms = begun_ms
         self._db = db
         self._store = store
         self._destination_id = destination_id
@@ -219,6 +222,7 @@ class Reader:
         self._count_gone(transcript, names, request.now_ms)
         undone = self._undone(transcript, request.now_ms)
         only, early = (names | {SESSION_RECORD}) - undone, set[str]()
+        only -= self._from_before(transcript)
         if request.since_ms is not None:
             missed, known = self._missed(transcript, policy, request.since_ms)
             early = only - missed - known - {SESSION_RECORD}
@@ -244,6 +248,16 @@ class Reader:
         left = early | waiting | undone
         kept = {name: one for name, one in noted.items() if name not in left and one.updated_ms < request.now_ms - 1}
         notices.note_turns_read(self._db, self._destination_id, root, kept)
+
+    def _from_before(self, transcript: Transcript) -> set[str]:
+        """The turns that were there before the destination was."""
+        root = transcript.session.id
+        return {
+            turn.id
+            for turn in transcript.turns
+            if turn.last_event_ms < self.begun_ms
+            and not notices.has_turn(self._db, self._destination_id, root, turn.id)
+        }
 
     def _enqueue(
         self, transcript: Transcript, request: ReadRequest, only: Collection[str], *, abandoned: bool

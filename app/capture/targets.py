@@ -9,7 +9,7 @@ from app.database.open import open_ledger
 from app.ledger import destinations, folders
 from app.ledger.destinations import Destination
 from app.runtime.url import normalise
-from app.settings.model import Settings
+from app.settings.model import HELICONE, Settings
 from app.settings.views import folder_record
 
 
@@ -18,14 +18,17 @@ def target(db: sqlite3.Connection, settings: Settings, now_ms: int) -> Destinati
 
     Without a key and without a chosen endpoint it is the one destination that any first key may take over.
     """
-    return destinations.destination(db, *meant(db, settings), now_ms)
+    found = destinations.destination(db, *meant(db, settings), now_ms, settings.kind)
+    if settings.kind != HELICONE:
+        destinations.note_name(db, found.id, settings.destination)
+        found = destinations.by_id(db, found.id)
+    return found
 
 
 def meant(db: sqlite3.Connection, settings: Settings) -> tuple[str, str]:
     """(endpoint, key fingerprint): what tells that destination from others."""
-    key = settings.api_key.get_secret_value() if settings.api_key else ""
-    chosen = key or "endpoint" in settings.origins
-    return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, key)
+    chosen = settings.credential or "endpoint" in settings.origins
+    return (normalise(settings.endpoint) if chosen else ""), destinations.fingerprint(db, settings.credential)
 
 
 def find_target(db: sqlite3.Connection, settings: Settings) -> Destination | None:

@@ -11,7 +11,7 @@ from app.capture.reconcile import Reconciler
 from app.capture.session_reader import Reader
 from app.capture.targets import folder
 from app.database.connection import Ledger
-from app.ledger.destinations import fingerprint
+from app.ledger.destinations import HELICONE, Destination, fingerprint
 from app.ledger.folders import is_captured
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
@@ -24,11 +24,12 @@ from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store, store_file
 
 
-def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int) -> int:
+def read_unread(db: Ledger, sources: Sources, spool: Spool, ours: Destination) -> int:
     """The number of new jobs. What is unfinished stays so: whoever owns it may be about to go on.
 
     Raises sqlite3.Error.
     """
+    destination_id = ours.id
     store = Store(store_file(sources.environ))
     folders = Folders(db, sources)
     directories: dict[str, str] = {}
@@ -50,13 +51,14 @@ def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int)
         wake=lambda _: None,
         elsewhere=elsewhere,
         after=lambda _, done: found.extend(done.keys),
+        begun_ms=ours.begun_ms,
     )
     owed = Owed(db, fingerprint(db, str(store.path)))
     reconciling = Reconciler(db, store, destination_id, owed, reader, elsewhere=elsewhere)
     with suppress(ExportError), store.kept_open():  # `doctor` says what is wrong with the store
         for directory in store.directories():
             place = folder(db, directory)
-            if is_captured(db, place, destination_id):
+            if is_captured(db, place, ours.id if ours.kind == HELICONE else None):
                 directories[place] = directory
                 reconciling.begin(directory, place)
         now_s = time.monotonic()

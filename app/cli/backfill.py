@@ -35,7 +35,7 @@ from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
 from app.runtime.terminal import counted
 from app.settings.lookup import Sources
-from app.settings.model import Settings
+from app.settings.model import HELICONE, Settings
 from app.sources.opencode.store import Store, store_file
 
 commands = typer.Typer(rich_markup_mode=None)
@@ -87,7 +87,7 @@ def _backfill(  # noqa: PLR0913 - one for each option
         with render.bar("looking through OpenCode's sessions") as bar:
             plan = history.plan(clock.now_ms(), bar.show)
         if not json_wanted:
-            print_lines(_plan_lines(plan))
+            print_lines(_plan_lines(plan, is_helicone=settings.kind == HELICONE))
         if ours is not None and not dry_run:
             if plan.logs > max_logs:
                 ask(f"send {plan.logs} logs, more than --max-logs {max_logs}", f"--max-logs {plan.logs}")
@@ -115,7 +115,7 @@ def _queue(
         raise problem
     if not json_wanted:
         is_served = any(worker.destination == ours.id for worker in read_workers(Spool(settings.spool_directory)))
-        print_lines(_queued_lines(queued, waiting, is_served=is_served, has_key=settings.api_key is not None))
+        print_lines(_queued_lines(queued, waiting, is_served=is_served, has_key=bool(settings.credential)))
 
 
 def _as_json(plan: Plan, queued: Queued | None, waiting: int) -> dict[str, object]:
@@ -131,7 +131,7 @@ def _as_json(plan: Plan, queued: Queued | None, waiting: int) -> dict[str, objec
     }
 
 
-def _plan_lines(plan: Plan) -> Iterator[str]:
+def _plan_lines(plan: Plan, *, is_helicone: bool) -> Iterator[str]:
     """What a backfill would send."""
     yield f"{counted(plan.logs, 'log')} in {counted(plan.turns, 'turn')} of {counted(len(plan.sessions), 'session')}"
     for project in plan.projects.values():
@@ -148,7 +148,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     for session, reason in plan.unreadable.items():
         yield f"  {session}: cannot be read: {reason}"
     if plan.too_old:
-        told = "not changed for 90 days: Helicone would blank their bodies (--since takes them)"
+        why = ": Helicone would blank their bodies" if is_helicone else ""
+        told = f"not changed for 90 days{why} (--since takes them)"
         yield f"  {counted(plan.too_old, 'session')} left out, {told}"
 
 

@@ -27,6 +27,7 @@ from app.operations.status import named
 from app.runtime import clock
 from app.runtime.terminal import counted
 from app.settings.lookup import Sources
+from app.settings.model import HELICONE
 
 commands = typer.Typer(
     name="destination", no_args_is_help=True, rich_markup_mode=None, help="Where jobs go, and where they wait."
@@ -53,13 +54,14 @@ def _list(sources: Sources, *, json_wanted: AsJson = False) -> None:
 
 def _lines(one: Listed) -> Iterator[str]:
     name = f"{one.endpoint or 'any address'} ({f'key {one.key}…' if one.key else 'no key'})"
+    name = f"{one.name} ({one.endpoint})" if one.name else name
     yield f"{'*' if one.current else ' '} {'-' if one.id is None else one.id}  {name}"
     why = f": {one.reason}" if one.reason else ""
     yield f"     {one.health}{why}"
     yield f"     {one.pending} wait, {one.dead} dead, {one.delivered} delivered"
-    if not one.current and one.pending:
+    if not one.is_meant and one.pending and one.kind == HELICONE:
         yield f"     move them to *:  opencode-helicone destination adopt {one.id}"
-    if not one.current and (one.pending or one.dead):
+    if not one.is_meant and (one.pending or one.dead):
         yield f"     give them up:    opencode-helicone destination forget {one.id}"
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -17,7 +18,7 @@ from app.cli.since import since_ms
 from app.runtime import clock
 from app.runtime.terminal import visible
 from app.settings.lookup import Sources, typed
-from app.settings.model import standard_folder
+from app.settings.model import HELICONE, standard_folder
 from app.settings.options import from_arguments
 
 PROGRAM = "opencode-helicone"
@@ -29,6 +30,9 @@ _SETTINGS: dict[str, Any] = {
         Path | None, typer.Option("--env-file", metavar="PATH", help="Read this instead of .env in the current folder.")
     ],
     "spool_directory": Annotated[str | None, typer.Option(metavar="DIR", help="The folder of the job queue.")],
+    "destination": Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of [destinations.NAME]; Helicone unless it is said.")
+    ],
     "endpoint": Annotated[str | None, typer.Option(metavar="URL", help="Where Helicone is.")],
     "export_mode": Annotated[str | None, typer.Option(metavar="MODE", help="full, metadata_only or off.")],
     "chosen": Annotated[
@@ -36,8 +40,8 @@ _SETTINGS: dict[str, Any] = {
     ],
 }
 OF_SPOOL = ("env_file", "spool_directory")
-OF_DESTINATION = (*OF_SPOOL, "endpoint", "chosen")
-OF_CAPTURE = (*OF_SPOOL, "endpoint", "export_mode", "chosen")
+OF_DESTINATION = (*OF_SPOOL, "destination", "endpoint", "chosen")
+OF_CAPTURE = (*OF_SPOOL, "destination", "endpoint", "export_mode", "chosen")
 """The options by which a command is told about the spool, about where jobs are delivered, about what is captured."""
 
 Command: TypeAlias = Callable[..., None]
@@ -77,6 +81,7 @@ def takes(options: Iterable[str]) -> Callable[[Command], Command]:
 def _sources(
     env_file: Path | None,
     spool_directory: str | None,
+    destination: str | None = None,
     endpoint: str | None = None,
     export_mode: str | None = None,
     chosen: Iterable[str] | None = None,
@@ -84,7 +89,8 @@ def _sources(
     """Where a command takes its settings from, with what stands on the command line. Raises SettingsError."""
     named = {"spool_directory": spool_directory, "endpoint": endpoint, "export_mode": export_mode}
     given = from_arguments(chosen or ()) | {name: value for name, value in named.items() if value is not None}
-    return typed(os.environ, Path.cwd(), env_file=env_file, command_line=given)
+    sources = typed(os.environ, Path.cwd(), env_file=env_file, command_line=given)
+    return replace(sources, destination=destination or HELICONE)
 
 
 def complain(message: str) -> None:

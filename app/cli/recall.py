@@ -36,6 +36,8 @@ from app.cli.options import (
 from app.cli.render_recall import Report, audit_lines, audit_totals
 from app.database.open import open_ledger, open_whole
 from app.exporters.client import ReadBackError
+from app.exporters.encoding import overwriting
+from app.exporters.kinds import traits_of
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
 from app.ledger.history import exported_sessions
@@ -74,7 +76,7 @@ def _audit(
     settings = sources.load()
     with closing(open_ledger(settings.spool_directory)) as db:
         ours = find_target(db, settings)
-        if ours is None and settings.api_key is None:
+        if ours is None and not settings.credential:
             raise SettingsError(["audit needs HELICONE_API_KEY: what is under another key is not looked at"])
         known = [] if ours is None else exported_sessions(db, ours.id)
         names = [one for one in known if not session or one in session]
@@ -122,8 +124,11 @@ def _recall(  # noqa: PLR0913 - one for each option
         raise typer.BadParameter("name SESSIONs, or choose by --audit or --match")
     pattern = _pattern(match)
     settings = sources.load()
-    if settings.api_key is None:
+    if not settings.credential:
         raise SettingsError(["recall needs HELICONE_API_KEY: what is under another key is not reached"])
+    if traits_of(settings.kind, settings.preset, settings.project).RECALLED == "impossible":
+        told = "without a preset nobody here knows how anything is deleted there: delete it by its own means"
+        raise SettingsError([f"recall --destination {settings.destination}: {told}"])
     report = Report()
     with closing(open_whole(settings.spool_directory)) as db, _store(store) as opencode:
         ours = find_target(db, settings)
@@ -235,17 +240,19 @@ def _carry_out(
 
 def _read_back(settings: Settings, expected: Sequence[ExpectedContent], report: Report, end_s: float) -> None:
     from app.operations.remote import asked  # noqa: PLC0415 - the same
-    from app.recall.compare import look  # noqa: PLC0415 - the same
+    from app.recall.compare import DONE as DONE_THERE  # noqa: PLC0415 - the same
+    from app.recall.compare import look, presence  # noqa: PLC0415 - the same
 
     try:
         with render.spinner("reading back"), asked(settings) as helicone:
-            seen = look(helicone.shown, expected, end_s=end_s)
+            read = presence(helicone.stored) if overwriting(settings.kind) is None else helicone.shown
+            seen = look(read, expected, end_s=end_s)
     except ReadBackError as error:
         report.notes.append(f"it cannot be read back: {error}")
         return
     report.outcomes = dict(Counter(one.outcome for one in seen))
     for one in seen:
-        if one.outcome != "overwritten":
+        if one.outcome not in DONE_THERE:
             told = f"{one.outcome}{f' ({one.reason})' if one.reason else ''}"
             report.tell([Problem(Refusal.NOT_THERE, one.session, one.path, told)])
 

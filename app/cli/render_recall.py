@@ -55,7 +55,7 @@ _BY_BLANK = "recall it with --blank"
 _SENTENCES = {
     Refusal.IS_SUBAGENT: "a subagent: name {}",
     Refusal.NOT_DELIVERED: "not delivered to here",
-    Refusal.ELSEWHERE: "also delivered to {} under another key: not reached from here",
+    Refusal.ELSEWHERE: "also delivered to {}: not reached from here",
     Refusal.NOT_AUDITED: "cannot be audited: {}",
     Refusal.NOT_SEARCHED: "cannot be searched: {}",
     Refusal.UNREADABLE: f"{{}}: {_BY_BLANK}",

@@ -61,7 +61,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
         yield f"folders whose own limits bind their jobs alone: {told}"
     yield f"jobs: {_jobs(status.jobs)}{_reasons(status.dropped_by_reason)}"
     for one in status.destinations:
-        if not (one.current or one.pause_reason or any(asdict(one.jobs).values())):
+        if not (one.is_meant or one.pause_reason or any(asdict(one.jobs).values())):
             continue  # a key or endpoint that was tried once and never used
         yield from _destination_lines(one, now_ms)
     if status.jobs.dead:
@@ -96,7 +96,7 @@ def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
 
 
 def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
-    yield f"{'this' if one.current else 'other'} destination: {named(one)}"
+    yield f"{'this' if one.current else 'beside' if one.is_meant else 'other'} destination: {named(one)}"
     at = one.conditions
     yield f"  {_jobs(one.jobs)}; {one.in_flight} in flight, {one.retrying} failed before, {at.in_backoff} in backoff"
     if at.isolated:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,8 @@ def _worker(sources: Sources, *, automatic: Annotated[bool, typer.Option("--auto
     from app.worker import Worker  # noqa: PLC0415 - its HTTP client takes longer to load than most commands run
 
     try:
-        worker = Worker(unattended(os.environ) if automatic else sources, automatic=automatic)
+        unattended_sources = replace(unattended(os.environ), destination=sources.destination)
+        worker = Worker(unattended_sources if automatic else sources, automatic=automatic)
         if not automatic:
             print_lines(_worker_lines(worker.target, str(worker.spool.worker_log)), failed=True)
         worker.run()
@@ -97,7 +99,7 @@ def _receiver(
 
 def _worker_lines(target: Destination, log: str) -> Iterator[str]:
     if target.key_fingerprint:
-        yield f"delivering to {target.endpoint} until stopped; log: {log}"
+        yield f"delivering to {target.name and f'{target.name}, '}{target.endpoint} until stopped; log: {log}"
     else:
         yield f"no HELICONE_API_KEY is set: jobs wait; log: {log}"
 

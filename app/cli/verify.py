@@ -28,7 +28,7 @@ from app.cli.options import (
 )
 from app.database.open import open_ledger
 from app.exporters.client import ReadBackError
-from app.exporters.kinds import TRAITS
+from app.exporters.kinds import traits_of
 from app.ledger.history import exported
 from app.operations.titles import Titles
 from app.runtime import clock
@@ -100,7 +100,7 @@ def _check_at_helicone(sources: Sources, statuses: Sequence[SessionStatus], chec
             ours = find_target(db, settings)
             if ours is None:
                 return ""  # nothing was ever delivered to here
-            delay_ms = TRAITS.looks_ms(ours.route, 0)[0]
+            delay_ms = traits_of(settings.kind, settings.preset, settings.project).looks_ms(ours.route, 0)[0]
             for done, one in enumerate(statuses):
                 bar.show(done, len(statuses))
                 known = exported(db, ours.id, one.session)

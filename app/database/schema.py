@@ -14,7 +14,7 @@ from app.database.connection import transaction
 from app.errors import AppError
 from app.runtime import failpoint
 
-NEWEST = "33527f143d3a73552e3a240fcb6ee0d113b8dcf08d86366be70aecb782bb9206"
+NEWEST = "30323064ff38e1eeb03882eb1de6b31c9a055f7233bd6830f35734e87ca06cb6"
 """The digest of what a ledger of the newest version consists of. To make that anew from the migrations takes a process
 15 ms, and is done for whatever has another one."""
 VERSIONS_MAX = 1_000

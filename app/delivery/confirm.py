@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from app.delivery.backoff import pause_ms
-from app.exporters.kinds import TRAITS
-from app.exporters.traits import Plan
+from app.exporters.traits import Plan, Traits
 from app.ledger import confirmations, destinations, flow, readback
 from app.ledger.confirmations import Unconfirmed
 from app.ledger.readback import Control
@@ -50,12 +49,12 @@ BYTES_MAX = 16 * 2**20
 BYTES_UNKNOWN = 2**20
 
 
-def when(db: sqlite3.Connection, destination_id: int, plan: Plan, now_ms: int) -> int | None:
+def when(db: sqlite3.Connection, destination_id: int, plan: Plan, traits: Traits, now_ms: int) -> int | None:
     """When a job that is delivered now is to be read back; None: not at all."""
     if plan.url is None:
         return None
     one = destinations.by_id(db, destination_id)
-    first_ms = now_ms + TRAITS.looks_ms(one.route, 0)[0]
+    first_ms = now_ms + traits.looks_ms(one.route, 0)[0]
     # What was just delivered got through, so it is worth asking again.
     readback.end_read_back_pause(db, destination_id, first_ms)
     if (
@@ -104,6 +103,7 @@ def confirm(
     fetch: Fetch,
     now_ms: int,
     *,
+    traits: Traits,
     allowance: Allowance,
     dice: Callable[[], float],
 ) -> str | None:
@@ -118,7 +118,7 @@ def confirm(
     for query in _queries(due):
         if not allowance.take(now_ms):
             return None
-        reason = _look(db, destination_id, query, fetch, now_ms)
+        reason = _look(db, destination_id, query, fetch, traits, now_ms)
         if reason is not None:
             delay_ms = pause_ms(failures + 1, base_ms=PAUSE_BASE_MS, cap_ms=PAUSE_CAP_MS, dice=dice())
             readback.pause_read_back(db, destination_id, reason, now_ms + delay_ms)
@@ -143,7 +143,12 @@ def _queries(due: Sequence[Unconfirmed]) -> Iterator[list[Unconfirmed]]:
 
 
 def _look(
-    db: sqlite3.Connection, destination_id: int, query: Sequence[Unconfirmed], fetch: Fetch, now_ms: int
+    db: sqlite3.Connection,
+    destination_id: int,
+    query: Sequence[Unconfirmed],
+    fetch: Fetch,
+    traits: Traits,
+    now_ms: int,
 ) -> str | None:
     """Ask for some jobs and for the control, and settle what the answer tells; why it tells nothing, or None."""
     wanted = {one.request_id: one.start_ms or 0 for one in query}
@@ -166,7 +171,7 @@ def _look(
     if control is None and missing:
         readback.note_missed(db, destination_id, now_ms)
     for one in missing:
-        _miss(db, destination_id, one, now_ms)
+        _miss(db, destination_id, one, traits, now_ms)
     return None
 
 
@@ -182,9 +187,9 @@ def _found(db: sqlite3.Connection, destination_id: int, one: Unconfirmed, now_ms
         confirmations.look_back(db, destination_id, now_ms)
 
 
-def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms: int) -> None:
+def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, traits: Traits, now_ms: int) -> None:
     route = destinations.by_id(db, destination_id).route
-    later = [at_ms for look in TRAITS.looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
+    later = [at_ms for look in traits.looks_ms(route, job.resends) if (at_ms := job.delivered_ms + look) > now_ms]
     if later:
         confirmations.not_found_yet(db, job, later[0])
     elif job.body_bytes is None:
@@ -193,5 +198,5 @@ def _miss(db: sqlite3.Connection, destination_id: int, job: Unconfirmed, now_ms:
         confirmations.send_again(db, job, now_ms)
     else:
         confirmations.dead_letter_unstored(
-            db, job, now_ms, f"accepted but not stored: {'; '.join(TRAITS.NOT_STORED_CAUSES)}"
+            db, job, now_ms, f"accepted but not stored: {'; '.join(traits.NOT_STORED_CAUSES)}"
         )

@@ -13,6 +13,7 @@ before.
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
@@ -22,9 +23,9 @@ from typing import Literal, TypeAlias
 from app.delivery.backoff import RetryPolicy
 from app.delivery.health import DeadLetter, Pause, Release, RetryLater, Situation, decide
 from app.exporters.outcome import Outcome
-from app.ledger import claims, eviction, flow, maintenance, policy_enforcement
+from app.ledger import claims, destinations, eviction, flow, maintenance, policy_enforcement
 from app.ledger.eviction import Recaptured
-from app.ledger.job import Accepted, Body, Claim, FailedAttempt, LedgerError
+from app.ledger.job import Accepted, Body, Claim, FailedAttempt, Kept, LedgerError, kept
 from app.privacy.policy import Hold, Permit, Recapture
 from app.runtime import failpoint
 
@@ -68,6 +69,10 @@ class DeliveryContext:
     """From 0 up to 1."""
     stopping: Callable[[], bool]
     """True when the worker was told to end: what is in flight is finished, nothing new is begun."""
+    make_way: Callable[[Sequence[uuid.UUID]], Outcome] | None = None
+    """Takes away what is there of another version of a turn, by request ids; None: what is posted replaces it."""
+    post_changed: Callable[[Body], Outcome] | None = None
+    """In place of `post`, where another version of the record was accepted; None: as any other."""
     when_to_confirm: Callable[[], int | None] = lambda: None
     """Asked as a job is delivered: when it is to be read back, None for never."""
     max_retries_of: Callable[[Claim], int | None] = lambda _: None
@@ -131,7 +136,7 @@ def _send(db: sqlite3.Connection, claim: Claim, context: DeliveryContext, made: 
     run = _Run(db, claim, context)
     why: _Why = None
     try:
-        why = run.post_all(made)
+        why = run.make_way() or run.post_all(made)
     except LedgerError as error:
         why = error
     finally:
@@ -171,6 +176,21 @@ class _Run:
         self.claim = claim
         self.asked = False
 
+    def make_way(self) -> Outcome | None:
+        """Take away what was sent of another version, where it would stay; what was not accepted, if anything."""
+        if self._context.make_way is None or not claims.was_sent_otherwise(self._db, self.claim):
+            return None
+        self.asked = True
+        outcome = self._context.make_way([one.request_id for one in self._records()])
+        if outcome.kind != "accepted":
+            return outcome
+        claims.forget_acknowledged(self._db, self.claim)
+        self._before = {}
+        return None
+
+    def _records(self) -> list[Kept]:
+        return kept(self._db, self.claim.job_id)
+
     def post_all(self, made: Sequence[Body] | None) -> _Why:
         """Some may be under way still when it returns."""
         for body in claims.unacknowledged(self._db, self.claim, made):
@@ -181,7 +201,8 @@ class _Run:
             permit = self._context.permit(self.claim)
             if isinstance(permit, Hold | Recapture):
                 return permit
-            post = partial(_post, self._context, body)
+            is_changed = self._before.get(body.request_id, body.digest) != body.digest
+            post = partial(_post, self._context, body, is_changed=is_changed)
             if self._is_room():
                 self._under_way.append((body, self._context.beside(post)))
                 continue
@@ -230,14 +251,17 @@ class _Run:
 
     def complete(self) -> None:
         now_ms, confirm_ms = self._context.clock(), self._context.when_to_confirm()
+        if self._context.make_way is not None and not all(one.body_bytes for one in self._records()):
+            confirm_ms = None  # what was deleted is not to be found
         if not claims.complete(self._db, self.claim, now_ms, accepted=self._accepted, confirm_ms=confirm_ms):
             # Where it is still ours, an older attempt's late answer took a record's place: it must be posted again.
             claims.release(self._db, self.claim, due_ms=self._context.clock())
 
 
-def _post(context: DeliveryContext, body: Body) -> Answered:
+def _post(context: DeliveryContext, body: Body, *, is_changed: bool) -> Answered:
     failpoint.reach("post.sending", str(body.request_id))
-    outcome = context.post(body)
+    post = context.post_changed if is_changed and context.post_changed is not None else context.post
+    outcome = post(body)
     failpoint.reach("post.answered", str(body.request_id))
     return outcome, context.clock()
 
@@ -267,6 +291,8 @@ def _withhold(db: sqlite3.Connection, claim: Claim, permit: Hold | Recapture, no
 
 
 def _settle(db: sqlite3.Connection, claim: Claim, outcome: Outcome, context: DeliveryContext) -> None:
+    if outcome.is_doubtful and not destinations.by_id(db, claim.destination_id).has_accepted:
+        outcome = replace(outcome, kind="refused")
     known = flow.evidence(db, claim.destination_id, claim.job_id)
     own_retries = context.max_retries_of(claim)
     policy = context.policy if own_retries is None else replace(context.policy, max_retries=own_retries)

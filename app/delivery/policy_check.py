@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass, field
 
-from app.capture.config import capture, why_nothing
+from app.capture.config import capture, own_secrets, why_nothing
 from app.capture.keyring import Keyring
 from app.ledger import folders
 from app.privacy.policy import Hold, Permit, Post, Recapture, is_as_strict
@@ -71,7 +71,7 @@ class PolicyCheck:
             settings = self._sources.load(recorded=options)
             if reason := why_nothing(settings):
                 return Hold(reason)
-            return capture(settings, self.keyring.learn(self._sources.documents(None), settings.api_key))
+            return capture(settings, self.keyring.learn(self._sources.documents(None), own_secrets(settings)))
         except (SettingsError, PatternError):
             # Not the message: it quotes values. And not the settings before: what is new in them may withhold more.
             return Hold("the settings cannot be used (config show says why)")

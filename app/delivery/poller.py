@@ -18,6 +18,7 @@ from app.ledger import (
     adoption,
     confirmations,
     counts,
+    destinations,
     flow,
     incidents,
     maintenance,
@@ -144,6 +145,7 @@ class Poller:
             age_ms_max=trusted_ms,
             bytes_max_of=bytes_max_of,
             age_ms_max_of=trusted_ms_of,
+            room=destinations.own_room(self._target),
         )
         self._take_over(db, now_ms)
         aged = pruning.drop_aged(db, now_ms, trusted_ms, trusted_ms_of)

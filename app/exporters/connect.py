@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
-from app.exporters.client import Showing
-from app.exporters.helicone import client
+from app.exporters.access import Access
+from app.exporters.client import Client
+from app.exporters.helicone import client as helicone
+from app.exporters.otlp import client as otlp
+from app.exporters.otlp.traits import Preset
 
 
-def connect(api_key: str, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Showing:
+def connect(access: Access, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:
     """`ca_file`: certificates that are trusted beside the system's.
 
     `redact`: what every kept answer goes through; without it none is kept. Raises ClientError.
     """
-    return client.Client(api_key, ca_file=ca_file, redact=redact)
+    if access.kind == "otlp":
+        preset = cast("Preset", access.preset)
+        return otlp.Client(access.headers, preset=preset, project=access.project, ca_file=ca_file, redact=redact)
+    return helicone.Client(access.key, ca_file=ca_file, redact=redact)

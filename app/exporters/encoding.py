@@ -1,6 +1,21 @@
-"""Encodes: the one encoder that there is. Light enough for hooks to load."""
+"""Encodes: the encoder of each kind of destination. Light enough for hooks to load."""
 
-from app.exporters.encoder import Overwriting
-from app.exporters.helicone import encoder
+from __future__ import annotations
 
-ENCODER: Overwriting = encoder
+from app.exporters.encoder import Encoder, Overwriting
+from app.exporters.helicone import encoder as helicone
+
+
+def encoder_of(kind: str) -> Encoder:
+    if kind == "otlp":
+        from app.exporters.otlp import encoder as otlp  # noqa: PLC0415 - most hooks do without
+
+        return otlp
+    found: Overwriting = helicone
+    return found
+
+
+def overwriting(kind: str) -> Overwriting | None:
+    """The encoder of a kind at which a record takes the place of another; None where what is recalled is deleted."""
+    found: Overwriting = helicone
+    return found if kind == "helicone" else None

@@ -1,6 +1,18 @@
-"""Kinds of destination: Helicone is the only one. Commands that encode nothing do without `app.exporters.encoding`."""
+"""Kinds of destination. Commands that encode nothing do without `app.exporters.encoding`."""
 
-from app.exporters.helicone import traits
+from __future__ import annotations
+
+from typing import cast
+
+from app.exporters.helicone import traits as helicone
+from app.exporters.otlp.traits import Preset
+from app.exporters.otlp.traits import traits as otlp
 from app.exporters.traits import Traits
 
-TRAITS: Traits = traits
+
+def traits_of(kind: str, preset: str = "none", project: str = "") -> Traits:
+    """`preset`: which receiver stands behind a kind that several take; `project`: under what it files things."""
+    if kind == "otlp":
+        return otlp(cast("Preset", preset), project)
+    found: Traits = {"helicone": helicone}[kind]
+    return found

@@ -75,7 +75,7 @@ def take_over(db: sqlite3.Connection, ours: Destination, now_ms: int) -> None:
     everyone = destinations.destinations(db)
     others = [one for one in everyone if one.key_fingerprint and one.id != ours.id and destinations.is_used(db, one.id)]
     for one in everyone:
-        is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint}
+        is_meant = not one.key_fingerprint and one.endpoint in {"", ours.endpoint} and one.kind == ours.kind
         if is_meant and not any(one.endpoint in {"", other.endpoint} for other in others):
             adopt(db, one.id, ours.id, now_ms=now_ms)
     adopt_rotated(db, ours, now_ms)

@@ -165,6 +165,24 @@ def acknowledged(db: sqlite3.Connection, claim: Claim) -> dict[uuid.UUID, bytes]
     return {uuid.UUID(bytes=row["request_id"]): row["digest"] for row in rows}
 
 
+def was_sent_otherwise(db: sqlite3.Connection, claim: Claim) -> bool:
+    """Whether another version of the claim's turn may be at the destination."""
+    row = db.execute(
+        "select 1 from job where turn_id = ? and id <> ? and attempt > 0 limit 1", (claim.turn_id, claim.job_id)
+    ).fetchone()
+    return row is not None
+
+
+def forget_acknowledged(db: sqlite3.Connection, claim: Claim) -> None:
+    """leased -> leased: nothing of the turn is at the destination any more, so all of its records are posted."""
+    with unflushed(db), transaction(db):
+        db.execute(
+            "delete from acknowledgement where turn_id = ? and exists (select 1 from job where id = ? and attempt = ?"
+            " and state = 'pending' and lease_until_ms is not null)",
+            (claim.turn_id, claim.job_id, claim.attempt),
+        )
+
+
 def unacknowledged(db: sqlite3.Connection, claim: Claim, made: Sequence[Body] | None = None) -> Iterator[Body]:
     """The records of a claimed job that Helicone has not said yes to, in order, one in memory at a time.
 

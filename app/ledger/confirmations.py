@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from app.database.connection import transaction
 from app.ledger import counters, limits, record_identity
+from app.ledger.destinations import IN_ROOM
 from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
 from app.ledger.record_identity import RecordIdentity
@@ -26,6 +27,7 @@ from app.ledger.versions import forget_contents
 AHEAD_MS_MAX = 5 * 24 * 3_600_000
 """No look is put off for longer: a later time was set by a clock that was wrong."""
 _WAITS = "j.confirm_ms is not null and j.body_bytes > 0"
+_OF_ROOM = f"+j.destination_id in {IN_ROOM}"
 # Whether it could be sent again. Its bodies may be OpenCode's to keep: the rows say what they must be.
 _HAS_RECORDS = "exists (select 1 from record r where r.job_id = {job}.id)"
 
@@ -205,6 +207,7 @@ def give_up_confirmations(
     age_ms_max: int,
     bytes_max_of: Limits = NO_LIMITS,
     age_ms_max_of: Limits = NO_LIMITS,
+    room: int | None = None,
 ) -> int:
     """delivered, to be confirmed -> delivered, oldest first, until all held bodies fit into `bytes_max`; and the aged.
 
@@ -216,15 +219,16 @@ def give_up_confirmations(
     ages: dict[str, object] = {"now": now_ms, "age": age_ms_max, "ages": limits.as_json(age_ms_max_of)}
     while batch := _give_up(db, f"finished_ms + {AGE_MS} < :now", ages):
         given_up += batch
-    while (excess := limits.excess(db, bytes_max_of, "j.body_bytes > 0")) and (
-        batch := _give_up(db, limits.oldest(_WAITS, "j.finished_ms"), {"limits": limits.as_json(excess)})
+    waits = f"{_WAITS} and {_OF_ROOM}"
+    while (excess := limits.excess(db, bytes_max_of, f"j.body_bytes > 0 and {_OF_ROOM}", room)) and (
+        batch := _give_up(db, limits.oldest(waits, "j.finished_ms"), {"limits": limits.as_json(excess), "room": room})
     ):
         given_up += batch
     while batch := _give_up(
         db,
         "id in (select id from (select id, sum(body_bytes) over (order by finished_ms, id) - body_bytes as older"
-        f" from job j where {_WAITS}) where older < :excess)",
-        {"excess": _held_bytes(db) - bytes_max},
+        f" from job j where {waits}) where older < :excess)",
+        {"excess": _held_bytes(db, room) - bytes_max, "room": room},
     ):
         given_up += batch
     return given_up
@@ -258,8 +262,9 @@ def forget_session(db: sqlite3.Connection, destination_id: int, session: str) ->
         forget_contents(db, [row["id"] for row in rows])
 
 
-def _held_bytes(db: sqlite3.Connection) -> int:
-    return int(db.execute("select coalesce(sum(body_bytes), 0) from tally").fetchone()[0])
+def _held_bytes(db: sqlite3.Connection, room: int | None) -> int:
+    sums = f"select coalesce(sum(body_bytes), 0) from tally where destination_id in {IN_ROOM}"
+    return int(db.execute(sums, {"room": room}).fetchone()[0])
 
 
 def _give_up(db: sqlite3.Connection, condition: str, arguments: dict[str, object]) -> int:

@@ -8,8 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+STARTING_MS = 60_000
+"""A turn that ended so short before its destination was first seen counts as later: the hook was starting."""
+HELICONE = "helicone"
+"""The kind of which several keys may be of one organisation: what one of its destinations has, all have."""
+# The others have their room each, so that none of them takes that of another.
+IN_ROOM = "(select id from destination where iif(:room is null, kind = 'helicone', id = :room))"
+"""The destinations that share one maxSpoolSize: `:room` alone, where it is of another kind; else all of Helicone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,13 @@ class Destination:
     worker_wanted: str
     was_tried: bool
     """Something was ever posted to it, and it answered or was paused."""
+    has_accepted: bool = False
+    """Some record, ever."""
+    kind: str = HELICONE
+    name: str = ""
+    """By which settings name it; '' of Helicone, and where none does any more."""
+    begun_ms: int = 0
+    """Turns that ended before are for a person to bring; 0 of Helicone, which has them from its folder's first day."""
 
 
 def fingerprint(db: sqlite3.Connection, secret: str) -> str:
@@ -39,13 +54,16 @@ def fingerprint(db: sqlite3.Connection, secret: str) -> str:
     return hashlib.sha256(f"{salt}\0{secret}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def destination(db: sqlite3.Connection, endpoint: str, key_fingerprint: str, now_ms: int) -> Destination:
-    """The destination's row, made when it is new."""
+def destination(
+    db: sqlite3.Connection, endpoint: str, key_fingerprint: str, now_ms: int, kind: str = HELICONE
+) -> Destination:
+    """The destination's row, made when it is new. The fingerprint of any other kind than Helicone is of that, too."""
     row = _destination(db, endpoint, key_fingerprint)
     if row is None:
         db.execute(
-            "insert into destination (endpoint, key_fingerprint, created_ms) values (?, ?, ?) on conflict do nothing",
-            (endpoint, key_fingerprint, now_ms),
+            "insert into destination (endpoint, key_fingerprint, created_ms, kind) values (?, ?, ?, ?)"
+            " on conflict do nothing",
+            (endpoint, key_fingerprint, now_ms, kind),
         )
         row = _destination(db, endpoint, key_fingerprint)
     assert row is not None  # noqa: S101 - inserted above, and destinations are never deleted
@@ -88,7 +106,33 @@ def _read_destination(row: sqlite3.Row) -> Destination:
         delivery_options=json.loads(row["delivery_options"]),
         worker_wanted=row["worker_wanted"],
         was_tried=row["passes"] > 0 or row["route"] is not None or row["probed_ms"] is not None,
+        has_accepted=row["passes"] > 0,
+        kind=row["kind"],
+        name=row["name"],
+        begun_ms=0 if row["kind"] == HELICONE else row["created_ms"] - STARTING_MS,
     )
+
+
+def note_name(db: sqlite3.Connection, destination_id: int, name: str) -> None:
+    """By this name settings mean this destination, and no other one."""
+    others = db.execute("select 1 from destination where (name = ?1) <> (id = ?2) limit 1", (name, destination_id))
+    if others.fetchone() is not None:  # else the write lock would be taken for nothing
+        db.execute(
+            "update destination set name = iif(id = ?2, ?1, '') where name = ?1 or id = ?2", (name, destination_id)
+        )
+
+
+def keep_names(db: sqlite3.Connection, names: Collection[str]) -> None:
+    """No setting has any other name."""
+    db.execute(
+        "update destination set name = '' where name <> '' and name not in (select value from json_each(?))",
+        (json.dumps(list(names)),),
+    )
+
+
+def own_room(one: Destination) -> int | None:
+    """`:room` of a destination."""
+    return None if one.kind == HELICONE else one.id
 
 
 def remember_route(db: sqlite3.Connection, destination_id: int, route: str) -> None:
@@ -119,7 +163,8 @@ def rotated(db: sqlite3.Connection, ours: Destination) -> list[tuple[int, str]]:
     rows = db.execute(
         "select distinct d.id, s.folder from destination d join session s on s.destination_id = d.id"
         " join folder f on f.hash = s.folder and f.destination_id = :ours"
-        " where d.id <> :ours and d.endpoint = :endpoint and d.key_fingerprint <> '' and d.health = 'refused'",
-        {"ours": ours.id, "endpoint": ours.endpoint},
+        " where d.id <> :ours and d.endpoint = :endpoint and d.key_fingerprint <> '' and d.health = 'refused'"
+        " and d.kind = :kind",
+        {"ours": ours.id, "endpoint": ours.endpoint, "kind": ours.kind},
     ).fetchall()
     return [(row["id"], row["folder"]) for row in rows]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from app.database.connection import transaction
 from app.ledger import limits, record_identity
 from app.ledger.claims import is_current
+from app.ledger.destinations import IN_ROOM
 from app.ledger.job import BATCH, Body, Claim, kept
 from app.ledger.limits import Limits
 from app.ledger.versions import write_records
@@ -25,6 +26,7 @@ _RELIED_ON = "store"
 _SEVERAL = ""
 # The plus, here and below: by the index of what has bodies, not among all that is pending.
 HELD = "j.body_bytes > 0 and +j.state in ('pending', 'dead') and not j.is_recall"
+OF_ROOM = f"+j.destination_id in {IN_ROOM}"
 _WITHOUT = "j.state = 'pending' and j.body_bytes = 0 and exists (select 1 from record r where r.job_id = j.id)"
 
 
@@ -51,26 +53,36 @@ class Evicted:
     turns: tuple[str, ...]
 
 
-def held_bytes(db: sqlite3.Connection) -> int:
-    """Bytes of all bodies not delivered, compressed; but not of recalls, for which nothing else is to make room."""
+def held_bytes(db: sqlite3.Connection, room: int | None = None) -> int:
+    """Bytes of all bodies not delivered, compressed; but not of recalls, for which nothing else is to make room.
+
+    `room`, here and below: of which destinations; see `destinations.IN_ROOM`.
+    """
     row = db.execute(
         "select coalesce(sum(body_bytes), 0) from tally where state in ('pending', 'dead') and not is_recall"
+        f" and destination_id in {IN_ROOM}",
+        {"room": room},
     ).fetchone()
     return int(row[0])
 
 
-def counted_bytes(db: sqlite3.Connection) -> int:
+def counted_bytes(db: sqlite3.Connection, room: int | None = None) -> int:
     """The same, counted job by job."""
-    return int(db.execute(f"select coalesce(sum(body_bytes), 0) from job j where {HELD}").fetchone()[0])
+    row = db.execute(f"select coalesce(sum(body_bytes), 0) from job j where {HELD} and {OF_ROOM}", {"room": room})
+    return int(row.fetchone()[0])
 
 
-def excess_of_folders(db: sqlite3.Connection, bytes_max: Limits) -> dict[str, int]:
+def excess_of_folders(db: sqlite3.Connection, bytes_max: Limits, room: int | None = None) -> dict[str, int]:
     """Excess of each folder that holds more than its own limit; counted as by `held_bytes`."""
-    return limits.excess(db, bytes_max, HELD)
+    return limits.excess(db, bytes_max, f"{HELD} and {OF_ROOM}", room)
 
 
 def candidates(
-    db: sqlite3.Connection, after: Candidate | None, folders: Collection[str] | None = None, limit: int = BATCH
+    db: sqlite3.Connection,
+    after: Candidate | None,
+    folders: Collection[str] | None = None,
+    limit: int = BATCH,
+    room: int | None = None,
 ) -> list[Candidate]:
     """Jobs whose bodies can go, of all or of these folders: none in flight, the oldest first, behind `after`.
 
@@ -79,7 +91,7 @@ def candidates(
     rows = db.execute(
         "select j.id, j.enqueued_ms, s.folder, s.name as session, t.name as turn, j.body_bytes from job j"
         " join session s on s.id = j.session_id join turn t on t.id = j.turn_id"
-        f" where {HELD} and j.lease_until_ms is null and (j.enqueued_ms, j.id) > (:enqueued, :id)"
+        f" where {HELD} and {OF_ROOM} and j.lease_until_ms is null and (j.enqueued_ms, j.id) > (:enqueued, :id)"
         " and (:folders is null or s.folder in (select value from json_each(:folders)))"
         " and exists (select 1 from bundle b where b.job_id = j.id) order by j.enqueued_ms, j.id limit :limit",
         {
@@ -87,6 +99,7 @@ def candidates(
             "id": after.job_id if after else -1,
             "folders": None if folders is None else json.dumps(sorted(folders)),
             "limit": limit,
+            "room": room,
         },
     )
     return [Candidate(*row) for row in rows]

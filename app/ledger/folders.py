@@ -66,10 +66,10 @@ def captured_since_ms(db: sqlite3.Connection, folder: str) -> int | None:
     return None if row is None else int(row["since_ms"])
 
 
-def is_captured(db: sqlite3.Connection, folder: str, destination_id: int) -> bool:
-    """Whether what is written in the folder is captured now, for this destination."""
+def is_captured(db: sqlite3.Connection, folder: str, destination_id: int | None) -> bool:
+    """Whether what is written in the folder is captured now, for this destination; None: for any."""
     row = db.execute(
-        "select 1 from folder where hash = ? and destination_id = ? and since_ms < ?",
+        "select 1 from folder where hash = ?1 and (?2 is null or destination_id = ?2) and since_ms < ?3",
         (folder, destination_id, NEVER_MS),
     ).fetchone()
     return row is not None

@@ -88,19 +88,25 @@ def current_turns(db: sqlite3.Connection, destination_id: int, session: str) -> 
 
 
 def exported_elsewhere(db: sqlite3.Connection, destination_id: int, session: str) -> dict[str, int]:
-    """`last_event_ms` of each turn that is delivered to another destination (key or endpoint), or waits for it."""
+    """`last_event_ms` of each turn that is delivered to another destination (key or endpoint), or waits for it.
+
+    Of the same kind, and not one that settings name beside this one: what is there, this one is to have as well.
+    """
     rows = db.execute(
         # In this order: SQLite would begin with all jobs of these states.
         "select t.name, max(j.facts_ms) as facts_ms from session s cross join turn t on t.session_id = s.id"
-        " cross join job j on j.turn_id = t.id where s.name = ? and j.state in ('pending', 'delivered')"
-        " and s.destination_id in (select id from destination where id <> ?) group by t.name",
-        (session, destination_id),
+        " cross join job j on j.turn_id = t.id where s.name = :session and j.state in ('pending', 'delivered')"
+        " and s.destination_id in (select o.id from destination o left join destination d on d.id = :destination"
+        "  where o.id <> :destination and o.kind = coalesce(d.kind, 'helicone') and o.name = '') group by t.name",
+        {"session": session, "destination": destination_id},
     )
     return {row["name"]: row["facts_ms"] for row in rows}
 
 
-def brought_along(db: sqlite3.Connection, session: str, turns: Mapping[str, int]) -> set[str]:
+def brought_along(db: sqlite3.Connection, destination_id: int, session: str, turns: Mapping[str, int]) -> set[str]:
     """Which of these turns (name -> last_event_ms) a fork has brought along from a session whose turn is known here.
+
+    At this destination, or at one that counts for it as in `exported_elsewhere`.
 
     A fork keeps all times of what it copies, and gives it new ids. What was dropped with its deleted session, and what
     was exported under this session already, counts as the session's own.
@@ -108,14 +114,19 @@ def brought_along(db: sqlite3.Connection, session: str, turns: Mapping[str, int]
     rows = db.execute(
         "select distinct j.facts_ms from job j join turn t on t.id = j.turn_id join session s on s.id = j.session_id"
         " where j.facts_ms in (select value from json_each(?)) and j.state <> 'superseded'"
-        " and coalesce(j.drop_reason, '') <> 'deleted' and t.name <> ? and s.name <> ?",
-        (json.dumps(list(turns.values())), SESSION_RECORD, session),
+        " and coalesce(j.drop_reason, '') <> 'deleted' and t.name <> ? and s.name <> ? and +j.destination_id in"
+        " (select o.id from destination o left join destination d on d.id = ?"
+        "  where o.id = d.id or o.kind = coalesce(d.kind, 'helicone') and o.name = '')",
+        (json.dumps(list(turns.values())), SESSION_RECORD, session, destination_id),
     )
     known = {row["facts_ms"] for row in rows}
     own = {
         row["name"]
         for row in db.execute(
-            "select t.name from turn t join session s on s.id = t.session_id where s.name = ?", (session,)
+            "select t.name from turn t join session s on s.id = t.session_id where s.name = ?"
+            " and s.destination_id in (select o.id from destination o left join destination d on d.id = ?"
+            "  where o.id = d.id or o.kind = coalesce(d.kind, 'helicone') and o.name = '')",
+            (session, destination_id),
         )
     }
     return {name for name, last_event_ms in turns.items() if last_event_ms in known and name not in own}

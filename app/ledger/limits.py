@@ -26,14 +26,14 @@ _OF_FOLDERS = (
 )
 
 
-def excess(db: sqlite3.Connection, bytes_max: Limits, which: str) -> dict[str, int]:
+def excess(db: sqlite3.Connection, bytes_max: Limits, which: str, room: int | None) -> dict[str, int]:
     """How many bytes each folder holds beyond its limit in the jobs `j` for which `which` holds; only where it does."""
     if not bytes_max:
         return {}
     rows = db.execute(
         f"select s.folder, sum(j.body_bytes) - l.value as excess {_OF_FOLDERS} where {which}"
         " group by s.folder having excess > 0",
-        {"limits": as_json(bytes_max)},
+        {"limits": as_json(bytes_max), "room": room},
     )
     return {row["folder"]: row["excess"] for row in rows}
 

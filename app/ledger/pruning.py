@@ -8,13 +8,13 @@ import sqlite3
 from app.database.connection import transaction
 from app.ledger import counters, limits
 from app.ledger.confirmations import forget_session
-from app.ledger.eviction import HELD, counted_bytes, excess_of_folders, held_bytes
+from app.ledger.eviction import HELD, OF_ROOM, counted_bytes, excess_of_folders, held_bytes
 from app.ledger.job import BATCH
 from app.ledger.limits import AGE_MS, NO_LIMITS, Limits
 from app.ledger.versions import forget_contents
 from app.runtime import failpoint
 
-_CAN_GO = f"{HELD} and j.lease_until_ms is null"
+_CAN_GO = f"{HELD} and {OF_ROOM} and j.lease_until_ms is null"
 ACKNOWLEDGEMENT_AGE_MS_MAX = 90 * 24 * 3_600_000
 """A turn that changes later than this is sent again whole, under the same ids."""
 
@@ -43,7 +43,9 @@ def drop_aged(db: sqlite3.Connection, now_ms: int, age_ms_max: int, of_folders: 
     )
 
 
-def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: Limits = NO_LIMITS) -> int:
+def drop_oversize(
+    db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folders: Limits = NO_LIMITS, room: int | None = None
+) -> int:
     """pending or dead -> dropped (size), oldest first, at most BATCH, until the held bodies fit into `bytes_max`.
 
     Before that those of each folder in `of_folders`, until they fit into its own limit. What is in flight stays, and
@@ -51,26 +53,28 @@ def drop_oversize(db: sqlite3.Connection, now_ms: int, bytes_max: int, of_folder
     `give_up_confirmations` goes before, and `give_up_bodies`. Nor are recalls dropped.
     """
     dropped = 0
-    if excess := excess_of_folders(db, of_folders):
-        dropped += _drop(
-            db, "size", now_ms, limits.oldest(_CAN_GO, "j.enqueued_ms"), {"limits": limits.as_json(excess)}
-        )
+    if excess := excess_of_folders(db, of_folders, room):
+        arguments: dict[str, object] = {"limits": limits.as_json(excess), "room": room}
+        dropped += _drop(db, "size", now_ms, limits.oldest(_CAN_GO, "j.enqueued_ms"), arguments)
     # Nothing is dropped because of a sum that was kept: it is counted first.
-    if held_bytes(db) > bytes_max and (whole := counted_bytes(db) - bytes_max) > 0:
+    if held_bytes(db, room) > bytes_max and (whole := counted_bytes(db, room) - bytes_max) > 0:
         dropped += _drop(
             db,
             "size",
             now_ms,
             "id in (select value from json_each(:jobs)) and body_bytes > 0 and is_recall = 0",
-            {"jobs": json.dumps(_oldest(db, whole))},
+            {"jobs": json.dumps(_oldest(db, whole, room))},
         )
     return dropped
 
 
-def _oldest(db: sqlite3.Connection, excess: int) -> list[int]:
+def _oldest(db: sqlite3.Connection, excess: int, room: int | None) -> list[int]:
     """Of those that can go the first ones, as many as free so many bytes; at most BATCH."""
     chosen: list[int] = []
-    rows = db.execute(f"select id, body_bytes from job j where {_CAN_GO} order by enqueued_ms, id limit ?", (BATCH,))
+    rows = db.execute(
+        f"select id, body_bytes from job j where {_CAN_GO} order by enqueued_ms, id limit :limit",
+        {"limit": BATCH, "room": room},
+    )
     for row in rows:
         if excess <= 0:
             break

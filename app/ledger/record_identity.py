@@ -6,6 +6,7 @@ session list groups by id and name. (The user id stands with the session, as doe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 import zlib
@@ -17,6 +18,8 @@ from app.ledger.job import BATCH, Body, IdentityFields, Kept
 
 DIGEST_BYTES = 4
 """Enough to see whether a record would be another one today."""
+DELETED = hashlib.sha256(b"").digest()[:DIGEST_BYTES]
+"""Of a record that has no bytes: what was sent of it is deleted."""
 BESIDE_BODIES_BYTES_MAX = 38_000_000
 """What the ledger's file may hold beside bodies before the oldest record identities are forgotten: 64 MB in all, with a
 WAL of 16 MB and logs of 10 MB."""

@@ -21,6 +21,10 @@ class Listed:
     id: int | None
     """None: the present settings mean it, and nothing was ever captured for it."""
     current: bool
+    is_meant: bool
+    """The present settings mean it, or name it."""
+    kind: str
+    name: str
     endpoint: str
     key: str | None
     """The beginning of its fingerprint."""
@@ -37,6 +41,9 @@ def listed(db: sqlite3.Connection, settings: Settings, now_ms: int) -> list[List
         Listed(
             id=one.id,
             current=one.current,
+            is_meant=one.is_meant,
+            kind=one.kind,
+            name=one.name,
             endpoint=one.endpoint,
             key=one.key,
             health=one.health,
@@ -46,7 +53,7 @@ def listed(db: sqlite3.Connection, settings: Settings, now_ms: int) -> list[List
             dead=one.jobs.dead,
         )
         for one in read_destinations(db, settings, now_ms)
-        if one.current or one.jobs.pending or one.jobs.delivered or one.jobs.dead
+        if one.is_meant or one.jobs.pending or one.jobs.delivered or one.jobs.dead
     ]
 
 
@@ -61,8 +68,10 @@ def chosen(db: sqlite3.Connection, settings: Settings, number: int, now_ms: int)
 def movable(db: sqlite3.Connection, settings: Settings, number: int, now_ms: int) -> DestinationStatus:
     """The one from which jobs can be moved to that of the settings. Raises DestinationError."""
     one = chosen(db, settings, number, now_ms)
-    if settings.api_key is None:
+    if not settings.credential:
         raise DestinationError("no key is set for where they would go: run `opencode-helicone setup`")
+    if one.kind != settings.kind:
+        raise DestinationError(f"destination {number} is of another kind: what was made for it is nothing elsewhere")
     if one.current:
         raise DestinationError(f"destination {number} is the one that the settings mean: nothing is to be moved")
     return one

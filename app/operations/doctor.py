@@ -41,7 +41,7 @@ from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
-from app.settings.model import Settings, SettingsError
+from app.settings.model import HELICONE, Settings, SettingsError
 from app.sources.opencode import config
 from app.sources.opencode.access import UNTRIED, AbsentError, InMemoryError, StoreError
 from app.sources.opencode.config import Document
@@ -114,8 +114,12 @@ def _unopened(error: Exception) -> Finding:
 
 
 def _key(site: Site) -> Iterator[Finding]:
-    key = site.settings.api_key
-    if key is None:
+    key, settings = site.settings.api_key, site.settings
+    if settings.kind != HELICONE:
+        yield Finding("key", "ok", f"the headers of {settings.destination}: {', '.join(settings.headers) or 'none'}")
+    elif key is None and settings.common is not None and settings.export_mode == "off":
+        yield Finding("key", "ok", "not set, and Helicone is switched off")
+    elif key is None:
         yield Finding(
             "key",
             "problem",
@@ -327,7 +331,7 @@ def _processes(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     found = f"{len(hooks)} hook(s) and {len(workers)} worker(s) alive"
     served = {worker.destination for worker in workers}
     waits = any(
-        one.jobs.pending and one.current and one.key is not None and one.id not in served
+        one.jobs.pending and one.is_meant and one.key is not None and one.id not in served
         for one in read_destinations(db, site.settings, site.now_ms)
     )
     if waits:
@@ -364,9 +368,9 @@ _ELSEWHERE = "use its key once, open its project with the present one, or move t
 
 def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     for one in read_destinations(db, site.settings, site.now_ms):
-        if not one.current and one.jobs.pending:
+        if not one.is_meant and one.jobs.pending:
             yield Finding("destination", "warning", _described(one), _ELSEWHERE, "jobs-elsewhere")
-        elif one.current:
+        elif one.is_meant:
             level, todo, name = _HEALTH.get(one.health, ("ok", "", ""))
             fault = network_check.fault_of(one.pause_reason, name)
             yield Finding("destination", level, _described(one), todo, fault)

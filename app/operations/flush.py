@@ -23,6 +23,7 @@ from app.runtime import clock
 from app.runtime.liveness import read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
+from app.settings.model import HELICONE, Settings
 from app.worker import Worker
 
 LOOK_S = 0.1
@@ -71,10 +72,9 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
     spool = Spool(settings.spool_directory)
     with closing(open_whole(spool.path)) as db:
         ours = target(db, settings, clock.now_ms())
-        seen = {ours.id} | (set() if only_present else folders.of_folders(db))
-        _end_pauses(db, seen)
-        if settings.takes_over:
-            adoption.take_over(db, ours, clock.now_ms())
+        hooked = {ours.id} | (set() if only_present else folders.of_folders(db))
+        seen = hooked if ours.kind == HELICONE else {ours.id}  # others are flushed by their names
+        _begin(db, settings, ours, seen)
         before = counts.counts(db, ours.id).delivered
         here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
         end_s = begin_s + timeout_s
@@ -86,13 +86,13 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
                 return False
             # Nothing is sent without a key, however long one waits.
             going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
-            return not (_backlog(spool, seen) or any(counts.is_pending(db, one) for one in seen & going))
+            return not (_backlog(spool, hooked) or any(counts.is_pending(db, one) for one in seen & going))
 
         try:
-            read_unread(db, sources, spool, ours.id)
+            read_unread(db, sources, spool, ours)
             was_stopped = _deliver(db, sources, ours, is_over)
             # Once more when all is sent: a hook may have been late, and is gone by now.
-            while not was_stopped and time.monotonic() < end_s and read_unread(db, sources, spool, ours.id) > 0:
+            while not was_stopped and time.monotonic() < end_s and read_unread(db, sources, spool, ours) > 0:
                 was_stopped = _deliver(db, sources, ours, is_over)
         except KeyboardInterrupt:  # while it waits; a worker of its own takes it for a signal
             was_stopped = True
@@ -102,7 +102,7 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
             jobs=current.jobs,
             elsewhere=sum(one.jobs.pending for one in others),
             captured_here=folders.had_jobs(db, here),
-            backlog=_backlog(spool, seen),
+            backlog=_backlog(spool, hooked),
             unread=tuple(notices.unread(db)),
             waiting=waiting([current, *others], read_workers(spool), now_ms),
             errors=current.errors,
@@ -123,11 +123,13 @@ def _deliver(db: sqlite3.Connection, sources: Sources, ours: Destination, is_ove
     return False
 
 
-def _end_pauses(db: sqlite3.Connection, destination_ids: Collection[int]) -> None:
-    """What waits for a destination is tried now."""
+def _begin(db: sqlite3.Connection, settings: Settings, ours: Destination, destination_ids: Collection[int]) -> None:
+    """What waits for these destinations is tried now, and what can only be meant for ours goes there."""
     for one in destination_ids:
         flow.probe_now(db, one, clock.now_ms())
         readback.end_read_back_pause(db, one, clock.now_ms())
+    if settings.takes_over:
+        adoption.take_over(db, ours, clock.now_ms())
 
 
 def _served(spool: Spool) -> set[int | None]:

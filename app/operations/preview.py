@@ -91,7 +91,7 @@ def _family(
         transcript = transcript_of(family)
     except (OSError, ExportError, TranscriptError) as error:
         return Imported(root.file.name, root.session, "failed", why(error))
-    transcript = own_turns(db, transcript)
+    transcript = own_turns(db, transcript, destination_id)
     place = Place(destination_id, folder(db, root.directory))
     identity = identity_of(db, transcript, capturing, place)
     made, _ = split(transcript, capturing, identity, abandoned=True)

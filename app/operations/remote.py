@@ -6,12 +6,14 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from app.delivery import confirm
-from app.exporters.client import ReadBackError, Showing
+from app.delivery.access import access
+from app.exporters.client import Client, ReadBackError, Showing
 from app.exporters.connect import connect
 from app.exporters.encoder import Shown
-from app.exporters.kinds import TRAITS
+from app.exporters.kinds import traits_of
 from app.runtime import clock
 from app.settings.model import Settings
 
@@ -21,7 +23,7 @@ LOOK_S = 0.1
 class Remote:
     """What lies at one destination. Every query waits until another one may be made."""
 
-    def __init__(self, client: Showing, url: str, queries_per_minute: int) -> None:
+    def __init__(self, client: Client, url: str, queries_per_minute: int) -> None:
         self._client = client
         self._url = url
         self._allowance = confirm.Allowance(queries_per_minute, queries_per_minute, clock.read().steady_ms)
@@ -32,9 +34,9 @@ class Remote:
         return self._client.stored(self._url, start_ms=start_ms, request_ids=request_ids)
 
     def shown(self, start_ms: int, request_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, Sequence[Shown]]:
-        """Read what is shown of records, as `Showing.shown`."""
+        """Read what is shown of records, as `Showing.shown`, where a destination shows any."""
         self._wait()
-        return self._client.shown(self._url, start_ms=start_ms, request_ids=request_ids)
+        return cast("Showing", self._client).shown(self._url, start_ms=start_ms, request_ids=request_ids)
 
     def _wait(self) -> None:
         while not self._allowance.take(clock.read().steady_ms):
@@ -45,8 +47,10 @@ class Remote:
 def asked(settings: Settings) -> Iterator[Remote]:
     """The destination that the settings mean. Raises ClientError, and ReadBackError where it cannot be asked."""
     key = settings.api_key.get_secret_value() if settings.api_key else ""
-    plan = TRAITS.read_back("on", settings.endpoint, key, settings.readback_url)
-    if not key or plan.url is None:
+    plan = traits_of(settings.kind, settings.preset, settings.project).read_back(
+        "on", settings.endpoint, key, settings.readback_url
+    )
+    if not settings.credential or plan.url is None:
         raise ReadBackError(plan.off_reason or "there is no key to ask with (HELICONE_API_KEY)")
-    with connect(key, settings.ca_file) as client:
+    with connect(access(settings), settings.ca_file) as client:
         yield Remote(client, plan.url, plan.queries_per_minute)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from app.delivery.access import access
 from app.exporters.client import Client, ClientError, ReadBackError
 from app.exporters.connect import connect
-from app.exporters.encoding import ENCODER
-from app.exporters.kinds import TRAITS
+from app.exporters.encoding import encoder_of
+from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
 from app.operations.finding import Finding
 from app.operations.network_check import fault_of
@@ -25,27 +26,28 @@ CHECK = "check the key and the endpoint"
 
 def send(settings: Settings, now_ms: int, timeout_s: float) -> Iterator[Finding]:
     """Findings as they come."""
-    if settings.api_key is None:
+    if not settings.credential:
         yield Finding("send", "problem", "not sent: no HELICONE_API_KEY is set", "export it", "key-missing")
         return
-    key = settings.api_key.get_secret_value()
+    key, traits = access(settings).key, traits_of(settings.kind, settings.preset, settings.project)
     request_id = uuid.uuid4()
     try:
-        made = connect(key, settings.ca_file)
+        made = connect(access(settings), settings.ca_file)
     except ClientError as error:
         name = "certificates-unusable" if "SSL_CERT" in str(error) else "not-sent"
         yield Finding("send", "problem", f"not sent: {error}", "correct it", name)
         return
     with made as client:
-        url, outcome = _post(client, settings.endpoint, request_id, now_ms)
+        body = encoder_of(settings.kind).trial(request_id, now_ms)
+        url, outcome = _post(client, traits.routes(settings.endpoint), body, request_id, now_ms)
         if outcome.kind != "accepted":
             name = fault_of(outcome.reason, "not-sent")
             yield Finding("send", "problem", f"{url} did not take it: {outcome.reason}", CHECK, name)
             return
         yield Finding("send", "ok", f"{url} took it")
         yield from _clocks(outcome)
-        read_back = TRAITS.read_back("on", settings.endpoint, key, settings.readback_url)
-        yield from _look(client, read_back.url, request_id, now_ms, timeout_s)
+        read_back = traits.read_back("on", settings.endpoint, key, settings.readback_url)
+        yield from _look(client, read_back.url, request_id, now_ms, timeout_s, traits.NOT_STORED_CAUSES)
 
 
 def _clocks(outcome: Outcome) -> Iterator[Finding]:
@@ -58,10 +60,8 @@ def _clocks(outcome: Outcome) -> Iterator[Finding]:
         yield Finding("clock", "warning", found, "set this machine's clock", "clock-skewed")
 
 
-def _post(client: Client, endpoint: str, request_id: uuid.UUID, now_ms: int) -> tuple[str, Outcome]:
+def _post(client: Client, found: Sequence[str], body: bytes, request_id: uuid.UUID, now_ms: int) -> tuple[str, Outcome]:
     """To the first route that is there."""
-    body = ENCODER.trial(request_id, now_ms)
-    found = TRAITS.routes(endpoint)
     for url in found[:-1]:
         outcome = client.post(url, body, str(request_id), now_ms)
         if outcome.status != NOT_FOUND:
@@ -69,7 +69,9 @@ def _post(client: Client, endpoint: str, request_id: uuid.UUID, now_ms: int) -> 
     return found[-1], client.post(found[-1], body, str(request_id), now_ms)
 
 
-def _look(client: Client, url: str | None, request_id: uuid.UUID, now_ms: int, timeout_s: float) -> Iterator[Finding]:
+def _look(
+    client: Client, url: str | None, request_id: uuid.UUID, now_ms: int, timeout_s: float, causes: Sequence[str]
+) -> Iterator[Finding]:
     if url is None:
         found = "nothing says where its API server is: not read back"
         yield Finding("read back", "warning", found, "look at Helicone", "read-back-blind")
@@ -89,5 +91,5 @@ def _look(client: Client, url: str | None, request_id: uuid.UUID, now_ms: int, t
         time.sleep(LOOK_S)
     found = f"it was taken, but did not appear within {timeout_s:g} s"
     yield Finding("read back", "problem", found, "one of these:", "never-stored")
-    for cause in TRAITS.NOT_STORED_CAUSES:
+    for cause in causes:
         yield Finding("known cause", "warning", cause, name="never-stored")

@@ -10,10 +10,11 @@ from typing import Literal, TypeAlias
 
 from app import __version__
 from app.capture.folder_limits import folders_by_option
-from app.capture.targets import find_target, meant
+from app.capture.targets import meant
 from app.database.connection import wal_reset_bug
 from app.database.open import open_ledger, recover_after
-from app.exporters.kinds import TRAITS
+from app.exporters.kinds import traits_of
+from app.exporters.traits import Traits
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
 from app.ledger import destinations as destination
@@ -26,7 +27,8 @@ from app.runtime.liveness import LiveHook, LiveWorker, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.runtime.terminal import counted
 from app.runtime.url import normalise
-from app.settings.model import Settings
+from app.settings.destinations import everything
+from app.settings.model import HELICONE, Settings
 
 KEY_CHARACTERS = 8
 """Of a key's fingerprint: enough to tell two keys apart."""
@@ -98,6 +100,11 @@ class DestinationStatus:
     """None: the present settings mean it, and nothing was ever captured for it."""
     current: bool
     """The present settings mean this one."""
+    is_meant: bool
+    """Or name it beside that."""
+    kind: str
+    name: str
+    """By which they do; '' of Helicone, and where none does any more."""
     endpoint: str
     """'' where no endpoint was chosen and no key is known."""
     key: str | None
@@ -282,30 +289,45 @@ def _last_delivery(
     if found is None:
         return None
     there = next(one for one in destinations if one.id == found.destination_id)
-    key = settings.api_key.get_secret_value() if settings.api_key and there.current else ""
-    dashboard = settings.dashboard_url if there.current else None
-    page = TRAITS.session_url(there.endpoint, key, dashboard, found.session, found.session_name)
+    key, dashboard = "", None
+    if there.current and there.kind == HELICONE:
+        key, dashboard = settings.credential, settings.dashboard_url
+    traits = _traits(there.kind, next((one for one in everything(settings) if one.destination == there.name), None))
+    page = traits.session_url(there.endpoint, key, dashboard, found.session, found.session_name)
     return LastDelivery(found.session, title_of(found.session), found.delivered_ms, page)
 
 
 def read_destinations(db: sqlite3.Connection, settings: Settings, now_ms: int) -> tuple[DestinationStatus, ...]:
     """The one that the settings mean first."""
-    ours = find_target(db, settings)
-    found = [_destination(db, one, settings, now_ms, current=one == ours) for one in destination.destinations(db)]
-    if ours is None:
-        endpoint, fingerprint = meant(db, settings)
-        new = Destination(_NOBODY, endpoint, fingerprint, None, "fine", None, 0, None, None, {}, "", was_tried=False)
-        found.append(replace(_destination(db, new, settings, now_ms, current=True), id=None))
-    return tuple(sorted(found, key=lambda one: not one.current))
+    known = {(one.endpoint, one.key_fingerprint): one for one in destination.destinations(db)}
+    found: list[DestinationStatus] = []
+    # Once, where Helicone is switched off and still the one that is asked for.
+    for towards in {one.destination: one for one in (settings, *everything(settings))}.values():
+        identity = meant(db, towards)
+        one = known.pop(identity) if identity in known else _unseen(towards, *identity)
+        found.append(_destination(db, one, towards, now_ms, current=not found))
+    found += (_destination(db, one, None, now_ms, current=False) for one in known.values())
+    return tuple(found)
+
+
+def _unseen(settings: Settings, endpoint: str, fingerprint: str) -> Destination:
+    """Nothing was ever captured for it."""
+    unseen = Destination(_NOBODY, endpoint, fingerprint, None, "fine", None, 0, None, None, {}, "", was_tried=False)
+    name = "" if settings.kind == HELICONE else settings.destination
+    return replace(unseen, kind=settings.kind, name=name)
 
 
 def _destination(
-    db: sqlite3.Connection, one: Destination, settings: Settings, now_ms: int, *, current: bool
+    db: sqlite3.Connection, one: Destination, settings: Settings | None, now_ms: int, *, current: bool
 ) -> DestinationStatus:
+    """`settings`: those that mean it."""
     counts = ledger_counts.counts(db, one.id)
     return DestinationStatus(
-        id=one.id,
+        id=None if one.id == _NOBODY else one.id,
         current=current,
+        is_meant=settings is not None,
+        kind=one.kind,
+        name=one.name,
         endpoint=one.endpoint,
         key=one.key_fingerprint[:KEY_CHARACTERS] or None,
         route=one.route,
@@ -318,23 +340,27 @@ def _destination(
         conditions=conditions(db, one.id, now_ms),
         oldest_pending_ms=counts.oldest_pending_ms,
         errors=tuple(Failing(*row) for row in errors(db, one.id)),
-        confirmation=_confirmation(db, one, _why_off(settings) if current and one.id != _NOBODY else ""),
+        confirmation=_confirmation(db, one, settings if one.id != _NOBODY else None),
         held=tuple(Held(*row) for row in policy_enforcement.held(db, one.id)),
         without_text=eviction.without_bodies(db, one.id),
         dead_letters=tuple(dead_letters.dead_groups(db, Choice(destination_id=one.id))[:GROUPS_SHOWN]),
     )
 
 
-def _why_off(settings: Settings) -> str:
-    return TRAITS.read_back(settings.confirm, normalise(settings.endpoint), "", settings.readback_url).off_reason
+def _traits(kind: str, settings: Settings | None) -> Traits:
+    return traits_of(kind) if settings is None else traits_of(settings.kind, settings.preset, settings.project)
 
 
-def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> Confirmation:
-    going = readback.confirmations(db, one.id)
+def _confirmation(db: sqlite3.Connection, one: Destination, settings: Settings | None) -> Confirmation:
+    """`settings`: those that mean it, as far as anything was ever captured for it."""
+    going, traits, off_reason = readback.confirmations(db, one.id), _traits(one.kind, settings), ""
+    if settings is not None:
+        plan = traits.read_back(settings.confirm, normalise(settings.endpoint), "", settings.readback_url)
+        off_reason = plan.off_reason
     notes = []
     alarm = ""
     if going.is_never_found:
-        causes = "; ".join(TRAITS.NOT_STORED_CAUSES)
+        causes = "; ".join(traits.NOT_STORED_CAUSES)
         alarm = f"accepted, never found: no delivered turn was there when it was read back. Known causes: {causes}"
     elif going.failure == readback.UNPROVEN:
         alarm = readback.UNPROVEN
@@ -343,7 +369,8 @@ def _confirmation(db: sqlite3.Connection, one: Destination, off_reason: str) -> 
     elif going.failure in (readback.BLIND, readback.UNPROVEN):
         notes.append(going.failure)
     elif going.failure is not None:
-        notes.append(f"paused: {going.failure}; if jawn is elsewhere, set readbackUrl")
+        elsewhere = "; if jawn is elsewhere, set readbackUrl" if one.kind == HELICONE else ""
+        notes.append(f"paused: {going.failure}{elsewhere}")
     if one.health == "quota":
         notes.append("the quota is exceeded: Helicone keeps numbers without bodies")
     if going.body_not_stored:
@@ -358,7 +385,7 @@ def _jobs(counts: Counts) -> Jobs:
 def alarms(destinations: Sequence[DestinationStatus]) -> Iterator[str]:
     """Alarms of what still matters: a destination tried once, and that nothing waits for, alarms nobody."""
     for one in destinations:
-        is_of_use = one.current or one.jobs.pending or one.jobs.dead or one.confirmation.waiting
+        is_of_use = one.is_meant or one.jobs.pending or one.jobs.dead or one.confirmation.waiting
         if one.confirmation.alarm and is_of_use:
             yield f"{named(one)}: {one.confirmation.alarm}"
 
@@ -386,7 +413,7 @@ def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
         return "no HELICONE_API_KEY is set"
     if one.key is None:
         return "captured without a key; a worker that has the only key for that endpoint takes them over as it starts"
-    if not one.current:
+    if not one.is_meant:
         return "another destination than that of the present settings"
     if one.pause_reason is not None:
         until_s = max(0, (one.next_probe_ms or 0) - now_ms + 999) // 1000
@@ -398,6 +425,8 @@ def _reason(one: DestinationStatus, now_ms: int, *, served: bool) -> str:
 
 
 def named(one: DestinationStatus) -> str:
+    if one.name:
+        return f"{one.name} ({one.endpoint})"
     return f"{one.endpoint or 'any endpoint'} ({f'key {one.key}…' if one.key else 'no key'})"
 
 

@@ -8,8 +8,10 @@ from itertools import chain
 
 from app.operations.status import DestinationStatus, Elsewhere, Level, Status, TitleOf, Verdict, no_title, read_status
 from app.runtime.terminal import counted
-from app.settings.model import Settings
+from app.settings.destinations import everything
+from app.settings.model import HELICONE, Settings
 
+SERIOUS_LAST: tuple[Level, ...] = ("ok", "waiting", "problem")
 _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
 
 
@@ -17,12 +19,22 @@ def judged(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -> Sta
     """The status with its verdict. Raises what `read_status` raises."""
     status = read_status(settings, now_ms, title_of)
     status = replace(status, elsewhere=tuple(elsewhere(status, has_key=settings.api_key is not None)))
-    return replace(status, verdict=verdict(status, enable=settings.enable, export_mode=settings.export_mode))
+    modes = {
+        "" if one.kind == HELICONE else one.destination: one.export_mode for one in (settings, *everything(settings))
+    }
+    found = [
+        verdict(status, one, enable=settings.enable, export_mode=modes[one.name])
+        for one in status.destinations
+        if one.is_meant and (one.current or one.name in modes)
+    ]
+    is_off = settings.common is not None and settings.export_mode == "off" and settings.common.export_mode != "off"
+    if is_off and len(found) > 1:
+        found = found[1:]  # somebody has switched it off for the sake of the others
+    return replace(status, verdict=max(found, key=lambda one: SERIOUS_LAST.index(one.level)))
 
 
-def verdict(status: Status, *, enable: bool, export_mode: str) -> Verdict:
-    """The most serious of what there is to say."""
-    (ours,) = (one for one in status.destinations if one.current)
+def verdict(status: Status, ours: DestinationStatus, *, enable: bool, export_mode: str) -> Verdict:
+    """The most serious of what there is to say of one destination, and of what is no destination's."""
     jobs = f"; {_wait(ours.jobs.pending)}" if ours.jobs.pending else ""
     if not enable or export_mode == "off":
         setting = "exportMode is off" if enable else "enable is false"
@@ -35,21 +47,22 @@ def verdict(status: Status, *, enable: bool, export_mode: str) -> Verdict:
 
 def _at_helicone(status: Status, ours: DestinationStatus, jobs: str) -> Iterator[Verdict]:
     if ours.pause_reason is not None and ours.health == "refused":
-        yield _paused(status, ours, "problem", f"Helicone refuses what is sent: {ours.pause_reason}{jobs}")
+        yield _paused(status, ours, "problem", f"{_who(ours)} refuses what is sent: {ours.pause_reason}{jobs}")
     yield from (Verdict("problem", alarm, "opencode-helicone doctor --send") for alarm in status.alarms)
     if status.held_folders:
         folders = counted(sum(one.folders for one in status.held_folders), "folder")
         text = f"{folders} held back: {status.held_folders[0].reason}"
         yield Verdict("problem", text, "opencode-helicone doctor")
     if ours.pause_reason is not None:
-        yield _paused(status, ours, "waiting", f"Helicone cannot be reached: {ours.pause_reason}{jobs}")
+        yield _paused(status, ours, "waiting", f"{_who(ours)} cannot be reached: {ours.pause_reason}{jobs}")
 
 
 def _waits(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
     for held in ours.held:
         yield Verdict("problem", f"{_wait(held.jobs)}: {held.reason}", "opencode-helicone doctor")
     if ours.jobs.pending and not _is_served(status, ours):
-        yield Verdict("waiting", f"{_wait(ours.jobs.pending)}, and no worker runs", "opencode-helicone flush")
+        text = f"{_wait(ours.jobs.pending)}{f' for {ours.name}' if ours.name else ''}, and no worker runs"
+        yield Verdict("waiting", text, _flush(ours))
 
 
 def _left(status: Status) -> Iterator[Verdict]:
@@ -80,25 +93,28 @@ def _paused(status: Status, one: DestinationStatus, level: Level, text: str) -> 
         return Verdict(
             level,
             text,
-            "opencode-helicone flush" if level == "waiting" else "opencode-helicone doctor",
+            _flush(one) if level == "waiting" else "opencode-helicone doctor",
             one.next_probe_ms,
         )
     return Verdict(
         level,
         f"{text}; no worker runs",
-        "opencode-helicone flush" if level == "waiting" else "opencode-helicone doctor",
+        _flush(one) if level == "waiting" else "opencode-helicone doctor",
     )
 
 
 def elsewhere(status: Status, *, has_key: bool) -> Iterator[Elsewhere]:
     for one in status.destinations:
-        if one.current or not one.jobs.pending or one.id is None:
+        if one.is_meant or not one.jobs.pending or one.id is None:
             continue
         where = f"for {one.endpoint or 'any endpoint'}"
         jobs = _wait(one.jobs.pending)
         refused = f"; refused there: {one.pause_reason}" if one.health == "refused" else ""
         if _is_served(status, one) and not refused:
             yield Elsewhere(one.id, one.jobs.pending, f"{jobs} {where}, and a worker is at it", "")
+        elif one.kind != HELICONE:
+            text = f"{jobs} {where}, which no setting names any more"
+            yield Elsewhere(one.id, one.jobs.pending, text, f"opencode-helicone destination forget {one.id}")
         elif one.key is not None:
             text = f"{jobs} {where} under another key ({one.key}…)"
             if not has_key or one.endpoint != next(each.endpoint for each in status.destinations if each.current):
@@ -116,6 +132,14 @@ def elsewhere(status: Status, *, has_key: bool) -> Iterator[Elsewhere]:
 
 def _is_served(status: Status, one: DestinationStatus) -> bool:
     return any(worker.destination == one.id for worker in status.workers)
+
+
+def _flush(one: DestinationStatus) -> str:
+    return f"opencode-helicone flush{f' --destination {one.name}' if one.name else ''}"
+
+
+def _who(one: DestinationStatus) -> str:
+    return one.name or "Helicone"
 
 
 def _wait(jobs: int) -> str:

@@ -16,3 +16,5 @@ class Capture:
     redaction: Redaction
     user_id: str
     """'' for none. A session keeps the one of its first record."""
+    kind: str = "helicone"
+    """Of the destination: what a session becomes there."""

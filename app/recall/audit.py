@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 
 from app.capture.folders import Folders
 from app.exporters.encoder import Kind, Record
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import encoder_of
+from app.ledger.destinations import by_id
 from app.ledger.history import Exported, exported
 from app.ledger.record_identity import RecordIdentity
 from app.ledger.versions import session_identity
@@ -104,8 +105,9 @@ def audit(
     if transcript is None:
         return Audited(session, None, None, problem=GONE)
     known = session_identity(db, destination_id, session)
-    encodings = Encodings(transcript, known[1] if known else Identity(""))
-    comparison = _Comparison(encodings, folders.find(transcript.session.directory)[1])
+    kind = by_id(db, destination_id).kind
+    encodings = Encodings(transcript, known[1] if known else Identity(""), kind)
+    comparison = _Comparison(encodings, folders.find(transcript.session.directory)[1], kind)
     for turn, versions in turns.items():
         comparison.turn(turn, versions)
     return Audited(
@@ -124,7 +126,8 @@ def audit(
 class _Comparison:
     """One session's turns, each encoded under today's rules and under those that it was made under."""
 
-    def __init__(self, encodings: Encodings, today: Capture | None) -> None:
+    def __init__(self, encodings: Encodings, today: Capture | None, kind: str) -> None:
+        self._kind = kind
         self._encodings = encodings
         self._today = today
         self._bare = encodings.bare(today)
@@ -156,9 +159,9 @@ class _Comparison:
             now_made, then_made = pairs[policy][request_id]
             if one is not None and one.digest == digest_of(now_made):
                 continue
-            found = hits(record, self._today.redaction)
+            found = hits(record, self._today.redaction, self._kind)
             if one is None or one.digest == digest_of(then_made):
-                found -= hits(record, then.redaction)
+                found -= hits(record, then.redaction, self._kind)
             if found:
                 self.records.append(Differing(turn, record.path, record.kind, dict(found)))
             else:
@@ -171,10 +174,10 @@ class _Comparison:
         return {one.request_id: (one, other) for one, other in zip(*made, strict=True)}
 
 
-def hits(record: Record, redaction: Redaction) -> Counter[str]:
+def hits(record: Record, redaction: Redaction, kind: str) -> Counter[str]:
     """How often each rule finds something in the texts of a record that were left as they are."""
     found: Counter[str] = Counter()
-    for text in ENCODER.texts_of(record.body):
+    for text in encoder_of(kind).texts_of(record.body):
         redaction.json(text, found)
     return found
 

@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Iterator, Mapping
 
 from app.capture.export import Export
-from app.exporters.encoding import ENCODER
 from app.privacy.policy import Policy
-from app.recall.rewrite import Delivered, Problem, Refusal, Rewrite, rewrite
+from app.recall.rewrite import Delivered, Problem, Refusal, Rewrite, blank_body, rewrite
 
 _NO_TEXT = Policy("metadata_only", (), redact_secrets=True, prefix="")
 
@@ -24,7 +23,7 @@ def blanked(of: Delivered, as_sent: Mapping[str, Export]) -> Iterator[Rewrite | 
         yield from rewrite(
             of,
             turn,
-            (ENCODER.blank(record, of.session) for record in records),
+            (blank_body(record, of) for record in records),
             key=_key(of.session, turn),
             policy=_NO_TEXT,
             is_sealed=True,

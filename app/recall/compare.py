@@ -14,10 +14,24 @@ from app.exporters.client import ReadBackError
 from app.exporters.encoder import Shown
 from app.recall.expected import ExpectedContent, json_digest
 
-Outcome = Literal["overwritten", "still old", "without body", "not there", "not read back"]
+Outcome = Literal["overwritten", "deleted", "still there", "still old", "without body", "not there", "not read back"]
 Reader: TypeAlias = Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, Sequence[Shown]]]
 """(earliest start in ms, request ids) -> what Helicone shows of those that are stored. Raises ReadBackError."""
 LOOK_S = 1.0
+_NOT_YET = frozenset({"still old", "still there", "not there"})
+DONE = frozenset({"overwritten", "deleted"})
+
+
+def presence(stored: Callable[[int, Sequence[uuid.UUID]], Mapping[uuid.UUID, bool]]) -> Reader:
+    """Of a destination that says whether something is there, and not what."""
+
+    def read(start_ms: int, request_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, list[Shown]]:
+        return {one: [_SOMETHING] for one in stored(start_ms, request_ids)}
+
+    return read
+
+
+_SOMETHING = Shown(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +57,7 @@ def look(read: Reader, expected: Sequence[ExpectedContent], *, end_s: float) -> 
             seen |= {one.request_id: one for one in _read(read, batch)}
             if all(one.outcome == "not read back" for one in seen.values()):
                 return [seen.get(str(one.request_id)) or _unread(one, next(iter(seen.values())).reason) for one in left]
-        left = [one for one in left if seen[str(one.request_id)].outcome in {"still old", "not there"}]
+        left = [one for one in left if seen[str(one.request_id)].outcome in _NOT_YET]
         if not left or time.monotonic() >= end_s:
             return [seen[str(one.request_id)] for one in expected]
         time.sleep(min(LOOK_S, max(0.0, end_s - time.monotonic())))
@@ -75,8 +89,12 @@ def _unread(expected_content: ExpectedContent, reason: str) -> Seen:
 
 
 def _outcome(expected_content: ExpectedContent, rows: Sequence[Shown]) -> Outcome:
+    if expected_content.is_gone:
+        return "still there" if rows else "deleted"
     if not rows:
         return "not there"
+    if not expected_content.is_shown:
+        return "overwritten"
     found = [_compared(expected_content, row) for row in rows]
     return next((one for one in found if one != "overwritten"), "overwritten")
 

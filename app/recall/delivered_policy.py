@@ -22,7 +22,8 @@ from app.transcript.model import Transcript
 class Encodings:
     """One session's turns, encoded under each capture that is asked for."""
 
-    def __init__(self, transcript: Transcript, identity: Identity) -> None:
+    def __init__(self, transcript: Transcript, identity: Identity, kind: str) -> None:
+        self._kind = kind
         self.session = transcript.session.id
         self._transcript = transcript
         self._identity = identity
@@ -38,7 +39,7 @@ class Encodings:
     def bare(self, today: Capture | None) -> Mapping[str, Export]:
         """Exports with all texts as they are: to look into, never to be kept."""
         policy = Policy("full", (), redact_secrets=False, prefix=today.policy.prefix if today else "")
-        return self._encode(Capture(policy, Redaction((), secrets=False, known=None), ""))
+        return self._encode(Capture(policy, Redaction((), secrets=False, known=None), "", self._kind))
 
     def _encode(self, capture: Capture) -> Mapping[str, Export]:
         ready, _ = split(self._transcript, capture, self._identity, abandoned=True)

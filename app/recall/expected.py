@@ -7,7 +7,7 @@ import json
 import uuid
 from dataclasses import dataclass
 
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import overwriting
 from app.ledger.job import Body
 
 
@@ -22,17 +22,25 @@ class ExpectedContent:
     requests: frozenset[bytes]
     """Digests of what its request may be there."""
     response: bytes
+    is_gone: bool = False
+    """It is to show nothing: it is deleted."""
+    is_shown: bool = True
+    """The destination shows what it has; else nothing says more than that it has something."""
 
 
-def expected_content(session: str, body: Body) -> ExpectedContent:
-    shown = ENCODER.shown_as(body.body)
+def expected_content(session: str, body: Body, kind: str) -> ExpectedContent:
+    """Where a kind deletes, its content is not compared: what was there is gone before anything comes in its place."""
+    encoder = overwriting(kind)
+    shown = () if encoder is None else encoder.shown_as(body.body)
     return ExpectedContent(
         session=session,
         request_id=body.request_id,
         path=body.identity_fields.path if body.identity_fields else "",
         start_ms=body.identity_fields.start_ms if body.identity_fields else 0,
         requests=frozenset(json_digest(one.request) for one in shown),
-        response=json_digest(shown[0].response),
+        response=json_digest(shown[0].response) if shown else b"",
+        is_gone=not body.body,
+        is_shown=encoder is not None,
     )
 
 

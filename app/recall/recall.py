@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from app.capture.config import why_nothing
+from app.capture.enqueue import body_of
 from app.capture.export import Export
 from app.capture.folders import Folders
 from app.ledger.decision import RECALL, WANTED
-from app.ledger.destinations import destinations
+from app.ledger.destinations import by_id, destinations
 from app.ledger.history import exported, exported_sessions
 from app.ledger.versions import insert, session_identity
 from app.privacy.policy import Policy
@@ -77,6 +78,7 @@ class Recall:
     ) -> None:
         self._db = db
         self._destination_id = destination_id
+        self._kind = by_id(db, destination_id).kind
         self._store = store
         self._folders = folders
         self._pattern = pattern
@@ -113,13 +115,13 @@ class Recall:
             return Problem(Refusal.NOT_SEARCHED, session, detail=str(error))
         if transcript is None:
             return Problem(Refusal.NOT_SEARCHED, session, detail=GONE)
-        found = Encodings(transcript, Identity("")).bare(None)
+        found = Encodings(transcript, Identity(""), self._kind).bare(None)
         return frozenset(
             turn
             for turn, export in found.items()
             if turn in turns
             and mode_of(turns[turn]) == "full"
-            and any(hits(record, self._search) for record in export.encode())
+            and any(hits(record, self._search, self._kind) for record in export.encode())
         )
 
     def plan(self, session: str, turns: Collection[str] | None) -> Plan:
@@ -139,7 +141,7 @@ class Recall:
         for one in plan.rewrites:
             decision = insert(self._db, self._destination_id, one.version, one.bodies, now_ms=now_ms, reopen=RECALL)
             if decision in WANTED and self._covers(plan.session, one):
-                expected += (expected_content(plan.session, body) for body in one.bodies)
+                expected += (expected_content(plan.session, body, self._kind) for body in one.bodies)
             else:
                 in_flight.append(one.version.turn)
         if len(in_flight) < len(plan.rewrites):
@@ -158,7 +160,11 @@ class Recall:
         for other in destinations(self._db):
             for name in exported_sessions(self._db, other.id) if other.id != self._destination_id else ():
                 if name in sessions and any(one.was_attempted for one in exported(self._db, other.id, name)):
-                    yield Problem(Refusal.ELSEWHERE, name, detail=other.endpoint or "another endpoint")
+                    where = other.endpoint or "another endpoint"
+                    told = f"{where} under another key"
+                    if other.kind != self._kind or other.name:
+                        told = f"{where} (recall --destination {other.name or other.kind})"
+                    yield Problem(Refusal.ELSEWHERE, name, detail=told)
 
     def _covers(self, session: str, one: Rewrite) -> bool:
         """Whether nothing was sent of the turn, before it was queued, that the plan did not know of."""
@@ -170,7 +176,7 @@ class Recall:
         found = delivered_turns(self._db, self._destination_id, session, self._since_ms, or_waiting=True)
         known = session_identity(self._db, self._destination_id, session)
         chosen = {turn: versions for turn, versions in found.items() if turns is None or turn in turns}
-        return Delivered(session, known[1] if known else Identity(""), chosen)
+        return Delivered(session, known[1] if known else Identity(""), chosen, self._kind)
 
     def _redacted(self, of: Delivered) -> Iterator[Rewrite | Problem]:
         try:
@@ -186,7 +192,7 @@ class Recall:
             yield Problem(Refusal.WITHHELD, of.session, detail=why_nothing(settings))
             return
         capture = self._with_pattern(today)
-        precedent = DeliveredPolicy(Encodings(transcript, of.identity), capture)
+        precedent = DeliveredPolicy(Encodings(transcript, of.identity, of.kind), capture)
         # The settings do not know what the turn is redacted by.
         yield from redacted(of, precedent, is_sealed=capture is not today)
 
@@ -213,7 +219,8 @@ class Recall:
             return {}
         if transcript is None:
             return {}
-        precedent = DeliveredPolicy(Encodings(transcript, of.identity), self._any_capture(transcript, of.identity))
+        encodings = Encodings(transcript, of.identity, of.kind)
+        precedent = DeliveredPolicy(encodings, self._any_capture(transcript, of.identity))
         found = {turn: precedent.last(turn, of.turns[turn]) for turn in turns}
         return {turn: export for turn, export in found.items() if export is not None}
 
@@ -221,7 +228,7 @@ class Recall:
         """Of a folder that is switched off, too: nothing that it would leave in is posted."""
         settings, today = self._folders.find(transcript.session.directory)
         policy = Policy("metadata_only", (), redact_secrets=True, prefix=settings.session_path_prefix)
-        return today or Capture(policy, Redaction.compile([]), identity.user_id)
+        return today or Capture(policy, Redaction.compile([]), identity.user_id, self._kind)
 
 
 def redacted(of: Delivered, precedent: DeliveredPolicy, *, is_sealed: bool) -> Iterator[Rewrite | Problem]:
@@ -241,7 +248,7 @@ def redacted(of: Delivered, precedent: DeliveredPolicy, *, is_sealed: bool) -> I
             yield from rewrite(
                 of,
                 turn,
-                export.encode(),
+                map(body_of, export.encode()),
                 key=name,
                 policy=policy,
                 last_event_ms=export.last_event_ms,

@@ -7,12 +7,12 @@ records ┬─ those that are sent anew
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from app.capture.enqueue import body_of
 from app.exporters.encoder import Record
-from app.exporters.encoding import ENCODER
+from app.exporters.encoding import overwriting
 from app.ledger.history import Exported
 from app.ledger.job import Body, IdentityFields, Version
 from app.ledger.record_identity import RecordIdentity
@@ -80,25 +80,27 @@ class Delivered:
     identity: Identity
     turns: Mapping[str, Sequence[Exported]]
     """The versions of each, the current one last."""
+    kind: str = "helicone"
+    """Of the destination."""
 
 
 def rewrite(
     of: Delivered,
     turn: str,
-    records: Iterable[Record],
+    made: Iterable[Body],
     *,
     key: str,
     policy: Policy,
     last_event_ms: int = 0,
     is_sealed: bool,
 ) -> Iterator[Rewrite | Problem]:
-    """The records of a turn take the place of those that were sent of it."""
+    """What is made of a turn takes the place of what was sent of it."""
     versions, user_id = of.turns[turn], of.identity.user_id
-    bodies = {body.request_id: body for body in map(body_of, records)}
+    bodies = {body.request_id: body for body in made}
     for one in sent(versions):
         other = bodies.get(one.request_id)
         if other is None:
-            bodies[one.request_id] = _blank_body(one, of.session, user_id)
+            bodies[one.request_id] = _blank_body(one, of, user_id)
         elif other.identity_fields is not None and _row(other.identity_fields) != _row(one.identity_fields):
             yield Problem(Refusal.ROW_STAYS, of.session, turn, str(one.request_id))
     version = Version(
@@ -132,11 +134,17 @@ def _row(identity_fields: IdentityFields) -> tuple[str, str, int]:
     return identity_fields.provider, identity_fields.model, identity_fields.start_ms
 
 
-def _blank_body(one: RecordIdentity, session: str, user_id: str) -> Body:
-    identity_fields = one.identity_fields
+def blank_body(record: Record, of: Delivered) -> Body:
+    """Nothing but what the destination knows the record by; without any bytes where it is deleted there."""
+    encoder = overwriting(of.kind)
+    return body_of(replace(record, body=b"") if encoder is None else encoder.blank(record, of.session))
+
+
+def _blank_body(one: RecordIdentity, of: Delivered, user_id: str) -> Body:
+    identity_fields, encoder = one.identity_fields, overwriting(of.kind)
     record = Record(
         request_id=str(one.request_id),
-        kind=ENCODER.kind_of(identity_fields.model),
+        kind="turn" if encoder is None else encoder.kind_of(identity_fields.model),
         path=identity_fields.path,
         provider=identity_fields.provider,
         model=identity_fields.model,
@@ -145,4 +153,4 @@ def _blank_body(one: RecordIdentity, session: str, user_id: str) -> Body:
         session_name=identity_fields.session_name,
         body=b"",
     )
-    return body_of(ENCODER.blank(record, session))
+    return blank_body(record, of)

@@ -19,6 +19,8 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from app.runtime.url import EndpointError, is_unprotected, normalise
+from app.settings import destinations
+from app.settings.destinations import TABLE, Reading, Tables
 from app.settings.model import SEEN_LATER, Complaint, Given, Layer, Origin, Settings, SettingsError, checked
 from app.settings.names import (
     ALLOWED_ENDPOINTS,
@@ -32,7 +34,7 @@ from app.settings.names import (
 from app.settings.options import Options, excerpt, from_values, layer_of, unit_of, words, words_of
 from app.settings.places import text_of
 from app.settings.strictest import strictest
-from app.settings.variables import from_dotenv, from_folder_dotenv, from_variables
+from app.settings.variables import any_dotenv, from_dotenv, from_folder_dotenv, from_variables
 
 
 def load(  # noqa: PLR0913 - one for each kind of source
@@ -63,15 +65,20 @@ def load(  # noqa: PLR0913 - one for each kind of source
         *([from_folder_dotenv(folder_dotenv, environment, problems, told)] if folder_dotenv else []),
         *(from_dotenv(path, problems) for path in dotenv),
         *(layer_of(one, told) for one in options),
-        _from_config_file(config_file, problems),
     ]
-    pinned, allowed = _from_system_file(system_file, problems)
-    layers.append(pinned)
+    tables: list[Tables] = []
+    pinned, allowed = _from_system_file(system_file, problems, tables)
+    layers += [_from_config_file(config_file, problems, tables), pinned]
     _read_key_file(layers, problems)
     secrets = _secrets(layers)
     for layer in layers:
         _judge_what_may_leave(layer, problems, secrets)
     settings = _validated(layers, base, problems, secrets)
+    if settings is not None and tables:
+        variables = ChainMap(dict(environ), *(any_dotenv(path) for path in dotenv))
+        found = destinations.read(tables, Reading(variables, problems, told))
+        settings = settings.model_copy(update={"destinations": found})
+        problems += [] if settings.allow_http else destinations.unprotected(found)
     if settings is not None and allowed is not None:
         problems += _not_allowed(settings, allowed, system_file)
     if settings is None or problems:
@@ -152,14 +159,23 @@ def _problem(name: str, given: Given, message: str, secrets: Iterable[str]) -> s
     return f"{NAMES[name].option} = {text} from {given.origin.text}: {message}{unit_of(name)}"
 
 
-def _from_config_file(path: Path | None, problems: list[str]) -> Layer:
+def _from_config_file(path: Path | None, problems: list[str], tables: list[Tables]) -> Layer:
     if path is None:
         return {}
     options = _toml(path, "config file", problems)
-    return from_values(options, IN_CONFIG_FILE, Origin("config file", f"config file {path}"), problems)
+    origin = Origin("config file", f"config file {path}")
+    _take_tables(options, origin, tables)
+    return from_values(options, IN_CONFIG_FILE, origin, problems)
 
 
-def _from_system_file(path: Path | None, problems: list[str]) -> tuple[Layer, tuple[str, ...] | None]:
+def _take_tables(options: dict[str, Any], origin: Origin, tables: list[Tables]) -> None:
+    if TABLE in options:
+        tables.append(Tables(options.pop(TABLE), origin))
+
+
+def _from_system_file(
+    path: Path | None, problems: list[str], tables: list[Tables]
+) -> tuple[Layer, tuple[str, ...] | None]:
     """What the administrator pins, and the endpoints that are allowed; None: all are.
 
     What is wrong there is a problem of everybody's settings: then nothing is captured and nothing leaves.
@@ -168,6 +184,7 @@ def _from_system_file(path: Path | None, problems: list[str]) -> tuple[Layer, tu
         return {}, None
     options = _toml(path, "system file", problems)
     origin = Origin("system file", f"system file {path}")
+    _take_tables(options, origin, tables)
     listed = options.pop(ALLOWED_ENDPOINTS, None)
     layer = from_values(options, IN_SYSTEM_FILE, origin, problems)
     if listed is None:
@@ -189,9 +206,17 @@ def _from_system_file(path: Path | None, problems: list[str]) -> tuple[Layer, tu
 def _not_allowed(settings: Settings, allowed: Sequence[str], system_file: Path | None) -> Iterator[str]:
     """The key goes to both, and what is read back shows what was sent."""
     for name, url in (("endpoint", settings.endpoint), ("readback_url", settings.readback_url)):
-        if url is not None and not any(url == one or url.startswith(f"{one}/") for one in allowed):
+        if url is not None and not _is_allowed(url, allowed):
             told = f"system file {system_file} allows only {', '.join(allowed)}"
             yield f"{NAMES[name].option} from {settings.origin(name)}: {told}"
+    for one in settings.destinations.values():
+        if one.endpoint and not _is_allowed(one.endpoint, allowed):
+            told = f"system file {system_file} allows only {', '.join(allowed)}"
+            yield f"{TABLE}.{one.name}.endpoint from {one.origin.text}: {told}"
+
+
+def _is_allowed(url: str, allowed: Sequence[str]) -> bool:
+    return any(url == one or url.startswith(f"{one}/") for one in allowed)
 
 
 def _toml(path: Path, kind: str, problems: list[str]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from app.settings.destinations import towards
 from app.settings.layers import load
-from app.settings.model import Complaint, Settings, Source, standard_folder
+from app.settings.model import HELICONE, Complaint, Settings, Source, standard_folder
 from app.settings.options import Options
 from app.settings.places import SYSTEM_FILE, config_folder, existing, unless_absent
 from app.sources.opencode import config
@@ -29,6 +30,8 @@ class Sources:
     command_line: Mapping[str, object] = field(default_factory=dict)
     system: Path = SYSTEM_FILE
     """The administrator's file, for all users of this machine."""
+    destination: str = HELICONE
+    """Towards which destination settings are loaded."""
 
     def load(
         self,
@@ -46,7 +49,7 @@ class Sources:
             directory = str(self.cwd)
         found = config.read(self.environ, directory)
         is_place = directory is not None and Path(directory).is_absolute()
-        return load(
+        loaded = load(
             environ=self.environ,
             base=Path(directory) if directory is not None and is_place else self.base,
             command_line=self.command_line,
@@ -57,6 +60,7 @@ class Sources:
             config_file=existing(self.own / "config.toml"),
             system_file=unless_absent(self.system),
         )
+        return towards(loaded, self.destination)
 
     def basis(self, directory: str | None = None) -> object:
         """What all files hold that `load` reads for the directory: equal for as long as nothing in them changes."""

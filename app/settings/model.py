@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -86,6 +87,33 @@ class Given:
 
 
 Layer: TypeAlias = dict[str, Given]
+
+HELICONE: Literal["helicone"] = "helicone"
+"""The destination that needs no table, and its kind."""
+Preset: TypeAlias = Literal["phoenix", "mlflow", "none"]
+"""Which receiver takes OTLP traces: what it can be asked, and what it does with what it has already."""
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationSettings:
+    """One table `[destinations.NAME]`."""
+
+    name: str
+    kind: Literal["helicone", "otlp"]
+    endpoint: str
+    """'' of Helicone, whose own settings say it."""
+    origin: Origin
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Their values are secrets."""
+    preset: Preset = "none"
+    project: str = ""
+    withheld: Layer = field(default_factory=dict, repr=False)
+    """What this destination does not get, beside what none gets."""
+    unusable: str = ""
+    """Why it cannot be used in this process; '' where it can."""
+
+    def withholding(self, withheld: Layer) -> DestinationSettings:
+        return replace(self, withheld=withheld)
 
 
 # What a value must be. The words go into the error as they are; none of them quotes the value.
@@ -212,6 +240,17 @@ class Settings(BaseSettings):
     dashboard_url: _Url | None = None
     """Where a browser finds a self-hosted Helicone; None: nothing leads to its pages."""
 
+    destination: str = HELICONE
+    """Towards which destination these settings are; see `destinations.towards`."""
+    kind: str = HELICONE
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    preset: Preset = "none"
+    project: str = ""
+    common: Any = Field(default=None, repr=False)
+    """The settings without what this destination alone does not get; None where that is nothing."""
+    destinations: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """By name, as `DestinationSettings`: those that a table names."""
+
     origins: dict[str, Origin] = Field(default_factory=dict, repr=False)
     """By field. A field that is not in it has its default."""
     folder_limits: dict[str, Any] = Field(default_factory=dict, repr=False)
@@ -224,7 +263,15 @@ class Settings(BaseSettings):
     @property
     def takes_over(self) -> bool:
         """Whether the key is the user's own: then jobs that wait without one, or for one that is refused, go to it."""
-        return self.origins.get("api_key", DEFAULT).source != "folder .env"
+        return self.kind == HELICONE and self.origins.get("api_key", DEFAULT).source != "folder .env"
+
+    @property
+    def credential(self) -> str:
+        """What, beside the endpoint, tells the destination from others: a secret. '' where its jobs wait for one."""
+        if self.kind == HELICONE:
+            return self.api_key.get_secret_value() if self.api_key else ""
+        headers = sorted((name.lower(), text) for name, text in self.headers.items())
+        return json.dumps([self.kind, self.project, headers])
 
     @property
     def held(self) -> tuple[str, ...]:

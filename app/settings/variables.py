@@ -53,6 +53,11 @@ def dotenv_variables(path: Path, problems: list[str]) -> dict[str, str]:
     return variables
 
 
+def any_dotenv(path: Path) -> dict[str, str]:
+    """All variables of a file, whoever reads them: the header of a destination is named by any of them."""
+    return {one.key: one.value or "" for one in parse_stream(StringIO(text_of(path, []))) if one.key}
+
+
 def from_folder_dotenv(path: Path, above: Layer, problems: list[str], complaints: list[Complaint]) -> Layer:
     """The `.env` of the folder where a person typed a command, which may be anybody's.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.settings.model import Given, Settings
+from app.settings.model import DestinationSettings, Given, Settings
 from app.settings.names import CAPTURE, DELIVERY, HELD, LIMITS, NAMES, TIGHTENING
 
 
@@ -61,4 +61,18 @@ def shown(settings: Settings) -> list[Shown]:
     origins = {name: settings.origin(name) for name in NAMES}
     for name, given in settings.folder_limits.items():
         values[name], origins[name] = given.value, f"{given.origin.text}, for this folder's jobs alone"
-    return [Shown(NAMES[name].option, value, origins[name], NAMES[name].unit) for name, value in values.items()]
+    lines = [Shown(NAMES[name].option, value, origins[name], NAMES[name].unit) for name, value in values.items()]
+    return [*lines, *(_destination(one) for one in settings.destinations.values())]
+
+
+def _destination(one: DestinationSettings) -> Shown:
+    """One more that sessions go to, or what one does not get; of its headers the names."""
+    told = {"kind": one.kind, "endpoint": one.endpoint, "preset": one.preset, "project": one.project}
+    told = {name: value for name, value in told.items() if value} if one.endpoint else {"kind": one.kind}
+    withheld = {NAMES[name].option: _plain(given.value) for name, given in one.withheld.items()}
+    headers = {"headers": sorted(one.headers)} if one.headers else {}
+    return Shown(f"destinations.{one.name}", {**told, **headers, **withheld}, one.origin.text, "")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

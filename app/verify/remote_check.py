@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from app.exporters.client import OverlongError
 from app.ledger.history import Exported
+from app.ledger.record_identity import DELETED
 from app.verify.turn_status import by_turn, current, state_in_ledger
 
 IDS_MAX = 16
@@ -87,9 +88,9 @@ def _wanted(known: Sequence[Exported]) -> tuple[dict[uuid.UUID, _Wanted], int]:
         for version in versions:
             for one in version.identities if version.was_attempted or version is delivered else ():
                 if version is delivered or one.request_id not in wanted:
-                    wanted[one.request_id] = _Wanted(
-                        turn, one.identity_fields.start_ms, delivered.finished_ms or 0, is_due=version is delivered
-                    )
+                    is_due = version is delivered and one.digest != DELETED
+                    start_ms, delivered_ms = one.identity_fields.start_ms, delivered.finished_ms or 0
+                    wanted[one.request_id] = _Wanted(turn, start_ms, delivered_ms, is_due)
     return wanted, unnamed
 
 

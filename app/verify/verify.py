@@ -104,7 +104,7 @@ class Verification:
             return replace(first, failure=str(error))
         if transcript is None:  # deleted since it was listed
             return deleted_session_status(session.id, exported(self._db, self.destination_id, session.id))
-        whole, transcript = transcript, own_turns(self._db, transcript)
+        whole, transcript = transcript, own_turns(self._db, transcript, self.destination_id)
         first = replace(
             first,
             copied=len(whole.turns) - len(transcript.turns),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from app.capture.config import capture
 from app.capture.keyring import Keyring
@@ -195,13 +194,13 @@ def test_what_a_configuration_no_longer_holds_stays_known(home: Path, environ: d
     path.parent.mkdir(parents=True)
     for value in (OLD, NEW):
         path.write_text(json.dumps({"provider": {"x": {"options": {"apiKey": value}}}}), "utf-8")
-        keyring.learn(config.read(environ, None).documents, None)
+        keyring.learn(config.read(environ, None).documents, ())
     assert set(keyring.look()) == {OLD, NEW}
 
 
 def test_a_key_of_our_own_that_was_replaced_stays_known(environ: dict[str, str]) -> None:
     keyring = Keyring(environ)
-    assert [set(keyring.learn((), SecretStr(value))) for value in (OLD, NEW)] == [{OLD}, {OLD, NEW}]
+    assert [set(keyring.learn((), [value])) for value in (OLD, NEW)] == [{OLD}, {OLD, NEW}]
 
 
 def test_what_is_known_is_in_no_policy() -> None:

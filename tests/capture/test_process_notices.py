@@ -43,8 +43,9 @@ class Scene:
         )
         store = SimpleNamespace(root_of=lambda session: session, changed_ms=lambda _: 5)
         reader = SimpleNamespace(look=self.read, let_go=lambda: None, is_known=lambda _: False)
+        found = object() if self.is_captured else None
         seen = SimpleNamespace(
-            settings=SimpleNamespace(enable=self.is_enabled), capture=object() if self.is_captured else None, folder="f"
+            settings=SimpleNamespace(enable=self.is_enabled), capture=found, folder="f", towards=lambda _: found
         )
         captures = SimpleNamespace(seen=lambda _: seen)
         self.notice_processor = NoticeProcessor(
@@ -52,7 +53,7 @@ class Scene:
             cast("Captures", captures),
             self.notices,
             cast("Owed", self.owed),
-            cast("Reader", reader),
+            {"helicone": cast("Reader", reader)},
             self.told.append,
         )
 

@@ -466,6 +466,7 @@ APPLIED = {
     7: "111238f13c27",
     8: "9518f69ef5b2",
     9: "477f155d4b12",
+    10: "a7bce125a04a",
 }
 """Of each migration as it was first applied somewhere, comments and white space aside: it is never edited again."""
 

@@ -24,6 +24,7 @@ from app.exporters.helicone import traits
 from app.exporters.helicone.body import Log, encode
 from app.exporters.helicone.client import Client
 from app.exporters.helicone.traits import NOT_STORED_CAUSES
+from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
 from app.ledger import dead_letters, destinations, maintenance, readback, versions
 from app.ledger.job import Body, IdentityFields, Version
@@ -75,7 +76,15 @@ class Person:
             following: str | None = wake
             while following is not None:
                 following = deliver(self.db, following, self.context)
-        confirm.confirm(self.db, self.destination, self.stored, self.now_ms, allowance=self.allowance, dice=lambda: 1.0)
+        confirm.confirm(
+            self.db,
+            self.destination,
+            self.stored,
+            self.now_ms,
+            traits=traits_of("helicone"),
+            allowance=self.allowance,
+            dice=lambda: 1.0,
+        )
 
     def live(self, for_ms: int) -> None:
         """Let so much time pass, second by second as far as anything is to be done."""
@@ -99,7 +108,9 @@ class Person:
             clock=lambda: self.now_ms,
             dice=lambda: 1.0,
             stopping=lambda: False,
-            when_to_confirm=lambda: confirm.when(self.db, self.destination, self.plan, self.now_ms),
+            when_to_confirm=lambda: confirm.when(
+                self.db, self.destination, self.plan, traits_of("helicone"), self.now_ms
+            ),
         )
 
     def post(self, body: Body) -> Outcome:
@@ -254,6 +265,9 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
     (before,) = [number for number, sql in migrations() if "found_ms" in sql]
     with closing(connect(tmp_path / "ledger.db")) as db:
         migrate(db, [(number, sql) for number, sql in migrations() if number < before])
+        ours = "kind text not null default 'helicone'", "name text not null default ''"  # for today's program
+        for column in ours:
+            db.execute(f"alter table destination add column {column}")
         bench = LedgerBench(db)
         later = ("known_marks text", "record_bytes integer", "redactions integer")  # for today's program
         for column in later:
@@ -264,6 +278,8 @@ def test_a_ledger_that_confirmed_before_controls_were_kept_is_unproven_until_som
         db.execute("update job set confirmed_ms = 7")
         for column in later:
             db.execute(f"alter table job drop column {column.split()[0]}")
+        for column in ours:
+            db.execute(f"alter table destination drop column {column.split()[0]}")
         db.execute("drop table counter")
         migrate(db, migrations())
         assert readback.control(db, bench.destination) == readback.Control(None, 0, 7)

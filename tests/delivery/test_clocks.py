@@ -16,6 +16,7 @@ import pytest
 from app.delivery import confirm
 from app.delivery.confirm import Allowance
 from app.delivery.deliver import LEASE_MS, DeliveryContext
+from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
 from app.ledger import claims, confirmations, flow, job, maintenance, policy_enforcement, readback
 from app.ledger.incidents import SLEEP_MS
@@ -88,7 +89,15 @@ class ConfirmingMachine(Machine):
         super().look()
         now_ms = self.world.now_ms
         allowance = Allowance(600, 600, now_ms)
-        confirm.confirm(self.db, self.destination.id, found, now_ms, allowance=allowance, dice=self.dice.random)
+        confirm.confirm(
+            self.db,
+            self.destination.id,
+            found,
+            now_ms,
+            traits=traits_of("helicone"),
+            allowance=allowance,
+            dice=self.dice.random,
+        )
 
     def next_look_ms(self) -> int:
         (confirm_ms,) = self.db.execute("select min(confirm_ms) from job").fetchone()

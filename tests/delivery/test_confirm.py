@@ -18,6 +18,7 @@ from app.delivery import confirm
 from app.delivery.confirm import Allowance, Unread
 from app.exporters.helicone import traits
 from app.exporters.helicone.traits import looks_ms
+from app.exporters.kinds import traits_of
 from app.ledger import claims, confirmations, counts, destinations, flow, pruning, readback, versions
 from app.ledger.confirmations import AHEAD_MS_MAX, Unconfirmed
 from app.ledger.decision import BACKFILL, IMPORT, Decision
@@ -70,7 +71,13 @@ def due(bench: LedgerBench) -> list[Unconfirmed]:
 def look(bench: LedgerBench, helicone: Helicone, *, per_minute: int = 1_000) -> str | None:
     allowance = Allowance(per_minute, per_minute, bench.now_ms)
     return confirm.confirm(
-        bench.db, bench.destination, helicone.read, bench.now_ms, allowance=allowance, dice=lambda: 1.0
+        bench.db,
+        bench.destination,
+        helicone.read,
+        bench.now_ms,
+        traits=traits_of("helicone"),
+        allowance=allowance,
+        dice=lambda: 1.0,
     )
 
 
@@ -491,7 +498,7 @@ def test_on_the_cloud_one_job_an_hour_is_read_back_and_every_one_while_the_quota
     first_ms = looks_ms(WORKER, 0)[0]
 
     def when(now_ms: int) -> int | None:
-        return confirm.when(bench.db, bench.destination, plan, now_ms)
+        return confirm.when(bench.db, bench.destination, plan, traits_of("helicone"), now_ms)
 
     hour_ms = 3_600_000
     assert when(5 * hour_ms) == 5 * hour_ms + first_ms
@@ -505,7 +512,7 @@ def test_on_the_cloud_one_job_an_hour_is_read_back_and_every_one_while_the_quota
 def test_self_hosted_every_job_is_read_back(bench: LedgerBench) -> None:
     plan = traits.read_back("auto", "http://127.0.0.1:8585", "", None)
     destinations.remember_route(bench.db, bench.destination, JAWN)
-    assert [confirm.when(bench.db, bench.destination, plan, now_ms) for now_ms in (1, 2)] == [
+    assert [confirm.when(bench.db, bench.destination, plan, traits_of("helicone"), now_ms) for now_ms in (1, 2)] == [
         1 + LOOKS[0],
         2 + LOOKS[0],
     ]

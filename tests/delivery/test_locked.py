@@ -12,7 +12,7 @@ import pytest
 from app.backfill.import_files import import_files
 from app.database.connection import PATIENT_MS, TURN_S
 from app.delivery.deliver import LEASE_MS, UNNOTED_MS_MAX
-from app.exporters.kinds import TRAITS
+from app.exporters.kinds import traits_of
 from app.exporters.outcome import Outcome
 from app.settings.lookup import Sources
 from app.sources.opencode.export_files import File
@@ -135,7 +135,7 @@ def test_records_are_posted_several_at_once_where_all_of_the_last_answers_took_l
     answers_s = scene.made._answers_s
     assert scene.made._at_once() == 1
     answers_s.extend([SLOW_S] * ANSWERS)
-    assert scene.made._at_once() == TRAITS.RECORDS_AT_ONCE > 1
+    assert scene.made._at_once() == traits_of("helicone").RECORDS_AT_ONCE > 1
     # After a pause of the destination they are few on purpose.
     scene.made.db.execute("update destination set concurrency = 2")
     assert scene.made._at_once() == 1

@@ -49,3 +49,15 @@ def test_a_spool_without_room_for_an_outage_loses_nothing_that_opencode_still_ha
     assert told.keys_are_same
     assert told.records == 60 * 3 + told.states["delivered"] - 60
     assert told.each_stored_once
+
+
+@pytest.mark.slow
+def test_a_destination_that_refuses_for_a_day_delays_and_charges_nothing_of_another(tmp_path: Path) -> None:
+    alone = outage.beside(tmp_path / "alone", turns=60, turn_bytes=3_000, is_there=False)
+    told = outage.beside(tmp_path / "beside", turns=60, turn_bytes=3_000)
+    assert told.delays_ms == alone.delays_ms
+    assert len(told.delays_ms) == 60
+    assert told.charged == 0
+    # A probe takes two records' time at the most, and pauses come to five minutes.
+    assert 10 < told.requests < 24 * 60 / 5 * 1.5
+    assert told.states == {("helicone", "delivered"): 60, ("otlp", "delivered"): 60}

@@ -337,6 +337,8 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
         lambda d, claimed, _: d.acknowledge(claimed, bodies("ses_1 t9")[0]),
         to("pending", *OURS),
     ),
+    # Where the acknowledgements go, their job is delivered no sooner than it is posted again.
+    "forget_acknowledged": (lambda d, claimed, _: claims.forget_acknowledged(d.db, claimed), {}),
     "complete": (lambda d, claimed, _: complete(d, claimed, None), {**to("delivered", *OURS), **LEASE_GONE}),
     "complete, to be confirmed": (
         lambda d, claimed, _: complete(d, claimed, LATER_MS),
@@ -508,7 +510,7 @@ READERS = {
     "letters_of", "letters_of_session", "made_under", "may_refill", "missing", "next_due_ms", "next_of_session",
     "left_unread", "open_notices", "pending_keys", "turns_read", "unread", "unread_sessions",
     "read_back_failures", "reconciled_ms", "relies_on", "sendable", "decision_on", "to_wake", "trusted_age_ms",
-    "unacknowledged", "without_bodies",
+    "unacknowledged", "was_sent_otherwise", "without_bodies",
     "delivered_turns", "job_by_id", "jobs", "jobs_of_key", "record_states", "sent_in_all", "sent_of_session",
     "sent_since",
     "session_names", "watched",

@@ -16,7 +16,9 @@ from app.ledger import claims
 from tests.ledger.test_matrix import ARROWS, STATES, in_state
 from tests.support.ledger_bench import LedgerBench, accepted, version
 
-UNFLUSHED = {"acknowledge", "complete", "note_notice", "note_wait", "note_turns_read", "settle_notices"}
+UNFLUSHED = {
+    "acknowledge", "complete", "forget_acknowledged", "note_notice", "note_wait", "note_turns_read", "settle_notices",
+}  # fmt: skip
 """Whose work may be lost: it is done again."""
 RECORDS = 3
 FRAME_HEAD_BYTES = 24

@@ -162,7 +162,7 @@ def test_a_blank_record_replaces_each_record_of_a_recording(tmp_path: Path, embe
 
 @pytest.mark.parametrize("name", recorded.exported())
 def test_a_blank_record_is_of_the_kind_of_its_record(name: str) -> None:
-    for export in Encodings(parse(recorded.export(name)), Identity("")).under(capture()).values():
+    for export in Encodings(parse(recorded.export(name)), Identity(""), "helicone").under(capture()).values():
         for record in export.encode():
             assert kind_of(record.model) == record.kind
             assert replace(blank(record, "ses_1"), body=b"") == replace(record, body=b"")
@@ -264,7 +264,7 @@ def test_of_several_versions_that_were_sent_the_newest_counts(embedded: Embedded
     newest = [log.identity_fields.model for log in sent([older, one])][: len(one.identities)]
     assert newest == [log.identity_fields.model for log in one.identities]
     bare = Policy("metadata_only", (), redact_secrets=True, prefix="").facts("")
-    precedent = DeliveredPolicy(Encodings(parse(told()), Identity("")), capture())
+    precedent = DeliveredPolicy(Encodings(parse(told()), Identity(""), "helicone"), capture())
     assert "done" not in texts(precedent.last("msg_1", [one, replace(one, policy=bare)]))
     assert "done" in texts(precedent.last("msg_1", [replace(one, policy=bare), one]))
 

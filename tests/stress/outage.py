@@ -1,7 +1,8 @@
 """Outages on a clock of their own: real ledgers, the real `deliver`, a receiver that goes away for days.
 
     python -m tests.stress.outage   four days, 300 turns of 1 MB, default settings; a key refused for a day;
-                                    20 machines; 30 days, 3,000 turns, 5 MB of room
+                                    20 machines; 30 days, 3,000 turns, 5 MB of room; a destination that refuses for a
+                                    day beside one that is well
 
 A delivery runs in a thread of its own and stops in its POST until the clock has come to the time of its answer. The
 clock goes on when every thread has stopped, so that a run depends on its seed alone.
@@ -125,9 +126,9 @@ class World:
         self._running = 0
         self._waiting: list[_Waiting] = []
 
-    def post(self, body: Body) -> Outcome:
+    def post(self, body: Body, receiver: Receiver | None = None) -> Outcome:
         """In a delivery's thread."""
-        receiver = self.receiver
+        receiver = receiver or self.receiver
         with self._lock:
             waiting = _Waiting(self.now_ms + self.post_ms, receiver.answer())
             self._waiting.append(waiting)
@@ -197,8 +198,12 @@ class World:
 class Machine:
     """One person's spool and worker: what the worker's threads and poller do, each look at its due time."""
 
-    def __init__(self, spool: Path, world: World, seed: int, key: str = "key-a") -> None:
+    def __init__(
+        self, spool: Path, world: World, seed: int, key: str = "key-a", beside: Receiver | None = None
+    ) -> None:
+        """`beside`: another kind of receiver than everybody's, with a worker of its own in the same spool."""
         self.spool, self.world = spool, world
+        self.receiver, self.kind = beside or world.receiver, "helicone" if beside is None else "otlp"
         self.dice = random.Random(seed)  # noqa: S311 - jitter
         self.db = open_ledger(spool)
         self.db.execute("pragma synchronous = off")  # nobody cuts the power here
@@ -208,17 +213,17 @@ class Machine:
         self.prune_ms = MINUTE_MS
         self.bytes_max, self.age_ms_max = DEFAULTS.max_spool_bytes, DEFAULTS.max_spool_age_ms
         self.store = spool / "opencode.db"
-        self.room = Eviction(self.store)
         self._seen = world.read()
         self.order: dict[str, list[str]] = defaultdict(list)
         self.use_key(key)
+        self.room = Eviction(self.store, destinations.own_room(self.destination))
 
     def close(self) -> None:
         self.db.close()
 
     def use_key(self, key: str) -> None:
         """As a new worker with this key would start."""
-        self.destination = destinations.destination(self.db, ENDPOINT, key, self.world.now_ms)
+        self.destination = destinations.destination(self.db, ENDPOINT, key, self.world.now_ms, self.kind)
         adoption.take_over(self.db, self.destination, self.world.now_ms)
         flow.probe_now(self.db, self.destination.id, self.world.now_ms)
 
@@ -279,7 +284,7 @@ class Machine:
             worker="worker",
             policy=RetryPolicy.of(DEFAULTS.max_retries, DEFAULTS.retry_base_delay_ms),
             permit=lambda _: Post(),
-            post=self.world.post,
+            post=partial(self.world.post, receiver=self.receiver),
             clock=lambda: self.world.now_ms,
             dice=self.dice.random,
             stopping=lambda: False,
@@ -289,8 +294,9 @@ class Machine:
     def next_look_ms(self) -> int:
         """The real one looks twice a second; here only when there can be something to see."""
         row = self.db.execute(
-            "select d.probe_ms, d.concurrency, (select min(lease_until_ms) from job) as lease_until_ms,"
-            " exists (select 1 from job where state = 'pending' and due_ms <= ?"
+            "select d.probe_ms, d.concurrency,"
+            " (select min(lease_until_ms) from job where destination_id = d.id) as lease_until_ms,"
+            " exists (select 1 from job where state = 'pending' and due_ms <= ? and destination_id = d.id"
             " and lease_until_ms is null) as is_due from destination d where id = ?",
             (self.world.now_ms, self.destination.id),
         ).fetchone()
@@ -458,6 +464,61 @@ def rotated_key(spool: Path, *, turns: int, turn_bytes: int) -> Told:
         return Told(requests, states, machine.out_of_order(), 0, (0, 0), 0)
 
 
+@dataclass(frozen=True)
+class BesideOneThatRefuses:
+    """What became of turns for two destinations of which one refuses for a day."""
+
+    delays_ms: list[int]
+    """Of the one that is well: from capture to delivery, in order."""
+    states: dict[tuple[str, str], int]
+    """By kind, in the end."""
+    charged: int
+    """Jobs of the one that refused that were held responsible."""
+    requests: int
+    """To it, while it refused."""
+
+
+def beside(spool: Path, *, turns: int, turn_bytes: int, is_there: bool = True) -> BesideOneThatRefuses:
+    """`is_there` is false: the other destination alone, to compare with."""
+    dice = random.Random(4)  # noqa: S311 - the scenario
+    text = source_text()
+    world, refusing = World(Receiver()), Receiver(refused)
+    with ExitStack() as opened:
+        well = opened.enter_context(closing(Machine(spool, world, 4)))
+        machines = [well]
+        if is_there:
+            machines.append(opened.enter_context(closing(Machine(spool, world, 5, "key-b", beside=refusing))))
+        begin_ms = world.now_ms
+
+        def come(n: int) -> None:
+            bodies = turn_of(turn_bytes, f"msg_{n}", text, dice)
+            for machine in machines:
+                machine.capture(f"ses_{n // 5}", f"msg_{n}", bodies)
+
+        coming = Coming((begin_ms + DAY_MS * n // turns, partial(come, n)) for n in range(turns))
+        live(world, machines, begin_ms + DAY_MS, coming)
+        requests = refusing.requests
+        (charged,) = well.db.execute(
+            "select count(*) from job where destination_id <> ? and failures > 0", (well.destination.id,)
+        ).fetchone()
+        refusing.answer = accepted
+        live(world, machines, begin_ms + DAY_MS + 3 * HOUR_MS, Coming())
+        delays_ms = [
+            row["delay_ms"]
+            for row in well.db.execute(
+                "select finished_ms - enqueued_ms as delay_ms from job where destination_id = ? and state = 'delivered'"
+                " order by id",
+                (well.destination.id,),
+            )
+        ]
+        rows = well.db.execute(
+            "select d.kind, j.state, count(*) as jobs from job j join destination d on d.id = j.destination_id"
+            " group by d.kind, j.state"
+        ).fetchall()
+        states = {(row["kind"], row["state"]): row["jobs"] for row in rows}
+        return BesideOneThatRefuses(delays_ms, states, charged, requests)
+
+
 def herd(folder: Path, machines: int, turns: int, *, is_away: bool) -> tuple[int, int]:
     """(most requests in one second, most in flight) while so many spools deliver what has waited.
 
@@ -601,6 +662,16 @@ def main() -> int:
         is_well = is_well and roomy.held_bytes_max <= 5_000_000 < roomy.captured_bytes and roomy.requests < 12_000
         failed = failed or not is_well
         print(f"30 days, 3,000 turns, 5 MB of room: {'well' if is_well else 'FAILED'}: {roomy}")
+        alone = beside(Path(folder) / "alone", turns=1_440, turn_bytes=3_000, is_there=False)
+        told_beside = beside(Path(folder) / "beside", turns=1_440, turn_bytes=3_000)
+        is_well = alone.delays_ms == told_beside.delays_ms and told_beside.charged == 0
+        is_well = is_well and set(told_beside.states) == {("helicone", "delivered"), ("otlp", "delivered")}
+        failed = failed or not is_well
+        longest = (max(alone.delays_ms), max(told_beside.delays_ms))
+        print(
+            f"1,440 turns beside a destination that refuses for a day: {'well' if is_well else 'FAILED'}: the longest"
+            f" delay alone and beside it {longest} ms, {told_beside.requests} requests to it, {told_beside.states}"
+        )
     return int(failed)
 
 

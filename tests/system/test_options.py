@@ -22,6 +22,7 @@ from app.capture.pipe_reader import PipeReader
 from app.database.open import open_ledger
 from app.delivery import confirm
 from app.delivery.poller import POLL_MS
+from app.exporters.kinds import traits_of
 from app.ledger import counts, flow
 from app.ledger.job import bodies
 from app.runtime import clock
@@ -180,7 +181,7 @@ def is_read_back(place: Place) -> bool:
     """A job that is delivered now, to a server that is not Helicone's cloud."""
     capture(place)
     with delivering(place) as made:
-        return confirm.when(made.db, made.target.id, made._plan, clock.now_ms()) is not None
+        return confirm.when(made.db, made.target.id, made._plan, traits_of("helicone"), clock.now_ms()) is not None
 
 
 OPTIONS = {
