@@ -12,7 +12,7 @@ ifneq ($(IDENTITY),$(shell cat .venv/python 2>/dev/null))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit matrix frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls minutes wheel check bench lock clean
+.PHONY: help demo test unit matrix receivers frozen outage years hammer backfill kills beside starts upgrade arrangements versions locks fuzz flips secrets lint types walls minutes wheel check bench lock clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,13 +30,16 @@ demo: .venv/ready  ## Play a recorded session through hook, queue and worker int
 	@$(BIN)/python -m tests.system.demo
 
 test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is there
-	@$(SUITE) -m 'not matrix'
+	@$(SUITE) -m 'not matrix and not receivers'
+
+receivers: .venv/ready  ## The real Phoenix and MLflow, installed from PyPI: read back, killed, locked; RECEIVERS=phoenix for one (minutes)
+	@$(BIN)/python -m pytest -p no:randomly $(patsubst %,tests/receivers/test_%.py,$(or $(RECEIVERS),phoenix mlflow))
 
 matrix: .venv/ready  ## What `make test` has no time for: more versions and configurations of OpenCode, more orders of the same
 	@$(BIN)/python -m pytest -n 3 -m matrix
 
 frozen: .venv/ready  ## The whole suite, the program's clock standing still in each test that runs in one process
-	@$(SUITE) -m 'not matrix' --frozen-clock
+	@$(SUITE) -m 'not matrix and not receivers' --frozen-clock
 
 secrets: .venv/ready  ## What the built-in rules catch of what gitleaks finds, and what they hit by mistake (a minute)
 	@$(BIN)/python -m tests.stress.gitleaks

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker("receivers")
-            item.add_marker("slow")
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker("receivers")
+    item.add_marker("slow")
