@@ -127,8 +127,8 @@ def test_a_header_that_is_not_known_here_keeps_one_destination_back_until_it_is(
     show(one, session)
     assert {name for name, _, _ in machine.turns()} == {"helicone"}
     assert "destinations.phoenix: it gets nothing" in (machine.home / "spool" / "logs" / "hook.log").read_text()
-    (noted,) = [what for what, _, _ in incidents.incidents(one.opened.db)]
-    assert noted.startswith("destinations.phoenix: it gets nothing: headers.Authorization")
+    noted = [what for what, _, _ in incidents.incidents(one.opened.db)]
+    assert any(what.startswith("destinations.phoenix: it gets nothing: headers.Authorization") for what in noted)
     machine.end(one)
     machine.variables["PHOENIX_AUTHORIZATION"] = "Bearer abc"
     compare(machine.hook())
