@@ -437,3 +437,28 @@ def test_doctor_sends_a_trace_and_finds_it(site: Site) -> None:
     done = site.command("doctor", "--send", "-v")
     assert "it is stored" in done.stdout, done.stdout + done.stderr
     assert len(site.other.traces) == 1
+
+
+def test_verify_knows_what_came_before_a_destination_was_named(site: Site) -> None:
+    with site.station.ledger() as db:
+        db.execute("update destination set created_ms = ?", [clock.now_ms()])
+    with hook(site.station) as process:
+        process.show(export(TOOLS))
+        process.wait_for_ack()
+        assert process.end() == 0
+    told = site.command("verify")
+    assert told.returncode == 0, told.stdout
+    assert "1 from before capture or while it was off" in told.stdout
+
+
+def test_verify_misses_no_record_of_the_session_where_none_is_sent(site: Site) -> None:
+    with hook(site.station) as process:
+        process.show(export(TOOLS))
+        process.wait_for_ack()
+        assert process.end() == 0
+    with site.station.ledger() as db:
+        db.execute("update folder set since_ms = 0")
+    told = site.command("verify", "--json")
+    assert told.returncode == 0, told.stdout
+    assert json.loads(told.stdout)["unexplained"] == 0
+    assert json.loads(site.station.run("verify", "--json").stdout)["states"] == {"waiting": 1}
