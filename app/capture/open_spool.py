@@ -86,8 +86,7 @@ class OpenSpool:
         self.settings = settings or self.settings
         towards = {one.destination: one for one in (self.settings, *others(self.settings))}
         for outlet in self.outlets:
-            if outlet.name in towards:
-                outlet.introduce(towards[outlet.name])
+            outlet.introduce(towards.get(outlet.name))
 
     def announce(self, sessions: list[str], backlog: int) -> None:
         """Tell other processes which sessions this OpenCode has open, and how much is not worked off."""

@@ -51,6 +51,7 @@ class Outlet:
         """`settings`: those towards its destination."""
         self.name = settings.destination
         self.settings = settings
+        self._is_named = True
         self._of = of
         self.target = target(of.db, settings, clock.now_ms())
         with ExitStack() as opened:
@@ -86,15 +87,19 @@ class Outlet:
     def close(self) -> None:
         self._opened.close()
 
-    def introduce(self, settings: Settings) -> None:
-        """Tell the ledger how to deliver, and which worker is wanted."""
+    def introduce(self, settings: Settings | None) -> None:
+        """Tell the ledger how to deliver, and which worker is wanted; None: no setting names it any more."""
+        self._is_named = settings is not None
+        if settings is None:
+            return
         self.settings = settings
         destinations.remember_delivery_options(self._of.db, self.target.id, delivery_record(settings))
         destinations.want_worker(self._of.db, self.target.id, worker_signature(settings))
 
     def keep_served(self, now_s: float) -> None:
         """Have one worker run, if that is ours to do. `now_s` is monotonic."""
-        if self.settings.enable and self.settings.worker == "auto" and self.settings.credential:
+        is_wanted = self.settings.enable and self.settings.worker == "auto" and self._is_named
+        if is_wanted and self.settings.credential:
             self.autostart.look(now_s)
 
     def adopt(self, session: str) -> None:

@@ -11,7 +11,7 @@ from app.capture.config import capture, own_secrets
 from app.capture.keyring import Keyring
 from app.capture.messages import Line
 from app.capture.targets import folder
-from app.ledger import adoption, folders
+from app.ledger import adoption, folders, incidents
 from app.ledger.destinations import Destination
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
@@ -87,6 +87,9 @@ class Captures:
             raise
         place = folder(self._db, line.directory)
         folders.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
+        for one in settings.destinations.values():
+            if one.unusable:  # another process may know what this one does not, and see nothing wrong
+                incidents.note_at_most(self._db, one.unusable, clock.now_ms(), 1)
         for complaint in settings.complaints:
             self._tell(f"{'a folder is held: ' if complaint.holds else ''}{complaint.short}")
         if not settings.enable or all(one.export_mode == "off" for one in (settings, *others(settings))):

@@ -197,8 +197,9 @@ class Status:
     spool_bytes: int
     spool_bytes_max: int
     held_bytes: int
-    """Of bodies not delivered, compressed; `maxSpoolSize` bounds them."""
+    """Of bodies not delivered, compressed."""
     held_bytes_max: int
+    """`maxSpoolSize`, as often as there are destinations with a room of their own."""
     age_ms_max: int
     """How long a job may wait."""
     folder_limits: Mapping[str, int]
@@ -253,6 +254,8 @@ def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, title_
     total = counts.counts(db)
     destinations = read_destinations(db, settings, now_ms)
     workers = read_workers(spool)
+    # Helicone's keys share one, each other destination has its own.
+    held_bytes_max = settings.max_spool_bytes * (1 + sum(one.kind != HELICONE for one in destinations))
     return Status(
         version=__version__,
         sqlite=sqlite3.sqlite_version,
@@ -260,9 +263,9 @@ def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, title_
         spool=str(spool.path),
         is_new=is_new,
         spool_bytes=_bytes_under(spool),
-        spool_bytes_max=settings.max_spool_bytes + BYTES_BESIDE_BODIES_MAX,
+        spool_bytes_max=held_bytes_max + BYTES_BESIDE_BODIES_MAX,
         held_bytes=total.body_bytes,
-        held_bytes_max=settings.max_spool_bytes,
+        held_bytes_max=held_bytes_max,
         age_ms_max=settings.max_spool_age_ms,
         folder_limits=folders_by_option(db, settings),
         jobs=_jobs(total),

@@ -41,21 +41,17 @@ from app.settings.strictest import strictest
 TABLE = "destinations"
 _WITHHOLDING = {NAMES[name].option: name for name in ("export_mode", "redact_patterns")}
 _OWN = ("kind", "endpoint", "headers", "preset", "project")
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,29}")
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
-_HEADER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-_HEADER_VALUE = re.compile(r"[!-~](?:[ -~]{0,3998}[!-~])?")
+_NAME = r"[a-z][a-z0-9_-]{0,29}"
+_VARIABLE = r"[A-Z_][A-Z0-9_]{0,99}"
+_HEADER = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
+_HEADER_VALUE = r"[!-~](?:[ -~]{0,3998}[!-~])?"
 _Problem: TypeAlias = Callable[[str, str], None]
 """Told an option and what is wrong with it."""
 _OURS = frozenset({"content-type", "content-encoding", "content-length", "host", "connection", "transfer-encoding"})
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What one file says."""
-
-    values: object
-    origin: Origin
+Tables: TypeAlias = tuple[object, Origin]
+"""What one file says, and which file that is."""
 
 
 @dataclass(slots=True)
@@ -72,12 +68,12 @@ class Reading:
 def read(files: list[Tables], reading: Reading) -> dict[str, DestinationSettings]:
     """By name. Of a name in several files the first counts, but for what withholds: there the strictest of all does."""
     found: dict[str, DestinationSettings] = {}
-    for file in files:
-        if not isinstance(file.values, Mapping):
-            reading.problems.append(f"{TABLE} from {file.origin.text}: it should be tables, [{TABLE}.NAME]")
+    for tables, origin in files:
+        if not isinstance(tables, Mapping):
+            reading.problems.append(f"{TABLE} from {origin.text}: it should be tables, [{TABLE}.NAME]")
             continue
-        for name, values in file.values.items():
-            one = _read(str(name), values, file.origin, reading)
+        for name, values in tables.items():
+            one = _read(str(name), values, origin, reading)
             if one is not None and one.name in found:
                 withheld = strictest([found[one.name].withheld, one.withheld])
                 found[one.name] = found[one.name].withholding(withheld)
@@ -161,13 +157,13 @@ def unprotected(found: Mapping[str, DestinationSettings]) -> Iterator[str]:
 
 
 def _read(name: str, values: object, origin: Origin, reading: Reading) -> DestinationSettings | None:
-    place = f"{TABLE}.{name}" if _NAME.fullmatch(name) else f"{TABLE}, a name (not shown)"
+    place = f"{TABLE}.{name}" if re.fullmatch(_NAME, name) else f"{TABLE}, a name (not shown)"
     before = len(reading.problems)
 
     def problem(option: str, why: str) -> None:
         reading.problems.append(f"{place}{option and f'.{option}'} from {origin.text}: {why}")
 
-    if not _NAME.fullmatch(name) or not isinstance(values, Mapping):
+    if not re.fullmatch(_NAME, name) or not isinstance(values, Mapping):
         problem("", "it should be a table, by a name of at most 30 lower-case letters, digits, - and _")
         return None
     known = _WITHHOLDING if name == HELICONE else {**_WITHHOLDING, **dict.fromkeys(_OWN, "")}
@@ -199,9 +195,9 @@ def _receiver(
     if project and preset == "none":
         problem("project", "a receiver without a preset is told of it by its own header: see docs/destinations.md")
     headers, unusable = _headers(values.get("headers", {}), problem, reading)
-    told = f"{place} from {one.origin.text}: it gets nothing: {unusable}" if unusable else ""
+    told = f"{place}: it gets nothing: {unusable}" if unusable else ""
     if told:
-        reading.complaints.append(Complaint(told, f"{place}: it gets nothing: {unusable}", holds=False))
+        reading.complaints.append(Complaint(f"{told} ({one.origin.text})", told, holds=False))
     return DestinationSettings(one.name, "otlp", endpoint, one.origin, headers, preset, project, one.withheld, told)
 
 
@@ -218,7 +214,7 @@ def _withheld(values: Mapping[str, object], origin: Origin, problem: _Problem) -
 
 def _text(values: Mapping[str, object], option: str, problem: _Problem) -> str:
     value = values.get(option)
-    if isinstance(value, str) and _HEADER_VALUE.fullmatch(value):
+    if isinstance(value, str) and re.fullmatch(_HEADER_VALUE, value):
         return value
     problem(option, "it should be one line of printable ASCII text")
     return ""
@@ -232,13 +228,13 @@ def _headers(values: object, problem: _Problem, reading: Reading) -> tuple[dict[
     headers: dict[str, str] = {}
     unusable = ""
     for header, where in values.items():
-        if not _HEADER.fullmatch(header) or header.lower() in _OURS:
+        if not re.fullmatch(_HEADER, header) or header.lower() in _OURS:
             problem("headers", "one of them has a name that cannot be set")
             continue
         text, why = _value(where, reading)
         if why is None:
             problem(f"headers.{header}", "it should be the NAME of a variable or the path of a file, never a value")
-        elif why or not _HEADER_VALUE.fullmatch(text):
+        elif why or not re.fullmatch(_HEADER_VALUE, text):
             unusable = f"headers.{header}: {why or 'what it names holds no line of printable ASCII text'}"
         else:
             headers[header] = text
@@ -254,7 +250,7 @@ def _value(where: object, reading: Reading) -> tuple[str, str | None]:
         except RuntimeError:
             return "", "the file that it names cannot be read"
         return text, "the file that it names cannot be read" if problems else ""
-    if isinstance(where, str) and _VARIABLE.fullmatch(where):
+    if isinstance(where, str) and re.fullmatch(_VARIABLE, where):
         text = reading.variables.get(where, "").strip()
         return text, "" if text else "the variable that it names is not set"
     return "", None

@@ -170,7 +170,7 @@ def _from_config_file(path: Path | None, problems: list[str], tables: list[Table
 
 def _take_tables(options: dict[str, Any], origin: Origin, tables: list[Tables]) -> None:
     if TABLE in options:
-        tables.append(Tables(options.pop(TABLE), origin))
+        tables.append((options.pop(TABLE), origin))
 
 
 def _from_system_file(

@@ -21,8 +21,10 @@ from app.capture.reconcile import is_quiet
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
 from app.errors import AppError
+from app.exporters.encoding import encoder_of
 from app.ledger.folders import captured_since_ms
 from app.ledger.history import exported, exported_elsewhere, exported_sessions
+from app.ledger.job import SESSION_RECORD
 from app.ledger.notices import unread_sessions
 from app.ledger.versions import any_sealed, session_identity
 from app.runtime import clock
@@ -63,6 +65,8 @@ class Verification:
         self._hooks = Spool(settings.spool_directory).hooks
         ours = find_target(db, settings)
         self.destination_id = -1 if ours is None else ours.id
+        self._begun_ms = 0 if ours is None else ours.begun_ms
+        self._kind = settings.kind
 
     def chosen(self, choice: Choice) -> list[Head | str]:
         """OpenCode's sessions, then the ids of those that only the ledger knows. Raises UnknownSessionError."""
@@ -110,7 +114,8 @@ class Verification:
             copied=len(whole.turns) - len(transcript.turns),
             odd=len(transcript.faults) + sum(len(turn.faults) for turn in transcript.turns),
         )
-        turns = list(stored_turns(transcript))
+        has_record = encoder_of(self._kind).count(transcript.session) > 0
+        turns = [one for one in stored_turns(transcript) if has_record or one.name != SESSION_RECORD]
         sealed = frozenset(
             turn.id for turn in transcript.turns if any_sealed(self._db, self.destination_id, list(children(turn)))
         )
@@ -125,12 +130,13 @@ class Verification:
     def _circumstances(self, session: Head, changed_ms: int) -> Circumstances:
         _, capturing = self._folders.find(session.directory)
         known = session_identity(self._db, self.destination_id, session.id)
+        since_ms = captured_since_ms(self._db, folder(self._db, session.directory))
         return Circumstances(
             capture=capturing,
             user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
-            captured_since_ms=captured_since_ms(self._db, folder(self._db, session.directory)),
+            captured_since_ms=None if since_ms is None else max(since_ms, self._begun_ms),
             is_unread=session.id in unread_sessions(self._db),
             is_recent=not is_quiet(changed_ms, clock.now_ms()),
             elsewhere=frozenset(exported_elsewhere(self._db, self.destination_id, session.id)),

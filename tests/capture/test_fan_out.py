@@ -15,7 +15,7 @@ from app.capture.handler import Hook
 from app.capture.session_reader import Reader
 from app.capture.targets import target
 from app.database.open import open_ledger
-from app.ledger import job, notices, pruning
+from app.ledger import incidents, job, notices, pruning
 from app.privacy.policy import Policy
 from tests.capture.test_reconcile import (
     Machine,
@@ -127,6 +127,8 @@ def test_a_header_that_is_not_known_here_keeps_one_destination_back_until_it_is(
     show(one, session)
     assert {name for name, _, _ in machine.turns()} == {"helicone"}
     assert "destinations.phoenix: it gets nothing" in (machine.home / "spool" / "logs" / "hook.log").read_text()
+    noted = [what for what, _, _ in incidents.incidents(one.opened.db)]
+    assert any(what.startswith("destinations.phoenix: it gets nothing: headers.Authorization") for what in noted)
     machine.end(one)
     machine.variables["PHOENIX_AUTHORIZATION"] = "Bearer abc"
     compare(machine.hook())

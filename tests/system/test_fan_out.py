@@ -390,3 +390,75 @@ def test_one_gets_no_text_beside_one_that_gets_all_of_it(site: Site) -> None:
     assert b"blue whale" in b"".join(site.helicone.bodies.values())
     assert b"blue whale" not in bytes(site.other.wire)
     assert b"why?" not in bytes(site.other.wire)
+
+
+# --- what a person types
+
+
+def test_a_destination_that_no_setting_names_is_refused_with_those_that_there_are(site: Site) -> None:
+    refused = site.station.run("flush", "--destination", "phenix")
+    assert refused.returncode == 2
+    assert "there is no such destination; there are helicone, phoenix" in refused.stderr
+
+
+def test_helicone_switched_off_beside_another_is_well_and_needs_no_key(site: Site) -> None:
+    site.name('[destinations.helicone]\nexportMode = "off"')
+    site.station.variables["HELICONE_API_KEY"] = ""
+    with hook(site.station) as process:
+        process.show(export(TOOLS))
+        process.wait_for_ack()
+        assert process.end() == 0
+    assert site.command("flush").returncode == 0
+    told = json.loads(site.station.run("status", "--json").stdout)
+    assert told["verdict"]["level"] == "ok", told["verdict"]
+    assert (site.counts("helicone").dropped, site.counts().delivered) == (2, 1)
+    assert "HELICONE_API_KEY" not in site.station.run("doctor").stdout
+
+
+def test_what_no_setting_names_any_more_waits_and_is_told_until_it_is_given_up(site: Site) -> None:
+    site.take(growing(0, 2))
+    (site.folder / "config.toml").write_text("", "utf-8")
+    with hook(site.station) as process:
+        process.show(export(TOOLS))
+        process.wait_for_ack()
+        assert process.end() == 0
+    told = json.loads(site.station.run("status", "--json").stdout)
+    ((number, todo),) = [(one["destination_id"], one["todo"]) for one in told["elsewhere"]]
+    assert todo == f"opencode-helicone destination forget {number}"
+    refused = site.station.run("destination", "adopt", str(number), "--yes")
+    assert refused.returncode == 1
+    assert "of another kind" in refused.stderr
+    assert site.station.run("destination", "forget", str(number), "--yes").returncode == 0
+    told = json.loads(site.station.run("status", "--json").stdout)
+    assert told["elsewhere"] == []
+
+
+def test_doctor_sends_a_trace_and_finds_it(site: Site) -> None:
+    done = site.command("doctor", "--send", "-v")
+    assert "it is stored" in done.stdout, done.stdout + done.stderr
+    assert len(site.other.traces) == 1
+
+
+def test_verify_knows_what_came_before_a_destination_was_named(site: Site) -> None:
+    with site.station.ledger() as db:
+        db.execute("update destination set created_ms = ?", [clock.now_ms()])
+    with hook(site.station) as process:
+        process.show(export(TOOLS))
+        process.wait_for_ack()
+        assert process.end() == 0
+    told = site.command("verify")
+    assert told.returncode == 0, told.stdout
+    assert "1 from before capture or while it was off" in told.stdout
+
+
+def test_verify_misses_no_record_of_the_session_where_none_is_sent(site: Site) -> None:
+    with hook(site.station) as process:
+        process.show(export(TOOLS))
+        process.wait_for_ack()
+        assert process.end() == 0
+    with site.station.ledger() as db:
+        db.execute("update folder set since_ms = 0")
+    told = site.command("verify", "--json")
+    assert told.returncode == 0, told.stdout
+    assert json.loads(told.stdout)["unexplained"] == 0
+    assert json.loads(site.station.run("verify", "--json").stdout)["states"] == {"waiting": 1}
