@@ -33,7 +33,7 @@ test: .venv/ready  ## The whole suite; drives the real OpenCode where npm is the
 	@$(SUITE) -m 'not matrix and not receivers'
 
 receivers: .venv/ready  ## The real Phoenix and MLflow, installed from PyPI: read back, killed, locked; RECEIVERS=phoenix for one (minutes)
-	@$(BIN)/python -m pytest -p no:randomly $(patsubst %,tests/receivers/test_%.py,$(or $(RECEIVERS),phoenix mlflow))
+	@$(BIN)/python -m pytest -p no:randomly $(patsubst %,tests/receivers/test_%*.py,$(or $(RECEIVERS),phoenix mlflow))
 
 matrix: .venv/ready  ## What `make test` has no time for: more versions and configurations of OpenCode, more orders of the same
 	@$(BIN)/python -m pytest -n 3 -m matrix

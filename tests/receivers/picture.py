@@ -33,12 +33,14 @@ def main() -> None:
     pages = {PICTURE: f"redirects/traces/{uuid.UUID(record.request_id).hex}"}
     for name, path in [one.split("=") for one in sys.argv[1:]]:
         pages[Path(name)] = path.replace("SESSION", turn.session.id)
-    with tempfile.TemporaryDirectory(prefix="opencode-helicone-phoenix-") as name:
-        with phoenix(Path(name) / "phoenix", project="shop") as receiver:
-            receiver.send(record)
-            receiver.await_stored(record)
-            for target, path in pages.items():
-                _photograph(browser, Path(name) / "profile", f"{receiver.url}/{path}", target)
+    with (
+        tempfile.TemporaryDirectory(prefix="opencode-helicone-phoenix-") as name,
+        phoenix(Path(name) / "phoenix", project="shop") as receiver,
+    ):
+        receiver.send(record)
+        receiver.await_stored(record)
+        for target, path in pages.items():
+            _photograph(browser, Path(name) / "profile", f"{receiver.url}/{path}", target)
 
 
 def _photograph(browser: str, profile: Path, url: str, target: Path) -> None:
