@@ -477,8 +477,6 @@ def test_what_leaves_and_what_is_dead_can_be_looked_at(site: Site) -> None:
     site.other.status = 400
     site.take(cut_off("blue whale"))
     site.command("flush", "--timeout", "3")
-    (letter,) = [
-        one for one in json.loads(site.station.run("jobs", "list", "--state", "dead", "--json").stdout)["jobs"]
-    ]
+    (letter,) = list(json.loads(site.station.run("jobs", "list", "--state", "dead", "--json").stdout)["jobs"])
     shown = site.station.run("dead", "show", letter["key"], "--bodies", "--json")
     assert "blue whale" in shown.stdout, shown.stderr
