@@ -34,7 +34,7 @@ from app.cli.options import (
     takes,
 )
 from app.cli.render_recall import Report, audit_lines, audit_totals
-from app.database.open import open_ledger, open_whole
+from app.database.open import open_if_made, open_whole
 from app.exporters.client import ReadBackError
 from app.ledger.destinations import Destination
 from app.ledger.erasure import erase
@@ -72,7 +72,7 @@ def _audit(
     session cannot be audited.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_if_made(settings.spool_directory)) as db:
         ours = find_target(db, settings)
         if ours is None and settings.api_key is None:
             raise SettingsError(["audit needs HELICONE_API_KEY: what is under another key is not looked at"])
@@ -125,7 +125,7 @@ def _recall(  # noqa: PLR0913 - one for each option
     if settings.api_key is None:
         raise SettingsError(["recall needs HELICONE_API_KEY: what is under another key is not reached"])
     report = Report()
-    with closing(open_whole(settings.spool_directory)) as db, _store(store) as opencode:
+    with closing(open_whole(settings.spool_directory, open_if_made)) as db, _store(store) as opencode:
         ours = find_target(db, settings)
         if ours is None:
             complain("nothing was delivered to this destination")

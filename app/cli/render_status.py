@@ -54,7 +54,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
     yield from status.alarms
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
-    spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
+    spool = f"{status.spool}{' (not there yet)' if status.is_new else ''}"
     yield f"spool: {spool}, {size(status.spool_bytes)} of {size(status.spool_bytes_max)}, {bodies}"
     if status.folder_limits:
         told = ", ".join(f"{option} in {folders}" for option, folders in status.folder_limits.items())

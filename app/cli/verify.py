@@ -26,7 +26,7 @@ from app.cli.options import (
     since_option,
     takes,
 )
-from app.database.open import open_ledger
+from app.database.open import open_if_made
 from app.exporters.client import ReadBackError
 from app.exporters.kinds import TRAITS
 from app.ledger.history import exported
@@ -93,7 +93,7 @@ def _check_at_helicone(sources: Sources, statuses: Sequence[SessionStatus], chec
     settings = sources.load()
     try:
         with (
-            closing(open_ledger(settings.spool_directory)) as db,
+            closing(open_if_made(settings.spool_directory)) as db,
             asked(settings) as helicone,
             render.bar("looking at Helicone", total_min=LONG_SESSIONS) as bar,
         ):

@@ -113,14 +113,27 @@ class Ledger(sqlite3.Connection):
             return False
 
 
+class Unmade(Ledger):
+    """An empty ledger in memory, of a spool that has none; it counts as replaced as soon as somebody makes that."""
+
+    def hold(self, path: Path) -> None:
+        self.path = path
+        self._name = str(path)
+        self._turn = threading.Lock()
+
+    def is_current(self) -> bool:
+        return not os.path.lexists(self._name)
+
+
 def _identity(name: str) -> _File:
     found = os.stat(name)  # noqa: PTH116 - after each statement: a Path takes longer than the call
     return found.st_dev, found.st_ino
 
 
-def connect(path: Path) -> Ledger:
+def connect(path: Path, kind: type[Ledger] = Ledger) -> Ledger:
     """A connection for one thread, in autocommit; `transaction` opens transactions explicitly."""
-    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=Ledger)
+    file = ":memory:" if kind is Unmade else path
+    db = sqlite3.connect(file, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=kind)
     try:
         db.hold(path)
         db.row_factory = sqlite3.Row

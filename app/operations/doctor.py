@@ -2,8 +2,7 @@
 
     settings ─▶ checks around the ledger ─▶ the ledger opens ─▶ checks inside it
 
-A ledger that is missing is made, an older one migrated and a damaged one recovered, as by every command; nothing else
-is mended here.
+An older ledger is migrated and a damaged one recovered, as by every command; nothing else is made or mended here.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from app.capture.keyring import Keyring
 from app.capture.reconcile import QUIET_MS
 from app.capture.targets import find_target
 from app.database import derived
-from app.database.connection import wal_reset_bug
-from app.database.open import open_ledger
+from app.database.connection import Unmade, wal_reset_bug
+from app.database.open import open_if_made
 from app.database.schema import SchemaError
 from app.ledger import counts, incidents, notices
 from app.ledger import counts as ledger_counts
@@ -84,7 +83,7 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
     for look in _AROUND:
         yield from look(site)
     try:
-        db = open_ledger(site.spool.path)
+        db = open_if_made(site.spool.path)
     except (OSError, sqlite3.Error, SchemaError) as error:
         yield _unopened(error)
         return
@@ -296,6 +295,9 @@ def _hook(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _integrity(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    if isinstance(db, Unmade):
+        yield Finding("ledger", "ok", "not there yet")
+        return
     schema = db.execute("pragma user_version").fetchone()[0]
     said = [str(row[0]) for row in db.execute("pragma integrity_check(3)")]
     wrong = [table for table in derived.TABLES if not derived.is_right(db, table)] if said == ["ok"] else []

@@ -16,7 +16,7 @@ from app.capture.enqueue import Place, identity_of, own_turns
 from app.capture.export import split
 from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
-from app.database.open import open_ledger
+from app.database.open import open_if_made
 from app.exporters.encoder import Record
 from app.ledger.versions import session_identity
 from app.privacy.redact import HitCounts, identity_hits
@@ -46,7 +46,7 @@ def preview(files: Sequence[File], sources: Sources) -> Iterator[Previewed | Imp
     Raises SettingsError, PatternError, OSError, sqlite3.Error, SchemaError.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_if_made(settings.spool_directory)) as db:
         folders = Folders(db, sources)
         ours = find_target(db, settings)
         exports = []

@@ -12,7 +12,7 @@ from app import __version__
 from app.capture.folder_limits import folders_by_option
 from app.capture.targets import find_target, meant
 from app.database.connection import wal_reset_bug
-from app.database.open import open_ledger, recover_after
+from app.database.open import open_if_made, recover_after
 from app.exporters.kinds import TRAITS
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
 from app.ledger import counts as ledger_counts
@@ -186,7 +186,7 @@ class Status:
     """This SQLite has it; the ledger's checkpoints are made so that it cannot happen."""
     spool: str
     is_new: bool
-    """There was no ledger before."""
+    """There is no ledger yet."""
     spool_bytes: int
     spool_bytes_max: int
     held_bytes: int
@@ -226,18 +226,18 @@ def no_title(_: str) -> str:
 
 
 def read_status(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -> Status:
-    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError.
+    """Of a spool that is missing, as if it were empty. Raises OSError, sqlite3.Error, SchemaError.
 
     A ledger that a statement finds to be damaged is recovered; to look for damage is for `doctor` and the worker.
     """
     is_new = not (settings.spool_directory / "ledger.db").exists()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_if_made(settings.spool_directory)) as db:
         try:
             return _read_status(db, settings, now_ms, title_of, is_new=is_new)
         except sqlite3.Error as error:
             if not recover_after(db, error):
                 raise
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_if_made(settings.spool_directory)) as db:
         return _read_status(db, settings, now_ms, title_of, is_new=is_new)
 
 

@@ -70,7 +70,9 @@ def _well(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
     if ours.jobs.pending:
         yield Verdict("ok", f"{counted(ours.jobs.pending, 'job')} being delivered")
     if status.last_delivery is None:
-        yield Verdict("ok", "nothing was captured yet: start OpenCode and say something", "opencode-helicone doctor")
+        where = f"; there is no queue in {status.spool} yet" if status.is_new else ""
+        text = f"nothing was captured yet: start OpenCode and say something{where}"
+        yield Verdict("ok", text, "opencode-helicone doctor")
     yield Verdict("ok", "all that was captured is delivered")
 
 

@@ -19,7 +19,7 @@ from app.capture.export import children
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import find_target, folder
-from app.database.open import open_ledger
+from app.database.open import open_if_made
 from app.errors import AppError
 from app.ledger.folders import captured_since_ms
 from app.ledger.history import exported, exported_elsewhere, exported_sessions
@@ -150,7 +150,7 @@ def verify(
     `pause` is called once, with seconds, where live hooks may be about to bring what looks unexplained. Raises
     StoreError, UnknownSessionError, SettingsError, PatternError, OSError, sqlite3.Error, SchemaError.
     """
-    with closing(open_ledger(sources.load().spool_directory)) as db:
+    with closing(open_if_made(sources.load().spool_directory)) as db:
         verification = Verification(db, sources, store)
         sessions = verification.chosen(choice)
         statuses = []
