@@ -217,8 +217,8 @@ def _carry_out(
 
     def deliver(left_s: float) -> bool:
         nonlocal waiting
-        with render.spinner("overwriting"):
-            flushed = flush(sources, left_s, only_present=True)
+        with render.spinner("overwriting") as tell:
+            flushed = flush(sources, left_s, tell, only_present=True)
         if flushed.was_stopped:
             complain("stopped: what is queued is delivered by the next worker")
             raise typer.Exit(STOPPED)

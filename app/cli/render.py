@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from app.runtime.terminal import visible
+
 FIRST_S, EVERY_S = 0.9, 10.0
 """Where nobody watches a terminal: after so long the first line about how far work has come, and then the others."""
 
@@ -89,32 +91,35 @@ def _lines(text: str, total_min: int) -> Iterator[Bar]:
     def show(done: int, total: int) -> None:
         steps[:] = done, total
 
-    def write(line: str) -> None:
-        sys.stderr.write(f"opencode-helicone: {line}\n")
-
     def tell() -> None:
         pause_s = FIRST_S
         while not stop.wait(pause_s):
             pause_s = EVERY_S
             done, total = steps
             if total >= total_min:
-                write(f"{text}: {done} of {total}" if total else text)
+                _write(f"{text}: {done} of {total}" if total else text)
 
     telling = threading.Thread(target=tell, name="progress", daemon=True)
     telling.start()
     try:
-        yield Bar(show, write)
+        yield Bar(show, _write)
     finally:
         stop.set()
         telling.join()
 
 
+def _write(line: str) -> None:
+    sys.stderr.write(f"opencode-helicone: {visible(line)}\n")
+
+
 @contextmanager
-def spinner(text: str) -> Iterator[None]:
+def spinner(text: str) -> Iterator[Callable[[str], object]]:
+    """While work goes on; gives what prints a line meanwhile."""
     if not sys.stderr.isatty():
-        yield
+        yield _write
         return
     from rich.console import Console  # noqa: PLC0415 - as above
 
-    with Console(stderr=True).status(text):
-        yield
+    console = Console(stderr=True)
+    with console.status(text):
+        yield lambda line: console.print(visible(line), markup=False, highlight=False)

@@ -126,7 +126,8 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
     if flushed.was_stopped or flushed.jobs.pending:
         left = f"{counted(flushed.jobs.pending, 'job')} left"
         how = "interrupted" if flushed.was_stopped else "not done"
-        yield f"{how}: {counted(flushed.delivered, 'job')} delivered, {left}; the same command goes on from there"
+        kept = "; nothing is lost: OpenCode and the same command go on from there"
+        yield f"{how}: {counted(flushed.delivered, 'job')} delivered, {left}{kept}"
     yield _jobs(flushed.jobs)
     if not flushed.captured_here:
         yield "nothing was ever captured here: the queue never held a session of the current folder"
@@ -136,6 +137,8 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
     for failing in flushed.errors:
         yield f"{failing.jobs} {failing.state}: {failing.error}"
     yield from waiting_lines(flushed.waiting)
+    if flushed.todo:
+        yield f"what to do: {flushed.todo}"
 
 
 def _jobs(jobs: Jobs) -> str:

@@ -28,7 +28,10 @@ WATCH_S = 2.0
 def _flush(
     sources: Sources,
     *,
-    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up after this time.")] = 30,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Give up after this time; so long what is away is tried again."),
+    ] = None,
     expect_some: Annotated[
         bool, typer.Option("--expect-some", help="Exit code 1 where this folder never had a job.")
     ] = False,
@@ -36,12 +39,13 @@ def _flush(
 ) -> None:
     """Deliver what waits, now.
 
-    Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
+    Waits for live hooks and for a worker, and delivers itself when no worker does. Without --timeout it ends as soon as
+    what is left cannot go now. Exit code 0 when nothing is left.
     """
     from app.operations.flush import flush  # noqa: PLC0415 - loads a worker's HTTP client
 
-    with render.spinner("delivering"):
-        flushed = flush(sources, timeout, expect_some=expect_some)
+    with render.spinner("delivering") as tell:
+        flushed = flush(sources, timeout, tell, expect_some=expect_some)
     if json_wanted:
         print_json(asdict(flushed))
     else:

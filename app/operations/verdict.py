@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from urllib.parse import urlsplit
 
 from app.operations.status import DestinationStatus, Elsewhere, Level, Status, TitleOf, Verdict, no_title, read_status
 from app.runtime.terminal import counted
+from app.runtime.url import is_loopback
 from app.settings.model import Settings
 
 _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
@@ -78,18 +80,19 @@ def _well(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
 
 def _paused(status: Status, one: DestinationStatus, level: Level, text: str) -> Verdict:
     """A worker that runs tries again by itself."""
+    todo = "opencode-helicone doctor" if level == "problem" else f"{start_it(one)}opencode-helicone flush"
     if _is_served(status, one):
-        return Verdict(
-            level,
-            text,
-            "opencode-helicone flush" if level == "waiting" else "opencode-helicone doctor",
-            one.next_probe_ms,
-        )
-    return Verdict(
-        level,
-        f"{text}; no worker runs",
-        "opencode-helicone flush" if level == "waiting" else "opencode-helicone doctor",
-    )
+        return Verdict(level, text, todo, one.next_probe_ms)
+    return Verdict(level, f"{text}; no worker runs", todo)
+
+
+def start_it(one: DestinationStatus) -> str:
+    """What is to be typed first where nothing listens at an address of this machine; '' elsewhere."""
+    parts = urlsplit(one.endpoint)
+    is_refused = "ConnectError" in (one.pause_reason or "")
+    if not (is_refused and parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return ""
+    return f"opencode-helicone receiver --port {parts.port or 80} (if it is that receiver), then "
 
 
 def elsewhere(status: Status, *, has_key: bool) -> Iterator[Elsewhere]:

@@ -88,13 +88,14 @@ def test_what_is_watched_is_not_made_again_when_it_was_purged(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_ledger(station.spool).close()
-    looks = iter([lambda: shutil.rmtree(station.spool), lambda: None])
+    looks = iter(range(3))
 
     def sleep(_: float) -> None:
-        todo = next(looks, None)
-        if todo is None:
-            raise KeyboardInterrupt
-        todo()
+        match next(looks):
+            case 0:
+                shutil.rmtree(station.spool)
+            case 2:
+                raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", sleep)
     assert "ok" in typed(station, "status", "--watch").stdout
@@ -103,7 +104,7 @@ def test_what_is_watched_is_not_made_again_when_it_was_purged(
 
 def test_what_is_followed_is_not_made_again_either_and_is_followed_when_somebody_makes_it(station: Station) -> None:
     open_ledger(station.spool).close()
-    there = []
+    there: list[bool] = []
 
     def pause() -> bool:
         if len(there) == 0:

@@ -665,8 +665,9 @@ def test_a_spool_that_cannot_be_made_is_named_in_plain_words(station: Station) -
     assert done.stderr.endswith(": File name too long\n")
 
 
-def test_status_makes_a_missing_spool_and_no_destination(station: Station) -> None:
+def test_status_makes_no_destination(station: Station) -> None:
     assert said(typed(station, "status", "--json"))["is_new"]
+    assert typed(station, "migrate").returncode == 0
     told = said(typed(station, "status", "--json"))
     assert not told["is_new"]
     assert [(one["id"], one["current"]) for one in told["destinations"]] == [(None, True)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.ledger import notices
+from app.ledger import flow, notices
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
 from app.runtime.liveness import Announced, present
@@ -18,7 +18,7 @@ from app.sources.opencode.store import store_file
 from tests.support import snapshots
 from tests.support.processes import Station, hook, worker
 from tests.support.recorded import export
-from tests.support.servers import Receiver, api_key, nobody, receiving
+from tests.support.servers import Receiver, answer, api_key, nobody, receiving, scripted
 from tests.support.stores import put
 from tests.support.waiting import wait_until
 from tests.system.test_cli import JOBS, SIMPLE, files, said
@@ -179,3 +179,34 @@ def test_what_a_hook_had_not_read_when_it_was_killed_is_read_when_it_is_gone(sta
     told = said(station.run("flush", "--json"))
     ending.join()
     assert (told["jobs"]["delivered"], told["unread"]) == (2 * JOBS, [])
+
+
+def test_what_is_away_is_tried_once_and_told_of_with_what_to_do(station: Station) -> None:
+    with nobody() as url:
+        away = replace(station, endpoint=url)
+        capture(away, str(station.home))
+        told = said(away.run("flush", "--json", "--timeout", "0"), 1)
+        assert told["jobs"]["pending"] == JOBS
+        done = away.run("flush")
+    assert done.returncode == 1
+    assert "paused" in done.stdout
+    assert f"opencode-helicone receiver --port {url.rpartition(':')[2]}" in done.stdout
+    with station.ledger() as db:
+        assert [row["pause_count"] for row in db.execute("select pause_count from destination")] == [1]
+
+
+def test_what_comes_back_within_the_time_given_is_delivered(station: Station) -> None:
+    with scripted(answer(503), answer(503), answer(200, b'{"message":"ok"}')) as server:
+        away = replace(station, endpoint=server.url)
+        capture(away, str(station.home))
+        told = away.run("flush", "--timeout", "60")
+        assert "is tried again until 60 s are over" in told.stderr
+        assert told.returncode == 0, told.stdout
+
+
+def test_a_pause_from_before_is_tried_at_once_and_all_of_it_goes(station: Station) -> None:
+    capture(station, str(station.home))
+    with station.ledger() as db:
+        later_ms = clock.now_ms() + 3_600_000
+        flow.pause(db, 1, health="down", reason="503", count=9, probe_ms=later_ms, now_ms=clock.now_ms())
+    assert said(station.run("flush", "--json"))["jobs"]["delivered"] == JOBS
