@@ -17,6 +17,7 @@ INSIDE_OF_FUNCTIONS = {
     "app.capture.daemon": "80 ms: a hook does without the command line",
     "app.cli.main": "80 ms: the same",
     "app.capture.handler": "150 ms: a hook does without until its plugin says something",
+    "app.capture.mended": "40 ms: hardly ever is a folder held",
     "app.operations.titles": "40 ms: a status without deliveries has no title to read",
     "app.sources.opencode.store": "the same",
     "app.database.schema": "of the two above: `ready` loads all that a newer program may be asked for",

@@ -79,7 +79,9 @@ class Captures:
                 self._seen[line.directory] = replace(seen, basis=None, capture=None)
             raise
         place = folder(self._db, line.directory)
-        folders.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
+        by_files = self._sources.is_held_by_files(line.directory or None, settings)
+        record = folder_record(settings, is_held_by_files=by_files)
+        folders.remember_folder(self._db, place, self._target.id, record, clock.now_ms())
         for complaint in settings.complaints:
             self._tell(f"{'a folder is held: ' if complaint.holds else ''}{complaint.short}")
         if not settings.enable or settings.export_mode == "off":

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 from app.capture.folders import Folders
+from app.capture.mended import mended, release
 from app.capture.owed import Owed
 from app.capture.reconcile import Reconciler
 from app.capture.session_reader import Reader
@@ -27,9 +28,10 @@ from app.sources.opencode.store import Store, store_file
 def read_unread(db: Ledger, sources: Sources, spool: Spool, destination_id: int) -> int:
     """The number of new jobs. What is unfinished stays so: whoever owns it may be about to go on.
 
-    Raises sqlite3.Error.
+    A folder that was held by its files is so no longer where they are right. Raises sqlite3.Error.
     """
     store = Store(store_file(sources.environ))
+    release(db, sources, mended(db, sources, store))
     folders = Folders(db, sources)
     directories: dict[str, str] = {}
     found: list[str] = []

@@ -64,7 +64,7 @@ def _worker(sources: Sources, *, automatic: Annotated[bool, typer.Option("--auto
 def _migrate(sources: Sources) -> None:
     """Make the queue, or bring it up to date.
 
-    Every other command does so, too.
+    Whatever writes to it does so, too.
     """
     spool = sources.load().spool_directory
     open_ledger(spool).close()

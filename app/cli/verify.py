@@ -177,6 +177,12 @@ def _advice(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck
         more = f" (and {len(wrong) - NAMED_MAX} more)" if len(wrong) > NAMED_MAX else ""
         count = sum(len(one.unexplained) for one in wrong)
         yield f"{count} unexplained: start OpenCode in that project, or: {PROGRAM} backfill {named}{more}"
+    states = _states(statuses)
+    if states["held"]:
+        yield f"{states['held']} held: mend what `{PROGRAM} doctor` names there, then: {PROGRAM} flush"
+    before = states["elsewhere"] + states["earlier"]
+    if before:
+        yield f"{before} from before capture: {PROGRAM} backfill queues them (with --dry-run it says what it would send)"
     lost = [name for name, one in checked.items() if one.missing]
     if lost:
         named = " ".join(lost[:NAMED_MAX])
@@ -193,8 +199,9 @@ _WORDS = {
     "unread": "unread yet",
     "undone": "undone before they were read",
     "switched_off": "switched off",
-    "elsewhere": "in a folder that is not captured",
-    "earlier": "from before capture or while it was off",
+    "held": "held until the files of their folder are right",
+    "elsewhere": "from before the plugin was used in their folder",
+    "earlier": "from before capture began, or while it was off",
     "inside": "inside another session",
     "other_destination": "for another destination",
     "changed": "CHANGED SINCE",

@@ -12,6 +12,7 @@ import re
 import shutil
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 from app import __version__
 from app.capture.config import capture
 from app.capture.keyring import Keyring
+from app.capture.mended import mended
 from app.capture.reconcile import QUIET_MS
 from app.capture.targets import find_target
 from app.database import derived
@@ -35,6 +37,7 @@ from app.ledger.readback import BLIND
 from app.operations import environment_check, network_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.status import BYTES_BESIDE_BODIES_MAX, DestinationStatus, alarms, named, read_destinations
+from app.operations.verdict import anew
 from app.privacy.user_patterns import PatternError
 from app.runtime import filesystem
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
@@ -346,9 +349,14 @@ def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
     return environment_check.differences(db, site.sources.environ, site.sources.own, hooks)
 
 
-def _held(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    for reason, folders in held_folders(db):
-        found = f"{folders} folder(s), as seen last: {reason}"
+def _held(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
+    right = mended(db, site.sources, Store(store_file(site.sources.environ)))
+    still = Counter(one.reason for one in held_folders(db) if one.hash not in right)
+    if right:
+        found = f"{len(right)} folder(s) were held, and their files are right now"
+        yield Finding("held", "warning", found, "run flush, or start OpenCode: either reads what waits", "folder-held")
+    for reason, folders in still.most_common():
+        found = f"{folders} folder(s), as seen last: {reason}{anew(reason)}"
         yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store", "folder-held")
 
 

@@ -7,7 +7,18 @@ from dataclasses import replace
 from itertools import chain
 from urllib.parse import urlsplit
 
-from app.operations.status import DestinationStatus, Elsewhere, Level, Status, TitleOf, Verdict, no_title, read_status
+from app.operations.status import (
+    DestinationStatus,
+    Elsewhere,
+    Level,
+    MendedIn,
+    Status,
+    TitleOf,
+    Verdict,
+    no_title,
+    nobody_looked,
+    read_status,
+)
 from app.runtime.terminal import counted
 from app.runtime.url import is_loopback
 from app.settings.model import Settings
@@ -15,24 +26,47 @@ from app.settings.model import Settings
 _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
 
 
-def judged(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -> Status:
+def judged(
+    settings: Settings, now_ms: int, title_of: TitleOf = no_title, mended_in: MendedIn = nobody_looked
+) -> Status:
     """The status with its verdict. Raises what `read_status` raises."""
-    status = read_status(settings, now_ms, title_of)
+    status = read_status(settings, now_ms, title_of, mended_in)
     status = replace(status, elsewhere=tuple(elsewhere(status, has_key=settings.api_key is not None)))
-    return replace(status, verdict=verdict(status, enable=settings.enable, export_mode=settings.export_mode))
+    return replace(status, verdict=verdict(status, settings))
 
 
-def verdict(status: Status, *, enable: bool, export_mode: str) -> Verdict:
+def verdict(status: Status, settings: Settings) -> Verdict:
     """The most serious of what there is to say."""
     (ours,) = (one for one in status.destinations if one.current)
     jobs = f"; {_wait(ours.jobs.pending)}" if ours.jobs.pending else ""
-    if not enable or export_mode == "off":
-        setting = "exportMode is off" if enable else "enable is false"
+    if not settings.enable or settings.export_mode == "off":
+        setting = "exportMode is off" if settings.enable else "enable is false"
         text = f"switched off: {setting}, nothing is captured or sent{jobs}"
         return Verdict("problem", text, "opencode-helicone config show")
     if ours.key is None:
         return Verdict("problem", f"no API key is set, so nothing is delivered{jobs}", _GIVE_A_KEY)
-    return next(chain(_at_helicone(status, ours, jobs), _waits(status, ours), _left(status), _well(status, ours)))
+    return next(
+        chain(
+            _here(settings, jobs),
+            _at_helicone(status, ours, jobs),
+            _waits(status, ours),
+            _left(status),
+            _ignored(settings),
+            _well(status, ours),
+        )
+    )
+
+
+def _here(settings: Settings, jobs: str) -> Iterator[Verdict]:
+    """Before any hook has seen it."""
+    if settings.held:
+        text = f"nothing of this folder is captured or sent: {settings.held_because}{jobs}"
+        yield Verdict("problem", text, "opencode-helicone doctor")
+
+
+def _ignored(settings: Settings) -> Iterator[Verdict]:
+    for one in settings.complaints:
+        yield Verdict("problem", f"a setting does not count: {one.short}", "opencode-helicone doctor")
 
 
 def _at_helicone(status: Status, ours: DestinationStatus, jobs: str) -> Iterator[Verdict]:
@@ -41,10 +75,19 @@ def _at_helicone(status: Status, ours: DestinationStatus, jobs: str) -> Iterator
     yield from (Verdict("problem", alarm, "opencode-helicone doctor --send") for alarm in status.alarms)
     if status.held_folders:
         folders = counted(sum(one.folders for one in status.held_folders), "folder")
-        text = f"{folders} held back: {status.held_folders[0].reason}"
+        text = f"{folders} held back: {status.held_folders[0].reason}{anew(status.held_folders[0].reason)}"
         yield Verdict("problem", text, "opencode-helicone doctor")
+    if status.mended_folders:
+        folders = counted(status.mended_folders, "folder")
+        text = f"{folders} held back until now, whose files are right again: what waits is read by OpenCode or flush"
+        yield Verdict("waiting", text, "opencode-helicone flush")
     if ours.pause_reason is not None:
         yield _paused(status, ours, "waiting", f"Helicone cannot be reached: {ours.pause_reason}{jobs}")
+
+
+def anew(reason: str) -> str:
+    """What is to be done beside mending a file, where OpenCode had read it before."""
+    return " (as OpenCode read them when it started: start it anew)" if " from plugin options" in reason else ""
 
 
 def _waits(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:

@@ -123,10 +123,11 @@ class Verification:
         return bool(present(self._hooks))
 
     def _circumstances(self, session: Head, changed_ms: int) -> Circumstances:
-        _, capturing = self._folders.find(session.directory)
+        settings, capturing = self._folders.find(session.directory)
         known = session_identity(self._db, self.destination_id, session.id)
         return Circumstances(
             capture=capturing,
+            is_held=settings.enable and bool(settings.held),
             user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
