@@ -182,7 +182,7 @@ def _advice(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck
         yield f"{states['held']} held: mend what `{PROGRAM} doctor` names there, then: {PROGRAM} flush"
     before = states["elsewhere"] + states["earlier"]
     if before:
-        yield f"{before} from before capture: {PROGRAM} backfill queues them (with --dry-run it says what it would send)"
+        yield f"{before} from before capture: {PROGRAM} backfill queues them (--dry-run says what it would send)"
     lost = [name for name, one in checked.items() if one.missing]
     if lost:
         named = " ".join(lost[:NAMED_MAX])

@@ -42,6 +42,8 @@ class Usage:
     calls: int
     errors: int
     """Those of them that failed or were aborted."""
+    failed_tools: int
+    """Tools that these calls asked for, and that failed."""
     input_tokens: int
     """Without those that came out of a cache."""
     cache_read_tokens: int

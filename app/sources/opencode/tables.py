@@ -43,7 +43,11 @@ with told as (
     select session, session_ms, created_ms, coalesce(data ->> '$.parentID', id) as turn,
         date(created_ms / 1000, 'unixepoch', 'localtime') as day, data ->> '$.providerID' as provider,
         data ->> '$.modelID' as model, coalesce(data ->> '$.agent', data ->> '$.mode', '') as agent,
-        data ->> '$.error' is not null as failed, data ->> '$.finish' is not null as finished,
+        data ->> '$.error' is not null as failed, (
+            select count(*) from part p where p.message_id = told.id and p.data glob '*"error"*'
+            and iif(json_valid(p.data), p.data, '{{}}') ->> '$.type' = 'tool'
+            and iif(json_valid(p.data), p.data, '{{}}') ->> '$.state.status' = 'error'
+        ) as failed_tools, data ->> '$.finish' is not null as finished,
         max(0, coalesce(data ->> '$.tokens.input', 0)) as input,
         max(0, coalesce(data ->> '$.tokens.cache.read', 0)) as cache_read,
         max(0, coalesce(data ->> '$.tokens.cache.write', 0)) as cache_write,
@@ -52,8 +56,8 @@ with told as (
     from told where data ->> '$.role' = 'assistant'
 )
 select session, cast(turn as text), day, cast(provider as text), cast(model as text), cast(agent as text), count(*),
-    total(failed), total(input), total(cache_read), total(cache_write), total(output), total(cost), created_ms,
-    session_ms, older
+    total(failed), total(failed_tools), total(input), total(cache_read), total(cache_write), total(output), total(cost),
+    created_ms, session_ms, older
 from calls where failed or finished or input or output or cache_read or cache_write
 group by session, turn, day, provider, model, agent, older
 """
@@ -221,9 +225,8 @@ def head(row: sqlite3.Row) -> Head:
 
 
 def _usage(row: sqlite3.Row) -> Usage:
-    session, turn, day, provider, model, agent, calls, errors, fresh, cache_read, cache_write, output, cost = [*row][
-        :13
-    ]
+    session, turn, day, provider, model, agent, calls, errors, failed_tools, *numbers = [*row][:14]
+    fresh, cache_read, cache_write, output, cost = numbers
     return Usage(
         session=session,
         turn=turn,
@@ -232,6 +235,7 @@ def _usage(row: sqlite3.Row) -> Usage:
         agent=agent,
         calls=calls,
         errors=int(errors),
+        failed_tools=int(failed_tools),
         input_tokens=int(fresh),
         cache_read_tokens=int(cache_read),
         cache_write_tokens=int(cache_write),
