@@ -194,7 +194,9 @@ def _letter_lines(opened: Opened) -> Iterator[str]:
     yield f"job {letter.key}"
     yield f"{letter.state} since {moment(letter.finished_ms)}: {letter.reason}{error}"
     yield f"session {letter.session}, turn {letter.turn}, for {opened.endpoint or 'any endpoint'}"
-    yield f"{letter.records} records, {size(letter.body_bytes)} held; queued at {moment(letter.enqueued_ms)}"
+    first = next((one.started_ms for one in opened.attempts), letter.enqueued_ms)
+    again = "" if first >= letter.enqueued_ms else f" again, to be retried; the first attempt known: {moment(first)}"
+    yield f"{letter.records} records, {size(letter.body_bytes)} held; queued at {moment(letter.enqueued_ms)}{again}"
     yield f"what to do: {opened.todo}"
     yield f"tried {letter.attempts} times{', the last:' if opened.attempts else ''}"
     for one in opened.attempts:

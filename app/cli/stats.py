@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from enum import Enum
 from itertools import groupby
 from typing import Annotated
 
 import typer
 
 from app.cli import layout
-from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, print_lines, since_option, takes
+from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, one_of, print_json, print_lines, since_option, takes
 from app.ledger.counters import Counter
 from app.operations.reading import ask_ledger
 from app.operations.stats import GROUPS, Stats, Sum, names, read_stats
@@ -30,8 +29,7 @@ WIDE, IDS, WITH_IDS = 120, 34, 110
 """From so many columns of the terminal on every number has room; ids take so many, and stand from so many on."""
 DIME = 0.1
 """Less is told to the hundredth of a cent."""
-Group = Enum("Group", {name: name for name in GROUPS}, type=str)  # type: ignore[misc]  # names known at run time
-By = Annotated[Group, typer.Option("--by", metavar="GROUP", help=f"By {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.")]
+By = Annotated[str, one_of(GROUPS, "--by", "By one of these")]
 
 
 @commands.command("stats")
@@ -39,7 +37,7 @@ By = Annotated[Group, typer.Option("--by", metavar="GROUP", help=f"By {', '.join
 def _stats(
     sources: Sources,
     *,
-    by: By = Group.day,  # type: ignore[attr-defined]  # as above
+    by: By = "day",
     since: Annotated[int | None, since_option(f"Calls since ({DAYS}d)")] = None,
     project: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Of this project folder.")] = None,
     db: StoreFile = None,
@@ -51,12 +49,10 @@ def _stats(
     """
     now_ms = clock.now_ms()
     since_ms = now_ms - DAYS * DAY_MS if since is None else since
-    if by.value == "day":
+    if by == "day":
         since_ms = _midnight_ms(since_ms)  # half a day is no figure
     store = Store(db or store_file(os.environ))
-    found = ask_ledger(
-        sources.load().spool_directory, lambda ledger: read_stats(ledger, store, by.value, since_ms, project)
-    )
+    found = ask_ledger(sources.load().spool_directory, lambda ledger: read_stats(ledger, store, by, since_ms, project))
     if json_wanted:
         print_json(asdict(found))
     else:

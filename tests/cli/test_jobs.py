@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import layout
+from app.cli.options import UNREAD
 from app.ledger import claims, counters
 from app.ledger.job import FailedAttempt
 from app.runtime import clock
@@ -372,7 +373,7 @@ def test_a_closed_pipe_ends_it_quietly(station: Station) -> None:
         with station.ledger() as db:
             LedgerBench(db).put(version("later"))
         assert process.stderr.read() == b""
-        assert process.wait(60) == 1
+        assert process.wait(60) == UNREAD
 
 
 @pytest.mark.slow

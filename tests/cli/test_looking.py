@@ -12,6 +12,8 @@ import pytest
 from app.cli.tail import watch
 from app.database.connection import Replaced
 from app.database.open import open_if_made, open_ledger
+from app.ledger.listing import STATES
+from app.operations.stats import GROUPS
 from app.operations.tail import Tail
 from app.operations.titles import Titles
 from app.sources.opencode.store import Store, store_file
@@ -19,7 +21,7 @@ from tests.sources.opencode.test_store import built
 from tests.support.processes import Station
 from tests.support.recorded import export
 from tests.support.typed_commands import typed
-from tests.system.test_cli import commands
+from tests.system.test_cli import commands, complaint
 
 MAKE = {"backfill", "flush", "hook", "import", "migrate", "receiver", "setup", "worker"}
 """They write to a queue. (`setup` may start a receiver; the others make the queue.)"""
@@ -124,3 +126,14 @@ def test_an_empty_ledger_in_memory_ends_as_soon_as_there_is_one(spool: Path) -> 
         open_ledger(spool).close()
         with pytest.raises(Replaced):
             db.execute("select count(*) from job")
+
+
+def test_an_empty_argument_is_a_variable_that_is_not_set(station: Station) -> None:
+    for command in (("dead", "show", ""), ("jobs", "list", "--session", ""), ("sent", "")):
+        assert "an argument is empty" in complaint(typed(station, *command), 2)
+
+
+def test_a_value_that_is_none_is_answered_with_those_that_there_are(station: Station) -> None:
+    for command, known in ((("jobs", "list", "--state", "foo"), STATES), (("stats", "--by", "foo"), GROUPS)):
+        done = typed(station, *command)
+        assert (done.returncode, f"'foo' is none; there are {', '.join(known)}" in done.stderr) == (2, True)
