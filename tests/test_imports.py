@@ -34,6 +34,7 @@ INSIDE_OF_FUNCTIONS = {
     "rich.console": "20 ms",
     "rich.progress": "30 ms",
     "app.receiver.background": "20 ms",
+    "app.receiver.access": "the same",
     # The web server.
     "app.receiver.server": "150 ms",
 }

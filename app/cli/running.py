@@ -12,6 +12,7 @@ import typer
 from app.cli.options import (
     OF_DESTINATION,
     OF_SPOOL,
+    PROGRAM,
     USAGE,
     complain,
     print_lines,
@@ -78,21 +79,32 @@ def _receiver(
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8686,
     store: Annotated[Path | None, typer.Option(metavar="FILE", help="What it keeps; made when missing.")] = None,
     faults: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON: what goes wrong first.")] = None,
+    url: Annotated[bool, typer.Option("--url", help="Say where the page of the one that runs is, and end.")] = False,
 ) -> None:
     """Run a Helicone-compatible server here.
 
     To try the program without Helicone, on this machine only.
     """
-    from app.receiver import server  # noqa: PLC0415 - its web server takes longer to load than most commands run
+    from app.receiver import background, server  # noqa: PLC0415 - its web server takes longer to load than most commands run
+    from app.receiver.access import PortTakenError, ReceiverError  # noqa: PLC0415 - the same
 
     kept = store or receiver_store()
-    server.serve(
-        host=host,
-        port=port,
-        store_path=kept,
-        faults_path=faults,
-        on_listening=lambda url, key, page: print_lines(_receiver_lines(url, key, str(kept), page)),
-    )
+    if url:
+        found = background.find(kept, port)
+        if found is None:
+            raise ReceiverError(f"no receiver that keeps {kept} runs: `{PROGRAM} receiver` starts one")
+        print_lines([found.page])
+        return
+    try:
+        server.serve(
+            host=host,
+            port=port,
+            store_path=kept,
+            faults_path=faults,
+            on_listening=lambda url, key, page: print_lines(_receiver_lines(url, key, str(kept), page)),
+        )
+    except PortTakenError:
+        raise ReceiverError(background.who_has(port, kept)) from None
 
 
 def _worker_lines(target: Destination, log: str) -> Iterator[str]:
@@ -106,3 +118,4 @@ def _receiver_lines(url: str, key: str, store: str, page: str) -> Iterator[str]:
     yield f"listening on {url}, keeping {store}"
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
     yield f"to see what arrives, open {page}"
+    yield f"(`{PROGRAM} receiver --url` says that address again)"
