@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
+from app.cli.layout import moment, size
 from app.cli.options import OF_SPOOL, PROBLEM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
-from app.cli.render import how_to_deliver, moment, size
+from app.cli.render import how_to_deliver
 from app.database.connection import Unmade
 from app.ledger.dead_letters import Choice
 from app.ledger.erasure import erase

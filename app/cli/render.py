@@ -1,4 +1,4 @@
-"""Renders what several commands show to people: times, sizes, and how far long work has come.
+"""Renders what several commands show to people: problems, what to type, and how far long work has come.
 
 The same facts for programs are the results themselves, as JSON.
 """
@@ -9,28 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from app.runtime.terminal import visible
 
 FIRST_S, EVERY_S = 0.9, 10.0
 """Where nobody watches a terminal: after so long the first line about how far work has come, and then the others."""
-
-
-def day(time_ms: int) -> str:
-    """A local date."""
-    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d")
-
-
-def moment(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
-
-
-def size(number: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number} bytes"
 
 
 def problem_lines(problems: Sequence[str]) -> Iterator[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from app.cli.layout import ahead, at
-from app.cli.render import moment, problem_lines, size
+from app.cli.layout import ahead, at, moment, size
+from app.cli.render import problem_lines
 from app.ledger.notices import Unread
 from app.operations.status import DestinationStatus, Jobs, Status, named
 from app.runtime.terminal import counted

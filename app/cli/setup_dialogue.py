@@ -18,6 +18,7 @@ from pydantic import SecretStr, ValidationError
 
 from app import __version__
 from app.cli import render
+from app.cli.layout import day
 from app.cli.options import PROBLEM, PROGRAM, STOPPED, USAGE, complain, print_lines
 from app.cli.plugin import install_here
 from app.operations.preview import Previewed, preview
@@ -414,7 +415,7 @@ def _history(environ: Mapping[str, str]) -> Iterator[str]:
     except StoreError:
         roots = []
     if roots:
-        first = render.day(min(head.created_ms for head in roots))
+        first = day(min(head.created_ms for head in roots))
         sessions = "1 session" if len(roots) == 1 else f"{len(roots):,} sessions"
         yield f"History: OpenCode has {sessions}, the first of {first}. One is sent when you"
         yield "  go on with it; opencode-helicone backfill --dry-run says what all would be"

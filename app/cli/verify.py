@@ -14,7 +14,7 @@ import typer
 
 from app.capture.targets import find_target
 from app.cli import render
-from app.cli.layout import show
+from app.cli.layout import day, show
 from app.cli.options import (
     DONE,
     OF_DESTINATION,
@@ -150,7 +150,7 @@ def lines(
         for one in sorted(shown, key=lambda one: one.changed_ms):
             title = f' "{titles[one.session]}"' if titles.get(one.session) else ""
             note = "; deleted in OpenCode" if one.is_deleted else f"; {one.failure}" if one.failure else ""
-            yield f"  {render.day(one.changed_ms)} {one.session}{title}: {_told([one], checked)}{note}"
+            yield f"  {day(one.changed_ms)} {one.session}{title}: {_told([one], checked)}{note}"
 
 
 _QUIET = {"delivered", "recalled", "inside", "elsewhere", "earlier", "switched_off", "undone", "other_destination"}
