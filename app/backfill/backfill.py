@@ -25,7 +25,7 @@ from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
 from app.database.connection import Ledger, flushed_together
 from app.database.open import open_if_made, open_whole
-from app.errors import AppError
+from app.errors import AppError, ExportError
 from app.ledger import history
 from app.ledger.counts import is_pending
 from app.ledger.decision import BACKFILL, WANTED, Decision, Reopen
@@ -39,7 +39,6 @@ from app.runtime.liveness import open_sessions, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store
 from app.transcript.model import Transcript, TranscriptError

@@ -12,6 +12,7 @@ from app.capture.reconcile import Reconciler
 from app.capture.session_reader import Reader
 from app.capture.targets import folder
 from app.database.connection import Ledger
+from app.errors import ExportError
 from app.ledger.destinations import fingerprint
 from app.ledger.folders import is_captured
 from app.privacy.redact import PatternError
@@ -21,7 +22,6 @@ from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.settings.model import SettingsError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store, store_file
 
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
 
@@ -19,6 +20,9 @@ from app.ledger.folders import held_folders
 from app.operations.verdict import judged
 from app.runtime import clock
 from app.settings.lookup import Sources
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.folders import store_file
+from app.sources.opencode.title import title
 
 commands = typer.Typer()
 
@@ -91,14 +95,19 @@ def _mended(db: sqlite3.Connection, sources: Sources) -> Collection[str]:
     if not any(one.is_by_files for one in held_folders(db)):
         return ()
     from app.capture.mended import mended  # noqa: PLC0415 - reads OpenCode's store
-    from app.sources.opencode.store import Store, store_file  # noqa: PLC0415 - the same
+    from app.sources.opencode.store import Store  # noqa: PLC0415 - the same
 
     return mended(db, sources, Store(store_file(os.environ)))
 
 
 def _title(session: str) -> str:
-    from app.operations.titles import Titles  # noqa: PLC0415 - reads OpenCode's store, which status mostly does without
-    from app.sources.opencode.store import Store, store_file  # noqa: PLC0415 - the same
+    path = store_file(os.environ)
+    with suppress(StoreError):
+        found = title(path, session)
+        if found is not None or not (path.parent / "storage").is_dir():
+            return found or ""
+    from app.operations.titles import Titles  # noqa: PLC0415 - reads all that OpenCode ever wrote, and takes long to load
+    from app.sources.opencode.store import Store  # noqa: PLC0415 - the same
 
-    found = Titles(Store(store_file(os.environ))).of([session])
-    return found[session].title if session in found else ""
+    head = Titles(Store(path)).of([session]).get(session)
+    return head.title if head is not None else ""

@@ -17,11 +17,12 @@ from app.capture.export import split
 from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
 from app.database.open import open_if_made
+from app.errors import ExportError
 from app.exporters.encoder import Record
 from app.ledger.versions import session_identity
 from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources
-from app.sources.opencode.export_files import Export, ExportError, File, families, transcript_of
+from app.sources.opencode.export_files import Export, File, families, transcript_of
 from app.transcript.model import TranscriptError
 
 

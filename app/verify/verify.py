@@ -20,7 +20,7 @@ from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import find_target, folder
 from app.database.open import open_if_made
-from app.errors import AppError
+from app.errors import AppError, ExportError
 from app.ledger.folders import captured_since_ms
 from app.ledger.history import exported, exported_elsewhere, exported_sessions
 from app.ledger.notices import unread_sessions
@@ -30,7 +30,6 @@ from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError

@@ -19,7 +19,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
 
-from app.sources.opencode.export_files import ExportError
+from app.errors import ExportError
 
 BUSY_S = 2.0
 """How long a read waits for OpenCode, which holds the store exclusively only while it starts or recovers."""
