@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -101,7 +102,7 @@ def _receiver(
             port=port,
             store_path=kept,
             faults_path=faults,
-            on_listening=lambda url, key, page: print_lines(_receiver_lines(url, key, str(kept), page)),
+            on_listening=lambda url, key, page: print_lines(_receiver_lines(url, key, kept, page)),
         )
     except PortTakenError:
         raise ReceiverError(background.who_has(port, kept)) from None
@@ -114,8 +115,10 @@ def _worker_lines(target: Destination, log: str) -> Iterator[str]:
         yield f"no HELICONE_API_KEY is set: jobs wait; log: {log}"
 
 
-def _receiver_lines(url: str, key: str, store: str, page: str) -> Iterator[str]:
+def _receiver_lines(url: str, key: str, store: Path, page: str) -> Iterator[str]:
+    again = f"{PROGRAM} receiver --url --port {url.rpartition(':')[2]}"
+    again += "" if store == receiver_store() else f" --store {shlex.quote(str(store))}"
     yield f"listening on {url}, keeping {store}"
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
     yield f"to see what arrives, open {page}"
-    yield f"(`{PROGRAM} receiver --url` says that address again)"
+    yield f"  {again}    says that address again"

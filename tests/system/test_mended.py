@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from app.ledger import folders
+from tests.support.opencode import OpenCode
 from tests.support.processes import Station, hook, repository
 from tests.support.servers import Receiver, receiving
 from tests.support.typed_commands import typed
 from tests.system.test_cli import said
 from tests.system.test_held import RIGHT, WRONG, asked, configure, show
+
+pytest_plugins = ["tests.support.opencode"]
 
 LINE = "opencode.json line 2"
 
@@ -118,3 +121,28 @@ def test_a_value_that_does_not_count_is_no_good_news(station: Station) -> None:
     configure(station.home, '{"plugin": [["./opencode-helicone.js",\n {"maxRetries": "many"}]]}')
     told = typed(station, "status", "--check")
     assert (told.returncode, told.stdout.splitlines()[0][:36]) == (1, "problem: a setting does not count: m")
+
+
+@pytest.mark.opencode
+def test_with_the_real_opencode_a_mended_option_needs_no_new_one(
+    opencode: OpenCode, receiver: Receiver, tmp_path: Path
+) -> None:
+    # Everything lies where OpenCode looks for it by itself.
+    station = Station(opencode.home, receiver.url, variables={"XDG_CONFIG_HOME": "", "XDG_DATA_HOME": ""})
+    assert typed(station, "install-plugin").returncode == 0
+    plugin = station.home / ".config" / "opencode" / "plugin" / "opencode-helicone.js"
+
+    def options(name: str) -> list[object]:
+        return [[plugin.as_uri(), {name: ["swordfish"]}]]
+
+    project = opencode.project(tmp_path / "project", plugin=options("redactPattern"))
+    assert opencode.run(project, "[[script:hello]] Say hello", environ=station.environ).exit_code == 0
+    told = typed(station, "status").stdout
+    assert told.startswith("problem: 1 folder held back: "), told
+    assert "redactPattern" in told
+    assert typed(station, "flush", "--timeout", "5").returncode == 1
+    (project / "opencode.json").write_text(json.dumps({"plugin": options("redactPatterns")}))
+    assert typed(station, "status").stdout.startswith("waiting: 1 folder held back until now")
+    assert said(typed(station, "flush", "--json"))["jobs"]["delivered"] == 2
+    assert typed(station, "status", "--check").returncode == 0
+    assert b"Say hello" in receiver.wire()
