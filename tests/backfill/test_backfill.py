@@ -463,7 +463,7 @@ def test_it_stops_at_half_of_the_spool_drops_nothing_and_goes_on_the_next_time(
         if done.returncode == 0:
             break
         assert done.returncode == 1
-        assert done.stderr == (
+        assert done.stderr.endswith(  # on a slow machine how far it has come stands before it
             "opencode-helicone: half of maxSpoolSize is in use, and no worker runs: let flush or worker deliver it;"
             " what is queued stays; the same backfill again goes on from there\n"
         )
