@@ -106,6 +106,7 @@ def test_a_folder_is_not_said_to_be_right_where_only_the_shell_cannot_see_its_fi
     configure(project, WRONG["a misspelt option"])
     held_at_end_of_opencode(station, project)
     blind = replace(station, variables={"OPENCODE_DISABLE_PROJECT_CONFIG": "true"})
+    assert said(typed(blind, "status", "--json"))["mended_folders"] == 0
     assert json.loads(typed(blind, "flush", "--json").stdout)["jobs"]["delivered"] == 0
     assert LINE in typed(blind, "status").stdout
 
