@@ -9,6 +9,7 @@ A session is read from the first that holds it, SQLite before JSON: what was cop
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -45,7 +46,8 @@ def databases(path: Path) -> list[Path]:
     beside: list[Path] = []
     if path.name == NAME:
         with suppress(OSError):
-            beside = sorted(path.parent.glob("opencode-*.db"))
+            names = os.listdir(path.parent)  # noqa: PTH208 - asked before each question, and a third of what glob takes
+            beside = sorted(path.parent / one for one in names if one.startswith("opencode-") and one.endswith(".db"))
     return [one for one in (path, *beside) if may_be(one, S_ISREG)]
 
 
@@ -118,13 +120,11 @@ class Store:
         """When anything of the session or of its subagents was written last; None when it is not there."""
         return self._where(session, lambda rows: reading.family_weight(rows, session)[1])
 
-    def changes(self, directory: str) -> dict[str, int]:
-        """`changed_ms` of all sessions that were started in a directory."""
+    def changes(self, directory: str | None = None) -> dict[str, int]:
+        """`changed_ms` of all sessions, or of those that were started in a directory."""
         found: dict[str, int] = {}
-        where = _as_stored(directory)
-        for changes in self._all(
-            lambda rows: {head.id: reading.family_weight(rows, head.id)[1] for head in rows.heads(where)}
-        ):
+        where = None if directory is None else _as_stored(directory)
+        for changes in self._all(lambda rows: reading.changes(rows, where)):
             found = changes | found
         return found
 
