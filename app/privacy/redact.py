@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, TypeVar
 
 from app.privacy.decode import View, joined, layers, unpacked
@@ -334,20 +334,24 @@ def redact_turn(turn: Turn, redaction: Redaction, hits: Counter[str] | None = No
 
 
 def _redacted(value: T, redaction: Redaction, hits: Counter[str] | None) -> T:
-    """A value of a transcript, with all that is inside of it."""
+    """A value of a transcript, with all that is inside of it; itself where nothing in it was taken out."""
     kind: Any = type(value)
     made: dict[str, Any] = {}
     for name in _fields(kind):
         inner, counted = getattr(value, name), None if name == "origin" else hits  # mostly the directory: counted once
+        shown = inner
         if name == "input":
-            made[name] = redaction.json(inner, counted)
+            shown = redaction.json(inner, counted)
         elif isinstance(inner, str):
-            made[name] = _named(inner, redaction, counted) if name in _NAMES else redaction.text(inner, counted)
+            shown = _named(inner, redaction, counted) if name in _NAMES else redaction.text(inner, counted)
         elif isinstance(inner, tuple):
-            made[name] = tuple(_redacted(one, redaction, counted) for one in inner)
+            some = tuple(_redacted(one, redaction, counted) for one in inner)
+            shown = inner if all(map(is_, some, inner)) else some
         elif is_dataclass(inner):
-            made[name] = _redacted(inner, redaction, counted)
-    changed: T = replace(value, **made)  # type: ignore[type-var]  # all of them are dataclasses
+            shown = _redacted(inner, redaction, counted)
+        if shown is not inner:
+            made[name] = shown
+    changed: T = replace(value, **made) if made else value  # type: ignore[type-var]  # all of them are dataclasses
     return changed
 
 
