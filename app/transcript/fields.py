@@ -153,9 +153,11 @@ class Place:
     def object(self, key: str) -> Place:
         """The object under `key`; an empty one when it is absent or something else."""
         value = self.fields.get(key)
-        if value is not None and not isinstance(value, dict):
+        if isinstance(value, dict):
+            return Place(self.at(key), value, self.faults)
+        if value is not None:
             self.note(key, "not an object")
-        return Place(self.at(key), value if isinstance(value, dict) else {}, self.faults)
+        return Place(self.at(key), {}, self.faults)
 
     def need(self, key: str) -> Place:
         """The object under `key`. Raises TranscriptError."""
