@@ -35,7 +35,7 @@ from app.runtime import clock
 from app.settings.lookup import unattended
 from app.worker import Worker
 from benchmarks.table import Row
-from tests.support.lean_receiver import AskedProcess, asked_process
+from tests.support.asked_process import AskedProcess, asked_process
 from tests.support.ledger_bench import version
 from tests.support.processes import Station
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.delivery import RECORDS, ROOT, Load, fill
 from benchmarks.table import Row
 from tests.support import snapshots
-from tests.support.lean_receiver import asked_process
+from tests.support.asked_process import asked_process
 from tests.support.processes import HookProcess, Station, hook
 
 FEW, MORE = 2, 12

@@ -15,7 +15,6 @@ import json
 import random
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.support.checkout import ROOT
+from tests.support.asked_process import AskedProcess, asked_process
 from tests.support.servers import request_id_of, whole
 
 FAULTS = ("429", "500", "slow", "reset")
@@ -159,38 +158,6 @@ def lean_receiver(
 
 
 # --- in a process of its own -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AskedProcess:
-    """A receiver in another process, whose interpreter the killing and counting does not slow down."""
-
-    process: subprocess.Popen[str]
-    url: str
-
-    def ask(self, question: str = "") -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(question + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
-@contextmanager
-def asked_process(module: str, *arguments: str) -> Iterator[AskedProcess]:
-    """It says its URL first, and then a line of JSON for each line that it reads."""
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield AskedProcess(process, process.stdout.readline().strip())
-        finally:
-            process.kill()
 
 
 @dataclass(frozen=True, slots=True)
