@@ -166,23 +166,28 @@ class Redaction:
         """Ranges of the text by the name of what found them."""
         found: Found = defaultdict(list)
         text = View(data)
+        if self.secrets or self.known is not None:
+            yield from self._find_secrets(text, found)
+        for pattern in self.patterns:
+            found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
+            yield len(data)
+        return found
+
+    def _find_secrets(self, text: View, found: Found) -> Generator[int, None, None]:
+        size = len(text.data)
         hits = self._scout.look(text)
-        yield len(data)
+        yield size
         self._look(text, hits, found)
-        yield len(data)
+        yield size
         plain = sorted((start, end, name) for name, spans in found.items() for start, end in spans)
         seen = Stretch(0, 0)
-        to_decode = stretches(data, hits, self._scout)
-        yield len(data)
+        to_decode = stretches(text.data, hits, self._scout)
+        yield size
         for stretch in to_decode:
             # One that went on has been over the next ones, too.
             if not stretch.is_within(seen):
                 seen = self._look_into(text, stretch, found, plain)
                 yield _DECODED_COST * (seen.end - seen.start)
-        for pattern in self.patterns:
-            found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
-            yield len(data)
-        return found
 
     def _look_into(self, text: View, stretch: Stretch, found: Found, plain: Sequence[tuple[int, int, str]]) -> Stretch:
         """What is found once a stretch is decoded; it is a longer one, returned, where that goes on up to its end.
