@@ -212,5 +212,31 @@ def test_the_identity_of_a_session_is_kept_by_destination(two: Two) -> None:
     ours.put(replace(version(), user_id="ours", session_name="ours", encoding=2))
     ours.put(replace(version(session="ses_2"), user_id="other", session_name="other", encoding=1))
     assert versions.session_identity(ours.db, ours.destination, "ses_1") == ("ses_1", Identity("ours", 2, "ours"))
+    assert versions.session_identity(ours.db, ours.destination, "ses_2") == ("ses_2", Identity("other", 1, None))
     assert versions.encoding_elsewhere(ours.db, "ses_1") == 2
     assert versions.encoding_elsewhere(ours.db, "ses_3") is None
+
+
+@pytest.mark.parametrize("end", ["complete", "dead_letter"])
+def test_the_end_of_an_attempt_leaves_those_before_it_as_they_were(db: sqlite3.Connection, end: str) -> None:
+    bench = LedgerBench(db)
+    bench.put(version(), records=0)
+    bench.retry_later(bench.claimed(), due_ms=bench.now_ms, error="first")
+    if end == "complete":
+        claims.complete(db, bench.claimed(), bench.now_ms, confirm_ms=9_000)
+    else:
+        bench.dead_letter(bench.claimed())
+    told = db.execute("select number, error from attempt order by number").fetchall()
+    assert [tuple(row) for row in told] == [(1, "first"), (2, "accepted" if end == "complete" else "400")]
+
+
+def test_a_probe_asks_by_the_newest_job_that_waits_where_one_that_came_later_is_delivered(two: Two) -> None:
+    ours, _ = two
+    ours.put(version())
+    ours.retry_later(ours.claimed(), due_ms=ours.now_ms)
+    for session in ("ses_2", "ses_3"):
+        ours.now_ms += 1_000
+        ours.put(version(session=session))
+    ours.deliver(version(session="ses_3"))
+    ours.pause(probe_ms=ours.now_ms)
+    assert ours.claimed().session == "ses_2"
