@@ -172,7 +172,8 @@ class Backfill:
                     f"OpenCode's store {self._store.path} holds no such session that was started in {choice.directory}"
                 )
         since_ms = now_ms - AGE_MS_MAX if choice.since_ms is None else choice.since_ms
-        found = [(root, self._store.changed_ms(root.id) or 0) for root in roots]
+        changes = self._store.changes()
+        found = [(root, changes.get(root.id, 0)) for root in roots]
         recent = [one for one in found if choice.sessions or one[1] >= since_ms]
         return recent, len(found) - len(recent) if choice.since_ms is None else 0
 

@@ -21,6 +21,8 @@ TURN_S = 0.1
 """How long a thread waits for its turn before that counts as waiting for a lock."""
 FULL = 2
 """As SQLite counts `synchronous`."""
+PAGE_BYTES = 2048
+"""Of a new ledger: SQLite logs whole pages, and of most only one row of an index has changed."""
 WAL_BYTES = 4 * 1024 * 1024
 """A WAL longer than this is copied into the database by whoever commits next."""
 
@@ -223,7 +225,7 @@ def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:
 def shrink(db: sqlite3.Connection) -> None:
     """Give pages of deleted rows back to the file system, a bounded number at a time."""
     # `execute` would step only once, and each step frees one page.
-    db.executescript("pragma incremental_vacuum(1000)")
+    db.executescript("pragma incremental_vacuum(2000)")
 
 
 def wal_reset_bug(version: str) -> bool:

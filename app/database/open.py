@@ -18,7 +18,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from app.database import derived, recover
-from app.database.connection import BUSY_TIMEOUT_MS, Ledger, Replaced, Unmade, connect
+from app.database.connection import BUSY_TIMEOUT_MS, PAGE_BYTES, Ledger, Replaced, Unmade, connect
 from app.database.schema import (
     Damaged,
     SchemaError,
@@ -254,10 +254,11 @@ def _order(db: sqlite3.Connection) -> None:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    """Set what can only be set on an empty file, before the journal mode: auto_vacuum is ignored after it."""
+    """Set what can only be set on an empty file, before the journal mode: these two are ignored after it."""
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
+            db.execute(f"pragma page_size = {PAGE_BYTES}")
             db.execute("pragma auto_vacuum = incremental")
             db.execute("pragma journal_mode = wal")
         except sqlite3.OperationalError:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from app.exporters.client import Client
-from app.exporters.helicone import client
+
+# Else httpx loads its command, and with it rich, pygments and click: 4 MB and 30 ms of each worker, for nothing.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+
+from app.exporters.helicone import client  # noqa: E402 - after that
 
 
 def connect(api_key: str, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:

@@ -59,6 +59,7 @@ class Verification:
         self._store = store
         self._folders = Folders(db, sources)
         settings = sources.load()
+        self._changes = store.changes()
         self._hooks = Spool(settings.spool_directory).hooks
         ours = find_target(db, settings)
         self.destination_id = -1 if ours is None else ours.id
@@ -72,7 +73,7 @@ class Verification:
         found += [
             name
             for name in exported_sessions(self._db, self.destination_id)
-            if name not in stored and self._store.changed_ms(name) is None
+            if name not in stored and name not in self._changes
         ]
         if choice.sessions:
             by_name = {one if isinstance(one, str) else one.id: one for one in found}
@@ -88,7 +89,7 @@ class Verification:
         if isinstance(session, str):
             known = exported(self._db, self.destination_id, session)
             return max((one.last_event_ms for one in known), default=0)
-        return self._store.changed_ms(session.id) or session.updated_ms
+        return self._changes.get(session.id) or session.updated_ms
 
     def look(self, session: Head | str) -> SessionStatus:
         if isinstance(session, str):
@@ -113,6 +114,8 @@ class Verification:
         sealed = frozenset(
             turn.id for turn in transcript.turns if any_sealed(self._db, self.destination_id, list(children(turn)))
         )
+        if not all(turn.is_final for turn in turns):  # it may be written to meanwhile
+            changed_ms = self._store.changed_ms(session.id) or changed_ms
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
         known = exported(self._db, self.destination_id, session.id)
         return session_status(first, turns, known, at, transcript.unreadable)

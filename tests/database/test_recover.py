@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from app.database import recover
-from app.database.connection import Ledger, Replaced
+from app.database.connection import PAGE_BYTES, Ledger, Replaced
 from app.database.open import inspect, open_ledger, open_whole, recover_after
 from app.delivery.backoff import RetryPolicy
 from app.delivery.deliver import DeliveryContext, deliver
@@ -28,7 +28,6 @@ from tests.stress import flips
 from tests.support.ledger_bench import LedgerBench, bodies, version
 
 JOBS = 60
-PAGE_BYTES = 4096
 
 
 def filled(spool: Path, jobs: int = JOBS) -> list[str]:
@@ -91,10 +90,18 @@ def test_a_ledger_that_is_no_database_is_set_aside_and_counted(spool: Path) -> N
     assert names(spool, "*.broken*") + names(spool, "*.new*") + names(spool, "*.copy*") == []
 
 
-def test_everything_is_recovered_when_only_the_first_page_is_lost(spool: Path) -> None:
+@pytest.mark.parametrize("page_bytes", recover.PAGES_BYTES)
+@pytest.mark.parametrize("lost_bytes", [PAGE_BYTES, 4096])
+def test_everything_is_recovered_when_only_the_beginning_is_lost(
+    spool: Path, page_bytes: int, lost_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.database.open.PAGE_BYTES", page_bytes)
     keys = filled(spool)
-    overwrite(spool / "ledger.db", 0, bytes(PAGE_BYTES))
+    monkeypatch.undo()
+    assert int.from_bytes((spool / "ledger.db").read_bytes()[16:18], "big") == page_bytes
+    overwrite(spool / "ledger.db", 0, bytes(lost_bytes))
     with closing(open_ledger(spool)) as db:
+        assert db.execute("pragma page_size").fetchone()[0] == PAGE_BYTES
         assert job_keys(db) == set(keys)
         assert noted(db) == {"ledger: damaged, set aside and recovered": 1}
         assert db.execute("select count(*) from record").fetchone()[0] == 2 * JOBS

@@ -100,13 +100,11 @@ class Store:
         """When anything of the session or of its subagents was written last; None when it is not there."""
         return self._where(session, lambda rows: reading.family_weight(rows, session)[1])
 
-    def changes(self, directory: str) -> dict[str, int]:
-        """`changed_ms` of all sessions that were started in a directory."""
+    def changes(self, directory: str | None = None) -> dict[str, int]:
+        """`changed_ms` of all sessions, or of those that were started in a directory."""
         found: dict[str, int] = {}
-        where = _as_stored(directory)
-        for changes in self._all(
-            lambda rows: {head.id: reading.family_weight(rows, head.id)[1] for head in rows.heads(where)}
-        ):
+        where = None if directory is None else _as_stored(directory)
+        for changes in self._all(lambda rows: reading.changes(rows, where)):
             found = changes | found
         return found
 

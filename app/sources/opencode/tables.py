@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from app.sources.opencode.rows import Head, Memory, Usage, is_settled, subagent
@@ -69,6 +69,8 @@ class TableRows:
     def __init__(self, db: sqlite3.Connection, memory: Memory) -> None:
         self._db = db
         self._memory = memory
+        self._told: dict[str, dict[str, Json]] = {}
+        """What messages say that were read to learn from them."""
 
     def heads(self, directory: str | None = None) -> list[Head]:
         rows = self._db.execute(
@@ -99,7 +101,8 @@ class TableRows:
         known.newest = added[-1][:2] if added else None
         found = {name: created_ms for *_, name, created_ms in added if name not in known.listed}
         for row in self._messages([name for name in found if name not in known.turn_of]):
-            known.learn(row["id"], fields(row["data"]), found.get(row["id"], 0))
+            self._told[row["id"]] = fields(row["data"])
+            known.learn(row["id"], self._told[row["id"]], found.get(row["id"], 0))
         for name, created_ms in found.items():
             if name not in known.turn_of:
                 known.learn(name, {}, created_ms)  # it cannot be asked for: no text, or not in UTF-8
@@ -114,7 +117,8 @@ class TableRows:
     def messages(self, session: str, names: list[str]) -> list[Json]:
         found: list[Json] = []
         known = self._memory.of(session)
-        told = {row["id"]: fields(row["data"]) for row in self._messages(names)}
+        told = {name: self._told[name] for name in names if name in self._told}
+        told |= {row["id"]: fields(row["data"]) for row in self._messages([one for one in names if one not in told])}
         for name in names:
             ids = {"messageID": name, "sessionID": session}
             rows = self._db.execute(f"select {ID} as name, data from part where message_id = ? order by id", (name,))
@@ -164,12 +168,8 @@ class TableRows:
             )
             yield from ((row["message"], row["rows"], row["updated_ms"]) for row in rows if row["message"] in wanted)
 
-    def weight(self, session: str) -> tuple[int, int]:
-        found = [
-            self._db.execute(f"select {WRITTEN} from {table} where {name} = ?", (session,)).fetchone()
-            for table, name in (("session", "id"), ("message", "session_id"), ("part", "session_id"))
-        ]
-        return sum(row["rows"] for row in found), max(row["updated_ms"] for row in found)
+    def weights(self, sessions: Collection[str]) -> dict[str, tuple[int, int]]:
+        return weights(self._db, {"session": "id", "message": "session_id", "part": "session_id"}, sessions)
 
     def usage(self, since_ms: int) -> Iterable[Usage]:
         found = self._db.execute(USAGE, (since_ms,))
@@ -191,6 +191,23 @@ class TableRows:
             "select m.id, m.data from json_each(?) w join message m on m.id = w.value",
             (json.dumps(names),),
         )
+
+
+def weights(db: sqlite3.Connection, tables: Mapping[str, str], sessions: Collection[str]) -> dict[str, tuple[int, int]]:
+    """As `Rows` has it, of these tables, each with its column that names the session."""
+    names = [*sessions]
+    found = [(0, 0)] * len(names)
+    for table, name in tables.items():
+        rows = db.execute(
+            # In this order: each session is looked up by the index.
+            f"select w.key as at, {WRITTEN} from json_each(?) w cross join {table} t on t.{name} = w.value"
+            " group by w.key",
+            (json.dumps(names),),
+        )
+        for row in rows:
+            count, updated_ms = found[row["at"]]
+            found[row["at"]] = count + row["rows"], max(updated_ms, row["updated_ms"])
+    return dict(zip(names, found, strict=True))
 
 
 def info(row: sqlite3.Row, parent: str | None) -> dict[str, Json]:
