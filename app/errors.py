@@ -19,6 +19,7 @@
     ├─ LedgerError                  a row of the ledger holds what it must not hold
     ├─ BundleError                  compressed bodies are damaged
     ├─ DeadLetterError              a dead letter was named that is not there, or could be several
+    ├─ UnknownProjectError          a project was named that OpenCode's store does not have
     ├─ UnknownJobError              a job or session was named that is not in the queue, or could be several
     ├─ NoRoomError                  the spool is full, and nobody makes room
     ├─ UnknownSessionError          a session was named that nobody has
@@ -30,6 +31,7 @@
     ├─ DestinationError             a destination was named that is not there, or cannot be moved
     ├─ InUseError                   what is to be removed is in use
     ├─ ReceiverError                the receiver cannot start as asked
+    │  └─ PortTakenError            somebody else listens there
     ├─ FaultError                   a script of the receiver's faults cannot be used
     └─ ReceiverStoreError           a file is not the receiver's store, or a query is not known
 
@@ -45,3 +47,7 @@ class AppError(Exception):
 
 class UsageError(AppError):
     """Arguments or settings that cannot be used."""
+
+
+class ExportError(AppError):
+    """A file that is no export. The message says why, without any of its text."""

@@ -1,6 +1,8 @@
-"""Runs every measurement and prints one table; exits with 1 where a goal is missed.
+"""Runs every measurement and prints a page of tables; exits with 1 where a goal is missed.
 
-python -m benchmarks [--short] [NAME ...]
+python -m benchmarks [--short] [--write] [NAME ...]
+
+`--write` makes `docs/performance.md` of it, from all of them. A quarter of an hour on two cores that nobody else uses.
 """
 
 from __future__ import annotations
@@ -10,32 +12,53 @@ import os
 import platform
 import sqlite3
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
-from benchmarks.table import Row, markdown
+from benchmarks.table import Row, page
 
-NAMES: tuple[str, ...] = ("starts", "idle", "commit", "delivery", "syncs", "history", "growth", "views", "destinations")
-"""Modules beside this one, in the order of the table."""
+NAMES: tuple[str, ...] = (
+    "opencode_run",
+    "starts",
+    "idle",
+    "commit",
+    "syncs",
+    "delivery",
+    "history",
+    "growth",
+    "views",
+    "destinations",
+)
+"""Modules beside this one, in the order of the page."""
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def machine() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("huey", "httpx", "pydantic-settings"))
     return (
-        f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; "
+        f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f} as it began; "
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {packages}"
     )
 
 
 def main() -> int:
-    short = "--short" in sys.argv
-    names = [name for name in sys.argv[1:] if name != "--short"] or NAMES
-    rows: list[Row] = []
+    options = {name for name in sys.argv[1:] if name.startswith("-")}
+    names = [name for name in sys.argv[1:] if name not in options] or NAMES
+    if unknown := options - {"--short", "--write"}:
+        sys.exit(f"no option {', '.join(sorted(unknown))}")
+    if "--write" in options and (tuple(names) != NAMES or "--short" in options):
+        sys.exit("--write takes all of them, and not in short")
+    began, where = datetime.now(UTC).date(), machine()
+    found: dict[str, list[Row]] = {}
     for name in names:
-        rows += importlib.import_module(f"benchmarks.{name}").rows(short)
-    print(machine())
-    print()
-    print(markdown(rows))
-    return 1 if any(row.is_missed for row in rows) else 0
+        module = importlib.import_module(f"benchmarks.{name}")
+        found[(module.__doc__ or "").splitlines()[0]] = list(module.rows("--short" in options))
+    told = page(found, f"{began}, {where}.")
+    print(told)
+    if "--write" in options:
+        PAGE.write_text(told)
+    return 1 if any(row.is_missed for rows in found.values() for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def rows(short: bool) -> Iterator[Row]:  # noqa: FBT001 - as benchmarks/table.py
     yield Row("the same: wall time", "raw sqlite3 insert", taken["wall"], GOAL)
     grown = [kb for kb in taken["kB"] if kb > 0]
     if grown:
-        yield Row("journal written by a turn of 10 kB, kB", "absolute", grown, None)
+        yield Row("log written by a turn of 10 kB", "in kB", grown, None)
 
 
 def _redaction_ms(turns: int) -> Iterator[float]:

@@ -76,8 +76,8 @@ SHAPES = (
 _BUILD = """
 insert into policy (id, facts) values (1, :policy);
 
-insert into session (id, destination_id, name, root_name, user_id, folder, encoding)
-select i + 1, 1, 'ses_' || i, 'ses_' || i, '', '', 2 from numbers where i < :sessions;
+insert into session (id, destination_id, name, root_name, user_id, folder, encoding, shown_name)
+select i + 1, 1, 'ses_' || i, 'ses_' || i, '', '', 2, 'project' from numbers where i < :sessions;
 
 insert into turn (id, session_id, name) select i + 1, i / 2 / :per_session + 1, 'msg_' || i from numbers;
 

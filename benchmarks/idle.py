@@ -78,5 +78,5 @@ def _megabytes(pid: int) -> float:
 
 
 def _rows(name: str, percents: Sequence[float], megabytes: float) -> Iterator[Row]:
-    yield Row(f"idle {name}: processor time, %", "one core", percents, CPU_PERCENT[name])
-    yield Row(f"idle {name}: memory, MB", "resident", [megabytes], MEGABYTES[name])
+    yield Row(f"idle {name}: processor time", "in % of one core", percents, CPU_PERCENT[name])
+    yield Row(f"idle {name}: resident memory", "in MB", [megabytes], MEGABYTES[name])

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.delivery import RECORDS, ROOT, Load, fill, receiving
+from benchmarks.delivery import RECORDS, ROOT, Load, fill
 from benchmarks.table import Row
 from tests.support import snapshots
+from tests.support.asked_process import asked_process
 from tests.support.processes import HookProcess, Station, hook
 
 FEW, MORE = 2, 12
@@ -84,7 +85,7 @@ def put(running: HookProcess, number: int) -> None:
 def delivered(home: Path, jobs: int) -> Cost:
     """A worker that finds so many jobs."""
     home.mkdir(parents=True)
-    with receiving(0.0) as receiver:
+    with asked_process("benchmarks.delivery", "receive", "0") as receiver:
         station = Station(home, receiver.url)
         fill(station, Load(sessions=jobs, jobs=1))
         with station.ledger():

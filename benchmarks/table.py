@@ -7,7 +7,7 @@ its shape and never a time.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -60,3 +60,24 @@ def cells(row: Row) -> tuple[str, ...]:
 def markdown(rows: Sequence[Row]) -> str:
     lines = [HEAD, ("---",) * len(HEAD), *map(cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(found: Mapping[str, Sequence[Row]], where: str) -> str:
+    """All of it for people: the rows by what their module says of itself, and which goals are missed."""
+    missed = [row for rows in found.values() for row in rows if row.is_missed]
+    lines = ["# What it costs", "", f"Made by `python -m benchmarks --write`: {where}", "", _HOW, ""]
+    lines += ["## Goals that are missed", ""]
+    lines += [f"- {_missed(row)}" for row in missed] or ["None."]
+    for what, rows in found.items():
+        lines += ["", f"## {what.rstrip('.')}", "", markdown(rows)]
+    return "\n".join(lines) + "\n"
+
+
+_HOW = """Each figure but those with a unit is a ratio to the floor or peer beside it, measured in turn with it in the
+same run: the median, and from the tenth to the ninetieth percentile. What was tried for speed, and what did not pay, is
+in [decisions/performance.md](decisions/performance.md)."""
+
+
+def _missed(row: Row) -> str:
+    bound = "at least" if row.at_least else "at most"
+    return f"{row.what} ({row.beside}): {row.median:.3g}, and was to be {bound} {row.goal:g}."

@@ -18,6 +18,7 @@ INSIDE_OF_FUNCTIONS = {
     "app.cli.main": "80 ms: the same",
     "app.exporters.otlp.encoder": "3 ms: a hook without such a destination",
     "app.capture.handler": "150 ms: a hook does without until its plugin says something",
+    "app.capture.mended": "40 ms: hardly ever is a folder held",
     "app.operations.titles": "40 ms: a status without deliveries has no title to read",
     "app.sources.opencode.store": "the same",
     "app.database.schema": "of the two above: `ready` loads all that a newer program may be asked for",
@@ -34,6 +35,7 @@ INSIDE_OF_FUNCTIONS = {
     "rich.console": "20 ms",
     "rich.progress": "30 ms",
     "app.receiver.background": "20 ms",
+    "app.receiver.access": "the same",
     # The web server.
     "app.receiver.server": "150 ms",
 }

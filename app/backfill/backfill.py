@@ -13,11 +13,10 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from os.path import isdir
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from app.capture.config import why_nothing
 from app.capture.enqueue import Place, Request, decisions_on, enqueue
@@ -25,8 +24,8 @@ from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import folder
 from app.database.connection import Ledger, flushed_together
-from app.database.open import open_ledger, open_whole
-from app.errors import AppError
+from app.database.open import open_if_made, open_whole
+from app.errors import AppError, ExportError
 from app.ledger import history
 from app.ledger.counts import is_pending
 from app.ledger.decision import BACKFILL, WANTED, Decision, Reopen
@@ -40,7 +39,6 @@ from app.runtime.liveness import open_sessions, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store
 from app.transcript.model import Transcript, TranscriptError
@@ -80,6 +78,8 @@ class Project:
     """There is no such folder any more: its own files cannot say what may be sent."""
     logs: int = 0
     turns: int = 0
+    replaced: int = 0
+    """Of these turns: they are known in an earlier version, or under other settings, which they replace."""
     sessions: int = 0
     shut: int = 0
     """Turns that are not taken: captured while export was off, deleted, or recalled."""
@@ -111,6 +111,10 @@ class Plan:
         return sum(project.turns for project in self.projects.values())
 
     @property
+    def replaced(self) -> int:
+        return sum(project.replaced for project in self.projects.values())
+
+    @property
     def is_whole(self) -> bool:
         """Whether nothing is missing from it that was asked for."""
         return not self.unreadable and not any(project.is_refused for project in self.projects.values())
@@ -129,10 +133,8 @@ class Queued:
 @contextmanager
 def opened(spool: Path, *, dry_run: bool) -> Iterator[Ledger]:
     """The ledger; for a dry run, where there is none, an empty one that is gone afterwards."""
-    with ExitStack() as stack:
-        if dry_run and not (spool / "ledger.db").exists():
-            spool = Path(stack.enter_context(TemporaryDirectory())) / "spool"
-        yield stack.enter_context(closing(open_ledger(spool) if dry_run else open_whole(spool)))
+    with closing(open_if_made(spool) if dry_run else open_whole(spool)) as db:
+        yield db
 
 
 class Backfill:
@@ -170,7 +172,8 @@ class Backfill:
                     f"OpenCode's store {self._store.path} holds no such session that was started in {choice.directory}"
                 )
         since_ms = now_ms - AGE_MS_MAX if choice.since_ms is None else choice.since_ms
-        found = [(root, self._store.changed_ms(root.id) or 0) for root in roots]
+        changes = self._store.changes()
+        found = [(root, changes.get(root.id, 0)) for root in roots]
         recent = [one for one in found if choice.sessions or one[1] >= since_ms]
         return recent, len(found) - len(recent) if choice.since_ms is None else 0
 
@@ -222,7 +225,10 @@ class Backfill:
             plan.sessions.append(session)
             project.sessions += 1
             project.logs += sum(export.record_count for export in wanted)
-            project.turns += sum(export.turn != SESSION_RECORD for export in wanted)
+            turns = {export.turn for export in wanted} - {SESSION_RECORD}
+            known = history.exported(self._db, self._destination_id, session.id)
+            project.turns += len(turns)
+            project.replaced += len(turns & {one.turn for one in known if one.state != "dropped"})
 
     def _is_over(self, session: Head, changed_ms: int) -> bool:
         """Whether nobody will complete what is unfinished: an OpenCode without a hook may be at it, too."""

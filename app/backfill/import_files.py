@@ -19,6 +19,7 @@ from app.capture.folders import Folders
 from app.capture.targets import folder, target
 from app.database.connection import Ledger, flushed_together
 from app.database.open import open_whole
+from app.errors import ExportError
 from app.ledger import versions
 from app.ledger.decision import IMPORT
 from app.ledger.destinations import Destination
@@ -26,7 +27,7 @@ from app.queue import Queue
 from app.runtime import clock
 from app.settings.lookup import Sources
 from app.settings.model import Settings
-from app.sources.opencode.export_files import Export, ExportError, File, examine, families, transcript_of
+from app.sources.opencode.export_files import Export, File, examine, families, transcript_of
 from app.transcript.model import TranscriptError
 
 NUMBERS = ("new", "known", "superseded", "off", "shut", "copied", "odd", "unreadable")

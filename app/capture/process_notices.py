@@ -12,13 +12,13 @@ from app.capture.owed import Owed
 from app.capture.projects import Captured, Captures
 from app.capture.session_reader import FAILURES_MAX, Look, Reader, ReadRequest, reason_of
 from app.database.schema import SchemaError
+from app.errors import ExportError
 from app.ledger.folders import NEVER_MS
 from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.runtime import failpoint, log
 from app.settings.model import SettingsError
 from app.sources.opencode.access import AbsentError, StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
 

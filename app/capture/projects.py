@@ -86,7 +86,9 @@ class Captures:
                 self._seen[line.directory] = replace(seen, basis=None, capture=None, beside={})
             raise
         place = folder(self._db, line.directory)
-        folders.remember_folder(self._db, place, self._target.id, folder_record(settings), clock.now_ms())
+        by_files = self._sources.is_held_by_files(line.directory or None, settings)
+        record = folder_record(settings, is_held_by_files=by_files)
+        folders.remember_folder(self._db, place, self._target.id, record, clock.now_ms())
         for one in settings.destinations.values():
             if one.unusable:  # another process may know what this one does not, and see nothing wrong
                 incidents.note_at_most(self._db, one.unusable, clock.now_ms(), 1)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from app.capture.enqueue import Place, Request, body_of, enqueue, marks
 from app.capture.export import Export, split
+from app.errors import ExportError
 from app.ledger import destinations, eviction, limits, policy_enforcement, versions
 from app.ledger.decision import REFILL
 from app.ledger.eviction import Evicted, Recaptured
@@ -27,7 +28,6 @@ from app.privacy.policy import Hold
 from app.privacy.terms import Capture
 from app.runtime.liveness import open_sessions
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
 from app.transcript import parse as parse  # noqa: PLC0414 - loaded with this, as an installer may exchange it later
 from app.transcript.identity import Identity

@@ -17,10 +17,10 @@ from app.capture.notices import AGAIN_S
 from app.capture.owed import Owed
 from app.capture.session_reader import FAILURES_MAX, Reader, ReadRequest, reason_of
 from app.database.connection import Ledger
+from app.errors import ExportError
 from app.ledger import folders, history, versions
 from app.privacy.terms import Capture
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from app.capture.enqueue import Enqueued, Place, Request, decisions_on, enqueue
 from app.capture.redact_ahead import GradualRedaction, is_large
 from app.database.connection import Ledger, flushed_together
+from app.errors import ExportError
 from app.ledger import history, incidents, notices, versions
 from app.ledger.decision import WANTED
 from app.ledger.job import SESSION_RECORD
@@ -23,7 +24,6 @@ from app.privacy.policy import is_as_strict
 from app.privacy.terms import Capture
 from app.runtime import failpoint
 from app.sources.opencode.access import AbsentError, InMemoryError, StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store
 from app.sources.opencode.turns import Outline, TurnOutline
 from app.transcript import parse as parse  # noqa: PLC0414 - loaded with this, as an installer may exchange it later

@@ -6,11 +6,13 @@ import time
 from contextlib import suppress
 
 from app.capture.folders import Folders
+from app.capture.mended import mended, release
 from app.capture.owed import Owed
 from app.capture.reconcile import Reconciler
 from app.capture.session_reader import Reader
 from app.capture.targets import folder
 from app.database.connection import Ledger
+from app.errors import ExportError
 from app.ledger.destinations import HELICONE, Destination, fingerprint
 from app.ledger.folders import is_captured
 from app.privacy.redact import PatternError
@@ -20,17 +22,17 @@ from app.runtime.liveness import open_sessions
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.settings.model import SettingsError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.store import Store, store_file
 
 
 def read_unread(db: Ledger, sources: Sources, spool: Spool, ours: Destination) -> int:
     """The number of new jobs. What is unfinished stays so: whoever owns it may be about to go on.
 
-    Raises sqlite3.Error.
+    A folder that was held by its files is so no longer where they are right. Raises sqlite3.Error.
     """
     destination_id = ours.id
     store = Store(store_file(sources.environ))
+    release(db, sources, mended(db, sources, store))
     folders = Folders(db, sources)
     directories: dict[str, str] = {}
     found: list[str] = []

@@ -122,6 +122,7 @@ def _as_json(plan: Plan, queued: Queued | None, waiting: int) -> dict[str, objec
     return {
         "logs": plan.logs,
         "turns": plan.turns,
+        "replaced": plan.replaced,
         "sessions": len(plan.sessions),
         "too_old": plan.too_old,
         "projects": [asdict(project) for project in plan.projects.values()],
@@ -133,13 +134,11 @@ def _as_json(plan: Plan, queued: Queued | None, waiting: int) -> dict[str, objec
 
 def _plan_lines(plan: Plan, *, is_helicone: bool) -> Iterator[str]:
     """What a backfill would send."""
-    yield f"{counted(plan.logs, 'log')} in {counted(plan.turns, 'turn')} of {counted(len(plan.sessions), 'session')}"
+    yield _amount(plan.logs, plan.turns, plan.replaced, len(plan.sessions))
     for project in plan.projects.values():
         name = (project.directory or "(no folder)") + (" (not there any more)" if project.is_gone else "")
-        sessions = counted(project.sessions, "session")
         if project.sessions:
-            what = f"{counted(project.logs, 'log')} in {counted(project.turns, 'turn')} of {sessions}"
-            yield f"  {name}: {what}"
+            yield f"  {name}: {_amount(project.logs, project.turns, project.replaced, project.sessions)}"
         if project.left_out:
             yield f"  {name}: {counted(project.left_out, 'session')} left out: {project.reason}"
         if project.shut:
@@ -151,6 +150,13 @@ def _plan_lines(plan: Plan, *, is_helicone: bool) -> Iterator[str]:
         why = ": Helicone would blank their bodies" if is_helicone else ""
         told = f"not changed for 90 days{why} (--since takes them)"
         yield f"  {counted(plan.too_old, 'session')} left out, {told}"
+
+
+def _amount(logs: int, turns: int, replaced: int, sessions: int) -> str:
+    told = f"{counted(logs, 'log')} in {counted(turns, 'turn')} of {counted(sessions, 'session')}"
+    if not replaced:
+        return told
+    return f"{told}: {turns - replaced} new, {replaced} known and made anew, because the turn or the settings changed"
 
 
 def _queued_lines(queued: Queued, waiting: int, *, is_served: bool, has_key: bool) -> Iterator[str]:

@@ -11,13 +11,15 @@ from typing import Annotated
 
 import typer
 
+from app.cli.layout import moment, size
 from app.cli.options import OF_SPOOL, PROBLEM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
-from app.cli.render import how_to_deliver, moment, size
-from app.database.open import open_ledger
+from app.cli.render import how_to_deliver
+from app.database.connection import Unmade
 from app.ledger.dead_letters import Choice
 from app.ledger.erasure import erase
 from app.operations import dead_letters
 from app.operations.dead_letters import DeadLetterError, Listed, Opened, short
+from app.operations.reading import opened
 from app.runtime import clock
 from app.runtime.liveness import read_workers
 from app.runtime.spool import Spool
@@ -51,7 +53,7 @@ def _list(
     """
     if dropped and error is not None:
         raise typer.BadParameter("--error and --dropped exclude each other: dropped jobs have a reason, no error")
-    with closing(open_ledger(sources.load().spool_directory)) as db:
+    with closing(opened(sources.load().spool_directory)) as db:
         listed = (
             dead_letters.list_dropped(db, since or 0)
             if dropped
@@ -78,7 +80,7 @@ def _show(
 
     And what can be done about it.
     """
-    with closing(open_ledger(sources.load().spool_directory)) as db:
+    with closing(opened(sources.load().spool_directory)) as db:
         found = dead_letters.open_letters(db, key, with_bodies=bodies)
     if json_wanted:
         print_json({"letters": [asdict(one) for one in found]})
@@ -105,7 +107,7 @@ def _retry(
     """
     wide = _wide(error, since, everything=everything)
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(opened(settings.spool_directory)) as db:
         choice = _chosen(db, keys or [], wide, None if yes else "retry")
         jobs = dead_letters.retry(db, settings, choice, clock.now_ms())
     if json_wanted:
@@ -132,10 +134,12 @@ def _purge(
     They stay known as dropped, so that they are not exported again by themselves.
     """
     wide = _wide(error, since, everything=everything)
-    with closing(open_ledger(sources.load().spool_directory)) as db:
+    with closing(opened(sources.load().spool_directory)) as db:
         choice = _chosen(db, keys or [], wide, None if yes else "purge")
         jobs = dead_letters.purge(db, choice, clock.now_ms())
-        left = erase(db)  # also where nothing was purged: an earlier one may not have come so far
+        left = (
+            [] if isinstance(db, Unmade) else erase(db)
+        )  # also where nothing was purged: an earlier one may not have come so far
     if json_wanted:
         print_json({"jobs": jobs, "left": left})
     else:
@@ -191,7 +195,9 @@ def _letter_lines(opened: Opened) -> Iterator[str]:
     yield f"job {letter.key}"
     yield f"{letter.state} since {moment(letter.finished_ms)}: {letter.reason}{error}"
     yield f"session {letter.session}, turn {letter.turn}, for {opened.endpoint or 'any endpoint'}"
-    yield f"{letter.records} records, {size(letter.body_bytes)} held; queued at {moment(letter.enqueued_ms)}"
+    first = next((one.started_ms for one in opened.attempts), letter.enqueued_ms)
+    again = "" if first >= letter.enqueued_ms else f" again, to be retried; the first attempt known: {moment(first)}"
+    yield f"{letter.records} records, {size(letter.body_bytes)} held; queued at {moment(letter.enqueued_ms)}{again}"
     yield f"what to do: {opened.todo}"
     yield f"tried {letter.attempts} times{', the last:' if opened.attempts else ''}"
     for one in opened.attempts:

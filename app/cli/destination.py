@@ -20,9 +20,9 @@ from app.cli.options import (
     print_lines,
     takes,
 )
-from app.database.open import open_ledger
 from app.ledger.erasure import erase
 from app.operations.destinations import Listed, adopt, chosen, give_up, listed, movable
+from app.operations.reading import opened
 from app.operations.status import named
 from app.runtime import clock
 from app.runtime.terminal import counted
@@ -44,7 +44,7 @@ def _list(sources: Sources, *, json_wanted: AsJson = False) -> None:
     The one that the settings mean is first, and marked.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(opened(settings.spool_directory)) as db:
         found = listed(db, settings, clock.now_ms())
     if json_wanted:
         print_json({"destinations": [asdict(one) for one in found]})
@@ -73,7 +73,7 @@ def _adopt(sources: Sources, number: Number, *, yes: Yes = False, json_wanted: A
     For jobs of a key that is refused, or of an address that was mistyped. They go to whoever reads the new one.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(opened(settings.spool_directory)) as db:
         one = movable(db, settings, number, clock.now_ms())
         if not yes and one.jobs.pending:
             ask(f"move {counted(one.jobs.pending, 'job')} of {named(one)} to {settings.endpoint}", "--yes")
@@ -94,7 +94,7 @@ def _forget(sources: Sources, number: Number, *, yes: Yes = False, json_wanted: 
     Its text is erased from the queue. An import of a session queues it again.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(opened(settings.spool_directory)) as db:
         one = chosen(db, settings, number, clock.now_ms())
         jobs = one.jobs.pending + one.jobs.dead
         if not yes and jobs:

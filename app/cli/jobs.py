@@ -6,13 +6,12 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from typing import Annotated
 
 import typer
 
 from app.cli import layout
-from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, print_lines, since_option, takes
+from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, one_of, print_json, print_lines, since_option, takes
 from app.ledger.job import SESSION_RECORD
 from app.ledger.listing import STATES, Filter
 from app.operations.jobs import (
@@ -41,10 +40,7 @@ commands.add_typer(jobs, name="jobs")
 KEY_CHARACTERS = 12
 LIMIT = 20
 OF_SESSION_MAX = 1_000
-State = Enum("State", {name: name for name in STATES}, type=str)  # type: ignore[misc]  # names known at run time
-States = Annotated[
-    list[State] | None, typer.Option("--state", metavar="STATE", help=f"In this state, or these: {', '.join(STATES)}.")
-]
+States = Annotated[list[str] | None, one_of(STATES, "--state", "In this state, or these")]
 
 
 @jobs.command("list")
@@ -67,8 +63,7 @@ def _list(  # noqa: PLR0913 - one for each option
 
     A job is one turn of a session, or the session's own record.
     """
-    states = tuple(one.value for one in state or ())
-    chosen = Filter(states=states, session=session, error=error, since_ms=since, before_ms=before)
+    chosen = Filter(states=tuple(state or ()), session=session, error=error, since_ms=since, before_ms=before)
     wanted = Wanted(chosen, title, project)
     titles = Titles(Store(db or store_file(os.environ)))
     now_ms = clock.now_ms()
@@ -193,7 +188,7 @@ def opened_lines(opened: OpenedJob, now_ms: int, room: int) -> Iterator[str]:
     yield f"    {'its own record' if job.turn == SESSION_RECORD else f'turn {job.turn}'}, job {job.key}"
     yield f"to  {opened.endpoint or 'any endpoint'}"
     yield ""
-    for time_ms, what in _events(opened):
+    for time_ms, what in sorted(_events(opened), key=lambda event: event[0]):
         yield layout.fit(f"{layout.local(time_ms)}  {what}", room)
     if job.due_ms is not None and job.due_ms > now_ms:
         yield f"{layout.local(job.due_ms)}  next try, in {span(job.due_ms - now_ms)}"
@@ -215,7 +210,8 @@ def opened_lines(opened: OpenedJob, now_ms: int, room: int) -> Iterator[str]:
 
 def _events(opened: OpenedJob) -> Iterator[tuple[int, str]]:
     job = opened.shown.job
-    yield job.enqueued_ms, "queued"
+    is_retried = any(one.started_ms < job.enqueued_ms for one in opened.attempts)
+    yield job.enqueued_ms, "queued again: somebody had it retried" if is_retried else "queued"
     for one in opened.attempts:
         took = "ended with its worker, or goes on" if one.ended_ms is None else f"{one.ended_ms - one.started_ms} ms"
         told = "; ".join(filter(None, [one.error, one.answer and f"the answer began: {one.answer}"]))

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 import typer
 
@@ -31,7 +31,7 @@ def width() -> int:
 def ago(time_ms: int, now_ms: int) -> str:
     """How long ago that was; a local date where that says more."""
     if time_ms > now_ms + 60_000 or now_ms - time_ms > _RELATIVE_MAX_MS:
-        return local(time_ms, "%Y-%m-%d")
+        return day(time_ms)
     return f"{span(now_ms - time_ms)} ago"
 
 
@@ -55,10 +55,19 @@ def local(time_ms: int, form: str = "%Y-%m-%d %H:%M:%S") -> str:
     return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime(form)
 
 
+def day(time_ms: int) -> str:
+    """A local date."""
+    return local(time_ms, "%Y-%m-%d")
+
+
+def moment(time_ms: int) -> str:
+    """As UTC, for what is compared with logs."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
 def at(time_ms: int, now_ms: int) -> str:
     """When that was: how long ago, and the local time."""
-    day = local(time_ms, "%Y-%m-%d")
-    clock = local(time_ms, "%H:%M" if day == local(now_ms, "%Y-%m-%d") else "%Y-%m-%d %H:%M")
+    clock = local(time_ms, "%H:%M" if day(time_ms) == day(now_ms) else "%Y-%m-%d %H:%M")
     return f"{span(now_ms - time_ms)} ago ({clock})"
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from app import __version__
-from app.cli.options import DONE, PROBLEM, PROGRAM, USAGE, complain
+from app.cli.options import DONE, PROBLEM, PROGRAM, UNREAD, USAGE, complain
 from app.errors import AppError, UsageError
 from app.runtime import log
 
@@ -46,14 +46,26 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format=f"{PROGRAM}: %(message)s", level=logging.WARNING)
     try:
-        # Ends the process; also on Ctrl-C, with STOPPED, and quietly when nobody reads any more.
-        command_line(sys.argv[1:])(prog_name=PROGRAM)
+        _run(sys.argv[1:])
     except (AppError, OSError, sqlite3.Error) as error:
         complain(_told(error))
         sys.exit(USAGE if isinstance(error, UsageError) else PROBLEM)
     except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
         complain(f"internal error, please report it: {type(error).__name__} at {log.where(error)}")
         sys.exit(PROBLEM)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    """Ends the process; also on Ctrl-C, with STOPPED, and quietly, with UNREAD, when nobody reads any more."""
+    if "" in arguments:
+        raise UsageError("an argument is empty (a variable that is not set?): give it a value, or leave it out")
+    told_to = sys.stdout
+    try:
+        command_line(arguments)(prog_name=PROGRAM)
+    except SystemExit:
+        if sys.stdout is not told_to:  # typer has put what says nothing in the place of a closed pipe
+            sys.exit(UNREAD)
+        raise
 
 
 def _told(error: Exception) -> str:

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -22,8 +22,9 @@ from app.settings.model import HELICONE, standard_folder
 from app.settings.options import from_arguments
 
 PROGRAM = "opencode-helicone"
-DONE, PROBLEM, USAGE, STOPPED = 0, 1, 2, 130
-"""Exit codes: all is well; something is not, and was named; arguments or settings are wrong; interrupted."""
+DONE, PROBLEM, USAGE, STOPPED, UNREAD = 0, 1, 2, 130, 141
+"""Exit codes: all is well; something is not, and was named; arguments or settings are wrong; interrupted; whoever read
+what it prints is gone (as of a program that SIGPIPE ends)."""
 
 _SETTINGS: dict[str, Any] = {
     "env_file": Annotated[
@@ -133,6 +134,18 @@ def _moment(since: str) -> int:
         return since_ms(since, clock.now_ms())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def one_of(names: Sequence[str], option: str, about: str) -> Any:
+    """An option with one of these values, which its help and its complaint name."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise typer.BadParameter(f"{text!r} is none; there are {', '.join(names)}")
+        return text
+
+    metavar = option.removeprefix("--").upper() if option != "--by" else "GROUP"
+    return typer.Option(option, metavar=metavar, parser=parse, help=f"{about}: {', '.join(names)}.")
 
 
 def since_option(what: str, name: str = "--since") -> Any:

@@ -34,7 +34,7 @@ from app.cli.options import (
     takes,
 )
 from app.cli.render_recall import Report, audit_lines, audit_totals
-from app.database.open import open_ledger, open_whole
+from app.database.open import open_if_made, open_whole
 from app.exporters.client import ReadBackError
 from app.exporters.encoding import overwriting
 from app.exporters.kinds import traits_of
@@ -74,7 +74,7 @@ def _audit(
     session cannot be audited.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_if_made(settings.spool_directory)) as db:
         ours = find_target(db, settings)
         if ours is None and not settings.credential:
             raise SettingsError(["audit needs HELICONE_API_KEY: what is under another key is not looked at"])
@@ -130,7 +130,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         told = "without a preset nobody here knows how anything is deleted there: delete it by its own means"
         raise SettingsError([f"recall --destination {settings.destination}: {told}"])
     report = Report()
-    with closing(open_whole(settings.spool_directory)) as db, _store(store) as opencode:
+    with closing(open_whole(settings.spool_directory, open_if_made)) as db, _store(store) as opencode:
         ours = find_target(db, settings)
         if ours is None:
             complain("nothing was delivered to this destination")
@@ -222,8 +222,8 @@ def _carry_out(
 
     def deliver(left_s: float) -> bool:
         nonlocal waiting
-        with render.spinner("overwriting"):
-            flushed = flush(sources, left_s, only_present=True)
+        with render.spinner("overwriting") as tell:
+            flushed = flush(sources, left_s, tell, only_present=True)
         if flushed.was_stopped:
             complain("stopped: what is queued is delivered by the next worker")
             raise typer.Exit(STOPPED)

@@ -1,4 +1,4 @@
-"""Renders what several commands show to people: times, sizes, and how far long work has come.
+"""Renders what several commands show to people: problems, what to type, and how far long work has come.
 
 The same facts for programs are the results themselves, as JSON.
 """
@@ -9,26 +9,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+
+from app.runtime.terminal import visible
 
 FIRST_S, EVERY_S = 0.9, 10.0
 """Where nobody watches a terminal: after so long the first line about how far work has come, and then the others."""
-
-
-def day(time_ms: int) -> str:
-    """A local date."""
-    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d")
-
-
-def moment(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
-
-
-def size(number: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number >= factor:
-            return f"{number / factor:.1f} {unit}"
-    return f"{number} bytes"
 
 
 def problem_lines(problems: Sequence[str]) -> Iterator[str]:
@@ -89,32 +74,35 @@ def _lines(text: str, total_min: int) -> Iterator[Bar]:
     def show(done: int, total: int) -> None:
         steps[:] = done, total
 
-    def write(line: str) -> None:
-        sys.stderr.write(f"opencode-helicone: {line}\n")
-
     def tell() -> None:
         pause_s = FIRST_S
         while not stop.wait(pause_s):
             pause_s = EVERY_S
             done, total = steps
             if total >= total_min:
-                write(f"{text}: {done} of {total}" if total else text)
+                _write(f"{text}: {done} of {total}" if total else text)
 
     telling = threading.Thread(target=tell, name="progress", daemon=True)
     telling.start()
     try:
-        yield Bar(show, write)
+        yield Bar(show, _write)
     finally:
         stop.set()
         telling.join()
 
 
+def _write(line: str) -> None:
+    sys.stderr.write(f"opencode-helicone: {visible(line)}\n")
+
+
 @contextmanager
-def spinner(text: str) -> Iterator[None]:
+def spinner(text: str) -> Iterator[Callable[[str], object]]:
+    """While work goes on; gives what prints a line meanwhile."""
     if not sys.stderr.isatty():
-        yield
+        yield _write
         return
     from rich.console import Console  # noqa: PLC0415 - as above
 
-    with Console(stderr=True).status(text):
-        yield
+    console = Console(stderr=True)
+    with console.status(text):
+        yield lambda line: console.print(visible(line), markup=False, highlight=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from app.cli.render import day
+from app.cli.layout import day
 from app.ledger.job import SESSION_RECORD
 from app.recall.audit import GONE, Audited
 from app.recall.recall import Plan

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from app.cli.layout import ahead, at
-from app.cli.render import moment, problem_lines, size
+from app.cli.layout import ahead, at, moment, size
+from app.cli.render import problem_lines
 from app.ledger.notices import Unread
 from app.operations.status import DestinationStatus, Jobs, Status, named
 from app.runtime.terminal import counted
@@ -54,7 +54,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     known = " (has the WAL-reset bug; avoided by its checkpoints)" if status.has_wal_reset_bug else ""
     yield from status.alarms
     yield f"opencode-helicone {status.version}, SQLite {status.sqlite}{known}"
-    spool = f"{status.spool}{' (made now)' if status.is_new else ''}"
+    spool = f"{status.spool}{' (not there yet)' if status.is_new else ''}"
     yield f"spool: {spool}, {size(status.spool_bytes)} of {size(status.spool_bytes_max)}, {bodies}"
     if status.folder_limits:
         told = ", ".join(f"{option} in {folders}" for option, folders in status.folder_limits.items())
@@ -126,7 +126,8 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
     if flushed.was_stopped or flushed.jobs.pending:
         left = f"{counted(flushed.jobs.pending, 'job')} left"
         how = "interrupted" if flushed.was_stopped else "not done"
-        yield f"{how}: {counted(flushed.delivered, 'job')} delivered, {left}; the same command goes on from there"
+        kept = "; nothing is lost: OpenCode and the same command go on from there"
+        yield f"{how}: {counted(flushed.delivered, 'job')} delivered, {left}{kept}"
     yield _jobs(flushed.jobs)
     if not flushed.captured_here:
         yield "nothing was ever captured here: the queue never held a session of the current folder"
@@ -136,6 +137,8 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
     for failing in flushed.errors:
         yield f"{failing.jobs} {failing.state}: {failing.error}"
     yield from waiting_lines(flushed.waiting)
+    if flushed.todo:
+        yield f"what to do: {flushed.todo}"
 
 
 def _jobs(jobs: Jobs) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from app.cli.options import (
     OF_DESTINATION,
     OF_SPOOL,
+    PROGRAM,
     USAGE,
     complain,
     print_lines,
@@ -66,7 +68,7 @@ def _worker(sources: Sources, *, automatic: Annotated[bool, typer.Option("--auto
 def _migrate(sources: Sources) -> None:
     """Make the queue, or bring it up to date.
 
-    Every other command does so, too.
+    Whatever writes to it does so, too.
     """
     spool = sources.load().spool_directory
     open_ledger(spool).close()
@@ -80,21 +82,32 @@ def _receiver(
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0 takes a free one.")] = 8686,
     store: Annotated[Path | None, typer.Option(metavar="FILE", help="What it keeps; made when missing.")] = None,
     faults: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON: what goes wrong first.")] = None,
+    url: Annotated[bool, typer.Option("--url", help="Say where the page of the one that runs is, and end.")] = False,
 ) -> None:
     """Run a Helicone-compatible server here.
 
     To try the program without Helicone, on this machine only.
     """
-    from app.receiver import server  # noqa: PLC0415 - its web server takes longer to load than most commands run
+    from app.receiver import background, server  # noqa: PLC0415 - its web server takes longer to load than most commands run
+    from app.receiver.access import PortTakenError, ReceiverError  # noqa: PLC0415 - the same
 
     kept = store or receiver_store()
-    server.serve(
-        host=host,
-        port=port,
-        store_path=kept,
-        faults_path=faults,
-        on_listening=lambda url, key, page: print_lines(_receiver_lines(url, key, str(kept), page)),
-    )
+    if url:
+        found = background.find(kept, port)
+        if found is None:
+            raise ReceiverError(f"no receiver that keeps {kept} runs: `{PROGRAM} receiver` starts one")
+        print_lines([found.page])
+        return
+    try:
+        server.serve(
+            host=host,
+            port=port,
+            store_path=kept,
+            faults_path=faults,
+            on_listening=lambda url, key, page: print_lines(_receiver_lines(url, key, kept, page)),
+        )
+    except PortTakenError:
+        raise ReceiverError(background.who_has(port, kept)) from None
 
 
 def _worker_lines(target: Destination, log: str) -> Iterator[str]:
@@ -104,7 +117,10 @@ def _worker_lines(target: Destination, log: str) -> Iterator[str]:
         yield f"no HELICONE_API_KEY is set: jobs wait; log: {log}"
 
 
-def _receiver_lines(url: str, key: str, store: str, page: str) -> Iterator[str]:
+def _receiver_lines(url: str, key: str, store: Path, page: str) -> Iterator[str]:
+    again = f"{PROGRAM} receiver --url --port {url.rpartition(':')[2]}"
+    again += "" if store == receiver_store() else f" --store {shlex.quote(str(store))}"
     yield f"listening on {url}, keeping {store}"
     yield f"to use it: export HELICONE_ENDPOINT={url} HELICONE_API_KEY={key}"
     yield f"to see what arrives, open {page}"
+    yield f"  {again}    says that address again"

@@ -6,6 +6,8 @@ where ─▶ key ─▶ a tiny log, there and back ─▶ one session as it woul
 from __future__ import annotations
 
 import json
+import sqlite3
+import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -18,10 +20,13 @@ from pydantic import SecretStr, ValidationError
 
 from app import __version__
 from app.cli import render
+from app.cli.layout import day
 from app.cli.options import PROBLEM, PROGRAM, STOPPED, USAGE, complain, print_lines
 from app.cli.plugin import install_here
+from app.database.schema import SchemaError
 from app.operations.preview import Previewed, preview
 from app.operations.send_test import send
+from app.operations.verdict import judged
 from app.privacy.policy import Mode
 from app.receiver import background
 from app.receiver.page import texts
@@ -322,6 +327,9 @@ def _readable(text: str) -> str:
     path = Path(text).expanduser().absolute()
     try:
         path.read_bytes()
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ValueError(f"{path}: it holds no certificate (PEM)") from None
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
     return str(path)
@@ -395,6 +403,17 @@ def _tell_what_overrules(sources: Sources, wanted: Settings) -> None:
             complain(f"{NAMES[name].option} from {found.origin(name)} {stricter}")
 
 
+def _waiting(sources: Sources) -> Iterator[str]:
+    """What waits for another address or key than those that are set up now, with what moves it."""
+    with suppress(SettingsError, OSError, sqlite3.Error, SchemaError):  # said already, or by whoever opens it next
+        found = judged(sources.load(), clock.now_ms())
+        for one in found.elsewhere:
+            if one.todo:
+                yield ""
+                yield f"Not yet sent: {one.text}."
+                yield f"  {one.todo}    moves {'it' if one.jobs == 1 else 'them'} to what you have set up"
+
+
 def _next(sources: Sources, choice: Choice) -> Iterator[str]:
     yield ""
     yield "Set up. What comes next:"
@@ -405,6 +424,7 @@ def _next(sources: Sources, choice: Choice) -> Iterator[str]:
         yield f"  see it: {choice.page}"
         yield "  (the receiver ends when this machine does; to start it again:"
         yield f"  opencode-helicone receiver{choice.port_option})"
+    yield from _waiting(sources)
     yield from _history(sources.environ)
 
 
@@ -414,7 +434,7 @@ def _history(environ: Mapping[str, str]) -> Iterator[str]:
     except StoreError:
         roots = []
     if roots:
-        first = render.day(min(head.created_ms for head in roots))
+        first = day(min(head.created_ms for head in roots))
         sessions = "1 session" if len(roots) == 1 else f"{len(roots):,} sessions"
         yield f"History: OpenCode has {sessions}, the first of {first}. One is sent when you"
         yield "  go on with it; opencode-helicone backfill --dry-run says what all would be"

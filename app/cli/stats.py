@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from enum import Enum
 from itertools import groupby
 from typing import Annotated
 
 import typer
 
 from app.cli import layout
-from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, print_lines, since_option, takes
+from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, one_of, print_json, print_lines, since_option, takes
 from app.ledger.counters import Counter
 from app.operations.reading import ask_ledger
 from app.operations.stats import GROUPS, Stats, Sum, names, read_stats
@@ -26,10 +25,11 @@ commands = typer.Typer(rich_markup_mode=None)
 
 DAYS = 30
 DAY_MS = 24 * 3_600_000
+WIDE, IDS, WITH_IDS = 120, 34, 110
+"""From so many columns of the terminal on every number has room; ids take so many, and stand from so many on."""
 DIME = 0.1
 """Less is told to the hundredth of a cent."""
-Group = Enum("Group", {name: name for name in GROUPS}, type=str)  # type: ignore[misc]  # names known at run time
-By = Annotated[Group, typer.Option("--by", metavar="GROUP", help=f"By {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.")]
+By = Annotated[str, one_of(GROUPS, "--by", "By one of these")]
 
 
 @commands.command("stats")
@@ -37,7 +37,7 @@ By = Annotated[Group, typer.Option("--by", metavar="GROUP", help=f"By {', '.join
 def _stats(
     sources: Sources,
     *,
-    by: By = Group.day,  # type: ignore[attr-defined]  # as above
+    by: By = "day",
     since: Annotated[int | None, since_option(f"Calls since ({DAYS}d)")] = None,
     project: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Of this project folder.")] = None,
     db: StoreFile = None,
@@ -49,12 +49,10 @@ def _stats(
     """
     now_ms = clock.now_ms()
     since_ms = now_ms - DAYS * DAY_MS if since is None else since
-    if by.value == "day":
+    if by == "day":
         since_ms = _midnight_ms(since_ms)  # half a day is no figure
     store = Store(db or store_file(os.environ))
-    found = ask_ledger(
-        sources.load().spool_directory, lambda ledger: read_stats(ledger, store, by.value, since_ms, project)
-    )
+    found = ask_ledger(sources.load().spool_directory, lambda ledger: read_stats(ledger, store, by, since_ms, project))
     if json_wanted:
         print_json(asdict(found))
     else:
@@ -87,10 +85,13 @@ def _counter_lines(counters: Sequence[Counter], room: int) -> Iterator[str]:
 
 def _sum_lines(found: Stats, since: str, room: int) -> Iterator[str]:
     total = found.total
-    yield f"since {since}: {counted(total.turns, 'turn')}, {counted(total.calls, 'call')}, {_usd(total.cost_usd)}"
+    calls = counted(total.calls, "call") + (f" ({total.errors} failed)" if total.errors else "")
+    tools = f"{counted(total.failed_tools, 'failed tool')}, " if total.failed_tools else ""
+    yield f"since {since}: {counted(total.turns, 'turn')}, {calls}, {tools}{_usd(total.cost_usd)}"
     sums = [*found.sums, *([total] if len(found.sums) > 1 else [])]
-    table = [_head(found.by, room), *([*_cells(one, name, room)] for one, name in zip(sums, names(sums), strict=True))]
-    yield from layout.rows(table, room, right=range(1, 20))
+    head = _head(found.by, room)
+    table = [head, *([*_cells(one, name, head, room)] for one, name in zip(sums, names(sums), strict=True))]
+    yield from layout.rows(table, room, right=range(1, len(head) - ("id" in head)))
     if total.delivered < total.turns:
         yield f"{total.turns - total.delivered} of {counted(total.turns, 'turn')} not delivered: {PROGRAM} verify"
 
@@ -98,18 +99,33 @@ def _sum_lines(found: Stats, since: str, room: int) -> Iterator[str]:
 def _head(by: str, room: int) -> list[str]:
     if room < layout.NARROW:
         return [by, "calls", "tokens", "cost", "delivered"]
-    return [by, "turns", "calls", "errors", "in", "cached", "out", "cost", "delivered"]
+    ids = ["id"] if by == "session" and room >= WITH_IDS else []
+    if room < WIDE + IDS * len(ids):
+        return [by, "calls", "failed calls", "failed tools", "tokens", "cost", "delivered", *ids]
+    return [by, "turns", "calls", "failed calls", "failed tools", "in", "cached", "out", "cost", "delivered", *ids]
 
 
-def _cells(one: Sum, name: str, room: int) -> Sequence[str]:
-    share = f"{100 * one.delivered // one.turns} %" if one.turns else "-"
+def _cells(one: Sum, name: str, head: Sequence[str], room: int) -> Sequence[str]:
     cached = one.cache_read_tokens + one.cache_write_tokens
-    if room < layout.NARROW:
-        tokens = layout.short(one.input_tokens + cached + one.output_tokens)
-        return [layout.fit(name, room - 36), layout.short(one.calls), tokens, _usd(one.cost_usd), share]
-    numbers = [layout.short(number) for number in (one.input_tokens, cached, one.output_tokens)]
-    shown = name if room == layout.UNCUT else layout.fit(name, room - 64)
-    return [shown, str(one.turns), str(one.calls), str(one.errors), *numbers, _usd(one.cost_usd), share]
+    cells = {
+        "turns": str(one.turns),
+        "calls": layout.short(one.calls) if room < layout.NARROW else str(one.calls),
+        "failed calls": str(one.errors),
+        "failed tools": str(one.failed_tools),
+        "tokens": layout.short(one.input_tokens + cached + one.output_tokens),
+        "in": layout.short(one.input_tokens),
+        "cached": layout.short(cached),
+        "out": layout.short(one.output_tokens),
+        "cost": _usd(one.cost_usd),
+        "delivered": f"{100 * one.delivered // one.turns} %" if one.turns else "-",
+        "id": one.name if one.title else "",
+    }
+    shown = name if room == layout.UNCUT else layout.fit(name, room - _REST[len(head)])
+    return [shown, *(cells[column] for column in head[1:])]
+
+
+_REST = {5: 36, 7: 64, 8: 64 + 34, 10: 88, 11: 88 + 34}
+"""How many columns of the terminal the numbers take, by how many of them there are."""
 
 
 def _usd(amount: float) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
 
@@ -13,9 +16,13 @@ from app.cli import render
 from app.cli.layout import show
 from app.cli.options import DONE, OF_DESTINATION, PROBLEM, STOPPED, AsJson, print_json, print_lines, takes
 from app.cli.render_status import flush_lines, overview_lines, status_lines
+from app.ledger.folders import held_folders
 from app.operations.verdict import judged
 from app.runtime import clock
 from app.settings.lookup import Sources
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.folders import store_file
+from app.sources.opencode.title import title
 
 commands = typer.Typer()
 
@@ -28,7 +35,10 @@ WATCH_S = 2.0
 def _flush(
     sources: Sources,
     *,
-    timeout: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Give up after this time.")] = 30,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Give up after this time; so long what is away is tried again."),
+    ] = None,
     expect_some: Annotated[
         bool, typer.Option("--expect-some", help="Exit code 1 where this folder never had a job.")
     ] = False,
@@ -36,12 +46,13 @@ def _flush(
 ) -> None:
     """Deliver what waits, now.
 
-    Waits for live hooks and for a worker, and delivers itself when no worker does. Exit code 0 when nothing is left.
+    Waits for live hooks and for a worker, and delivers itself when no worker does. Without --timeout it ends as soon as
+    what is left cannot go now. Exit code 0 when nothing is left.
     """
     from app.operations.flush import flush  # noqa: PLC0415 - loads a worker's HTTP client
 
-    with render.spinner("delivering"):
-        flushed = flush(sources, timeout, expect_some=expect_some)
+    with render.spinner("delivering") as tell:
+        flushed = flush(sources, timeout, tell, expect_some=expect_some)
     if json_wanted:
         print_json(asdict(flushed))
     else:
@@ -68,7 +79,7 @@ def _status(
         raise typer.BadParameter("--watch goes on until Ctrl-C: it excludes --check and --json")
     while True:
         now_ms = clock.now_ms()
-        status = judged(sources.load(), now_ms, _title)
+        status = judged(sources.load(), now_ms, _title, lambda db: _mended(db, sources))
         if json_wanted:
             print_json(asdict(status))
         else:
@@ -80,9 +91,23 @@ def _status(
     raise typer.Exit(PROBLEM if check and status.verdict.level != "ok" else DONE)
 
 
-def _title(session: str) -> str:
-    from app.operations.titles import Titles  # noqa: PLC0415 - reads OpenCode's store, which status mostly does without
-    from app.sources.opencode.store import Store, store_file  # noqa: PLC0415 - the same
+def _mended(db: sqlite3.Connection, sources: Sources) -> Collection[str]:
+    if not any(one.is_by_files for one in held_folders(db)):
+        return ()
+    from app.capture.mended import mended  # noqa: PLC0415 - reads OpenCode's store
+    from app.sources.opencode.store import Store  # noqa: PLC0415 - the same
 
-    found = Titles(Store(store_file(os.environ))).of([session])
-    return found[session].title if session in found else ""
+    return mended(db, sources, Store(store_file(os.environ)))
+
+
+def _title(session: str) -> str:
+    path = store_file(os.environ)
+    with suppress(StoreError):
+        found = title(path, session)
+        if found is not None or not (path.parent / "storage").is_dir():
+            return found or ""
+    from app.operations.titles import Titles  # noqa: PLC0415 - reads all that OpenCode ever wrote, and takes long to load
+    from app.sources.opencode.store import Store  # noqa: PLC0415 - the same
+
+    head = Titles(Store(path)).of([session]).get(session)
+    return head.title if head is not None else ""

@@ -16,7 +16,8 @@ import typer
 
 from app.cli import layout
 from app.cli.options import OF_SPOOL, AsJson, StoreFile, print_lines, takes
-from app.database.open import open_ledger, recover_after
+from app.database.open import recover_after
+from app.operations.reading import opened
 from app.operations.tail import Event, Tail
 from app.operations.titles import Titles
 from app.runtime import clock
@@ -69,7 +70,7 @@ def watch(
     """Until `pause` says that it is over. A ledger that was replaced meanwhile is opened anew."""
     is_begun = False
     while True:
-        with closing(open_ledger(spool)) as db:
+        with closing(opened(spool)) as db:
             try:
                 if not is_begun:
                     show(tail.begin(db, clock.now_ms(), count))

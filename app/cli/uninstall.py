@@ -19,8 +19,6 @@ from app.settings.lookup import typed
 
 commands = typer.Typer()
 
-FLUSH_S = 60.0
-
 
 @commands.command("uninstall")
 def _uninstall(
@@ -60,8 +58,8 @@ def _offer_to_deliver(site: Site) -> None:
     from app.operations.flush import flush  # noqa: PLC0415 - as above
 
     if typer.confirm(f"{counted(site.waiting, 'job')} wait. Deliver them first?", default=True, err=True):
-        with render.spinner("delivering"):
-            flushed = flush(typed(os.environ, Path.cwd()), FLUSH_S)
+        with render.spinner("delivering") as tell:
+            flushed = flush(typed(os.environ, Path.cwd()), None, tell)
         print_lines(flush_lines(flushed))
 
 

@@ -14,7 +14,7 @@ import typer
 
 from app.capture.targets import find_target
 from app.cli import render
-from app.cli.layout import show
+from app.cli.layout import day, show
 from app.cli.options import (
     DONE,
     OF_DESTINATION,
@@ -26,7 +26,7 @@ from app.cli.options import (
     since_option,
     takes,
 )
-from app.database.open import open_ledger
+from app.database.open import open_if_made
 from app.exporters.client import ReadBackError
 from app.exporters.kinds import traits_of
 from app.ledger.history import exported
@@ -93,7 +93,7 @@ def _check_at_helicone(sources: Sources, statuses: Sequence[SessionStatus], chec
     settings = sources.load()
     try:
         with (
-            closing(open_ledger(settings.spool_directory)) as db,
+            closing(open_if_made(settings.spool_directory)) as db,
             asked(settings) as helicone,
             render.bar("looking at Helicone", total_min=LONG_SESSIONS) as bar,
         ):
@@ -150,7 +150,7 @@ def lines(
         for one in sorted(shown, key=lambda one: one.changed_ms):
             title = f' "{titles[one.session]}"' if titles.get(one.session) else ""
             note = "; deleted in OpenCode" if one.is_deleted else f"; {one.failure}" if one.failure else ""
-            yield f"  {render.day(one.changed_ms)} {one.session}{title}: {_told([one], checked)}{note}"
+            yield f"  {day(one.changed_ms)} {one.session}{title}: {_told([one], checked)}{note}"
 
 
 _QUIET = {"delivered", "recalled", "inside", "elsewhere", "earlier", "switched_off", "undone", "other_destination"}
@@ -177,6 +177,12 @@ def _advice(statuses: Sequence[SessionStatus], checked: Mapping[str, RemoteCheck
         more = f" (and {len(wrong) - NAMED_MAX} more)" if len(wrong) > NAMED_MAX else ""
         count = sum(len(one.unexplained) for one in wrong)
         yield f"{count} unexplained: start OpenCode in that project, or: {PROGRAM} backfill {named}{more}"
+    states = _states(statuses)
+    if states["held"]:
+        yield f"{states['held']} held: mend what `{PROGRAM} doctor` names there, then: {PROGRAM} flush"
+    before = states["elsewhere"] + states["earlier"]
+    if before:
+        yield f"{before} from before capture: {PROGRAM} backfill queues them (--dry-run says what it would send)"
     lost = [name for name, one in checked.items() if one.missing]
     if lost:
         named = " ".join(lost[:NAMED_MAX])
@@ -193,8 +199,9 @@ _WORDS = {
     "unread": "unread yet",
     "undone": "undone before they were read",
     "switched_off": "switched off",
-    "elsewhere": "in a folder that is not captured",
-    "earlier": "from before capture or while it was off",
+    "held": "held until the files of their folder are right",
+    "elsewhere": "from before the plugin was used in their folder",
+    "earlier": "from before capture began, or while it was off",
     "inside": "inside another session",
     "other_destination": "for another destination",
     "changed": "CHANGED SINCE",

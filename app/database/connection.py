@@ -21,6 +21,8 @@ TURN_S = 0.1
 """How long a thread waits for its turn before that counts as waiting for a lock."""
 FULL = 2
 """As SQLite counts `synchronous`."""
+PAGE_BYTES = 2048
+"""Of a new ledger: SQLite logs whole pages, and of most only one row of an index has changed."""
 WAL_BYTES = 4 * 1024 * 1024
 """A WAL longer than this is copied into the database by whoever commits next."""
 
@@ -113,14 +115,27 @@ class Ledger(sqlite3.Connection):
             return False
 
 
+class Unmade(Ledger):
+    """An empty ledger in memory, of a spool that has none; it counts as replaced as soon as somebody makes that."""
+
+    def hold(self, path: Path) -> None:
+        self.path = path
+        self._name = str(path)
+        self._turn = threading.Lock()
+
+    def is_current(self) -> bool:
+        return not os.path.lexists(self._name)
+
+
 def _identity(name: str) -> _File:
     found = os.stat(name)  # noqa: PTH116 - after each statement: a Path takes longer than the call
     return found.st_dev, found.st_ino
 
 
-def connect(path: Path) -> Ledger:
+def connect(path: Path, kind: type[Ledger] = Ledger) -> Ledger:
     """A connection for one thread, in autocommit; `transaction` opens transactions explicitly."""
-    db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=Ledger)
+    file = ":memory:" if kind is Unmade else path
+    db = sqlite3.connect(file, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=kind)
     try:
         db.hold(path)
         db.row_factory = sqlite3.Row
@@ -210,7 +225,7 @@ def checkpoint(db: Ledger, bytes_max: int = WAL_BYTES) -> None:
 def shrink(db: sqlite3.Connection) -> None:
     """Give pages of deleted rows back to the file system, a bounded number at a time."""
     # `execute` would step only once, and each step frees one page.
-    db.executescript("pragma incremental_vacuum(1000)")
+    db.executescript("pragma incremental_vacuum(2000)")
 
 
 def wal_reset_bug(version: str) -> bool:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from app.database import derived, recover
-from app.database.connection import BUSY_TIMEOUT_MS, Ledger, Replaced, connect
+from app.database.connection import BUSY_TIMEOUT_MS, PAGE_BYTES, Ledger, Replaced, Unmade, connect
 from app.database.schema import (
     Damaged,
     SchemaError,
@@ -28,7 +29,7 @@ from app.database.schema import (
     objects_of,
     version_of,
 )
-from app.runtime.filesystem import private_file, private_spool
+from app.runtime.filesystem import private_file, private_spool, refuse_obstacle
 
 
 def open_ledger(spool: Path) -> Ledger:
@@ -53,6 +54,20 @@ def open_ledger(spool: Path) -> Ledger:
         return db
 
 
+def open_if_made(spool: Path) -> Ledger:
+    """Open as `open_ledger` where there is a ledger; elsewhere an empty one in memory, so that looking makes nothing.
+
+    Raises what `open_ledger` raises.
+    """
+    path = spool / "ledger.db"
+    if os.path.lexists(path) or recover.is_unfinished(path):
+        return open_ledger(spool)
+    refuse_obstacle(spool)
+    db = connect(path, Unmade)
+    migrate(db, migrations())
+    return db
+
+
 def read_ledger(spool: Path) -> sqlite3.Connection:
     """`ledger.db` as it is, for who only looks: nothing is made, migrated or recovered.
 
@@ -74,10 +89,10 @@ def read_ledger(spool: Path) -> sqlite3.Connection:
         return db
 
 
-def open_whole(spool: Path) -> Ledger:
-    """Open as `open_ledger`, and nothing in it is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
+def open_whole(spool: Path, open_it: Callable[[Path], Ledger] = open_ledger) -> Ledger:
+    """Open as `open_it`, and nothing in it is damaged. Takes 1 to 3 ms for each MB more; raises the same."""
     with ExitStack() as opened:
-        db = opened.enter_context(closing(open_ledger(spool)))
+        db = opened.enter_context(closing(open_it(spool)))
         try:
             inspect(db)
         except sqlite3.Error as error:
@@ -86,7 +101,7 @@ def open_whole(spool: Path) -> Ledger:
         else:
             opened.pop_all()  # the caller closes it
             return db
-    return open_ledger(spool)
+    return open_it(spool)
 
 
 def recover_after(db: Ledger, error: Exception) -> bool:
@@ -239,10 +254,11 @@ def _order(db: sqlite3.Connection) -> None:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    """Set what can only be set on an empty file, before the journal mode: auto_vacuum is ignored after it."""
+    """Set what can only be set on an empty file, before the journal mode: these two are ignored after it."""
     deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
+            db.execute(f"pragma page_size = {PAGE_BYTES}")
             db.execute("pragma auto_vacuum = incremental")
             db.execute("pragma journal_mode = wal")
         except sqlite3.OperationalError:

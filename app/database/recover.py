@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from app.database import derived
+from app.database.connection import PAGE_BYTES
 from app.runtime.filesystem import PRIVATE_FILE, private_file
 
 OPEN_S_MAX = 60.0
@@ -38,6 +40,10 @@ FILES = ("", "-wal", "-shm")
 _COPIES = ("{}.damaged-*", "{}.before-*", "{}.new*", "{}.broken.copy*", ".{}.backup*")
 WAL_HEADER = 32
 FRAME_HEADER = 24
+PAGES_BYTES = (PAGE_BYTES, 4096)
+"""Of ledgers as they are made, and as they were made before."""
+_BEGINNINGS = frozenset({b"\x02", b"\x05", b"\x0a", b"\x0d"})
+"""The first byte of a page of an index or a table, in it or at its end."""
 NOTE = "ledger"
 """How the incidents begin under which losses are counted."""
 
@@ -197,23 +203,46 @@ def _columns(draft: Path, make: Make, source: sqlite3.Connection) -> dict[str, s
 
 
 def _graft(copy: Path, draft: Path, make: Make) -> None:
-    """Write a new ledger's table of tables over the damaged one: a new ledger's tables begin at the same pages."""
-    make(draft, None).close()
-    fresh = draft.read_bytes()
-    _remove(draft)
-    page_bytes = int.from_bytes(fresh[16:18], "big")
-    pages = [1]
-    if fresh[100] == 5:  # it does not fit into the first page, which then names the others  # noqa: PLR2004
-        cells = int.from_bytes(fresh[103:105], "big")
-        starts = [int.from_bytes(fresh[112 + 2 * cell : 114 + 2 * cell], "big") for cell in range(cells)]
-        pages += [int.from_bytes(fresh[start : start + 4], "big") for start in (108, *starts)]
-    with copy.open("r+b") as file:
+    """Write a new ledger's table of tables over the damaged one: a new ledger's tables begin at the same pages.
+
+    What is lost says how long its pages were, too: as long as those that begin where tables and indexes do.
+    """
+    made = [_new(draft, make, page_bytes) for page_bytes in PAGES_BYTES]
+    with copy.open("rb") as file:
+        page_bytes, fresh, roots = max(
+            made, key=lambda new: sum(_begins_at(file, (root - 1) * new[0]) for root in new[2])
+        )
         size = file.seek(0, os.SEEK_END)
-        for page in pages:
+    # The second page says where others belong. Whatever else is no beginning is of the table of tables: all others are
+    # empty, or nearly so.
+    pages = {*range(1, len(fresh) // page_bytes + 1)} - {2, *roots}
+    with copy.open("r+b") as file:
+        for page in sorted(pages):
             file.seek((page - 1) * page_bytes)
             file.write(fresh[(page - 1) * page_bytes : page * page_bytes])
         file.seek(28)  # the number of pages, and no free ones
         file.write((size // page_bytes).to_bytes(4, "big") + bytes(8))
+
+
+def _begins_at(file: BinaryIO, offset: int) -> bool:
+    """Whether a table or an index may begin there."""
+    file.seek(offset)
+    return file.read(1) in _BEGINNINGS
+
+
+def _new(draft: Path, make: Make, page_bytes: int) -> tuple[int, bytes, list[int]]:
+    """(length of a page, all of it, where its tables and indexes begin) of a new ledger with pages of this length."""
+    make(draft, None).close()
+    try:
+        with closing(sqlite3.connect(draft, isolation_level=None)) as db:
+            for pragma in ("journal_mode = delete", f"page_size = {page_bytes}"):
+                db.execute(f"pragma {pragma}")
+            db.execute("vacuum")
+            db.execute("pragma journal_mode = wal")
+            roots = [row[0] for row in db.execute("select rootpage from sqlite_master where rootpage > 0")]
+        return page_bytes, draft.read_bytes(), roots
+    finally:
+        _remove(draft)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from app.exporters.access import Access
 from app.exporters.client import Client
-from app.exporters.helicone import client as helicone
-from app.exporters.otlp import client as otlp
-from app.exporters.otlp.traits import Preset
+
+# Else httpx loads its command, and with it rich, pygments and click: 4 MB and 30 ms of each worker, for nothing.
+sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+
+from app.exporters.helicone import client as helicone  # noqa: E402 - after that
+from app.exporters.otlp import client as otlp  # noqa: E402 - the same
+from app.exporters.otlp.traits import Preset  # noqa: E402 - the same
 
 
 def connect(access: Access, ca_file: Path | None, redact: Callable[[str], str] | None = None) -> Client:

@@ -47,6 +47,16 @@ def terms(db: sqlite3.Connection, destination_id: int, now_ms: int) -> Terms | N
     return Terms(is_probe=False, pause_count=0, room=room)
 
 
+def is_idle(db: sqlite3.Connection, destination_id: int, now_ms: int) -> bool:
+    """Whether nothing can be sent before the next probe: it is paused, and no probe is due or under way."""
+    row = db.execute(
+        "select 1 from destination where id = ? and probe_ms > ? and not exists"
+        " (select 1 from job where lease_until_ms is not null and +destination_id = destination.id)",
+        (destination_id, now_ms),
+    ).fetchone()
+    return row is not None
+
+
 def await_probe(db: sqlite3.Connection, destination_id: int, until_ms: int) -> None:
     """paused -> paused: a probe is under way, and the next one waits for it."""
     db.execute("update destination set probe_ms = ? where id = ? and probe_ms is not null", (until_ms, destination_id))

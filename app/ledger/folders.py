@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 def of_folders(db: sqlite3.Connection) -> set[int]:
@@ -86,13 +87,30 @@ def all_folder_options(db: sqlite3.Connection) -> dict[str, str]:
     return {row["hash"]: row["capture_options"] for row in db.execute("select hash, capture_options from folder")}
 
 
-def held_folders(db: sqlite3.Connection) -> list[tuple[str, int]]:
-    """(reason, folders) of those whose configuration was not right when a hook saw it last."""
+@dataclass(frozen=True, slots=True)
+class HeldFolder:
+    """A folder whose configuration was not right when a hook saw it last."""
+
+    hash: str
+    reason: str
+    is_by_files: bool
+    """All that is wrong stands in files that whoever looks into the folder finds."""
+
+
+def held_folders(db: sqlite3.Connection) -> list[HeldFolder]:
     rows = db.execute(
-        "select capture_options ->> 'held' as reason, count(*) as folders from folder"
-        " where capture_options ->> 'held' is not null group by reason order by folders desc, reason"
+        "select hash, capture_options ->> 'held' as reason, capture_options ->> 'heldByFiles' as by_files from folder"
+        " where capture_options ->> 'held' is not null order by reason, hash"
     )
-    return [(row["reason"], row["folders"]) for row in rows]
+    return [HeldFolder(row["hash"], row["reason"], bool(row["by_files"])) for row in rows]
+
+
+def release(db: sqlite3.Connection, folder: str, capture_options: Mapping[str, object]) -> None:
+    """held -> captured as these options say: its files are right."""
+    db.execute(
+        "update folder set capture_options = ? where hash = ? and capture_options ->> 'held' is not null",
+        (json.dumps(capture_options, sort_keys=True), folder),
+    )
 
 
 def folder_limits(db: sqlite3.Connection, option: str) -> dict[str, int]:

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.capture.targets import folder, target
 from app.capture.unread import read_unread
@@ -18,7 +18,8 @@ from app.database.open import open_whole
 from app.ledger import adoption, counts, flow, folders, notices, readback
 from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
-from app.operations.status import Failing, Jobs, read_destinations, waiting
+from app.operations.status import DestinationStatus, Failing, Jobs, read_destinations, waiting
+from app.operations.verdict import flush_it, start_it
 from app.runtime import clock
 from app.runtime.liveness import read_hooks, read_workers
 from app.runtime.spool import Spool
@@ -27,6 +28,7 @@ from app.settings.model import HELICONE, Settings
 from app.worker import Worker
 
 LOOK_S = 0.1
+TIMEOUT_S = 30.0
 START_S_MAX = 30.0
 """A hook that OpenCode started a moment ago has said so by then, and that the folder is captured."""
 
@@ -53,6 +55,8 @@ class Flushed:
     """Somebody interrupted it."""
     delivered: int
     """Jobs of the present destination that were delivered meanwhile."""
+    todo: str
+    """What to do where the present destination cannot be reached, or refuses; '' otherwise."""
 
     @property
     def is_done(self) -> bool:
@@ -60,9 +64,18 @@ class Flushed:
         return not (self.jobs.pending or self.elsewhere or self.backlog or cannot)
 
 
-def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only_present: bool = False) -> Flushed:
+def flush(
+    sources: Sources,
+    timeout_s: float | None,
+    tell: Callable[[str], object],
+    *,
+    expect_some: bool = False,
+    only_present: bool = False,
+) -> Flushed:
     """Return as soon as nothing more can go, or when the time is up; what is being posted then is waited for.
 
+    `timeout_s`: so long a destination that is away is tried again and again, and `tell` is told once that it is; None:
+    it is tried once, and TIMEOUT_S is for what goes.
     `expect_some`: where the folder never had a job, its hook is waited for, START_S_MAX at most.
     `only_present`: no other destination than that of the present settings is looked at.
 
@@ -76,24 +89,14 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
         seen = hooked if ours.kind == HELICONE else {ours.id}  # others are flushed by their names
         _begin(db, settings, ours, seen)
         before = counts.counts(db, ours.id).delivered
-        here, begin_s = folder(db, str(sources.cwd or sources.base)), time.monotonic()
-        end_s = begin_s + timeout_s
-
-        def is_over() -> bool:
-            if time.monotonic() >= end_s:
-                return True
-            if expect_some and time.monotonic() < begin_s + START_S_MAX and not folders.had_jobs(db, here):
-                return False
-            # Nothing is sent without a key, however long one waits.
-            going = _served(spool) | ({ours.id} if ours.key_fingerprint else set())
-            return not (_backlog(spool, hooked) or any(counts.is_pending(db, one) for one in seen & going))
-
+        here = folder(db, str(sources.cwd or sources.base))
+        going = _Flushing(db, settings, ours, seen, hooked, timeout_s, tell, here if expect_some else None)
         try:
             read_unread(db, sources, spool, ours)
-            was_stopped = _deliver(db, sources, ours, is_over)
+            was_stopped = _deliver(db, sources, ours, going.is_over)
             # Once more when all is sent: a hook may have been late, and is gone by now.
-            while not was_stopped and time.monotonic() < end_s and read_unread(db, sources, spool, ours) > 0:
-                was_stopped = _deliver(db, sources, ours, is_over)
+            while not was_stopped and not going.is_late and read_unread(db, sources, spool, ours) > 0:
+                was_stopped = _deliver(db, sources, ours, going.is_over)
         except KeyboardInterrupt:  # while it waits; a worker of its own takes it for a signal
             was_stopped = True
         now_ms = clock.now_ms()
@@ -108,7 +111,66 @@ def flush(sources: Sources, timeout_s: float, *, expect_some: bool = False, only
             errors=current.errors,
             was_stopped=was_stopped,
             delivered=max(0, current.jobs.delivered - before),
+            todo=_todo(current),
         )
+
+
+def _todo(one: DestinationStatus) -> str:
+    if one.pause_reason is None or not one.jobs.pending:
+        return ""
+    if one.health == "refused":
+        return "opencode-helicone doctor says what is wrong; setup changes the key or the address"
+    return f"{start_it(one)}{flush_it(one)}; with --timeout SECONDS it tries until then"
+
+
+@dataclass(slots=True)
+class _Flushing:
+    """One flush, for as long as it goes on."""
+
+    db: sqlite3.Connection
+    settings: Settings
+    ours: Destination
+    seen: Collection[int]
+    """The destinations that it looks at."""
+    hooked: Collection[int]
+    """Those whose hooks are let finish: of another kind than Helicone they read for that as well."""
+    timeout_s: float | None
+    tell: Callable[[str], object]
+    awaited: str | None
+    """The folder that is to have a job."""
+    begin_s: float = field(default_factory=time.monotonic)
+    has_told: bool = False
+
+    @property
+    def is_late(self) -> bool:
+        return time.monotonic() >= self.begin_s + (TIMEOUT_S if self.timeout_s is None else self.timeout_s)
+
+    def is_over(self) -> bool:
+        if self.is_late:
+            return True
+        is_early = time.monotonic() < self.begin_s + START_S_MAX
+        if self.awaited is not None and is_early and not folders.had_jobs(self.db, self.awaited):
+            return False
+        spool = Spool(self.settings.spool_directory)
+        if _backlog(spool, self.hooked):
+            return False
+        # Nothing is sent without a key, however long one waits.
+        going = _served(spool) | ({self.ours.id} if self.ours.key_fingerprint else set())
+        waits = [one for one in self.seen if one in going and counts.is_pending(self.db, one)]
+        return not waits or self._is_away(waits)
+
+    def _is_away(self, waits: Collection[int]) -> bool:
+        """Whether nothing of what waits can go before a later probe, and nobody asked to wait for that."""
+        now_ms = clock.now_ms()
+        if not all(flow.is_idle(self.db, one, now_ms) for one in waits):
+            return False
+        if self.timeout_s is not None and not self.has_told:
+            self.has_told = True
+            workers = read_workers(Spool(self.settings.spool_directory))
+            there = [one for one in read_destinations(self.db, self.settings, now_ms) if one.id in waits]
+            why = "; ".join(waiting(there, workers, now_ms))
+            self.tell(f"{why}; it is tried again until {self.timeout_s:g} s are over (Ctrl-C ends that)")
+        return self.timeout_s is None
 
 
 def _deliver(db: sqlite3.Connection, sources: Sources, ours: Destination, is_over: Callable[[], bool]) -> bool:

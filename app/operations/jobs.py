@@ -9,11 +9,11 @@ from pathlib import Path
 
 from app.capture.targets import folder
 from app.errors import AppError, UsageError
-from app.ledger import counts, destinations, listing
+from app.ledger import counts, destinations, folders, listing
 from app.ledger.dead_letters import Attempt, attempts
 from app.ledger.destinations import Destination
 from app.ledger.listing import Filter, Listed, RecordState
-from app.operations.titles import Titles, directories_of, project_name, titled
+from app.operations.titles import Titles, directories_of, project_name, titled, unknown_project
 from app.runtime.terminal import span
 from app.sources.opencode.rows import Head
 
@@ -123,7 +123,7 @@ def session_named(db: sqlite3.Connection, prefix: str) -> str:
 
 
 def _as_known(db: sqlite3.Connection, titles: Titles, wanted: Wanted) -> Filter:
-    """The filter by what the ledger knows: ids, and salted hashes of folders."""
+    """The filter by what the ledger knows: ids, and salted hashes of folders. Raises UnknownProjectError."""
     if wanted.title is None and wanted.project is None:
         return wanted.filter
     heads = titles.all()
@@ -134,7 +134,10 @@ def _as_known(db: sqlite3.Connection, titles: Titles, wanted: Wanted) -> Filter:
         found = replace(found, sessions=tuple(head.id for head in titled(heads.values(), wanted.title)))
     if wanted.project is not None:
         there = {*directories_of(heads.values(), wanted.project), str(Path(wanted.project).absolute())}
-        found = replace(found, folders=tuple(folder(db, one) for one in there))
+        hashes = [folder(db, one) for one in there]
+        if len(there) == 1 and not titles.problem and not any(folders.had_jobs(db, one) for one in hashes):
+            unknown_project(heads.values(), wanted.project)
+        found = replace(found, folders=tuple(hashes))
     return found
 
 

@@ -15,7 +15,8 @@ from app.capture.enqueue import Place, identity_of, own_turns
 from app.capture.export import split
 from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
-from app.database.open import open_ledger
+from app.database.open import open_if_made
+from app.errors import ExportError
 from app.exporters.encoder import Record
 from app.exporters.encoding import legible
 from app.ledger.job import SESSION_RECORD
@@ -23,7 +24,7 @@ from app.ledger.versions import session_identity
 from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources
 from app.settings.model import HELICONE
-from app.sources.opencode.export_files import Export, ExportError, File, families, transcript_of
+from app.sources.opencode.export_files import Export, File, families, transcript_of
 from app.transcript.model import TranscriptError
 
 
@@ -48,7 +49,7 @@ def preview(files: Sequence[File], sources: Sources) -> Iterator[Previewed | Imp
     Raises SettingsError, PatternError, OSError, sqlite3.Error, SchemaError.
     """
     settings = sources.load()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_if_made(settings.spool_directory)) as db:
         folders = Folders(db, sources)
         ours = find_target(db, settings)
         exports = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from app.ledger.counters import Counter, counters
 from app.ledger.listing import delivered_turns
-from app.operations.titles import directories_of, project_name
+from app.operations.titles import directories_of, project_name, unknown_project
 from app.sources.opencode.rows import Head, Usage
 from app.sources.opencode.store import Store
 
@@ -30,6 +30,8 @@ class Sum:
     calls: int = 0
     errors: int = 0
     """Calls that failed or were aborted."""
+    failed_tools: int = 0
+    """Tools that were called, and failed."""
     input_tokens: int = 0
     """Without those that came out of a cache."""
     cache_read_tokens: int = 0
@@ -41,6 +43,7 @@ class Sum:
     def add(self, one: Usage) -> None:
         self.calls += one.calls
         self.errors += one.errors
+        self.failed_tools += one.failed_tools
         self.input_tokens += one.input_tokens
         self.cache_read_tokens += one.cache_read_tokens
         self.cache_write_tokens += one.cache_write_tokens
@@ -60,12 +63,12 @@ class Stats:
 
 
 def read_stats(db: sqlite3.Connection, store: Store, by: str, since_ms: int, project: str | None = None) -> Stats:
-    """Raises StoreError where OpenCode's store cannot be read."""
+    """Raises StoreError where OpenCode's store cannot be read, and UnknownProjectError."""
     with store.kept_open():
         heads = store.heads()
         used = store.usage(since_ms)
     if project is not None:
-        there = directories_of(heads.values(), project)
+        there = directories_of(heads.values(), project) or unknown_project(heads.values(), project)
         used = [one for one in used if one.session in heads and heads[one.session].directory in there]
     delivered = delivered_turns(db, list({one.session for one in used}))
     sums: dict[str, Sum] = {}

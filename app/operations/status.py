@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from typing import Literal, TypeAlias
@@ -12,7 +13,7 @@ from app import __version__
 from app.capture.folder_limits import folders_by_option
 from app.capture.targets import meant
 from app.database.connection import wal_reset_bug
-from app.database.open import open_ledger, recover_after
+from app.database.open import open_if_made, recover_after
 from app.exporters.kinds import traits_of
 from app.exporters.traits import Traits
 from app.ledger import counts, dead_letters, eviction, folders, incidents, notices, policy_enforcement, readback
@@ -36,6 +37,7 @@ BYTES_BESIDE_BODIES_MAX = 64_000_000
 """Of everything else in the spool directory: keys, acknowledgements, WAL, logs."""
 GROUPS_SHOWN = 5
 NOT_TRIED = "not tried"
+MENDED = "the files of their folder were wrong, and are right now"
 TitleOf: TypeAlias = Callable[[str], str]
 """What OpenCode's store says of a session; '' where it has it no more."""
 Level: TypeAlias = Literal["ok", "waiting", "problem"]
@@ -193,7 +195,7 @@ class Status:
     """This SQLite has it; the ledger's checkpoints are made so that it cannot happen."""
     spool: str
     is_new: bool
-    """There was no ledger before."""
+    """There is no ledger yet."""
     spool_bytes: int
     spool_bytes_max: int
     held_bytes: int
@@ -215,6 +217,8 @@ class Status:
     refused: tuple[Refused, ...]
     incidents: tuple[Incident, ...]
     held_folders: tuple[HeldFolders, ...]
+    mended_folders: int
+    """Were held, and their files are right now: their turns wait in OpenCode's store."""
     problems: tuple[str, ...]
     """What is wrong in the files that configure the plugin here."""
     waiting: tuple[str, ...]
@@ -229,30 +233,50 @@ class Status:
     """What comes of all this."""
 
 
+MendedIn: TypeAlias = Callable[[sqlite3.Connection], Collection[str]]
+"""The folders that were held by their files, and whose files are right by now."""
+
+
 def no_title(_: str) -> str:
     return ""
 
 
-def read_status(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -> Status:
-    """Makes a spool that is missing, as every command does. Raises OSError, sqlite3.Error, SchemaError.
+def nobody_looked(_: sqlite3.Connection) -> Collection[str]:
+    return ()
+
+
+def read_status(
+    settings: Settings, now_ms: int, title_of: TitleOf = no_title, mended_in: MendedIn = nobody_looked
+) -> Status:
+    """Of a spool that is missing, as if it were empty. Raises OSError, sqlite3.Error, SchemaError.
 
     A ledger that a statement finds to be damaged is recovered; to look for damage is for `doctor` and the worker.
     """
     is_new = not (settings.spool_directory / "ledger.db").exists()
-    with closing(open_ledger(settings.spool_directory)) as db:
+    with closing(open_if_made(settings.spool_directory)) as db:
         try:
-            return _read_status(db, settings, now_ms, title_of, is_new=is_new)
+            return _read_status(db, settings, now_ms, title_of, mended_in, is_new=is_new)
         except sqlite3.Error as error:
             if not recover_after(db, error):
                 raise
-    with closing(open_ledger(settings.spool_directory)) as db:
-        return _read_status(db, settings, now_ms, title_of, is_new=is_new)
+    with closing(open_if_made(settings.spool_directory)) as db:
+        return _read_status(db, settings, now_ms, title_of, mended_in, is_new=is_new)
 
 
-def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, title_of: TitleOf, *, is_new: bool) -> Status:
+def _read_status(
+    db: sqlite3.Connection,
+    settings: Settings,
+    now_ms: int,
+    title_of: TitleOf,
+    mended_in: MendedIn,
+    *,
+    is_new: bool,
+) -> Status:
     spool = Spool(settings.spool_directory)
     total = counts.counts(db)
-    destinations = read_destinations(db, settings, now_ms)
+    mended = mended_in(db)
+    still, no_longer = _held_folders(db, mended)
+    destinations = [_without(one, no_longer) for one in read_destinations(db, settings, now_ms)]
     workers = read_workers(spool)
     # Helicone's keys share one, each other destination has its own.
     held_bytes_max = settings.max_spool_bytes * (1 + sum(one.kind != HELICONE for one in destinations))
@@ -270,19 +294,36 @@ def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, title_
         folder_limits=folders_by_option(db, settings),
         jobs=_jobs(total),
         dropped_by_reason=dict(total.dropped_by_reason),
-        destinations=destinations,
+        destinations=tuple(destinations),
         hooks=read_hooks(spool),
         workers=workers,
         unread=tuple(notices.unread(db)),
         refused=tuple(Refused(*row) for row in incidents.refusals(db)),
         incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
-        held_folders=tuple(HeldFolders(*row) for row in folders.held_folders(db)),
+        held_folders=still,
+        mended_folders=len(mended),
         problems=tuple(one.text for one in settings.complaints),
         waiting=waiting(destinations, workers, now_ms),
         alarms=tuple(alarms(destinations)),
         sessions=session_counts(db),
         last_delivery=_last_delivery(db, settings, destinations, title_of),
     )
+
+
+def _held_folders(db: sqlite3.Connection, mended: Collection[str]) -> tuple[tuple[HeldFolders, ...], Collection[str]]:
+    """Those that are held still, by their reasons; and the reasons that hold no folder any more."""
+    found = folders.held_folders(db)
+    still = Counter(one.reason for one in found if one.hash not in mended)
+    return tuple(HeldFolders(*one) for one in still.most_common()), {one.reason for one in found} - still.keys()
+
+
+def _without(one: DestinationStatus, reasons: Collection[str]) -> DestinationStatus:
+    """A worker has not seen yet that its files hold a folder no longer."""
+    held = [
+        replace(held, reason=MENDED) if any(held.reason.endswith(reason) for reason in reasons) else held
+        for held in one.held
+    ]
+    return replace(one, held=tuple(held))
 
 
 def _last_delivery(

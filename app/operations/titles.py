@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from pathlib import PurePath
+from typing import NoReturn
 
+from app.errors import AppError
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store
 
+KNOWN_MAX = 20
 MANY = 100
 """For more sessions than this the store is asked for all that it has, once."""
 
@@ -54,6 +57,18 @@ def directories_of(heads: Iterable[Head], project: str) -> set[str]:
     found = {head.directory for head in heads}
     wanted = PurePath(project).parts
     return {one for one in found if wanted and PurePath(one).parts[-len(wanted) :] == wanted}
+
+
+class UnknownProjectError(AppError):
+    """OpenCode's store has no session of a folder of this name."""
+
+
+def unknown_project(heads: Iterable[Head], project: str) -> NoReturn:
+    """Raises UnknownProjectError, with the projects that there are."""
+    known = sorted({project_name(head.directory) for head in heads if head.directory})
+    more = f" and {len(known) - KNOWN_MAX} more" if len(known) > KNOWN_MAX else ""
+    told = f"there are {', '.join(known[:KNOWN_MAX])}{more}" if known else "it has none"
+    raise UnknownProjectError(f"OpenCode's store has no session of a project {project}: {told}")
 
 
 def project_name(directory: str) -> str:

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from urllib.parse import urlsplit
 
-from app.operations.status import DestinationStatus, Elsewhere, Level, Status, TitleOf, Verdict, no_title, read_status
+from app.operations.status import (
+    DestinationStatus,
+    Elsewhere,
+    Level,
+    MendedIn,
+    Status,
+    TitleOf,
+    Verdict,
+    no_title,
+    nobody_looked,
+    read_status,
+)
 from app.runtime.terminal import counted
+from app.runtime.url import is_loopback
 from app.settings.destinations import everything
 from app.settings.model import HELICONE, Settings
 
@@ -15,34 +28,55 @@ SERIOUS_LAST: tuple[Level, ...] = ("ok", "waiting", "problem")
 _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
 
 
-def judged(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -> Status:
+def judged(
+    settings: Settings, now_ms: int, title_of: TitleOf = no_title, mended_in: MendedIn = nobody_looked
+) -> Status:
     """The status with its verdict. Raises what `read_status` raises."""
-    status = read_status(settings, now_ms, title_of)
+    return judge(read_status(settings, now_ms, title_of, mended_in), settings)
+
+
+def judge(status: Status, settings: Settings) -> Status:
+    """The status with what comes of it."""
     status = replace(status, elsewhere=tuple(elsewhere(status, has_key=settings.api_key is not None)))
-    modes = {
-        "" if one.kind == HELICONE else one.destination: one.export_mode for one in (settings, *everything(settings))
-    }
-    found = [
-        verdict(status, one, enable=settings.enable, export_mode=modes[one.name])
-        for one in status.destinations
-        if one.is_meant and (one.current or one.name in modes)
-    ]
+    towards = {"" if one.kind == HELICONE else one.destination: one for one in (*everything(settings), settings)}
+    found = [verdict(status, towards[one.name], one) for one in status.destinations if one.is_meant]
     is_off = settings.common is not None and settings.export_mode == "off" and settings.common.export_mode != "off"
     if is_off and len(found) > 1:
         found = found[1:]  # somebody has switched it off for the sake of the others
     return replace(status, verdict=max(found, key=lambda one: SERIOUS_LAST.index(one.level)))
 
 
-def verdict(status: Status, ours: DestinationStatus, *, enable: bool, export_mode: str) -> Verdict:
+def verdict(status: Status, settings: Settings, ours: DestinationStatus) -> Verdict:
     """The most serious of what there is to say of one destination, and of what is no destination's."""
     jobs = f"; {_wait(ours.jobs.pending)}" if ours.jobs.pending else ""
-    if not enable or export_mode == "off":
-        setting = "exportMode is off" if enable else "enable is false"
+    if not settings.enable or settings.export_mode == "off":
+        setting = "exportMode is off" if settings.enable else "enable is false"
         text = f"switched off: {setting}, nothing is captured or sent{jobs}"
         return Verdict("problem", text, "opencode-helicone config show")
     if ours.key is None:
         return Verdict("problem", f"no API key is set, so nothing is delivered{jobs}", _GIVE_A_KEY)
-    return next(chain(_at_helicone(status, ours, jobs), _waits(status, ours), _left(status), _well(status, ours)))
+    return next(
+        chain(
+            _here(settings, jobs),
+            _at_helicone(status, ours, jobs),
+            _waits(status, ours),
+            _left(status),
+            _ignored(settings),
+            _well(status, ours),
+        )
+    )
+
+
+def _here(settings: Settings, jobs: str) -> Iterator[Verdict]:
+    """Before any hook has seen it."""
+    if settings.held:
+        text = f"nothing of this folder is captured or sent: {settings.held_because}{jobs}"
+        yield Verdict("problem", text, "opencode-helicone doctor")
+
+
+def _ignored(settings: Settings) -> Iterator[Verdict]:
+    for one in settings.complaints:
+        yield Verdict("problem", f"a setting does not count: {one.short}", "opencode-helicone doctor")
 
 
 def _at_helicone(status: Status, ours: DestinationStatus, jobs: str) -> Iterator[Verdict]:
@@ -51,10 +85,19 @@ def _at_helicone(status: Status, ours: DestinationStatus, jobs: str) -> Iterator
     yield from (Verdict("problem", alarm, "opencode-helicone doctor --send") for alarm in status.alarms)
     if status.held_folders:
         folders = counted(sum(one.folders for one in status.held_folders), "folder")
-        text = f"{folders} held back: {status.held_folders[0].reason}"
+        text = f"{folders} held back: {status.held_folders[0].reason}{anew(status.held_folders[0].reason)}"
         yield Verdict("problem", text, "opencode-helicone doctor")
+    if status.mended_folders:
+        folders = counted(status.mended_folders, "folder")
+        text = f"{folders} held back until now, whose files are right again: what waits is read by OpenCode or flush"
+        yield Verdict("waiting", text, "opencode-helicone flush")
     if ours.pause_reason is not None:
         yield _paused(status, ours, "waiting", f"{_who(ours)} cannot be reached: {ours.pause_reason}{jobs}")
+
+
+def anew(reason: str) -> str:
+    """What is to be done beside mending a file, where OpenCode had read it before."""
+    return " (as OpenCode read them when it started: start it anew)" if " from plugin options" in reason else ""
 
 
 def _waits(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
@@ -62,7 +105,7 @@ def _waits(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
         yield Verdict("problem", f"{_wait(held.jobs)}: {held.reason}", "opencode-helicone doctor")
     if ours.jobs.pending and not _is_served(status, ours):
         text = f"{_wait(ours.jobs.pending)}{f' for {ours.name}' if ours.name else ''}, and no worker runs"
-        yield Verdict("waiting", text, _flush(ours))
+        yield Verdict("waiting", text, flush_it(ours))
 
 
 def _left(status: Status) -> Iterator[Verdict]:
@@ -83,24 +126,36 @@ def _well(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
     if ours.jobs.pending:
         yield Verdict("ok", f"{counted(ours.jobs.pending, 'job')} being delivered")
     if status.last_delivery is None:
-        yield Verdict("ok", "nothing was captured yet: start OpenCode and say something", "opencode-helicone doctor")
+        where = f"; there is no queue in {status.spool} yet" if status.is_new else ""
+        text = f"nothing was captured yet: start OpenCode and say something{where}"
+        yield Verdict("ok", text, "opencode-helicone doctor")
     yield Verdict("ok", "all that was captured is delivered")
 
 
 def _paused(status: Status, one: DestinationStatus, level: Level, text: str) -> Verdict:
     """A worker that runs tries again by itself."""
+    todo = "opencode-helicone doctor" if level == "problem" else f"{start_it(one)}{flush_it(one)}"
     if _is_served(status, one):
-        return Verdict(
-            level,
-            text,
-            _flush(one) if level == "waiting" else "opencode-helicone doctor",
-            one.next_probe_ms,
-        )
-    return Verdict(
-        level,
-        f"{text}; no worker runs",
-        _flush(one) if level == "waiting" else "opencode-helicone doctor",
-    )
+        return Verdict(level, text, todo, one.next_probe_ms)
+    return Verdict(level, f"{text}; no worker runs", todo)
+
+
+def start_it(one: DestinationStatus) -> str:
+    """What is to be typed first where nothing listens at an address of this machine; '' elsewhere."""
+    parts = urlsplit(one.endpoint)
+    is_refused = "ConnectError" in (one.pause_reason or "")
+    is_ours = one.kind == HELICONE
+    if not (is_ours and is_refused and parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        return ""
+    return f"opencode-helicone receiver --port {parts.port or 80} (if it is that receiver), then "
+
+
+def flush_it(one: DestinationStatus) -> str:
+    return f"opencode-helicone flush{f' --destination {one.name}' if one.name else ''}"
+
+
+def _who(one: DestinationStatus) -> str:
+    return one.name or "Helicone"
 
 
 def elsewhere(status: Status, *, has_key: bool) -> Iterator[Elsewhere]:
@@ -132,14 +187,6 @@ def elsewhere(status: Status, *, has_key: bool) -> Iterator[Elsewhere]:
 
 def _is_served(status: Status, one: DestinationStatus) -> bool:
     return any(worker.destination == one.id for worker in status.workers)
-
-
-def _flush(one: DestinationStatus) -> str:
-    return f"opencode-helicone flush{f' --destination {one.name}' if one.name else ''}"
-
-
-def _who(one: DestinationStatus) -> str:
-    return one.name or "Helicone"
 
 
 def _wait(jobs: int) -> str:

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, TypeVar
 
 from app.privacy.decode import View, joined, layers, unpacked
@@ -166,23 +166,28 @@ class Redaction:
         """Ranges of the text by the name of what found them."""
         found: Found = defaultdict(list)
         text = View(data)
+        if self.secrets or self.known is not None:
+            yield from self._find_secrets(text, found)
+        for pattern in self.patterns:
+            found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
+            yield len(data)
+        return found
+
+    def _find_secrets(self, text: View, found: Found) -> Generator[int, None, None]:
+        size = len(text.data)
         hits = self._scout.look(text)
-        yield len(data)
+        yield size
         self._look(text, hits, found)
-        yield len(data)
+        yield size
         plain = sorted((start, end, name) for name, spans in found.items() for start, end in spans)
         seen = Stretch(0, 0)
-        to_decode = stretches(data, hits, self._scout)
-        yield len(data)
+        to_decode = stretches(text.data, hits, self._scout)
+        yield size
         for stretch in to_decode:
             # One that went on has been over the next ones, too.
             if not stretch.is_within(seen):
                 seen = self._look_into(text, stretch, found, plain)
                 yield _DECODED_COST * (seen.end - seen.start)
-        for pattern in self.patterns:
-            found[pattern.name] = [view.source(*span) for view in layers(text) for span in _ranges(pattern.regex, view)]
-            yield len(data)
-        return found
 
     def _look_into(self, text: View, stretch: Stretch, found: Found, plain: Sequence[tuple[int, int, str]]) -> Stretch:
         """What is found once a stretch is decoded; it is a longer one, returned, where that goes on up to its end.
@@ -334,20 +339,24 @@ def redact_turn(turn: Turn, redaction: Redaction, hits: Counter[str] | None = No
 
 
 def _redacted(value: T, redaction: Redaction, hits: Counter[str] | None) -> T:
-    """A value of a transcript, with all that is inside of it."""
+    """A value of a transcript, with all that is inside of it; itself where nothing in it was taken out."""
     kind: Any = type(value)
     made: dict[str, Any] = {}
     for name in _fields(kind):
         inner, counted = getattr(value, name), None if name == "origin" else hits  # mostly the directory: counted once
+        shown = inner
         if name == "input":
-            made[name] = redaction.json(inner, counted)
+            shown = redaction.json(inner, counted)
         elif isinstance(inner, str):
-            made[name] = _named(inner, redaction, counted) if name in _NAMES else redaction.text(inner, counted)
+            shown = _named(inner, redaction, counted) if name in _NAMES else redaction.text(inner, counted)
         elif isinstance(inner, tuple):
-            made[name] = tuple(_redacted(one, redaction, counted) for one in inner)
+            some = tuple(_redacted(one, redaction, counted) for one in inner)
+            shown = inner if all(map(is_, some, inner)) else some
         elif is_dataclass(inner):
-            made[name] = _redacted(inner, redaction, counted)
-    changed: T = replace(value, **made)  # type: ignore[type-var]  # all of them are dataclasses
+            shown = _redacted(inner, redaction, counted)
+        if shown is not inner:
+            made[name] = shown
+    changed: T = replace(value, **made) if made else value  # type: ignore[type-var]  # all of them are dataclasses
     return changed
 
 

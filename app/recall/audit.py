@@ -14,7 +14,9 @@ import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+from app.capture.export import Export
 from app.capture.folders import Folders
 from app.exporters.encoder import Kind, Record
 from app.exporters.encoding import encoder_of
@@ -139,39 +141,57 @@ class _Comparison:
             self.counts["sealed" if versions[-1].is_sealed else "gone"] += 1
             return
         self.counts["turns"] += 1
-        made_bare = {record.request_id: record for record in self._bare[turn].encode()}
+        bare = _Encoded(self._bare[turn])
         attempted = [one for one in versions if one.was_attempted]
         made: Mapping[str, tuple[RecordIdentity | None, str]] = identities(attempted)
         if not made:
             self.counts["unprinted"] += 1
-            made = dict.fromkeys(made_bare, (None, attempted[-1].policy))
-        pairs: dict[str, dict[str, tuple[Record, Record]]] = {}
+            made = dict.fromkeys(bare.records, (None, attempted[-1].policy))
+        if self._today is None or self._today.policy.mode != "full":
+            self._withhold(turn, bare, made)
+            return
+        under: dict[str, tuple[_Encoded, _Encoded]] = {}
         for request_id, (one, policy) in made.items():
-            record = made_bare.get(request_id)
-            if record is None or _is_withheld(policy):
-                continue
-            if self._today is None or self._today.policy.mode != "full":
-                self.records.append(Differing(turn, record.path, record.kind, {EXPORT_MODE: 1}))
+            if _is_withheld(policy):
                 continue
             then = as_made(self._today, policy)
-            if policy not in pairs:
-                pairs[policy] = self._pairs(turn, self._today, then)
-            now_made, then_made = pairs[policy][request_id]
-            if one is not None and one.digest == digest_of(now_made):
+            if policy not in under:
+                under[policy] = self._under(turn, self._today, then)
+            now_made, then_made = under[policy]
+            record = now_made.records.get(request_id)
+            if record is None or (one is not None and one.digest == digest_of(record)):
                 continue
+            record = bare.records[request_id]
             found = hits(record, self._today.redaction, self._kind)
-            if one is None or one.digest == digest_of(then_made):
+            if one is None or one.digest == digest_of(then_made.records[request_id]):
                 found -= hits(record, then.redaction, self._kind)
             if found:
                 self.records.append(Differing(turn, record.path, record.kind, dict(found)))
             else:
                 self.counts["changed"] += 1
 
-    def _pairs(self, turn: str, today: Capture, then: Capture) -> dict[str, tuple[Record, Record]]:
-        """By request id the record as it would be made now, and as it was made then."""
+    def _withhold(self, turn: str, bare: _Encoded, made: Mapping[str, tuple[RecordIdentity | None, str]]) -> None:
+        """Today no text of the turn would leave."""
+        for request_id, (_, policy) in made.items():
+            record = bare.records.get(request_id)
+            if record is not None and not _is_withheld(policy):
+                self.records.append(Differing(turn, record.path, record.kind, {EXPORT_MODE: 1}))
+
+    def _under(self, turn: str, today: Capture, then: Capture) -> tuple[_Encoded, _Encoded]:
+        """As the turn would be made now, and as it was made then."""
         now = replace(today, policy=replace(today.policy, prefix=then.policy.prefix))
-        made = (self._encodings.under(one)[turn].encode() for one in (now, then))
-        return {one.request_id: (one, other) for one, other in zip(*made, strict=True)}
+        return _Encoded(self._encodings.under(now)[turn]), _Encoded(self._encodings.under(then)[turn])
+
+
+class _Encoded:
+    """One turn's records by request id. Nothing is encoded before it is asked for: mostly equal digests say it all."""
+
+    def __init__(self, export: Export) -> None:
+        self._export = export
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        return {record.request_id: record for record in self._export.encode()}
 
 
 def hits(record: Record, redaction: Redaction, kind: str) -> Counter[str]:

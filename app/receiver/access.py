@@ -13,12 +13,15 @@ from app.errors import AppError
 from app.receiver import handler
 from app.runtime.filesystem import private_file
 
-COOKIE = "opencode-helicone-receiver"
 _KEY_SIGNS = string.ascii_lowercase + string.digits
 
 
 class ReceiverError(AppError):
     """The receiver cannot start as asked."""
+
+
+class PortTakenError(ReceiverError):
+    """Somebody else listens there."""
 
 
 def own_key(store_path: Path) -> str:
@@ -44,6 +47,11 @@ def own_key(store_path: Path) -> str:
 def page_pass(key: str) -> str:
     """What lets a browser see the page: everybody on this machine can reach it. Tells nothing of the key."""
     return hashlib.sha256(f"page of the receiver\0{key}".encode()).hexdigest()[:32]
+
+
+def cookie(port: int | None) -> str:
+    """The name under which a browser keeps the pass: by itself it gives the cookies of one port to all others."""
+    return f"opencode-helicone-receiver-{port or 80}"
 
 
 def page_url(url: str, key: str) -> str:

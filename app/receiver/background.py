@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from app.receiver.access import COOKIE, ReceiverError, own_key, page_pass, page_url
+from app.receiver.access import ReceiverError, cookie, own_key, page_pass, page_url
 from app.receiver.page import POLICY
 from app.runtime.filesystem import private_directory
 
@@ -59,6 +59,28 @@ def ensure(store_path: Path, environ: Mapping[str, str]) -> Running:
     raise ReceiverError(f"ports {PORT} to {PORT + PORTS - 1} are all taken by others: free one of them")
 
 
+def find(store_path: Path, first_port: int = PORT) -> Running | None:
+    """The receiver that keeps this store, if one runs, on that port or one that `ensure` takes; nothing is made."""
+    if not store_path.exists():
+        return None
+    key = own_key(store_path)
+    ports = dict.fromkeys((first_port, *range(PORT, PORT + PORTS)))
+    return next((Running(port, key, is_new=False) for port in ports if _who(port, key) == "ours"), None)
+
+
+def who_has(port: int, store_path: Path) -> str:
+    """Who listens where the receiver of this store was to, and what to do."""
+    key = own_key(store_path)
+    match _who(port, key):
+        case "ours":
+            return f"it runs already, on port {port}; its page: {page_url(_url(port), key)}"
+        case "another receiver":
+            other = "a receiver with another store, or of another user, has it"
+        case _:
+            other = "another program has it"
+    return f"port {port} is taken: {other}; --port 0 takes a free one"
+
+
 def stop(store_path: Path) -> bool:
     """End the receivers that keep this store; False where none runs."""
     if not store_path.exists():
@@ -101,14 +123,16 @@ def _start(store_path: Path, port: int, key: str, environ: Mapping[str, str]) ->
     raise ReceiverError(f"the receiver does not start: `opencode-helicone receiver --port {port}` says why")
 
 
-def _who(port: int, key: str) -> Literal["ours", "another", "nobody"]:
+def _who(port: int, key: str) -> Literal["ours", "another receiver", "another", "nobody"]:
     try:
-        status, policy = _ask("GET", port, "/", {"cookie": f"{COOKIE}={page_pass(key)}"})
+        status, policy = _ask("GET", port, "/", {"cookie": f"{cookie(port)}={page_pass(key)}"})
     except ConnectionRefusedError:
         return "nobody"
     except (OSError, http.client.HTTPException):
         return "another"
-    return "ours" if status == http.HTTPStatus.OK and policy == POLICY else "another"
+    if policy != POLICY:
+        return "another"
+    return "ours" if status == http.HTTPStatus.OK else "another receiver"
 
 
 def _ask(method: str, port: int, path: str, headers: Mapping[str, str]) -> tuple[int, str | None]:

@@ -17,6 +17,7 @@ looks for here.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hmac
 import json
 import re
@@ -40,7 +41,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.receiver import faults, handler, page, store
-from app.receiver.access import COOKIE, ReceiverError, own_key, page_pass, page_url
+from app.receiver.access import PortTakenError, ReceiverError, cookie, own_key, page_pass, page_url
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime import clock
 from app.runtime.url import RouteKind, is_loopback
@@ -157,7 +158,9 @@ def listening(host: str, port: int) -> socket.socket:
         bound.listen(128)
     except (OSError, OverflowError) as error:
         bound.close()
-        raise ReceiverError(f"cannot listen on {host} port {port}: {error}") from error
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        kind = PortTakenError if is_taken else ReceiverError
+        raise kind(f"cannot listen on {host} port {port}: {error}") from error
     return bound
 
 
@@ -262,7 +265,7 @@ class _Handlers:
         if told is not None and self._is_pass(told):
             # Out of the address, which people copy and browsers remember.
             answer = RedirectResponse("./", status_code=303)
-            answer.set_cookie(COOKIE, told, httponly=True, samesite="strict")
+            answer.set_cookie(cookie(request.url.port), told, httponly=True, samesite="strict")
             return answer
         return self._page(request, lambda: page.overview(store.sessions(self.db)))
 
@@ -271,7 +274,7 @@ class _Handlers:
         return self._page(request, lambda: page.session(store.of_session(self.db, wanted)))
 
     def _page(self, request: Request, make: Callable[[], str]) -> Response:
-        is_allowed = self._keys is None or self._is_pass(request.cookies.get(COOKIE, ""))
+        is_allowed = self._keys is None or self._is_pass(request.cookies.get(cookie(request.url.port), ""))
         headers = {
             "content-security-policy": page.POLICY,
             "referrer-policy": "no-referrer",

@@ -65,6 +65,13 @@ def private_spool(path: Path) -> Path:
     return path
 
 
+def refuse_obstacle(path: Path) -> None:
+    """Raises PlaceError where no folder can be made, because a file is in the way."""
+    obstacle = _obstacle(path)
+    if obstacle is not None:
+        raise PlaceError(obstacle)
+
+
 def private_directory(path: Path) -> Path:
     """Make `path` (and the parents that are missing) with mode 0700, tighten it when it is looser, and return it.
 

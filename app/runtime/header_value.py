@@ -18,6 +18,8 @@ _NOT_LATIN_1 = re.compile("[^ -$&-~\u00a0-\u00ff]")
 
 def latin1(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
     """The value as Helicone takes it in `meta`: other characters percent-encoded, and no longer than may be."""
+    if len(value) <= characters_max and _NOT_LATIN_1.search(value) is None:
+        return value
     escaped: list[str] = []
     room = characters_max
     for character in value[:characters_max]:
@@ -35,6 +37,8 @@ def readable(value: str, characters_max: int = META_CHARACTERS_MAX) -> str:
     Helicone's servers refuse a header beyond Latin-1, and its pages show an escape as it stands: `项目` becomes
     `XiangMu`, `проект` becomes `proekt`. Not to be undone: for names that nothing is looked up by.
     """
+    if value.isascii() and _NOT_LATIN_1.search(value) is None:
+        return value[:characters_max].strip()
     normal = unicodedata.normalize("NFC", value[:characters_max])
     spelled = "".join(_spelled(character) if _NOT_LATIN_1.match(character) else character for character in normal)
     # What is left is `%`, which the spelling of some characters has as well.

@@ -9,6 +9,7 @@ from pathlib import Path
 from app.settings.destinations import towards
 from app.settings.layers import load
 from app.settings.model import HELICONE, Complaint, Settings, Source, standard_folder
+from app.settings.names import HELD, HELD_BY_FILES
 from app.settings.options import Options
 from app.settings.places import SYSTEM_FILE, config_folder, existing, unless_absent
 from app.sources.opencode import config
@@ -43,10 +44,14 @@ class Sources:
         """Load for a project folder; without one, for the command itself where it was typed. Raises SettingsError.
 
         `handed`: the options that OpenCode gave the plugin there. `recorded`: what a hook recorded of the folder. The
-        worker, which knows folders as hashes, names no directory: then no project's file is read.
+        worker, which knows folders as hashes, names no directory: then no project's file is read. A record of a folder
+        that its files held says so no longer where they are right.
         """
         if directory is None and recorded is None and self.cwd is not None:
             directory = str(self.cwd)
+        is_by_files = directory is not None and recorded is not None and HELD_BY_FILES in recorded
+        if is_by_files and not self.everywhere().load(directory).held:
+            recorded = {option: value for option, value in (recorded or {}).items() if option != HELD}
         found = config.read(self.environ, directory)
         is_place = directory is not None and Path(directory).is_absolute()
         loaded = load(
@@ -61,6 +66,18 @@ class Sources:
             system_file=unless_absent(self.system),
         )
         return towards(loaded, self.destination)
+
+    def everywhere(self) -> Sources:
+        """What every process of this user finds, whatever its environment and whoever typed it."""
+        home = {name: text for name, text in self.environ.items() if name == "HOME"}
+        return replace(self, environ=home, cwd=None, env_file=None, command_line={})
+
+    def is_held_by_files(self, directory: str | None, settings: Settings) -> bool:
+        """Whether all that holds the folder stands in files that every process finds there. Raises SettingsError."""
+        if not settings.held:
+            return False
+        found = {one.text for one in self.everywhere().load(directory).complaints}
+        return all(one.text in found for one in settings.complaints if one.holds)
 
     def basis(self, directory: str | None = None) -> object:
         """What all files hold that `load` reads for the directory: equal for as long as nothing in them changes."""

@@ -117,5 +117,7 @@ ALLOWED_ENDPOINTS = "allowedEndpoints"
 IN_PLUGIN = {option: name for option, name in BY_OPTION.items() if NAMES[name].plugin}
 HELD = "held"
 """In a record beside options: why nothing of the folder may leave."""
+HELD_BY_FILES = "heldByFiles"
+"""The same: all of that stands in files that whoever looks into the folder finds."""
 IN_RECORD = {option: name for option, name in BY_OPTION.items() if name in CAPTURE + DELIVERY}
 ON_COMMAND_LINE = {name: name for name in NAMES if name != "api_key"}

@@ -12,7 +12,17 @@ from pydantic import ValidationError
 
 from app.privacy.user_patterns import PatternError, compile_pattern
 from app.settings.model import Complaint, Given, Layer, Origin, SettingsError, Source, checked
-from app.settings.names import BY_OPTION, HELD, IN_CONFIG_FILE, IN_PLUGIN, IN_RECORD, NAMES, TIGHTENING, nearest
+from app.settings.names import (
+    BY_OPTION,
+    HELD,
+    HELD_BY_FILES,
+    IN_CONFIG_FILE,
+    IN_PLUGIN,
+    IN_RECORD,
+    NAMES,
+    TIGHTENING,
+    nearest,
+)
 
 _NAME_MAX = 30
 _EXCERPT_MAX = 80
@@ -39,6 +49,8 @@ def layer_of(options: Options, complaints: list[Complaint]) -> Layer:
         short = f"{Path(options.origin).name}{place.removeprefix(options.origin)}"
         if options.source == "recorded" and option == HELD:
             complaints.append(Complaint(str(value), str(value), holds=True))
+        elif options.source == "recorded" and option == HELD_BY_FILES:
+            pass  # says something of the one before
         elif option not in known:
             complaints.append(Complaint(refusal(option, known, place), refusal(option, known, short), holds=True))
         elif value is not None:

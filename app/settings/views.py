@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings.model import DestinationSettings, Given, Settings
-from app.settings.names import CAPTURE, DELIVERY, HELD, LIMITS, NAMES, TIGHTENING
+from app.settings.names import CAPTURE, DELIVERY, HELD, HELD_BY_FILES, LIMITS, NAMES, TIGHTENING
 
 
 def delivery_options(settings: Settings) -> dict[str, object]:
@@ -22,10 +22,11 @@ def delivery_record(settings: Settings) -> dict[str, object]:
     return {NAMES[name].option: getattr(settings, name) for name in DELIVERY if name in settings.unseen}
 
 
-def folder_record(settings: Settings) -> dict[str, object]:
+def folder_record(settings: Settings, *, is_held_by_files: bool = False) -> dict[str, object]:
     """Options, as JSON, that decide which bytes of this folder may leave, and the limits of its own files.
 
-    As far as a later process could not find it by itself; and why the folder is held, where it is. That the built-in
+    As far as a later process could not find it by itself; and why the folder is held, where it is. One that is held by
+    its files alone is so for as long as these say so. That the built-in
     rules are on is told also where nobody says so: a later command's environment must not switch them off.
     """
     record: dict[str, object] = {}
@@ -39,7 +40,11 @@ def folder_record(settings: Settings) -> dict[str, object]:
     for name in LIMITS:
         if name in settings.folder_limits:
             record[NAMES[name].option] = settings.folder_limits[name].value
-    return record | ({HELD: settings.held_because} if settings.held and settings.enable else {})
+    if settings.held and settings.enable:
+        record[HELD] = settings.held_because
+        if is_held_by_files:
+            record[HELD_BY_FILES] = True
+    return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ def refuse(path: str, rule: str) -> NoReturn:
 
 def whole(value: Json) -> int | None:
     """The value as an integer when it is one (3.0 included), else None. True, NaN and infinities are none."""
+    if type(value) is int:  # nearly all are
+        return value if -INTEGER_MAX < value < INTEGER_MAX else None
     number = _number(value)
     return int(number) if number is not None and number == int(number) else None
 
@@ -56,7 +58,7 @@ def _number(value: Json) -> int | float | None:
     return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a message has dozens, and that is a third of what making one takes
 class Place:
     """One JSON object and where it stands."""
 
@@ -104,7 +106,9 @@ class Place:
             refuse(self.at(key), "missing or empty" if not value else "not a string")
         if len(value) > IDENTITY_CHARACTERS_MAX:
             refuse(self.at(key), f"longer than {IDENTITY_CHARACTERS_MAX} characters")
-        return value if _LONE_SURROGATE.search(value) is None else refuse(self.at(key), "holds half a character")
+        if not value.isascii() and _LONE_SURROGATE.search(value) is not None:
+            refuse(self.at(key), "holds half a character")
+        return value
 
     def id(self, key: str) -> str:
         """An id of OpenCode's. Records are known by several of them with slashes between, so none may hold one."""
@@ -114,6 +118,8 @@ class Place:
     def count(self, key: str) -> int | None:
         """An integer; a fraction is rounded."""
         value = self.fields.get(key)
+        if type(value) is int and -INTEGER_MAX < value < INTEGER_MAX:
+            return value
         number = _number(value)
         if value is not None and whole(value) is None:
             self.note(key, "not an integer")
@@ -122,6 +128,8 @@ class Place:
     def moment(self, key: str) -> int | None:
         """A time in milliseconds; a fraction is rounded."""
         value = self.fields.get(key)
+        if type(value) is int and 0 <= value <= TIME_MS_MAX:
+            return value
         number = _number(value)
         is_time = number is not None and 0 <= number <= TIME_MS_MAX
         if value is not None and (whole(value) is None or not is_time):
@@ -145,9 +153,11 @@ class Place:
     def object(self, key: str) -> Place:
         """The object under `key`; an empty one when it is absent or something else."""
         value = self.fields.get(key)
-        if value is not None and not isinstance(value, dict):
+        if isinstance(value, dict):
+            return Place(self.at(key), value, self.faults)
+        if value is not None:
             self.note(key, "not an object")
-        return Place(self.at(key), value if isinstance(value, dict) else {}, self.faults)
+        return Place(self.at(key), {}, self.faults)
 
     def need(self, key: str) -> Place:
         """The object under `key`. Raises TranscriptError."""
@@ -202,8 +212,15 @@ def canonical(value: Json, path: str) -> Canonical:
     has_long = False
     level = [value]
     for _ in range(DEPTH_MAX):
-        has_long = has_long or any(isinstance(item, str) and len(item) >= LONG_CHARACTERS_MIN for item in level)
-        level = [item for parent in level if isinstance(parent, list | dict) for item in _items(parent)]
+        below: list[Json] = []
+        for item in level:
+            if isinstance(item, str):
+                has_long = has_long or len(item) >= LONG_CHARACTERS_MIN
+            elif isinstance(item, dict):
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+        level = below
         if not level:
             break
     else:
@@ -246,10 +263,6 @@ def sha256(pieces: Iterable[str | Long]) -> str:
         for some in piece.spelled() if isinstance(piece, Long) else (piece,):
             digest.update(some.encode("ascii"))
     return digest.hexdigest()
-
-
-def _items(parent: list[Json] | dict[str, Json]) -> list[Json]:
-    return parent if isinstance(parent, list) else list(parent.values())
 
 
 def turn_name(info: Place) -> str:

@@ -26,6 +26,7 @@ State: TypeAlias = Literal[
     "unread",
     "undone",
     "switched_off",
+    "held",
     "elsewhere",
     "earlier",
     "inside",
@@ -41,6 +42,7 @@ in_progress        a live OpenCode has its session open, and brings it, or its n
 unread             the plugin has told of it; the next hook of its folder reads it, or `flush`
 undone             it was taken back with `/undo` before it was read
 switched_off       its folder's settings keep it from being exported
+held               its folder's files cannot be used, and may have been meant to withhold something
 elsewhere          its folder was never captured by a hook
 earlier            OpenCode wrote it before capture of its folder began, or while it was off
 inside             its session is exported with the one that called it
@@ -90,6 +92,8 @@ class Circumstances:
     """The turns that hold a subagent which was recalled: they are not taken."""
     is_unread: bool = False
     """Whether a notice of it is open."""
+    is_held: bool = False
+    """Whether nothing of its folder is captured because its files cannot be used."""
     is_recent: bool = False
     """Whether OpenCode wrote to it so short a time ago that one without a hook may still be at it."""
 
@@ -141,7 +145,7 @@ def _excuse(turn: StoredTurn, at: Circumstances) -> State | None:
     if at.is_inside:
         return "inside"
     if at.capture is None or at.capture.policy.mode == "off":
-        return "switched_off"
+        return "held" if at.is_held else "switched_off"
     if at.captured_since_ms is None:
         return "elsewhere"
     if turn.last_event_ms < at.captured_since_ms and not at.is_unread:

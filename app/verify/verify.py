@@ -19,8 +19,8 @@ from app.capture.export import children
 from app.capture.folders import Folders
 from app.capture.reconcile import is_quiet
 from app.capture.targets import find_target, folder
-from app.database.open import open_ledger
-from app.errors import AppError
+from app.database.open import open_if_made
+from app.errors import AppError, ExportError
 from app.exporters.encoding import encoder_of
 from app.ledger.folders import captured_since_ms
 from app.ledger.history import exported, exported_elsewhere, exported_sessions
@@ -32,7 +32,6 @@ from app.runtime.liveness import open_sessions, present
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.sources.opencode.access import StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.rows import Head
 from app.sources.opencode.store import Store
 from app.transcript.model import TranscriptError
@@ -62,6 +61,7 @@ class Verification:
         self._store = store
         self._folders = Folders(db, sources)
         settings = sources.load()
+        self._changes = store.changes()
         self._hooks = Spool(settings.spool_directory).hooks
         ours = find_target(db, settings)
         self.destination_id = -1 if ours is None else ours.id
@@ -77,7 +77,7 @@ class Verification:
         found += [
             name
             for name in exported_sessions(self._db, self.destination_id)
-            if name not in stored and self._store.changed_ms(name) is None
+            if name not in stored and name not in self._changes
         ]
         if choice.sessions:
             by_name = {one if isinstance(one, str) else one.id: one for one in found}
@@ -93,7 +93,7 @@ class Verification:
         if isinstance(session, str):
             known = exported(self._db, self.destination_id, session)
             return max((one.last_event_ms for one in known), default=0)
-        return self._store.changed_ms(session.id) or session.updated_ms
+        return self._changes.get(session.id) or session.updated_ms
 
     def look(self, session: Head | str) -> SessionStatus:
         if isinstance(session, str):
@@ -119,6 +119,8 @@ class Verification:
         sealed = frozenset(
             turn.id for turn in transcript.turns if any_sealed(self._db, self.destination_id, list(children(turn)))
         )
+        if not all(turn.is_final for turn in turns):  # it may be written to meanwhile
+            changed_ms = self._store.changed_ms(session.id) or changed_ms
         at = replace(self._circumstances(session, changed_ms), sealed=sealed)
         known = exported(self._db, self.destination_id, session.id)
         return session_status(first, turns, known, at, transcript.unreadable)
@@ -128,11 +130,12 @@ class Verification:
         return bool(present(self._hooks))
 
     def _circumstances(self, session: Head, changed_ms: int) -> Circumstances:
-        _, capturing = self._folders.find(session.directory)
+        settings, capturing = self._folders.find(session.directory)
         known = session_identity(self._db, self.destination_id, session.id)
         since_ms = captured_since_ms(self._db, folder(self._db, session.directory))
         return Circumstances(
             capture=capturing,
+            is_held=settings.enable and bool(settings.held),
             user_id=known[1].user_id if known is not None else capturing.user_id if capturing is not None else "",
             is_live=session.id in open_sessions(self._hooks),
             is_inside=known is not None and known[0] != session.id,
@@ -156,7 +159,7 @@ def verify(
     `pause` is called once, with seconds, where live hooks may be about to bring what looks unexplained. Raises
     StoreError, UnknownSessionError, SettingsError, PatternError, OSError, sqlite3.Error, SchemaError.
     """
-    with closing(open_ledger(sources.load().spool_directory)) as db:
+    with closing(open_if_made(sources.load().spool_directory)) as db:
         verification = Verification(db, sources, store)
         sessions = verification.chosen(choice)
         statuses = []

@@ -25,6 +25,7 @@ from app.runtime import clock
 from app.runtime.liveness import Announced
 from app.runtime.spool import Spool
 from app.settings.model import Settings
+from app.sources.opencode.store import store_file
 from app.transcript.identity import Identity
 from app.transcript.parse import parse
 from tests.sources.opencode.test_store import built
@@ -33,6 +34,7 @@ from tests.support.ledger_bench import LedgerBench, version
 from tests.support.processes import PROJECT, Station, repository
 from tests.support.recorded import export, exported
 from tests.support.snapshots import Fields, assistant, entry, snapshot, text, unfinished, user
+from tests.support.stores import put
 from tests.support.typed_commands import Interrupted, typed
 from tests.system.test_cli import complaint, example, said, shape
 
@@ -97,6 +99,18 @@ def test_a_dry_run_says_what_would_be_sent_and_makes_nothing(station: Station) -
     assert told["turns"] == len(counted) - 3
     assert not station.spool.exists()
     assert store.read_bytes() == before
+
+
+def test_a_dry_run_tells_new_turns_from_those_that_a_new_pattern_makes_anew(station: Station) -> None:
+    store = store_file(station.environ)
+    put(store, small())
+    assert typed(station, "backfill", *EVER).returncode == 0
+    assert said(typed(station, "backfill", "--dry-run", "--json", *EVER))["turns"] == 0
+    put(store, small("ses_2"))
+    stricter = ("backfill", "--dry-run", "--set", 'redactPatterns=["hello"]', *EVER)
+    told = said(typed(station, *stricter, "--json"))
+    assert (told["turns"], told["replaced"]) == (2, 1)
+    assert "in 2 turns of 2 sessions: 1 new, 1 known and made anew" in typed(station, *stricter).stdout
 
 
 def test_a_dry_run_marks_folders_that_are_gone(station: Station) -> None:
@@ -449,7 +463,7 @@ def test_it_stops_at_half_of_the_spool_drops_nothing_and_goes_on_the_next_time(
         if done.returncode == 0:
             break
         assert done.returncode == 1
-        assert done.stderr == (
+        assert done.stderr.endswith(  # on a slow machine how far it has come stands before it
             "opencode-helicone: half of maxSpoolSize is in use, and no worker runs: let flush or worker deliver it;"
             " what is queued stays; the same backfill again goes on from there\n"
         )

@@ -7,11 +7,11 @@ from typing import cast
 import pytest
 
 from app.capture.session_reader import ROWS_MAX, ReadRequest, _batch, _is_to_be_read, _Read, reason_of
+from app.errors import ExportError
 from app.ledger.notices import TurnRead
 from app.privacy.policy import Policy
 from app.privacy.terms import Capture
 from app.sources.opencode.access import AbsentError, InMemoryError, StoreError
-from app.sources.opencode.export_files import ExportError
 from app.sources.opencode.turns import TurnOutline
 from app.transcript.model import TranscriptError
 

@@ -160,6 +160,18 @@ def test_retry_and_purge_take_what_is_named_and_never_what_was_dropped(
     assert (again.returncode, again.stdout) == (0, "0 dead letters will be tried again\n")
 
 
+def test_a_letter_that_was_retried_and_died_again_says_when_it_was_tried_first(
+    station: Station, dead_jobs: LedgerBench
+) -> None:
+    key = version("t1").key
+    assert ledger_dead_letters.retry_dead(dead_jobs.db, Choice(keys=(key,)), dead_jobs.now_ms + 60_000)
+    told = typed(station, "jobs", "show", key).stdout
+    assert told.index("attempt 1, ") < told.index("queued again: somebody had it retried")
+    dead = "update job set state = 'dead', due_ms = null, finished_ms = 1 << 40, error = '400: no' where key = ?"
+    dead_jobs.db.execute(dead, (key,))
+    assert "again, to be retried; the first attempt known: " in typed(station, "dead", "show", key).stdout
+
+
 @pytest.mark.usefixtures("dead_jobs")
 def test_retry_says_that_no_worker_runs(station: Station) -> None:
     assert "no worker runs" in typed(station, "dead", "retry", version("t3").key).stdout

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import layout
+from app.cli.options import UNREAD
 from app.ledger import claims, counters
 from app.ledger.job import FailedAttempt
 from app.runtime import clock
@@ -128,7 +129,7 @@ def test_list_narrows_by_project_and_by_the_fingerprint_of_an_error(station: Sta
         bench.db.execute("update session set folder = ? where name = ?", (folder(bench.db, directory), name))
     for wanted in ("docs", DOCS, "dev/docs"):
         assert keys(station, "--project", wanted) == ["msg_ses_2_q"]
-    assert keys(station, "--project", "ocs") == []
+    assert "there are docs, shop" in complaint(typed(station, "jobs", "list", "--project", "ocs"), 1)
     fingerprint = said(typed(station, "dead", "list", "--json"))["groups"][0]["fingerprint"]
     assert keys(station, "--error", fingerprint.upper()) == ["t2"]
 
@@ -269,6 +270,7 @@ def test_stats_sum_up_by(station: Station, by: str, names: list[str]) -> None:
 def test_stats_tell_what_the_queue_counted(station: Station) -> None:
     told = said(typed(station, "stats", "--json"))
     assert shape(told) == shape(example("stats"))
+    assert (told["total"]["errors"], told["total"]["failed_tools"]) == (0, 0)
     counted = {(one["kind"], one["name"]): one["count"] for one in told["counters"]}
     assert counted == {
         ("delivered", ""): 1,
@@ -284,7 +286,9 @@ def test_stats_tell_what_the_queue_counted(station: Station) -> None:
 def test_stats_narrow(station: Station) -> None:
     (one,) = said(typed(station, "stats", "--project", "shop", "--by", "session", "--json"))["sums"]
     assert one["title"] == TITLE
-    assert said(typed(station, "stats", "--project", "nowhere", "--json"))["sums"] == []
+    for command in (("stats",), ("jobs", "list")):
+        unknown = complaint(typed(station, *command, "--project", "nowhere"), 1)
+        assert unknown.endswith("has no session of a project nowhere: there are docs, shop")
     assert said(typed(station, "stats", "--by", "model", "--since", "1s", "--json"))["sums"] == []
     assert "no calls since" in typed(station, "stats", "--by", "model", "--since", "1s").stdout
 
@@ -369,7 +373,7 @@ def test_a_closed_pipe_ends_it_quietly(station: Station) -> None:
         with station.ledger() as db:
             LedgerBench(db).put(version("later"))
         assert process.stderr.read() == b""
-        assert process.wait(60) == 1
+        assert process.wait(60) == UNREAD
 
 
 @pytest.mark.slow

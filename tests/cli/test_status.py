@@ -129,7 +129,11 @@ VERDICTS: dict[str, tuple[Callable[[LedgerBench], None], str, str]] = {
     "all is delivered": (delivered, "ok: all that was captured is delivered", ""),
     "no worker": (pending, "waiting: 1 job waits, and no worker runs", "flush"),
     "refused": (refused, "problem: Helicone refuses what is sent: 401: error Unauthorized; 1 job waits", "doctor"),
-    "down": (down, "waiting: Helicone cannot be reached: ConnectError: Connection refused; 1 job waits", "flush"),
+    "down": (
+        down,
+        "waiting: Helicone cannot be reached: ConnectError: Connection refused; 1 job waits",
+        "receiver --port 9 (if it is that receiver), then opencode-helicone flush",
+    ),
     "dead": (dead, "problem: 1 job dead", "dead list"),
     "elsewhere": (elsewhere, "waiting: 1 job waits for http://127.0.0.1:8585, another endpoint", "destination adopt 3"),
     "captured without a key": (without_key, "waiting: 1 job waits for any endpoint, captured", "destination adopt 3"),

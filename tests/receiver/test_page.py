@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +19,7 @@ import httpx
 import pytest
 
 from app.receiver import background, page, store
-from app.receiver.access import COOKIE, own_key, page_pass, page_url
+from app.receiver.access import cookie, own_key, page_pass, page_url
 from app.receiver.manual_log import Log
 from app.receiver.store import Stored
 from tests.support.servers import api_key, receiving
@@ -165,8 +169,55 @@ def test_only_who_has_the_pass_sees_it(kept: Path, browser: httpx.Client) -> Non
 
 def test_another_name_of_this_machine_gets_no_page(kept: Path, browser: httpx.Client) -> None:
     with receiving(kept, keys=frozenset({KEY})) as receiver:
-        headers = {"host": "example.com", "cookie": f"{COOKIE}={page_pass(KEY)}"}
+        headers = {"host": "example.com", "cookie": f"{cookie(80)}={page_pass(KEY)}"}
         assert browser.get(receiver.url, headers=headers).status_code == 403
+
+
+def test_two_receivers_of_one_machine_keep_apart_what_a_browser_may_see(
+    kept: Path, tmp_path: Path, browser: httpx.Client
+) -> None:
+    other = api_key("b")
+    with (
+        receiving(kept, keys=frozenset({KEY})) as first,
+        receiving(tmp_path / "other.db", keys=frozenset({other})) as second,
+    ):
+        for receiver, key in ((first, KEY), (second, other)):
+            assert browser.get(page_url(receiver.url, key)).status_code == 200
+        assert [browser.get(one.url).status_code for one in (first, second)] == [200, 200]
+
+
+@pytest.mark.slow
+def test_the_page_is_found_again_and_who_has_a_port_is_told(tmp_path: Path) -> None:
+    kept = tmp_path / "kept" / "store.db"
+    environ = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+
+    def receiver(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "app", "receiver", *arguments]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+
+    none = receiver("--url", "--store", str(kept))
+    assert (none.returncode, "no receiver that keeps" in none.stderr) == (1, True)
+    assert not kept.parent.exists()
+    running = background.ensure(kept, environ)
+    try:
+        again = receiver("--url", "--store", str(kept))
+        assert (again.returncode, again.stdout) == (0, f"{running.page}\n")
+        same = receiver("--port", str(running.port), "--store", str(kept))
+        assert same.returncode == 1
+        assert f"it runs already, on port {running.port}; its page: {running.page}" in same.stderr
+        other = receiver("--port", str(running.port), "--store", str(tmp_path / "other.db"))
+        assert "a receiver with another store, or of another user, has it" in other.stderr
+    finally:
+        assert background.stop(kept)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+
+        def hang_up() -> None:
+            taken.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        stranger = receiver("--port", port, "--store", str(kept))
+    assert f"port {port} is taken: another program has it" in stranger.stderr
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ import json
 import random
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.support.checkout import ROOT
+from tests.support.asked_process import AskedProcess, asked_process
 from tests.support.servers import request_id_of, whole
 
 FAULTS = ("429", "500", "slow", "reset")
@@ -163,26 +162,22 @@ def lean_receiver(
 
 @dataclass(frozen=True, slots=True)
 class LeanProcess:
-    """A receiver in another process, whose interpreter the killing and counting does not slow down."""
+    """What a receiver in a process of its own is asked."""
 
-    process: subprocess.Popen[str]
-    url: str
+    asked: AskedProcess
 
-    def _ask(self, question: str) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(question + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+    @property
+    def url(self) -> str:
+        return self.asked.url
 
     def under_way(self) -> dict[int, str]:
         """Request ids by the sender's port."""
-        return {int(port): request_id for port, request_id in self._ask("under_way").items()}
+        return {int(port): request_id for port, request_id in self.asked.ask("under_way").items()}
 
     def everything(self, folder: Path) -> tuple[list[Send], dict[str, bytes]]:
         """All sends in order, and the stored bodies by digest; `folder` is where they are handed over."""
         path = folder / "received.json"
-        self._ask(f"everything {path}")
+        self.asked.ask(f"everything {path}")
         told = json.loads(path.read_text("utf-8"))
         return [Send(**send) for send in told["sends"]], {
             digest: body.encode() for digest, body in told["bodies"].items()
@@ -192,18 +187,8 @@ class LeanProcess:
 @contextmanager
 def lean_process(seed: int, share: float, usual_s: tuple[float, float]) -> Iterator[LeanProcess]:
     arguments = [str(value) for value in (seed, share, *usual_s)]
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.lean_receiver", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield LeanProcess(process, process.stdout.readline().strip())
-        finally:
-            process.kill()
+    with asked_process("tests.support.lean_receiver", *arguments) as asked:
+        yield LeanProcess(asked)
 
 
 def _serve(seed: int, share: float, usual_s: tuple[float, float]) -> None:

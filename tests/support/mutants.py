@@ -25,6 +25,7 @@ from app.capture.config import capture
 from app.capture.export import split
 from app.capture.messages import LineError, read_line
 from app.capture.pipe_reader import LINE_BYTES_MAX
+from app.errors import ExportError
 from app.exporters.helicone.body import BODY_BYTES_MAX
 from app.ledger import job as ledger_job
 from app.ledger.destinations import destinations
@@ -33,7 +34,7 @@ from app.privacy.redact import PatternError
 from app.privacy.terms import Capture
 from app.settings.lookup import Sources
 from app.settings.model import SettingsError
-from app.sources.opencode.export_files import ExportError, File, examine, snapshot
+from app.sources.opencode.export_files import File, examine, snapshot
 from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Transcript, TranscriptError, key

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import ssl
 import struct
+import subprocess
 import threading
 import urllib.request
 import zlib
@@ -19,6 +21,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import pytest
 
 from app.receiver import server as receiver_module
 from app.receiver import store as shelf
@@ -230,6 +234,36 @@ def _head(connection: socket.socket, server: Scripted, stopped: threading.Event)
     pairs = [one.split(": ", 1) for one in lines]
     heard = Heard(line, {name.lower(): value for name, value in pairs}, [name for name, _ in pairs], body)
     return Exchange(connection, server, stopped, heard, int(heard.headers.get("content-length", 0)) - len(body))
+
+
+def self_signed(folder: Path) -> Path:
+    """A self-signed certificate for 127.0.0.1 and its key, in one file. Skips the test where openssl is missing."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl command")
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=loopback",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key.pem", "-out", folder / "only.pem"],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "only.pem").read_bytes())
+    return both
+
+
+def forwarded(url: str) -> Act:
+    """What the server at this address answers."""
+
+    def act(exchange: Exchange) -> None:
+        exchange.read_body()
+        method, path, _ = exchange.heard.line.split(" ")
+        kept = {name: text for name, text in exchange.heard.headers.items() if name not in {"host", "content-length"}}
+        request = urllib.request.Request(url + path, exchange.heard.body or None, kept, method=method)
+        with _direct.open(request, timeout=10) as found:
+            exchange.send(whole(found.status, found.read(), {"content-type": found.headers["content-type"]}))
+
+    return act
 
 
 def answer(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> Act:

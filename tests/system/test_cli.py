@@ -24,7 +24,7 @@ from huey.consumer_options import ConsumerConfig, OptionParserHandler
 
 from app.capture.targets import folder
 from app.cli import main
-from app.cli.options import DONE, PROBLEM, STOPPED, USAGE
+from app.cli.options import DONE, PROBLEM, STOPPED, UNREAD, USAGE
 from app.database.schema import migrations
 from app.ledger import claims, destinations, flow, folders, incidents, notices
 from app.ledger.job import FailedAttempt
@@ -182,7 +182,7 @@ def test_a_ledger_that_cannot_be_used_ends_with_1_and_one_line(station: Station)
     with station.ledger() as db:
         db.execute("pragma user_version = 99")
     assert "99" in complaint(typed(station, "migrate"), 1)
-    assert "/proc/not-there" in complaint(typed(station, "status", "--spool-directory", "/proc/not-there/x"), 1)
+    assert "/proc/not-there" in complaint(typed(station, "migrate", "--spool-directory", "/proc/not-there/x"), 1)
 
 
 def test_a_reader_that_leaves_early_hears_nothing_more(station: Station) -> None:
@@ -196,7 +196,7 @@ def test_a_reader_that_leaves_early_hears_nothing_more(station: Station) -> None
             stderr=subprocess.PIPE,
             check=False,
         )
-    assert (process.returncode, process.stderr) == (1, b"")
+    assert (process.returncode, process.stderr) == (UNREAD, b"")
 
 
 def test_procfile_says_what_the_worker_command_does() -> None:
@@ -273,7 +273,7 @@ def test_docs_name_exactly_the_options_that_help_shows(name: str) -> None:
 def test_docs_name_every_exit_code() -> None:
     page = (ROOT / "docs" / "commands.md").read_text("utf-8")
     codes = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
-    assert codes == [str(code) for code in (DONE, PROBLEM, USAGE, STOPPED)]
+    assert codes == [str(code) for code in (DONE, PROBLEM, USAGE, STOPPED, UNREAD)]
 
 
 # --- import ----------------------------------------------------------------------------------------------------------
@@ -665,8 +665,9 @@ def test_a_spool_that_cannot_be_made_is_named_in_plain_words(station: Station) -
     assert done.stderr.endswith(": File name too long\n")
 
 
-def test_status_makes_a_missing_spool_and_no_destination(station: Station) -> None:
+def test_status_makes_no_destination(station: Station) -> None:
     assert said(typed(station, "status", "--json"))["is_new"]
+    assert typed(station, "migrate").returncode == 0
     told = said(typed(station, "status", "--json"))
     assert not told["is_new"]
     assert [(one["id"], one["current"]) for one in told["destinations"]] == [(None, True)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.ledger import notices
+from app.ledger import flow, notices
 from app.runtime import clock
 from app.runtime.failpoint import VARIABLE
 from app.runtime.liveness import Announced, present
@@ -179,3 +179,32 @@ def test_what_a_hook_had_not_read_when_it_was_killed_is_read_when_it_is_gone(sta
     told = said(station.run("flush", "--json"))
     ending.join()
     assert (told["jobs"]["delivered"], told["unread"]) == (2 * JOBS, [])
+
+
+def test_what_is_away_is_tried_once_and_told_of_with_what_to_do(station: Station) -> None:
+    with nobody() as url:
+        # Within half a minute it would be tried three times.
+        away = replace(station, endpoint=url, variables={"OPENCODE_HELICONE_RETRY_BASE_DELAY": "5000"})
+        capture(away, str(station.home))
+        done = away.run("flush")
+    assert done.returncode == 1
+    assert "paused" in done.stdout
+    assert f"opencode-helicone receiver --port {url.rpartition(':')[2]}" in done.stdout
+    with station.ledger() as db:
+        assert [row["pause_count"] for row in db.execute("select pause_count from destination")] == [1]
+
+
+def test_what_comes_back_within_the_time_given_is_delivered(station: Station, receiver: Receiver) -> None:
+    capture(station, str(station.home))
+    receiver.fault({"status": 503, "times": 3})
+    told = station.run("flush", "--timeout", "120")
+    assert "is tried again until 120 s are over" in told.stderr
+    assert (told.returncode, station.delivered(JOBS)) == (0, True)
+
+
+def test_a_pause_from_before_is_tried_at_once_and_all_of_it_goes(station: Station) -> None:
+    capture(station, str(station.home))
+    with station.ledger() as db:
+        later_ms = clock.now_ms() + 3_600_000
+        flow.pause(db, 1, health="down", reason="503", count=9, probe_ms=later_ms, now_ms=clock.now_ms())
+    assert said(station.run("flush", "--json"))["jobs"]["delivered"] == JOBS

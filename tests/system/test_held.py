@@ -78,7 +78,7 @@ def show(process: HookProcess, project: Path, wanted: Fields) -> None:
 
 def held(station: Station) -> list[tuple[str, int]]:
     with station.ledger() as db:
-        return folders.held_folders(db)
+        return [(one.reason, 1) for one in folders.held_folders(db)]
 
 
 def patterns_of_jobs(station: Station) -> list[int]:

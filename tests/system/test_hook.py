@@ -345,7 +345,7 @@ def test_a_pattern_that_does_not_compile_stops_the_export_and_is_named(station: 
     assert f"a folder is held: {held}" in station.text("hook.log")
     assert "broken(" not in station.text("hook.log")
     with station.ledger() as db:
-        assert folders.held_folders(db) == [(held, 1)]
+        assert [one.reason for one in folders.held_folders(db)] == [held]
     assert refusals(station) == {}
     assert station.counts().pending == JOBS
 

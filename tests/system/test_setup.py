@@ -19,9 +19,9 @@ from dotenv import dotenv_values
 
 from app.receiver import background
 from tests.support.processes import Station
-from tests.support.servers import Receiver, api_key, nobody, receiving
+from tests.support.servers import Receiver, api_key, forwarded, nobody, receiving, scripted, self_signed
 from tests.support.typed_commands import typed
-from tests.system.test_cli import complaint
+from tests.system.test_cli import complaint, files
 
 KEY = api_key("s")
 
@@ -156,6 +156,19 @@ def test_lines_of_other_settings_stay(station: Station, receiver: Receiver) -> N
     assert env_file(station).read_text().startswith("# mine\nOPENCODE_HELICONE_USER_ID=me\n")
 
 
+def test_what_waits_elsewhere_is_told_with_what_moves_it(station: Station, receiver: Receiver) -> None:
+    with nobody() as url:
+        before = replace(station, endpoint=url, key=KEY, variables={})
+        assert typed(before, "import", *files("a_simple")).returncode == 0
+    done = typed(station, "setup", "--endpoint", receiver.url, "--key-file", key_file(station))
+    assert f"Not yet sent: 2 jobs wait for {url}, another endpoint" in done.stdout
+    (line,) = [one for one in done.stdout.splitlines() if "destination adopt" in one]
+    command = line.strip().split("    ")[0].removeprefix("opencode-helicone ").split(" ")
+    assert "2 jobs moved" in typed(station, *command, "--yes").stdout
+    assert typed(station, "flush").returncode == 0
+    assert len(receiver.sends()) > 1
+
+
 # --- at a terminal
 
 
@@ -223,6 +236,34 @@ def test_at_a_terminal_it_asks_and_shows_no_key(station: Station, receiver: Rece
     assert KEY not in shown
     assert written(station)["HELICONE_API_KEY"] == KEY
     assert written(station)["OPENCODE_HELICONE_EXPORT_MODE"] == "full"
+
+
+def test_a_certificate_of_ones_own_is_asked_for_and_written_down(
+    station: Station, receiver: Receiver, tmp_path: Path
+) -> None:
+    certificate, rubbish = self_signed(tmp_path), tmp_path / "rubbish.pem"
+    rubbish.write_text("no certificate")
+    with scripted(forwarded(receiver.url), certificate=certificate) as server:
+        code, shown = at_terminal(
+            station,
+            [
+                ("1, 2 or 3", "2\n"),
+                ("Its address", f"{server.url}\n"),
+                ("Key (not shown", f"{KEY}\n"),
+                ("File", "/nowhere.pem\n"),
+                ("File", f"{rubbish}\n"),
+                ("File", f"{tmp_path / 'only.pem'}\n"),
+                ("What may leave", "1\n"),
+            ],
+        )
+    assert code == 0, shown
+    for told in ("certificate is not trusted", "/nowhere.pem: No such file", "it holds no certificate (PEM)"):
+        assert told in shown
+    assert "it is stored" in shown
+    assert written(station)["OPENCODE_HELICONE_CA_FILE"] == str(tmp_path / "only.pem")
+    # What was asked about it was sent to nobody.
+    assert [one.line.split(" ")[0] for one in server.requests] == ["POST"] * len(server.requests)
+    assert len(receiver.sends()) == 1
 
 
 @pytest.mark.parametrize(("typed_last", "code"), [("\x03", 130), ("\x04", 1)], ids=["Ctrl-C", "Ctrl-D"])

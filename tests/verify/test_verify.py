@@ -397,6 +397,22 @@ def test_where_export_is_switched_off_nothing_is_missed(machine: Machine, option
     assert machine.states() == {"switched_off": 2}
 
 
+def test_what_a_wrong_file_holds_is_held_and_not_switched_off(machine: Machine) -> None:
+    machine.holds(talk(2))
+    machine.captured(0, held="opencode.json line 3: it is not JSON")
+    assert machine.states() == {"held": 2}
+    lines = typed(machine.station, "verify").stdout
+    assert "2 held: mend what `opencode-helicone doctor` names there, then: opencode-helicone flush" in lines
+    assert "switched off" not in lines
+
+
+def test_what_is_from_before_comes_with_the_command_that_takes_it(machine: Machine) -> None:
+    machine.holds(talk(2))
+    lines = typed(machine.station, "verify").stdout
+    assert "2 from before the plugin was used in their folder" in lines
+    assert "opencode-helicone backfill queues them" in lines
+
+
 def test_a_subagent_whose_caller_is_gone_is_inside_of_it(machine: Machine) -> None:
     calls = assistant("msg_2b", CREATED_MS + 1_010, task("ses_child"), parent="msg_2a")
     root = of([user("msg_2a", CREATED_MS + 1_000), calls])

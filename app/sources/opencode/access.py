@@ -19,7 +19,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TypeVar
 
-from app.sources.opencode.export_files import ExportError
+from app.errors import ExportError
 
 BUSY_S = 2.0
 """How long a read waits for OpenCode, which holds the store exclusively only while it starts or recovers."""
@@ -125,12 +125,14 @@ class Access:
                 f"OpenCode keeps its sessions in memory (OPENCODE_DB={IN_MEMORY}), where nobody can read them"
             )
         # SQLite, too, looks for these beside what a symbolic link means.
-        path = Path(os.path.realpath(self.path))
+        path = os.path.realpath(self.path)
         beside = ("-wal", "-shm", "-journal")
-        if not may_be(path, S_ISREG):
-            raise AbsentError(f"OpenCode's store {self.path} is not there")
-        found = path.stat()
-        log, index, journal = (_stat(path.with_name(path.name + ending)) for ending in beside)
+        found = _stat(path)
+        if found is None or not S_ISREG(found.st_mode):
+            if not may_be(Path(path), S_ISREG):
+                raise AbsentError(f"OpenCode's store {self.path} is not there")
+            found = os.stat(path)  # noqa: PTH116 - which says why
+        log, index, journal = (_stat(path + ending) for ending in beside)
         return _State(
             file=(found.st_dev, found.st_ino),
             written=(found.st_size, found.st_mtime_ns),
@@ -150,10 +152,11 @@ def may_be(path: Path, is_kind: Callable[[int], bool]) -> bool:
         return True
 
 
-def _stat(path: Path) -> os.stat_result | None:
-    with suppress(OSError):
-        return path.stat()
-    return None
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116 - four of them before each question
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

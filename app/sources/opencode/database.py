@@ -24,6 +24,7 @@ class Database:
         self.path = path
         self._access = Access(path)
         self._memory = Memory()
+        self._kind: tuple[sqlite3.Connection, int, bool, bool] | None = None
 
     def kept_open(self) -> AbstractContextManager[None]:
         """Keep the file open, as `Access` has it."""
@@ -34,15 +35,24 @@ class Database:
         return self._access.ask(lambda db: question(self._rows(db)))
 
     def _rows(self, db: sqlite3.Connection) -> Rows:
+        (tables_are,) = db.execute("pragma schema_version").fetchone()
+        if self._kind is None or self._kind[:2] != (db, tables_are):
+            self._kind = (db, tables_are, *self._generation(db))
+        _, _, is_newer, has_older = self._kind
+        if not is_newer:
+            return tables.TableRows(db, self._memory)
+        return newer.NewerRows(db, self._memory, tables.TableRows(db, self._memory) if has_older else None)
+
+    def _generation(self, db: sqlite3.Connection) -> tuple[bool, bool]:
+        """Whether there are OpenCode 2's tables, and whether there are those of 1.x beside them. Raises StoreError."""
         there = {row["name"] for row in db.execute("select name from sqlite_master where type = 'table'")}
         if not there:
             raise AbsentError(f"OpenCode's store {self.path} holds nothing yet")
         if "session_v2" in there:
             self._require(db, newer.NEEDED, "2")
-            has_older = there.issuperset(tables.NEEDED)
-            return newer.NewerRows(db, self._memory, tables.TableRows(db, self._memory) if has_older else None)
+            return True, there.issuperset(tables.NEEDED)
         self._require(db, tables.NEEDED, "1.18")
-        return tables.TableRows(db, self._memory)
+        return False, True
 
     def _require(self, db: sqlite3.Connection, needed: Mapping[str, set[str]], version: str) -> None:
         """Raises StoreError for a file of a generation that this program does not know."""

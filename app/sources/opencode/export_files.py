@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from app.errors import AppError
+from app.errors import ExportError
 from app.sources.opencode.rows import subagents
 from app.sources.opencode.translated import exported
 from app.transcript.fields import place
@@ -39,10 +39,6 @@ _MARK = re.compile(r"\[redacted:[a-z-]+:[^\]]*\]")
 FILE_BYTES_MAX = 512 << 20
 """Of one export; the longest sessions have a few. A wrong name (a device, a disk image) must not take all memory."""
 TOO_LARGE = f"it is larger than {FILE_BYTES_MAX >> 20} MiB"
-
-
-class ExportError(AppError):
-    """A file that is no export. The message says why, without any of its text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,10 @@ class JsonRows:
             files = [self._message(session, name), *self._parts(name)]
             yield name, len(files), max(map(_written_ms, files))
 
-    def weight(self, session: str) -> tuple[int, int]:
+    def weights(self, sessions: Collection[str]) -> dict[str, tuple[int, int]]:
+        return {session: self._weight(session) for session in sessions}
+
+    def _weight(self, session: str) -> tuple[int, int]:
         path = self._file(session)
         names = [one.stem for one in _inside(self._path / "message" / session)]
         found = list(self.weighed(session, names))

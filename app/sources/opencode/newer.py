@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from app.sources.opencode.rows import Head, Memory, Usage
-from app.sources.opencode.tables import HEAD, ID, IS_NAMED, WRITTEN, TableRows, fields, head, info, told
+from app.sources.opencode.tables import HEAD, ID, IS_NAMED, TableRows, fields, head, info, told, weights
 from app.sources.opencode.translated import Row, Walk, beside, messages, subagents, walk
 from app.sources.opencode.usage import usage_of_messages
 from app.transcript.model import Json
@@ -136,12 +136,12 @@ class NewerRows:
             if message in wanted:
                 yield message, 1, mixed.written_ms[name]
 
-    def weight(self, session: str) -> tuple[int, int]:
-        count, updated_ms = self._v1.weight(session) if self._v1 is not None else (0, 0)
-        for table, name in (("session_v2", "id"), ("session_message", "session_id")):
-            row = self._db.execute(f"select {WRITTEN} from {table} where {name} = ?", (session,)).fetchone()
-            count, updated_ms = count + row["rows"], max(updated_ms, row["updated_ms"])
-        return count, updated_ms
+    def weights(self, sessions: Collection[str]) -> dict[str, tuple[int, int]]:
+        found = weights(self._db, {"session_v2": "id", "session_message": "session_id"}, sessions)
+        old = self._v1.weights(sessions) if self._v1 is not None else {}
+        for name, (count, updated_ms) in old.items():
+            found[name] = found[name][0] + count, max(found[name][1], updated_ms)
+        return found
 
     def usage(self, since_ms: int) -> Iterable[Usage]:
         return usage_of_messages(self, since_ms)

@@ -42,6 +42,8 @@ class Usage:
     calls: int
     errors: int
     """Those of them that failed or were aborted."""
+    failed_tools: int
+    """Tools that these calls asked for, and that failed."""
     input_tokens: int
     """Without those that came out of a cache."""
     cache_read_tokens: int
@@ -86,8 +88,8 @@ class Rows(Protocol):
     def weighed(self, session: str, messages: list[str]) -> Iterable[tuple[str, int, int]]:
         """Weight of each of these: how many rows it has, itself included, and when one was written last."""
 
-    def weight(self, session: str) -> tuple[int, int]:
-        """The same of a whole session, without those below it."""
+    def weights(self, sessions: Collection[str]) -> dict[str, tuple[int, int]]:
+        """The same of whole sessions that are there, each without those below it."""
 
     def usage(self, since_ms: int) -> Iterable[Usage]:
         """Usage of all sessions by calls that began then or later, without what forks have copied."""

@@ -9,45 +9,26 @@ A session is read from the first that holds it, SQLite before JSON: what was cop
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from stat import S_ISREG
 from typing import TypeAlias, TypeVar
 
 from app.sources.opencode import turns as reading
-from app.sources.opencode.access import AbsentError, StoreError, may_be
+from app.sources.opencode.access import AbsentError, StoreError
 from app.sources.opencode.database import Database
 from app.sources.opencode.export_files import File, parsed
-from app.sources.opencode.folders import data_folder
+from app.sources.opencode.folders import NAME, databases, store_file
 from app.sources.opencode.json_files import JsonFiles
 from app.sources.opencode.newer import NewerRows
 from app.sources.opencode.rows import Head, Rows, Usage
 from app.sources.opencode.turns import Outline
 from app.transcript.model import Json, Transcript, TranscriptError
 
-NAME = "opencode.db"
-"""What lies beside a file of this name is read with it. One of another name stands alone."""
 Source: TypeAlias = Database | JsonFiles
 T = TypeVar("T")
-
-
-def store_file(environ: Mapping[str, str]) -> Path:
-    """Where OpenCode keeps it, unless told otherwise by OPENCODE_DB."""
-    named = environ.get("OPENCODE_DB")
-    if named and Path(named).is_absolute():
-        return Path(named)
-    return data_folder(environ) / (named or NAME)
-
-
-def databases(path: Path) -> list[Path]:
-    """The SQLite files that are there of a store."""
-    beside: list[Path] = []
-    if path.name == NAME:
-        with suppress(OSError):
-            beside = sorted(path.parent.glob("opencode-*.db"))
-    return [one for one in (path, *beside) if may_be(one, S_ISREG)]
+__all__ = ["Store", "databases", "store_file"]
 
 
 class Store:
@@ -119,13 +100,11 @@ class Store:
         """When anything of the session or of its subagents was written last; None when it is not there."""
         return self._where(session, lambda rows: reading.family_weight(rows, session)[1])
 
-    def changes(self, directory: str) -> dict[str, int]:
-        """`changed_ms` of all sessions that were started in a directory."""
+    def changes(self, directory: str | None = None) -> dict[str, int]:
+        """`changed_ms` of all sessions, or of those that were started in a directory."""
         found: dict[str, int] = {}
-        where = _as_stored(directory)
-        for changes in self._all(
-            lambda rows: {head.id: reading.family_weight(rows, head.id)[1] for head in rows.heads(where)}
-        ):
+        where = None if directory is None else _as_stored(directory)
+        for changes in self._all(lambda rows: reading.changes(rows, where)):
             found = changes | found
         return found
 

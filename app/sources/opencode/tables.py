@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from app.sources.opencode.rows import Head, Memory, Usage, is_settled, subagent
@@ -43,7 +43,11 @@ with told as (
     select session, session_ms, created_ms, coalesce(data ->> '$.parentID', id) as turn,
         date(created_ms / 1000, 'unixepoch', 'localtime') as day, data ->> '$.providerID' as provider,
         data ->> '$.modelID' as model, coalesce(data ->> '$.agent', data ->> '$.mode', '') as agent,
-        data ->> '$.error' is not null as failed, data ->> '$.finish' is not null as finished,
+        data ->> '$.error' is not null as failed, (
+            select count(*) from part p where p.message_id = told.id and p.data glob '*"error"*'
+            and iif(json_valid(p.data), p.data, '{{}}') ->> '$.type' = 'tool'
+            and iif(json_valid(p.data), p.data, '{{}}') ->> '$.state.status' = 'error'
+        ) as failed_tools, data ->> '$.finish' is not null as finished,
         max(0, coalesce(data ->> '$.tokens.input', 0)) as input,
         max(0, coalesce(data ->> '$.tokens.cache.read', 0)) as cache_read,
         max(0, coalesce(data ->> '$.tokens.cache.write', 0)) as cache_write,
@@ -52,8 +56,8 @@ with told as (
     from told where data ->> '$.role' = 'assistant'
 )
 select session, cast(turn as text), day, cast(provider as text), cast(model as text), cast(agent as text), count(*),
-    total(failed), total(input), total(cache_read), total(cache_write), total(output), total(cost), created_ms,
-    session_ms, older
+    total(failed), total(failed_tools), total(input), total(cache_read), total(cache_write), total(output), total(cost),
+    created_ms, session_ms, older
 from calls where failed or finished or input or output or cache_read or cache_write
 group by session, turn, day, provider, model, agent, older
 """
@@ -65,6 +69,8 @@ class TableRows:
     def __init__(self, db: sqlite3.Connection, memory: Memory) -> None:
         self._db = db
         self._memory = memory
+        self._told: dict[str, dict[str, Json]] = {}
+        """What messages say that were read to learn from them."""
 
     def heads(self, directory: str | None = None) -> list[Head]:
         rows = self._db.execute(
@@ -95,7 +101,8 @@ class TableRows:
         known.newest = added[-1][:2] if added else None
         found = {name: created_ms for *_, name, created_ms in added if name not in known.listed}
         for row in self._messages([name for name in found if name not in known.turn_of]):
-            known.learn(row["id"], fields(row["data"]), found.get(row["id"], 0))
+            self._told[row["id"]] = fields(row["data"])
+            known.learn(row["id"], self._told[row["id"]], found.get(row["id"], 0))
         for name, created_ms in found.items():
             if name not in known.turn_of:
                 known.learn(name, {}, created_ms)  # it cannot be asked for: no text, or not in UTF-8
@@ -110,7 +117,8 @@ class TableRows:
     def messages(self, session: str, names: list[str]) -> list[Json]:
         found: list[Json] = []
         known = self._memory.of(session)
-        told = {row["id"]: fields(row["data"]) for row in self._messages(names)}
+        told = {name: self._told[name] for name in names if name in self._told}
+        told |= {row["id"]: fields(row["data"]) for row in self._messages([one for one in names if one not in told])}
         for name in names:
             ids = {"messageID": name, "sessionID": session}
             rows = self._db.execute(f"select {ID} as name, data from part where message_id = ? order by id", (name,))
@@ -160,12 +168,8 @@ class TableRows:
             )
             yield from ((row["message"], row["rows"], row["updated_ms"]) for row in rows if row["message"] in wanted)
 
-    def weight(self, session: str) -> tuple[int, int]:
-        found = [
-            self._db.execute(f"select {WRITTEN} from {table} where {name} = ?", (session,)).fetchone()
-            for table, name in (("session", "id"), ("message", "session_id"), ("part", "session_id"))
-        ]
-        return sum(row["rows"] for row in found), max(row["updated_ms"] for row in found)
+    def weights(self, sessions: Collection[str]) -> dict[str, tuple[int, int]]:
+        return weights(self._db, {"session": "id", "message": "session_id", "part": "session_id"}, sessions)
 
     def usage(self, since_ms: int) -> Iterable[Usage]:
         found = self._db.execute(USAGE, (since_ms,))
@@ -187,6 +191,23 @@ class TableRows:
             "select m.id, m.data from json_each(?) w join message m on m.id = w.value",
             (json.dumps(names),),
         )
+
+
+def weights(db: sqlite3.Connection, tables: Mapping[str, str], sessions: Collection[str]) -> dict[str, tuple[int, int]]:
+    """As `Rows` has it, of these tables, each with its column that names the session."""
+    names = [*sessions]
+    found = [(0, 0)] * len(names)
+    for table, name in tables.items():
+        rows = db.execute(
+            # In this order: each session is looked up by the index.
+            f"select w.key as at, {WRITTEN} from json_each(?) w cross join {table} t on t.{name} = w.value"
+            " group by w.key",
+            (json.dumps(names),),
+        )
+        for row in rows:
+            count, updated_ms = found[row["at"]]
+            found[row["at"]] = count + row["rows"], max(updated_ms, row["updated_ms"])
+    return dict(zip(names, found, strict=True))
 
 
 def info(row: sqlite3.Row, parent: str | None) -> dict[str, Json]:
@@ -221,9 +242,8 @@ def head(row: sqlite3.Row) -> Head:
 
 
 def _usage(row: sqlite3.Row) -> Usage:
-    session, turn, day, provider, model, agent, calls, errors, fresh, cache_read, cache_write, output, cost = [*row][
-        :13
-    ]
+    session, turn, day, provider, model, agent, calls, errors, failed_tools, *numbers = [*row][:14]
+    fresh, cache_read, cache_write, output, cost = numbers
     return Usage(
         session=session,
         turn=turn,
@@ -232,6 +252,7 @@ def _usage(row: sqlite3.Row) -> Usage:
         agent=agent,
         calls=calls,
         errors=int(errors),
+        failed_tools=int(failed_tools),
         input_tokens=int(fresh),
         cache_read_tokens=int(cache_read),
         cache_write_tokens=int(cache_write),

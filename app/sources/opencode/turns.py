@@ -72,8 +72,23 @@ def below(rows: Rows, session: str) -> list[str]:
 
 def family_weight(rows: Rows, session: str) -> tuple[int, int]:
     """How many rows it has with all below it, and when one of them was written last."""
-    found = [rows.weight(one) for one in (session, *below(rows, session))]
+    found = rows.weights([session, *below(rows, session)]).values()
     return sum(count for count, _ in found), max(updated_ms for _, updated_ms in found)
+
+
+def changes(rows: Rows, directory: str | None) -> dict[str, int]:
+    """When each session was written last, with all below it: of all, or of those of a directory."""
+    wanted, heads = rows.heads(directory), rows.heads()
+    children: dict[str, list[str]] = {}
+    for head in heads:
+        if head.parent is not None:
+            children.setdefault(head.parent, []).append(head.id)
+    families = {head.id: [head.id] for head in wanted}
+    for names in families.values():
+        for name in names:  # which grows meanwhile
+            names += [child for child in children.get(name, ()) if child not in names]
+    written = rows.weights({name for names in families.values() for name in names})
+    return {session: max(written[name][1] for name in names) for session, names in families.items()}
 
 
 def outline(rows: Rows, session: str, since: str | None, also: Collection[str]) -> Outline | None:

@@ -18,10 +18,16 @@ def usage_of_messages(rows: Rows, since_ms: int) -> Iterator[Usage]:
         for message in rows.messages(head.id, recent):
             told = message.get("info") if isinstance(message, dict) else None
             if isinstance(told, dict) and told.get("role") == "assistant":
-                yield from _of_message(head.id, head.created_ms, told)
+                yield from _of_message(head.id, head.created_ms, told, _failed_tools(message))
 
 
-def _of_message(session: str, session_ms: int, told: dict[str, Json]) -> Iterator[Usage]:
+def _failed_tools(message: Json) -> int:
+    parts = message.get("parts") if isinstance(message, dict) else None
+    tools = [one for one in parts if isinstance(one, dict)] if isinstance(parts, list) else []
+    return sum(one.get("type") == "tool" and Place("", one).object("state").text("status") == "error" for one in tools)
+
+
+def _of_message(session: str, session_ms: int, told: dict[str, Json], failed_tools: int) -> Iterator[Usage]:
     info = Place("", told)
     tokens, cache = info.object("tokens"), info.object("tokens").object("cache")
     name, created_ms = info.text("id") or "", info.object("time").moment("created") or 0
@@ -38,6 +44,7 @@ def _of_message(session: str, session_ms: int, told: dict[str, Json]) -> Iterato
         agent=info.text("agent") or info.text("mode") or "",
         calls=1,
         errors=int(failed),
+        failed_tools=failed_tools,
         input_tokens=used[0],
         cache_read_tokens=cached[0],
         cache_write_tokens=cached[1],

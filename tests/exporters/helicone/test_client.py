@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from app.exporters.client import ClientError, ReadBackError
 from app.exporters.helicone.client import ANSWER_BYTES_MAX, READ_BACK_PAGE, Client
 from app.exporters.outcome import Kind, Outcome
 from tests.support import servers
-from tests.support.servers import answer, api_key, ok, scripted, whole
+from tests.support.servers import answer, api_key, ok, scripted, self_signed, whole
 
 NOW_MS = 1_790_000_000_000
 ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "a record"))
@@ -454,19 +452,7 @@ def test_a_proxy_that_cannot_be_used_pauses_and_is_not_quoted(
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for 127.0.0.1 and its key, in one file."""
-    folder = tmp_path_factory.mktemp("tls")
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl command")
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=loopback",
-         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key.pem", "-out", folder / "only.pem"],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "only.pem").read_bytes())
-    return both
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.slow

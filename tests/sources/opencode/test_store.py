@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from app.errors import ExportError
 from app.sources.opencode.access import AbsentError, Access, StoreError
-from app.sources.opencode.export_files import ExportError, examine, families, snapshot
+from app.sources.opencode.export_files import examine, families, snapshot
 from app.sources.opencode.store import Store, databases, store_file
 from app.transcript.model import UNREADABLE, Other
 from app.transcript.parse import parse

@@ -15,7 +15,7 @@ from app.sources.opencode.rows import Usage
 from app.sources.opencode.store import Store
 from app.sources.opencode.usage import usage_of_messages
 from tests.support import json_store, recorded, stores
-from tests.support.snapshots import CREATED_MS, assistant, entry, snapshot, user
+from tests.support.snapshots import CREATED_MS, assistant, entry, snapshot, tool, user
 
 USED = {"input": 4, "output": 3, "reasoning": 2, "cache": {"read": 6, "write": 1}}
 
@@ -25,7 +25,15 @@ def summed(found: list[Usage]) -> dict[tuple[str, ...], tuple[float, ...]]:
     sums: dict[tuple[str, ...], Counter[str]] = {}
     for one in found:
         of_it = sums.setdefault((one.session, one.turn, one.day, one.model, one.agent), Counter())
-        for name in ("calls", "errors", "input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens"):
+        for name in (
+            "calls",
+            "errors",
+            "failed_tools",
+            "input_tokens",
+            "cache_read_tokens",
+            "cache_write_tokens",
+            "output_tokens",
+        ):
             of_it[name] += getattr(one, name)
         of_it["cost"] += round(one.cost_usd * 1e9)
     return {key: tuple(of_it.values()) for key, of_it in sums.items()}
@@ -85,6 +93,16 @@ def test_a_failed_call_is_an_error_and_what_calls_nobody_is_no_call(tmp_path: Pa
     shell = call("msg_3", tokens={}, finish=None, cost=0)
     found = store_of(tmp_path, failed, shell).usage(0)
     assert [(one.calls, one.errors) for one in found] == [(1, 1)]
+
+
+def test_tools_that_failed_are_told_from_calls_that_did(tmp_path: Path) -> None:
+    ran, failed = tool("prt_1"), tool("prt_2", status="error", error="no such file", output=None)
+    store = store_of(tmp_path, assistant("msg_2", CREATED_MS + 20, ran, failed, tokens=USED, finish="tool-calls"))
+    assert [(one.calls, one.errors, one.failed_tools) for one in store.usage(0)] == [(1, 0, 1)]
+    assert summed(store.usage(0)) == summed(one_by_one(store))
+    with closing(sqlite3.connect(tmp_path / "opencode.db")) as db, db:
+        db.execute("update part set data = 'no JSON: \"error\"' where id = 'prt_2'")
+    assert [one.failed_tools for one in store.usage(0)] == [0]
 
 
 @pytest.mark.parametrize(

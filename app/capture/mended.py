@@ -1,0 +1,47 @@
+"""Mended folders: those that a hook has seen held, and whose files are right by now."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+
+from app.capture.targets import folder
+from app.ledger import folders
+from app.settings.lookup import Sources
+from app.settings.model import SettingsError
+from app.settings.names import HELD, HELD_BY_FILES
+from app.settings.views import folder_record
+from app.sources.opencode.access import StoreError
+from app.sources.opencode.store import Store
+
+
+def mended(db: sqlite3.Connection, sources: Sources, store: Store) -> dict[str, str]:
+    """By folder, as the ledger knows it, the directory. Those that neither the store nor the person names stay held."""
+    held = {one.hash for one in folders.held_folders(db) if one.is_by_files}
+    if not held:
+        return {}
+    named = {folder(db, one): one for one in _directories(sources, store)}
+    return {place: one for place, one in named.items() if place in held and _is_right(sources, one)}
+
+
+def _directories(sources: Sources, store: Store) -> Iterable[str]:
+    try:
+        found = store.directories()
+    except StoreError:
+        found = set()
+    return found | ({str(sources.cwd)} if sources.cwd is not None else set())
+
+
+def _is_right(sources: Sources, directory: str) -> bool:
+    try:
+        return not sources.load(directory, recorded={HELD: "before", HELD_BY_FILES: True}).held
+    except SettingsError:
+        return False
+
+
+def release(db: sqlite3.Connection, sources: Sources, found: dict[str, str]) -> None:
+    """Note of each that it is held no longer, and what its files say now. Raises SettingsError."""
+    for place, directory in found.items():
+        before = folders.folder_options(db, place) or {}
+        kept = {option: value for option, value in before.items() if option not in (HELD, HELD_BY_FILES)}
+        folders.release(db, place, folder_record(sources.everywhere().load(directory, recorded=kept)))
