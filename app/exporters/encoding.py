@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from app.exporters.encoder import Encoder, Overwriting
 from app.exporters.helicone import encoder as helicone
+from app.transcript.model import Json
 
 
 def encoder_of(kind: str) -> Encoder:
@@ -19,3 +22,9 @@ def overwriting(kind: str) -> Overwriting | None:
     """The encoder of a kind at which a record takes the place of another; None where what is recalled is deleted."""
     found: Overwriting = helicone
     return found if kind == "helicone" else None
+
+
+def legible(kind: str, body: bytes) -> Json:
+    """A record's body for a person who looks into it; of what is no JSON the texts in it."""
+    told: Json = json.loads(body) if kind == "helicone" else list(encoder_of(kind).texts_of(body))
+    return told

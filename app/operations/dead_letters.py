@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from app.errors import AppError
+from app.exporters.encoding import legible
 from app.ledger import dead_letters, destinations, job
 from app.ledger.dead_letters import Attempt, Choice, Group, Letter
 from app.ledger.job import LedgerError
@@ -132,7 +132,8 @@ def _opened(db: sqlite3.Connection, letter: Letter, *, with_bodies: bool) -> Ope
         problem = "its text was given up for want of room (maxSpoolSize); OpenCode's store has it, for a retry"
     elif with_bodies:
         try:
-            bodies = tuple(json.loads(body.body) for body in job.bodies(db, letter.job_id, letter.key))
+            kind = destinations.by_id(db, letter.destination_id).kind
+            bodies = tuple(legible(kind, body.body) for body in job.bodies(db, letter.job_id, letter.key))
         except LedgerError as error:
             problem = str(error)
     return Opened(

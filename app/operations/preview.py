@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +17,12 @@ from app.capture.folders import Folders
 from app.capture.targets import find_target, folder
 from app.database.open import open_ledger
 from app.exporters.encoder import Record
+from app.exporters.encoding import legible
+from app.ledger.job import SESSION_RECORD
 from app.ledger.versions import session_identity
 from app.privacy.redact import HitCounts, identity_hits
 from app.settings.lookup import Sources
+from app.settings.model import HELICONE
 from app.sources.opencode.export_files import Export, ExportError, File, families, transcript_of
 from app.transcript.model import TranscriptError
 
@@ -69,7 +71,7 @@ def as_json(result: Previewed | Imported) -> dict[str, object]:
             "kind": record.kind,
             "path": record.path,
             "bytes": len(record.body),
-            "body": json.loads(record.body),
+            "body": legible("otlp" if record.kind == "turn" else HELICONE, record.body),
         }
         for record in result.records
     ]
@@ -96,7 +98,8 @@ def _family(
     identity = identity_of(db, transcript, capturing, place)
     made, _ = split(transcript, capturing, identity, abandoned=True)
     records = tuple(record for one in made for record in one.encode())
-    of_session, *of_turns = [one.hits for one in made] or [HitCounts()]
+    of_session = next((one.hits for one in made if one.turn == SESSION_RECORD), HitCounts())
+    of_turns = [one.hits for one in made if one.turn != SESSION_RECORD]
     return Previewed(
         file=root.file.name,
         session=root.session,

@@ -462,3 +462,21 @@ def test_verify_misses_no_record_of_the_session_where_none_is_sent(site: Site) -
     assert told.returncode == 0, told.stdout
     assert json.loads(told.stdout)["unexplained"] == 0
     assert json.loads(site.station.run("verify", "--json").stdout)["states"] == {"waiting": 1}
+
+
+def test_what_leaves_and_what_is_dead_can_be_looked_at(site: Site) -> None:
+    snapshot = cut_off("blue whale")
+    put(store_file(site.station.environ), snapshot)
+    told = site.command("preview", snapshot["root"], "--json")
+    assert told.returncode == 0, told.stdout + told.stderr
+    ((record,),) = [one["records"] for one in json.loads(told.stdout)["sessions"]]
+    assert record["kind"] == "turn"
+    assert "blue whale" in json.dumps(record["body"])
+    site.take(growing(0, 1))
+    assert site.command("flush").returncode == 0
+    site.other.status = 400
+    site.take(cut_off("blue whale"))
+    site.command("flush", "--timeout", "3")
+    (letter,) = list(json.loads(site.station.run("jobs", "list", "--state", "dead", "--json").stdout)["jobs"])
+    shown = site.station.run("dead", "show", letter["key"], "--bodies", "--json")
+    assert "blue whale" in shown.stdout, shown.stderr
