@@ -76,6 +76,7 @@ def test_what_goes_out_is_the_same_bytes_each_time(phoenix: Client, body: bytes)
         for _ in range(2):
             phoenix.post(server.url + "/v1/traces", body, "", NOW_MS)
     assert server.requests[0].body == server.requests[1].body
+    assert server.requests[0].body[4:8] == bytes(4), "gzip would note when"
 
 
 @pytest.mark.parametrize(("project", "sent"), [("7", "7"), ("", "0")])
