@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from enum import Enum
 from itertools import groupby
 from typing import Annotated
@@ -16,8 +15,9 @@ from app.cli import layout
 from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, print_json, print_lines, since_option, takes
 from app.ledger.counters import Counter
 from app.operations.reading import ask_ledger
-from app.operations.stats import GROUPS, Stats, Sum, names, read_stats
+from app.operations.stats import GROUPS, Stats, Sum, midnight_ms, names, read_stats
 from app.runtime import clock
+from app.runtime.figures import usd
 from app.runtime.terminal import counted
 from app.settings.lookup import Sources
 from app.sources.opencode.store import Store, store_file
@@ -26,8 +26,6 @@ commands = typer.Typer(rich_markup_mode=None)
 
 DAYS = 30
 DAY_MS = 24 * 3_600_000
-DIME = 0.1
-"""Less is told to the hundredth of a cent."""
 Group = Enum("Group", {name: name for name in GROUPS}, type=str)  # type: ignore[misc]  # names known at run time
 By = Annotated[Group, typer.Option("--by", metavar="GROUP", help=f"By {', '.join(GROUPS[:-1])} or {GROUPS[-1]}.")]
 
@@ -50,7 +48,7 @@ def _stats(
     now_ms = clock.now_ms()
     since_ms = now_ms - DAYS * DAY_MS if since is None else since
     if by.value == "day":
-        since_ms = _midnight_ms(since_ms)  # half a day is no figure
+        since_ms = midnight_ms(since_ms)  # half a day is no figure
     store = Store(db or store_file(os.environ))
     found = ask_ledger(
         sources.load().spool_directory, lambda ledger: read_stats(ledger, store, by.value, since_ms, project)
@@ -59,11 +57,6 @@ def _stats(
         print_json(asdict(found))
     else:
         print_lines(lines(found, layout.width()))
-
-
-def _midnight_ms(time_ms: int) -> int:
-    at = datetime.fromtimestamp(time_ms / 1000).astimezone()
-    return int(at.replace(hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
 
 
 def lines(found: Stats, room: int) -> Iterator[str]:
@@ -87,7 +80,7 @@ def _counter_lines(counters: Sequence[Counter], room: int) -> Iterator[str]:
 
 def _sum_lines(found: Stats, since: str, room: int) -> Iterator[str]:
     total = found.total
-    yield f"since {since}: {counted(total.turns, 'turn')}, {counted(total.calls, 'call')}, {_usd(total.cost_usd)}"
+    yield f"since {since}: {counted(total.turns, 'turn')}, {counted(total.calls, 'call')}, {usd(total.cost_usd)}"
     sums = [*found.sums, *([total] if len(found.sums) > 1 else [])]
     table = [_head(found.by, room), *([*_cells(one, name, room)] for one, name in zip(sums, names(sums), strict=True))]
     yield from layout.rows(table, room, right=range(1, 20))
@@ -106,11 +99,7 @@ def _cells(one: Sum, name: str, room: int) -> Sequence[str]:
     cached = one.cache_read_tokens + one.cache_write_tokens
     if room < layout.NARROW:
         tokens = layout.short(one.input_tokens + cached + one.output_tokens)
-        return [layout.fit(name, room - 36), layout.short(one.calls), tokens, _usd(one.cost_usd), share]
+        return [layout.fit(name, room - 36), layout.short(one.calls), tokens, usd(one.cost_usd), share]
     numbers = [layout.short(number) for number in (one.input_tokens, cached, one.output_tokens)]
     shown = name if room == layout.UNCUT else layout.fit(name, room - 64)
-    return [shown, str(one.turns), str(one.calls), str(one.errors), *numbers, _usd(one.cost_usd), share]
-
-
-def _usd(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= DIME or not amount else f"${amount:.4f}"
+    return [shown, str(one.turns), str(one.calls), str(one.errors), *numbers, usd(one.cost_usd), share]

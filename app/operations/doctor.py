@@ -26,7 +26,7 @@ from app.capture.reconcile import QUIET_MS
 from app.capture.targets import find_target
 from app.database import derived
 from app.database.connection import wal_reset_bug
-from app.database.open import open_ledger
+from app.database.open import open_ledger, read_ledger
 from app.database.schema import SchemaError
 from app.ledger import counts, incidents, notices
 from app.ledger import counts as ledger_counts
@@ -73,8 +73,11 @@ class Site:
         return Spool(self.settings.spool_directory)
 
 
-def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]:
-    """Findings as they come; they end early where the settings or the ledger cannot be used."""
+def examine(sources: Sources, directory: Path, now_ms: int, *, is_quick: bool = False) -> Iterator[Finding]:
+    """Findings as they come; they end early where the settings or the ledger cannot be used.
+
+    `is_quick`: without `THOROUGH`, and nothing is made, migrated or recovered.
+    """
     try:
         site = Site(sources.load(), sources, directory, now_ms)
     except SettingsError as error:
@@ -82,15 +85,20 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
         return
     yield Finding("settings", "ok", f"version {__version__}")
     for look in _AROUND:
-        yield from look(site)
+        if not (is_quick and look in THOROUGH):
+            yield from look(site)
     try:
-        db = open_ledger(site.spool.path)
+        db = read_ledger(site.spool.path) if is_quick else open_ledger(site.spool.path)
+    except FileNotFoundError:
+        yield Finding("ledger", "warning", "there is no queue yet", "start OpenCode, or type opencode-helicone migrate")
+        return
     except (OSError, sqlite3.Error, SchemaError) as error:
         yield _unopened(error)
         return
     with closing(db):
         for inspect in _INSIDE:
-            yield from inspect(site, db)
+            if not (is_quick and inspect in THOROUGH):
+                yield from inspect(site, db)
 
 
 def _setting(problem: str) -> str:
@@ -480,3 +488,6 @@ _INSIDE: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _unread,
     _letters,
 )
+
+THOROUGH: frozenset[object] = frozenset({_plugin, _store, _history, _integrity, _clock})
+"""Checks that read all of ledger or store, or start programs."""

@@ -233,15 +233,18 @@ def read_status(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -
     is_new = not (settings.spool_directory / "ledger.db").exists()
     with closing(open_ledger(settings.spool_directory)) as db:
         try:
-            return _read_status(db, settings, now_ms, title_of, is_new=is_new)
+            return status_in(db, settings, now_ms, title_of, is_new=is_new)
         except sqlite3.Error as error:
             if not recover_after(db, error):
                 raise
     with closing(open_ledger(settings.spool_directory)) as db:
-        return _read_status(db, settings, now_ms, title_of, is_new=is_new)
+        return status_in(db, settings, now_ms, title_of, is_new=is_new)
 
 
-def _read_status(db: sqlite3.Connection, settings: Settings, now_ms: int, title_of: TitleOf, *, is_new: bool) -> Status:
+def status_in(
+    db: sqlite3.Connection, settings: Settings, now_ms: int, title_of: TitleOf = no_title, *, is_new: bool = False
+) -> Status:
+    """The same of a ledger that is open."""
     spool = Spool(settings.spool_directory)
     total = counts.counts(db)
     destinations = read_destinations(db, settings, now_ms)

@@ -15,7 +15,11 @@ _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
 
 def judged(settings: Settings, now_ms: int, title_of: TitleOf = no_title) -> Status:
     """The status with its verdict. Raises what `read_status` raises."""
-    status = read_status(settings, now_ms, title_of)
+    return judge(read_status(settings, now_ms, title_of), settings)
+
+
+def judge(status: Status, settings: Settings) -> Status:
+    """The status with what comes of it."""
     status = replace(status, elsewhere=tuple(elsewhere(status, has_key=settings.api_key is not None)))
     return replace(status, verdict=verdict(status, enable=settings.enable, export_mode=settings.export_mode))
 

@@ -167,8 +167,8 @@ class JsonRows:
         count = 1 + sum(rows for _, rows, _ in found)
         return count, max([_written_ms(path) if path is not None else 0, *written_ms])
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        return usage_of_messages(self, since_ms)
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        return usage_of_messages(self, since_ms, among)
 
     def _file(self, session: str) -> Path | None:
         if _NAME.fullmatch(session) is None:

@@ -143,8 +143,8 @@ class NewerRows:
             count, updated_ms = count + row["rows"], max(updated_ms, row["updated_ms"])
         return count, updated_ms
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        return usage_of_messages(self, since_ms)
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        return usage_of_messages(self, since_ms, among)
 
     @property
     def _old(self) -> TableRows:

@@ -89,8 +89,8 @@ class Rows(Protocol):
     def weight(self, session: str) -> tuple[int, int]:
         """The same of a whole session, without those below it."""
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        """Usage of all sessions by calls that began then or later, without what forks have copied."""
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        """Usage of all sessions, or of these, by calls that began then or later, without what forks have copied."""
 
 
 @dataclass(slots=True)

@@ -101,11 +101,14 @@ class Store:
         """None when it is not there."""
         return self._where(session, lambda rows: rows.head(session))
 
-    def usage(self, since_ms: int) -> list[Usage]:
-        """What all calls came to that began then or later, turn by turn; copies of forks are left out."""
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> list[Usage]:
+        """What all calls, or those of these sessions, came to that began then or later, turn by turn.
+
+        Copies of forks are left out.
+        """
         found: list[Usage] = []
         seen: set[str] = set()
-        for heads, used in self._all(lambda rows: (rows.heads(), [*rows.usage(since_ms)])):
+        for heads, used in self._all(lambda rows: (rows.heads(), [*rows.usage(since_ms, among)])):
             found += [one for one in used if one.session not in seen]
             seen |= {head.id for head in heads}
         return found

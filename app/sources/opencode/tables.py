@@ -37,8 +37,10 @@ USAGE = f"""
 with told as (
     select m.id, cast(m.session_id as text) as session, s.time_created as session_ms, m.time_created as created_ms,
         iif(json_valid(m.data), m.data, '{{}}') as data
-    from message m join session s on s.id = m.session_id
-    where m.time_created >= ? and m.{IS_TIME.replace("updated", "created")} and m.data glob '*"assistant"*'
+    -- In this order: of each session its calls since then, from the index of its messages by time.
+    from session s cross join message m on m.session_id = s.id
+    where (:among is null or s.id in (select value from json_each(:among))) and m.time_created >= :since
+        and m.{IS_TIME.replace("updated", "created")} and m.data glob '*"assistant"*'
 ), calls as (
     select session, session_ms, created_ms, coalesce(data ->> '$.parentID', id) as turn,
         date(created_ms / 1000, 'unixepoch', 'localtime') as day, data ->> '$.providerID' as provider,
@@ -167,8 +169,9 @@ class TableRows:
         ]
         return sum(row["rows"] for row in found), max(row["updated_ms"] for row in found)
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        found = self._db.execute(USAGE, (since_ms,))
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        wanted = None if among is None else json.dumps([*among])
+        found = self._db.execute(USAGE, {"since": since_ms, "among": wanted})
         return own_of((_usage(row), row["created_ms"], row["session_ms"], row["older"]) for row in found)
 
     def _since(self, session: str, newest: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
