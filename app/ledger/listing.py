@@ -73,6 +73,9 @@ class Filter:
     since_ms: int | None = None
     before_ms: int | None = None
     """Of when it was queued."""
+    newest: int | None = None
+    """Delivered and superseded jobs among so many of the newest alone: nothing has these in order, and all would be
+    read where there are few."""
 
 
 EVERY_JOB = Filter()
@@ -102,8 +105,8 @@ _OF_STATE = {
     "pending": "job j where j.destination_id = :destination and j.state = 'pending'",
     "dead": "job j indexed by job_dead where j.state = 'dead'",
     "dropped": "job j indexed by job_dropped where j.state = 'dropped'",
-    "delivered": "job j where +j.state = 'delivered'",
-    "superseded": "job j where +j.state = 'superseded'",
+    "delivered": "job j where +j.state = 'delivered' and j.id > :after",
+    "superseded": "job j where +j.state = 'superseded' and j.id > :after",
 }
 _ORDER = {"pending": "j.enqueued_ms", "dead": "j.finished_ms", "dropped": "j.finished_ms"}
 
@@ -129,7 +132,11 @@ def _ids(db: sqlite3.Connection, wanted: Filter, limit: int) -> Iterator[int]:
         "first": wanted.session,
         "last": f"{wanted.session}{_LATER}",
         "limit": limit,
+        "after": 0,
     }
+    if wanted.newest is not None:
+        (newest,) = db.execute("select max(id) from job").fetchone()
+        arguments["after"] = (newest or 0) - wanted.newest
     if wanted.session is not None or wanted.sessions is not None or wanted.folders is not None:
         yield from (row["id"] for row in db.execute(_OF_SESSIONS, arguments))
         return

@@ -19,7 +19,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
 }
 _STATIC = Path(__file__).parent / "static"
-_TYPES = {"page.css": "text/css", "page.js": "text/javascript"}
+_TYPES = {"page.css": "text/css", "page.js": "text/javascript", "page.svg": "image/svg+xml"}
 
 
 def html(text: str, status: int = 200) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -61,7 +62,7 @@ def create(site: Site, access: Access) -> Starlette:
     app = Starlette(
         routes=[
             *(Route(path, pages.shown(view)) for path, view in VIEWS.items()),
-            Route("/doctor", pages.doctor),
+            Route("/doctor", pages.guarded(pages.doctor)),
             Route("/stamp", pages.stamp),
             Route("/metrics", pages.metrics),
             Route("/healthz", pages.healthz),
@@ -107,16 +108,29 @@ class _Pages:
         self._access = access
 
     def shown(self, view: View) -> Callable[[Request], Response]:
+        def make(request: Request, now_ms: int) -> Page:
+            settings = self._site.sources.load()
+            asked = dict(request.query_params)
+            return look_at_ledger(
+                settings.spool_directory, lambda db: view(Look(self._site, settings, db, now_ms, asked))
+            )
+
+        return self.guarded(make)
+
+    def doctor(self, _request: Request, now_ms: int) -> Page:
+        return views.doctor(self._site, now_ms)
+
+    def guarded(self, make: Callable[[Request, int], Page]) -> Callable[[Request], Response]:
+        """The page for who may see it; or what is in its way."""
+
         def answer(request: Request) -> Response:
-            return self._refused(request) or self._made(request, view)
+            refused = self._refused(request)
+            if refused is not None:
+                return refused
+            now_ms = clock.now_ms()
+            return self._rendered(request, _made_or_said(lambda: make(request, now_ms)), now_ms)
 
         return answer
-
-    def doctor(self, request: Request) -> Response:
-        refused = self._refused(request)
-        if refused is not None:
-            return refused
-        return self._rendered(request, views.doctor(self._site, clock.now_ms()), clock.now_ms())
 
     def stamp(self, request: Request) -> Response:
         refused = self._refused(request)
@@ -157,23 +171,6 @@ class _Pages:
             _templates().render("closed.html", {"title": "Closed", "brand": BRAND, "nav": (), "is_used": is_used}), 403
         )
 
-    def _made(self, request: Request, view: View) -> Response:
-        now_ms = clock.now_ms()
-        try:
-            settings = self._site.sources.load()
-            asked = dict(request.query_params)
-            page = look_at_ledger(
-                settings.spool_directory, lambda db: view(Look(self._site, settings, db, now_ms, asked))
-            )
-        except SettingsError as error:
-            page = Page("unreadable.html", "Settings", {"problems": error.problems})
-        except AppError as error:
-            page = Page("unreadable.html", "Queue", {"problems": [str(error)]})
-        except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
-            told = f"internal error, please report it: {type(error).__name__} at {log.where(error)}"
-            page = Page("unreadable.html", "Error", {"problems": [told]})
-        return self._rendered(request, page, now_ms)
-
     def _rendered(self, request: Request, page: Page, now_ms: int) -> Response:
         here = request.url.path.lstrip("/") or "./"
         is_dead = here == "jobs" and request.query_params.get("state") == "dead"
@@ -194,6 +191,19 @@ class _Pages:
             return stamp(self._site.sources.load().spool_directory)
         except SettingsError:
             return "settings"
+
+
+def _made_or_said(make: Callable[[], Page]) -> Page:
+    try:
+        return make()
+    except SettingsError as error:
+        return Page("unreadable.html", "Settings", {"problems": error.problems})
+    except (AppError, OSError, sqlite3.Error) as error:
+        told = f"the queue, ledger.db: {error}" if isinstance(error, sqlite3.Error) else str(error)
+        return Page("unreadable.html", "Queue", {"problems": [told]})
+    except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
+        told = f"internal error, please report it: {type(error).__name__} at {log.where(error)}"
+        return Page("unreadable.html", "Error", {"problems": [told]})
 
 
 @cache

@@ -30,10 +30,12 @@ DAY_MS = 24 * 3_600_000
 DAYS_SHOWN = 30
 SENT_DAYS = 7
 SPANS_OF_DAYS = (7, 30, 90, 365)
-SESSIONS, JOBS, TURNS, SUMS = 25, 50, 10, 100
+SESSIONS, JOBS, TURNS, SUMS = 25, 25, 10, 100
 """On a page, unless more are asked for."""
 SESSIONS_MAX, JOBS_MAX, TURNS_MAX = 200, 1_000, 200
-KEY_CHARACTERS = 12
+NEWEST = 10_000
+"""Jobs among which delivered and superseded ones are looked for: no index has these."""
+FAILING = ("dead", "pending")
 
 
 def overview(look: Look) -> Page:
@@ -87,7 +89,9 @@ def jobs(look: Look) -> Page:
     states = (state,) if state in STATES else ()
     limit = look.number("limit", JOBS, JOBS_MAX)
     error, title, project = look.text("error"), look.text("title"), look.text("project")
-    wanted = Wanted(Filter(states=states, error=error), title, project)
+    if error and not states:
+        states = FAILING  # no other has one, and so not all jobs are searched
+    wanted = Wanted(Filter(states=states, error=error, newest=NEWEST), title, project)
     problem = ""
     try:
         found = list_jobs(look.db, look.titles(), wanted, look.now_ms, limit)
@@ -97,10 +101,11 @@ def jobs(look: Look) -> Page:
     tabs = [("", "All", sum(found.counts.values())), *((one, one.capitalize(), found.counts[one]) for one in STATES)]
     values = {
         "found": found,
-        "state": state if states else "",
+        "state": state if state in STATES else "",
         "tabs": [(_link("jobs", look, state=name, limit=""), told, number, name) for name, told, number in tabs],
         "asked": {"error": error or "", "title": title or "", "project": project or ""},
         "groups": _groups(look, state, error),
+        "newest": NEWEST,
         "problem": problem or found.problem,
         "more": None if found.is_all or limit == JOBS_MAX else _link("jobs", look, limit=limit * 4),
     }

@@ -25,7 +25,9 @@ ENDPOINT = "https://helicone.example.invalid"
 DAY_MS, TURN_MS = 24 * 3_600_000, 9 * 60_000
 PENDING, RETRYING = 60, 20
 """Of the latest turns."""
-ONE_DEAD_IN, ONE_DROPPED_IN = 100, 201
+LATELY = 1_000
+"""Of these latest turns all that failed is still there; of what failed before, somebody has cleared most."""
+ONE_DEAD_IN, ONE_DROPPED_IN, ONE_LEFT_IN = 40, 41, 10
 ERRORS = ("400: Payload too large", "after 8 retries: 500", "not stored", "worker died")
 TITLES = (
     "Rounding of invoice totals",
@@ -127,7 +129,10 @@ class LongUse:
             provider, model = MODELS[number % 7 % len(MODELS)]
             told: dict[str, Any] = {"role": "user", "agent": "build", "time": {"created": ms}}
             yield f"msg_{number:07}a", _session(at), ms, ms, json.dumps(told)
-            for letter, begin_ms, end_ms in (("b", ms + 400, ms + 14_000), ("c", ms + 14_100, ms + 21_000 + number % 9_000)):
+            for letter, begin_ms, end_ms in (
+                ("b", ms + 400, ms + 14_000),
+                ("c", ms + 14_100, ms + 21_000 + number % 9_000),
+            ):
                 told = {
                     "role": "assistant", "parentID": f"msg_{number:07}a", "agent": "build", "mode": "build",
                     "providerID": provider, "modelID": model, "cost": 0.004 + number % 11 / 1000,
@@ -173,7 +178,9 @@ class LongUse:
                 for position, request_id in enumerate(_request_ids(row["id"] - 1, row["session_id"] - 1))
             ),
         )
-        db.execute("insert into bundle (job_id, bodies) select id, zeroblob(600) from job where state in ('pending', 'dead')")
+        db.execute(
+            "insert into bundle (job_id, bodies) select id, zeroblob(600) from job where state in ('pending', 'dead')"
+        )
         db.execute(
             "insert into attempt (job_id, number, started_ms, ended_ms, status, error)"
             " select id, n, attempted_ms - (attempt - n) * 40000, attempted_ms - (attempt - n) * 40000 + 800 + n, 500,"
@@ -200,7 +207,9 @@ class LongUse:
         state, reason, error = "delivered", None, None
         if left <= PENDING:
             state, error = "pending", "503: no healthy upstream" if left <= RETRYING else None
-        elif number % ONE_DEAD_IN == 7:
+        elif left > LATELY and number % ONE_LEFT_IN:
+            pass
+        elif number % ONE_DEAD_IN in (0, 7):
             state, error = "dead", ERRORS[number // ONE_DEAD_IN % len(ERRORS)]
         elif number % ONE_DROPPED_IN == 9:
             state, reason = "dropped", "age"

@@ -108,7 +108,12 @@ class Store:
         """
         found: list[Usage] = []
         seen: set[str] = set()
-        for heads, used in self._all(lambda rows: (rows.heads(), [*rows.usage(since_ms, among)])):
+        are_several = len(self._sources()) > 1
+
+        def used_in(rows: Rows) -> tuple[list[Head], list[Usage]]:
+            return rows.heads() if are_several else [], [*rows.usage(since_ms, among)]
+
+        for heads, used in self._all(used_in):
             found += [one for one in used if one.session not in seen]
             seen |= {head.id for head in heads}
         return found

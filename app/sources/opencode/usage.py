@@ -11,7 +11,7 @@ from app.transcript.id_times import is_copy
 from app.transcript.model import Json
 
 
-def usage_of_messages(rows: Rows, since_ms: int, among: Collection[str] | None) -> Iterator[Usage]:
+def usage_of_messages(rows: Rows, since_ms: int, among: Collection[str] | None = None) -> Iterator[Usage]:
     """Read from each message that is not older, where no table can be summed."""
     for head in rows.heads():
         if among is not None and head.id not in among:
