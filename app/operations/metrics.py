@@ -87,10 +87,19 @@ def _of_status(status: Status, now_ms: int) -> Iterator[Metric]:
     yield _one("held_bytes_max", "What these may take (maxSpoolSize).", status.held_bytes_max, {})
     yield _one("workers", "Workers that are alive.", len(status.workers), {})
     yield _one("hooks", "Hooks that are alive.", len(status.hooks), {})
+    told = "Time since the last sign of life: 0 while a worker lives, else since the queue was written to."
+    yield _one("heartbeat_age_seconds", told, 0 if status.workers else _unwritten_ms(status, now_ms) / 1000, {})
     last = status.last_delivery
     if last is not None:
         told = "Time since the last delivery that is known."
         yield _one("last_delivery_age_seconds", told, max(0, now_ms - last.delivered_ms) / 1000, {})
+
+
+def _unwritten_ms(status: Status, now_ms: int) -> int:
+    """A lock says who is alive, not since when who was is dead; the ledger's files say when one committed last."""
+    files = [Path(status.spool) / name for name in ("ledger.db", "ledger.db-wal")]
+    written_ms = max((file.stat().st_mtime_ns // 1_000_000 for file in files if file.exists()), default=now_ms)
+    return max(0, now_ms - written_ms)
 
 
 def _of_counters(db: sqlite3.Connection) -> Iterator[Metric]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 NOTHING_ELSE = "default-src 'none'"
 POLICY = (
-    f"{NOTHING_ELSE}; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'self';"
-    " frame-ancestors 'none'"
+    f"{NOTHING_ELSE}; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none';"
+    " form-action 'self'; frame-ancestors 'none'"
 )
 """Content-Security-Policy: style and script are files of ours, and nothing stands inline."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.runtime.figures import ago, local, short, size, took, usd
-from app.runtime.terminal import counted
+from app.runtime.terminal import counted, span
 
 _SHARED = Path(__file__).parent / "templates"
 
@@ -32,6 +32,7 @@ class Templates:
             "number": "{:,}".format,
             "short": short,
             "size": size,
+            "span": span,
             "took": took,
             "usd": usd,
         }

@@ -178,7 +178,7 @@ class _Pages:
         values = {
             "title": f"{page.title} · {BRAND}",
             "brand": BRAND,
-            "nav": [{"href": href, "name": name, "is_here": href == here, "count": 0} for href, name in NAV],
+            "nav": [{"href": href, "name": name, "is_here": href == here} for href, name in NAV],
             "stamp": self._stamp(),
             "now_ms": now_ms,
             "options": self._site.options,

@@ -86,7 +86,7 @@ def session(look: Look) -> Page:
 
 def jobs(look: Look) -> Page:
     state = look.asked.get("state", "")
-    states = (state,) if state in STATES else ()
+    states: tuple[str, ...] = (state,) if state in STATES else ()
     limit = look.number("limit", JOBS, JOBS_MAX)
     error, title, project = look.text("error"), look.text("title"), look.text("project")
     if error and not states:

@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app.pages.loopback import ListenError
 from app.receiver import access, handler, server
 from app.receiver import store as shelf
-from app.pages.loopback import ListenError
 from app.receiver.access import ReceiverError
 from app.receiver.faults import Fault, FaultError
 from tests.support import servers

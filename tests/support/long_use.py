@@ -1,4 +1,4 @@
-"""Long use: a queue and a store of OpenCode as months or years of work leave them, made by SQL. What they say is made up.
+"""Long use: a queue and a store of OpenCode as months or years of work leave them. Made by SQL, and made up.
 
 One session a day, of the same number of turns, whatever there are in all: so a page that shows a week shows as much.
 """
@@ -171,7 +171,8 @@ class LongUse:
         )
         waiting = db.execute("select id, session_id, state from job where state in ('pending', 'dead')").fetchall()
         db.executemany(
-            "insert into record (job_id, position, request_id, digest, body_bytes) values (?, ?, ?, zeroblob(16), 4200)",
+            "insert into record (job_id, position, request_id, digest, body_bytes)"
+            " values (?, ?, ?, zeroblob(16), 4200)",
             (
                 (row["id"], position, request_id)
                 for row in waiting
@@ -192,8 +193,9 @@ class LongUse:
         )
         for kind, name, number in (("delivered", "", "count(*)"), ("redacted", "assignment", "sum(redactions)")):
             db.execute(
-                "insert into counter (day, kind, name, count) select date(finished_ms / 1000, 'unixepoch', 'localtime'),"  # noqa: S608 - from above
-                f" ?, ?, {number} from job where state = 'delivered' group by 1",
+                "insert into counter (day, kind, name, count)"  # noqa: S608 - from above
+                f" select date(finished_ms / 1000, 'unixepoch', 'localtime'), ?, ?, {number} from job"
+                " where state = 'delivered' group by 1",
                 (kind, name),
             )
         db.execute(

@@ -81,7 +81,7 @@ def test_every_page_is_free_of_serious_faults_and_nothing_is_cut_off(page: Page,
     found = {}
     for path in pages(use):
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # one of two
+            page.emulate_media(color_scheme=scheme)
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 900})
                 page.goto(web.url + path)
@@ -138,7 +138,7 @@ def test_it_shows_by_itself_what_has_changed(page: Page, web: Running, use: Long
     page.get_by_text(error).first.wait_for(timeout=60_000)
 
 
-def test_without_script_it_says_the_same(browser: Browser, web: Running, use: LongUse) -> None:
+def test_without_script_it_says_the_same(browser: Browser, web: Running) -> None:
     with browser.new_context(java_script_enabled=False) as context:
         page = context.new_page()
         page.goto(web.opened_by)
@@ -186,11 +186,10 @@ def test_titles_are_not_left_on_the_disk_by_the_browser(
         page.goto(f"{web.url}/session?id={use.latest}")
         title = page.locator("h1").inner_text()
     assert len(title) > 10
-    for path in profile.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            assert title.encode() not in data, path
-            assert title.encode("utf-16-le") not in data, path
+    for file in profile.rglob("*"):
+        data = file.read_bytes() if file.is_file() else b""
+        assert title.encode() not in data, file
+        assert title.encode("utf-16-le") not in data, file
 
 
 class _OfSomebodyElse(BaseHTTPRequestHandler):

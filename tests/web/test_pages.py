@@ -20,8 +20,20 @@ from app.web.site import stamp
 from tests.support.long_use import LongUse
 from tests.support.web import Running, showing, site_of
 
-PAGES = ("/", "/sessions", "/session?id=ses_000011", "/jobs", "/jobs?state=dead", "/jobs?state=dropped", "/stats")
-PAGES += ("/stats?by=session", "/stats?by=model", "/sent", "/sent?session=ses_000011", "/doctor")
+PAGES = (
+    "/",
+    "/sessions",
+    "/session?id=ses_000011",
+    "/jobs",
+    "/jobs?state=dead",
+    "/jobs?state=dropped",
+    "/stats",
+    "/stats?by=session",
+    "/stats?by=model",
+    "/sent",
+    "/sent?session=ses_000011",
+    "/doctor",
+)
 OF_QUEUE = tuple(page for page in PAGES if page != "/doctor")
 SESSIONS, TURNS = 12, 11
 EVIL = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
@@ -128,7 +140,7 @@ def test_what_others_wrote_is_text(use: LongUse, get: Callable[[str], httpx.Resp
         assert Elements(get(asked).text).names.count("img") == 0
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "x", "9" * 99, "١"])
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "9" * 99, "\u0661"])
 def test_a_limit_that_is_none_is_the_usual_one(get: Callable[[str], httpx.Response], limit: str) -> None:
     assert get(f"/jobs?limit={limit}").text.count('href="job?key=') <= 1_000
 
