@@ -247,8 +247,6 @@ class Excerpt:
     undone_from: tuple[int, str] | None
     """(time.created, id) of the message that `/undo` went back to."""
     origin: str | None
-    began_ms: int
-    """When its first message was created."""
 
 
 def project_name(directory: str | None) -> str | None:

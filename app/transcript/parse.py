@@ -85,7 +85,7 @@ def _transcript(entry: Place, unclaimed: dict[str, Place], depth: int, excerpt: 
     info = entry.need("info")
     listed = _in_order(entry, info.object("time").moment("created") or 0)
     began_ms = min((one.created_ms for one in listed if one.created_ms), default=0)
-    session = _session(info, began_ms if excerpt is None else excerpt.began_ms)
+    session = _session(info, began_ms)
 
     def child_of(part: Place) -> Transcript | None:
         return _child(part, session, unclaimed, depth)

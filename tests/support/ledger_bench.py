@@ -111,7 +111,11 @@ class LedgerBench:
         )
 
     def row(self, wanted: Version | None = None) -> sqlite3.Row:
-        found = self.db.execute("select * from job where key = ?", ((wanted or version()).key,)).fetchone()
+        """Of several destinations' that of this one, unless it has gone to another."""
+        found = self.db.execute(
+            "select * from job where key = ? order by destination_id = ? desc",
+            ((wanted or version()).key, self.destination),
+        ).fetchone()
         assert isinstance(found, sqlite3.Row)
         return found
 

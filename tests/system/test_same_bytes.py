@@ -277,6 +277,6 @@ def test_a_turn_is_the_same_value_whatever_came_with_it(name: str, dice: Any) ->
         entry["messages"] = dice.sample(entry["messages"], len(entry["messages"]))
     whole = parse(snapshot)
     turns: dict[str, Turn] = {turn.id: turn for turn in whole.turns}
-    carried = parse(part, Excerpt(tuple(range(start, end)), None, whole.session.origin, 0)).turns
+    carried = parse(part, Excerpt(tuple(range(start, end)), None, whole.session.origin)).turns
     assert carried
     assert all(turns[turn.id] == turn for turn in carried)

@@ -75,7 +75,7 @@ def test_parts_stand_in_order_of_id() -> None:
 
 
 def test_an_excerpt_tells_the_positions() -> None:
-    (turn,) = parse(snapshot(entry(user(), assistant())), Excerpt((40, 41), None, None, 0)).turns
+    (turn,) = parse(snapshot(entry(user(), assistant())), Excerpt((40, 41), None, None)).turns
     assert [message.index for message in turn.messages] == [40, 41]
 
 
@@ -167,8 +167,7 @@ def test_a_turn_read_alone_is_undone_as_in_its_session() -> None:
     facts: Fields = {"time": {"created": FORKED_MS}, "revert": {"messageID": names[1]}}
     whole = parse(snapshot(entry(*talk, **facts))).turns
     alone = [
-        parse(snapshot(entry(message, **facts)), Excerpt((at,), None, None, 0)).turns[0]
-        for at, message in enumerate(talk)
+        parse(snapshot(entry(message, **facts)), Excerpt((at,), None, None)).turns[0] for at, message in enumerate(talk)
     ]
     assert [turn.digest for turn in alone] == [turn.digest for turn in whole]
 
@@ -381,7 +380,7 @@ def test_turns_of_a_suffix_have_the_digests_of_the_whole() -> None:
     suffix = copy.deepcopy(whole)
     suffix["sessions"][0]["messages"] = messages = suffix["sessions"][0]["messages"][190:]
     transcript = parse(whole)
-    excerpt = Excerpt(tuple(range(190, 190 + len(messages))), None, transcript.session.origin, 0)
+    excerpt = Excerpt(tuple(range(190, 190 + len(messages))), None, transcript.session.origin)
     assert parse(suffix, excerpt).turns == transcript.turns[95:]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from stat import S_ISREG
 from typing import TypeAlias, TypeVar
@@ -176,7 +177,12 @@ class Store:
             return None
         entries, excerpt = found
         sessions: list[Json] = [*entries]
-        return parsed({"root": session, "sessions": sessions}, excerpt)
+        read = parsed({"root": session, "sessions": sessions}, excerpt)
+        return replace(
+            read,
+            turns=tuple(one for one in read.turns if one.id in turns),
+            unreadable=tuple(one for one in read.unreadable if one.turn is None or one.turn in turns),
+        )
 
     def turn(self, session: str, turn: str | None) -> Transcript | None:
         """The session with this one of its turns (None: its first), as the whole transcript has it.

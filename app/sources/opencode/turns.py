@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.rows import Head, Rows, subagents
+from app.transcript.fields import Place
 from app.transcript.id_times import is_copy
 from app.transcript.model import Excerpt, Json
 
@@ -121,15 +123,20 @@ def family(rows: Rows, session: str) -> dict[str, dict[str, Json]]:
     return found
 
 
-def excerpt(rows: Rows, session: str, turns: Collection[str]) -> tuple[list[Json], Excerpt] | None:
-    """Entries of the session with only these turns, and of the subagents that belong to them."""
+def excerpt(rows: Rows, session: str, turns: Collection[str]) -> tuple[list[Json], Excerpt | None] | None:
+    """Entries of the session with only these turns, and of the subagents that belong to them.
+
+    All of it, and no Excerpt, where times are missing or in no order: what stands around such a message tells its time.
+    """
     head = rows.head(session)
     if head is None:
         return None
     listed = rows.listed(session)
     names = [name for name, turn in listed.items() if turn in turns]
-    taken = set(names)
     own = entry(rows, session, names)
+    if not (_is_dated(own) and _is_in_order(rows, session, listed)):
+        return [*family(rows, session).values()], None
+    taken = set(names)
     entries: dict[str, Json] = {session: own}
     called = {*subagents(own)} - {session}
     callers = _callers(rows, session, listed) if called else {}
@@ -137,9 +144,19 @@ def excerpt(rows: Rows, session: str, turns: Collection[str]) -> tuple[list[Json
         if callers.get(name) in taken:
             entries |= {child: found for child, found in family(rows, name).items() if child not in entries}
     positions = tuple(position for position, name in enumerate(listed) if name in taken)
-    began_ms = min(filter(None, rows.created_ms(session).values()), default=0)
-    told = Excerpt(positions, _undone_from(rows, session), _origin(rows, head, listed), began_ms)
-    return [*entries.values()], told
+    return [*entries.values()], Excerpt(positions, _undone_from(rows, session), _origin(rows, head, listed))
+
+
+def _is_dated(told: dict[str, Json]) -> bool:
+    """Whether a session and its messages all say when they were created."""
+    session = Place("", told)
+    dated = [session, *(Place("", one if isinstance(one, dict) else {}) for one in session.items("messages"))]
+    return all(one.object("info").object("time").moment("created") is not None for one in dated)
+
+
+def _is_in_order(rows: Rows, session: str, listed: Collection[str]) -> bool:
+    created_ms = rows.created_ms(session)
+    return all(one <= other for one, other in pairwise(created_ms[name] for name in listed))
 
 
 def first_turn(rows: Rows, session: str) -> str | None:

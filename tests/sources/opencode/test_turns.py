@@ -136,6 +136,31 @@ def test_turns_read_apart_are_those_of_the_whole(tmp_path: Path, seed: int) -> N
         assert set(names) <= {turn.turn for turn in outline.turns}
 
 
+TIMES = (None, "", "soon", 1, CREATED_MS - 10 * 86_400_000, CREATED_MS + 10 * 86_400_000)
+"""That a message might say, none of them when it was made."""
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_turns_without_times_read_apart_are_those_of_the_whole(tmp_path: Path, seed: int) -> None:
+    """What does not say when it was made is taken to be of when what stands beside it was."""
+    made = Random(seed)
+    wanted = made.family()
+    entry = wanted["sessions"][0]
+    for message in made.dice.sample(entry["messages"], min(2, len(entry["messages"]))):
+        message["info"]["time"]["created"] = made.dice.choice(TIMES)
+    store = stored(tmp_path, wanted)
+    if made.dice.random() < 0.5:
+        with closing(sqlite3.connect(store.path)) as db, db:
+            db.execute("update session set time_created = '{' where id = ?", (wanted["root"],))
+    whole = store.transcript(wanted["root"])
+    assert whole is not None
+    for name in [turn.id for turn in whole.turns]:
+        found = store.transcript(wanted["root"], {name})
+        assert found is not None
+        assert found.session == whole.session
+        assert told(found.turns) == told(turn for turn in whole.turns if turn.id == name)
+
+
 @pytest.mark.parametrize("name", exported())
 def test_the_outline_counts_all_rows_of_a_recording(tmp_path: Path, name: str) -> None:
     wanted = export(name)
