@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 from benchmarks.table import Row, markdown
 
-NAMES: tuple[str, ...] = ("starts", "idle", "commit", "delivery", "syncs", "history", "growth", "views")
+NAMES: tuple[str, ...] = ("starts", "idle", "commit", "delivery", "syncs", "history", "growth", "views", "web")
 """Modules beside this one, in the order of the table."""
 
 

@@ -8,10 +8,9 @@ GET /metrics, /healthz                                              for everybod
 from __future__ import annotations
 
 import secrets
-import socket
 import sqlite3
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
@@ -57,9 +56,16 @@ _OWN_PAGES = ("same-origin", "none")
 """What a browser says of a request that a page of ours made, or a person's own typing."""
 
 
-def create(site: Site, access: Access) -> Starlette:
+def create(site: Site, access: Access, on_ready: Callable[[], None] = lambda: None) -> Starlette:
     pages = _Pages(site, access)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        on_ready()
+        yield
+
     app = Starlette(
+        lifespan=lifespan,
         routes=[
             *(Route(path, pages.shown(view)) for path, view in VIEWS.items()),
             Route("/doctor", pages.guarded(pages.doctor)),
@@ -67,7 +73,7 @@ def create(site: Site, access: Access) -> Starlette:
             Route("/metrics", pages.metrics),
             Route("/healthz", pages.healthz),
             *static_routes(),
-        ]
+        ],
     )
     app.router.redirect_slashes = False
     app.add_middleware(_OnlyGet)
@@ -78,14 +84,9 @@ def create(site: Site, access: Access) -> Starlette:
 def serve(site: Site, host: str, port: int, on_listening: Callable[[str], None]) -> None:
     """Serve until SIGINT, then return. `on_listening` gets the address with its token. Raises ListenError."""
     access = Access(lambda: secrets.token_urlsafe(24))
-    with listening(host, port) as bound:
-        on_listening(f"{address(bound)}/?token={access.token}")
-        run(site, access, bound)
-
-
-def run(site: Site, access: Access, bound: socket.socket) -> None:
-    with suppress(KeyboardInterrupt):
-        server(create(site, access)).run(sockets=[bound])
+    with listening(host, port) as bound, suppress(KeyboardInterrupt):
+        url = f"{address(bound)}/?token={access.token}"
+        server(create(site, access, lambda: on_listening(url))).run(sockets=[bound])
 
 
 class _OnlyGet:

@@ -209,7 +209,7 @@ class LongUse:
         state, reason, error = "delivered", None, None
         if left <= PENDING:
             state, error = "pending", "503: no healthy upstream" if left <= RETRYING else None
-        elif left > LATELY and number % ONE_LEFT_IN:
+        elif left > LATELY and number // ONE_DEAD_IN % ONE_LEFT_IN:
             pass
         elif number % ONE_DEAD_IN in (0, 7):
             state, error = "dead", ERRORS[number // ONE_DEAD_IN % len(ERRORS)]
