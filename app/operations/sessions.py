@@ -25,7 +25,7 @@ from app.sources.opencode.store import Store
 from app.transcript.identity import Identity
 from app.transcript.model import Assistant, Tool, TranscriptError, Turn, is_llm_call
 
-MODELS_SHOWN = 3
+MODELS_SHOWN = 9
 _CURRENT = ("pending", "delivered", "dead", "dropped")
 _NOT_QUEUED = "not queued"
 

@@ -1,6 +1,7 @@
 """Long use: a queue and a store of OpenCode as months or years of work leave them. Made by SQL, and made up.
 
-One session a day, of the same number of turns, whatever there are in all: so a page that shows a week shows as much.
+One session a day, of much the same number of turns, whatever there are in all: so a page that shows a week shows as
+much.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.support.stores import TABLES
 
 ENDPOINT = "https://helicone.example.invalid"
 DAY_MS, TURN_MS = 24 * 3_600_000, 9 * 60_000
-PENDING, RETRYING = 60, 20
+PENDING, RETRYING = 12, 4
 """Of the latest turns."""
 LATELY = 1_000
 """Of these latest turns all that failed is still there; of what failed before, somebody has cleared most."""
@@ -49,7 +50,7 @@ class LongUse:
     now_ms: int
     sessions: int = 30
     turns: int = 33
-    """Of each session, whose own record is not among them."""
+    """Of the longest sessions; there are some of half as many."""
 
     @property
     def environ(self) -> dict[str, str]:
@@ -80,8 +81,12 @@ class LongUse:
         """The session that was worked at last."""
         return _session(self.sessions - 1)
 
+    def turns_of(self, at: int) -> int:
+        """Of one session."""
+        return self.turns - at * 7 % 11 * self.turns // 20
+
     def began_ms(self, at: int) -> int:
-        return self.now_ms - (self.sessions - 1 - at) * DAY_MS - self.turns * TURN_MS
+        return self.now_ms - (self.sessions - 1 - at) * DAY_MS - self.turns_of(at) * TURN_MS
 
     def make(self) -> LongUse:
         self._make_store()
@@ -110,7 +115,7 @@ class LongUse:
                         f"/home/dev/{PROJECTS[at % len(PROJECTS)]}",
                         TITLES[at % len(TITLES)],
                         self.began_ms(at),
-                        self.began_ms(at) + self.turns * TURN_MS,
+                        self.began_ms(at) + self.turns_of(at) * TURN_MS,
                     )
                     for at in range(self.sessions)
                 ],
@@ -121,7 +126,7 @@ class LongUse:
     def _turns(self) -> Iterator[tuple[int, int, int]]:
         """(number, session, begin) of each."""
         for at in range(self.sessions):
-            for turn in range(self.turns):
+            for turn in range(self.turns_of(at)):
                 yield at * self.turns + turn, at, self.began_ms(at) + turn * TURN_MS
 
     def _messages(self) -> Iterator[tuple[object, ...]]:
@@ -135,8 +140,8 @@ class LongUse:
             ):
                 told = {
                     "role": "assistant", "parentID": f"msg_{number:07}a", "agent": "build", "mode": "build",
-                    "providerID": provider, "modelID": model, "cost": 0.004 + number % 11 / 1000,
-                    "tokens": {"input": 900 + number % 700, "output": 180 + number % 90, "reasoning": 0,
+                    "providerID": provider, "modelID": model, "cost": (0.004 + number % 11 / 1000) * (1 + at * 5 % 7 / 4),
+                    "tokens": {"input": 900 + number % 700 + at * 5 % 7 * 300, "output": 180 + number % 90, "reasoning": 0,
                                "cache": {"read": 11_000, "write": 300}},
                     "finish": "stop" if letter == "c" else "tool-calls",
                     "time": {"created": begin_ms, "completed": end_ms},
@@ -151,7 +156,7 @@ class LongUse:
     # --- ours
 
     def _make_jobs(self, db: sqlite3.Connection, destination: int) -> None:
-        count = self.sessions * self.turns
+        count = (self.sessions - 1) * self.turns + self.turns_of(self.sessions - 1)
         db.execute("insert into policy (id, facts) values (1, '')")
         db.executemany(
             "insert into session (id, destination_id, name, root_name, user_id, folder, encoding)"
