@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 commands = typer.Typer(rich_markup_mode=None)
 
 PORT = 8687
-_INSTALL = f"needs what `pip install '{PROGRAM}[web]'` adds"
+_INSTALL = f"needs the extra `web`: install {PROGRAM}[web], in a checkout with uv tool install '.[web]'"
 
 
 @commands.command("web")

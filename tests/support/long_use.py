@@ -140,9 +140,10 @@ class LongUse:
             ):
                 told = {
                     "role": "assistant", "parentID": f"msg_{number:07}a", "agent": "build", "mode": "build",
-                    "providerID": provider, "modelID": model, "cost": (0.004 + number % 11 / 1000) * (1 + at * 5 % 7 / 4),
-                    "tokens": {"input": 900 + number % 700 + at * 5 % 7 * 300, "output": 180 + number % 90, "reasoning": 0,
-                               "cache": {"read": 11_000, "write": 300}},
+                    "providerID": provider, "modelID": model,
+                    "cost": (0.004 + number % 11 / 1000) * (1 + at * 5 % 7 / 4),
+                    "tokens": {"input": 900 + number % 700 + at * 5 % 7 * 300, "output": 180 + number % 90,
+                               "reasoning": 0, "cache": {"read": 11_000, "write": 300}},
                     "finish": "stop" if letter == "c" else "tool-calls",
                     "time": {"created": begin_ms, "completed": end_ms},
                 }  # fmt: skip

@@ -7,20 +7,26 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
 
 from app.database.open import open_ledger
+from app.receiver import store
 from app.runtime import clock
+from tests.receiver.test_page import log
 from tests.support.browser import AXE, CHROMIUM, needs_chromium
 from tests.support.long_use import LongUse
+from tests.support.servers import receiving
 from tests.support.web import Running, showing, site_of
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 WIDTHS = (360, 1280)
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 @pytest.fixture(scope="module")
@@ -77,26 +83,48 @@ def pages(use: LongUse) -> tuple[str, ...]:
     )
 
 
+def serious(page: Page) -> list[tuple[str, ...]]:
+    """What axe-core finds that keeps people from using a page."""
+    page.evaluate(AXE.read_text("utf-8"))
+    told = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        (one["id"], one["nodes"][0]["html"][:200], one["nodes"][0]["failureSummary"][:300])
+        for one in told["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
 def test_every_page_is_free_of_serious_faults_and_nothing_is_cut_off(page: Page, web: Running, use: LongUse) -> None:
     found = {}
     for path in pages(use):
-        for scheme in ("light", "dark"):
+        for scheme in SCHEMES:
             page.emulate_media(color_scheme=scheme)
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 900})
                 page.goto(web.url + path)
                 assert page.locator("h1").count() == 1
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
-                page.evaluate(AXE.read_text("utf-8"))
-                told = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-                bad = [
-                    (one["id"], one["nodes"][0]["html"][:200], one["nodes"][0]["failureSummary"][:300])
-                    for one in told["violations"]
-                    if one["impact"] in ("serious", "critical")
-                ]
+                bad = serious(page)
                 if bad:
                     found[path, scheme, width] = bad
     assert not found, json.dumps([[*map(str, key), value] for key, value in found.items()], indent=1)
+
+
+def test_the_receivers_pages_are_as_free_of_faults(browser: Browser, tmp_path: Path) -> None:
+    with store.opened(tmp_path / "store.db") as db:
+        for number in range(3):
+            told = log(f"/opencode/ses_1/msg-{number}", start_ms=1_000 + number, status=200 + 300 * (number == 2))
+            store.put(db, "owner", replace(told, request_id=f"00000000-0000-4000-8000-00000000000{number}"))
+    with receiving(tmp_path / "store.db") as receiver, browser.new_context() as context:
+        page = context.new_page()
+        for path in ("/", "/session?id=ses_1", "/session?id=none"):
+            for scheme in SCHEMES:
+                page.emulate_media(color_scheme=scheme)
+                for width in WIDTHS:
+                    page.set_viewport_size({"width": width, "height": 900})
+                    page.goto(receiver.url + path)
+                    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (path, width)
+                    assert serious(page) == []
 
 
 def test_the_keyboard_reaches_all_of_it(page: Page, web: Running) -> None:
