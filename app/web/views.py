@@ -57,6 +57,7 @@ def overview(look: Look) -> Page:
         "chart": chart(columns),
         "oldest_ms": min((one.oldest_pending_ms for one in status.destinations if one.oldest_pending_ms), default=None),
         "groups": [group for one in status.destinations for group in one.dead_letters],
+        "failing": [each for one in status.destinations for each in one.errors if each.state == "pending"],
         "shown": [one for one in status.destinations if one.current or one.pause_reason or _has_jobs(one.jobs)],
         "problem": titles.problem,
     }

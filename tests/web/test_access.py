@@ -48,36 +48,46 @@ def test_the_cookie_is_for_the_browser_alone(tmp_path: Path) -> None:
         assert web.access.token not in answer.headers["location"]
 
 
+@pytest.fixture(scope="module")
+def client(web: Running) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=web.url, trust_env=False) as made:
+        yield made
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_without_the_cookie_nothing_is_shown(web: Running, page: str) -> None:
+def test_without_the_cookie_nothing_is_shown(web: Running, client: httpx.Client, page: str) -> None:
     for headers in ({}, {"cookie": f"{COOKIE}=guessed"}, {"cookie": f"{COOKIE}={web.access.token}"}):
-        answer = httpx.get(web.url + page, headers=headers, trust_env=False)
+        answer = client.get(page, headers=headers)
         assert (answer.status_code, "ses_" in answer.text) == (403, False)
-    assert httpx.get(web.url + page, headers=web.cookie, trust_env=False).status_code == 200
+    assert client.get(page, headers=web.cookie).status_code == 200
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_a_page_of_somebody_else_gets_nothing_even_with_the_cookie(web: Running, site: str) -> None:
+def test_a_page_of_somebody_else_gets_nothing_even_with_the_cookie(
+    web: Running, client: httpx.Client, site: str
+) -> None:
     headers = {**web.cookie, "sec-fetch-site": site}
-    assert httpx.get(f"{web.url}/jobs", headers=headers, trust_env=False).status_code == 403
+    assert client.get("/jobs", headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize("page", [*PAGES, *FOR_ALL])
 @pytest.mark.parametrize("host", ["example.com", "127.0.0.1.example.com", "localhost.example.com", "10.0.0.1", ""])
-def test_another_name_of_this_machine_is_not_answered(web: Running, page: str, host: str) -> None:
-    answer = httpx.get(web.url + page, headers={**web.cookie, "host": host}, trust_env=False)
+def test_another_name_of_this_machine_is_not_answered(web: Running, client: httpx.Client, page: str, host: str) -> None:
+    answer = client.get(page, headers={**web.cookie, "host": host})
     assert answer.status_code in (400, 403)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE", "BREW"])
 @pytest.mark.parametrize("page", ["/", "/jobs", "/metrics", "/nothing"])
-def test_only_get_is_answered(web: Running, method: str, page: str) -> None:
-    answer = httpx.request(method, web.url + page, headers=web.cookie, trust_env=False)
+def test_only_get_is_answered(web: Running, client: httpx.Client, method: str, page: str) -> None:
+    answer = client.request(method, page, headers=web.cookie)
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
 
 
 @pytest.mark.parametrize("page", FOR_ALL)
-def test_numbers_style_and_script_are_for_everybody_here_and_tell_of_no_session(web: Running, page: str) -> None:
-    answer = httpx.get(web.url + page, trust_env=False)
+def test_numbers_style_and_script_are_for_everybody_here_and_tell_of_no_session(
+    client: httpx.Client, page: str
+) -> None:
+    answer = client.get(page)
     assert answer.status_code == 200
     assert "ses_" not in answer.text

@@ -145,8 +145,8 @@ def test_the_keyboard_reaches_all_of_it(page: Page, web: Running) -> None:
             page.keyboard.press("Tab")
             reached.add(page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
             assert page.evaluate(
-                "(style => style.outlineStyle !== 'none' || document.activeElement.className === 'skip')"
-                "(getComputedStyle(document.activeElement))"
+                """(style => (style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0)
+                || document.activeElement.className === "skip")(getComputedStyle(document.activeElement))"""
             )
         assert len(reached) == wanted, path
     page.goto(web.url)

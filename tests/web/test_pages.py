@@ -14,9 +14,11 @@ import httpx
 import pytest
 
 from app.database.open import open_ledger
+from app.operations.reading import look_at_ledger
 from app.runtime import clock
 from app.sources.opencode.tables import USAGE
-from app.web.site import stamp
+from app.web.server import VIEWS
+from app.web.site import Look, stamp
 from tests.support.long_use import LongUse
 from tests.support.web import Running, showing, site_of
 
@@ -37,6 +39,12 @@ PAGES = (
 OF_QUEUE = tuple(page for page in PAGES if page != "/doctor")
 SESSIONS, TURNS = 12, 11
 EVIL = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
+
+HOSTILE = tuple(
+    f"/{page}?{name}={told}"
+    for page, name in (("jobs", "title"), ("jobs", "error"), ("session", "id"), ("job", "key"), ("stats", "project"))
+    for told in ("%00", "%ff", "%ed%a0%80", "'%20or%201=1%20--", "..%2f..%2fetc%2fpasswd", "x" * 8_000)
+)
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +99,9 @@ def test_each_page_is_whole_and_has_nothing_inline(get: Callable[[str], httpx.Re
     assert "Nothing to be seen" not in answer.text
     assert (found.names.count("h1"), found.names.count("main"), found.names.count("script")) == (1, 1, 1)
     assert not {one for one in found.attributes if one.startswith("on") or one == "style"}
-    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert {"default-src 'none'", "base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'"} < {*policy}
+    assert not [one for one in policy if "unsafe" in one or "*" in one]
     assert answer.headers["cache-control"] == "no-store"
 
 
@@ -136,6 +146,8 @@ def test_what_others_wrote_is_text(use: LongUse, get: Callable[[str], httpx.Resp
         db.execute("update attempt set error = ?, answer = ?", (EVIL, EVIL))
     found = Elements(get(page).text)
     assert (found.names.count("script"), found.names.count("img")) == (1, 0)
+    for asked in HOSTILE:
+        assert get(asked).status_code == 200, asked
     for asked in (f"/sessions?text={EVIL}", f"/jobs?title={EVIL}&error={EVIL}&state={EVIL}", f"/session?id={EVIL}"):
         assert Elements(get(asked).text).names.count("img") == 0
 
@@ -214,6 +226,20 @@ def test_the_stamp_changes_with_the_queue_alone(use: LongUse) -> None:
     with closing(open_ledger(use.spool)) as db:
         db.execute("update job set due_ms = due_ms + 1 where state = 'pending'")
         assert stamp(use.spool) != before
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_page_leaves_no_read_of_the_queue_open(use: LongUse, name: str) -> None:
+    """Else the write-ahead log could not be cut while somebody looks."""
+    settings = use.sources.load()
+
+    def look(db: sqlite3.Connection) -> int:
+        with closing(open_ledger(use.spool)) as other:
+            other.execute("update job set due_ms = due_ms + 1 where state = 'pending'")
+            VIEWS[name](Look(site_of(use), settings, db, use.now_ms, {"id": use.latest, "state": "dead"}))
+            return int(other.execute("pragma wal_checkpoint(truncate)").fetchone()[0])
+
+    assert look_at_ledger(use.spool, look) == 0
 
 
 def test_stats_read_no_call_that_is_older(use: LongUse) -> None:
