@@ -95,9 +95,9 @@ def _heads(store: Store, sessions: set[str]) -> dict[str, Head]:
     found: dict[str, Head] = {}
     wanted = {*sessions}
     while wanted:
-        heads = [head for name in wanted if (head := store.head(name)) is not None]
-        found |= {head.id: head for head in heads}
-        wanted = {head.parent for head in heads if head.parent is not None} - found.keys()
+        heads = store.heads(wanted)
+        found |= heads
+        wanted = {head.parent for head in heads.values() if head.parent is not None} - found.keys()
     return found
 
 

@@ -246,4 +246,4 @@ def test_stats_read_no_call_that_is_older(use: LongUse) -> None:
     with closing(sqlite3.connect(use.store)) as db:
         plan = [row[3] for row in db.execute(f"explain query plan {USAGE}", {"since": 1, "among": None})]
     assert not [step for step in plan if step.startswith("SCAN m")], plan
-    assert [step for step in plan if "SEARCH m USING INDEX" in step and "time_created>?" in step], plan
+    assert [step for step in plan if "SEARCH m USING INDEX" in step and "time_created>?)" in step], plan

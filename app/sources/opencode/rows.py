@@ -54,8 +54,8 @@ class Usage:
 class Rows(Protocol):
     """One state of a store. Messages and parts are rows, also where each is a file. Raises StoreError."""
 
-    def heads(self, directory: str | None = None) -> list[Head]:
-        """Heads of all sessions, or of those of a directory; the oldest first."""
+    def heads(self, directory: str | None = None, among: Collection[str] | None = None) -> list[Head]:
+        """Heads of all sessions, or of those of a directory, or of these; the oldest first."""
 
     def head(self, session: str) -> Head | None: ...
 

@@ -91,10 +91,10 @@ class Store:
             found = {head.id: head for head in heads} | found
         return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
-    def heads(self) -> dict[str, Head]:
-        """All sessions by their ids, subagents too."""
+    def heads(self, among: Collection[str] | None = None) -> dict[str, Head]:
+        """All sessions by their ids, or these; subagents too."""
         found: dict[str, Head] = {}
-        for heads in self._all(lambda rows: rows.heads()):
+        for heads in self._all(lambda rows: rows.heads(among=among)):
             found = {head.id: head for head in heads} | found
         return found
 
