@@ -28,6 +28,7 @@ NAMES: tuple[str, ...] = (
     "history",
     "growth",
     "views",
+    "web",
 )
 """Modules beside this one, in the order of the page."""
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"

@@ -30,7 +30,11 @@ def judged(
     settings: Settings, now_ms: int, title_of: TitleOf = no_title, mended_in: MendedIn = nobody_looked
 ) -> Status:
     """The status with its verdict. Raises what `read_status` raises."""
-    status = read_status(settings, now_ms, title_of, mended_in)
+    return judge(read_status(settings, now_ms, title_of, mended_in), settings)
+
+
+def judge(status: Status, settings: Settings) -> Status:
+    """The status with what comes of it."""
     status = replace(status, elsewhere=tuple(elsewhere(status, has_key=settings.api_key is not None)))
     return replace(status, verdict=verdict(status, settings))
 
