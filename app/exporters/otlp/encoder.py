@@ -67,6 +67,7 @@ def trial(request_id: uuid.UUID, now_ms: int) -> bytes:
 
 
 def _record(turn: Turn, frame: Frame, request_id: bytes, body: bytes) -> Record:
+    start_ms = min(message.created_ms for message in turn.messages)
     return Record(
         request_id=str(uuid.UUID(bytes=request_id)),
         kind="turn",
@@ -74,7 +75,9 @@ def _record(turn: Turn, frame: Frame, request_id: bytes, body: bytes) -> Record:
         provider="",
         model=_MODEL,
         user_id=frame.user_id,
-        start_ms=min(message.created_ms for message in turn.messages),
+        start_ms=start_ms,
+        end_ms=max(start_ms, turn.last_event_ms),
+        is_failed=False,  # its spans say that, each of itself
         session_name=frame.session_name,
         body=body,
     )
