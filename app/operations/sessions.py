@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.exporters.encoder import Frame, Record
-from app.exporters.encoding import encoder_of
+from app.exporters.encoding import HELICONE
 from app.ledger import listing, versions
 from app.ledger.dead_letters import Attempt, attempts
 from app.ledger.job import SESSION_RECORD
@@ -224,7 +224,7 @@ def _shown_turn(db: sqlite3.Connection, name: str, jobs: _Jobs, turn: Turn | Non
         began_ms = min((span.start_ms for span in spans), default=jobs.jobs[0].job.enqueued_ms)
         return ShownTurn(name, began_ms, spans, tried)
     calls = [*_calls(turn)]
-    spans = tuple(_encoded([*encoder_of("helicone").encode(turn, frame)], calls, jobs))
+    spans = tuple(_encoded([*HELICONE.encode(turn, frame)], calls, jobs))
     counted = [call.tokens for call in calls if call.tokens is not None]
     return ShownTurn(
         name=name,
@@ -276,7 +276,7 @@ def _recorded(jobs: _Jobs) -> Iterator[Span]:
     """Rows of what the ledger alone knows: no ends."""
     depth_min = min((one.path.count("/") for one, _ in jobs.records.values()), default=0)
     for record, job in jobs.records.values():
-        kind = encoder_of("helicone").kind_of(record.model)
+        kind = HELICONE.kind_of(record.model)
         yield Span(
             label=_label(record.path) or record.request_id,
             depth=record.path.count("/") - depth_min,
