@@ -142,6 +142,13 @@ def test_any_body_is_shown(body: str) -> None:
     assert "msg-1" in page.session(rows(log("/opencode/ses_1/msg-1", request_body=body, response_body=body)))
 
 
+def test_each_page_says_in_a_browsers_tab_what_it_is(kept: Path) -> None:
+    with store.opened(kept) as db:
+        pages = [page.overview(store.sessions(db)), page.session(store.of_session(db, "ses_1")), page.closed()]
+    titles = [re.findall("<title>(.*?)</title>", text) for text in pages]
+    assert titles == [["Sessions"], ["Session"], ["Closed"]]
+
+
 def test_nothing_yet_says_what_to_do() -> None:
     assert "opencode-helicone status" in page.overview([])
     assert "No such session" in page.session([])
