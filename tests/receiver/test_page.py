@@ -8,9 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -245,11 +243,5 @@ def test_it_is_started_once_found_again_and_stopped(tmp_path: Path) -> None:
             assert background.stop(tmp_path / "other" / "store.db")
     finally:
         assert background.stop(kept)
-    for _ in range(100):
-        with closing(httpx.Client(trust_env=False)) as client:
-            try:
-                client.get(first.url)
-            except httpx.TransportError:
-                return
-        time.sleep(0.1)
-    pytest.fail("it does not stop")
+    # Its port may be another receiver's by now.
+    assert background.find(kept) is None
