@@ -109,7 +109,7 @@ flips: .venv/ready  ## 500 random faults in the files of a spool; FAULTS and SEE
 	@$(BIN)/python -m tests.stress.flips $(or $(FAULTS),500) $(SEED)
 
 lock: .venv/ready  ## Resolve the dependencies anew (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --group dev pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
+	uv pip compile --universal --python-version 3.11 --generate-hashes --group dev --extra web pyproject.toml -o requirements.lock -q --custom-compile-command "make lock"
 
 clean:  ## Remove what was made, OpenCode's cache included
 	rm -rf .venv .cache dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

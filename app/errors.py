@@ -30,8 +30,10 @@
     │  └─ TooManyValuesError        it holds too many values
     ├─ DestinationError             a destination was named that is not there, or cannot be moved
     ├─ InUseError                   what is to be removed is in use
-    ├─ ReceiverError                the receiver cannot start as asked
+    ├─ UnreadableLedgerError        the ledger cannot be looked at as it is
+    ├─ ListenError                  a local server cannot listen as asked
     │  └─ PortTakenError            somebody else listens there
+    ├─ ReceiverError                the receiver cannot start as asked
     ├─ FaultError                   a script of the receiver's faults cannot be used
     └─ ReceiverStoreError           a file is not the receiver's store, or a query is not known
 

@@ -29,6 +29,7 @@ NAMES: tuple[str, ...] = (
     "growth",
     "views",
     "destinations",
+    "web",
 )
 """Modules beside this one, in the order of the page."""
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"

@@ -69,7 +69,7 @@ def _row(name: str, beside: str, goal: float, ours: Callable[[], float], floor: 
 def _sql_s(store: Path) -> float:
     with closing(sqlite3.connect(store)) as db:
         began = time.thread_time()
-        db.execute(USAGE, (0,)).fetchall()
+        db.execute(USAGE, {"since": 0, "among": None}).fetchall()
         return time.thread_time() - began
 
 

@@ -56,6 +56,8 @@ SLOWEST = (
     "delivery/test_outage.py",
     "sources/opencode/test_newer.py",
     "system/test_hook.py",
+    "web/test_browser.py",
+    "web/test_pages.py",
 )
 """Files that take the most processor time, their processes included."""
 

@@ -22,7 +22,8 @@ MADE_BY_OTHERS = ("tests/data/recordings/", "tests/data/golden/", "requirements.
 
 PICTURES = {".png"}
 KNOWN_HOSTS = re.compile(
-    r"(.+\.)?(helicone\.ai|opentelemetry\.io|opencode\.ai|sqlite\.org|semver\.org|keepachangelog\.com|slack\.com|ahelicone\.ai"
+    r"(.+\.)?(helicone\.ai|opentelemetry\.io|opencode\.ai|sqlite\.org|semver\.org|keepachangelog\.com|www\.w3\.org"
+    r"|slack\.com|ahelicone\.ai"
     r"|example\.(com|org)|invalid|test|localhost)"
 )
 """Public ones that a reader or the program needs, and reserved names."""

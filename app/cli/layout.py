@@ -10,29 +10,38 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 
 import typer
 
+from app.runtime.figures import ago, ahead, day, local, moment, short, size
 from app.runtime.terminal import span, visible
+
+__all__ = [
+    "ago",
+    "ahead",
+    "at",
+    "columns_of",
+    "day",
+    "fit",
+    "local",
+    "moment",
+    "rows",
+    "short",
+    "show",
+    "size",
+    "width",
+    "wrapped",
+]
 
 WIDTH_MIN = 40
 NARROW = 72
 """Below this what is said once in a while is left out, and what is long gets a line of its own."""
 UNCUT = 1 << 20
-_RELATIVE_MAX_MS = 14 * 86_400_000
 
 
 def width() -> int:
     """How many columns a line may have."""
     return max(WIDTH_MIN, shutil.get_terminal_size().columns) if sys.stdout.isatty() else UNCUT
-
-
-def ago(time_ms: int, now_ms: int) -> str:
-    """How long ago that was; a local date where that says more."""
-    if time_ms > now_ms + 60_000 or now_ms - time_ms > _RELATIVE_MAX_MS:
-        return day(time_ms)
-    return f"{span(now_ms - time_ms)} ago"
 
 
 def wrapped(line: str, room: int) -> list[str]:
@@ -51,51 +60,10 @@ def show(lines: Iterable[str], *, anew: bool = False) -> None:
     typer.echo(text)
 
 
-def local(time_ms: int, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime(form)
-
-
-def day(time_ms: int) -> str:
-    """A local date."""
-    return local(time_ms, "%Y-%m-%d")
-
-
-def moment(time_ms: int) -> str:
-    """As UTC, for what is compared with logs."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
-
-
 def at(time_ms: int, now_ms: int) -> str:
     """When that was: how long ago, and the local time."""
     clock = local(time_ms, "%H:%M" if day(time_ms) == day(now_ms) else "%Y-%m-%d %H:%M")
     return f"{span(now_ms - time_ms)} ago ({clock})"
-
-
-def ahead(time_ms: int, now_ms: int) -> str:
-    """When that will be; rounded up, so that it is not over when it is said to be now."""
-    return f"in {span(time_ms - now_ms + 999)} ({local(time_ms, '%H:%M:%S')})" if time_ms > now_ms else "now"
-
-
-def size(number: int) -> str:
-    """Of bytes.
-
-    >>> size(999), size(6867), size(52_428_800)
-    ('999 B', '6.9 kB', '52.4 MB')
-    """
-    return _scaled(number, (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))) or f"{number} B"
-
-
-def short(number: int) -> str:
-    """A number of which the size matters more than the last digit.
-
-    >>> short(999), short(123_456), short(7_650_000)
-    ('999', '123.5k', '7.7M')
-    """
-    return _scaled(number, (("G", 10**9), ("M", 10**6), ("k", 10**3))).replace(" ", "") or str(number)
-
-
-def _scaled(number: int, units: Sequence[tuple[str, int]]) -> str:
-    return next((f"{number / factor:.1f} {name}" for name, factor in units if number >= factor), "")
 
 
 def columns_of(text: str) -> int:

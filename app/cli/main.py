@@ -27,6 +27,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "sent": ("sent",),
     "stats": ("stats",),
     "tail": ("tail",),
+    "web": ("web", "metrics"),
     "dead": ("dead",),
     "destination": ("destination",),
     "import_preview": ("import", "preview"),

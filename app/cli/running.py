@@ -88,8 +88,9 @@ def _receiver(
 
     To try the program without Helicone, on this machine only.
     """
-    from app.receiver import background, server  # noqa: PLC0415 - its web server takes longer to load than most commands run
-    from app.receiver.access import PortTakenError, ReceiverError  # noqa: PLC0415 - the same
+    from app.pages.loopback import PortTakenError  # noqa: PLC0415 - a web server takes longer to load than most commands run
+    from app.receiver import background, server  # noqa: PLC0415 - the same
+    from app.receiver.access import ReceiverError  # noqa: PLC0415 - the same
 
     kept = store or receiver_store()
     if url:

@@ -29,7 +29,7 @@ from app.operations.send_test import send
 from app.operations.verdict import judged
 from app.privacy.policy import Mode
 from app.receiver import background
-from app.receiver.page import texts
+from app.receiver.texts import texts
 from app.runtime import clock
 from app.runtime.terminal import visible
 from app.runtime.url import is_unprotected

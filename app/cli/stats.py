@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from itertools import groupby
 from typing import Annotated
 
@@ -15,8 +14,9 @@ from app.cli import layout
 from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, one_of, print_json, print_lines, since_option, takes
 from app.ledger.counters import Counter
 from app.operations.reading import ask_ledger
-from app.operations.stats import GROUPS, Stats, Sum, names, read_stats
+from app.operations.stats import GROUPS, Stats, Sum, midnight_ms, names, read_stats
 from app.runtime import clock
+from app.runtime.figures import usd
 from app.runtime.terminal import counted
 from app.settings.lookup import Sources
 from app.sources.opencode.store import Store, store_file
@@ -27,8 +27,6 @@ DAYS = 30
 DAY_MS = 24 * 3_600_000
 WIDE, IDS, WITH_IDS = 120, 34, 110
 """From so many columns of the terminal on every number has room; ids take so many, and stand from so many on."""
-DIME = 0.1
-"""Less is told to the hundredth of a cent."""
 By = Annotated[str, one_of(GROUPS, "--by", "By one of these")]
 
 
@@ -50,18 +48,13 @@ def _stats(
     now_ms = clock.now_ms()
     since_ms = now_ms - DAYS * DAY_MS if since is None else since
     if by == "day":
-        since_ms = _midnight_ms(since_ms)  # half a day is no figure
+        since_ms = midnight_ms(since_ms)  # half a day is no figure
     store = Store(db or store_file(os.environ))
     found = ask_ledger(sources.load().spool_directory, lambda ledger: read_stats(ledger, store, by, since_ms, project))
     if json_wanted:
         print_json(asdict(found))
     else:
         print_lines(lines(found, layout.width()))
-
-
-def _midnight_ms(time_ms: int) -> int:
-    at = datetime.fromtimestamp(time_ms / 1000).astimezone()
-    return int(at.replace(hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
 
 
 def lines(found: Stats, room: int) -> Iterator[str]:
@@ -87,7 +80,7 @@ def _sum_lines(found: Stats, since: str, room: int) -> Iterator[str]:
     total = found.total
     calls = counted(total.calls, "call") + (f" ({total.errors} failed)" if total.errors else "")
     tools = f"{counted(total.failed_tools, 'failed tool')}, " if total.failed_tools else ""
-    yield f"since {since}: {counted(total.turns, 'turn')}, {calls}, {tools}{_usd(total.cost_usd)}"
+    yield f"since {since}: {counted(total.turns, 'turn')}, {calls}, {tools}{usd(total.cost_usd)}"
     sums = [*found.sums, *([total] if len(found.sums) > 1 else [])]
     head = _head(found.by, room)
     table = [head, *([*_cells(one, name, head, room)] for one, name in zip(sums, names(sums), strict=True))]
@@ -116,7 +109,7 @@ def _cells(one: Sum, name: str, head: Sequence[str], room: int) -> Sequence[str]
         "in": layout.short(one.input_tokens),
         "cached": layout.short(cached),
         "out": layout.short(one.output_tokens),
-        "cost": _usd(one.cost_usd),
+        "cost": usd(one.cost_usd),
         "delivered": f"{100 * one.delivered // one.turns} %" if one.turns else "-",
         "id": one.name if one.title else "",
     }
@@ -126,7 +119,3 @@ def _cells(one: Sum, name: str, head: Sequence[str], room: int) -> Sequence[str]
 
 _REST = {5: 36, 7: 64, 8: 64 + 34, 10: 88, 11: 88 + 34}
 """How many columns of the terminal the numbers take, by how many of them there are."""
-
-
-def _usd(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= DIME or not amount else f"${amount:.4f}"

@@ -68,7 +68,7 @@ def open_if_made(spool: Path) -> Ledger:
     return db
 
 
-def read_ledger(spool: Path) -> sqlite3.Connection:
+def read_ledger(spool: Path) -> Ledger:
     """`ledger.db` as it is, for who only looks: nothing is made, migrated or recovered.
 
     Raises FileNotFoundError where there is none, sqlite3.Error for a damaged one, and SchemaError for one of another
@@ -79,9 +79,14 @@ def read_ledger(spool: Path) -> sqlite3.Connection:
     with ExitStack() as opened:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         db = opened.enter_context(
-            closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None))
+            closing(
+                sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=Ledger)
+            )
         )
+        db.hold(path)
         db.row_factory = sqlite3.Row
+        # As `connect` has it: a damaged character must not stop whoever only looks.
+        db.text_factory = lambda raw: raw.decode("utf-8", "replace")
         version = look_at_schema(db)
         if version < migrations()[-1][0]:
             raise SchemaError(f"the ledger has schema {version}, which the next start of OpenCode brings up to date")

@@ -48,6 +48,9 @@ class Record:
     model: str
     user_id: str
     start_ms: int
+    end_ms: int
+    is_failed: bool
+    """What it tells of has failed: a call, or a tool."""
     session_name: str
     body: bytes
 

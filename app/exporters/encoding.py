@@ -8,20 +8,20 @@ from app.exporters.encoder import Encoder, Overwriting
 from app.exporters.helicone import encoder as helicone
 from app.transcript.model import Json
 
+HELICONE: Overwriting = helicone
+
 
 def encoder_of(kind: str) -> Encoder:
     if kind == "otlp":
         from app.exporters.otlp import encoder as otlp  # noqa: PLC0415 - most hooks do without
 
         return otlp
-    found: Overwriting = helicone
-    return found
+    return HELICONE
 
 
 def overwriting(kind: str) -> Overwriting | None:
     """The encoder of a kind at which a record takes the place of another; None where what is recalled is deleted."""
-    found: Overwriting = helicone
-    return found if kind == "helicone" else None
+    return HELICONE if kind == "helicone" else None
 
 
 def legible(kind: str, body: bytes) -> Json:

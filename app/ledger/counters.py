@@ -46,3 +46,26 @@ def counters(db: sqlite3.Connection, since_ms: int) -> list[Counter]:
         (since_ms,),
     )
     return [Counter(row["kind"], row["name"], row["count"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    day: str
+    """The local date, in ISO form."""
+    delivered: int
+    failed: int
+    lost: int
+    redacted: int
+
+
+def days(db: sqlite3.Connection, since_ms: int) -> list[Day]:
+    """The days since, that one included, on which anything was counted; the earliest first."""
+    rows = db.execute(
+        "select day, coalesce(sum(count) filter (where kind = 'delivered'), 0) as delivered,"
+        " coalesce(sum(count) filter (where kind = 'failed'), 0) as failed,"
+        " coalesce(sum(count) filter (where kind = 'lost'), 0) as lost,"
+        " coalesce(sum(count) filter (where kind = 'redacted'), 0) as redacted"
+        " from counter where day >= date(? / 1000, 'unixepoch', 'localtime') group by day order by day",
+        (since_ms,),
+    )
+    return [Day(**dict(row)) for row in rows]

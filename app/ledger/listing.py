@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from app.ledger import record_identity
 from app.ledger.counts import errors
 from app.ledger.fingerprint import kind_of_error
+from app.ledger.job import SESSION_RECORD
 from app.ledger.job import kept as job_records
 
 STATES = ("pending", "delivered", "dead", "dropped", "superseded")
@@ -42,6 +43,8 @@ class Listed:
     records: int
     body_bytes: int
     """Compressed, of what is held of it."""
+    redactions: int | None
+    """How often something was taken out of its records; None where that was not kept yet."""
     enqueued_ms: int
     due_ms: int | None
     """None unless it is pending."""
@@ -70,6 +73,9 @@ class Filter:
     since_ms: int | None = None
     before_ms: int | None = None
     """Of when it was queued."""
+    newest: int | None = None
+    """Delivered and superseded jobs among so many of the newest alone: nothing has these in order, and all would be
+    read where there are few."""
 
 
 EVERY_JOB = Filter()
@@ -78,7 +84,7 @@ _COLUMNS = (
     "j.id as job_id, j.key, j.state, coalesce(j.drop_reason, '') as drop_reason, coalesce(j.error, '') as error,"
     " iif(j.state = 'pending', coalesce(j.hold_reason, ''), '') as hold_reason, j.destination_id, s.name as session,"
     " t.name as turn, s.folder, j.attempt as attempts, j.lease_until_ms is not null as is_in_flight,"
-    " j.record_count as records, j.body_bytes, j.enqueued_ms, j.due_ms, j.finished_ms, j.confirmed_ms"
+    " j.record_count as records, j.body_bytes, j.redactions, j.enqueued_ms, j.due_ms, j.finished_ms, j.confirmed_ms"
     " from job j join session s on s.id = j.session_id join turn t on t.id = j.turn_id"
 )
 _WANTED = (
@@ -99,8 +105,8 @@ _OF_STATE = {
     "pending": "job j where j.destination_id = :destination and j.state = 'pending'",
     "dead": "job j indexed by job_dead where j.state = 'dead'",
     "dropped": "job j indexed by job_dropped where j.state = 'dropped'",
-    "delivered": "job j where +j.state = 'delivered'",
-    "superseded": "job j where +j.state = 'superseded'",
+    "delivered": "job j where +j.state = 'delivered' and j.id > :after",
+    "superseded": "job j where +j.state = 'superseded' and j.id > :after",
 }
 _ORDER = {"pending": "j.enqueued_ms", "dead": "j.finished_ms", "dropped": "j.finished_ms"}
 
@@ -126,7 +132,11 @@ def _ids(db: sqlite3.Connection, wanted: Filter, limit: int) -> Iterator[int]:
         "first": wanted.session,
         "last": f"{wanted.session}{_LATER}",
         "limit": limit,
+        "after": 0,
     }
+    if wanted.newest is not None:
+        (newest,) = db.execute("select max(id) from job").fetchone()
+        arguments["after"] = (newest or 0) - wanted.newest
     if wanted.session is not None or wanted.sessions is not None or wanted.folders is not None:
         yield from (row["id"] for row in db.execute(_OF_SESSIONS, arguments))
         return
@@ -178,6 +188,26 @@ def _read(row: sqlite3.Row) -> Listed:
     return Listed(**{**dict(row), "is_in_flight": bool(row["is_in_flight"])})
 
 
+def turn_states(db: sqlite3.Connection, sessions: Sequence[str]) -> dict[str, dict[str, int]]:
+    """By session, of these: how many of its turns are in which state, at all destinations together."""
+    rows = db.execute(
+        "select s.name, j.state, count(*) as jobs from destination d cross join session s on s.destination_id = d.id"
+        " and s.name in (select value from json_each(?)) cross join turn t on t.session_id = s.id"
+        " cross join job j on j.turn_id = t.id and j.state <> 'superseded' where t.name <> ? group by 1, 2",
+        (json.dumps(list(sessions)), SESSION_RECORD),
+    )
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        found.setdefault(row["name"], {})[row["state"]] = row["jobs"]
+    return found
+
+
+def newest_sessions(db: sqlite3.Connection, limit: int) -> list[str]:
+    """Root sessions, those that were captured last first."""
+    rows = db.execute("select name from session where name = root_name order by id desc limit ?", (limit,))
+    return list(dict.fromkeys(row["name"] for row in rows))
+
+
 def delivered_turns(db: sqlite3.Connection, sessions: Sequence[str]) -> set[tuple[str, str]]:
     """(session, turn) of what was delivered to any destination, of these sessions."""
     rows = db.execute(
@@ -197,6 +227,8 @@ class RecordState:
     path: str
     """Where it stands in its session; '' where that is not kept."""
     model: str
+    start_ms: int | None
+    """None where that is not kept."""
     size_bytes: int | None
     """None where its body is not kept any more."""
     acknowledged_ms: int | None
@@ -222,9 +254,10 @@ def record_states(db: sqlite3.Connection, job: Listed) -> list[RecordState]:
     found = []
     for request_id, digest, size_bytes in ids:
         taken, at_ms = acknowledged.get(request_id.bytes, (b"", None))
-        path, model = (fields[request_id].path, fields[request_id].model) if request_id in fields else ("", "")
-        is_as_it_is = taken[: len(digest)] == digest
-        found.append(RecordState(str(request_id), path, model, size_bytes, at_ms if is_as_it_is else None))
+        told = fields.get(request_id)
+        path, model, start_ms = (told.path, told.model, told.start_ms) if told is not None else ("", "", None)
+        acknowledged_ms = at_ms if taken[: len(digest)] == digest else None
+        found.append(RecordState(str(request_id), path, model, start_ms, size_bytes, acknowledged_ms))
     return found
 
 

@@ -37,22 +37,21 @@ class Delivery:
     delivered_ms: int
 
 
+_ROOTS = (
+    "select distinct s.destination_id, s.root_name from (select distinct session_id from"
+    " (select session_id from {} limit :limit)) found join session s on s.id = found.session_id"
+)
+_DEAD, _WAITING = _ROOTS.format("job where state = 'dead'"), _ROOTS.format("waiting")
+_SESSION_COUNTS = (
+    f"with dead as ({_DEAD}), waits as ({_WAITING})"
+    " select (select count(*) from session where name = root_name) as known, (select count(*) from dead) as dead,"
+    " (select count(*) from (select * from waits except select * from dead)) as waiting"
+)
+
+
 def session_counts(db: sqlite3.Connection) -> SessionCounts:
-    (known,) = db.execute("select count(*) from session where name = root_name").fetchone()
-    dead, waiting = (
-        {
-            row["root"]
-            for row in db.execute(
-                "select s.destination_id || ' ' || s.root_name as root from"
-                f" (select distinct session_id from (select session_id from {rows} limit :limit))"
-                " found join session s on s.id = found.session_id",
-                {"limit": SESSIONS_MAX},
-            )
-        }
-        for rows in ("job where state = 'dead'", "waiting")
-    )
-    waiting -= dead
-    return SessionCounts(max(0, known - len(dead) - len(waiting)), len(waiting), len(dead))
+    row = db.execute(_SESSION_COUNTS, {"limit": SESSIONS_MAX}).fetchone()
+    return SessionCounts(max(0, row["known"] - row["dead"] - row["waiting"]), row["waiting"], row["dead"])
 
 
 _DELIVERED = (

@@ -70,7 +70,8 @@ def sent_since(db: sqlite3.Connection, since_ms: int) -> list[SentSession]:
     rows = db.execute(
         # In this order: what is old is not looked at.
         "with taken as (select turn_id, count(*) as taken, max(acknowledged_ms) as last_ms from acknowledgement"
-        f"  where acknowledged_ms >= ? group by turn_id), sent as ({_JOB.format(taken='a.taken, a.last_ms')}"
+        "  indexed by acknowledgement_age where acknowledged_ms >= ? group by turn_id),"
+        f" sent as ({_JOB.format(taken='a.taken, a.last_ms')}"
         "  from taken a cross join turn t on t.id = a.turn_id join session s on s.id = t.session_id"
         "  join job j on j.turn_id = t.id and j.state <> 'superseded')"
         f" {_SUMS} from sent group by session, destination_id order by 3 desc",

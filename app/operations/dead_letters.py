@@ -82,8 +82,8 @@ def short(key: str, prefix: str = "") -> str:
     return key[: max(KEY_CHARACTERS, len(prefix) + 4)]
 
 
-def list_dead(db: sqlite3.Connection, choice: Choice) -> Listed:
-    letters = dead_letters.dead_letters(db, choice, LETTERS_MAX)
+def list_dead(db: sqlite3.Connection, choice: Choice, limit: int = LETTERS_MAX) -> Listed:
+    letters = dead_letters.dead_letters(db, choice, limit)
     latest = {letter.fingerprint: letter.job_id for letter in reversed(letters)}
     groups = tuple(
         replace(one, answer=_answer(db, latest[one.fingerprint]) if one.fingerprint in latest else "")
@@ -97,11 +97,9 @@ def _answer(db: sqlite3.Connection, job_id: int) -> str:
     return next((one.answer for one in reversed(dead_letters.attempts(db, job_id)) if one.answer), "")
 
 
-def list_dropped(db: sqlite3.Connection, since: int) -> Listed:
+def list_dropped(db: sqlite3.Connection, since: int, limit: int = LETTERS_MAX) -> Listed:
     groups = dead_letters.dropped_groups(db, since)
-    return Listed(
-        sum(one.jobs for one in groups), tuple(groups), tuple(dead_letters.dropped_letters(db, since, LETTERS_MAX))
-    )
+    return Listed(sum(one.jobs for one in groups), tuple(groups), tuple(dead_letters.dropped_letters(db, since, limit)))
 
 
 def open_letters(db: sqlite3.Connection, name: str, *, with_bodies: bool) -> list[Opened]:

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from app import __version__
-from app.database.open import open_if_made
+from app.database.open import open_if_made, read_ledger
 from app.database.schema import SchemaError
 from app.operations import ledger_check, surroundings_check
 from app.operations.finding import Finding
@@ -21,9 +21,15 @@ from app.operations.site import Site
 from app.settings.lookup import Sources
 from app.settings.model import SettingsError
 
+THOROUGH = surroundings_check.THOROUGH | ledger_check.THOROUGH
+"""Checks that read all of ledger or store, start programs, or ask the server."""
 
-def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]:
-    """Findings as they come; they end early where the settings or the ledger cannot be used."""
+
+def examine(sources: Sources, directory: Path, now_ms: int, *, is_quick: bool = False) -> Iterator[Finding]:
+    """Findings as they come; they end early where the settings or the ledger cannot be used.
+
+    `is_quick`: without what is `THOROUGH`, and nothing is made, migrated or recovered.
+    """
     try:
         site = Site(sources.load(), sources, directory, now_ms)
     except SettingsError as error:
@@ -31,15 +37,20 @@ def examine(sources: Sources, directory: Path, now_ms: int) -> Iterator[Finding]
         return
     yield Finding("settings", "ok", f"version {__version__}")
     for look in surroundings_check.CHECKS:
-        yield from look(site)
+        if not (is_quick and look in surroundings_check.THOROUGH):
+            yield from look(site)
     try:
-        db = open_if_made(site.spool.path)
+        db = read_ledger(site.spool.path) if is_quick else open_if_made(site.spool.path)
+    except FileNotFoundError:
+        yield Finding("ledger", "warning", "there is no queue yet", "start OpenCode, or type opencode-helicone migrate")
+        return
     except (OSError, sqlite3.Error, SchemaError) as error:
         yield _unopened(error)
         return
     with closing(db):
         for inspect in ledger_check.CHECKS:
-            yield from inspect(site, db)
+            if not (is_quick and inspect in ledger_check.THOROUGH):
+                yield from inspect(site, db)
 
 
 def _setting(problem: str) -> str:

@@ -234,3 +234,6 @@ CHECKS: tuple[Callable[[Site, sqlite3.Connection], Iterator[Finding]], ...] = (
     _letters,
 )
 """In the order in which they are told."""
+
+THOROUGH = frozenset({_history, _integrity, _clock})
+"""Checks that read all of ledger or store, or ask the server."""

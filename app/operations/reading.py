@@ -1,4 +1,4 @@
-"""Reads the ledger for a command that only looks, also where it turns out to be damaged on the way."""
+"""Reads the ledger for who only looks: a command, which recovers it on the way, or a page, which leaves it as it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.database.connection import Ledger, Unmade
-from app.database.open import open_if_made, recover_after
+from app.database.open import open_if_made, read_ledger, recover_after
+from app.database.schema import SchemaError
+from app.errors import AppError
 
 T = TypeVar("T")
 
@@ -36,3 +38,26 @@ def ask_ledger(spool: Path, question: Callable[[sqlite3.Connection], T]) -> T:
                 raise
     with closing(opened(spool)) as db:
         return question(db)
+
+
+class UnreadableLedgerError(AppError):
+    """The ledger cannot be looked at as it is. Says why, and what to type."""
+
+
+def look_at_ledger(spool: Path, question: Callable[[sqlite3.Connection], T]) -> T:
+    """The answer, where nothing may be made, migrated or recovered for it. Raises UnreadableLedgerError."""
+    try:
+        with closing(read_ledger(spool)) as db:
+            return question(db)
+    except FileNotFoundError:
+        told = f"there is no queue in {spool} yet: start OpenCode, or type opencode-helicone migrate"
+        raise UnreadableLedgerError(told) from None
+    except SchemaError as error:
+        raise UnreadableLedgerError(str(error)) from None
+    except OSError as error:
+        raise UnreadableLedgerError(f"{spool}: {error.strerror}") from None
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        told = str(error) if isinstance(error, sqlite3.Error) else "it holds what is no text"
+        raise UnreadableLedgerError(
+            f"the queue, ledger.db, cannot be read: {told}; opencode-helicone doctor recovers it"
+        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from app.ledger.counters import Counter, counters
 from app.ledger.listing import delivered_turns
@@ -65,8 +66,8 @@ class Stats:
 def read_stats(db: sqlite3.Connection, store: Store, by: str, since_ms: int, project: str | None = None) -> Stats:
     """Raises StoreError where OpenCode's store cannot be read, and UnknownProjectError."""
     with store.kept_open():
-        heads = store.heads()
         used = store.usage(since_ms)
+        heads = _heads(store, {one.session for one in used})
     if project is not None:
         there = directories_of(heads.values(), project) or unknown_project(heads.values(), project)
         used = [one for one in used if one.session in heads and heads[one.session].directory in there]
@@ -90,6 +91,23 @@ def read_stats(db: sqlite3.Connection, store: Store, by: str, since_ms: int, pro
     if by == "day":
         ordered.sort(key=lambda one: one.name)
     return Stats(by, since_ms, tuple(ordered), total, tuple(counters(db, since_ms)))
+
+
+def _heads(store: Store, sessions: set[str]) -> dict[str, Head]:
+    """Of these sessions and all above them: not of all that there ever were."""
+    found: dict[str, Head] = {}
+    wanted = {*sessions}
+    while wanted:
+        heads = store.heads(wanted)
+        found |= heads
+        wanted = {head.parent for head in heads.values() if head.parent is not None} - found.keys()
+    return found
+
+
+def midnight_ms(time_ms: int) -> int:
+    """The beginning of that day here."""
+    at = datetime.fromtimestamp(time_ms / 1000).astimezone()
+    return int(at.replace(hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
 
 
 def _count_turn(one: Usage, delivered: set[tuple[str, str]], counted: set[tuple[str, str, str]], found: Sum) -> None:

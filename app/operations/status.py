@@ -255,23 +255,24 @@ def read_status(
     is_new = not (settings.spool_directory / "ledger.db").exists()
     with closing(open_if_made(settings.spool_directory)) as db:
         try:
-            return _read_status(db, settings, now_ms, title_of, mended_in, is_new=is_new)
+            return status_in(db, settings, now_ms, title_of, mended_in, is_new=is_new)
         except sqlite3.Error as error:
             if not recover_after(db, error):
                 raise
     with closing(open_if_made(settings.spool_directory)) as db:
-        return _read_status(db, settings, now_ms, title_of, mended_in, is_new=is_new)
+        return status_in(db, settings, now_ms, title_of, mended_in, is_new=is_new)
 
 
-def _read_status(
+def status_in(
     db: sqlite3.Connection,
     settings: Settings,
     now_ms: int,
-    title_of: TitleOf,
-    mended_in: MendedIn,
+    title_of: TitleOf = no_title,
+    mended_in: MendedIn = nobody_looked,
     *,
-    is_new: bool,
+    is_new: bool = False,
 ) -> Status:
+    """The same of a ledger that is open."""
     spool = Spool(settings.spool_directory)
     total = counts.counts(db)
     mended = mended_in(db)

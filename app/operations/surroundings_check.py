@@ -210,3 +210,6 @@ CHECKS: tuple[Callable[[Site], Iterator[Finding]], ...] = (
     _logins,
 )
 """In the order in which they are told."""
+
+THOROUGH = frozenset({_plugin, _store})
+"""Checks that read all of the store, or start programs."""

@@ -150,6 +150,8 @@ def _blank_body(one: RecordIdentity, of: Delivered, user_id: str) -> Body:
         model=identity_fields.model,
         user_id=user_id,
         start_ms=identity_fields.start_ms,
+        end_ms=identity_fields.start_ms,
+        is_failed=False,
         session_name=identity_fields.session_name,
         body=b"",
     )

@@ -20,10 +20,6 @@ class ReceiverError(AppError):
     """The receiver cannot start as asked."""
 
 
-class PortTakenError(ReceiverError):
-    """Somebody else listens there."""
-
-
 def own_key(store_path: Path) -> str:
     """The key of all receivers that keep this store; made when it is asked for first. Raises ReceiverError."""
     real = Path(os.path.realpath(store_path))

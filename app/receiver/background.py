@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from app.pages.policy import NOTHING_ELSE
 from app.receiver.access import ReceiverError, cookie, own_key, page_pass, page_url
-from app.receiver.page import POLICY
 from app.runtime.filesystem import private_directory
 
 PORT = 8686
@@ -130,7 +130,8 @@ def _who(port: int, key: str) -> Literal["ours", "another receiver", "another", 
         return "nobody"
     except (OSError, http.client.HTTPException):
         return "another"
-    if policy != POLICY:
+    # One of another version may say more behind it.
+    if policy is None or not policy.startswith(NOTHING_ELSE):
         return "another"
     return "ours" if status == http.HTTPStatus.OK else "another receiver"
 

@@ -1,99 +1,55 @@
-"""Page of the receiver: its sessions as Helicone would show them, as HTML without any script. Pure.
+"""Page of the receiver: its sessions as Helicone would show them. Pure, but for the templates.
 
     /                 one line a session: name, title, start, requests, tokens, cost, errors
     /session?id=…     the session's tree of requests, each with what was asked and answered
 
-Everything that was received is text of somebody else's: it is escaped, and the page may load nothing (see `POLICY`).
+Everything that was received is text of somebody else's: it is escaped, and the page may load nothing but its own style.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
-from html import escape
-from typing import Any, TypeAlias
-from urllib.parse import urlencode
+from functools import cache
+from pathlib import Path
 
-from app.receiver.manual_log import Log, as_object
+from app.pages.template import Templates
+from app.pages.waterfall import Span, bars
+from app.receiver.manual_log import Log
 from app.receiver.store import Session, Stored
+from app.receiver.texts import texts_of
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-"""Content-Security-Policy of every page."""
 TEXT_MAX = 20_000
 """Characters of one text that are shown."""
 FAILED = 400
 """HTTP statuses from here on are errors."""
-
-_Text: TypeAlias = tuple[str, str]
-"""Who says it, and what."""
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --bad: #c33 }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 1.5rem auto; padding: 0 1rem }
-h1 { font-size: 1.25rem; margin: 0 } p.sub { color: #888; margin: .2rem 0 1.2rem }
-a { color: inherit } table { border-collapse: collapse; width: 100% }
-th { text-align: left; font-weight: 600; color: #888 }
-th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line) }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } .bad { color: var(--bad) }
-details { border-left: 2px solid var(--line); padding-left: .6rem } summary { cursor: pointer; padding: .15rem 0 }
-summary b { font-weight: 600 } summary span { color: #888; margin-left: .6rem; font-variant-numeric: tabular-nums }
-.who { color: #888; font-size: .8rem; margin: .6rem 0 .1rem } code { font-size: .9em }
-pre { background: var(--soft); border-radius: 6px; padding: .5rem .7rem; margin: 0 0 .4rem; white-space: pre-wrap;
- overflow-wrap: anywhere; font: 13px/1.45 ui-monospace, monospace }
-"""
+_BRAND = "opencode-helicone receiver"
+_PROMPTS = ("opencode/user", "data:opencode.user")
+"""Models of what a person has said: there a turn begins."""
 
 
 def overview(sessions: Sequence[Session]) -> str:
     """The list of sessions, the latest first."""
-    if not sessions:
-        body = (
-            "<h1>No session yet</h1><p class=sub>Start OpenCode in a project and ask it something: the session stands"
-            " here a moment after its answer. Nothing comes? Type <code>opencode-helicone status</code>.</p>"
-        )
-        return _page("Sessions", body)
-    rows = "".join(_line(one) for one in sessions)
-    head = "".join(
-        f"<th{' class=n' if is_number else ''}>{name}</th>"
-        for name, is_number in (
-            ("Session", False),
-            ("Started", True),
-            ("Requests", True),
-            ("Tokens", True),
-            ("Cost", True),
-            ("Errors", True),
-        )
-    )
-    return _page("Sessions", f"<h1>Sessions</h1>{_SUB}<table><tr>{head}</tr>{rows}</table>")
+    return _page("receiver_sessions.html", "Sessions", sessions=sessions)
 
 
-_SUB = "<p class=sub>What this local receiver holds, as Helicone would show it. It is no Helicone.</p>"
-
-
-def _closed() -> str:
-    told = "Open the address that <code>opencode-helicone receiver</code> printed: everybody on this machine gets here."
-    return _page("Closed", f"<h1>Closed</h1><p>{told}</p>")
-
-
-def _line(one: Session) -> str:
-    link = escape(f"session?{urlencode({'id': one.id})}")
-    title = f"<br>{escape(one.title)}" if one.title else ""
-    errors = f"<span class=bad>{one.errors}</span>" if one.errors else "0"
-    cells = (_moment(one.start_ms), f"{one.requests:,}", f"{one.tokens:,}", _cost(one.cost_usd) or "$0", errors)
-    numbers = "".join(f"<td class=n>{cell}</td>" for cell in cells)
-    return f'<tr><td><a href="{link}" dir=auto>{escape(one.name or one.id)}{title}</a></td>{numbers}</tr>'
+def closed() -> str:
+    """For who comes without a pass."""
+    return _page("receiver_closed.html", "Closed")
 
 
 def session(rows: Sequence[Stored]) -> str:
     """One session's requests as the tree of their paths."""
     if not rows:
-        return _page("No such session", '<h1>No such session</h1><p><a href="./">All sessions</a></p>')
-    name = rows[0].log.properties.get("Helicone-Session-Name", "")
-    tokens = sum(_read(row.log) + row.log.completion_tokens for row in rows)
-    cost = sum(row.log.cost_usd for row in rows)
-    told = f"{len(rows)} requests, {tokens:,} tokens{f', {_cost(cost)}' if cost else ''}"
-    head = f'<p class=sub><a href="./">All sessions</a></p><h1 dir=auto>{escape(name)}</h1><p class=sub>{told}</p>'
-    return _page(name, head + "".join(_tree(in_tree(rows))))
+        return _page("receiver_nothing.html", "No such session")
+    return _page(
+        "receiver_session.html",
+        "Session",
+        shown_name=rows[0].log.properties.get("Helicone-Session-Name", ""),
+        requests=len(rows),
+        tokens=sum(_read(row.log) + row.log.completion_tokens for row in rows),
+        cost_usd=sum(row.log.cost_usd for row in rows),
+        turns=[bars(turn) for turn in _turns(in_tree(rows))],
+    )
 
 
 def in_tree(rows: Iterable[Stored]) -> list[Stored]:
@@ -112,72 +68,43 @@ def folders(path: str) -> list[str]:
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
-def _tree(rows: Sequence[Stored]) -> Iterator[str]:
+def _turns(rows: Sequence[Stored]) -> Iterator[list[Span]]:
+    """Each has an axis of its own: hours may lie between two."""
     depth_min = min(row.path.count("/") for row in rows)
+    found: list[Span] = []
     for row in rows:
-        indent = min(row.path.count("/") - depth_min, 12)
-        log = row.log
-        read = _read(log)
-        tokens = f"{read:,} + {log.completion_tokens:,} tokens" if read or log.completion_tokens else ""
-        status = f"<span class=bad>{log.status}</span>" if log.status >= FAILED else ""
-        facts = (log.model, f"{log.latency_ms:,} ms" if log.latency_ms else "", tokens, _cost(log.cost_usd))
-        shown = "".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)
-        label = escape(row.path.rsplit("/", 1)[-1])
-        said = texts(_object(log.request_body), _object(log.response_body))
-        shown_texts = "".join(
-            f"<p class=who>{escape(who)}</p><pre dir=auto>{escape(_cut(text))}</pre>" for who, text in said
-        )
-        is_open = " open" if log.model.startswith("opencode/") else ""
-        yield (
-            f'<details{is_open} style="margin-left:{indent * 1.4:g}rem">'
-            f"<summary><b>{label}</b>{shown}{status}</summary>{shown_texts}</details>"
-        )
+        depth = row.path.count("/") - depth_min
+        if row.log.model in _PROMPTS and depth <= 1 and found:
+            yield found
+            found = []
+        found.append(_span(row, depth))
+    yield found
 
 
-def texts(request: dict[str, Any], response: dict[str, Any]) -> Iterator[_Text]:
-    """What was asked and answered, in the shapes that this program sends; any other as JSON."""
-    if not request and not response:
-        yield "stored without its bodies", ""
-    for message in _objects(request.get("messages")):
-        yield from _message(message)
-    if "input" in request:
-        yield "input", _written(request["input"])
-    error = as_object(response.get("error"))
-    if error:
-        yield "error", str(error.get("message"))
-    for choice in _objects(response.get("choices")):
-        yield from _message(as_object(choice.get("message")))
-    for name in ("output", "result", "message", "data"):
-        if name in response:
-            yield name, _written(response[name])
-    if not request.keys() & {"messages", "input"} and not response.keys() & {"choices", "error", "output"}:
-        yield "log", _written(response or request)
+def _span(row: Stored, depth: int) -> Span:
+    log = row.log
+    read = _read(log)
+    tokens = f"{read:,} + {log.completion_tokens:,} tokens" if read or log.completion_tokens else ""
+    facts = (log.model, tokens, f"${log.cost_usd:.4f}" if log.cost_usd else "")
+    return Span(
+        label=row.path.rsplit("/", 1)[-1],
+        depth=depth,
+        kind=_kind(log.model),
+        start_ms=log.created_ms,
+        end_ms=log.created_ms + log.latency_ms,
+        facts=tuple(fact for fact in facts if fact),
+        state=f"failed {log.status}" if log.status >= FAILED else "",
+        is_bad=log.status >= FAILED,
+        texts=tuple((who, _cut(text)) for who, text in texts_of(log)),
+    )
 
 
-def _message(message: dict[str, Any]) -> Iterator[_Text]:
-    who = str(message.get("role") or "assistant")
-    if message.get("reasoning"):
-        yield "reasoning", _written(message["reasoning"])
-    if message.get("content"):
-        yield who, _written(message["content"])
-    for call in _objects(message.get("tool_calls")):
-        function = as_object(call.get("function"))
-        yield f"calls {function.get('name')}", _written(function.get("arguments"))
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        return as_object(json.loads(text))
-    except (ValueError, RecursionError):
-        return {}
-
-
-def _objects(value: object) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _written(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+def _kind(model: str) -> str:
+    if model in _PROMPTS:
+        return "user"
+    if model.startswith("tool:"):
+        return "tool"
+    return "session" if model.startswith(("opencode/", "data:")) else "assistant"
 
 
 def _cut(text: str) -> str:
@@ -188,21 +115,11 @@ def _read(log: Log) -> int:
     return log.prompt_tokens + log.cache_read_tokens
 
 
-def _cost(usd: float) -> str:
-    return f"${usd:.4f}" if usd else ""
+@cache
+def _templates() -> Templates:
+    return Templates(Path(__file__).parent / "templates")
 
 
-def _moment(time_ms: int) -> str:
-    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-        '<meta name=viewport content="width=device-width">'
-        f"<style>{_STYLE}</style>{body}</html>"
-    )
-
-
-CLOSED = _closed()
-"""For who comes without a pass."""
+def _page(name: str, title: str, **values: object) -> str:
+    # A session's own name is no title: browsers write that to their history.
+    return _templates().render(name, {"title": title, "brand": _BRAND, "nav": (), **values})

@@ -17,11 +17,9 @@ looks for here.
 from __future__ import annotations
 
 import asyncio
-import errno
 import hmac
 import json
 import re
-import socket
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -33,25 +31,25 @@ from typing import Any, TypeAlias
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from app.pages.loopback import CalledByName, address, listening, server
+from app.pages.response import html, static_routes
 from app.receiver import faults, handler, page, store
-from app.receiver.access import PortTakenError, ReceiverError, cookie, own_key, page_pass, page_url
+from app.receiver.access import cookie, own_key, page_pass, page_url
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime import clock
-from app.runtime.url import RouteKind, is_loopback
+from app.runtime.url import RouteKind
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 READ_LIMIT_MAX = 1_000
 
 _WORKER_PATH = "/custom/v1/log"
 _JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 _SENT_ID = re.compile(rb'"Helicone-Request-Id"\s*:\s*"([^"\\]{1,200})"', re.IGNORECASE)
 
 _Object: TypeAlias = dict[str, Any]
@@ -90,10 +88,11 @@ def create(
             Route("/_stop", handlers.stop, methods=["POST"]),
             Route("/", handlers.show_overview, methods=["GET"]),
             Route("/session", handlers.show_session, methods=["GET"]),
+            *static_routes(),
         ],
     )
     app.router.redirect_slashes = False  # neither of the real servers does
-    app.add_middleware(_CalledByName)
+    app.add_middleware(CalledByName)
     return app
 
 
@@ -109,7 +108,7 @@ def serve(
 
     Port 0 takes a free one; `on_listening` gets the address, the key, and the address of the page.
 
-    `faults_path`: a JSON file with the first faults. Raises ReceiverError, ReceiverStoreError, FaultError.
+    `faults_path`: a JSON file with the first faults. Raises ListenError, ReceiverError, ReceiverStoreError, FaultError.
     """
     script = () if faults_path is None else faults.read(faults_path)
     with store.opened(store_path):
@@ -127,46 +126,6 @@ def serve(
         served.append(server(app))
         with suppress(KeyboardInterrupt):
             served[0].run(sockets=[bound])
-
-
-def server(app: Starlette) -> uvicorn.Server:
-    """The web server that the receiver is made for; `run(sockets=[listening(...)])` starts it."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A listening socket on loopback. Raises ReceiverError."""
-    if not is_loopback(host):
-        raise ReceiverError(f"the receiver keeps transcripts and has no users: {host} is not a loopback address")
-    # asyncio turns Nagle's delay off only for sockets that say TCP; without that, each answer takes 40 ms.
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host.strip("[]"), port))
-        bound.listen(128)
-    except (OSError, OverflowError) as error:
-        bound.close()
-        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        kind = PortTakenError if is_taken else ReceiverError
-        raise kind(f"cannot listen on {host} port {port}: {error}") from error
-    return bound
-
-
-def address(bound: socket.socket) -> str:
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Handlers:
@@ -275,36 +234,10 @@ class _Handlers:
 
     def _page(self, request: Request, make: Callable[[], str]) -> Response:
         is_allowed = self._keys is None or self._is_pass(request.cookies.get(cookie(request.url.port), ""))
-        headers = {
-            "content-security-policy": page.POLICY,
-            "referrer-policy": "no-referrer",
-            "cache-control": "no-store",
-        }
-        if not is_allowed:
-            return HTMLResponse(page.CLOSED, 403, headers)
-        return HTMLResponse(make(), headers=headers)
+        return html(make()) if is_allowed else html(page.closed(), 403)
 
     def _is_pass(self, told: str) -> bool:
         return any(hmac.compare_digest(page_pass(key).encode(), told.encode()) for key in self._keys or ())
-
-
-class _CalledByName:
-    """Lets a request in whose `Host` is this machine. Any other was said by a page whose own name points here."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not _is_of_this_machine(Headers(scope=scope).getlist("host")):
-            refusal = PlainTextResponse("only a loopback address or localhost is answered", status_code=403)
-            await refusal(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
-def _is_of_this_machine(hosts: list[str]) -> bool:
-    found = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
-    return found is not None and is_loopback(found[1])
 
 
 class _BrokenOff(Response):

@@ -25,6 +25,8 @@ from tests.system.test_cli import commands, complaint
 
 MAKE = {"backfill", "flush", "hook", "import", "migrate", "receiver", "setup", "worker"}
 """They write to a queue. (`setup` may start a receiver; the others make the queue.)"""
+SERVES = {"web"}
+"""It looks until it is told to end: that it makes nothing is in `tests/web/test_pages.py`."""
 LOOK = {
     "audit": (),
     "config show": (),
@@ -39,6 +41,7 @@ LOOK = {
     "install-plugin": ("--dry-run",),
     "jobs list": (),
     "jobs show": ("abc",),
+    "metrics": (),
     "preview": ("ses_1",),
     "recall": ("--match", "x", "--yes"),
     "sent": (),
@@ -61,7 +64,7 @@ def station(tmp_path: Path) -> Station:
 
 
 def test_of_every_command_it_is_known_whether_it_makes_a_queue() -> None:
-    assert MAKE | set(LOOK) == set(commands())
+    assert MAKE | SERVES | set(LOOK) == set(commands())
 
 
 @pytest.mark.parametrize("command", sorted(LOOK))

@@ -498,7 +498,7 @@ ARROWS: dict[str, tuple[Act, dict[str, str]]] = {
 stays untouched."""
 
 READERS = {
-    "last_delivery", "session_counts",
+    "last_delivery", "newest_sessions", "session_counts", "turn_states",
     "acknowledged", "attempts", "bodies", "brought_along", "candidates", "conditions", "confirmations", "control",
     "counted_bytes", "counts", "any_sealed", "current_turns", "dead_groups", "dead_keys", "dead_letters",
     "dropped_groups", "dropped_letters",

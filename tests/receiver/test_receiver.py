@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.pages.loopback import ListenError
 from app.receiver import access, handler, server
 from app.receiver import store as shelf
 from app.receiver.access import ReceiverError
@@ -783,13 +784,13 @@ def test_twelve_connections_at_once_lose_nothing(http: httpx.Client, running: Re
 
 @pytest.mark.parametrize("host", ["192.168.1.1", "::", "example.com", ""])
 def test_only_loopback_is_served(store: Path, host: str) -> None:
-    with pytest.raises(ReceiverError, match="loopback"):
+    with pytest.raises(ListenError, match="loopback"):
         server.serve(host=host, port=0, store_path=store)
 
 
 def test_a_taken_port_is_said_to_be_taken(store: Path, running: Receiver) -> None:
     port = int(running.url.rsplit(":", 1)[1])
-    with pytest.raises(ReceiverError, match=f"port {port}"):
+    with pytest.raises(ListenError, match=f"port {port}"):
         server.serve(host="127.0.0.1", port=port, store_path=store)
 
 

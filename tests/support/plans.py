@@ -31,6 +31,7 @@ LISTED = {
     "folders.had_jobs": "a person's command",
     "history.brought_along": "of a fork, whose turns may be copies of anything",
     "listing.jobs": "as many of the latest as are asked for",
+    "listing.newest_sessions": "the same",
     "listing.watched": "the same",
     "history.compare_again": "a person's command",
     "history.exported_sessions": "a person's command about all sessions",
@@ -90,7 +91,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> None:
     execute, executemany = Ledger.execute, Ledger.executemany
 
     def look(db: Ledger, sql: str, arguments: tuple[object, ...]) -> None:
-        if sql in _SEEN or sql.split(None, 1)[0] not in {"select", "insert", "update", "delete"}:
+        if sql in _SEEN or sql.split(None, 1)[0] not in {"select", "with", "insert", "update", "delete"}:
             return
         caller = _caller(sys._getframe(2))
         if caller is not None:

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from app.pages import loopback
 from app.receiver import server as receiver_module
 from app.receiver import store as shelf
 from app.receiver.faults import Fault
@@ -87,14 +88,14 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 def receiving(store: Path, *faults: Fault, keys: frozenset[str] | None = None, port: int = 0) -> Iterator[Receiver]:
     """The real receiver in a thread. `keys`: those that it knows; None: every well-formed one."""
     ready = threading.Event()
-    with receiver_module.listening("127.0.0.1", port) as bound:
+    with loopback.listening("127.0.0.1", port) as bound:
         app = receiver_module.create(store, keys=keys, script=faults, on_ready=ready.set)
-        server = receiver_module.server(app)
+        server = loopback.server(app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, name="receiver")
         thread.start()
         try:
             assert ready.wait(20), "the receiver did not start"
-            yield Receiver(receiver_module.address(bound), store)
+            yield Receiver(loopback.address(bound), store)
         finally:
             server.should_exit = True
             thread.join(20)

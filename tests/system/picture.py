@@ -1,4 +1,4 @@
-"""Makes `docs/session.png`: the receiver's page of a session, as a browser shows it.
+"""Makes the pictures in `docs/`: the receiver's page of a session, and two of the web view, as a browser shows them.
 
 python -m tests.system.picture      needs chromium
 """
@@ -6,21 +6,24 @@ python -m tests.system.picture      needs chromium
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from playwright.sync_api import Browser, sync_playwright
+
+from app.runtime import clock
+from tests.support.browser import CHROMIUM
 from tests.support.checkout import ROOT
+from tests.support.long_use import LongUse
 from tests.support.processes import Station
 from tests.support.servers import receiving
 from tests.support.snapshots import assistant, entry, task, text, tool, user
+from tests.support.web import showing, site_of
 
-PICTURE = ROOT / "docs" / "session.png"
-SIZE = (900, 690)
+DOCS = ROOT / "docs"
 AT_MS = 1_764_500_000_000
 MODEL = {"providerID": "anthropic", "modelID": "claude-sonnet-4-5"}
 
@@ -72,27 +75,52 @@ def sessions() -> list[dict[str, Any]]:
     return [root, child]
 
 
+def shoot(browser: Browser, name: str, *pages: str, size: tuple[int, int], scheme: Any = "light") -> None:
+    """The last of these pages; the others are gone through first."""
+    with browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme) as context:
+        page = context.new_page()
+        for url in pages:
+            page.goto(url)
+        page.screenshot(path=DOCS / name)
+    sys.stdout.write(f"docs/{name}: {(DOCS / name).stat().st_size} bytes\n")
+
+
+def of_receiver(browser: Browser, home: Path) -> None:
+    with receiving(home / "store.db") as receiver:
+        station = Station(home, receiver.url)
+        files = [home / f"{number}.json" for number, _ in enumerate(sessions())]
+        for file, told in zip(files, sessions(), strict=True):
+            file.write_text(json.dumps(told), "utf-8")
+        for arguments in (["import", *map(str, files)], ["flush"]):
+            done = station.run(*arguments)
+            if done.returncode != 0:
+                sys.exit(done.stdout + done.stderr)
+        session = receiver.rows()[0].log.properties["Helicone-Session-Id"]
+        shoot(browser, "session.png", f"{receiver.url}/session?{urlencode({'id': session})}", size=(900, 640))
+
+
+def of_web(browser: Browser, home: Path) -> None:
+    use = LongUse(home, clock.now_ms()).make()
+    for name, page, size, scheme in (
+        ("web-overview.png", "/", (1100, 700), "light"),
+        ("web-session.png", f"/session?id={use.latest}", (1100, 560), "dark"),
+    ):
+        with showing(site_of(use)) as web:
+            shoot(browser, name, web.opened_by, web.url + page, size=size, scheme=scheme)
+
+
 def main() -> None:
-    browser = shutil.which("chromium") or sys.exit("chromium is needed")
-    with tempfile.TemporaryDirectory(prefix="opencode-helicone-picture-") as name:
-        home = Path(name)
-        with receiving(home / "store.db") as receiver:
-            station = Station(home, receiver.url)
-            files = [home / f"{number}.json" for number, _ in enumerate(sessions())]
-            for file, told in zip(files, sessions(), strict=True):
-                file.write_text(json.dumps(told), "utf-8")
-            for arguments in (["import", *map(str, files)], ["flush"]):
-                done = station.run(*arguments)
-                if done.returncode != 0:
-                    sys.exit(done.stdout + done.stderr)
-            session = receiver.rows()[0].log.properties["Helicone-Session-Id"]
-            command = [
-                browser, "--headless", "--no-sandbox", "--hide-scrollbars", f"--user-data-dir={home / 'browser'}",
-                f"--window-size={SIZE[0]},{SIZE[1]}", f"--screenshot={PICTURE}",
-                f"{receiver.url}/session?{urlencode({'id': session})}",
-            ]  # fmt: skip
-            subprocess.run(command, check=True, capture_output=True)
-    sys.stdout.write(f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size} bytes\n")
+    if CHROMIUM is None:
+        sys.exit("chromium is needed")
+    with (
+        tempfile.TemporaryDirectory(prefix="opencode-helicone-picture-") as name,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser,
+    ):
+        for make in (of_receiver, of_web):
+            home = Path(name) / make.__name__
+            home.mkdir()
+            make(browser, home)
 
 
 if __name__ == "__main__":

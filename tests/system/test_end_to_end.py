@@ -15,9 +15,12 @@ import pytest
 from app.exporters.helicone.client import Client
 from app.ledger import job
 from app.ledger.job import Body
+from app.operations.sessions import list_sessions, open_session
 from app.receiver.store import Stored
+from app.runtime import clock
 from app.runtime.liveness import present
 from app.sources.opencode import install
+from app.sources.opencode.store import Store
 from tests.support.opencode import OpenCode, Server
 from tests.support.processes import Station, end_automatic_workers, worker
 from tests.support.servers import Receiver, receiving
@@ -103,6 +106,7 @@ def test_a_run_of_opencode_is_delivered_whole(
     if script == "task":
         assert any("/tool-task/ses_" in row.path for row in rows)
         expect_previewed(opencode, station, rows)
+        expect_shown(opencode, station, rows)
 
 
 def expect_previewed(opencode: OpenCode, station: Station, rows: list[Stored]) -> None:
@@ -112,6 +116,22 @@ def expect_previewed(opencode: OpenCode, station: Station, rows: list[Stored]) -
     (previewed,) = json.loads(at_home.run("preview", "--json", root).stdout)["sessions"]
     ids = {record["request_id"] for record in previewed["records"]}
     assert ids == {row.log.request_id for row in rows}
+
+
+def expect_shown(opencode: OpenCode, station: Station, rows: list[Stored]) -> None:
+    """The web view's page of the session shows the tree that arrived, each row as long and in the same state."""
+    root = rows[0].log.properties["Helicone-Session-Id"]
+    store = Store(opencode.home / ".local" / "share" / "opencode" / "opencode.db")
+    with station.ledger() as db:
+        found = open_session(db, store, root, "/opencode", clock.now_ms(), 50)
+        (listed,) = list_sessions(db, store, root, 50).rows
+    spans = [span for turn in found.turns for span in turn.spans]
+    there = [(row.path.rpartition("/")[2], row.log.created_ms, row.log.latency_ms) for row in rows]
+    assert sorted((span.label, span.start_ms, span.length_ms or 0) for span in spans) == sorted(there)
+    assert ({span.state for span in spans}, found.problem) == ({"taken"}, "")
+    assert (listed.state, listed.models) == ("delivered", ("fake/fake-large",))
+    tokens = sum(one.log.prompt_tokens + one.log.cache_read_tokens + one.log.completion_tokens for one in rows)
+    assert listed.tokens == tokens
 
 
 def test_an_abort_and_two_prompts_of_one_session_are_delivered_whole(

@@ -16,7 +16,15 @@ from pathlib import Path
 from tests.support.checkout import DATA, ROOT
 
 FIXTURE = DATA / "recordings" / "a_simple.export.json"
-WANTED = {"app/sources/opencode/plugin/helicone.js", "app/migrations/0001_initial.sql", "app/__main__.py"}
+WANTED = {
+    "app/sources/opencode/plugin/helicone.js",
+    "app/migrations/0001_initial.sql",
+    "app/__main__.py",
+    "app/pages/templates/frame.html",
+    "app/pages/static/page.css",
+    "app/receiver/templates/receiver_session.html",
+    "app/web/templates/overview.html",
+}
 
 
 def build(folder: Path, source: Path = ROOT) -> Path:
@@ -48,7 +56,13 @@ def install(wheel: Path, folder: Path) -> Path:
     return programs
 
 
-def use(programs: Path, folder: Path) -> None:
+def add_extra(programs: Path, wheel: Path, folder: Path, extra: str) -> None:
+    """What somebody types who wants it later."""
+    arguments = ["install", "--quiet", "--disable-pip-version-check", "-c", str(folder / "constraints.txt")]
+    subprocess.run([programs / "python", "-m", "pip", *arguments, f"{wheel}[{extra}]"], check=True)
+
+
+def use(programs: Path, wheel: Path, folder: Path) -> None:
     """The first minutes of a user, in a folder that is not ours."""
     environ = {
         "PATH": f"{programs}:{os.environ['PATH']}",
@@ -57,10 +71,10 @@ def use(programs: Path, folder: Path) -> None:
     }
     (folder / "home").mkdir()
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, code: int = 0) -> str:
         command = [str(programs / "opencode-helicone"), *arguments]
         done = subprocess.run(command, env=environ, cwd=folder / "home", capture_output=True, text=True, check=False)
-        if done.returncode != 0:
+        if done.returncode != code:
             sys.exit(f"{' '.join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
 
@@ -70,6 +84,10 @@ def use(programs: Path, folder: Path) -> None:
     jobs = json.loads(run("status", "--json"))["jobs"]
     if jobs["pending"] != 2:
         sys.exit(f"after an import the status says {jobs}")
+    run("metrics", code=2)
+    add_extra(programs, wheel, folder, "web")
+    if "opencode_helicone_jobs{" not in run("metrics"):
+        sys.exit("with its extra, `metrics` tells of no jobs")
     run("install-plugin", "--global")
     run("uninstall-plugin", "--global")
 
@@ -83,7 +101,7 @@ def main() -> None:
         say(f"{wheel.name}: installing it with the locked versions into a new environment ...")
         programs = install(wheel, folder)
         say("using it ...")
-        use(programs, folder)
+        use(programs, wheel, folder)
         (ROOT / "dist").mkdir(exist_ok=True)
         shutil.copy2(wheel, ROOT / "dist" / wheel.name)
         say(f"dist/{wheel.name}: installed, migrated, imported")

@@ -40,6 +40,9 @@ from app.transcript.model import (
 REQUEST_IDS = uuid.UUID("496e8d88-fce8-5dd9-afa3-7328a1253d4d")
 """Namespace of all request ids. Another one would double every log that Helicone already holds."""
 
+_FAILED = 400
+"""HTTP statuses from here on are errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
@@ -227,6 +230,8 @@ def _record(spot: _Spot, kind: Kind, leaf: str, model: str, log: Log) -> Record:
         model=model,
         user_id=frame.user_id,
         start_ms=log.start_ms,
+        end_ms=log.end_ms,
+        is_failed=log.status >= _FAILED,
         session_name=frame.session_name,
         body=b"",
     )

@@ -72,12 +72,13 @@ class JsonRows:
         """By session; what they are does not change."""
         self._now_s = now_s
 
-    def heads(self, directory: str | None = None) -> list[Head]:
+    def heads(self, directory: str | None = None, among: Collection[str] | None = None) -> list[Head]:
         """Where a newer OpenCode has copied them, what is not older than that: it has deleted the others since."""
         heads = [head for path in self._sessions() if (head := self._listed_head(path)) is not None]
         copied = self._copied()
         copied_ms = max((head.created_ms for head in heads if head.id in copied), default=-1)
         found = [head for head in heads if head.created_ms > copied_ms and directory in (None, head.directory)]
+        found = [head for head in found if among is None or head.id in among]
         return sorted(found, key=lambda head: (head.created_ms, head.id))
 
     def head(self, session: str) -> Head | None:
@@ -170,8 +171,8 @@ class JsonRows:
         count = 1 + sum(rows for _, rows, _ in found)
         return count, max([_written_ms(path) if path is not None else 0, *written_ms])
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        return usage_of_messages(self, since_ms)
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        return usage_of_messages(self, since_ms, among)
 
     def _file(self, session: str) -> Path | None:
         if _NAME.fullmatch(session) is None:

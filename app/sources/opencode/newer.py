@@ -57,11 +57,11 @@ class NewerRows:
         self._migrated_ms = _migrated_ms(db)
         self._mixed: dict[str, _Mixed] = {}
 
-    def heads(self, directory: str | None = None) -> list[Head]:
+    def heads(self, directory: str | None = None, among: Collection[str] | None = None) -> list[Head]:
         rows = self._db.execute(f"{_HEAD} where {IS_NAMED} and (? is null or directory = ?)", (directory, directory))
-        found = [head(row) for row in rows]
+        found = [head(row) for row in rows if among is None or row[0] in among]
         if self._v1 is not None:
-            found += [one for one in self._v1.heads(directory) if self._is_only_v1(one)]
+            found += [one for one in self._v1.heads(directory, among) if self._is_only_v1(one)]
         return sorted(found, key=lambda one: (one.created_ms, one.id))
 
     def head(self, session: str) -> Head | None:
@@ -143,8 +143,8 @@ class NewerRows:
             found[name] = found[name][0] + count, max(found[name][1], updated_ms)
         return found
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        return usage_of_messages(self, since_ms)
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        return usage_of_messages(self, since_ms, among)
 
     @property
     def _old(self) -> TableRows:

@@ -56,8 +56,8 @@ class Usage:
 class Rows(Protocol):
     """One state of a store. Messages and parts are rows, also where each is a file. Raises StoreError."""
 
-    def heads(self, directory: str | None = None) -> list[Head]:
-        """Heads of all sessions, or of those of a directory; the oldest first."""
+    def heads(self, directory: str | None = None, among: Collection[str] | None = None) -> list[Head]:
+        """Heads of all sessions, or of those of a directory, or of these; the oldest first."""
 
     def head(self, session: str) -> Head | None: ...
 
@@ -91,8 +91,8 @@ class Rows(Protocol):
     def weights(self, sessions: Collection[str]) -> dict[str, tuple[int, int]]:
         """The same of whole sessions that are there, each without those below it."""
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        """Usage of all sessions by calls that began then or later, without what forks have copied."""
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        """Usage of all sessions, or of these, by calls that began then or later, without what forks have copied."""
 
 
 @dataclass(slots=True)

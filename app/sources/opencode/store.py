@@ -72,10 +72,10 @@ class Store:
             found = {head.id: head for head in heads} | found
         return sorted(found.values(), key=lambda head: (head.created_ms, head.id))
 
-    def heads(self) -> dict[str, Head]:
-        """All sessions by their ids, subagents too."""
+    def heads(self, among: Collection[str] | None = None) -> dict[str, Head]:
+        """All sessions by their ids, or these; subagents too."""
         found: dict[str, Head] = {}
-        for heads in self._all(lambda rows: rows.heads()):
+        for heads in self._all(lambda rows: rows.heads(among=among)):
             found = {head.id: head for head in heads} | found
         return found
 
@@ -83,11 +83,19 @@ class Store:
         """None when it is not there."""
         return self._where(session, lambda rows: rows.head(session))
 
-    def usage(self, since_ms: int) -> list[Usage]:
-        """What all calls came to that began then or later, turn by turn; copies of forks are left out."""
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> list[Usage]:
+        """What all calls, or those of these sessions, came to that began then or later, turn by turn.
+
+        Copies of forks are left out.
+        """
         found: list[Usage] = []
         seen: set[str] = set()
-        for heads, used in self._all(lambda rows: (rows.heads(), [*rows.usage(since_ms)])):
+        are_several = len(self._sources()) > 1
+
+        def used_in(rows: Rows) -> tuple[list[Head], list[Usage]]:
+            return rows.heads() if are_several else [], [*rows.usage(since_ms, among)]
+
+        for heads, used in self._all(used_in):
             found += [one for one in used if one.session not in seen]
             seen |= {head.id for head in heads}
         return found

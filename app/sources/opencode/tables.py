@@ -37,8 +37,11 @@ USAGE = f"""
 with told as (
     select m.id, cast(m.session_id as text) as session, s.time_created as session_ms, m.time_created as created_ms,
         iif(json_valid(m.data), m.data, '{{}}') as data
-    from message m join session s on s.id = m.session_id
-    where m.time_created >= ? and m.{IS_TIME.replace("updated", "created")} and m.data glob '*"assistant"*'
+    -- In this order: of each session its calls since then, from the index of its messages by time. (The plus: else
+    -- SQLite takes the 0 of what is a time for the earliest, and reads all.)
+    from session s cross join message m on m.session_id = s.id
+    where (:among is null or s.id in (select value from json_each(:among))) and m.time_created >= :since
+        and +m.{IS_TIME.replace("updated", "created")} and m.data glob '*"assistant"*'
 ), calls as (
     select session, session_ms, created_ms, coalesce(data ->> '$.parentID', id) as turn,
         date(created_ms / 1000, 'unixepoch', 'localtime') as day, data ->> '$.providerID' as provider,
@@ -72,10 +75,13 @@ class TableRows:
         self._told: dict[str, dict[str, Json]] = {}
         """What messages say that were read to learn from them."""
 
-    def heads(self, directory: str | None = None) -> list[Head]:
+    def heads(self, directory: str | None = None, among: Collection[str] | None = None) -> list[Head]:
+        # Of these alone the others are not read.
+        which = "" if among is None else "and id in (select value from json_each(:among))"
         rows = self._db.execute(
-            f"{_HEAD} where {IS_NAMED} and (? is null or directory = ?) order by time_created, id",
-            (directory, directory),
+            f"{_HEAD} where {IS_NAMED} and (:directory is null or directory = :directory) {which}"
+            " order by time_created, id",
+            {"directory": directory, "among": json.dumps([*(among or ())])},
         )
         return [head(row) for row in rows]
 
@@ -171,8 +177,9 @@ class TableRows:
     def weights(self, sessions: Collection[str]) -> dict[str, tuple[int, int]]:
         return weights(self._db, {"session": "id", "message": "session_id", "part": "session_id"}, sessions)
 
-    def usage(self, since_ms: int) -> Iterable[Usage]:
-        found = self._db.execute(USAGE, (since_ms,))
+    def usage(self, since_ms: int, among: Collection[str] | None = None) -> Iterable[Usage]:
+        wanted = None if among is None else json.dumps([*among])
+        found = self._db.execute(USAGE, {"since": since_ms, "among": wanted})
         return own_of((_usage(row), row["created_ms"], row["session_ms"], row["older"]) for row in found)
 
     def _since(self, session: str, newest: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 
 from app.sources.opencode.rows import Rows, Usage
@@ -11,9 +11,11 @@ from app.transcript.id_times import is_copy
 from app.transcript.model import Json
 
 
-def usage_of_messages(rows: Rows, since_ms: int) -> Iterator[Usage]:
+def usage_of_messages(rows: Rows, since_ms: int, among: Collection[str] | None = None) -> Iterator[Usage]:
     """Read from each message that is not older, where no table can be summed."""
     for head in rows.heads():
+        if among is not None and head.id not in among:
+            continue
         recent = [name for name, created_ms in rows.created_ms(head.id).items() if created_ms >= since_ms]
         for message in rows.messages(head.id, recent):
             told = message.get("info") if isinstance(message, dict) else None

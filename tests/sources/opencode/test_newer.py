@@ -516,3 +516,13 @@ def test_a_schema_that_is_not_known_is_a_problem_and_no_silence(newer: NewerStor
     for ask in (store.roots, lambda: store.transcript(SESSION), lambda: store.root_of(SESSION), store.is_newer):
         with pytest.raises(StoreError, match="no store of OpenCode 2 as far as that is known"):
             ask()
+
+
+def test_some_sessions_are_asked_for_alone(newer: NewerStore) -> None:
+    newer.session("ses_other", title="another")
+    for session in (SESSION, "ses_other"):
+        newer.turn(session, "hello", "hi")
+    store = Store(newer.path)
+    for session in (SESSION, "ses_other"):
+        assert [*store.heads({session})] == [session]
+        assert {one.session for one in store.usage(0, {session})} == {session}

@@ -121,3 +121,16 @@ def test_odd_numbers_count_as_none(tmp_path: Path) -> None:
     (one,) = store_of(tmp_path, call("msg_2", tokens=odd, cost="much", providerID=None)).usage(0)
     assert (one.input_tokens, one.output_tokens, one.cost_usd) == (0, 0, 0.0)
     assert json.dumps(one.model) != '"None"'
+
+
+@pytest.mark.parametrize("kind", ["tables", "files"])
+def test_some_sessions_are_asked_for_alone(tmp_path: Path, kind: str) -> None:
+    name = "f_subagent"
+    put = stores.put if kind == "tables" else json_store.put
+    store = Store(put(tmp_path / "opencode.db", recorded.export(name)))
+    every = store.heads()
+    assert len(every) > 1
+    for session in every:
+        assert store.heads({session}) == {session: every[session]}
+        assert store.usage(0, {session}) == [one for one in store.usage(0) if one.session == session]
+    assert (store.heads(set()), store.usage(0, set())) == ({}, [])

@@ -1,0 +1,1 @@
+"""The web view of queue and store: it reads, and changes nothing."""
