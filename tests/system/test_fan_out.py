@@ -448,7 +448,7 @@ def test_verify_knows_what_came_before_a_destination_was_named(site: Site) -> No
         assert process.end() == 0
     told = site.command("verify")
     assert told.returncode == 0, told.stdout
-    assert "1 from before capture or while it was off" in told.stdout
+    assert "1 from before capture began" in told.stdout
 
 
 def test_verify_misses_no_record_of_the_session_where_none_is_sent(site: Site) -> None:
