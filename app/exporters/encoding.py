@@ -9,6 +9,7 @@ from app.exporters.helicone import encoder as helicone
 from app.transcript.model import Json
 
 HELICONE: Overwriting = helicone
+"""By its records pages show a turn, wherever that goes."""
 
 
 def encoder_of(kind: str) -> Encoder:
