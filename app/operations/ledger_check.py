@@ -22,7 +22,7 @@ from app.operations import environment_check, network_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.site import Site
 from app.operations.status import DestinationStatus, alarms, named, read_destinations
-from app.operations.verdict import anew
+from app.operations.verdict import anew, deliver_it, key_of
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, store_file
@@ -119,7 +119,7 @@ def _held(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 _HEALTH: dict[str, tuple[Level, str, str]] = {
     "down": (
         "warning",
-        "nothing while a worker runs: it is tried again by itself; flush tries now",
+        "see that it runs; a worker that runs tries again by itself",
         "destination-down",
     ),
     "refused": ("problem", "check the key and the endpoint; flush tries again now", "destination-refused"),
@@ -135,7 +135,11 @@ def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         elif one.is_meant:
             level, todo, name = _HEALTH.get(one.health, ("ok", "", ""))
             fault = network_check.fault_of(one.pause_reason, name)
-            yield Finding("destination", level, _described(one), todo, fault)
+            whose = key_of(site.settings, one)
+            instead = site.settings.how_to_undo("api_key") if whose else ""
+            if fault == "destination-down":
+                instead = deliver_it(one)
+            yield Finding("destination", level, f"{_described(one)}{whose}", todo, fault, instead)
 
 
 def _read_back(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
