@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from app.cli.layout import ahead, at, moment, size
 from app.cli.render import problem_lines
 from app.ledger.notices import Unread
-from app.operations.status import DestinationStatus, Jobs, Status, named
+from app.operations.status import DestinationStatus, Jobs, Status, named, which
 from app.runtime.terminal import counted
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
         yield f"noted: {incident.what}: {incident.count}, the last at {moment(incident.last_ms)}"
     for held in status.held_folders:
         folders = counted(held.folders, "folder")
-        yield f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}"
+        yield f"held: {folders}{which(held.directories)}, whose turns wait in OpenCode's store: {held.reason}"
     yield from problem_lines(status.problems)
     yield from waiting_lines(status.waiting)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from app.capture.mended import mended
+from app.capture.mended import named as named_folders
 from app.capture.reconcile import QUIET_MS
 from app.capture.targets import find_target
 from app.database import derived
@@ -21,9 +21,10 @@ from app.ledger.readback import BLIND
 from app.operations import environment_check, network_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.site import Site
-from app.operations.status import DestinationStatus, alarms, named, read_destinations
+from app.operations.status import DestinationStatus, alarms, named, read_destinations, which
 from app.operations.verdict import anew, deliver_it, key_of
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
+from app.settings.model import SettingsError
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, store_file
 
@@ -106,14 +107,29 @@ def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _held(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    right = mended(db, site.sources, Store(store_file(site.sources.environ)))
-    still = Counter(one.reason for one in held_folders(db) if one.hash not in right)
+    store = Store(store_file(site.sources.environ))
+    right, known = mended(db, site.sources, store), named_folders(db, site.sources, store)
+    still: dict[str, list[str]] = {}
+    for one in held_folders(db):
+        if one.hash not in right and not (one.hash in known and _is_told(site, known[one.hash])):
+            still.setdefault(one.reason, []).append(one.hash)
     if right:
         found = f"{len(right)} folder(s) were held, and their files are right now"
         yield Finding("held", "warning", found, "run flush, or start OpenCode: either reads what waits", "folder-held")
-    for reason, folders in still.most_common():
-        found = f"{folders} folder(s), as seen last: {reason}{anew(reason)}"
+    for reason, held in sorted(still.items(), key=lambda each: -len(each[1])):
+        where = which([known[one] for one in held if one in known])
+        found = f"{len(held)} folder(s){where}, as seen last: {reason}{anew(reason)}"
         yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store", "folder-held")
+
+
+def _is_told(site: Site, directory: str) -> bool:
+    """Whether all that holds the folder now is a fault of the files that count here: a finding for each is enough."""
+    told = {one.text for one in site.settings.complaints if one.holds}
+    try:
+        there = {one.text for one in site.sources.load(directory).complaints if one.holds}
+    except SettingsError:
+        return False
+    return bool(there) and there <= told
 
 
 _HEALTH: dict[str, tuple[Level, str, str]] = {

@@ -11,13 +11,14 @@ from app.operations.status import (
     DestinationStatus,
     Elsewhere,
     Level,
-    MendedIn,
+    LookInto,
     Status,
     TitleOf,
     Verdict,
     no_title,
     nobody_looked,
     read_status,
+    which,
 )
 from app.runtime.terminal import counted
 from app.runtime.url import is_loopback
@@ -29,10 +30,10 @@ _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
 
 
 def judged(
-    settings: Settings, now_ms: int, title_of: TitleOf = no_title, mended_in: MendedIn = nobody_looked
+    settings: Settings, now_ms: int, title_of: TitleOf = no_title, look_into: LookInto = nobody_looked
 ) -> Status:
     """The status with its verdict. Raises what `read_status` raises."""
-    return judge(read_status(settings, now_ms, title_of, mended_in), settings)
+    return judge(read_status(settings, now_ms, title_of, look_into), settings)
 
 
 def judge(status: Status, settings: Settings) -> Status:
@@ -87,7 +88,9 @@ def _at_helicone(status: Status, settings: Settings, ours: DestinationStatus, jo
     yield from (Verdict("problem", alarm, "opencode-helicone doctor --send") for alarm in status.alarms)
     if status.held_folders:
         folders = counted(sum(one.folders for one in status.held_folders), "folder")
-        text = f"{folders} held back: {status.held_folders[0].reason}{anew(status.held_folders[0].reason)}"
+        first = status.held_folders[0]
+        where = which([name for one in status.held_folders for name in one.directories])
+        text = f"{folders} held back{where}: {first.reason}{anew(first.reason)}"
         yield Verdict("problem", text, "opencode-helicone doctor")
     if status.mended_folders:
         folders = counted(status.mended_folders, "folder")

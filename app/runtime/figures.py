@@ -29,6 +29,12 @@ def day(time_ms: int) -> str:
     return local(time_ms, "%Y-%m-%d")
 
 
+def midnight_ms(time_ms: int) -> int:
+    """The beginning of that day here."""
+    at = datetime.fromtimestamp(time_ms / 1000)  # noqa: DTZ006 - local, and so right where the clock was changed that day
+    return int(at.replace(hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
+
+
 def moment(time_ms: int) -> str:
     """As UTC, for what is compared with logs."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")

@@ -286,8 +286,10 @@ def paused(station: Station, health: Any, reason: str) -> None:
             "down",
             "ConnectError: Connection refused",
             "Connection refused",
-            "opencode-helicone receiver --port 9 in another terminal (if it is that receiver), then"
-            " opencode-helicone flush",
+            (
+                "opencode-helicone receiver --port 9 in another terminal (if it is that receiver), then"
+                " opencode-helicone flush"
+            ),
         ),
     ],
 )
