@@ -12,7 +12,7 @@ _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 
 
 
 def since_ms(text: str, now_ms: int) -> int:
-    """`90s`, `30m`, `12h`, `7d`, `2w` ago; `today`, `yesterday`, a date or a time in ISO form, local unless it names a zone.
+    """`90s`, `12h`, `7d`, `2w` ago; `today`, `yesterday`, a date or a time in ISO form, local unless it names a zone.
 
     Raises ValueError, whose message says what was meant.
 

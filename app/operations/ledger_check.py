@@ -24,6 +24,7 @@ from app.operations.site import Site
 from app.operations.status import DestinationStatus, alarms, named, read_destinations, which
 from app.operations.verdict import anew, deliver_it, key_of
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
+from app.runtime.terminal import counted
 from app.settings.model import SettingsError
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, store_file
@@ -182,7 +183,7 @@ def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
             todo, name = "the damaged file is kept for a while: ledger.db.damaged-*", "ledger-damaged"
         elif what == incidents.UNERASED:
             todo, name = "run dead purge --all, or start a worker", "unerased"
-        yield Finding("incident", "warning", f"{count} times: {what}", todo, name)
+        yield Finding("incident", "warning", f"{counted(count, 'time')}: {what}", todo, name)
 
 
 def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
