@@ -147,7 +147,7 @@ def _recall(  # noqa: PLR0913 - one for each option
         report.tell(recall.elsewhere({*(sessions or []), *turns}))
         if turns and not dry_run:
             if not yes:
-                ask(report.question, "--yes", details=[*report.chosen, "it cannot be undone"], refused=USAGE)
+                ask(report.question, "--yes", details=[*report.chosen, _what_stays(blank=blank)], refused=USAGE)
             try:
                 _carry_out(sources, ours, recall, turns, report, timeout)
             finally:
@@ -155,6 +155,10 @@ def _recall(  # noqa: PLR0913 - one for each option
             if pattern is not None:
                 report.notes.append("add that pattern to redactPatterns: what comes is not redacted by it")
     _end(report, json_wanted=json_wanted)
+
+
+def _what_stays(*, blank: bool) -> str:
+    return "it cannot be undone" + ("" if blank else "; what today's rules let through stays: --blank empties them")
 
 
 def _pattern(match: str | None) -> str | None:

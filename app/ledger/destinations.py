@@ -11,8 +11,11 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-STARTING_MS = 60_000
-"""A turn that ended so short before its destination was first seen counts as later: the hook was starting."""
+STARTING_MS = 20_000
+"""A turn that ended so short before its folder or destination was first seen counts as later: the hook was starting.
+
+Twice what a hook takes to start on a busy machine; longer, and what was said before the plugin was there would leave.
+"""
 HELICONE = "helicone"
 """The kind of which several keys may be of one organisation: what one of its destinations has, all have."""
 # The others have their room each, so that none of them takes that of another.

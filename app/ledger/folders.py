@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.ledger.destinations import STARTING_MS
+
 
 def of_folders(db: sqlite3.Connection) -> set[int]:
     """The destinations that the settings of captured folders mean, as their hooks have last seen them."""
@@ -37,8 +39,6 @@ def remember_folder(
     )
 
 
-STARTING_MS = 60_000
-"""A turn that began so short before its folder was first captured counts as captured: the hook was starting."""
 NEVER_MS = 1 << 62
 """Later than everything: what is captured since then is nothing."""
 

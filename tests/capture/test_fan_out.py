@@ -16,6 +16,7 @@ from app.capture.session_reader import Reader
 from app.capture.targets import target
 from app.database.open import open_ledger
 from app.ledger import incidents, job, notices, pruning
+from app.ledger.destinations import STARTING_MS
 from app.privacy.policy import Policy
 from tests.capture.test_reconcile import (
     Machine,
@@ -44,7 +45,7 @@ class Fanned(Machine):
         (self.home / "config" / "config.toml").write_text(tables, "utf-8")
         self.variables["PHOENIX_AUTHORIZATION"] = "Bearer abc"
         with closing(open_ledger(self.home / "spool")) as db:
-            target(db, replace(self.sources, destination="phoenix").load(), begun_ms + 60_000)
+            target(db, replace(self.sources, destination="phoenix").load(), begun_ms + STARTING_MS)
 
     def turns(self) -> list[tuple[str, str, str]]:
         """(destination, turn, state) of all versions, the oldest first."""

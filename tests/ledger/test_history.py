@@ -93,7 +93,7 @@ def test_a_folder_keeps_when_its_capture_began(db: sqlite3.Connection) -> None:
     for now_ms, options in ((500_000, {}), (900_000, {"exportMode": "off"})):
         folders.remember_folder(db, "folder", bench.destination, options, now_ms)
     # Its first hook was starting while the first turn began.
-    assert folders.captured_since_ms(db, "folder") == 500_000 - folders.STARTING_MS
+    assert folders.captured_since_ms(db, "folder") == 500_000 - destinations.STARTING_MS
 
 
 def test_the_oldest_footprints_are_forgotten_where_there_is_no_room(embedded: EmbeddedApi) -> None:

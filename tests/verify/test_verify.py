@@ -343,7 +343,7 @@ def test_what_was_over_before_capture_began_is_not_missed(machine: Machine) -> N
 
 def test_of_a_session_that_went_on_only_what_came_then_is_missed(machine: Machine) -> None:
     machine.holds(talk(2))
-    machine.captured(since_ms=CREATED_MS + 2_000 + folders.STARTING_MS)  # the second turn begins
+    machine.captured(since_ms=CREATED_MS + 2_000 + destinations.STARTING_MS)  # the second turn begins
     assert machine.states() == {"earlier": 1, "never_seen": 1}
 
 

@@ -28,14 +28,16 @@ def encode(what: Session | Turn, frame: Frame) -> Iterator[Record]:
     pieces = 0
     held: list[bytes] = []
     size = _ENVELOPE_BYTES_MAX
+    span = None
     for span in spans(what, frame):
         made = bodies.encoded(span, trace)
         if held and size + len(made) > BODY_BYTES_MAX:
-            yield _record(what, frame, piece_id(trace, pieces), bodies.request(held, version))
+            yield _record(what, frame, piece_id(trace, pieces), bodies.request(held, version), span)
             pieces, held, size = pieces + 1, [], _ENVELOPE_BYTES_MAX
         held.append(made)
         size += len(made)
-    yield _record(what, frame, trace, bodies.request(held, version))
+    assert span is not None  # noqa: S101 - a turn has a root
+    yield _record(what, frame, trace, bodies.request(held, version), span)
 
 
 def count(what: Session | Turn) -> int:
@@ -66,8 +68,8 @@ def trial(request_id: uuid.UUID, now_ms: int) -> bytes:
     return bodies.request([bodies.encoded(span, trace)], None)
 
 
-def _record(turn: Turn, frame: Frame, request_id: bytes, body: bytes) -> Record:
-    start_ms = min(message.created_ms for message in turn.messages)
+def _record(turn: Turn, frame: Frame, request_id: bytes, body: bytes, last: Span) -> Record:
+    """`last`: the span that was made last, which is the root where the record is the last one."""
     return Record(
         request_id=str(uuid.UUID(bytes=request_id)),
         kind="turn",
@@ -75,9 +77,9 @@ def _record(turn: Turn, frame: Frame, request_id: bytes, body: bytes) -> Record:
         provider="",
         model=_MODEL,
         user_id=frame.user_id,
-        start_ms=start_ms,
-        end_ms=max(start_ms, turn.last_event_ms),
-        is_failed=False,  # its spans say that, each of itself
+        start_ms=min(message.created_ms for message in turn.messages),
+        end_ms=last.end_ms,
+        is_failed=last.error is not None,
         session_name=frame.session_name,
         body=body,
     )

@@ -123,6 +123,9 @@ class JsonRows:
     def unreadable(self, session: str) -> Collection[str]:
         return self._memory.of(session).unreadable
 
+    def undated(self, session: str) -> Collection[str]:
+        return self._memory.of(session).undated
+
     def messages(self, session: str, names: list[str]) -> list[Json]:
         found: list[Json] = []
         for name in names:

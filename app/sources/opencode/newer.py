@@ -94,6 +94,9 @@ class NewerRows:
     def unreadable(self, session: str) -> Collection[str]:
         return self._v1.unreadable(session) if self._v1 is not None else ()
 
+    def undated(self, session: str) -> Collection[str]:
+        return self._v1.undated(session) if self._v1 is not None else ()
+
     def messages(self, session: str, names: list[str]) -> list[Json]:
         mixed = self._of(session)
         old = [name for name in names if name in mixed.v1]

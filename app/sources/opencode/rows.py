@@ -73,6 +73,9 @@ class Rows(Protocol):
     def unreadable(self, session: str) -> Collection[str]:
         """Messages, of these, that are neither a question nor an answer."""
 
+    def undated(self, session: str) -> Collection[str]:
+        """Messages, of these, that do not say when they were created."""
+
     def messages(self, session: str, names: list[str]) -> list[Json]:
         """Messages of these ids, in this order, as `opencode export` prints them."""
 
@@ -105,6 +108,8 @@ class Known:
     """The sessions that a message's tool calls name, in order; of messages that are completed."""
     unreadable: set[str] = field(default_factory=set)
     """Messages that nobody has said."""
+    undated: set[str] = field(default_factory=set)
+    """Messages that do not say when they were created."""
     created_ms: dict[str, int] = field(default_factory=dict)
     """By message."""
     worked_in: dict[str, str] = field(default_factory=dict)
@@ -124,6 +129,9 @@ class Known:
             self.turn_of[message] = message
         created_ms = info.object("time").moment("created")
         self.created_ms[message] = written_ms if created_ms is None else created_ms
+        self.undated.discard(message)
+        if not created_ms:
+            self.undated.add(message)
         role, cwd = told.get("role"), info.object("path").fields.get("cwd")
         self.unreadable.discard(message)
         if role not in ("user", "assistant"):

@@ -111,7 +111,8 @@ class TableRows:
             known.learn(row["id"], self._told[row["id"]], found.get(row["id"], 0))
         for name, created_ms in found.items():
             if name not in known.turn_of:
-                known.learn(name, {}, created_ms)  # it cannot be asked for: no text, or not in UTF-8
+                # It cannot be asked for: no text, or not in UTF-8.
+                known.learn(name, {"time": {"created": created_ms}}, created_ms)
         if found:
             names = sorted([*known.listed, *found], key=lambda name: (known.created_ms[name], name))
             known.listed = {name: known.turn_of[name] for name in names}
@@ -119,6 +120,9 @@ class TableRows:
 
     def unreadable(self, session: str) -> Collection[str]:
         return self._memory.of(session).unreadable
+
+    def undated(self, session: str) -> Collection[str]:
+        return self._memory.of(session).undated
 
     def messages(self, session: str, names: list[str]) -> list[Json]:
         found: list[Json] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.rows import Head, Rows, subagents
@@ -141,17 +140,18 @@ def family(rows: Rows, session: str) -> dict[str, dict[str, Json]]:
 def excerpt(rows: Rows, session: str, turns: Collection[str]) -> tuple[list[Json], Excerpt | None] | None:
     """Entries of the session with only these turns, and of the subagents that belong to them.
 
-    All of it, and no Excerpt, where times are missing or in no order: what stands around such a message tells its time.
+    All of it, and no Excerpt, where it or a message does not say when it was created: what stands around tells that.
     """
     head = rows.head(session)
     if head is None:
         return None
     listed = rows.listed(session)
-    names = [name for name, turn in listed.items() if turn in turns]
-    own = entry(rows, session, names)
-    if not (_is_dated(own) and _is_in_order(rows, session, listed)):
+    created_ms = Place("", rows.info(session)).object("time").moment("created")
+    if created_ms is None or not listed.keys().isdisjoint(rows.undated(session)):
         return [*family(rows, session).values()], None
+    names = [name for name, turn in listed.items() if turn in turns]
     taken = set(names)
+    own = entry(rows, session, names)
     entries: dict[str, Json] = {session: own}
     called = {*subagents(own)} - {session}
     callers = _callers(rows, session, listed) if called else {}
@@ -160,18 +160,6 @@ def excerpt(rows: Rows, session: str, turns: Collection[str]) -> tuple[list[Json
             entries |= {child: found for child, found in family(rows, name).items() if child not in entries}
     positions = tuple(position for position, name in enumerate(listed) if name in taken)
     return [*entries.values()], Excerpt(positions, _undone_from(rows, session), _origin(rows, head, listed))
-
-
-def _is_dated(told: dict[str, Json]) -> bool:
-    """Whether a session and its messages all say when they were created."""
-    session = Place("", told)
-    dated = [session, *(Place("", one if isinstance(one, dict) else {}) for one in session.items("messages"))]
-    return all(one.object("info").object("time").moment("created") is not None for one in dated)
-
-
-def _is_in_order(rows: Rows, session: str, listed: Collection[str]) -> bool:
-    created_ms = rows.created_ms(session)
-    return all(one <= other for one, other in pairwise(created_ms[name] for name in listed))
 
 
 def first_turn(rows: Rows, session: str) -> str | None:

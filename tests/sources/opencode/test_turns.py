@@ -16,7 +16,7 @@ from app.sources.opencode.rows import Memory
 from app.sources.opencode.store import Store
 from app.sources.opencode.tables import TableRows
 from app.sources.opencode.turns import Outline
-from app.transcript.model import TranscriptError, Turn
+from app.transcript.model import Json, TranscriptError, Turn
 from app.transcript.parse import parse
 from tests.sources.opencode.test_store import built
 from tests.support import snapshots
@@ -159,6 +159,28 @@ def test_turns_without_times_read_apart_are_those_of_the_whole(tmp_path: Path, s
         assert found is not None
         assert found.session == whole.session
         assert told(found.turns) == told(turn for turn in whole.turns if turn.id == name)
+
+
+@pytest.mark.parametrize("name", exported())
+def test_of_a_session_no_more_is_read_than_the_turn_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    wanted = export(name)
+    store, read = stored(tmp_path, wanted), set[str]()
+    messages = TableRows.messages
+
+    def counted(rows: TableRows, session: str, names: list[str]) -> list[Json]:
+        read.update(names)
+        return messages(rows, session, names)
+
+    monkeypatch.setattr(TableRows, "messages", counted)
+    whole = store.transcript(wanted["root"])
+    assert whole is not None
+    own = {message["info"]["id"] for message in wanted["sessions"][0]["messages"]}
+    for turn in whole.turns:
+        read.clear()
+        assert store.transcript(wanted["root"], {turn.id}) is not None
+        assert read & own == {message.id for message in turn.messages}
 
 
 @pytest.mark.parametrize("name", exported())
