@@ -330,7 +330,7 @@ def test_on_a_narrow_terminal_no_line_is_wider_than_it(station: Station) -> None
     assert done.returncode == 0
     assert max(map(len, shown.splitlines())) <= 60
     assert "\x1b" not in shown
-    assert " ".join(shown.split()).startswith("problem: Helicone refuses what is sent: 401: error Unauthorized; 1 job")
+    assert " ".join(shown.split()).startswith(f"{REFUSED} environment HELICONE_API_KEY; 1 job")
 
 
 @pytest.mark.slow
