@@ -157,6 +157,7 @@ class Machine:
         for _ in range(ROUNDS_MAX):
             queue.mend()
             maintenance.recover(db, self.now_ms, maintenance.leasing_workers(db))
+            maintenance.reset_future_times(db, self.now_ms)
             keys: list[str] = []
             waits = []
             for one in destinations.destinations(db):
@@ -171,7 +172,6 @@ class Machine:
                 if not any(counts.is_pending(db, one.id) for one in destinations.destinations(db)):
                     return
                 self.now_ms += 60_000
-        # What is due in a million years after a flip waits, and is seen to wait.
 
 
 @dataclass(frozen=True, slots=True)
