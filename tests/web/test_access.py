@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.runtime import clock
-from app.web.access import COOKIE
+from app.web.access import cookie
 from tests.support.long_use import LongUse
 from tests.support.web import Running, showing, site_of
 
@@ -56,7 +56,8 @@ def client(web: Running) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_without_the_cookie_nothing_is_shown(web: Running, client: httpx.Client, page: str) -> None:
-    for headers in ({}, {"cookie": f"{COOKIE}=guessed"}, {"cookie": f"{COOKIE}={web.access.token}"}):
+    name = cookie(int(web.url.rpartition(":")[2]))
+    for headers in ({}, {"cookie": f"{name}=guessed"}, {"cookie": f"{name}={web.access.token}"}):
         answer = client.get(page, headers=headers)
         assert (answer.status_code, "ses_" in answer.text) == (403, False)
     assert client.get(page, headers=web.cookie).status_code == 200
