@@ -14,7 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from app.pages import loopback
 
-HALVES = ("", "GET / HTTP/1.1\r\nHost: localhost\r\n", "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
+HALVES = (
+    "",
+    "GET / HTTP/1.1\r\nHost: localhost\r\n",
+    "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc",
+)
 WHOLE = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -42,10 +46,13 @@ def port() -> Iterator[int]:
         thread.join(20)
 
 
-@pytest.mark.parametrize("half", HALVES, ids=["nothing", "head", "body"])
-@pytest.mark.parametrize("before", [b"", WHOLE], ids=["first", "second"])
+@pytest.mark.parametrize(
+    ("before", "half"),
+    [(b"", HALVES[0]), (b"", HALVES[1]), (b"", HALVES[2]), (WHOLE, HALVES[1]), (WHOLE, HALVES[2])],
+    ids=["nothing", "head", "body", "second head", "second body"],
+)
 def test_a_connection_without_a_whole_request_is_closed(
-    port: int, half: str, before: bytes, monkeypatch: pytest.MonkeyPatch
+    port: int, before: bytes, half: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loopback, "REQUEST_S_MAX", 0.2)
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
