@@ -79,9 +79,7 @@ def read_ledger(spool: Path, patience_ms: int = BUSY_TIMEOUT_MS) -> Ledger:
     with ExitStack() as opened:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         db = opened.enter_context(
-            closing(
-                sqlite3.connect(uri, uri=True, timeout=patience_ms / 1000, isolation_level=None, factory=Ledger)
-            )
+            closing(sqlite3.connect(uri, uri=True, timeout=patience_ms / 1000, isolation_level=None, factory=Ledger))
         )
         db.hold(path)
         db.row_factory = sqlite3.Row

@@ -123,9 +123,9 @@ def write_textfile(path: Path, data: bytes) -> None:
 
     Raises OSError with this path, also where something else than a file is there: it would be gone.
     """
+    if (path.exists() or path.is_symlink()) and not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file, and not replaced", str(path))
     try:
-        if (path.exists() or path.is_symlink()) and not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(errno.EINVAL, "is no regular file, and not replaced", str(path))
         _replace(path, data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # not of the draft

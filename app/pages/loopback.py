@@ -86,34 +86,35 @@ def server(app: ASGIApp) -> uvicorn.Server:
 class _Impatient(H11Protocol):
     """One connection, which is to become a whole request soon: anybody on this machine may open many."""
 
-    _deadline: asyncio.TimerHandle | None = None
+    deadline: asyncio.TimerHandle | None = None
     """While no whole request is here."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the class above
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(REQUEST_S_MAX, transport.abort)
+        self.deadline = self.loop.call_later(REQUEST_S_MAX, transport.abort)
         if len(self.connections) > CONNECTIONS_MAX:
-            waiting = [one for one in self.connections if isinstance(one, _Impatient) and one._deadline is not None]
-            min(waiting, key=_Impatient._until).transport.abort()
+            waiting = [one for one in self.connections if isinstance(one, _Impatient) and one.deadline is not None]
+            min(waiting, key=_until).transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._wait_no_more()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(REQUEST_S_MAX, self.transport.abort)
+        elif self.deadline is None:
+            self.deadline = self.loop.call_later(REQUEST_S_MAX, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
         super().connection_lost(exc)
 
-    def _until(self) -> float:
-        return 0.0 if self._deadline is None else self._deadline.when()
-
     def _wait_no_more(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+
+def _until(one: _Impatient) -> float:
+    return 0.0 if one.deadline is None else one.deadline.when()
 
 
 class CalledByName:

@@ -228,7 +228,7 @@ class _Handlers:
     def _refusal(self, request: Request) -> Response | None:
         """For whoever has none of its keys, where it has some."""
         refusal = None if self._keys is None else handler.jawn_refusal(request.headers, self._keys)
-        return refusal and _response(refusal)
+        return None if refusal is None else _response(refusal)
 
     async def who(self, request: Request) -> Response:
         nonce, (_host, port) = request.query_params.get("nonce", ""), request.scope["server"]

@@ -138,7 +138,7 @@ class _Pages:
 
     def for_all(self, make: Callable[[], Response]) -> Answer:
         async def answer(_request: Request) -> Response:
-            return await asyncio.get_running_loop().run_in_executor(self._for_all, make)
+            return await _beside(self._for_all, make)
 
         return answer
 
@@ -154,7 +154,7 @@ class _Pages:
 
         async def answer(request: Request) -> Response:
             refused = self._refused(request)
-            return refused or await asyncio.get_running_loop().run_in_executor(self._pool, page, request)
+            return refused or await _beside(self._pool, lambda: page(request))
 
         return answer
 
@@ -216,6 +216,13 @@ class _Pages:
             return stamp(self._site.sources.load().spool_directory)
         except SettingsError:
             return "settings"
+
+
+async def _beside(pool: ThreadPoolExecutor, make: Callable[[], Response]) -> Response:
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, make)
+    except asyncio.CancelledError:  # the server ends, and does not wait for it
+        return PlainTextResponse("the pages have ended", 503)
 
 
 def _said(error: Exception) -> Page:

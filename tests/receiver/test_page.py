@@ -199,7 +199,10 @@ def test_the_exchange_for_the_cookie_is_kept_by_nobody(kept: Path) -> None:
 
 
 def test_who_has_no_key_of_it_is_told_nothing_keeps_nothing_and_scripts_nothing(kept: Path) -> None:
-    with receiving(kept, keys=frozenset({KEY})) as receiver, httpx.Client(base_url=receiver.url, trust_env=False) as web:
+    with (
+        receiving(kept, keys=frozenset({KEY})) as receiver,
+        httpx.Client(base_url=receiver.url, trust_env=False) as web,
+    ):
         for headers in ({}, {"authorization": f"Bearer {api_key('b')}"}):
             for path in ("/custom/v1/log", "/v1/trace/custom/log", "/v1/request/query-clickhouse"):
                 assert web.post(path, json={"providerRequest": "kept?"}, headers=headers).status_code in (200, 401)

@@ -103,15 +103,6 @@ def test_what_is_no_file_is_left(tmp_path: Path, kind: str) -> None:
     assert not target.exists() or target.read_bytes() == b""
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_an_error_names_the_path_that_was_told(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError) as told:
-        write_textfile(tmp_path / "opencode.prom", b"")
-    tmp_path.chmod(0o700)
-    assert told.value.filename == str(tmp_path / "opencode.prom")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(PROMTOOL is None, reason="needs promtool")
 def test_promtool_has_nothing_to_say(use: LongUse) -> None:

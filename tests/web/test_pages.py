@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -224,7 +225,9 @@ def test_a_store_that_is_gone_is_said_and_the_queue_shown(use: LongUse, get: Cal
 def test_times_that_no_calendar_has_are_said_to_be_unknown(use: LongUse, get: Callable[[str], httpx.Response]) -> None:
     with closing(sqlite3.connect(use.store)) as db, db:
         db.execute("update session set time_created = ?, time_updated = ?", (1 << 62, 1 << 62))
-        db.execute("update message set time_created = ?, data = json_set(data, '$.time.created', ?)", (1 << 62, 1 << 62))
+        db.execute(
+            "update message set time_created = ?, data = json_set(data, '$.time.created', ?)", (1 << 62, 1 << 62)
+        )
     with closing(open_ledger(use.spool)) as db:
         db.execute("update job set due_ms = ? where state = 'pending'", (1 << 62,))
     for page in PAGES:
@@ -232,9 +235,7 @@ def test_times_that_no_calendar_has_are_said_to_be_unknown(use: LongUse, get: Ca
         assert (page, answer.status_code, "internal error" in answer.text) == (page, 200, False)
 
 
-def test_a_template_that_fails_is_said_without_what_it_was_about(
-    use: LongUse, web: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_template_that_fails_is_said_without_what_it_was_about(web: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(self: Templates, name: str, values: Mapping[str, object]) -> str:
         if name != "unreadable.html":
             raise ValueError("a title of a session")
@@ -273,14 +274,13 @@ def test_few_pages_are_made_at_once_and_what_is_light_does_not_wait(
 
     monkeypatch.setitem(VIEWS, "/stats", slow)
     with showing(site_of(use)) as web, ThreadPoolExecutor(8) as pool:
-        asked = [
-            pool.submit(httpx.get, f"{web.url}/stats", headers=web.cookie, trust_env=False, timeout=60) for _ in range(8)
-        ]
+        get = partial(httpx.get, headers=web.cookie, trust_env=False, timeout=60)
+        asked = [pool.submit(get, f"{web.url}/stats") for _ in range(8)]
         try:
             for _ in range(AT_ONCE):
                 assert started.acquire(timeout=20)
             for light in ("/stamp", "/page.css", "/metrics", "/healthz"):
-                assert httpx.get(web.url + light, headers=web.cookie, trust_env=False).status_code == 200
+                assert get(web.url + light).status_code == 200
             assert len(made) == AT_ONCE
         finally:
             going.set()
@@ -298,9 +298,8 @@ server.VIEWS["/stats"] = lambda look: (print("in the making", flush=True), time.
 use = LongUse(Path(sys.argv[1]), 0)
 server.serve(site_of(use), "127.0.0.1", 0, lambda url: print(url, flush=True))
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(use.home)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+    command = [sys.executable, "-c", script, str(use.home)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
