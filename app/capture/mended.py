@@ -17,11 +17,19 @@ from app.sources.opencode.store import Store
 
 def mended(db: sqlite3.Connection, sources: Sources, store: Store) -> dict[str, str]:
     """By folder, as the ledger knows it, the directory. Those that neither the store nor the person names stay held."""
-    held = {one.hash for one in folders.held_folders(db) if one.is_by_files}
+    by_files = {one.hash for one in folders.held_folders(db) if one.is_by_files}
+    if not by_files:
+        return {}
+    known = named(db, sources, store)
+    return {place: one for place, one in known.items() if place in by_files and _is_right(sources, one)}
+
+
+def named(db: sqlite3.Connection, sources: Sources, store: Store) -> dict[str, str]:
+    """By folder, as the ledger knows it, the directory of each that is held, where store or person names it."""
+    held = {one.hash for one in folders.held_folders(db)}
     if not held:
         return {}
-    named = {folder(db, one): one for one in _directories(sources, store)}
-    return {place: one for place, one in named.items() if place in held and _is_right(sources, one)}
+    return {place: one for one in _directories(sources, store) if (place := folder(db, one)) in held}
 
 
 def _directories(sources: Sources, store: Store) -> Iterable[str]:

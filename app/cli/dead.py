@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.layout import moment, size
+from app.cli.layout import local, size
 from app.cli.options import OF_SPOOL, PROBLEM, AsJson, Yes, ask, print_json, print_lines, since_option, takes
 from app.cli.render import how_to_deliver
 from app.database.connection import Unmade
@@ -178,11 +178,11 @@ def _letters_lines(listed: Listed, state: str) -> Iterator[str]:
     yield f"{listed.jobs} {state}"
     for group in listed.groups:
         name = f"{group.fingerprint}  " if group.fingerprint else ""
-        yield f"{name}{group.jobs} {state}, the last at {moment(group.last_ms)}: {group.reason}"
+        yield f"{name}{group.jobs} {state}, the last at {local(group.last_ms)}: {group.reason}"
         if group.answer:
             yield f"  the answer began: {group.answer}"
     for letter in listed.letters[:LETTERS_SHOWN]:
-        yield f"  {short(letter.key)}  {moment(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
+        yield f"  {short(letter.key)}  {local(letter.finished_ms)}  {letter.session} {letter.turn}: {letter.reason}"
     if listed.jobs > LETTERS_SHOWN:
         yield f"  and {listed.jobs - LETTERS_SHOWN} older ones; --json lists more"
     if listed.groups and listed.groups[0].fingerprint:
@@ -193,17 +193,17 @@ def _letter_lines(opened: Opened) -> Iterator[str]:
     letter = opened.letter
     error = f" (error {letter.fingerprint})" if letter.fingerprint else ""
     yield f"job {letter.key}"
-    yield f"{letter.state} since {moment(letter.finished_ms)}: {letter.reason}{error}"
+    yield f"{letter.state} since {local(letter.finished_ms)}: {letter.reason}{error}"
     yield f"session {letter.session}, turn {letter.turn}, for {opened.endpoint or 'any endpoint'}"
     first = next((one.started_ms for one in opened.attempts), letter.enqueued_ms)
-    again = "" if first >= letter.enqueued_ms else f" again, to be retried; the first attempt known: {moment(first)}"
-    yield f"{letter.records} records, {size(letter.body_bytes)} held; queued at {moment(letter.enqueued_ms)}{again}"
+    again = "" if first >= letter.enqueued_ms else f" again, to be retried; the first attempt known: {local(first)}"
+    yield f"{letter.records} records, {size(letter.body_bytes)} held; queued at {local(letter.enqueued_ms)}{again}"
     yield f"what to do: {opened.todo}"
-    yield f"tried {letter.attempts} times{', the last:' if opened.attempts else ''}"
+    yield f"tried {counted(letter.attempts, 'time')}{', the last:' if opened.attempts else ''}"
     for one in opened.attempts:
         took = "ended with its worker" if one.ended_ms is None else f"{one.ended_ms - one.started_ms} ms"
         answer = f"; the answer began: {one.answer}" if one.answer else ""
-        yield f"  {one.number}  {moment(one.started_ms)}  {took}  {one.error or ''}{answer}"
+        yield f"  {one.number}  {local(one.started_ms)}  {took}  {one.error or ''}{answer}"
     for body in opened.bodies:
         yield from json.dumps(body, ensure_ascii=False, indent=2).split("\n")
     if opened.problem:

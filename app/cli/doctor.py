@@ -58,7 +58,8 @@ def _examined(sources: Sources, timeout_s: float, *, send: bool) -> Iterator[Fin
 
 
 def as_json(finding: Finding) -> dict[str, object]:
-    return {**asdict(finding), "why": finding.why, "command": finding.command}
+    told = {name: value for name, value in asdict(finding).items() if name != "instead"}
+    return {**told, "why": finding.why, "command": finding.command}
 
 
 def lines(found: Sequence[Finding], mended: Sequence[str], *, verbose: bool) -> Iterator[str]:

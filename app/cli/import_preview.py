@@ -93,10 +93,10 @@ def _files(names: Iterable[str]) -> list[File]:
 
 
 def _files_or_sessions(names: Iterable[str]) -> list[File]:
-    """A name that looks like a session's id, and is no file, is looked up in OpenCode's own store."""
+    """A name that is no file, and looks like none, is looked up in OpenCode's own store."""
     found = []
     for name in names:
-        is_session = name.startswith("ses_") and not Path(name).exists()
+        is_session = name != "-" and not Path(name).exists() and not {"/", "."} & {*name}
         found += Store(store_file(os.environ)).files(name) if is_session else _files([name])
     return found
 

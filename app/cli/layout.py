@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import typer
 
-from app.runtime.figures import ago, ahead, day, local, moment, short, size
+from app.runtime.figures import ago, ahead, day, local, short, size
 from app.runtime.terminal import span, visible
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "day",
     "fit",
     "local",
-    "moment",
     "rows",
     "short",
     "show",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 from platformdirs import user_data_path
 
-from app.cli.since import since_ms
+from app.cli.since import since_ms, since_whole_day_ms
 from app.runtime import clock
 from app.runtime.terminal import visible
 from app.settings.lookup import Sources, typed
@@ -129,11 +129,14 @@ def print_lines(lines: Iterable[str], *, failed: bool = False) -> None:
         typer.echo(visible(line), err=failed)
 
 
-def _moment(since: str) -> int:
-    try:
-        return since_ms(since, clock.now_ms())
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+def _parser(read: Callable[[str, int], int]) -> Callable[[str], int]:
+    def moment(text: str) -> int:
+        try:
+            return read(text, clock.now_ms())
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return moment
 
 
 def one_of(names: Sequence[str], option: str, about: str) -> Any:
@@ -148,8 +151,8 @@ def one_of(names: Sequence[str], option: str, about: str) -> Any:
     return typer.Option(option, metavar=metavar, parser=parse, help=f"{about}: {', '.join(names)}.")
 
 
-def since_option(what: str, name: str = "--since") -> Any:
+def since_option(what: str, name: str = "--since", *, whole_days: bool = False) -> Any:
     """`--since`, or another time by its name, in ms; `what` is what its help begins with."""
-    return typer.Option(
-        name, metavar="DURATION|DATE", parser=_moment, help=f"{what}: 12h, 7d, 2026-01-31.", show_default=False
-    )
+    parser = _parser(since_whole_day_ms if whole_days else since_ms)
+    told = f"{what}: 12h, 7d, yesterday, 2026-01-31."
+    return typer.Option(name, metavar="DURATION|DATE", parser=parser, help=told, show_default=False)

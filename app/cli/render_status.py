@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from app.cli.layout import ahead, at, moment, size
+from app.cli.layout import ahead, at, local, size
 from app.cli.render import problem_lines
 from app.ledger.notices import Unread
-from app.operations.status import DestinationStatus, Jobs, Status, named
+from app.operations.status import DestinationStatus, Jobs, Status, named, which
 from app.runtime.terminal import counted
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
     yield f"live workers: {len(status.workers)}" + (f" ({automatic} automatic)" if automatic else "")
     yield from unread_lines(status.unread)
     for refused in status.refused:
-        when = moment(refused.last_ms)
+        when = local(refused.last_ms)
         yield f"refused: {refused.count} line(s), the last at {when}: {refused.reason}; see logs/hook.log"
     for incident in status.incidents:
-        yield f"noted: {incident.what}: {incident.count}, the last at {moment(incident.last_ms)}"
+        yield f"noted: {incident.what}: {incident.count}, the last at {local(incident.last_ms)}"
     for held in status.held_folders:
         folders = counted(held.folders, "folder")
-        yield f"held: {folders}, whose turns wait in OpenCode's store: {held.reason}"
+        yield f"held: {folders}{which(held.directories)}, whose turns wait in OpenCode's store: {held.reason}"
     yield from problem_lines(status.problems)
     yield from waiting_lines(status.waiting)
 
@@ -87,7 +87,7 @@ def status_lines(status: Status, now_ms: int) -> Iterator[str]:
 def unread_lines(unread: Sequence[Unread]) -> Iterator[str]:
     for one in unread:
         reason = one.reason or "about to be read, or a turn goes on, or was cut off; doctor names what stays"
-        yield f"unread: {counted(one.sessions, 'session')}, noticed since {moment(one.oldest_ms)}: {reason}"
+        yield f"unread: {counted(one.sessions, 'session')}, noticed since {local(one.oldest_ms)}: {reason}"
 
 
 def waiting_lines(waiting: tuple[str, ...]) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _destination_lines(one: DestinationStatus, now_ms: int) -> Iterator[str]:
     yield f"  health: {one.health}"
     if one.pause_reason is not None:
         is_ahead = one.next_probe_ms is not None and one.next_probe_ms > now_ms
-        yield f"  paused{f' until {moment(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}"
+        yield f"  paused{f' until {local(one.next_probe_ms or 0)}' if is_ahead else ''}: {one.pause_reason}"
     for failing in one.errors:
         if failing.state != "dead":
             yield f"  {failing.jobs} {failing.state}: {failing.error}"
@@ -127,8 +127,10 @@ def flush_lines(flushed: Flushed) -> Iterator[str]:
         left = f"{counted(flushed.jobs.pending, 'job')} left"
         how = "interrupted" if flushed.was_stopped else "not done"
         kept = "; nothing is lost: OpenCode and the same command go on from there"
-        yield f"{how}: {counted(flushed.delivered, 'job')} delivered, {left}{kept}"
-    yield _jobs(flushed.jobs)
+        yield f"{how}: delivered {flushed.delivered} now, {left}{kept}"
+    else:
+        yield f"delivered {flushed.delivered} now"
+    yield f"in all: {_jobs(flushed.jobs)}"
     if not flushed.captured_here:
         yield "nothing was ever captured here: the queue never held a session of the current folder"
     if flushed.backlog:

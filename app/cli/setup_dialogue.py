@@ -9,7 +9,7 @@ import json
 import sqlite3
 import ssl
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,7 +111,7 @@ def _run(given: Given, sources: Sources, receiver_store: Path) -> None:
     if _asks():
         print_lines([f"{PROGRAM} {__version__}: set-up. It changes nothing before its end; Ctrl-C leaves it.", ""])
     with ExitStack() as undo:
-        if _choose_where(given, present, choice):
+        if _choose_where(given, present, choice, receiver_store):
             _start_receiver(choice, sources.environ, receiver_store, undo)
         else:
             _choose_key(given, present, choice)
@@ -122,9 +122,11 @@ def _run(given: Given, sources: Sources, receiver_store: Path) -> None:
         user_env.write(env, choice.values)
         undo.pop_all()
     print_lines(["", f"wrote {env} (only you can read it)"])
-    _tell_what_overrules(sources, settings)
     install_here()
-    print_lines(_next(sources, choice))
+    overruled = list(_overruled(sources, settings))
+    print_lines(_next(sources, choice, overruled))
+    for line in overruled:
+        complain(line)
 
 
 def _asks() -> bool:
@@ -172,9 +174,9 @@ def _given(name: str, option: str, text: str) -> str:
 # --- where
 
 
-def _choose_where(given: Given, present: Settings, choice: Choice) -> bool:
+def _choose_where(given: Given, present: Settings, choice: Choice, receiver_store: Path) -> bool:
     """Whether it is to be the receiver; otherwise the address is chosen."""
-    where = _where(given, present)
+    where = _where(given, present, receiver_store)
     if where == "receiver":
         return True
     url = CLOUD if where == "cloud" else _address(given, present)
@@ -187,7 +189,7 @@ def _choose_where(given: Given, present: Settings, choice: Choice) -> bool:
     return False
 
 
-def _where(given: Given, present: Settings) -> str:
+def _where(given: Given, present: Settings, receiver_store: Path) -> str:
     said = {"receiver": given.receiver, "own": given.endpoint is not None, "cloud": given.cloud}
     chosen = next((where for where, is_said in said.items() if is_said), None)
     is_set = "endpoint" in present.origins
@@ -204,8 +206,10 @@ def _where(given: Given, present: Settings) -> str:
             "     sessions as Helicone would",
         ]
     )
-    default = "2" if is_set and present.endpoint != CLOUD else "1"
-    return {"1": "cloud", "2": "own", "3": "receiver"}[_prompt("1, 2 or 3", _one_of("1", "2", "3"), default=default)]
+    default = "1"
+    if is_set and present.endpoint != CLOUD:
+        default = "3" if receiver_store.exists() and present.endpoint in background.urls() else "2"
+    return _prompt("1, 2 or 3", _one_of("cloud", "own", "receiver"), default=default)
 
 
 def _address(given: Given, present: Settings) -> str:
@@ -241,11 +245,16 @@ def _start_receiver(choice: Choice, environ: Mapping[str, str], store: Path, und
     choice.set("api_key_file", None)
 
 
-def _one_of(*allowed: str) -> Callable[[str], str]:
+def _one_of(*names: str) -> Callable[[str], str]:
+    """Takes a number of the list, or what stands behind it; gives that."""
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+
     def check(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(f"type {', '.join(allowed[:-1])} or {allowed[-1]}")
-        return text
+        if text.lower() in names:
+            return text.lower()
+        if text not in numbers:
+            raise ValueError(f"type {', '.join(numbers[:-1])} or {numbers[-1]}")
+        return names[int(text) - 1]
 
     return check
 
@@ -344,8 +353,7 @@ def _choose_mode(given: Given, sources: Sources, settings: Settings, choice: Cho
         print_lines(["", *_shown(sources, choice), "", "What may leave this machine?"])
         print_lines(f"  {number}  {name:<14} {_MEANINGS[name]}" for number, name in enumerate(MODES, 1))
         default = str(MODES.index(settings.export_mode) + 1)
-        numbers = [str(number) for number in range(1, len(MODES) + 1)]
-        mode = MODES[int(_prompt("1, 2 or 3", _one_of(*numbers), default=default)) - 1]
+        mode = _prompt("1, 2 or 3", _one_of(*MODES), default=default)
     choice.set("export_mode", mode or settings.export_mode)
 
 
@@ -390,17 +398,18 @@ def _excerpt(made: Previewed) -> Iterator[str]:
 # --- the end
 
 
-def _tell_what_overrules(sources: Sources, wanted: Settings) -> None:
+def _overruled(sources: Sources, wanted: Settings) -> Iterator[str]:
     """The shell's variables count above the file; what may leave is the strictest of all."""
     try:
         found = sources.load()
     except SettingsError as error:
-        complain(f"these settings cannot be used together: {error}")
+        yield f"these settings cannot be used together: {error}"
         return
     for name in ("endpoint", "api_key", "export_mode"):
         if getattr(found, name) != getattr(wanted, name):
             stricter = "is stricter, and counts" if name in LOOSEST_FIRST else "counts instead of what was written"
-            complain(f"{NAMES[name].option} from {found.origin(name)} {stricter}")
+            todo = found.how_to_undo(name)
+            yield f"{NAMES[name].option} from {found.origin(name)} {stricter}{f': {todo}' if todo else ''}"
 
 
 def _waiting(sources: Sources) -> Iterator[str]:
@@ -414,9 +423,12 @@ def _waiting(sources: Sources) -> Iterator[str]:
                 yield f"  {one.todo}    moves {'it' if one.jobs == 1 else 'them'} to what you have set up"
 
 
-def _next(sources: Sources, choice: Choice) -> Iterator[str]:
+def _next(sources: Sources, choice: Choice, overruled: Sequence[str]) -> Iterator[str]:
     yield ""
-    yield "Set up. What comes next:"
+    if overruled:
+        yield "Written, but it does not count yet; the last lines say why. What comes after that:"
+    else:
+        yield "Set up. What comes next:"
     yield "  start OpenCode in a project and ask it something;"
     yield "  quit one that runs now first: plugins load at its start"
     yield "  opencode-helicone status    says whether it arrived"

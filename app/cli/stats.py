@@ -14,9 +14,9 @@ from app.cli import layout
 from app.cli.options import OF_SPOOL, PROGRAM, AsJson, StoreFile, one_of, print_json, print_lines, since_option, takes
 from app.ledger.counters import Counter
 from app.operations.reading import ask_ledger
-from app.operations.stats import GROUPS, Stats, Sum, midnight_ms, names, read_stats
+from app.operations.stats import GROUPS, Stats, Sum, names, read_stats
 from app.runtime import clock
-from app.runtime.figures import usd
+from app.runtime.figures import midnight_ms, usd
 from app.runtime.terminal import counted
 from app.settings.lookup import Sources
 from app.sources.opencode.store import Store, store_file
@@ -25,8 +25,9 @@ commands = typer.Typer(rich_markup_mode=None)
 
 DAYS = 30
 DAY_MS = 24 * 3_600_000
-WIDE, IDS, WITH_IDS = 120, 34, 110
-"""From so many columns of the terminal on every number has room; ids take so many, and stand from so many on."""
+WIDE, IDS, WITH_IDS = 120, 52, 128
+"""From so many columns of the terminal on every number has room; sessions' ids and when they were last used take so
+many, and stand in the same line from so many on."""
 By = Annotated[str, one_of(GROUPS, "--by", "By one of these")]
 
 
@@ -36,7 +37,7 @@ def _stats(
     sources: Sources,
     *,
     by: By = "day",
-    since: Annotated[int | None, since_option(f"Calls since ({DAYS}d)")] = None,
+    since: Annotated[int | None, since_option(f"Calls since ({DAYS}d)", whole_days=True)] = None,
     project: Annotated[str | None, typer.Option(metavar="NAME|DIR", help="Of this project folder.")] = None,
     db: StoreFile = None,
     json_wanted: AsJson = False,
@@ -46,7 +47,7 @@ def _stats(
     From OpenCode's own store; what of it was delivered is from the queue.
     """
     now_ms = clock.now_ms()
-    since_ms = now_ms - DAYS * DAY_MS if since is None else since
+    since_ms = midnight_ms(now_ms - DAYS * DAY_MS) if since is None else since
     if by == "day":
         since_ms = midnight_ms(since_ms)  # half a day is no figure
     store = Store(db or store_file(os.environ))
@@ -58,7 +59,7 @@ def _stats(
 
 
 def lines(found: Stats, room: int) -> Iterator[str]:
-    since = layout.local(found.since_ms, "%Y-%m-%d %H:%M")
+    since = _minute(found.since_ms)
     if found.sums:
         yield from _sum_lines(found, since, room)
     else:
@@ -84,7 +85,12 @@ def _sum_lines(found: Stats, since: str, room: int) -> Iterator[str]:
     sums = [*found.sums, *([total] if len(found.sums) > 1 else [])]
     head = _head(found.by, room)
     table = [head, *([*_cells(one, name, head, room)] for one, name in zip(sums, names(sums), strict=True))]
-    yield from layout.rows(table, room, right=range(1, len(head) - ("id" in head)))
+    first, *rows = layout.rows(table, room, right=range(1, len(head) - 2 * ("id" in head)))
+    yield first
+    for one, row in zip(sums, rows, strict=True):
+        yield row
+        if one.last_ms and "id" not in head:
+            yield f"  {one.name}, last used {_minute(one.last_ms)}"
     if total.delivered < total.turns:
         yield f"{total.turns - total.delivered} of {counted(total.turns, 'turn')} not delivered: {PROGRAM} verify"
 
@@ -92,8 +98,8 @@ def _sum_lines(found: Stats, since: str, room: int) -> Iterator[str]:
 def _head(by: str, room: int) -> list[str]:
     if room < layout.NARROW:
         return [by, "calls", "tokens", "cost", "delivered"]
-    ids = ["id"] if by == "session" and room >= WITH_IDS else []
-    if room < WIDE + IDS * len(ids):
+    ids = ["last used", "id"] if by == "session" and room >= WITH_IDS else []
+    if room < WIDE + (IDS if ids else 0):
         return [by, "calls", "failed calls", "failed tools", "tokens", "cost", "delivered", *ids]
     return [by, "turns", "calls", "failed calls", "failed tools", "in", "cached", "out", "cost", "delivered", *ids]
 
@@ -111,11 +117,16 @@ def _cells(one: Sum, name: str, head: Sequence[str], room: int) -> Sequence[str]
         "out": layout.short(one.output_tokens),
         "cost": usd(one.cost_usd),
         "delivered": f"{100 * one.delivered // one.turns} %" if one.turns else "-",
+        "last used": _minute(one.last_ms) if one.last_ms else "",
         "id": one.name if one.title else "",
     }
     shown = name if room == layout.UNCUT else layout.fit(name, room - _REST[len(head)])
     return [shown, *(cells[column] for column in head[1:])]
 
 
-_REST = {5: 36, 7: 64, 8: 64 + 34, 10: 88, 11: 88 + 34}
+def _minute(time_ms: int) -> str:
+    return layout.local(time_ms, "%Y-%m-%d %H:%M")
+
+
+_REST = {5: 36, 7: 64, 9: 64 + IDS, 10: 88, 12: 88 + IDS}
 """How many columns of the terminal the numbers take, by how many of them there are."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
@@ -17,6 +16,7 @@ from app.cli.layout import show
 from app.cli.options import DONE, OF_DESTINATION, PROBLEM, STOPPED, AsJson, print_json, print_lines, takes
 from app.cli.render_status import flush_lines, overview_lines, status_lines
 from app.ledger.folders import held_folders
+from app.operations.status import Looked, nobody_looked
 from app.operations.verdict import judged
 from app.runtime import clock
 from app.settings.lookup import Sources
@@ -79,7 +79,7 @@ def _status(
         raise typer.BadParameter("--watch goes on until Ctrl-C: it excludes --check and --json")
     while True:
         now_ms = clock.now_ms()
-        status = judged(sources.load(), now_ms, _title, lambda db: _mended(db, sources))
+        status = judged(sources.load(), now_ms, _title, lambda db: _looked(db, sources))
         if json_wanted:
             print_json(asdict(status))
         else:
@@ -91,13 +91,14 @@ def _status(
     raise typer.Exit(PROBLEM if check and status.verdict.level != "ok" else DONE)
 
 
-def _mended(db: sqlite3.Connection, sources: Sources) -> Collection[str]:
-    if not any(one.is_by_files for one in held_folders(db)):
-        return ()
-    from app.capture.mended import mended  # noqa: PLC0415 - reads OpenCode's store
+def _looked(db: sqlite3.Connection, sources: Sources) -> Looked:
+    if not held_folders(db):
+        return nobody_looked(db)
+    from app.capture.mended import mended, named  # noqa: PLC0415 - reads OpenCode's store
     from app.sources.opencode.store import Store  # noqa: PLC0415 - the same
 
-    return mended(db, sources, Store(store_file(os.environ)))
+    store = Store(store_file(os.environ))
+    return Looked(named(db, sources, store), mended(db, sources, store))
 
 
 def _title(session: str) -> str:

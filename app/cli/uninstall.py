@@ -57,7 +57,7 @@ def _uninstall(
 def _offer_to_deliver(site: Site) -> None:
     from app.operations.flush import flush  # noqa: PLC0415 - as above
 
-    if typer.confirm(f"{counted(site.waiting, 'job')} wait. Deliver them first?", default=True, err=True):
+    if typer.confirm(f"{counted(site.waiting, 'job')} not delivered yet. Deliver now, first?", default=True, err=True):
         with render.spinner("delivering") as tell:
             flushed = flush(typed(os.environ, Path.cwd()), None, tell)
         print_lines(flush_lines(flushed))
@@ -70,9 +70,14 @@ def _plan(site: Site, *, everything: bool) -> Iterator[str]:
     if not site.plugins:
         yield "the plugin is not installed here"
     yield f"{stays} plugins that you put into other projects: {PROGRAM} uninstall-plugin --project DIR"
+    yield from (f"{stays} {place} names the plugin: take it out" for place in site.named)
     kept = goes if everything else stays
     if site.spool is not None:
-        waits = f", in which {counted(site.waiting, 'job')} wait" if site.waiting else ""
+        waits = (
+            f", in which {counted(site.waiting, 'job')} {'waits' if site.waiting == 1 else 'wait'}"
+            if site.waiting
+            else ""
+        )
         yield f"{kept} the queue, {site.spool}{waits}"
     yield from (f"{kept} {path}" for path in site.configuration)
     if site.receiver is not None:

@@ -137,14 +137,16 @@ def lines(
     counted_in = [one for one in statuses if one.turns or one.copied or not one.is_fine]
     is_fine = not failure and all(_is_fine(one, checked) for one in counted_in)
     numbers = f"{counted(len(counted_in), 'session')}, {counted(sum(one.turns for one in counted_in), 'turn')}"
-    yield f"{'ok' if is_fine else 'problem'}: {numbers}: {_told(counted_in, checked) or 'none'}"
+    is_held = any(one.held or one.states.get("held") for one in counted_in)
+    verdict = "problem" if not is_fine else "waiting" if is_held else "ok"
+    yield f"{verdict}: {numbers}: {_told(counted_in, checked) or 'none'}"
     yield from (f"  {one}" for one in _advice(counted_in, checked, failure))
     projects: dict[str, list[SessionStatus]] = {}
     for one in counted_in:
         projects.setdefault(one.project or "(no folder)", []).append(one)
     for project, sessions in sorted(projects.items()):
         shown = [one for one in sessions if listed(one)]
-        if not shown and is_fine and len(projects) == 1:
+        if not shown and verdict == "ok" and len(projects) == 1:
             continue  # the first line has said it
         yield f"{project}: {counted(len(sessions), 'session')}: {_told(sessions, checked) or 'none'}"
         for one in sorted(shown, key=lambda one: one.changed_ms):

@@ -41,7 +41,15 @@ def _web(
         from app.web import server  # noqa: PLC0415 - its web server takes longer to load than most commands run
     except ModuleNotFoundError as error:
         raise _not_installed(error, "web") from None
-    server.serve(_site(sources, db), host, port, lambda url: print_lines([f"open {url}", "it opens once; Ctrl-C ends"]))
+    from app.pages.loopback import ListenError, PortTakenError  # noqa: PLC0415 - loaded by then
+
+    try:
+        server.serve(
+            _site(sources, db), host, port, lambda url: print_lines([f"open {url}", "it opens once; Ctrl-C ends"])
+        )
+    except PortTakenError:
+        who = f"{PROGRAM} web that runs already, or another program, has it"
+        raise ListenError(f"port {port} is taken: {who}; --port 0 takes a free one") from None
 
 
 def _site(sources: Sources, db: Path | None) -> Site:

@@ -29,7 +29,7 @@ from app.database.schema import (
     objects_of,
     version_of,
 )
-from app.runtime.filesystem import private_file, private_spool, refuse_obstacle
+from app.runtime.filesystem import private_file, private_spool, refuse_place
 
 
 def open_ledger(spool: Path) -> Ledger:
@@ -62,7 +62,7 @@ def open_if_made(spool: Path) -> Ledger:
     path = spool / "ledger.db"
     if os.path.lexists(path) or recover.is_unfinished(path):
         return open_ledger(spool)
-    refuse_obstacle(spool)
+    refuse_place(spool)
     db = connect(path, Unmade)
     migrate(db, migrations())
     return db

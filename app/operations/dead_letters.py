@@ -63,6 +63,8 @@ def _dead(db: sqlite3.Connection, prefix: str) -> list[Letter]:
     found = dead_letters.letters_of(db, prefix.lower(), "dead")
     if not found:
         dropped = dead_letters.letters_of(db, prefix.lower(), "dropped")
+        if dead_letters.dead_keys(db, Choice(fingerprint=prefix.lower())):
+            raise DeadLetterError(f"{prefix} is an error's, and no key: say --error {prefix}")
         why = f"; {short(dropped[0].key)} was dropped ({dropped[0].reason}), import brings it back" if dropped else ""
         raise DeadLetterError(f"no dead letter's key begins with {prefix}{why}")
     return _only(prefix, found)

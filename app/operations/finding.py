@@ -18,6 +18,8 @@ class Finding:
     todo: str = ""
     name: str = ""
     """Of the fault, one of FAULTS; '' where all is well."""
+    instead: str = ""
+    """What to type here, where it is not what to type of every fault of this name."""
 
     @property
     def why(self) -> str:
@@ -27,7 +29,7 @@ class Finding:
     @property
     def command(self) -> str:
         """What to type; '' where no command does it."""
-        return FAULTS[self.name].command if self.name else ""
+        return self.instead or (FAULTS[self.name].command if self.name else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from app.ledger import adoption, counts, flow, folders, notices, readback
 from app.ledger.destinations import Destination
 from app.ledger.notices import Unread
 from app.operations.status import DestinationStatus, Failing, Jobs, read_destinations, waiting
-from app.operations.verdict import flush_it, start_it
+from app.operations.verdict import deliver_it
 from app.runtime import clock
 from app.runtime.liveness import read_hooks, read_workers
 from app.runtime.spool import Spool
@@ -120,7 +120,7 @@ def _todo(one: DestinationStatus) -> str:
         return ""
     if one.health == "refused":
         return "opencode-helicone doctor says what is wrong; setup changes the key or the address"
-    return f"{start_it(one)}{flush_it(one)}; with --timeout SECONDS it tries until then"
+    return f"{deliver_it(one)}; with --timeout SECONDS it tries until then"
 
 
 @dataclass(slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from app.capture.mended import mended
+from app.capture.mended import named as named_folders
 from app.capture.reconcile import QUIET_MS
 from app.capture.targets import find_target
 from app.database import derived
@@ -21,9 +21,11 @@ from app.ledger.readback import BLIND
 from app.operations import environment_check, network_check, plugin_check
 from app.operations.finding import Finding, Level
 from app.operations.site import Site
-from app.operations.status import DestinationStatus, alarms, named, read_destinations
-from app.operations.verdict import anew
+from app.operations.status import DestinationStatus, alarms, named, read_destinations, which
+from app.operations.verdict import anew, deliver_it, key_of
 from app.runtime.liveness import open_sessions, present, read_hooks, read_workers
+from app.runtime.terminal import counted
+from app.settings.model import SettingsError
 from app.sources.opencode.access import StoreError
 from app.sources.opencode.store import Store, store_file
 
@@ -106,20 +108,35 @@ def _environment(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
 
 
 def _held(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
-    right = mended(db, site.sources, Store(store_file(site.sources.environ)))
-    still = Counter(one.reason for one in held_folders(db) if one.hash not in right)
+    store = Store(store_file(site.sources.environ))
+    right, known = mended(db, site.sources, store), named_folders(db, site.sources, store)
+    still: dict[str, list[str]] = {}
+    for one in held_folders(db):
+        if one.hash not in right and not (one.hash in known and _is_told(site, known[one.hash])):
+            still.setdefault(one.reason, []).append(one.hash)
     if right:
         found = f"{len(right)} folder(s) were held, and their files are right now"
         yield Finding("held", "warning", found, "run flush, or start OpenCode: either reads what waits", "folder-held")
-    for reason, folders in still.most_common():
-        found = f"{folders} folder(s), as seen last: {reason}{anew(reason)}"
+    for reason, held in sorted(still.items(), key=lambda each: -len(each[1])):
+        where = which([known[one] for one in held if one in known])
+        found = f"{len(held)} folder(s){where}, as seen last: {reason}{anew(reason)}"
         yield Finding("held", "problem", found, "correct it; the turns wait in OpenCode's store", "folder-held")
+
+
+def _is_told(site: Site, directory: str) -> bool:
+    """Whether all that holds the folder now is a fault of the files that count here: a finding for each is enough."""
+    told = {one.text for one in site.settings.complaints if one.holds}
+    try:
+        there = {one.text for one in site.sources.load(directory).complaints if one.holds}
+    except SettingsError:
+        return False
+    return bool(there) and there <= told
 
 
 _HEALTH: dict[str, tuple[Level, str, str]] = {
     "down": (
         "warning",
-        "nothing while a worker runs: it is tried again by itself; flush tries now",
+        "see that it runs; a worker that runs tries again by itself",
         "destination-down",
     ),
     "refused": ("problem", "check the key and the endpoint; flush tries again now", "destination-refused"),
@@ -135,7 +152,11 @@ def _destinations(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
         elif one.is_meant:
             level, todo, name = _HEALTH.get(one.health, ("ok", "", ""))
             fault = network_check.fault_of(one.pause_reason, name)
-            yield Finding("destination", level, _described(one), todo, fault)
+            whose = key_of(site.settings, one)
+            instead = site.settings.how_to_undo("api_key") if whose else ""
+            if fault == "destination-down":
+                instead = deliver_it(one)
+            yield Finding("destination", level, f"{_described(one)}{whose}", todo, fault, instead)
 
 
 def _read_back(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:
@@ -162,7 +183,7 @@ def _incidents(_: Site, db: sqlite3.Connection) -> Iterator[Finding]:
             todo, name = "the damaged file is kept for a while: ledger.db.damaged-*", "ledger-damaged"
         elif what == incidents.UNERASED:
             todo, name = "run dead purge --all, or start a worker", "unerased"
-        yield Finding("incident", "warning", f"{count} times: {what}", todo, name)
+        yield Finding("incident", "warning", f"{counted(count, 'time')}: {what}", todo, name)
 
 
 def _clock(site: Site, db: sqlite3.Connection) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from app.ledger.counters import Counter, counters
 from app.ledger.listing import delivered_turns
@@ -40,6 +39,8 @@ class Sum:
     output_tokens: int = 0
     """Reasoning included."""
     cost_usd: float = 0.0
+    last_ms: int = 0
+    """When OpenCode was last at it: of a session and its subagents; 0 of another sum."""
 
     def add(self, one: Usage) -> None:
         self.calls += one.calls
@@ -84,6 +85,8 @@ def read_stats(db: sqlite3.Connection, store: Store, by: str, since_ms: int, pro
             found = sums[name] = Sum(name, _title(by, root))
         found.add(one)
         total.add(one)
+        if by == "session" and one.session in heads:
+            found.last_ms = max(found.last_ms, heads[one.session].updated_ms)
         if one.session == root.id:
             _count_turn(one, delivered, turns, found)
             _count_turn(one, delivered, turns, total)
@@ -102,12 +105,6 @@ def _heads(store: Store, sessions: set[str]) -> dict[str, Head]:
         found |= heads
         wanted = {head.parent for head in heads.values() if head.parent is not None} - found.keys()
     return found
-
-
-def midnight_ms(time_ms: int) -> int:
-    """The beginning of that day here."""
-    at = datetime.fromtimestamp(time_ms / 1000).astimezone()
-    return int(at.replace(hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
 
 
 def _count_turn(one: Usage, delivered: set[tuple[str, str]], counted: set[tuple[str, str, str]], found: Sum) -> None:

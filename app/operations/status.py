@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -94,6 +93,8 @@ class HeldFolders:
     reason: str
     folders: int
     """As their hooks saw them last."""
+    directories: tuple[str, ...]
+    """Of these folders, as far as OpenCode's store names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,20 +234,29 @@ class Status:
     """What comes of all this."""
 
 
-MendedIn: TypeAlias = Callable[[sqlite3.Connection], Collection[str]]
-"""The folders that were held by their files, and whose files are right by now."""
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a look into the held folders, of which the ledger knows hashes, found."""
+
+    directories: Mapping[str, str]
+    """By hash, as far as OpenCode's store names them."""
+    mended: Collection[str]
+    """Hashes of those that were held by their files, and whose files are right by now."""
+
+
+LookInto: TypeAlias = Callable[[sqlite3.Connection], Looked]
 
 
 def no_title(_: str) -> str:
     return ""
 
 
-def nobody_looked(_: sqlite3.Connection) -> Collection[str]:
-    return ()
+def nobody_looked(_: sqlite3.Connection) -> Looked:
+    return Looked({}, ())
 
 
 def read_status(
-    settings: Settings, now_ms: int, title_of: TitleOf = no_title, mended_in: MendedIn = nobody_looked
+    settings: Settings, now_ms: int, title_of: TitleOf = no_title, look_into: LookInto = nobody_looked
 ) -> Status:
     """Of a spool that is missing, as if it were empty. Raises OSError, sqlite3.Error, SchemaError.
 
@@ -255,12 +265,12 @@ def read_status(
     is_new = not (settings.spool_directory / "ledger.db").exists()
     with closing(open_if_made(settings.spool_directory)) as db:
         try:
-            return status_in(db, settings, now_ms, title_of, mended_in, is_new=is_new)
+            return status_in(db, settings, now_ms, title_of, look_into, is_new=is_new)
         except sqlite3.Error as error:
             if not recover_after(db, error):
                 raise
     with closing(open_if_made(settings.spool_directory)) as db:
-        return status_in(db, settings, now_ms, title_of, mended_in, is_new=is_new)
+        return status_in(db, settings, now_ms, title_of, look_into, is_new=is_new)
 
 
 def status_in(
@@ -268,15 +278,15 @@ def status_in(
     settings: Settings,
     now_ms: int,
     title_of: TitleOf = no_title,
-    mended_in: MendedIn = nobody_looked,
+    look_into: LookInto = nobody_looked,
     *,
     is_new: bool = False,
 ) -> Status:
     """The same of a ledger that is open."""
     spool = Spool(settings.spool_directory)
     total = counts.counts(db)
-    mended = mended_in(db)
-    still, no_longer = _held_folders(db, mended)
+    looked = look_into(db)
+    still, no_longer = _held_folders(db, looked)
     destinations = [_without(one, no_longer) for one in read_destinations(db, settings, now_ms)]
     workers = read_workers(spool)
     # Helicone's keys share one, each other destination has its own.
@@ -302,7 +312,7 @@ def status_in(
         refused=tuple(Refused(*row) for row in incidents.refusals(db)),
         incidents=tuple(Incident(*row) for row in incidents.incidents(db)),
         held_folders=still,
-        mended_folders=len(mended),
+        mended_folders=len(looked.mended),
         problems=tuple(one.text for one in settings.complaints),
         waiting=waiting(destinations, workers, now_ms),
         alarms=tuple(alarms(destinations)),
@@ -311,11 +321,24 @@ def status_in(
     )
 
 
-def _held_folders(db: sqlite3.Connection, mended: Collection[str]) -> tuple[tuple[HeldFolders, ...], Collection[str]]:
+def _held_folders(db: sqlite3.Connection, looked: Looked) -> tuple[tuple[HeldFolders, ...], Collection[str]]:
     """Those that are held still, by their reasons; and the reasons that hold no folder any more."""
     found = folders.held_folders(db)
-    still = Counter(one.reason for one in found if one.hash not in mended)
-    return tuple(HeldFolders(*one) for one in still.most_common()), {one.reason for one in found} - still.keys()
+    still: dict[str, list[str]] = {}
+    for one in found:
+        if one.hash not in looked.mended:
+            still.setdefault(one.reason, []).append(one.hash)
+    told = [
+        HeldFolders(reason, len(held), tuple(looked.directories[one] for one in held if one in looked.directories))
+        for reason, held in sorted(still.items(), key=lambda each: -len(each[1]))
+    ]
+    return tuple(told), {one.reason for one in found} - still.keys()
+
+
+def which(directories: Sequence[str]) -> str:
+    """The names of some folders in brackets; '' of none."""
+    more = f" and {len(directories) - 2} more" if len(directories) > 2 else ""  # noqa: PLR2004 - two fit into a line
+    return f" ({', '.join(directories[:2])}{more})" if directories else ""
 
 
 def _without(one: DestinationStatus, reasons: Collection[str]) -> DestinationStatus:

@@ -26,7 +26,7 @@ from app.runtime.liveness import is_taken, read_hooks, read_workers
 from app.runtime.spool import Spool
 from app.settings.lookup import Sources
 from app.settings.model import PROGRAM, SettingsError
-from app.sources.opencode import install
+from app.sources.opencode import config, install
 
 END_S_MAX = 30.0
 LOOK_S = 0.1
@@ -50,6 +50,8 @@ class Site:
     configuration: tuple[Path, ...]
     receiver: Path | None
     """The folder of its store."""
+    named: tuple[str, ...]
+    """Places in OpenCode's files that name the plugin, of this user and of the project: a person wrote them."""
     problem: str
     """Why the settings cannot be used; then the spool is not known."""
 
@@ -72,8 +74,14 @@ def look(sources: Sources, receiver_store: Path) -> Site:
         waiting=waiting,
         configuration=tuple(path for name in CONFIGURATION if (path := sources.own / name).exists()),
         receiver=receiver_store.parent if receiver_store.parent.is_dir() else None,
+        named=tuple(_named(sources)),
         problem=problem,
     )
+
+
+def _named(sources: Sources) -> Iterator[str]:
+    for one in config.read(sources.environ, str(sources.cwd or sources.base)).entries:
+        yield f"{one.origin} line {one.line}"
 
 
 def remove_plugins(site: Site) -> list[Path]:

@@ -11,13 +11,14 @@ from app.operations.status import (
     DestinationStatus,
     Elsewhere,
     Level,
-    MendedIn,
+    LookInto,
     Status,
     TitleOf,
     Verdict,
     no_title,
     nobody_looked,
     read_status,
+    which,
 )
 from app.runtime.terminal import counted
 from app.runtime.url import is_loopback
@@ -29,10 +30,10 @@ _GIVE_A_KEY = "opencode-helicone setup, or set HELICONE_API_KEY"
 
 
 def judged(
-    settings: Settings, now_ms: int, title_of: TitleOf = no_title, mended_in: MendedIn = nobody_looked
+    settings: Settings, now_ms: int, title_of: TitleOf = no_title, look_into: LookInto = nobody_looked
 ) -> Status:
     """The status with its verdict. Raises what `read_status` raises."""
-    return judge(read_status(settings, now_ms, title_of, mended_in), settings)
+    return judge(read_status(settings, now_ms, title_of, look_into), settings)
 
 
 def judge(status: Status, settings: Settings) -> Status:
@@ -58,7 +59,7 @@ def verdict(status: Status, settings: Settings, ours: DestinationStatus) -> Verd
     return next(
         chain(
             _here(settings, jobs),
-            _at_helicone(status, ours, jobs),
+            _at_helicone(status, settings, ours, jobs),
             _waits(status, ours),
             _left(status),
             _ignored(settings),
@@ -79,20 +80,25 @@ def _ignored(settings: Settings) -> Iterator[Verdict]:
         yield Verdict("problem", f"a setting does not count: {one.short}", "opencode-helicone doctor")
 
 
-def _at_helicone(status: Status, ours: DestinationStatus, jobs: str) -> Iterator[Verdict]:
+def _at_helicone(status: Status, settings: Settings, ours: DestinationStatus, jobs: str) -> Iterator[Verdict]:
     if ours.pause_reason is not None and ours.health == "refused":
-        yield _paused(status, ours, "problem", f"{_who(ours)} refuses what is sent: {ours.pause_reason}{jobs}")
+        text = f"{_who(ours)} refuses what is sent: {ours.pause_reason}{key_of(settings, ours)}{jobs}"
+        todo = settings.how_to_undo("api_key") if key_of(settings, ours) else ""
+        yield _paused(status, ours, "problem", text, todo or "opencode-helicone doctor")
     yield from (Verdict("problem", alarm, "opencode-helicone doctor --send") for alarm in status.alarms)
     if status.held_folders:
         folders = counted(sum(one.folders for one in status.held_folders), "folder")
-        text = f"{folders} held back: {status.held_folders[0].reason}{anew(status.held_folders[0].reason)}"
+        first = status.held_folders[0]
+        where = which([name for one in status.held_folders for name in one.directories])
+        text = f"{folders} held back{where}: {first.reason}{anew(first.reason)}"
         yield Verdict("problem", text, "opencode-helicone doctor")
     if status.mended_folders:
         folders = counted(status.mended_folders, "folder")
         text = f"{folders} held back until now, whose files are right again: what waits is read by OpenCode or flush"
         yield Verdict("waiting", text, "opencode-helicone flush")
     if ours.pause_reason is not None:
-        yield _paused(status, ours, "waiting", f"{_who(ours)} cannot be reached: {ours.pause_reason}{jobs}")
+        text = f"{_who(ours)} cannot be reached: {ours.pause_reason}{jobs}"
+        yield _paused(status, ours, "waiting", text, deliver_it(ours))
 
 
 def anew(reason: str) -> str:
@@ -132,22 +138,27 @@ def _well(status: Status, ours: DestinationStatus) -> Iterator[Verdict]:
     yield Verdict("ok", "all that was captured is delivered")
 
 
-def _paused(status: Status, one: DestinationStatus, level: Level, text: str) -> Verdict:
+def _paused(status: Status, one: DestinationStatus, level: Level, text: str, todo: str) -> Verdict:
     """A worker that runs tries again by itself."""
-    todo = "opencode-helicone doctor" if level == "problem" else f"{start_it(one)}{flush_it(one)}"
     if _is_served(status, one):
         return Verdict(level, text, todo, one.next_probe_ms)
     return Verdict(level, f"{text}; no worker runs", todo)
 
 
-def start_it(one: DestinationStatus) -> str:
-    """What is to be typed first where nothing listens at an address of this machine; '' elsewhere."""
+def key_of(settings: Settings, one: DestinationStatus) -> str:
+    """Where the key comes from that Helicone refuses; '' where it refuses something else."""
+    is_of_key = one.kind == HELICONE and one.health == "refused" and (one.pause_reason or "").startswith(("401", "403"))
+    return f"; the key is from {settings.origin('api_key')}" if is_of_key else ""
+
+
+def deliver_it(one: DestinationStatus) -> str:
+    """What to type where it cannot be reached: first what starts it, if it may be the receiver of this machine."""
     parts = urlsplit(one.endpoint)
     is_refused = "ConnectError" in (one.pause_reason or "")
-    is_ours = one.kind == HELICONE
-    if not (is_ours and is_refused and parts.scheme == "http" and is_loopback(parts.hostname or "")):
-        return ""
-    return f"opencode-helicone receiver --port {parts.port or 80} (if it is that receiver), then "
+    if one.kind == HELICONE and is_refused and parts.scheme == "http" and is_loopback(parts.hostname or ""):
+        start = f"opencode-helicone receiver --port {parts.port or 80} in another terminal (if it is that receiver)"
+        return f"{start}, then {flush_it(one)}"
+    return flush_it(one)
 
 
 def flush_it(one: DestinationStatus) -> str:

@@ -21,6 +21,8 @@ from app.runtime.filesystem import private_directory
 PORT = 8686
 PORTS = 10
 """So many are tried, from PORT on."""
+WEB_PORT = 8687
+"""That of `web`, which is left to it."""
 HOST = "127.0.0.1"
 STOP_S_MAX = 5.0
 START_S_MAX = 30.0
@@ -58,10 +60,15 @@ def ensure(store_path: Path, environ: Mapping[str, str]) -> Running:
         who = _who(port, key)
         if who == "ours":
             return Running(port, key, is_new=False)
-        if who == "nobody":
+        if who == "nobody" and port != WEB_PORT:
             _start(store_path, port, key, environ)
             return Running(port, key, is_new=True)
     raise ReceiverError(f"ports {PORT} to {PORT + PORTS - 1} are all taken by others: free one of them")
+
+
+def urls() -> set[str]:
+    """Where `ensure` may have started it."""
+    return {_url(port) for port in range(PORT, PORT + PORTS)}
 
 
 def find(store_path: Path, first_port: int = PORT) -> Running | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 from app.runtime.terminal import span
 
@@ -33,9 +33,10 @@ def day(time_ms: int) -> str:
     return local(time_ms, "%Y-%m-%d")
 
 
-def moment(time_ms: int) -> str:
-    """As UTC, for what is compared with logs."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+def midnight_ms(time_ms: int) -> int:
+    """The beginning of that day here."""
+    at = datetime.fromtimestamp(time_ms / 1000)  # noqa: DTZ006 - local, and so right where the clock was changed that day
+    return int(at.replace(hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
 
 
 def ahead(time_ms: int, now_ms: int) -> str:

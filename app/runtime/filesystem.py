@@ -45,12 +45,7 @@ class PlaceError(PermissionError):
 
 def private_spool(path: Path) -> Path:
     """Make the spool directory when it is missing and return it. Raises PlaceError and OSError."""
-    shared = shared_file_system(path)
-    if shared is not None:
-        raise PlaceError(
-            f"{path} is on {shared}, which other machines may write to, too; the queue needs a disk of this machine:"
-            " set spoolDirectory (OPENCODE_HELICONE_SPOOL_DIRECTORY) to a folder on one"
-        )
+    _refuse_shared(path)
     private_directory(path)
     note = path / ".gitignore"
     if not note.exists():
@@ -65,8 +60,18 @@ def private_spool(path: Path) -> Path:
     return path
 
 
-def refuse_obstacle(path: Path) -> None:
-    """Raises PlaceError where no folder can be made, because a file is in the way."""
+def _refuse_shared(path: Path) -> None:
+    shared = shared_file_system(path)
+    if shared is not None:
+        raise PlaceError(
+            f"{path} is on {shared}, which other machines may write to, too; the queue needs a disk of this machine:"
+            " set spoolDirectory (OPENCODE_HELICONE_SPOOL_DIRECTORY) to a folder on one"
+        )
+
+
+def refuse_place(path: Path) -> None:
+    """Raises PlaceError where no spool can be made: others may write there, or a file is in the way."""
+    _refuse_shared(path)
     obstacle = _obstacle(path)
     if obstacle is not None:
         raise PlaceError(obstacle)

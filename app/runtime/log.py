@@ -99,7 +99,8 @@ def _say(key: tuple[Path, str], one: _Message, now_ms: int) -> None:
     path, message = key
     if not one.unsaid:
         return
-    counted = "" if one.unsaid == 1 and not one.is_written else f" (repeated {one.unsaid} times)"
+    times = "once" if one.unsaid == 1 else f"{one.unsaid} times"
+    counted = "" if one.unsaid == 1 and not one.is_written else f" (repeated {times})"
     stamp = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat(timespec="milliseconds")
     line = f"{stamp} {message}{counted}\n".encode("utf-8", "replace")
     with suppress(OSError, ValueError), opened(path) as descriptor:

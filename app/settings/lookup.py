@@ -100,7 +100,7 @@ class Sources:
         """The highest first."""
         told = {option: value for option, value in handed.items() if not _is_said(found, option, value)}
         yield Options(told, "plugin options", "project")
-        record = Options(recorded, "plugin options, last seen for this folder", "recorded")
+        record = Options(recorded, "OpenCode's hook, last seen for this folder", "recorded")
         everywhere = self._origins_of_user()
         entries = [_of_entry(entry, everywhere) for entry in reversed(found.entries)]
         # The record was made with the folder's files. Where these can be read, they are as new or newer; elsewhere the

@@ -289,6 +289,13 @@ class Settings(BaseSettings):
         NAMES[name]  # a name that is none is a bug, not a default
         return self.origins.get(name, DEFAULT).text
 
+    def how_to_undo(self, name: str) -> str:
+        """What to type so that the variable which says the field `name` counts no more; '' where none says it."""
+        given = self.origins.get(name, DEFAULT)
+        if given.source != "environment":
+            return ""
+        return f"unset {given.text.rpartition(' ')[2]} (or set it right where OpenCode is started)"
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -16,12 +16,12 @@ from app.operations.finding import Finding
 from app.operations.jobs import UnknownJobError, Wanted, list_jobs, open_jobs
 from app.operations.sent import read_sent
 from app.operations.sessions import list_sessions, open_session
-from app.operations.stats import GROUPS, Sum, midnight_ms, names, read_stats
+from app.operations.stats import GROUPS, Sum, names, read_stats
 from app.operations.status import status_in
 from app.operations.verdict import judge
 from app.pages.chart import Column, chart
 from app.pages.waterfall import bars
-from app.runtime.figures import short, usd
+from app.runtime.figures import midnight_ms, short, usd
 from app.runtime.terminal import counted
 from app.sources.opencode.access import StoreError
 from app.web.site import Look, Page, Site

@@ -117,6 +117,12 @@ def test_a_key_that_is_ambiguous_or_unknown_is_refused_with_names(station: Stati
     assert counts.counts(dead_jobs.db).dead == 3
 
 
+@pytest.mark.usefixtures("dead_jobs")
+def test_an_error_that_is_typed_as_a_key_is_told_with_its_option(station: Station) -> None:
+    fingerprint = said(typed(station, "dead", "list", "--json"))["groups"][0]["fingerprint"]
+    assert complaint(typed(station, "dead", "retry", fingerprint), 1).endswith(f"say --error {fingerprint}")
+
+
 def test_bulk_asks_before_it_acts_and_refuses_where_nobody_can_be_asked(
     station: Station, dead_jobs: LedgerBench
 ) -> None:

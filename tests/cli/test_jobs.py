@@ -358,6 +358,18 @@ def test_60_columns_are_enough(station: Station, arguments: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize("columns", [60, 100, 130, 180])
+def test_sessions_of_one_title_are_told_apart_at_any_width(station: Station, columns: int) -> None:
+    _, lines = on_terminal(station, columns, "stats", "--by", "session", NO_COLOR="1")
+    told = said(typed(station, "stats", "--by", "session", "--json"))["sums"]
+    for one in told:
+        when = layout.local(one["last_ms"], "%Y-%m-%d %H:%M")
+        assert [line for line in lines if one["name"] in line and when in line], lines
+    assert max(map(layout.columns_of, lines)) <= columns
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("bench")
 def test_a_closed_pipe_ends_it_quietly(station: Station) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "app", "tail", "-f"],

@@ -87,6 +87,11 @@ def refused(bench: LedgerBench) -> None:
     pause(bench, "refused", "401: error Unauthorized")
 
 
+def unfit(bench: LedgerBench) -> None:
+    pending(bench)
+    pause(bench, "refused", "not an answer of Helicone's worker")
+
+
 def down(bench: LedgerBench) -> None:
     pending(bench)
     pause(bench, "down", "ConnectError: Connection refused")
@@ -128,11 +133,15 @@ VERDICTS: dict[str, tuple[Callable[[LedgerBench], None], str, str]] = {
     "nothing yet": (nothing, "ok: nothing was captured yet", "doctor"),
     "all is delivered": (delivered, "ok: all that was captured is delivered", ""),
     "no worker": (pending, "waiting: 1 job waits, and no worker runs", "flush"),
-    "refused": (refused, "problem: Helicone refuses what is sent: 401: error Unauthorized; 1 job waits", "doctor"),
+    "no address for what is sent": (
+        unfit,
+        "problem: Helicone refuses what is sent: not an answer of Helicone's worker; 1 job waits",
+        "doctor",
+    ),
     "down": (
         down,
         "waiting: Helicone cannot be reached: ConnectError: Connection refused; 1 job waits",
-        "receiver --port 9 (if it is that receiver), then opencode-helicone flush",
+        "receiver --port 9 in another terminal (if it is that receiver), then opencode-helicone flush",
     ),
     "dead": (dead, "problem: 1 job dead", "dead list"),
     "elsewhere": (elsewhere, "waiting: 1 job waits for http://127.0.0.1:8585, another endpoint", "destination adopt 3"),
@@ -157,6 +166,23 @@ def test_the_first_line_is_the_verdict_and_the_second_what_to_type(
     assert typed(station, "status", "--check").returncode == int(not line.startswith("ok"))
     told = said(typed(station, "status", "--json", "--check"), int(not line.startswith("ok")))["verdict"]
     assert verdict.startswith(f"{told['level']}: {told['text']}")
+
+
+REFUSED = "problem: Helicone refuses what is sent: 401: error Unauthorized; the key is from"
+
+
+def test_a_key_that_is_refused_is_told_with_its_place_and_what_to_do_there(station: Station) -> None:
+    with bench_of(station) as bench:
+        refused(bench)
+    verdict, todo, *_ = typed(station, "status").stdout.splitlines()
+    assert verdict.startswith(f"{REFUSED} environment HELICONE_API_KEY; 1 job waits")
+    assert todo == "  unset HELICONE_API_KEY (or set it right where OpenCode is started)"
+    own = station.home / "config" / "opencode-helicone" / ".env"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"HELICONE_API_KEY={station.key}\n")
+    verdict, todo, *_ = typed(replace(station, variables={"HELICONE_API_KEY": ""}), "status").stdout.splitlines()
+    assert verdict.startswith(f"{REFUSED} .env {own}; 1 job waits")
+    assert todo == "  opencode-helicone doctor"
 
 
 def test_what_a_worker_is_at_is_well_and_what_is_paused_is_tried_again_at_a_time(station: Station) -> None:
@@ -304,7 +330,7 @@ def test_on_a_narrow_terminal_no_line_is_wider_than_it(station: Station) -> None
     assert done.returncode == 0
     assert max(map(len, shown.splitlines())) <= 60
     assert "\x1b" not in shown
-    assert " ".join(shown.split()).startswith("problem: Helicone refuses what is sent: 401: error Unauthorized; 1 job")
+    assert " ".join(shown.split()).startswith(f"{REFUSED} environment HELICONE_API_KEY; 1 job")
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_without_a_terminal_it_lists_and_wants_a_word(station: Station) -> None:
     done = typed(station, "uninstall", "--purge")
     assert done.returncode == 2
     assert "say --yes" in done.stderr
-    assert f"goes:  the queue, {station.spool}, in which 1 job wait" in done.stdout
+    assert f"goes:  the queue, {station.spool}, in which 1 job waits" in done.stdout
     assert ours(station) == before
 
 
@@ -56,6 +56,17 @@ def test_the_plugin_goes_and_the_rest_stays(station: Station) -> None:
     again = typed(station, "uninstall", "--yes")
     assert again.returncode == 0
     assert "the plugin is not installed here" in again.stdout
+
+
+def test_what_a_person_wrote_into_opencodes_files_is_told_as_what_stays(station: Station) -> None:
+    file = station.home / "config" / "opencode" / "opencode.json"
+    file.write_text(
+        '{\n  "plugin": [\n    "./other.js",\n    ["./plugin/opencode-helicone.js", {"enable": true}]\n  ]\n}'
+    )
+    before = file.read_text()
+    done = typed(station, "uninstall", "--yes")
+    assert f"stays: {file} line 4 names the plugin: take it out" in done.stdout.splitlines()
+    assert file.read_text() == before
 
 
 def test_purged_nothing_is_left(station: Station) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app.cli import web
+from app.pages.loopback import listening
+from app.receiver import background
 from tests.support.checkout import ROOT
 from tests.support.processes import Station
 from tests.support.recorded import export_files
@@ -56,6 +59,20 @@ def test_the_printed_address_opens_the_pages_until_ctrl_c(station: Station) -> N
 def test_it_listens_on_this_machine_only(station: Station, host: str) -> None:
     done = typed(station, "web", "--host", host, "--port", "0")
     assert (done.returncode, "loopback" in done.stderr) == (1, True)
+
+
+def test_a_port_that_is_taken_is_told_with_a_way_out(station: Station) -> None:
+    with listening("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        done = typed(station, "web", "--port", str(port))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"port {port} is taken" in line
+    assert line.endswith("--port 0 takes a free one")
+
+
+def test_the_receiver_leaves_the_port_of_these_pages_alone() -> None:
+    assert background.WEB_PORT == web.PORT
 
 
 def test_metrics_are_printed_or_written(station: Station) -> None:

@@ -260,14 +260,47 @@ def test_a_full_disk_is_found(station: Station) -> None:
 
 @pytest.mark.parametrize(("health", "level"), [("down", "warning"), ("refused", "problem")])
 def test_a_destination_that_is_not_fine_is_named_with_its_reason(station: Station, health: Any, level: str) -> None:
-    desk_words = {"health": health, "reason": "401: error Unauthorized", "count": 1, "probe_ms": 1, "now_ms": 1}
-    with station.ledger() as db:
-        fingerprint = destinations.fingerprint(db, station.key)
-        ours = destinations.destination(db, station.endpoint, fingerprint, 1)
-        flow.pause(db, ours.id, **desk_words)
+    paused(station, health, "401: error Unauthorized")
     found = findings(station, code=int(level == "problem"))
     assert bad(found) == [("destination", level)]
     assert any("401: error Unauthorized" in one["found"] for one in found)
+
+
+def paused(station: Station, health: Any, reason: str) -> None:
+    with station.ledger() as db:
+        fingerprint = destinations.fingerprint(db, station.key)
+        ours = destinations.destination(db, station.endpoint, fingerprint, 1)
+        flow.pause(db, ours.id, health=health, reason=reason, count=1, probe_ms=1, now_ms=1)
+
+
+@pytest.mark.parametrize(
+    ("health", "reason", "told", "command"),
+    [
+        (
+            "refused",
+            "401: error Unauthorized",
+            "; the key is from environment HELICONE_API_KEY",
+            "unset HELICONE_API_KEY (or set it right where OpenCode is started)",
+        ),
+        (
+            "down",
+            "ConnectError: Connection refused",
+            "Connection refused",
+            (
+                "opencode-helicone receiver --port 9 in another terminal (if it is that receiver), then"
+                " opencode-helicone flush"
+            ),
+        ),
+    ],
+)
+def test_doctor_and_status_say_the_same_of_what_to_type(
+    station: Station, health: str, reason: str, told: str, command: str
+) -> None:
+    paused(station, health, reason)
+    (found,) = [one for one in findings(station, code=int(health == "refused")) if one["check"] == "destination"]
+    assert told in found["found"]
+    assert found["command"] == command
+    assert command in typed(station, "status").stdout
 
 
 def test_jobs_that_nobody_delivers_are_found(station: Station) -> None:

@@ -194,7 +194,7 @@ def test_messages_that_are_remembered_are_bounded(tmp_path: Path) -> None:
         append(path, f"number {n}", NOON_MS)
     assert len(log._messages) <= MESSAGES_MAX
     assert path.read_text().count("number 0\n") == 1
-    assert path.read_text().count("number 0 (repeated 1 times)") == 1
+    assert path.read_text().count("number 0 (repeated once)") == 1
 
 
 # --- what libraries say

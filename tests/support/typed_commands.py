@@ -16,7 +16,9 @@ from app.cli import main
 from tests.support.processes import Station
 
 
-def typed(station: Station, *arguments: str, stdin: TextIO | None = None) -> subprocess.CompletedProcess[str]:
+def typed(
+    station: Station, *arguments: str, stdin: TextIO | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """What `station.run` does, without a process."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     code: object = 0
@@ -30,7 +32,7 @@ def typed(station: Station, *arguments: str, stdin: TextIO | None = None) -> sub
             patch.delenv(name)
         for name, value in station.environ.items():
             patch.setenv(name, value)
-        patch.chdir(station.home)
+        patch.chdir(cwd or station.home)
         patch.setattr(sys, "argv", ["opencode-helicone", *arguments])
         patch.setattr(sys, "stdin", stdin or nothing)
         try:

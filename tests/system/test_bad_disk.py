@@ -81,6 +81,8 @@ def disk(request: pytest.FixtureRequest, station: Station) -> Iterator[Disk]:
     rest = station.spool / "rest"
 
     def fill(_: HookProcess) -> None:
+        with station.ledger() as db:
+            db.execute("pragma wal_checkpoint(truncate)")  # what is there already is written over, and needs no room
         with rest.open("wb", buffering=0) as file, suppress(OSError):
             while file.write(bytes(4096)):
                 pass

@@ -32,7 +32,9 @@ from app.runtime import clock
 from app.runtime.liveness import Announced, present
 from app.runtime.spool import Spool
 from app.runtime.url import normalise
+from app.sources.opencode.store import store_file
 from app.worker import CONSUMER
+from tests.sources.opencode.test_store import built
 from tests.support.checkout import ROOT
 from tests.support.processes import PROJECT, Station, worker
 from tests.support.recorded import export, export_files
@@ -451,6 +453,14 @@ def read_all(stream: Any, into: list[bytes]) -> None:
 # --- preview ---------------------------------------------------------------------------------------------------------
 
 
+def test_preview_of_a_session_that_is_not_there_says_so(station: Station) -> None:
+    store = store_file(station.environ)
+    store.parent.mkdir(parents=True)
+    built(store, export("a_simple"))
+    assert complaint(typed(station, "preview", "nope"), 1).endswith(f"{store} holds no session nope")
+    assert "No such file" in typed(station, "preview", "nope.json").stderr
+
+
 def test_preview_prints_exactly_what_import_then_sends_and_writes_nothing(station: Station, receiver: Receiver) -> None:
     patterns = {"OPENCODE_HELICONE_REDACT_PATTERNS": '["[a-z]+@[a-z.]+"]'}
     here = replace(station, endpoint=receiver.url, variables=patterns)
@@ -758,8 +768,8 @@ def test_limits_of_a_folder_are_told_of_as_its_own(station: Station) -> None:
         folders.remember_folder(db, folder(db, str(station.home)), there, limits, 1)
         folders.remember_folder(db, folder(db, "/elsewhere"), there, {"maxRetries": 3}, 1)
     here = typed(station, "config", "show").stdout
-    assert "maxRetries = 2 retries  [plugin options, last seen for this folder]" in here
-    assert "maxSpoolSize = 1000 bytes  [plugin options, last seen for this folder]" in here
+    assert "maxRetries = 2 retries  [OpenCode's hook, last seen for this folder]" in here
+    assert "maxSpoolSize = 1000 bytes  [OpenCode's hook, last seen for this folder]" in here
     assert said(typed(station, "status", "--json"))["folder_limits"] == {"maxSpoolSize": 1, "maxRetries": 2}
     assert (
         "own limits bind their jobs alone: maxSpoolSize in 1, maxRetries in 2\n"

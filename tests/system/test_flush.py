@@ -66,6 +66,12 @@ def test_jobs_of_a_folder_with_another_key_are_left_and_named(station: Station) 
     assert "another destination" in told["waiting"][0]
 
 
+def test_it_says_what_it_has_delivered_now_and_what_there_is_in_all(station: Station) -> None:
+    capture(station, str(station.home))
+    assert station.run("flush").stdout.startswith(f"delivered {JOBS} now\nin all: 0 pending, {JOBS} delivered, ")
+    assert station.run("flush").stdout.startswith(f"delivered 0 now\nin all: 0 pending, {JOBS} delivered, ")
+
+
 def test_without_a_key_the_jobs_that_were_captured_with_one_are_seen(station: Station) -> None:
     capture(station, str(station.home))
     done = replace(station, key="").run("flush")

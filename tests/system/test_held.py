@@ -102,7 +102,7 @@ def test_a_held_folder_is_seen_and_its_turns_come_from_the_store_when_the_files_
     assert folders == 1
     assert str(project) not in reason
     told = command(station, "status", "-v").stdout
-    assert f"held: 1 folder, whose turns wait in OpenCode's store: {reason}\n" in told
+    assert f"held: 1 folder ({project}), whose turns wait in OpenCode's store: {reason}\n" in told
     everything = b"".join(path.read_bytes() for path in station.spool.rglob("*") if path.is_file())
     assert b"swordfish" not in everything
     configure(project, RIGHT)

@@ -70,6 +70,21 @@ def test_flush_reads_the_files_again_and_sends_what_waited_for_them(
     assert json.loads(options)["redactPatterns"] == [r"swordfish-\d+"]
 
 
+def test_one_mistake_is_told_once_where_it_is_and_with_its_folder_elsewhere(station: Station, project: Path) -> None:
+    configure(project, WRONG["a misspelt option"])
+    held_at_end_of_opencode(station, project)
+    assert typed(station, "status").stdout.startswith(f"problem: 1 folder held back ({project}): ")
+    there = typed(station, "doctor", "--json", cwd=project)
+    assert {"option-misspelt"} == names(there.stdout) & {"option-misspelt", "folder-held"}
+    elsewhere = typed(station, "doctor", "--json").stdout
+    assert {"folder-held"} == names(elsewhere) & {"option-misspelt", "folder-held"}
+    assert str(project) in elsewhere
+
+
+def names(doctor: str) -> set[str]:
+    return {one["name"] for one in json.loads(doctor)["findings"]}
+
+
 def test_what_was_captured_before_the_mistake_is_sent_as_well(
     station: Station, project: Path, receiver: Receiver
 ) -> None:
@@ -139,7 +154,7 @@ def test_with_the_real_opencode_a_mended_option_needs_no_new_one(
     project = opencode.project(tmp_path / "project", plugin=options("redactPattern"))
     assert opencode.run(project, "[[script:hello]] Say hello", environ=station.environ).exit_code == 0
     told = typed(station, "status").stdout
-    assert told.startswith("problem: 1 folder held back: "), told
+    assert told.startswith(f"problem: 1 folder held back ({project}): "), told
     assert "redactPattern" in told
     assert typed(station, "flush", "--timeout", "5").returncode == 1
     (project / "opencode.json").write_text(json.dumps({"plugin": options("redactPatterns")}))

@@ -147,6 +147,15 @@ def test_a_variable_that_counts_above_the_file_is_told(station: Station, receive
     assert done.returncode == 0
     assert "endpoint from environment HELICONE_ENDPOINT counts instead of what was written" in done.stderr
     assert "exportMode from environment OPENCODE_HELICONE_EXPORT_MODE is stricter, and counts" in done.stderr
+    assert "Set up." not in done.stdout
+
+
+def test_a_wrong_key_of_the_shell_ends_in_what_to_type(station: Station, receiver: Receiver) -> None:
+    shell = replace(station, variables={**station.variables, "HELICONE_API_KEY": api_key("wrong")})
+    done = typed(shell, "setup", "--endpoint", receiver.url, "--key-file", key_file(shell))
+    assert (done.returncode, "Set up." in done.stdout) == (0, False)
+    todo = "unset HELICONE_API_KEY (or set it right where OpenCode is started)"
+    assert done.stderr.splitlines()[-1].endswith(f"counts instead of what was written: {todo}")
 
 
 def test_lines_of_other_settings_stay(station: Station, receiver: Receiver) -> None:
@@ -283,11 +292,14 @@ def test_a_receiver_that_it_started_ends_with_who_leaves_it(station: Station) ->
     assert is_untouched(station)
 
 
-def test_a_receiver_goes_on_when_it_is_done(station: Station) -> None:
+def test_a_receiver_goes_on_when_it_is_done_and_is_what_the_next_one_proposes(station: Station) -> None:
     store = station.home / "data" / "opencode-helicone-receiver" / "store.db"
     try:
-        code, shown = at_terminal(station, [("What may leave", "3\n")], "--receiver")
+        code, shown = at_terminal(station, [("1, 2 or 3", "receiver\n"), ("What may leave", "off\n")])
         assert code == 0, shown
         assert "/?pass=" in shown
+        assert written(station)["OPENCODE_HELICONE_EXPORT_MODE"] == "off"
+        code, shown = at_terminal(station, [("1, 2 or 3 [3]", "\n"), ("What may leave", "\n")])
+        assert (code, "the receiver runs" in shown) == (0, True), shown
     finally:
         assert background.stop(store)

@@ -50,6 +50,8 @@ class Entry:
     """A file's path, or the name of the variable that holds the configuration."""
     lines: Mapping[str, int]
     """Of each option's key in that text, from 1."""
+    line: int
+    """Where it begins."""
     is_project: bool
     """It stands in a project's files: neither in the user's own nor the system's, and no variable points there."""
 
@@ -162,7 +164,7 @@ class _Ours:
         match element:
             case str(name) | [str(name)]:
                 if self._is_ours(name):
-                    yield self._entry({}, place)
+                    yield self._entry({}, place, place)
             case [str(name), options]:
                 if self._is_ours(name):
                     yield from self._options((*place, 1), options, place)
@@ -171,7 +173,7 @@ class _Ours:
                     yield from self._options((*place, "options"), options, place)
             case {"package": str(name), **more} if not more:
                 if self._is_ours(name):
-                    yield self._entry({}, place)
+                    yield self._entry({}, place, place)
             case _ if self._is_about_us(element) or self._follows_us(place):
                 yield self._problem(place, "OpenCode knows no such form of a plugin with options")
 
@@ -186,13 +188,13 @@ class _Ours:
             if path[: len(whole)] == whole:
                 yield self._problem(path, f"an option of {PLUGIN}, or all of them, stand here again")
         if isinstance(options, dict):
-            yield self._entry(options, place)
+            yield self._entry(options, place, whole)
         else:
             yield self._problem(place, f"the options of {PLUGIN} are not an object")
 
-    def _entry(self, options: Mapping[str, Json], place: Place) -> Entry:
+    def _entry(self, options: Mapping[str, Json], place: Place, whole: Place) -> Entry:
         lines = {name: self.parsed.lines[*place, name] for name in options}
-        return Entry(options, self.source.origin, lines, self.source.is_project)
+        return Entry(options, self.source.origin, lines, self.parsed.lines[whole], self.source.is_project)
 
     def _problem(self, place: Place, what: str, *, may_tighten: bool = True) -> Problem:
         return Problem(self.source.origin, self.parsed.lines[place], what, may_tighten)

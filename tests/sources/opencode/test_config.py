@@ -136,7 +136,7 @@ def test_our_entry_is_found_with_its_options(around: Path, home: Path, spec: str
     found = of_text(around, home, text, PROJECT=str(around))
     assert found.problems == ()
     assert found.entries == (
-        Entry(OPTIONS, str(around / "opencode.json"), {"redactPatterns": 1, "enable": 1}, is_project=True),
+        Entry(OPTIONS, str(around / "opencode.json"), {"redactPatterns": 1, "enable": 1}, 1, is_project=True),
     )
 
 
