@@ -51,7 +51,6 @@ class Visitor:
     def __init__(self, use: LongUse) -> None:
         self.use = use
         access = access_by()
-        self._runner = asyncio.Runner()
         self._cookie = f"{cookie(None)}={access.cookie}".encode()
         routes = create(site_of(use), access).routes
         self._endpoints: dict[str, Callable[[Request], Coroutine[None, None, Response]]] = {
@@ -62,9 +61,11 @@ class Visitor:
         path, _, query = page.format(latest=self.use.latest).partition("?")
         headers = [(b"cookie", self._cookie), (b"host", b"127.0.0.1")]
         scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": headers}
-        began_s = time.process_time()
-        answer = self._runner.run(self._endpoints[path](Request(scope)))
-        spent_s = time.process_time() - began_s
+        with asyncio.Runner() as runner:
+            runner.get_loop()
+            began_s = time.process_time()
+            answer = runner.run(self._endpoints[path](Request(scope)))
+            spent_s = time.process_time() - began_s
         if answer.status_code != 200 or b"Nothing to be seen" in bytes(answer.body):
             raise RuntimeError(f"{page}: {answer.status_code} {bytes(answer.body).decode()[-500:]}")
         return 1000 * spent_s
