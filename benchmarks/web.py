@@ -5,10 +5,11 @@ CPU of the thread that makes the page, without the web server around it.
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app.runtime import clock
-from app.web.access import COOKIE
+from app.web.access import cookie
 from app.web.server import create
 from benchmarks.table import Row
 from tests.support.long_use import LongUse
@@ -45,14 +46,14 @@ PAGES = (
 
 
 class Visitor:
-    """A browser that has the cookie; what it asks for is made in this thread."""
+    """A browser that has the cookie; what it asks for is made in this process."""
 
     def __init__(self, use: LongUse) -> None:
         self.use = use
         access = access_by()
-        self._cookie = f"{COOKIE}={access.cookie}".encode()
+        self._cookie = f"{cookie(None)}={access.cookie}".encode()
         routes = create(site_of(use), access).routes
-        self._endpoints: dict[str, Callable[[Request], Response]] = {
+        self._endpoints: dict[str, Callable[[Request], Coroutine[None, None, Response]]] = {
             route.path: route.endpoint for route in routes if isinstance(route, Route)
         }
 
@@ -60,9 +61,11 @@ class Visitor:
         path, _, query = page.format(latest=self.use.latest).partition("?")
         headers = [(b"cookie", self._cookie), (b"host", b"127.0.0.1")]
         scope = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": headers}
-        began_s = time.thread_time()
-        answer = self._endpoints[path](Request(scope))
-        spent_s = time.thread_time() - began_s
+        with asyncio.Runner() as runner:
+            runner.get_loop()
+            began_s = time.process_time()
+            answer = runner.run(self._endpoints[path](Request(scope)))
+            spent_s = time.process_time() - began_s
         if answer.status_code != 200 or b"Nothing to be seen" in bytes(answer.body):
             raise RuntimeError(f"{page}: {answer.status_code} {bytes(answer.body).decode()[-500:]}")
         return 1000 * spent_s

@@ -68,7 +68,7 @@ def open_if_made(spool: Path) -> Ledger:
     return db
 
 
-def read_ledger(spool: Path) -> Ledger:
+def read_ledger(spool: Path, patience_ms: int = BUSY_TIMEOUT_MS) -> Ledger:
     """`ledger.db` as it is, for who only looks: nothing is made, migrated or recovered.
 
     Raises FileNotFoundError where there is none, sqlite3.Error for a damaged one, and SchemaError for one of another
@@ -79,9 +79,7 @@ def read_ledger(spool: Path) -> Ledger:
     with ExitStack() as opened:
         uri = f"{path.absolute().as_uri()}?mode=ro"
         db = opened.enter_context(
-            closing(
-                sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None, factory=Ledger)
-            )
+            closing(sqlite3.connect(uri, uri=True, timeout=patience_ms / 1000, isolation_level=None, factory=Ledger))
         )
         db.hold(path)
         db.row_factory = sqlite3.Row

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -98,7 +100,9 @@ def _of_status(status: Status, now_ms: int) -> Iterator[Metric]:
 def _unwritten_ms(status: Status, now_ms: int) -> int:
     """A lock says who is alive, not since when who was is dead; the ledger's files say when one committed last."""
     files = [Path(status.spool) / name for name in ("ledger.db", "ledger.db-wal")]
-    written_ms = max((file.stat().st_mtime_ns // 1_000_000 for file in files if file.exists()), default=now_ms)
+    # Who only looks leaves an empty log.
+    found = [file.stat() for file in files if file.exists()]
+    written_ms = max((one.st_mtime_ns // 1_000_000 for one in found if one.st_size), default=now_ms)
     return max(0, now_ms - written_ms)
 
 
@@ -115,7 +119,19 @@ def _of_counters(db: sqlite3.Connection) -> Iterator[Metric]:
 
 
 def write_textfile(path: Path, data: bytes) -> None:
-    """In place of what was there, at once: whoever collects such files reads no half of one. Raises OSError."""
+    """In place of the file that was there, at once: whoever collects such files reads no half of one.
+
+    Raises OSError with this path, also where something else than a file is there: it would be gone.
+    """
+    if (path.exists() or path.is_symlink()) and not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file, and not replaced", str(path))
+    try:
+        _replace(path, data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not of the draft
+
+
+def _replace(path: Path, data: bytes) -> None:
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with closing(os.fdopen(descriptor, "wb")) as file:

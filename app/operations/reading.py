@@ -16,6 +16,8 @@ from app.errors import AppError
 
 T = TypeVar("T")
 
+LOOK_MS = 500
+"""How long a page waits for a lock: who writes locks nobody out who reads, so it is an unusual one."""
 
 _log = logging.getLogger("opencode-helicone")
 
@@ -47,7 +49,7 @@ class UnreadableLedgerError(AppError):
 def look_at_ledger(spool: Path, question: Callable[[sqlite3.Connection], T]) -> T:
     """The answer, where nothing may be made, migrated or recovered for it. Raises UnreadableLedgerError."""
     try:
-        with closing(read_ledger(spool)) as db:
+        with closing(read_ledger(spool, LOOK_MS)) as db:
             return question(db)
     except FileNotFoundError:
         told = f"there is no queue in {spool} yet: start OpenCode, or type opencode-helicone migrate"
@@ -57,7 +59,15 @@ def look_at_ledger(spool: Path, question: Callable[[sqlite3.Connection], T]) -> 
     except OSError as error:
         raise UnreadableLedgerError(f"{spool}: {error.strerror}") from None
     except (sqlite3.Error, UnicodeDecodeError) as error:
+        if isinstance(error, sqlite3.Error) and _is_busy(error):
+            told = "the queue, ledger.db, is locked by another program; it can be read when that has ended"
+            raise UnreadableLedgerError(told) from None
         told = str(error) if isinstance(error, sqlite3.Error) else "it holds what is no text"
         raise UnreadableLedgerError(
             f"the queue, ledger.db, cannot be read: {told}; opencode-helicone doctor recovers it"
         ) from None
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    # Errors of the module itself have no code. The low byte: the kind without its shade.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

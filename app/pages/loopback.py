@@ -1,23 +1,37 @@
-"""Loopback: a web server that listens on this machine only, and answers nobody who calls it by another name.
+"""Loopback: a web server that listens on this machine only, and answers neither other names nor others' pages.
 
-A web page's own name may be made to point here (DNS rebinding); then the browser says that name in `Host`.
+A web page's own name may be made to point here (DNS rebinding); then the browser says that name in `Host`. Of what
+another page asks for by the right name it says so in `Sec-Fetch-Site`. Who sends no whole request is not waited for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
 import socket
 
+import h11
 import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.errors import AppError
 from app.runtime.url import is_loopback
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
+
+
+REQUEST_S_MAX = 10.0
+"""A connection on which a request is not whole by then is closed."""
+CONNECTIONS_MAX = 200
+"""Well below the 1,024 files that a process may have open; of more, the one that has waited longest is closed."""
+BACKLOG = 64
+"""So many asyncio accepts at once, before it looks at any of them."""
+_OWN_PAGES = ("same-origin", "none")
+"""What a browser says of a request that a page of this very server made, or a person's own typing."""
 
 
 class ListenError(AppError):
@@ -37,7 +51,7 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host.strip("[]"), port))
-        bound.listen(128)
+        bound.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         bound.close()
         is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
@@ -57,7 +71,8 @@ def server(app: ASGIApp) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=_Impatient,
+            backlog=BACKLOG,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -68,8 +83,42 @@ def server(app: ASGIApp) -> uvicorn.Server:
     )
 
 
+class _Impatient(H11Protocol):
+    """One connection, which is to become a whole request soon: anybody on this machine may open many."""
+
+    deadline: asyncio.TimerHandle | None = None
+    """While no whole request is here."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the class above
+        super().connection_made(transport)
+        self.deadline = self.loop.call_later(REQUEST_S_MAX, transport.abort)
+        if len(self.connections) > CONNECTIONS_MAX:
+            waiting = [one for one in self.connections if isinstance(one, _Impatient) and one.deadline is not None]
+            min(waiting, key=_until).transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self._wait_no_more()
+        elif self.deadline is None:
+            self.deadline = self.loop.call_later(REQUEST_S_MAX, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    def _wait_no_more(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+
+def _until(one: _Impatient) -> float:
+    return 0.0 if one.deadline is None else one.deadline.when()
+
+
 class CalledByName:
-    """Lets a request in whose `Host` is this machine."""
+    """Lets a request in whose `Host` is this machine, unless another web page makes it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -78,6 +127,9 @@ class CalledByName:
         if scope["type"] == "http" and not _is_of_this_machine(Headers(scope=scope).getlist("host")):
             refusal = PlainTextResponse("only a loopback address or localhost is answered", status_code=403)
             await refusal(scope, receive, send)
+            return
+        if scope["type"] == "http" and Headers(scope=scope).get("sec-fetch-site", "none") not in _OWN_PAGES:
+            await PlainTextResponse("no other web page is answered", status_code=403)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -32,6 +32,6 @@ def static_routes() -> list[Route]:
     return [Route(f"/{name}", _file, methods=["GET"]) for name in _TYPES]
 
 
-def _file(request: Request) -> Response:
+async def _file(request: Request) -> Response:
     name = request.url.path.rpartition("/")[2]
     return Response((_STATIC / name).read_bytes(), headers=HEADERS, media_type=_TYPES[name])

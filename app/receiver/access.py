@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import hmac
 import os
 import secrets
 import string
@@ -22,8 +23,7 @@ class ReceiverError(AppError):
 
 def own_key(store_path: Path) -> str:
     """The key of all receivers that keep this store; made when it is asked for first. Raises ReceiverError."""
-    real = Path(os.path.realpath(store_path))
-    path = real.with_name(f"{real.name}.key")
+    path = key_file(store_path)
     try:
         with private_file(path).open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # two that start at once would each make one
@@ -38,6 +38,19 @@ def own_key(store_path: Path) -> str:
     if not handler.is_well_formed(key):
         raise ReceiverError(f"{path} holds no key: delete it, and a new one is made")
     return key
+
+
+def key_file(store_path: Path) -> Path:
+    real = Path(os.path.realpath(store_path))
+    return real.with_name(f"{real.name}.key")
+
+
+def proof(key: str, nonce: str, port: int) -> str:
+    """What only a receiver with this key can answer to a nonce, and only where it listens itself.
+
+    Without the port another program could pass on the nonce to the receiver, and the answer back.
+    """
+    return hmac.new(key.encode(), f"receiver\0{port}\0{nonce}".encode(), hashlib.sha256).hexdigest()
 
 
 def page_pass(key: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import http.client
+import re
+import secrets
 import subprocess
 import sys
 import time
@@ -12,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from app.pages.policy import NOTHING_ELSE
-from app.receiver.access import ReceiverError, cookie, own_key, page_pass, page_url
+from app.receiver.access import ReceiverError, key_file, own_key, page_url, proof
 from app.runtime.filesystem import private_directory
 
 PORT = 8686
@@ -26,6 +28,9 @@ STOP_S_MAX = 5.0
 START_S_MAX = 30.0
 ASK_S_MAX = 5.0
 LOOK_S = 0.1
+ANSWER_BYTES_MAX = 1_000
+"""Of whoever listens where the receiver may."""
+_PROOF = re.compile(rb"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ def urls() -> set[str]:
 
 def find(store_path: Path, first_port: int = PORT) -> Running | None:
     """The receiver that keeps this store, if one runs, on that port or one that `ensure` takes; nothing is made."""
-    if not store_path.exists():
+    if not key_file(store_path).exists():
         return None
     key = own_key(store_path)
     ports = dict.fromkeys((first_port, *range(PORT, PORT + PORTS)))
@@ -90,7 +95,7 @@ def who_has(port: int, store_path: Path) -> str:
 
 def stop(store_path: Path) -> bool:
     """End the receivers that keep this store; False where none runs."""
-    if not store_path.exists():
+    if not key_file(store_path).exists():
         return False
     key, found = own_key(store_path), False
     for port in range(PORT, PORT + PORTS):
@@ -131,21 +136,21 @@ def _start(store_path: Path, port: int, key: str, environ: Mapping[str, str]) ->
 
 
 def _who(port: int, key: str) -> Literal["ours", "another receiver", "another", "nobody"]:
+    """Who listens there; nothing secret is sent before whoever it is has shown that it has the key."""
+    nonce = secrets.token_hex(16)
     try:
-        status, policy = _ask("GET", port, "/", {"cookie": f"{cookie(port)}={page_pass(key)}"})
+        status, said = _ask("GET", port, f"/_who?nonce={nonce}", {})
     except ConnectionRefusedError:
         return "nobody"
     except (OSError, http.client.HTTPException):
         return "another"
-    # One of another version may say more behind it.
-    if policy is None or not policy.startswith(NOTHING_ELSE):
+    if status != http.HTTPStatus.OK or _PROOF.fullmatch(said) is None:
         return "another"
-    return "ours" if status == http.HTTPStatus.OK else "another receiver"
+    return "ours" if hmac.compare_digest(said, proof(key, nonce, port).encode()) else "another receiver"
 
 
-def _ask(method: str, port: int, path: str, headers: Mapping[str, str]) -> tuple[int, str | None]:
+def _ask(method: str, port: int, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
     with closing(http.client.HTTPConnection(HOST, port, timeout=ASK_S_MAX)) as connection:
         connection.request(method, path, headers=dict(headers))
         answer = connection.getresponse()
-        answer.read()
-        return answer.status, answer.getheader("content-security-policy")
+        return answer.status, answer.read(ANSWER_BYTES_MAX)

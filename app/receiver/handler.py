@@ -45,6 +45,9 @@ class Reply:
     log: Log | None = None
 
 
+_UNAUTHORIZED = Reply(401, b"Unauthorized")
+
+
 def bearer(authorization: str | None) -> str | None:
     """The key of an Authorization header."""
     if authorization is None or "Bearer " not in authorization:
@@ -68,7 +71,7 @@ def worker_reply(
     if len(raw) > BODY_MAX and _utf16_units(body) > BODY_MAX:
         return Reply(400, b"Payload too large")
     if "authorization" not in headers:
-        return Reply(401, b"Unauthorized")
+        return _UNAUTHORIZED
     problem = _schema_problem(body)
     if problem is not None:
         return _error(400, problem)
@@ -76,7 +79,7 @@ def worker_reply(
     times = _worker_times(body.get("timing"), now_ms)
     if envelope_headers is None or times is None:
         return Reply(500, _json({"helicone-message": "internal error"}), {"helicone-error": "true"})
-    refusal = _worker_refusal(bearer(headers["authorization"]), keys)
+    refusal = worker_refusal(headers, keys)
     if refusal is not None:
         return refusal
     # Helicone keeps the whole envelope as the request's body; the fields beside it are what its screens then read.
@@ -93,7 +96,11 @@ def worker_reply(
     return Reply(200, b"ok", {"helicone-id": log.request_id}, log)
 
 
-def _worker_refusal(key: str | None, keys: frozenset[str] | None) -> Reply | None:
+def worker_refusal(headers: Mapping[str, str], keys: frozenset[str] | None) -> Reply | None:
+    """The worker's answer to whoever has no key that it knows; None for a known key."""
+    if "authorization" not in headers:
+        return _UNAUTHORIZED
+    key = bearer(headers["authorization"])
     if key is None:
         return _error(401, "Must included Bearer in API Key")
     if not is_well_formed(key):

@@ -3,9 +3,10 @@
     POST /custom/v1/log                                         as the cloud's worker
     POST /v1/trace/custom/log, /v1/trace/custom/v1/log          as jawn, the self-hosted API server
     POST /v1/request/query-clickhouse                           read back
-    POST /_faults                                               script what goes wrong next (see app/faults.py)
-    GET  /_sends                                                every POST that arrived, in order
+    POST /_faults                                               script what goes wrong next, in exchange for the key
+    GET  /_sends                                                every POST that arrived, in order, in exchange for it
     GET  /, /session                                            a page for people, in exchange for a pass
+    GET  /_who                                                  proves to a command that it has the key
     POST /_stop                                                 end, in exchange for the key
 
 It listens on this machine only, answers nobody who calls it by another name (a web page's name may be made to point
@@ -38,15 +39,16 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from app.pages.loopback import CalledByName, address, listening, server
-from app.pages.response import html, static_routes
+from app.pages.response import HEADERS, html, static_routes
 from app.receiver import faults, handler, page, store
-from app.receiver.access import cookie, own_key, page_pass, page_url
+from app.receiver.access import cookie, own_key, page_pass, page_url, proof
 from app.receiver.faults import Fault, FaultError, Script
 from app.runtime import clock
 from app.runtime.url import RouteKind
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
 READ_LIMIT_MAX = 1_000
+NONCE_SIGNS_MAX = 100
 
 _WORKER_PATH = "/custom/v1/log"
 _JAWN_PATHS = ("/v1/trace/custom/log", "/v1/trace/custom/v1/log")
@@ -86,6 +88,7 @@ def create(
             Route("/_faults", handlers.script, methods=["POST"]),
             Route("/_sends", handlers.show_sends, methods=["GET"]),
             Route("/_stop", handlers.stop, methods=["POST"]),
+            Route("/_who", handlers.who, methods=["GET"]),
             Route("/", handlers.show_overview, methods=["GET"]),
             Route("/session", handlers.show_session, methods=["GET"]),
             *static_routes(),
@@ -139,8 +142,14 @@ class _Handlers:
         self._on_stop = on_stop
 
     async def log(self, request: Request) -> Response:
-        raw = await _read(request)
         kind: RouteKind = "jawn" if request.url.path in _JAWN_PATHS else "worker"
+        if self._keys is not None:
+            # Everybody on this machine can post: of whoever has no key nothing is read, and nothing kept.
+            refuse = handler.jawn_refusal if kind == "jawn" else handler.worker_refusal
+            refusal = refuse(request.headers, self._keys)
+            if refusal is not None:
+                return _response(refusal)
+        raw = await _read(request)
         key = handler.bearer(request.headers.get("authorization"))
         owner = store.organisation(self.db, key)
         n = store.arrived(self.db, request.url.path, owner, _sent_id(request, raw), raw, clock.now_ms())
@@ -165,6 +174,8 @@ class _Handlers:
         return reply(dict(request.headers), raw, self._keys, clock.now_ms(), str(uuid.uuid4()))
 
     async def query(self, request: Request) -> Response:
+        if (refused := self._refusal(request)) is not None:
+            return refused
         fault = self._script.take("read")
         await asyncio.sleep(fault.delay_ms / 1000)
         if fault.reset:
@@ -202,6 +213,8 @@ class _Handlers:
         # A web page cannot send this type to another origin without asking first, and nobody here says yes.
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             return JSONResponse({"error": "send application/json"}, status_code=415)
+        if (refused := self._refusal(request)) is not None:
+            return refused
         try:
             script = faults.parse(_parsed(await _read(request)))
         except FaultError as error:
@@ -209,8 +222,20 @@ class _Handlers:
         self._script = Script(script)
         return JSONResponse({"faults": len(script)})
 
-    async def show_sends(self, _request: Request) -> Response:
-        return JSONResponse({"sends": [asdict(send) for send in store.sends(self.db)]})
+    async def show_sends(self, request: Request) -> Response:
+        return self._refusal(request) or JSONResponse({"sends": [asdict(send) for send in store.sends(self.db)]})
+
+    def _refusal(self, request: Request) -> Response | None:
+        """For whoever has none of its keys, where it has some."""
+        refusal = None if self._keys is None else handler.jawn_refusal(request.headers, self._keys)
+        return None if refusal is None else _response(refusal)
+
+    async def who(self, request: Request) -> Response:
+        nonce, (_host, port) = request.query_params.get("nonce", ""), request.scope["server"]
+        if len(nonce) > NONCE_SIGNS_MAX:
+            return PlainTextResponse("the nonce is too long", 400)
+        # With several keys, of tests, one speaks for all.
+        return PlainTextResponse(proof(min(self._keys or {""}), nonce, port))
 
     async def stop(self, request: Request) -> Response:
         refusal = handler.jawn_refusal(request.headers, self._keys)
@@ -223,7 +248,7 @@ class _Handlers:
         told = request.query_params.get("pass")
         if told is not None and self._is_pass(told):
             # Out of the address, which people copy and browsers remember.
-            answer = RedirectResponse("./", status_code=303)
+            answer = RedirectResponse("./", 303, HEADERS)
             answer.set_cookie(cookie(request.url.port), told, httponly=True, samesite="strict")
             return answer
         return self._page(request, lambda: page.overview(store.sessions(self.db)))

@@ -21,7 +21,11 @@ def ago(time_ms: int, now_ms: int) -> str:
 
 
 def local(time_ms: int, form: str = "%Y-%m-%d %H:%M:%S") -> str:
-    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime(form)
+    """A local time; "?" where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return "?"
 
 
 def day(time_ms: int) -> str:

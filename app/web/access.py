@@ -11,7 +11,10 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-COOKIE = "opencode-helicone-web"
+
+def cookie(port: int | None) -> str:
+    """The name under which a browser keeps it: by itself it gives the cookies of one port to all others."""
+    return f"opencode-helicone-web-{port or 80}"
 
 
 class Access:

@@ -7,13 +7,17 @@ GET /metrics, /healthz                                              for everybod
 
 from __future__ import annotations
 
+import asyncio
+import os
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from http import HTTPStatus
 from pathlib import Path
+from typing import TypeAlias
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -30,7 +34,7 @@ from app.pages.template import Templates
 from app.runtime import clock, log
 from app.settings.model import SettingsError
 from app.web import views
-from app.web.access import COOKIE, Access
+from app.web.access import Access, cookie
 from app.web.site import Look, Page, Site, View, stamp
 
 BRAND = "opencode-helicone"
@@ -52,8 +56,9 @@ VIEWS: dict[str, View] = {
     "/stats": views.stats,
     "/sent": views.sent,
 }
-_OWN_PAGES = ("same-origin", "none")
-"""What a browser says of a request that a page of ours made, or a person's own typing."""
+Answer: TypeAlias = Callable[[Request], Awaitable[Response]]
+AT_ONCE = 2
+"""Pages in the making; others wait. A large one takes hundreds of megabytes."""
 
 
 def create(site: Site, access: Access, on_ready: Callable[[], None] = lambda: None) -> Starlette:
@@ -63,6 +68,7 @@ def create(site: Site, access: Access, on_ready: Callable[[], None] = lambda: No
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         on_ready()
         yield
+        pages.leave()
 
     app = Starlette(
         lifespan=lifespan,
@@ -70,8 +76,8 @@ def create(site: Site, access: Access, on_ready: Callable[[], None] = lambda: No
             *(Route(path, pages.shown(view)) for path, view in VIEWS.items()),
             Route("/doctor", pages.guarded(pages.doctor)),
             Route("/stamp", pages.stamp),
-            Route("/metrics", pages.metrics),
-            Route("/healthz", pages.healthz),
+            Route("/metrics", pages.for_all(pages.metrics)),
+            Route("/healthz", pages.for_all(pages.healthz)),
             *static_routes(),
         ],
     )
@@ -82,11 +88,13 @@ def create(site: Site, access: Access, on_ready: Callable[[], None] = lambda: No
 
 
 def serve(site: Site, host: str, port: int, on_listening: Callable[[str], None]) -> None:
-    """Serve until SIGINT, then return. `on_listening` gets the address with its token. Raises ListenError."""
+    """Serve until SIGINT, then end the process. `on_listening` gets the address with its token. Raises ListenError."""
     access = Access(lambda: secrets.token_urlsafe(24))
     with listening(host, port) as bound, suppress(KeyboardInterrupt):
         url = f"{address(bound)}/?token={access.token}"
         server(create(site, access, lambda: on_listening(url))).run(sockets=[bound])
+    # A page that is still in the making only reads, and is for nobody; Python would wait for its thread.
+    os._exit(0)
 
 
 class _OnlyGet:
@@ -107,8 +115,15 @@ class _Pages:
     def __init__(self, site: Site, access: Access) -> None:
         self._site = site
         self._access = access
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._for_all = ThreadPoolExecutor(1)
+        """Of its own: whoever may not see the pages must not hold them up."""
 
-    def shown(self, view: View) -> Callable[[Request], Response]:
+    def leave(self) -> None:
+        for pool in (self._pool, self._for_all):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def shown(self, view: View) -> Answer:
         def make(request: Request, now_ms: int) -> Page:
             settings = self._site.sources.load()
             asked = dict(request.query_params)
@@ -121,30 +136,40 @@ class _Pages:
     def doctor(self, _request: Request, now_ms: int) -> Page:
         return views.doctor(self._site, now_ms)
 
-    def guarded(self, make: Callable[[Request, int], Page]) -> Callable[[Request], Response]:
-        """The page for who may see it; or what is in its way."""
-
-        def answer(request: Request) -> Response:
-            refused = self._refused(request)
-            if refused is not None:
-                return refused
-            now_ms = clock.now_ms()
-            return self._rendered(request, _made_or_said(lambda: make(request, now_ms)), now_ms)
+    def for_all(self, make: Callable[[], Response]) -> Answer:
+        async def answer(_request: Request) -> Response:
+            return await _beside(self._for_all, make)
 
         return answer
 
-    def stamp(self, request: Request) -> Response:
+    def guarded(self, make: Callable[[Request, int], Page]) -> Answer:
+        """The page for who may see it; or what is in its way."""
+
+        def page(request: Request) -> Response:
+            now_ms = clock.now_ms()
+            try:
+                return self._rendered(request, make(request, now_ms), now_ms)
+            except Exception as error:  # noqa: BLE001 - each is said on the page, none on standard error
+                return self._rendered(request, _said(error), now_ms)
+
+        async def answer(request: Request) -> Response:
+            refused = self._refused(request)
+            return refused or await _beside(self._pool, lambda: page(request))
+
+        return answer
+
+    async def stamp(self, request: Request) -> Response:
         refused = self._refused(request)
         return refused or JSONResponse({"stamp": self._stamp()}, headers=HEADERS)
 
-    def metrics(self, _request: Request) -> Response:
+    def metrics(self) -> Response:
         try:
             data = exposition(self._site.sources.load(), clock.now_ms())
         except SettingsError:
             return PlainTextResponse("the settings cannot be used", 503)
         return Response(data, media_type=CONTENT_TYPE)
 
-    def healthz(self, _request: Request) -> Response:
+    def healthz(self) -> Response:
         """Says no more than that: everybody on this machine may ask."""
         try:
             look_at_ledger(self._site.sources.load().spool_directory, lambda db: db.execute("select 1 from meta"))
@@ -160,12 +185,11 @@ class _Pages:
             if found == "opened":
                 # Out of the address, which people copy and browsers remember.
                 answer = RedirectResponse("./", HTTPStatus.SEE_OTHER, HEADERS)
-                answer.set_cookie(COOKIE, self._access.cookie, httponly=True, samesite="strict")
+                answer.set_cookie(cookie(request.url.port), self._access.cookie, httponly=True, samesite="strict")
                 return answer
             return self._closed(is_used=found == "used")
-        if request.headers.get("sec-fetch-site", "none") not in _OWN_PAGES:
-            return self._closed()
-        return None if self._access.is_allowed(request.cookies.get(COOKIE, "")) else self._closed()
+        told = request.cookies.get(cookie(request.url.port), "")
+        return None if self._access.is_allowed(told) else self._closed()
 
     def _closed(self, *, is_used: bool = False) -> Response:
         return html(
@@ -194,17 +218,24 @@ class _Pages:
             return "settings"
 
 
-def _made_or_said(make: Callable[[], Page]) -> Page:
+async def _beside(pool: ThreadPoolExecutor, make: Callable[[], Response]) -> Response:
     try:
-        return make()
-    except SettingsError as error:
-        return Page("unreadable.html", "Settings", {"problems": error.problems})
-    except (AppError, OSError, sqlite3.Error) as error:
-        told = f"the queue, ledger.db: {error}" if isinstance(error, sqlite3.Error) else str(error)
-        return Page("unreadable.html", "Queue", {"problems": [told]})
-    except Exception as error:  # noqa: BLE001 - a bug of ours: its own message might quote a transcript
-        told = f"internal error, please report it: {type(error).__name__} at {log.where(error)}"
-        return Page("unreadable.html", "Error", {"problems": [told]})
+        return await asyncio.get_running_loop().run_in_executor(pool, make)
+    except asyncio.CancelledError:  # the server ends, and does not wait for it
+        return PlainTextResponse("the pages have ended", 503)
+
+
+def _said(error: Exception) -> Page:
+    match error:
+        case SettingsError():
+            return Page("unreadable.html", "Settings", {"problems": error.problems})
+        case sqlite3.Error():
+            return Page("unreadable.html", "Queue", {"problems": [f"the queue, ledger.db: {error}"]})
+        case AppError() | OSError():
+            return Page("unreadable.html", "Queue", {"problems": [str(error)]})
+        case _:  # a bug of ours: its own message might quote a transcript
+            told = f"internal error, please report it: {type(error).__name__} at {log.where(error)}"
+            return Page("unreadable.html", "Error", {"problems": [told]})
 
 
 @cache

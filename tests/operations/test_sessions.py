@@ -80,6 +80,15 @@ def test_a_subagent_counts_with_its_root_and_stands_inside_it(station: Station, 
     assert row(station, root).state == "delivered"
 
 
+def test_of_a_turn_that_waits_what_arrived_is_told_from_what_did_not(station: Station, receiver: Receiver) -> None:
+    session = captured(station, "b_tools")
+    receiver.fault({}, {"status": 503, "times": 1_000})
+    station.run("flush")
+    assert row(station, session).state == "pending"
+    states = [span.state for turn in opened(station, session).turns for span in turn.spans]
+    assert (states.count("taken"), {*states}) == (1, {"taken", "not yet"})
+
+
 def test_bars_are_as_long_as_the_calls_at_the_receiver(station: Station, receiver: Receiver) -> None:
     session = captured(station, "b_tools")
     assert station.run("flush").returncode == 0

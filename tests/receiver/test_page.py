@@ -20,7 +20,7 @@ from app.receiver import background, page, store
 from app.receiver.access import cookie, own_key, page_pass, page_url
 from app.receiver.manual_log import Log
 from app.receiver.store import Stored
-from tests.support.servers import api_key, receiving
+from tests.support.servers import answer, api_key, forwarded, receiving, scripted
 
 KEY = api_key("k")
 EVIL = "</pre><script src=//x></script><img src=x onerror=1>\"'&"
@@ -189,6 +189,64 @@ def test_two_receivers_of_one_machine_keep_apart_what_a_browser_may_see(
         for receiver, key in ((first, KEY), (second, other)):
             assert browser.get(page_url(receiver.url, key)).status_code == 200
         assert [browser.get(one.url).status_code for one in (first, second)] == [200, 200]
+
+
+def test_the_exchange_for_the_cookie_is_kept_by_nobody(kept: Path) -> None:
+    with receiving(kept, keys=frozenset({KEY})) as receiver:
+        answered = httpx.get(page_url(receiver.url, KEY), trust_env=False)
+    assert answered.status_code == 303
+    assert (answered.headers["cache-control"], answered.headers["referrer-policy"]) == ("no-store", "no-referrer")
+
+
+def test_who_has_no_key_of_it_is_told_nothing_keeps_nothing_and_scripts_nothing(kept: Path) -> None:
+    with (
+        receiving(kept, keys=frozenset({KEY})) as receiver,
+        httpx.Client(base_url=receiver.url, trust_env=False) as web,
+    ):
+        for headers in ({}, {"authorization": f"Bearer {api_key('b')}"}):
+            for path in ("/custom/v1/log", "/v1/trace/custom/log", "/v1/request/query-clickhouse"):
+                assert web.post(path, json={"providerRequest": "kept?"}, headers=headers).status_code in (200, 401)
+            assert web.get("/_sends", headers=headers).status_code == 401
+            assert web.post("/_faults", json=[{"status": 503}], headers=headers).status_code == 401
+        assert receiver.sends() == []
+        own = {"authorization": f"Bearer {KEY}"}
+        assert web.get("/_sends", headers=own).json() == {"sends": []}
+        assert web.post("/custom/v1/log", content=b"{", headers=own).status_code == 400
+        assert len(receiver.sends()) == 1
+
+
+def test_neither_key_nor_pass_is_told_to_who_cannot_prove_that_it_has_the_key(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = own_key(kept)
+    policy = {"content-security-policy": "default-src 'none'"}
+    with receiving(kept, keys=frozenset({key})) as receiver:
+        acts = {"another": answer(200, b"ours", policy), "another receiver": answer(200, b"0" * 64, policy)}
+        # One that passes everything on to the real one, and back.
+        for act in (*acts.values(), forwarded(receiver.url)):
+            with scripted(act) as stranger:
+                monkeypatch.setattr(background, "PORT", int(stranger.url.rpartition(":")[2]))
+                monkeypatch.setattr(background, "PORTS", 1)
+                assert background.find(kept) is None
+                assert not background.stop(kept)
+                told = background.who_has(background.PORT, kept)
+            assert "has it" in told
+            heard = "".join(f"{one.line}{one.headers}{one.body!r}" for one in stranger.requests)
+            assert "/_who" in heard
+            assert key not in heard
+            assert page_pass(key) not in heard
+        monkeypatch.setattr(background, "PORT", int(receiver.url.rpartition(":")[2]))
+        found = background.find(kept)
+        assert found is not None
+        assert found.url == receiver.url
+
+
+def test_looking_for_a_receiver_makes_no_key(tmp_path: Path) -> None:
+    other = tmp_path / "notes.db"
+    other.write_text("mine")
+    assert background.find(other) is None
+    assert not background.stop(other)
+    assert [one.name for one in tmp_path.iterdir()] == ["notes.db"]
 
 
 @pytest.mark.slow

@@ -46,11 +46,15 @@ class Receiver:
 
     url: str
     store: Path
+    key: str = ""
+    """One that it knows; '' where it takes every one."""
 
     def fault(self, *faults: dict[str, Any]) -> None:
         """Script what goes wrong next, as fields of `app.receiver.faults.Fault`; replaces the script so far."""
         request = urllib.request.Request(
-            f"{self.url}/_faults", json.dumps(faults).encode(), {"content-type": "application/json"}
+            f"{self.url}/_faults",
+            json.dumps(faults).encode(),
+            {"content-type": "application/json", "authorization": f"Bearer {self.key}"},
         )
         with _direct.open(request, timeout=10):
             pass
@@ -95,7 +99,7 @@ def receiving(store: Path, *faults: Fault, keys: frozenset[str] | None = None, p
         thread.start()
         try:
             assert ready.wait(20), "the receiver did not start"
-            yield Receiver(loopback.address(bound), store)
+            yield Receiver(loopback.address(bound), store, min(keys or {""}))
         finally:
             server.should_exit = True
             thread.join(20)

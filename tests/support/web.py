@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from app.pages import loopback
-from app.web.access import Access
+from app.web.access import Access, cookie
 from app.web.server import create
 from app.web.site import Site
 from tests.support.long_use import LongUse
@@ -28,7 +28,7 @@ class Running:
     @property
     def cookie(self) -> dict[str, str]:
         """A header, as of a browser that has opened it."""
-        return {"cookie": f"opencode-helicone-web={self.access.cookie}"}
+        return {"cookie": f"{cookie(int(self.url.rpartition(':')[2]))}={self.access.cookie}"}
 
 
 def site_of(use: LongUse) -> Site:

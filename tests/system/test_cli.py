@@ -802,7 +802,9 @@ def test_receiver_serves_until_it_is_interrupted(station: Station) -> None:
         found = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+), keeping (.*)\n", line)
         assert found is not None, line
         assert found[2] == str(store)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{found[1]}/_sends") as reply:
+        key = store.with_name("store.db.key").read_text().strip()
+        asked = urllib.request.Request(f"{found[1]}/_sends", headers={"authorization": f"Bearer {key}"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked) as reply:
             assert json.load(reply) == {"sends": []}
         process.send_signal(signal.SIGINT)
         assert process.wait(300) == 0

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.runtime import clock
-from app.web.access import COOKIE
+from app.web.access import cookie
 from tests.support.long_use import LongUse
 from tests.support.web import Running, showing, site_of
 
@@ -46,6 +46,28 @@ def test_the_cookie_is_for_the_browser_alone(tmp_path: Path) -> None:
         assert "samesite=strict" in told
         assert web.access.token not in told
         assert web.access.token not in answer.headers["location"]
+        assert (answer.headers["cache-control"], answer.headers["referrer-policy"]) == ("no-store", "no-referrer")
+
+
+def test_the_token_opens_the_first_page_alone(tmp_path: Path) -> None:
+    with showing(site_of(LongUse(tmp_path, clock.now_ms(), 1, 2).make())) as web:
+        for page in (*PAGES[1:], *FOR_ALL):
+            refused = httpx.get(httpx.URL(web.url).join(page), params={"token": web.access.token}, trust_env=False)
+            assert (page, "set-cookie" in refused.headers) == (page, False)
+        assert httpx.get(web.opened_by, trust_env=False).status_code == 303
+
+
+def test_two_views_in_one_browser_keep_each_its_cookie(tmp_path: Path) -> None:
+    site = site_of(LongUse(tmp_path, clock.now_ms(), 1, 2).make())
+    with (
+        showing(site) as first,
+        showing(site) as second,
+        httpx.Client(trust_env=False, follow_redirects=True) as browser,
+    ):
+        for one in (first, second):
+            assert browser.get(one.opened_by).status_code == 200
+        assert "".join(sorted(cookie.name for cookie in browser.cookies.jar)).count("opencode-helicone-web-") == 2
+        assert [browser.get(one.url).status_code for one in (first, second)] == [200, 200]
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +78,13 @@ def client(web: Running) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_without_the_cookie_nothing_is_shown(web: Running, client: httpx.Client, page: str) -> None:
-    for headers in ({}, {"cookie": f"{COOKIE}=guessed"}, {"cookie": f"{COOKIE}={web.access.token}"}):
+    name = cookie(int(web.url.rpartition(":")[2]))
+    for headers in ({}, {"cookie": f"{name}=guessed"}, {"cookie": f"{name}={web.access.token}"}):
         answer = client.get(page, headers=headers)
         assert (answer.status_code, "ses_" in answer.text) == (403, False)
-    assert client.get(page, headers=web.cookie).status_code == 200
+    answer = client.get(page, headers=web.cookie)
+    assert answer.status_code == 200
+    assert (answer.headers["cache-control"], answer.headers["referrer-policy"]) == ("no-store", "no-referrer")
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])

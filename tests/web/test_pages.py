@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import sqlite3
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +20,14 @@ import httpx
 import pytest
 
 from app.database.open import open_ledger
+from app.operations import reading
 from app.operations.reading import look_at_ledger
+from app.pages.template import Templates
 from app.runtime import clock
 from app.sources.opencode.tables import USAGE
-from app.web.server import VIEWS
-from app.web.site import Look, stamp
+from app.web.server import AT_ONCE, VIEWS
+from app.web.site import Look, Page, stamp
+from tests.support.checkout import ROOT
 from tests.support.long_use import LongUse
 from tests.support.web import Running, showing, site_of
 
@@ -211,6 +220,99 @@ def test_a_store_that_is_gone_is_said_and_the_queue_shown(use: LongUse, get: Cal
     assert use.latest in get("/sessions").text
     assert "503: no healthy upstream" in get(f"/session?id={use.latest}").text
     assert "needs OpenCode" in get("/jobs?title=x").text
+
+
+def test_times_that_no_calendar_has_are_said_to_be_unknown(use: LongUse, get: Callable[[str], httpx.Response]) -> None:
+    with closing(sqlite3.connect(use.store)) as db, db:
+        db.execute("update session set time_created = ?, time_updated = ?", (1 << 62, 1 << 62))
+        db.execute(
+            "update message set time_created = ?, data = json_set(data, '$.time.created', ?)", (1 << 62, 1 << 62)
+        )
+    with closing(open_ledger(use.spool)) as db:
+        db.execute("update job set due_ms = ? where state = 'pending'", (1 << 62,))
+    for page in PAGES:
+        answer = get(page)
+        assert (page, answer.status_code, "internal error" in answer.text) == (page, 200, False)
+
+
+def test_a_template_that_fails_is_said_without_what_it_was_about(web: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Templates, name: str, values: Mapping[str, object]) -> str:
+        if name != "unreadable.html":
+            raise ValueError("a title of a session")
+        return whole(self, name, values)
+
+    whole = Templates.render
+    monkeypatch.setattr(Templates, "render", fails)
+    text = httpx.get(web.url, headers=web.cookie, trust_env=False).text
+    assert "internal error, please report it: ValueError at " in text
+    assert "a title" not in text
+
+
+def test_a_locked_queue_is_said_soon_and_nobody_is_sent_to_recover_it(
+    use: LongUse, get: Callable[[str], httpx.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LOOK_MS", 1)
+    with closing(sqlite3.connect(use.spool / "ledger.db")) as db:
+        db.execute("pragma locking_mode = exclusive")
+        db.execute("begin exclusive")
+        for page in OF_QUEUE:
+            text = get(page).text
+            assert ("locked by another program" in text, "recovers it" in text) == (True, False), page
+
+
+def test_few_pages_are_made_at_once_and_what_is_light_does_not_wait(
+    use: LongUse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, started = threading.Event(), threading.Semaphore(0)
+    made: list[int] = []
+
+    def slow(look: Look) -> Page:
+        made.append(1)
+        started.release()
+        assert going.wait(60)
+        return VIEWS["/jobs"](look)
+
+    monkeypatch.setitem(VIEWS, "/stats", slow)
+    with showing(site_of(use)) as web, ThreadPoolExecutor(8) as pool:
+        get = partial(httpx.get, headers=web.cookie, trust_env=False, timeout=60)
+        asked = [pool.submit(get, f"{web.url}/stats") for _ in range(8)]
+        try:
+            for _ in range(AT_ONCE):
+                assert started.acquire(timeout=20)
+            for light in ("/stamp", "/page.css", "/metrics", "/healthz"):
+                assert get(web.url + light).status_code == 200
+            assert len(made) == AT_ONCE
+        finally:
+            going.set()
+        assert [one.result().status_code for one in asked] == [200] * 8
+
+
+def test_ctrl_c_does_not_wait_for_a_page(use: LongUse) -> None:
+    script = """
+import time, sys
+from pathlib import Path
+from app.web import server
+from tests.support.long_use import LongUse
+from tests.support.web import site_of
+server.VIEWS["/stats"] = lambda look: (print("in the making", flush=True), time.sleep(600))
+use = LongUse(Path(sys.argv[1]), 0)
+server.serve(site_of(use), "127.0.0.1", 0, lambda url: print(url, flush=True))
+"""
+    command = [sys.executable, "-c", script, str(use.home)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        with httpx.Client(trust_env=False) as client, ThreadPoolExecutor(1) as pool:
+            client.get(address)
+            asked = pool.submit(client.get, str(httpx.URL(address).join("/stats")), timeout=60)
+            assert process.stdout.readline() == "in the making\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+            assert asked.exception(60) is not None or asked.result().status_code != 200
+    finally:
+        process.kill()
+        assert "Traceback" not in process.communicate()[1]
 
 
 def test_settings_that_cannot_be_used_are_said(use: LongUse, web: Running) -> None:
