@@ -368,7 +368,7 @@ def test_a_folder_that_is_switched_off_is_named_and_not_sent(
     seen(station, PROJECT, options)
     told = typed(station, "backfill", *EVER)
     assert told.returncode == 0
-    assert f"  {PROJECT} (not there any more): 1 session left out: {reason} (plugin options, last seen" in told.stdout
+    assert f"  {PROJECT} (not there any more): 1 session left out: {reason} (OpenCode's hook, last seen" in told.stdout
     assert {one["session"] for one in jobs(station)} == {"ses_2"}
 
 
